@@ -1,0 +1,9 @@
+"""The aggregator: an asyncio gRPC service that sums what the workers of many jobs push to it.
+
+`run` is the whole process as `psum aggregator` starts it; `Server` serves within a running event loop.
+"""
+
+from psum.aggregator._server import Server, run
+from psum.aggregator._settings import Settings
+
+__all__ = ["Server", "Settings", "run"]

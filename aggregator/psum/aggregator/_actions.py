@@ -1,0 +1,75 @@
+"""What a job wants done: the shell carries these out and feeds what comes of them back as events."""
+
+import dataclasses
+
+from psum.aggregator._key import Key
+from psum.wire.errors import FaultError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sum:
+    """Add up the contributions to a round, then tell the job `summed`.
+
+    Attributes:
+        key: The key.
+        shard: The shard's number within it.
+        round: The round.
+        priority: How urgent it is.
+        contributions: One of each rank, in rank order.
+    """
+
+    key: Key
+    shard: int
+    round: int
+    priority: int
+    contributions: tuple[memoryview, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deliver:
+    """Send a round's result to some ranks.
+
+    Attributes:
+        key: The key.
+        shard: The shard's number within it.
+        round: The round.
+        priority: How urgent it is.
+        result: What the job was told when it was `summed`.
+        ranks: Who is to receive it.
+    """
+
+    key: Key
+    shard: int
+    round: int
+    priority: int
+    result: object
+    ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReturnCredit:
+    """Tell a rank that its contributions to these rounds no longer count against its credit.
+
+    Attributes:
+        rank: The rank.
+        rounds: (key's id, shard, round) each.
+    """
+
+    rank: int
+    rounds: tuple[tuple[int, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """Tell some ranks about a failure.
+
+    Attributes:
+        fault: The failure; with a key, that key failed, without one the job.
+        ranks: Who is to hear of it.
+    """
+
+    fault: FaultError
+    ranks: tuple[int, ...]
+
+
+Action = Sum | Deliver | ReturnCredit | Report

@@ -1,0 +1,142 @@
+"""The jobs of one aggregator by name: when one begins, ends, and for how long a failed one is remembered."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+
+from psum.aggregator._actions import Action
+from psum.aggregator._job import Job
+from psum.aggregator._settings import Settings
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
+from psum.wire.errors import FaultError, InvalidError, WorkerLostError
+
+#: How many jobs that ended are kept for the status.
+_HISTORY: int = 32
+
+_MAX_WORKERS: int = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that ended, for the status."""
+
+    job: Job
+    at: float
+
+
+class Registry:
+    """The jobs in progress.
+
+    A job begins with the hello of its first worker and ends when all who joined it have left. A job that failed is
+    remembered until its name is used by workers that were started after the failure: a rank of the failed run that
+    comes late is told why, a new run of the same name begins afresh.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.jobs: dict[str, Job] = {}
+        """Jobs in progress, and failed ones that are remembered."""
+        self.ended: deque[Ended] = deque(maxlen=_HISTORY)
+        """Those that ended last, the newest first."""
+
+    def join(
+        self, hello: pb.Hello, peer: str, now: float
+    ) -> tuple[Job | None, list[tuple[Job, Action]], FaultError | None]:
+        """A worker introduces itself.
+
+        Returns:
+            Its job, what to do for which job, and why the worker is refused (None: it has joined).
+        """
+        if (refusal := self._invalid(hello)) is not None:
+            return None, [], refusal
+        started = now - hello.age_seconds
+        actions: list[tuple[Job, Action]] = []
+        job = self.jobs.get(hello.job)
+        if job is not None and self._abandoned(job, started):
+            if job.failure is None:
+                failure = WorkerLostError(f"all workers of job {job.name!r} vanished, and it was started again")
+                actions += [(job, action) for action in job.fail(failure, now)]
+                self._end(job, now)
+            job = None
+        if job is None:
+            job = self.jobs[hello.job] = Job(
+                hello, worker_timeout=self._settings.worker_timeout, round_timeout=self._settings.round_timeout
+            )
+        more, refused = job.join(hello, peer, now)
+        return job, actions + [(job, action) for action in more], refused
+
+    def settle(self, job: Job, now: float) -> None:
+        """To be called after a worker left or was lost: ends the job where it is over."""
+        if job.over and self.jobs.get(job.name) is job:
+            if job.failure is None:
+                del self.jobs[job.name]
+            if not any(ended.job is job for ended in self.ended):
+                self._end(job, now)
+
+    def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
+        """Time passes."""
+        for job in list(self.jobs.values()):
+            for action in job.tick(now):
+                yield job, action
+            if job.failure is not None:
+                self.settle(job, now)
+                if job.over and now - (job.failed_at or now) > self._settings.worker_timeout:
+                    del self.jobs[job.name]
+
+    @property
+    def uncredited(self) -> bool:
+        """Whether `tick` should come soon."""
+        return any(job.uncredited for job in self.jobs.values())
+
+    def status(self, name: str, now: float) -> tuple[list[pb.JobStatus], list[pb.EndedJob]]:
+        """The jobs in progress and those that ended, all of them or of one name."""
+        over = {id(ended.job) for ended in self.ended}
+        return (
+            [j.status(now) for j in self.jobs.values() if name in ("", j.name) and id(j) not in over],
+            [
+                pb.EndedJob(
+                    name=ended.job.name,
+                    num_workers=ended.job.num_workers,
+                    joined=sorted(ended.job.workers),
+                    ended_seconds=now - ended.at,
+                    failure=str(ended.job.failure or ""),
+                )
+                for ended in self.ended
+                if name in ("", ended.job.name)
+            ],
+        )
+
+    def _end(self, job: Job, now: float) -> None:
+        job.keys.clear()
+        self.ended.appendleft(Ended(job, now))
+
+    @staticmethod
+    def _abandoned(job: Job, started: float) -> bool:
+        """Whether a worker that was started at this time cannot belong to this job, since it had ended by then."""
+        if job.failed_at is not None:
+            return started > job.failed_at and job.over
+        return bool(job.workers) and all(not w.connected and started > w.last_heard for w in job.workers.values())
+
+    @staticmethod
+    def _invalid(hello: pb.Hello) -> FaultError | None:
+        who = f"{hello.worker or 'an unnamed worker'} was refused"
+        if hello.protocol_version != PROTOCOL_VERSION:
+            return InvalidError(
+                f"{who}: it speaks version {hello.protocol_version} of the protocol, this aggregator version"
+                f" {PROTOCOL_VERSION}; install the same psum on both sides"
+            )
+        if not 0 < len(hello.job) <= 253 or not hello.job.isprintable():
+            return InvalidError(f"{who}: a job's name has 1 to 253 printable characters")
+        if not 0 < hello.num_workers <= _MAX_WORKERS or hello.rank >= hello.num_workers:
+            return InvalidError(
+                f"{who}: rank {hello.rank} of {hello.num_workers} workers; a job has 1 to {_MAX_WORKERS} workers,"
+                " ranks from 0"
+            )
+        if not 0 < hello.partition_bytes <= MAX_PARTITION_BYTES:
+            return InvalidError(
+                f"{who}: a partition of {hello.partition_bytes} bytes; expected 1 to {MAX_PARTITION_BYTES}"
+            )
+        if pb.PLANE_INLINE not in hello.planes:
+            return InvalidError(f"{who}: it does not offer the inline plane, the only one that this aggregator has")
+        return None

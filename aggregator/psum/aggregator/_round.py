@@ -1,0 +1,139 @@
+"""The rounds of one shard: who has contributed, when to sum, what to keep. Everything that decides it is in this file.
+
+A shard has one current round. It gathers the contributions of all ranks, is summed, and its result becomes the last
+result while the next round gathers. A contribution belongs to
+
+    EARLY      a round after the current one
+    CURRENT    the current round
+    LAST       the round before, whose result is kept
+    STALE      any round before that
+
+and RULES says what becomes of it. A rank can only begin round r+1 when it has the sum of round r; so once all have
+contributed to the current round, the last result is needed no more, and is let go before the new sum is made. A result
+is never written to after it was made: a slow reader sees the round that it asked for, or none.
+"""
+
+import enum
+from collections.abc import Iterator
+from typing import Final, Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Phase(enum.Enum):
+    """Where the current round stands."""
+
+    GATHERING = "waits for contributions"
+    SUMMING = "has all contributions, waits for its sum"
+
+
+class Timing(enum.Enum):
+    """How a contribution's round relates to the current one."""
+
+    EARLY = "a later round"
+    CURRENT = "the current round"
+    LAST = "the round before"
+    STALE = "an older round"
+
+
+class Verdict(enum.Enum):
+    """What becomes of a contribution."""
+
+    TAKE = "it counts"
+    COMPLETE = "it counts, and was the last one missing"
+    IGNORE = "a duplicate of one that counted"
+    REPLAY = "a duplicate whose sender lacks the result: send it again"
+    REFUSE = "the sender breaks the protocol"
+
+
+#: What becomes of a contribution by phase, timing, and whether its rank has contributed to the current round already.
+#: TAKE turns into COMPLETE where it was the last one missing.
+RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
+    (Phase.GATHERING, Timing.EARLY, False): Verdict.REFUSE,
+    (Phase.GATHERING, Timing.EARLY, True): Verdict.REFUSE,
+    (Phase.GATHERING, Timing.CURRENT, False): Verdict.TAKE,
+    (Phase.GATHERING, Timing.CURRENT, True): Verdict.IGNORE,
+    (Phase.GATHERING, Timing.LAST, False): Verdict.REPLAY,
+    # It has begun the current round, so it has the result: this is a copy that was under way for long.
+    (Phase.GATHERING, Timing.LAST, True): Verdict.IGNORE,
+    (Phase.GATHERING, Timing.STALE, False): Verdict.REFUSE,
+    (Phase.GATHERING, Timing.STALE, True): Verdict.REFUSE,
+    (Phase.SUMMING, Timing.EARLY, True): Verdict.REFUSE,
+    (Phase.SUMMING, Timing.CURRENT, True): Verdict.IGNORE,
+    (Phase.SUMMING, Timing.LAST, True): Verdict.IGNORE,
+    (Phase.SUMMING, Timing.STALE, True): Verdict.REFUSE,
+}
+
+
+class ShardRounds(Generic[Result]):
+    """The rounds of one shard.
+
+    Invariant: in GATHERING at least one rank is missing; in SUMMING none is, and no result is kept.
+
+    Args:
+        num_workers: The number of ranks.
+        first_round: The round that is gathered first.
+    """
+
+    __slots__ = ("contributions", "last_result", "missing", "phase", "priority", "round", "since")
+
+    def __init__(self, num_workers: int, first_round: int = 0) -> None:
+        self.round = first_round
+        """The current round."""
+        self.phase = Phase.GATHERING
+        self.contributions: list[memoryview | None] = [None] * num_workers
+        """What each rank contributed to the current round; b'' from a rank that only receives."""
+        self.missing = num_workers
+        """How many ranks have not contributed to the current round."""
+        self.priority: int | None = None
+        """The most urgent of the contributions' priorities, None while there are none."""
+        self.since: float | None = None
+        """When the first contribution to the current round came, None while there are none."""
+        self.last_result: Result | None = None
+        """The result of the round before, None where it is needed no more."""
+
+    def __repr__(self) -> str:
+        missing = ",".join(map(str, self.waiting_for()))
+        return f"<ShardRounds round={self.round} {self.phase.name} missing=[{missing}]>"
+
+    def contribute(self, rank: int, round: int, payload: memoryview, priority: int, now: float) -> Verdict:
+        """A rank's contribution to a round; on COMPLETE the caller sums and then calls `complete`."""
+        timing = self._timing(round)
+        verdict = RULES[self.phase, timing, self.contributions[rank] is not None]
+        if verdict is Verdict.REPLAY and self.last_result is None:
+            # There was no round before, or its result did not survive.
+            return Verdict.REFUSE
+        if verdict is not Verdict.TAKE:
+            return verdict
+        self.contributions[rank] = payload
+        self.priority = priority if self.priority is None else max(self.priority, priority)
+        if self.since is None:
+            self.since = now
+        self.missing -= 1
+        if self.missing:
+            return Verdict.TAKE
+        self.phase = Phase.SUMMING
+        self.last_result = None
+        return Verdict.COMPLETE
+
+    def complete(self, result: Result) -> None:
+        """The sum of the current round is there: it becomes the last result, and the next round begins."""
+        if self.phase is not Phase.SUMMING:
+            raise RuntimeError(f"a sum for {self!r}, which has not gathered all contributions")
+        self.contributions = [None] * len(self.contributions)
+        self.missing = len(self.contributions)
+        self.priority = self.since = None
+        self.last_result = result
+        self.round += 1
+        self.phase = Phase.GATHERING
+
+    def waiting_for(self) -> Iterator[int]:
+        """The ranks that have not contributed to the current round."""
+        return (rank for rank, payload in enumerate(self.contributions) if payload is None)
+
+    def _timing(self, round: int) -> Timing:
+        if round == self.round:
+            return Timing.CURRENT
+        if round > self.round:
+            return Timing.EARLY
+        return Timing.LAST if round == self.round - 1 else Timing.STALE

@@ -1,0 +1,135 @@
+"""One aggregator process: its event loop, its listening addresses, its signals."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import pathlib
+import signal
+import socket
+import stat
+
+import grpc.aio
+import uvloop
+
+from psum.aggregator._logging import set_up_logging
+from psum.aggregator._service import Service
+from psum.aggregator._settings import Settings
+from psum.wire import GRPC_OPTIONS, keep_large_blocks
+from psum.wire.errors import ConfigurationError
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """An aggregator that serves on the running event loop, between `start` and `stop`.
+
+    Attributes:
+        addresses: Where it listens, with the ports that were really bound, once it was started.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.addresses: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        """Begins to serve.
+
+        Raises:
+            ConfigurationError: An address cannot be listened on.
+        """
+        self._service = Service(self.settings)
+        self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
+        self._grpc.add_generic_rpc_handlers((self._service.handler(),))
+        try:
+            self.addresses = tuple(self._bind(address) for address in self.settings.listen)
+        except ConfigurationError:
+            await self._service.close()
+            raise
+        self._service.addresses = self.addresses
+        await self._grpc.start()
+        for address in self.addresses:
+            _log.info("listening on %s", address)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Ends all streams within the grace period (by default that of the settings), and frees everything."""
+        await self._grpc.stop(self.settings.grace if grace is None else grace)
+        await self._service.close()
+        for address in self.addresses:
+            if address.startswith("unix:"):
+                pathlib.Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+
+    def _bind(self, address: str) -> str:
+        if address.startswith("unix:"):
+            _remove_stale_socket(pathlib.Path(address.removeprefix("unix:")))
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ConfigurationError(
+                [f"listen={address}: cannot listen there; is the address in use, or not one of this machine's?"]
+            )
+        if address.startswith("unix:"):
+            # Whoever may open the socket may use the aggregator: its user alone.
+            os.chmod(address.removeprefix("unix:"), stat.S_IRUSR | stat.S_IWUSR)
+            return address
+        return f"{address.rpartition(':')[0]}:{port}"
+
+
+def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
+    """Serves until SIGTERM or SIGINT; a second signal ends the process at once.
+
+    Args:
+        settings: The settings.
+        announce: A file that is to hold the addresses, one a line, once they can be connected to.
+
+    Raises:
+        ConfigurationError: An address cannot be listened on.
+    """
+    keep_large_blocks(one_arena=True)
+    set_up_logging(settings)
+    uvloop.run(_serve(settings, announce))
+
+
+async def _serve(settings: Settings, announce: pathlib.Path | None) -> None:
+    server = Server(settings)
+    await server.start()
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def ask(signal_number: signal.Signals) -> None:
+        if asked.is_set():
+            os._exit(128 + signal_number)
+        _log.info("stopping on %s", signal_number.name)
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask, number)
+    if announce is not None:
+        _write_whole(announce, "".join(f"{address}\n" for address in server.addresses))
+    try:
+        await asked.wait()
+    finally:
+        await server.stop()
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader sees all of it or nothing."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.rename(path)
+
+
+def _remove_stale_socket(path: pathlib.Path) -> None:
+    """Removes what an aggregator that was killed left behind; gRPC refuses to listen on an existing path."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise ConfigurationError([f"listen=unix:{path}: there is a file of that name which is no socket"])
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            else:
+                raise ConfigurationError([f"listen=unix:{path}: another process listens on this socket"])

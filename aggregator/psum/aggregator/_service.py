@@ -1,0 +1,232 @@
+"""The gRPC service: moves messages between streams and jobs."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Sequence
+from importlib import metadata
+from typing import Any
+
+import grpc
+
+from psum.aggregator._actions import Action
+from psum.aggregator._delivery import Delivery, Line
+from psum.aggregator._job import Job
+from psum.aggregator._pool import UrgentPool
+from psum.aggregator._registry import Registry
+from psum.aggregator._settings import Settings
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import MAX_MESSAGE_BYTES, decode, split
+from psum.wire.errors import FaultError, InvalidError, ProtocolError
+
+_log = logging.getLogger(__name__)
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["AggregatorService"].full_name
+
+# How often time-outs are looked for, and how soon credit is returned while some is held.
+_TICK_SECONDS = 0.25
+_CREDIT_TICK_SECONDS = 0.01
+
+try:
+    _VERSION = metadata.version("psum")
+except metadata.PackageNotFoundError:
+    _VERSION = "unknown"
+
+_Context = Any  # grpc.aio.ServicerContext, whose stubs know no streams of bytes
+
+
+class Service:
+    """The aggregator's service, to be registered with one gRPC server on the running event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.incarnation = random.SystemRandom().getrandbits(64)
+        self.addresses: Sequence[str] = ()
+        """Where the server listens, once it does; for the status."""
+        self._registry = Registry(settings)
+        self._lines: dict[tuple[int, int], Line] = {}
+        """The lines of connected workers by identity of their job and rank."""
+        self._pool = UrgentPool(settings.threads)
+        self._delivery = Delivery(self._pool, lambda job, rank: self._lines.get((id(job), rank)))
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._ticker = self._loop.create_task(self._tick())
+        self._wake_ticker = asyncio.Event()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server is given. The messages of Exchange stay bytes: framing.py takes them apart."""
+        return grpc.method_handlers_generic_handler(
+            _SERVICE,
+            {
+                "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
+                "GetStatus": grpc.unary_unary_rpc_method_handler(
+                    self._get_status,
+                    request_deserializer=pb.GetStatusRequest.FromString,
+                    response_serializer=pb.GetStatusResponse.SerializeToString,
+                ),
+            },
+        )
+
+    async def close(self) -> None:
+        """Ends the service after its server has stopped."""
+        self._ticker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._ticker
+        await self._loop.run_in_executor(None, self._pool.close)
+
+    async def _exchange(self, _requests: AsyncIterator[bytes], context: _Context) -> None:
+        line = Line()
+        sender = self._loop.create_task(self._send(line, context))
+        job: Job | None = None
+        rank = -1
+        try:
+            hello = await self._receive_hello(context)
+            job, actions, refusal = self._registry.join(hello, context.peer(), self._loop.time())
+            for about, action in actions:
+                self._delivery.perform(about, [action])
+            if refusal is not None or job is None:
+                _log.warning("job %s: refused: %s", hello.job, refusal)
+                job = None
+                raise refusal or InvalidError("refused")
+            rank = hello.rank
+            self._lines[id(job), rank] = line
+            _log.info("job %s: rank %d of %d joined, %s", job.name, rank, job.num_workers, job.workers[rank])
+            line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome()))
+            line.filled.set()
+            receiver = self._loop.create_task(self._receive(job, rank, line, context))
+            # The sender ends first where the job fails: then nothing more is to be heard.
+            await asyncio.wait((receiver, sender), return_when=asyncio.FIRST_COMPLETED)
+            receiver.cancel()
+            await receiver
+        except (FaultError, ProtocolError) as error:
+            fault = error if isinstance(error, FaultError) else InvalidError(str(error))
+            if isinstance(error, ProtocolError):
+                _log.warning("peer %s: %s", context.peer(), error)
+            line.outbox.clear()
+            line.outbox.put_control(pb.ExchangeResponse(fault=fault.to_message()))
+        finally:
+            if job is not None:
+                self._depart(job, rank)
+            # What is left to say, such as the fault or the farewell, is still said; unless the peer has gone.
+            line.closing = True
+            line.filled.set()
+            try:
+                async with asyncio.timeout(self.settings.hello_timeout):
+                    await sender
+            except (TimeoutError, asyncio.CancelledError, grpc.RpcError, grpc.aio.UsageError):
+                sender.cancel()
+
+    async def _receive_hello(self, context: _Context) -> pb.Hello:
+        try:
+            async with asyncio.timeout(self.settings.hello_timeout):
+                data = await context.read()
+        except TimeoutError:
+            raise InvalidError(f"no hello within {self.settings.hello_timeout:g} s of connecting") from None
+        if data is grpc.aio.EOF:
+            raise ProtocolError("the stream ended before hello")
+        request, _ = decode(pb.ExchangeRequest, data)
+        if request.WhichOneof("kind") != "hello":
+            raise ProtocolError(f"the first message of a stream is hello, not {request.WhichOneof('kind')}")
+        return request.hello
+
+    async def _receive(self, job: Job, rank: int, line: Line, context: _Context) -> None:
+        """Hands a worker's messages to its job, until it says goodbye, its stream ends or its job fails."""
+        worker = job.workers[rank]
+        while not line.closing:
+            data = await context.read()
+            if data is grpc.aio.EOF:
+                return
+            now = worker.last_heard = self._loop.time()
+            request, payload = decode(pb.ExchangeRequest, data)
+            match request.WhichOneof("kind"):
+                case "push":
+                    worker.received_bytes += len(payload)
+                    entries = request.push.shards
+                    for entry, piece in zip(entries, split(payload, entries), strict=True):
+                        self._perform(job, job.contribute(rank, entry, piece, now))
+                case "pull":
+                    for entry in request.pull.shards:
+                        self._perform(job, job.contribute(rank, entry, None, now))
+                case "declare":
+                    for key in request.declare.keys:
+                        self._perform(job, job.declare(rank, key, now))
+                case "abort":
+                    self._perform(job, job.abort(rank, request.abort))
+                case "goodbye":
+                    _log.info("job %s: rank %d left", job.name, rank)
+                    self._perform(job, job.leave(rank))
+                    line.outbox.put_control(pb.ExchangeResponse(farewell=pb.Farewell()))
+                    return
+                case kind:
+                    raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
+
+    async def _send(self, line: Line, context: _Context) -> None:
+        while True:
+            if not line.outbox:
+                if line.closing:
+                    return
+                line.filled.clear()
+                await line.filled.wait()
+                continue
+            await context.write(line.outbox.take())
+
+    def _perform(self, job: Job, actions: list[Action]) -> None:
+        if actions:
+            self._delivery.perform(job, actions)
+        elif not self._wake_ticker.is_set() and job.uncredited:
+            self._wake_ticker.set()
+
+    def _depart(self, job: Job, rank: int) -> None:
+        """A worker's stream has ended."""
+        self._lines.pop((id(job), rank), None)
+        worker = job.workers[rank]
+        if not worker.left and job.failure is None:
+            _log.warning(
+                "job %s: rank %d, %s, vanished; its place is kept for %g s",
+                job.name,
+                rank,
+                worker,
+                self.settings.worker_timeout,
+            )
+        now = self._loop.time()
+        self._perform(job, job.lost(rank, now))
+        self._registry.settle(job, now)
+        if job.over:
+            _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
+
+    async def _tick(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await self._wake_ticker.wait()
+                    await asyncio.sleep(_CREDIT_TICK_SECONDS)
+            for job, action in self._registry.tick(self._loop.time()):
+                self._delivery.perform(job, [action])
+            if not self._registry.uncredited:
+                self._wake_ticker.clear()
+
+    def _welcome(self) -> pb.Welcome:
+        return pb.Welcome(
+            incarnation=self.incarnation,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            plane=pb.PLANE_INLINE,
+            worker_timeout_seconds=self.settings.worker_timeout,
+            round_timeout_seconds=self.settings.round_timeout,
+        )
+
+    async def _get_status(self, request: pb.GetStatusRequest, _context: _Context) -> pb.GetStatusResponse:
+        now = self._loop.time()
+        jobs, ended = self._registry.status(request.job, now)
+        times = os.times()
+        return pb.GetStatusResponse(
+            version=_VERSION,
+            incarnation=self.incarnation,
+            addresses=self.addresses,
+            uptime_seconds=now - self._started,
+            cpu_seconds=times.user + times.system,
+            jobs=jobs,
+            ended=ended,
+        )
+

@@ -1,0 +1,63 @@
+"""Sums of contributions, taken in rank order, so that a run repeats bit for bit.
+
+Half precision is accumulated in single precision and rounded once, block by block, so that the accumulator stays in the
+processor's cache. Integers wrap around, as they do in NumPy; numkong's would saturate.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numkong
+import numpy as np
+
+from psum.wire import ElementType
+
+#: Elements that are accumulated at a time: 128 KiB of single precision, within any processor's second-level cache.
+_BLOCK_ELEMENTS: Final = 32 << 10
+
+_NARROW: Final = {ElementType.FLOAT16: "float16", ElementType.BFLOAT16: "bfloat16"}
+
+
+def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: memoryview) -> None:
+    """Writes the sum of the contributions to out.
+
+    Runs without the interpreter's lock for the most part, hence in any thread.
+
+    Args:
+        element_type: What the bytes are.
+        contributions: By rank, at least one, each of the same size in bytes. Not changed.
+        out: Writable, of that size too, none of the contributions' memory.
+    """
+    if len(contributions) == 1:
+        out[:] = contributions[0]
+    elif element_type in _NARROW:
+        _add_up_narrow(_NARROW[element_type], contributions, out)
+    else:
+        first, second, *others = [np.frombuffer(c, element_type.numpy) for c in contributions]
+        total = np.frombuffer(out, element_type.numpy)
+        # Blocks let several additions find the partial sum in the cache. One addition has no use for that, and each
+        # call takes the interpreter's lock again.
+        size = _BLOCK_ELEMENTS if others else max(1, len(total))
+        with np.errstate(all="ignore"):
+            for start in range(0, len(total), size):
+                block = slice(start, start + size)
+                np.add(first[block], second[block], out=total[block])
+                for other in others:
+                    np.add(total[block], other[block], out=total[block])
+
+
+def _add_up_narrow(kind: str, contributions: Sequence[memoryview], out: memoryview) -> None:
+    arrays = [np.frombuffer(c, np.uint16) for c in contributions]
+    total = np.frombuffer(out, np.uint16)
+    accumulator = np.empty(min(_BLOCK_ELEMENTS, len(total)), np.float32)
+
+    for start in range(0, len(total), _BLOCK_ELEMENTS):
+        count = min(_BLOCK_ELEMENTS, len(total) - start)
+        first, *middle, last, result = (
+            numkong.from_pointer(array.ctypes.data + 2 * start, (count,), kind) for array in (*arrays, total)
+        )
+        partial = accumulator[:count]
+        numkong.astype(first, "float32", out=partial)
+        for addend in middle:
+            numkong.add(partial, addend, out=partial)
+        numkong.add(partial, last, out=result)

@@ -1,0 +1,74 @@
+"""The core client: push-pulls and broadcasts anything that has the buffer protocol, from any thread.
+
+    import numpy as np
+    import psum.client
+
+    with psum.client.connect() as client:
+        store = client.store()
+        gradient = np.ones((2, 3), np.float32)
+        store.push_pull("w", gradient)  # the sum over all ranks, in place
+
+It needs no framework; psum.mxnet is built on it.
+"""
+
+import os
+
+# gRPC would print a warning at every fork of a program that uses it; forked children do not use psum's connections.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+from psum.client._client import Client, connect, shared_client
+from psum.client._keys import Operation
+from psum.client._settings import Settings
+from psum.client._status import fetch_status
+from psum.client._store import Store, key_name
+from psum.client._ticket import Ticket
+from psum.wire import ElementType
+from psum.wire.errors import (
+    AbortedError,
+    AggregatorLostError,
+    ClosedError,
+    ConfigurationError,
+    ConnectError,
+    DeniedError,
+    DisagreementError,
+    ExhaustedError,
+    FaultError,
+    ForkedError,
+    InternalError,
+    InvalidError,
+    ProtocolError,
+    PsumError,
+    RoundTimeoutError,
+    TakenError,
+    WorkerLostError,
+)
+
+__all__ = [
+    "AbortedError",
+    "AggregatorLostError",
+    "Client",
+    "ClosedError",
+    "ConfigurationError",
+    "ConnectError",
+    "DeniedError",
+    "DisagreementError",
+    "ElementType",
+    "ExhaustedError",
+    "FaultError",
+    "ForkedError",
+    "InternalError",
+    "InvalidError",
+    "Operation",
+    "ProtocolError",
+    "PsumError",
+    "RoundTimeoutError",
+    "Settings",
+    "Store",
+    "TakenError",
+    "Ticket",
+    "WorkerLostError",
+    "connect",
+    "fetch_status",
+    "key_name",
+    "shared_client",
+]

@@ -1,0 +1,55 @@
+"""Anything that has the buffer protocol, as flat bytes with a shape and an element type."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from psum.wire import ElementType
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Buffer:
+    """A tensor in somebody else's memory.
+
+    Attributes:
+        data: Its bytes, flat, which keep the memory's owner alive.
+        shape: Its shape.
+        element_type: What its elements are.
+    """
+
+    data: memoryview
+    shape: tuple[int, ...]
+    element_type: ElementType
+
+    @classmethod
+    def of(cls, value: Any, what: str, element_type: object = None, *, writable: bool = False) -> "Buffer":
+        """A view of an object's memory.
+
+        Args:
+            value: A C-contiguous array, memoryview, bytearray, array.array, … ; bytes where it is only read.
+            what: What the caller calls it, for errors.
+            element_type: What the elements are, where the object's own type does not say: bfloat16 kept in uint16, say.
+            writable: Whether it is to be written to.
+
+        Raises:
+            TypeError: It has no such memory, or elements that cannot be summed.
+            ValueError: It is not contiguous, or read-only where it is to be written.
+        """
+        if not isinstance(value, np.ndarray):
+            try:
+                value = np.asarray(memoryview(value))
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{what} is a {type(value).__name__}, which has no usable buffer: {error}") from None
+        kind = ElementType.of(value.dtype if element_type is None else element_type)
+        if value.dtype.itemsize != kind.itemsize:
+            raise TypeError(f"{what} has elements of {value.dtype.itemsize} bytes, {kind.label} has {kind.itemsize}")
+        if value.dtype.byteorder == ">":
+            raise TypeError(f"{what} is big endian; psum sums little endian elements")
+        if not value.flags.c_contiguous:
+            raise ValueError(f"{what} of shape {value.shape} is not C-contiguous; pass a contiguous copy")
+        if writable and not value.flags.writeable:
+            raise ValueError(f"{what} is read-only, and the result is to be written to it")
+        # A view as plain bytes works for every element type, for 0-d arrays and for empty ones.
+        flat = value.reshape(-1).view(np.uint8) if value.size else np.empty(0, np.uint8)
+        return cls(memoryview(flat), value.shape, kind)

@@ -1,0 +1,329 @@
+"""A worker's membership in its job."""
+
+import asyncio
+import atexit
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from psum.client import _process
+from psum.client._keys import Operation
+from psum.client._link import Link
+from psum.client._session import Session
+from psum.client._settings import Settings
+from psum.client._store import Store
+from psum.client._thread import LoopThread
+from psum.client._ticket import State, Ticket
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import PROTOCOL_VERSION, ElementType, keep_large_blocks
+from psum.wire.errors import ClosedError, ForkedError, PsumError
+
+_log = logging.getLogger(__name__)
+
+#: How often operations that wait too long are looked for.
+_EXPIRY_SECONDS = 0.5
+
+#: The aggregators report a round that waits too long, and for whom, themselves. Only when that does not come either,
+#: because an aggregator is stuck, does the client give up by itself.
+_EXPIRY_MARGIN_SECONDS = 5.0
+
+
+class Client:
+    """One worker process in its job. Made by `connect`; its methods may be called from any thread.
+
+    Attributes:
+        settings: What it was made with.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._pid = os.getpid()
+        self._session = Session(
+            settings.aggregators,
+            settings.weights,
+            rank=settings.rank,
+            partition_bytes=settings.partition_bytes,
+            credit_bytes=settings.credit_bytes,
+            hand_over=self._hand_over,
+        )
+        self._stores = 0
+        self._inbox: deque[Ticket] = deque()
+        self._scheduled = False
+        """Whether the client's thread will look into the inbox."""
+        self._outstanding = 0
+        """Operations that were started and not reported as done."""
+        self._idle = threading.Condition()
+        self._submitting = threading.RLock()
+        """Held while the session is changed; only of use where there is no thread that alone may do so."""
+        self._closing = threading.Lock()
+        self._closed = False
+        self._links: list[Link] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._thread: LoopThread | None = LoopThread("psum-client") if settings.aggregators else None
+        _clients.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Client job={self.settings.job!r} rank={self.rank}/{self.num_workers} {self._session!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has left the job."""
+        return self._closed
+
+    @property
+    def rank(self) -> int:
+        """This worker's rank, from 0."""
+        return self.settings.rank
+
+    @property
+    def num_workers(self) -> int:
+        """The number of worker processes of the job."""
+        return self.settings.num_workers
+
+    @property
+    def local_rank(self) -> int:
+        """This worker's rank among those on its node."""
+        return self.settings.local_rank
+
+    @property
+    def local_size(self) -> int:
+        """The number of workers on this node."""
+        return self.settings.local_size
+
+    def store(self) -> Store:
+        """A new namespace of keys. All ranks must create theirs in the same order."""
+        self._check_process()
+        number, self._stores = self._stores, self._stores + 1
+        return Store(self, number)
+
+    def reserve(
+        self,
+        store: int,
+        key: str,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation,
+        priority: int,
+    ) -> Ticket:
+        """See Store.reserve."""
+        self._check_process()
+        return self._session.reserve(store, key, shape, element_type, operation, priority)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Waits until no operation is outstanding; returns False where that took longer than timeout seconds."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._outstanding == 0, timeout)
+
+    def fail(self, error: PsumError) -> None:
+        """Ends every outstanding operation with this error, and makes all that come fail with it."""
+        if self._thread is None:
+            self._session.fail(error)
+            self._report()
+        elif not self._closed:
+            self._thread.call(lambda: self._fail_now(error))
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Leaves the job: waits for outstanding operations, says goodbye, and ends the background thread.
+
+        Operations that are outstanding after timeout seconds fail with ClosedError. A second call does nothing.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._closing:
+            if self._closed:
+                return
+            deadline = time.monotonic() + timeout
+            self.drain(timeout)
+            if self._thread is not None:
+                try:
+                    self._thread.run(self._leave(max(0.5, deadline - time.monotonic())), timeout + 5)
+                finally:
+                    self._closed = True
+                    self._thread.stop()
+            self._closed = True
+            self._session.fail(ClosedError("the client was closed before the operation was complete"))
+            self._report()
+
+    def connect(self) -> None:
+        """Joins the job at every aggregator. Called once, by `connect`.
+
+        Raises:
+            ConnectError: An aggregator could not be reached in time.
+            FaultError: An aggregator refused this worker.
+        """
+        if self._thread is None:
+            return
+        keep_large_blocks(one_arena=False)
+        try:
+            self._thread.run(self._connect())
+        except BaseException:
+            self._closed = True
+            self._thread.stop()
+            raise
+
+    async def _connect(self) -> None:
+        settings = self.settings
+        hello = pb.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            job=settings.job,
+            rank=settings.rank,
+            num_workers=settings.num_workers,
+            incarnation=secrets.randbits(64),
+            partition_bytes=settings.partition_bytes,
+            aggregators=settings.aggregators,
+            weights=settings.weights,
+            planes=[pb.PLANE_INLINE],
+            worker=_process.name(),
+            age_seconds=_process.age_seconds(),
+        )
+        links = [Link(i, a, self._session, self._settle) for i, a in enumerate(settings.aggregators)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for link in links:
+                    group.create_task(link.connect(hello, settings.connect_timeout))
+        except* PsumError as errors:
+            for link in links:
+                await link.abandon()
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+        self._links = links
+        self._tasks = [asyncio.create_task(self._run(link)) for link in links]
+        self._tasks.append(asyncio.create_task(self._expire()))
+
+    async def _run(self, link: Link) -> None:
+        try:
+            await link.run()
+        except PsumError as error:
+            self._session.fail(error)
+            self._settle()
+        finally:
+            await link.abandon()
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRY_SECONDS)
+            self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, time.monotonic())
+            self._settle()
+
+    async def _leave(self, timeout: float) -> None:
+        *running, expiry = self._tasks
+        expiry.cancel()
+        for link in self._links:
+            await link.leave()
+        if running:
+            await asyncio.wait(running, timeout=timeout)
+        for link in self._links:
+            await link.abandon()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _fail_now(self, error: PsumError) -> None:
+        self._session.fail(error)
+        self._settle()
+
+    def _hand_over(self, ticket: Ticket) -> None:
+        self._check_process()
+        if ticket.state is not State.ABORTED:
+            with self._idle:
+                self._outstanding += 1
+        self._inbox.append(ticket)
+        if self._thread is None or self._closed:
+            self._look_into_inbox()
+        elif not self._scheduled:
+            self._scheduled = True
+            try:
+                self._thread.call(self._look_into_inbox)
+            except RuntimeError:
+                # The thread ended in between.
+                self._look_into_inbox()
+
+    def _look_into_inbox(self) -> None:
+        # Before the inbox is looked into: what comes after that is announced anew.
+        self._scheduled = False
+        now = time.monotonic()
+        with self._submitting:
+            while self._inbox:
+                self._session.submit(self._inbox.popleft(), now)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._report()
+        for link in self._links:
+            link.wake()
+
+    def _report(self) -> None:
+        finished, self._session.finished = self._session.finished, []
+        for ticket, error in finished:
+            done, ticket.done = ticket.done, None
+            ticket.source = ticket.target = None
+            try:
+                if done is not None:
+                    done(error)
+            except Exception:
+                _log.exception("the callback of %r failed", ticket)
+        if finished:
+            with self._idle:
+                self._outstanding -= len(finished)
+                if not self._outstanding:
+                    self._idle.notify_all()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedError(
+                f"this process was forked from pid {self._pid}, whose psum client it cannot use: the connections stay"
+                " with the parent. Use the store in the parent only, or start workers as processes of their own"
+            )
+
+
+_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
+_shared: Client | None = None
+_sharing = threading.Lock()
+
+
+def connect(settings: Settings | None = None) -> Client:
+    """Joins a job.
+
+    Args:
+        settings: By default those that the environment gives. With one worker and no aggregators the client needs no
+            connection: every sum is the value itself.
+
+    Raises:
+        ConfigurationError: The environment's settings cannot be used.
+        ConnectError: An aggregator could not be reached in time.
+        FaultError: An aggregator refused this worker.
+    """
+    client = Client(settings or Settings.from_environment())
+    client.connect()
+    return client
+
+
+def shared_client() -> Client:
+    """The client that this process shares, connected on first use as the environment says."""
+    global _shared
+    with _sharing:
+        if _shared is None or _shared.closed:
+            _shared = connect()
+        return _shared
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_clients):
+        client.close()

@@ -1,0 +1,92 @@
+"""A key as this worker knows it."""
+
+import enum
+import math
+from typing import Final
+
+from psum.client._placement import Placement, key_id
+from psum.client._ticket import Ticket
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ElementType
+from psum.wire.errors import PsumError
+
+
+class Operation(enum.IntEnum):
+    """What is done with a key; the values are those of the protocol."""
+
+    SUM = pb.OPERATION_SUM
+    BROADCAST = pb.OPERATION_BROADCAST
+
+
+_NAMES: Final = {Operation.SUM: "pushpull", Operation.BROADCAST: "broadcast"}
+
+
+class Key:
+    """One tensor under one operation, within one store.
+
+    Args:
+        store: The number of the store.
+        key: The name that the user gave.
+        shape: The shape of the tensor, () for a scalar.
+        element_type: The type of its elements.
+        operation: What its rounds do.
+        placement: Where its shards go.
+    """
+
+    def __init__(
+        self,
+        store: int,
+        key: str,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation,
+        placement: Placement | None,
+    ) -> None:
+        self.id = key_id(store, key, pb.Operation.ValueType(operation))
+        self.name = key if store == 0 else f"{key} (store {store})"
+        self.shape = shape
+        self.element_type = element_type
+        self.operation = operation
+        self.elements = math.prod(shape)
+        self.nbytes = self.elements * element_type.itemsize
+        self.shards = () if placement is None else placement.shards(self.id, self.elements, element_type.itemsize)
+        self.aggregators: frozenset[int] = frozenset()
+        """Those that are told of this key: the owners of its shards, and the owner-to-be of shard 0 of an empty key,
+        where ranks that disagree on the shape would meet."""
+        if placement is not None:
+            self.aggregators = frozenset(s.aggregator for s in self.shards) | {placement.first(self.id)}
+        self.reserved = 0
+        """The next round to be reserved."""
+        self.round = 0
+        """The round that is running, or is to run next."""
+        self.waiting: dict[int, Ticket] = {}
+        """Started or aborted operations by round, whose turn has not come."""
+        self.running: Ticket | None = None
+        self.declared = False
+        """Whether the aggregators have been told of it."""
+        self.failure: PsumError | None = None
+        """Why every operation on it fails from now on."""
+
+    def __repr__(self) -> str:
+        return f"<Key {self.name!r} {self.describe()} round={self.round}>"
+
+    def describe(self) -> str:
+        """What must not change from call to call, in words."""
+        return f"{_NAMES[self.operation]} of {self.element_type.label} {self.shape}"
+
+    def declaration(self, aggregator: int) -> pb.Key:
+        """What one aggregator is told."""
+        itemsize = self.element_type.itemsize
+        return pb.Key(
+            id=self.id,
+            name=self.name,
+            elements=self.elements,
+            type=self.element_type.wire,
+            operation=pb.Operation.ValueType(self.operation),
+            shape=self.shape,
+            shards=[
+                pb.Shard(index=shard.index, elements=shard.size // itemsize, round=self.round)
+                for shard in self.shards
+                if shard.aggregator == aggregator
+            ],
+        )

@@ -1,0 +1,186 @@
+"""The stream to one aggregator: connecting, sending, receiving, leaving."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from psum.client._session import Session
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import GRPC_OPTIONS, decode, encode
+from psum.wire.errors import AggregatorLostError, ConnectError, FaultError, ProtocolError, PsumError
+
+_EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
+
+_CHANNEL_OPTIONS: Final = (
+    *GRPC_OPTIONS,
+    # Clients of one process are to have connections of their own, and to try again soon.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_retries", 0),
+)
+
+
+class Link:
+    """One worker's stream to one aggregator. To be used on the client's event loop.
+
+    Args:
+        index: The aggregator's place in the list.
+        address: Its address.
+        session: What gives the messages to send and takes those received.
+        settle: Called after messages were received: reports what has finished, and wakes the senders.
+    """
+
+    def __init__(self, index: int, address: str, session: Session, settle: Callable[[], None]) -> None:
+        self.address = address
+        self.welcome: pb.Welcome | None = None
+        """What the aggregator answered to hello, None before."""
+        self._index = index
+        self._session = session
+        self._settle = settle
+        self._wake = asyncio.Event()
+        self._leaving = False
+        self._channel: grpc.aio.Channel | None = None
+        self._call: Any = None
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
+
+    async def connect(self, hello: pb.Hello, timeout: float) -> None:
+        """Opens the stream and introduces this worker, trying again while the aggregator is not up.
+
+        Args:
+            hello: The introduction, without the aggregator's place in the list.
+            timeout: Seconds to try for.
+
+        Raises:
+            ConnectError: It could not be reached in time.
+            FaultError: It refused this worker.
+        """
+        introduction = pb.Hello()
+        introduction.CopyFrom(hello)
+        introduction.aggregator_index = self._index
+        cause = "nothing was heard from it"
+        try:
+            async with asyncio.timeout(timeout):
+                for pause in _backoff():
+                    self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+                    self._call = self._channel.stream_stream(_EXCHANGE)()
+                    try:
+                        self.welcome = await self._introduce(introduction)
+                        return
+                    except grpc.RpcError as error:
+                        cause = _describe(error)
+                    except ProtocolError as error:
+                        cause = str(error)
+                    await self.abandon()
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            await self.abandon()
+            raise ConnectError(
+                f"rank {hello.rank} could not join job {hello.job!r} at aggregator {self.address} within {timeout:g} s"
+                f" (PSUM_CONNECT_TIMEOUT): {cause}. Is it running, and is the address right?",
+                address=self.address,
+            ) from None
+
+    async def run(self) -> None:
+        """Sends and receives until `leave` is done.
+
+        Raises:
+            PsumError: The stream broke, or the aggregator did not keep to the protocol.
+        """
+        sender = asyncio.create_task(self._send())
+        try:
+            await self._receive()
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise self._lost(_describe(error)) from error
+        finally:
+            sender.cancel()
+
+    async def leave(self) -> None:
+        """Says goodbye once everything was sent; `run` ends when the aggregator has answered."""
+        self._leaving = True
+        self._wake.set()
+
+    async def abandon(self) -> None:
+        """Closes the connection, whatever is under way."""
+        if self._call is not None:
+            self._call.cancel()
+        if self._channel is not None:
+            await self._channel.close()
+        self._call = self._channel = None
+
+    async def _introduce(self, hello: pb.Hello) -> pb.Welcome:
+        await self._call.write(encode(pb.ExchangeRequest(hello=hello)))
+        data = await self._call.read()
+        if data is grpc.aio.EOF:
+            raise ProtocolError(f"it ended the stream instead of answering ({_status(self._call)})")
+        message, _ = decode(pb.ExchangeResponse, data)
+        match message.WhichOneof("kind"):
+            case "welcome":
+                return message.welcome
+            case "fault":
+                await self.abandon()
+                raise FaultError.from_message(message.fault)
+            case kind:
+                raise ProtocolError(f"it answered hello with {kind}")
+
+    async def _send(self) -> None:
+        while True:
+            message = self._session.next_message(self._index)
+            if message is not None:
+                await self._call.write(message)
+            elif self._leaving:
+                await self._call.write(encode(pb.ExchangeRequest(goodbye=pb.Goodbye())))
+                await self._call.done_writing()
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _receive(self) -> None:
+        while True:
+            data = await self._call.read()
+            if data is grpc.aio.EOF:
+                if self._leaving:
+                    return
+                raise self._lost(_status(self._call))
+            message_is_farewell = len(data) <= 4 and decode(pb.ExchangeResponse, data)[0].HasField("farewell")
+            if message_is_farewell:
+                return
+            self._session.receive(self._index, data, time.monotonic())
+            self._settle()
+
+    def _lost(self, cause: str) -> PsumError:
+        return AggregatorLostError(
+            f"rank {self._session.rank} lost its connection to aggregator {self.address} in the midst of the job: {cause}."
+            " Look into the aggregator's log, then start the job again",
+            address=self.address,
+        )
+
+
+def _backoff() -> Iterator[float]:
+    """Seconds to wait between attempts: short ones at first, about a second later, jittered so that workers spread."""
+    pause = 0.05
+    while True:
+        yield pause * random.uniform(0.5, 1.5)
+        pause = min(1.0, pause * 1.6)
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__
+
+
+def _status(call: Any) -> str:
+    """How a stream ended, as far as it is known."""
+    code = call.code() if call.done() else None
+    return "the stream was closed" if not isinstance(code, grpc.StatusCode) else code.name

@@ -1,0 +1,309 @@
+"""A worker's side of the job: what is under way to which aggregator, and what each answer completes.
+
+Events in, messages and completions out, without I/O. All methods but `reserve` are to be called from one thread, the
+client's; `reserve` may be called from any. `next_message` gives what is to be sent to an aggregator, `finished` what
+has ended meanwhile and is to be reported to its owner.
+"""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+
+from psum.client._keys import Key, Operation
+from psum.client._placement import Placement
+from psum.client._scheduler import Scheduler
+from psum.client._ticket import Part, State, Ticket
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ElementType, decode, encode, split
+from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError, RoundTimeoutError
+
+#: Keys described in one message: some tens of kilobytes.
+_KEYS_PER_DECLARE = 512
+
+
+class _Lane:
+    """What goes to one aggregator."""
+
+    def __init__(self, credit_bytes: int) -> None:
+        self.scheduler: Scheduler[Part] = Scheduler(credit_bytes)
+        self.declarations: deque[pb.Key] = deque()
+        """Keys that it has not been told of yet."""
+        self.aborts: deque[pb.Abort] = deque()
+        self.outstanding: dict[tuple[int, int], Part] = {}
+        """Shards that were sent and have no result yet, by (key's id, shard)."""
+
+
+class Session:
+    """The state of one worker.
+
+    Args:
+        addresses: The aggregators; with none, the job has one worker, and its sum is its own value.
+        weights: Their weights in placement, empty: all 1.
+        rank: This worker's rank.
+        partition_bytes: The size of a shard.
+        credit_bytes: Bytes that may be under way to one aggregator.
+        hand_over: Called from any thread with a ticket that was started or aborted; is to lead to `submit`.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        weights: Sequence[int],
+        *,
+        rank: int,
+        partition_bytes: int,
+        credit_bytes: int,
+        hand_over: Callable[[Ticket], None],
+    ) -> None:
+        self.rank = rank
+        self.failure: PsumError | None = None
+        """Why every operation fails from now on."""
+        self.finished: list[tuple[Ticket, PsumError | None]] = []
+        """Operations that have ended, for the caller to take and report."""
+        self.running: OrderedDict[Ticket, float] = OrderedDict()
+        """Operations under way and since when, the oldest first."""
+        self._addresses = tuple(addresses)
+        self._hand_over = hand_over
+        self._lanes = [_Lane(credit_bytes) for _ in addresses]
+        self._placement = (
+            Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
+        )
+        self._keys: dict[tuple[int, str, Operation], Key] = {}
+        self._by_id: dict[int, Key] = {}
+        self._reserving = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Session rank={self.rank} keys={len(self._keys)} running={len(self.running)}>"
+
+    def reserve(
+        self,
+        store: int,
+        name: str,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation,
+        priority: int,
+    ) -> Ticket:
+        """Fixes the round of an operation. From any thread; the order of calls on a key must be that of all ranks.
+
+        Raises:
+            ValueError: The key had another shape or element type before.
+            PsumError: The key, or everything, has failed.
+        """
+        with self._reserving:
+            key = self._keys.get((store, name, operation))
+            if key is None:
+                key = Key(store, name, shape, element_type, operation, self._placement)
+                self._keys[store, name, operation] = self._by_id[key.id] = key
+            if (failure := self.failure or key.failure) is not None:
+                raise failure
+            if key.shape != shape or key.element_type is not element_type:
+                now = f"{element_type.label} {shape}"
+                raise ValueError(f"key {name!r} was a {key.describe()} before, and is {now} now")
+            ticket = Ticket(key, key.reserved, priority, self._hand_over)
+            key.reserved += 1
+            return ticket
+
+    def submit(self, ticket: Ticket, now: float) -> None:
+        """A ticket was started or aborted."""
+        key = ticket.key
+        if (failure := self.failure or key.failure) is not None:
+            self._finish(ticket, failure)
+            return
+        key.waiting[ticket.round] = ticket
+        self._run_next(key, now)
+
+    def next_message(self, aggregator: int) -> bytes | None:
+        """The next message to an aggregator, None where there is nothing that may be sent now."""
+        lane = self._lanes[aggregator]
+        if lane.declarations:
+            count = min(len(lane.declarations), _KEYS_PER_DECLARE)
+            keys = [lane.declarations.popleft() for _ in range(count)]
+            return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
+        if lane.aborts:
+            return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
+        batch = lane.scheduler.take()
+        if not batch:
+            return None
+        entries, payloads = [], []
+        for part in batch:
+            ticket, shard = part.ticket, part.shard
+            lane.outstanding[ticket.key.id, shard.index] = part
+            entries.append(
+                pb.ShardRound(
+                    id=ticket.key.id,
+                    shard=shard.index,
+                    round=ticket.round,
+                    priority=ticket.priority,
+                    length=part.size,
+                )
+            )
+            if ticket.source is not None:
+                payloads.append(ticket.source[shard.start : shard.stop])
+        if batch[0].pulls:
+            return encode(pb.ExchangeRequest(pull=pb.Pull(shards=entries)))
+        return encode(pb.ExchangeRequest(push=pb.Push(shards=entries)), *payloads)
+
+    def receive(self, aggregator: int, data: bytes, now: float) -> None:
+        """A message came from an aggregator.
+
+        Raises:
+            ProtocolError: It is none that was to be expected; nothing was changed by the wrong part of it.
+        """
+        message, payload = decode(pb.ExchangeResponse, data)
+        match message.WhichOneof("kind"):
+            case "result":
+                entries = message.result.shards
+                for entry, piece in zip(entries, split(payload, entries), strict=True):
+                    self._result(aggregator, entry, piece, now)
+            case "taken":
+                for entry in message.taken.shards:
+                    part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
+                    if part is not None and part.ticket.round == entry.round:
+                        self._credit(aggregator, part)
+            case "fault":
+                fault = FaultError.from_message(message.fault)
+                if fault.key is None:
+                    self.fail(fault)
+                elif (key := self._by_id.get(fault.key)) is not None:
+                    self._fail_key(key, fault)
+            case kind:
+                raise ProtocolError(f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected")
+
+    def fail(self, error: PsumError) -> None:
+        """Everything fails, now and from now on."""
+        if self.failure is not None:
+            return
+        with self._reserving:
+            self.failure = error
+            keys = list(self._keys.values())
+        for key in keys:
+            self._fail_key(key, error)
+
+    def expire(self, round_timeout: float, now: float) -> None:
+        """Fails the operations that have waited longer than this for their result."""
+        while self.running:
+            ticket, since = next(iter(self.running.items()))
+            if now - since <= round_timeout:
+                return
+            missing = sorted(
+                {p.shard.aggregator for lane in self._lanes for p in lane.outstanding.values() if p.ticket is ticket}
+            )
+            where = ", ".join(self._addresses[a] for a in missing) or "its aggregators, to which it was not yet sent"
+            self._fail_key(
+                ticket.key,
+                RoundTimeoutError(
+                    f"rank {self.rank} has waited {now - since:.1f} s for the result of key {ticket.key.name!r} round"
+                    f" {ticket.round} from {where}; other ranks may be stuck, or that aggregator",
+                    key=ticket.key.id,
+                    round=ticket.round,
+                ),
+            )
+
+    def check(self) -> None:
+        """Asserts what always holds; for tests."""
+        for lane in self._lanes:
+            under_way = sum(p.size for p in lane.outstanding.values() if not p.credited)
+            assert lane.scheduler.under_way_bytes == under_way
+            assert all(p.ticket.state is State.RUNNING for p in lane.outstanding.values())
+        for key in self._keys.values():
+            assert (key.running is None) or key.running.round == key.round
+            assert all(round >= key.round for round in key.waiting)
+
+    def _run_next(self, key: Key, now: float) -> None:
+        """Runs the key's next operation where it is there and the one before has ended."""
+        while key.running is None and (ticket := key.waiting.pop(key.round, None)) is not None:
+            if ticket.state is State.ABORTED:
+                self._abort(key, ticket)
+                return
+            self._declare(key)
+            ticket.state = State.RUNNING
+            ticket.pending = len(key.shards)
+            key.running = ticket
+            self.running[ticket] = now
+            if ticket.pending == 0:
+                if not self._lanes and ticket.source is not None and ticket.target is not None:
+                    # A job of one worker without aggregators: the sum is the value.
+                    ticket.target[:] = ticket.source
+                self._complete(ticket)
+                continue
+            for shard in key.shards:
+                self._lanes[shard.aggregator].scheduler.add(Part(ticket, shard))
+
+    def _declare(self, key: Key) -> None:
+        if not key.declared:
+            key.declared = True
+            for aggregator in key.aggregators:
+                self._lanes[aggregator].declarations.append(key.declaration(aggregator))
+
+    def _abort(self, key: Key, ticket: Ticket) -> None:
+        self._declare(key)
+        for aggregator in key.aggregators:
+            self._lanes[aggregator].aborts.append(pb.Abort(id=key.id, round=ticket.round, text=ticket.reason))
+        self._fail_key(
+            key,
+            AbortedError(
+                f"rank {self.rank} could not contribute to key {key.name!r} round {ticket.round}: {ticket.reason}",
+                key=key.id,
+                round=ticket.round,
+                ranks=[self.rank],
+            ),
+        )
+
+    def _result(self, aggregator: int, entry: pb.ShardRound, payload: memoryview, now: float) -> None:
+        lane = self._lanes[aggregator]
+        part = lane.outstanding.get((entry.id, entry.shard))
+        if part is None or part.ticket.round != entry.round:
+            # It was under way when the operation failed or had its result already.
+            return
+        ticket, shard = part.ticket, part.shard
+        own = ticket.key.operation is Operation.BROADCAST and ticket.source is not None
+        if len(payload) != (0 if own else shard.size):
+            raise ProtocolError(
+                f"aggregator {self._addresses[aggregator]} answered shard {shard.index} of key {ticket.key.name!r} with"
+                f" {len(payload)} bytes; expected {0 if own else shard.size}"
+            )
+        if ticket.target is not None:
+            if not own:
+                ticket.target[shard.start : shard.stop] = payload
+            elif ticket.source is not None and ticket.target is not ticket.source:
+                ticket.target[shard.start : shard.stop] = ticket.source[shard.start : shard.stop]
+        del lane.outstanding[entry.id, entry.shard]
+        self._credit(aggregator, part)
+        ticket.pending -= 1
+        if ticket.pending == 0:
+            self._complete(ticket)
+            self._run_next(ticket.key, now)
+
+    def _credit(self, aggregator: int, part: Part) -> None:
+        if not part.credited:
+            part.credited = True
+            self._lanes[aggregator].scheduler.release(part.size)
+
+    def _complete(self, ticket: Ticket) -> None:
+        """The result of the key's running operation is whole."""
+        ticket.key.running = None
+        ticket.key.round += 1
+        self._finish(ticket, None)
+
+    def _finish(self, ticket: Ticket, error: PsumError | None) -> None:
+        self.running.pop(ticket, None)
+        was_aborted = ticket.state is State.ABORTED
+        ticket.state = State.FINISHED
+        if not was_aborted:
+            self.finished.append((ticket, error))
+
+    def _fail_key(self, key: Key, error: PsumError) -> None:
+        if key.failure is not None:
+            return
+        with self._reserving:
+            key.failure = error
+        tickets: Iterable[Ticket] = [*filter(None, [key.running]), *key.waiting.values()]
+        for shard in key.shards:
+            part = self._lanes[shard.aggregator].outstanding.pop((key.id, shard.index), None)
+            if part is not None:
+                self._credit(shard.aggregator, part)
+        for ticket in tickets:
+            self._finish(ticket, error)
+        key.running = None
+        key.waiting.clear()

@@ -1,0 +1,168 @@
+"""A worker's settings."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from psum.wire import (
+    MAX_PARTITION_BYTES,
+    PAYLOAD_ALIGNMENT_BYTES,
+    choice,
+    duration,
+    integer,
+    items,
+    load,
+    parse_address,
+    setting,
+    size,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What one worker is told, mostly by its environment.
+
+    The names that BytePS, ps-lite and Kubernetes use are understood too, where psum's own are not set: with
+    `worker_id` from DMLC_WORKER_ID or JOB_COMPLETION_INDEX, rank = worker_id · local_size + local_rank, and
+    num_workers = DMLC_NUM_WORKER · local_size.
+    """
+
+    job: str = setting("PSUM_JOB", default="default", parse=str, meaning="The job's name.")
+    aggregators: tuple[str, ...] = setting(
+        "PSUM_AGGREGATORS",
+        default=(),
+        default_text="none",
+        parse=items(parse_address),
+        meaning="The aggregators, host:port or unix:/path, with commas; the same list on every worker.",
+    )
+    weights: tuple[int, ...] = setting(
+        "PSUM_AGGREGATOR_WEIGHTS",
+        default=(),
+        default_text="all 1",
+        parse=items(integer(1, 1000)),
+        meaning="How many shards each aggregator takes in turn, with commas; the same list on every worker.",
+    )
+    rank: int = setting(
+        "PSUM_RANK",
+        "BYTEPS_GLOBAL_RANK",
+        default=0,
+        parse=integer(0, 4095),
+        meaning="This worker's rank, from 0.",
+    )
+    num_workers: int = setting(
+        "PSUM_NUM_WORKERS", default=1, parse=integer(1, 4096), meaning="The number of worker processes."
+    )
+    local_rank: int = setting(
+        "PSUM_LOCAL_RANK",
+        "BYTEPS_LOCAL_RANK",
+        default=0,
+        parse=integer(0, 4095),
+        meaning="This worker's rank among those on its node.",
+    )
+    local_size: int = setting(
+        "PSUM_LOCAL_SIZE",
+        "BYTEPS_LOCAL_SIZE",
+        default=1,
+        parse=integer(1, 4096),
+        meaning="The number of workers on this node.",
+    )
+    partition_bytes: int = setting(
+        "PSUM_PARTITION_BYTES",
+        "BYTEPS_PARTITION_BYTES",
+        default=1 << 20,
+        default_text="1 MiB",
+        parse=size,
+        meaning="The size of a shard; the same on every worker.",
+    )
+    credit_bytes: int = setting(
+        "PSUM_CREDIT_BYTES",
+        default=16 << 20,
+        default_text="16 MiB",
+        parse=size,
+        meaning="Bytes that may be under way to one aggregator. Less is more obedient to priorities, more is faster.",
+    )
+    plane: str = setting(
+        "PSUM_PLANE",
+        default="auto",
+        parse=choice("auto", "inline"),
+        meaning="How payloads cross: auto takes the best plane that both sides have, inline goes in the gRPC message.",
+    )
+    connect_timeout: float = setting(
+        "PSUM_CONNECT_TIMEOUT",
+        default=60.0,
+        default_text="60 s",
+        parse=duration,
+        meaning="How long a worker waits at its start for aggregators that are not up yet.",
+    )
+    round_timeout: float = setting(
+        "PSUM_ROUND_TIMEOUT",
+        default=600.0,
+        default_text="600 s",
+        parse=duration,
+        meaning="How long a push-pull may wait for its sum.",
+    )
+    log_level: str = setting(
+        "PSUM_LOG_LEVEL",
+        default="warning",
+        parse=choice("debug", "info", "warning", "error"),
+        meaning="What is logged at least.",
+    )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
+        """The settings that the environment gives, beaten by those given here (text is parsed, None is ignored).
+
+        Raises:
+            ConfigurationError: With every mistake that was found.
+        """
+        return load(cls, _with_derived(environ), given)
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with the values taken together."""
+        if self.rank >= self.num_workers:
+            yield f"rank {self.rank} of {self.num_workers} workers; ranks go from 0 to {self.num_workers - 1}"
+        if self.local_rank >= self.local_size:
+            yield f"local rank {self.local_rank} of {self.local_size} on this node; local ranks start from 0"
+        if self.num_workers > 1 and not self.aggregators:
+            yield (
+                f"{self.num_workers} workers need at least one aggregator: set PSUM_AGGREGATORS to its address,"
+                " or start everything with `psum launch`"
+            )
+        if len(set(self.aggregators)) != len(self.aggregators):
+            yield f"the list of aggregators names one twice: {', '.join(self.aggregators)}"
+        if self.weights and len(self.weights) != len(self.aggregators):
+            yield f"{len(self.weights)} weights for {len(self.aggregators)} aggregators"
+        if not PAYLOAD_ALIGNMENT_BYTES <= self.partition_bytes <= MAX_PARTITION_BYTES:
+            yield (
+                f"a partition of {self.partition_bytes} bytes; expected {PAYLOAD_ALIGNMENT_BYTES} to"
+                f" {MAX_PARTITION_BYTES}"
+            )
+        if self.credit_bytes < 1:
+            yield "a credit of 0 bytes would let nothing pass"
+        if not 0 < len(self.job) <= 253 or not self.job.isprintable():
+            yield f"job={self.job!r}: a job's name has 1 to 253 printable characters"
+
+
+def _with_derived(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with rank and number of workers worked out from other systems' names where ours are missing."""
+    derived = dict(environ)
+
+    def number(*names: str, otherwise: str) -> str:
+        return next((environ[name] for name in names if environ.get(name)), otherwise)
+
+    local_size = number("PSUM_LOCAL_SIZE", "BYTEPS_LOCAL_SIZE", otherwise="1")
+    local_rank = number("PSUM_LOCAL_RANK", "BYTEPS_LOCAL_RANK", otherwise="0")
+    worker_id = number("DMLC_WORKER_ID", "JOB_COMPLETION_INDEX", otherwise="")
+    nodes = number("DMLC_NUM_WORKER", otherwise="")
+    if all(n.isdecimal() for n in (local_size, local_rank, worker_id)):
+        rank = int(worker_id) * int(local_size) + int(local_rank)
+        if not environ.get("BYTEPS_GLOBAL_RANK"):
+            derived["PSUM_RANK"] = environ.get("PSUM_RANK") or str(rank)
+    elif worker_id and not worker_id.isdecimal():
+        # Left for the parser, which says what is wrong with it.
+        derived["PSUM_RANK"] = environ.get("PSUM_RANK") or worker_id
+    if nodes:
+        product = str(int(nodes) * int(local_size)) if nodes.isdecimal() and local_size.isdecimal() else nodes
+        derived["PSUM_NUM_WORKERS"] = environ.get("PSUM_NUM_WORKERS") or product
+    return derived

@@ -1,0 +1,150 @@
+"""A namespace of keys, and what can be done with them."""
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from psum.client._buffers import Buffer
+from psum.client._keys import Operation
+from psum.client._ticket import Ticket
+from psum.wire import ElementType
+from psum.wire.errors import PsumError
+
+if TYPE_CHECKING:
+    from psum.client._client import Client
+
+
+class Store:
+    """A namespace of keys over a client's connections. Made by Client.store.
+
+    Keys are str or int; 3 and '3' are one key. A key keeps its shape and element type. All ranks must use a key alike,
+    and the same number of times; the calls on one key must come in the same order on all ranks, those on different keys
+    need not.
+    """
+
+    def __init__(self, client: "Client", number: int) -> None:
+        self.client = client
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"<Store {self.number} of {self.client!r}>"
+
+    def push_pull(
+        self, key: str | int, value: Any, out: Any = None, *, priority: int = 0, element_type: object = None
+    ) -> None:
+        """Sums a tensor over all ranks, and waits for it.
+
+        Args:
+            key: The tensor's name.
+            value: This rank's tensor: anything C-contiguous with the buffer protocol.
+            out: Where the sum goes, of the same shape and type; None: into value.
+            priority: The higher, the sooner.
+            element_type: What the elements are, where the buffer cannot say, such as 'bfloat16' in an array of uint16.
+
+        Raises:
+            TypeError, ValueError: The arguments do not fit.
+            PsumError: The sum cannot be had.
+        """
+        self.push_pull_async(key, value, out, priority=priority, element_type=element_type).result()
+
+    def push_pull_async(
+        self, key: str | int, value: Any, out: Any = None, *, priority: int = 0, element_type: object = None
+    ) -> "Future[None]":
+        """The same without waiting: value must not change, and out not be used, before the future is done."""
+        source = Buffer.of(value, "value", element_type, writable=out is None)
+        target = source if out is None else _like(source, out, element_type)
+        return self._begin(key, source, target, Operation.SUM, priority, contributes=True)
+
+    def broadcast(
+        self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None
+    ) -> None:
+        """Gives every rank the tensor of rank 0, in place, and waits for it. Takes part on all ranks or on none.
+
+        Args:
+            key: The tensor's name.
+            value: Read on rank 0, written to on the others.
+            priority: The higher, the sooner.
+            element_type: As for push_pull.
+
+        Raises:
+            TypeError, ValueError: The arguments do not fit.
+            PsumError: The value cannot be had.
+        """
+        self.broadcast_async(key, value, priority=priority, element_type=element_type).result()
+
+    def broadcast_async(
+        self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None
+    ) -> "Future[None]":
+        """The same without waiting."""
+        root = self.client.rank == 0
+        buffer = Buffer.of(value, "value", element_type, writable=not root)
+        return self._begin(key, buffer, buffer, Operation.BROADCAST, priority, contributes=root)
+
+    def reserve(
+        self,
+        key: str | int,
+        *,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation = Operation.SUM,
+        priority: int = 0,
+    ) -> Ticket:
+        """Announces an operation whose value comes later, for frameworks with a scheduler of their own.
+
+        The round is fixed here, in program order. The ticket must then be started or aborted.
+
+        Raises:
+            TypeError: The key is neither str nor int.
+            ValueError: The key had another shape or element type before.
+            PsumError: The key, or everything, has failed.
+        """
+        return self.client.reserve(self.number, key_name(key), shape, element_type, operation, priority)
+
+    def _begin(
+        self,
+        key: str | int,
+        source: Buffer,
+        target: Buffer,
+        operation: Operation,
+        priority: int,
+        *,
+        contributes: bool,
+    ) -> "Future[None]":
+        ticket = self.reserve(
+            key, shape=source.shape, element_type=source.element_type, operation=operation, priority=priority
+        )
+        future: Future[None] = Future()
+        # It cannot be cancelled: the other ranks count on it.
+        future.set_running_or_notify_cancel()
+
+        def done(error: PsumError | None) -> None:
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        ticket.start(source.data if contributes else None, target.data, done)
+        return future
+
+
+def key_name(key: object) -> str:
+    """A key as text; 3 and '3' are one key.
+
+    Raises:
+        TypeError: It is neither str nor int.
+    """
+    # An integer of NumPy has __index__ and counts as one; a bool has too and is no key.
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, bool) and hasattr(key, "__index__"):
+        return str(key.__index__())
+    raise TypeError(f"a key is a str or an int, not {key!r} ({type(key).__name__})")
+
+
+def _like(source: Buffer, out: Any, element_type: object) -> Buffer:
+    target = Buffer.of(out, "out", element_type, writable=True)
+    if (target.shape, target.element_type) != (source.shape, source.element_type):
+        raise ValueError(
+            f"value is {source.element_type.label} {source.shape}, out is {target.element_type.label} {target.shape};"
+            " they must be alike"
+        )
+    return target

@@ -1,0 +1,105 @@
+"""One operation on one key by this worker, from its announcement to its end."""
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from psum.client._placement import Shard
+from psum.wire.errors import PsumError
+
+if TYPE_CHECKING:
+    from psum.client._keys import Key
+
+Done = Callable[[PsumError | None], None]
+
+
+class State(enum.Enum):
+    """Where an operation stands."""
+
+    RESERVED = "its round is fixed, its value is not there yet"
+    QUEUED = "its value is there, an earlier round of its key is not complete"
+    RUNNING = "its shards are under way"
+    ABORTED = "its value will never be there"
+    FINISHED = "its result is there, or it failed"
+
+
+class Ticket:
+    """An operation whose round is fixed, to be started or aborted exactly once.
+
+    Made by Store.reserve. The rounds of a key are taken in the order of reservation, which is the program's, so that
+    all ranks mean the same round whatever the order in which their values become ready.
+    """
+
+    __slots__ = ("_hand_over", "done", "key", "pending", "priority", "reason", "round", "source", "state", "target")
+
+    def __init__(self, key: "Key", round: int, priority: int, hand_over: Callable[["Ticket"], None]) -> None:
+        self.key = key
+        self.round = round
+        self.priority = priority
+        self.state = State.RESERVED
+        self.source: memoryview | None = None
+        """What this rank contributes; None where it only receives."""
+        self.target: memoryview | None = None
+        """Where the result goes; None where it is not wanted."""
+        self.done: Done | None = None
+        self.reason = ""
+        """Why it was aborted."""
+        self.pending = 0
+        """Shards whose result has not come yet."""
+        self._hand_over = hand_over
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.key.name!r} round {self.round} {self.state.name}>"
+
+    def start(self, source: memoryview | None, target: memoryview | None, done: Done) -> None:
+        """The value is there. Returns at once; from any thread.
+
+        Args:
+            source: The value as flat bytes, final; None on a rank that only receives a broadcast. Read until `done`.
+            target: Where the result is to be written, as flat bytes; may be the source's memory. Written until `done`.
+            done: Called exactly once, from any thread, with None or the error. Must be short and not raise.
+        """
+        self._decide()
+        self.source, self.target, self.done = source, target, done
+        self._hand_over(self)
+
+    def abort(self, reason: str) -> None:
+        """The value will never be there. Every rank's operations on this key fail from this round on.
+
+        Args:
+            reason: Why, for people.
+        """
+        self._decide()
+        self.state, self.reason = State.ABORTED, reason
+        self._hand_over(self)
+
+    def _decide(self) -> None:
+        if self.state is not State.RESERVED:
+            raise RuntimeError(f"{self!r} was started or aborted already")
+        self.state = State.QUEUED
+
+
+class Part:
+    """One shard of a running operation: what the scheduler schedules."""
+
+    __slots__ = ("credited", "shard", "size", "ticket")
+
+    def __init__(self, ticket: Ticket, shard: Shard) -> None:
+        self.ticket = ticket
+        self.shard = shard
+        self.size = 0 if ticket.source is None else shard.size
+        """Bytes that it brings under way."""
+        self.credited = False
+        """Whether its bytes count against the credit no more, though its result has not come."""
+
+    @property
+    def priority(self) -> int:
+        return self.ticket.priority
+
+    @property
+    def pulls(self) -> bool:
+        return self.ticket.source is None
+
+    @property
+    def cancelled(self) -> bool:
+        return self.ticket.state is not State.RUNNING

@@ -1,0 +1,55 @@
+"""What both ends of the wire share: framing, element types, addresses, limits, settings, the allocator.
+
+The exceptions are in psum.wire.errors.
+"""
+
+from psum.wire import errors
+from psum.wire._address import is_local, parse_address
+from psum.wire._channel import (
+    BATCH_BYTES,
+    GRPC_OPTIONS,
+    MAX_MESSAGE_BYTES,
+    MAX_PARTITION_BYTES,
+    PROTOCOL_VERSION,
+)
+from psum.wire._elements import ElementType
+from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
+from psum.wire._malloc import keep_large_blocks
+from psum.wire._settings import (
+    Declaration,
+    choice,
+    declarations,
+    duration,
+    integer,
+    items,
+    load,
+    setting,
+    size,
+)
+
+__all__ = [
+    "BATCH_BYTES",
+    "GRPC_OPTIONS",
+    "MAX_MESSAGE_BYTES",
+    "MAX_PARTITION_BYTES",
+    "PAYLOAD_ALIGNMENT_BYTES",
+    "PROTOCOL_VERSION",
+    "Declaration",
+    "ElementType",
+    "allocate",
+    "choice",
+    "declarations",
+    "decode",
+    "duration",
+    "encode",
+    "errors",
+    "integer",
+    "is_local",
+    "items",
+    "keep_large_blocks",
+    "load",
+    "parse_address",
+    "setting",
+    "size",
+    "split",
+]

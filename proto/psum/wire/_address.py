@@ -1,0 +1,37 @@
+"""Addresses of aggregators: `host:port`, `[ipv6]:port` or `unix:/path`."""
+
+import ipaddress
+import re
+
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})")
+
+
+def parse_address(text: str) -> str:
+    """Checks an address and returns it in the form that gRPC takes.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = text.strip()
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path:
+            raise ValueError("expected a path after unix:")
+        if len(path.encode()) > 107:
+            raise ValueError(f"a unix socket's path has at most 107 bytes, this one has {len(path.encode())}")
+        return f"unix:{path}"
+    match = _HOST_PORT.fullmatch(text)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError(f"{text!r} is not an address; expected host:port, [ipv6]:port or unix:/path")
+    return text
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach the address: a unix socket or a loopback address."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

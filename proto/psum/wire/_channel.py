@@ -1,0 +1,34 @@
+"""What both ends of a gRPC connection agree on: the protocol's version, the options of channel and server.
+
+The options are those that made large messages fast where they were measured: one HTTP/2 frame and a large read-ahead
+for a whole shard, and no bandwidth probing, which shrinks the window that was just configured.
+"""
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+
+#: The largest message that either side takes. A shard is at most MAX_PARTITION_BYTES, the rest is room for its header
+#: and for declarations of many keys.
+MAX_MESSAGE_BYTES: Final = 80 << 20
+MAX_PARTITION_BYTES: Final = 64 << 20
+
+#: Payloads below this travel several to a message, up to this much together.
+BATCH_BYTES: Final = 64 << 10
+
+#: How often an idle connection is probed, and how long the answer may take before the peer counts as gone.
+KEEPALIVE_SECONDS: Final = 10.0
+KEEPALIVE_TIMEOUT_SECONDS: Final = 10.0
+
+GRPC_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.max_frame_size", (1 << 24) - 1),
+    ("grpc.http2.lookahead_bytes", 64 << 20),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_SECONDS * 1000)),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.max_ping_strikes", 0),
+)

@@ -1,0 +1,152 @@
+"""Settings: frozen dataclasses read from the environment, every mistake reported at once.
+
+A side declares its settings as fields made by `setting`; `load` reads them. The same declarations give the command
+line its flags and the documentation its table, so that there is one place that knows a name, a default and a meaning.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol, TypeVar
+
+from psum.wire.errors import ConfigurationError
+
+
+class _Settings(Protocol):
+    """What `load` can build: a dataclass that says what is wrong with its values taken together."""
+
+    __dataclass_fields__: dict[str, Any]
+
+    def mistakes(self) -> Iterable[str]: ...
+
+
+S = TypeVar("S", bound=_Settings)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Declaration:
+    """What is known about one setting.
+
+    Attributes:
+        variables: The environment variables that give it, the first that is set wins; the first is its own name.
+        parse: Turns text into the value; raises ValueError with a text that says what was expected.
+        meaning: One sentence for people.
+        default_text: The default as people write it.
+    """
+
+    variables: tuple[str, ...]
+    parse: Callable[[str], Any]
+    meaning: str
+    default_text: str
+
+
+def setting(
+    *variables: str,
+    default: Any,
+    parse: Callable[[str], Any],
+    meaning: str,
+    default_text: str | None = None,
+) -> Any:
+    """A dataclass field that `load` can read; see Declaration."""
+    text = str(default) if default_text is None else default_text
+    return dataclasses.field(
+        default=default, metadata={"psum": Declaration(variables, parse, meaning, text)}, kw_only=True
+    )
+
+
+def declarations(kind: type[_Settings]) -> dict[str, Declaration]:
+    """The declarations of a settings class by field name."""
+    return {f.name: f.metadata["psum"] for f in dataclasses.fields(kind) if "psum" in f.metadata}
+
+
+def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any]) -> S:
+    """Reads settings from the environment; what is given beats what the environment says.
+
+    Args:
+        kind: The settings class.
+        environ: The environment variables.
+        given: Values by field name. Text is parsed as the environment's would be, other values are taken as they are;
+            None stands for not given.
+
+    Raises:
+        ConfigurationError: With every mistake that was found.
+    """
+    mistakes: list[str] = []
+    values: dict[str, Any] = {}
+    known = declarations(kind)
+    for unknown in sorted(given.keys() - known.keys()):
+        mistakes.append(f"there is no setting {unknown!r}; there are {', '.join(sorted(known))}")
+    for name, declared in known.items():
+        source, value = name, given.get(name)
+        if value is None:
+            source, value = next(((v, environ[v]) for v in declared.variables if environ.get(v)), (name, None))
+        if value is None:
+            continue
+        try:
+            values[name] = declared.parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            mistakes.append(f"{source}={value!r}: {error}")
+    settings = kind(**values)
+    if not mistakes:
+        mistakes.extend(settings.mistakes())
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    return settings
+
+
+def integer(least: int, most: int) -> Callable[[str], int]:
+    """Parses a whole number within limits, both included."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+_SIZE_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def size(text: str) -> int:
+    """Parses a size such as 1048576, 512KiB or 8GiB into bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _SIZE_UNITS:
+        raise ValueError("expected a size such as 1048576, 512KiB, 16MiB or 8GiB")
+    return int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
+
+
+_TIME_UNITS: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def duration(text: str) -> float:
+    """Parses a time such as 30, 30s, 1.5m or 200ms into seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _TIME_UNITS:
+        raise ValueError("expected a time such as 30, 30s, 200ms or 2m")
+    seconds = float(match[1]) * _TIME_UNITS[match[2].lower()]
+    if not 0 < seconds < math.inf:
+        raise ValueError("expected a time above zero")
+    return seconds
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """Parses one of the words, case aside."""
+
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}")
+        return word
+
+    return parse
+
+
+def items(parse: Callable[[str], Any] = str) -> Callable[[str], tuple[Any, ...]]:
+    """Parses a list with commas, empty items left out."""
+    return lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())
