@@ -68,9 +68,7 @@ class Delivery:
 
     def _sum(self, job: Job, action: Sum) -> None:
         key, size = action.key, action.key.sizes[action.shard]
-        entry = pb.ShardRound(
-            id=key.id, shard=action.shard, round=action.round, priority=action.priority, length=size
-        )
+        entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority, length=size)
         if size < _INLINE_SUM_BYTES:
             total = memoryview(bytearray(size))
             add_up(key.element_type, action.contributions, total)
@@ -109,5 +107,3 @@ class Delivery:
                 line.outbox.put_small(*action.result)  # type: ignore[misc]
                 job.workers[rank].sent_bytes += size
             line.filled.set()
-
-

@@ -88,7 +88,7 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nobody will use the job any more: every worker that joined has left, or it failed and all are gone."""
+        """Whether nobody will use the job any more: all who joined have left, or it failed and they are gone."""
         if self.failure is not None:
             return not any(w.connected for w in self.workers.values())
         return bool(self.workers) and all(w.left for w in self.workers.values())
@@ -145,9 +145,7 @@ class Job:
             return self._fail_key(key, disagreement)
         return []
 
-    def contribute(
-        self, rank: int, entry: pb.ShardRound, payload: memoryview | None, now: float
-    ) -> list[Action]:
+    def contribute(self, rank: int, entry: pb.ShardRound, payload: memoryview | None, now: float) -> list[Action]:
         """A worker pushes a shard (payload) or asks for one of a broadcast (None).
 
         Raises:
@@ -163,7 +161,7 @@ class Job:
         shard = key.shards.get(entry.shard)
         if shard is None:
             raise ProtocolError(
-                f"rank {rank} contributed to shard {entry.shard} of key {key.name!r}, which is not of those declared here"
+                f"rank {rank} contributed to shard {entry.shard} of key {key.name!r}, which is none of those declared"
             )
         sends = not key.broadcast or rank == 0
         if (payload is not None) is not sends or (payload is not None and len(payload) != key.sizes[entry.shard]):
@@ -412,7 +410,7 @@ class Job:
         return tuple(rank for rank, worker in self.workers.items() if worker.connected)
 
 
-def _first(count: int, entries: Iterable[tuple[tuple[int, int], tuple[Key, ShardRounds[object]]]]) -> Iterator[
-    tuple[tuple[int, int], tuple[Key, ShardRounds[object]]]
-]:
+def _first(
+    count: int, entries: Iterable[tuple[tuple[int, int], tuple[Key, ShardRounds[object]]]]
+) -> Iterator[tuple[tuple[int, int], tuple[Key, ShardRounds[object]]]]:
     return (entry for _, entry in zip(range(count), entries, strict=False))

@@ -27,9 +27,7 @@ class UrgentPool:
         """How many tasks wait for a thread."""
         return len(self._waiting)
 
-    def submit(
-        self, priority: int, task: Callable[[], None], done: Callable[[BaseException | None], None]
-    ) -> None:
+    def submit(self, priority: int, task: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         """Runs task in a thread, then done on the event loop, with the exception that task raised or None."""
         heapq.heappush(self._waiting, (-priority, next(self._order), task, done))
         self._dispatch()

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import socket
 import stat
+from collections.abc import Iterable
 
 import grpc.aio
 import uvloop
@@ -55,9 +56,7 @@ class Server:
         """Ends all streams within the grace period (by default that of the settings), and frees everything."""
         await self._grpc.stop(self.settings.grace if grace is None else grace)
         await self._service.close()
-        for address in self.addresses:
-            if address.startswith("unix:"):
-                pathlib.Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+        _remove_sockets(self.addresses)
 
     def _bind(self, address: str) -> str:
         if address.startswith("unix:"):
@@ -119,6 +118,12 @@ def _write_whole(path: pathlib.Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
     part.rename(path)
+
+
+def _remove_sockets(addresses: Iterable[str]) -> None:
+    for address in addresses:
+        if address.startswith("unix:"):
+            pathlib.Path(address.removeprefix("unix:")).unlink(missing_ok=True)
 
 
 def _remove_stale_socket(path: pathlib.Path) -> None:

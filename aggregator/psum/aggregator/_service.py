@@ -19,7 +19,7 @@ from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_MESSAGE_BYTES, decode, split
-from psum.wire.errors import FaultError, InvalidError, ProtocolError
+from psum.wire.errors import FaultError, InternalError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -79,44 +79,60 @@ class Service:
     async def _exchange(self, _requests: AsyncIterator[bytes], context: _Context) -> None:
         line = Line()
         sender = self._loop.create_task(self._send(line, context))
-        job: Job | None = None
-        rank = -1
+        receiver: asyncio.Task[None] | None = None
+        joined: tuple[Job, int] | None = None
+        gone = False
         try:
             hello = await self._receive_hello(context)
-            job, actions, refusal = self._registry.join(hello, context.peer(), self._loop.time())
-            for about, action in actions:
-                self._delivery.perform(about, [action])
-            if refusal is not None or job is None:
-                _log.warning("job %s: refused: %s", hello.job, refusal)
-                job = None
-                raise refusal or InvalidError("refused")
-            rank = hello.rank
-            self._lines[id(job), rank] = line
-            _log.info("job %s: rank %d of %d joined, %s", job.name, rank, job.num_workers, job.workers[rank])
-            line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome()))
-            line.filled.set()
-            receiver = self._loop.create_task(self._receive(job, rank, line, context))
+            job = self._join(hello, line, context.peer())
+            joined = job, hello.rank
+            receiver = self._loop.create_task(self._receive(job, hello.rank, line, context))
             # The sender ends first where the job fails: then nothing more is to be heard.
             await asyncio.wait((receiver, sender), return_when=asyncio.FIRST_COMPLETED)
-            receiver.cancel()
-            await receiver
+            if receiver.done():
+                receiver.result()
         except (FaultError, ProtocolError) as error:
-            fault = error if isinstance(error, FaultError) else InvalidError(str(error))
             if isinstance(error, ProtocolError):
                 _log.warning("peer %s: %s", context.peer(), error)
+            fault = error if isinstance(error, FaultError) else InvalidError(str(error))
             line.outbox.clear()
             line.outbox.put_control(pb.ExchangeResponse(fault=fault.to_message()))
+        except BaseException:
+            gone = True
+            raise
         finally:
-            if job is not None:
-                self._depart(job, rank)
-            # What is left to say, such as the fault or the farewell, is still said; unless the peer has gone.
-            line.closing = True
-            line.filled.set()
-            try:
-                async with asyncio.timeout(self.settings.hello_timeout):
-                    await sender
-            except (TimeoutError, asyncio.CancelledError, grpc.RpcError, grpc.aio.UsageError):
-                sender.cancel()
+            if receiver is not None:
+                receiver.cancel()
+            if joined is not None:
+                self._depart(*joined)
+            await self._close_line(line, sender, gone=gone)
+
+    def _join(self, hello: pb.Hello, line: Line, peer: str) -> Job:
+        job, actions, refusal = self._registry.join(hello, peer, self._loop.time())
+        for about, action in actions:
+            self._delivery.perform(about, [action])
+        if job is None or refusal is not None:
+            _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+            raise refusal or InternalError("refused without a reason")
+        self._lines[id(job), hello.rank] = line
+        _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
+        line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome()))
+        line.filled.set()
+        return job
+
+    async def _close_line(self, line: Line, sender: "asyncio.Task[None]", *, gone: bool) -> None:
+        """Lets what is left to say, such as a fault or the farewell, still be said, unless the peer has gone."""
+        line.closing = True
+        line.filled.set()
+        if gone:
+            sender.cancel()
+        try:
+            async with asyncio.timeout(self.settings.hello_timeout):
+                await sender
+        except (TimeoutError, asyncio.CancelledError):
+            sender.cancel()
+        except Exception as error:  # Whatever gRPC raises for a peer that is no longer there.
+            _log.debug("the last messages to a peer could not be sent: %r", error)
 
     async def _receive_hello(self, context: _Context) -> pb.Hello:
         try:
@@ -229,4 +245,3 @@ class Service:
             jobs=jobs,
             ended=ended,
         )
-

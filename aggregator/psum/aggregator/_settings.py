@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from psum.wire import choice, duration, integer, is_local, items, load, parse_address, setting
+from psum.wire import BaseSettings, choice, duration, integer, is_local, items, load, parse_address, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(BaseSettings):
     """What one aggregator is told. Every field is a flag of `psum aggregator` and an environment variable."""
 
     listen: tuple[str, ...] = setting(

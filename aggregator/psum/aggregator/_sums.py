@@ -5,7 +5,7 @@ processor's cache. Integers wrap around, as they do in NumPy; numkong's would sa
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import numkong
 import numpy as np
@@ -15,7 +15,9 @@ from psum.wire import ElementType
 #: Elements that are accumulated at a time: 128 KiB of single precision, within any processor's second-level cache.
 _BLOCK_ELEMENTS: Final = 32 << 10
 
-_NARROW: Final = {ElementType.FLOAT16: "float16", ElementType.BFLOAT16: "bfloat16"}
+_NarrowType = Literal["float16", "bfloat16"]
+
+_NARROW: Final[dict[ElementType, _NarrowType]] = {ElementType.FLOAT16: "float16", ElementType.BFLOAT16: "bfloat16"}
 
 
 def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: memoryview) -> None:
@@ -46,7 +48,7 @@ def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: 
                     np.add(total[block], other[block], out=total[block])
 
 
-def _add_up_narrow(kind: str, contributions: Sequence[memoryview], out: memoryview) -> None:
+def _add_up_narrow(kind: _NarrowType, contributions: Sequence[memoryview], out: memoryview) -> None:
     arrays = [np.frombuffer(c, np.uint16) for c in contributions]
     total = np.frombuffer(out, np.uint16)
     accumulator = np.empty(min(_BLOCK_ELEMENTS, len(total)), np.float32)

@@ -37,10 +37,11 @@ class Buffer:
             ValueError: It is not contiguous, or read-only where it is to be written.
         """
         if not isinstance(value, np.ndarray):
+            given: Any = value
             try:
-                value = np.asarray(memoryview(value))
+                value = np.asarray(memoryview(given))
             except (TypeError, ValueError) as error:
-                raise TypeError(f"{what} is a {type(value).__name__}, which has no usable buffer: {error}") from None
+                raise TypeError(f"{what} is a {type(given).__name__}, which has no usable buffer: {error}") from None
         kind = ElementType.of(value.dtype if element_type is None else element_type)
         if value.dtype.itemsize != kind.itemsize:
             raise TypeError(f"{what} has elements of {value.dtype.itemsize} bytes, {kind.label} has {kind.itemsize}")

@@ -221,13 +221,13 @@ class Client:
             self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, time.monotonic())
             self._settle()
 
-    async def _leave(self, timeout: float) -> None:
+    async def _leave(self, patience: float) -> None:
         *running, expiry = self._tasks
         expiry.cancel()
         for link in self._links:
             await link.leave()
         if running:
-            await asyncio.wait(running, timeout=timeout)
+            await asyncio.wait(running, timeout=patience)
         for link in self._links:
             await link.abandon()
         for task in running:

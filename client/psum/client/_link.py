@@ -53,12 +53,12 @@ class Link:
         """There may be something to send."""
         self._wake.set()
 
-    async def connect(self, hello: pb.Hello, timeout: float) -> None:
+    async def connect(self, hello: pb.Hello, patience: float) -> None:
         """Opens the stream and introduces this worker, trying again while the aggregator is not up.
 
         Args:
             hello: The introduction, without the aggregator's place in the list.
-            timeout: Seconds to try for.
+            patience: Seconds to try for.
 
         Raises:
             ConnectError: It could not be reached in time.
@@ -69,7 +69,7 @@ class Link:
         introduction.aggregator_index = self._index
         cause = "nothing was heard from it"
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(patience):
                 for pause in _backoff():
                     self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
                     self._call = self._channel.stream_stream(_EXCHANGE)()
@@ -85,7 +85,7 @@ class Link:
         except TimeoutError:
             await self.abandon()
             raise ConnectError(
-                f"rank {hello.rank} could not join job {hello.job!r} at aggregator {self.address} within {timeout:g} s"
+                f"rank {hello.rank} could not join job {hello.job!r} at aggregator {self.address} within {patience:g} s"
                 f" (PSUM_CONNECT_TIMEOUT): {cause}. Is it running, and is the address right?",
                 address=self.address,
             ) from None
@@ -121,7 +121,7 @@ class Link:
         await self._call.write(encode(pb.ExchangeRequest(hello=hello)))
         data = await self._call.read()
         if data is grpc.aio.EOF:
-            raise ProtocolError(f"it ended the stream instead of answering ({_status(self._call)})")
+            raise ProtocolError(f"it ended the stream instead of answering ({await _status(self._call)})")
         message, _ = decode(pb.ExchangeResponse, data)
         match message.WhichOneof("kind"):
             case "welcome":
@@ -151,7 +151,7 @@ class Link:
             if data is grpc.aio.EOF:
                 if self._leaving:
                     return
-                raise self._lost(_status(self._call))
+                raise self._lost(await _status(self._call))
             message_is_farewell = len(data) <= 4 and decode(pb.ExchangeResponse, data)[0].HasField("farewell")
             if message_is_farewell:
                 return
@@ -160,8 +160,8 @@ class Link:
 
     def _lost(self, cause: str) -> PsumError:
         return AggregatorLostError(
-            f"rank {self._session.rank} lost its connection to aggregator {self.address} in the midst of the job: {cause}."
-            " Look into the aggregator's log, then start the job again",
+            f"rank {self._session.rank} lost its connection to aggregator {self.address} in the midst of the job:"
+            f" {cause}. Look into the aggregator's log, then start the job again",
             address=self.address,
         )
 
@@ -180,7 +180,7 @@ def _describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _status(call: Any) -> str:
-    """How a stream ended, as far as it is known."""
-    code = call.code() if call.done() else None
-    return "the stream was closed" if not isinstance(code, grpc.StatusCode) else code.name
+async def _status(call: Any) -> str:
+    """How a stream ended, as gRPC knows it."""
+    code, details = await call.code(), await call.details()
+    return f"{code.name}: {details}" if details else f"the stream was ended with {code.name}"

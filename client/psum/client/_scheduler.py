@@ -36,9 +36,10 @@ _MAX_BATCH: Final = 128
 class Scheduler(Generic[Item]):
     """The queue to one aggregator.
 
-    The highest priority comes first and, of equals, who came first. The credit bounds the bytes that are under way: sent,
-    and neither answered nor said to be taken. What waits here can be overtaken, what is under way cannot; so the credit is
-    what an urgent shard has to wait for at most. An item larger than the credit passes when nothing else is under way.
+    The highest priority comes first and, of equals, who came first. The credit bounds the bytes that are under way:
+    sent, and neither answered nor said to be taken. What waits here can be overtaken, what is under way cannot; so the
+    credit is what an urgent shard has to wait for at most. An item larger than the credit passes when nothing else is
+    under way.
 
     Args:
         credit_bytes: Bytes that may be under way.

@@ -65,9 +65,7 @@ class Session:
         self._addresses = tuple(addresses)
         self._hand_over = hand_over
         self._lanes = [_Lane(credit_bytes) for _ in addresses]
-        self._placement = (
-            Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
-        )
+        self._placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
         self._keys: dict[tuple[int, str, Operation], Key] = {}
         self._by_id: dict[int, Key] = {}
         self._reserving = threading.Lock()
@@ -168,7 +166,9 @@ class Session:
                 elif (key := self._by_id.get(fault.key)) is not None:
                     self._fail_key(key, fault)
             case kind:
-                raise ProtocolError(f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected")
+                raise ProtocolError(
+                    f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected"
+                )
 
     def fail(self, error: PsumError) -> None:
         """Everything fails, now and from now on."""

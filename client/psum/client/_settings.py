@@ -8,6 +8,7 @@ from typing import Any
 from psum.wire import (
     MAX_PARTITION_BYTES,
     PAYLOAD_ALIGNMENT_BYTES,
+    BaseSettings,
     choice,
     duration,
     integer,
@@ -20,7 +21,7 @@ from psum.wire import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(BaseSettings):
     """What one worker is told, mostly by its environment.
 
     The names that BytePS, ps-lite and Kubernetes use are understood too, where psum's own are not set: with

@@ -54,9 +54,7 @@ class Store:
         target = source if out is None else _like(source, out, element_type)
         return self._begin(key, source, target, Operation.SUM, priority, contributes=True)
 
-    def broadcast(
-        self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None
-    ) -> None:
+    def broadcast(self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None) -> None:
         """Gives every rank the tensor of rank 0, in place, and waits for it. Takes part on all ranks or on none.
 
         Args:

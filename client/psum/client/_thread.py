@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """A uvloop that runs in a background thread from construction to `stop`, so that the caller's loop is not touched."""
+    """A uvloop that runs in a background thread from construction to `stop`; the caller's loop is not touched."""
 
     def __init__(self, name: str) -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()

@@ -26,6 +26,7 @@ from psum.wire._settings import (
     setting,
     size,
 )
+from psum.wire._settings import Settings as BaseSettings
 
 __all__ = [
     "BATCH_BYTES",
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_PARTITION_BYTES",
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
+    "BaseSettings",
     "Declaration",
     "ElementType",
     "allocate",

@@ -80,9 +80,10 @@ def decode(kind: type[Envelope], data: bytes) -> tuple[Envelope, memoryview]:
         ProtocolError: The bytes are no such message.
     """
     try:
-        start = _payload_start(data)
-        if start is not None:
-            field, start = start
+        place = _payload_place(data)
+        if place is not None:
+            field, start = place
+            # FromString takes any buffer, though the stubs only know bytes.
             return kind.FromString(memoryview(data)[:field]), memoryview(data)[start:]  # type: ignore[arg-type]
         # Legal, though no sender is known that writes so: fields after the payload, or the payload twice.
         message = kind.FromString(data)
@@ -116,7 +117,7 @@ def _lead(header: bytes, size: int) -> bytes:
     return b"".join((header, bytes((_PADDING_TAG, padding)), bytes(padding), tail))
 
 
-def _payload_start(data: bytes) -> tuple[int, int] | None:
+def _payload_place(data: bytes) -> tuple[int, int] | None:
     """Where the payload's field and the payload begin, None where it is not the message's last field."""
     position, end = 0, len(data)
     while position < end:

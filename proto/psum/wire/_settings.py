@@ -8,20 +8,20 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from psum.wire.errors import ConfigurationError
 
 
-class _Settings(Protocol):
-    """What `load` can build: a dataclass that says what is wrong with its values taken together."""
+class Settings:
+    """Base of a side's settings: a frozen dataclass of fields made by `setting`."""
 
-    __dataclass_fields__: dict[str, Any]
+    def mistakes(self) -> Iterable[str]:
+        """What is wrong with the values taken together."""
+        return ()
 
-    def mistakes(self) -> Iterable[str]: ...
 
-
-S = TypeVar("S", bound=_Settings)
+S = TypeVar("S", bound=Settings)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,9 +55,10 @@ def setting(
     )
 
 
-def declarations(kind: type[_Settings]) -> dict[str, Declaration]:
+def declarations(kind: type[Settings]) -> dict[str, Declaration]:
     """The declarations of a settings class by field name."""
-    return {f.name: f.metadata["psum"] for f in dataclasses.fields(kind) if "psum" in f.metadata}
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # The base has none itself.
+    return {field.name: field.metadata["psum"] for field in fields}
 
 
 def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any]) -> S:

@@ -88,7 +88,7 @@ class FaultError(PsumError):
         ranks: The ranks that the failure is about.
     """
 
-    code: ClassVar[pb.FaultCode] = pb.FAULT_CODE_UNSPECIFIED
+    code: ClassVar[pb.FaultCode.ValueType] = pb.FAULT_CODE_UNSPECIFIED
 
     def __init__(
         self, text: str, *, key: int | None = None, round: int | None = None, ranks: Iterable[int] = ()

@@ -1,0 +1,362 @@
+"""A job turns what its workers do into sums, deliveries, credit and faults."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from psum.aggregator._actions import Action, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator._job import CREDIT_HOLD_SECONDS, Job
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import (
+    AbortedError,
+    DisagreementError,
+    ProtocolError,
+    RoundTimeoutError,
+    TakenError,
+    WorkerLostError,
+)
+
+
+def hello(rank: int, num_workers: int = 2, **fields: object) -> pb.Hello:
+    message = pb.Hello(
+        job="night",
+        rank=rank,
+        num_workers=num_workers,
+        partition_bytes=1024,
+        aggregators=["a:1"],
+        worker=f"host pid {100 + rank}",
+    )
+    for name, value in fields.items():
+        if isinstance(value, list):
+            del getattr(message, name)[:]
+            getattr(message, name).extend(value)
+        else:
+            setattr(message, name, value)
+    return message
+
+
+def key(
+    elements: int = 4, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, id: int = 7, round: int = 0
+) -> pb.Key:
+    return pb.Key(
+        id=id,
+        name="w",
+        elements=elements,
+        type=pb.ELEMENT_TYPE_UINT8,
+        operation=operation,
+        shape=[elements],
+        shards=[pb.Shard(index=0, elements=elements, round=round)],
+    )
+
+
+def entry(round: int = 0, *, id: int = 7, priority: int = 0, shard: int = 0, length: int = 4) -> pb.ShardRound:
+    return pb.ShardRound(id=id, shard=shard, round=round, priority=priority, length=length)
+
+
+FOUR = memoryview(b"abcd")
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    """A job of two workers, both there, that is checked for its invariants in the end."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(2):
+        assert job.join(hello(rank), f"peer:{rank}", now=0.0) == ([], None)
+    yield job
+    job.check()
+
+
+def run_round(job: Job, round: int) -> list[Action]:
+    assert job.contribute(0, entry(round), FOUR, now=1.0) == []
+    [action] = job.contribute(1, entry(round), FOUR, now=1.0)
+    assert isinstance(action, Sum)
+    return job.summed(action.key, action.shard, f"sum {round}")
+
+
+def declare(job: Job, message: pb.Key | None = None) -> None:
+    for rank in job.workers:
+        assert job.declare(rank, message or key(), now=0.0) == []
+
+
+def test_a_round_is_summed_in_rank_order_and_delivered_to_all(job: Job) -> None:
+    """Whoever comes first, the sum gets the contributions by rank, and the greatest urgency."""
+    declare(job)
+    one, two = memoryview(b"1111"), memoryview(b"2222")
+    assert job.contribute(1, entry(priority=-3), two, now=1.0) == []
+    [action] = job.contribute(0, entry(priority=-5), one, now=1.0)
+    assert isinstance(action, Sum)
+    assert (action.contributions, action.priority) == ((one, two), -3)
+    assert job.summed(action.key, 0, "sum") == [Deliver(action.key, 0, 0, -3, "sum", (0, 1))]
+    job.check()
+
+
+def test_rounds_follow_each_other_and_hold_one_result(job: Job) -> None:
+    """What is held does not grow with the rounds."""
+    declare(job)
+    for round in range(5):
+        run_round(job, round)
+        assert job.held_bytes == 4
+        job.check()
+    assert job.rounds_completed == 5
+
+
+def test_a_broadcast_delivers_the_roots_value_when_all_take_part(job: Job) -> None:
+    """Rank 0 pushes, the others pull; the value is delivered when every rank has asked."""
+    declare(job, key(operation=pb.OPERATION_BROADCAST))
+    assert job.contribute(1, entry(length=0), None, now=1.0) == []
+    [action] = job.contribute(0, entry(), FOUR, now=1.0)
+    assert isinstance(action, Sum)
+    assert action.contributions == (FOUR,)
+
+
+@pytest.mark.parametrize(
+    ("rank", "payload"), [(0, None), (1, FOUR)], ids=["the root pulls", "another rank pushes"]
+)
+def test_the_wrong_part_in_a_broadcast_breaks_the_protocol(job: Job, rank: int, payload: memoryview | None) -> None:
+    """Only rank 0 has the value, and all others only ask."""
+    declare(job, key(operation=pb.OPERATION_BROADCAST))
+    with pytest.raises(ProtocolError, match=f"rank {rank} contributed"):
+        job.contribute(rank, entry(), payload, now=1.0)
+
+
+def test_a_lost_result_is_delivered_again_to_whom_lacks_it(job: Job) -> None:
+    """A contribution to the round before is answered from the kept result."""
+    declare(job)
+    run_round(job, 0)
+    [action] = job.contribute(1, entry(0), FOUR, now=2.0)
+    assert isinstance(action, Deliver)
+    assert (action.result, action.ranks) == ("sum 0", (1,))
+
+
+@pytest.mark.parametrize(
+    ("change", "both_sides"),
+    [
+        ({"num_workers": 3}, r"PSUM_NUM_WORKERS\): rank 0 has 2, rank 1 has 3"),
+        ({"partition_bytes": 2048}, r"PSUM_PARTITION_BYTES\): rank 0 has 1024, rank 1 has 2048"),
+        ({"aggregators": ["a:1", "b:1"]}, r"PSUM_AGGREGATORS\): rank 0 has \['a:1'\], rank 1 has \['a:1', 'b:1'\]"),
+        ({"aggregator_index": 1}, "place in the list: rank 0 has 0, rank 1 has 1"),
+    ],
+)
+def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object], both_sides: str) -> None:
+    """While ranks are missing, a worker that disagrees is one of them: the job fails for all, showing both sides."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer:0", now=0.0)
+    actions, refusal = job.join(hello(1, **change), "peer:1", now=1.0)
+    assert isinstance(refusal, DisagreementError)
+    assert actions == [Report(refusal, (0,))]
+    with pytest.raises(DisagreementError, match=both_sides):
+        raise refusal
+    assert job.join(hello(1), "peer:1", now=2.0) == ([], refusal)
+
+
+def test_a_stranger_does_not_end_a_complete_job(job: Job) -> None:
+    """Once all ranks are there, a worker that disagrees is refused and nobody else hears of it."""
+    actions, refusal = job.join(hello(0, num_workers=5), "peer:9", now=1.0)
+    assert isinstance(refusal, DisagreementError)
+    assert actions == []
+    assert job.failure is None
+
+
+def test_a_rank_is_taken_once(job: Job) -> None:
+    """The second claim is refused with who holds it; the first goes on."""
+    actions, refusal = job.join(hello(1, worker="other pid 9"), "peer:9", now=2.0)
+    assert isinstance(refusal, TakenError)
+    assert actions == []
+    assert "rank 1 of job 'night' is taken by host pid 101 (peer:1), connected 2.0 s ago" in str(refusal)
+    assert "refused other pid 9 (peer:9)" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_INT8, operation=pb.OPERATION_SUM, shape=[4]),
+        pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[2, 2]),
+        pb.Key(id=7, name="w", elements=0, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[0]),
+        pb.Key(id=7, name="v", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4]),
+    ],
+    ids=["type", "shape", "size", "name"],
+)
+def test_ranks_that_disagree_on_a_key_all_hear_of_it(job: Job, other: pb.Key) -> None:
+    """The key fails on every rank, with both sides shown, and what it held is let go; other keys go on."""
+    if other.elements:
+        other.shards.append(pb.Shard(index=0, elements=4))
+    job.declare(0, key(), now=0.0)
+    job.contribute(0, entry(), FOUR, now=0.0)
+    [action] = job.declare(1, other, now=1.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert action.ranks == (0, 1)
+    assert "rank 0 declared pushpull of uint8 (4,), rank 1 declared pushpull of" in str(action.fault)
+    assert job.held_bytes == 0
+    assert job.contribute(0, entry(), FOUR, now=2.0) == []
+    declare(job, key(id=8))
+
+
+def test_a_rank_that_uses_a_failed_key_later_hears_of_it(job: Job) -> None:
+    """Who declares a failed key is told why it failed."""
+    job.declare(0, key(), now=0.0)
+    [first] = job.declare(1, key(9), now=0.0)
+    assert isinstance(first, Report)
+    assert job.declare(1, key(), now=1.0) == [Report(first.fault, (1,))]
+
+
+def test_a_rank_that_cannot_contribute_fails_the_key_for_all(job: Job) -> None:
+    """An abort names the rank and its reason."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=0.0)
+    [action] = job.abort(1, pb.Abort(id=7, round=0, text="out of memory"))
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, AbortedError)
+    assert (action.fault.ranks, action.fault.round, action.ranks) == ((1,), 0, (0, 1))
+    assert "rank 1 of job 'night' could not contribute to key 'w' round 0: out of memory" in str(action.fault)
+
+
+def test_credit_is_returned_for_contributions_that_wait(job: Job) -> None:
+    """A round that waits for another rank does not hold its contributor's credit for long; it does so once."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=1.0)
+    assert job.uncredited
+    assert job.tick(1.0 + CREDIT_HOLD_SECONDS / 2) == []
+    assert job.tick(1.0 + CREDIT_HOLD_SECONDS * 2) == [ReturnCredit(1, ((7, 0, 0),))]
+    assert job.tick(2.0) == []
+    assert not job.uncredited
+
+
+def test_credit_of_completed_rounds_is_returned_by_their_results(job: Job) -> None:
+    """A contribution whose result is on its way needs no further word."""
+    declare(job)
+    run_round(job, 0)
+    assert job.tick(5.0) == []
+
+
+def test_a_round_that_waits_too_long_names_whom_it_waits_for(job: Job) -> None:
+    """After round_timeout the key fails on every rank, naming key, round, rank and time."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    assert not any(isinstance(a, Report) for a in job.tick(601.0))
+    [action] = job.tick(602.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, RoundTimeoutError)
+    assert "key 'w' round 0 has waited 601.0 s for rank 1," in str(action.fault)
+
+
+def test_a_rank_that_never_joined_is_said_to() -> None:
+    """A timeout tells a rank that is slow from one that was never there."""
+    lonely = Job(hello(0), worker_timeout=30, round_timeout=1)
+    lonely.join(hello(0), "peer", now=0.0)
+    lonely.declare(0, key(), now=0.0)
+    lonely.contribute(0, entry(), FOUR, now=0.0)
+    *_, action = lonely.tick(2.0)
+    assert "rank 1 (never joined)" in str(action.fault if isinstance(action, Report) else "")
+
+
+def test_a_worker_that_vanished_fails_the_job_after_its_timeout(job: Job) -> None:
+    """Its peers are told which rank it was and when it was last heard; everything is let go."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    job.lost(1, now=2.0)
+    job.tick(31.0)
+    assert job.failure is None
+    [action] = job.tick(33.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, WorkerLostError)
+    assert (action.fault.key, action.fault.ranks, action.ranks) == (None, (1,), (0,))
+    assert "rank 1 of job 'night', host pid 101 (peer:1), vanished 31.0 s ago" in str(action.fault)
+    assert job.held_bytes == 0
+    assert not job.over
+    job.lost(0, now=34.0)
+    assert job.over
+
+
+def test_what_still_needs_a_worker_that_left_fails_at_once(job: Job) -> None:
+    """A rank that waits for one that said goodbye hears of it, now and on later contributions."""
+    declare(job)
+    declare(job, key(id=8))
+    job.contribute(0, entry(), FOUR, now=1.0)
+    [action] = job.leave(1)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, WorkerLostError)
+    assert "rank 1 (host pid 101) has left job 'night' without contributing to key 'w' round 0" in str(action.fault)
+    [action] = job.contribute(0, entry(id=8), FOUR, now=2.0)
+    assert isinstance(action, Report)
+    assert action.fault.key == 8
+
+
+def test_a_worker_that_left_does_not_disturb_what_it_contributed_to(job: Job) -> None:
+    """Its last contributions still count."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=1.0)
+    assert job.leave(1) == []
+    [action] = job.contribute(0, entry(), FOUR, now=2.0)
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    assert not job.over
+    job.leave(0)
+    assert job.over
+
+
+def test_a_sum_that_comes_after_the_job_failed_is_dropped(job: Job) -> None:
+    """What was being summed when everything ended leads to nothing."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    [action] = job.contribute(1, entry(), FOUR, now=1.0)
+    assert isinstance(action, Sum)
+    job.fail(WorkerLostError("gone"), now=1.0)
+    assert job.summed(action.key, 0, "sum") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "payload", "complaint"),
+    [
+        (entry(id=99), FOUR, "key id 0x63, which it has not declared"),
+        (entry(shard=5), FOUR, "shard 5 of key 'w', which is none"),
+        (entry(), memoryview(b"abc"), "3 bytes to shard 0 of key 'w'; expected 4"),
+        (entry(), None, "nothing to shard 0"),
+        (entry(round=1), FOUR, "round 1 of key 'w' shard 0, which is at round 0"),
+    ],
+)
+def test_contributions_that_cannot_be_meant_break_the_protocol(
+    job: Job, wrong: pb.ShardRound, payload: memoryview | None, complaint: str
+) -> None:
+    """Unknown keys and shards, wrong sizes and wrong rounds end the sender's stream and change nothing."""
+    declare(job)
+    with pytest.raises(ProtocolError, match=complaint):
+        job.contribute(0, wrong, payload, now=1.0)
+    assert job.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pb.Key(id=1, name="w", elements=1, type=pb.ElementType.ValueType(77), operation=pb.OPERATION_SUM),
+        pb.Key(id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_INT8),
+        pb.Key(
+            id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_INT8, operation=pb.OPERATION_SUM, shards=[pb.Shard()]
+        ),
+        pb.Key(
+            id=1,
+            name="w",
+            elements=1 << 40,
+            type=pb.ELEMENT_TYPE_INT8,
+            operation=pb.OPERATION_SUM,
+            shards=[pb.Shard(elements=1 << 40)],
+        ),
+    ],
+    ids=["type", "operation", "empty shard", "huge shard"],
+)
+def test_declarations_that_contradict_themselves_break_the_protocol(job: Job, wrong: pb.Key) -> None:
+    """A key must be of a known type and operation, its shards neither empty nor larger than a message."""
+    with pytest.raises(ProtocolError, match="key 'w'"):
+        job.declare(0, wrong, now=0.0)
+    assert 1 not in job.keys
+
+
+def test_the_status_says_whom_a_round_waits_for(job: Job) -> None:
+    """An operator sees workers, and the rounds in progress with their missing ranks."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=1.0)
+    status = job.status(now=4.0)
+    assert [(w.rank, w.connected, w.peer) for w in status.workers] == [(0, True, "peer:0"), (1, True, "peer:1")]
+    [round] = status.rounds
+    assert (round.key, round.round, round.waiting_seconds, list(round.waiting_for)) == ("w", 0, 3.0, [0])
+    assert (status.rounds_waiting, status.held_bytes, status.keys) == (1, 4, 1)

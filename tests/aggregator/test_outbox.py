@@ -1,0 +1,61 @@
+"""What waits for a worker goes out by urgency, small results together."""
+
+from psum.aggregator._outbox import Outbox
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import BATCH_BYTES, decode
+
+
+def small(outbox: Outbox, key: int, priority: int, payload: bytes) -> None:
+    outbox.put_small(pb.ShardRound(id=key, priority=priority, length=len(payload)), memoryview(payload))
+
+
+def taken(outbox: Outbox) -> tuple[list[int], bytes]:
+    message, payload = decode(pb.ExchangeResponse, outbox.take())
+    return [s.id for s in message.result.shards], bytes(payload)
+
+
+def test_the_most_urgent_goes_first_and_equals_in_order() -> None:
+    """Results leave by priority, not by arrival."""
+    outbox = Outbox()
+    for name, priority in (("a", -2), ("b", 0), ("c", -2), ("d", 1)):
+        outbox.put_message(priority, name.encode())
+    assert [outbox.take() for _ in range(4)] == [b"d", b"b", b"a", b"c"]
+    assert not outbox
+
+
+def test_control_messages_go_before_results() -> None:
+    """A fault does not wait behind megabytes."""
+    outbox = Outbox()
+    outbox.put_message(100, b"x" * 100)
+    outbox.put_control(pb.ExchangeResponse(fault=pb.Fault(text="stop")))
+    assert decode(pb.ExchangeResponse, outbox.take())[0].fault.text == "stop"
+
+
+def test_small_results_share_a_message_in_order_of_urgency() -> None:
+    """What is small and next to each other travels together, most urgent first."""
+    outbox = Outbox()
+    small(outbox, 1, -1, b"one")
+    small(outbox, 2, 0, b"two")
+    small(outbox, 3, -3, b"three")
+    assert taken(outbox) == ([2, 1, 3], b"twoonethree")
+
+
+def test_a_large_result_between_small_ones_keeps_its_turn() -> None:
+    """Batching never lets the less urgent overtake."""
+    outbox = Outbox()
+    small(outbox, 1, 0, b"one")
+    outbox.put_message(-1, b"large")
+    small(outbox, 2, -2, b"two")
+    assert taken(outbox) == ([1], b"one")
+    assert outbox.take() == b"large"
+    assert taken(outbox) == ([2], b"two")
+
+
+def test_a_shared_message_stays_small() -> None:
+    """No message of several results grows beyond the limit, so an urgent one waits for little."""
+    outbox = Outbox()
+    piece = bytes(BATCH_BYTES // 3)
+    for key in range(4):
+        small(outbox, key, 0, piece)
+    assert taken(outbox)[0] == [0, 1, 2]
+    assert taken(outbox)[0] == [3]

@@ -1,0 +1,42 @@
+"""The thread pool keeps urgency."""
+
+import asyncio
+import threading
+
+import pytest
+
+from psum.aggregator._pool import UrgentPool
+
+
+async def test_the_most_urgent_waiting_task_runs_next() -> None:
+    """While the only thread is busy, tasks line up by priority and, of equals, by age."""
+    pool = UrgentPool(1)
+    release = threading.Event()
+    order: list[str] = []
+    done = asyncio.Event()
+    pool.submit(0, lambda: (release.wait(10), None)[1], lambda _: None)
+    for name, priority in (("late", -5), ("first", 3), ("second", 1), ("third", 1)):
+        pool.submit(priority, lambda name=name: order.append(name), lambda _: len(order) == 4 and done.set())  # type: ignore[misc]
+    assert pool.waiting == 4
+    release.set()
+    async with asyncio.timeout(10):
+        await done.wait()
+    assert order == ["first", "second", "third", "late"]
+    pool.close()
+
+
+async def test_a_failing_task_reports_its_exception() -> None:
+    """What a task raises reaches its callback on the event loop, and the thread goes on."""
+    pool = UrgentPool(1)
+    results: asyncio.Queue[BaseException | None] = asyncio.Queue()
+
+    def fail() -> None:
+        raise ValueError("no sum")
+
+    pool.submit(0, fail, results.put_nowait)
+    pool.submit(0, lambda: None, results.put_nowait)
+    async with asyncio.timeout(10):
+        with pytest.raises(ValueError, match="no sum"):
+            raise await results.get() or AssertionError
+        assert await results.get() is None
+    pool.close()

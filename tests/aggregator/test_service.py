@@ -1,0 +1,151 @@
+"""The service speaks plain protobuf: the generated stub of any language can use it, and nothing it sends does harm."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from psum.aggregator import Server, Settings
+from psum.v1 import aggregator_pb2 as pb
+from psum.v1 import aggregator_pb2_grpc as rpc
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[Server]:
+    server = Server(Settings(listen=("127.0.0.1:0",), hello_timeout=0.5))
+    await server.start()
+    yield server
+    await server.stop(0.1)
+
+
+@pytest_asyncio.fixture
+async def stub(server: Server) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
+        yield rpc.AggregatorServiceStub(channel)
+
+
+def hello(rank: int = 0, num_workers: int = 1) -> pb.ExchangeRequest:
+    return pb.ExchangeRequest(
+        hello=pb.Hello(
+            protocol_version=1,
+            job="foreign",
+            rank=rank,
+            num_workers=num_workers,
+            partition_bytes=1 << 20,
+            planes=[pb.PLANE_INLINE],
+        )
+    )
+
+
+def declare(elements: int) -> pb.ExchangeRequest:
+    key = pb.Key(
+        id=5,
+        name="w",
+        elements=elements,
+        type=pb.ELEMENT_TYPE_UINT8,
+        operation=pb.OPERATION_SUM,
+        shape=[elements],
+        shards=[pb.Shard(index=0, elements=elements)],
+    )
+    return pb.ExchangeRequest(declare=pb.Declare(keys=[key]))
+
+
+def push(payload: bytes, round: int = 0) -> pb.ExchangeRequest:
+    return pb.ExchangeRequest(
+        push=pb.Push(shards=[pb.ShardRound(id=5, round=round, length=len(payload))]), payload=payload
+    )
+
+
+@pytest.mark.parametrize("size", [1, 1000, 200_000])
+async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) -> None:
+    """Hello, declare, push, result, goodbye, farewell: all by the generated stub, small and large."""
+    calls = [stub.Exchange() for _ in range(2)]
+    for rank, call in enumerate(calls):
+        await call.write(hello(rank, 2))
+        assert (await call.read()).WhichOneof("kind") == "welcome"
+        await call.write(declare(size))
+    for round in range(2):
+        for rank, call in enumerate(calls):
+            await call.write(push(bytes([rank + 1]) * size, round))
+        for call in calls:
+            answer = await call.read()
+            while answer.WhichOneof("kind") == "taken":
+                answer = await call.read()
+            assert answer.payload == bytes([3]) * size
+            assert [(s.id, s.round, s.length) for s in answer.result.shards] == [(5, round, size)]
+    for call in calls:
+        await call.write(pb.ExchangeRequest(goodbye=pb.Goodbye()))
+        assert (await call.read()).WhichOneof("kind") == "farewell"
+        assert await call.read() is grpc.aio.EOF
+    assert [e.name for e in (await stub.GetStatus(pb.GetStatusRequest())).ended] == ["foreign"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([push(b"abc")], "the first message of a stream is hello, not push"),
+        ([pb.ExchangeRequest()], "the first message of a stream is hello, not None"),
+        ([hello(), push(b"abc")], "which it has not declared"),
+        ([hello(), declare(3), push(b"abcd")], "contributed 4 bytes to shard 0 of key 'w'; expected 3"),
+        ([hello(), declare(3), push(b"abc", 7)], "round 7 .* which is at round 0"),
+        ([hello(), hello()], "sent hello, which nobody asked it for"),
+        ([hello(), pb.ExchangeRequest()], "sent None"),
+        ([hello(rank=1)], "rank 1 of 1 workers"),
+        ([hello(num_workers=0)], "of 0 workers"),
+    ],
+)
+async def test_what_breaks_the_protocol_is_answered_in_words_and_ends_the_stream(
+    stub: Any, messages: list[pb.ExchangeRequest], complaint: str
+) -> None:
+    """The fault says what was wrong; the next worker is served as if nothing had been."""
+    call = stub.Exchange()
+    for message in messages:
+        await call.write(message)
+    answers = [m async for m in call]
+    assert answers[-1].fault.code == pb.FAULT_CODE_INVALID
+    with pytest.raises(AssertionError, match=complaint):
+        raise AssertionError(answers[-1].fault.text)
+    other = stub.Exchange()
+    greeting = hello()
+    greeting.hello.job = "another"
+    await other.write(greeting)
+    assert (await other.read()).WhichOneof("kind") == "welcome"
+    other.cancel()
+
+
+async def test_a_connection_that_says_nothing_is_ended(stub: Any) -> None:
+    """A stream without hello does not stay."""
+    call = stub.Exchange()
+    answers = [m async for m in call]
+    assert "no hello within 0.5 s" in answers[-1].fault.text
+
+
+async def test_bytes_that_are_no_message_end_the_stream_only(server: Server) -> None:
+    """Garbage is answered with a fault."""
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
+        call: Any = channel.stream_stream("/psum.v1.AggregatorService/Exchange")()
+        await call.write(hello().SerializeToString())
+        await call.read()
+        await call.write(b"\xff\xff\xff garbage")
+        answer = pb.ExchangeResponse.FromString(await call.read())
+        assert answer.fault.code == pb.FAULT_CODE_INVALID
+
+
+async def test_the_status_shows_rounds_that_wait_and_for_whom(stub: Any) -> None:
+    """GetStatus lists the job, its workers, and the rank that a round waits for."""
+    call = stub.Exchange()
+    await call.write(hello(0, 2))
+    await call.read()
+    await call.write(declare(3))
+    await call.write(push(b"abc"))
+    assert (await call.read()).WhichOneof("kind") == "taken"
+    status = await stub.GetStatus(pb.GetStatusRequest(job="foreign"))
+    [job] = status.jobs
+    assert [(w.rank, w.connected, w.received_bytes) for w in job.workers] == [(0, True, 3)]
+    assert [(r.key, list(r.waiting_for)) for r in job.rounds] == [("w", [1])]
+    assert status.cpu_seconds > 0
+    assert not (await stub.GetStatus(pb.GetStatusRequest(job="other"))).jobs
+    call.cancel()

@@ -1,0 +1,81 @@
+"""Real aggregators and real clients in one process, joined by real gRPC."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+
+from psum import client as psum
+from psum.aggregator import Server, Settings
+from psum.client._thread import LoopThread
+
+T = TypeVar("T")
+
+#: How long anything in these tests may take.
+PATIENCE_SECONDS = 30.0
+
+
+class Fleet:
+    """Aggregators on free ports in a thread of their own.
+
+    Attributes:
+        addresses: Where they listen.
+    """
+
+    def __init__(self, settings: list[Settings]) -> None:
+        self.thread = LoopThread("fleet")
+        self.servers = [Server(s) for s in settings]
+        for server in self.servers:
+            self.thread.run(server.start(), PATIENCE_SECONDS)
+        self.addresses = tuple(server.addresses[0] for server in self.servers)
+
+    def worker(self, rank: int, num_workers: int, **settings: Any) -> psum.Client:
+        """A client that has joined."""
+        given = {"connect_timeout": PATIENCE_SECONDS, "round_timeout": PATIENCE_SECONDS} | settings
+        given.setdefault("aggregators", self.addresses)
+        return psum.connect(psum.Settings(rank=rank, num_workers=num_workers, **given))
+
+    def on_every_rank(self, num_workers: int, work: Callable[[psum.Client], T], **settings: Any) -> list[T]:
+        """Joins all ranks and does the work on each in a thread of its own; the results by rank."""
+
+        def run(rank: int) -> T:
+            with self.worker(rank, num_workers, **settings) as client:
+                return work(client)
+
+        with ThreadPoolExecutor(num_workers) as pool:
+            return list(pool.map(run, range(num_workers), timeout=PATIENCE_SECONDS))
+
+    def close(self) -> None:
+        for server in self.servers:
+            self.thread.run(server.stop(0.2), PATIENCE_SECONDS)
+        self.thread.stop()
+
+
+@pytest.fixture
+def make_fleet() -> Iterator[Callable[..., Fleet]]:
+    """Starts aggregators: how many, and their settings where they differ from the defaults."""
+    with contextlib.ExitStack() as stack:
+
+        def make(count: int = 1, **settings: Any) -> Fleet:
+            fleet = Fleet([Settings(**{"listen": ("127.0.0.1:0",)} | settings) for _ in range(count)])
+            stack.callback(fleet.close)
+            return fleet
+
+        yield make
+
+
+@pytest.fixture
+def fleet(make_fleet: Callable[..., Fleet]) -> Fleet:
+    """One aggregator."""
+    return make_fleet()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """After each test no thread of a client or a fleet is left."""
+    yield
+    left = [t.name for t in threading.enumerate() if t.name.startswith(("psum-client", "fleet"))]
+    assert not left

@@ -1,0 +1,272 @@
+"""What goes wrong is an error on every rank that it concerns, in words, and soon."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum import client as psum
+
+
+def outcomes(futures: list["Future[None]"]) -> list[BaseException | None]:
+    return [future.exception(10) for future in futures]
+
+
+@pytest.mark.parametrize(
+    ("values", "both_sides"),
+    [
+        ([np.ones(3, np.float32), np.ones(4, np.float32)], ["float32 (3,)", "float32 (4,)"]),
+        ([np.ones((2, 3), np.float32), np.ones((3, 2), np.float32)], ["(2, 3)", "(3, 2)"]),
+        ([np.ones(4, np.float32), np.ones(4, np.int32)], ["float32 (4,)", "int32 (4,)"]),
+        ([np.ones(0, np.float32), np.ones(9, np.float32)], ["(0,)", "(9,)"]),
+        ([np.ones(100_000, np.float32), np.ones(9, np.float32)], ["(100000,)", "(9,)"]),
+    ],
+    ids=["size", "shape", "type", "empty", "number of shards"],
+)
+def test_ranks_that_disagree_on_a_key_all_get_an_error_with_both_sides(
+    make_fleet: Any, values: list[Any], both_sides: list[str]
+) -> None:
+    """The push-pull fails on every rank within seconds, and so does the next one on that key; others work."""
+    fleet = make_fleet(2)
+    with (
+        fleet.worker(0, 2, partition_bytes=1 << 14) as zero,
+        fleet.worker(1, 2, partition_bytes=1 << 14) as one,
+    ):
+        stores = [zero.store(), one.store()]
+        futures = [store.push_pull_async("w", value) for store, value in zip(stores, values, strict=True)]
+        # A rank that has nothing to send waits for nobody.
+        for future in [f for f, value in zip(futures, values, strict=True) if value.size]:
+            error = future.exception(10)
+            assert isinstance(error, psum.DisagreementError)
+            assert all(side in str(error) for side in both_sides)
+        futures = [store.push_pull_async("v", np.ones(3, np.float32)) for store in stores]
+        assert outcomes(futures) == [None, None]
+        for store, value in zip(stores, values, strict=True):
+            with pytest.raises(psum.DisagreementError):
+                store.push_pull("w", value)
+
+
+@pytest.mark.parametrize(
+    ("change", "both_sides"),
+    [
+        ({"num_workers": 3}, "rank 0 has 2, rank 1 has 3"),
+        ({"partition_bytes": 4096}, "rank 0 has 1048576, rank 1 has 4096"),
+        ({"weights": (2,)}, r"weights of the aggregators: rank 0 has \[\], rank 1 has \[2\]"),
+    ],
+)
+def test_ranks_that_disagree_on_settings_all_get_an_error_with_both_sides(
+    fleet: Any, change: dict[str, Any], both_sides: str
+) -> None:
+    """The worker that joined first fails in its next operation, the other one while it joins."""
+    with fleet.worker(0, 2) as zero:
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(psum.DisagreementError, match=both_sides):
+            fleet.worker(**{"rank": 1, "num_workers": 2} | change)
+        with pytest.raises(psum.DisagreementError, match=both_sides):
+            raise future.exception(10) or AssertionError("no error")
+        with pytest.raises(psum.DisagreementError):
+            zero.store().push_pull("w", np.ones(3, np.float32))
+
+
+def test_ranks_that_disagree_on_the_list_of_aggregators_get_an_error(make_fleet: Any) -> None:
+    """A list in another order would put shards elsewhere."""
+    fleet = make_fleet(2)
+    with fleet.worker(0, 2) as zero:
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(psum.DisagreementError, match="PSUM_AGGREGATORS"):
+            fleet.worker(1, 2, aggregators=fleet.addresses[::-1])
+        assert isinstance(future.exception(10), psum.DisagreementError)
+
+
+def test_the_second_claim_on_a_rank_is_refused(fleet: Any) -> None:
+    """The first worker goes on undisturbed."""
+    with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
+        with pytest.raises(psum.TakenError, match="rank 1 of job 'default' is taken by .* pid"):
+            fleet.worker(1, 2)
+        futures = [c.store().push_pull_async("w", np.ones(3, np.float32)) for c in (zero, one)]
+        assert outcomes(futures) == [None, None]
+
+
+def test_an_aggregator_that_is_not_there_is_named_with_the_cause(unused_tcp_port: int) -> None:
+    """Joining fails after connect_timeout, with the address and what gRPC said last."""
+    settings = psum.Settings(aggregators=(f"127.0.0.1:{unused_tcp_port}",), connect_timeout=0.7)
+    with pytest.raises(psum.ConnectError, match=rf"127.0.0.1:{unused_tcp_port} within 0.7 s.*UNAVAILABLE") as caught:
+        psum.connect(settings)
+    assert caught.value.address == f"127.0.0.1:{unused_tcp_port}"
+
+
+def test_something_else_at_the_address_is_named_with_the_cause() -> None:
+    """A server that is no aggregator is an error within connect_timeout too, as is one that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(psum.ConnectError, match=address):
+            psum.connect(psum.Settings(aggregators=(address,), connect_timeout=0.7))
+
+
+def test_a_worker_waits_for_aggregators_that_are_not_up_yet(
+    make_fleet: Callable[..., Any], unused_tcp_port: int
+) -> None:
+    """Workers and aggregators may start in any order."""
+    address = f"127.0.0.1:{unused_tcp_port}"
+    clients: list[psum.Client] = []
+    tried = threading.Thread(
+        target=lambda: clients.append(psum.connect(psum.Settings(aggregators=(address,), connect_timeout=20)))
+    )
+    tried.start()
+    tried.join(0.5)
+    assert tried.is_alive()
+    make_fleet(listen=(address,))
+    tried.join(20)
+    [client] = clients
+    client.close()
+
+
+def test_a_rank_that_cannot_contribute_fails_the_key_on_every_rank(fleet: Any) -> None:
+    """An aborted operation is an error that names the rank and the reason, everywhere."""
+    with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        store = one.store()
+        ticket = store.reserve("w", shape=(3,), element_type=psum.ElementType.FLOAT32)
+        ticket.abort("its value failed: division by zero")
+        with pytest.raises(psum.AbortedError, match="rank 1 .*'w' round 0: its value failed: division by zero"):
+            raise future.exception(10) or AssertionError("no error")
+        with pytest.raises(psum.AbortedError):
+            store.push_pull("w", np.ones(3, np.float32))
+
+
+def test_a_round_that_waits_too_long_fails_naming_the_missing_rank(make_fleet: Any) -> None:
+    """round_timeout bounds how long the slowest rank is waited for."""
+    fleet = make_fleet(round_timeout=0.3)
+    with fleet.worker(0, 2) as zero, fleet.worker(1, 2):
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(psum.RoundTimeoutError, match=r"key 'w' round 0 has waited 0\.\d s for rank 1"):
+            raise future.exception(10) or AssertionError("no error")
+
+
+def test_a_client_gives_up_by_itself_when_nobody_answers(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the aggregator not even report the timeout, the client's own deadline ends the wait."""
+    monkeypatch.setattr("psum.client._client._EXPIRY_MARGIN_SECONDS", 0.0)
+    with fleet.worker(0, 2, round_timeout=0.3) as zero:
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(psum.RoundTimeoutError, match=rf"rank 0 has waited .* from {fleet.addresses[0]}"):
+            raise future.exception(10) or AssertionError("no error")
+
+
+WORKER = """
+import sys, numpy as np
+from psum import client as psum
+client = psum.connect(psum.Settings(aggregators=tuple(sys.argv[1].split(",")), rank=1, num_workers=2))
+client.store().push_pull("w", np.ones(3, np.float32))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_process(make_fleet: Any) -> Any:
+    """A fleet whose worker_timeout is short, rank 0 here, and rank 1 in a process that has summed once and waits."""
+    fleet = make_fleet(2, worker_timeout=0.5)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, ",".join(fleet.addresses)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with fleet.worker(0, 2) as zero, process:
+        store = zero.store()
+        store.push_pull("w", np.ones(3, np.float32))
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield fleet, store, process
+        process.kill()
+
+
+def test_a_worker_that_was_killed_fails_its_peers_by_name(other_process: Any) -> None:
+    """After worker_timeout the others get an error that names the rank, on the waiting operation and the next one."""
+    fleet, store, process = other_process
+    future = store.push_pull_async("w", np.ones(3, np.float32))
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(psum.WorkerLostError, match=rf"rank 1 of job 'default', .* pid {process.pid} .*vanished") as caught:
+        raise future.exception(10) or AssertionError("no error")
+    assert caught.value.ranks == (1,)
+    with pytest.raises(psum.WorkerLostError):
+        store.push_pull("v", np.ones(3, np.float32))
+    for address in fleet.addresses:
+        assert sum(job.held_bytes for job in psum.fetch_status(address).jobs) == 0
+
+
+def test_a_worker_that_left_fails_those_who_still_need_it(other_process: Any) -> None:
+    """A goodbye in the midst of others' rounds is told to them at once."""
+    _, store, process = other_process
+    future = store.push_pull_async("w", np.ones(3, np.float32))
+    process.stdin.close()
+    assert process.wait(20) == 0
+    with pytest.raises(psum.WorkerLostError, match="rank 1 .* has left job 'default' without contributing to key 'w'"):
+        raise future.exception(10) or AssertionError("no error")
+
+
+def test_an_aggregator_that_goes_away_fails_its_operations_by_name(make_fleet: Any) -> None:
+    """The error names the aggregator, on the waiting operation and on the next one."""
+    fleet = make_fleet()
+    with fleet.worker(0, 2) as zero:
+        store = zero.store()
+        future = store.push_pull_async("w", np.ones(3, np.float32))
+        fleet.thread.run(fleet.servers[0].stop(0), 10)
+        with pytest.raises(psum.AggregatorLostError, match=f"aggregator {fleet.addresses[0]}"):
+            raise future.exception(10) or AssertionError("no error")
+        with pytest.raises(psum.AggregatorLostError):
+            store.push_pull("v", np.ones(3, np.float32))
+
+
+def test_closing_a_client_fails_what_is_outstanding(fleet: Any) -> None:
+    """close waits for its timeout, and then nothing is left waiting."""
+    zero = fleet.worker(0, 2)
+    store = zero.store()
+    future = store.push_pull_async("w", np.ones(3, np.float32))
+    zero.close(timeout=0.1)
+    assert isinstance(future.exception(1), psum.ClosedError)
+    with pytest.raises(psum.ClosedError):
+        store.push_pull("w", np.ones(3, np.float32))
+    zero.close()
+
+
+def test_a_forked_child_is_told_that_it_cannot_use_the_client(fleet: Any) -> None:
+    """The child gets an error instead of a hang, and the parent's connection is not disturbed."""
+    with fleet.worker(0, 1) as client:
+        store = client.store()
+        store.push_pull("w", np.ones(3, np.float32))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                store.push_pull("w", np.ones(3, np.float32))
+            except psum.ForkedError:
+                os._exit(42)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+        store.push_pull("w", np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("key", [1.5, None, True, b"w", ("a",)])
+def test_keys_of_other_types_are_refused(key: Any) -> None:
+    """A key is a str or an int."""
+    with psum.connect(psum.Settings()) as client, pytest.raises(TypeError, match="a key is a str or an int"):
+        client.store().push_pull(key, np.ones(3, np.float32))
+
+
+def test_arguments_that_do_not_fit_are_refused_at_the_call() -> None:
+    """Shape and type of out are those of value, and a key keeps its own."""
+    with psum.connect(psum.Settings()) as client:
+        store = client.store()
+        with pytest.raises(ValueError, match=r"value is float32 \(3,\), out is float32 \(4,\)"):
+            store.push_pull("w", np.ones(3, np.float32), np.ones(4, np.float32))
+        store.push_pull("w", np.ones(3, np.float32))
+        with pytest.raises(ValueError, match=r"key 'w' was a pushpull of float32 \(3,\) before, and is float64 \(3,\) now"):
+            store.push_pull("w", np.ones(3, np.float64))

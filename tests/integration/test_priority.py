@@ -1,0 +1,54 @@
+"""Priority on the wire, and asynchrony: what the aggregator receives, and when the caller goes on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum.aggregator._job import Job
+from psum.wire import BATCH_BYTES
+
+ELEMENTS = BATCH_BYTES // 4
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the contributions in the order in which the aggregator takes them."""
+    keys: list[str] = []
+    contribute = Job.contribute
+
+    def record(job: Job, rank: int, entry: Any, *rest: Any) -> Any:
+        keys.append(job.keys[entry.id].name)
+        return contribute(job, rank, entry, *rest)
+
+    monkeypatch.setattr(Job, "contribute", record)
+    return keys
+
+
+def test_a_late_urgent_key_overtakes_all_that_wait_for_credit(fleet: Any, received: list[str]) -> None:
+    """With credit for one shard, only the shard that is under way is ahead of an urgent one."""
+    with fleet.worker(0, 1, credit_bytes=1) as client:
+        store = client.store()
+        futures = [
+            store.push_pull_async(f"layer {i}", np.ones(ELEMENTS, np.float32), priority=-i) for i in range(40, 0, -1)
+        ]
+        futures.append(store.push_pull_async("urgent", np.ones(ELEMENTS, np.float32), priority=1))
+        for future in futures:
+            future.result(30)
+    assert len(received) == 41
+    # Those that had left before it was issued; how many is up to the threads, but by far not all.
+    place = received.index("urgent")
+    assert place < 30
+    waited = [name for name in received[place + 1 :]]
+    assert waited == sorted(waited, key=lambda name: int(name.split()[1]))
+
+
+def test_a_push_pull_returns_before_its_sum_is_there(fleet: Any) -> None:
+    """While the other rank holds back, the future is not done and the caller goes on."""
+    with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
+        value = np.ones(3, np.float32)
+        future = zero.store().push_pull_async("w", value)
+        assert not future.done()
+        one.store().push_pull("w", np.ones(3, np.float32))
+        future.result(10)
+        assert value.tolist() == [2, 2, 2]

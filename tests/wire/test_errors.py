@@ -1,0 +1,29 @@
+"""Faults cross the wire as what they are."""
+
+import pytest
+
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import errors
+
+
+@pytest.mark.parametrize("code", [c for c in pb.FaultCode.values() if c != pb.FAULT_CODE_UNSPECIFIED])
+def test_every_code_has_an_exception_that_survives_the_wire(code: pb.FaultCode.ValueType) -> None:
+    """Each code stands for one class; text, key, round and ranks arrive."""
+    sent = errors.FaultError.from_message(pb.Fault(code=code, text="what happened", id=0, round=0, ranks=[2, 5]))
+    assert type(sent) is not errors.FaultError
+    received = errors.FaultError.from_message(sent.to_message())
+    assert type(received) is type(sent)
+    assert (str(received), received.key, received.round, received.ranks) == ("what happened", 0, 0, (2, 5))
+
+
+def test_a_fault_without_key_means_the_job() -> None:
+    """Key and round stay absent where they were not given, rather than turning into 0."""
+    fault = errors.FaultError.from_message(errors.WorkerLostError("gone", ranks=[1]).to_message())
+    assert (fault.key, fault.round) == (None, None)
+
+
+def test_an_unknown_code_is_still_a_fault() -> None:
+    """A code of a later version is reported with its text."""
+    fault = errors.FaultError.from_message(pb.Fault(code=pb.FaultCode.ValueType(99), text="new"))
+    assert isinstance(fault, errors.FaultError)
+    assert str(fault) == "new"

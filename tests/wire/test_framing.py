@@ -1,0 +1,119 @@
+"""The framing writes and reads what protobuf does, without protobuf touching the payload."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
+from psum.wire.errors import ProtocolError
+
+entries = st.builds(
+    pb.ShardRound,
+    id=st.integers(0, 2**64 - 1),
+    shard=st.integers(0, 2**32 - 1),
+    round=st.integers(0, 2**64 - 1),
+    priority=st.integers(-(2**63), 2**63 - 1),
+    length=st.integers(0, 2**40),
+)
+pushes = st.builds(
+    lambda shards: pb.ExchangeRequest(push=pb.Push(shards=shards)), st.lists(entries, max_size=20)
+)
+payloads = st.lists(st.binary(max_size=300), max_size=4)
+
+
+@given(pushes, payloads)
+def test_plain_protobuf_reads_what_is_encoded(message: pb.ExchangeRequest, pieces: list[bytes]) -> None:
+    """The generated class parses an encoded message into the same fields and payload."""
+    parsed = pb.ExchangeRequest.FromString(encode(message, *pieces))
+    assert parsed.push == message.push
+    assert parsed.payload == b"".join(pieces)
+
+
+@given(pushes, payloads)
+def test_what_plain_protobuf_writes_is_decoded(message: pb.ExchangeRequest, pieces: list[bytes]) -> None:
+    """A message that the generated class serialised is taken apart into the same fields and payload."""
+    whole = pb.ExchangeRequest(push=message.push, payload=b"".join(pieces))
+    parsed, payload = decode(pb.ExchangeRequest, whole.SerializeToString())
+    assert parsed == message
+    assert payload == b"".join(pieces)
+
+
+@given(pushes, payloads)
+def test_encoding_and_decoding_gives_the_message_back(message: pb.ExchangeRequest, pieces: list[bytes]) -> None:
+    """Decoding an encoded message gives its fields and its payload."""
+    parsed, payload = decode(pb.ExchangeRequest, encode(message, *pieces))
+    assert parsed.push == message.push
+    assert payload == b"".join(pieces)
+
+
+@given(pushes, st.integers(1, 1000))
+def test_the_payload_is_aligned(message: pb.ExchangeRequest, size: int) -> None:
+    """A payload begins at a multiple of 16 bytes in memory, so that NumPy takes it as it is."""
+    _, payload = decode(pb.ExchangeRequest, encode(message, bytes(size)))
+    assert np.frombuffer(payload, np.uint8).ctypes.data % PAYLOAD_ALIGNMENT_BYTES == 0
+
+
+def test_an_allocated_message_holds_what_is_written_into_its_payload() -> None:
+    """A sum that is written in place is what the peer reads."""
+    entry = pb.ShardRound(id=7, shard=1, round=2, length=8)
+    message, place = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), 8)
+    np.frombuffer(place, np.float32)[:] = [1.5, -2.0]
+    parsed = pb.ExchangeResponse.FromString(message)
+    assert parsed.result.shards == [entry]
+    assert np.frombuffer(parsed.payload, np.float32).tolist() == [1.5, -2.0]
+
+
+def test_fields_in_another_order_are_understood() -> None:
+    """A payload that precedes the other fields, or comes twice, is read as protobuf reads it."""
+    push = pb.ExchangeRequest(push=pb.Push(shards=[pb.ShardRound(id=1, length=2)])).SerializeToString()
+    first = pb.ExchangeRequest(payload=b"ab").SerializeToString()
+    second = pb.ExchangeRequest(payload=b"cd").SerializeToString()
+    parsed, payload = decode(pb.ExchangeRequest, first + push + second)
+    assert parsed.push.shards[0].id == 1
+    assert payload == b"cd"
+    assert decode(pb.ExchangeRequest, first + push)[1] == b"ab"
+
+
+def test_unknown_fields_are_passed_over() -> None:
+    """A field that a later version adds does not hinder this one."""
+    unknown = bytes([13 << 3 | 2, 3]) + b"new" + bytes([12 << 3 | 0, 5])
+    push = pb.ExchangeRequest(push=pb.Push(shards=[pb.ShardRound(id=1, length=2)]), payload=b"ab")
+    parsed, payload = decode(pb.ExchangeRequest, unknown + push.SerializeToString())
+    assert parsed.push == push.push
+    assert payload == b"ab"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
+    """Bytes from the network raise nothing but ProtocolError, and what is accepted protobuf accepts too."""
+    try:
+        parsed, payload = decode(pb.ExchangeRequest, data)
+    except ProtocolError:
+        return
+    assert pb.ExchangeRequest.FromString(data).payload == payload
+    assert pb.ExchangeRequest.FromString(data).WhichOneof("kind") == parsed.WhichOneof("kind")
+
+
+@given(pushes, st.binary(min_size=1, max_size=50), st.data())
+def test_a_cut_message_is_a_protocol_error_or_shorter(
+    message: pb.ExchangeRequest, payload: bytes, data: st.DataObject
+) -> None:
+    """A message that was cut never yields the whole payload, and raises nothing but ProtocolError."""
+    whole = encode(message, payload)
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    try:
+        _, rest = decode(pb.ExchangeRequest, cut)
+    except ProtocolError:
+        return
+    assert rest != payload
+
+
+def test_lengths_that_do_not_add_up_are_refused() -> None:
+    """The shards' lengths must give the payload's size exactly."""
+    shards = [pb.ShardRound(length=3), pb.ShardRound(length=2)]
+    assert [bytes(p) for p in split(memoryview(b"abcde"), shards)] == [b"abc", b"de"]
+    for payload in (b"abcd", b"abcdef", b""):
+        with pytest.raises(ProtocolError, match="5 bytes together"):
+            split(memoryview(payload), shards)
