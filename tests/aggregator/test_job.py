@@ -1,6 +1,7 @@
 """A job turns what its workers do into sums, deliveries, credit and faults."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -17,22 +18,16 @@ from psum.wire.errors import (
 )
 
 
-def hello(rank: int, num_workers: int = 2, **fields: object) -> pb.Hello:
-    message = pb.Hello(
-        job="night",
-        rank=rank,
-        num_workers=num_workers,
-        partition_bytes=1024,
-        aggregators=["a:1"],
-        worker=f"host pid {100 + rank}",
-    )
-    for name, value in fields.items():
-        if isinstance(value, list):
-            del getattr(message, name)[:]
-            getattr(message, name).extend(value)
-        else:
-            setattr(message, name, value)
-    return message
+def hello(rank: int, change: Mapping[str, Any] | None = None) -> pb.Hello:
+    fields: dict[str, Any] = {
+        "job": "night",
+        "rank": rank,
+        "num_workers": 2,
+        "partition_bytes": 1024,
+        "aggregators": ["a:1"],
+        "worker": f"host pid {100 + rank}",
+    }
+    return pb.Hello(**fields | dict(change or {}))
 
 
 def key(
@@ -109,9 +104,7 @@ def test_a_broadcast_delivers_the_roots_value_when_all_take_part(job: Job) -> No
     assert action.contributions == (FOUR,)
 
 
-@pytest.mark.parametrize(
-    ("rank", "payload"), [(0, None), (1, FOUR)], ids=["the root pulls", "another rank pushes"]
-)
+@pytest.mark.parametrize(("rank", "payload"), [(0, None), (1, FOUR)], ids=["the root pulls", "another rank pushes"])
 def test_the_wrong_part_in_a_broadcast_breaks_the_protocol(job: Job, rank: int, payload: memoryview | None) -> None:
     """Only rank 0 has the value, and all others only ask."""
     declare(job, key(operation=pb.OPERATION_BROADCAST))
@@ -141,7 +134,7 @@ def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object
     """While ranks are missing, a worker that disagrees is one of them: the job fails for all, showing both sides."""
     job = Job(hello(0), worker_timeout=30, round_timeout=600)
     job.join(hello(0), "peer:0", now=0.0)
-    actions, refusal = job.join(hello(1, **change), "peer:1", now=1.0)
+    actions, refusal = job.join(hello(1, change), "peer:1", now=1.0)
     assert isinstance(refusal, DisagreementError)
     assert actions == [Report(refusal, (0,))]
     with pytest.raises(DisagreementError, match=both_sides):
@@ -151,7 +144,7 @@ def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object
 
 def test_a_stranger_does_not_end_a_complete_job(job: Job) -> None:
     """Once all ranks are there, a worker that disagrees is refused and nobody else hears of it."""
-    actions, refusal = job.join(hello(0, num_workers=5), "peer:9", now=1.0)
+    actions, refusal = job.join(hello(0, {"num_workers": 5}), "peer:9", now=1.0)
     assert isinstance(refusal, DisagreementError)
     assert actions == []
     assert job.failure is None
@@ -159,11 +152,23 @@ def test_a_stranger_does_not_end_a_complete_job(job: Job) -> None:
 
 def test_a_rank_is_taken_once(job: Job) -> None:
     """The second claim is refused with who holds it; the first goes on."""
-    actions, refusal = job.join(hello(1, worker="other pid 9"), "peer:9", now=2.0)
+    actions, refusal = job.join(hello(1, {"worker": "other pid 9"}), "peer:9", now=2.0)
     assert isinstance(refusal, TakenError)
     assert actions == []
     assert "rank 1 of job 'night' is taken by host pid 101 (peer:1), connected 2.0 s ago" in str(refusal)
     assert "refused other pid 9 (peer:9)" in str(refusal)
+
+
+def test_a_worker_that_vanished_before_it_took_part_may_be_replaced(job: Job) -> None:
+    """A restarted process takes its rank's place, as long as no round holds anything of the first; then no more."""
+    job.lost(1, now=1.0)
+    assert job.join(hello(1, {"worker": "host pid 9"}), "peer:9", now=2.0) == ([], None)
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=3.0)
+    job.lost(1, now=4.0)
+    _, refusal = job.join(hello(1, {"worker": "host pid 10"}), "peer:10", now=5.0)
+    assert isinstance(refusal, TakenError)
+    assert "taken by host pid 9 (peer:9), which vanished 1.0 s ago" in str(refusal)
 
 
 @pytest.mark.parametrize(
@@ -330,9 +335,7 @@ def test_contributions_that_cannot_be_meant_break_the_protocol(
     [
         pb.Key(id=1, name="w", elements=1, type=pb.ElementType.ValueType(77), operation=pb.OPERATION_SUM),
         pb.Key(id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_INT8),
-        pb.Key(
-            id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_INT8, operation=pb.OPERATION_SUM, shards=[pb.Shard()]
-        ),
+        pb.Key(id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_INT8, operation=pb.OPERATION_SUM, shards=[pb.Shard()]),
         pb.Key(
             id=1,
             name="w",

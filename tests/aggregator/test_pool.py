@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 
@@ -13,14 +14,14 @@ async def test_the_most_urgent_waiting_task_runs_next() -> None:
     pool = UrgentPool(1)
     release = threading.Event()
     order: list[str] = []
-    done = asyncio.Event()
-    pool.submit(0, lambda: (release.wait(10), None)[1], lambda _: None)
+    finished: asyncio.Queue[BaseException | None] = asyncio.Queue()
+    pool.submit(0, lambda: (release.wait(10), None)[1], finished.put_nowait)
     for name, priority in (("late", -5), ("first", 3), ("second", 1), ("third", 1)):
-        pool.submit(priority, lambda name=name: order.append(name), lambda _: len(order) == 4 and done.set())  # type: ignore[misc]
+        pool.submit(priority, partial(order.append, name), finished.put_nowait)
     assert pool.waiting == 4
     release.set()
     async with asyncio.timeout(10):
-        await done.wait()
+        assert [await finished.get() for _ in range(5)] == [None] * 5
     assert order == ["first", "second", "third", "late"]
     pool.close()
 

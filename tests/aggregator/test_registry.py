@@ -83,6 +83,7 @@ def test_a_job_whose_workers_all_vanished_gives_way_to_its_next_run(registry: Re
     for rank in range(2):
         join(registry, hello(rank), 0.0)
     first = registry.jobs["night"]
+    first.workers[0].contributed = True
     first.lost(0, 5.0)
     assert join(registry, hello(0, age=1.0), 9.0) is not None
     first.lost(1, 6.0)

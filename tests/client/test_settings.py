@@ -24,7 +24,12 @@ def test_psums_own_names() -> None:
             "PSUM_CONNECT_TIMEOUT": "5",
         }
     )
-    assert (settings.job, settings.aggregators, settings.rank, settings.num_workers) == ("night", ("a:1", "unix:/b"), 1, 2)
+    assert (settings.job, settings.aggregators, settings.rank, settings.num_workers) == (
+        "night",
+        ("a:1", "unix:/b"),
+        1,
+        2,
+    )
     assert (settings.partition_bytes, settings.connect_timeout) == (512 << 10, 5)
 
 

@@ -89,7 +89,7 @@ def test_ranks_that_disagree_on_the_list_of_aggregators_get_an_error(make_fleet:
 def test_the_second_claim_on_a_rank_is_refused(fleet: Any) -> None:
     """The first worker goes on undisturbed."""
     with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
-        with pytest.raises(psum.TakenError, match="rank 1 of job 'default' is taken by .* pid"):
+        with pytest.raises(psum.TakenError, match=r"rank 1 of job 'default' is taken by .* pid"):
             fleet.worker(1, 2)
         futures = [c.store().push_pull_async("w", np.ones(3, np.float32)) for c in (zero, one)]
         assert outcomes(futures) == [None, None]
@@ -136,7 +136,7 @@ def test_a_rank_that_cannot_contribute_fails_the_key_on_every_rank(fleet: Any) -
         store = one.store()
         ticket = store.reserve("w", shape=(3,), element_type=psum.ElementType.FLOAT32)
         ticket.abort("its value failed: division by zero")
-        with pytest.raises(psum.AbortedError, match="rank 1 .*'w' round 0: its value failed: division by zero"):
+        with pytest.raises(psum.AbortedError, match=r"rank 1 .*'w' round 0: its value failed: division by zero"):
             raise future.exception(10) or AssertionError("no error")
         with pytest.raises(psum.AbortedError):
             store.push_pull("w", np.ones(3, np.float32))
@@ -194,7 +194,9 @@ def test_a_worker_that_was_killed_fails_its_peers_by_name(other_process: Any) ->
     fleet, store, process = other_process
     future = store.push_pull_async("w", np.ones(3, np.float32))
     os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(psum.WorkerLostError, match=rf"rank 1 of job 'default', .* pid {process.pid} .*vanished") as caught:
+    with pytest.raises(
+        psum.WorkerLostError, match=rf"rank 1 of job 'default', .* pid {process.pid} .*vanished"
+    ) as caught:
         raise future.exception(10) or AssertionError("no error")
     assert caught.value.ranks == (1,)
     with pytest.raises(psum.WorkerLostError):
@@ -209,7 +211,7 @@ def test_a_worker_that_left_fails_those_who_still_need_it(other_process: Any) ->
     future = store.push_pull_async("w", np.ones(3, np.float32))
     process.stdin.close()
     assert process.wait(20) == 0
-    with pytest.raises(psum.WorkerLostError, match="rank 1 .* has left job 'default' without contributing to key 'w'"):
+    with pytest.raises(psum.WorkerLostError, match=r"rank 1 .* has left job 'default' without contributing to key 'w'"):
         raise future.exception(10) or AssertionError("no error")
 
 
@@ -268,5 +270,7 @@ def test_arguments_that_do_not_fit_are_refused_at_the_call() -> None:
         with pytest.raises(ValueError, match=r"value is float32 \(3,\), out is float32 \(4,\)"):
             store.push_pull("w", np.ones(3, np.float32), np.ones(4, np.float32))
         store.push_pull("w", np.ones(3, np.float32))
-        with pytest.raises(ValueError, match=r"key 'w' was a pushpull of float32 \(3,\) before, and is float64 \(3,\) now"):
+        with pytest.raises(
+            ValueError, match=r"key 'w' was a pushpull of float32 \(3,\) before, and is float64 \(3,\) now"
+        ):
             store.push_pull("w", np.ones(3, np.float64))

@@ -159,7 +159,7 @@ class Fleet(RuleBasedStateMachine):
         receives = ticket.key.operation is Operation.BROADCAST and rank > 0
         if receives:
             value[:] = -1
-        view = memoryview(value.view(np.uint8)) if value.size else memoryview(bytearray())
+        view = value.view(np.uint8).data
         outcomes = self.outcomes[ticket] = []
         ticket.start(None if receives else view, view, outcomes.append)
         self.sessions[rank].submit(self.submitted.popleft(), self.now)

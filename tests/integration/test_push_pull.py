@@ -155,9 +155,7 @@ def test_jobs_share_a_fleet_without_touching_each_other(make_fleet: Any) -> None
         return run
 
     with ThreadPoolExecutor(2) as pool:
-        jobs = [
-            pool.submit(shared.on_every_rank, 2, work(size, size), job=f"job {size}") for size in (10, 30_000)
-        ]
+        jobs = [pool.submit(shared.on_every_rank, 2, work(size, size), job=f"job {size}") for size in (10, 30_000)]
         for job in jobs:
             job.result(30)
 

@@ -25,7 +25,9 @@ def test_bfloat16_is_known_by_name_and_kept_in_uint16() -> None:
     assert ElementType.BFLOAT16.numpy == np.uint16
 
 
-@pytest.mark.parametrize("dtype", ["complex64", np.dtype("uint16"), np.dtype(bool), "nonsense", object(), np.dtype("M8[s]")])
+@pytest.mark.parametrize(
+    "dtype", ["complex64", np.dtype("uint16"), np.dtype(bool), "nonsense", object(), np.dtype("M8[s]")]
+)
 def test_other_types_are_refused_with_the_list_of_those_that_work(dtype: object) -> None:
     """What cannot be summed is a TypeError that says what can."""
     with pytest.raises(TypeError, match=r"it sums float32, .*bfloat16"):

@@ -57,7 +57,8 @@ def test_declarations_tell_names_defaults_and_meanings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1048576", 1 << 20), ("512KiB", 512 << 10), ("16 MiB", 16 << 20), ("1.5kB", 1500), ("8gib", 8 << 30)]
+    ("text", "value"),
+    [("1048576", 1 << 20), ("512KiB", 512 << 10), ("16 MiB", 16 << 20), ("1.5kB", 1500), ("8gib", 8 << 30)],
 )
 def test_sizes_have_units(text: str, value: int) -> None:
     """Sizes are bytes, with decimal and binary units."""
@@ -92,13 +93,17 @@ def test_choices_and_lists() -> None:
     assert items(integer(0, 9))("1, 2,,3,") == (1, 2, 3)
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:50051", "localhost:0", "[::1]:80", "psum-0.psum:50051", "unix:/run/psum.sock"])
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:50051", "localhost:0", "[::1]:80", "psum-0.psum:50051", "unix:/run/psum.sock"]
+)
 def test_addresses_are_accepted_as_they_are(text: str) -> None:
     """host:port, [ipv6]:port and unix:/path are addresses."""
     assert parse_address(f" {text} ") == text
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:", ":50051", "host:99999", "::1:50051", "http://host:1", "unix:", "unix:" + "x" * 108])
+@pytest.mark.parametrize(
+    "text", ["", "host", "host:", ":50051", "host:99999", "::1:50051", "http://host:1", "unix:", "unix:" + "x" * 108]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     """Anything else raises ValueError."""
     with pytest.raises(ValueError, match=r"expected|at most"):

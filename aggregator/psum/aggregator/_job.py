@@ -41,6 +41,8 @@ class Worker:
     last_heard: float
     connected: bool = True
     left: bool = False
+    contributed: bool = False
+    """Whether it took part in any round; one that vanished before may be replaced."""
     received_bytes: int = 0
     sent_bytes: int = 0
     uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)
@@ -109,7 +111,8 @@ class Job:
         if (refusal := self._disagreement(hello, peer)) is not None:
             # A stranger must not end a job that is complete without it. While ranks are missing it is one of them.
             return ([] if self.complete else self.fail(refusal, now)), refusal
-        if (holder := self.workers.get(hello.rank)) is not None:
+        holder = self.workers.get(hello.rank)
+        if holder is not None and (holder.connected or holder.left or holder.contributed):
             state = (
                 "which has left it"
                 if holder.left
@@ -176,12 +179,14 @@ class Job:
         worker = self.workers[rank]
         match verdict:
             case Verdict.TAKE:
+                worker.contributed = True
                 self.held_bytes += size
                 self._waiting[key.id, entry.shard] = (key, shard)
                 if payload:
                     worker.uncredited.append((now, key, entry.shard, entry.round))
                 return self._fail_if_deserted(key, shard)
             case Verdict.COMPLETE:
+                worker.contributed = True
                 self.held_bytes += size - kept
                 self._waiting.pop((key.id, entry.shard), None)
                 given = (c for c in shard.contributions if c is not None)

@@ -21,6 +21,9 @@ from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
+#: By default gRPC lets several processes listen on one port, and the kernel picks one of them for each connection.
+_SERVER_OPTIONS = (*GRPC_OPTIONS, ("grpc.so_reuseport", 0))
+
 
 class Server:
     """An aggregator that serves on the running event loop, between `start` and `stop`.
@@ -40,7 +43,7 @@ class Server:
             ConfigurationError: An address cannot be listened on.
         """
         self._service = Service(self.settings)
-        self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
+        self._grpc = grpc.aio.server(options=_SERVER_OPTIONS)
         self._grpc.add_generic_rpc_handlers((self._service.handler(),))
         try:
             self.addresses = tuple(self._bind(address) for address in self.settings.listen)

@@ -53,4 +53,4 @@ class Buffer:
             raise ValueError(f"{what} is read-only, and the result is to be written to it")
         # A view as plain bytes works for every element type, for 0-d arrays and for empty ones.
         flat = value.reshape(-1).view(np.uint8) if value.size else np.empty(0, np.uint8)
-        return cls(memoryview(flat), value.shape, kind)
+        return cls(flat.data, value.shape, kind)

@@ -326,4 +326,4 @@ def shared_client() -> Client:
 @atexit.register
 def _close_all() -> None:
     for client in list(_clients):
-        client.close()
+        client.close(timeout=2.0)

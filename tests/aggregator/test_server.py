@@ -1,0 +1,84 @@
+"""The aggregator process: what it listens on, what it announces, how it ends."""
+
+import asyncio
+import json
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from psum import client as psum
+from psum.aggregator import Server, Settings
+
+
+async def test_a_port_that_is_taken_is_refused() -> None:
+    """Two aggregators never share a port."""
+    server = Server(Settings(listen=("127.0.0.1:0",)))
+    await server.start()
+    second = Server(Settings(listen=server.addresses))
+    with pytest.raises(psum.ConfigurationError, match=rf"{server.addresses[0]}: cannot listen there"):
+        await second.start()
+    await server.stop(0)
+
+
+async def test_the_socket_of_a_killed_aggregator_is_replaced(tmp_path: pathlib.Path) -> None:
+    """A path on which nobody listens any more is taken over, and removed at the end."""
+    path = tmp_path / "psum.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    server = Server(Settings(listen=(f"unix:{path}",)))
+    await server.start()
+    await asyncio.to_thread(psum.fetch_status, f"unix:{path}")
+    await server.stop(0)
+    assert not path.exists()
+
+
+async def test_a_path_that_is_in_use_is_refused(tmp_path: pathlib.Path) -> None:
+    """Neither another process's socket nor a file is touched."""
+    path = tmp_path / "psum.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        with pytest.raises(psum.ConfigurationError, match="another process listens on this socket"):
+            await Server(Settings(listen=(f"unix:{path}",))).start()
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(psum.ConfigurationError, match="which is no socket"):
+        await Server(Settings(listen=(f"unix:{file}",))).start()
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_process_announces_its_addresses_and_ends_on_a_signal(
+    number: signal.Signals, tmp_path: pathlib.Path
+) -> None:
+    """`psum aggregator` serves on every address it was given, ends with status 0, and logs lines of JSON on request."""
+    announce = tmp_path / "addresses"
+    command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--listen"]
+    command += [f"unix:{tmp_path}/psum.sock", "--announce", str(announce), "--log-format", "json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 20
+        while not announce.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        addresses = announce.read_text().split()
+        assert [list(psum.fetch_status(a).addresses) for a in addresses] == [addresses, addresses]
+        process.send_signal(number)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert [json.loads(line)["message"] for line in log.splitlines()] == [
+        *(f"listening on {address}" for address in addresses),
+        f"stopping on {number.name}",
+    ]
+
+
+def test_settings_that_cannot_be_used_are_told_without_a_traceback() -> None:
+    """All mistakes are listed, with the flag or variable that has them."""
+    command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "0.0.0.0:1", "--threads", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "threads='none': expected a whole number from 1 to 256" in done.stderr
+    assert "Traceback" not in done.stderr
