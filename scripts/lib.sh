@@ -25,11 +25,12 @@ TEXT
 }
 
 # make_venv DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: a virtual environment with what `pip install ARGUMENTS` installs.
-# Made once, and again when STAMP_FILE's content, the arguments or the Python changed.
+# Made once, and again when STAMP_FILE's content, the arguments, the Python or the place changed: an environment holds
+# absolute paths, so that a copy of it elsewhere would still mean the original.
 make_venv() {
     directory=$1 python=$2 stamp_file=$3
     shift 3
-    stamp=$(printf '%s\n' "$python" "$*" | cat - "$stamp_file" | cksum)
+    stamp=$(printf '%s\n' "$PWD" "$python" "$*" | cat - "$stamp_file" | cksum)
     if [ "$(cat "$directory/stamp" 2>/dev/null)" != "$stamp" ]; then
         echo "setting up $directory (once; needs the package registry) …" >&2
         rm -rf "$directory"

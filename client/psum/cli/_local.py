@@ -1,0 +1,254 @@
+"""A whole job on this machine: aggregators on free ports, workers that know them, and an end to all of them."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from psum.cli._display import Display
+from psum.cli._guard import Guard
+from psum.cli._processes import Child, describe, end, shell_status
+from psum.client import ConnectError, fetch_status
+from psum.wire.errors import PsumError
+
+#: How long aggregators may take to start.
+_START_SECONDS: Final = 30.0
+
+_POLL_SECONDS: Final = 0.02
+
+#: Names by which other systems tell rank, size and role. What is inherited must not contradict what is set here, and
+#: DMLC_ROLE would turn `import mxnet` into a server.
+_FOREIGN: Final = (
+    "DMLC_ROLE",
+    "DMLC_NUM_WORKER",
+    "DMLC_WORKER_ID",
+    "DMLC_NUM_SERVER",
+    "BYTEPS_GLOBAL_RANK",
+    "BYTEPS_LOCAL_RANK",
+    "BYTEPS_LOCAL_SIZE",
+    "JOB_COMPLETION_INDEX",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalJob:
+    """What runs on this machine.
+
+    Attributes:
+        command: What each worker runs.
+        workers: How many.
+        aggregators: How many, at least one.
+        plane: How payloads cross.
+        grace: Seconds that processes may take to end by themselves before they are killed.
+    """
+
+    command: Sequence[str]
+    workers: int
+    aggregators: int
+    plane: str
+    grace: float = 10.0
+
+
+class LaunchError(PsumError):
+    """A process of the job could not be started.
+
+    Attributes:
+        status: The status to exit with.
+    """
+
+    def __init__(self, text: str, status: int = 1) -> None:
+        self.status = status
+        super().__init__(text)
+
+
+async def run(job: LocalJob) -> int:
+    """Runs a job to its end. Shows what its processes write, says what went wrong, and leaves nothing running.
+
+    SIGINT, SIGTERM and SIGHUP end everything; a second one does not wait for the grace period.
+
+    Returns:
+        The status to exit with: that of the first worker that failed as a shell would report it, 128 + the number of
+        the signal that ended everything, or 0.
+    """
+    stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    hurry = asyncio.Event()
+
+    def stop(number: signal.Signals) -> None:
+        if stopped.done():
+            hurry.set()
+        else:
+            stopped.set_result(128 + number)
+            display.note(f"ending all processes on {number.name}")
+
+    with (
+        Display(lost=lambda: stop(signal.SIGPIPE)) as display,
+        Guard() as guard,
+        tempfile.TemporaryDirectory(prefix="psum-") as directory,
+        _signals_call(stop),
+    ):
+        fleet = _Fleet(job, display, guard, pathlib.Path(directory))
+        work = asyncio.create_task(fleet.run())
+        try:
+            await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+            return stopped.result() if stopped.done() else work.result()
+        except LaunchError as error:
+            display.note(str(error))
+            return error.status
+        finally:
+            work.cancel()
+            await asyncio.wait((work,))
+            await fleet.end(hurry)
+
+
+class _Fleet:
+    """The processes of a job."""
+
+    def __init__(self, job: LocalJob, display: Display, guard: Guard, directory: pathlib.Path) -> None:
+        self._job = job
+        self._name = os.environ.get("PSUM_JOB") or "launch"
+        self._display = display
+        self._guard = guard
+        self._directory = directory
+        self._aggregators: list[Child] = []
+        self._workers: list[Child] = []
+
+    async def run(self) -> int:
+        """Starts everything, and waits until all workers have ended well, or until one process has not.
+
+        Raises:
+            LaunchError: A process could not be started.
+        """
+        addresses = await self._start_aggregators()
+        for rank in range(self._job.workers):
+            environ = _worker_environment(os.environ, rank, self._job, self._name, addresses)
+            try:
+                child = await self._start(str(rank), f"worker rank {rank}", self._job.command, environ)
+            except OSError as error:
+                text = f"cannot run {self._job.command[0]!r} as a worker: {error.strerror or error}"
+                raise LaunchError(text, 127 if isinstance(error, FileNotFoundError) else 126) from None
+            self._workers.append(child)
+        return await self._watch(addresses)
+
+    async def end(self, hurry: asyncio.Event) -> None:
+        """Ends what still runs: workers first, so that they can leave their aggregators in good order."""
+        await end(self._workers, self._job.grace, hurry)
+        await end(self._aggregators, self._job.grace, hurry)
+
+    async def _start(self, name: str, title: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
+        return await Child.start(name, title, command, environ, self._display, self._guard)
+
+    async def _start_aggregators(self) -> list[str]:
+        environ = {"PSUM_LOG_LEVEL": "warning", **os.environ}
+        files = [self._directory / f"aggregator-{index}" for index in range(self._job.aggregators)]
+        for index, file in enumerate(files):
+            command = [
+                sys.executable,
+                "-m",
+                "psum.cli",
+                "aggregator",
+                "--listen",
+                "127.0.0.1:0",
+                "--announce",
+                str(file),
+            ]
+            self._aggregators.append(await self._start(f"aggregator {index}", f"aggregator {index}", command, environ))
+        addresses: list[str] = []
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                for child, file in zip(self._aggregators, files, strict=True):
+                    while (address := _announced(file)) is None:
+                        if child.ended.done():
+                            how = describe(child.ended.result())
+                            raise LaunchError(f"{child.title} {how} before it served; what it wrote is above")
+                        await asyncio.sleep(_POLL_SECONDS)
+                    addresses.append(address)
+        except TimeoutError:
+            late = self._aggregators[len(addresses)].title
+            raise LaunchError(f"{late} did not serve within {_START_SECONDS:g} s of being started") from None
+        return addresses
+
+    async def _watch(self, addresses: Sequence[str]) -> int:
+        waiting = {child.ended: child for child in (*self._aggregators, *self._workers)}
+        running = len(self._workers)
+        while running:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in waiting if task in done]:
+                child, code = waiting.pop(task), task.result()
+                if child in self._aggregators:
+                    address = addresses[self._aggregators.index(child)]
+                    self._display.note(
+                        f"{child.title} at {address} {describe(code)} while workers need it; ending them"
+                    )
+                    return shell_status(code) or 1
+                running -= 1
+                if code != 0:
+                    self._display.note(f"{child.title} {describe(code)}" + ("; ending the others" if running else ""))
+                    return shell_status(code)
+                await self._check_joined(self._workers.index(child), addresses[0])
+        return 0
+
+    async def _check_joined(self, rank: int, address: str) -> None:
+        """Says so where a worker that ended well never joined the job, while its peers may be waiting for it."""
+        try:
+            status = await asyncio.to_thread(fetch_status, address, job=self._name)
+        except ConnectError as error:
+            self._display.note(f"cannot tell whether worker rank {rank} joined the job: {error}")
+            return
+        joined = {rank for ended in status.ended for rank in ended.joined}
+        joined.update(worker.rank for job in status.jobs for worker in job.workers)
+        if rank not in joined:
+            self._display.note(
+                f"worker rank {rank} ended without having joined the job: nothing was summed for it, and other ranks"
+                " would wait for it. A program joins when it creates the store or connects. On MXNet 1.9.1,"
+                " mx.kv.create('byteps') silently gives a store that knows no other worker unless the program has"
+                " `import psum.mxnet`"
+            )
+
+
+def _announced(file: pathlib.Path) -> str | None:
+    """The address that an aggregator has announced, None before."""
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _worker_environment(
+    environ: Mapping[str, str], rank: int, job: LocalJob, name: str, addresses: Sequence[str]
+) -> dict[str, str]:
+    return {
+        # Lines are to be shown when they are printed.
+        "PYTHONUNBUFFERED": "1",
+        **{variable: value for variable, value in environ.items() if variable not in _FOREIGN},
+        "PSUM_JOB": name,
+        "PSUM_AGGREGATORS": ",".join(addresses),
+        "PSUM_RANK": str(rank),
+        "PSUM_NUM_WORKERS": str(job.workers),
+        "PSUM_LOCAL_RANK": str(rank),
+        "PSUM_LOCAL_SIZE": str(job.workers),
+        "PSUM_PLANE": job.plane,
+    }
+
+
+@contextlib.contextmanager
+def _signals_call(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Has the signals that ask a process to end call stop, unless the process was started to ignore them."""
+    loop = asyncio.get_running_loop()
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    for number in numbers:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

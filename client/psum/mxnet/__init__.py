@@ -1,0 +1,19 @@
+"""The MXNet KVStore 'byteps': sums gradients over all workers of a job.
+
+    import mxnet as mx
+    import psum.mxnet
+
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", kvstore="byteps")
+
+Importing this module registers the store, with MXNet 1.9 and 2.0, and makes its name work in Trainer and Module also
+with a single device. The environment says which job the process belongs to; without, it is a job of one worker.
+"""
+
+from psum.mxnet import _integration, _lifecycle
+from psum.mxnet._kvstore import BytePS
+from psum.mxnet._stages import StageStatistics
+
+__all__ = ["BytePS", "StageStatistics"]
+
+_integration.install()
+_lifecycle.install()

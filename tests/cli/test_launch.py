@@ -1,0 +1,219 @@
+"""`psum launch` with real aggregators and real workers."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+#: A worker that waits for ever, once it has said so, and so does a child of its own.
+WAIT = "sleep 600 & echo ready; wait"
+
+#: The same, deaf to SIGTERM.
+WAIT_DEAF = "trap '' TERM; sleep 600 & echo ready; while :; do wait; done"
+
+#: A worker that takes part in one sum.
+SUM = """
+import numpy as np, psum.client
+with psum.client.connect() as client:
+    value = np.full(3, client.rank + 1.0)
+    client.store().push_pull('x', value)
+    print(*value)
+"""
+
+
+def wait_until_ready(process: "subprocess.Popen[str]", workers: int) -> None:
+    """Reads what a launcher prints until all workers have said that they are ready."""
+    assert process.stdout is not None
+    lines = {process.stdout.readline() for _ in range(workers)}
+    assert lines == {f"[{rank}] ready\n" for rank in range(workers)}
+
+
+def test_lines_are_prefixed_with_the_rank_of_who_wrote_them(launch: Launch) -> None:
+    """Output and errors keep apart, and a last line without an end is shown too."""
+    done = launch("--workers", "2", shell="echo out $PSUM_RANK; echo err $PSUM_RANK >&2; printf 'no end'")
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == ["[0] no end", "[0] out 0", "[1] no end", "[1] out 1"]
+    assert {"[0] err 0", "[1] err 1"} <= set(done.stderr.splitlines())
+
+
+def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:
+    """Names of other systems, which would contradict it, are not handed on."""
+    names = "JOB AGGREGATORS RANK NUM_WORKERS LOCAL_RANK LOCAL_SIZE PLANE"
+    script = "echo " + " ".join(f"$PSUM_{name}" for name in names.split()) + ' "<$DMLC_ROLE$BYTEPS_LOCAL_RANK>"'
+    done = launch(
+        *("--workers", "2", "--aggregators", "2", "--plane", "inline"),
+        shell=script,
+        PSUM_JOB="mine",
+        DMLC_ROLE="server",
+        BYTEPS_LOCAL_RANK="7",
+    )
+    lines = sorted(done.stdout.splitlines())
+    address = r"127\.0\.0\.1:\d+"
+    for rank, line in enumerate(lines):
+        assert re.fullmatch(rf"\[{rank}\] mine {address},{address} {rank} 2 {rank} 2 inline <>", line)
+    assert len(lines) == 2
+
+
+def test_the_sum_of_two_workers_over_two_aggregators(launch: Launch) -> None:
+    """A job from start to end, with nothing to complain about."""
+    done = launch("--workers", "2", "--aggregators", "2", python=SUM)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["[0] 3.0 3.0 3.0", "[1] 3.0 3.0 3.0"]
+
+
+def test_a_worker_that_never_joined_is_named(launch: Launch) -> None:
+    """It ended well, but trained by itself; the other one, in a job of one, is not named."""
+    script = f"import os\nif os.environ['PSUM_RANK'] == '0':\n os.environ['PSUM_NUM_WORKERS'] = '1'\n exec('''{SUM}''')"
+    done = launch("--workers", "2", python=script)
+    assert done.returncode == 0
+    assert "worker rank 1 ended without having joined the job" in done.stderr
+    assert "import psum.mxnet" in done.stderr
+    assert "worker rank 0" not in done.stderr
+
+
+def test_progress_that_is_rewritten_is_left_out_where_there_is_no_terminal(launch: Launch) -> None:
+    """Only its last state stays."""
+    done = launch("--workers", "1", shell=r"printf '1 %%\r2 %%\r'; printf '3 %%\r'; echo done; printf '4\r5\r'")
+    assert done.stdout == "[0] done\n[0] 5\n"
+
+
+def test_a_terminal_shows_progress_in_colour_as_it_goes(psum: Any) -> None:
+    """Each rank has a row at the bottom, which is gone in the end."""
+    reading, writing = pty.openpty()
+    script = r"printf 'step 1\r'; sleep 0.3; printf 'step 2\r'; sleep 0.3; printf '      \r'; echo finished"
+    process = psum.start_writing_to(writing, "launch", "--workers", "2", "--", "sh", "-c", script, TERM="xterm")
+    os.close(writing)
+    shown = b""
+    try:
+        while data := os.read(reading, 1 << 16):
+            shown += data
+    except OSError:
+        # This is how a pseudo-terminal says that the other side was closed.
+        pass
+    finally:
+        os.close(reading)
+    assert process.wait() == 0
+    text = shown.decode()
+    for rank in "0", "1":
+        for state in "step 1", "step 2":
+            assert re.search(rf"\x1b\[\d+m\[{rank}\] \x1b\[0m{state}", text)
+    assert "step" not in text[text.rindex("finished") :]
+    assert text.count("finished") == 2
+
+
+def test_the_first_failing_worker_gives_the_status_and_ends_the_others(launch: Launch) -> None:
+    """It is named."""
+    done = launch("--workers", "3", shell='[ "$PSUM_RANK" != 1 ] || exit 3; sleep 600')
+    assert done.returncode == 3
+    assert "psum: worker rank 1 ended with status 3; ending the others\n" in done.stderr
+
+
+def test_a_worker_that_was_killed_gives_the_status_that_a_shell_would(launch: Launch) -> None:
+    """128 and the number of the signal."""
+    done = launch("--workers", "2", shell='[ "$PSUM_RANK" != 0 ] || kill -KILL $$; sleep 600')
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "worker rank 0 was killed by SIGKILL" in done.stderr
+
+
+def test_what_a_worker_started_ends_with_it(launch: Launch) -> None:
+    """Even where it holds the worker's output open."""
+    done = launch("--workers", "1", shell="sleep 600 & echo done")
+    assert (done.returncode, done.stdout) == (0, "[0] done\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything(psum: Any, number: signal.Signals) -> None:
+    """Workers, what they started, and aggregators; the fixture looks whether anything is left."""
+    process = psum.start("launch", "--workers", "2", "--aggregators", "2", "--", "sh", "-c", WAIT)
+    wait_until_ready(process, 2)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert f"ending all processes on {number.name}" in process.stderr.read()
+
+
+def test_what_does_not_end_on_sigterm_is_killed_after_the_grace_period(psum: Any) -> None:
+    """So that nothing is left of it either."""
+    process = psum.start("launch", "--workers", "2", "--grace", "0.2", "--", "sh", "-c", WAIT_DEAF)
+    wait_until_ready(process, 2)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_does_not_wait_for_the_grace_period(psum: Any) -> None:
+    """The grace period here is longer than the test may take."""
+    process = psum.start("launch", "--workers", "2", "--grace", "3600", "--", "sh", "-c", WAIT_DEAF)
+    wait_until_ready(process, 2)
+    process.terminate()
+    # Only when the first one was taken note of is the other one the second.
+    assert "ending all processes" in process.stderr.readline()
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_a_launcher_that_is_killed_leaves_nothing_running(psum: Any) -> None:
+    """Though it can end nothing any more itself; the fixture looks whether anything is left."""
+    process = psum.start("launch", "--workers", "2", "--", "sh", "-c", WAIT)
+    wait_until_ready(process, 2)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_an_aggregator_that_dies_ends_the_job(psum: Any) -> None:
+    """It is named."""
+    process = psum.start("launch", "--workers", "2", "--aggregators", "2", "--", "sh", "-c", WAIT)
+    wait_until_ready(process, 2)
+    victim = next(pid for pid, command in psum.left().items() if "psum.cli aggregator" in command)
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait() == 128 + signal.SIGKILL
+    assert re.search(
+        r"aggregator \d at 127\.0\.0\.1:\d+ was killed by SIGKILL while workers need it", process.stderr.read()
+    )
+
+
+def test_an_aggregator_that_cannot_start_ends_the_launch_with_its_own_words(launch: Launch) -> None:
+    """No worker is started then."""
+    done = launch("--workers", "1", shell="echo started", PSUM_THREADS="many")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "[aggregator 0]" in done.stderr
+    assert "PSUM_THREADS='many'" in done.stderr
+    assert "aggregator 0 ended with status 1 before it served" in done.stderr
+
+
+def test_a_command_that_does_not_exist_is_named(psum: Any) -> None:
+    """With the status that a shell would give."""
+    done = psum.run("launch", "--workers", "2", "--", "no-such-command")
+    assert done.returncode == 127
+    assert done.stderr == "psum: cannot run 'no-such-command' as a worker: No such file or directory\n"
+
+
+def test_everything_ends_when_nobody_reads_the_output_any_more(psum: Any) -> None:
+    """As in a pipe to `head`."""
+    process = psum.start("launch", "--workers", "1", "--", sys.executable, "-c", "while True: print('line')")
+    assert process.stdout.readline() == "[0] line\n"
+    process.stdout.close()
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--workers", "2"], "Missing argument 'COMMAND...'"),
+        (["--", "true"], "Missing option '--workers'"),
+        (["--workers", "0", "--", "true"], "0 is not in the range"),
+        (["--workers", "1", "--aggregators", "0", "--", "true"], "0 is not in the range"),
+        (["--workers", "1", "--plane", "smoke", "--", "true"], "'smoke' is not one of"),
+    ],
+)
+def test_wrong_usage_is_explained(psum: Any, arguments: list[str], complaint: str) -> None:
+    """Before anything is started."""
+    done = psum.run("launch", *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr

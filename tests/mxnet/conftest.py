@@ -1,0 +1,258 @@
+"""A stand-in for the core client, held back by hand; real aggregators, and real worker processes."""
+
+import importlib.util
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum.aggregator import Server, Settings
+from psum.client import ElementType, Operation, PsumError, connect
+from psum.client import Settings as ClientSettings
+from psum.client._thread import LoopThread
+
+#: How long anything in these tests may take.
+PATIENCE_SECONDS = 30.0
+
+if importlib.util.find_spec("mxnet") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+_HERE = pathlib.Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """MXNet deprecates parts of itself that it goes on using; what psum does is still to be free of warnings."""
+    for item in items:
+        if item.path.is_relative_to(_HERE):
+            item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning:mxnet"))
+
+
+class FakeTicket:
+    """An operation that the test ends by hand.
+
+    Attributes:
+        key, shape, element_type, operation, priority: As reserved.
+        round: How many operations on the key were reserved before.
+        value: What was contributed, once started; None where only received.
+        reason: Why it was aborted, if it was.
+        decided: Set once it was started or aborted.
+    """
+
+    def __init__(self, client: "FakeClient", key: str, round: int, **reserved: Any) -> None:
+        self.key = key
+        self.round = round
+        self.shape: tuple[int, ...] = reserved["shape"]
+        self.element_type: ElementType = reserved["element_type"]
+        self.operation: Operation = reserved["operation"]
+        self.priority: int = reserved["priority"]
+        self.value: np.ndarray[Any, Any] | None = None
+        self.reason: str | None = None
+        self.decided = threading.Event()
+        self._client = client
+        self._target: memoryview | None = None
+        self._done: Callable[[PsumError | None], None] | None = None
+
+    def start(
+        self, source: memoryview | None, target: memoryview | None, done: Callable[[PsumError | None], None]
+    ) -> None:
+        assert not self.decided.is_set()
+        if source is not None:
+            self.value = np.frombuffer(source, self.element_type.numpy).reshape(self.shape).copy()
+        self._target, self._done = target, done
+        self.decided.set()
+        if self._client.failure is not None:
+            self.finish(error=self._client.failure)
+        elif self._client.peers is not None:
+            self.finish(self._client.peers(self))
+        else:
+            self._client.started.put(self)
+
+    def abort(self, reason: str) -> None:
+        assert not self.decided.is_set()
+        self.reason = reason
+        self.decided.set()
+
+    def finish(self, result: Any = None, *, error: PsumError | None = None) -> None:
+        """Ends it, with a result (by default this rank's value alone) or an error."""
+        target, done = self._target, self._done
+        assert self.decided.wait(PATIENCE_SECONDS)
+        self._target = self._done = None
+        assert target is not None
+        assert done is not None
+        if error is None:
+            result = self.value if result is None else result
+            target[:] = np.ascontiguousarray(result, self.element_type.numpy).reshape(-1).view(np.uint8).data
+        del target
+        done(error)
+
+
+class FakeClient:
+    """Takes the place of psum.client.Client.
+
+    Attributes:
+        reserved: All tickets, in the order of their reservation.
+        started: Those that were started and wait for `finish`.
+        peers: Where set, a ticket that is started ends at once, with the result that this returns.
+        failure: Where set, whatever is started fails with it.
+        refusal: Where set, nothing can be reserved.
+    """
+
+    rank = 0
+    num_workers = 2
+    local_rank = 0
+    local_size = 2
+
+    def __init__(self) -> None:
+        self.reserved: list[FakeTicket] = []
+        self.started: queue.Queue[FakeTicket] = queue.Queue()
+        self.peers: Callable[[FakeTicket], Any] | None = None
+        self.failure: PsumError | None = None
+        self.refusal: PsumError | None = None
+
+    def store(self) -> "FakeClient":
+        return self
+
+    def reserve(self, key: str | int, **reserved: Any) -> FakeTicket:
+        if self.refusal is not None:
+            raise self.refusal
+        ticket = FakeTicket(self, str(key), sum(t.key == str(key) for t in self.reserved), **reserved)
+        self.reserved.append(ticket)
+        return ticket
+
+    def next_started(self) -> FakeTicket:
+        return self.started.get(timeout=PATIENCE_SECONDS)
+
+    def fail(self, error: PsumError) -> None:
+        self.failure = error
+        while not self.started.empty():
+            self.started.get().finish(error=error)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def client() -> Iterator[FakeClient]:
+    """A client whose operations the test ends; after the test none may be outstanding."""
+    from psum.mxnet import _engine
+
+    fake = FakeClient()
+    yield fake
+    is_idle = _engine.wait_until_idle(5.0)
+    fake.fail(PsumError("the test left this operation behind"))
+    assert is_idle
+
+
+@pytest.fixture
+def local_store() -> Iterator[Any]:
+    """A store in a job of one worker, which needs no aggregator."""
+    from psum.mxnet import BytePS, _engine
+
+    with connect(ClientSettings()) as client:
+        yield BytePS(client)
+        assert _engine.wait_until_idle(PATIENCE_SECONDS)
+
+
+class Run:
+    """A Python process of a test, with what it printed.
+
+    Attributes:
+        status: Its exit status.
+        output: Its standard output.
+        errors: Its standard error.
+    """
+
+    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=_clean_environment() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.status: int | None = None
+        self.output = self.errors = ""
+
+    def wait(self) -> "Run":
+        try:
+            self.output, self.errors = self._process.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self.output, self.errors = self._process.communicate()
+            raise AssertionError(f"did not end; it printed:\n{self.output}\n{self.errors}") from None
+        self.status = self._process.returncode
+        return self
+
+    def check(self) -> str:
+        """Waits for its success; returns what it printed."""
+        self.wait()
+        assert self.status == 0, self.errors
+        return self.output
+
+
+def _clean_environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PSUM_", "DMLC_", "BYTEPS_"))}
+    # Several processes share few cores here.
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run_python() -> Callable[..., Run]:
+    """Starts a Python process with this text as its program, and more environment."""
+
+    def start(text: str, **environment: str) -> Run:
+        return Run(["-c", text], environment)
+
+    return start
+
+
+@pytest.fixture
+def aggregator_settings() -> Settings:
+    """What the aggregator is started with; a test may parametrize it."""
+    return Settings(listen=("127.0.0.1:0",))
+
+
+@pytest.fixture
+def aggregator(aggregator_settings: Settings) -> Iterator[str]:
+    """The address of an aggregator that runs in this process."""
+    thread = LoopThread("aggregator")
+    server = Server(aggregator_settings)
+    thread.run(server.start(), PATIENCE_SECONDS)
+    yield server.addresses[0]
+    thread.run(server.stop(0.2), PATIENCE_SECONDS)
+    thread.stop()
+
+
+@pytest.fixture
+def run_alone() -> Callable[..., Run]:
+    """Starts a program of the folder `programs` as a job of one worker."""
+
+    def run(program: str, *arguments: str, **environment: str) -> Run:
+        return Run([str(_HERE / "programs" / program), *arguments], environment)
+
+    return run
+
+
+@pytest.fixture
+def run_workers(aggregator: str, run_alone: Callable[..., Run]) -> Callable[..., list[Run]]:
+    """Runs a program of the folder `programs` as all workers of one job; returns them, ended."""
+
+    def run(program: str, *arguments: str, num_workers: int = 2, **environment: str) -> list[Run]:
+        job = environment | {
+            "PSUM_AGGREGATORS": aggregator,
+            "PSUM_NUM_WORKERS": str(num_workers),
+            "PSUM_LOCAL_SIZE": str(num_workers),
+        }
+        ranks = map(str, range(num_workers))
+        runs = [run_alone(program, *arguments, **job, PSUM_RANK=rank, PSUM_LOCAL_RANK=rank) for rank in ranks]
+        return [run.wait() for run in runs]
+
+    return run

@@ -1,0 +1,404 @@
+"""The store on MXNet's engine, with a core client that the test holds back."""
+
+import contextlib
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum.client import AbortedError, ElementType, Operation, PsumError
+from psum.mxnet import BytePS, StageStatistics, _engine, _kvstore
+from psum.mxnet._compat import MXNetError, mx
+from psum.mxnet._exchange import Exchange
+
+PATIENCE_SECONDS = 30.0
+
+
+def only_first_cpu(context: Any) -> bool:
+    """Makes cpu(1) and all others devices whose memory is out of reach."""
+    return bool(context == mx.cpu(0))
+
+
+@pytest.fixture
+def store(client: Any) -> BytePS:
+    return BytePS(client)
+
+
+@pytest.fixture
+def device_store(client: Any) -> BytePS:
+    return BytePS(client, in_place=only_first_cpu)
+
+
+def failed_array(size: int = 2) -> Any:
+    """An array whose computation fails."""
+    array = mx.nd.zeros((size,))
+
+    def fail(operation: _engine.Operation) -> None:
+        operation.complete("division by zero")
+
+    _engine.push(array, _engine.Operation(fail, lambda: None))
+    return array
+
+
+def pending_array(gate: threading.Event, size: int = 2) -> Any:
+    """An array of ones that is not there before the gate is open."""
+    array = mx.nd.ones((size,))
+
+    def complete(operation: _engine.Operation) -> None:
+        gate.wait(PATIENCE_SECONDS)
+        operation.complete()
+
+    def run(operation: _engine.Operation) -> None:
+        threading.Thread(target=complete, args=(operation,)).start()
+
+    _engine.push(array, _engine.Operation(run, lambda: None))
+    return array
+
+
+def test_returns_before_the_sum_is_there(store: BytePS, client: Any) -> None:
+    """A push-pull returns while the sum is not there, and what reads the array afterwards gets the sum."""
+    gradient = mx.nd.ones((2, 2))
+    store.pushpull("w", gradient)
+    weight = mx.nd.full((2, 2), 10.0) - 0.5 * gradient
+    ticket = client.next_started()
+    assert ticket.value.tolist() == [[1, 1], [1, 1]]
+    ticket.finish(np.full((2, 2), 4.0))
+    assert weight.asnumpy().tolist() == [[8, 8], [8, 8]]
+    assert gradient.asnumpy().tolist() == [[4, 4], [4, 4]]
+
+
+def test_returns_before_the_value_is_there(store: BytePS, client: Any) -> None:
+    """A push-pull of an array that is being computed returns, and starts when the array is there."""
+    gate = threading.Event()
+    array = pending_array(gate)
+    store.pushpull("w", array)
+    (ticket,) = client.reserved
+    assert not ticket.decided.is_set()
+    gate.set()
+    assert client.next_started() is ticket
+    assert ticket.value.tolist() == [1, 1]
+    ticket.finish()
+
+
+def test_rounds_are_in_program_order(store: BytePS, client: Any) -> None:
+    """The round is fixed by the call, though the values become ready in another order."""
+    gate = threading.Event()
+    late = pending_array(gate, 3)
+    store.pushpull("w", late)
+    store.pushpull("w", mx.nd.zeros((3,)))
+    assert client.next_started() is client.reserved[1]
+    gate.set()
+    assert client.next_started() is client.reserved[0]
+    assert [t.round for t in client.reserved] == [0, 1]
+    for ticket in client.reserved:
+        ticket.finish()
+
+
+def test_what_is_reserved(store: BytePS, client: Any) -> None:
+    """Key, shape, type, operation and priority are passed on; 3 and '3' are one key."""
+    client.peers = lambda ticket: None
+    store.pushpull(3, mx.nd.zeros((2, 5), dtype="int8"), priority=-7)
+    store.broadcast("3", mx.nd.zeros((2, 5), dtype="int8"))
+    first, second = client.reserved
+    assert (first.key, first.shape, first.element_type, first.operation, first.priority) == (
+        "3",
+        (2, 5),
+        ElementType.INT8,
+        Operation.SUM,
+        -7,
+    )
+    assert (second.key, second.operation, second.priority) == ("3", Operation.BROADCAST, 0)
+
+
+def test_value_is_untouched_with_an_out(store: BytePS, client: Any) -> None:
+    """With out given, the sum is there and the value is what it was."""
+    client.peers = lambda ticket: ticket.value * 2
+    value, out = mx.nd.array([1.0, 2.0]), mx.nd.zeros((2,))
+    store.pushpull("w", value, out)
+    assert out.asnumpy().tolist() == [2, 4]
+    assert value.asnumpy().tolist() == [1, 2]
+
+
+def test_value_may_change_after_the_call(store: BytePS, client: Any) -> None:
+    """What is written to the value after the call comes too late for the sum."""
+    value, out = mx.nd.array([1.0, 2.0]), mx.nd.zeros((2,))
+    store.pushpull("w", value, out)
+    value[:] = 100.0
+    ticket = client.next_started()
+    assert ticket.value.tolist() == [1, 2]
+    ticket.finish()
+
+
+def test_lists(store: BytePS, client: Any) -> None:
+    """The values of a list are added up before, and every out gets the sum; out may be any number of arrays."""
+    client.peers = lambda ticket: ticket.value + 100
+    values = [mx.nd.full((2,), float(n), ctx=mx.cpu(n)) for n in (1, 2, 3)]
+    outs = [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in (0, 5)]
+    store.pushpull("w", values, outs)
+    assert [out.asnumpy().tolist() for out in outs] == [[106, 106]] * 2
+    assert [value.asnumpy().tolist() for value in values] == [[1, 1], [2, 2], [3, 3]]
+    store.pushpull("w", values)
+    assert [value.asnumpy().tolist() for value in values] == [[106, 106]] * 3
+    assert len(client.reserved) == 2
+
+
+@pytest.mark.parametrize("aliased", ["same", "twice", "view", "detached", "halves"])
+def test_arrays_that_share_memory(store: BytePS, client: Any, aliased: str) -> None:
+    """One array in several places, and several views of one memory, neither hang nor are mixed up."""
+    client.peers = lambda ticket: ticket.value * 10
+    array = mx.nd.array([1.0, 2.0])
+    both = mx.nd.array([1.0, 2.0, 7.0, 7.0])
+    value, out, result, expected = {
+        "same": (array, array, array, [10, 20]),
+        "twice": ([array, array], [array, array], array, [20, 40]),
+        "view": (array, array[:], array, [10, 20]),
+        "detached": (array, [array.detach(), array], array, [10, 20]),
+        "halves": (both[0:2], both[2:4], both, [1, 2, 10, 20]),
+    }[aliased]
+    store.pushpull("w", value, out)
+    assert result.asnumpy().tolist() == expected
+
+
+def test_while_recording(store: BytePS, client: Any) -> None:
+    """Autograd does not see the copies, and lets them be made to arrays of its graph."""
+    client.peers = lambda ticket: ticket.value * 10
+    array = mx.nd.array([1.0, 2.0])
+    array.attach_grad()
+    with mx.autograd.record():
+        square = array * array
+        out = square * 1
+        store.pushpull("w", [square, square], out)
+        square.backward()
+    assert out.asnumpy().tolist() == [20, 80]
+    assert array.grad.asnumpy().tolist() == [2, 4]
+
+
+def test_numpy_arrays(store: BytePS, client: Any) -> None:
+    """Arrays of mx.np work as those of mx.nd do, also with no dimension or no element."""
+    client.peers = lambda ticket: ticket.value * 10
+    with mx.util.np_shape(True), mx.util.np_array(True):
+        for shape in ((), (0,), (0, 3), (1,), (2, 2)):
+            value, out = mx.np.ones(shape), mx.np.zeros(shape)
+            store.pushpull(str(shape), [value, value], [out, value])
+            for result in (value, out):
+                assert result.asnumpy().tolist() == np.full(shape, 20.0).tolist()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("waited", [True, False])
+def test_activation_of_a_convolution(store: BytePS, client: Any, in_place: bool, waited: bool) -> None:
+    """An array that oneDNN left in its own layout is summed as any other, and read right afterwards."""
+    client.peers = lambda ticket: ticket.value * 10
+    data = mx.nd.arange(2 * 4 * 16 * 16).reshape((2, 4, 16, 16)) % 17
+    weight = mx.nd.arange(8 * 4 * 3 * 3).reshape((8, 4, 3, 3)) % 5
+    activation, expected = (
+        mx.nd.Convolution(data, weight, no_bias=True, kernel=(3, 3), num_filter=8) for _ in range(2)
+    )
+    if waited:
+        activation.wait_to_read()
+    out = activation if in_place else mx.nd.zeros(activation.shape)
+    store.pushpull("a", activation, out)
+    assert out.asnumpy().tolist() == (expected.asnumpy() * 10).tolist()
+    if not in_place:
+        assert activation.asnumpy().tolist() == expected.asnumpy().tolist()
+
+
+def test_without_a_way_to_set_the_layout(client: Any) -> None:
+    """Where nothing can be used in place, everything works through stage arrays."""
+    client.peers = lambda ticket: ticket.value * 10
+    store = BytePS(client, in_place=lambda context: False)
+    data, weight = mx.nd.ones((2, 4, 16, 16)), mx.nd.ones((8, 4, 3, 3))
+    activation = mx.nd.Convolution(data, weight, no_bias=True, kernel=(3, 3), num_filter=8)
+    store.pushpull("a", activation)
+    assert np.all(activation.asnumpy() == 360)
+    assert store.stage_statistics == StageStatistics(allocated=1, in_use=0)
+
+
+def test_stages_are_reused_from_step_to_step(device_store: BytePS, client: Any) -> None:
+    """Arrays out of reach go through stage arrays, one for each that is in flight, made in the first step only."""
+    client.peers = lambda ticket: ticket.value * 10
+    shapes = [(2, 3), (2, 3), (7,)]
+    for step in range(1, 4):
+        gradients = [[mx.nd.full(s, float(step), ctx=mx.cpu(d)) for d in (1, 2)] for s in shapes]
+        for key, gradient in enumerate(gradients):
+            device_store.pushpull(key, gradient, priority=-key)
+        for gradient in gradients:
+            for array in gradient:
+                assert np.all(array.asnumpy() == 20 * step)
+        assert device_store.stage_statistics.in_use == 0
+        assert device_store.stage_statistics.allocated <= len(shapes)
+
+
+def test_one_stage_per_operation_in_flight(device_store: BytePS, client: Any) -> None:
+    """Operations that are under way at once have a stage array each, which is free again when its sum is there."""
+    arrays = [mx.nd.zeros((4,), ctx=mx.cpu(1)) for _ in range(3)]
+    for key, array in enumerate(arrays):
+        device_store.pushpull(key, array)
+    tickets = [client.next_started() for _ in arrays]
+    assert device_store.stage_statistics == StageStatistics(allocated=3, in_use=3)
+    for ticket in tickets:
+        ticket.finish(np.full(4, float(ticket.key)))
+    assert device_store.stage_statistics == StageStatistics(allocated=3, in_use=0)
+    assert [array.asnumpy().tolist() for array in arrays] == [[0] * 4, [1] * 4, [2] * 4]
+
+
+def test_stage_with_copies_pending(device_store: BytePS, client: Any) -> None:
+    """A stage array that is lent again, while the copies of its last content are pending, does not spoil those."""
+    first, second = (mx.nd.full((100_000,), n, ctx=mx.cpu(1)) for n in (1.0, 2.0))
+    outs = [mx.nd.zeros((100_000,), ctx=mx.cpu(n)) for n in range(1, 6)]
+    for ticket_number, value in enumerate((first, second)):
+        device_store.pushpull("w", value, outs if value is first else None)
+        client.next_started().finish()
+        assert device_store.stage_statistics.allocated == 1, ticket_number
+    assert all(np.all(out.asnumpy() == 1) for out in outs)
+    assert np.all(second.asnumpy() == 2)
+
+
+def test_device_and_host_outs(device_store: BytePS, client: Any) -> None:
+    """Where one of the outs is in reach, no stage array is needed for the others."""
+    client.peers = lambda ticket: ticket.value * 10
+    outs = [mx.nd.zeros((2,), ctx=mx.cpu(1)), mx.nd.zeros((2,), ctx=mx.cpu(0))]
+    device_store.pushpull("w", mx.nd.ones((2,), ctx=mx.cpu(1)), outs)
+    assert [out.asnumpy().tolist() for out in outs] == [[10, 10]] * 2
+    assert device_store.stage_statistics == StageStatistics(allocated=0, in_use=0)
+
+
+def test_failed_sum_surfaces_where_out_is_read(store: BytePS, client: Any) -> None:
+    """The error of a sum is an MXNetError at the reader of its result, with the same text; nothing before it."""
+    gradient = mx.nd.ones((2,))
+    store.pushpull("w", gradient)
+    weight = mx.nd.ones((2,)) - gradient
+    client.next_started().finish(error=PsumError("rank 1 was lost: last heard 31 s ago"))
+    with pytest.raises(MXNetError, match="rank 1 was lost: last heard 31 s ago"):
+        weight.asnumpy()
+
+
+def test_failed_sum_drops_its_stage(device_store: BytePS, client: Any) -> None:
+    """A stage array on which an operation failed is not used again, and the next operation is not spoilt."""
+    array = mx.nd.ones((2,), ctx=mx.cpu(1))
+    device_store.pushpull("w", array)
+    client.next_started().finish(error=PsumError("no sum"))
+    with pytest.raises(MXNetError, match="no sum"):
+        array.wait_to_read()
+    assert device_store.stage_statistics == StageStatistics(allocated=0, in_use=0)
+    client.peers = lambda ticket: ticket.value * 10
+    other = mx.nd.ones((2,), ctx=mx.cpu(1))
+    device_store.pushpull("v", other)
+    assert other.asnumpy().tolist() == [10, 10]
+
+
+@pytest.mark.parametrize("through_stage", [False, True])
+@pytest.mark.parametrize("with_out", [False, True])
+def test_failed_value_is_told_to_the_peers(client: Any, with_out: bool, through_stage: bool) -> None:
+    """Where the computation of a value fails, the operation is aborted, and the reader gets the value's error."""
+    store = BytePS(client, in_place=lambda context: not through_stage)
+    array = failed_array()
+    out = mx.nd.zeros((2,)) if with_out else array
+    store.pushpull("w", array, out)
+    (ticket,) = client.reserved
+    assert ticket.decided.wait(PATIENCE_SECONDS)
+    assert "failed there" in ticket.reason
+    with pytest.raises(MXNetError, match="division by zero"):
+        out.wait_to_read()
+    assert _engine.wait_until_idle(PATIENCE_SECONDS)
+    assert store.stage_statistics == StageStatistics(allocated=0, in_use=0)
+
+
+def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an operation holds is let go with its end, without waiting for the garbage collector."""
+    freed = threading.Semaphore(0)
+
+    class Watched(Exchange):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            weakref.finalize(self, freed.release)
+
+    monkeypatch.setattr(_kvstore, "Exchange", Watched)
+    gc.collect()
+    gc.disable()
+    try:
+        arrays = [mx.nd.ones((2,)), mx.nd.ones((2,), ctx=mx.cpu(1)), failed_array()]
+        for key, array in enumerate(arrays):
+            device_store.pushpull(key, array)
+        client.next_started().finish()
+        client.next_started().finish(error=PsumError("no sum"))
+        del client.reserved[:]
+        for _ in arrays:
+            assert freed.acquire(timeout=PATIENCE_SECONDS)
+    finally:
+        gc.enable()
+    for array in arrays:
+        with contextlib.suppress(MXNetError):
+            array.wait_to_read()
+
+
+def test_refused_operation(store: BytePS, client: Any) -> None:
+    """Where the key or the job has failed before, the call raises an MXNetError with that text and cause."""
+    client.refusal = AbortedError("rank 1 could not contribute to key 'w'")
+    with pytest.raises(MXNetError, match="rank 1 could not contribute") as raised:
+        store.pushpull("w", mx.nd.zeros((2,)))
+    assert raised.value.__cause__ is client.refusal
+
+
+def test_push_refused_by_the_engine(store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the engine does not take the operation, the call raises, and the peers are told."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MXNetError("engine is ending")
+
+    monkeypatch.setattr(_engine, "push", refuse)
+    with pytest.raises(MXNetError, match="engine is ending"):
+        store.pushpull("w", mx.nd.zeros((2,)))
+    (ticket,) = client.reserved
+    assert "engine is ending" in ticket.reason
+
+
+def test_broadcast_waits(store: BytePS, client: Any) -> None:
+    """A broadcast returns when the value is there."""
+    out = mx.nd.zeros((2,))
+    thread = threading.Thread(target=store.broadcast, args=("w", mx.nd.ones((2,)), out))
+    thread.start()
+    ticket = client.next_started()
+    assert thread.is_alive()
+    ticket.finish()
+    thread.join(PATIENCE_SECONDS)
+    assert out.asnumpy().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("contexts", [[0], [1], [0, 1, 2], [2, 1]])
+def test_broadcast_on_other_ranks(device_store: BytePS, client: Any, contexts: list[int]) -> None:
+    """On other ranks a broadcast contributes nothing, leaves the value alone, and fills every out on any device."""
+    client.rank = 1
+    client.peers = lambda ticket: np.array([3.0, 4.0])
+    value = mx.nd.full((2,), float("nan"))
+    outs = [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in contexts]
+    device_store.broadcast("w", value, outs)
+    assert [out.asnumpy().tolist() for out in outs] == [[3, 4]] * len(contexts)
+    assert np.isnan(value.asnumpy()).all()
+    assert client.reserved[0].value is None
+
+
+def test_broadcast_without_out(store: BytePS, client: Any) -> None:
+    """Without out, the value of rank 0 is stored in value."""
+    client.rank = 1
+    client.peers = lambda ticket: np.array([3.0, 4.0])
+    value = mx.nd.full((2,), float("nan"))
+    store.broadcast("w", value)
+    assert value.asnumpy().tolist() == [3, 4]
+
+
+def test_failed_broadcast(store: BytePS, client: Any) -> None:
+    """A broadcast that fails raises."""
+    client.failure = PsumError("rank 0 was lost")
+    with pytest.raises(MXNetError, match="rank 0 was lost"):
+        store.broadcast("w", mx.nd.zeros((2,)), [mx.nd.zeros((2,)) for _ in range(2)])
+
+
+def test_broadcast_of_a_failed_value(store: BytePS, client: Any) -> None:
+    """A broadcast of a value that could not be computed raises with the value's error, and tells the peers."""
+    with pytest.raises(MXNetError, match="division by zero"):
+        store.broadcast("w", failed_array(), mx.nd.zeros((2,)))
+    assert client.reserved[0].reason is not None

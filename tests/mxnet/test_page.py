@@ -1,0 +1,104 @@
+"""The documentation page of mxnet.kvstore.byteps.BytePS, member by member, in a job of one worker."""
+
+import warnings
+from typing import Any
+
+import pytest
+
+from psum.mxnet import BytePS, _integration
+from psum.mxnet._compat import mx
+
+
+@pytest.fixture
+def kv(local_store: BytePS) -> BytePS:
+    return local_store
+
+
+def test_create(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mx.kv.create('byteps')` gives this store, in any case; with nothing configured it needs no aggregator."""
+    for name in ("PSUM_AGGREGATORS", "PSUM_NUM_WORKERS", "DMLC_NUM_WORKER"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("byteps", "BytePS"):
+        kv = mx.kv.create(name)
+        assert type(kv) is BytePS
+        assert isinstance(kv, mx.kvstore.KVStoreBase)
+        assert (kv.rank, kv.num_workers) == (0, 1)
+    assert mx.kvstore.BytePS is BytePS
+
+
+def test_registration_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking the place of a store of the same name, which MXNet 2 ships, warns nobody."""
+    for module in map(_integration._find, _integration._USERS):
+        for name in ("_create_kvstore", "_initialize_kvstore"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, getattr(module, name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _integration.install()
+    assert mx.kvstore.KVStoreBase.kv_registry["byteps"] is BytePS
+
+
+def test_examples(kv: BytePS) -> None:
+    """The examples of the page give what it says."""
+    shape = (2, 3)
+    a = mx.nd.zeros(shape)
+    kv.broadcast("3", mx.nd.ones(shape) * 2, out=a)
+    assert a.asnumpy().tolist() == [[2, 2, 2], [2, 2, 2]]
+    kv.pushpull("3", mx.nd.ones(shape) * 8, out=a)
+    assert a.asnumpy().tolist() == [[8, 8, 8], [8, 8, 8]]
+
+
+def test_broadcast(kv: BytePS) -> None:
+    """The value goes to every out; without out it is stored in value."""
+    value, outs = mx.nd.array([1.0, 2.0]), [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in range(3)]
+    kv.broadcast(1, value, outs)
+    assert [out.asnumpy().tolist() for out in outs] == [[1, 2]] * 3
+    kv.broadcast(2, value, None)
+    assert value.asnumpy().tolist() == [1, 2]
+    kv.broadcast(3, value, value, priority=5)
+    assert value.asnumpy().tolist() == [1, 2]
+
+
+def test_pushpull(kv: BytePS) -> None:
+    """The sum is written to out, or without out to value; lists are added up."""
+    value, out = mx.nd.array([1.0, 2.0]), mx.nd.zeros((2,))
+    kv.pushpull(1, value, out, 3)
+    assert out.asnumpy().tolist() == [1, 2]
+    kv.pushpull(2, [value, out])
+    assert [value.asnumpy().tolist(), out.asnumpy().tolist()] == [[2, 4], [2, 4]]
+
+
+@pytest.mark.parametrize("capability", ["optimizer", "anything"])
+def test_is_capable(capability: str) -> None:
+    """The store is capable of nothing that is asked for, and need not exist to say so."""
+    assert BytePS.is_capable(capability) is False
+
+
+@pytest.mark.parametrize(
+    ("member", "arguments", "advice"),
+    [
+        ("set_optimizer", ("sgd",), "Trainer and Module"),
+        ("save_optimizer_states", ("file", True), r"Trainer\.save_states"),
+        ("load_optimizer_states", ("file",), r"Trainer\.load_states"),
+    ],
+)
+def test_not_implemented(kv: BytePS, member: str, arguments: tuple[Any, ...], advice: str) -> None:
+    """What the page says is not implemented says so, and what to do instead."""
+    with pytest.raises(NotImplementedError, match=advice):
+        getattr(kv, member)(*arguments)
+
+
+def test_properties(client: Any) -> None:
+    """Rank, number of workers and local rank are the client's; the type is 'byteps'."""
+    client.rank, client.num_workers, client.local_rank = 5, 8, 1
+    kv = BytePS(client)
+    assert (kv.rank, kv.num_workers, kv.local_rank, kv.type) == (5, 8, 1, "byteps")
+
+
+def test_gradient_compression(kv: BytePS) -> None:
+    """Asking for no compression is fine; asking for one is refused with what to do instead."""
+    kv.set_gradient_compression(None)
+    kv.set_gradient_compression({})
+    kv.set_gradient_compression({"type": "none"})
+    with pytest.raises(NotImplementedError, match=r"2bit.*float16"):
+        kv.set_gradient_compression({"type": "2bit", "threshold": 0.5})

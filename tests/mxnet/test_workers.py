@@ -1,0 +1,61 @@
+"""Real workers: processes with MXNet that sum through a real aggregator."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum.aggregator import Settings
+
+
+def parameters(folder: pathlib.Path, rank: int, num_workers: int, devices: int) -> list[np.ndarray[Any, Any]]:
+    with np.load(folder / f"{rank}-of-{num_workers}-{devices}.npz") as saved:
+        return [saved[name] for name in saved.files]
+
+
+def test_training_equals_one_process(
+    run_workers: Callable[..., list[Any]], run_alone: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    """Training with two workers, of one device or two, gives what one process gives with the whole batch.
+
+    Their parameters are equal to its up to rounding, and the same bits on all ranks and devices.
+    """
+    for run in [*run_workers("train.py", str(tmp_path)), run_alone("train.py", str(tmp_path))]:
+        run.check()
+    alone = parameters(tmp_path, 0, 1, devices=1)
+    for devices in (1, 2):
+        first, second = (parameters(tmp_path, rank, 2, devices) for rank in range(2))
+        assert [a.tobytes() for a in first] == [a.tobytes() for a in second]
+        for number, expected in enumerate(alone):
+            copies = first[number * devices : (number + 1) * devices]
+            assert len({copy.tobytes() for copy in copies}) == 1
+            np.testing.assert_allclose(copies[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_page(run_workers: Callable[..., list[Any]]) -> None:
+    """The members of the page do between two ranks what it says."""
+    assert [run.check().strip() for run in run_workers("page.py")] == ["done", "done"]
+
+
+def test_failures_of_keys(run_workers: Callable[..., list[Any]]) -> None:
+    """A rank whose value fails, or differs in shape, fails that key for all ranks, in words, and no other key."""
+    innocent, guilty = (run.check().splitlines() for run in run_workers("failure.py"))
+    # The guilty rank itself gets MXNet's own error first.
+    assert "rank 1" not in guilty[0]
+    assert all("rank 1" in error and "'failed'" in error for error in [*innocent[:2], guilty[1]])
+    for error in [*innocent[2:4], *guilty[2:4]]:
+        assert "'differs'" in error
+        assert "(2, 3)" in error
+        assert "(3, 2)" in error
+    assert innocent[4:] == guilty[4:] == ["12.0"]
+
+
+@pytest.mark.parametrize("aggregator_settings", [Settings(listen=("127.0.0.1:0",), worker_timeout=0.5)])
+def test_lost_worker(run_workers: Callable[..., list[Any]]) -> None:
+    """Where a worker vanishes, the other gets an error that names its rank."""
+    left, _ = run_workers("failure.py", "exit")
+    errors = left.check().splitlines()
+    assert len(errors) == 2
+    assert all("rank 1" in error for error in errors)
