@@ -7,6 +7,7 @@ import pytest
 
 from psum.aggregator._actions import Action, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator._job import CREDIT_HOLD_SECONDS, Job
+from psum.aggregator._status import job_status
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import (
     AbortedError,
@@ -152,7 +153,7 @@ def test_a_stranger_does_not_end_a_complete_job(job: Job) -> None:
 
 def test_a_rank_is_taken_once(job: Job) -> None:
     """The second claim is refused with who holds it; the first goes on."""
-    actions, refusal = job.join(hello(1, {"worker": "other pid 9"}), "peer:9", now=2.0)
+    actions, refusal = job.join(hello(1, {"worker": "other pid 9", "incarnation": 9}), "peer:9", now=2.0)
     assert isinstance(refusal, TakenError)
     assert actions == []
     assert "rank 1 of job 'night' is taken by host pid 101 (peer:1), connected 2.0 s ago" in str(refusal)
@@ -162,11 +163,11 @@ def test_a_rank_is_taken_once(job: Job) -> None:
 def test_a_worker_that_vanished_before_it_took_part_may_be_replaced(job: Job) -> None:
     """A restarted process takes its rank's place, as long as no round holds anything of the first; then no more."""
     job.lost(1, now=1.0)
-    assert job.join(hello(1, {"worker": "host pid 9"}), "peer:9", now=2.0) == ([], None)
+    assert job.join(hello(1, {"worker": "host pid 9", "incarnation": 9}), "peer:9", now=2.0) == ([], None)
     declare(job)
     job.contribute(1, entry(), FOUR, now=3.0)
     job.lost(1, now=4.0)
-    _, refusal = job.join(hello(1, {"worker": "host pid 10"}), "peer:10", now=5.0)
+    _, refusal = job.join(hello(1, {"worker": "host pid 10", "incarnation": 10}), "peer:10", now=5.0)
     assert isinstance(refusal, TakenError)
     assert "taken by host pid 9 (peer:9), which vanished 1.0 s ago" in str(refusal)
 
@@ -358,7 +359,7 @@ def test_the_status_says_whom_a_round_waits_for(job: Job) -> None:
     """An operator sees workers, and the rounds in progress with their missing ranks."""
     declare(job)
     job.contribute(1, entry(), FOUR, now=1.0)
-    status = job.status(now=4.0)
+    status = job_status(job, now=4.0)
     assert [(w.rank, w.connected, w.peer) for w in status.workers] == [(0, True, "peer:0"), (1, True, "peer:1")]
     [round] = status.rounds
     assert (round.key, round.round, round.waiting_seconds, list(round.waiting_for)) == ("w", 0, 3.0, [0])

@@ -17,6 +17,7 @@ def hello(rank: int = 0, *, num_workers: int = 2, age: float = 1000.0, job: str 
         partition_bytes=1024,
         planes=[pb.PLANE_INLINE],
         worker="host pid 1",
+        incarnation=int(age * 1000) + rank,
         age_seconds=age,
     )
 

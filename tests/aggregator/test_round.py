@@ -71,10 +71,14 @@ def test_rounds_that_cannot_be_meant_are_refused(round: int) -> None:
     assert list(shard.waiting_for()) == [0, 1]
 
 
-def test_a_round_that_was_never_there_cannot_be_replayed() -> None:
-    """Without a result there is nothing to answer the round before with."""
+def test_a_result_that_is_not_here_is_waited_for() -> None:
+    """Without a result of its own, a shard remembers who lacks that of the round before, until it is given back."""
     shard: ShardRounds[str] = ShardRounds(2, first_round=5)
-    assert shard.contribute(0, 4, ONE, 0, 2.0) is Verdict.REFUSE
+    assert shard.contribute(0, 4, ONE, 0, 2.0) is Verdict.WAIT
+    assert shard.since == 2.0
+    assert shard.restore("sum") == (0,)
+    assert shard.since is None
+    assert shard.contribute(1, 4, ONE, 0, 3.0) is Verdict.REPLAY
 
 
 def test_a_sum_that_was_not_due_is_a_mistake_of_ours() -> None:
@@ -108,6 +112,7 @@ def test_any_history_keeps_each_round_whole(num_workers: int, history: list[tupl
         assert (verdict in (Verdict.TAKE, Verdict.COMPLETE)) <= (offset == 0)
         if verdict is Verdict.REPLAY:
             assert shard.last_result == round
+        assert verdict is not Verdict.WAIT or shard.inherited
         assert [bytes(c) for c in shard.contributions if c is not None] == [
             bytes([r, before % 256]) for r, c in enumerate(shard.contributions) if c is not None
         ]

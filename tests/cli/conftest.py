@@ -3,6 +3,7 @@
 import os
 import pathlib
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -79,7 +80,22 @@ class Command:
 
 
 @pytest.fixture
-def psum() -> Iterator[Command]:
+def heeded_signals() -> Iterator[None]:
+    """Has no signal ignored: what is started would inherit that, and tests in the background of a shell have it so."""
+    ignored = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture
+def psum(heeded_signals: None) -> Iterator[Command]:
     """The `psum` command; after each test nothing that it started is left."""
     command = Command()
     try:

@@ -139,6 +139,20 @@ def test_a_signal_ends_everything(psum: Any, number: signal.Signals) -> None:
     assert f"ending all processes on {number.name}" in process.stderr.read()
 
 
+def test_a_signal_that_is_ignored_from_the_start_ends_nothing(psum: Any) -> None:
+    """As under nohup, so that a launch outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = psum.start("launch", "--workers", "1", "--", "sh", "-c", WAIT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_until_ready(process, 1)
+    process.send_signal(signal.SIGHUP)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert process.stderr.read() == "psum: ending all processes on SIGTERM\n"
+
+
 def test_what_does_not_end_on_sigterm_is_killed_after_the_grace_period(psum: Any) -> None:
     """So that nothing is left of it either."""
     process = psum.start("launch", "--workers", "2", "--grace", "0.2", "--", "sh", "-c", WAIT_DEAF)

@@ -40,3 +40,21 @@ def test_an_aggregator_loads_nothing_of_the_other_subcommands() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+def test_a_missing_extra_is_named() -> None:
+    """By the subcommand that needs it; the others and the list of all work without."""
+    program = (
+        "import sys\nsys.modules['numkong'] = None\nfrom psum.cli import main\nmain(sys.argv[1:], prog_name='psum')"
+    )
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+
+    done = run("aggregator", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: psum aggregator: needs numkong, which is not installed: pip install 'psum[aggregator]'\n"
+    )
+    assert "Needs numkong" in run("--help").stdout
+    assert run("bench", "--help").returncode == 0

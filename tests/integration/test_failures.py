@@ -218,7 +218,7 @@ def test_a_worker_that_left_fails_those_who_still_need_it(other_process: Any) ->
 def test_an_aggregator_that_goes_away_fails_its_operations_by_name(make_fleet: Any) -> None:
     """The error names the aggregator, on the waiting operation and on the next one."""
     fleet = make_fleet()
-    with fleet.worker(0, 2) as zero:
+    with fleet.worker(0, 2, reconnect_timeout=0.5) as zero:
         store = zero.store()
         future = store.push_pull_async("w", np.ones(3, np.float32))
         fleet.thread.run(fleet.servers[0].stop(0), 10)

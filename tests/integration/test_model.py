@@ -1,17 +1,20 @@
 """Sessions and jobs together, in random histories, against a trivial model: every rank gets every round's sum, once.
 
 No network and no clock: each pair of worker and aggregator has two queues, and what is delivered next is chance.
+Connections break with everything that is under way in them, and aggregators are started again, knowing nothing.
 """
 
+import math
 from collections import deque
 from functools import partial
+from random import Random
 
 import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from psum.aggregator._actions import Action, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator._actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator._job import Job
 from psum.client import ElementType, Operation, PsumError, Ticket
 from psum.client._session import Session
@@ -26,7 +29,7 @@ class Fleet(RuleBasedStateMachine):
     """Some workers' sessions and some aggregators' jobs, joined by queues."""
 
     @initialize(
-        workers=st.integers(1, 3),
+        workers=st.integers(2, 3),
         aggregators=st.integers(1, 2),
         credit=st.sampled_from([1, 32, 1 << 20]),
         partition=st.sampled_from([16, 64, 1 << 20]),
@@ -35,15 +38,22 @@ class Fleet(RuleBasedStateMachine):
         self.now = 0.0
         self.workers = workers
         addresses = [f"aggregator{i}:1" for i in range(aggregators)]
-        self.jobs = []
-        for index in range(aggregators):
-            hellos = [
-                pb.Hello(job="model", rank=r, num_workers=workers, aggregators=addresses, aggregator_index=index)
-                for r in range(workers)
-            ]
-            self.jobs.append(Job(hellos[0], worker_timeout=30, round_timeout=600))
-            for hello in hellos:
-                assert self.jobs[-1].join(hello, "peer", 0.0) == ([], None)
+        self.hellos = {
+            (rank, index): pb.Hello(
+                job="model",
+                rank=rank,
+                num_workers=workers,
+                incarnation=rank,
+                aggregators=addresses,
+                aggregator_index=index,
+            )
+            for rank in range(workers)
+            for index in range(aggregators)
+        }
+        self.jobs = [
+            Job(self.hellos[0, index], worker_timeout=math.inf, round_timeout=math.inf) for index in range(aggregators)
+        ]
+        self.connected: set[tuple[int, int]] = set()
         self.submitted: deque[Ticket] = deque()
         self.sessions = [
             Session(
@@ -59,6 +69,8 @@ class Fleet(RuleBasedStateMachine):
         self.results: dict[Ticket, np.ndarray] = {}  # type: ignore[type-arg]
         self.outcomes: dict[Ticket, list[PsumError | None]] = {}
         self.rounds: dict[tuple[str, Operation], list[int]] = {}
+        for rank, index in self.hellos:
+            self.connect(rank, index)
 
     @rule(data=st.data(), name=st.sampled_from(sorted(KEYS)), operation=st.sampled_from(OPERATIONS))
     def reserve(self, data: st.DataObject, name: str, operation: Operation) -> None:
@@ -79,26 +91,54 @@ class Fleet(RuleBasedStateMachine):
         if self.reserved[rank]:
             self.start_one(rank, data.draw(st.integers(0, len(self.reserved[rank]) - 1)))
 
-    @rule(data=st.data())
-    def send(self, data: st.DataObject) -> None:
-        """A worker's next message enters the queue to an aggregator."""
-        self.send_one(*data.draw(st.sampled_from(sorted(self.requests))))
+    @rule(name=st.sampled_from(sorted(KEYS)), operation=st.sampled_from(OPERATIONS))
+    def step(self, name: str, operation: Operation) -> None:
+        """All ranks use a key once more, those that are behind as often as it takes."""
+        done = self.rounds.setdefault((name, operation), [0] * self.workers)
+        target = max(done) + 1
+        for rank in range(self.workers):
+            while done[rank] < target:
+                done[rank] += 1
+                self.reserved[rank].append(
+                    self.sessions[rank].reserve(0, name, (KEYS[name],), ElementType.INT32, operation, 0)
+                )
+            while self.reserved[rank]:
+                self.start_one(rank, len(self.reserved[rank]) - 1)
+
+    @rule(moves=st.integers(1, 60), random=st.randoms(use_true_random=False))
+    def move(self, moves: int, random: Random) -> None:
+        """Messages are sent and arrive, and sums are made, in any order."""
+        pairs = sorted(self.hellos)
+        for _ in range(moves):
+            match random.randrange(4):
+                case 0:
+                    self.send_one(*random.choice(pairs))
+                case 1:
+                    self.arrive_one(*random.choice(pairs))
+                case 2:
+                    self.answer_one(*random.choice(pairs))
+                case 3 if self.sums:
+                    self.finish_one(random.randrange(len(self.sums)))
 
     @rule(data=st.data())
-    def arrive(self, data: st.DataObject) -> None:
-        """A message arrives at an aggregator."""
-        self.arrive_one(*data.draw(st.sampled_from(sorted(self.requests))))
+    def cut(self, data: st.DataObject) -> None:
+        """A connection breaks; whatever was under way in it is lost."""
+        self.disconnect(*data.draw(st.sampled_from(sorted(self.hellos))))
+
+    @rule()
+    def reconnect(self) -> None:
+        """The workers get through to all aggregators again."""
+        for rank, index in self.hellos:
+            self.connect(rank, index)
 
     @rule(data=st.data())
-    def answer(self, data: st.DataObject) -> None:
-        """A message arrives at a worker."""
-        self.answer_one(*data.draw(st.sampled_from(sorted(self.responses))))
-
-    @rule(data=st.data())
-    def finish_sum(self, data: st.DataObject) -> None:
-        """Some sum is made."""
-        if self.sums:
-            self.finish_one(data.draw(st.integers(0, len(self.sums) - 1)))
+    def restart(self, data: st.DataObject) -> None:
+        """An aggregator is killed and started again."""
+        index = data.draw(st.integers(0, len(self.jobs) - 1))
+        for rank in range(self.workers):
+            self.disconnect(rank, index)
+        self.jobs[index] = Job(self.hellos[0, index], worker_timeout=math.inf, round_timeout=math.inf)
+        self.sums = [entry for entry in self.sums if entry[1] != index]
 
     @rule(seconds=st.sampled_from([0.001, 0.02, 1.0]))
     def time_passes(self, seconds: float) -> None:
@@ -128,6 +168,8 @@ class Fleet(RuleBasedStateMachine):
         for rank, tickets in enumerate(self.reserved):
             while tickets:
                 self.start_one(rank, len(tickets) - 1)
+        for rank, index in self.hellos:
+            self.connect(rank, index)
         moved = True
         while moved:
             moved = False
@@ -165,7 +207,23 @@ class Fleet(RuleBasedStateMachine):
         self.sessions[rank].submit(self.submitted.popleft(), self.now)
         self.report(rank)
 
+    def connect(self, rank: int, index: int) -> None:
+        if (rank, index) in self.connected:
+            return
+        self.connected.add((rank, index))
+        assert self.jobs[index].join(self.hellos[rank, index], "peer", self.now) == ([], None)
+        self.sessions[rank].reconnected(index)
+
+    def disconnect(self, rank: int, index: int) -> None:
+        if (rank, index) in self.connected:
+            self.connected.remove((rank, index))
+            self.requests[rank, index].clear()
+            self.responses[rank, index].clear()
+            self.jobs[index].lost(rank, self.now)
+
     def send_one(self, rank: int, aggregator: int) -> bool:
+        if (rank, aggregator) not in self.connected:
+            return False
         message = self.sessions[rank].next_message(aggregator)
         if message is not None:
             self.requests[rank, aggregator].append(message)
@@ -176,10 +234,14 @@ class Fleet(RuleBasedStateMachine):
         if not queue:
             return False
         request, payload = decode(pb.ExchangeRequest, queue.popleft())
+        kind = request.WhichOneof("kind")
+        pieces = split(payload, getattr(request, kind).shards) if kind in ("push", "restore") else []
         for key in request.declare.keys:
             self.perform(aggregator, job.declare(rank, key, self.now))
-        for entry, piece in zip(request.push.shards, split(payload, request.push.shards), strict=True):
+        for entry, piece in zip(request.push.shards, pieces, strict=False):
             self.perform(aggregator, job.contribute(rank, entry, piece, self.now))
+        for entry, piece in zip(request.restore.shards, pieces, strict=False):
+            self.perform(aggregator, job.restore(rank, entry, piece))
         for entry in request.pull.shards:
             self.perform(aggregator, job.contribute(rank, entry, None, self.now))
         return True
@@ -196,7 +258,10 @@ class Fleet(RuleBasedStateMachine):
         job, aggregator, action = self.sums.pop(index)
         arrays = [np.frombuffer(c, np.int32) for c in action.contributions]
         total = np.sum(arrays, axis=0, dtype=np.int32).tobytes()
-        self.perform(aggregator, job.summed(action.key, action.shard, total))
+        if action.restored:
+            self.perform(aggregator, job.restored(action.key, action.shard, action.round, total))
+        else:
+            self.perform(aggregator, job.summed(action.key, action.shard, total))
 
     def report(self, rank: int) -> None:
         session = self.sessions[rank]
@@ -222,12 +287,16 @@ class Fleet(RuleBasedStateMachine):
                 case ReturnCredit(rank, rounds):
                     entries = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds]
                     send(rank, pb.ExchangeResponse(taken=pb.Taken(shards=entries)), b"")
+                case Ask(rank, rounds):
+                    entries = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds]
+                    send(rank, pb.ExchangeResponse(want=pb.Want(shards=entries)), b"")
                 case Report(fault, _):
                     raise AssertionError(fault)
 
     def respond(self, aggregator: int, rank: int, message: pb.ExchangeResponse, payload: bytes) -> None:
-        self.responses[rank, aggregator].append(encode(message, payload))
+        if (rank, aggregator) in self.connected:
+            self.responses[rank, aggregator].append(encode(message, payload))
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = hypothesis.settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestFleet.settings = hypothesis.settings(max_examples=300, stateful_step_count=80, deadline=None)

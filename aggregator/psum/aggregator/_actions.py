@@ -16,6 +16,7 @@ class Sum:
         round: The round.
         priority: How urgent it is.
         contributions: One of each rank, in rank order.
+        restored: Whether this is no sum, but one that a rank gave back: tell the job `restored` instead.
     """
 
     key: Key
@@ -23,6 +24,7 @@ class Sum:
     round: int
     priority: int
     contributions: tuple[memoryview, ...]
+    restored: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,6 +62,19 @@ class ReturnCredit:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask a rank to give back the sums of these rounds.
+
+    Attributes:
+        rank: A rank that has them.
+        rounds: (key's id, shard, round) each.
+    """
+
+    rank: int
+    rounds: tuple[tuple[int, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Report:
     """Tell some ranks about a failure.
 
@@ -72,4 +87,4 @@ class Report:
     ranks: tuple[int, ...]
 
 
-Action = Sum | Deliver | ReturnCredit | Report
+Action = Sum | Deliver | ReturnCredit | Ask | Report

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from psum.aggregator._actions import Action, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator._actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator._job import Job
 from psum.aggregator._outbox import Outbox
 from psum.aggregator._pool import UrgentPool
@@ -52,6 +52,9 @@ class Delivery:
                 case ReturnCredit(rank, rounds):
                     taken = pb.Taken(shards=[pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds])
                     self._tell(job, rank, pb.ExchangeResponse(taken=taken))
+                case Ask(rank, rounds):
+                    wanted = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds]
+                    self._tell(job, rank, pb.ExchangeResponse(want=pb.Want(shards=wanted)))
                 case Report(fault, ranks):
                     level = logging.ERROR if fault.key is None else logging.WARNING
                     _log.log(level, "job %s: %s", job.name, fault)
@@ -72,7 +75,7 @@ class Delivery:
         if size < _INLINE_SUM_BYTES:
             total = memoryview(bytearray(size))
             add_up(key.element_type, action.contributions, total)
-            self.perform(job, job.summed(key, action.shard, (entry, total)))
+            self._made(job, action, (entry, total))
             return
 
         # The sum is made where it is sent from, within the message that goes to every rank.
@@ -80,13 +83,19 @@ class Delivery:
 
         def done(error: BaseException | None) -> None:
             if error is None:
-                self.perform(job, job.summed(key, action.shard, message))
+                self._made(job, action, message)
                 return
             _log.error("job %s: the sum of %r failed", job.name, key, exc_info=error)
             failure = InternalError(f"the aggregator could not sum key {key.name!r} round {action.round}: {error!r}")
             self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
 
         self._pool.submit(action.priority, lambda: add_up(key.element_type, action.contributions, total), done)
+
+    def _made(self, job: Job, action: Sum, result: object) -> None:
+        if action.restored:
+            self.perform(job, job.restored(action.key, action.shard, action.round, result))
+        else:
+            self.perform(job, job.summed(action.key, action.shard, result))
 
     def _deliver(self, job: Job, action: Deliver) -> None:
         size = action.key.sizes[action.shard]

@@ -5,51 +5,23 @@ messages and disconnections arrive, `summed` when a sum is made, and `tick` from
 that follow. A method that raises ProtocolError has changed nothing: the shell ends that worker's stream.
 """
 
-import dataclasses
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Final
 
-from psum.aggregator._actions import Action, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator import _failures as failures
+from psum.aggregator._actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator._key import Key
 from psum.aggregator._round import Phase, ShardRounds, Verdict
+from psum.aggregator._worker import Worker
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import (
-    AbortedError,
-    DisagreementError,
-    FaultError,
-    ProtocolError,
-    RoundTimeoutError,
-    TakenError,
-    WorkerLostError,
-)
+from psum.wire.errors import FaultError, ProtocolError
 
 #: How long a contribution may count against its worker's credit while its round waits for others. Without a limit, two
 #: workers that push different keys first would wait for each other for ever.
 CREDIT_HOLD_SECONDS: Final = 0.01
 
 _NOTHING: Final = memoryview(b"")
-
-
-@dataclasses.dataclass(slots=True)
-class Worker:
-    """One rank of the job, as its hello introduced it."""
-
-    hello: pb.Hello
-    peer: str
-    joined: float
-    last_heard: float
-    connected: bool = True
-    left: bool = False
-    contributed: bool = False
-    """Whether it took part in any round; one that vanished before may be replaced."""
-    received_bytes: int = 0
-    sent_bytes: int = 0
-    uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)
-    """Contributions that count against this worker's credit: since when, key, shard, round."""
-
-    def __str__(self) -> str:
-        return f"{self.hello.worker or 'unnamed worker'} ({self.peer})"
 
 
 class Job:
@@ -76,12 +48,15 @@ class Job:
         self.held_bytes = 0
         """Bytes of contributions and results that are referred to."""
         self.rounds_completed = 0
-        self._first: pb.Hello = hello
-        self._waiting: OrderedDict[tuple[int, int], tuple[Key, ShardRounds[object]]] = OrderedDict()
+        self.first: pb.Hello = hello
+        """The first hello, which all others must agree with."""
+        self._resumed_at: float | None = None
+        """When the first worker came that had been in the job before this aggregator process knew of it."""
+        self.waiting: OrderedDict[tuple[int, int], tuple[Key, ShardRounds[object]]] = OrderedDict()
         """Shards whose round has some contributions but not all, by (key, shard), the oldest round first."""
 
     def __repr__(self) -> str:
-        return f"<Job {self.name!r} workers={sorted(self.workers)}/{self.num_workers} waiting={len(self._waiting)}>"
+        return f"<Job {self.name!r} workers={sorted(self.workers)}/{self.num_workers} waiting={len(self.waiting)}>"
 
     @property
     def complete(self) -> bool:
@@ -108,25 +83,20 @@ class Job:
         """
         if self.failure is not None:
             return [], self.failure
-        if (refusal := self._disagreement(hello, peer)) is not None:
+        if (refusal := failures.disagreement(self, hello, peer)) is not None:
             # A stranger must not end a job that is complete without it. While ranks are missing it is one of them.
             return ([] if self.complete else self.fail(refusal, now)), refusal
         holder = self.workers.get(hello.rank)
+        if holder is not None and holder.hello.incarnation == hello.incarnation and not holder.left:
+            # The same process: its connection broke, though the end of the old one may not have been seen yet.
+            holder.connected, holder.peer, holder.last_heard = True, peer, now
+            holder.uncredited.clear()
+            return [], None
         if holder is not None and (holder.connected or holder.left or holder.contributed):
-            state = (
-                "which has left it"
-                if holder.left
-                else f"connected {now - holder.joined:.1f} s ago"
-                if holder.connected
-                else f"which vanished {now - holder.last_heard:.1f} s ago"
-            )
-            return [], TakenError(
-                f"rank {hello.rank} of job {self.name!r} is taken by {holder}, {state};"
-                f" refused {hello.worker or 'an unnamed worker'} ({peer})."
-                " Give every worker its own PSUM_RANK, and every job its own PSUM_JOB",
-                ranks=[hello.rank],
-            )
+            return [], failures.taken(self, holder, hello, peer, now)
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
+        if hello.resuming and self._resumed_at is None:
+            self._resumed_at = now
         return [], None
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action]:
@@ -140,13 +110,19 @@ class Job:
         key = self.keys.get(declared.id)
         if key is None:
             self.keys[declared.id] = key = Key(declared, rank, self.num_workers)
-            if any(s.round for s in declared.shards):
-                return self._fail_key(key, self._lost_state(key, rank))
         if key.failure is not None:
             return [Report(key.failure, (rank,))]
         if (disagreement := key.disagreement(declared, rank)) is not None:
             return self._fail_key(key, disagreement)
-        return []
+        for shard in declared.shards:
+            if not self._in_step(key.shards[shard.index], shard.round):
+                return self._fail_key(key, failures.out_of_step(self, key, shard, rank))
+        wanted = [
+            (key.id, shard.index, key.shards[shard.index].round - 1)
+            for shard in declared.shards
+            if self._reconcile(key, shard, rank, now)
+        ]
+        return [Ask(rank, tuple(wanted))] if wanted else []
 
     def contribute(self, rank: int, entry: pb.ShardRound, payload: memoryview | None, now: float) -> list[Action]:
         """A worker pushes a shard (payload) or asks for one of a broadcast (None).
@@ -181,20 +157,28 @@ class Job:
             case Verdict.TAKE:
                 worker.contributed = True
                 self.held_bytes += size
-                self._waiting[key.id, entry.shard] = (key, shard)
+                self.waiting[key.id, entry.shard] = (key, shard)
                 if payload:
                     worker.uncredited.append((now, key, entry.shard, entry.round))
                 return self._fail_if_deserted(key, shard)
             case Verdict.COMPLETE:
                 worker.contributed = True
                 self.held_bytes += size - kept
-                self._waiting.pop((key.id, entry.shard), None)
+                self.waiting.pop((key.id, entry.shard), None)
                 given = (c for c in shard.contributions if c is not None)
                 contributions = (next(given),) if key.broadcast else tuple(given)
                 return [Sum(key, entry.shard, entry.round, shard.priority or 0, contributions)]
             case Verdict.REPLAY:
                 return [Deliver(key, entry.shard, entry.round, entry.priority, shard.last_result, (rank,))]
+            case Verdict.WAIT:
+                self.waiting.setdefault((key.id, entry.shard), (key, shard))
+                worker.uncredited.append((now, key, entry.shard, entry.round))
+                if shard.holder is None:
+                    return []
+                return [Ask(shard.holder, ((key.id, entry.shard, entry.round),))]
             case Verdict.IGNORE:
+                # Its sender has put it against its credit once more.
+                worker.uncredited.append((now, key, entry.shard, entry.round))
                 return []
             case Verdict.REFUSE:
                 raise ProtocolError(
@@ -214,21 +198,44 @@ class Job:
         self.rounds_completed += 1
         return [Deliver(key, index, round, priority, result, tuple(range(self.num_workers)))]
 
+    def restore(self, rank: int, entry: pb.ShardRound, payload: memoryview) -> list[Action]:
+        """A worker gives back the sum of a round that this aggregator process has not made.
+
+        Raises:
+            ProtocolError: It is not of the size of the shard.
+        """
+        key = self.keys.get(entry.id)
+        shard = key.shards.get(entry.shard) if key is not None else None
+        if key is None or shard is None or shard.last_result is not None or entry.round != shard.round - 1:
+            # The key failed, or the sum came from another rank already.
+            return []
+        if len(payload) != key.sizes[entry.shard]:
+            raise ProtocolError(
+                f"rank {rank} gave back {len(payload)} bytes as the sum of key {key.name!r} shard {entry.shard};"
+                f" expected {key.sizes[entry.shard]}"
+            )
+        return [Sum(key, entry.shard, entry.round, entry.priority, (payload,), restored=True)]
+
+    def restored(self, key: Key, index: int, round: int, result: object) -> list[Action]:
+        """The sum that was given back can be sent."""
+        shard = key.shards.get(index)
+        if shard is None or shard.last_result is not None or shard.round != round + 1:
+            return []
+        if shard.phase is Phase.SUMMING:
+            # All ranks have begun the next round, hence have this sum.
+            return []
+        self.held_bytes += key.sizes[index]
+        waiters = shard.restore(result)
+        if shard.since is None:
+            self.waiting.pop((key.id, index), None)
+        return [Deliver(key, index, round, shard.priority or 0, result, waiters)]
+
     def abort(self, rank: int, message: pb.Abort) -> list[Action]:
         """A worker says that it will not contribute to a round."""
         key = self.keys.get(message.id)
         if self.failure is not None or key is None or key.failure is not None:
             return []
-        return self._fail_key(
-            key,
-            AbortedError(
-                f"rank {rank} of job {self.name!r} could not contribute to key {key.name!r} round {message.round}:"
-                f" {message.text}",
-                key=key.id,
-                round=message.round,
-                ranks=[rank],
-            ),
-        )
+        return self._fail_key(key, failures.aborted(self, key, rank, message))
 
     def leave(self, rank: int) -> list[Action]:
         """A worker leaves in good order; whatever still needs it fails."""
@@ -236,7 +243,7 @@ class Job:
         worker.left = True
         worker.uncredited.clear()
         actions: list[Action] = []
-        for key, shard in list(self._waiting.values()):
+        for key, shard in list(self.waiting.values()):
             actions += self._fail_if_deserted(key, shard)
         return actions
 
@@ -251,24 +258,18 @@ class Job:
     def tick(self, now: float) -> list[Action]:
         """Time passes: returns credit that is held for long, and fails what has waited too long."""
         actions: list[Action] = []
+        if self._resumed_at is not None and not self.complete and now - self._resumed_at > self.worker_timeout:
+            return self.fail(failures.not_back(self), now)
         for rank, worker in self.workers.items():
             if not worker.connected and not worker.left and now - worker.last_heard > self.worker_timeout:
-                return self.fail(
-                    WorkerLostError(
-                        f"rank {rank} of job {self.name!r}, {worker}, vanished {now - worker.last_heard:.1f} s ago and"
-                        f" did not come back within the worker timeout of {self.worker_timeout:g} s;"
-                        " look into its log, then start the job again",
-                        ranks=[rank],
-                    ),
-                    now,
-                )
+                return self.fail(failures.vanished(self, rank, now), now)
             if returned := tuple(self._credit_due(worker, now)):
                 actions.append(ReturnCredit(rank, returned))
-        while self._waiting:
-            key, shard = next(iter(self._waiting.values()))
+        while self.waiting:
+            key, shard = next(iter(self.waiting.values()))
             if shard.since is None or now - shard.since <= self.round_timeout:
                 break
-            actions += self._fail_key(key, self._timed_out(key, shard, now))
+            actions += self._fail_key(key, failures.timed_out(self, key, shard, now))
         return actions
 
     def fail(self, failure: FaultError, now: float) -> list[Action]:
@@ -279,45 +280,11 @@ class Job:
         for key in self.keys.values():
             key.fail(failure)
         self.keys.clear()
-        self._waiting.clear()
+        self.waiting.clear()
         self.held_bytes = 0
         for worker in self.workers.values():
             worker.uncredited.clear()
         return [Report(failure, self._connected())]
-
-    def status(self, now: float) -> pb.JobStatus:
-        """What an operator wants to know."""
-        return pb.JobStatus(
-            name=self.name,
-            num_workers=self.num_workers,
-            workers=[
-                pb.WorkerStatus(
-                    rank=rank,
-                    worker=worker.hello.worker,
-                    peer=worker.peer,
-                    connected=worker.connected,
-                    last_heard_seconds=now - worker.last_heard,
-                    received_bytes=worker.received_bytes,
-                    sent_bytes=worker.sent_bytes,
-                    left=worker.left,
-                )
-                for rank, worker in sorted(self.workers.items())
-            ],
-            keys=len(self.keys),
-            held_bytes=self.held_bytes,
-            rounds_completed=self.rounds_completed,
-            rounds_waiting=len(self._waiting),
-            rounds=[
-                pb.RoundStatus(
-                    key=key.name,
-                    shard=index,
-                    round=shard.round,
-                    waiting_seconds=now - (shard.since or now),
-                    waiting_for=shard.waiting_for(),
-                )
-                for (_, index), (key, shard) in _first(64, self._waiting.items())
-            ],
-        )
 
     def check(self) -> None:
         """Asserts what always holds; for tests."""
@@ -330,52 +297,35 @@ class Job:
                 held += key.sizes[index] if shard.last_result is not None else 0
                 assert shard.missing == len(list(shard.waiting_for()))
                 assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
-                assert (shard.since is None) == (shard.missing == self.num_workers)
-                if shard.phase is Phase.GATHERING and shard.missing < self.num_workers:
+                begun = shard.missing < self.num_workers or bool(shard.waiters)
+                assert (shard.since is not None) == begun
+                assert not shard.waiters or shard.last_result is None
+                if shard.phase is Phase.GATHERING and begun:
                     waiting.add((key.id, index))
-        assert waiting == set(self._waiting)
+        assert waiting == set(self.waiting)
         assert held == self.held_bytes
 
-    def _disagreement(self, hello: pb.Hello, peer: str) -> DisagreementError | None:
-        first = self._first
-        differences = [
-            f"{what}: rank {first.rank} has {old}, rank {hello.rank} has {new}"
-            for what, old, new in (
-                ("the number of workers (PSUM_NUM_WORKERS)", first.num_workers, hello.num_workers),
-                ("the partition size (PSUM_PARTITION_BYTES)", first.partition_bytes, hello.partition_bytes),
-                ("the list of aggregators (PSUM_AGGREGATORS)", list(first.aggregators), list(hello.aggregators)),
-                ("the weights of the aggregators", list(first.weights), list(hello.weights)),
-                ("this aggregator's place in the list", first.aggregator_index, hello.aggregator_index),
-            )
-            if old != new
-        ]
-        if not differences:
-            return None
-        one = self.workers.get(first.rank)
-        return DisagreementError(
-            f"ranks of job {self.name!r} disagree on " + "; on ".join(differences) + f". Rank {first.rank} is"
-            f" {one or first.worker}, rank {hello.rank} is {hello.worker} ({peer})."
-            " Give all workers of a job the same settings, and every job its own PSUM_JOB",
-            ranks=sorted({first.rank, hello.rank}),
-        )
+    @staticmethod
+    def _in_step(shard: ShardRounds[object], round: int) -> bool:
+        """Whether a rank can be at this round: at the current one, at the one before, whose result it then lacks, or,
+        where this aggregator process has seen no round of the shard end, at the next one."""
+        ahead = shard.inherited and shard.phase is Phase.GATHERING
+        return shard.round - 1 <= round <= shard.round + (1 if ahead else 0)
 
-    def _lost_state(self, key: Key, rank: int) -> FaultError:
-        return WorkerLostError(
-            f"rank {rank} is in the midst of key {key.name!r}, of which this aggregator knows nothing:"
-            " it was started again during the training. Start the job again",
-            key=key.id,
-        )
-
-    def _timed_out(self, key: Key, shard: ShardRounds[object], now: float) -> RoundTimeoutError:
-        ranks = list(shard.waiting_for())
-        who = ", ".join(f"rank {r}" + ("" if r in self.workers else " (never joined)") for r in ranks)
-        return RoundTimeoutError(
-            f"job {self.name!r} key {key.name!r} round {shard.round} has waited {now - (shard.since or now):.1f} s for"
-            f" {who}, longer than the round timeout of {self.round_timeout:g} s; see what keeps them busy",
-            key=key.id,
-            round=shard.round,
-            ranks=ranks,
-        )
+    def _reconcile(self, key: Key, declared: pb.Shard, rank: int, now: float) -> bool:
+        """Compares the round that a rank is at with the shard's; returns whether to ask this rank for its last sum."""
+        shard = key.shards[declared.index]
+        if declared.round > shard.round:
+            self.held_bytes -= sum(map(len, filter(None, shard.contributions)))
+            self.waiting.pop((key.id, declared.index), None)
+            shard.adopt(rank, now)
+            if shard.waiters:
+                self.waiting[key.id, declared.index] = (key, shard)
+        if declared.round != shard.round or shard.round == 0 or shard.last_result is not None:
+            return False
+        if shard.phase is Phase.GATHERING and shard.inherited:
+            shard.holder = rank
+        return bool(shard.waiters)
 
     def _fail_if_deserted(self, key: Key, shard: ShardRounds[object]) -> list[Action]:
         """Fails the key where its current round needs a rank that has left."""
@@ -384,38 +334,25 @@ class Job:
         gone = [r for r in shard.waiting_for() if r in self.workers and self.workers[r].left]
         if not gone:
             return []
-        who = ", ".join(f"rank {r} ({self.workers[r].hello.worker})" for r in gone)
-        return self._fail_key(
-            key,
-            WorkerLostError(
-                f"{who} has left job {self.name!r} without contributing to key {key.name!r} round {shard.round};"
-                " all ranks must push the same keys the same number of times",
-                key=key.id,
-                round=shard.round,
-                ranks=gone,
-            ),
-        )
+        return self._fail_key(key, failures.deserted(self, key, shard, gone))
 
     def _fail_key(self, key: Key, failure: FaultError) -> list[Action]:
         for index, shard in key.shards.items():
-            self._waiting.pop((key.id, index), None)
+            self.waiting.pop((key.id, index), None)
             self.held_bytes -= sum(map(len, filter(None, shard.contributions)))
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
         key.fail(failure)
         return [Report(failure, self._connected())]
 
     def _credit_due(self, worker: Worker, now: float) -> Iterator[tuple[int, int, int]]:
+        rank = worker.hello.rank
         while worker.uncredited and now - worker.uncredited[0][0] >= CREDIT_HOLD_SECONDS:
             _, key, index, round = worker.uncredited.popleft()
             shard = key.shards.get(index)
-            if shard is not None and shard.round == round and shard.phase is Phase.GATHERING:
+            if shard is None or shard.phase is not Phase.GATHERING:
+                continue
+            if shard.round == round or (shard.round == round + 1 and rank in shard.waiters):
                 yield key.id, index, round
 
     def _connected(self) -> tuple[int, ...]:
         return tuple(rank for rank, worker in self.workers.items() if worker.connected)
-
-
-def _first(
-    count: int, entries: Iterable[tuple[tuple[int, int], tuple[Key, ShardRounds[object]]]]
-) -> Iterator[tuple[tuple[int, int], tuple[Key, ShardRounds[object]]]]:
-    return (entry for _, entry in zip(range(count), entries, strict=False))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from psum.aggregator._actions import Action
 from psum.aggregator._job import Job
 from psum.aggregator._settings import Settings
+from psum.aggregator._status import job_status
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
 from psum.wire.errors import FaultError, InvalidError, WorkerLostError
@@ -93,7 +94,7 @@ class Registry:
         """The jobs in progress and those that ended, all of them or of one name."""
         over = {id(ended.job) for ended in self.ended}
         return (
-            [j.status(now) for j in self.jobs.values() if name in ("", j.name) and id(j) not in over],
+            [job_status(j, now) for j in self.jobs.values() if name in ("", j.name) and id(j) not in over],
             [
                 pb.EndedJob(
                     name=ended.job.name,

@@ -11,6 +11,9 @@ result while the next round gathers. A contribution belongs to
 and RULES says what becomes of it. A rank can only begin round r+1 when it has the sum of round r; so once all have
 contributed to the current round, the last result is needed no more, and is let go before the new sum is made. A result
 is never written to after it was made: a slow reader sees the round that it asked for, or none.
+
+An aggregator that was started again knows nothing. It learns the current round from what the ranks declare; the sum of
+the round before, should a rank lack it, it has from a rank that has it. Until then that rank is a waiter.
 """
 
 import enum
@@ -43,11 +46,12 @@ class Verdict(enum.Enum):
     COMPLETE = "it counts, and was the last one missing"
     IGNORE = "a duplicate of one that counted"
     REPLAY = "a duplicate whose sender lacks the result: send it again"
+    WAIT = "the same, but the result was lost with another aggregator process: ask a rank that has it"
     REFUSE = "the sender breaks the protocol"
 
 
 #: What becomes of a contribution by phase, timing, and whether its rank has contributed to the current round already.
-#: TAKE turns into COMPLETE where it was the last one missing.
+#: TAKE turns into COMPLETE where it was the last one missing, REPLAY into WAIT where the result is not here.
 RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
     (Phase.GATHERING, Timing.EARLY, False): Verdict.REFUSE,
     (Phase.GATHERING, Timing.EARLY, True): Verdict.REFUSE,
@@ -68,14 +72,26 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
 class ShardRounds(Generic[Result]):
     """The rounds of one shard.
 
-    Invariant: in GATHERING at least one rank is missing; in SUMMING none is, and no result is kept.
+    Invariant: in GATHERING at least one rank is missing; in SUMMING none is, and no result is kept. There are waiters
+    only while the last result is not here.
 
     Args:
         num_workers: The number of ranks.
         first_round: The round that is gathered first.
     """
 
-    __slots__ = ("contributions", "last_result", "missing", "phase", "priority", "round", "since")
+    __slots__ = (
+        "contributions",
+        "holder",
+        "inherited",
+        "last_result",
+        "missing",
+        "phase",
+        "priority",
+        "round",
+        "since",
+        "waiters",
+    )
 
     def __init__(self, num_workers: int, first_round: int = 0) -> None:
         self.round = first_round
@@ -88,9 +104,15 @@ class ShardRounds(Generic[Result]):
         self.priority: int | None = None
         """The most urgent of the contributions' priorities, None while there are none."""
         self.since: float | None = None
-        """When the first contribution to the current round came, None while there are none."""
+        """When the first contribution or waiter of the current round came, None while there are none."""
         self.last_result: Result | None = None
-        """The result of the round before, None where it is needed no more."""
+        """The result of the round before, None where it is needed no more, or not here."""
+        self.inherited = True
+        """Whether no round was completed here: then the ranks know better which round is the current one."""
+        self.holder: int | None = None
+        """A rank that has the last result, where that is not here."""
+        self.waiters: set[int] = set()
+        """Ranks that lack the last result while it is not here."""
 
     def __repr__(self) -> str:
         missing = ",".join(map(str, self.waiting_for()))
@@ -101,8 +123,10 @@ class ShardRounds(Generic[Result]):
         timing = self._timing(round)
         verdict = RULES[self.phase, timing, self.contributions[rank] is not None]
         if verdict is Verdict.REPLAY and self.last_result is None:
-            # There was no round before, or its result did not survive.
-            return Verdict.REFUSE
+            self.waiters.add(rank)
+            if self.since is None:
+                self.since = now
+            return Verdict.WAIT
         if verdict is not Verdict.TAKE:
             return verdict
         self.contributions[rank] = payload
@@ -126,6 +150,28 @@ class ShardRounds(Generic[Result]):
         self.last_result = result
         self.round += 1
         self.phase = Phase.GATHERING
+        self.inherited = False
+        self.holder = None
+
+    def adopt(self, holder: int, now: float) -> None:
+        """A rank has the sum of the current round: the next one begins, and whoever contributed waits for that sum."""
+        self.waiters = {rank for rank, payload in enumerate(self.contributions) if payload is not None}
+        self.contributions = [None] * len(self.contributions)
+        self.missing = len(self.contributions)
+        self.priority = None
+        self.since = now if self.waiters else None
+        self.round += 1
+        self.holder = holder
+
+    def restore(self, result: Result) -> tuple[int, ...]:
+        """The last result was given back by a rank that has it; returns the ranks that wait for it."""
+        waiters = tuple(sorted(self.waiters))
+        self.waiters.clear()
+        self.last_result = result
+        self.holder = None
+        if self.missing == len(self.contributions):
+            self.since = None
+        return waiters
 
     def waiting_for(self) -> Iterator[int]:
         """The ranks that have not contributed to the current round."""

@@ -16,13 +16,10 @@ import uvloop
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
-from psum.wire import GRPC_OPTIONS, keep_large_blocks
+from psum.wire import grpc_options, keep_large_blocks
 from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
-
-#: By default gRPC lets several processes listen on one port, and the kernel picks one of them for each connection.
-_SERVER_OPTIONS = (*GRPC_OPTIONS, ("grpc.so_reuseport", 0))
 
 
 class Server:
@@ -43,7 +40,10 @@ class Server:
             ConfigurationError: An address cannot be listened on.
         """
         self._service = Service(self.settings)
-        self._grpc = grpc.aio.server(options=_SERVER_OPTIONS)
+        self._grpc = grpc.aio.server(
+            # By default gRPC lets several processes listen on one port, and the kernel deals out the connections.
+            options=(*grpc_options(self.settings.keepalive), ("grpc.so_reuseport", 0))
+        )
         self._grpc.add_generic_rpc_handlers((self._service.handler(),))
         try:
             self.addresses = tuple(self._bind(address) for address in self.settings.listen)

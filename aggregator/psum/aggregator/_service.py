@@ -104,7 +104,7 @@ class Service:
             if receiver is not None:
                 receiver.cancel()
             if joined is not None:
-                self._depart(*joined)
+                self._depart(*joined, line)
             await self._close_line(line, sender, gone=gone)
 
     def _join(self, hello: pb.Hello, line: Line, peer: str) -> Job:
@@ -114,6 +114,11 @@ class Service:
         if job is None or refusal is not None:
             _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
             raise refusal or InternalError("refused without a reason")
+        if (replaced := self._lines.get((id(job), hello.rank))) is not None:
+            # The same worker on a new connection, before the end of the old one was noticed.
+            replaced.outbox.clear()
+            replaced.closing = True
+            replaced.filled.set()
         self._lines[id(job), hello.rank] = line
         _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
         line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome()))
@@ -168,6 +173,10 @@ class Service:
                 case "declare":
                     for key in request.declare.keys:
                         self._perform(job, job.declare(rank, key, now))
+                case "restore":
+                    entries = request.restore.shards
+                    for entry, piece in zip(entries, split(payload, entries), strict=True):
+                        self._perform(job, job.restore(rank, entry, piece))
                 case "abort":
                     self._perform(job, job.abort(rank, request.abort))
                 case "goodbye":
@@ -194,9 +203,12 @@ class Service:
         elif not self._wake_ticker.is_set() and job.uncredited:
             self._wake_ticker.set()
 
-    def _depart(self, job: Job, rank: int) -> None:
+    def _depart(self, job: Job, rank: int, line: Line) -> None:
         """A worker's stream has ended."""
-        self._lines.pop((id(job), rank), None)
+        if self._lines.get((id(job), rank)) is not line:
+            # It has another one already.
+            return
+        del self._lines[id(job), rank]
         worker = job.workers[rank]
         if not worker.left and job.failure is None:
             _log.warning(

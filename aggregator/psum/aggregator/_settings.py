@@ -40,6 +40,13 @@ class Settings(BaseSettings):
         parse=duration,
         meaning="How long a round may wait for its slowest rank.",
     )
+    keepalive: float = setting(
+        "PSUM_KEEPALIVE",
+        default=10.0,
+        default_text="10 s",
+        parse=duration,
+        meaning="Silence after which the other side is probed; as long again without an answer, and it is gone.",
+    )
     hello_timeout: float = setting(
         "PSUM_HELLO_TIMEOUT",
         default=10.0,

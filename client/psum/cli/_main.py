@@ -27,8 +27,25 @@ class _LazyGroup(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("psum."):
+                raise
+            return _unusable(cmd_name, error.name)
         return command
+
+
+def _unusable(name: str, missing: str) -> click.Command:
+    """Stands for a subcommand that is installed without what it needs."""
+    text = f"Needs {missing}, which is not installed: pip install 'psum[{name}]'"
+
+    def refuse() -> None:
+        raise click.ClickException(f"psum {name}: {text[0].lower()}{text[1:]}")
+
+    return click.Command(
+        name, callback=refuse, help=text, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+    )
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

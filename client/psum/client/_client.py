@@ -44,12 +44,14 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._pid = os.getpid()
+        self._incarnation = secrets.randbits(64)
         self._session = Session(
             settings.aggregators,
             settings.weights,
             rank=settings.rank,
             partition_bytes=settings.partition_bytes,
             credit_bytes=settings.credit_bytes,
+            keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
         )
         self._stores = 0
@@ -177,24 +179,14 @@ class Client:
 
     async def _connect(self) -> None:
         settings = self.settings
-        hello = pb.Hello(
-            protocol_version=PROTOCOL_VERSION,
-            job=settings.job,
-            rank=settings.rank,
-            num_workers=settings.num_workers,
-            incarnation=secrets.randbits(64),
-            partition_bytes=settings.partition_bytes,
-            aggregators=settings.aggregators,
-            weights=settings.weights,
-            planes=[pb.PLANE_INLINE],
-            worker=_process.name(),
-            age_seconds=_process.age_seconds(),
-        )
-        links = [Link(i, a, self._session, self._settle) for i, a in enumerate(settings.aggregators)]
+        links = [
+            Link(index, address, self._session, keepalive=settings.keepalive, hello=self._hello, settle=self._settle)
+            for index, address in enumerate(settings.aggregators)
+        ]
         try:
             async with asyncio.TaskGroup() as group:
                 for link in links:
-                    group.create_task(link.connect(hello, settings.connect_timeout))
+                    group.create_task(link.connect(settings.connect_timeout))
         except* PsumError as errors:
             for link in links:
                 await link.abandon()
@@ -206,9 +198,27 @@ class Client:
         self._tasks = [asyncio.create_task(self._run(link)) for link in links]
         self._tasks.append(asyncio.create_task(self._expire()))
 
+    def _hello(self, aggregator: int, resuming: bool) -> pb.Hello:
+        settings = self.settings
+        return pb.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            job=settings.job,
+            rank=settings.rank,
+            num_workers=settings.num_workers,
+            incarnation=self._incarnation,
+            partition_bytes=settings.partition_bytes,
+            aggregators=settings.aggregators,
+            weights=settings.weights,
+            aggregator_index=aggregator,
+            planes=[pb.PLANE_INLINE],
+            worker=_process.name(),
+            age_seconds=_process.age_seconds(),
+            resuming=resuming,
+        )
+
     async def _run(self, link: Link) -> None:
         try:
-            await link.run()
+            await link.run(self.settings.reconnect_timeout)
         except PsumError as error:
             self._session.fail(error)
             self._settle()

@@ -62,6 +62,12 @@ class Key:
         self.waiting: dict[int, Ticket] = {}
         """Started or aborted operations by round, whose turn has not come."""
         self.running: Ticket | None = None
+        self.next_rounds = [0] * len(self.shards)
+        """The first round of each shard whose result this worker does not have."""
+        self.sums: dict[int, memoryview | bytes] = {}
+        """The last result of each shard, for an aggregator that was started again."""
+        self.abort: pb.Abort | None = None
+        """What the aggregators were told where this worker could not contribute."""
         self.declared = False
         """Whether the aggregators have been told of it."""
         self.failure: PsumError | None = None
@@ -85,7 +91,7 @@ class Key:
             operation=pb.Operation.ValueType(self.operation),
             shape=self.shape,
             shards=[
-                pb.Shard(index=shard.index, elements=shard.size // itemsize, round=self.round)
+                pb.Shard(index=shard.index, elements=shard.size // itemsize, round=self.next_rounds[shard.index])
                 for shard in self.shards
                 if shard.aggregator == aggregator
             ],

@@ -1,6 +1,7 @@
 """The stream to one aggregator: connecting, sending, receiving, leaving."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +12,15 @@ import grpc.aio
 
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import GRPC_OPTIONS, decode, encode
-from psum.wire.errors import AggregatorLostError, ConnectError, FaultError, ProtocolError, PsumError
+from psum.wire import decode, encode, grpc_options
+from psum.wire.errors import AggregatorLostError, ConnectError, FaultError, ProtocolError
 
+_log = logging.getLogger(__name__)
+
+_FAREWELL: Final = encode(pb.ExchangeResponse(farewell=pb.Farewell()))
 _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 
 _CHANNEL_OPTIONS: Final = (
-    *GRPC_OPTIONS,
     # Clients of one process are to have connections of their own, and to try again soon.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -34,18 +37,33 @@ class Link:
         index: The aggregator's place in the list.
         address: Its address.
         session: What gives the messages to send and takes those received.
+        keepalive: Seconds of silence after which the aggregator is probed.
+        hello: Makes the introduction to an aggregator, given its place and whether this worker was in the job before.
         settle: Called after messages were received: reports what has finished, and wakes the senders.
     """
 
-    def __init__(self, index: int, address: str, session: Session, settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        index: int,
+        address: str,
+        session: Session,
+        *,
+        keepalive: float,
+        hello: Callable[[int, bool], pb.Hello],
+        settle: Callable[[], None],
+    ) -> None:
         self.address = address
         self.welcome: pb.Welcome | None = None
         """What the aggregator answered to hello, None before."""
         self._index = index
         self._session = session
+        self._hello = hello
+        self._options = (*grpc_options(keepalive), *_CHANNEL_OPTIONS)
         self._settle = settle
         self._wake = asyncio.Event()
         self._leaving = False
+        self._left = False
+        """Whether the aggregator has let this worker go."""
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
 
@@ -53,56 +71,63 @@ class Link:
         """There may be something to send."""
         self._wake.set()
 
-    async def connect(self, hello: pb.Hello, patience: float) -> None:
+    async def connect(self, patience: float) -> None:
         """Opens the stream and introduces this worker, trying again while the aggregator is not up.
 
         Args:
-            hello: The introduction, without the aggregator's place in the list.
             patience: Seconds to try for.
 
         Raises:
             ConnectError: It could not be reached in time.
             FaultError: It refused this worker.
         """
-        introduction = pb.Hello()
-        introduction.CopyFrom(hello)
-        introduction.aggregator_index = self._index
-        cause = "nothing was heard from it"
         try:
-            async with asyncio.timeout(patience):
-                for pause in _backoff():
-                    self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
-                    self._call = self._channel.stream_stream(_EXCHANGE)()
-                    try:
-                        self.welcome = await self._introduce(introduction)
-                        return
-                    except grpc.RpcError as error:
-                        cause = _describe(error)
-                    except ProtocolError as error:
-                        cause = str(error)
-                    await self.abandon()
-                    await asyncio.sleep(pause)
-        except TimeoutError:
-            await self.abandon()
+            await self._open(patience)
+        except _OutOfPatience as error:
             raise ConnectError(
-                f"rank {hello.rank} could not join job {hello.job!r} at aggregator {self.address} within {patience:g} s"
-                f" (PSUM_CONNECT_TIMEOUT): {cause}. Is it running, and is the address right?",
+                f"rank {self._session.rank} could not join the job at aggregator {self.address} within {patience:g} s"
+                f" (PSUM_CONNECT_TIMEOUT): {error}. Is it running, and is the address right?",
                 address=self.address,
             ) from None
 
-    async def run(self) -> None:
-        """Sends and receives until `leave` is done.
+    async def run(self, patience: float) -> None:
+        """Sends and receives until `leave` is done, over a new stream wherever the old one broke.
+
+        Args:
+            patience: Seconds to try for when the aggregator went away.
 
         Raises:
-            PsumError: The stream broke, or the aggregator did not keep to the protocol.
+            PsumError: It did not come back, refused this worker, or did not keep to the protocol.
         """
-        sender = asyncio.create_task(self._send())
-        try:
-            await self._receive()
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            raise self._lost(_describe(error)) from error
-        finally:
-            sender.cancel()
+        while not self._left:
+            cause = await self._converse()
+            if self._left or self._session.failure is not None:
+                return
+            lost = time.monotonic()
+            _log.warning(
+                "rank %d lost its connection to aggregator %s (%s); connecting again for up to %g s",
+                self._session.rank,
+                self.address,
+                cause,
+                patience,
+            )
+            await self.abandon()
+            try:
+                await self._open(patience, resuming=True)
+            except _OutOfPatience as error:
+                raise AggregatorLostError(
+                    f"rank {self._session.rank} lost its connection to aggregator {self.address} ({cause}) and could"
+                    f" not get it back within {patience:g} s (PSUM_RECONNECT_TIMEOUT): {error}."
+                    " Look into the aggregator's log, then start the job again",
+                    address=self.address,
+                ) from None
+            self._session.reconnected(self._index)
+            _log.warning(
+                "rank %d is connected to aggregator %s again, after %.1f s",
+                self._session.rank,
+                self.address,
+                time.monotonic() - lost,
+            )
 
     async def leave(self) -> None:
         """Says goodbye once everything was sent; `run` ends when the aggregator has answered."""
@@ -116,6 +141,27 @@ class Link:
         if self._channel is not None:
             await self._channel.close()
         self._call = self._channel = None
+
+    async def _open(self, patience: float, *, resuming: bool = False) -> None:
+        hello = self._hello(self._index, resuming)
+        cause = "nothing was heard from it"
+        try:
+            async with asyncio.timeout(patience):
+                for pause in backoff():
+                    self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
+                    self._call = self._channel.stream_stream(_EXCHANGE)()
+                    try:
+                        self.welcome = await self._introduce(hello)
+                        return
+                    except grpc.RpcError as error:
+                        cause = _describe(error)
+                    except ProtocolError as error:
+                        cause = str(error)
+                    await self.abandon()
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            await self.abandon()
+            raise _OutOfPatience(cause) from None
 
     async def _introduce(self, hello: pb.Hello) -> pb.Welcome:
         await self._call.write(encode(pb.ExchangeRequest(hello=hello)))
@@ -132,6 +178,17 @@ class Link:
             case kind:
                 raise ProtocolError(f"it answered hello with {kind}")
 
+    async def _converse(self) -> str:
+        """Sends and receives until the stream ends; returns why it did."""
+        sender = asyncio.create_task(self._send())
+        try:
+            return await self._receive()
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            return _describe(error)
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
     async def _send(self) -> None:
         while True:
             message = self._session.next_message(self._index)
@@ -145,28 +202,23 @@ class Link:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _receive(self) -> None:
+    async def _receive(self) -> str:
         while True:
             data = await self._call.read()
             if data is grpc.aio.EOF:
-                if self._leaving:
-                    return
-                raise self._lost(await _status(self._call))
-            message_is_farewell = len(data) <= 4 and decode(pb.ExchangeResponse, data)[0].HasField("farewell")
-            if message_is_farewell:
-                return
+                return await _status(self._call)
+            if data == _FAREWELL:
+                self._left = True
+                return "this worker has left"
             self._session.receive(self._index, data, time.monotonic())
             self._settle()
 
-    def _lost(self, cause: str) -> PsumError:
-        return AggregatorLostError(
-            f"rank {self._session.rank} lost its connection to aggregator {self.address} in the midst of the job:"
-            f" {cause}. Look into the aggregator's log, then start the job again",
-            address=self.address,
-        )
+
+class _OutOfPatience(Exception):
+    """No connection within the time allowed; the text is the last cause."""
 
 
-def _backoff() -> Iterator[float]:
+def backoff() -> Iterator[float]:
     """Seconds to wait between attempts: short ones at first, about a second later, jittered so that workers spread."""
     pause = 0.05
     while True:

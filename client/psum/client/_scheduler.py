@@ -84,6 +84,10 @@ class Scheduler(Generic[Item]):
             self.under_way_bytes += item.size
         return batch
 
+    def forget_credit(self) -> None:
+        """Nothing is under way any more: the connection broke."""
+        self.under_way_bytes = 0
+
     def release(self, size: int) -> None:
         """Bytes are no longer under way."""
         assert size <= self.under_way_bytes

@@ -10,11 +10,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from psum.client._keys import Key, Operation
-from psum.client._placement import Placement
+from psum.client._placement import Placement, Shard
 from psum.client._scheduler import Scheduler
 from psum.client._ticket import Part, State, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ElementType, decode, encode, split
+from psum.wire import BATCH_BYTES, ElementType, decode, encode, split
 from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError, RoundTimeoutError
 
 #: Keys described in one message: some tens of kilobytes.
@@ -29,6 +29,8 @@ class _Lane:
         self.declarations: deque[pb.Key] = deque()
         """Keys that it has not been told of yet."""
         self.aborts: deque[pb.Abort] = deque()
+        self.restores: deque[tuple[pb.ShardRound, memoryview | bytes]] = deque()
+        """Sums that it asked for."""
         self.outstanding: dict[tuple[int, int], Part] = {}
         """Shards that were sent and have no result yet, by (key's id, shard)."""
 
@@ -40,6 +42,8 @@ class Session:
         addresses: The aggregators; with none, the job has one worker, and its sum is its own value.
         weights: Their weights in placement, empty: all 1.
         rank: This worker's rank.
+        keep_sums: Whether to keep the last sum of each shard for an aggregator that was started again: as many bytes as
+            all keys together have, in the received messages.
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; is to lead to `submit`.
@@ -53,6 +57,7 @@ class Session:
         rank: int,
         partition_bytes: int,
         credit_bytes: int,
+        keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
     ) -> None:
         self.rank = rank
@@ -64,6 +69,7 @@ class Session:
         """Operations under way and since when, the oldest first."""
         self._addresses = tuple(addresses)
         self._hand_over = hand_over
+        self._keep_sums = keep_sums
         self._lanes = [_Lane(credit_bytes) for _ in addresses]
         self._placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
         self._keys: dict[tuple[int, str, Operation], Key] = {}
@@ -94,7 +100,8 @@ class Session:
                 key = Key(store, name, shape, element_type, operation, self._placement)
                 self._keys[store, name, operation] = self._by_id[key.id] = key
             if (failure := self.failure or key.failure) is not None:
-                raise failure
+                # The same object is raised many times: it must not gather the traces of all of them.
+                raise failure.with_traceback(None)
             if key.shape != shape or key.element_type is not element_type:
                 now = f"{element_type.label} {shape}"
                 raise ValueError(f"key {name!r} was a {key.describe()} before, and is {now} now")
@@ -120,6 +127,9 @@ class Session:
             return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
         if lane.aborts:
             return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
+        if lane.restores:
+            entry, total = lane.restores.popleft()
+            return encode(pb.ExchangeRequest(restore=pb.Restore(shards=[entry])), total)
         batch = lane.scheduler.take()
         if not batch:
             return None
@@ -159,6 +169,9 @@ class Session:
                     part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
                     if part is not None and part.ticket.round == entry.round:
                         self._credit(aggregator, part)
+            case "want":
+                for entry in message.want.shards:
+                    self._give_back(aggregator, entry)
             case "fault":
                 fault = FaultError.from_message(message.fault)
                 if fault.key is None:
@@ -169,6 +182,23 @@ class Session:
                 raise ProtocolError(
                     f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected"
                 )
+
+    def reconnected(self, aggregator: int) -> None:
+        """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.
+
+        The aggregator may be the same process, which ignores what it had already, or another one, which knows nothing.
+        """
+        lane = self._lanes[aggregator]
+        unanswered = list(lane.outstanding.values())
+        lane.outstanding.clear()
+        lane.scheduler.forget_credit()
+        lane.restores.clear()
+        declared = [key for key in list(self._keys.values()) if key.declared and aggregator in key.aggregators]
+        lane.declarations = deque(key.declaration(aggregator) for key in declared)
+        lane.aborts = deque(key.abort for key in declared if key.abort is not None)
+        for part in unanswered:
+            part.credited = False
+            lane.scheduler.add(part)
 
     def fail(self, error: PsumError) -> None:
         """Everything fails, now and from now on."""
@@ -238,8 +268,9 @@ class Session:
 
     def _abort(self, key: Key, ticket: Ticket) -> None:
         self._declare(key)
+        key.abort = pb.Abort(id=key.id, round=ticket.round, text=ticket.reason)
         for aggregator in key.aggregators:
-            self._lanes[aggregator].aborts.append(pb.Abort(id=key.id, round=ticket.round, text=ticket.reason))
+            self._lanes[aggregator].aborts.append(key.abort)
         self._fail_key(
             key,
             AbortedError(
@@ -268,12 +299,39 @@ class Session:
                 ticket.target[shard.start : shard.stop] = payload
             elif ticket.source is not None and ticket.target is not ticket.source:
                 ticket.target[shard.start : shard.stop] = ticket.source[shard.start : shard.stop]
+        ticket.key.next_rounds[shard.index] = entry.round + 1
+        if self._keep_sums:
+            ticket.key.sums[shard.index] = self._kept(ticket, shard, payload)
         del lane.outstanding[entry.id, entry.shard]
         self._credit(aggregator, part)
         ticket.pending -= 1
         if ticket.pending == 0:
             self._complete(ticket)
             self._run_next(ticket.key, now)
+
+    @staticmethod
+    def _kept(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | bytes:
+        """A result in a form that can be kept."""
+        if not payload and ticket.source is not None:
+            # The root of a broadcast has the only copy, in memory that its owner may change from now on.
+            return bytes(ticket.source[shard.start : shard.stop])
+        # A view keeps the whole message, which is little more than a large payload, but many times a small one.
+        return payload if len(payload) >= BATCH_BYTES else bytes(payload)
+
+    def _give_back(self, aggregator: int, entry: pb.ShardRound) -> None:
+        key = self._by_id.get(entry.id)
+        if key is None or key.failure is not None or not entry.shard < len(key.shards):
+            return
+        if key.next_rounds[entry.shard] != entry.round + 1:
+            # It is asked for no more: all ranks have contributed to a later round.
+            return
+        total = key.sums.get(entry.shard)
+        if total is None:
+            reason = f"rank {self.rank} was asked for the sum of round {entry.round} and keeps none (PSUM_KEEP_SUMS=0)"
+            self._lanes[aggregator].aborts.append(pb.Abort(id=key.id, round=entry.round, text=reason))
+            return
+        answer = pb.ShardRound(id=entry.id, shard=entry.shard, round=entry.round, length=len(total))
+        self._lanes[aggregator].restores.append((answer, total))
 
     def _credit(self, aggregator: int, part: Part) -> None:
         if not part.credited:
@@ -307,3 +365,4 @@ class Session:
             self._finish(ticket, error)
         key.running = None
         key.waiting.clear()
+        key.sums.clear()

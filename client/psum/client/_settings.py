@@ -96,6 +96,27 @@ class Settings(BaseSettings):
         parse=duration,
         meaning="How long a worker waits at its start for aggregators that are not up yet.",
     )
+    reconnect_timeout: float = setting(
+        "PSUM_RECONNECT_TIMEOUT",
+        default=120.0,
+        default_text="120 s",
+        parse=duration,
+        meaning="How long a worker tries to get back to an aggregator that went away.",
+    )
+    keepalive: float = setting(
+        "PSUM_KEEPALIVE",
+        default=10.0,
+        default_text="10 s",
+        parse=duration,
+        meaning="Silence after which the other side is probed; as long again without an answer, and it is gone.",
+    )
+    keep_sums: bool = setting(
+        "PSUM_KEEP_SUMS",
+        default=True,
+        default_text="1",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="Keep the last sum of each shard, from which an aggregator that was started again can go on.",
+    )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",
         default=600.0,

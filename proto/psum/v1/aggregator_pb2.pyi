@@ -334,6 +334,7 @@ class Hello(_message.Message):
     PLANES_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    RESUMING_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -352,6 +353,8 @@ class Hello(_message.Message):
     """Where the worker runs, for people: host name and process id."""
     age_seconds: _builtins.float
     """How long ago the worker's process was started, to tell a restarted job from a late rank of a failed one."""
+    resuming: _builtins.bool
+    """Whether this worker has been in the job before: its connection broke, or the aggregator was started again."""
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses of the fleet as the worker has them; all ranks must agree, order included."""
@@ -379,10 +382,11 @@ class Hello(_message.Message):
         planes: _abc.Iterable[Global___Plane.ValueType] | None = ...,
         worker: _builtins.str = ...,
         age_seconds: _builtins.float = ...,
+        resuming: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -817,16 +821,22 @@ class Drain(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GRACE_SECONDS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
     grace_seconds: _builtins.float
     """How long open rounds still have."""
+    @_builtins.property
+    def open(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+        """The rounds that some rank has contributed to: these, and no others, are still finished."""
+
     def __init__(
         self,
         *,
         grace_seconds: _builtins.float = ...,
+        open: _abc.Iterable[Global___ShardRound] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_seconds", b"grace_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_seconds", b"grace_seconds", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,10 +7,10 @@ from psum.wire import errors
 from psum.wire._address import is_local, parse_address
 from psum.wire._channel import (
     BATCH_BYTES,
-    GRPC_OPTIONS,
     MAX_MESSAGE_BYTES,
     MAX_PARTITION_BYTES,
     PROTOCOL_VERSION,
+    grpc_options,
 )
 from psum.wire._elements import ElementType
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
@@ -30,7 +30,6 @@ from psum.wire._settings import Settings as BaseSettings
 
 __all__ = [
     "BATCH_BYTES",
-    "GRPC_OPTIONS",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
     "PAYLOAD_ALIGNMENT_BYTES",
@@ -45,6 +44,7 @@ __all__ = [
     "duration",
     "encode",
     "errors",
+    "grpc_options",
     "integer",
     "is_local",
     "items",

@@ -16,19 +16,25 @@ MAX_PARTITION_BYTES: Final = 64 << 20
 #: Payloads below this travel several to a message, up to this much together.
 BATCH_BYTES: Final = 64 << 10
 
-#: How often an idle connection is probed, and how long the answer may take before the peer counts as gone.
-KEEPALIVE_SECONDS: Final = 10.0
-KEEPALIVE_TIMEOUT_SECONDS: Final = 10.0
 
-GRPC_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.http2.max_frame_size", (1 << 24) - 1),
-    ("grpc.http2.lookahead_bytes", 64 << 20),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_SECONDS * 1000)),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.max_ping_strikes", 0),
-)
+def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
+    """The options of a channel or server.
+
+    Args:
+        keepalive: Seconds of silence after which the peer is probed, and again that many for its answer, after which it
+            counts as gone.
+    """
+    return (
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.http2.max_frame_size", (1 << 24) - 1),
+        ("grpc.http2.lookahead_bytes", 64 << 20),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Whoever is silent may be probed as often as the other side likes.
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.ping_timeout_ms", int(keepalive * 1000)),
+    )

@@ -1,0 +1,124 @@
+"""What a job tells its workers when something fails: what happened, to whom, what was expected, what to do."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from psum.aggregator._key import Key
+from psum.aggregator._round import ShardRounds
+from psum.aggregator._worker import Worker
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import AbortedError, DisagreementError, RoundTimeoutError, TakenError, WorkerLostError
+
+if TYPE_CHECKING:
+    from psum.aggregator._job import Job
+
+
+def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | None:
+    """What is wrong where a worker's settings are not those of the first, None where they are."""
+    first = job.first
+    differences = [
+        f"{what}: rank {first.rank} has {old}, rank {hello.rank} has {new}"
+        for what, old, new in (
+            ("the number of workers (PSUM_NUM_WORKERS)", first.num_workers, hello.num_workers),
+            ("the partition size (PSUM_PARTITION_BYTES)", first.partition_bytes, hello.partition_bytes),
+            ("the list of aggregators (PSUM_AGGREGATORS)", list(first.aggregators), list(hello.aggregators)),
+            ("the weights of the aggregators", list(first.weights), list(hello.weights)),
+            ("this aggregator's place in the list", first.aggregator_index, hello.aggregator_index),
+        )
+        if old != new
+    ]
+    if not differences:
+        return None
+    one = job.workers.get(first.rank)
+    return DisagreementError(
+        f"ranks of job {job.name!r} disagree on " + "; on ".join(differences) + f". Rank {first.rank} is"
+        f" {one or first.worker}, rank {hello.rank} is {hello.worker} ({peer})."
+        " Give all workers of a job the same settings, and every job its own PSUM_JOB",
+        ranks=sorted({first.rank, hello.rank}),
+    )
+
+
+def taken(job: "Job", holder: Worker, hello: pb.Hello, peer: str, now: float) -> TakenError:
+    """A second process claims a rank."""
+    if holder.left:
+        state = "which has left it"
+    elif holder.connected:
+        state = f"connected {now - holder.joined:.1f} s ago"
+    else:
+        state = f"which vanished {now - holder.last_heard:.1f} s ago"
+    return TakenError(
+        f"rank {hello.rank} of job {job.name!r} is taken by {holder}, {state};"
+        f" refused {hello.worker or 'an unnamed worker'} ({peer})."
+        " Give every worker its own PSUM_RANK, and every job its own PSUM_JOB",
+        ranks=[hello.rank],
+    )
+
+
+def out_of_step(job: "Job", key: Key, declared: pb.Shard, rank: int) -> DisagreementError:
+    """A rank is at a round at which it cannot be."""
+    return DisagreementError(
+        f"rank {rank} is at round {declared.round} of key {key.name!r}, the others of job {job.name!r} are at round"
+        f" {key.shards[declared.index].round}; was a worker started again in the midst of the job?"
+        " Start all workers again",
+        key=key.id,
+        round=declared.round,
+        ranks=[rank],
+    )
+
+
+def aborted(job: "Job", key: Key, rank: int, message: pb.Abort) -> AbortedError:
+    """A rank said that it cannot contribute."""
+    return AbortedError(
+        f"rank {rank} of job {job.name!r} could not contribute to key {key.name!r} round {message.round}:"
+        f" {message.text}",
+        key=key.id,
+        round=message.round,
+        ranks=[rank],
+    )
+
+
+def timed_out(job: "Job", key: Key, shard: ShardRounds[object], now: float) -> RoundTimeoutError:
+    """A round has waited too long."""
+    ranks = list(shard.waiting_for())
+    who = ", ".join(f"rank {r}" + ("" if r in job.workers else " (never joined)") for r in ranks)
+    return RoundTimeoutError(
+        f"job {job.name!r} key {key.name!r} round {shard.round} has waited {now - (shard.since or now):.1f} s for"
+        f" {who}, longer than the round timeout of {job.round_timeout:g} s; see what keeps them busy",
+        key=key.id,
+        round=shard.round,
+        ranks=ranks,
+    )
+
+
+def deserted(job: "Job", key: Key, shard: ShardRounds[object], gone: Sequence[int]) -> WorkerLostError:
+    """A round needs ranks that have left in good order."""
+    who = ", ".join(f"rank {r} ({job.workers[r].hello.worker})" for r in gone)
+    return WorkerLostError(
+        f"{who} has left job {job.name!r} without contributing to key {key.name!r} round {shard.round};"
+        " all ranks must push the same keys the same number of times",
+        key=key.id,
+        round=shard.round,
+        ranks=gone,
+    )
+
+
+def vanished(job: "Job", rank: int, now: float) -> WorkerLostError:
+    """A worker's connection broke, and it did not come back."""
+    worker = job.workers[rank]
+    return WorkerLostError(
+        f"rank {rank} of job {job.name!r}, {worker}, vanished {now - worker.last_heard:.1f} s ago and"
+        f" did not come back within the worker timeout of {job.worker_timeout:g} s;"
+        " look into its log, then start the job again",
+        ranks=[rank],
+    )
+
+
+def not_back(job: "Job") -> WorkerLostError:
+    """Some ranks came back to an aggregator that was started again, others did not."""
+    missing = sorted(set(range(job.num_workers)) - set(job.workers))
+    return WorkerLostError(
+        f"rank {', '.join(map(str, missing))} of job {job.name!r} did not come back within the worker timeout of"
+        f" {job.worker_timeout:g} s after this aggregator was started again; look into its log, then start the job"
+        " again",
+        ranks=missing,
+    )
