@@ -33,7 +33,7 @@ class Report:
         gb_per_s_per_worker: 10^9 bytes of payload of one worker, counted once for push and pull together, a second.
         ms_per_step: From the first push-pull of a step until its last sum.
         worker_cpu_s_per_gb: Processor seconds of rank 0's process for each GB, counted as above.
-        plane: How payloads were asked to cross.
+        plane: How payloads crossed.
         aggregator_cpu_s_per_gb: Processor seconds of all aggregators together for each GB of one worker.
         dtype: The element type.
     """
@@ -107,7 +107,7 @@ def bench(
         gb_per_s_per_worker=round(gigabytes / measured.seconds, 4),
         ms_per_step=round(measured.seconds / steps * 1e3, 2),
         worker_cpu_s_per_gb=round(measured.cpu_seconds / gigabytes, 3),
-        plane=plane,
+        plane=measured.plane,
         aggregator_cpu_s_per_gb=round(measured.aggregator_cpu_seconds / gigabytes, 3),
         dtype=dtype,
     )

@@ -54,12 +54,14 @@ class Measurement:
         cpu_seconds: Processor time of rank 0's process meanwhile.
         aggregator_cpu_seconds: Processor time of all aggregators together meanwhile.
         payload_bytes: Bytes that one worker push-pulled, counted once for there and back.
+        plane: How the payloads crossed; where it differed between aggregators, all of the ways.
     """
 
     seconds: float
     cpu_seconds: float
     aggregator_cpu_seconds: float
     payload_bytes: int
+    plane: str
 
     def dump(self) -> str:
         """As JSON."""
@@ -120,6 +122,7 @@ class _Rank:
             cpu_seconds=cpu_seconds,
             aggregator_cpu_seconds=aggregators_after - aggregators_before,
             payload_bytes=self._plan.steps * sum(tensor.nbytes for tensor in self._tensors),
+            plane="+".join(sorted(set(self._client.planes))),
         )
 
     def _step(self) -> None:

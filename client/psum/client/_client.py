@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from psum.client import _process
 from psum.client._keys import Operation
@@ -25,6 +25,8 @@ from psum.wire import PROTOCOL_VERSION, ElementType, keep_large_blocks
 from psum.wire.errors import ClosedError, ForkedError, PsumError
 
 _log = logging.getLogger(__name__)
+
+_PLANE_NAMES: Final = {pb.PLANE_INLINE: "inline", pb.PLANE_SHM: "shm", pb.PLANE_DIRECT: "direct"}
 
 #: How often operations that wait too long are looked for.
 _EXPIRY_SECONDS = 0.5
@@ -95,6 +97,11 @@ class Client:
     def num_workers(self) -> int:
         """The number of worker processes of the job."""
         return self.settings.num_workers
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """How payloads cross to each aggregator, as agreed with it: 'inline'."""
+        return tuple(_PLANE_NAMES[link.welcome.plane] for link in self._links if link.welcome is not None)
 
     @property
     def local_rank(self) -> int:

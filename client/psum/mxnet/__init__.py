@@ -1,7 +1,7 @@
 """The MXNet KVStore 'byteps': sums gradients over all workers of a job.
 
+    import psum.mxnet  # before mxnet, whose wheels then work with newer NumPy
     import mxnet as mx
-    import psum.mxnet
 
     trainer = mx.gluon.Trainer(net.collect_params(), "sgd", kvstore="byteps")
 
