@@ -2,8 +2,8 @@
 
 import pytest
 
-from psum.aggregator._actions import Action, Ask, Deliver, Report, Sum
-from psum.aggregator._job import CREDIT_HOLD_SECONDS, Job
+from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, Sum, Sync
+from psum.aggregator._job import CREDIT_HOLD_SECONDS, RELEASE_SECONDS, Job
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import DisagreementError, ProtocolError, WorkerLostError
 
@@ -191,3 +191,54 @@ def test_credit_comes_back_for_contributions_that_were_sent_again(job: Job) -> N
     push(job, 0, 0)
     [action] = job.tick(1.0 + 6 * CREDIT_HOLD_SECONDS)
     assert getattr(action, "rounds", None) == ((7, 0, 0),)
+
+
+def summed_once(job: Job) -> None:
+    for rank in range(3):
+        declare(job, rank, 0)
+        actions = push(job, rank, 0)
+    [action] = actions
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+
+
+def test_a_worker_is_released_when_the_others_have_received_their_sums(job: Job) -> None:
+    """Its goodbye is answered when each rank that is still there has said so; who leaves too needs nothing more."""
+    summed_once(job)
+    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    assert job.synced(0, 2, 5.0) == []
+    assert job.leave(1, 5.0) == [Sync(1, (0,)), Release(2)]
+    assert job.synced(0, 1, 5.0) == [Release(1)]
+    assert job.leave(0, 6.0) == [Release(0)]
+    assert job.over
+
+
+def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
+    """A rank that cannot answer does not keep another one from ending."""
+    summed_once(job)
+    job.lost(0, 4.0)
+    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    assert job.synced(1, 2, 5.0) == []
+    assert job.tick(5.0 + RELEASE_SECONDS / 2) == []
+    assert job.tick(5.0 + RELEASE_SECONDS) == [Release(2)]
+    assert job.tick(6.0 + RELEASE_SECONDS) == []
+
+
+def test_a_worker_that_took_part_in_nothing_is_released_at_once(job: Job) -> None:
+    """Nobody can need a sum of it."""
+    assert job.leave(1, 5.0) == [Release(1)]
+
+
+def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
+    """An aggregator that is to end finishes these and no others."""
+    for rank in range(3):
+        declare(job, rank, 0)
+    assert job.open_rounds() == []
+    push(job, 1, 0)
+    assert job.open_rounds() == [(7, 0, 0)]
+    push(job, 0, 0)
+    [action] = push(job, 2, 0)
+    assert job.open_rounds() == [(7, 0, 0)]
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    assert job.open_rounds() == []

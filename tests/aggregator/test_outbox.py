@@ -31,6 +31,16 @@ def test_control_messages_go_before_results() -> None:
     assert decode(pb.ExchangeResponse, outbox.take())[0].fault.text == "stop"
 
 
+def test_a_sync_follows_all_that_was_there_before_it() -> None:
+    """What it asks about must have been sent; what comes later may overtake it."""
+    outbox = Outbox()
+    outbox.put_message(-1000, b"before")
+    outbox.put_last(pb.ExchangeResponse(sync=pb.Sync(number=1)))
+    outbox.put_message(0, b"after")
+    assert [outbox.take(), outbox.take()] == [b"after", b"before"]
+    assert decode(pb.ExchangeResponse, outbox.take())[0].sync.number == 1
+
+
 def test_small_results_share_a_message_in_order_of_urgency() -> None:
     """What is small and next to each other travels together, most urgent first."""
     outbox = Outbox()

@@ -39,7 +39,7 @@ def test_a_job_ends_with_its_last_worker_and_can_be_seen_to_have_ended(registry:
     job = registry.jobs["night"]
     assert [j.name for j in registry.status("", 1.0)[0]] == ["night"]
     for rank in range(2):
-        job.leave(rank)
+        job.leave(rank, now=2.0)
         job.lost(rank, 2.0)
         registry.settle(job, 2.0)
     assert registry.jobs == {}

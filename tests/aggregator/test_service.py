@@ -61,7 +61,7 @@ def push(payload: bytes, round: int = 0) -> pb.ExchangeRequest:
 
 @pytest.mark.parametrize("size", [1, 1000, 200_000])
 async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) -> None:
-    """Hello, declare, push, result, goodbye, farewell: all by the generated stub, small and large."""
+    """Hello, declare, push, result, goodbye, sync, farewell: all by the generated stub, small and large."""
     calls = [stub.Exchange() for _ in range(2)]
     for rank, call in enumerate(calls):
         await call.write(hello(rank, 2))
@@ -76,8 +76,11 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
                 answer = await call.read()
             assert answer.payload == bytes([3]) * size
             assert [(s.id, s.round, s.length) for s in answer.result.shards] == [(5, round, size)]
+    await calls[0].write(pb.ExchangeRequest(goodbye=pb.Goodbye()))
+    sync = (await calls[1].read()).sync
+    await calls[1].write(pb.ExchangeRequest(synced=pb.Synced(number=sync.number)))
+    await calls[1].write(pb.ExchangeRequest(goodbye=pb.Goodbye()))
     for call in calls:
-        await call.write(pb.ExchangeRequest(goodbye=pb.Goodbye()))
         assert (await call.read()).WhichOneof("kind") == "farewell"
         assert await call.read() is grpc.aio.EOF
     assert [e.name for e in (await stub.GetStatus(pb.GetStatusRequest())).ended] == ["foreign"]

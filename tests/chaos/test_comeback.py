@@ -127,6 +127,37 @@ def test_a_stopped_aggregator_is_as_a_silent_network(make_aggregator: Callable[.
     assert set(training.parameters()) == {undisturbed}
 
 
+def test_a_rolling_restart_costs_no_step(make_aggregator: Callable[..., Any], undisturbed: bytes) -> None:
+    """SIGTERM to one aggregator after the other: each finishes its open rounds, ends with 0, and comes back."""
+    aggregators = [make_aggregator() for _ in range(2)]
+    training = Training(tuple(a.address for a in aggregators))
+    for turn in range(4):
+        steps = training.steps
+        while training.steps <= steps + 5:
+            time.sleep(0.01)
+        aggregator = aggregators[turn % 2]
+        assert aggregator.end(signal.SIGTERM) == 0
+        assert "ERROR" not in aggregator.log
+        aggregator.start()
+    assert set(training.parameters()) == {undisturbed}
+
+
+def test_a_worker_may_leave_while_others_go_on(make_aggregator: Callable[..., Any]) -> None:
+    """A goodbye is answered as soon as the others have their sums, not after a time-out."""
+    aggregator = make_aggregator()
+
+    def join(rank: int) -> psum.Client:
+        return psum.connect(psum.Settings(rank=rank, num_workers=2, aggregators=(aggregator.address,)))
+
+    with join(0) as zero:
+        one = join(1)
+        futures = [c.store().push_pull_async("w", np.ones(100_000, np.float32)) for c in (zero, one)]
+        assert [f.exception(30) for f in futures] == [None, None]
+        begin = time.monotonic()
+        one.close()
+        assert time.monotonic() - begin < 1
+
+
 def test_an_aggregator_that_does_not_come_back_is_named(make_aggregator: Callable[..., Any]) -> None:
     """After reconnect_timeout every rank gets an error with its address, the cause and the time."""
     aggregators = [make_aggregator() for _ in range(2)]

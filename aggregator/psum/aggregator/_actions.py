@@ -75,6 +75,30 @@ class Ask:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Sync:
+    """Ask some ranks to say when they have received all that was sent to them until now.
+
+    Attributes:
+        number: What they are to repeat.
+        ranks: Who is asked.
+    """
+
+    number: int
+    ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Release:
+    """Let a rank go that has said goodbye.
+
+    Attributes:
+        rank: The rank.
+    """
+
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Report:
     """Tell some ranks about a failure.
 
@@ -87,4 +111,4 @@ class Report:
     ranks: tuple[int, ...]
 
 
-Action = Sum | Deliver | ReturnCredit | Ask | Report
+Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report

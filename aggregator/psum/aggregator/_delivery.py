@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from psum.aggregator._actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync
 from psum.aggregator._job import Job
 from psum.aggregator._outbox import Outbox
 from psum.aggregator._pool import UrgentPool
@@ -55,6 +55,13 @@ class Delivery:
                 case Ask(rank, rounds):
                     wanted = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds]
                     self._tell(job, rank, pb.ExchangeResponse(want=pb.Want(shards=wanted)))
+                case Sync(number, ranks):
+                    for rank in ranks:
+                        if (line := self._lines(job, rank)) is not None:
+                            line.outbox.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
+                            line.filled.set()
+                case Release(rank):
+                    self._tell(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
                 case Report(fault, ranks):
                     level = logging.ERROR if fault.key is None else logging.WARNING
                     _log.log(level, "job %s: %s", job.name, fault)

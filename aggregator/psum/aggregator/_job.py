@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from psum.aggregator import _failures as failures
-from psum.aggregator._actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync
 from psum.aggregator._key import Key
 from psum.aggregator._round import Phase, ShardRounds, Verdict
 from psum.aggregator._worker import Worker
@@ -20,6 +20,9 @@ from psum.wire.errors import FaultError, ProtocolError
 #: How long a contribution may count against its worker's credit while its round waits for others. Without a limit, two
 #: workers that push different keys first would wait for each other for ever.
 CREDIT_HOLD_SECONDS: Final = 0.01
+
+#: How long a worker that says goodbye is kept for ranks that may lack a sum that it has, and do not answer.
+RELEASE_SECONDS: Final = 3.0
 
 _NOTHING: Final = memoryview(b"")
 
@@ -237,15 +240,41 @@ class Job:
             return []
         return self._fail_key(key, failures.aborted(self, key, rank, message))
 
-    def leave(self, rank: int) -> list[Action]:
-        """A worker leaves in good order; whatever still needs it fails."""
+    def leave(self, rank: int, now: float) -> list[Action]:
+        """A worker leaves in good order; what still needs a contribution of it fails.
+
+        It is released when every other rank has received what was sent to it so far: until then a new process of this
+        aggregator might need a sum that only this worker has.
+        """
         worker = self.workers[rank]
         worker.left = True
         worker.uncredited.clear()
         actions: list[Action] = []
         for key, shard in list(self.waiting.values()):
             actions += self._fail_if_deserted(key, shard)
-        return actions
+        worker.awaited = {r for r, w in self.workers.items() if not w.left} if worker.contributed else set()
+        worker.release_at = now + RELEASE_SECONDS
+        if worker.awaited:
+            actions.append(Sync(rank, tuple(sorted(worker.awaited))))
+        # Whoever leaves has received all that it was sent.
+        for other in self.workers.values():
+            other.awaited.discard(rank)
+        return actions + self._releases(now)
+
+    def synced(self, rank: int, number: int, now: float) -> list[Action]:
+        """A worker has received all that was sent to it before the sync of this number, which is the leaving rank's."""
+        if (leaving := self.workers.get(number)) is not None:
+            leaving.awaited.discard(rank)
+        return self._releases(now)
+
+    def open_rounds(self) -> list[tuple[int, int, int]]:
+        """The rounds that some rank has contributed to and that have no result yet: (key's id, shard, round)."""
+        return [
+            (key.id, index, shard.round)
+            for key in self.keys.values()
+            for index, shard in key.shards.items()
+            if shard.missing < self.num_workers
+        ]
 
     def lost(self, rank: int, now: float) -> list[Action]:
         """A worker's stream ended without a goodbye, or after one."""
@@ -265,6 +294,7 @@ class Job:
                 return self.fail(failures.vanished(self, rank, now), now)
             if returned := tuple(self._credit_due(worker, now)):
                 actions.append(ReturnCredit(rank, returned))
+        actions += self._releases(now)
         while self.waiting:
             key, shard = next(iter(self.waiting.values()))
             if shard.since is None or now - shard.since <= self.round_timeout:
@@ -343,6 +373,14 @@ class Job:
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
         key.fail(failure)
         return [Report(failure, self._connected())]
+
+    def _releases(self, now: float) -> list[Action]:
+        released: list[Action] = []
+        for rank, worker in self.workers.items():
+            if worker.release_at is not None and (not worker.awaited or now >= worker.release_at):
+                worker.release_at = None
+                released.append(Release(rank))
+        return released
 
     def _credit_due(self, worker: Worker, now: float) -> Iterator[tuple[int, int, int]]:
         rank = worker.hello.rank

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 from collections import deque
 
 from psum.v1 import aggregator_pb2 as pb
@@ -17,7 +18,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._control: deque[bytes] = deque()
-        self._results: list[tuple[int, int, bytes | pb.ShardRound, memoryview | None]] = []
+        self._results: list[tuple[float, int, bytes | pb.ShardRound, memoryview | None]] = []
         self._order = itertools.count()
 
     def __bool__(self) -> bool:
@@ -37,6 +38,10 @@ class Outbox:
     def put_small(self, shard: pb.ShardRound, payload: memoryview) -> None:
         """Adds a result that may share its message with others."""
         heapq.heappush(self._results, (-shard.priority, next(self._order), shard, payload))
+
+    def put_last(self, message: pb.ExchangeResponse) -> None:
+        """Adds a message without payload that is to follow all that is here now."""
+        heapq.heappush(self._results, (math.inf, next(self._order), message.SerializeToString(), None))
 
     def take(self) -> bytes:
         """The next message to send; there must be one."""

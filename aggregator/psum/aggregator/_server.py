@@ -56,8 +56,9 @@ class Server:
             _log.info("listening on %s", address)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Ends all streams within the grace period (by default that of the settings), and frees everything."""
-        await self._grpc.stop(self.settings.grace if grace is None else grace)
+        """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
+        await self._service.drain(self.settings.grace if grace is None else grace)
+        await self._grpc.stop(0)
         await self._service.close()
         _remove_sockets(self.addresses)
 

@@ -43,6 +43,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.incarnation = random.SystemRandom().getrandbits(64)
+        self.draining = False
+        """Whether it is about to end, and takes no new streams."""
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
         self._registry = Registry(settings)
@@ -69,6 +71,30 @@ class Service:
             },
         )
 
+    async def drain(self, grace: float) -> None:
+        """Finishes the rounds that are open, and begins no others: workers keep them for the next process.
+
+        Args:
+            grace: Seconds that this may take.
+        """
+        self.draining = True
+        open_rounds = {id(job): job.open_rounds() for job in self._registry.jobs.values()}
+        for (job_id, _), line in self._lines.items():
+            entries = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in open_rounds.get(job_id, ())]
+            line.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=entries)))
+            line.filled.set()
+
+        def busy() -> bool:
+            return any(line.outbox for line in self._lines.values()) or any(
+                set(job.open_rounds()) & set(open_rounds.get(id(job), ())) for job in self._registry.jobs.values()
+            )
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                # Polled, since it changes in many places, and is waited for once in the life of the process.
+                while busy():  # noqa: ASYNC110
+                    await asyncio.sleep(_CREDIT_TICK_SECONDS)
+
     async def close(self) -> None:
         """Ends the service after its server has stopped."""
         self._ticker.cancel()
@@ -77,6 +103,9 @@ class Service:
         await self._loop.run_in_executor(None, self._pool.close)
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: _Context) -> None:
+        if self.draining:
+            # The code for which a client tries again, until the next process is there.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this aggregator is about to end")
         line = Line()
         sender = self._loop.create_task(self._send(line, context))
         receiver: asyncio.Task[None] | None = None
@@ -181,9 +210,9 @@ class Service:
                     self._perform(job, job.abort(rank, request.abort))
                 case "goodbye":
                     _log.info("job %s: rank %d left", job.name, rank)
-                    self._perform(job, job.leave(rank))
-                    line.outbox.put_control(pb.ExchangeResponse(farewell=pb.Farewell()))
-                    return
+                    self._perform(job, job.leave(rank, now))
+                case "synced":
+                    self._perform(job, job.synced(rank, request.synced.number, now))
                 case kind:
                     raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
 
@@ -256,4 +285,5 @@ class Service:
             cpu_seconds=times.user + times.system,
             jobs=jobs,
             ended=ended,
+            draining=self.draining,
         )

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="How long connections may take to end after SIGTERM.",
+        meaning="How long open rounds may take to be finished after SIGTERM.",
     )
     threads: int = setting(
         "PSUM_THREADS",

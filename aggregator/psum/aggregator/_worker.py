@@ -19,6 +19,8 @@ class Worker:
         connected: Whether its stream is open.
         left: Whether it said goodbye.
         contributed: Whether it took part in any round; one that vanished before may be replaced.
+        awaited: Once it said goodbye, the ranks that may yet lack a sum that it has.
+        release_at: When it is let go, whether they do or not; None before its goodbye and after its release.
         received_bytes: Payload received from it.
         sent_bytes: Payload sent to it.
         uncredited: Contributions that count against its credit: since when, key, shard, round.
@@ -31,6 +33,8 @@ class Worker:
     connected: bool = True
     left: bool = False
     contributed: bool = False
+    awaited: set[int] = dataclasses.field(default_factory=set)
+    release_at: float | None = None
     received_bytes: int = 0
     sent_bytes: int = 0
     uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)

@@ -190,14 +190,15 @@ class Link:
             await asyncio.gather(sender, return_exceptions=True)
 
     async def _send(self) -> None:
+        said_goodbye = False
         while True:
             message = self._session.next_message(self._index)
             if message is not None:
                 await self._call.write(message)
-            elif self._leaving:
+            elif self._leaving and not said_goodbye:
+                # Not the last message: another rank may yet want a sum that only this one has.
                 await self._call.write(encode(pb.ExchangeRequest(goodbye=pb.Goodbye())))
-                await self._call.done_writing()
-                return
+                said_goodbye = True
             else:
                 self._wake.clear()
                 await self._wake.wait()

@@ -84,6 +84,12 @@ class Scheduler(Generic[Item]):
             self.under_way_bytes += item.size
         return batch
 
+    def clear(self) -> list[Item]:
+        """Takes out all that waits, the most urgent first."""
+        items = [item for _, _, item in sorted(self._queue, key=lambda entry: entry[:2])]
+        self._queue.clear()
+        return items
+
     def forget_credit(self) -> None:
         """Nothing is under way any more: the connection broke."""
         self.under_way_bytes = 0

@@ -33,6 +33,20 @@ class _Lane:
         """Sums that it asked for."""
         self.outstanding: dict[tuple[int, int], Part] = {}
         """Shards that were sent and have no result yet, by (key's id, shard)."""
+        self.answers: deque[pb.ExchangeRequest] = deque()
+        """Short answers to what it asked."""
+        self.still_open: set[tuple[int, int, int]] | None = None
+        """While the aggregator is about to end: the rounds that it still finishes, as (key's id, shard, round)."""
+        self.postponed: list[Part] = []
+        """Shards of other rounds, for its next process."""
+
+    def add(self, part: Part) -> None:
+        """Queues a shard, or keeps it for the aggregator's next process."""
+        place = part.ticket.key.id, part.shard.index, part.ticket.round
+        if self.still_open is None or place in self.still_open:
+            self.scheduler.add(part)
+        else:
+            self.postponed.append(part)
 
 
 class Session:
@@ -127,6 +141,8 @@ class Session:
             return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
         if lane.aborts:
             return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
+        if lane.answers:
+            return encode(lane.answers.popleft())
         if lane.restores:
             entry, total = lane.restores.popleft()
             return encode(pb.ExchangeRequest(restore=pb.Restore(shards=[entry])), total)
@@ -172,6 +188,14 @@ class Session:
             case "want":
                 for entry in message.want.shards:
                     self._give_back(aggregator, entry)
+            case "sync":
+                answer = pb.ExchangeRequest(synced=pb.Synced(number=message.sync.number))
+                self._lanes[aggregator].answers.append(answer)
+            case "drain":
+                lane = self._lanes[aggregator]
+                lane.still_open = {(entry.id, entry.shard, entry.round) for entry in message.drain.open}
+                for part in lane.scheduler.clear():
+                    lane.add(part)
             case "fault":
                 fault = FaultError.from_message(message.fault)
                 if fault.key is None:
@@ -189,8 +213,11 @@ class Session:
         The aggregator may be the same process, which ignores what it had already, or another one, which knows nothing.
         """
         lane = self._lanes[aggregator]
-        unanswered = list(lane.outstanding.values())
+        unanswered = [*lane.outstanding.values(), *lane.postponed]
         lane.outstanding.clear()
+        lane.postponed.clear()
+        lane.still_open = None
+        lane.answers.clear()
         lane.scheduler.forget_credit()
         lane.restores.clear()
         declared = [key for key in list(self._keys.values()) if key.declared and aggregator in key.aggregators]
@@ -258,7 +285,7 @@ class Session:
                 self._complete(ticket)
                 continue
             for shard in key.shards:
-                self._lanes[shard.aggregator].scheduler.add(Part(ticket, shard))
+                self._lanes[shard.aggregator].add(Part(ticket, shard))
 
     def _declare(self, key: Key) -> None:
         if not key.declared:

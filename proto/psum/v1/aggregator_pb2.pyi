@@ -189,6 +189,7 @@ class ExchangeRequest(_message.Message):
     RESTORE_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -221,7 +222,11 @@ class ExchangeRequest(_message.Message):
 
     @_builtins.property
     def goodbye(self) -> Global___Goodbye:
-        """The last message: this worker leaves the job in good order."""
+        """This worker leaves the job in good order: it contributes no more, but still gives back what is wanted."""
+
+    @_builtins.property
+    def synced(self) -> Global___Synced:
+        """Answers sync."""
 
     def __init__(
         self,
@@ -233,14 +238,15 @@ class ExchangeRequest(_message.Message):
         restore: Global___Restore | None = ...,
         abort: Global___Abort | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        synced: Global___Synced | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "pull", b"pull", "push", b"push", "restore", b"restore"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "restore", b"restore"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -259,6 +265,7 @@ class ExchangeResponse(_message.Message):
     FAULT_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
+    SYNC_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -291,7 +298,11 @@ class ExchangeResponse(_message.Message):
 
     @_builtins.property
     def farewell(self) -> Global___Farewell:
-        """Answers goodbye, after which the aggregator ends the stream."""
+        """Answers goodbye, when no other rank needs this worker any more. The aggregator then ends the stream."""
+
+    @_builtins.property
+    def sync(self) -> Global___Sync:
+        """Asks for an answer, which proves that all results sent before were received."""
 
     def __init__(
         self,
@@ -303,14 +314,15 @@ class ExchangeResponse(_message.Message):
         fault: Global___Fault | None = ...,
         drain: Global___Drain | None = ...,
         farewell: Global___Farewell | None = ...,
+        sync: Global___Sync | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "result", b"result", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "padding", b"padding", "payload", b"payload", "result", b"result", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -696,6 +708,28 @@ class Goodbye(_message.Message):
 Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
+class Synced(_message.Message):
+    """Says that everything before a sync was received."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The sync's number."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Synced: _TypeAlias = Synced  # noqa: Y015
+
+@_typing.final
 class Result(_message.Message):
     """Carries sums."""
 
@@ -858,6 +892,28 @@ class Farewell(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Farewell: _TypeAlias = Farewell  # noqa: Y015
+
+@_typing.final
+class Sync(_message.Message):
+    """Asks for an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """What the answer is to repeat."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sync: _TypeAlias = Sync  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
