@@ -7,7 +7,14 @@ from psum.aggregator._key import Key
 from psum.aggregator._round import ShardRounds
 from psum.aggregator._worker import Worker
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import AbortedError, DisagreementError, RoundTimeoutError, TakenError, WorkerLostError
+from psum.wire.errors import (
+    AbortedError,
+    DisagreementError,
+    ExhaustedError,
+    RoundTimeoutError,
+    TakenError,
+    WorkerLostError,
+)
 
 if TYPE_CHECKING:
     from psum.aggregator._job import Job
@@ -51,6 +58,17 @@ def taken(job: "Job", holder: Worker, hello: pb.Hello, peer: str, now: float) ->
         f" refused {hello.worker or 'an unnamed worker'} ({peer})."
         " Give every worker its own PSUM_RANK, and every job its own PSUM_JOB",
         ranks=[hello.rank],
+    )
+
+
+def exhausted(job: "Job", key: Key, need: int) -> ExhaustedError:
+    """There is no memory for a key."""
+    return ExhaustedError(
+        f"job {job.name!r} needs {need} bytes on this aggregator for key {key.name!r}, {key.describe(key.declared)},"
+        f" of {job.num_workers} workers; of its memory budget of {job.budget.limit_bytes} bytes"
+        f" {job.budget.free_bytes} are"
+        " left. Give it more (--memory-budget), add aggregators, or wait for other jobs to end",
+        key=key.id,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from psum.aggregator import _failures as failures
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync
+from psum.aggregator._budget import Budget
 from psum.aggregator._key import Key
 from psum.aggregator._round import Phase, ShardRounds, Verdict
 from psum.aggregator._worker import Worker
@@ -34,13 +35,17 @@ class Job:
         hello: The first worker's hello, which says what all must agree on.
         worker_timeout: Seconds for which the place of a vanished worker is kept.
         round_timeout: Seconds for which a round may wait.
+        budget: The memory that the job shares with others.
     """
 
-    def __init__(self, hello: pb.Hello, *, worker_timeout: float, round_timeout: float) -> None:
+    def __init__(
+        self, hello: pb.Hello, *, worker_timeout: float, round_timeout: float, budget: Budget | None = None
+    ) -> None:
         self.name = hello.job
         self.num_workers = hello.num_workers
         self.worker_timeout = worker_timeout
         self.round_timeout = round_timeout
+        self.budget = budget or Budget()
         self.workers: dict[int, Worker] = {}
         """Those that joined, by rank; they stay after they left."""
         self.keys: dict[int, Key] = {}
@@ -113,6 +118,11 @@ class Job:
         key = self.keys.get(declared.id)
         if key is None:
             self.keys[declared.id] = key = Key(declared, rank, self.num_workers)
+            if not self.budget.reserve(need := self._need(key)):
+                # Nothing was set aside that failing it would release.
+                failure = failures.exhausted(self, key, need)
+                key.fail(failure)
+                return [Report(failure, self._connected())]
         if key.failure is not None:
             return [Report(key.failure, (rank,))]
         if (disagreement := key.disagreement(declared, rank)) is not None:
@@ -267,6 +277,13 @@ class Job:
             leaving.awaited.discard(rank)
         return self._releases(now)
 
+    def end(self) -> None:
+        """Lets go of everything: all workers have left."""
+        self.budget.release(sum(self._need(key) for key in self.keys.values() if key.failure is None))
+        self.keys.clear()
+        self.waiting.clear()
+        self.held_bytes = 0
+
     def open_rounds(self) -> list[tuple[int, int, int]]:
         """The rounds that some rank has contributed to and that have no result yet: (key's id, shard, round)."""
         return [
@@ -308,7 +325,7 @@ class Job:
             return []
         self.failure, self.failed_at = failure, now
         for key in self.keys.values():
-            key.fail(failure)
+            self._let_go(key, failure)
         self.keys.clear()
         self.waiting.clear()
         self.held_bytes = 0
@@ -334,6 +351,7 @@ class Job:
                     waiting.add((key.id, index))
         assert waiting == set(self.waiting)
         assert held == self.held_bytes
+        assert sum(self._need(key) for key in self.keys.values() if key.failure is None) <= self.budget.reserved_bytes
 
     @staticmethod
     def _in_step(shard: ShardRounds[object], round: int) -> bool:
@@ -371,8 +389,17 @@ class Job:
             self.waiting.pop((key.id, index), None)
             self.held_bytes -= sum(map(len, filter(None, shard.contributions)))
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
-        key.fail(failure)
+        self._let_go(key, failure)
         return [Report(failure, self._connected())]
+
+    def _need(self, key: Key) -> int:
+        """What a key may come to take."""
+        return key.nbytes * (self.num_workers + 1)
+
+    def _let_go(self, key: Key, failure: FaultError) -> None:
+        if key.failure is None:
+            self.budget.release(self._need(key))
+            key.fail(failure)
 
     def _releases(self, now: float) -> list[Action]:
         released: list[Action] = []

@@ -75,6 +75,11 @@ class Key:
             ranks=sorted({self.first_rank, rank}),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """The size of all shards that this aggregator owns."""
+        return sum(self.sizes.values())
+
     def fail(self, failure: FaultError) -> None:
         """Remembers why, and lets go of everything that is held."""
         self.failure = failure

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from psum.aggregator._actions import Action
+from psum.aggregator._budget import Budget
 from psum.aggregator._job import Job
 from psum.aggregator._settings import Settings
 from psum.aggregator._status import job_status
@@ -36,6 +37,7 @@ class Registry:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.budget = Budget(settings.memory_budget)
         self.jobs: dict[str, Job] = {}
         """Jobs in progress, and failed ones that are remembered."""
         self.ended: deque[Ended] = deque(maxlen=_HISTORY)
@@ -62,7 +64,10 @@ class Registry:
             job = None
         if job is None:
             job = self.jobs[hello.job] = Job(
-                hello, worker_timeout=self._settings.worker_timeout, round_timeout=self._settings.round_timeout
+                hello,
+                worker_timeout=self._settings.worker_timeout,
+                round_timeout=self._settings.round_timeout,
+                budget=self.budget,
             )
         more, refused = job.join(hello, peer, now)
         return job, actions + [(job, action) for action in more], refused
@@ -109,7 +114,7 @@ class Registry:
         )
 
     def _end(self, job: Job, now: float) -> None:
-        job.keys.clear()
+        job.end()
         self.ended.appendleft(Ended(job, now))
 
     @staticmethod

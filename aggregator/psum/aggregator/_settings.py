@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from psum.wire import BaseSettings, choice, duration, integer, is_local, items, load, parse_address, setting
+from psum.wire import BaseSettings, choice, duration, integer, is_local, items, load, parse_address, setting, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,13 @@ class Settings(BaseSettings):
         default_text="10 s",
         parse=duration,
         meaning="How long open rounds may take to be finished after SIGTERM.",
+    )
+    memory_budget: int = setting(
+        "PSUM_MEMORY_BUDGET",
+        default=0,
+        default_text="no limit",
+        parse=size,
+        meaning="Memory for the sums of all jobs; keys that do not fit are refused when they are declared.",
     )
     threads: int = setting(
         "PSUM_THREADS",
