@@ -7,7 +7,10 @@ find_python() {
             "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python "/usr/bin/python$version"; do
             path=$(command -v "$candidate" 2>/dev/null) || continue
             # A pyenv shim exists for versions that are not selected; running it is the only way to know.
-            found=$("$path" -c 'import sys, venv, ensurepip; print(sys.executable, "%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+            # In an active environment the name means that environment's Python, which goes when the environment is made
+            # anew: the one behind it is meant.
+            found=$("$path" -c 'import os, sys, venv, ensurepip
+print(os.path.realpath(sys._base_executable), "%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
             if [ "${found##* }" = "$version" ]; then
                 echo "${found% *}"
                 return 0
