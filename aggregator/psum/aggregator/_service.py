@@ -165,8 +165,10 @@ class Service:
                 await sender
         except (TimeoutError, asyncio.CancelledError):
             sender.cancel()
-        except Exception as error:  # Whatever gRPC raises for a peer that is no longer there.
+        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
             _log.debug("the last messages to a peer could not be sent: %r", error)
+        except Exception as error:
+            _log.log(logging.DEBUG if gone else logging.ERROR, "sending to a peer failed: %r", error)
 
     async def _receive_hello(self, context: _Context) -> pb.Hello:
         try:
@@ -259,8 +261,12 @@ class Service:
                 async with asyncio.timeout(_TICK_SECONDS):
                     await self._wake_ticker.wait()
                     await asyncio.sleep(_CREDIT_TICK_SECONDS)
-            for job, action in self._registry.tick(self._loop.time()):
-                self._delivery.perform(job, [action])
+            try:
+                for job, action in self._registry.tick(self._loop.time()):
+                    self._delivery.perform(job, [action])
+            except Exception:
+                # Without it no time-out would come any more, in any job.
+                _log.exception("time-outs could not be looked for")
             if not self._registry.uncredited:
                 self._wake_ticker.clear()
 

@@ -9,8 +9,9 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from psum.client import _process
 from psum.client._keys import Operation
@@ -202,8 +203,8 @@ class Client:
                 error = error.exceptions[0]
             raise error from None
         self._links = links
-        self._tasks = [asyncio.create_task(self._run(link)) for link in links]
-        self._tasks.append(asyncio.create_task(self._expire()))
+        self._tasks = [asyncio.create_task(self._guard(self._run(link))) for link in links]
+        self._tasks.append(asyncio.create_task(self._guard(self._expire())))
 
     def _hello(self, aggregator: int, resuming: bool) -> pb.Hello:
         settings = self.settings
@@ -226,11 +227,20 @@ class Client:
     async def _run(self, link: Link) -> None:
         try:
             await link.run(self.settings.reconnect_timeout)
-        except PsumError as error:
-            self._session.fail(error)
-            self._settle()
         finally:
             await link.abandon()
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ends every operation where some work ends that should not: nobody would complete them any more."""
+        try:
+            await work
+        except PsumError as error:
+            self._fail_now(error)
+        except Exception as error:
+            _log.exception("psum's client failed")
+            self._fail_now(
+                PsumError(f"psum's client on rank {self.rank} failed: {error!r}; this is a bug, see the log")
+            )
 
     async def _expire(self) -> None:
         while True:
@@ -277,7 +287,14 @@ class Client:
         now = time.monotonic()
         with self._submitting:
             while self._inbox:
-                self._session.submit(self._inbox.popleft(), now)
+                ticket = self._inbox.popleft()
+                try:
+                    self._session.submit(ticket, now)
+                except Exception as error:
+                    _log.exception("%r could not be begun", ticket)
+                    self._session.fail(
+                        PsumError(f"{ticket!r} could not be begun: {error!r}; this is a bug, see the log")
+                    )
         self._settle()
 
     def _settle(self) -> None:

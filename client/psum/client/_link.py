@@ -20,6 +20,12 @@ _log = logging.getLogger(__name__)
 _FAREWELL: Final = encode(pb.ExchangeResponse(farewell=pb.Farewell()))
 _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 
+#: How long the reason for a broken stream may take to arrive.
+_LAST_WORDS_SECONDS: Final = 2.0
+
+#: What gRPC raises where a stream is broken.
+_BROKEN: Final = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
+
 _CHANNEL_OPTIONS: Final = (
     # Clients of one process are to have connections of their own, and to try again soon.
     ("grpc.use_local_subchannel_pool", 1),
@@ -180,14 +186,22 @@ class Link:
 
     async def _converse(self) -> str:
         """Sends and receives until the stream ends; returns why it did."""
-        sender = asyncio.create_task(self._send())
+        sender, receiver = asyncio.create_task(self._send()), asyncio.create_task(self._receive())
         try:
-            return await self._receive()
-        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+            if sender.done() and not isinstance(sender.exception(), _BROKEN):
+                sender.result()
+            # What broke the sending may be explained by what is still to be received.
+            async with asyncio.timeout(_LAST_WORDS_SECONDS if sender.done() else None):
+                return await receiver
+        except _BROKEN as error:
             return _describe(error)
+        except TimeoutError:
+            return _describe(sender.exception() or TimeoutError())
         finally:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
+            for task in (sender, receiver):
+                task.cancel()
+            await asyncio.gather(sender, receiver, return_exceptions=True)
 
     async def _send(self) -> None:
         said_goodbye = False
