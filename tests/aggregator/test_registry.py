@@ -37,16 +37,16 @@ def test_a_job_ends_with_its_last_worker_and_can_be_seen_to_have_ended(registry:
     for rank in range(2):
         assert join(registry, hello(rank), 0.0) is None
     job = registry.jobs["night"]
-    assert [j.name for j in registry.status("", 1.0)[0]] == ["night"]
+    assert [j.name for j in registry.status(1.0, lambda name: True)[0]] == ["night"]
     for rank in range(2):
         job.leave(rank, now=2.0)
         job.lost(rank, 2.0)
         registry.settle(job, 2.0)
     assert registry.jobs == {}
-    in_progress, [ended] = registry.status("", 5.0)
+    in_progress, [ended] = registry.status(5.0, lambda name: True)
     assert in_progress == []
     assert (ended.name, list(ended.joined), ended.ended_seconds, ended.failure) == ("night", [0, 1], 3.0, "")
-    assert registry.status("other", 5.0) == ([], [])
+    assert registry.status(5.0, lambda name: name == "other") == ([], [])
 
 
 def test_a_late_rank_of_a_failed_job_is_told_why(registry: Registry) -> None:

@@ -28,8 +28,12 @@ class Fleet:
     def __init__(self, settings: list[Settings]) -> None:
         self.thread = LoopThread("fleet")
         self.servers = [Server(s) for s in settings]
-        for server in self.servers:
-            self.thread.run(server.start(), PATIENCE_SECONDS)
+        try:
+            for server in self.servers:
+                self.thread.run(server.start(), PATIENCE_SECONDS)
+        except BaseException:
+            self.thread.stop()
+            raise
         self.addresses = tuple(server.addresses[0] for server in self.servers)
 
     def worker(self, rank: int, num_workers: int, **settings: Any) -> psum.Client:
@@ -47,6 +51,17 @@ class Fleet:
 
         with ThreadPoolExecutor(num_workers) as pool:
             return list(pool.map(run, range(num_workers), timeout=PATIENCE_SECONDS))
+
+    def cut(self) -> None:
+        """Ends the streams of all workers, as a broken connection would."""
+
+        def end() -> None:
+            for server in self.servers:
+                for line in server._service._lines.values():
+                    line.closing = True
+                    line.filled.set()
+
+        self.thread.call(end)
 
     def close(self) -> None:
         for server in self.servers:

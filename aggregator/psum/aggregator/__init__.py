@@ -3,6 +3,11 @@
 `run` is the whole process as `psum aggregator` starts it; `Server` serves within a running event loop.
 """
 
+import os
+
+# Of handshakes that fail gRPC writes lines that do not name the peer; clients say what is wrong.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from psum.aggregator._server import Server, run
 from psum.aggregator._settings import Settings
 

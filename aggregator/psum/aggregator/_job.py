@@ -35,16 +35,26 @@ class Job:
         hello: The first worker's hello, which says what all must agree on.
         worker_timeout: Seconds for which the place of a vanished worker is kept.
         round_timeout: Seconds for which a round may wait.
+        max_shards: How many shards it may declare; every key has at least one.
         budget: The memory that the job shares with others.
     """
 
     def __init__(
-        self, hello: pb.Hello, *, worker_timeout: float, round_timeout: float, budget: Budget | None = None
+        self,
+        hello: pb.Hello,
+        *,
+        worker_timeout: float,
+        round_timeout: float,
+        max_shards: int = 500_000,
+        budget: Budget | None = None,
     ) -> None:
         self.name = hello.job
         self.num_workers = hello.num_workers
         self.worker_timeout = worker_timeout
         self.round_timeout = round_timeout
+        self.max_shards = max_shards
+        self.shards = 0
+        """How many it has declared."""
         self.budget = budget or Budget()
         self.workers: dict[int, Worker] = {}
         """Those that joined, by rank; they stay after they left."""
@@ -117,6 +127,9 @@ class Job:
             return []
         key = self.keys.get(declared.id)
         if key is None:
+            self.shards += max(1, len(declared.shards))
+            if self.shards > self.max_shards:
+                return self.fail(failures.too_many_shards(self, declared), now)
             self.keys[declared.id] = key = Key(declared, rank, self.num_workers)
             if not self.budget.reserve(need := self._need(key)):
                 # Nothing was set aside that failing it would release.

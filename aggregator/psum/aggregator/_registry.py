@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from psum.aggregator._actions import Action
 from psum.aggregator._budget import Budget
@@ -11,7 +11,7 @@ from psum.aggregator._settings import Settings
 from psum.aggregator._status import job_status
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
-from psum.wire.errors import FaultError, InvalidError, WorkerLostError
+from psum.wire.errors import ExhaustedError, FaultError, InvalidError, WorkerLostError
 
 #: How many jobs that ended are kept for the status.
 _HISTORY: int = 32
@@ -63,8 +63,15 @@ class Registry:
                 self._end(job, now)
             job = None
         if job is None:
+            if len(self.jobs) >= self._settings.max_jobs:
+                refusal = ExhaustedError(
+                    f"job {hello.job!r} was refused: {len(self.jobs)} jobs are in progress on this aggregator, as many"
+                    " as it may have (max_jobs); use another, or wait for some to end"
+                )
+                return None, actions, refusal
             job = self.jobs[hello.job] = Job(
                 hello,
+                max_shards=self._settings.max_shards,
                 worker_timeout=self._settings.worker_timeout,
                 round_timeout=self._settings.round_timeout,
                 budget=self.budget,
@@ -95,11 +102,11 @@ class Registry:
         """Whether `tick` should come soon."""
         return any(job.uncredited for job in self.jobs.values())
 
-    def status(self, name: str, now: float) -> tuple[list[pb.JobStatus], list[pb.EndedJob]]:
-        """The jobs in progress and those that ended, all of them or of one name."""
+    def status(self, now: float, shown: Callable[[str], bool]) -> tuple[list[pb.JobStatus], list[pb.EndedJob]]:
+        """The jobs in progress and those that ended, of the names that are to be shown."""
         over = {id(ended.job) for ended in self.ended}
         return (
-            [job_status(j, now) for j in self.jobs.values() if name in ("", j.name) and id(j) not in over],
+            [job_status(j, now) for j in self.jobs.values() if shown(j.name) and id(j) not in over],
             [
                 pb.EndedJob(
                     name=ended.job.name,
@@ -109,7 +116,7 @@ class Registry:
                     failure=str(ended.job.failure or ""),
                 )
                 for ended in self.ended
-                if name in ("", ended.job.name)
+                if shown(ended.job.name)
             ],
         )
 

@@ -16,10 +16,18 @@ import uvloop
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
+from psum.aggregator._tls import server_credentials
 from psum.wire import grpc_options, keep_large_blocks
 from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
+
+
+#: After this long without a call, a connection is closed: nobody is to keep one for nothing.
+_IDLE_SECONDS = 60
+
+#: Calls on one connection; a worker makes one, and a proxy may put several workers' together.
+_CALLS_PER_CONNECTION = 1024
 
 
 class Server:
@@ -37,23 +45,30 @@ class Server:
         """Begins to serve.
 
         Raises:
-            ConfigurationError: An address cannot be listened on.
+            ConfigurationError: An address cannot be listened on, or a file cannot be used.
         """
+        tls = server_credentials(self.settings.tls) if self.settings.tls else None
         self._service = Service(self.settings)
         self._grpc = grpc.aio.server(
-            # By default gRPC lets several processes listen on one port, and the kernel deals out the connections.
-            options=(*grpc_options(self.settings.keepalive), ("grpc.so_reuseport", 0))
+            options=(
+                *grpc_options(self.settings.keepalive),
+                # By default gRPC lets several processes listen on one port, and the kernel deals out the connections.
+                ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", int(self.settings.hello_timeout * 1000)),
+                ("grpc.max_connection_idle_ms", _IDLE_SECONDS * 1000),
+                ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
+            )
         )
         self._grpc.add_generic_rpc_handlers((self._service.handler(),))
         try:
-            self.addresses = tuple(self._bind(address) for address in self.settings.listen)
+            self.addresses = tuple(self._bind(address, tls) for address in self.settings.listen)
         except ConfigurationError:
             await self._service.close()
             raise
         self._service.addresses = self.addresses
         await self._grpc.start()
         for address in self.addresses:
-            _log.info("listening on %s", address)
+            _log.info("listening on %s%s", address, " with TLS" if tls and not address.startswith("unix:") else "")
 
     async def stop(self, grace: float | None = None) -> None:
         """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
@@ -62,20 +77,25 @@ class Server:
         await self._service.close()
         _remove_sockets(self.addresses)
 
-    def _bind(self, address: str) -> str:
+    def _bind(self, address: str, tls: grpc.ServerCredentials | None) -> str:
         if address.startswith("unix:"):
             _remove_stale_socket(pathlib.Path(address.removeprefix("unix:")))
+        # Whoever may open a unix socket may use the aggregator: its user alone.
+        mask = os.umask(stat.S_IXUSR | stat.S_IRWXG | stat.S_IRWXO)
         try:
-            port = self._grpc.add_insecure_port(address)
+            if tls is None or address.startswith("unix:"):
+                port = self._grpc.add_insecure_port(address)
+            else:
+                port = self._grpc.add_secure_port(address, tls)
         except RuntimeError:
             port = 0
+        finally:
+            os.umask(mask)
         if port == 0:
             raise ConfigurationError(
                 [f"listen={address}: cannot listen there; is the address in use, or not one of this machine's?"]
             )
         if address.startswith("unix:"):
-            # Whoever may open the socket may use the aggregator: its user alone.
-            os.chmod(address.removeprefix("unix:"), stat.S_IRUSR | stat.S_IWUSR)
             return address
         return f"{address.rpartition(':')[0]}:{port}"
 
@@ -88,7 +108,7 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
         announce: A file that is to hold the addresses, one a line, once they can be connected to.
 
     Raises:
-        ConfigurationError: An address cannot be listened on.
+        ConfigurationError: An address cannot be listened on, or a file cannot be used.
     """
     keep_large_blocks(one_arena=True)
     set_up_logging(settings)

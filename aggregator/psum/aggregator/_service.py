@@ -14,12 +14,14 @@ import grpc
 from psum.aggregator._actions import Action
 from psum.aggregator._delivery import Delivery, Line
 from psum.aggregator._job import Job
+from psum.aggregator._peers import Peers, host_of
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
+from psum.aggregator._tokens import Tokens, bearer
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_MESSAGE_BYTES, decode, split
-from psum.wire.errors import FaultError, InternalError, InvalidError, ProtocolError
+from psum.wire.errors import DeniedError, FaultError, InternalError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["AggregatorService"].full_name
 # How often time-outs are looked for, and how soon credit is returned while some is held.
 _TICK_SECONDS = 0.25
 _CREDIT_TICK_SECONDS = 0.01
+
+#: The longest hello: room for the addresses of thousands of aggregators.
+_MAX_HELLO_BYTES = 1 << 20
 
 try:
     _VERSION = metadata.version("psum")
@@ -38,9 +43,14 @@ _Context = Any  # grpc.aio.ServicerContext, whose stubs know no streams of bytes
 
 
 class Service:
-    """The aggregator's service, to be registered with one gRPC server on the running event loop."""
+    """The aggregator's service, to be registered with one gRPC server on the running event loop.
+
+    Raises:
+        ConfigurationError: The token file cannot be used.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self._tokens = Tokens.watched(settings.token_file) if settings.token_file else None
         self.settings = settings
         self.incarnation = random.SystemRandom().getrandbits(64)
         self.draining = False
@@ -48,6 +58,7 @@ class Service:
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
         self._registry = Registry(settings)
+        self._peers = Peers(settings.max_streams)
         self._lines: dict[tuple[int, int], Line] = {}
         """The lines of connected workers by identity of their job and rank."""
         self._pool = UrgentPool(settings.threads)
@@ -106,13 +117,28 @@ class Service:
         if self.draining:
             # The code for which a client tries again, until the next process is there.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this aggregator is about to end")
+        if not self._peers.enter(context.peer()):
+            text = (
+                f"{host_of(context.peer())} has {self._peers.limit} streams open, as many as it may have (max_streams)"
+            )
+            _log.warning("refused another stream: %s", text)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        try:
+            await self._serve(context)
+        finally:
+            self._peers.leave(context.peer())
+
+    async def _serve(self, context: _Context) -> None:
         line = Line()
         sender = self._loop.create_task(self._send(line, context))
         receiver: asyncio.Task[None] | None = None
         joined: tuple[Job, int] | None = None
         gone = False
         try:
+            # Before anything is read: strangers cannot make the aggregator take in what they send.
+            token = self._token(context)
             hello = await self._receive_hello(context)
+            self._permit(token, hello, context.peer())
             job = self._join(hello, line, context.peer())
             joined = job, hello.rank
             receiver = self._loop.create_task(self._receive(job, hello.rank, line, context))
@@ -135,6 +161,30 @@ class Service:
             if joined is not None:
                 self._depart(*joined, line)
             await self._close_line(line, sender, gone=gone)
+
+    def _token(self, context: _Context) -> bytes:
+        """The token that a peer brings.
+
+        Raises:
+            DeniedError: It opens nothing here.
+        """
+        token = bearer(context.invocation_metadata() or ())
+        if self._tokens is not None and not self._tokens.get().known(token):
+            _log.warning("peer %s: refused, %s token", context.peer(), "unknown" if token else "no")
+            raise DeniedError(
+                f"{context.peer()} was refused: this aggregator asks for a token, and"
+                f" {'it does not know the one that came' if token else 'none came'}; put the job's token into a file,"
+                " and its path into PSUM_TOKEN_FILE"
+            )
+        return token
+
+    def _permit(self, token: bytes, hello: pb.Hello, peer: str) -> None:
+        if self._tokens is not None and not self._tokens.get().permits(token, hello.job):
+            _log.warning("peer %s: refused, its token is not one of job %r", peer, hello.job)
+            raise DeniedError(
+                f"rank {hello.rank} of job {hello.job!r} ({peer}) was refused: its token is not one of this job's; give"
+                " it the job's token in PSUM_TOKEN_FILE, or another PSUM_JOB"
+            )
 
     def _join(self, hello: pb.Hello, line: Line, peer: str) -> Job:
         job, actions, refusal = self._registry.join(hello, peer, self._loop.time())
@@ -178,6 +228,8 @@ class Service:
             raise InvalidError(f"no hello within {self.settings.hello_timeout:g} s of connecting") from None
         if data is grpc.aio.EOF:
             raise ProtocolError("the stream ended before hello")
+        if len(data) > _MAX_HELLO_BYTES:
+            raise ProtocolError(f"a first message of {len(data)} bytes; a hello has at most {_MAX_HELLO_BYTES}")
         request, _ = decode(pb.ExchangeRequest, data)
         if request.WhichOneof("kind") != "hello":
             raise ProtocolError(f"the first message of a stream is hello, not {request.WhichOneof('kind')}")
@@ -279,9 +331,16 @@ class Service:
             round_timeout_seconds=self.settings.round_timeout,
         )
 
-    async def _get_status(self, request: pb.GetStatusRequest, _context: _Context) -> pb.GetStatusResponse:
+    async def _get_status(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
         now = self._loop.time()
-        jobs, ended = self._registry.status(request.job, now)
+        try:
+            token = self._token(context)
+        except DeniedError as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        tokens = self._tokens.get() if self._tokens is not None else None
+        jobs, ended = self._registry.status(
+            now, lambda name: request.job in ("", name) and (tokens is None or tokens.permits(token, name))
+        )
         times = os.times()
         return pb.GetStatusResponse(
             version=_VERSION,

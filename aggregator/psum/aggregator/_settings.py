@@ -5,7 +5,19 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from psum.wire import BaseSettings, choice, duration, integer, is_local, items, load, parse_address, setting, size
+from psum.wire import (
+    BaseSettings,
+    TlsFiles,
+    choice,
+    duration,
+    integer,
+    is_local,
+    items,
+    load,
+    parse_address,
+    setting,
+    size,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +37,30 @@ class Settings(BaseSettings):
         default_text="off",
         parse=lambda text: choice("0", "1")(text) == "1",
         meaning="Serve on addresses that other machines can reach, though anybody there could read and change sums.",
+    )
+    tls_cert: str = setting(
+        "PSUM_TLS_CERT",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the aggregator's certificate, read again when it changes: TLS except on unix sockets.",
+    )
+    tls_key: str = setting(
+        "PSUM_TLS_KEY", default="", default_text="none", parse=str, meaning="A PEM file with the certificate's key."
+    )
+    tls_ca: str = setting(
+        "PSUM_TLS_CA",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the authorities that a worker's certificate must come from; without, it needs none.",
+    )
+    token_file: str = setting(
+        "PSUM_TOKEN_FILE",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A file with lines TOKEN or JOB TOKEN, read again when it changes: workers must bring their job's.",
     )
     worker_timeout: float = setting(
         "PSUM_WORKER_TIMEOUT",
@@ -68,6 +104,21 @@ class Settings(BaseSettings):
         parse=size,
         meaning="Memory for the sums of all jobs; keys that do not fit are refused when they are declared.",
     )
+    max_jobs: int = setting(
+        "PSUM_MAX_JOBS", default=1000, parse=integer(1, 10**9), meaning="Jobs that may be in progress."
+    )
+    max_shards: int = setting(
+        "PSUM_MAX_SHARDS",
+        default=500_000,
+        parse=integer(1, 10**9),
+        meaning="Shards that one job may declare; every key has at least one.",
+    )
+    max_streams: int = setting(
+        "PSUM_MAX_STREAMS",
+        default=1024,
+        parse=integer(1, 10**9),
+        meaning="Workers that may be connected from one host; all behind one proxy count as one.",
+    )
     threads: int = setting(
         "PSUM_THREADS",
         default=min(8, os.cpu_count() or 1),
@@ -94,13 +145,30 @@ class Settings(BaseSettings):
         """
         return load(cls, environ, given)
 
+    @property
+    def tls(self) -> TlsFiles:
+        """The files that TLS needs, none where it is not spoken."""
+        return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
+
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the values taken together."""
         if not self.listen:
             yield "listen: at least one address is needed"
+        if bool(self.tls_cert) is not bool(self.tls_key):
+            yield "tls_cert and tls_key: both are needed, or none"
+        if self.tls_ca and not self.tls_cert:
+            yield f"tls_ca={self.tls_ca}: to ask workers for certificates, this side needs tls_cert and tls_key"
         for address in self.listen:
-            if not is_local(address) and not self.insecure:
+            if is_local(address) or self.insecure:
+                continue
+            if not self.tls_cert:
                 yield (
-                    f"listen={address}: other machines can reach this address, and connections are neither encrypted"
-                    " nor authenticated; listen on a loopback address or a unix socket, or say --insecure"
+                    f"listen={address}: other machines can reach this address, and connections would not be encrypted;"
+                    " give a certificate (tls_cert, tls_key), listen on a loopback address or a unix socket, or say"
+                    " --insecure"
+                )
+            elif not self.tls_ca and not self.token_file:
+                yield (
+                    f"listen={address}: other machines can reach this address, and anybody there could join a job; ask"
+                    " workers for certificates (tls_ca) or for tokens (token_file), or say --insecure"
                 )

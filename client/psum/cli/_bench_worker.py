@@ -151,7 +151,8 @@ class _Rank:
     def _aggregator_cpu_seconds(self) -> float:
         if self._client.rank != 0:
             return 0.0
-        return sum(fetch_status(address).cpu_seconds for address in self._client.settings.aggregators)
+        settings = self._client.settings
+        return sum(fetch_status(address, settings=settings).cpu_seconds for address in settings.aggregators)
 
     def _show(self, text: str) -> None:
         if self._plan.progress and self._client.rank == 0:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import secrets
 import signal
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Final
 from psum.cli._display import Display
 from psum.cli._guard import Guard
 from psum.cli._processes import Child, describe, end, shell_status
-from psum.client import ConnectError, fetch_status
+from psum.client import ConnectError, Settings, fetch_status
 from psum.wire.errors import PsumError
 
 #: How long aggregators may take to start.
@@ -22,9 +23,13 @@ _START_SECONDS: Final = 30.0
 
 _POLL_SECONDS: Final = 0.02
 
-#: Names by which other systems tell rank, size and role. What is inherited must not contradict what is set here, and
-#: DMLC_ROLE would turn `import mxnet` into a server.
+#: What is inherited must not contradict what is set here: files for aggregators elsewhere, and names by which other
+#: systems tell rank, size and role, of which DMLC_ROLE would turn `import mxnet` into a server.
 _FOREIGN: Final = (
+    "PSUM_TLS_CA",
+    "PSUM_TLS_CERT",
+    "PSUM_TLS_KEY",
+    "PSUM_TLS_SERVER_NAME",
     "DMLC_ROLE",
     "DMLC_NUM_WORKER",
     "DMLC_WORKER_ID",
@@ -117,6 +122,9 @@ class _Fleet:
         self._directory = directory
         self._aggregators: list[Child] = []
         self._workers: list[Child] = []
+        # Other users of this machine could connect to its loopback addresses: nobody else can read this file.
+        self._token_file = directory / "token"
+        self._token_file.write_text(secrets.token_urlsafe())
 
     async def run(self) -> int:
         """Starts everything, and waits until all workers have ended well, or until one process has not.
@@ -126,7 +134,7 @@ class _Fleet:
         """
         addresses = await self._start_aggregators()
         for rank in range(self._job.workers):
-            environ = _worker_environment(os.environ, rank, self._job, self._name, addresses)
+            environ = self._environment() | _worker_settings(rank, self._job, self._name, addresses)
             try:
                 child = await self._start(str(rank), f"worker rank {rank}", self._job.command, environ)
             except OSError as error:
@@ -140,11 +148,16 @@ class _Fleet:
         await end(self._workers, self._job.grace, hurry)
         await end(self._aggregators, self._job.grace, hurry)
 
+    def _environment(self) -> dict[str, str]:
+        """What every process of the job has in its environment."""
+        inherited = {variable: value for variable, value in os.environ.items() if variable not in _FOREIGN}
+        return {**inherited, "PSUM_TOKEN_FILE": str(self._token_file)}
+
     async def _start(self, name: str, title: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
         return await Child.start(name, title, command, environ, self._display, self._guard)
 
     async def _start_aggregators(self) -> list[str]:
-        environ = {"PSUM_LOG_LEVEL": "warning", **os.environ}
+        environ = {"PSUM_LOG_LEVEL": "warning", **self._environment()}
         files = [self._directory / f"aggregator-{index}" for index in range(self._job.aggregators)]
         for index, file in enumerate(files):
             command = [
@@ -196,7 +209,8 @@ class _Fleet:
     async def _check_joined(self, rank: int, address: str) -> None:
         """Says so where a worker that ended well never joined the job, while its peers may be waiting for it."""
         try:
-            status = await asyncio.to_thread(fetch_status, address, job=self._name)
+            settings = Settings(token_file=str(self._token_file))
+            status = await asyncio.to_thread(fetch_status, address, job=self._name, settings=settings)
         except ConnectError as error:
             self._display.note(f"cannot tell whether worker rank {rank} joined the job: {error}")
             return
@@ -219,13 +233,10 @@ def _announced(file: pathlib.Path) -> str | None:
         return None
 
 
-def _worker_environment(
-    environ: Mapping[str, str], rank: int, job: LocalJob, name: str, addresses: Sequence[str]
-) -> dict[str, str]:
+def _worker_settings(rank: int, job: LocalJob, name: str, addresses: Sequence[str]) -> dict[str, str]:
     return {
         # Lines are to be shown when they are printed.
-        "PYTHONUNBUFFERED": "1",
-        **{variable: value for variable, value in environ.items() if variable not in _FOREIGN},
+        "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED") or "1",
         "PSUM_JOB": name,
         "PSUM_AGGREGATORS": ",".join(addresses),
         "PSUM_RANK": str(rank),

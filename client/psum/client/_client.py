@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from psum.client import _process
+from psum.client._credentials import Credentials
 from psum.client._keys import Operation
 from psum.client._link import Link
 from psum.client._session import Session
@@ -172,8 +173,9 @@ class Client:
         """Joins the job at every aggregator. Called once, by `connect`.
 
         Raises:
-            ConnectError: An aggregator could not be reached in time.
+            ConnectError: An aggregator could not be reached in time, or one side does not trust the other.
             FaultError: An aggregator refused this worker.
+            ConfigurationError: A file for TLS or the token's cannot be used.
         """
         if self._thread is None:
             return
@@ -187,8 +189,18 @@ class Client:
 
     async def _connect(self) -> None:
         settings = self.settings
+        credentials = Credentials.of(settings)
+        credentials.check()
         links = [
-            Link(index, address, self._session, keepalive=settings.keepalive, hello=self._hello, settle=self._settle)
+            Link(
+                index,
+                address,
+                self._session,
+                credentials=credentials,
+                keepalive=settings.keepalive,
+                hello=self._hello,
+                settle=self._settle,
+            )
             for index, address in enumerate(settings.aggregators)
         ]
         try:

@@ -10,10 +10,19 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from psum.client._credentials import Credentials
+from psum.client._diagnosis import diagnose
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, grpc_options
-from psum.wire.errors import AggregatorLostError, ConnectError, FaultError, ProtocolError
+from psum.wire.errors import (
+    AggregatorLostError,
+    ConfigurationError,
+    ConnectError,
+    DeniedError,
+    FaultError,
+    ProtocolError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +31,9 @@ _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 
 #: How long the reason for a broken stream may take to arrive.
 _LAST_WORDS_SECONDS: Final = 2.0
+
+#: How often it is looked into why no connection can be made.
+_DIAGNOSIS_SECONDS: Final = 5.0
 
 #: What gRPC raises where a stream is broken.
 _BROKEN: Final = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
@@ -43,6 +55,7 @@ class Link:
         index: The aggregator's place in the list.
         address: Its address.
         session: What gives the messages to send and takes those received.
+        credentials: What to show to the aggregator, and to ask of it.
         keepalive: Seconds of silence after which the aggregator is probed.
         hello: Makes the introduction to an aggregator, given its place and whether this worker was in the job before.
         settle: Called after messages were received: reports what has finished, and wakes the senders.
@@ -54,6 +67,7 @@ class Link:
         address: str,
         session: Session,
         *,
+        credentials: Credentials,
         keepalive: float,
         hello: Callable[[int, bool], pb.Hello],
         settle: Callable[[], None],
@@ -63,6 +77,7 @@ class Link:
         """What the aggregator answered to hello, None before."""
         self._index = index
         self._session = session
+        self._credentials = credentials
         self._hello = hello
         self._options = (*grpc_options(keepalive), *_CHANNEL_OPTIONS)
         self._settle = settle
@@ -72,6 +87,7 @@ class Link:
         """Whether the aggregator has let this worker go."""
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
+        self._diagnose_after = 0.0
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -84,8 +100,9 @@ class Link:
             patience: Seconds to try for.
 
         Raises:
-            ConnectError: It could not be reached in time.
+            ConnectError: It could not be reached in time, or one side does not trust the other.
             FaultError: It refused this worker.
+            ConfigurationError: A file for TLS or the token's cannot be used.
         """
         try:
             await self._open(patience)
@@ -154,20 +171,43 @@ class Link:
         try:
             async with asyncio.timeout(patience):
                 for pause in backoff():
-                    self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
-                    self._call = self._channel.stream_stream(_EXCHANGE)()
                     try:
+                        self._channel = self._credentials.aio_channel(self.address, self._options)
+                        self._call = self._channel.stream_stream(_EXCHANGE)(metadata=self._credentials.metadata())
                         self.welcome = await self._introduce(hello)
                         return
-                    except grpc.RpcError as error:
-                        cause = _describe(error)
-                    except ProtocolError as error:
+                    except (grpc.RpcError, ProtocolError) as error:
+                        cause = await self._explain(error, final=not resuming)
+                    except (ConfigurationError, DeniedError) as error:
+                        if not resuming:
+                            raise
+                        # Certificates and tokens may be renewed on one side before the other.
                         cause = str(error)
                     await self.abandon()
                     await asyncio.sleep(pause)
         except TimeoutError:
             await self.abandon()
             raise _OutOfPatience(cause) from None
+
+    async def _explain(self, error: BaseException, *, final: bool) -> str:
+        """Why a connection could not be made.
+
+        Raises:
+            ConnectError: It is final that one side does not trust the other.
+        """
+        now = time.monotonic()
+        if now < self._diagnose_after:
+            return _describe(error)
+        self._diagnose_after = now + _DIAGNOSIS_SECONDS
+        reason = await asyncio.to_thread(diagnose, self.address, self._credentials)
+        if reason is None:
+            return _describe(error)
+        if final:
+            await self.abandon()
+            raise ConnectError(
+                f"rank {self._session.rank} cannot talk to aggregator {self.address}: {reason}", address=self.address
+            )
+        return reason
 
     async def _introduce(self, hello: pb.Hello) -> pb.Welcome:
         await self._call.write(encode(pb.ExchangeRequest(hello=hello)))

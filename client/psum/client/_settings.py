@@ -9,9 +9,11 @@ from psum.wire import (
     MAX_PARTITION_BYTES,
     PAYLOAD_ALIGNMENT_BYTES,
     BaseSettings,
+    TlsFiles,
     choice,
     duration,
     integer,
+    is_local,
     items,
     load,
     parse_address,
@@ -124,6 +126,40 @@ class Settings(BaseSettings):
         parse=duration,
         meaning="How long a push-pull may wait for its sum.",
     )
+    tls_ca: str = setting(
+        "PSUM_TLS_CA",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the authorities of the aggregators' certificates: speak TLS, except on unix sockets.",
+    )
+    tls_cert: str = setting(
+        "PSUM_TLS_CERT",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with this worker's certificate, where aggregators ask for one.",
+    )
+    tls_key: str = setting(
+        "PSUM_TLS_KEY", default="", default_text="none", parse=str, meaning="A PEM file with the certificate's key."
+    )
+    tls_server_name: str = setting(
+        "PSUM_TLS_SERVER_NAME",
+        default="",
+        default_text="the host in the address",
+        parse=str,
+        meaning="The name that the aggregators' certificates must have.",
+    )
+    token_file: str = setting(
+        "PSUM_TOKEN_FILE", default="", default_text="none", parse=str, meaning="A file with the job's token."
+    )
+    insecure: bool = setting(
+        "PSUM_INSECURE",
+        default=False,
+        default_text="off",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="Send the token to other machines without TLS, though anybody between could read and use it.",
+    )
     log_level: str = setting(
         "PSUM_LOG_LEVEL",
         default="warning",
@@ -139,6 +175,11 @@ class Settings(BaseSettings):
             ConfigurationError: With every mistake that was found.
         """
         return load(cls, _with_derived(environ), given)
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files that TLS needs, none where it is not spoken."""
+        return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the values taken together."""
@@ -164,6 +205,17 @@ class Settings(BaseSettings):
             yield "a credit of 0 bytes would let nothing pass"
         if not 0 < len(self.job) <= 253 or not self.job.isprintable():
             yield f"job={self.job!r}: a job's name has 1 to 253 printable characters"
+        if bool(self.tls_cert) is not bool(self.tls_key):
+            yield "tls_cert and tls_key: both are needed, or none"
+        if (self.tls_cert or self.tls_server_name) and not self.tls_ca:
+            yield "tls_cert and tls_server_name are for TLS, which needs tls_ca"
+        if self.token_file and not self.tls_ca and not self.insecure:
+            for address in self.aggregators:
+                if not is_local(address):
+                    yield (
+                        f"token_file={self.token_file}: to {address} the token would travel unencrypted, for anybody"
+                        " between to read and use; set tls_ca to speak TLS, or PSUM_INSECURE=1"
+                    )
 
 
 def _with_derived(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What both ends of the wire share: framing, element types, addresses, limits, settings, the allocator.
+"""What both ends of the wire share: framing, element types, addresses, limits, settings, the allocator, TLS files.
 
 The exceptions are in psum.wire.errors.
 """
@@ -13,6 +13,7 @@ from psum.wire._channel import (
     grpc_options,
 )
 from psum.wire._elements import ElementType
+from psum.wire._files import WatchedFiles, read_file
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
 from psum.wire._malloc import keep_large_blocks
 from psum.wire._settings import (
@@ -27,6 +28,7 @@ from psum.wire._settings import (
     size,
 )
 from psum.wire._settings import Settings as BaseSettings
+from psum.wire._tls import Pem, TlsFiles
 
 __all__ = [
     "BATCH_BYTES",
@@ -37,6 +39,9 @@ __all__ = [
     "BaseSettings",
     "Declaration",
     "ElementType",
+    "Pem",
+    "TlsFiles",
+    "WatchedFiles",
     "allocate",
     "choice",
     "declarations",
@@ -51,6 +56,7 @@ __all__ = [
     "keep_large_blocks",
     "load",
     "parse_address",
+    "read_file",
     "setting",
     "size",
     "split",

@@ -1,0 +1,380 @@
+"""Who may not, does not: TLS, certificates and tokens, their renewal, and errors that a person can act on."""
+
+import contextlib
+import datetime
+import logging
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+
+from psum import client as psum
+from psum.client._credentials import Credentials
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import PROTOCOL_VERSION, decode, encode
+
+NIGHT, DAY, GENERAL, UNKNOWN = "night-0123456789", "day-0123456789ab", "general-01234567", "unknown-01234567"
+
+
+class Files:
+    """PEM files and token files of a test."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        self.ours, self.others = trustme.CA(), trustme.CA()
+        self.ca = self.authority(self.ours, "ours")
+        self.other_ca = self.authority(self.others, "others")
+
+    def authority(self, ca: trustme.CA, name: str) -> str:
+        return self.write(f"{name}-ca.pem", ca.cert_pem.bytes())
+
+    def write(self, name: str, content: bytes | str) -> str:
+        """Replaces a file as Kubernetes does: at once, by another one."""
+        part = self.directory / f"{name}.part"
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.rename(self.directory / name)
+        return str(self.directory / name)
+
+    def certificate(self, name: str, *hosts: str, ca: trustme.CA | None = None, **given: Any) -> dict[str, Any]:
+        """The settings that name a new certificate."""
+        issued = (ca or self.ours).issue_cert(*hosts, **given)
+        return {
+            "tls_cert": self.write(f"{name}.pem", issued.cert_chain_pems[0].bytes()),
+            "tls_key": self.write(f"{name}-key.pem", issued.private_key_pem.bytes()),
+        }
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> Files:
+    return Files(tmp_path)
+
+
+def total(client: psum.Client) -> float:
+    """What a push-pull of 1 gives."""
+    value = np.ones(100_000, np.float32)
+    client.store().push_pull("w", value)
+    assert (value == value[0]).all()
+    return float(value[0])
+
+
+def test_sums_travel_over_tls_to_workers_that_bring_certificates_and_tokens(
+    make_fleet: Callable[..., Any], files: Files
+) -> None:
+    """Mutual TLS and a token together, over two aggregators."""
+    fleet = make_fleet(
+        2, **files.certificate("server", "127.0.0.1"), tls_ca=files.ca, token_file=files.write("tokens", GENERAL)
+    )
+    token = files.write("token", GENERAL + "\n")
+    mine = files.certificate("worker", "worker.example")
+    assert fleet.on_every_rank(3, total, tls_ca=files.ca, token_file=token, **mine) == [3.0] * 3
+    settings = psum.Settings(tls_ca=files.ca, token_file=token, **mine)
+    assert [job.name for job in psum.fetch_status(fleet.addresses[0], settings=settings).ended] == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("server", "worker", "text"),
+    [
+        ("good", "other ca", r"does not come from an authority in .*others-ca.pem \(PSUM_TLS_CA\)"),
+        ("good", "plain", "it speaks TLS, this side does not; set PSUM_TLS_CA"),
+        ("plain", "tls", "it does not speak TLS, but this side has PSUM_TLS_CA"),
+        ("expired", "tls", "its certificate has expired; renew it"),
+        ("other name", "tls", "its certificate is not one for '127.0.0.1'.*PSUM_TLS_SERVER_NAME"),
+        ("mutual", "tls", "it asks for a certificate; set PSUM_TLS_CERT and PSUM_TLS_KEY"),
+        ("mutual", "other certificate", r"does not accept this side's certificate, .*stranger.pem \(PSUM_TLS_CERT\)"),
+    ],
+)
+def test_sides_that_do_not_trust_each_other_say_why_at_once(
+    make_fleet: Callable[..., Any], files: Files, server: str, worker: str, text: str
+) -> None:
+    """The error names the aggregator, what is wrong and what to set, for a worker as for a look at the status."""
+    servers: dict[str, dict[str, Any]] = {
+        "good": files.certificate("server", "127.0.0.1"),
+        "plain": {},
+        "expired": files.certificate("old", "127.0.0.1", not_after=datetime.datetime(2020, 1, 1)),
+        "other name": files.certificate("named", "aggregator.example"),
+        "mutual": {**files.certificate("server", "127.0.0.1"), "tls_ca": files.ca},
+    }
+    workers: dict[str, dict[str, Any]] = {
+        "tls": {"tls_ca": files.ca},
+        "plain": {},
+        "other ca": {"tls_ca": files.other_ca},
+        "other certificate": {"tls_ca": files.ca, **files.certificate("stranger", "worker", ca=files.others)},
+    }
+    fleet = make_fleet(**servers[server])
+    with pytest.raises(psum.ConnectError, match=f"aggregator {fleet.addresses[0]}.*{text}"):
+        # In much less than the connect timeout.
+        fleet.worker(0, 1, **workers[worker])
+    with pytest.raises(psum.ConnectError, match=f"aggregator {fleet.addresses[0]}.*{text}"):
+        psum.fetch_status(fleet.addresses[0], timeout=1, settings=psum.Settings(**workers[worker]))
+
+
+def test_a_certificate_may_be_for_another_name_where_the_worker_says_so(
+    make_fleet: Callable[..., Any], files: Files
+) -> None:
+    """As for addresses that are found by other means than the names in certificates."""
+    fleet = make_fleet(**files.certificate("named", "aggregator.example"))
+    assert fleet.on_every_rank(1, total, tls_ca=files.ca, tls_server_name="aggregator.example") == [1.0]
+
+
+def test_unix_sockets_need_no_tls(make_fleet: Callable[..., Any], files: Files, tmp_path: pathlib.Path) -> None:
+    """They belong to a user, and to nobody else; a token is asked for all the same."""
+    path = tmp_path / "psum.sock"
+    fleet = make_fleet(
+        listen=(f"unix:{path}",),
+        **files.certificate("server", "127.0.0.1"),
+        token_file=files.write("tokens", GENERAL),
+    )
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(psum.DeniedError):
+        fleet.worker(0, 1, tls_ca=files.ca)
+    token = files.write("token", GENERAL)
+    assert fleet.on_every_rank(1, total, tls_ca=files.ca, token_file=token) == [1.0]
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(
+    make_fleet: Callable[..., Any], files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    """New connections get the new one, those that exist go on; a renewal that went wrong is reported and not used."""
+    fleet = make_fleet(**files.certificate("server", "127.0.0.1"))
+    with fleet.worker(0, 1, tls_ca=files.ca) as before:
+        files.certificate("server", "127.0.0.1", ca=files.others)
+        with pytest.raises(psum.ConnectError, match="does not come from an authority"):
+            fleet.worker(0, 1, job="other", tls_ca=files.ca)
+        with fleet.worker(0, 1, job="other", tls_ca=files.other_ca) as after:
+            assert total(after) == 1.0
+        assert total(before) == 1.0
+        files.write("server-key.pem", "no key")
+        with caplog.at_level(logging.ERROR), fleet.worker(0, 1, job="other", tls_ca=files.other_ca) as after:
+            assert total(after) == 1.0
+        [message] = {record.getMessage() for record in caplog.records}
+        assert "going on with what they said before" in message
+        assert "server-key.pem" in message
+
+
+def test_a_worker_reads_its_files_again_when_it_connects_again(make_fleet: Callable[..., Any], files: Files) -> None:
+    """Both sides change authority and token under a running job; a worker whose stream breaks comes back with them."""
+    token = files.write("token", GENERAL)
+    fleet = make_fleet(**files.certificate("server", "127.0.0.1"), token_file=files.write("tokens", GENERAL))
+    with fleet.worker(0, 1, tls_ca=files.ca, token_file=token) as client:
+        store = client.store()
+        store.push_pull("w", np.ones(3, np.float32))
+        files.certificate("server", "127.0.0.1", ca=files.others)
+        files.write("tokens", DAY)
+        fleet.cut()
+        future = store.push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(TimeoutError):
+            # Neither the authority nor the token is the one it has.
+            future.result(1)
+        files.authority(files.others, "ours")
+        files.write("token", DAY)
+        future.result(20)
+
+
+TOKENS = f"# of the night shift\nnight {NIGHT}\n\nnight shift two {DAY}\n{GENERAL}\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "token", "allowed"),
+    [
+        ("night", NIGHT, True),
+        ("night shift two", DAY, True),
+        ("anything", GENERAL, True),
+        ("night", DAY, False),
+        ("night", GENERAL, False),
+        ("anything", NIGHT, False),
+        ("night", UNKNOWN, False),
+        ("night", None, False),
+    ],
+)
+def test_a_job_is_open_to_its_token_only(
+    make_fleet: Callable[..., Any], files: Files, job: str, token: str | None, allowed: bool
+) -> None:
+    """A token that stands alone opens jobs that have none of their own. Whoever is refused learns what to do."""
+    fleet = make_fleet(token_file=files.write("tokens", TOKENS))
+    given = {"token_file": files.write("token", token)} if token else {}
+    if allowed:
+        assert fleet.on_every_rank(1, total, job=job, **given) == [1.0]
+    else:
+        with pytest.raises(psum.DeniedError, match="PSUM_TOKEN_FILE") as caught:
+            fleet.worker(0, 1, job=job, **given)
+        for secret in (NIGHT, DAY, GENERAL, UNKNOWN):
+            assert secret not in str(caught.value)
+
+
+def test_without_its_token_a_job_can_be_neither_seen_nor_disturbed(
+    make_fleet: Callable[..., Any], files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not by the status, not by joining, not by a wrong hello, which would fail a job that waits for its ranks."""
+    fleet = make_fleet(token_file=files.write("tokens", f"night {NIGHT}\nday {DAY}\n"))
+    night, day = (files.write(name, token) for name, token in (("n", NIGHT), ("d", DAY)))
+    with fleet.worker(0, 2, job="night", token_file=night) as zero:
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        shown = psum.fetch_status(fleet.addresses[0], settings=psum.Settings(token_file=day))
+        assert not shown.jobs
+        with pytest.raises(psum.ConnectError, match="UNAUTHENTICATED"):
+            psum.fetch_status(fleet.addresses[0])
+        with pytest.raises(psum.DeniedError):
+            fleet.worker(1, 3, job="night", token_file=day)
+        # Another process of the same rank, which a job without tokens would refuse with words about the first.
+        with pytest.raises(psum.DeniedError, match="its token is not one of this job's"):
+            fleet.worker(0, 2, job="night", token_file=day)
+        with fleet.worker(1, 2, job="night", token_file=night) as one:
+            one.store().push_pull("w", np.ones(3, np.float32))
+        future.result(10)
+    assert not any(token in caplog.text for token in (NIGHT, DAY))
+
+
+def test_tokens_are_replaced_without_a_restart(make_fleet: Callable[..., Any], files: Files) -> None:
+    """Two are good while one replaces the other; one that was taken out opens nothing any more."""
+    fleet = make_fleet(token_file=files.write("tokens", GENERAL))
+    old, new = files.write("old", GENERAL), files.write("new", DAY)
+    files.write("tokens", f"{GENERAL}\n{DAY}\n")
+    assert [fleet.on_every_rank(1, total, token_file=token) for token in (old, new)] == [[1.0], [1.0]]
+    files.write("tokens", DAY)
+    with pytest.raises(psum.DeniedError):
+        fleet.worker(0, 1, token_file=old)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("", "there is no token in it"), ("short", "line 1: expected TOKEN or JOB TOKEN"), ("a\nb c d?\n", "line 2")],
+)
+def test_a_token_file_that_cannot_be_used_is_refused_without_showing_it(
+    make_fleet: Callable[..., Any], files: Files, content: str, text: str
+) -> None:
+    """The error has the file and the line."""
+    with pytest.raises(psum.ConfigurationError, match=text) as caught:
+        make_fleet(token_file=files.write("tokens", content))
+    assert not re.search("short|d[?]", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(None, "cannot be read: No such file"), ("two words", "expected one token"), ("\x00ab", "expected one token")],
+)
+def test_a_worker_with_a_bad_token_file_says_so(fleet: Any, files: Files, content: str | None, text: str) -> None:
+    """Before it connects anywhere."""
+    path = files.write("token", content) if content is not None else str(files.directory / "none")
+    with pytest.raises(psum.ConfigurationError, match=text):
+        fleet.worker(0, 1, token_file=path)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "no certificate", "another's key"])
+def test_tls_files_that_cannot_be_used_are_named(make_fleet: Callable[..., Any], files: Files, wrong: str) -> None:
+    """At the start, on either side, in words."""
+    good, other = files.certificate("one", "127.0.0.1"), files.certificate("two", "127.0.0.1")
+    match wrong:
+        case "missing":
+            os.unlink(good["tls_cert"])
+        case "no certificate":
+            files.write("one.pem", "hello")
+        case "another's key":
+            good["tls_key"] = other["tls_key"]
+    with pytest.raises(psum.ConfigurationError, match=r"one\.pem"):
+        make_fleet(**good)
+    fleet = make_fleet()
+    with pytest.raises(psum.ConfigurationError, match=r"one\.pem"):
+        fleet.worker(0, 1, tls_ca=files.ca, **good)
+
+
+def test_a_host_has_a_limited_number_of_streams(make_fleet: Callable[..., Any]) -> None:
+    """One more is refused with words, and may come when another has ended."""
+    fleet = make_fleet(max_streams=2)
+    with fleet.worker(0, 3) as _, fleet.worker(1, 3), pytest.raises(psum.ConnectError, match="max_streams"):
+        fleet.worker(2, 3, connect_timeout=0.5)
+    assert fleet.on_every_rank(2, total, job="next") == [2.0, 2.0]
+
+
+def test_an_aggregator_has_a_limited_number_of_jobs(make_fleet: Callable[..., Any]) -> None:
+    """One more is refused with words, those in progress go on."""
+    fleet = make_fleet(max_jobs=1)
+    with fleet.worker(0, 1, job="first") as client:
+        with pytest.raises(psum.ExhaustedError, match=r"job 'second' was refused: 1 jobs .* \(max_jobs\)"):
+            fleet.worker(0, 1, job="second")
+        assert total(client) == 1.0
+    assert fleet.on_every_rank(1, total, job="second") == [1.0]
+
+
+def push_new_keys(client: psum.Client, steps: int) -> None:
+    store = client.store()
+    for step in range(steps):
+        store.push_pull(f"loss of step {step}", np.ones(400, np.float32))
+
+
+def test_a_job_has_a_limited_number_of_shards(make_fleet: Callable[..., Any]) -> None:
+    """A program that makes new keys in every step is told so, instead of filling the aggregator's memory."""
+    fleet = make_fleet(max_shards=20)
+    with fleet.worker(0, 1, partition_bytes=1 << 10) as client, pytest.raises(psum.ExhaustedError, match="max_shards"):
+        push_new_keys(client, 30)
+
+
+@contextlib.contextmanager
+def stream(address: str) -> Iterator[Any]:
+    """A stream of bytes as any gRPC client could open it, with what it takes to write and read on it."""
+    channel = Credentials.of(psum.Settings()).channel(address, ())
+    with channel:
+        requests: list[bytes] = []
+        filled = threading.Condition()
+
+        def sent() -> Iterator[bytes]:
+            while True:
+                with filled:
+                    if not filled.wait_for(lambda: bool(requests), 10):
+                        return
+                    yield requests.pop(0)
+
+        method: Any = channel.stream_stream("/psum.v1.AggregatorService/Exchange")
+        call = method(sent(), timeout=20)
+
+        def write(message: bytes) -> None:
+            with filled:
+                requests.append(message)
+                filled.notify()
+
+        yield call, write
+        call.cancel()
+        write(b"")
+
+
+def test_a_stranger_who_sends_nothing_is_shown_the_door(make_fleet: Callable[..., Any]) -> None:
+    """After the hello timeout the stream ends with an error in words."""
+    fleet = make_fleet(hello_timeout=0.2)
+    with stream(fleet.addresses[0]) as (call, _):
+        message, _ = decode(pb.ExchangeResponse, next(call))
+    assert "no hello within 0.2 s" in message.fault.text
+
+
+def test_a_stranger_without_a_token_is_refused_before_anything_is_read(
+    make_fleet: Callable[..., Any], files: Files
+) -> None:
+    """The answer comes though no message was sent."""
+    fleet = make_fleet(token_file=files.write("tokens", GENERAL))
+    with stream(fleet.addresses[0]) as (call, _):
+        message, _ = decode(pb.ExchangeResponse, next(call))
+    assert message.fault.code == pb.FAULT_CODE_DENIED
+
+
+def test_a_hello_of_megabytes_is_refused(fleet: Any) -> None:
+    """Nothing of it is kept."""
+    with stream(fleet.addresses[0]) as (call, write):
+        hello = pb.Hello(protocol_version=PROTOCOL_VERSION, job="j", num_workers=1, worker="x" * (2 << 20))
+        write(encode(pb.ExchangeRequest(hello=hello)))
+        message, _ = decode(pb.ExchangeResponse, next(call))
+    assert "a hello has at most" in message.fault.text
+
+
+def test_secrets_are_not_in_the_command_line_the_log_or_the_errors(files: Files) -> None:
+    """A flag for the token itself does not exist; the file's path is all that `ps` can show."""
+    command = [sys.executable, "-m", "psum.cli", "aggregator", "--token-file", files.write("t", f"bad line {NIGHT}!")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "line 1" in done.stderr
+    assert NIGHT not in done.stderr + done.stdout
