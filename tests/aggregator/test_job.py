@@ -243,7 +243,7 @@ def test_a_round_that_waits_too_long_names_whom_it_waits_for(job: Job) -> None:
     [action] = job.tick(602.0)
     assert isinstance(action, Report)
     assert isinstance(action.fault, RoundTimeoutError)
-    assert "key 'w' round 0 has waited 601.0 s for rank 1," in str(action.fault)
+    assert "key 'w' round 0 has waited 601.0 s for rank 1 (host pid 101, last heard" in str(action.fault)
 
 
 def test_a_rank_that_never_joined_is_said_to() -> None:

@@ -277,3 +277,30 @@ def test_arguments_that_do_not_fit_are_refused_at_the_call() -> None:
             ValueError, match=r"key 'w' was a pushpull of float32 \(3,\) before, and is float64 \(3,\) now"
         ):
             store.push_pull("w", np.ones(3, np.float64))
+
+
+def test_a_worker_hears_for_whom_it_waits_before_anything_fails(
+    make_fleet: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log names the key, the round, the rank that is slow and where that runs; so does the aggregator's."""
+    fleet = make_fleet(warn_after=0.1)
+    with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(TimeoutError):
+            future.result(1)
+        one.store().push_pull("w", np.ones(3, np.float32))
+        future.result(10)
+    for side in ("psum.client", "psum.aggregator"):
+        texts = [record.getMessage() for record in caplog.records if record.name.startswith(side)]
+        assert any("key 'w' round 0 waits for rank 1 (" in text for text in texts)
+
+
+def test_a_worker_says_that_it_waits_for_an_aggregator(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, with its address, the time it may take and what the last attempt came to, before it gives up."""
+    monkeypatch.setattr("psum.client._link._WARN_SECONDS", 0.2)
+    with pytest.raises(psum.ConnectError):
+        psum.connect(psum.Settings(aggregators=("127.0.0.1:1",), connect_timeout=1.0))
+    [text] = [record.getMessage() for record in caplog.records]
+    assert text.startswith("rank 0 waits for aggregator 127.0.0.1:1, for up to 1 s (PSUM_CONNECT_TIMEOUT): UNAVAILABLE")

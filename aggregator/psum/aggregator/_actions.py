@@ -111,4 +111,17 @@ class Report:
     ranks: tuple[int, ...]
 
 
-Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report
+@dataclasses.dataclass(frozen=True, slots=True)
+class Warn:
+    """Tell an operator, and those who wait, whom a round waits for.
+
+    Attributes:
+        text: What to tell.
+        ranks: Those who wait.
+    """
+
+    text: str
+    ranks: tuple[int, ...]
+
+
+Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report | Warn

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync
+from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
 from psum.aggregator._job import Job
 from psum.aggregator._outbox import Outbox
 from psum.aggregator._pool import UrgentPool
@@ -62,6 +62,10 @@ class Delivery:
                             line.filled.set()
                 case Release(rank):
                     self._tell(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
+                case Warn(text, ranks):
+                    _log.warning("%s", text)
+                    for rank in ranks:
+                        self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
                 case Report(fault, ranks):
                     level = logging.ERROR if fault.key is None else logging.WARNING
                     _log.log(level, "job %s: %s", job.name, fault)

@@ -19,6 +19,9 @@ from psum.wire.errors import (
 if TYPE_CHECKING:
     from psum.aggregator._job import Job
 
+#: How many of the ranks that a round waits for are named.
+_MAX_NAMED = 8
+
 
 def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | None:
     """What is wrong where a worker's settings are not those of the first, None where they are."""
@@ -106,15 +109,39 @@ def aborted(job: "Job", key: Key, rank: int, message: pb.Abort) -> AbortedError:
 
 def timed_out(job: "Job", key: Key, shard: ShardRounds[object], now: float) -> RoundTimeoutError:
     """A round has waited too long."""
-    ranks = list(shard.waiting_for())
-    who = ", ".join(f"rank {r}" + ("" if r in job.workers else " (never joined)") for r in ranks)
     return RoundTimeoutError(
         f"job {job.name!r} key {key.name!r} round {shard.round} has waited {now - (shard.since or now):.1f} s for"
-        f" {who}, longer than the round timeout of {job.round_timeout:g} s; see what keeps them busy",
+        f" {_missing(job, shard, now)}, longer than the round timeout of {job.round_timeout:g} s; see what keeps them"
+        " busy",
         key=key.id,
         round=shard.round,
-        ranks=ranks,
+        ranks=shard.waiting_for(),
     )
+
+
+def waits(job: "Job", key: Key, shard: ShardRounds[object], now: float) -> str:
+    """A round has waited for long: whom it waits for, and how long it will."""
+    waited = now - (shard.since or now)
+    others = f"; {len(job.waiting) - 1} more shards wait" if len(job.waiting) > 1 else ""
+    return (
+        f"job {job.name!r} key {key.name!r} round {shard.round} waits for {_missing(job, shard, now)} since"
+        f" {waited:.0f} s, and will fail after {job.round_timeout:g} s{others}"
+    )
+
+
+def _missing(job: "Job", shard: ShardRounds[object], now: float) -> str:
+    """The ranks that a round waits for, and what is known of each."""
+    ranks = list(shard.waiting_for())
+    known = [f"rank {rank} ({_whereabouts(job.workers.get(rank), now)})" for rank in ranks[:_MAX_NAMED]]
+    return ", ".join(known) + (f" and {len(ranks) - _MAX_NAMED} more" if len(ranks) > _MAX_NAMED else "")
+
+
+def _whereabouts(worker: Worker | None, now: float) -> str:
+    if worker is None:
+        return "never joined"
+    if not worker.connected:
+        return f"{worker.hello.worker}, vanished {now - worker.last_heard:.1f} s ago"
+    return f"{worker.hello.worker}, last heard {now - worker.last_heard:.1f} s ago"
 
 
 def deserted(job: "Job", key: Key, shard: ShardRounds[object], gone: Sequence[int]) -> WorkerLostError:

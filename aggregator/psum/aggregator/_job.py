@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from psum.aggregator import _failures as failures
-from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync
+from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
 from psum.aggregator._budget import Budget
+from psum.aggregator._impatience import Impatience
 from psum.aggregator._key import Key
 from psum.aggregator._round import Phase, ShardRounds, Verdict
 from psum.aggregator._worker import Worker
@@ -35,6 +36,7 @@ class Job:
         hello: The first worker's hello, which says what all must agree on.
         worker_timeout: Seconds for which the place of a vanished worker is kept.
         round_timeout: Seconds for which a round may wait.
+        warn_after: Seconds after which those who wait are told for whom.
         max_shards: How many shards it may declare; every key has at least one.
         budget: The memory that the job shares with others.
     """
@@ -45,6 +47,7 @@ class Job:
         *,
         worker_timeout: float,
         round_timeout: float,
+        warn_after: float = 30.0,
         max_shards: int = 500_000,
         budget: Budget | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class Job:
         self.rounds_completed = 0
         self.first: pb.Hello = hello
         """The first hello, which all others must agree with."""
+        self._impatience = Impatience(warn_after)
         self._resumed_at: float | None = None
         """When the first worker came that had been in the job before this aggregator process knew of it."""
         self.waiting: OrderedDict[tuple[int, int], tuple[Key, ShardRounds[object]]] = OrderedDict()
@@ -330,7 +334,7 @@ class Job:
             if shard.since is None or now - shard.since <= self.round_timeout:
                 break
             actions += self._fail_key(key, failures.timed_out(self, key, shard, now))
-        return actions
+        return actions + self._warnings(now)
 
     def fail(self, failure: FaultError, now: float) -> list[Action]:
         """Ends the job for every rank, and lets go of everything that it holds."""
@@ -421,6 +425,17 @@ class Job:
                 worker.release_at = None
                 released.append(Release(rank))
         return released
+
+    def _warnings(self, now: float) -> list[Action]:
+        """Speaks of the oldest of the rounds that wait only: mostly those behind it wait for the same ranks."""
+        if not self.waiting:
+            return []
+        (_, index), (key, shard) = next(iter(self.waiting.items()))
+        if shard.since is None or not self._impatience.due((key.id, index, shard.round), now - shard.since):
+            return []
+        waiting = shard.waiters or set(range(self.num_workers)) - set(shard.waiting_for())
+        ranks = tuple(rank for rank in self._connected() if rank in waiting)
+        return [Warn(failures.waits(self, key, shard, now), ranks)]
 
     def _credit_due(self, worker: Worker, now: float) -> Iterator[tuple[int, int, int]]:
         rank = worker.hello.rank

@@ -18,6 +18,9 @@ _HISTORY: int = 32
 
 _MAX_WORKERS: int = 4096
 
+#: The longest name by which a worker may call itself.
+_MAX_NAME: int = 253
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
@@ -74,6 +77,7 @@ class Registry:
                 max_shards=self._settings.max_shards,
                 worker_timeout=self._settings.worker_timeout,
                 round_timeout=self._settings.round_timeout,
+                warn_after=self._settings.warn_after,
                 budget=self.budget,
             )
         more, refused = job.join(hello, peer, now)
@@ -133,6 +137,10 @@ class Registry:
 
     @staticmethod
     def _invalid(hello: pb.Hello) -> FaultError | None:
+        if len(hello.worker) > _MAX_NAME or not hello.worker.isprintable():
+            return InvalidError(
+                f"a worker was refused: what it calls itself has up to {_MAX_NAME} printable characters"
+            )
         who = f"{hello.worker or 'an unnamed worker'} was refused"
         if hello.protocol_version != PROTOCOL_VERSION:
             return InvalidError(

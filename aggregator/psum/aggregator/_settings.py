@@ -76,6 +76,13 @@ class Settings(BaseSettings):
         parse=duration,
         meaning="How long a round may wait for its slowest rank.",
     )
+    warn_after: float = setting(
+        "PSUM_WARN_AFTER",
+        default=30.0,
+        default_text="30 s",
+        parse=duration,
+        meaning="How long a round waits before the log and those who wait are told for whom; again when that doubles.",
+    )
     keepalive: float = setting(
         "PSUM_KEEPALIVE",
         default=10.0,

@@ -315,6 +315,9 @@ class Client:
             link.wake()
 
     def _report(self) -> None:
+        notices, self._session.notices = self._session.notices, []
+        for text in notices:
+            _log.warning("%s", text)
         finished, self._session.finished = self._session.finished, []
         for ticket, error in finished:
             done, ticket.done = ticket.done, None

@@ -32,6 +32,9 @@ _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 #: How long the reason for a broken stream may take to arrive.
 _LAST_WORDS_SECONDS: Final = 2.0
 
+#: How long an aggregator may take to be there before its workers say that they wait.
+_WARN_SECONDS: Final = 5.0
+
 #: How often it is looked into why no connection can be made.
 _DIAGNOSIS_SECONDS: Final = 5.0
 
@@ -168,6 +171,7 @@ class Link:
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
         hello = self._hello(self._index, resuming)
         cause = "nothing was heard from it"
+        begin, told = time.monotonic(), resuming
         try:
             async with asyncio.timeout(patience):
                 for pause in backoff():
@@ -184,6 +188,15 @@ class Link:
                         # Certificates and tokens may be renewed on one side before the other.
                         cause = str(error)
                     await self.abandon()
+                    if not told and time.monotonic() - begin > _WARN_SECONDS:
+                        told = True
+                        _log.warning(
+                            "rank %d waits for aggregator %s, for up to %g s (PSUM_CONNECT_TIMEOUT): %s",
+                            self._session.rank,
+                            self.address,
+                            patience,
+                            cause,
+                        )
                     await asyncio.sleep(pause)
         except TimeoutError:
             await self.abandon()

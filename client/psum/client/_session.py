@@ -79,6 +79,8 @@ class Session:
         """Why every operation fails from now on."""
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the caller to take and report."""
+        self.notices: list[str] = []
+        """What aggregators want this worker's user to know, for the caller to take."""
         self.running: OrderedDict[Ticket, float] = OrderedDict()
         """Operations under way and since when, the oldest first."""
         self._addresses = tuple(addresses)
@@ -196,6 +198,8 @@ class Session:
                 lane.still_open = {(entry.id, entry.shard, entry.round) for entry in message.drain.open}
                 for part in lane.scheduler.clear():
                     lane.add(part)
+            case "notice":
+                self.notices.append(message.notice.text)
             case "fault":
                 fault = FaultError.from_message(message.fault)
                 if fault.key is None:

@@ -266,6 +266,7 @@ class ExchangeResponse(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
     SYNC_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -304,6 +305,10 @@ class ExchangeResponse(_message.Message):
     def sync(self) -> Global___Sync:
         """Asks for an answer, which proves that all results sent before were received."""
 
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """Something that the worker's user should know."""
+
     def __init__(
         self,
         *,
@@ -315,14 +320,15 @@ class ExchangeResponse(_message.Message):
         drain: Global___Drain | None = ...,
         farewell: Global___Farewell | None = ...,
         sync: Global___Sync | None = ...,
+        notice: Global___Notice | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -914,6 +920,28 @@ class Sync(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Sync: _TypeAlias = Sync  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """Tells what nothing has failed of yet, such as whom a round waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """For people."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
