@@ -52,6 +52,8 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                # A group of its own, which its children are in too.
+                process_group=0,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         self.events: list[Event] = []
@@ -105,10 +107,10 @@ class WorkerProcess:
         return self.process.wait(timeout)
 
     def close(self) -> None:
-        """Kills it where it runs, and lets go of it."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(PATIENCE_SECONDS)
+        """Kills it and its children where they run, and lets go of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE_SECONDS)
         self._reader.join(PATIENCE_SECONDS)
         assert self.process.stdin is not None
         assert self.process.stdout is not None

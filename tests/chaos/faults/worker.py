@@ -10,8 +10,10 @@ Commands, by "do":
     work    a whole job in threads for "ranks"; see _jobs.py                    → working, worked
     stop    ends a training: all ranks leave off after the same step
     close   leaves the job in good order                                        → closed
-    fork    forks a child that "uses" psum or not, and "ends" in some way       → forked
-    raise, exit, _exit    ends the process in this way, whatever is outstanding
+    fork    forks a child that "uses" psum or not, and "ends" in some way, or
+            "stays" for as long as nobody ends it                               → child, forked
+    raise   raises in the main thread, "within" a with statement or not
+    exit, _exit    ends the process in this way, whatever is outstanding
 
 Every value that is pushed is `contribution(...)` of its key, round and rank, so every sum can be checked by everybody:
 the event says whether it was right. What psum raises is told as an event `error`, or as "error" of the sum.
@@ -85,8 +87,9 @@ class Worker:
 
     def tell(self, event: str, **what: Any) -> None:
         """Writes an event."""
+        line = json.dumps({"event": event, **what}) + "\n"
         with self._telling:
-            print(json.dumps({"event": event, "at": time.monotonic(), **what}), flush=True)
+            os.write(sys.stdout.fileno(), line.encode())
 
     def run(self) -> None:
         """Does what comes until the input ends."""
@@ -109,8 +112,9 @@ class Worker:
                 self.tell("error", error=describe(error))
 
     def _listen(self) -> None:
-        with contextlib.suppress(ValueError):
-            for line in sys.stdin:
+        # Not sys.stdin: a child of multiprocessing closes that, and would wait for the lock that this thread has.
+        with open(os.dup(0), buffering=1 << 16) as commands:
+            for line in commands:
                 command = json.loads(line)
                 if command["do"] == "stop":
                     self._stop.set()
@@ -121,6 +125,7 @@ class Worker:
     def _join(self, settings: dict[str, Any]) -> None:
         self._client = psum.connect(psum.Settings(**settings | {"aggregators": tuple(settings["aggregators"])}))
         self._store = self._client.store()
+        self._rounds.clear()
         self.tell("joined")
 
     def _push(self, key: str, size: int) -> None:
@@ -167,10 +172,13 @@ class Worker:
             pid = os.fork()
             if pid == 0:
                 self._be_child(uses)
+                if ends == "stays":
+                    self.tell("child", pid=os.getpid())
+                    time.sleep(PATIENCE_SECONDS)
                 if ends == "_exit":
                     os._exit(0)
                 sys.exit(0)
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            status = None if ends == "stays" else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         self.tell("forked", status=status, seconds=time.monotonic() - begin)
 
     def _be_child(self, uses: bool) -> None:
@@ -181,8 +189,10 @@ class Worker:
             except psum.ForkedError as error:
                 self.tell("child", error=describe(error))
 
-    def _raise(self) -> None:
-        raise ValueError("told to")
+    def _raise(self, within: bool) -> None:
+        assert self._client is not None
+        with self._client if within else contextlib.nullcontext():
+            raise ValueError("told to")
 
 
 def train(
