@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ WORKER_TIMEOUT = 2.0
 
 
 @pytest.fixture
-def pair(make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
+def pair(make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]) -> tuple[Any, Any]:
     """Two workers over two aggregators; each has pushed what the other has not: rank 0 'x', rank 1 'y'."""
     flags = ("--worker-timeout", f"{WORKER_TIMEOUT:g}s", "--keepalive", "1s")
     addresses = [make_aggregator(*flags).address for _ in range(2)]

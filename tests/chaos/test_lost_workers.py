@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 
 from faults.processes import WorkerFailed
-from faults.watching import find_job, is_connected, resident_bytes, rounds_waiting, wait_until
+from faults.watching import holds_nothing, is_gone, is_over, resident_bytes, rounds_waiting, wait_until
 from psum import client as psum
 
 WORKER_TIMEOUT = 2.0
 KEYS = ("a", "b", "c", "d")
+
+
+def all_keys_wait(addresses: list[str], job: str) -> bool:
+    return {key for key, *_ in rounds_waiting(addresses, job)} == set(KEYS)
 
 
 def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
@@ -36,7 +40,7 @@ def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
         for worker in workers[:2]:
             for key in KEYS:
                 worker.send("push", key=key, size=1_000_000)
-        wait_until(lambda j=job: len({key for key, *_ in rounds_waiting(addresses, j)}) == len(KEYS), "all wait")
+        wait_until(all_keys_wait, addresses, job, what="all keys wait")
         *peers, killed = workers
         killed.signal(signal.SIGKILL)
         begin = time.monotonic()
@@ -49,16 +53,15 @@ def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
                 assert f"pid {killed.process.pid} " in error["text"]
         assert WORKER_TIMEOUT < time.monotonic() - begin < WORKER_TIMEOUT + 5
         for address in addresses:
-            wait_until(lambda a=address, j=job: not (job := find_job(a, j)) or job.held_bytes == 0, "nothing is held")
+            wait_until(holds_nothing, address, job, what="nothing is held")
         for peer in peers:
             peer.send("close")
             peer.next("closed")
         for address in addresses:
-            wait_until(lambda a=address, j=job: find_job(a, j) is None, "the job is over")
+            wait_until(is_over, address, job, what="the job is over")
             [ended] = psum.fetch_status(address, job=job).ended
             assert "vanished" in ended.failure
         resident.append([resident_bytes(a.process.pid) for a in aggregators])
-    print([[bytes >> 20 for bytes in each] for each in resident])
     assert all(last < first + (16 << 20) for first, last in zip(resident[0], resident[-1], strict=True))
 
 
@@ -73,7 +76,7 @@ def test_a_worker_that_took_part_in_nothing_can_be_replaced(
     zero.send("push", key="w", size=1000)
     zero.next("pushed")
     first.signal(signal.SIGKILL)
-    wait_until(lambda: not is_connected(address, 1), "its end is noticed")
+    wait_until(is_gone, address, 1, what="its end is noticed")
     second = make_worker(rank=1, **common)
     for round in range(2):
         second.send("push", key="w", size=1000)
@@ -96,9 +99,9 @@ def test_a_worker_that_took_part_cannot_be_replaced(
         zero.send("push", key="w", size=1000)
         assert first.next("sum")["right"]
     else:
-        wait_until(lambda: rounds_waiting([address]) == [("w", 0, (0,))], "it has contributed")
+        wait_until(lambda: rounds_waiting([address]) == [("w", 0, (0,))], what="it has contributed")
     first.signal(signal.SIGKILL)
-    wait_until(lambda: not is_connected(address, 1), "its end is noticed")
+    wait_until(is_gone, address, 1, what="its end is noticed")
     with pytest.raises(WorkerFailed, match=r"rank 1 of job 'default' is taken by .* which vanished") as caught:
         make_worker(rank=1, **common).next("joined")
     assert caught.value.error["kind"] == "TakenError"
@@ -134,7 +137,7 @@ def test_a_replaced_worker_gets_no_old_sum_from_an_aggregator_that_was_started_a
     second.next("joined")
     second.send("push", key="w", size=1000)
     if newcomer_first:
-        wait_until(lambda: rounds_waiting([aggregator.address]) == [("w", 0, (0,))], "it has contributed")
+        wait_until(lambda: rounds_waiting([aggregator.address]) == [("w", 0, (0,))], what="it has contributed")
         zero.signal(signal.SIGCONT)
     zero.send("push", key="w", size=1000)
     for worker in (zero, second):

@@ -9,7 +9,7 @@ import pytest
 
 from faults.processes import WorkerFailed
 from faults.training import STEPS, WORKERS
-from faults.watching import find_job, is_connected, rounds_waiting, wait_until
+from faults.watching import is_gone, is_over, rounds_waiting, wait_until
 
 #: More than the sockets hold, so that the stopped worker's sum is stuck halfway.
 SIZE = 2_000_000
@@ -42,12 +42,12 @@ def test_a_worker_stopped_between_push_and_sum_gets_exactly_that_sum(
         return sorted(rounds_waiting(addresses)) == expected
 
     push([stopped])
-    wait_until(lambda: all_wait_for(0, (0, 1)), "all that the last rank pushed is there")
+    wait_until(all_wait_for, 0, (0, 1), what="all that the last rank pushed is there")
     stopped.signal(signal.SIGSTOP)
     push(others)
     check(others, 0)
     push(others)
-    wait_until(lambda: all_wait_for(1, (2,)), "the others are one round ahead")
+    wait_until(all_wait_for, 1, (2,), what="the others are one round ahead")
     assert stopped.last == "pushed"
     stopped.signal(signal.SIGCONT)
     check([stopped], 0)
@@ -64,7 +64,7 @@ def test_a_worker_stopped_for_longer_than_probes_take_comes_back(
     training.wait_for_step(STEPS // 2)
     training.workers[1].signal(signal.SIGSTOP)
     for aggregator in aggregators:
-        wait_until(lambda a=aggregator: not is_connected(a.address, 1), "its silence is noticed", 10)
+        wait_until(is_gone, aggregator.address, 1, what="its silence is noticed", timeout=10)
     training.workers[1].signal(signal.SIGCONT)
     assert training.result() == undisturbed_result
 
@@ -94,7 +94,7 @@ def test_a_worker_stopped_for_too_long_is_an_error_for_everybody(
             peer.send("close")
             peer.next("closed")
         for aggregator in aggregators:
-            wait_until(lambda a=aggregator: find_job(a.address) is None, "the job is forgotten")
+            wait_until(is_over, aggregator.address, what="the job is over")
         # Remembered for newcomers for worker_timeout.
         time.sleep(2.5)
     stopped.signal(signal.SIGCONT)

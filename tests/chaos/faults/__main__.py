@@ -1,7 +1,10 @@
-"""usage: scripts/chaos kills [--kills 50] [--seed 1]    |    scripts/chaos proxy [--harms 50] [--seed 1]
+"""usage: scripts/chaos kills [--kills 50] [--seed 1]    or    scripts/chaos proxy [--harms 50] [--seed 1]
+       scripts/soak [--minutes 10] [--seed 1]
 
-Disturbs a training over 2 aggregators and 3 worker processes, and compares its final parameters and every sum with
-those of an undisturbed one of as many steps. The exit status is 1 where a bit differs.
+kills and proxy disturb a training over 2 aggregators and 3 worker processes, and compare its final parameters and
+every sum with those of an undisturbed one of as many steps. soak causes faults of all kinds while many small jobs come
+and go, checks every sum, and looks at the memory, files and threads of what lives through it. The exit status is 1
+where a bit differs, or something happened or grew that may not.
 """
 
 import argparse
@@ -9,18 +12,20 @@ import pathlib
 import sys
 import tempfile
 
-from faults import runs
+from faults import runs, soak
 
 
 def main() -> int:
     """Runs what is asked for and prints what came of it."""
-    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__.partition("\n\n")[2])
+    parser = argparse.ArgumentParser(prog="faults", usage="see scripts/chaos and scripts/soak", description=__doc__)
     which = parser.add_subparsers(dest="run", required=True)
     kills = which.add_parser("kills", help="kill -9 of the aggregators")
     kills.add_argument("--kills", type=int, default=50, help="how often (50)")
     proxy = which.add_parser("proxy", help="a TCP proxy that cuts, delays and falls silent")
     proxy.add_argument("--harms", type=int, default=50, help="how often, besides the cuts at random bytes (50)")
-    for each in (kills, proxy):
+    long = which.add_parser("soak", help="everything at once, with many small jobs")
+    long.add_argument("--minutes", type=float, default=10.0, help="for how long (10)")
+    for each in (kills, proxy, long):
         each.add_argument("--seed", type=int, default=1, help="of moments and victims (1)")
     args = parser.parse_args()
 
@@ -29,6 +34,12 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="psum-chaos-") as name:
         directory = pathlib.Path(name)
+        if args.run == "soak":
+            problems = soak.soak(directory, args.minutes, args.seed, say)
+            for problem in problems:
+                print(f"PROBLEM: {problem}")
+            print("nothing hung, no sum was wrong, nothing grew" if not problems else f"{len(problems)} problems")
+            return 1 if problems else 0
         if args.run == "kills":
             report = runs.kill_aggregators(directory, args.kills, args.seed, say)
         else:

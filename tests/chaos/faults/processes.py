@@ -54,7 +54,8 @@ class WorkerProcess:
                 text=True,
                 # A group of its own, which its children are in too.
                 process_group=0,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                # With one arena of the C allocator for all threads, what it keeps does not hide what is lost.
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
             )
         self.events: list[Event] = []
         self._untaken: queue.Queue[Event] = queue.Queue()
