@@ -18,15 +18,15 @@ from psum import client as psum
 
 def test_killed_aggregators_come_back_without_a_trace(tmp_path: pathlib.Path) -> None:
     """kill -9 of either of two aggregators at random moments, and a new one on its address."""
-    report = runs.kill_aggregators(tmp_path, kills=6, seed=1)
+    report = runs.kill_aggregators(tmp_path, kills=5, seed=1)
     assert report["same"]
     # A worker may need one connection for two kills, where they come soon after each other.
-    assert report["reconnections"] >= 6
+    assert report["reconnections"] >= 5
 
 
 def test_harm_to_connections_leaves_no_trace(tmp_path: pathlib.Path) -> None:
     """Connections break in the midst of messages, either way, messages are late, and some stop without a word."""
-    report = runs.harm_connections(tmp_path, harms=5, seed=2)
+    report = runs.harm_connections(tmp_path, harms=3, seed=2)
     assert report["same"]
     assert report["silences"] > 0
     assert report["cuts at a random moment"] > 0
@@ -40,9 +40,9 @@ def test_a_silent_network_is_noticed_and_gone_around(
     undisturbed_result: dict[str, Any],
 ) -> None:
     """When nothing is forwarded any more, keepalive probes notice it within seconds, and a new connection goes on."""
-    aggregators = [make_aggregator("--keepalive", "1s") for _ in range(2)]
+    aggregators = [make_aggregator("--keepalive", "500ms") for _ in range(2)]
     proxies = [make_proxy(aggregator.address) for aggregator in aggregators]
-    training = make_training([p.address for p in proxies], keepalive=1.0)
+    training = make_training([p.address for p in proxies], keepalive=0.5)
     training.wait_for_step(STEPS // 2)
     begin = time.monotonic()
     proxies[0].stall()
@@ -58,8 +58,8 @@ def test_a_stopped_aggregator_is_as_a_silent_network(
     make_aggregator: Callable[..., Any], make_training: Callable[..., Any], undisturbed_result: dict[str, Any]
 ) -> None:
     """SIGSTOP for longer than the probes take, then SIGCONT: the training goes on."""
-    aggregators = [make_aggregator("--keepalive", "1s") for _ in range(2)]
-    training = make_training([a.address for a in aggregators], keepalive=1.0)
+    aggregators = [make_aggregator("--keepalive", "500ms") for _ in range(2)]
+    training = make_training([a.address for a in aggregators], keepalive=0.5)
     training.wait_for_step(STEPS // 2)
     begin = time.monotonic()
     os.kill(aggregators[1].process.pid, signal.SIGSTOP)
@@ -76,7 +76,7 @@ def test_a_rolling_restart_costs_no_step(
     """SIGTERM to one aggregator after the other: each finishes its open rounds, ends with 0, and comes back."""
     aggregators = [make_aggregator() for _ in range(2)]
     training = make_training([a.address for a in aggregators])
-    for turn in range(4):
+    for turn in range(3):
         training.wait_for_step(training.steps + 5)
         aggregator = aggregators[turn % 2]
         assert aggregator.end(signal.SIGTERM) == 0

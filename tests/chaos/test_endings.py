@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-WORKER_TIMEOUT = 2.0
+WORKER_TIMEOUT = 1.0
 
 
 @pytest.fixture

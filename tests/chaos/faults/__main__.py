@@ -35,11 +35,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="psum-chaos-") as name:
         directory = pathlib.Path(name)
         if args.run == "soak":
-            problems = soak.soak(directory, args.minutes, args.seed, say)
-            for problem in problems:
+            soaked = soak.soak(directory, args.minutes, args.seed)
+            for what, text in soaked.table.items():
+                print(f"{what:28} {text}")
+            for problem in soaked.problems:
                 print(f"PROBLEM: {problem}")
-            print("nothing hung, no sum was wrong, nothing grew" if not problems else f"{len(problems)} problems")
-            return 1 if problems else 0
+            print(f"{len(soaked.problems)} problems" if soaked.problems else "nothing hung, nothing was wrong or grew")
+            return 1 if soaked.problems else 0
         if args.run == "kills":
             report = runs.kill_aggregators(directory, args.kills, args.seed, say)
         else:

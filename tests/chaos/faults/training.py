@@ -9,7 +9,7 @@ from faults.aggregators import aggregators
 from faults.processes import WorkerProcess
 
 WORKERS = 3
-STEPS = 120
+STEPS = 60
 
 
 class Training:
