@@ -14,8 +14,14 @@ import numpy as np
 from faults.worker import PATIENCE_SECONDS, Values, contribution, describe, expected_sum
 from psum import client as psum
 
+#: How long a worker may take to leave: another one may need a sum that it has, from an aggregator that is away.
+_LEAVING_SECONDS = 30.0
+
 #: How many rounds of a key are under way at once.
 _WINDOW = 2
+
+#: The end of a job in which a rank lacked a sum that only ranks which had left had: psum does not wait for ever there.
+LEFT_ALONE = "left alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +83,13 @@ def work(tell: Callable[..., None], *, spec: dict[str, Any], ranks: Sequence[int
         checked: list[bool] = []
         error = None
         try:
-            with psum.connect(psum.Settings(**settings | {"rank": rank})) as client:
+            client = psum.connect(psum.Settings(**settings | {"rank": rank}))
+            try:
                 tell("working", rank=rank)
                 for right in _sums(client, job):
                     checked.append(right)
+            finally:
+                client.close(_LEAVING_SECONDS)
         except psum.PsumError as caught:
             error = caught
         return {
@@ -128,6 +137,7 @@ def judge(
     """
     problems = []
     kinds = set()
+    came_to_their_end = {int(rank) for rank, outcome in outcomes.items() if outcome["error"] is None}
     for rank, outcome in sorted(outcomes.items()):
         error = outcome["error"]
         who = f"job {spec.name!r} rank {rank}"
@@ -143,8 +153,13 @@ def judge(
             late = outcome["at"] - max(killed.values()) - patience
             if late > 0:
                 problems.append(f"{who}: heard of the lost rank {late:.1f} s too late")
+        elif error["kind"] == "WorkerLostError" and set(error["ranks"]) <= came_to_their_end:
+            # It was away for longer than the others waited with their leaving, and then the aggregator was too.
+            kinds.add(LEFT_ALONE)
         elif not (error["kind"] == "DisagreementError" and spec.odd):
             problems.append(f"{who}: {error['kind']}: {error['text']}")
+    if LEFT_ALONE in kinds:
+        return LEFT_ALONE, problems
     if "WorkerLostError" in kinds:
         return "lost a worker", problems
     return "disagreed" if "DisagreementError" in kinds else "done", problems

@@ -4,6 +4,9 @@ import statistics
 
 from faults.watching import open_files, resident_bytes, threads
 
+#: By how much memory may differ that does not grow.
+_NOISE_BYTES = 12 << 20
+
 
 class Sampler:
     """Samples a process that must not grow.
@@ -29,18 +32,22 @@ class Sampler:
 
     @property
     def problems(self) -> list[str]:
-        """What has grown: the last third against the second, the first being the warm-up; and what was not given back.
+        """What has grown: at rest, from the first sample to the last, and at work, from the second third to the last.
 
-        The first sample and the last are those of the process at rest.
+        What a process takes at work depends on the jobs that it has just then, so that the least of each third counts.
         """
         third = len(self.resident) // 3
         found = []
-        before, after = (statistics.median(self.resident[n * third : (n + 1) * third]) for n in (1, 2))
-        if after > before * 1.05 + (8 << 20):
-            found.append(f"{self.name}: grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB")
+        least = [min(self.resident[n * third : (n + 1) * third]) for n in range(3)]
+        for when, before, after in (
+            ("at rest", self.resident[0], self.resident[-1]),
+            ("at work", least[1], least[2]),
+        ):
+            if after > before * 1.05 + _NOISE_BYTES:
+                found.append(f"{self.name}: grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB {when}")
         if self.files[-1] > self.files[0] + 4:
             found.append(f"{self.name}: had {self.files[0]} open files at rest, and has {self.files[-1]}")
-        if self.threads[-1] > self.threads[0] + 16:
+        if self.threads[-1] > self.threads[0] + 4:
             found.append(f"{self.name}: had {self.threads[0]} threads at rest, and has {self.threads[-1]}")
         return found
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from faults.aggregators import AggregatorProcess, aggregators
+from faults.jobs import LEFT_ALONE
 from faults.lanes import WORKER_TIMEOUT, Lane
 from faults.runs import proxies
 from faults.sampling import Sampler
@@ -103,6 +104,8 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         jobs = sum((lane.jobs for lane in parts), Counter[str]())
         checked = sum(lane.checked for lane in parts)
         problems = failed + [p for lane in parts for p in lane.problems] + [p for s in samplers for p in s.problems]
+        if jobs[LEFT_ALONE] > 1 + jobs.total() // 100:
+            problems.append(f"{jobs[LEFT_ALONE]} jobs had a rank that was left alone by the others")
         table = {
             "seed, seconds": f"{seed}, {time.monotonic() - begin:.0f}",
             "jobs": f"{jobs.total()}: " + ", ".join(f"{count} {how}" for how, count in sorted(jobs.items())),
