@@ -242,3 +242,28 @@ def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
     assert isinstance(action, Sum)
     job.summed(action.key, 0, "sum")
     assert job.open_rounds() == []
+
+
+@pytest.mark.parametrize("newcomer_declares_first", [False, True])
+def test_a_rank_that_is_new_gets_no_sum_of_the_process_that_it_replaces(newcomer_declares_first: bool) -> None:
+    """Where worker and aggregator were both started again, the old sums are not its own: the key fails in words."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    job.join(hello(1, resuming=False), "peer", 0.0)
+    job.join(hello(2), "peer", 0.0)
+    rounds = [(1, 0), (0, 1)] if newcomer_declares_first else [(0, 1), (1, 0)]
+    actions = [action for rank, round in rounds for action in declare(job, rank, round)]
+    assert all(isinstance(action, Report) for action in actions)
+    [failure] = {action.fault for action in actions if isinstance(action, Report)}
+    assert isinstance(failure, DisagreementError)
+    assert "rank 1 of job 'night', " in str(failure)
+    assert failure.ranks == (1,)
+    assert push(job, 1, 0) == []
+
+
+def test_a_rank_may_be_new_where_no_round_has_ended() -> None:
+    """An aggregator that was started again while the workers joined: some come back, others come for the first time."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        job.join(hello(rank, resuming=rank == 0), "peer", 0.0)
+        assert declare(job, rank, 0) == []

@@ -131,3 +131,24 @@ def test_a_worker_that_offers_no_plane_that_is_there_is_refused(registry: Regist
     message.planes[:] = [pb.PLANE_SHM]
     with pytest.raises(InvalidError, match="inline"):
         raise join(registry, message, 0.0) or AssertionError
+
+
+def test_a_worker_that_comes_back_after_the_end_of_its_job_is_told_how_it_ended(registry: Registry) -> None:
+    """One that was stopped for long is neither let in anew, nor into the next run of that name."""
+    stopped = hello(1, age=60)
+    for message in (hello(0, age=60), stopped):
+        assert join(registry, message, 0.0) is None
+    registry.jobs["night"].lost(1, 1.0)
+    assert len(list(registry.tick(32.0))) == 1
+    registry.jobs["night"].lost(0, 33.0)
+    assert [*registry.tick(33.0), *registry.tick(100.0)] == []
+    assert registry.jobs == {}
+    stopped.resuming = True
+    stopped.age_seconds = 160
+    for _ in range(2):
+        refusal = join(registry, stopped, 100.0)
+        assert isinstance(refusal, WorkerLostError)
+        assert refusal.ranks == (1,)
+        # The next run begins.
+        join(registry, hello(0, age=1), 100.0)
+    assert sorted(registry.jobs["night"].workers) == [0]

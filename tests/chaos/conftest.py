@@ -1,172 +1,79 @@
-"""Aggregators as processes that can be killed, and connections that can be cut."""
+"""Aggregators, workers and proxies that end with their test."""
 
-import asyncio
 import contextlib
-import os
 import pathlib
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from psum.client._thread import LoopThread
-
-PATIENCE_SECONDS = 30.0
-
-
-class AggregatorProcess:
-    """`psum aggregator` on one address, to be killed and started again.
-
-    Attributes:
-        address: Where it listens, the same after every start.
-    """
-
-    def __init__(self, directory: pathlib.Path, flags: tuple[str, ...]) -> None:
-        self._announce = directory / "address"
-        self._log = directory / "log"
-        self._flags = flags
-        self.address = "127.0.0.1:0"
-        self.start()
-
-    def start(self) -> None:
-        """Starts it and waits until it serves."""
-        self._announce.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", self.address]
-        command += ["--announce", str(self._announce), *self._flags]
-        with self._log.open("a") as log:
-            self.process = subprocess.Popen(command, stderr=log)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self._announce.exists():
-            assert self.process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        self.address = self._announce.read_text().strip()
-
-    def end(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Sends a signal and waits for the end; returns the status."""
-        os.kill(self.process.pid, number)
-        return self.process.wait(PATIENCE_SECONDS)
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
+from faults.aggregators import AggregatorProcess
+from faults.processes import WorkerProcess
+from faults.proxy import Proxy
+from faults.training import STEPS, Training, undisturbed
 
 
 @pytest.fixture
-def make_aggregator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., AggregatorProcess]]:
+def stack() -> Iterator[contextlib.ExitStack]:
+    """Ends what the fixtures below have made."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def make_aggregator(
+    stack: contextlib.ExitStack, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., AggregatorProcess]:
     """Starts aggregator processes with the given flags."""
-    made: list[AggregatorProcess] = []
 
     def make(*flags: str) -> AggregatorProcess:
-        made.append(AggregatorProcess(tmp_path_factory.mktemp("aggregator"), flags))
-        return made[-1]
+        made = AggregatorProcess(tmp_path_factory.mktemp("aggregator"), flags)
+        stack.callback(made.close)
+        return made
 
-    yield make
-    for aggregator in made:
-        if aggregator.process.poll() is None:
-            aggregator.end()
-
-
-class Proxy:
-    """Forwards TCP connections to an address, and does harm to them on request.
-
-    Attributes:
-        address: Where to connect to instead.
-        connections: How many connections were made.
-    """
-
-    def __init__(self, target: str, seed: int = 0) -> None:
-        self._target = target
-        self._random = random.Random(seed)
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._thread = LoopThread("proxy")
-        self.connections = 0
-        self.cut_after: tuple[int, int] | None = None
-        """Cuts each connection after a random number of bytes between these, either way."""
-        self.delay_seconds = 0.0
-        """Holds back everything by up to this."""
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._server = self._thread.run(self._start(), PATIENCE_SECONDS)
-        self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
-
-    def cut(self) -> None:
-        """Breaks all connections now."""
-
-        async def close() -> None:
-            for writer in list(self._writers):
-                writer.transport.abort()
-
-        self._thread.run(close(), PATIENCE_SECONDS)
-
-    def stall(self) -> None:
-        """Forwards nothing any more, without closing anything: as when a cable is pulled."""
-        self._thread.call(self._flowing.clear)
-
-    def flow(self) -> None:
-        """Forwards again."""
-        self._thread.call(self._flowing.set)
-
-    def close(self) -> None:
-        self.cut()
-        self._thread.call(self._server.close)
-        self._thread.stop()
-
-    async def _start(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        host, _, port = self._target.rpartition(":")
-        try:
-            other_reader, other_writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            writer.transport.abort()
-            return
-        left = [self._random.randint(*self.cut_after)] if self.cut_after else None
-        pair = {writer, other_writer}
-        self._writers |= pair
-        forwarding = [
-            asyncio.create_task(self._forward(reader, other_writer, left)),
-            asyncio.create_task(self._forward(other_reader, writer, left)),
-        ]
-        await asyncio.wait(forwarding, return_when=asyncio.FIRST_COMPLETED)
-        for task in forwarding:
-            task.cancel()
-        self._writers -= pair
-        for one in pair:
-            one.transport.abort()
-
-    async def _forward(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int] | None
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                await self._flowing.wait()
-                if self.delay_seconds:
-                    await asyncio.sleep(self._random.uniform(0, self.delay_seconds))
-                if left is not None:
-                    data = data[: left[0]]
-                    left[0] -= len(data)
-                writer.write(data)
-                await writer.drain()
-                if left is not None and left[0] == 0:
-                    return
+    return make
 
 
 @pytest.fixture
-def make_proxy() -> Iterator[Callable[..., Proxy]]:
+def make_proxy(stack: contextlib.ExitStack) -> Callable[..., Proxy]:
     """Makes proxies in front of addresses."""
-    with contextlib.ExitStack() as stack:
 
-        def make(target: str, **given: Any) -> Proxy:
-            proxy = Proxy(target, **given)
-            stack.callback(proxy.close)
-            return proxy
+    def make(target: str, **given: Any) -> Proxy:
+        made = Proxy(target, **given)
+        stack.callback(made.close)
+        return made
 
-        yield make
+    return make
+
+
+@pytest.fixture
+def make_worker(stack: contextlib.ExitStack, tmp_path: pathlib.Path) -> Callable[..., WorkerProcess]:
+    """Starts a worker process, and has it join a job where settings are given."""
+    made: list[WorkerProcess] = []
+
+    def make(**settings: Any) -> WorkerProcess:
+        made.append(WorkerProcess(tmp_path / f"worker-{len(made)}.log"))
+        stack.callback(made[-1].close)
+        if settings:
+            made[-1].send("join", settings={"connect_timeout": 30.0, "partition_bytes": 1 << 16} | settings)
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture
+def make_training(stack: contextlib.ExitStack, tmp_path: pathlib.Path) -> Callable[..., Training]:
+    """Starts a training; see Training."""
+
+    def make(addresses: list[str], **given: Any) -> Training:
+        made = Training(tmp_path / "training", addresses, **given)
+        stack.callback(made.close)
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed_result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What all ranks of a training have in the end when nothing happens."""
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), STEPS)

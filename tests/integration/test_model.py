@@ -137,6 +137,7 @@ class Fleet(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.jobs) - 1))
         for rank in range(self.workers):
             self.disconnect(rank, index)
+            self.hellos[rank, index].resuming = True
         self.jobs[index] = Job(self.hellos[0, index], worker_timeout=math.inf, round_timeout=math.inf)
         self.sums = [entry for entry in self.sums if entry[1] != index]
 

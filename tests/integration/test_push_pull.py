@@ -228,3 +228,10 @@ def test_a_job_frees_everything_when_its_last_worker_has_left(fleet: Any) -> Non
     status = psum.fetch_status(fleet.addresses[0])
     assert list(status.jobs) == []
     assert [list(e.joined) for e in status.ended] == [[0, 1]]
+
+
+def test_clients_that_come_and_go_disturb_no_other(fleet: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What gRPC has still to say of a client that was closed does not end up in the event loop of another one."""
+    for _ in range(20):
+        fleet.on_every_rank(3, lambda client: client.store().push_pull("w", np.ones(100_000, np.float32)))
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -180,6 +181,10 @@ class Run:
         )
         self.status: int | None = None
         self.output = self.errors = ""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self._process.send_signal(number)
 
     def wait(self) -> "Run":
         try:

@@ -1,9 +1,16 @@
 """What happens to the whole process: import, fork, exit, and MXNet's other engine."""
 
+import contextlib
+import os
+import pathlib
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from psum.aggregator import Settings
 
 #: An operation on the engine that is outstanding and completed by hand.
 OUTSTANDING = """
@@ -21,6 +28,14 @@ _engine.push(array, _engine.Operation(run, lambda: None))
 dependent = array + 1
 assert running.wait(20)
 """
+
+
+def wait_for_files(*paths: pathlib.Path) -> None:
+    """Waits until the processes of a test have made these files."""
+    deadline = time.monotonic() + 30
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_fork_with_outstanding_operation(run_python: Callable[..., Any]) -> None:
@@ -105,6 +120,99 @@ dependent = array + 1
     assert run.status == (1 if crash else 0)
     assert "1 sums under way" in run.errors
     assert ("ValueError: crashed" in run.errors) == crash
+
+
+@pytest.mark.parametrize("outstanding", [False, True], ids=["sum comes", "sum never comes"])
+def test_interrupt_in_mid_step(
+    run_python: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path, outstanding: bool
+) -> None:
+    """Ctrl-C while MXNet waits for a sum ends the process within seconds, and its peer is told which rank has left."""
+    program = """
+import pathlib, sys
+import psum.mxnet
+from psum.mxnet._compat import MXNetError, mx
+store, array = mx.kv.create("byteps"), mx.nd.zeros((2,))
+store.pushpull("first", array)
+array.wait_to_read()
+try:
+    for step in range(100000 if store.rank == 1 or {} else 3):
+        store.pushpull("w", array)
+        array.wait_to_read()
+        if step == 2:
+            pathlib.Path({!r}).joinpath(str(store.rank)).touch()
+    store.pushpull("other", array)
+    array.wait_to_read()
+except MXNetError as error:
+    print(error)
+"""
+    text = program.format(not outstanding, str(tmp_path))
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    peer, interrupted = (run_python(text, PSUM_RANK=rank, **job) for rank in "01")
+    wait_for_files(tmp_path / "0", tmp_path / "1")
+    begin = time.monotonic()
+    interrupted.signal(signal.SIGINT)
+    assert interrupted.wait().status == -signal.SIGINT
+    assert time.monotonic() - begin < 10
+    assert "KeyboardInterrupt" in interrupted.errors
+    assert "rank 1 (" in peer.check()
+    assert "has left job" in peer.output
+
+
+@pytest.mark.parametrize("own_handler", [False, True])
+def test_interrupt_that_the_program_handles(run_python: Callable[..., Any], own_handler: bool) -> None:
+    """A program with a handler of its own, which may want to finish its step, goes on waiting for the sum."""
+    program = """
+import signal
+from psum.mxnet import _interrupts
+_interrupts.PATIENCE_SECONDS = 0.3
+_interrupts.forget()
+def end():
+    print("ended")
+    operations[0].complete()
+_interrupts.watch(end)
+if {}:
+    signal.signal(signal.SIGINT, lambda *_: print("handled"))
+threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+if {}:
+    threading.Timer(1.0, operations[0].complete).start()
+try:
+    dependent.wait_to_read()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    lines = run_python(OUTSTANDING + program.format(own_handler, own_handler)).check().split()
+    assert lines == (["handled"] if own_handler else ["ended", "interrupted"])
+
+
+@pytest.mark.parametrize(
+    "aggregator_settings", [Settings(listen=("127.0.0.1:0",), worker_timeout=1.0, keepalive=1.0)], ids=[""]
+)
+def test_killed_worker_with_a_data_loader(
+    run_alone: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path
+) -> None:
+    """Two workers whose DataLoaders fork all the time; when one is killed, the other has its error by name, and ends.
+
+    The forked processes have the killed worker's connection open: probes find out that nobody answers.
+    """
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2", "PSUM_LOCAL_SIZE": "2"}
+    files = [tmp_path / rank for rank in "01"]
+    left, killed = (
+        run_alone("loader.py", str(file), **job, PSUM_RANK=file.name, PSUM_LOCAL_RANK=file.name) for file in files
+    )
+    wait_for_files(*files)
+    begin = time.monotonic()
+    killed.signal(signal.SIGKILL)
+    try:
+        error, end = left.check().splitlines()
+    finally:
+        for pid in map(int, files[1].read_text().split()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed.wait()
+    assert time.monotonic() - begin < 1 + 2 * 1 + 5
+    assert "rank 1 of job 'default', " in error
+    assert "vanished" in error
+    assert end.endswith("ends")
 
 
 def test_exit_waits_for_sums(run_python: Callable[..., Any], aggregator: str) -> None:

@@ -96,6 +96,16 @@ def out_of_step(job: "Job", key: Key, declared: pb.Shard, rank: int) -> Disagree
     )
 
 
+def replaced(job: "Job", key: Key, rank: int) -> DisagreementError:
+    """A rank is new to a job in which it has taken part."""
+    return DisagreementError(
+        f"rank {rank} of job {job.name!r}, {job.workers[rank]}, was started again in the midst of the job: other ranks"
+        f" have sums of key {key.name!r} that it knows nothing of. Start all workers again",
+        key=key.id,
+        ranks=[rank],
+    )
+
+
 def aborted(job: "Job", key: Key, rank: int, message: pb.Abort) -> AbortedError:
     """A rank said that it cannot contribute."""
     return AbortedError(

@@ -147,6 +147,8 @@ class Job:
         for shard in declared.shards:
             if not self._in_step(key.shards[shard.index], shard.round):
                 return self._fail_key(key, failures.out_of_step(self, key, shard, rank))
+            if (newcomer := self._newcomer(key.shards[shard.index], shard.round)) is not None:
+                return self._fail_key(key, failures.replaced(self, key, newcomer))
         wanted = [
             (key.id, shard.index, key.shards[shard.index].round - 1)
             for shard in declared.shards
@@ -376,6 +378,13 @@ class Job:
         where this aggregator process has seen no round of the shard end, at the next one."""
         ahead = shard.inherited and shard.phase is Phase.GATHERING
         return shard.round - 1 <= round <= shard.round + (1 if ahead else 0)
+
+    def _newcomer(self, shard: ShardRounds[object], round: int) -> int | None:
+        """A rank that took part in no round before this aggregator process, where a rank declares one that comes after
+        such rounds: another process of that rank did, and the sums that are left have its part in them."""
+        if not shard.inherited or max(round, shard.round) == 0:
+            return None
+        return next((rank for rank, worker in self.workers.items() if not worker.hello.resuming), None)
 
     def _reconcile(self, key: Key, declared: pb.Shard, rank: int, now: float) -> bool:
         """Compares the round that a rank is at with the shard's; returns whether to ask this rank for its last sum."""

@@ -11,7 +11,7 @@ from psum.aggregator._settings import Settings
 from psum.aggregator._status import job_status
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
-from psum.wire.errors import ExhaustedError, FaultError, InvalidError, WorkerLostError
+from psum.wire.errors import ExhaustedError, FaultError, InvalidError, TakenError, WorkerLostError
 
 #: How many jobs that ended are kept for the status.
 _HISTORY: int = 32
@@ -55,6 +55,8 @@ class Registry:
             Its job, what to do for which job, and why the worker is refused (None: it has joined).
         """
         if (refusal := self._invalid(hello)) is not None:
+            return None, [], refusal
+        if (refusal := self._outlived(hello)) is not None:
             return None, [], refusal
         started = now - hello.age_seconds
         actions: list[tuple[Job, Action]] = []
@@ -127,6 +129,18 @@ class Registry:
     def _end(self, job: Job, now: float) -> None:
         job.end()
         self.ended.appendleft(Ended(job, now))
+
+    def _outlived(self, hello: pb.Hello) -> FaultError | None:
+        """Why a worker cannot come back, where its job has ended meanwhile."""
+        if not hello.resuming:
+            return None
+        for job in (ended.job for ended in self.ended if ended.job.name == hello.job):
+            worker = job.workers.get(hello.rank)
+            if worker is not None and worker.hello.incarnation == hello.incarnation:
+                return job.failure or TakenError(
+                    f"job {job.name!r} has ended, and rank {hello.rank}, {worker}, had left it", ranks=[hello.rank]
+                )
+        return None
 
     @staticmethod
     def _abandoned(job: Job, started: float) -> bool:

@@ -10,6 +10,9 @@ import uvloop
 
 T = TypeVar("T")
 
+#: How long what runs when the loop is stopped may take to end by itself.
+_LAST_TASKS_SECONDS = 0.25
+
 
 class LoopThread:
     """A uvloop that runs in a background thread from construction to `stop`; the caller's loop is not touched."""
@@ -37,7 +40,7 @@ class LoopThread:
         self.loop.call_soon_threadsafe(callback)
 
     def stop(self) -> None:
-        """Ends the loop and the thread; what runs there is cancelled."""
+        """Ends the loop and the thread; what runs there and does not end soon is cancelled."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
@@ -47,6 +50,10 @@ class LoopThread:
         try:
             self.loop.run_forever()
             tasks = asyncio.all_tasks(self.loop)
+            if tasks:
+                # Those of calls that were cancelled end by themselves. Were the loop closed before, what gRPC has still
+                # to say would be lost in the loop of another client, with an error in the log and some memory.
+                self.loop.run_until_complete(asyncio.wait(tasks, timeout=_LAST_TASKS_SECONDS))
             for task in tasks:
                 task.cancel()
             self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))

@@ -10,7 +10,7 @@ import weakref
 from typing import Final
 
 from psum.client import Client, ClosedError
-from psum.mxnet import _engine
+from psum.mxnet import _engine, _interrupts
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +28,9 @@ _pid = os.getpid()
 
 
 def watch(client: Client) -> None:
-    """Has the client closed in good order when the process ends."""
+    """Has the client closed in good order when the process ends, and its sums ended where Ctrl-C waits for them."""
     _clients.add(client)
+    _interrupts.watch(_end_sums)
 
 
 def install() -> None:
@@ -46,6 +47,12 @@ def _before_fork() -> None:
 
 def _after_fork_in_child() -> None:
     _engine.forget_all()
+    _interrupts.forget()
+
+
+def _end_sums() -> None:
+    for client in list(_clients):
+        client.fail(ClosedError(f"rank {client.rank} was interrupted while it waited for sums"))
 
 
 def _at_exit() -> None:

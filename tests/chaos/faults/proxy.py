@@ -1,0 +1,98 @@
+"""A TCP proxy that does harm."""
+
+import asyncio
+import contextlib
+import random
+
+from psum.client._thread import LoopThread
+
+PATIENCE_SECONDS = 30.0
+
+
+class Proxy:
+    """Forwards TCP connections to an address, and does harm to them on request.
+
+    Attributes:
+        address: Where to connect to instead.
+        connections: How many connections were made.
+        cuts: How many of them were cut after a random number of bytes.
+    """
+
+    def __init__(self, target: str, seed: int = 0) -> None:
+        self._target = target
+        self._random = random.Random(seed)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._thread = LoopThread("proxy")
+        self.connections = self.cuts = 0
+        self.cut_after: tuple[int, int] | None = None
+        """Cuts each connection after a random number of bytes between these, either way."""
+        self.delay_seconds = 0.0
+        """Holds back everything by up to this."""
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._server = self._thread.run(self._start(), PATIENCE_SECONDS)
+        self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
+
+    def cut(self) -> None:
+        """Breaks all connections now."""
+
+        async def close() -> None:
+            for writer in list(self._writers):
+                writer.transport.abort()
+
+        self._thread.run(close(), PATIENCE_SECONDS)
+
+    def stall(self) -> None:
+        """Forwards nothing any more, without closing anything: as when a cable is pulled."""
+        self._thread.call(self._flowing.clear)
+
+    def flow(self) -> None:
+        """Forwards again."""
+        self._thread.call(self._flowing.set)
+
+    def close(self) -> None:
+        self.cut()
+        self._thread.call(self._server.close)
+        self._thread.stop()
+
+    async def _start(self) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        host, _, port = self._target.rpartition(":")
+        try:
+            other_reader, other_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.transport.abort()
+            return
+        left = [self._random.randint(*self.cut_after)] if self.cut_after else None
+        pair = {writer, other_writer}
+        self._writers |= pair
+        forwarding = [
+            asyncio.create_task(self._forward(reader, other_writer, left)),
+            asyncio.create_task(self._forward(other_reader, writer, left)),
+        ]
+        await asyncio.wait(forwarding, return_when=asyncio.FIRST_COMPLETED)
+        for task in forwarding:
+            task.cancel()
+        self._writers -= pair
+        for one in pair:
+            one.transport.abort()
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int] | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                await self._flowing.wait()
+                if self.delay_seconds:
+                    await asyncio.sleep(self._random.uniform(0, self.delay_seconds))
+                if left is not None:
+                    data = data[: left[0]]
+                    left[0] -= len(data)
+                writer.write(data)
+                await writer.drain()
+                if left is not None and left[0] == 0:
+                    self.cuts += 1
+                    return

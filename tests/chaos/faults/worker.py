@@ -1,0 +1,241 @@
+"""A worker process that does what it is told, a line of JSON at a time, and tells what came of it in the same way.
+
+    python worker.py < commands > events
+
+Commands, by "do":
+
+    join    joins a job: "settings" of psum.client.Settings                    → joined
+    push    push-pulls the next round of "key", "size" float32, without waiting → pushed, then sum
+    train   trains for "steps", or until "stop" comes                           → step …, trained
+    work    a whole job in threads for "ranks"; see _jobs.py                    → working, worked
+    stop    ends a training: all ranks leave off after the same step
+    close   leaves the job in good order                                        → closed
+    fork    forks a child that "uses" psum or not, and "ends" in some way, or
+            "stays" for as long as nobody ends it                               → child, forked
+    raise   raises in the main thread, "within" a with statement or not
+    exit, _exit    ends the process in this way, whatever is outstanding
+
+Every value that is pushed is `contribution(...)` of its key, round and rank, so every sum can be checked by everybody:
+the event says whether it was right. What psum raises is told as an event `error`, or as "error" of the sum.
+"""
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import queue
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from psum import client as psum
+
+PATIENCE_SECONDS = 120.0
+
+#: The tensors of a training.
+SIZES = (5, 70_000, 1000, 200_000, 1)
+
+Values = npt.NDArray[np.float32]
+
+
+def contribution(key: str, round: int, rank: int, size: int) -> Values:
+    """What a rank pushes: a shape of (size,) that is different for every key, round and rank."""
+    return np.random.default_rng([zlib.crc32(key.encode()), round, rank]).standard_normal(size, np.float32)
+
+
+def expected_sum(key: str, round: int, ranks: Iterable[int], size: int) -> Values:
+    """What all ranks must get: the sum in rank order."""
+    first, *others = ranks
+    total = contribution(key, round, first, size)
+    for rank in others:
+        total += contribution(key, round, rank, size)
+    return total
+
+
+def describe(error: BaseException | None) -> dict[str, Any] | None:
+    """An error as it is told to another process."""
+    if error is None:
+        return None
+    return {
+        "kind": type(error).__name__,
+        "text": str(error),
+        "ranks": list(getattr(error, "ranks", ())),
+        "address": getattr(error, "address", ""),
+    }
+
+
+class Worker:
+    """One process's side of the conversation."""
+
+    def __init__(self) -> None:
+        self._telling = threading.Lock()
+        self._commands: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._stop = threading.Event()
+        self._rounds: Counter[str] = Counter()
+        self._client: psum.Client | None = None
+        self._store: psum.Store | None = None
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def tell(self, event: str, **what: Any) -> None:
+        """Writes an event."""
+        line = json.dumps({"event": event, **what}) + "\n"
+        with self._telling:
+            os.write(sys.stdout.fileno(), line.encode())
+
+    def run(self) -> None:
+        """Does what comes until the input ends."""
+        tasks: dict[str, Callable[..., None]] = {
+            "join": self._join,
+            "push": self._push,
+            "train": self._train,
+            "work": self._work,
+            "close": self._close,
+            "fork": self._fork,
+            "raise": self._raise,
+            "exit": sys.exit,
+            "_exit": lambda: os._exit(0),
+        }
+        while (command := self._commands.get())["do"] != "end":
+            task = tasks[command.pop("do")]
+            try:
+                task(**command)
+            except psum.PsumError as error:
+                self.tell("error", error=describe(error))
+
+    def _listen(self) -> None:
+        # Not sys.stdin: a child of multiprocessing closes that, and would wait for the lock that this thread has.
+        with open(os.dup(0), buffering=1 << 16) as commands:
+            for line in commands:
+                command = json.loads(line)
+                if command["do"] == "stop":
+                    self._stop.set()
+                else:
+                    self._commands.put(command)
+        self._commands.put({"do": "end"})
+
+    def _join(self, settings: dict[str, Any]) -> None:
+        self._client = psum.connect(psum.Settings(**settings | {"aggregators": tuple(settings["aggregators"])}))
+        self._store = self._client.store()
+        self._rounds.clear()
+        self.tell("joined")
+
+    def _push(self, key: str, size: int) -> None:
+        assert self._client is not None
+        assert self._store is not None
+        rank, num_workers = self._client.rank, self._client.num_workers
+        round = self._rounds[key]
+        self._rounds[key] += 1
+        value = contribution(key, round, rank, size)
+        expected = expected_sum(key, round, range(num_workers), size)
+
+        def tell(future: "Future[None]") -> None:
+            right = bool(np.array_equal(value, expected))
+            self.tell("sum", key=key, round=round, right=right, error=describe(future.exception()))
+
+        future = self._store.push_pull_async(key, value)
+        self.tell("pushed", key=key, round=round)
+        future.add_done_callback(tell)
+
+    def _train(self, steps: int | None = None) -> None:
+        assert self._client is not None
+        result = train(self._client, steps, self._stop, lambda step: self.tell("step", step=step))
+        self.tell("trained", **result)
+
+    def _work(self, **spec: Any) -> None:
+        from faults import jobs
+
+        jobs.work(self.tell, **spec)
+
+    def _close(self) -> None:
+        assert self._client is not None
+        begin = time.monotonic()
+        self._client.close()
+        self.tell("closed", seconds=time.monotonic() - begin)
+
+    def _fork(self, *, uses: bool, ends: str) -> None:
+        begin = time.monotonic()
+        if ends == "multiprocessing":
+            process = multiprocessing.get_context("fork").Process(target=self._be_child, args=(uses,))
+            process.start()
+            process.join(PATIENCE_SECONDS)
+            status = process.exitcode
+        else:
+            pid = os.fork()
+            if pid == 0:
+                self._be_child(uses)
+                if ends == "stays":
+                    self.tell("child", pid=os.getpid())
+                    time.sleep(PATIENCE_SECONDS)
+                if ends == "_exit":
+                    os._exit(0)
+                sys.exit(0)
+            status = None if ends == "stays" else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self.tell("forked", status=status, seconds=time.monotonic() - begin)
+
+    def _be_child(self, uses: bool) -> None:
+        assert self._store is not None
+        if uses:
+            try:
+                self._store.push_pull("child", np.ones(3, np.float32))
+            except psum.ForkedError as error:
+                self.tell("child", error=describe(error))
+
+    def _raise(self, within: bool) -> None:
+        assert self._client is not None
+        with self._client if within else contextlib.nullcontext():
+            raise ValueError("told to")
+
+
+def train(
+    client: psum.Client, steps: int | None, stop: threading.Event, report: Callable[[int], None]
+) -> dict[str, Any]:
+    """A stand-in for a training: every step's gradients depend on the rank, the step and the sums so far.
+
+    Args:
+        client: A client that has joined.
+        steps: How many steps; None: until `stop` is set on some rank. All ranks leave off after the same step.
+        stop: See there.
+        report: Called with the number of steps done after each.
+
+    Returns:
+        How many "steps" were done, and digests of the final "parameters" and of all "sums".
+    """
+    store = client.store()
+    random = np.random.default_rng(client.rank)
+    data = [random.standard_normal(size).astype(np.float32) for size in SIZES]
+    parameters = [values.copy() for values in data]
+    for index, values in enumerate(parameters):
+        store.broadcast(f"first {index}", values)
+    sums = hashlib.blake2b()
+    done = 0
+    while done != steps:
+        gradients = [np.roll(d, done) - p for d, p in zip(data, parameters, strict=True)]
+        leave_off = np.array([stop.is_set()], np.int32)
+        futures = [store.push_pull_async(i, gradient, priority=-i) for i, gradient in enumerate(gradients)]
+        futures.append(store.push_pull_async("stop", leave_off))
+        for future in futures:
+            future.result(PATIENCE_SECONDS)
+        for values, gradient in zip(parameters, gradients, strict=True):
+            values += np.float32(0.1) * gradient
+            sums.update(gradient.data)
+        done += 1
+        report(done)
+        if leave_off[0]:
+            break
+    digest = hashlib.blake2b(b"".join(values.tobytes() for values in parameters))
+    return {"steps": done, "parameters": digest.hexdigest(), "sums": sums.hexdigest()}
+
+
+if __name__ == "__main__":
+    # The folder of the package, not that of this file.
+    sys.path[0] = os.path.dirname(sys.path[0])
+    Worker().run()

@@ -1,0 +1,147 @@
+"""A worker is killed, and perhaps another process comes in its place."""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from faults.processes import WorkerFailed
+from faults.watching import holds_nothing, is_gone, is_over, resident_bytes, rounds_waiting, wait_until
+from psum import client as psum
+
+WORKER_TIMEOUT = 1.5
+KEYS = ("a", "b", "c", "d")
+
+
+def all_keys_wait(addresses: list[str], job: str) -> bool:
+    return {key for key, *_ in rounds_waiting(addresses, job)} == set(KEYS)
+
+
+def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """Every operation of every peer has its error in time, naming the rank; the aggregators let go of the memory."""
+    aggregators = [make_aggregator("--worker-timeout", f"{WORKER_TIMEOUT:g}s") for _ in range(2)]
+    addresses = [a.address for a in aggregators]
+    workers = [make_worker() for _ in range(3)]
+    resident = []
+    for job in ("first", "second"):
+        if job != "first":
+            workers[-1] = make_worker()
+        for rank, worker in enumerate(workers):
+            worker.send("join", settings={"job": job, "aggregators": addresses, "rank": rank, "num_workers": 3})
+            # Some rounds have contributions of all but one, some of the one that goes, some of nobody else.
+            for key in KEYS[: 3 if rank < 2 else 2]:
+                worker.send("push", key=key, size=1_000_000)
+        for worker in workers:
+            assert [worker.next("sum")["right"] for _ in KEYS[:2]] == [True, True]
+        for worker in workers[:2]:
+            for key in KEYS:
+                worker.send("push", key=key, size=1_000_000)
+        wait_until(all_keys_wait, addresses, job, what="all keys wait")
+        *peers, killed = workers
+        killed.signal(signal.SIGKILL)
+        begin = time.monotonic()
+        for peer in peers:
+            for _ in range(1 + len(KEYS)):
+                error = peer.next("sum", timeout=WORKER_TIMEOUT + 5)["error"]
+                assert error["kind"] == "WorkerLostError"
+                assert error["ranks"] == [2]
+                assert f"rank 2 of job '{job}', " in error["text"]
+                assert f"pid {killed.process.pid} " in error["text"]
+        assert WORKER_TIMEOUT < time.monotonic() - begin < WORKER_TIMEOUT + 5
+        for address in addresses:
+            wait_until(holds_nothing, address, job, what="nothing is held")
+        for peer in peers:
+            peer.send("close")
+            peer.next("closed")
+        for address in addresses:
+            wait_until(is_over, address, job, what="the job is over")
+            [ended] = psum.fetch_status(address, job=job).ended
+            assert "vanished" in ended.failure
+        resident.append([resident_bytes(a.process.pid) for a in aggregators])
+    assert all(last < first + (16 << 20) for first, last in zip(resident[0], resident[-1], strict=True))
+
+
+def test_a_worker_that_took_part_in_nothing_can_be_replaced(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """A new process takes the rank of one that was killed before its first push, and all sums are right."""
+    address = make_aggregator().address
+    common = {"aggregators": [address], "num_workers": 2}
+    zero, first = (make_worker(rank=rank, **common) for rank in range(2))
+    first.next("joined")
+    zero.send("push", key="w", size=1000)
+    zero.next("pushed")
+    first.signal(signal.SIGKILL)
+    wait_until(is_gone, address, 1, what="its end is noticed")
+    second = make_worker(rank=1, **common)
+    for round in range(2):
+        second.send("push", key="w", size=1000)
+        for worker in (zero, second):
+            told = worker.next("sum")
+            assert (told["round"], told["right"]) == (round, True)
+        zero.send("push", key="w", size=1000)
+
+
+@pytest.mark.parametrize("in_an_open_round", [False, True])
+def test_a_worker_that_took_part_cannot_be_replaced(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], in_an_open_round: bool
+) -> None:
+    """A new process of its rank is refused, in words; the peers have their error, and no sum with a part of both."""
+    address = make_aggregator("--worker-timeout", "2s").address
+    common = {"aggregators": [address], "num_workers": 2}
+    zero, first = (make_worker(rank=rank, **common) for rank in range(2))
+    first.send("push", key="w", size=1000)
+    if not in_an_open_round:
+        zero.send("push", key="w", size=1000)
+        assert first.next("sum")["right"]
+    else:
+        wait_until(lambda: rounds_waiting([address]) == [("w", 0, (0,))], what="it has contributed")
+    first.signal(signal.SIGKILL)
+    wait_until(is_gone, address, 1, what="its end is noticed")
+    with pytest.raises(WorkerFailed, match=r"rank 1 of job 'default' is taken by .* which vanished") as caught:
+        make_worker(rank=1, **common).next("joined")
+    assert caught.value.error["kind"] == "TakenError"
+    if in_an_open_round:
+        zero.send("push", key="w", size=1000)
+    # What it had contributed before counts.
+    assert zero.next("sum")["right"]
+    zero.send("push", key="w", size=1000)
+    error = zero.next("sum")["error"]
+    assert (error["kind"], error["ranks"]) == ("WorkerLostError", [1])
+
+
+@pytest.mark.parametrize("newcomer_first", [False, True])
+def test_a_replaced_worker_gets_no_old_sum_from_an_aggregator_that_was_started_again(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], newcomer_first: bool
+) -> None:
+    """Where worker and aggregator die together, as on one machine, a new process of the rank is not taken for the old.
+
+    It begins with the first round, of which its peer has the sum, with the old process's contribution in it.
+    """
+    aggregator = make_aggregator("--worker-timeout", "2s")
+    common = {"aggregators": [aggregator.address], "num_workers": 2}
+    zero, first = (make_worker(rank=rank, **common) for rank in range(2))
+    for worker in (zero, first):
+        worker.send("push", key="w", size=1000)
+    assert [worker.next("sum")["right"] for worker in (zero, first)] == [True, True]
+    if newcomer_first:
+        zero.signal(signal.SIGSTOP)
+    first.signal(signal.SIGKILL)
+    aggregator.end()
+    aggregator.start()
+    second = make_worker(rank=1, **common)
+    second.next("joined")
+    second.send("push", key="w", size=1000)
+    if newcomer_first:
+        wait_until(lambda: rounds_waiting([aggregator.address]) == [("w", 0, (0,))], what="it has contributed")
+        zero.signal(signal.SIGCONT)
+    zero.send("push", key="w", size=1000)
+    for worker in (zero, second):
+        error = worker.next("sum")["error"]
+        assert error is not None
+        assert "rank 1" in error["text"]
+        assert "started again in the midst of the job" in error["text"]

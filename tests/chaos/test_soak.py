@@ -1,0 +1,25 @@
+"""A short run of scripts/soak."""
+
+import pathlib
+
+import pytest
+
+from faults.schedule import schedule
+from faults.soak import soak
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(240)
+def test_a_minute_of_random_faults(tmp_path: pathlib.Path) -> None:
+    """Jobs come and go while everything is killed, stopped and cut: every sum is right, and nothing grows."""
+    report = soak(tmp_path, minutes=1.0, seed=4)
+    assert report.problems == [], report.table
+    assert report.jobs["done"] > 20
+    assert report.checked > 1000
+    assert report.faults["aggregator killed"] > 2
+    assert report.faults["connections cut"] > 2
+
+
+def test_the_seed_fixes_the_schedule() -> None:
+    """The same seed gives the same faults, for a longer run more of them."""
+    assert schedule(1, 60) == schedule(1, 600)[: len(schedule(1, 60))] != schedule(2, 60)
