@@ -224,9 +224,38 @@ def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
     assert job.tick(6.0 + RELEASE_SECONDS) == []
 
 
-def test_a_worker_that_took_part_in_nothing_is_released_at_once(job: Job) -> None:
+def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
     """Nobody can need a sum of it."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        job.join(hello(rank, resuming=False), "peer", 0.0)
     assert job.leave(1, 5.0) == [Release(1)]
+
+
+def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(job: Job) -> None:
+    """It has taken part in nothing since, but has sums that others may lack, who have not even come back yet."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(2), "peer", 0.0)
+    declare(job, 2, 6)
+    assert job.leave(2, 1.0) == [Sync(2, (0, 1))]
+    job.join(hello(0), "peer", 1.0)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (0,)
+
+
+def test_a_worker_that_leaves_does_not_fail_those_who_wait_for_a_sum_that_it_has(job: Job) -> None:
+    """They wait for the round before, to which it has contributed, and not for the next one."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    assert job.leave(2, 2.0) == [Sync(2, (0, 1))]
+    job.check()
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (0,)
 
 
 def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:

@@ -261,8 +261,10 @@ class Job:
         worker.uncredited.clear()
         actions: list[Action] = []
         for key, shard in list(self.waiting.values()):
-            actions += self._fail_if_deserted(key, shard)
-        worker.awaited = {r for r, w in self.workers.items() if not w.left} if worker.contributed else set()
+            # Where nobody has contributed yet, some rank waits for the sum of the round before, and for no other rank.
+            if shard.missing < self.num_workers:
+                actions += self._fail_if_deserted(key, shard)
+        worker.awaited = self._who_may_need(worker)
         worker.release_at = now + RELEASE_SECONDS
         if worker.awaited:
             actions.append(Sync(rank, tuple(sorted(worker.awaited))))
@@ -391,6 +393,13 @@ class Job:
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
         self._let_go(key, failure)
         return [Report(failure, self._connected())]
+
+    def _who_may_need(self, worker: Worker) -> set[int]:
+        """The ranks that may lack a sum that a worker has."""
+        if worker.hello.resuming:
+            # It may have sums of a process before this one, to which not all ranks may have come back yet.
+            return {r for r in range(self.num_workers) if r not in self.workers or not self.workers[r].left}
+        return {r for r, w in self.workers.items() if not w.left} if worker.contributed else set()
 
     def _need(self, key: Key) -> int:
         """What a key may come to take."""
