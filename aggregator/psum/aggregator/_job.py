@@ -253,8 +253,8 @@ class Job:
     def leave(self, rank: int, now: float) -> list[Action]:
         """A worker leaves in good order; what still needs a contribution of it fails.
 
-        It is released when every other rank has received what was sent to it so far: until then a new process of this
-        aggregator might need a sum that only this worker has.
+        It is released when every other rank has the sums of all that it has pushed: until then this aggregator, or a
+        new process of it, might need a sum that only this worker has.
         """
         worker = self.workers[rank]
         worker.left = True
@@ -274,7 +274,7 @@ class Job:
         return actions + self._releases(now)
 
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
-        """A worker has received all that was sent to it before the sync of this number, which is the leaving rank's."""
+        """A worker lacks no sum any more; the number is that of the sync, which is the leaving rank."""
         if (leaving := self.workers.get(number)) is not None:
             leaving.awaited.discard(rank)
         return self._releases(now)
