@@ -5,7 +5,7 @@ import pytest
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, Sum, Sync
 from psum.aggregator._job import CREDIT_HOLD_SECONDS, RELEASE_SECONDS, Job
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import DisagreementError, ProtocolError, WorkerLostError
+from psum.wire.errors import DisagreementError, ProtocolError, TakenError, WorkerLostError
 
 FOUR = memoryview(b"abcd")
 
@@ -147,6 +147,42 @@ def test_ranks_that_are_further_apart_than_a_round_cannot_go_on(job: Job, rounds
     assert isinstance(action.fault, DisagreementError)
     assert action.ranks == (0, 1, 2)
     assert f"rank 1 is at round {rounds[1]} of key 'w'" in str(action.fault)
+
+
+def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: Job) -> None:
+    """Its rank has contributed to them as another process, of which this aggregator process knows nothing."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    declare(job, 0, 1)
+    actions, refusal = job.join(hello(2, resuming=False), "peer", 1.0)
+    assert actions == []
+    assert isinstance(refusal, TakenError)
+    assert "rank 2 of job 'night' has taken part in it as another process" in str(refusal)
+    assert job.join(hello(2), "peer", 1.0) == ([], None)
+
+
+def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_rounds() -> None:
+    """The others' rounds tell: a single one is enough, since all ranks have contributed to it."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(2, resuming=False), "peer", 0.0)
+    declare(job, 2, 0)
+    push(job, 2, 0)
+    job.join(hello(0), "peer", 1.0)
+    [action] = declare(job, 0, 1)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert (action.fault.key, action.fault.ranks, action.ranks) == (None, (2,), (2, 0))
+
+
+def test_a_worker_that_is_late_may_join_an_aggregator_that_was_started_again() -> None:
+    """No round can have ended without it, so nobody declares one."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    job.join(hello(1), "peer", 0.0)
+    declare(job, 0, 0)
+    assert job.join(hello(2, resuming=False), "peer", 1.0) == ([], None)
+    assert declare(job, 2, 0) == []
+    assert declare(job, 1, 0) == []
 
 
 def test_a_worker_that_does_not_come_back_fails_the_job(job: Job) -> None:

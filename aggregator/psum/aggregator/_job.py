@@ -60,6 +60,9 @@ class Job:
         """The first hello, which all others must agree with."""
         self._resumed_at: float | None = None
         """When the first worker came that had been in the job before this aggregator process knew of it."""
+        self._inherits = False
+        """Whether some rank has a sum that was made before this aggregator process knew of the job: all ranks have
+        taken part in that, so no process can be in the job that was not in it before."""
         self.waiting: OrderedDict[tuple[int, int], tuple[Key, ShardRounds[object]]] = OrderedDict()
         """Shards whose round has some contributions but not all, by (key, shard), the oldest round first."""
 
@@ -102,6 +105,8 @@ class Job:
             return [], None
         if holder is not None and (holder.connected or holder.left or holder.contributed):
             return [], failures.taken(self, holder, hello, peer, now)
+        if self._inherits and not hello.resuming:
+            return [], failures.begun_without(self, hello, peer)
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
@@ -127,6 +132,10 @@ class Job:
             return [Report(key.failure, (rank,))]
         if (disagreement := key.disagreement(declared, rank)) is not None:
             return self._fail_key(key, disagreement)
+        if any(shard.round > 0 and key.shards[shard.index].inherited for shard in declared.shards):
+            self._inherits = True
+            if newcomers := [r for r, w in self.workers.items() if not w.hello.resuming]:
+                return self.fail(failures.started_again(self, newcomers), now)
         for shard in declared.shards:
             if not self._in_step(key.shards[shard.index], shard.round):
                 return self._fail_key(key, failures.out_of_step(self, key, shard, rank))
