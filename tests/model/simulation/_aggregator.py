@@ -4,8 +4,6 @@ from collections.abc import Callable
 from random import Random
 from typing import cast
 
-from simulation._connection import Connection
-
 from psum.aggregator._actions import Action
 from psum.aggregator._delivery import Delivery, Line
 from psum.aggregator._job import Job
@@ -15,6 +13,7 @@ from psum.aggregator._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, split
 from psum.wire.errors import FaultError
+from simulation._connection import Connection
 
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 

@@ -2,11 +2,10 @@
 
 from random import Random
 
-from simulation import _steps as steps
-from simulation._fleet import ROUND_TIMEOUT_SECONDS, WORKER_TIMEOUT_SECONDS, Fleet
-from simulation._plan import Ending
-
 from psum.client import AbortedError, DisagreementError, RoundTimeoutError, TakenError, WorkerLostError
+from simulation import _steps as steps
+from simulation._fleet import ROUND_TIMEOUT_SECONDS, WORKER_TIMEOUT_SECONDS, Fleet, Frozen
+from simulation._plan import Ending
 
 
 def doom(fleet: Fleet, random: Random) -> None:
@@ -40,7 +39,6 @@ def doom(fleet: Fleet, random: Random) -> None:
                 worker.submit(fleet.now)
         case Ending.DESERTION:
             ledger.excuse(WorkerLostError, RoundTimeoutError)
-            fleet.reserved[rank].clear()
             fleet.leavers.add(rank)
         case Ending.STALL:
             ledger.excuse(RoundTimeoutError)
@@ -57,6 +55,8 @@ def doom(fleet: Fleet, random: Random) -> None:
 
 def finish(fleet: Fleet, random: Random) -> None:
     """All ranks do what the others did, and leave; all that was started ends, rightly; nothing is left."""
+    if not all(worker.joined for worker in fleet.workers):
+        fleet.settle(random, reconnect=True)
     steps.catch_up(fleet, random)
     if fleet.plan.ending is Ending.ALL_LEAVE and random.random() < 0.7:
         _leave_one_by_one(fleet, random)
@@ -88,8 +88,17 @@ def finish(fleet: Fleet, random: Random) -> None:
 def _leave_one_by_one(fleet: Fleet, random: Random) -> None:
     """Workers leave when they have what they wanted, while others still wait for it and connections break."""
     faults = [name for name in ("cut", "restart", "drain", "take_over", "reconnect") if name in fleet.plan.steps]
+    behind: Frozen = frozenset()
+    if "restart" in faults:
+        # Some lack the last sums when others leave, and have them from nobody else when the aggregator is killed.
+        behind = {("receive", r, a) for r, a in fleet.pairs if random.random() < 0.4}
+        fleet.settle(random, behind)
+        steps.restart(fleet, random)
     for _ in range(random.randint(1, 12)):
-        steps.moves(fleet, random)
+        if random.random() < 0.5:
+            steps.some_moves(fleet, random, 60, behind)
+        else:
+            steps.moves(fleet, random)
         for rank, worker in enumerate(fleet.workers):
             if not worker.busy and random.random() < 0.4:
                 fleet.leavers.add(rank)

@@ -6,15 +6,15 @@ from random import Random
 from unittest import mock
 
 import numpy as np
+
+from psum.aggregator._settings import Settings
+from psum.client import Operation, PsumError, Ticket
 from simulation._aggregator import AggregatorProcess
 from simulation._connection import Connection
 from simulation._ledger import Ledger, Place, Use, value
 from simulation._plan import Ending, Plan
 from simulation._tally import Tally
 from simulation._worker import WorkerProcess
-
-from psum.aggregator._settings import Settings
-from psum.client import Operation, PsumError, Ticket
 
 WORKER_TIMEOUT_SECONDS = 30.0
 ROUND_TIMEOUT_SECONDS = 90.0
@@ -68,13 +68,14 @@ class Fleet:
     def reserve(self, rank: int, place: Place, priority: int) -> bool:
         """A rank announces its next use of a key; returns False where it cannot any more."""
         worker = self.workers[rank]
-        if not worker.alive or worker.leaving or not worker.joined:
+        if not worker.alive or rank in self.leavers or not worker.joined:
             return False
         elements, kind = self.plan.keys[int(place[0][1:])]
         try:
             ticket = worker.reserve(place[0], elements, kind, place[1], priority)
-        except PsumError as error:
-            assert not self.ledger.strict, error
+        except PsumError:
+            if self.ledger.strict:
+                raise
             return False
         counts = self.counts.setdefault(place, [0] * self.plan.workers)
         assert ticket.round == counts[rank]
@@ -124,10 +125,9 @@ class Fleet:
         if aggregator is None:
             return False
         for connection in aggregator.connections:
-            if connection.rank == rank and connection.requests:
-                if aggregator.read(connection, self.now, random, self.plan.echoes):
-                    self.tally["messages"] += 1
-                    return True
+            if connection.rank == rank and aggregator.read(connection, self.now, random, self.plan.echoes):
+                self.tally["messages"] += 1
+                return True
         return False
 
     def write(self, rank: int, index: int) -> bool:

@@ -85,6 +85,9 @@ class Ledger:
         """A rank's process was killed."""
         for use in self.uses:
             use.forgotten = use.forgotten or use.rank == rank
+        # What only the dead were told binds nobody.
+        known = {(use.place, use.round) for use in self.uses if use.ends == [None] and not use.forgotten}
+        self._agreed = {place: total for place, total in self._agreed.items() if place in known}
 
     def begin(self, use: Use) -> None:
         """An operation is started."""

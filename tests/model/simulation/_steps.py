@@ -41,7 +41,7 @@ def start(fleet: Fleet, random: Random) -> None:
 
 def moves(fleet: Fleet, random: Random) -> None:
     """Messages are sent and arrive, and sums are made, in any order; some ways are slow."""
-    _moves(fleet, random, random.choice((3, 30, 100, 300)), _slow(fleet, random))
+    some_moves(fleet, random, random.choice((3, 30, 100, 300)), _slow(fleet, random))
 
 
 def settle(fleet: Fleet, random: Random) -> None:
@@ -85,7 +85,7 @@ def take_over(fleet: Fleet, random: Random) -> None:
     if fleet.workers[rank].links[index].connection is None:
         return
     fleet.log(f"  rank {rank} at aggregator {index}")
-    _moves(fleet, random, 10, {("read", rank, index)})
+    some_moves(fleet, random, 10, {("read", rank, index)})
     fleet.cut(rank, index, worker_knows=True, aggregator_knows=False)
     # Some of what the old stream had may still be read.
     for _ in range(random.choice((0, 1, 5))):
@@ -108,7 +108,7 @@ def restarts(fleet: Fleet, random: Random) -> None:
         for rank in random.sample(range(fleet.plan.workers), random.randint(1, fleet.plan.workers)):
             fleet.workers[rank].lose(index)
             fleet.connect(rank, index)
-        _moves(fleet, random, random.choice((10, 40, 100)), only=index)
+        some_moves(fleet, random, random.choice((10, 40, 100)), only=index)
 
 
 def skew(fleet: Fleet, random: Random) -> None:
@@ -138,7 +138,7 @@ def return_in_turn(fleet: Fleet, random: Random) -> None:
             for other in range(fleet.plan.workers)
             if other != rank and random.random() < 0.3
         }
-        _moves(fleet, random, random.choice((20, 60, 150)), others, only=index)
+        some_moves(fleet, random, random.choice((20, 60, 150)), others, only=index)
 
 
 def lose_a_holder(fleet: Fleet, random: Random) -> None:
@@ -155,10 +155,12 @@ def lose_a_holder(fleet: Fleet, random: Random) -> None:
         silent: Frozen = set()
         if random.random() < 0.5:
             # Who is asked for a sum does not answer.
-            _moves(fleet, random, 20, only=index)
+            some_moves(fleet, random, 20, only=index)
             silent = {("send", r, index) for r in range(fleet.plan.workers) if random.random() < 0.4}
-        _moves(fleet, random, random.choice((10, 30, 80)), silent, only=index)
-        fleet.cut(random.randrange(fleet.plan.workers), index, worker_knows=True, aggregator_knows=random.random() < 0.5)
+        some_moves(fleet, random, random.choice((10, 30, 80)), silent, only=index)
+        fleet.cut(
+            random.randrange(fleet.plan.workers), index, worker_knows=True, aggregator_knows=random.random() < 0.5
+        )
 
 
 def drain(fleet: Fleet, random: Random) -> None:
@@ -167,7 +169,7 @@ def drain(fleet: Fleet, random: Random) -> None:
     for index in range(fleet.plan.aggregators) if rolling else [random.randrange(fleet.plan.aggregators)]:
         fleet.drain(index)
         fleet.log(f"  aggregator {index}")
-        _moves(fleet, random, random.choice((0, 10, 100)))
+        some_moves(fleet, random, random.choice((0, 10, 100)))
         if rolling:
             fleet.settle(random, reconnect=True)
 
@@ -217,12 +219,14 @@ def _start_all(fleet: Fleet, random: Random) -> None:
             fleet.start(rank, random.randrange(len(fleet.reserved[rank])))
 
 
-def _moves(
+def some_moves(
     fleet: Fleet, random: Random, count: int, frozen: Frozen = frozenset(), *, only: int | None = None
 ) -> None:
     """Some moves by chance, where wanted at one aggregator only."""
     if only is not None:
-        frozen = set(frozen) | {(w, r, a) for w in ("send", "read", "write", "receive") for r, a in fleet.pairs if a != only}
+        frozen = set(frozen) | {
+            (w, r, a) for w in ("send", "read", "write", "receive") for r, a in fleet.pairs if a != only
+        }
     for _ in range(count):
         fleet.move(random, frozen)
     for index, aggregator in enumerate(fleet.aggregators):
@@ -246,9 +250,7 @@ def _slow(fleet: Fleet, random: Random) -> Frozen:
         case _:
             ranks = {r for r in range(fleet.plan.workers) if random.random() < 0.5}
             chosen = lambda what, r, _: what == "receive" and r in ranks  # noqa: E731
-    return {
-        (w, r, a) for w in ("send", "read", "write", "receive") for r, a in fleet.pairs if chosen(w, r, a)
-    }
+    return {(w, r, a) for w in ("send", "read", "write", "receive") for r, a in fleet.pairs if chosen(w, r, a)}
 
 
 def _cut(fleet: Fleet, random: Random, rank: int, index: int) -> None:
@@ -284,4 +286,4 @@ def _skew(fleet: Fleet, random: Random) -> None:
         if random.random() < 0.5:
             fleet.settle(random, held)
         else:
-            _moves(fleet, random, random.choice((5, 30)), held)
+            some_moves(fleet, random, random.choice((5, 30)), held)

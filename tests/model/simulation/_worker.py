@@ -7,13 +7,13 @@ from random import Random
 
 import numpy as np
 import numpy.typing as npt
-from simulation._connection import Connection
-from simulation._plan import Plan
 
 from psum.client import ElementType, FaultError, Operation, Ticket
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, decode, encode
+from simulation._connection import Connection
+from simulation._plan import Plan
 
 Values = npt.NDArray[np.generic]
 
