@@ -54,18 +54,8 @@ def a_contribution_replaces_the_one_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ShardRounds, "contribute", mutant)
 
 
-def duplicates_are_not_credited(patch: pytest.MonkeyPatch) -> None:
-    contribute = Job.contribute
-
-    def mutant(self: Job, rank: int, entry: pb.ShardRound, payload: memoryview | None, now: float) -> object:
-        before = len(self.workers[rank].uncredited)
-        held = self.held_bytes
-        actions = contribute(self, rank, entry, payload, now)
-        if len(self.workers[rank].uncredited) > before and self.held_bytes == held:
-            self.workers[rank].uncredited.pop()
-        return actions
-
-    patch.setattr(Job, "contribute", mutant)
+def credit_is_never_returned(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Job, "_credit_due", lambda _self, worker, _now: worker.uncredited.clear() or ())
 
 
 def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None:
@@ -142,7 +132,7 @@ ALL = [
     a_late_copy_of_the_round_before_is_refused,
     a_duplicate_counts,
     a_contribution_replaces_the_one_before,
-    duplicates_are_not_credited,
+    credit_is_never_returned,
     a_leaving_worker_does_not_wait_for_others,
     memory_of_a_failed_key_is_kept,
     ranks_are_declared_at_the_key_s_round,

@@ -11,7 +11,7 @@ import pytest
 import mutations
 from simulation import Failure, History, Tally, run, shrink
 
-HISTORIES = 300
+HISTORIES = 250
 
 #: Of which a mutation must be caught by one; most are by one of the first twenty.
 PATIENCE = 400

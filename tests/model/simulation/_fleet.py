@@ -19,7 +19,7 @@ from simulation._worker import WorkerProcess
 WORKER_TIMEOUT_SECONDS = 30.0
 ROUND_TIMEOUT_SECONDS = 90.0
 
-#: A direction in which nothing moves for a while: what is done ("send", "read", "write" or "receive"), rank, aggregator.
+#: Where nothing moves for a while: what is done ("send", "read", "write" or "receive"), rank, aggregator.
 Frozen = Set[tuple[str, int, int]]
 _NONE: Frozen = frozenset()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from random import Random
 
 from simulation._fleet import Fleet, Frozen
+from simulation._ledger import Place
 
 #: Until then histories in which nothing may fail may take; below the time-out of workers.
 _STRICT_SECONDS = 1020.0
@@ -204,12 +205,12 @@ def catch_up(fleet: Fleet, random: Random) -> None:
     _start_all(fleet, random)
 
 
-def _catch_up(fleet: Fleet, random: Random, places: list[tuple[str, object]], more: int) -> None:
+def _catch_up(fleet: Fleet, random: Random, places: list[Place], more: int) -> None:
     for place in random.sample(places, len(places)):
-        counts = fleet.counts.setdefault(place, [0] * fleet.plan.workers)  # type: ignore[arg-type]
+        counts = fleet.counts.setdefault(place, [0] * fleet.plan.workers)
         target = max(counts) + more
         for rank in range(fleet.plan.workers):
-            while counts[rank] < target and fleet.reserve(rank, place, random.randint(-3, 3)):  # type: ignore[arg-type]
+            while counts[rank] < target and fleet.reserve(rank, place, random.randint(-3, 3)):
                 pass
 
 
