@@ -5,7 +5,7 @@ import pytest
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, Sum, Sync
 from psum.aggregator._job import CREDIT_HOLD_SECONDS, RELEASE_SECONDS, Job
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import DisagreementError, ProtocolError, WorkerLostError
+from psum.wire.errors import DisagreementError, ProtocolError, TakenError, WorkerLostError
 
 FOUR = memoryview(b"abcd")
 
@@ -149,6 +149,42 @@ def test_ranks_that_are_further_apart_than_a_round_cannot_go_on(job: Job, rounds
     assert f"rank 1 is at round {rounds[1]} of key 'w'" in str(action.fault)
 
 
+def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: Job) -> None:
+    """Its rank has contributed to them as another process, of which this aggregator process knows nothing."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    declare(job, 0, 1)
+    actions, refusal = job.join(hello(2, resuming=False), "peer", 1.0)
+    assert actions == []
+    assert isinstance(refusal, TakenError)
+    assert "rank 2 of job 'night' has taken part in it as another process" in str(refusal)
+    assert job.join(hello(2), "peer", 1.0) == ([], None)
+
+
+def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_rounds() -> None:
+    """The others' rounds tell: a single one is enough, since all ranks have contributed to it."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(2, resuming=False), "peer", 0.0)
+    declare(job, 2, 0)
+    push(job, 2, 0)
+    job.join(hello(0), "peer", 1.0)
+    [action] = declare(job, 0, 1)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert (action.fault.key, action.fault.ranks, action.ranks) == (None, (2,), (2, 0))
+
+
+def test_a_worker_that_is_late_may_join_an_aggregator_that_was_started_again() -> None:
+    """No round can have ended without it, so nobody declares one."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    job.join(hello(1), "peer", 0.0)
+    declare(job, 0, 0)
+    assert job.join(hello(2, resuming=False), "peer", 1.0) == ([], None)
+    assert declare(job, 2, 0) == []
+    assert declare(job, 1, 0) == []
+
+
 def test_a_worker_that_does_not_come_back_fails_the_job(job: Job) -> None:
     """After a restart the missing rank is not known from before; it has worker_timeout to return."""
     job = Job(hello(0), worker_timeout=30, round_timeout=600)
@@ -224,9 +260,38 @@ def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
     assert job.tick(6.0 + RELEASE_SECONDS) == []
 
 
-def test_a_worker_that_took_part_in_nothing_is_released_at_once(job: Job) -> None:
+def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
     """Nobody can need a sum of it."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        job.join(hello(rank, resuming=False), "peer", 0.0)
     assert job.leave(1, 5.0) == [Release(1)]
+
+
+def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(job: Job) -> None:
+    """It has taken part in nothing since, but has sums that others may lack, who have not even come back yet."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(2), "peer", 0.0)
+    declare(job, 2, 6)
+    assert job.leave(2, 1.0) == [Sync(2, (0, 1))]
+    job.join(hello(0), "peer", 1.0)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (0,)
+
+
+def test_a_worker_that_leaves_does_not_fail_those_who_wait_for_a_sum_that_it_has(job: Job) -> None:
+    """They wait for the round before, to which it has contributed, and not for the next one."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    assert job.leave(2, 2.0) == [Sync(2, (0, 1))]
+    job.check()
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (0,)
 
 
 def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
@@ -242,23 +307,6 @@ def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
     assert isinstance(action, Sum)
     job.summed(action.key, 0, "sum")
     assert job.open_rounds() == []
-
-
-@pytest.mark.parametrize("newcomer_declares_first", [False, True])
-def test_a_rank_that_is_new_gets_no_sum_of_the_process_that_it_replaces(newcomer_declares_first: bool) -> None:
-    """Where worker and aggregator were both started again, the old sums are not its own: the key fails in words."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
-    job.join(hello(0), "peer", 0.0)
-    job.join(hello(1, resuming=False), "peer", 0.0)
-    job.join(hello(2), "peer", 0.0)
-    rounds = [(1, 0), (0, 1)] if newcomer_declares_first else [(0, 1), (1, 0)]
-    actions = [action for rank, round in rounds for action in declare(job, rank, round)]
-    assert all(isinstance(action, Report) for action in actions)
-    [failure] = {action.fault for action in actions if isinstance(action, Report)}
-    assert isinstance(failure, DisagreementError)
-    assert "rank 1 of job 'night', " in str(failure)
-    assert failure.ranks == (1,)
-    assert push(job, 1, 0) == []
 
 
 def test_a_rank_may_be_new_where_no_round_has_ended() -> None:

@@ -64,6 +64,26 @@ def taken(job: "Job", holder: Worker, hello: pb.Hello, peer: str, now: float) ->
     )
 
 
+def begun_without(job: "Job", hello: pb.Hello, peer: str) -> TakenError:
+    """A process that was not in the job before comes to one whose ranks have all taken part in some round."""
+    return TakenError(
+        f"rank {hello.rank} of job {job.name!r} has taken part in it as another process; refused"
+        f" {hello.worker or 'an unnamed worker'} ({peer}), which begins at the beginning."
+        " Start all workers again, or give this one another PSUM_JOB",
+        ranks=[hello.rank],
+    )
+
+
+def started_again(job: "Job", ranks: Sequence[int]) -> DisagreementError:
+    """Processes are in the job that were not in it when all ranks took part in some round."""
+    who = ", ".join(f"rank {r} ({job.workers[r].hello.worker or 'an unnamed worker'})" for r in ranks)
+    return DisagreementError(
+        f"{who} has begun job {job.name!r} at the beginning, others have sums of it already: was a worker started again"
+        " in the midst of the job? Start all workers again",
+        ranks=ranks,
+    )
+
+
 def exhausted(job: "Job", key: Key, need: int) -> ExhaustedError:
     """There is no memory for a key."""
     return ExhaustedError(
@@ -92,16 +112,6 @@ def out_of_step(job: "Job", key: Key, declared: pb.Shard, rank: int) -> Disagree
         " Start all workers again",
         key=key.id,
         round=declared.round,
-        ranks=[rank],
-    )
-
-
-def replaced(job: "Job", key: Key, rank: int) -> DisagreementError:
-    """A rank is new to a job in which it has taken part."""
-    return DisagreementError(
-        f"rank {rank} of job {job.name!r}, {job.workers[rank]}, was started again in the midst of the job: other ranks"
-        f" have sums of key {key.name!r} that it knows nothing of. Start all workers again",
-        key=key.id,
         ranks=[rank],
     )
 

@@ -74,6 +74,9 @@ class Job:
         self._impatience = Impatience(warn_after)
         self._resumed_at: float | None = None
         """When the first worker came that had been in the job before this aggregator process knew of it."""
+        self._inherits = False
+        """Whether some rank has a sum that was made before this aggregator process knew of the job: all ranks have
+        taken part in that, so no process can be in the job that was not in it before."""
         self.waiting: OrderedDict[tuple[int, int], tuple[Key, ShardRounds[object]]] = OrderedDict()
         """Shards whose round has some contributions but not all, by (key, shard), the oldest round first."""
 
@@ -116,6 +119,8 @@ class Job:
             return [], None
         if holder is not None and (holder.connected or holder.left or holder.contributed):
             return [], failures.taken(self, holder, hello, peer, now)
+        if self._inherits and not hello.resuming:
+            return [], failures.begun_without(self, hello, peer)
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
@@ -144,11 +149,13 @@ class Job:
             return [Report(key.failure, (rank,))]
         if (disagreement := key.disagreement(declared, rank)) is not None:
             return self._fail_key(key, disagreement)
+        if any(shard.round > 0 and key.shards[shard.index].inherited for shard in declared.shards):
+            self._inherits = True
+            if newcomers := [r for r, w in self.workers.items() if not w.hello.resuming]:
+                return self.fail(failures.started_again(self, newcomers), now)
         for shard in declared.shards:
             if not self._in_step(key.shards[shard.index], shard.round):
                 return self._fail_key(key, failures.out_of_step(self, key, shard, rank))
-            if (newcomer := self._newcomer(key.shards[shard.index], shard.round)) is not None:
-                return self._fail_key(key, failures.replaced(self, key, newcomer))
         wanted = [
             (key.id, shard.index, key.shards[shard.index].round - 1)
             for shard in declared.shards
@@ -272,16 +279,18 @@ class Job:
     def leave(self, rank: int, now: float) -> list[Action]:
         """A worker leaves in good order; what still needs a contribution of it fails.
 
-        It is released when every other rank has received what was sent to it so far: until then a new process of this
-        aggregator might need a sum that only this worker has.
+        It is released when every other rank has the sums of all that it has pushed: until then this aggregator, or a
+        new process of it, might need a sum that only this worker has.
         """
         worker = self.workers[rank]
         worker.left = True
         worker.uncredited.clear()
         actions: list[Action] = []
         for key, shard in list(self.waiting.values()):
-            actions += self._fail_if_deserted(key, shard)
-        worker.awaited = {r for r, w in self.workers.items() if not w.left} if worker.contributed else set()
+            # Where nobody has contributed yet, some rank waits for the sum of the round before, and for no other rank.
+            if shard.missing < self.num_workers:
+                actions += self._fail_if_deserted(key, shard)
+        worker.awaited = self._who_may_need(worker)
         worker.release_at = now + RELEASE_SECONDS
         if worker.awaited:
             actions.append(Sync(rank, tuple(sorted(worker.awaited))))
@@ -291,7 +300,7 @@ class Job:
         return actions + self._releases(now)
 
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
-        """A worker has received all that was sent to it before the sync of this number, which is the leaving rank's."""
+        """A worker lacks no sum any more; the number is that of the sync, which is the leaving rank."""
         if (leaving := self.workers.get(number)) is not None:
             leaving.awaited.discard(rank)
         return self._releases(now)
@@ -379,13 +388,6 @@ class Job:
         ahead = shard.inherited and shard.phase is Phase.GATHERING
         return shard.round - 1 <= round <= shard.round + (1 if ahead else 0)
 
-    def _newcomer(self, shard: ShardRounds[object], round: int) -> int | None:
-        """A rank that took part in no round before this aggregator process, where a rank declares one that comes after
-        such rounds: another process of that rank did, and the sums that are left have its part in them."""
-        if not shard.inherited or max(round, shard.round) == 0:
-            return None
-        return next((rank for rank, worker in self.workers.items() if not worker.hello.resuming), None)
-
     def _reconcile(self, key: Key, declared: pb.Shard, rank: int, now: float) -> bool:
         """Compares the round that a rank is at with the shard's; returns whether to ask this rank for its last sum."""
         shard = key.shards[declared.index]
@@ -417,6 +419,13 @@ class Job:
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
         self._let_go(key, failure)
         return [Report(failure, self._connected())]
+
+    def _who_may_need(self, worker: Worker) -> set[int]:
+        """The ranks that may lack a sum that a worker has."""
+        if worker.hello.resuming:
+            # It may have sums of a process before this one, to which not all ranks may have come back yet.
+            return {r for r in range(self.num_workers) if r not in self.workers or not self.workers[r].left}
+        return {r for r, w in self.workers.items() if not w.left} if worker.contributed else set()
 
     def _need(self, key: Key) -> int:
         """What a key may come to take."""

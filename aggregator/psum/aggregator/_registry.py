@@ -61,7 +61,8 @@ class Registry:
         started = now - hello.age_seconds
         actions: list[tuple[Job, Action]] = []
         job = self.jobs.get(hello.job)
-        if job is not None and self._abandoned(job, started):
+        # A worker that comes back is of no new run, whatever its clock says.
+        if job is not None and not hello.resuming and self._abandoned(job, started):
             if job.failure is None:
                 failure = WorkerLostError(f"all workers of job {job.name!r} vanished, and it was started again")
                 actions += [(job, action) for action in job.fail(failure, now)]

@@ -33,8 +33,8 @@ class _Lane:
         """Sums that it asked for."""
         self.outstanding: dict[tuple[int, int], Part] = {}
         """Shards that were sent and have no result yet, by (key's id, shard)."""
-        self.answers: deque[pb.ExchangeRequest] = deque()
-        """Short answers to what it asked."""
+        self.syncs: deque[int] = deque()
+        """Numbers of the syncs that are not answered yet."""
         self.still_open: set[tuple[int, int, int]] | None = None
         """While the aggregator is about to end: the rounds that it still finishes, as (key's id, shard, round)."""
         self.postponed: list[Part] = []
@@ -143,13 +143,14 @@ class Session:
             return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
         if lane.aborts:
             return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
-        if lane.answers:
-            return encode(lane.answers.popleft())
         if lane.restores:
             entry, total = lane.restores.popleft()
             return encode(pb.ExchangeRequest(restore=pb.Restore(shards=[entry])), total)
         batch = lane.scheduler.take()
         if not batch:
+            # What is not answered yet may be a sum that only the rank has that wants to leave.
+            if lane.syncs and not (lane.outstanding or lane.postponed or lane.scheduler):
+                return encode(pb.ExchangeRequest(synced=pb.Synced(number=lane.syncs.popleft())))
             return None
         entries, payloads = [], []
         for part in batch:
@@ -191,8 +192,7 @@ class Session:
                 for entry in message.want.shards:
                     self._give_back(aggregator, entry)
             case "sync":
-                answer = pb.ExchangeRequest(synced=pb.Synced(number=message.sync.number))
-                self._lanes[aggregator].answers.append(answer)
+                self._lanes[aggregator].syncs.append(message.sync.number)
             case "drain":
                 lane = self._lanes[aggregator]
                 lane.still_open = {(entry.id, entry.shard, entry.round) for entry in message.drain.open}
@@ -221,7 +221,7 @@ class Session:
         lane.outstanding.clear()
         lane.postponed.clear()
         lane.still_open = None
-        lane.answers.clear()
+        lane.syncs.clear()
         lane.scheduler.forget_credit()
         lane.restores.clear()
         declared = [key for key in list(self._keys.values()) if key.declared and aggregator in key.aggregators]

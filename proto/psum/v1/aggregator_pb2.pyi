@@ -303,7 +303,7 @@ class ExchangeResponse(_message.Message):
 
     @_builtins.property
     def sync(self) -> Global___Sync:
-        """Asks for an answer, which proves that all results sent before were received."""
+        """Asks for an answer once this worker lacks no sum of what it has pushed."""
 
     @_builtins.property
     def notice(self) -> Global___Notice:
@@ -715,7 +715,7 @@ Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
 class Synced(_message.Message):
-    """Says that everything before a sync was received."""
+    """Says that this worker has the sums of all that it has pushed here."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,144 @@
+"""Mistakes, made on purpose, that random histories must find: small, plausible, and harmless to an undisturbed run."""
+
+import pytest
+
+from psum.aggregator._job import Job
+from psum.aggregator._key import Key as JobKey
+from psum.aggregator._round import RULES, Phase, ShardRounds, Timing, Verdict
+from psum.client._keys import Key
+from psum.client._scheduler import Scheduler
+from psum.client._session import Session
+from psum.client._ticket import Part
+from psum.v1 import aggregator_pb2 as pb
+
+
+def waiters_are_forgotten_when_a_round_is_adopted(patch: pytest.MonkeyPatch) -> None:
+    adopt = ShardRounds.adopt
+
+    def mutant(self: ShardRounds[object], holder: int, now: float) -> None:
+        adopt(self, holder, now)
+        self.waiters.clear()
+        self.since = None
+
+    patch.setattr(ShardRounds, "adopt", mutant)
+
+
+def a_holder_that_comes_back_is_not_asked_again(patch: pytest.MonkeyPatch) -> None:
+    reconcile = Job._reconcile
+
+    def mutant(self: Job, key: JobKey, declared: pb.Shard, rank: int, now: float) -> bool:
+        before = key.shards[declared.index].round
+        asked = reconcile(self, key, declared, rank, now)
+        return asked and key.shards[declared.index].round != before
+
+    patch.setattr(Job, "_reconcile", mutant)
+
+
+def a_late_copy_of_the_round_before_is_refused(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(RULES, (Phase.GATHERING, Timing.LAST, False), Verdict.IGNORE)
+
+
+def a_duplicate_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(RULES, (Phase.GATHERING, Timing.CURRENT, True), Verdict.TAKE)
+
+
+def a_contribution_replaces_the_one_before(patch: pytest.MonkeyPatch) -> None:
+    contribute = ShardRounds.contribute
+
+    def mutant(
+        self: ShardRounds[object], rank: int, round: int, payload: memoryview, priority: int, now: float
+    ) -> Verdict:
+        # The round that a contribution is for is not looked at.
+        return contribute(self, rank, max(round, self.round), payload, priority, now)
+
+    patch.setattr(ShardRounds, "contribute", mutant)
+
+
+def credit_is_never_returned(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Job, "_credit_due", lambda _self, worker, _now: worker.uncredited.clear() or ())
+
+
+def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Job, "_who_may_need", lambda _self, _worker: set())
+
+
+def memory_of_a_failed_key_is_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Job, "_let_go", lambda _self, key, failure: key.failure or key.fail(failure))
+
+
+def ranks_are_declared_at_the_key_s_round(patch: pytest.MonkeyPatch) -> None:
+    declaration = Key.declaration
+
+    def mutant(self: Key, aggregator: int) -> pb.Key:
+        declared = declaration(self, aggregator)
+        for shard in declared.shards:
+            # Some shards of the running round may have their sums already.
+            shard.round = self.round
+        return declared
+
+    patch.setattr(Key, "declaration", mutant)
+
+
+def the_kept_sum_is_the_program_s_memory(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Session,
+        "_kept",
+        staticmethod(
+            lambda ticket, shard, payload: bytes(payload) or (ticket.source and ticket.source[shard.start : shard.stop])
+        ),
+    )
+
+
+def what_was_postponed_is_not_sent_to_the_next_process(patch: pytest.MonkeyPatch) -> None:
+    reconnected = Session.reconnected
+
+    def mutant(self: Session, aggregator: int) -> None:
+        self._lanes[aggregator].postponed.clear()
+        reconnected(self, aggregator)
+
+    patch.setattr(Session, "reconnected", mutant)
+
+
+def credit_is_not_forgotten_with_the_connection(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "forget_credit", lambda _self: None)
+
+
+def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> None:
+    take = Scheduler.take
+
+    def mutant(self: Scheduler[Part]) -> list[Part]:
+        if self._queue and self._queue[0][2].size > self.credit_bytes:
+            return []
+        return take(self)
+
+    patch.setattr(Scheduler, "take", mutant)
+
+
+def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
+    result = Session._result
+
+    def mutant(self: Session, aggregator: int, entry: pb.ShardRound, payload: memoryview, now: float) -> None:
+        part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
+        if part is not None:
+            entry.round = part.ticket.round
+        result(self, aggregator, entry, payload, now)
+
+    patch.setattr(Session, "_result", mutant)
+
+
+ALL = [
+    waiters_are_forgotten_when_a_round_is_adopted,
+    a_holder_that_comes_back_is_not_asked_again,
+    a_late_copy_of_the_round_before_is_refused,
+    a_duplicate_counts,
+    a_contribution_replaces_the_one_before,
+    credit_is_never_returned,
+    a_leaving_worker_does_not_wait_for_others,
+    memory_of_a_failed_key_is_kept,
+    ranks_are_declared_at_the_key_s_round,
+    the_kept_sum_is_the_program_s_memory,
+    what_was_postponed_is_not_sent_to_the_next_process,
+    credit_is_not_forgotten_with_the_connection,
+    an_item_larger_than_the_credit_never_passes,
+    a_result_is_taken_for_any_round,
+]
