@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,25 @@ def test_a_worker_that_was_killed_gives_the_status_that_a_shell_would(launch: La
     assert "worker rank 0 was killed by SIGKILL" in done.stderr
 
 
+def test_a_job_that_broke_off_in_mid_round_ends_at_once(psum: Any) -> None:
+    """The aggregator waits for no contribution of workers that have ended."""
+    program = """
+import os, numpy as np, psum.client
+store = psum.client.connect().store()
+if store.client.rank == 0:
+    waiting = store.push_pull_async('x', np.ones(3))
+# What rank 0 sent before has come, too, once this is there.
+store.push_pull('y', np.ones(3))
+if store.client.rank == 1:
+    os.abort()
+waiting.result()
+"""
+    started = time.monotonic()
+    done = psum.run("launch", "--workers", "2", "--grace", "25", "--", sys.executable, "-c", program, PSUM_GRACE="25s")
+    assert done.returncode == 128 + signal.SIGABRT
+    assert time.monotonic() - started < 15
+
+
 def test_what_a_worker_started_ends_with_it(launch: Launch) -> None:
     """Even where it holds the worker's output open."""
     done = launch("--workers", "1", shell="sleep 600 & echo done")
@@ -221,6 +241,7 @@ def test_everything_ends_when_nobody_reads_the_output_any_more(psum: Any) -> Non
     [
         (["--workers", "2"], "Missing argument 'COMMAND...'"),
         (["--", "true"], "Missing option '--workers'"),
+        (["--workers", "2", "--aggergators", "2", "--", "true"], "No such option '--aggergators'"),
         (["--workers", "0", "--", "true"], "0 is not in the range"),
         (["--workers", "1", "--aggregators", "0", "--", "true"], "0 is not in the range"),
         (["--workers", "1", "--plane", "smoke", "--", "true"], "'smoke' is not one of"),
