@@ -231,6 +231,20 @@ def test_an_aggregator_that_goes_away_fails_its_operations_by_name(make_fleet: A
             store.push_pull("v", np.ones(3, np.float32))
 
 
+def test_an_aggregator_logs_few_of_the_keys_that_fail_for_one_reason(
+    make_fleet: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network has hundreds of keys: the first are logged, then a hint; each fails by its own name all the same."""
+    fleet = make_fleet(round_timeout=0.3)
+    with fleet.worker(0, 2) as zero:
+        store = zero.store()
+        errors = outcomes([store.push_pull_async(f"w{i}", np.ones(3, np.float32)) for i in range(20)])
+    assert all(f"key 'w{i}'" in str(error) for i, error in enumerate(errors))
+    logged = [record.message for record in caplog.records if "longer than the round timeout" in record.message]
+    assert len(logged) == 3
+    assert "other keys that fail likewise" in logged[-1]
+
+
 def test_closing_a_client_fails_what_is_outstanding(fleet: Any) -> None:
     """close waits for its timeout, and then nothing is left waiting."""
     zero = fleet.worker(0, 2)
