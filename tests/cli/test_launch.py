@@ -63,6 +63,14 @@ def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:
     assert len(lines) == 2
 
 
+def test_the_plane_is_that_of_the_environment_where_no_other_is_asked_for(launch: Launch) -> None:
+    """As for a worker that is started without the launcher."""
+    done = launch("--workers", "1", shell="echo $PSUM_PLANE", PSUM_PLANE="inline")
+    assert done.stdout == "[0] inline\n"
+    done = launch("--workers", "1", "--plane", "auto", shell="echo $PSUM_PLANE", PSUM_PLANE="inline")
+    assert done.stdout == "[0] auto\n"
+
+
 def test_the_sum_of_two_workers_over_two_aggregators(launch: Launch) -> None:
     """A job from start to end, with nothing to complain about."""
     done = launch("--workers", "2", "--aggregators", "2", python=SUM)
