@@ -228,3 +228,12 @@ def test_a_job_frees_everything_when_its_last_worker_has_left(fleet: Any) -> Non
     status = psum.fetch_status(fleet.addresses[0])
     assert list(status.jobs) == []
     assert [list(e.joined) for e in status.ended] == [[0, 1]]
+
+
+def test_the_end_of_a_job_is_logged_once(fleet: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """However many workers it had."""
+    with caplog.at_level("INFO", "psum.aggregator"):
+        fleet.on_every_rank(3, lambda client: client.store().push_pull("w", np.ones(3, np.float32)))
+        while not psum.fetch_status(fleet.addresses[0]).ended:
+            pass
+    assert [r.message for r in caplog.records if r.message.endswith("ended")] == ["job default: ended"]

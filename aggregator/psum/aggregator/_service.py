@@ -303,8 +303,7 @@ class Service:
             )
         now = self._loop.time()
         self._perform(job, job.lost(rank, now))
-        self._registry.settle(job, now)
-        if job.over:
+        if self._registry.settle(job, now):
             _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
 
     async def _tick(self) -> None:
