@@ -1,6 +1,7 @@
 """`psum launch` with real aggregators and real workers."""
 
 import os
+import pathlib
 import pty
 import re
 import signal
@@ -187,6 +188,17 @@ def test_what_does_not_end_on_sigterm_is_killed_after_the_grace_period(psum: Any
     wait_until_ready(process, 2)
     process.terminate()
     assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_a_worker_that_is_stopped_ends_without_the_grace_period(launch: Launch, tmp_path: pathlib.Path) -> None:
+    """It is told to go on, so that it hears that it is to end."""
+    file = tmp_path / "pid"
+    stopped = f"until grep -q ') T ' /proc/$(cat {file})/stat; do :; done"
+    script = f"if [ $PSUM_RANK = 0 ]; then echo $$ > {file}; kill -STOP $$; sleep 600; fi; {stopped}; exit 3"
+    started = time.monotonic()
+    done = launch("--workers", "2", "--grace", "25", shell=script)
+    assert done.returncode == 3
+    assert time.monotonic() - started < 15
 
 
 def test_a_second_signal_does_not_wait_for_the_grace_period(psum: Any) -> None:
