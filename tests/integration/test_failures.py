@@ -318,3 +318,28 @@ def test_a_worker_says_that_it_waits_for_an_aggregator(
         psum.connect(psum.Settings(aggregators=("127.0.0.1:1",), connect_timeout=1.0))
     [text] = [record.getMessage() for record in caplog.records]
     assert text.startswith("rank 0 waits for aggregator 127.0.0.1:1, for up to 1 s (PSUM_CONNECT_TIMEOUT): UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("priority", "error", "text"),
+    [("high", TypeError, "str"), (1.5, TypeError, "float"), (1 << 63, ValueError, "9223372036854775808; expected")],
+)
+def test_a_priority_that_cannot_be_used_is_refused_at_the_call(
+    fleet: Any, priority: Any, error: type[Exception], text: str
+) -> None:
+    """It harms nothing else: the client goes on."""
+    with fleet.worker(0, 1) as client:
+        store = client.store()
+        with pytest.raises(error, match=text):
+            store.push_pull("w", np.ones(3, np.float32), priority=priority)
+        store.push_pull("w", np.ones(3, np.float32), priority=-(1 << 63))
+
+
+@pytest.mark.parametrize("aggregators", [0, 1])
+def test_a_closed_client_says_that_it_was_closed(make_fleet: Any, aggregators: int) -> None:
+    """And not that an operation was cut short."""
+    settings = psum.Settings(aggregators=make_fleet().addresses if aggregators else ())
+    with psum.connect(settings) as client:
+        store = client.store()
+    with pytest.raises(psum.ClosedError, match="this client was closed"):
+        store.push_pull("w", np.ones(3, np.float32))
