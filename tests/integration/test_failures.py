@@ -343,3 +343,13 @@ def test_a_closed_client_says_that_it_was_closed(make_fleet: Any, aggregators: i
         store = client.store()
     with pytest.raises(psum.ClosedError, match="this client was closed"):
         store.push_pull("w", np.ones(3, np.float32))
+
+
+def test_proxies_of_the_environment_are_left_aside(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An aggregator is reached directly, though http_proxy is set, as on many machines of companies it is."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("no_grpc_proxy", raising=False)
+        with fleet.worker(0, 1, connect_timeout=5.0):
+            assert [job.name for job in psum.fetch_status(fleet.addresses[0]).jobs] == ["default"]
