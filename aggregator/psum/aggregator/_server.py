@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import grpc.aio
 import uvloop
 
+from psum.aggregator._binding import why_not
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
@@ -92,9 +93,7 @@ class Server:
         finally:
             os.umask(mask)
         if port == 0:
-            raise ConfigurationError(
-                [f"listen={address}: cannot listen there; is the address in use, or not one of this machine's?"]
-            )
+            raise ConfigurationError([f"listen={address}: cannot listen there: {why_not(address)}"])
         if address.startswith("unix:"):
             return address
         return f"{address.rpartition(':')[0]}:{port}"
