@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         default=True,
         default_text="1",
         parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="Keep the last sum of each shard, from which an aggregator that was started again can go on.",
+        meaning="1: keep the last sum of each shard, from which an aggregator that was started again can go on; or 0.",
     )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",
@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         "PSUM_LOG_LEVEL",
         default="warning",
         parse=choice("debug", "info", "warning", "error"),
-        meaning="What is logged at least.",
+        meaning="What is logged at least: debug, info, warning or error.",
     )
 
     @classmethod
