@@ -89,7 +89,7 @@ def test_settings_that_cannot_be_used_are_told_without_a_traceback() -> None:
     [
         (["--insecure", "--listen", "192.0.2.77:5"], 1, "cannot listen there: Cannot assign requested address"),
         (["--listen", "unix:no/where"], 1, "cannot listen there: No such file or directory"),
-        (["--listen", "127.0.0.1:0", "--announce", "no/where"], 2, "'no' is no directory"),
+        (["--listen", "127.0.0.1:0", "--announce", "no/where"], 1, "announce=no/where: cannot be written: No such"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_words_alone(

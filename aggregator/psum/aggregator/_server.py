@@ -107,7 +107,7 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
         announce: A file that is to hold the addresses, one a line, once they can be connected to.
 
     Raises:
-        ConfigurationError: An address cannot be listened on, or a file cannot be used.
+        ConfigurationError: An address cannot be listened on, or a file cannot be used or written.
     """
     keep_large_blocks(one_arena=True)
     set_up_logging(settings)
@@ -128,19 +128,26 @@ async def _serve(settings: Settings, announce: pathlib.Path | None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, number)
-    if announce is not None:
-        _write_whole(announce, "".join(f"{address}\n" for address in server.addresses))
     try:
+        if announce is not None:
+            _write_whole(announce, "".join(f"{address}\n" for address in server.addresses))
         await asked.wait()
     finally:
         await server.stop()
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or nothing."""
+    """Writes a file so that a reader sees all of it or nothing.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.rename(path)
+    try:
+        part.write_text(text)
+        part.rename(path)
+    except OSError as error:
+        raise ConfigurationError([f"announce={path}: cannot be written: {error.strerror}"]) from None
 
 
 def _remove_sockets(addresses: Iterable[str]) -> None:

@@ -1,6 +1,5 @@
 """`psum aggregator`: one aggregator process."""
 
-import os
 import pathlib
 from typing import Any
 
@@ -25,21 +24,10 @@ def _flags(command: click.Command) -> click.Command:
     return command
 
 
-def _check_directory(
-    _context: click.Context, _option: click.Parameter, file: pathlib.Path | None
-) -> pathlib.Path | None:
-    """Refuses a file in a directory where none can be written, before anything is served."""
-    if file is not None and not os.access(file.parent, os.W_OK | os.X_OK):
-        problem = "cannot be written to" if file.parent.is_dir() else "is no directory"
-        raise click.BadParameter(f"'{file.parent}' {problem}.")
-    return file
-
-
 @click.command()
 @click.option(
     "--announce",
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
-    callback=_check_directory,
     help="Write the addresses, one a line, to this file once they can be connected to.",
 )
 def aggregator(announce: pathlib.Path | None, **given: Any) -> None:
