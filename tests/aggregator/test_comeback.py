@@ -315,3 +315,23 @@ def test_a_rank_may_be_new_where_no_round_has_ended() -> None:
     for rank in range(3):
         job.join(hello(rank, resuming=rank == 0), "peer", 0.0)
         assert declare(job, rank, 0) == []
+
+
+def test_a_round_that_waits_for_a_rank_that_is_gone_is_not_to_be_finished(job: Job) -> None:
+    """An aggregator that is to end takes no new streams, so that nobody could contribute to it any more."""
+    for rank in range(3):
+        declare(job, rank, 0)
+    push(job, 0, 0)
+    job.lost(0, 1.0)
+    assert job.open_rounds() == [(7, 0, 0)]
+    job.lost(1, 1.0)
+    assert job.open_rounds() == []
+
+
+def test_a_round_that_waits_for_a_rank_that_never_came_is_not_to_be_finished() -> None:
+    """As above."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    declare(job, 0, 0)
+    push(job, 0, 0)
+    assert job.open_rounds() == []

@@ -20,7 +20,7 @@ async def test_a_port_that_is_taken_is_refused() -> None:
     server = Server(Settings(listen=("127.0.0.1:0",)))
     await server.start()
     second = Server(Settings(listen=server.addresses))
-    with pytest.raises(psum.ConfigurationError, match=rf"{server.addresses[0]}: cannot listen there"):
+    with pytest.raises(psum.ConfigurationError, match=rf"{server.addresses[0]}: cannot listen there: Address already"):
         await second.start()
     await server.stop(0)
 
@@ -82,3 +82,23 @@ def test_settings_that_cannot_be_used_are_told_without_a_traceback() -> None:
     assert done.returncode == 1
     assert "threads='none': expected a whole number from 1 to 256" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["--insecure", "--listen", "192.0.2.77:5"], 1, "cannot listen there: Cannot assign requested address"),
+        (["--listen", "unix:no/where"], 1, "cannot listen there: No such file or directory"),
+        (["--listen", "127.0.0.1:0", "--announce", "no/where"], 1, "announce=no/where: cannot be written: No such"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_words_alone(
+    arguments: list[str], status: int, complaint: str, tmp_path: pathlib.Path
+) -> None:
+    """With the system's reason, and neither a traceback nor a line of gRPC's."""
+    command = [sys.executable, "-m", "psum.cli", "aggregator", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.returncode == status
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "add_port.cc" not in done.stderr

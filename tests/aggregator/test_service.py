@@ -126,6 +126,18 @@ async def test_a_connection_that_says_nothing_is_ended(stub: Any) -> None:
     assert "no hello within 0.5 s" in answers[-1].fault.text
 
 
+async def test_the_last_word_reaches_a_worker_that_still_sends(server: Server, stub: Any) -> None:
+    """The stream stays open after the farewell, for the worker to end it, and its job is over all the same."""
+    call = stub.Exchange()
+    await call.write(hello())
+    await call.write(pb.ExchangeRequest(goodbye=pb.Goodbye()))
+    while not (await stub.GetStatus(pb.GetStatusRequest())).ended:
+        pass
+    await call.write(pb.ExchangeRequest(synced=pb.Synced(number=0)))
+    assert [(await call.read()).WhichOneof("kind") for _ in range(2)] == ["welcome", "farewell"]
+    call.cancel()
+
+
 async def test_bytes_that_are_no_message_end_the_stream_only(server: Server) -> None:
     """Garbage is answered with a fault."""
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):

@@ -1,11 +1,13 @@
 """`psum launch` with real aggregators and real workers."""
 
 import os
+import pathlib
 import pty
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +62,14 @@ def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:
     for rank, line in enumerate(lines):
         assert re.fullmatch(rf"\[{rank}\] mine {address},{address} {rank} 2 {rank} 2 inline <>", line)
     assert len(lines) == 2
+
+
+def test_the_plane_is_that_of_the_environment_where_no_other_is_asked_for(launch: Launch) -> None:
+    """As for a worker that is started without the launcher."""
+    done = launch("--workers", "1", shell="echo $PSUM_PLANE", PSUM_PLANE="inline")
+    assert done.stdout == "[0] inline\n"
+    done = launch("--workers", "1", "--plane", "auto", shell="echo $PSUM_PLANE", PSUM_PLANE="inline")
+    assert done.stdout == "[0] auto\n"
 
 
 def test_the_sum_of_two_workers_over_two_aggregators(launch: Launch) -> None:
@@ -123,6 +133,25 @@ def test_a_worker_that_was_killed_gives_the_status_that_a_shell_would(launch: La
     assert "worker rank 0 was killed by SIGKILL" in done.stderr
 
 
+def test_a_job_that_broke_off_in_mid_round_ends_at_once(psum: Any) -> None:
+    """The aggregator waits for no contribution of workers that have ended."""
+    program = """
+import os, numpy as np, psum.client
+store = psum.client.connect().store()
+if store.client.rank == 0:
+    waiting = store.push_pull_async('x', np.ones(3))
+# What rank 0 sent before has come, too, once this is there.
+store.push_pull('y', np.ones(3))
+if store.client.rank == 1:
+    os.abort()
+waiting.result()
+"""
+    started = time.monotonic()
+    done = psum.run("launch", "--workers", "2", "--grace", "25", "--", sys.executable, "-c", program, PSUM_GRACE="25s")
+    assert done.returncode == 128 + signal.SIGABRT
+    assert time.monotonic() - started < 15
+
+
 def test_what_a_worker_started_ends_with_it(launch: Launch) -> None:
     """Even where it holds the worker's output open."""
     done = launch("--workers", "1", shell="sleep 600 & echo done")
@@ -159,6 +188,17 @@ def test_what_does_not_end_on_sigterm_is_killed_after_the_grace_period(psum: Any
     wait_until_ready(process, 2)
     process.terminate()
     assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_a_worker_that_is_stopped_ends_without_the_grace_period(launch: Launch, tmp_path: pathlib.Path) -> None:
+    """It is told to go on, so that it hears that it is to end."""
+    file = tmp_path / "pid"
+    stopped = f"until grep -q ') T ' /proc/$(cat {file})/stat; do :; done"
+    script = f"if [ $PSUM_RANK = 0 ]; then echo $$ > {file}; kill -STOP $$; sleep 600; fi; {stopped}; exit 3"
+    started = time.monotonic()
+    done = launch("--workers", "2", "--grace", "25", shell=script)
+    assert done.returncode == 3
+    assert time.monotonic() - started < 15
 
 
 def test_a_second_signal_does_not_wait_for_the_grace_period(psum: Any) -> None:
@@ -221,6 +261,7 @@ def test_everything_ends_when_nobody_reads_the_output_any_more(psum: Any) -> Non
     [
         (["--workers", "2"], "Missing argument 'COMMAND...'"),
         (["--", "true"], "Missing option '--workers'"),
+        (["--workers", "2", "--aggergators", "2", "--", "true"], "No such option '--aggergators'"),
         (["--workers", "0", "--", "true"], "0 is not in the range"),
         (["--workers", "1", "--aggregators", "0", "--", "true"], "0 is not in the range"),
         (["--workers", "1", "--plane", "smoke", "--", "true"], "'smoke' is not one of"),

@@ -84,3 +84,23 @@ def test_all_mistakes_are_listed_together() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({"PSUM_RANK": "x", "PSUM_PLANE": "y", "PSUM_CONNECT_TIMEOUT": "z"})
     assert len(caught.value.mistakes) == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "others"),
+    [
+        ("PSUM_RANK", "1", {}),
+        ("PSUM_NUM_WORKERS", "2", {"PSUM_RANK": "2"}),
+        ("PSUM_LOCAL_RANK", "3", {}),
+        ("PSUM_AGGREGATORS", "a:1,a:1", {}),
+        ("PSUM_AGGREGATOR_WEIGHTS", "1,2", {"PSUM_AGGREGATORS": "a:1"}),
+        ("PSUM_PARTITION_BYTES", "3", {}),
+        ("PSUM_CREDIT_BYTES", "0", {}),
+        ("PSUM_JOB", "a\nb", {}),
+    ],
+)
+def test_a_mistake_names_the_variable_to_change(variable: str, value: str, others: dict[str, str]) -> None:
+    """Those that only show in the values taken together as well."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_environment({variable: value} | others)
+    assert variable in caught.value.mistakes[0]

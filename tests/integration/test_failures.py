@@ -231,6 +231,20 @@ def test_an_aggregator_that_goes_away_fails_its_operations_by_name(make_fleet: A
             store.push_pull("v", np.ones(3, np.float32))
 
 
+def test_an_aggregator_logs_few_of_the_keys_that_fail_for_one_reason(
+    make_fleet: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network has hundreds of keys: the first are logged, then a hint; each fails by its own name all the same."""
+    fleet = make_fleet(round_timeout=0.3)
+    with fleet.worker(0, 2) as zero:
+        store = zero.store()
+        errors = outcomes([store.push_pull_async(f"w{i}", np.ones(3, np.float32)) for i in range(20)])
+    assert all(f"key 'w{i}'" in str(error) for i, error in enumerate(errors))
+    logged = [record.message for record in caplog.records if "longer than the round timeout" in record.message]
+    assert len(logged) == 3
+    assert "other keys that fail likewise" in logged[-1]
+
+
 def test_closing_a_client_fails_what_is_outstanding(fleet: Any) -> None:
     """close waits for its timeout, and then nothing is left waiting."""
     zero = fleet.worker(0, 2)
@@ -304,3 +318,38 @@ def test_a_worker_says_that_it_waits_for_an_aggregator(
         psum.connect(psum.Settings(aggregators=("127.0.0.1:1",), connect_timeout=1.0))
     [text] = [record.getMessage() for record in caplog.records]
     assert text.startswith("rank 0 waits for aggregator 127.0.0.1:1, for up to 1 s (PSUM_CONNECT_TIMEOUT): UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("priority", "error", "text"),
+    [("high", TypeError, "str"), (1.5, TypeError, "float"), (1 << 63, ValueError, "9223372036854775808; expected")],
+)
+def test_a_priority_that_cannot_be_used_is_refused_at_the_call(
+    fleet: Any, priority: Any, error: type[Exception], text: str
+) -> None:
+    """It harms nothing else: the client goes on."""
+    with fleet.worker(0, 1) as client:
+        store = client.store()
+        with pytest.raises(error, match=text):
+            store.push_pull("w", np.ones(3, np.float32), priority=priority)
+        store.push_pull("w", np.ones(3, np.float32), priority=-(1 << 63))
+
+
+@pytest.mark.parametrize("aggregators", [0, 1])
+def test_a_closed_client_says_that_it_was_closed(make_fleet: Any, aggregators: int) -> None:
+    """And not that an operation was cut short."""
+    settings = psum.Settings(aggregators=make_fleet().addresses if aggregators else ())
+    with psum.connect(settings) as client:
+        store = client.store()
+    with pytest.raises(psum.ClosedError, match="this client was closed"):
+        store.push_pull("w", np.ones(3, np.float32))
+
+
+def test_proxies_of_the_environment_are_left_aside(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An aggregator is reached directly, though http_proxy is set, as on many machines of companies it is."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("no_grpc_proxy", raising=False)
+        with fleet.worker(0, 1, connect_timeout=5.0):
+            assert [job.name for job in psum.fetch_status(fleet.addresses[0]).jobs] == ["default"]

@@ -235,3 +235,12 @@ def test_clients_that_come_and_go_disturb_no_other(fleet: Any, caplog: pytest.Lo
     for _ in range(20):
         fleet.on_every_rank(3, lambda client: client.store().push_pull("w", np.ones(100_000, np.float32)))
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_the_end_of_a_job_is_logged_once(fleet: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """However many workers it had."""
+    with caplog.at_level("INFO", "psum.aggregator"):
+        fleet.on_every_rank(3, lambda client: client.store().push_pull("w", np.ones(3, np.float32)))
+        while not psum.fetch_status(fleet.addresses[0]).ended:
+            pass
+    assert [r.message for r in caplog.records if r.message.endswith("ended")] == ["job default: ended"]

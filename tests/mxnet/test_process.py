@@ -215,6 +215,30 @@ def test_killed_worker_with_a_data_loader(
     assert end.endswith("ends")
 
 
+@pytest.mark.parametrize(
+    ("last", "status"), [("array.wait_to_read()", 1), ("", 0), ("sys.exit(3)", 3)], ids=["read", "unread", "exit"]
+)
+def test_a_failed_sum_is_told_once(run_python: Callable[..., Any], aggregator: str, last: str, status: int) -> None:
+    """By the error where it is read, else by a line at the end; MXNet's exit handler adds no traceback."""
+    program = """
+import sys
+import psum.mxnet
+from psum.client import PsumError
+from psum.mxnet import _lifecycle
+from psum.mxnet._compat import mx
+array, other = mx.nd.zeros((2,)), mx.nd.zeros((2,))
+store = mx.kv.create("byteps")
+store.pushpull("w", array)
+store.pushpull("v", other)
+next(iter(_lifecycle._clients)).fail(PsumError("everything fails"))
+"""
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    run = run_python(program + last, **job).wait()
+    assert run.status == status
+    assert run.errors.count("everything fails") == 1
+    assert "_notify_shutdown" not in run.errors
+
+
 def test_exit_waits_for_sums(run_python: Callable[..., Any], aggregator: str) -> None:
     """A process that ends before its sums are there has contributed to them."""
     program = """

@@ -78,7 +78,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         size(text)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-3", "inf", "3 days"])
+@pytest.mark.parametrize("text", ["", "0", "-3", "inf", "3 days", "0.9ms", "481h"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     """Text that is no time above zero raises ValueError."""
     with pytest.raises(ValueError, match="expected a time"):

@@ -6,7 +6,8 @@
 import os
 
 # Of handshakes that fail gRPC writes lines that do not name the peer; clients say what is wrong.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# Why an address cannot be listened on is said in an error.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from psum.aggregator._server import Server, run
 from psum.aggregator._settings import Settings

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary
 
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
 from psum.aggregator._job import Job
@@ -11,12 +13,15 @@ from psum.aggregator._pool import UrgentPool
 from psum.aggregator._sums import add_up
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import allocate
-from psum.wire.errors import InternalError
+from psum.wire.errors import FaultError, InternalError
 
 _log = logging.getLogger(__name__)
 
 #: Sums below this are made at once: handing them to a thread would cost more.
 _INLINE_SUM_BYTES = 32 << 10
+
+#: How many keys of a job that fail for the same kind of reason are logged as warnings.
+_FAULTS_LOGGED = 3
 
 
 class Line:
@@ -40,6 +45,8 @@ class Delivery:
     def __init__(self, pool: UrgentPool, lines: Callable[[Job, int], Line | None]) -> None:
         self._pool = pool
         self._lines = lines
+        self._faults: WeakKeyDictionary[Job, Counter[int]] = WeakKeyDictionary()
+        """How many keys failed, by job and code."""
 
     def perform(self, job: Job, actions: Iterable[Action]) -> None:
         """Carries out the actions of one job, in order."""
@@ -67,10 +74,23 @@ class Delivery:
                     for rank in ranks:
                         self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
                 case Report(fault, ranks):
-                    level = logging.ERROR if fault.key is None else logging.WARNING
-                    _log.log(level, "job %s: %s", job.name, fault)
+                    self._log_fault(job, fault)
                     for rank in ranks:
                         self._tell(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
+
+    def _log_fault(self, job: Job, fault: FaultError) -> None:
+        if fault.key is None:
+            _log.error("job %s: %s", job.name, fault)
+            return
+        # What fails one key mostly fails all of them, of which a network has hundreds.
+        counts = self._faults.setdefault(job, Counter())
+        counts[fault.code] += 1
+        if counts[fault.code] < _FAULTS_LOGGED:
+            _log.warning("job %s: %s", job.name, fault)
+        elif counts[fault.code] == _FAULTS_LOGGED:
+            _log.warning("job %s: %s (other keys that fail likewise are logged at level debug)", job.name, fault)
+        else:
+            _log.debug("job %s: %s", job.name, fault)
 
     def _tell(self, job: Job, rank: int, message: pb.ExchangeResponse, *, last: bool = False) -> None:
         if (line := self._lines(job, rank)) is not None:

@@ -132,7 +132,7 @@ def timed_out(job: "Job", key: Key, shard: ShardRounds[object], now: float) -> R
     return RoundTimeoutError(
         f"job {job.name!r} key {key.name!r} round {shard.round} has waited {now - (shard.since or now):.1f} s for"
         f" {_missing(job, shard, now)}, longer than the round timeout of {job.round_timeout:g} s; see what keeps them"
-        " busy",
+        f" busy, or whether they use this key as well, in a {'broadcast' if key.broadcast else 'pushpull'}",
         key=key.id,
         round=shard.round,
         ranks=shard.waiting_for(),
@@ -169,7 +169,7 @@ def deserted(job: "Job", key: Key, shard: ShardRounds[object], gone: Sequence[in
     who = ", ".join(f"rank {r} ({job.workers[r].hello.worker})" for r in gone)
     return WorkerLostError(
         f"{who} has left job {job.name!r} without contributing to key {key.name!r} round {shard.round};"
-        " all ranks must push the same keys the same number of times",
+        " look into its output for why it ended. All ranks must push the same keys the same number of times",
         key=key.id,
         round=shard.round,
         ranks=gone,

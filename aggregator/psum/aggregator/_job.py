@@ -313,12 +313,17 @@ class Job:
         self.held_bytes = 0
 
     def open_rounds(self) -> list[tuple[int, int, int]]:
-        """The rounds that some rank has contributed to and that have no result yet: (key's id, shard, round)."""
+        """The rounds to be finished before this aggregator may end: (key's id, shard, round).
+
+        Some rank has contributed, there is no result yet, and all who are missing are connected. A round that waits for
+        others cannot be finished, as no new streams are taken any more.
+        """
+        here = set(self._connected())
         return [
             (key.id, index, shard.round)
             for key in self.keys.values()
             for index, shard in key.shards.items()
-            if shard.missing < self.num_workers
+            if shard.missing < self.num_workers and here.issuperset(shard.waiting_for())
         ]
 
     def lost(self, rank: int, now: float) -> list[Action]:

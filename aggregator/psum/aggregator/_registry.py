@@ -86,13 +86,15 @@ class Registry:
         more, refused = job.join(hello, peer, now)
         return job, actions + [(job, action) for action in more], refused
 
-    def settle(self, job: Job, now: float) -> None:
-        """To be called after a worker left or was lost: ends the job where it is over."""
+    def settle(self, job: Job, now: float) -> bool:
+        """To be called after a worker left or was lost: ends the job where it is over; returns whether it did now."""
         if job.over and self.jobs.get(job.name) is job:
             if job.failure is None:
                 del self.jobs[job.name]
             if not any(ended.job is job for ended in self.ended):
                 self._end(job, now)
+                return True
+        return False
 
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Time passes."""

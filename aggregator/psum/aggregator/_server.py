@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import grpc.aio
 import uvloop
 
+from psum.aggregator._binding import why_not
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
@@ -92,9 +93,7 @@ class Server:
         finally:
             os.umask(mask)
         if port == 0:
-            raise ConfigurationError(
-                [f"listen={address}: cannot listen there; is the address in use, or not one of this machine's?"]
-            )
+            raise ConfigurationError([f"listen={address}: cannot listen there: {why_not(address)}"])
         if address.startswith("unix:"):
             return address
         return f"{address.rpartition(':')[0]}:{port}"
@@ -108,7 +107,7 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
         announce: A file that is to hold the addresses, one a line, once they can be connected to.
 
     Raises:
-        ConfigurationError: An address cannot be listened on, or a file cannot be used.
+        ConfigurationError: An address cannot be listened on, or a file cannot be used or written.
     """
     keep_large_blocks(one_arena=True)
     set_up_logging(settings)
@@ -129,19 +128,26 @@ async def _serve(settings: Settings, announce: pathlib.Path | None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, number)
-    if announce is not None:
-        _write_whole(announce, "".join(f"{address}\n" for address in server.addresses))
     try:
+        if announce is not None:
+            _write_whole(announce, "".join(f"{address}\n" for address in server.addresses))
         await asked.wait()
     finally:
         await server.stop()
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or nothing."""
+    """Writes a file so that a reader sees all of it or nothing.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.rename(path)
+    try:
+        part.write_text(text)
+        part.rename(path)
+    except OSError as error:
+        raise ConfigurationError([f"announce={path}: cannot be written: {error.strerror}"]) from None
 
 
 def _remove_sockets(addresses: Iterable[str]) -> None:

@@ -34,6 +34,10 @@ _CREDIT_TICK_SECONDS = 0.01
 #: The longest hello: room for the addresses of thousands of aggregators.
 _MAX_HELLO_BYTES = 1 << 20
 
+
+# How long a peer may take to end the stream after the last word to it.
+_LAST_WORD_SECONDS = 2.0
+
 try:
     _VERSION = metadata.version("psum")
 except metadata.PackageNotFoundError:
@@ -156,11 +160,11 @@ class Service:
             gone = True
             raise
         finally:
-            if receiver is not None:
-                receiver.cancel()
             if joined is not None:
                 self._depart(*joined, line)
             await self._close_line(line, sender, gone=gone)
+            if receiver is not None:
+                await self._hear_out(receiver)
 
     def _token(self, context: _Context) -> bytes:
         """The token that a peer brings.
@@ -220,6 +224,17 @@ class Service:
         except Exception as error:
             _log.log(logging.DEBUG if gone else logging.ERROR, "sending to a peer failed: %r", error)
 
+    @staticmethod
+    async def _hear_out(receiver: "asyncio.Task[None]") -> None:
+        """Leaves it to the peer to end the stream after the last word.
+
+        Were it ended from here while the peer sends, gRPC would tell the peer of the broken sending, and not deliver
+        the last word: a worker that has left would take it for a lost connection, and come back.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await asyncio.gather(receiver, return_exceptions=True)
+
     async def _receive_hello(self, context: _Context) -> pb.Hello:
         try:
             async with asyncio.timeout(self.settings.hello_timeout):
@@ -236,12 +251,14 @@ class Service:
         return request.hello
 
     async def _receive(self, job: Job, rank: int, line: Line, context: _Context) -> None:
-        """Hands a worker's messages to its job, until it says goodbye, its stream ends or its job fails."""
+        """Hands a worker's messages to its job until the stream ends; what comes after the last word is left aside."""
         worker = job.workers[rank]
-        while not line.closing:
+        while True:
             data = await context.read()
             if data is grpc.aio.EOF:
                 return
+            if line.closing:
+                continue
             now = worker.last_heard = self._loop.time()
             request, payload = decode(pb.ExchangeRequest, data)
             match request.WhichOneof("kind"):
@@ -303,8 +320,7 @@ class Service:
             )
         now = self._loop.time()
         self._perform(job, job.lost(rank, now))
-        self._registry.settle(job, now)
-        if job.over:
+        if self._registry.settle(job, now):
             _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
 
     async def _tick(self) -> None:

@@ -137,10 +137,13 @@ class Settings(BaseSettings):
         "PSUM_LOG_LEVEL",
         default="info",
         parse=choice("debug", "info", "warning", "error"),
-        meaning="What is logged at least.",
+        meaning="What is logged at least: debug, info, warning or error.",
     )
     log_format: str = setting(
-        "PSUM_LOG_FORMAT", default="text", parse=choice("text", "json"), meaning="How log lines are written."
+        "PSUM_LOG_FORMAT",
+        default="text",
+        parse=choice("text", "json"),
+        meaning="How log lines are written: text or json.",
     )
 
     @classmethod

@@ -10,7 +10,7 @@ from psum.cli._local import LocalJob, run
 from psum.cli._options import aggregators_option, plane_option
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--workers", type=click.IntRange(1, 4096), required=True, help="How many copies of COMMAND to run.")
 @aggregators_option
 @plane_option

@@ -12,6 +12,7 @@ aggregators_option = click.option(
 
 plane_option = click.option(
     "--plane",
+    envvar="PSUM_PLANE",
     type=click.Choice(["auto", "inline"]),
     default="auto",
     show_default=True,

@@ -71,6 +71,8 @@ class Child:
         """
         group = self._process.pid
         signal_group(group, signal.SIGTERM)
+        # One that was stopped, as by Ctrl-Z in a debugger, would not hear of it.
+        signal_group(group, signal.SIGCONT)
         deadline = time.monotonic() + grace
         # Nothing tells when the last process of a group ends, so that it has to be looked for.
         while group_runs(group) and not hurry.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110

@@ -16,7 +16,7 @@ import os
 # gRPC would print a warning at every fork of a program that uses it; forked children do not use psum's connections.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Of handshakes that fail gRPC writes lines that say less than our errors do.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from psum.client._client import Client, connect, shared_client
 from psum.client._keys import Operation

@@ -132,6 +132,8 @@ class Client:
     ) -> Ticket:
         """See Store.reserve."""
         self._check_process()
+        if self._closed:
+            raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority)
 
     def drain(self, timeout: float | None = None) -> bool:

@@ -278,8 +278,12 @@ class Link:
             if data == _FAREWELL:
                 self._left = True
                 return "this worker has left"
+            failed_before = self._session.failure is not None
             self._session.receive(self._index, data, time.monotonic())
             self._settle()
+            if self._session.failure is not None and not failed_before:
+                # The aggregator's last word; it leaves it to this side to end the stream.
+                return "the job has failed"
 
 
 class _OutOfPatience(Exception):

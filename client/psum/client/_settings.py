@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         default=True,
         default_text="1",
         parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="Keep the last sum of each shard, from which an aggregator that was started again can go on.",
+        meaning="1: keep the last sum of each shard, from which an aggregator that was started again can go on; or 0.",
     )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",
@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         "PSUM_LOG_LEVEL",
         default="warning",
         parse=choice("debug", "info", "warning", "error"),
-        meaning="What is logged at least.",
+        meaning="What is logged at least: debug, info, warning or error.",
     )
 
     @classmethod
@@ -184,27 +184,33 @@ class Settings(BaseSettings):
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the values taken together."""
         if self.rank >= self.num_workers:
-            yield f"rank {self.rank} of {self.num_workers} workers; ranks go from 0 to {self.num_workers - 1}"
+            yield (
+                f"rank {self.rank} of {self.num_workers} workers; ranks go from 0 to {self.num_workers - 1}"
+                " (PSUM_RANK, PSUM_NUM_WORKERS)"
+            )
         if self.local_rank >= self.local_size:
-            yield f"local rank {self.local_rank} of {self.local_size} on this node; local ranks start from 0"
+            yield (
+                f"local rank {self.local_rank} of {self.local_size} on this node; local ranks go from 0 to"
+                f" {self.local_size - 1} (PSUM_LOCAL_RANK, PSUM_LOCAL_SIZE)"
+            )
         if self.num_workers > 1 and not self.aggregators:
             yield (
                 f"{self.num_workers} workers need at least one aggregator: set PSUM_AGGREGATORS to its address,"
                 " or start everything with `psum launch`"
             )
         if len(set(self.aggregators)) != len(self.aggregators):
-            yield f"the list of aggregators names one twice: {', '.join(self.aggregators)}"
+            yield f"the list of aggregators (PSUM_AGGREGATORS) names one twice: {', '.join(self.aggregators)}"
         if self.weights and len(self.weights) != len(self.aggregators):
-            yield f"{len(self.weights)} weights for {len(self.aggregators)} aggregators"
+            yield f"{len(self.weights)} weights for {len(self.aggregators)} aggregators (PSUM_AGGREGATOR_WEIGHTS)"
         if not PAYLOAD_ALIGNMENT_BYTES <= self.partition_bytes <= MAX_PARTITION_BYTES:
             yield (
                 f"a partition of {self.partition_bytes} bytes; expected {PAYLOAD_ALIGNMENT_BYTES} to"
-                f" {MAX_PARTITION_BYTES}"
+                f" {MAX_PARTITION_BYTES} (PSUM_PARTITION_BYTES)"
             )
         if self.credit_bytes < 1:
-            yield "a credit of 0 bytes would let nothing pass"
+            yield "a credit of 0 bytes would let nothing pass (PSUM_CREDIT_BYTES)"
         if not 0 < len(self.job) <= 253 or not self.job.isprintable():
-            yield f"job={self.job!r}: a job's name has 1 to 253 printable characters"
+            yield f"job={self.job!r}: a job's name has 1 to 253 printable characters (PSUM_JOB)"
         if bool(self.tls_cert) is not bool(self.tls_key):
             yield "tls_cert and tls_key: both are needed, or none"
         if (self.tls_cert or self.tls_server_name) and not self.tls_ca:

@@ -6,6 +6,7 @@ from psum.client._credentials import Credentials
 from psum.client._diagnosis import diagnose
 from psum.client._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import NO_PROXY
 from psum.wire.errors import ConnectError
 
 _GET_STATUS = "/psum.v1.AggregatorService/GetStatus"
@@ -29,7 +30,7 @@ def fetch_status(
         ConfigurationError: A file cannot be used.
     """
     credentials = Credentials.of(settings or Settings())
-    with credentials.channel(address, (("grpc.use_local_subchannel_pool", 1),)) as channel:
+    with credentials.channel(address, (("grpc.use_local_subchannel_pool", 1), NO_PROXY)) as channel:
         call = channel.unary_unary(
             _GET_STATUS,
             request_serializer=pb.GetStatusRequest.SerializeToString,

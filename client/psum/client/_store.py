@@ -1,7 +1,8 @@
 """A namespace of keys, and what can be done with them."""
 
+import operator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from psum.client._buffers import Buffer
 from psum.client._keys import Operation
@@ -11,6 +12,9 @@ from psum.wire.errors import PsumError
 
 if TYPE_CHECKING:
     from psum.client._client import Client
+
+#: What the protocol has room for.
+_PRIORITY_LIMIT: Final = 1 << 63
 
 
 class Store:
@@ -91,10 +95,14 @@ class Store:
         The round is fixed here, in program order. The ticket must then be started or aborted.
 
         Raises:
-            TypeError: The key is neither str nor int.
-            ValueError: The key had another shape or element type before.
+            TypeError: The key is neither str nor int, or the priority no whole number.
+            ValueError: The key had another shape or element type before, or the priority needs more than 64 bits.
             PsumError: The key, or everything, has failed.
         """
+        # Here, since what is wrong with it would else come to light in the client's thread, and end the whole client.
+        priority = operator.index(priority)
+        if not -_PRIORITY_LIMIT <= priority < _PRIORITY_LIMIT:
+            raise ValueError(f"a priority of {priority}; expected -2^63 to 2^63 - 1")
         return self.client.reserve(self.number, key_name(key), shape, element_type, operation, priority)
 
     def _begin(

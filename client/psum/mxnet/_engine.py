@@ -87,6 +87,8 @@ class Operation:
         if error is None:
             callback(on_complete.engine, on_complete.parameter, None)
             return
+        global _failed
+        _failed = True
         storage = ctypes.create_string_buffer(_ERROR_BYTES)
         # MXNet's Python side makes the type from the word before the first colon, and C++ takes what is before a NUL.
         text = f"MXNetError: {error}".replace("\0", "")
@@ -145,6 +147,8 @@ class _Registry:
 
 
 _registry = _Registry()
+_failed = False
+"""Whether an operation was completed with an error."""
 
 
 def push(array: Any, operation: Operation, *, priority: int = 0, name: str = "psum") -> None:
@@ -190,6 +194,11 @@ def outstanding() -> int:
     return len(_registry)
 
 
+def any_failed() -> bool:
+    """Whether an operation was completed with an error, which MXNet then keeps for whoever reads or waits for all."""
+    return _failed
+
+
 def wait_until_idle(timeout: float) -> bool:
     """Waits until the engine has released every operation; returns False where that took more than timeout seconds.
 
@@ -200,8 +209,9 @@ def wait_until_idle(timeout: float) -> bool:
 
 def forget_all() -> None:
     """For a forked child, where the parent's operations do not exist."""
-    global _registry
+    global _registry, _failed
     _registry = _Registry()
+    _failed = False
 
 
 @_RunFunction  # type: ignore[untyped-decorator]

@@ -6,11 +6,13 @@ MXNet waits for its engine at both, in a way in which psum could not complete it
 import atexit
 import logging
 import os
+import sys
 import weakref
 from typing import Final
 
 from psum.client import Client, ClosedError
 from psum.mxnet import _engine, _interrupts
+from psum.mxnet._compat import MXNetError, mx
 
 _log = logging.getLogger(__name__)
 
@@ -70,3 +72,17 @@ def _at_exit() -> None:
             _log.error("MXNet's engine did not end %d operations; the process may hang", _engine.outstanding())
     for client in list(_clients):
         client.close()
+    if _engine.any_failed() and _engine.outstanding() == 0:
+        _take_errors()
+
+
+def _take_errors() -> None:
+    """Has MXNet raise here what it keeps of failed operations, which its own exit handler would show with a traceback.
+
+    Most often the program has got such an error already, and ends because of it.
+    """
+    try:
+        mx.nd.waitall()
+    except MXNetError as error:
+        if not hasattr(sys, "last_value"):
+            _log.error("the process ends after an operation failed: %s", error)

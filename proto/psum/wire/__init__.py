@@ -9,6 +9,7 @@ from psum.wire._channel import (
     BATCH_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PARTITION_BYTES,
+    NO_PROXY,
     PROTOCOL_VERSION,
     grpc_options,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "BATCH_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
+    "NO_PROXY",
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
     "BaseSettings",

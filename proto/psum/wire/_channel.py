@@ -17,6 +17,11 @@ MAX_PARTITION_BYTES: Final = 64 << 20
 BATCH_BYTES: Final = 64 << 10
 
 
+#: gRPC would go to aggregators through the proxy that http_proxy names, even to one on this machine. A proxy is for the
+#: world outside; most of them pass on neither plain HTTP/2 nor a stream that stays open.
+NO_PROXY: Final = ("grpc.enable_http_proxy", 0)
+
+
 def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
     """The options of a channel or server.
 
@@ -25,6 +30,7 @@ def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
             counts as gone.
     """
     return (
+        NO_PROXY,
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.http2.max_frame_size", (1 << 24) - 1),

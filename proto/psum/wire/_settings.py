@@ -5,7 +5,6 @@ line its flags and the documentation its table, so that there is one place that 
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
@@ -124,6 +123,10 @@ def size(text: str) -> int:
 
 _TIME_UNITS: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
+#: gRPC takes whole milliseconds in 31 bits.
+_LEAST_SECONDS: Final = 0.001
+_MOST_SECONDS: Final = 480 * 3600.0
+
 
 def duration(text: str) -> float:
     """Parses a time such as 30, 30s, 1.5m or 200ms into seconds."""
@@ -131,8 +134,8 @@ def duration(text: str) -> float:
     if match is None or match[2].lower() not in _TIME_UNITS:
         raise ValueError("expected a time such as 30, 30s, 200ms or 2m")
     seconds = float(match[1]) * _TIME_UNITS[match[2].lower()]
-    if not 0 < seconds < math.inf:
-        raise ValueError("expected a time above zero")
+    if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
+        raise ValueError(f"expected a time from {_LEAST_SECONDS * 1000:g}ms to {_MOST_SECONDS / 3600:g}h")
     return seconds
 
 
