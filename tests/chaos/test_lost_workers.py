@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 
 from faults.processes import WorkerFailed
-from faults.watching import holds_nothing, is_gone, is_over, resident_bytes, rounds_waiting, wait_until
+from faults.watching import find_job, holds_nothing, is_gone, is_over, resident_bytes, rounds_waiting, wait_until
 from psum import client as psum
 
 WORKER_TIMEOUT = 1.5
 KEYS = ("a", "b", "c", "d")
+
+
+def has_keys(address: str) -> bool:
+    """Whether some worker has come back and declared its keys."""
+    job = find_job(address)
+    return job is not None and job.keys > 0
 
 
 def all_keys_wait(addresses: list[str], job: str) -> bool:
@@ -133,15 +139,21 @@ def test_a_replaced_worker_gets_no_old_sum_from_an_aggregator_that_was_started_a
     first.signal(signal.SIGKILL)
     aggregator.end()
     aggregator.start()
-    second = make_worker(rank=1, **common)
-    second.next("joined")
-    second.send("push", key="w", size=1000)
     if newcomer_first:
+        second = make_worker(rank=1, **common)
+        second.send("push", key="w", size=1000)
         wait_until(lambda: rounds_waiting([aggregator.address]) == [("w", 0, (0,))], what="it has contributed")
         zero.signal(signal.SIGCONT)
-    zero.send("push", key="w", size=1000)
-    for worker in (zero, second):
-        error = worker.next("sum")["error"]
-        assert error is not None
-        assert "rank 1" in error["text"]
-        assert "started again in the midst of the job" in error["text"]
+        zero.send("push", key="w", size=1000)
+        for worker in (zero, second):
+            error = worker.next("sum")["error"]
+            assert error is not None
+            assert "rank 1" in error["text"]
+            assert "started again in the midst of the job" in error["text"]
+    else:
+        wait_until(has_keys, aggregator.address, what="the peer has come back")
+        with pytest.raises(WorkerFailed, match="rank 1 of job 'default' has taken part in it as another process"):
+            make_worker(rank=1, **common).next("joined")
+        zero.send("push", key="w", size=1000)
+        error = zero.next("sum")["error"]
+        assert (error["kind"], error["ranks"]) == ("WorkerLostError", [1])
