@@ -54,8 +54,11 @@ class Key:
     def describe(declared: pb.Key) -> str:
         """What ranks must agree on, in words."""
         kind = "broadcast" if declared.operation == pb.OPERATION_BROADCAST else "pushpull"
-        shape = tuple(declared.shape)
-        return f"{kind} of {pb.ElementType.Name(declared.type).removeprefix('ELEMENT_TYPE_').lower()} {shape}"
+        try:
+            elements = ElementType(declared.type).label
+        except ValueError:
+            elements = f"unknown type {declared.type}"
+        return f"{kind} of {elements} {tuple(declared.shape)}"
 
     def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:
         """What is wrong where another rank's declaration differs from the first, None where it does not."""
