@@ -69,3 +69,15 @@ def test_a_shared_message_stays_small() -> None:
         small(outbox, key, 0, piece)
     assert taken(outbox)[0] == [0, 1, 2]
     assert taken(outbox)[0] == [3]
+
+
+def test_results_without_bytes_do_not_make_one_endless_message() -> None:
+    """The root of a broadcast gets results of no size; thousands of them are several messages."""
+    outbox = Outbox()
+    for name in range(3000):
+        small(outbox, name, 0, b"")
+    sizes = []
+    while outbox:
+        sizes.append(len(taken(outbox)[0]))
+    assert sum(sizes) == 3000
+    assert max(sizes) <= 1024

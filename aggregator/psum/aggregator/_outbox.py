@@ -4,9 +4,13 @@ import heapq
 import itertools
 import math
 from collections import deque
+from typing import Final
 
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, encode
+
+#: Most results in one message; some, as those of the root of a broadcast, have no bytes that would limit them.
+_MAX_BATCH: Final = 1024
 
 
 class Outbox:
@@ -52,7 +56,7 @@ class Outbox:
             assert isinstance(first, bytes)
             return first
         shards, payloads, size = [first], [payload], len(payload)
-        while self._results:
+        while self._results and len(shards) < _MAX_BATCH:
             _, _, shard, payload = self._results[0]
             if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES:
                 break

@@ -251,7 +251,9 @@ class Service:
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
                         self._perform(job, job.contribute(rank, entry, piece, now))
                 case "pull":
-                    for entry in request.pull.shards:
+                    entries = request.pull.shards
+                    # Nothing to cut, but to be held to the same limits.
+                    for entry, _ in zip(entries, split(payload, entries), strict=True):
                         self._perform(job, job.contribute(rank, entry, None, now))
                 case "declare":
                     for key in request.declare.keys:

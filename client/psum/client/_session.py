@@ -20,6 +20,9 @@ from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError,
 #: Keys described in one message: some tens of kilobytes.
 _KEYS_PER_DECLARE = 512
 
+#: The same for their shards, which are many where keys are large; a key by itself may have more.
+_SHARDS_PER_DECLARE = 50_000
+
 
 class _Lane:
     """What goes to one aggregator."""
@@ -138,8 +141,12 @@ class Session:
         """The next message to an aggregator, None where there is nothing that may be sent now."""
         lane = self._lanes[aggregator]
         if lane.declarations:
-            count = min(len(lane.declarations), _KEYS_PER_DECLARE)
-            keys = [lane.declarations.popleft() for _ in range(count)]
+            keys, shards = [lane.declarations.popleft()], 0
+            while lane.declarations and len(keys) < _KEYS_PER_DECLARE:
+                shards += len(keys[-1].shards)
+                if shards + len(lane.declarations[0].shards) > _SHARDS_PER_DECLARE:
+                    break
+                keys.append(lane.declarations.popleft())
             return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
         if lane.aborts:
             return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
