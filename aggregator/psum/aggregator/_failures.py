@@ -75,11 +75,11 @@ def exhausted(job: "Job", key: Key, need: int) -> ExhaustedError:
     )
 
 
-def too_many_shards(job: "Job", declared: pb.Key) -> ExhaustedError:
+def too_many_shards(job: "Job", declared: pb.Key, shards: int) -> ExhaustedError:
     """There is no place for another key."""
     return ExhaustedError(
         f"job {job.name!r} has {len(job.keys)} keys on this aggregator; with key {declared.name!r} they have"
-        f" {job.shards} shards, and may have {job.max_shards} (max_shards). Are new keys made in every step, or is"
+        f" {shards} shards, and may have {job.max_shards} (max_shards). Are new keys made in every step, or is"
         " PSUM_PARTITION_BYTES very small?"
     )
 

@@ -131,10 +131,11 @@ class Job:
             return []
         key = self.keys.get(declared.id)
         if key is None:
-            self.shards += max(1, len(declared.shards))
-            if self.shards > self.max_shards:
-                return self.fail(failures.too_many_shards(self, declared), now)
+            shards = self.shards + max(1, len(declared.shards))
+            if shards > self.max_shards:
+                return self.fail(failures.too_many_shards(self, declared, shards), now)
             self.keys[declared.id] = key = Key(declared, rank, self.num_workers)
+            self.shards = shards
             if not self.budget.reserve(need := self._need(key)):
                 # Nothing was set aside that failing it would release.
                 failure = failures.exhausted(self, key, need)
@@ -195,8 +196,8 @@ class Job:
                 worker.contributed = True
                 self.held_bytes += size - kept
                 self.waiting.pop((key.id, entry.shard), None)
-                given = (c for c in shard.contributions if c is not None)
-                contributions = (next(given),) if key.broadcast else tuple(given)
+                given = shard.in_rank_order()
+                contributions = given[:1] if key.broadcast else given
                 return [Sum(key, entry.shard, entry.round, shard.priority or 0, contributions)]
             case Verdict.REPLAY:
                 return [Deliver(key, entry.shard, entry.round, entry.priority, shard.last_result, (rank,))]
@@ -223,7 +224,7 @@ class Job:
             # The key or the job failed meanwhile.
             return []
         round, priority = shard.round, shard.priority or 0
-        self.held_bytes += key.sizes[index] - sum(map(len, filter(None, shard.contributions)))
+        self.held_bytes += key.sizes[index] - sum(map(len, shard.contributions.values()))
         shard.complete(result)
         self.rounds_completed += 1
         return [Deliver(key, index, round, priority, result, tuple(range(self.num_workers)))]
@@ -357,7 +358,7 @@ class Job:
         for key in self.keys.values():
             assert key.failure is None or not key.shards
             for index, shard in key.shards.items():
-                held += sum(map(len, filter(None, shard.contributions)))
+                held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
                 assert shard.missing == len(list(shard.waiting_for()))
                 assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
@@ -381,7 +382,7 @@ class Job:
         """Compares the round that a rank is at with the shard's; returns whether to ask this rank for its last sum."""
         shard = key.shards[declared.index]
         if declared.round > shard.round:
-            self.held_bytes -= sum(map(len, filter(None, shard.contributions)))
+            self.held_bytes -= sum(map(len, shard.contributions.values()))
             self.waiting.pop((key.id, declared.index), None)
             shard.adopt(rank, now)
             if shard.waiters:
@@ -404,7 +405,7 @@ class Job:
     def _fail_key(self, key: Key, failure: FaultError) -> list[Action]:
         for index, shard in key.shards.items():
             self.waiting.pop((key.id, index), None)
-            self.held_bytes -= sum(map(len, filter(None, shard.contributions)))
+            self.held_bytes -= sum(map(len, shard.contributions.values()))
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
         self._let_go(key, failure)
         return [Report(failure, self._connected())]

@@ -27,8 +27,8 @@ _PADDING_TAG: Final = 14 << 3 | 2
 _PAYLOAD_TAG: Final = 15 << 3 | 2
 _LENGTH_DELIMITED: Final = 2
 
-#: The most that a message has besides its payload. What protobuf makes of it takes some 20 times as much memory; a drain
-#: that names half a million rounds fits.
+#: The most that a message has besides its payload. What protobuf makes of it takes some 20 times as much memory; a
+#: drain that names half a million rounds fits.
 MAX_HEADER_BYTES: Final = 16 << 20
 
 #: Shards in the payload of one message; honest senders put at most some hundreds into one.
