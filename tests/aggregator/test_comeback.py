@@ -242,3 +242,17 @@ def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
     assert isinstance(action, Sum)
     job.summed(action.key, 0, "sum")
     assert job.open_rounds() == []
+
+
+def test_what_a_rank_repeats_makes_no_work_for_others(job: Job) -> None:
+    """A push that comes again and again leads to one want, a goodbye that comes again to no more syncs."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    assert push(job, 0, 5) == []
+    assert push(job, 0, 5) == []
+    # The holder comes back without having answered: it is asked again, once.
+    assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
+    give_back(job, 2, 5)
+    job.leave(2, 2.0)
+    assert job.leave(2, 2.0) == []

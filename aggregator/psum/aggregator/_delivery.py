@@ -27,6 +27,9 @@ class Line:
         self.filled = asyncio.Event()
         self.closing = False
         """Whether the stream ends once the outbox is empty."""
+        self.room = asyncio.Event()
+        """Set while the worker may be heard, since its outbox is not crowded."""
+        self.room.set()
 
 
 class Delivery:
@@ -121,7 +124,7 @@ class Delivery:
                 )
                 line.outbox.put_small(entry, memoryview(b""))
             elif isinstance(action.result, bytes):
-                line.outbox.put_message(action.priority, action.result)
+                line.outbox.put_message((action.key.id, action.shard), action.priority, action.result)
                 job.workers[rank].sent_bytes += size
             else:
                 line.outbox.put_small(*action.result)  # type: ignore[misc]

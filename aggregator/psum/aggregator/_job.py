@@ -182,6 +182,7 @@ class Job:
         size = len(payload) if payload is not None else 0
         # A rank whose round completes has what it needs of the round before: that result is let go.
         kept = key.sizes[entry.shard] if shard.last_result is not None else 0
+        asked = bool(shard.waiters)
         verdict = shard.contribute(rank, entry.round, _NOTHING if payload is None else payload, entry.priority, now)
         worker = self.workers[rank]
         match verdict:
@@ -204,7 +205,7 @@ class Job:
             case Verdict.WAIT:
                 self.waiting.setdefault((key.id, entry.shard), (key, shard))
                 worker.uncredited.append((now, key, entry.shard, entry.round))
-                if shard.holder is None:
+                if shard.holder is None or asked:
                     return []
                 return [Ask(shard.holder, ((key.id, entry.shard, entry.round),))]
             case Verdict.IGNORE:
@@ -275,6 +276,8 @@ class Job:
         aggregator might need a sum that only this worker has.
         """
         worker = self.workers[rank]
+        if worker.left:
+            return []
         worker.left = True
         worker.uncredited.clear()
         actions: list[Action] = []
