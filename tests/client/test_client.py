@@ -84,3 +84,27 @@ def test_an_operation_that_cannot_be_begun_fails(address: str, monkeypatch: pyte
         store.push_pull_async("w", np.ones(3)).result(timeout=5)
     assert client.drain(timeout=5)
     client.close()
+
+
+@pytest.mark.parametrize("priority", [2**63, -(2**63) - 1])
+def test_a_priority_that_the_wire_has_no_place_for_is_refused_where_it_is_given(address: str, priority: int) -> None:
+    """It is the caller's mistake, and ends neither the client nor other operations."""
+    with connect(address) as client:
+        store = client.store()
+        with pytest.raises(ValueError, match="64 bits"):
+            store.push_pull_async("w", np.ones(3), priority=priority)
+        with pytest.raises(TypeError):
+            store.push_pull_async("w", np.ones(3), priority=0.5)  # type: ignore[arg-type]
+        assert client._session.failure is None
+
+
+def test_operations_behind_one_that_was_never_started_fail_in_time(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt between reservation and start must not make all that follows on the key wait for ever."""
+    monkeypatch.setattr("psum.client._client._EXPIRY_MARGIN_SECONDS", 0.0)
+    with connect(address, round_timeout=0.5) as client:
+        store = client.store()
+        store.reserve("w", shape=(3,), element_type=psum.ElementType.FLOAT64)
+        with pytest.raises(psum.RoundTimeoutError, match="round 0 was reserved before it"):
+            store.push_pull_async("w", np.ones(3)).result(timeout=10)
