@@ -66,6 +66,8 @@ class Job:
         self.failure: FaultError | None = None
         """Why the job failed; then nothing is held any more."""
         self.failed_at: float | None = None
+        self.ended = False
+        """Whether it was told to `end`."""
         self.held_bytes = 0
         """Bytes of contributions and results that are referred to."""
         self.rounds_completed = 0
@@ -300,6 +302,7 @@ class Job:
 
     def end(self) -> None:
         """Lets go of everything: all workers have left."""
+        self.ended = True
         self.budget.release(sum(self._need(key) for key in self.keys.values() if key.failure is None))
         self.keys.clear()
         self.waiting.clear()
