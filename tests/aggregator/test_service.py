@@ -204,3 +204,26 @@ async def test_a_job_that_failed_ends_though_a_worker_does_not_read() -> None:
         while (await stub.GetStatus(pb.GetStatusRequest())).jobs:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await server.stop(0.1)
+
+
+@pytest.mark.parametrize("size", [4, 200_000])
+async def test_a_sum_that_cannot_be_made_fails_the_job_on_every_rank(
+    stub: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is made at once or in a thread, nobody waits for it."""
+
+    def out_of_memory(*_arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("psum.aggregator._delivery.add_up", out_of_memory)
+    calls = [stub.Exchange() for _ in range(2)]
+    for rank, call in enumerate(calls):
+        await call.write(hello(rank, 2))
+        await call.read()
+        await call.write(declare(size))
+        await call.write(push(bytes(size)))
+    for call in calls:
+        while (answer := await call.read()).WhichOneof("kind") != "fault":
+            assert answer.WhichOneof("kind") == "taken"
+        assert answer.fault.code == pb.FAULT_CODE_INTERNAL
+        assert "could not sum key 'w' round 0 of job 'foreign': MemoryError()" in answer.fault.text
