@@ -156,6 +156,8 @@ class ShardRounds(Generic[Result]):
         self.phase = Phase.GATHERING
         self.inherited = False
         self.holder = None
+        # Honest ranks do not begin a round while they lack the sum of the one before.
+        self.waiters.clear()
 
     def adopt(self, holder: int, now: float) -> None:
         """A rank has the sum of the current round: the next one begins, and whoever contributed waits for that sum."""
