@@ -376,3 +376,25 @@ def test_a_declaration_of_an_unknown_type_that_differs_is_a_disagreement(job: Jo
     assert isinstance(action, Report)
     assert isinstance(action.fault, DisagreementError)
     assert "rank 1 declared pushpull of unknown type 99 (4,)" in str(action.fault)
+
+
+def test_what_a_worker_writes_into_names_and_reasons_is_limited(job: Job) -> None:
+    """Names are kept, and reasons go to the log and to all ranks: megabytes of either are refused or cut."""
+    endless = key()
+    endless.name = "w" * 5000
+    with pytest.raises(ProtocolError, match="5000 characters"):
+        job.declare(0, endless, now=0.0)
+    flat = key()
+    flat.shape.extend([1] * 300)
+    with pytest.raises(ProtocolError, match="301 dimensions"):
+        job.declare(0, flat, now=0.0)
+    declare(job)
+    endless.name = "x" * 10**6
+    endless.shape.extend([1] * 10**6)
+    [action] = job.declare(1, endless, now=0.0)
+    assert isinstance(action, Report)
+    assert len(str(action.fault)) < 10_000
+    job.declare(0, key(id=8), now=0.0)
+    [action] = job.abort(0, pb.Abort(id=8, text="x" * 10**6))
+    assert isinstance(action, Report)
+    assert len(str(action.fault)) < 5000

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: How many of the ranks that a round waits for are named.
 _MAX_NAMED = 8
 
+#: How much is told of the reason that a rank gives, in characters.
+_MAX_REASON = 4096
+
 
 def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | None:
     """What is wrong where a worker's settings are not those of the first, None where they are."""
@@ -100,7 +103,7 @@ def aborted(job: "Job", key: Key, rank: int, message: pb.Abort) -> AbortedError:
     """A rank said that it cannot contribute."""
     return AbortedError(
         f"rank {rank} of job {job.name!r} could not contribute to key {key.name!r} round {message.round}:"
-        f" {message.text}",
+        f" {message.text[:_MAX_REASON]}",
         key=key.id,
         round=message.round,
         ranks=[rank],
