@@ -1,12 +1,14 @@
 """What jobs will need is known when they declare their keys, and refused in words where it does not fit."""
 
+import tracemalloc
+
 import pytest
 
 from psum.aggregator._actions import Report
 from psum.aggregator._budget import Budget
 from psum.aggregator._job import Job
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ExhaustedError, WorkerLostError
+from psum.wire.errors import ExhaustedError, ProtocolError, WorkerLostError
 
 
 def make(name: str, budget: Budget) -> Job:
@@ -69,3 +71,30 @@ def test_without_a_limit_everything_fits(size: int) -> None:
     budget = Budget()
     assert budget.reserve(size)
     assert budget.reserved_bytes == size
+
+
+def test_a_declaration_takes_memory_for_its_shards_and_not_for_each_rank_of_each() -> None:
+    """A message of 150 kB that declares 20,000 shards in a job of 4,096 workers does not take hundreds of megabytes."""
+    job = Job(pb.Hello(job="night", num_workers=4096), worker_timeout=30, round_timeout=600)
+    job.join(pb.Hello(job="night", num_workers=4096), "peer", 0.0)
+    declared = pb.Key(id=1, name="w", elements=20_000, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM)
+    declared.shards.extend(pb.Shard(index=index, elements=1) for index in range(20_000))
+    tracemalloc.start()
+    try:
+        assert job.declare(0, declared, 0.0) == []
+        for index in range(1000):
+            job.contribute(0, pb.ShardRound(id=1, shard=index, length=1), memoryview(b"x"), 0.0)
+        taken_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken_bytes < 40e6
+    job.check()
+
+
+def test_a_refused_declaration_does_not_count_against_the_number_of_shards() -> None:
+    """What breaks the protocol changes nothing: the key may be declared rightly afterwards."""
+    job = Job(pb.Hello(job="night", num_workers=2), worker_timeout=30, round_timeout=600, max_shards=1)
+    job.join(pb.Hello(job="night", num_workers=2), "peer", 0.0)
+    with pytest.raises(ProtocolError, match="0 bytes"):
+        job.declare(0, key(1, 0), 0.0)
+    assert job.declare(0, key(1, 4), 0.0) == []

@@ -335,3 +335,30 @@ def test_a_round_that_waits_for_a_rank_that_never_came_is_not_to_be_finished() -
     declare(job, 0, 0)
     push(job, 0, 0)
     assert job.open_rounds() == []
+
+
+def test_what_a_rank_repeats_makes_no_work_for_others(job: Job) -> None:
+    """A push that comes again and again leads to one want, a goodbye that comes again to no more syncs."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    assert push(job, 0, 5) == []
+    assert push(job, 0, 5) == []
+    # The holder comes back without having answered: it is asked again, once.
+    assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
+    give_back(job, 2, 5)
+    job.leave(2, 2.0)
+    assert job.leave(2, 2.0) == []
+
+
+def test_a_rank_that_begins_a_round_without_the_sum_before_leaves_no_trace(job: Job) -> None:
+    """It breaks the protocol to its own harm: once the round is complete, nobody waits for the older sum."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    push(job, 0, 5)
+    push(job, 0, 6)
+    push(job, 1, 6)
+    [action] = job.contribute(2, pb.ShardRound(id=7, round=6, length=4), FOUR, 1.0)
+    assert isinstance(action, Sum)
+    job.summed(action.key, action.shard, "sum")
+    job.check()

@@ -364,3 +364,37 @@ def test_the_status_says_whom_a_round_waits_for(job: Job) -> None:
     [round] = status.rounds
     assert (round.key, round.round, round.waiting_seconds, list(round.waiting_for)) == ("w", 0, 3.0, [0])
     assert (status.rounds_waiting, status.held_bytes, status.keys) == (1, 4, 1)
+
+
+def test_a_declaration_of_an_unknown_type_that_differs_is_a_disagreement(job: Job) -> None:
+    """protobuf lets unknown values of an enumeration pass; the first declaration of such a key is refused elsewhere."""
+    job.declare(0, key(), now=0.0)
+    strange = key()
+    # What a worker of another version might send: field 4, the type, is 99.
+    strange.ClearField("type")
+    [action] = job.declare(1, pb.Key.FromString(strange.SerializeToString() + b"\x20\x63"), now=0.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert "rank 1 declared pushpull of unknown type 99 (4,)" in str(action.fault)
+
+
+def test_what_a_worker_writes_into_names_and_reasons_is_limited(job: Job) -> None:
+    """Names are kept, and reasons go to the log and to all ranks: megabytes of either are refused or cut."""
+    endless = key()
+    endless.name = "w" * 5000
+    with pytest.raises(ProtocolError, match="5000 characters"):
+        job.declare(0, endless, now=0.0)
+    flat = key()
+    flat.shape.extend([1] * 300)
+    with pytest.raises(ProtocolError, match="301 dimensions"):
+        job.declare(0, flat, now=0.0)
+    declare(job)
+    endless.name = "x" * 10**6
+    endless.shape.extend([1] * 10**6)
+    [action] = job.declare(1, endless, now=0.0)
+    assert isinstance(action, Report)
+    assert len(str(action.fault)) < 10_000
+    job.declare(0, key(id=8), now=0.0)
+    [action] = job.abort(0, pb.Abort(id=8, text="x" * 10**6))
+    assert isinstance(action, Report)
+    assert len(str(action.fault)) < 5000

@@ -18,7 +18,7 @@ def test_the_most_urgent_goes_first_and_equals_in_order() -> None:
     """Results leave by priority, not by arrival."""
     outbox = Outbox()
     for name, priority in (("a", -2), ("b", 0), ("c", -2), ("d", 1)):
-        outbox.put_message(priority, name.encode())
+        outbox.put_message((ord(name), 0), priority, name.encode())
     assert [outbox.take() for _ in range(4)] == [b"d", b"b", b"a", b"c"]
     assert not outbox
 
@@ -26,7 +26,7 @@ def test_the_most_urgent_goes_first_and_equals_in_order() -> None:
 def test_control_messages_go_before_results() -> None:
     """A fault does not wait behind megabytes."""
     outbox = Outbox()
-    outbox.put_message(100, b"x" * 100)
+    outbox.put_message((0, 1), 100, b"x" * 100)
     outbox.put_control(pb.ExchangeResponse(fault=pb.Fault(text="stop")))
     assert decode(pb.ExchangeResponse, outbox.take())[0].fault.text == "stop"
 
@@ -34,9 +34,9 @@ def test_control_messages_go_before_results() -> None:
 def test_a_sync_follows_all_that_was_there_before_it() -> None:
     """What it asks about must have been sent; what comes later may overtake it."""
     outbox = Outbox()
-    outbox.put_message(-1000, b"before")
+    outbox.put_message((0, 2), -1000, b"before")
     outbox.put_last(pb.ExchangeResponse(sync=pb.Sync(number=1)))
-    outbox.put_message(0, b"after")
+    outbox.put_message((0, 3), 0, b"after")
     assert [outbox.take(), outbox.take()] == [b"after", b"before"]
     assert decode(pb.ExchangeResponse, outbox.take())[0].sync.number == 1
 
@@ -54,7 +54,7 @@ def test_a_large_result_between_small_ones_keeps_its_turn() -> None:
     """Batching never lets the less urgent overtake."""
     outbox = Outbox()
     small(outbox, 1, 0, b"one")
-    outbox.put_message(-1, b"large")
+    outbox.put_message((0, 4), -1, b"large")
     small(outbox, 2, -2, b"two")
     assert taken(outbox) == ([1], b"one")
     assert outbox.take() == b"large"
@@ -69,3 +69,40 @@ def test_a_shared_message_stays_small() -> None:
         small(outbox, key, 0, piece)
     assert taken(outbox)[0] == [0, 1, 2]
     assert taken(outbox)[0] == [3]
+
+
+def test_results_without_bytes_do_not_make_one_endless_message() -> None:
+    """The root of a broadcast gets results of no size; thousands of them are several messages."""
+    outbox = Outbox()
+    for name in range(3000):
+        small(outbox, name, 0, b"")
+    sizes = []
+    while outbox:
+        sizes.append(len(taken(outbox)[0]))
+    assert sum(sizes) == 3000
+    assert max(sizes) <= 1024
+
+
+def test_a_worker_that_does_not_read_has_one_result_of_each_shard_waiting() -> None:
+    """A worker that goes on without reading its results, or asks for one again and again, does not fill the memory."""
+    outbox = Outbox()
+    for round in range(1000):
+        outbox.put_message((7, 0), 0, b"large of round %d" % round)
+        outbox.put_small(pb.ShardRound(id=7, shard=1, round=round, length=1), memoryview(b"s"))
+    assert len(outbox) == 2
+    assert outbox.take() == b"large of round 999"
+    message, _ = decode(pb.ExchangeResponse, outbox.take())
+    assert [entry.round for entry in message.result.shards] == [999]
+    outbox.put_message((7, 0), 0, b"large of round 1000")
+    assert outbox.take() == b"large of round 1000"
+    assert not outbox
+
+
+def test_an_outbox_is_crowded_until_some_of_it_was_taken() -> None:
+    """Short messages that nobody reads are a reason not to listen."""
+    outbox = Outbox()
+    while not outbox.crowded:
+        outbox.put_control(pb.ExchangeResponse(taken=pb.Taken()))
+        assert len(outbox) < 10_000
+    outbox.take()
+    assert not outbox.crowded

@@ -152,3 +152,17 @@ def test_a_worker_that_comes_back_after_the_end_of_its_job_is_told_how_it_ended(
         # The next run begins.
         join(registry, hello(0, age=1), 100.0)
     assert sorted(registry.jobs["night"].workers) == [0]
+
+
+def test_more_failed_jobs_than_the_history_holds_keep_their_times(registry: Registry) -> None:
+    """Failed jobs are remembered for their late ranks; that must not put them into the history again and again."""
+    for number in range(40):
+        assert join(registry, hello(job=f"job {number}"), float(number)) is None
+        job = registry.jobs[f"job {number}"]
+        job.fail(WorkerLostError("gone"), float(number))
+        job.lost(0, float(number))
+        registry.settle(job, float(number))
+    before = list(registry.ended)
+    assert list(registry.tick(40.0)) == []
+    assert list(registry.ended) == before
+    assert registry.status(40.0, lambda name: True)[0] == []

@@ -1,6 +1,7 @@
 """The service speaks plain protobuf: the generated stub of any language can use it, and nothing it sends does harm."""
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -164,3 +165,77 @@ async def test_the_status_shows_rounds_that_wait_and_for_whom(stub: Any) -> None
     assert status.cpu_seconds > 0
     assert not (await stub.GetStatus(pb.GetStatusRequest(job="other"))).jobs
     call.cancel()
+
+
+async def test_a_contribution_that_waits_does_not_keep_the_rest_of_its_message(stub: Any) -> None:
+    """Four bytes in a message of megabytes hold four bytes, as the budget counts them."""
+    call = stub.Exchange()
+    await call.write(hello(0, 2))
+    await call.read()
+    tracemalloc.start()
+    try:
+        for id in range(4):
+            declared = declare(4)
+            declared.declare.keys[0].id = id
+            await call.write(declared)
+            pushed = pb.Push(shards=[pb.ShardRound(id=id, length=4)])
+            await call.write(pb.ExchangeRequest(push=pushed, padding=bytes(3 << 20), payload=b"abcd"))
+            # Credit comes back once the contribution was taken.
+            assert (await call.read()).WhichOneof("kind") == "taken"
+        assert tracemalloc.get_traced_memory()[0] < 6 << 20
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_job_that_failed_ends_though_a_worker_does_not_read() -> None:
+    """The worker's stream is ended after a while; its job's name and memory are free again."""
+    settings = Settings(listen=("127.0.0.1:0",), hello_timeout=0.2, max_shards=1)
+    server = Server(settings)
+    await server.start()
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
+        stub: Any = rpc.AggregatorServiceStub(channel)
+        calls = [stub.Exchange() for _ in range(2)]
+        for rank, call in enumerate(calls):
+            await call.write(hello(rank, 2))
+            await call.read()
+        size = 1 << 20
+        await calls[0].write(declare(size))
+        # One worker reads its results; the other goes on without, until the connection takes no more for it.
+        for round in range(12):
+            for call in calls:
+                await call.write(push(bytes(size), round))
+            while (await calls[0].read()).WhichOneof("kind") != "result":
+                pass
+        too_much = declare(1)
+        too_much.declare.keys[0].id = 6
+        await calls[0].write(too_much)
+        while (answer := await calls[0].read()).WhichOneof("kind") != "fault":
+            pass
+        assert "max_shards" in answer.fault.text
+        # There is nothing to wait for: the end of a job is told to nobody.
+        while (await stub.GetStatus(pb.GetStatusRequest())).jobs:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await server.stop(0.1)
+
+
+@pytest.mark.parametrize("size", [4, 200_000])
+async def test_a_sum_that_cannot_be_made_fails_the_job_on_every_rank(
+    stub: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is made at once or in a thread, nobody waits for it."""
+
+    def out_of_memory(*_arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("psum.aggregator._delivery.add_up", out_of_memory)
+    calls = [stub.Exchange() for _ in range(2)]
+    for rank, call in enumerate(calls):
+        await call.write(hello(rank, 2))
+        await call.read()
+        await call.write(declare(size))
+        await call.write(push(bytes(size)))
+    for call in calls:
+        while (answer := await call.read()).WhichOneof("kind") != "fault":
+            assert answer.WhichOneof("kind") == "taken"
+        assert answer.fault.code == pb.FAULT_CODE_INTERNAL
+        assert "could not sum key 'w' round 0 of job 'foreign': MemoryError()" in answer.fault.text

@@ -1,12 +1,14 @@
 """The framing writes and reads what protobuf does, without protobuf touching the payload."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
+from psum.wire import MAX_MESSAGE_BYTES, PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
 from psum.wire.errors import ProtocolError
 
 entries = st.builds(
@@ -115,3 +117,29 @@ def test_lengths_that_do_not_add_up_are_refused() -> None:
     for payload in (b"abcd", b"abcdef", b""):
         with pytest.raises(ProtocolError, match="5 bytes together"):
             split(memoryview(payload), shards)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes as protobuf writes it, in a message that has nothing else."""
+    return pb.ExchangeRequest(padding=content).SerializeToString().replace(b"\x72", bytes((number << 3 | 2,)), 1)
+
+
+def _take_apart(data: bytes) -> None:
+    message, payload = decode(pb.ExchangeRequest, data)
+    split(payload, message.push.shards)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param(b"\x72\x00" * (MAX_MESSAGE_BYTES // 2), id="millions of fields"),
+        pytest.param(_field(3, b"\x0a\x00" * (32 << 20 >> 1)), id="millions of shards"),
+        pytest.param(_field(3, b"\x0a\x00" * 70_000), id="more shards than a payload has"),
+    ],
+)
+def test_a_message_that_is_all_header_is_refused_at_once(hostile: bytes) -> None:
+    """Whoever reads it serves others too: neither minutes nor gigabytes may be spent on one message."""
+    begin = time.process_time()
+    with pytest.raises(ProtocolError, match=r"besides its payload|70000 shards"):
+        _take_apart(hostile)
+    assert time.process_time() - begin < 1.0

@@ -9,6 +9,7 @@ from psum.wire import (
     choice,
     declarations,
     duration,
+    grpc_options,
     integer,
     is_local,
     items,
@@ -114,3 +115,16 @@ def test_local_addresses_are_told_from_those_that_others_can_reach() -> None:
     """Loopback and unix sockets are local; names and other addresses are not."""
     assert all(map(is_local, ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/x"]))
     assert not any(map(is_local, ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "psum-0.psum:1"]))
+
+
+def test_a_size_beyond_all_memory_is_a_mistake_in_words() -> None:
+    """Digits without end overflow no number."""
+    with pytest.raises(ValueError, match="less than"):
+        size("9" * 400)
+
+
+@pytest.mark.parametrize("keepalive", [0.0001, 1e9])
+def test_any_keepalive_gives_options_that_grpc_takes(keepalive: float) -> None:
+    """gRPC's options are whole numbers of 31 bits, and 0 would mean another thing."""
+    assert all(0 <= value < 2**31 for _, value in grpc_options(keepalive))
+    assert dict(grpc_options(keepalive))["grpc.keepalive_time_ms"] > 0

@@ -32,6 +32,9 @@ class Line:
         self.filled = asyncio.Event()
         self.closing = False
         """Whether the stream ends once the outbox is empty."""
+        self.room = asyncio.Event()
+        """Set while the worker may be heard, since its outbox is not crowded."""
+        self.room.set()
 
 
 class Delivery:
@@ -101,6 +104,20 @@ class Delivery:
             line.filled.set()
 
     def _sum(self, job: Job, action: Sum) -> None:
+        try:
+            self._begin_sum(job, action)
+        except Exception as error:
+            # Else the stream that brought the last contribution would end, and the round wait for a sum for ever.
+            self._sum_failed(job, action, error)
+
+    def _sum_failed(self, job: Job, action: Sum, error: BaseException) -> None:
+        _log.error("job %s: the sum of %r failed", job.name, action.key, exc_info=error)
+        failure = InternalError(
+            f"the aggregator could not sum key {action.key.name!r} round {action.round} of job {job.name!r}: {error!r}"
+        )
+        self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
+
+    def _begin_sum(self, job: Job, action: Sum) -> None:
         key, size = action.key, action.key.sizes[action.shard]
         entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority, length=size)
         if size < _INLINE_SUM_BYTES:
@@ -115,10 +132,8 @@ class Delivery:
         def done(error: BaseException | None) -> None:
             if error is None:
                 self._made(job, action, message)
-                return
-            _log.error("job %s: the sum of %r failed", job.name, key, exc_info=error)
-            failure = InternalError(f"the aggregator could not sum key {key.name!r} round {action.round}: {error!r}")
-            self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
+            else:
+                self._sum_failed(job, action, error)
 
         self._pool.submit(action.priority, lambda: add_up(key.element_type, action.contributions, total), done)
 
@@ -141,7 +156,7 @@ class Delivery:
                 )
                 line.outbox.put_small(entry, memoryview(b""))
             elif isinstance(action.result, bytes):
-                line.outbox.put_message(action.priority, action.result)
+                line.outbox.put_message((action.key.id, action.shard), action.priority, action.result)
                 job.workers[rank].sent_bytes += size
             else:
                 line.outbox.put_small(*action.result)  # type: ignore[misc]

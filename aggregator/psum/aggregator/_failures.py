@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: How many of the ranks that a round waits for are named.
 _MAX_NAMED = 8
 
+#: How much is told of the reason that a rank gives, in characters.
+_MAX_REASON = 4096
+
 
 def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | None:
     """What is wrong where a worker's settings are not those of the first, None where they are."""
@@ -95,11 +98,11 @@ def exhausted(job: "Job", key: Key, need: int) -> ExhaustedError:
     )
 
 
-def too_many_shards(job: "Job", declared: pb.Key) -> ExhaustedError:
+def too_many_shards(job: "Job", declared: pb.Key, shards: int) -> ExhaustedError:
     """There is no place for another key."""
     return ExhaustedError(
         f"job {job.name!r} has {len(job.keys)} keys on this aggregator; with key {declared.name!r} they have"
-        f" {job.shards} shards, and may have {job.max_shards} (max_shards). Are new keys made in every step, or is"
+        f" {shards} shards, and may have {job.max_shards} (max_shards). Are new keys made in every step, or is"
         " PSUM_PARTITION_BYTES very small?"
     )
 
@@ -120,7 +123,7 @@ def aborted(job: "Job", key: Key, rank: int, message: pb.Abort) -> AbortedError:
     """A rank said that it cannot contribute."""
     return AbortedError(
         f"rank {rank} of job {job.name!r} could not contribute to key {key.name!r} round {message.round}:"
-        f" {message.text}",
+        f" {message.text[:_MAX_REASON]}",
         key=key.id,
         round=message.round,
         ranks=[rank],

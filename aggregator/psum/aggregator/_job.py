@@ -66,6 +66,8 @@ class Job:
         self.failure: FaultError | None = None
         """Why the job failed; then nothing is held any more."""
         self.failed_at: float | None = None
+        self.ended = False
+        """Whether it was told to `end`."""
         self.held_bytes = 0
         """Bytes of contributions and results that are referred to."""
         self.rounds_completed = 0
@@ -136,10 +138,11 @@ class Job:
             return []
         key = self.keys.get(declared.id)
         if key is None:
-            self.shards += max(1, len(declared.shards))
-            if self.shards > self.max_shards:
-                return self.fail(failures.too_many_shards(self, declared), now)
+            shards = self.shards + max(1, len(declared.shards))
+            if shards > self.max_shards:
+                return self.fail(failures.too_many_shards(self, declared, shards), now)
             self.keys[declared.id] = key = Key(declared, rank, self.num_workers)
+            self.shards = shards
             if not self.budget.reserve(need := self._need(key)):
                 # Nothing was set aside that failing it would release.
                 failure = failures.exhausted(self, key, need)
@@ -190,6 +193,7 @@ class Job:
         size = len(payload) if payload is not None else 0
         # A rank whose round completes has what it needs of the round before: that result is let go.
         kept = key.sizes[entry.shard] if shard.last_result is not None else 0
+        asked = bool(shard.waiters)
         verdict = shard.contribute(rank, entry.round, _NOTHING if payload is None else payload, entry.priority, now)
         worker = self.workers[rank]
         match verdict:
@@ -204,15 +208,15 @@ class Job:
                 worker.contributed = True
                 self.held_bytes += size - kept
                 self.waiting.pop((key.id, entry.shard), None)
-                given = (c for c in shard.contributions if c is not None)
-                contributions = (next(given),) if key.broadcast else tuple(given)
+                given = shard.in_rank_order()
+                contributions = given[:1] if key.broadcast else given
                 return [Sum(key, entry.shard, entry.round, shard.priority or 0, contributions)]
             case Verdict.REPLAY:
                 return [Deliver(key, entry.shard, entry.round, entry.priority, shard.last_result, (rank,))]
             case Verdict.WAIT:
                 self.waiting.setdefault((key.id, entry.shard), (key, shard))
                 worker.uncredited.append((now, key, entry.shard, entry.round))
-                if shard.holder is None:
+                if shard.holder is None or asked:
                     return []
                 return [Ask(shard.holder, ((key.id, entry.shard, entry.round),))]
             case Verdict.IGNORE:
@@ -232,7 +236,7 @@ class Job:
             # The key or the job failed meanwhile.
             return []
         round, priority = shard.round, shard.priority or 0
-        self.held_bytes += key.sizes[index] - sum(map(len, filter(None, shard.contributions)))
+        self.held_bytes += key.sizes[index] - sum(map(len, shard.contributions.values()))
         shard.complete(result)
         self.rounds_completed += 1
         return [Deliver(key, index, round, priority, result, tuple(range(self.num_workers)))]
@@ -283,6 +287,8 @@ class Job:
         new process of it, might need a sum that only this worker has.
         """
         worker = self.workers[rank]
+        if worker.left:
+            return []
         worker.left = True
         worker.uncredited.clear()
         actions: list[Action] = []
@@ -307,6 +313,7 @@ class Job:
 
     def end(self) -> None:
         """Lets go of everything: all workers have left."""
+        self.ended = True
         self.budget.release(sum(self._need(key) for key in self.keys.values() if key.failure is None))
         self.keys.clear()
         self.waiting.clear()
@@ -373,7 +380,7 @@ class Job:
         for key in self.keys.values():
             assert key.failure is None or not key.shards
             for index, shard in key.shards.items():
-                held += sum(map(len, filter(None, shard.contributions)))
+                held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
                 assert shard.missing == len(list(shard.waiting_for()))
                 assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
@@ -397,7 +404,7 @@ class Job:
         """Compares the round that a rank is at with the shard's; returns whether to ask this rank for its last sum."""
         shard = key.shards[declared.index]
         if declared.round > shard.round:
-            self.held_bytes -= sum(map(len, filter(None, shard.contributions)))
+            self.held_bytes -= sum(map(len, shard.contributions.values()))
             self.waiting.pop((key.id, declared.index), None)
             shard.adopt(rank, now)
             if shard.waiters:
@@ -420,7 +427,7 @@ class Job:
     def _fail_key(self, key: Key, failure: FaultError) -> list[Action]:
         for index, shard in key.shards.items():
             self.waiting.pop((key.id, index), None)
-            self.held_bytes -= sum(map(len, filter(None, shard.contributions)))
+            self.held_bytes -= sum(map(len, shard.contributions.values()))
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
         self._let_go(key, failure)
         return [Report(failure, self._connected())]

@@ -1,9 +1,15 @@
 """A key as an aggregator knows it: what the ranks agreed on, and the rounds of the shards that it owns."""
 
+from typing import Final
+
 from psum.aggregator._round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, ElementType
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError
+
+#: The longest name of a key in characters, and the most dimensions: they are kept for each key, and repeated in errors.
+_MAX_NAME: Final = 4096
+_MAX_DIMENSIONS: Final = 256
 
 
 class Key:
@@ -19,6 +25,11 @@ class Key:
     """
 
     def __init__(self, declared: pb.Key, rank: int, num_workers: int) -> None:
+        if len(declared.name) > _MAX_NAME or len(declared.shape) > _MAX_DIMENSIONS:
+            raise ProtocolError(
+                f"key {declared.name[:80]!r} has a name of {len(declared.name)} characters and {len(declared.shape)}"
+                f" dimensions; expected at most {_MAX_NAME} and {_MAX_DIMENSIONS}"
+            )
         try:
             self.element_type = ElementType(declared.type)
         except ValueError:
@@ -54,8 +65,11 @@ class Key:
     def describe(declared: pb.Key) -> str:
         """What ranks must agree on, in words."""
         kind = "broadcast" if declared.operation == pb.OPERATION_BROADCAST else "pushpull"
-        shape = tuple(declared.shape)
-        return f"{kind} of {pb.ElementType.Name(declared.type).removeprefix('ELEMENT_TYPE_').lower()} {shape}"
+        try:
+            elements = ElementType(declared.type).label
+        except ValueError:
+            elements = f"unknown type {declared.type}"
+        return f"{kind} of {elements} {tuple(declared.shape[:_MAX_DIMENSIONS])}"
 
     def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:
         """What is wrong where another rank's declaration differs from the first, None where it does not."""
@@ -67,7 +81,8 @@ class Key:
             and [(s.index, s.elements) for s in mine.shards] == [(s.index, s.elements) for s in other.shards]
         ):
             return None
-        what = f"key {self.name!r}" if mine.name == other.name else f"keys {self.name!r} and {other.name!r} (one id)"
+        names = f"keys {self.name!r} and {other.name[:_MAX_NAME]!r} (one id)"
+        what = f"key {self.name!r}" if mine.name == other.name else names
         return DisagreementError(
             f"ranks disagree on {what}: rank {self.first_rank} declared {self.describe(mine)},"
             f" rank {rank} declared {self.describe(other)}; make all ranks use this key alike",

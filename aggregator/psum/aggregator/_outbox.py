@@ -1,12 +1,27 @@
-"""What waits to be sent to one worker: the most urgent first, small results several to a message."""
+"""What waits to be sent to one worker: the most urgent first, small results several to a message.
+
+It stays small even where the worker does not read. Of each shard there is one result at most, since a worker that
+begins a round has that of the round before; and `crowded` says when its other messages have become so many that it
+should not be heard before it has read some.
+"""
 
 import heapq
 import itertools
 import math
 from collections import deque
+from typing import Any, Final
 
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, encode
+
+#: Most results in one message; some, as those of the root of a broadcast, have no bytes that would limit them.
+_MAX_BATCH: Final = 1024
+
+#: Messages without payload from which on an outbox is crowded.
+_MAX_CONTROL: Final = 1000
+
+#: A result and where it stands in line: urgency, order of arrival, key's id and shard, then the message or its parts.
+_Entry = list[Any]
 
 
 class Outbox:
@@ -18,7 +33,8 @@ class Outbox:
 
     def __init__(self) -> None:
         self._control: deque[bytes] = deque()
-        self._results: list[tuple[float, int, bytes | pb.ShardRound, memoryview | None]] = []
+        self._results: list[_Entry] = []
+        self._by_place: dict[tuple[int, int], _Entry] = {}
         self._order = itertools.count()
 
     def __bool__(self) -> bool:
@@ -31,32 +47,37 @@ class Outbox:
         """Adds a message without payload."""
         self._control.append(message.SerializeToString())
 
-    def put_message(self, priority: int, message: bytes) -> None:
-        """Adds a result that is a whole message."""
-        heapq.heappush(self._results, (-priority, next(self._order), message, None))
+    @property
+    def crowded(self) -> bool:
+        """Whether the worker has left so much unread that it should not be given reason to be sent more."""
+        return len(self._control) > _MAX_CONTROL
+
+    def put_message(self, place: tuple[int, int], priority: int, message: bytes) -> None:
+        """Adds a result that is a whole message, in place of any other of this (key's id, shard)."""
+        self._put(place, priority, message, None)
 
     def put_small(self, shard: pb.ShardRound, payload: memoryview) -> None:
-        """Adds a result that may share its message with others."""
-        heapq.heappush(self._results, (-shard.priority, next(self._order), shard, payload))
+        """Adds a result that may share its message with others, in place of any other of its key and shard."""
+        self._put((shard.id, shard.shard), shard.priority, shard, payload)
 
     def put_last(self, message: pb.ExchangeResponse) -> None:
         """Adds a message without payload that is to follow all that is here now."""
-        heapq.heappush(self._results, (math.inf, next(self._order), message.SerializeToString(), None))
+        heapq.heappush(self._results, [math.inf, next(self._order), None, message.SerializeToString(), None])
 
     def take(self) -> bytes:
         """The next message to send; there must be one."""
         if self._control:
             return self._control.popleft()
-        _, _, first, payload = heapq.heappop(self._results)
+        first, payload = self._pop()
         if isinstance(first, bytes) or payload is None:
             assert isinstance(first, bytes)
             return first
         shards, payloads, size = [first], [payload], len(payload)
-        while self._results:
-            _, _, shard, payload = self._results[0]
+        while self._results and len(shards) < _MAX_BATCH:
+            *_, shard, payload = self._results[0]
             if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES:
                 break
-            heapq.heappop(self._results)
+            self._pop()
             shards.append(shard)
             payloads.append(payload)
             size += len(payload)
@@ -66,3 +87,20 @@ class Outbox:
         """Drops everything."""
         self._control.clear()
         self._results.clear()
+        self._by_place.clear()
+
+    def _put(
+        self, place: tuple[int, int], priority: int, item: bytes | pb.ShardRound, payload: memoryview | None
+    ) -> None:
+        if (entry := self._by_place.get(place)) is not None:
+            # It keeps its place in the line.
+            entry[3:] = item, payload
+            return
+        self._by_place[place] = entry = [-priority, next(self._order), place, item, payload]
+        heapq.heappush(self._results, entry)
+
+    def _pop(self) -> tuple[bytes | pb.ShardRound, memoryview | None]:
+        _, _, place, item, payload = heapq.heappop(self._results)
+        if place is not None:
+            del self._by_place[place]
+        return item, payload

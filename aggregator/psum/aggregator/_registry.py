@@ -91,7 +91,7 @@ class Registry:
         if job.over and self.jobs.get(job.name) is job:
             if job.failure is None:
                 del self.jobs[job.name]
-            if not any(ended.job is job for ended in self.ended):
+            if not job.ended:
                 self._end(job, now)
                 return True
         return False
@@ -113,9 +113,8 @@ class Registry:
 
     def status(self, now: float, shown: Callable[[str], bool]) -> tuple[list[pb.JobStatus], list[pb.EndedJob]]:
         """The jobs in progress and those that ended, of the names that are to be shown."""
-        over = {id(ended.job) for ended in self.ended}
         return (
-            [job_status(j, now) for j in self.jobs.values() if shown(j.name) and id(j) not in over],
+            [job_status(j, now) for j in self.jobs.values() if shown(j.name) and not j.ended],
             [
                 pb.EndedJob(
                     name=ended.job.name,

@@ -85,7 +85,7 @@ class ShardRounds(Generic[Result]):
         "holder",
         "inherited",
         "last_result",
-        "missing",
+        "num_workers",
         "phase",
         "priority",
         "round",
@@ -97,10 +97,11 @@ class ShardRounds(Generic[Result]):
         self.round = first_round
         """The current round."""
         self.phase = Phase.GATHERING
-        self.contributions: list[memoryview | None] = [None] * num_workers
-        """What each rank contributed to the current round; b'' from a rank that only receives."""
-        self.missing = num_workers
-        """How many ranks have not contributed to the current round."""
+        self.num_workers = num_workers
+        """The number of ranks."""
+        self.contributions: dict[int, memoryview] = {}
+        """What ranks contributed to the current round; b'' from a rank that only receives. No place for those that have
+        not: a job of thousands of workers may declare many thousands of shards."""
         self.priority: int | None = None
         """The most urgent of the contributions' priorities, None while there are none."""
         self.since: float | None = None
@@ -114,6 +115,11 @@ class ShardRounds(Generic[Result]):
         self.waiters: set[int] = set()
         """Ranks that lack the last result while it is not here."""
 
+    @property
+    def missing(self) -> int:
+        """How many ranks have not contributed to the current round."""
+        return self.num_workers - len(self.contributions)
+
     def __repr__(self) -> str:
         missing = ",".join(map(str, self.waiting_for()))
         return f"<ShardRounds round={self.round} {self.phase.name} missing=[{missing}]>"
@@ -121,7 +127,7 @@ class ShardRounds(Generic[Result]):
     def contribute(self, rank: int, round: int, payload: memoryview, priority: int, now: float) -> Verdict:
         """A rank's contribution to a round; on COMPLETE the caller sums and then calls `complete`."""
         timing = self._timing(round)
-        verdict = RULES[self.phase, timing, self.contributions[rank] is not None]
+        verdict = RULES[self.phase, timing, rank in self.contributions]
         if verdict is Verdict.REPLAY and self.last_result is None:
             self.waiters.add(rank)
             if self.since is None:
@@ -133,7 +139,6 @@ class ShardRounds(Generic[Result]):
         self.priority = priority if self.priority is None else max(self.priority, priority)
         if self.since is None:
             self.since = now
-        self.missing -= 1
         if self.missing:
             return Verdict.TAKE
         self.phase = Phase.SUMMING
@@ -144,20 +149,20 @@ class ShardRounds(Generic[Result]):
         """The sum of the current round is there: it becomes the last result, and the next round begins."""
         if self.phase is not Phase.SUMMING:
             raise RuntimeError(f"a sum for {self!r}, which has not gathered all contributions")
-        self.contributions = [None] * len(self.contributions)
-        self.missing = len(self.contributions)
+        self.contributions = {}
         self.priority = self.since = None
         self.last_result = result
         self.round += 1
         self.phase = Phase.GATHERING
         self.inherited = False
         self.holder = None
+        # Honest ranks do not begin a round while they lack the sum of the one before.
+        self.waiters.clear()
 
     def adopt(self, holder: int, now: float) -> None:
         """A rank has the sum of the current round: the next one begins, and whoever contributed waits for that sum."""
-        self.waiters = {rank for rank, payload in enumerate(self.contributions) if payload is not None}
-        self.contributions = [None] * len(self.contributions)
-        self.missing = len(self.contributions)
+        self.waiters = set(self.contributions)
+        self.contributions = {}
         self.priority = None
         self.since = now if self.waiters else None
         self.round += 1
@@ -169,13 +174,17 @@ class ShardRounds(Generic[Result]):
         self.waiters.clear()
         self.last_result = result
         self.holder = None
-        if self.missing == len(self.contributions):
+        if not self.contributions:
             self.since = None
         return waiters
 
     def waiting_for(self) -> Iterator[int]:
         """The ranks that have not contributed to the current round."""
-        return (rank for rank, payload in enumerate(self.contributions) if payload is None)
+        return (rank for rank in range(self.num_workers) if rank not in self.contributions)
+
+    def in_rank_order(self) -> tuple[memoryview, ...]:
+        """The contributions to the current round, whatever the order in which they came."""
+        return tuple(self.contributions[rank] for rank in sorted(self.contributions))
 
     def _timing(self, round: int) -> Timing:
         if round == self.round:

@@ -146,8 +146,7 @@ class Service:
             job = self._join(hello, line, context.peer())
             joined = job, hello.rank
             receiver = self._loop.create_task(self._receive(job, hello.rank, line, context))
-            # The sender ends first where the job fails: then nothing more is to be heard.
-            await asyncio.wait((receiver, sender), return_when=asyncio.FIRST_COMPLETED)
+            await self._converse(line, receiver, sender)
             if receiver.done():
                 receiver.result()
         except (FaultError, ProtocolError) as error:
@@ -189,6 +188,17 @@ class Service:
                 f"rank {hello.rank} of job {hello.job!r} ({peer}) was refused: its token is not one of this job's; give"
                 " it the job's token in PSUM_TOKEN_FILE, or another PSUM_JOB"
             )
+
+    async def _converse(self, line: Line, receiver: "asyncio.Task[None]", sender: "asyncio.Task[None]") -> None:
+        """Waits until there is no more to hear or to say, or a worker does not read the last that it is told."""
+        while True:
+            closing = line.closing
+            # The sender ends first where the job fails: then nothing more is to be heard.
+            done, _ = await asyncio.wait(
+                (receiver, sender), timeout=self.settings.hello_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done or closing:
+                return
 
     def _join(self, hello: pb.Hello, line: Line, peer: str) -> Job:
         job, actions, refusal = self._registry.join(hello, peer, self._loop.time())
@@ -254,6 +264,7 @@ class Service:
         """Hands a worker's messages to its job until the stream ends; what comes after the last word is left aside."""
         worker = job.workers[rank]
         while True:
+            await line.room.wait()
             data = await context.read()
             if data is grpc.aio.EOF:
                 return
@@ -266,9 +277,11 @@ class Service:
                     worker.received_bytes += len(payload)
                     entries = request.push.shards
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        self._perform(job, job.contribute(rank, entry, piece, now))
+                        self._perform(job, job.contribute(rank, entry, _kept(piece, data), now))
                 case "pull":
-                    for entry in request.pull.shards:
+                    entries = request.pull.shards
+                    # Nothing to cut, but to be held to the same limits.
+                    for entry, _ in zip(entries, split(payload, entries), strict=True):
                         self._perform(job, job.contribute(rank, entry, None, now))
                 case "declare":
                     for key in request.declare.keys:
@@ -286,6 +299,8 @@ class Service:
                     self._perform(job, job.synced(rank, request.synced.number, now))
                 case kind:
                     raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
+            if line.outbox.crowded:
+                line.room.clear()
 
     async def _send(self, line: Line, context: _Context) -> None:
         while True:
@@ -295,7 +310,10 @@ class Service:
                 line.filled.clear()
                 await line.filled.wait()
                 continue
-            await context.write(line.outbox.take())
+            message = line.outbox.take()
+            if not line.outbox.crowded:
+                line.room.set()
+            await context.write(message)
 
     def _perform(self, job: Job, actions: list[Action]) -> None:
         if actions:
@@ -368,3 +386,9 @@ class Service:
             ended=ended,
             draining=self.draining,
         )
+
+
+def _kept(piece: memoryview, data: bytes) -> memoryview:
+    """A contribution in a form that keeps not much more than itself: a view would keep the whole message, however long
+    the round waits, which no budget counts."""
+    return piece if 2 * len(piece) >= len(data) else memoryview(bytes(piece))

@@ -161,15 +161,19 @@ class Client:
                 return
             deadline = time.monotonic() + timeout
             self.drain(timeout)
-            if self._thread is not None:
-                try:
-                    self._thread.run(self._leave(max(0.5, deadline - time.monotonic())), timeout + 5)
-                finally:
-                    self._closed = True
-                    self._thread.stop()
-            self._closed = True
-            self._session.fail(ClosedError("the client was closed before the operation was complete"))
-            self._report()
+            try:
+                if self._thread is not None:
+                    try:
+                        self._thread.run(self._leave(max(0.5, deadline - time.monotonic())), timeout + 5)
+                    finally:
+                        self._closed = True
+                        self._thread.stop()
+            finally:
+                # However the leaving ended: nobody else would complete what is outstanding.
+                self._closed = True
+                self._session.fail(ClosedError("the client was closed before the operation was complete"))
+                # What was handed over after the thread looked for the last time.
+                self._look_into_inbox()
 
     def connect(self) -> None:
         """Joins the job at every aggregator. Called once, by `connect`.
@@ -306,9 +310,12 @@ class Client:
                     self._session.submit(ticket, now)
                 except Exception as error:
                     _log.exception("%r could not be begun", ticket)
-                    self._session.fail(
-                        PsumError(f"{ticket!r} could not be begun: {error!r}; this is a bug, see the log")
-                    )
+                    failure = PsumError(f"{ticket!r} could not be begun: {error!r}; this is a bug, see the log")
+                    self._session.fail(failure)
+                    if ticket.state is State.QUEUED:
+                        # It was no longer where the session would have found it, and not yet where it would.
+                        self._session.finished.append((ticket, failure))
+                        ticket.state = State.FINISHED
         self._settle()
 
     def _settle(self) -> None:

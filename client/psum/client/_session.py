@@ -5,6 +5,7 @@ client's; `reserve` may be called from any. `next_message` gives what is to be s
 has ended meanwhile and is to be reported to its owner.
 """
 
+import operator
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,9 @@ from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError,
 
 #: Keys described in one message: some tens of kilobytes.
 _KEYS_PER_DECLARE = 512
+
+#: The same for their shards, which are many where keys are large; a key by itself may have more.
+_SHARDS_PER_DECLARE = 50_000
 
 
 class _Lane:
@@ -83,6 +87,8 @@ class Session:
         """What aggregators want this worker's user to know, for the caller to take."""
         self.running: OrderedDict[Ticket, float] = OrderedDict()
         """Operations under way and since when, the oldest first."""
+        self._stalled: OrderedDict[Key, float] = OrderedDict()
+        """Keys with operations that wait for one that was reserved before them and has not been started, since when."""
         self._addresses = tuple(addresses)
         self._hand_over = hand_over
         self._keep_sums = keep_sums
@@ -107,9 +113,13 @@ class Session:
         """Fixes the round of an operation. From any thread; the order of calls on a key must be that of all ranks.
 
         Raises:
-            ValueError: The key had another shape or element type before.
+            TypeError: The priority is no whole number.
+            ValueError: The key had another shape or element type before, or the priority has more than 64 bits.
             PsumError: The key, or everything, has failed.
         """
+        priority = operator.index(priority)
+        if not -(2**63) <= priority < 2**63:
+            raise ValueError(f"a priority of {priority}; it must fit into 64 bits")
         with self._reserving:
             key = self._keys.get((store, name, operation))
             if key is None:
@@ -138,8 +148,12 @@ class Session:
         """The next message to an aggregator, None where there is nothing that may be sent now."""
         lane = self._lanes[aggregator]
         if lane.declarations:
-            count = min(len(lane.declarations), _KEYS_PER_DECLARE)
-            keys = [lane.declarations.popleft() for _ in range(count)]
+            keys, shards = [lane.declarations.popleft()], 0
+            while lane.declarations and len(keys) < _KEYS_PER_DECLARE:
+                shards += len(keys[-1].shards)
+                if shards + len(lane.declarations[0].shards) > _SHARDS_PER_DECLARE:
+                    break
+                keys.append(lane.declarations.popleft())
             return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
         if lane.aborts:
             return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
@@ -242,7 +256,21 @@ class Session:
             self._fail_key(key, error)
 
     def expire(self, round_timeout: float, now: float) -> None:
-        """Fails the operations that have waited longer than this for their result."""
+        """Fails the operations that have waited longer than this for their result, or for their turn."""
+        while self._stalled:
+            key, since = next(iter(self._stalled.items()))
+            if now - since <= round_timeout:
+                break
+            self._fail_key(
+                key,
+                RoundTimeoutError(
+                    f"rank {self.rank} has waited {now - since:.1f} s to begin round {min(key.waiting)} of key"
+                    f" {key.name!r}: round {key.round} was reserved before it, and neither started nor aborted; was"
+                    " the program interrupted there?",
+                    key=key.id,
+                    round=key.round,
+                ),
+            )
         while self.running:
             ticket, since = next(iter(self.running.items()))
             if now - since <= round_timeout:
@@ -290,6 +318,10 @@ class Session:
                 continue
             for shard in key.shards:
                 self._lanes[shard.aggregator].add(Part(ticket, shard))
+        if key.running is None and key.waiting:
+            self._stalled.setdefault(key, now)
+        else:
+            self._stalled.pop(key, None)
 
     def _declare(self, key: Key) -> None:
         if not key.declared:
@@ -396,4 +428,5 @@ class Session:
             self._finish(ticket, error)
         key.running = None
         key.waiting.clear()
+        self._stalled.pop(key, None)
         key.sums.clear()

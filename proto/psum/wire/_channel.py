@@ -29,6 +29,8 @@ def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
         keepalive: Seconds of silence after which the peer is probed, and again that many for its answer, after which it
             counts as gone.
     """
+    # gRPC takes whole milliseconds of 31 bits: some weeks are as good as ever.
+    milliseconds = max(1, min(int(keepalive * 1000), 2**31 - 1))
     return (
         NO_PROXY,
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -36,11 +38,11 @@ def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
         ("grpc.http2.max_frame_size", (1 << 24) - 1),
         ("grpc.http2.lookahead_bytes", 64 << 20),
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
-        ("grpc.keepalive_timeout_ms", int(keepalive * 1000)),
+        ("grpc.keepalive_time_ms", milliseconds),
+        ("grpc.keepalive_timeout_ms", milliseconds),
         ("grpc.keepalive_permit_without_calls", 1),
         # Whoever is silent may be probed as often as the other side likes.
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.http2.ping_timeout_ms", int(keepalive * 1000)),
+        ("grpc.http2.ping_timeout_ms", milliseconds),
     )

@@ -27,6 +27,17 @@ _PADDING_TAG: Final = 14 << 3 | 2
 _PAYLOAD_TAG: Final = 15 << 3 | 2
 _LENGTH_DELIMITED: Final = 2
 
+#: The most that a message has besides its payload. What protobuf makes of it takes some 20 times as much memory; a
+#: drain that names half a million rounds fits.
+MAX_HEADER_BYTES: Final = 16 << 20
+
+#: Shards in the payload of one message; honest senders put at most some hundreds into one.
+MAX_SHARDS_PER_PAYLOAD: Final = 1 << 16
+
+# Fields that are looked at for the payload: a message has a kind, a padding and a payload. Each takes a turn of a slow
+# loop, of which a hostile message could ask for millions.
+_MAX_FIELDS: Final = 16
+
 # A bytes object's content begins after its header; __basicsize__ counts the closing NUL byte too.
 _BYTES_HEADER: Final = bytes.__basicsize__ - 1
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
@@ -81,6 +92,12 @@ def decode(kind: type[Envelope], data: bytes) -> tuple[Envelope, memoryview]:
     """
     try:
         place = _payload_place(data)
+        header = len(data) if place is None else place[0]
+        if header > MAX_HEADER_BYTES:
+            raise ProtocolError(
+                f"a message with {header} bytes besides its payload, which is to be the last field; expected at most"
+                f" {MAX_HEADER_BYTES}"
+            )
         if place is not None:
             field, start = place
             # FromString takes any buffer, though the stubs only know bytes.
@@ -98,8 +115,10 @@ def split(payload: memoryview, shards: Sequence[_Lengthy]) -> list[memoryview]:
     """The payload cut into the pieces that the shards' lengths give.
 
     Raises:
-        ProtocolError: The lengths do not add up to the payload's.
+        ProtocolError: The lengths do not add up to the payload's, or there are too many.
     """
+    if len(shards) > MAX_SHARDS_PER_PAYLOAD:
+        raise ProtocolError(f"a message of {len(shards)} shards; expected at most {MAX_SHARDS_PER_PAYLOAD}")
     pieces = []
     offset = 0
     for shard in shards:
@@ -118,9 +137,11 @@ def _lead(header: bytes, size: int) -> bytes:
 
 
 def _payload_place(data: bytes) -> tuple[int, int] | None:
-    """Where the payload's field and the payload begin, None where it is not the message's last field."""
+    """Where the payload's field and the payload begin, None where it is not the last of a few fields."""
     position, end = 0, len(data)
-    while position < end:
+    for _ in range(_MAX_FIELDS):
+        if position >= end:
+            return end, end
         tag = data[position]
         if tag & 0x87 != _LENGTH_DELIMITED:
             return None
@@ -128,7 +149,7 @@ def _payload_place(data: bytes) -> tuple[int, int] | None:
         if tag == _PAYLOAD_TAG:
             return (position, after) if after + length == end else None
         position = after + length
-    return end, end
+    return None
 
 
 def _varint(value: int) -> bytes:

@@ -118,7 +118,10 @@ def size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _SIZE_UNITS:
         raise ValueError("expected a size such as 1048576, 512KiB, 16MiB or 8GiB")
-    return int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
+    bytes_given = float(match[1]) * _SIZE_UNITS[match[2].lower()]
+    if bytes_given >= 2**63:
+        raise ValueError("expected a size of less than 2^63 bytes")
+    return int(bytes_given)
 
 
 _TIME_UNITS: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

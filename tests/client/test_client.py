@@ -1,0 +1,110 @@
+"""A client completes what it was given, whatever comes in between."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import psum.client as psum
+from psum.aggregator import Server
+from psum.aggregator import Settings as AggregatorSettings
+from psum.client._thread import LoopThread
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Where an aggregator listens."""
+    thread = LoopThread("aggregator")
+
+    async def start() -> Server:
+        server = Server(AggregatorSettings(listen=("127.0.0.1:0",)))
+        await server.start()
+        return server
+
+    server = thread.run(start(), 10)
+    yield server.addresses[0]
+    thread.run(server.stop(0.1), 10)
+    thread.stop()
+
+
+def connect(address: str, **settings: Any) -> psum.Client:
+    return psum.connect(psum.Settings(aggregators=(address,), num_workers=2, job="night", **settings))
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, TimeoutError])
+def test_a_close_that_is_cut_short_completes_what_is_outstanding(
+    address: str, problem: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while a client waits for the answer to its goodbye does not leave a future that nobody will complete."""
+    client = connect(address)
+    future = client.store().push_pull_async("w", np.ones(3))
+
+    def cut_short(coroutine: Any, timeout: float | None = None) -> None:
+        coroutine.close()
+        raise problem
+
+    monkeypatch.setattr(client._thread, "run", cut_short)
+    with pytest.raises(problem):
+        client.close(timeout=0.1)
+    with pytest.raises(psum.ClosedError):
+        future.result(timeout=5)
+
+
+def test_what_is_handed_over_while_the_thread_ends_is_completed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation that comes after the thread has looked for the last time fails as others do."""
+    client = connect(address)
+    store = client.store()
+    futures = []
+    stop = client._thread.stop  # type: ignore[union-attr]
+
+    def stop_with_a_latecomer() -> None:
+        # The thread has been told to look, and ends before it does: as when the call comes after its last turn.
+        client._closed, client._scheduled = False, True
+        futures.append(store.push_pull_async("w", np.ones(3)))
+        client._closed = True
+        stop()
+
+    monkeypatch.setattr(client._thread, "stop", stop_with_a_latecomer)
+    client.close(timeout=1)
+    with pytest.raises(psum.ClosedError):
+        futures[0].result(timeout=5)
+
+
+def test_an_operation_that_cannot_be_begun_fails(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug on the way from the inbox to the scheduler ends the operation, with the client."""
+    client = connect(address)
+    store = client.store()
+
+    def broken(_key: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(client._session, "_declare", broken)
+    with pytest.raises(psum.PsumError, match="could not be begun"):
+        store.push_pull_async("w", np.ones(3)).result(timeout=5)
+    assert client.drain(timeout=5)
+    client.close()
+
+
+@pytest.mark.parametrize("priority", [2**63, -(2**63) - 1])
+def test_a_priority_that_the_wire_has_no_place_for_is_refused_where_it_is_given(address: str, priority: int) -> None:
+    """It is the caller's mistake, and ends neither the client nor other operations."""
+    with connect(address) as client:
+        store = client.store()
+        with pytest.raises(ValueError, match="64 bits"):
+            store.push_pull_async("w", np.ones(3), priority=priority)
+        with pytest.raises(TypeError):
+            store.push_pull_async("w", np.ones(3), priority=0.5)  # type: ignore[arg-type]
+        assert client._session.failure is None
+
+
+def test_operations_behind_one_that_was_never_started_fail_in_time(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt between reservation and start must not make all that follows on the key wait for ever."""
+    monkeypatch.setattr("psum.client._client._EXPIRY_MARGIN_SECONDS", 0.0)
+    with connect(address, round_timeout=0.5) as client:
+        store = client.store()
+        store.reserve("w", shape=(3,), element_type=psum.ElementType.FLOAT64)
+        with pytest.raises(psum.RoundTimeoutError, match="round 0 was reserved before it"):
+            store.push_pull_async("w", np.ones(3)).result(timeout=10)
