@@ -5,7 +5,6 @@ client's; `reserve` may be called from any. `next_message` gives what is to be s
 has ended meanwhile and is to be reported to its owner.
 """
 
-import operator
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -113,13 +112,9 @@ class Session:
         """Fixes the round of an operation. From any thread; the order of calls on a key must be that of all ranks.
 
         Raises:
-            TypeError: The priority is no whole number.
-            ValueError: The key had another shape or element type before, or the priority has more than 64 bits.
+            ValueError: The key had another shape or element type before.
             PsumError: The key, or everything, has failed.
         """
-        priority = operator.index(priority)
-        if not -(2**63) <= priority < 2**63:
-            raise ValueError(f"a priority of {priority}; it must fit into 64 bits")
         with self._reserving:
             key = self._keys.get((store, name, operation))
             if key is None:
