@@ -5,13 +5,14 @@ import logging
 from collections.abc import Callable, Iterable
 
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
+from psum.aggregator._arena import Arena
 from psum.aggregator._job import Job
 from psum.aggregator._outbox import Outbox
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._sums import add_up
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import allocate
-from psum.wire.errors import InternalError
+from psum.wire import SHARED_BYTES, Segment, allocate, encode
+from psum.wire.errors import InternalError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -23,10 +24,57 @@ class Line:
     """The way to one connected worker: its outbox, and what tells its sender that there is something in it."""
 
     def __init__(self) -> None:
+        self.segment: Segment | None = None
+        """The memory in which the worker places what it pushes, where it shares memory with this process."""
         self.outbox = Outbox()
         self.filled = asyncio.Event()
         self.closing = False
         """Whether the stream ends once the outbox is empty."""
+
+    def placed(self, entry: pb.ShardRound) -> memoryview:
+        """What a worker has placed in the memory that it shares.
+
+        Raises:
+            ProtocolError: It shares none, or not as much.
+        """
+        size = 0 if self.segment is None else self.segment.size
+        if self.segment is None or entry.place + entry.placed > size or entry.length:
+            raise ProtocolError(
+                f"a shard of {entry.placed} bytes at {entry.place} of shared memory, and {entry.length} in the message;"
+                f" this worker shares {size} bytes"
+            )
+        return self.segment.view[entry.place : entry.place + entry.placed]
+
+
+class Large:
+    """The sum of a large shard, in shared memory, in a message or in both, as its receivers want it.
+
+    Args:
+        entry: Which it is, without where it lies.
+        place: Its offset in the job's shared memory, None where it lies in a message.
+        memory: The sum.
+        message: The message that it lies in.
+    """
+
+    __slots__ = ("_entry", "_message", "memory", "placed")
+
+    def __init__(self, entry: pb.ShardRound, place: int | None, memory: memoryview, message: bytes | None) -> None:
+        self.memory = memory
+        self.placed: pb.ShardRound | None = None
+        """What tells a worker that shares the memory."""
+        if place is not None:
+            self.placed = pb.ShardRound()
+            self.placed.CopyFrom(entry)
+            self.placed.place, self.placed.placed = place, len(memory)
+        self._entry = entry
+        self._message = message
+
+    def message(self) -> bytes:
+        """The message for everybody else, made once."""
+        if self._message is None:
+            self._entry.length = len(self.memory)
+            self._message = encode(pb.ExchangeResponse(result=pb.Result(shards=[self._entry])), self.memory)
+        return self._message
 
 
 class Delivery:
@@ -35,11 +83,15 @@ class Delivery:
     Args:
         pool: Where sums are made.
         lines: The line of a job's rank, None where it is not connected.
+        arena: Where a job's sums lie that are read from shared memory, None where nobody does.
     """
 
-    def __init__(self, pool: UrgentPool, lines: Callable[[Job, int], Line | None]) -> None:
+    def __init__(
+        self, pool: UrgentPool, lines: Callable[[Job, int], Line | None], arena: Callable[[Job], Arena | None]
+    ) -> None:
         self._pool = pool
         self._lines = lines
+        self._arena = arena
 
     def perform(self, job: Job, actions: Iterable[Action]) -> None:
         """Carries out the actions of one job, in order."""
@@ -89,12 +141,19 @@ class Delivery:
             self._made(job, action, (entry, total))
             return
 
-        # The sum is made where it is sent from, within the message that goes to every rank.
-        message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), size)
+        # The sum is made where it is sent from: in memory that workers share, or within the message that goes to them.
+        arena = self._arena(job) if size >= SHARED_BYTES else None
+        if arena is not None and (found := arena.place(key.id, action.shard, size)) is not None:
+            place, total = found
+            entry.length = 0
+            large = Large(entry, place, total, None)
+        else:
+            message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), size)
+            large = Large(entry, None, total, message)
 
         def done(error: BaseException | None) -> None:
             if error is None:
-                self._made(job, action, message)
+                self._made(job, action, large)
                 return
             _log.error("job %s: the sum of %r failed", job.name, key, exc_info=error)
             failure = InternalError(f"the aggregator could not sum key {key.name!r} round {action.round}: {error!r}")
@@ -120,8 +179,11 @@ class Delivery:
                     id=action.key.id, shard=action.shard, round=action.round, priority=action.priority
                 )
                 line.outbox.put_small(entry, memoryview(b""))
-            elif isinstance(action.result, bytes):
-                line.outbox.put_message(action.priority, action.result)
+            elif isinstance(action.result, Large):
+                if line.segment is not None and action.result.placed is not None:
+                    line.outbox.put_small(action.result.placed, memoryview(b""))
+                else:
+                    line.outbox.put_message(action.priority, action.result.message())
                 job.workers[rank].sent_bytes += size
             else:
                 line.outbox.put_small(*action.result)  # type: ignore[misc]

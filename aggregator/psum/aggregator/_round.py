@@ -153,6 +153,12 @@ class ShardRounds(Generic[Result]):
         self.inherited = False
         self.holder = None
 
+    def keep(self, rank: int) -> None:
+        """Copies a rank's contribution from memory that the rank is going to use for something else."""
+        payload = self.contributions[rank]
+        if payload is not None and not isinstance(payload.obj, bytes):
+            self.contributions[rank] = memoryview(bytes(payload))
+
     def adopt(self, holder: int, now: float) -> None:
         """A rank has the sum of the current round: the next one begins, and whoever contributed waits for that sum."""
         self.waiters = {rank for rank, payload in enumerate(self.contributions) if payload is not None}

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from psum.aggregator._actions import Action
+from psum.aggregator._arena import Arena
 from psum.aggregator._delivery import Delivery, Line
 from psum.aggregator._job import Job
 from psum.aggregator._peers import Peers, host_of
@@ -20,7 +21,7 @@ from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.aggregator._tokens import Tokens, bearer
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_MESSAGE_BYTES, decode, split
+from psum.wire import MAX_MESSAGE_BYTES, Segment, SegmentError, decode, split, sweep
 from psum.wire.errors import DeniedError, FaultError, InternalError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -57,12 +58,20 @@ class Service:
         """Whether it is about to end, and takes no new streams."""
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
-        self._registry = Registry(settings)
+        self._registry = Registry(settings, self._release)
+        self._arenas: dict[int, Arena] = {}
+        """Shared memory for sums by identity of the job."""
+        for name in sweep(settings.shm_directory):
+            _log.info("removed %s from %s, whose owner is gone", name, settings.shm_directory)
         self._peers = Peers(settings.max_streams)
         self._lines: dict[tuple[int, int], Line] = {}
         """The lines of connected workers by identity of their job and rank."""
         self._pool = UrgentPool(settings.threads)
-        self._delivery = Delivery(self._pool, lambda job, rank: self._lines.get((id(job), rank)))
+        self._delivery = Delivery(
+            self._pool,
+            lambda job, rank: self._lines.get((id(job), rank)),
+            lambda job: self._arenas.get(id(job)),
+        )
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._ticker = self._loop.create_task(self._tick())
@@ -112,6 +121,8 @@ class Service:
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
         await self._loop.run_in_executor(None, self._pool.close)
+        for arena in self._arenas.values():
+            arena.close()
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: _Context) -> None:
         if self.draining:
@@ -160,6 +171,8 @@ class Service:
                 receiver.cancel()
             if joined is not None:
                 self._depart(*joined, line)
+            if line.segment is not None:
+                line.segment.close()
             await self._close_line(line, sender, gone=gone)
 
     def _token(self, context: _Context) -> bytes:
@@ -200,9 +213,31 @@ class Service:
             replaced.filled.set()
         self._lines[id(job), hello.rank] = line
         _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
-        line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome()))
+        line.segment = self._share(job, hello)
+        arena = self._arenas[id(job)] if line.segment is not None else None
+        line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome(arena)))
         line.filled.set()
         return job
+
+    def _share(self, job: Job, hello: pb.Hello) -> Segment | None:
+        """The memory that a worker offers to share, None where that cannot be, as on another host."""
+        if pb.PLANE_SHM not in hello.planes or not hello.segment:
+            return None
+        try:
+            # The worker's first: on another host it is not found, and no arena is needed.
+            segment = Segment.open(self.settings.shm_directory, hello.segment)
+            # It stays with the two who have it, and goes with them, however they end.
+            segment.unlink()
+            if id(job) not in self._arenas:
+                self._arenas[id(job)] = Arena(self.settings.shm_directory)
+        except SegmentError as error:
+            _log.debug("job %s: rank %d shares no memory: %s", job.name, hello.rank, error)
+            return None
+        return segment
+
+    def _release(self, job: Job) -> None:
+        if (arena := self._arenas.pop(id(job), None)) is not None:
+            arena.close()
 
     async def _close_line(self, line: Line, sender: "asyncio.Task[None]", *, gone: bool) -> None:
         """Lets what is left to say, such as a fault or the farewell, still be said, unless the peer has gone."""
@@ -246,10 +281,11 @@ class Service:
             request, payload = decode(pb.ExchangeRequest, data)
             match request.WhichOneof("kind"):
                 case "push":
-                    worker.received_bytes += len(payload)
                     entries = request.push.shards
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        self._perform(job, job.contribute(rank, entry, piece, now))
+                        value = line.placed(entry) if entry.placed else piece
+                        worker.received_bytes += len(value)
+                        self._perform(job, job.contribute(rank, entry, value, now))
                 case "pull":
                     for entry in request.pull.shards:
                         self._perform(job, job.contribute(rank, entry, None, now))
@@ -322,11 +358,12 @@ class Service:
             if not self._registry.uncredited:
                 self._wake_ticker.clear()
 
-    def _welcome(self) -> pb.Welcome:
+    def _welcome(self, arena: Arena | None) -> pb.Welcome:
         return pb.Welcome(
             incarnation=self.incarnation,
             max_message_bytes=MAX_MESSAGE_BYTES,
-            plane=pb.PLANE_INLINE,
+            plane=pb.PLANE_INLINE if arena is None else pb.PLANE_SHM,
+            segment=arena.name if arena is not None else "",
             worker_timeout_seconds=self.settings.worker_timeout,
             round_timeout_seconds=self.settings.round_timeout,
         )

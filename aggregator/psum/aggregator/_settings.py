@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from psum.wire import (
+    DEFAULT_DIRECTORY,
     BaseSettings,
     TlsFiles,
     choice,
@@ -125,6 +126,12 @@ class Settings(BaseSettings):
         default=1024,
         parse=integer(1, 10**9),
         meaning="Workers that may be connected from one host; all behind one proxy count as one.",
+    )
+    shm_directory: str = setting(
+        "PSUM_SHM_DIRECTORY",
+        default=DEFAULT_DIRECTORY,
+        parse=str,
+        meaning="Where memory is shared with workers on the same host: a directory that is kept in memory.",
     )
     threads: int = setting(
         "PSUM_THREADS",

@@ -13,8 +13,9 @@ import grpc.aio
 from psum.client._credentials import Credentials
 from psum.client._diagnosis import diagnose
 from psum.client._session import Session
+from psum.client._shared import SharedMemory
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode, grpc_options
+from psum.wire import SegmentError, decode, encode, grpc_options
 from psum.wire.errors import (
     AggregatorLostError,
     ConfigurationError,
@@ -61,6 +62,7 @@ class Link:
         credentials: What to show to the aggregator, and to ask of it.
         keepalive: Seconds of silence after which the aggregator is probed.
         hello: Makes the introduction to an aggregator, given its place and whether this worker was in the job before.
+        share: Makes memory to share with the aggregator, None where none is to be shared.
         settle: Called after messages were received: reports what has finished, and wakes the senders.
     """
 
@@ -73,6 +75,7 @@ class Link:
         credentials: Credentials,
         keepalive: float,
         hello: Callable[[int, bool], pb.Hello],
+        share: Callable[[], SharedMemory | None],
         settle: Callable[[], None],
     ) -> None:
         self.address = address
@@ -82,6 +85,8 @@ class Link:
         self._session = session
         self._credentials = credentials
         self._hello = hello
+        self._share = share
+        self._shared: SharedMemory | None = None
         self._options = (*grpc_options(keepalive), *_CHANNEL_OPTIONS)
         self._settle = settle
         self._wake = asyncio.Event()
@@ -167,6 +172,9 @@ class Link:
         if self._channel is not None:
             await self._channel.close()
         self._call = self._channel = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
         hello = self._hello(self._index, resuming)
@@ -223,19 +231,38 @@ class Link:
         return reason
 
     async def _introduce(self, hello: pb.Hello) -> pb.Welcome:
-        await self._call.write(encode(pb.ExchangeRequest(hello=hello)))
+        request = pb.ExchangeRequest(hello=hello)
+        self._shared = self._share()
+        if self._shared is not None:
+            request.hello.planes.insert(0, pb.PLANE_SHM)
+            request.hello.segment = self._shared.name
+        await self._call.write(encode(request))
         data = await self._call.read()
         if data is grpc.aio.EOF:
             raise ProtocolError(f"it ended the stream instead of answering ({await _status(self._call)})")
         message, _ = decode(pb.ExchangeResponse, data)
         match message.WhichOneof("kind"):
             case "welcome":
+                self._agree(message.welcome)
                 return message.welcome
             case "fault":
                 await self.abandon()
                 raise FaultError.from_message(message.fault)
             case kind:
                 raise ProtocolError(f"it answered hello with {kind}")
+
+    def _agree(self, welcome: pb.Welcome) -> None:
+        """Shares memory with the aggregator, or not, as its welcome says."""
+        shared, self._shared = self._shared, None
+        if shared is not None and welcome.plane == pb.PLANE_SHM:
+            try:
+                self._shared = shared.accepted(welcome.segment)
+            except SegmentError as error:
+                self._share = lambda: None
+                raise ProtocolError(f"it shares memory that cannot be used: {error}") from None
+        elif shared is not None:
+            shared.close()
+        self._session.share(self._index, self._shared)
 
     async def _converse(self) -> str:
         """Sends and receives until the stream ends; returns why it did."""

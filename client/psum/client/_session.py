@@ -12,13 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from psum.client._keys import Key, Operation
 from psum.client._placement import Placement, Shard
 from psum.client._scheduler import Scheduler
+from psum.client._shared import SharedMemory
 from psum.client._ticket import Part, State, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, ElementType, decode, encode, split
+from psum.wire import BATCH_BYTES, SHARED_BYTES, ElementType, decode, encode, split
 from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError, RoundTimeoutError
 
 #: Keys described in one message: some tens of kilobytes.
 _KEYS_PER_DECLARE = 512
+
+#: What one message may tell of where it lies in shared memory: as much as is copied there in less than a millisecond.
+_SHARED_BATCH_BYTES = 2 << 20
 
 
 class _Lane:
@@ -26,6 +30,8 @@ class _Lane:
 
     def __init__(self, credit_bytes: int) -> None:
         self.scheduler: Scheduler[Part] = Scheduler(credit_bytes)
+        self.shared: SharedMemory | None = None
+        """What it shares with this worker, None where it does not."""
         self.declarations: deque[pb.Key] = deque()
         """Keys that it has not been told of yet."""
         self.aborts: deque[pb.Abort] = deque()
@@ -155,17 +161,17 @@ class Session:
         for part in batch:
             ticket, shard = part.ticket, part.shard
             lane.outstanding[ticket.key.id, shard.index] = part
-            entries.append(
-                pb.ShardRound(
-                    id=ticket.key.id,
-                    shard=shard.index,
-                    round=ticket.round,
-                    priority=ticket.priority,
-                    length=part.size,
-                )
-            )
-            if ticket.source is not None:
-                payloads.append(ticket.source[shard.start : shard.stop])
+            entry = pb.ShardRound(id=ticket.key.id, shard=shard.index, round=ticket.round, priority=ticket.priority)
+            entries.append(entry)
+            if ticket.source is None:
+                continue
+            value = ticket.source[shard.start : shard.stop]
+            if lane.shared is not None and part.size >= SHARED_BYTES and (place := lane.shared.put(value)) is not None:
+                part.place = lane.shared, place
+                entry.place, entry.placed = place, part.size
+            else:
+                entry.length = part.size
+                payloads.append(value)
         if batch[0].pulls:
             return encode(pb.ExchangeRequest(pull=pb.Pull(shards=entries)))
         return encode(pb.ExchangeRequest(push=pb.Push(shards=entries)), *payloads)
@@ -180,13 +186,16 @@ class Session:
         match message.WhichOneof("kind"):
             case "result":
                 entries = message.result.shards
+                shared = self._lanes[aggregator].shared
                 for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    self._result(aggregator, entry, piece, now)
+                    value = shared.sum(entry) if entry.placed and shared is not None else piece
+                    self._result(aggregator, entry, value, now)
             case "taken":
                 for entry in message.taken.shards:
                     part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
                     if part is not None and part.ticket.round == entry.round:
                         self._credit(aggregator, part)
+                        self._free(part)
             case "want":
                 for entry in message.want.shards:
                     self._give_back(aggregator, entry)
@@ -211,6 +220,12 @@ class Session:
                     f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected"
                 )
 
+    def share(self, aggregator: int, shared: SharedMemory | None) -> None:
+        """On a new stream to an aggregator large payloads lie in this memory, or, with None, in the messages."""
+        lane = self._lanes[aggregator]
+        lane.shared = shared
+        lane.scheduler.batch_bytes = BATCH_BYTES if shared is None else _SHARED_BATCH_BYTES
+
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.
 
@@ -228,7 +243,7 @@ class Session:
         lane.declarations = deque(key.declaration(aggregator) for key in declared)
         lane.aborts = deque(key.abort for key in declared if key.abort is not None)
         for part in unanswered:
-            part.credited = False
+            part.credited, part.place = False, None
             lane.scheduler.add(part)
 
     def fail(self, error: PsumError) -> None:
@@ -335,6 +350,7 @@ class Session:
             ticket.key.sums[shard.index] = self._kept(ticket, shard, payload)
         del lane.outstanding[entry.id, entry.shard]
         self._credit(aggregator, part)
+        self._free(part)
         ticket.pending -= 1
         if ticket.pending == 0:
             self._complete(ticket)
@@ -368,6 +384,17 @@ class Session:
         if not part.credited:
             part.credited = True
             self._lanes[aggregator].scheduler.release(part.size)
+
+    @staticmethod
+    def _free(part: Part) -> None:
+        """The aggregator has taken a part's value out of the shared memory, or summed it.
+
+        Not to be called for an operation that failed on this side only: the aggregator may yet sum it, for others.
+        """
+        if part.place is not None:
+            shared, offset = part.place
+            part.place = None
+            shared.free(offset, part.size)
 
     def _complete(self, ticket: Ticket) -> None:
         """The result of the key's running operation is whole."""

@@ -16,6 +16,9 @@ MAX_PARTITION_BYTES: Final = 64 << 20
 #: Payloads below this travel several to a message, up to this much together.
 BATCH_BYTES: Final = 64 << 10
 
+#: Payloads from this size on lie in shared memory where both sides have it.
+SHARED_BYTES: Final = 64 << 10
+
 
 def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
     """The options of a channel or server.
