@@ -70,7 +70,7 @@ def test_large_payloads_do_not_travel_in_messages(
     with fleet.worker(0, 1) as client:
         assert client.planes == ("shm",)
         sent = []
-        take = client._session.next_message
+        take: Callable[[int], bytes | None] = client._session.next_message
 
         def watched(aggregator: int) -> bytes | None:
             message = take(aggregator)
@@ -109,14 +109,14 @@ def test_where_the_directory_is_full_everything_travels_in_messages(
 def test_without_a_common_directory_there_is_no_shared_memory(
     make_fleet: Callable[..., Any], tmp_path: pathlib.Path, side: str
 ) -> None:
-    """As between hosts, or where one side has none at all: silently in messages."""
+    """As between hosts, or where one side has none at all."""
     if side == "worker":
         fleet = make_fleet(1, shm_directory="/nowhere")
         given = {}
     else:
         fleet = make_fleet(1)
         given = {"shm_directory": str(tmp_path)}
-    with fleet.worker(0, 1, **given) as client:
+    with fleet.worker(0, 1, plane="shm", **given) as client:
         assert client.planes == ("inline",)
         sums(client)
 

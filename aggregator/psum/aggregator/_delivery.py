@@ -11,7 +11,7 @@ from psum.aggregator._outbox import Outbox
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._sums import add_up
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import SHARED_BYTES, Segment, allocate, encode
+from psum.wire import SHARED_BYTES, Pipe, Segment, allocate, encode
 from psum.wire.errors import InternalError, ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -26,16 +26,45 @@ class Line:
     def __init__(self) -> None:
         self.segment: Segment | None = None
         """The memory in which the worker places what it pushes, where it shares memory with this process."""
+        self.pipe: Pipe | None = None
+        """The worker's data connection, where it has opened one."""
+        self._attached = asyncio.Event()
         self.outbox = Outbox()
         self.filled = asyncio.Event()
         self.closing = False
         """Whether the stream ends once the outbox is empty."""
 
-    def placed(self, entry: pb.ShardRound) -> memoryview:
+    def attach(self, pipe: Pipe) -> None:
+        """The worker has opened its data connection."""
+        self.pipe = pipe
+        self._attached.set()
+
+    async def payload(self, entry: pb.ShardRound) -> memoryview:
+        """A payload that is not in its message.
+
+        Raises:
+            ProtocolError: There is none, or another one.
+            ConnectionResetError: The data connection broke.
+        """
+        if self.segment is not None:
+            return self._placed(entry)
+        # The message may be here before the connection.
+        await self._attached.wait()
+        assert self.pipe is not None
+        return await self.pipe.receive(entry.placed)
+
+    def close(self) -> None:
+        """The stream has ended, and what belongs to it goes too."""
+        if self.segment is not None:
+            self.segment.close()
+        if self.pipe is not None:
+            self.pipe.close()
+
+    def _placed(self, entry: pb.ShardRound) -> memoryview:
         """What a worker has placed in the memory that it shares.
 
         Raises:
-            ProtocolError: It shares none, or not as much.
+            ProtocolError: It shares not as much.
         """
         size = 0 if self.segment is None else self.segment.size
         if self.segment is None or entry.place + entry.placed > size or entry.length:
@@ -56,16 +85,17 @@ class Large:
         message: The message that it lies in.
     """
 
-    __slots__ = ("_entry", "_message", "memory", "placed")
+    __slots__ = ("_entry", "_message", "memory", "piped", "placed")
 
     def __init__(self, entry: pb.ShardRound, place: int | None, memory: memoryview, message: bytes | None) -> None:
-        self.memory = memory
+        # What `allocate` gives for writing must not outlive the message; this does not.
+        self.memory = memory if message is None else memoryview(message)[-len(memory) :]
+        self.piped = _copied(entry, placed=len(memory))
+        """What announces it on a data connection."""
         self.placed: pb.ShardRound | None = None
         """What tells a worker that shares the memory."""
         if place is not None:
-            self.placed = pb.ShardRound()
-            self.placed.CopyFrom(entry)
-            self.placed.place, self.placed.placed = place, len(memory)
+            self.placed = _copied(entry, place=place, placed=len(memory))
         self._entry = entry
         self._message = message
 
@@ -75,6 +105,10 @@ class Large:
             self._entry.length = len(self.memory)
             self._message = encode(pb.ExchangeResponse(result=pb.Result(shards=[self._entry])), self.memory)
         return self._message
+
+
+def _copied(entry: pb.ShardRound, **changes: int) -> pb.ShardRound:
+    return pb.ShardRound(id=entry.id, shard=entry.shard, round=entry.round, priority=entry.priority, **changes)
 
 
 class Delivery:
@@ -182,6 +216,8 @@ class Delivery:
             elif isinstance(action.result, Large):
                 if line.segment is not None and action.result.placed is not None:
                     line.outbox.put_small(action.result.placed, memoryview(b""))
+                elif line.pipe is not None and size >= SHARED_BYTES:
+                    line.outbox.put_small(action.result.piped, memoryview(b""), beside=action.result.memory)
                 else:
                     line.outbox.put_message(action.priority, action.result.message())
                 job.workers[rank].sent_bytes += size

@@ -18,7 +18,9 @@ class Outbox:
 
     def __init__(self) -> None:
         self._control: deque[bytes] = deque()
-        self._results: list[tuple[float, int, bytes | pb.ShardRound, memoryview | None]] = []
+        self._results: list[tuple[float, int, bytes | pb.ShardRound, memoryview | None, memoryview | None]] = []
+        self.beside: list[memoryview] = []
+        """What the message that was taken last announces: to be sent on the data connection right after it."""
         self._order = itertools.count()
 
     def __bool__(self) -> bool:
@@ -33,28 +35,31 @@ class Outbox:
 
     def put_message(self, priority: int, message: bytes) -> None:
         """Adds a result that is a whole message."""
-        heapq.heappush(self._results, (-priority, next(self._order), message, None))
+        heapq.heappush(self._results, (-priority, next(self._order), message, None, None))
 
-    def put_small(self, shard: pb.ShardRound, payload: memoryview) -> None:
-        """Adds a result that may share its message with others."""
-        heapq.heappush(self._results, (-shard.priority, next(self._order), shard, payload))
+    def put_small(self, shard: pb.ShardRound, payload: memoryview, beside: memoryview | None = None) -> None:
+        """Adds a result that may share its message with others, or is beside it."""
+        heapq.heappush(self._results, (-shard.priority, next(self._order), shard, payload, beside))
 
     def put_last(self, message: pb.ExchangeResponse) -> None:
         """Adds a message without payload that is to follow all that is here now."""
-        heapq.heappush(self._results, (math.inf, next(self._order), message.SerializeToString(), None))
+        heapq.heappush(self._results, (math.inf, next(self._order), message.SerializeToString(), None, None))
 
     def take(self) -> bytes:
-        """The next message to send; there must be one."""
+        """The next message to send; there must be one. What it announces is in `beside` afterwards."""
+        self.beside = []
         if self._control:
             return self._control.popleft()
-        _, _, first, payload = heapq.heappop(self._results)
+        _, _, first, payload, beside = heapq.heappop(self._results)
         if isinstance(first, bytes) or payload is None:
             assert isinstance(first, bytes)
             return first
         shards, payloads, size = [first], [payload], len(payload)
-        while self._results:
-            _, _, shard, payload = self._results[0]
-            if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES:
+        if beside is not None:
+            self.beside.append(beside)
+        while self._results and not self.beside:
+            _, _, shard, payload, beside = self._results[0]
+            if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES or beside is not None:
                 break
             heapq.heappop(self._results)
             shards.append(shard)

@@ -13,6 +13,7 @@ import grpc
 
 from psum.aggregator._actions import Action
 from psum.aggregator._arena import Arena
+from psum.aggregator._data_port import DataPort
 from psum.aggregator._delivery import Delivery, Line
 from psum.aggregator._job import Job
 from psum.aggregator._peers import Peers, host_of
@@ -46,11 +47,16 @@ _Context = Any  # grpc.aio.ServicerContext, whose stubs know no streams of bytes
 class Service:
     """The aggregator's service, to be registered with one gRPC server on the running event loop.
 
+    Args:
+        settings: The settings.
+        data_port: Where workers may open data connections.
+
     Raises:
         ConfigurationError: The token file cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, data_port: DataPort) -> None:
+        self._data_port = data_port
         self._tokens = Tokens.watched(settings.token_file) if settings.token_file else None
         self.settings = settings
         self.incarnation = random.SystemRandom().getrandbits(64)
@@ -157,6 +163,10 @@ class Service:
             await asyncio.wait((receiver, sender), return_when=asyncio.FIRST_COMPLETED)
             if receiver.done():
                 receiver.result()
+        except ConnectionResetError as error:
+            # The stream ends with it, and the worker opens both anew.
+            _log.info("peer %s: %s", context.peer(), error)
+            line.outbox.clear()
         except (FaultError, ProtocolError) as error:
             if isinstance(error, ProtocolError):
                 _log.warning("peer %s: %s", context.peer(), error)
@@ -171,9 +181,9 @@ class Service:
                 receiver.cancel()
             if joined is not None:
                 self._depart(*joined, line)
-            if line.segment is not None:
-                line.segment.close()
             await self._close_line(line, sender, gone=gone)
+            self._data_port.uninvite(line)
+            line.close()
 
     def _token(self, context: _Context) -> bytes:
         """The token that a peer brings.
@@ -213,11 +223,20 @@ class Service:
             replaced.filled.set()
         self._lines[id(job), hello.rank] = line
         _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
-        line.segment = self._share(job, hello)
-        arena = self._arenas[id(job)] if line.segment is not None else None
-        line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome(arena)))
+        welcome = self._welcome()
+        self._choose_plane(job, hello, line, welcome)
+        line.outbox.put_control(pb.ExchangeResponse(welcome=welcome))
         line.filled.set()
         return job
+
+    def _choose_plane(self, job: Job, hello: pb.Hello, line: Line, welcome: pb.Welcome) -> None:
+        """The best that both sides have; the welcome tells the worker what it needs for it."""
+        line.segment = self._share(job, hello)
+        if line.segment is not None:
+            welcome.plane, welcome.segment = pb.PLANE_SHM, self._arenas[id(job)].name
+        elif pb.PLANE_DIRECT in hello.planes and self._data_port.port:
+            welcome.plane, welcome.data_port = pb.PLANE_DIRECT, self._data_port.port
+            welcome.data_secret = self._data_port.invite(line)
 
     def _share(self, job: Job, hello: pb.Hello) -> Segment | None:
         """The memory that a worker offers to share, None where that cannot be, as on another host."""
@@ -283,7 +302,7 @@ class Service:
                 case "push":
                     entries = request.push.shards
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        value = line.placed(entry) if entry.placed else piece
+                        value = await line.payload(entry) if entry.placed else piece
                         worker.received_bytes += len(value)
                         self._perform(job, job.contribute(rank, entry, value, now))
                 case "pull":
@@ -314,7 +333,12 @@ class Service:
                 line.filled.clear()
                 await line.filled.wait()
                 continue
-            await context.write(line.outbox.take())
+            message = line.outbox.take()
+            beside = line.outbox.beside
+            await context.write(message)
+            for payload in beside:
+                assert line.pipe is not None
+                await line.pipe.send(payload)
 
     def _perform(self, job: Job, actions: list[Action]) -> None:
         if actions:
@@ -358,12 +382,11 @@ class Service:
             if not self._registry.uncredited:
                 self._wake_ticker.clear()
 
-    def _welcome(self, arena: Arena | None) -> pb.Welcome:
+    def _welcome(self) -> pb.Welcome:
         return pb.Welcome(
             incarnation=self.incarnation,
             max_message_bytes=MAX_MESSAGE_BYTES,
-            plane=pb.PLANE_INLINE if arena is None else pb.PLANE_SHM,
-            segment=arena.name if arena is not None else "",
+            plane=pb.PLANE_INLINE,
             worker_timeout_seconds=self.settings.worker_timeout,
             round_timeout_seconds=self.settings.round_timeout,
         )

@@ -32,6 +32,13 @@ class Settings(BaseSettings):
         parse=items(parse_address),
         meaning="Addresses to serve on: host:port (port 0: a free one), [ipv6]:port or unix:/path.",
     )
+    data_port: int = setting(
+        "PSUM_DATA_PORT",
+        default=0,
+        default_text="a free one",
+        parse=integer(0, 65535),
+        meaning="The port for data connections of workers on other hosts, on the same addresses.",
+    )
     insecure: bool = setting(
         "PSUM_INSECURE",
         default=False,

@@ -12,7 +12,7 @@ aggregators_option = click.option(
 
 plane_option = click.option(
     "--plane",
-    type=click.Choice(["auto", "inline", "shm"]),
+    type=click.Choice(["auto", "inline", "direct", "shm"]),
     default="auto",
     show_default=True,
     help="How payloads cross between workers and aggregators.",

@@ -200,6 +200,7 @@ class Client:
                 credentials=credentials,
                 keepalive=settings.keepalive,
                 hello=self._hello,
+                plane=settings.plane,
                 share=self._share_memory,
                 settle=self._settle,
             )
@@ -240,7 +241,7 @@ class Client:
 
     def _share_memory(self) -> SharedMemory | None:
         settings = self.settings
-        if settings.plane == "inline":
+        if settings.plane not in ("auto", "shm"):
             return None
         try:
             return SharedMemory(settings.shm_directory, settings.credit_bytes)
@@ -327,6 +328,10 @@ class Client:
             link.wake()
 
     def _report(self) -> None:
+        recalled, self._session.recalled = self._session.recalled, set()
+        for link in self._links:
+            if link.index in recalled:
+                link.recall()
         notices, self._session.notices = self._session.notices, []
         for text in notices:
             _log.warning("%s", text)

@@ -21,8 +21,9 @@ from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError,
 #: Keys described in one message: some tens of kilobytes.
 _KEYS_PER_DECLARE = 512
 
-#: What one message may tell of where it lies in shared memory: as much as is copied there in less than a millisecond.
-_SHARED_BATCH_BYTES = 2 << 20
+#: How much one message may announce that is in shared memory or on a data connection: as much as is copied there in
+#: less than a millisecond.
+_LARGE_BATCH_BYTES = 2 << 20
 
 
 class _Lane:
@@ -32,6 +33,10 @@ class _Lane:
         self.scheduler: Scheduler[Part] = Scheduler(credit_bytes)
         self.shared: SharedMemory | None = None
         """What it shares with this worker, None where it does not."""
+        self.piped = False
+        """Whether large payloads go beside the messages, on a connection of their own."""
+        self.beside: list[memoryview] = []
+        """Those that the last message has announced."""
         self.declarations: deque[pb.Key] = deque()
         """Keys that it has not been told of yet."""
         self.aborts: deque[pb.Abort] = deque()
@@ -85,6 +90,9 @@ class Session:
         """Why every operation fails from now on."""
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the caller to take and report."""
+        self.recalled: set[int] = set()
+        """Aggregators to which memory is perhaps still being sent that is no longer this worker's to send, for the
+        caller to see to before it reports what has finished."""
         self.notices: list[str] = []
         """What aggregators want this worker's user to know, for the caller to take."""
         self.running: OrderedDict[Ticket, float] = OrderedDict()
@@ -140,9 +148,14 @@ class Session:
         key.waiting[ticket.round] = ticket
         self._run_next(key, now)
 
+    def beside(self, aggregator: int) -> list[memoryview]:
+        """The payloads that the last message to an aggregator has announced: to be sent on the data connection."""
+        return self._lanes[aggregator].beside
+
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None where there is nothing that may be sent now."""
         lane = self._lanes[aggregator]
+        lane.beside = []
         if lane.declarations:
             count = min(len(lane.declarations), _KEYS_PER_DECLARE)
             keys = [lane.declarations.popleft() for _ in range(count)]
@@ -169,6 +182,9 @@ class Session:
             if lane.shared is not None and part.size >= SHARED_BYTES and (place := lane.shared.put(value)) is not None:
                 part.place = lane.shared, place
                 entry.place, entry.placed = place, part.size
+            elif lane.piped and part.size >= SHARED_BYTES:
+                entry.placed = part.size
+                lane.beside.append(value)
             else:
                 entry.length = part.size
                 payloads.append(value)
@@ -177,18 +193,37 @@ class Session:
         return encode(pb.ExchangeRequest(push=pb.Push(shards=entries)), *payloads)
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
+        """A message came from an aggregator, with all that it announces. See `take`."""
+        self.take(aggregator, *decode(pb.ExchangeResponse, data), (), now)
+
+    def take(
+        self,
+        aggregator: int,
+        message: pb.ExchangeResponse,
+        payload: memoryview,
+        beside: Iterable[memoryview],
+        now: float,
+    ) -> None:
         """A message came from an aggregator.
+
+        Args:
+            aggregator: Which.
+            message: The message.
+            payload: The payload in it.
+            beside: The payloads that it announces, from the data connection.
+            now: The time.
 
         Raises:
             ProtocolError: It is none that was to be expected; nothing was changed by the wrong part of it.
         """
-        message, payload = decode(pb.ExchangeResponse, data)
         match message.WhichOneof("kind"):
             case "result":
                 entries = message.result.shards
-                shared = self._lanes[aggregator].shared
+                shared, piped = self._lanes[aggregator].shared, iter(beside)
                 for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    value = shared.sum(entry) if entry.placed and shared is not None else piece
+                    value = piece
+                    if entry.placed:
+                        value = shared.sum(entry) if shared is not None else next(piped)
                     self._result(aggregator, entry, value, now)
             case "taken":
                 for entry in message.taken.shards:
@@ -220,11 +255,12 @@ class Session:
                     f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected"
                 )
 
-    def share(self, aggregator: int, shared: SharedMemory | None) -> None:
-        """On a new stream to an aggregator large payloads lie in this memory, or, with None, in the messages."""
+    def use_plane(self, aggregator: int, shared: SharedMemory | None, *, piped: bool) -> None:
+        """On a new stream to an aggregator large payloads lie in this memory, go on a data connection (piped), or, with
+        neither, lie in the messages."""
         lane = self._lanes[aggregator]
-        lane.shared = shared
-        lane.scheduler.batch_bytes = BATCH_BYTES if shared is None else _SHARED_BATCH_BYTES
+        lane.shared, lane.piped = shared, piped
+        lane.scheduler.batch_bytes = _LARGE_BATCH_BYTES if shared is not None or piped else BATCH_BYTES
 
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.
@@ -419,6 +455,8 @@ class Session:
             part = self._lanes[shard.aggregator].outstanding.pop((key.id, shard.index), None)
             if part is not None:
                 self._credit(shard.aggregator, part)
+                if self._lanes[shard.aggregator].piped:
+                    self.recalled.add(shard.aggregator)
         for ticket in tickets:
             self._finish(ticket, error)
         key.running = None

@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     plane: str = setting(
         "PSUM_PLANE",
         default="auto",
-        parse=choice("auto", "inline", "shm"),
-        meaning="How large payloads cross: shm in memory shared on one host, inline in messages, auto as is best.",
+        parse=choice("auto", "inline", "direct", "shm"),
+        meaning="How large payloads cross: shm (memory shared on a host), direct (a data connection), inline or auto.",
     )
     shm_directory: str = setting(
         "PSUM_SHM_DIRECTORY",

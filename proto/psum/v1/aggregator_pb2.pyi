@@ -427,6 +427,8 @@ class Welcome(_message.Message):
     WORKER_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     ROUND_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
+    DATA_PORT_FIELD_NUMBER: _builtins.int
+    DATA_SECRET_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -441,6 +443,10 @@ class Welcome(_message.Message):
     """How long a round may wait for its slowest rank."""
     segment: _builtins.str
     """With PLANE_SHM: the name of the shared memory in which the aggregator places sums."""
+    data_port: _builtins.int
+    """With PLANE_DIRECT: the port on the aggregator's host to which the worker may open its data connection."""
+    data_secret: _builtins.bytes
+    """With PLANE_DIRECT: what the worker shows there first. Good for one connection."""
     def __init__(
         self,
         *,
@@ -451,10 +457,12 @@ class Welcome(_message.Message):
         worker_timeout_seconds: _builtins.float = ...,
         round_timeout_seconds: _builtins.float = ...,
         segment: _builtins.str = ...,
+        data_port: _builtins.int = ...,
+        data_secret: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,9 +596,9 @@ class ShardRound(_message.Message):
     length: _builtins.int
     """The bytes of this shard in the payload; 0 where it has none."""
     place: _builtins.int
-    """Where the bytes begin in the sender's shared memory, if they are there instead."""
+    """With PLANE_SHM: where the bytes begin in the sender's shared memory, if they are there instead."""
     placed: _builtins.int
-    """How many there are; 0 where they are not there."""
+    """How many bytes are in shared memory, or come next on the data connection; 0 where they are in the payload."""
     def __init__(
         self,
         *,
