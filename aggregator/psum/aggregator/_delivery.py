@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
+from psum.aggregator._arena import Arena
 from psum.aggregator._job import Job
 from psum.aggregator._outbox import Outbox
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._sums import add_up
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import allocate
-from psum.wire.errors import FaultError, InternalError
+from psum.wire import SHARED_BYTES, Pipe, Segment, allocate, encode
+from psum.wire.errors import FaultError, InternalError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ class Line:
     """The way to one connected worker: its outbox, and what tells its sender that there is something in it."""
 
     def __init__(self) -> None:
+        self.segment: Segment | None = None
+        """The memory in which the worker places what it pushes, where it shares memory with this process."""
+        self.pipe: Pipe | None = None
+        """The worker's data connection, where it has opened one."""
+        self._attached = asyncio.Event()
         self.outbox = Outbox()
         self.filled = asyncio.Event()
         self.closing = False
@@ -36,6 +42,82 @@ class Line:
         """Set while the worker may be heard, since its outbox is not crowded."""
         self.room.set()
 
+    def attach(self, pipe: Pipe) -> None:
+        """The worker has opened its data connection."""
+        self.pipe = pipe
+        self._attached.set()
+
+    async def payload(self, entry: pb.ShardRound) -> memoryview:
+        """A payload that is not in its message.
+
+        Raises:
+            ProtocolError: There is none, or another one.
+            ConnectionResetError: The data connection broke.
+        """
+        if self.segment is not None:
+            return self._placed(entry)
+        # The message may be here before the connection.
+        await self._attached.wait()
+        assert self.pipe is not None
+        return await self.pipe.receive(entry.placed)
+
+    def close(self) -> None:
+        """The stream has ended, and what belongs to it goes too."""
+        if self.segment is not None:
+            self.segment.close()
+        if self.pipe is not None:
+            self.pipe.close()
+
+    def _placed(self, entry: pb.ShardRound) -> memoryview:
+        """What a worker has placed in the memory that it shares.
+
+        Raises:
+            ProtocolError: It shares not as much.
+        """
+        size = 0 if self.segment is None else self.segment.size
+        if self.segment is None or entry.place + entry.placed > size or entry.length:
+            raise ProtocolError(
+                f"a shard of {entry.placed} bytes at {entry.place} of shared memory, and {entry.length} in the message;"
+                f" this worker shares {size} bytes"
+            )
+        return self.segment.view[entry.place : entry.place + entry.placed]
+
+
+class Large:
+    """The sum of a large shard, in shared memory, in a message or in both, as its receivers want it.
+
+    Args:
+        entry: Which it is, without where it lies.
+        place: Its offset in the job's shared memory, None where it lies in a message.
+        memory: The sum.
+        message: The message that it lies in.
+    """
+
+    __slots__ = ("_entry", "_message", "memory", "piped", "placed")
+
+    def __init__(self, entry: pb.ShardRound, place: int | None, memory: memoryview, message: bytes | None) -> None:
+        # What `allocate` gives for writing must not outlive the message; this does not.
+        self.memory = memory if message is None else memoryview(message)[-len(memory) :]
+        self.piped = _copied(entry, placed=len(memory))
+        """What announces it on a data connection."""
+        self.placed: pb.ShardRound | None = None
+        """What tells a worker that shares the memory."""
+        if place is not None:
+            self.placed = _copied(entry, place=place, placed=len(memory))
+        self._entry = entry
+        self._message = message
+
+    def message(self) -> bytes:
+        """The message for everybody else, made once."""
+        if self._message is None:
+            self._entry.length = len(self.memory)
+            self._message = encode(pb.ExchangeResponse(result=pb.Result(shards=[self._entry])), self.memory)
+        return self._message
+
+
+def _copied(entry: pb.ShardRound, **changes: int) -> pb.ShardRound:
+    return pb.ShardRound(id=entry.id, shard=entry.shard, round=entry.round, priority=entry.priority, **changes)
+
 
 class Delivery:
     """Carries out actions, and feeds what comes of them back into the job.
@@ -43,11 +125,18 @@ class Delivery:
     Args:
         pool: Where sums are made.
         lines: The line of a job's rank, None where it is not connected.
+        arena: Where a job's sums lie that are read from shared memory, None where nobody does.
     """
 
-    def __init__(self, pool: UrgentPool, lines: Callable[[Job, int], Line | None]) -> None:
+    def __init__(
+        self,
+        pool: UrgentPool,
+        lines: Callable[[Job, int], Line | None],
+        arena: Callable[[Job], Arena | None] = lambda job: None,
+    ) -> None:
         self._pool = pool
         self._lines = lines
+        self._arena = arena
         self._faults: WeakKeyDictionary[Job, Counter[int]] = WeakKeyDictionary()
         """How many keys failed, by job and code."""
 
@@ -126,12 +215,19 @@ class Delivery:
             self._made(job, action, (entry, total))
             return
 
-        # The sum is made where it is sent from, within the message that goes to every rank.
-        message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), size)
+        # The sum is made where it is sent from: in memory that workers share, or within the message that goes to them.
+        arena = self._arena(job) if size >= SHARED_BYTES else None
+        if arena is not None and (found := arena.place(key.id, action.shard, size)) is not None:
+            place, total = found
+            entry.length = 0
+            large = Large(entry, place, total, None)
+        else:
+            message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), size)
+            large = Large(entry, None, total, message)
 
         def done(error: BaseException | None) -> None:
             if error is None:
-                self._made(job, action, message)
+                self._made(job, action, large)
             else:
                 self._sum_failed(job, action, error)
 
@@ -155,8 +251,13 @@ class Delivery:
                     id=action.key.id, shard=action.shard, round=action.round, priority=action.priority
                 )
                 line.outbox.put_small(entry, memoryview(b""))
-            elif isinstance(action.result, bytes):
-                line.outbox.put_message((action.key.id, action.shard), action.priority, action.result)
+            elif isinstance(action.result, Large):
+                if line.segment is not None and action.result.placed is not None:
+                    line.outbox.put_small(action.result.placed, memoryview(b""))
+                elif line.pipe is not None and size >= SHARED_BYTES:
+                    line.outbox.put_small(action.result.piped, memoryview(b""), beside=action.result.memory)
+                else:
+                    line.outbox.put_message((action.key.id, action.shard), action.priority, action.result.message())
                 job.workers[rank].sent_bytes += size
             else:
                 line.outbox.put_small(*action.result)  # type: ignore[misc]

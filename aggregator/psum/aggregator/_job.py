@@ -475,6 +475,8 @@ class Job:
             if shard is None or shard.phase is not Phase.GATHERING:
                 continue
             if shard.round == round or (shard.round == round + 1 and rank in shard.waiters):
+                # With its credit the worker gets back its shared memory.
+                shard.keep(rank)
                 yield key.id, index, round
 
     def _connected(self) -> tuple[int, ...]:

@@ -35,6 +35,8 @@ class Outbox:
         self._control: deque[bytes] = deque()
         self._results: list[_Entry] = []
         self._by_place: dict[tuple[int, int], _Entry] = {}
+        self.beside: list[memoryview] = []
+        """What the message that was taken last announces: to be sent on the data connection right after it."""
         self._order = itertools.count()
 
     def __bool__(self) -> bool:
@@ -54,28 +56,32 @@ class Outbox:
 
     def put_message(self, place: tuple[int, int], priority: int, message: bytes) -> None:
         """Adds a result that is a whole message, in place of any other of this (key's id, shard)."""
-        self._put(place, priority, message, None)
+        self._put(place, priority, message, None, None)
 
-    def put_small(self, shard: pb.ShardRound, payload: memoryview) -> None:
-        """Adds a result that may share its message with others, in place of any other of its key and shard."""
-        self._put((shard.id, shard.shard), shard.priority, shard, payload)
+    def put_small(self, shard: pb.ShardRound, payload: memoryview, beside: memoryview | None = None) -> None:
+        """Adds a result that may share its message with others, or is beside it, in place of any other of its key and
+        shard."""
+        self._put((shard.id, shard.shard), shard.priority, shard, payload, beside)
 
     def put_last(self, message: pb.ExchangeResponse) -> None:
         """Adds a message without payload that is to follow all that is here now."""
-        heapq.heappush(self._results, [math.inf, next(self._order), None, message.SerializeToString(), None])
+        heapq.heappush(self._results, [math.inf, next(self._order), None, message.SerializeToString(), None, None])
 
     def take(self) -> bytes:
-        """The next message to send; there must be one."""
+        """The next message to send; there must be one. What it announces is in `beside` afterwards."""
+        self.beside = []
         if self._control:
             return self._control.popleft()
-        first, payload = self._pop()
+        first, payload, beside = self._pop()
         if isinstance(first, bytes) or payload is None:
             assert isinstance(first, bytes)
             return first
         shards, payloads, size = [first], [payload], len(payload)
-        while self._results and len(shards) < _MAX_BATCH:
-            *_, shard, payload = self._results[0]
-            if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES:
+        if beside is not None:
+            self.beside.append(beside)
+        while self._results and len(shards) < _MAX_BATCH and not self.beside:
+            *_, shard, payload, beside = self._results[0]
+            if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES or beside is not None:
                 break
             self._pop()
             shards.append(shard)
@@ -90,17 +96,22 @@ class Outbox:
         self._by_place.clear()
 
     def _put(
-        self, place: tuple[int, int], priority: int, item: bytes | pb.ShardRound, payload: memoryview | None
+        self,
+        place: tuple[int, int],
+        priority: int,
+        item: bytes | pb.ShardRound,
+        payload: memoryview | None,
+        beside: memoryview | None,
     ) -> None:
         if (entry := self._by_place.get(place)) is not None:
             # It keeps its place in the line.
-            entry[3:] = item, payload
+            entry[3:] = item, payload, beside
             return
-        self._by_place[place] = entry = [-priority, next(self._order), place, item, payload]
+        self._by_place[place] = entry = [-priority, next(self._order), place, item, payload, beside]
         heapq.heappush(self._results, entry)
 
-    def _pop(self) -> tuple[bytes | pb.ShardRound, memoryview | None]:
-        _, _, place, item, payload = heapq.heappop(self._results)
+    def _pop(self) -> tuple[bytes | pb.ShardRound, memoryview | None, memoryview | None]:
+        _, _, place, item, payload, beside = heapq.heappop(self._results)
         if place is not None:
             del self._by_place[place]
-        return item, payload
+        return item, payload, beside

@@ -36,10 +36,15 @@ class Registry:
     A job begins with the hello of its first worker and ends when all who joined it have left. A job that failed is
     remembered until its name is used by workers that were started after the failure: a rank of the failed run that
     comes late is told why, a new run of the same name begins afresh.
+
+    Args:
+        settings: The aggregator's.
+        released: Called with each job that has ended, when nobody uses it any more.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, released: Callable[[Job], None] = lambda job: None) -> None:
         self._settings = settings
+        self._released = released
         self.budget = Budget(settings.memory_budget)
         self.jobs: dict[str, Job] = {}
         """Jobs in progress, and failed ones that are remembered."""
@@ -130,6 +135,7 @@ class Registry:
 
     def _end(self, job: Job, now: float) -> None:
         job.end()
+        self._released(job)
         self.ended.appendleft(Ended(job, now))
 
     def _outlived(self, hello: pb.Hello) -> FaultError | None:

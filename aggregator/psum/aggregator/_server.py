@@ -14,6 +14,7 @@ import grpc.aio
 import uvloop
 
 from psum.aggregator._binding import why_not
+from psum.aggregator._data_port import DataPort
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
@@ -49,7 +50,11 @@ class Server:
             ConfigurationError: An address cannot be listened on, or a file cannot be used.
         """
         tls = server_credentials(self.settings.tls) if self.settings.tls else None
-        self._service = Service(self.settings)
+        hosts = dict.fromkeys(a.rpartition(":")[0].strip("[]") for a in self.settings.listen if a[:5] != "unix:")
+        self._data_port = DataPort(
+            tuple(hosts), self.settings.data_port, tls=self.settings.tls, patience=self.settings.hello_timeout
+        )
+        self._service = Service(self.settings, self._data_port)
         self._grpc = grpc.aio.server(
             options=(
                 *grpc_options(self.settings.keepalive),
@@ -63,6 +68,7 @@ class Server:
         self._grpc.add_generic_rpc_handlers((self._service.handler(),))
         try:
             self.addresses = tuple(self._bind(address, tls) for address in self.settings.listen)
+            await self._data_port.start()
         except ConfigurationError:
             await self._service.close()
             raise
@@ -75,6 +81,7 @@ class Server:
         """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
         await self._service.drain(self.settings.grace if grace is None else grace)
         await self._grpc.stop(0)
+        await self._data_port.close()
         await self._service.close()
         _remove_sockets(self.addresses)
 

@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 
 from psum.aggregator._actions import Action
+from psum.aggregator._arena import Arena
+from psum.aggregator._data_port import DataPort
 from psum.aggregator._delivery import Delivery, Line
 from psum.aggregator._job import Job
 from psum.aggregator._peers import Peers, host_of
@@ -20,7 +22,7 @@ from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.aggregator._tokens import Tokens, bearer
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_MESSAGE_BYTES, decode, split
+from psum.wire import MAX_MESSAGE_BYTES, Segment, SegmentError, decode, split, sweep
 from psum.wire.errors import DeniedError, FaultError, InternalError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -49,11 +51,16 @@ _Context = Any  # grpc.aio.ServicerContext, whose stubs know no streams of bytes
 class Service:
     """The aggregator's service, to be registered with one gRPC server on the running event loop.
 
+    Args:
+        settings: The settings.
+        data_port: Where workers may open data connections.
+
     Raises:
         ConfigurationError: The token file cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, data_port: DataPort) -> None:
+        self._data_port = data_port
         self._tokens = Tokens.watched(settings.token_file) if settings.token_file else None
         self.settings = settings
         self.incarnation = random.SystemRandom().getrandbits(64)
@@ -61,12 +68,20 @@ class Service:
         """Whether it is about to end, and takes no new streams."""
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
-        self._registry = Registry(settings)
+        self._registry = Registry(settings, self._release)
+        self._arenas: dict[int, Arena] = {}
+        """Shared memory for sums by identity of the job."""
+        for name in sweep(settings.shm_directory):
+            _log.info("removed %s from %s, whose owner is gone", name, settings.shm_directory)
         self._peers = Peers(settings.max_streams)
         self._lines: dict[tuple[int, int], Line] = {}
         """The lines of connected workers by identity of their job and rank."""
         self._pool = UrgentPool(settings.threads)
-        self._delivery = Delivery(self._pool, lambda job, rank: self._lines.get((id(job), rank)))
+        self._delivery = Delivery(
+            self._pool,
+            lambda job, rank: self._lines.get((id(job), rank)),
+            lambda job: self._arenas.get(id(job)),
+        )
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._ticker = self._loop.create_task(self._tick())
@@ -116,6 +131,8 @@ class Service:
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
         await self._loop.run_in_executor(None, self._pool.close)
+        for arena in self._arenas.values():
+            arena.close()
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: _Context) -> None:
         if self.draining:
@@ -149,6 +166,10 @@ class Service:
             await self._converse(line, receiver, sender)
             if receiver.done():
                 receiver.result()
+        except ConnectionResetError as error:
+            # The stream ends with it, and the worker opens both anew.
+            _log.info("peer %s: %s", context.peer(), error)
+            line.outbox.clear()
         except (FaultError, ProtocolError) as error:
             if isinstance(error, ProtocolError):
                 _log.warning("peer %s: %s", context.peer(), error)
@@ -164,6 +185,8 @@ class Service:
             await self._close_line(line, sender, gone=gone)
             if receiver is not None:
                 await self._hear_out(receiver)
+            self._data_port.uninvite(line)
+            line.close()
 
     def _token(self, context: _Context) -> bytes:
         """The token that a peer brings.
@@ -214,9 +237,40 @@ class Service:
             replaced.filled.set()
         self._lines[id(job), hello.rank] = line
         _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
-        line.outbox.put_control(pb.ExchangeResponse(welcome=self._welcome()))
+        welcome = self._welcome()
+        self._choose_plane(job, hello, line, welcome)
+        line.outbox.put_control(pb.ExchangeResponse(welcome=welcome))
         line.filled.set()
         return job
+
+    def _choose_plane(self, job: Job, hello: pb.Hello, line: Line, welcome: pb.Welcome) -> None:
+        """The best that both sides have; the welcome tells the worker what it needs for it."""
+        line.segment = self._share(job, hello)
+        if line.segment is not None:
+            welcome.plane, welcome.segment = pb.PLANE_SHM, self._arenas[id(job)].name
+        elif pb.PLANE_DIRECT in hello.planes and self._data_port.port:
+            welcome.plane, welcome.data_port = pb.PLANE_DIRECT, self._data_port.port
+            welcome.data_secret = self._data_port.invite(line)
+
+    def _share(self, job: Job, hello: pb.Hello) -> Segment | None:
+        """The memory that a worker offers to share, None where that cannot be, as on another host."""
+        if pb.PLANE_SHM not in hello.planes or not hello.segment:
+            return None
+        try:
+            # The worker's first: on another host it is not found, and no arena is needed.
+            segment = Segment.open(self.settings.shm_directory, hello.segment)
+            # It stays with the two who have it, and goes with them, however they end.
+            segment.unlink()
+            if id(job) not in self._arenas:
+                self._arenas[id(job)] = Arena(self.settings.shm_directory)
+        except SegmentError as error:
+            _log.debug("job %s: rank %d shares no memory: %s", job.name, hello.rank, error)
+            return None
+        return segment
+
+    def _release(self, job: Job) -> None:
+        if (arena := self._arenas.pop(id(job), None)) is not None:
+            arena.close()
 
     async def _close_line(self, line: Line, sender: "asyncio.Task[None]", *, gone: bool) -> None:
         """Lets what is left to say, such as a fault or the farewell, still be said, unless the peer has gone."""
@@ -274,10 +328,11 @@ class Service:
             request, payload = decode(pb.ExchangeRequest, data)
             match request.WhichOneof("kind"):
                 case "push":
-                    worker.received_bytes += len(payload)
                     entries = request.push.shards
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        self._perform(job, job.contribute(rank, entry, _kept(piece, data), now))
+                        value = await line.payload(entry) if entry.placed else _kept(piece, data)
+                        worker.received_bytes += len(value)
+                        self._perform(job, job.contribute(rank, entry, value, now))
                 case "pull":
                     entries = request.pull.shards
                     # Nothing to cut, but to be held to the same limits.
@@ -311,9 +366,13 @@ class Service:
                 await line.filled.wait()
                 continue
             message = line.outbox.take()
+            message, beside = line.outbox.take(), line.outbox.beside
             if not line.outbox.crowded:
                 line.room.set()
             await context.write(message)
+            for payload in beside:
+                assert line.pipe is not None
+                await line.pipe.send(payload)
 
     def _perform(self, job: Job, actions: list[Action]) -> None:
         if actions:

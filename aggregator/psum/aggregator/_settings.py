@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from psum.wire import (
+    DEFAULT_DIRECTORY,
     BaseSettings,
     TlsFiles,
     choice,
@@ -30,6 +31,13 @@ class Settings(BaseSettings):
         default_text="127.0.0.1:50051",
         parse=items(parse_address),
         meaning="Addresses to serve on: host:port (port 0: a free one), [ipv6]:port or unix:/path.",
+    )
+    data_port: int = setting(
+        "PSUM_DATA_PORT",
+        default=0,
+        default_text="a free one",
+        parse=integer(0, 65535),
+        meaning="The port for data connections of workers on other hosts, on the same addresses.",
     )
     insecure: bool = setting(
         "PSUM_INSECURE",
@@ -125,6 +133,12 @@ class Settings(BaseSettings):
         default=1024,
         parse=integer(1, 10**9),
         meaning="Workers that may be connected from one host; all behind one proxy count as one.",
+    )
+    shm_directory: str = setting(
+        "PSUM_SHM_DIRECTORY",
+        default=DEFAULT_DIRECTORY,
+        parse=str,
+        meaning="Where memory is shared with workers on the same host: a directory that is kept in memory.",
     )
     threads: int = setting(
         "PSUM_THREADS",

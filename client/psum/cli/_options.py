@@ -13,7 +13,7 @@ aggregators_option = click.option(
 plane_option = click.option(
     "--plane",
     envvar="PSUM_PLANE",
-    type=click.Choice(["auto", "inline"]),
+    type=click.Choice(["auto", "inline", "direct", "shm"]),
     default="auto",
     show_default=True,
     help="How payloads cross between workers and aggregators.",

@@ -19,11 +19,12 @@ from psum.client._keys import Operation
 from psum.client._link import Link
 from psum.client._session import Session
 from psum.client._settings import Settings
+from psum.client._shared import SharedMemory
 from psum.client._store import Store
 from psum.client._thread import LoopThread
 from psum.client._ticket import State, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, ElementType, keep_large_blocks
+from psum.wire import PROTOCOL_VERSION, ElementType, SegmentError, keep_large_blocks
 from psum.wire.errors import ClosedError, ForkedError, PsumError
 
 _log = logging.getLogger(__name__)
@@ -205,6 +206,8 @@ class Client:
                 credentials=credentials,
                 keepalive=settings.keepalive,
                 hello=self._hello,
+                plane=settings.plane,
+                share=self._share_memory,
                 settle=self._settle,
             )
             for index, address in enumerate(settings.aggregators)
@@ -241,6 +244,16 @@ class Client:
             age_seconds=_process.age_seconds(),
             resuming=resuming,
         )
+
+    def _share_memory(self) -> SharedMemory | None:
+        settings = self.settings
+        if settings.plane not in ("auto", "shm"):
+            return None
+        try:
+            return SharedMemory(settings.shm_directory, settings.credit_bytes)
+        except SegmentError as error:
+            _log.log(logging.WARNING if settings.plane == "shm" else logging.DEBUG, "no shared memory: %s", error)
+            return None
 
     async def _run(self, link: Link) -> None:
         try:
@@ -324,6 +337,10 @@ class Client:
             link.wake()
 
     def _report(self) -> None:
+        recalled, self._session.recalled = self._session.recalled, set()
+        for link in self._links:
+            if link.index in recalled:
+                link.recall()
         notices, self._session.notices = self._session.notices, []
         for text in notices:
             _log.warning("%s", text)

@@ -1,6 +1,7 @@
 """How a client proves who it is, and knows whom it talks to: channels with TLS, calls with a token."""
 
 import dataclasses
+import ssl
 from collections.abc import Iterable
 from typing import Self
 
@@ -80,6 +81,19 @@ class Credentials:
         if not self.encrypts(address):
             return grpc.insecure_channel(address, options=tuple(options))
         return grpc.secure_channel(address, self._channel_credentials(), options=(*options, *self._name_options()))
+
+    def data_context(self) -> ssl.SSLContext:
+        """How a data connection is encrypted. The secret that is shown there stands for this side's certificate.
+
+        Raises:
+            ConfigurationError: A file cannot be used.
+        """
+        self.tls.read()
+        return ssl.create_default_context(cafile=self.tls.ca)
+
+    def data_name(self, host: str) -> str | None:
+        """The name that the certificate must have at the other end of a data connection; None where there is none."""
+        return (self.server_name or host) if self.tls else None
 
     def _channel_credentials(self) -> grpc.ChannelCredentials:
         pem = self.tls.read()

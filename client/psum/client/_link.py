@@ -13,8 +13,9 @@ import grpc.aio
 from psum.client._credentials import Credentials
 from psum.client._diagnosis import diagnose
 from psum.client._session import Session
+from psum.client._shared import SharedMemory
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode, grpc_options
+from psum.wire import Pipe, SegmentError, decode, encode, grpc_options
 from psum.wire.errors import (
     AggregatorLostError,
     ConfigurationError,
@@ -35,11 +36,17 @@ _LAST_WORDS_SECONDS: Final = 2.0
 #: How long an aggregator may take to be there before its workers say that they wait.
 _WARN_SECONDS: Final = 5.0
 
+#: How long a data connection may take to open.
+_PIPE_SECONDS: Final = 3.0
+
+#: Sums that may be here before the stream's messages have announced them.
+_AHEAD_BYTES: Final = 16 << 20
+
 #: How often it is looked into why no connection can be made.
 _DIAGNOSIS_SECONDS: Final = 5.0
 
 #: What gRPC raises where a stream is broken.
-_BROKEN: Final = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
+_BROKEN: Final = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError, ConnectionResetError)
 
 _CHANNEL_OPTIONS: Final = (
     # Clients of one process are to have connections of their own, and to try again soon.
@@ -61,6 +68,8 @@ class Link:
         credentials: What to show to the aggregator, and to ask of it.
         keepalive: Seconds of silence after which the aggregator is probed.
         hello: Makes the introduction to an aggregator, given its place and whether this worker was in the job before.
+        plane: What the settings say of it.
+        share: Makes memory to share with the aggregator, None where none is to be shared.
         settle: Called after messages were received: reports what has finished, and wakes the senders.
     """
 
@@ -73,15 +82,23 @@ class Link:
         credentials: Credentials,
         keepalive: float,
         hello: Callable[[int, bool], pb.Hello],
+        plane: str,
+        share: Callable[[], SharedMemory | None],
         settle: Callable[[], None],
     ) -> None:
         self.address = address
         self.welcome: pb.Welcome | None = None
         """What the aggregator answered to hello, None before."""
-        self._index = index
+        self.index = index
         self._session = session
         self._credentials = credentials
         self._hello = hello
+        self._plane = plane
+        self._share = share
+        self._shared: SharedMemory | None = None
+        self._pipe: Pipe | None = None
+        self._sending = False
+        """Whether a message has announced payloads that the pipe was not given yet."""
         self._options = (*grpc_options(keepalive), *_CHANNEL_OPTIONS)
         self._settle = settle
         self._wake = asyncio.Event()
@@ -147,13 +164,19 @@ class Link:
                     " Look into the aggregator's log, then start the job again",
                     address=self.address,
                 ) from None
-            self._session.reconnected(self._index)
+            self._session.reconnected(self.index)
             _log.warning(
                 "rank %d is connected to aggregator %s again, after %.1f s",
                 self._session.rank,
                 self.address,
                 time.monotonic() - lost,
             )
+
+    def recall(self) -> None:
+        """Memory whose sending has begun is about to change: what is not sent of it is never to be."""
+        if self._pipe is not None and (self._sending or not self._pipe.flushed):
+            # Its stream ends with it; over the next one everything else is sent again.
+            self._pipe.close()
 
     async def leave(self) -> None:
         """Says goodbye once everything was sent; `run` ends when the aggregator has answered."""
@@ -167,9 +190,15 @@ class Link:
         if self._channel is not None:
             await self._channel.close()
         self._call = self._channel = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
-        hello = self._hello(self._index, resuming)
+        hello = self._hello(self.index, resuming)
         cause = "nothing was heard from it"
         begin, told = time.monotonic(), resuming
         try:
@@ -223,19 +252,70 @@ class Link:
         return reason
 
     async def _introduce(self, hello: pb.Hello) -> pb.Welcome:
-        await self._call.write(encode(pb.ExchangeRequest(hello=hello)))
+        request = pb.ExchangeRequest(hello=hello)
+        self._shared = self._share()
+        if self._shared is not None:
+            request.hello.planes.insert(0, pb.PLANE_SHM)
+            request.hello.segment = self._shared.name
+        if self._plane in ("auto", "direct") and not self.address.startswith("unix:"):
+            request.hello.planes.insert(-1, pb.PLANE_DIRECT)
+        await self._call.write(encode(request))
         data = await self._call.read()
         if data is grpc.aio.EOF:
             raise ProtocolError(f"it ended the stream instead of answering ({await _status(self._call)})")
         message, _ = decode(pb.ExchangeResponse, data)
         match message.WhichOneof("kind"):
             case "welcome":
+                await self._agree(message.welcome)
                 return message.welcome
             case "fault":
                 await self.abandon()
                 raise FaultError.from_message(message.fault)
             case kind:
                 raise ProtocolError(f"it answered hello with {kind}")
+
+    async def _agree(self, welcome: pb.Welcome) -> None:
+        """Shares memory with the aggregator, opens a data connection to it, or neither, as its welcome says."""
+        shared, self._shared = self._shared, None
+        if shared is not None and welcome.plane == pb.PLANE_SHM:
+            try:
+                self._shared = shared.accepted(welcome.segment)
+            except SegmentError as error:
+                self._share = lambda: None
+                raise ProtocolError(f"it shares memory that cannot be used: {error}") from None
+        elif shared is not None:
+            shared.close()
+        if welcome.plane == pb.PLANE_DIRECT:
+            self._pipe = await self._open_pipe(welcome)
+            if self._pipe is None:
+                welcome.plane = pb.PLANE_INLINE
+        self._session.use_plane(self.index, self._shared, piped=self._pipe is not None)
+
+    async def _open_pipe(self, welcome: pb.Welcome) -> Pipe | None:
+        """A data connection, None where the port cannot be reached: then everything goes in messages."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_PIPE_SECONDS):
+                _, pipe = await loop.create_connection(
+                    lambda: Pipe(_AHEAD_BYTES),
+                    host,
+                    welcome.data_port,
+                    ssl=self._credentials.data_context() if self._credentials.encrypts(self.address) else None,
+                    server_hostname=self._credentials.data_name(host),
+                )
+        except (OSError, TimeoutError) as error:
+            _log.warning(
+                "rank %d sends large payloads in messages to aggregator %s: it cannot open a data connection to port"
+                " %d there (%s)",
+                self._session.rank,
+                self.address,
+                welcome.data_port,
+                str(error) or f"no answer within {_PIPE_SECONDS:g} s",
+            )
+            return None
+        await pipe.send(memoryview(welcome.data_secret))
+        return pipe
 
     async def _converse(self) -> str:
         """Sends and receives until the stream ends; returns why it did."""
@@ -259,9 +339,15 @@ class Link:
     async def _send(self) -> None:
         said_goodbye = False
         while True:
-            message = self._session.next_message(self._index)
+            message = self._session.next_message(self.index)
             if message is not None:
+                beside = self._session.beside(self.index)
+                self._sending = bool(beside)
                 await self._call.write(message)
+                for payload in beside:
+                    assert self._pipe is not None
+                    await self._pipe.send(payload)
+                self._sending = False
             elif self._leaving and not said_goodbye:
                 # Not the last message: another rank may yet want a sum that only this one has.
                 await self._call.write(encode(pb.ExchangeRequest(goodbye=pb.Goodbye())))
@@ -279,7 +365,11 @@ class Link:
                 self._left = True
                 return "this worker has left"
             failed_before = self._session.failure is not None
-            self._session.receive(self._index, data, time.monotonic())
+            message, payload = decode(pb.ExchangeResponse, data)
+            beside = []
+            if self._pipe is not None:
+                beside = [await self._pipe.receive(entry.placed) for entry in message.result.shards if entry.placed]
+            self._session.take(self.index, message, payload, beside, time.monotonic())
             self._settle()
             if self._session.failure is not None and not failed_before:
                 # The aggregator's last word; it leaves it to this side to end the stream.

@@ -47,6 +47,8 @@ class Scheduler(Generic[Item]):
 
     def __init__(self, credit_bytes: int) -> None:
         self.credit_bytes = credit_bytes
+        self.batch_bytes = BATCH_BYTES
+        """Several items travel in one message up to this many bytes together."""
         self.under_way_bytes = 0
         """Bytes that count against the credit now."""
         self._queue: list[tuple[int, int, Item]] = []
@@ -65,7 +67,7 @@ class Scheduler(Generic[Item]):
     def take(self) -> list[Item]:
         """The items of the next message, most urgent first; none where nothing waits or the credit is used up.
 
-        Either one item, or several small ones of one kind, up to BATCH_BYTES together. They are under way from now on.
+        Either one item, or several of one kind, up to batch_bytes together. They are under way from now on.
         """
         batch: list[Item] = []
         size = 0
@@ -74,7 +76,7 @@ class Scheduler(Generic[Item]):
             if item.cancelled:
                 heapq.heappop(self._queue)
                 continue
-            if batch and (size + item.size > BATCH_BYTES or item.pulls is not batch[0].pulls):
+            if batch and (size + item.size > self.batch_bytes or item.pulls is not batch[0].pulls):
                 break
             if self.under_way_bytes and self.under_way_bytes + item.size > self.credit_bytes:
                 break

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from psum.client._keys import Key, Operation
 from psum.client._placement import Placement, Shard
 from psum.client._scheduler import Scheduler
+from psum.client._shared import SharedMemory
 from psum.client._ticket import Part, State, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, ElementType, decode, encode, split
+from psum.wire import BATCH_BYTES, SHARED_BYTES, ElementType, decode, encode, split
 from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError, RoundTimeoutError
 
 #: Keys described in one message: some tens of kilobytes.
@@ -22,6 +23,9 @@ _KEYS_PER_DECLARE = 512
 
 #: The same for their shards, which are many where keys are large; a key by itself may have more.
 _SHARDS_PER_DECLARE = 50_000
+#: How much one message may announce that is in shared memory or on a data connection: as much as is copied there in
+#: less than a millisecond.
+_LARGE_BATCH_BYTES = 2 << 20
 
 
 class _Lane:
@@ -29,6 +33,12 @@ class _Lane:
 
     def __init__(self, credit_bytes: int) -> None:
         self.scheduler: Scheduler[Part] = Scheduler(credit_bytes)
+        self.shared: SharedMemory | None = None
+        """What it shares with this worker, None where it does not."""
+        self.piped = False
+        """Whether large payloads go beside the messages, on a connection of their own."""
+        self.beside: list[memoryview] = []
+        """Those that the last message has announced."""
         self.declarations: deque[pb.Key] = deque()
         """Keys that it has not been told of yet."""
         self.aborts: deque[pb.Abort] = deque()
@@ -82,6 +92,9 @@ class Session:
         """Why every operation fails from now on."""
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the caller to take and report."""
+        self.recalled: set[int] = set()
+        """Aggregators to which memory is perhaps still being sent that is no longer this worker's to send, for the
+        caller to see to before it reports what has finished."""
         self.notices: list[str] = []
         """What aggregators want this worker's user to know, for the caller to take."""
         self.running: OrderedDict[Ticket, float] = OrderedDict()
@@ -139,9 +152,14 @@ class Session:
         key.waiting[ticket.round] = ticket
         self._run_next(key, now)
 
+    def beside(self, aggregator: int) -> list[memoryview]:
+        """The payloads that the last message to an aggregator has announced: to be sent on the data connection."""
+        return self._lanes[aggregator].beside
+
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None where there is nothing that may be sent now."""
         lane = self._lanes[aggregator]
+        lane.beside = []
         if lane.declarations:
             keys, shards = [lane.declarations.popleft()], 0
             while lane.declarations and len(keys) < _KEYS_PER_DECLARE:
@@ -165,38 +183,63 @@ class Session:
         for part in batch:
             ticket, shard = part.ticket, part.shard
             lane.outstanding[ticket.key.id, shard.index] = part
-            entries.append(
-                pb.ShardRound(
-                    id=ticket.key.id,
-                    shard=shard.index,
-                    round=ticket.round,
-                    priority=ticket.priority,
-                    length=part.size,
-                )
-            )
-            if ticket.source is not None:
-                payloads.append(ticket.source[shard.start : shard.stop])
+            entry = pb.ShardRound(id=ticket.key.id, shard=shard.index, round=ticket.round, priority=ticket.priority)
+            entries.append(entry)
+            if ticket.source is None:
+                continue
+            value = ticket.source[shard.start : shard.stop]
+            if lane.shared is not None and part.size >= SHARED_BYTES and (place := lane.shared.put(value)) is not None:
+                part.place = lane.shared, place
+                entry.place, entry.placed = place, part.size
+            elif lane.piped and part.size >= SHARED_BYTES:
+                entry.placed = part.size
+                lane.beside.append(value)
+            else:
+                entry.length = part.size
+                payloads.append(value)
         if batch[0].pulls:
             return encode(pb.ExchangeRequest(pull=pb.Pull(shards=entries)))
         return encode(pb.ExchangeRequest(push=pb.Push(shards=entries)), *payloads)
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
+        """A message came from an aggregator, with all that it announces. See `take`."""
+        self.take(aggregator, *decode(pb.ExchangeResponse, data), (), now)
+
+    def take(
+        self,
+        aggregator: int,
+        message: pb.ExchangeResponse,
+        payload: memoryview,
+        beside: Iterable[memoryview],
+        now: float,
+    ) -> None:
         """A message came from an aggregator.
+
+        Args:
+            aggregator: Which.
+            message: The message.
+            payload: The payload in it.
+            beside: The payloads that it announces, from the data connection.
+            now: The time.
 
         Raises:
             ProtocolError: It is none that was to be expected; nothing was changed by the wrong part of it.
         """
-        message, payload = decode(pb.ExchangeResponse, data)
         match message.WhichOneof("kind"):
             case "result":
                 entries = message.result.shards
+                shared, piped = self._lanes[aggregator].shared, iter(beside)
                 for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    self._result(aggregator, entry, piece, now)
+                    value = piece
+                    if entry.placed:
+                        value = shared.sum(entry) if shared is not None else next(piped)
+                    self._result(aggregator, entry, value, now)
             case "taken":
                 for entry in message.taken.shards:
                     part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
                     if part is not None and part.ticket.round == entry.round:
                         self._credit(aggregator, part)
+                        self._free(part)
             case "want":
                 for entry in message.want.shards:
                     self._give_back(aggregator, entry)
@@ -220,6 +263,13 @@ class Session:
                     f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected"
                 )
 
+    def use_plane(self, aggregator: int, shared: SharedMemory | None, *, piped: bool) -> None:
+        """On a new stream to an aggregator large payloads lie in this memory, go on a data connection (piped), or, with
+        neither, lie in the messages."""
+        lane = self._lanes[aggregator]
+        lane.shared, lane.piped = shared, piped
+        lane.scheduler.batch_bytes = _LARGE_BATCH_BYTES if shared is not None or piped else BATCH_BYTES
+
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.
 
@@ -237,7 +287,7 @@ class Session:
         lane.declarations = deque(key.declaration(aggregator) for key in declared)
         lane.aborts = deque(key.abort for key in declared if key.abort is not None)
         for part in unanswered:
-            part.credited = False
+            part.credited, part.place = False, None
             lane.scheduler.add(part)
 
     def fail(self, error: PsumError) -> None:
@@ -362,6 +412,7 @@ class Session:
             ticket.key.sums[shard.index] = self._kept(ticket, shard, payload)
         del lane.outstanding[entry.id, entry.shard]
         self._credit(aggregator, part)
+        self._free(part)
         ticket.pending -= 1
         if ticket.pending == 0:
             self._complete(ticket)
@@ -396,6 +447,17 @@ class Session:
             part.credited = True
             self._lanes[aggregator].scheduler.release(part.size)
 
+    @staticmethod
+    def _free(part: Part) -> None:
+        """The aggregator has taken a part's value out of the shared memory, or summed it.
+
+        Not to be called for an operation that failed on this side only: the aggregator may yet sum it, for others.
+        """
+        if part.place is not None:
+            shared, offset = part.place
+            part.place = None
+            shared.free(offset, part.size)
+
     def _complete(self, ticket: Ticket) -> None:
         """The result of the key's running operation is whole."""
         ticket.key.running = None
@@ -419,6 +481,8 @@ class Session:
             part = self._lanes[shard.aggregator].outstanding.pop((key.id, shard.index), None)
             if part is not None:
                 self._credit(shard.aggregator, part)
+                if self._lanes[shard.aggregator].piped:
+                    self.recalled.add(shard.aggregator)
         for ticket in tickets:
             self._finish(ticket, error)
         key.running = None

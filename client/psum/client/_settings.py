@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from psum.wire import (
+    DEFAULT_DIRECTORY,
     MAX_PARTITION_BYTES,
     PAYLOAD_ALIGNMENT_BYTES,
     BaseSettings,
@@ -88,8 +89,14 @@ class Settings(BaseSettings):
     plane: str = setting(
         "PSUM_PLANE",
         default="auto",
-        parse=choice("auto", "inline"),
-        meaning="How payloads cross: auto takes the best plane that both sides have, inline goes in the gRPC message.",
+        parse=choice("auto", "inline", "direct", "shm"),
+        meaning="How large payloads cross: shm (memory shared on a host), direct (a data connection), inline or auto.",
+    )
+    shm_directory: str = setting(
+        "PSUM_SHM_DIRECTORY",
+        default=DEFAULT_DIRECTORY,
+        parse=str,
+        meaning="Where memory is shared with aggregators on the same host: a directory that is kept in memory.",
     )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from psum.client._placement import Shard
+from psum.client._shared import SharedMemory
 from psum.wire.errors import PsumError
 
 if TYPE_CHECKING:
@@ -82,13 +83,15 @@ class Ticket:
 class Part:
     """One shard of a running operation: what the scheduler schedules."""
 
-    __slots__ = ("credited", "shard", "size", "ticket")
+    __slots__ = ("credited", "place", "shard", "size", "ticket")
 
     def __init__(self, ticket: Ticket, shard: Shard) -> None:
         self.ticket = ticket
         self.shard = shard
         self.size = 0 if ticket.source is None else shard.size
         """Bytes that it brings under way."""
+        self.place: tuple[SharedMemory, int] | None = None
+        """Where its value lies in shared memory, None where it was not put there."""
         self.credited = False
         """Whether its bytes count against the credit no more, though its result has not come."""
 

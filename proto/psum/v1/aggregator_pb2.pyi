@@ -353,6 +353,7 @@ class Hello(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
     RESUMING_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -373,6 +374,8 @@ class Hello(_message.Message):
     """How long ago the worker's process was started, to tell a restarted job from a late rank of a failed one."""
     resuming: _builtins.bool
     """Whether this worker has been in the job before: its connection broke, or the aggregator was started again."""
+    segment: _builtins.str
+    """With PLANE_SHM: the name of the shared memory in which the worker places what it pushes."""
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses of the fleet as the worker has them; all ranks must agree, order included."""
@@ -401,10 +404,11 @@ class Hello(_message.Message):
         worker: _builtins.str = ...,
         age_seconds: _builtins.float = ...,
         resuming: _builtins.bool = ...,
+        segment: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "segment", b"segment", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,6 +426,9 @@ class Welcome(_message.Message):
     PLANE_FIELD_NUMBER: _builtins.int
     WORKER_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     ROUND_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    DATA_PORT_FIELD_NUMBER: _builtins.int
+    DATA_SECRET_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -434,6 +441,12 @@ class Welcome(_message.Message):
     """How long the aggregator keeps the place of a worker that vanished."""
     round_timeout_seconds: _builtins.float
     """How long a round may wait for its slowest rank."""
+    segment: _builtins.str
+    """With PLANE_SHM: the name of the shared memory in which the aggregator places sums."""
+    data_port: _builtins.int
+    """With PLANE_DIRECT: the port on the aggregator's host to which the worker may open its data connection."""
+    data_secret: _builtins.bytes
+    """With PLANE_DIRECT: what the worker shows there first. Good for one connection."""
     def __init__(
         self,
         *,
@@ -443,10 +456,13 @@ class Welcome(_message.Message):
         plane: Global___Plane.ValueType = ...,
         worker_timeout_seconds: _builtins.float = ...,
         round_timeout_seconds: _builtins.float = ...,
+        segment: _builtins.str = ...,
+        data_port: _builtins.int = ...,
+        data_secret: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,6 +583,8 @@ class ShardRound(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id."""
     shard: _builtins.int
@@ -577,6 +595,10 @@ class ShardRound(_message.Message):
     """The more, the sooner: 0 is usual, negative less urgent."""
     length: _builtins.int
     """The bytes of this shard in the payload; 0 where it has none."""
+    place: _builtins.int
+    """With PLANE_SHM: where the bytes begin in the sender's shared memory, if they are there instead."""
+    placed: _builtins.int
+    """How many bytes are in shared memory, or come next on the data connection; 0 where they are in the payload."""
     def __init__(
         self,
         *,
@@ -585,10 +607,12 @@ class ShardRound(_message.Message):
         round: _builtins.int = ...,
         priority: _builtins.int = ...,
         length: _builtins.int = ...,
+        place: _builtins.int = ...,
+        placed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "length", b"length", "priority", b"priority", "round", b"round", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "length", b"length", "place", b"place", "placed", b"placed", "priority", b"priority", "round", b"round", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,12 +11,15 @@ from psum.wire._channel import (
     MAX_PARTITION_BYTES,
     NO_PROXY,
     PROTOCOL_VERSION,
+    SHARED_BYTES,
     grpc_options,
 )
 from psum.wire._elements import ElementType
 from psum.wire._files import WatchedFiles, read_file
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
 from psum.wire._malloc import keep_large_blocks
+from psum.wire._pipe import SECRET_BYTES, Pipe
+from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
 from psum.wire._settings import (
     Declaration,
     choice,
@@ -29,19 +32,27 @@ from psum.wire._settings import (
     size,
 )
 from psum.wire._settings import Settings as BaseSettings
+from psum.wire._slots import Slots
 from psum.wire._tls import Pem, TlsFiles
 
 __all__ = [
     "BATCH_BYTES",
+    "DEFAULT_DIRECTORY",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
     "NO_PROXY",
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
+    "SECRET_BYTES",
+    "SHARED_BYTES",
     "BaseSettings",
     "Declaration",
     "ElementType",
     "Pem",
+    "Pipe",
+    "Segment",
+    "SegmentError",
+    "Slots",
     "TlsFiles",
     "WatchedFiles",
     "allocate",
@@ -62,4 +73,5 @@ __all__ = [
     "setting",
     "size",
     "split",
+    "sweep",
 ]

@@ -16,6 +16,9 @@ MAX_PARTITION_BYTES: Final = 64 << 20
 #: Payloads below this travel several to a message, up to this much together.
 BATCH_BYTES: Final = 64 << 10
 
+#: Payloads from this size on lie in shared memory where both sides have it.
+SHARED_BYTES: Final = 64 << 10
+
 
 #: gRPC would go to aggregators through the proxy that http_proxy names, even to one on this machine. A proxy is for the
 #: world outside; most of them pass on neither plain HTTP/2 nor a stream that stays open.

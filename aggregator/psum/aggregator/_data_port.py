@@ -1,0 +1,120 @@
+"""Where workers on other hosts open data connections, each invited over its stream."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import secrets
+import ssl
+from collections.abc import Sequence
+from typing import Final
+
+from psum.aggregator._delivery import Line
+from psum.wire import SECRET_BYTES, Pipe, TlsFiles, WatchedFiles
+from psum.wire.errors import ConfigurationError
+
+_log = logging.getLogger(__name__)
+
+#: How long open connections may take to close.
+_CLOSING_SECONDS: Final = 1.0
+
+#: Connections that have shown no secret yet.
+_MAX_STRANGERS: Final = 256
+
+#: Payloads of one worker that may be here before its stream's messages have announced them.
+_AHEAD_BYTES: Final = 16 << 20
+
+
+class DataPort:
+    """Listens for data connections. Whoever connects must first show the secret of an invitation, which is good once.
+
+    Args:
+        hosts: Where to listen.
+        port: The port, 0 for a free one.
+        tls: The aggregator's files: data connections are encrypted where streams are.
+        patience: Seconds within which a connection must show its secret.
+    """
+
+    def __init__(self, hosts: Sequence[str], port: int, *, tls: TlsFiles, patience: float) -> None:
+        self.port = port
+        """The port, once it listens."""
+        self._hosts = tuple(hosts)
+        self._patience = patience
+        self._invited: dict[bytes, Line] = {}
+        self._servers: list[asyncio.Server] = []
+        self._strangers: dict[Pipe, asyncio.TimerHandle] = {}
+        """Connections that have shown no secret yet, and what ends them."""
+        self._context: ssl.SSLContext | None = None
+        if tls:
+            self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._files: WatchedFiles[None] = WatchedFiles(tls.paths, lambda: self._load(tls))
+
+    async def start(self) -> None:
+        """Begins to listen.
+
+        Raises:
+            ConfigurationError: It cannot listen there.
+        """
+        loop = asyncio.get_running_loop()
+        for host in self._hosts:
+            try:
+                server = await loop.create_server(self._make, host, self.port, ssl=self._context)
+            except OSError as error:
+                await self.close()
+                raise ConfigurationError([f"data_port={self.port}: cannot listen on {host}: {error}"]) from None
+            self._servers.append(server)
+            self.port = server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Listens no more, and ends the connections that have shown no secret."""
+        for pipe in list(self._strangers):
+            self._turn_away(pipe)
+        for server in self._servers:
+            server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                for server in self._servers:
+                    await server.wait_closed()
+
+    def invite(self, line: Line) -> bytes:
+        """A secret by which a worker's data connection is known."""
+        if self._context is not None:
+            # The next handshake uses what the files say now.
+            self._files.get()
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self._invited[secret] = line
+        return secret
+
+    def uninvite(self, line: Line) -> None:
+        """The worker's stream has ended: it may open no data connection for it any more."""
+        self._invited = {secret: other for secret, other in self._invited.items() if other is not line}
+
+    def _load(self, tls: TlsFiles) -> None:
+        tls.read()
+        assert self._context is not None
+        self._context.load_cert_chain(tls.cert, tls.key)
+
+    def _make(self) -> Pipe:
+        pipe = Pipe(_AHEAD_BYTES, lambda secret: self._admit(pipe, secret))
+        self._strangers[pipe] = asyncio.get_running_loop().call_later(self._patience, self._turn_away, pipe)
+        if len(self._strangers) > _MAX_STRANGERS:
+            # The one that has had the most time.
+            self._turn_away(next(iter(self._strangers)))
+        return pipe
+
+    def _admit(self, pipe: Pipe, shown: bytes) -> bool:
+        timer = self._strangers.pop(pipe, None)
+        if timer is None:
+            return False
+        timer.cancel()
+        found = [secret for secret in self._invited if hmac.compare_digest(secret, shown)]
+        if not found:
+            _log.warning("a data connection from %s was refused: its secret is none of those given out", pipe.peer)
+            return False
+        self._invited.pop(found[0]).attach(pipe)
+        return True
+
+    def _turn_away(self, pipe: Pipe) -> None:
+        self._strangers.pop(pipe).cancel()
+        _log.warning("a data connection from %s was closed: it did not show a secret in time", pipe.peer)
+        pipe.close()

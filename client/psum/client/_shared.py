@@ -1,0 +1,80 @@
+"""The memory that a worker shares with an aggregator on its host."""
+
+import logging
+from typing import Final, Self
+
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import Segment, SegmentError, Slots, sweep
+from psum.wire.errors import ProtocolError
+
+_log = logging.getLogger(__name__)
+
+#: Room beside what is under way, for what lies between places that are taken.
+_SLACK: Final = 1.25
+
+
+class SharedMemory:
+    """What the worker pushes, which is its own, and the sums, which are the aggregator's.
+
+    Args:
+        directory: Where shared memory is kept.
+        credit_bytes: What may be under way.
+
+    Raises:
+        SegmentError: There is no shared memory there.
+    """
+
+    def __init__(self, directory: str, credit_bytes: int) -> None:
+        self._directory = directory
+        # What an aggregator that was killed has left, perhaps this one's last process.
+        sweep(directory)
+        self._mine = Segment.create(directory, int(credit_bytes * _SLACK))
+        self._slots = Slots(0)
+        self._sums: Segment | None = None
+
+    @property
+    def name(self) -> str:
+        """By which the aggregator opens what is pushed."""
+        return self._mine.name
+
+    def accepted(self, sums: str) -> Self:
+        """The aggregator has opened it, and has named the memory where sums will lie.
+
+        Raises:
+            SegmentError: That cannot be opened.
+        """
+        self._sums = Segment.open(self._directory, sums)
+        try:
+            self._mine.reserve(0, self._mine.size)
+            self._slots = Slots(self._mine.size)
+        except SegmentError as error:
+            _log.warning("what is pushed travels in messages, though the aggregator is on this host: %s", error)
+        return self
+
+    def put(self, payload: memoryview) -> int | None:
+        """Copies a payload to where the aggregator reads it; returns its offset, None where there is no place."""
+        offset = self._slots.take(len(payload))
+        if offset is not None:
+            self._mine.view[offset : offset + len(payload)] = payload
+        return offset
+
+    def free(self, offset: int, size: int) -> None:
+        """The aggregator needs a payload no more."""
+        self._slots.give(offset, size)
+
+    def sum(self, entry: pb.ShardRound) -> memoryview:
+        """A sum where the aggregator has placed it. It stays as it is until this worker pushes to the next round.
+
+        Raises:
+            ProtocolError: It would lie outside of the memory.
+        """
+        size = 0 if self._sums is None else self._sums.size
+        if self._sums is None or entry.place + entry.placed > size:
+            raise ProtocolError(f"a sum of {entry.placed} bytes at {entry.place} of {size} bytes of shared memory")
+        return self._sums.view[entry.place : entry.place + entry.placed]
+
+    def close(self) -> None:
+        """Lets go of it. Sums that were kept, and what the aggregator still reads, stay until those let go too."""
+        self._mine.close()
+        if self._sums is not None:
+            self._sums.close()

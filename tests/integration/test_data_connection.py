@@ -1,0 +1,202 @@
+"""Workers on other hosts send large payloads on a data connection: same sums, and messages where it cannot be."""
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+
+from psum import client as psum
+from psum.wire import SECRET_BYTES, Pipe
+from psum.wire.errors import ProtocolError
+
+
+def sums(client: psum.Client) -> list[bytes]:
+    """What some rounds of keys of many sizes give."""
+    chance = np.random.default_rng(client.rank)
+    store = client.store()
+    values = [chance.standard_normal(size).astype(np.float32) for size in (3, 20_000, 700_000, 1_000_001)]
+    for _ in range(4):
+        for future in [store.push_pull_async(i, value, priority=-i) for i, value in enumerate(values)]:
+            future.result(20)
+        for value in values:
+            value *= np.float32(0.25)
+    store.broadcast("b", values[2])
+    return [value.tobytes() for value in values]
+
+
+def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., Any]) -> None:
+    """On two aggregators, also where each of three workers uses another plane."""
+    inline = make_fleet(2).on_every_rank(3, sums, plane="inline")
+    assert make_fleet(2).on_every_rank(3, sums, plane="direct") == inline
+    fleet = make_fleet(2)
+    clients = [fleet.worker(rank, 3, plane=plane) for rank, plane in enumerate(("shm", "inline", "direct"))]
+    assert [client.planes for client in clients] == [("shm",) * 2, ("inline",) * 2, ("direct",) * 2]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(sums, clients, timeout=60)) == inline
+        list(pool.map(psum.Client.close, clients))
+
+
+def test_large_payloads_do_not_travel_in_messages(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes over the stream is little, whatever the tensors' size."""
+    fleet = make_fleet(1)
+    with fleet.worker(0, 1, plane="direct") as client:
+        sent = []
+        take: Callable[[int], bytes | None] = client._session.next_message
+
+        def watched(aggregator: int) -> bytes | None:
+            message = take(aggregator)
+            sent.append(len(message or b""))
+            return message
+
+        monkeypatch.setattr(client._session, "next_message", watched)
+        value = np.ones(4 << 20, np.float32)
+        client.store().push_pull("w", value)
+        assert sum(sent) < 10_000
+
+
+def test_a_port_that_cannot_be_reached_is_no_obstacle(
+    make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As behind a firewall or a proxy: everything goes in messages, and the log says why."""
+    fleet = make_fleet(1)
+    fleet.thread.run(fleet.servers[0]._data_port.close(), 10)
+    with fleet.worker(0, 1, plane="direct") as client:
+        assert client.planes == ("inline",)
+        sums(client)
+    assert "it cannot open a data connection to port" in caplog.text
+
+
+def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(make_fleet: Callable[..., Any]) -> None:
+    """In the midst of payloads, either side's: nothing is lost."""
+    inline = make_fleet(1).on_every_rank(2, sums, plane="inline")
+    fleet = make_fleet(1)
+    clients = [fleet.worker(rank, 2, plane="direct") for rank in range(2)]
+    with ThreadPoolExecutor(3) as pool:
+        results = [pool.submit(sums, client) for client in clients]
+
+        def cut() -> None:
+            for client in clients:
+                if client._thread is not None and client._links[0]._pipe is not None:
+                    client._thread.call(client._links[0]._pipe.close)
+
+        for _ in range(5):
+            time.sleep(0.02)
+            cut()
+        assert [result.result(60) for result in results] == inline
+        list(pool.map(psum.Client.close, clients))
+
+
+def test_it_is_encrypted_where_the_stream_is(make_fleet: Callable[..., Any], tmp_path: Any) -> None:
+    """With the same files; without TLS nothing is taken there."""
+    ca = trustme.CA()
+    issued = ca.issue_cert("127.0.0.1")
+    files = {name: str(tmp_path / f"{name}.pem") for name in ("tls_cert", "tls_key", "tls_ca")}
+    issued.cert_chain_pems[0].write_to_path(files["tls_cert"])
+    issued.private_key_pem.write_to_path(files["tls_key"])
+    ca.cert_pem.write_to_path(files["tls_ca"])
+    fleet = make_fleet(1, tls_cert=files["tls_cert"], tls_key=files["tls_key"])
+    inline = fleet.on_every_rank(2, sums, plane="inline", tls_ca=files["tls_ca"], job="inline")
+    assert fleet.on_every_rank(2, sums, plane="direct", tls_ca=files["tls_ca"]) == inline
+    with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as stranger:
+        stranger.sendall(struct.pack("<Q", SECRET_BYTES) + bytes(SECRET_BYTES))
+        assert_ended(stranger)
+
+
+def assert_ended(stranger: socket.socket) -> None:
+    """The other side ends the connection, whatever it may say before."""
+    stranger.settimeout(10)
+    try:
+        while stranger.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", struct.pack("<Q", 32) + bytes(32), struct.pack("<Q", 1 << 40), struct.pack("<Q", 0), b"GET / HTTP/1.1\n"],
+)
+def test_a_stranger_is_turned_away(make_fleet: Callable[..., Any], said: bytes) -> None:
+    """Who says nothing, shows a secret that was not given out, or wants to send more than a secret."""
+    fleet = make_fleet(1, hello_timeout=0.3)
+    with fleet.worker(0, 1, plane="direct") as client:
+        with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as stranger:
+            stranger.sendall(said)
+            assert_ended(stranger)
+        sums(client)
+
+
+def test_a_secret_is_good_once(make_fleet: Callable[..., Any]) -> None:
+    """A second connection with it is turned away, and the first is not disturbed."""
+    fleet = make_fleet(1)
+    with fleet.worker(0, 1, plane="direct") as client:
+        welcome = client._links[0].welcome
+        assert welcome is not None
+        sums(client)
+        with socket.create_connection(("127.0.0.1", welcome.data_port), 10) as stranger:
+            stranger.sendall(struct.pack("<Q", SECRET_BYTES) + welcome.data_secret)
+            assert_ended(stranger)
+        sums(client)
+
+
+async def connected() -> tuple[Pipe, Pipe, asyncio.Server]:
+    """Two ends of a connection."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[Pipe] = loop.create_future()
+
+    def make() -> Pipe:
+        made.set_result(Pipe(1 << 20))
+        return made.result()
+
+    server = await loop.create_server(make, "127.0.0.1", 0)
+    _, one = await loop.create_connection(lambda: Pipe(1 << 20), *server.sockets[0].getsockname())
+    return one, await made, server
+
+
+async def test_payloads_come_in_order_whole_and_no_more_than_may_wait() -> None:
+    """Both ways at once, of all sizes; a receiver that takes none stops the sender."""
+    one, other, server = await connected()
+    sizes = [1, 7, 8, 9, 65_536, 3_000_000, 1, 5_000_000]
+    payloads = [bytes([n]) * size for n, size in enumerate(sizes)]
+
+    async def send(pipe: Pipe) -> None:
+        for payload in payloads:
+            await pipe.send(memoryview(payload))
+
+    async def receive(pipe: Pipe) -> list[bytes]:
+        return [bytes(await pipe.receive(size)) for size in sizes]
+
+    async with asyncio.timeout(20):
+        *_, there, back = await asyncio.gather(send(one), send(other), receive(other), receive(one))
+        assert there == back == payloads
+        many = asyncio.gather(*(one.send(memoryview(payloads[-1])) for _ in range(20)))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(many), 0.5)
+        for _ in range(20):
+            assert await other.receive(sizes[-1]) == payloads[-1]
+        await many
+    one.close()
+    other.close()
+    server.close()
+
+
+async def test_a_payload_of_another_size_than_announced_is_an_error() -> None:
+    """It is not taken for the next one's beginning."""
+    one, other, server = await connected()
+    await one.send(memoryview(b"abc"))
+    with pytest.raises(ProtocolError, match="3 bytes where one of 4 was announced"):
+        await other.receive(4)
+    one.close()
+    with pytest.raises(ConnectionResetError):
+        await other.receive(4)
+    other.close()
+    server.close()

@@ -1,0 +1,161 @@
+"""Workers on an aggregator's host share memory with it: same sums, nothing left behind, messages where it cannot be."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum import client as psum
+from psum.wire import DEFAULT_DIRECTORY
+
+
+def segments() -> set[str]:
+    return {path.name for path in pathlib.Path(DEFAULT_DIRECTORY).glob("psum-*")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """After each test the directory has no file that was not there before."""
+    before = segments()
+    yield
+    assert segments() <= before
+
+
+def sums(client: psum.Client) -> list[bytes]:
+    """What some rounds of keys of many sizes give."""
+    chance = np.random.default_rng(client.rank)
+    store = client.store()
+    values = [chance.standard_normal(size).astype(np.float32) for size in (3, 20_000, 700_000, 1_000_001)]
+    for _ in range(4):
+        for future in [store.push_pull_async(i, value, priority=-i) for i, value in enumerate(values)]:
+            future.result(20)
+        for value in values:
+            value *= np.float32(0.25)
+    store.broadcast("b", values[2])
+    return [value.tobytes() for value in values]
+
+
+def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., Any]) -> None:
+    """On two aggregators, also where one worker of three sends messages while the others share memory."""
+    inline = make_fleet(2).on_every_rank(3, sums, plane="inline")
+    assert make_fleet(2).on_every_rank(3, sums, plane="shm") == inline
+
+    def mixed(client: psum.Client) -> list[bytes]:
+        assert set(client.planes) == {"inline" if client.rank == 1 else "shm"}
+        return sums(client)
+
+    fleet = make_fleet(2)
+    planes = ["shm", "inline", "shm"]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(fleet.worker(rank, 3, plane=plane)) for rank, plane in enumerate(planes)]
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(mixed, clients, timeout=60)) == inline
+
+
+def test_large_payloads_do_not_travel_in_messages(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes over the stream is little, whatever the tensors' size."""
+    fleet = make_fleet(1)
+    with fleet.worker(0, 1) as client:
+        assert client.planes == ("shm",)
+        sent = []
+        take: Callable[[int], bytes | None] = client._session.next_message
+
+        def watched(aggregator: int) -> bytes | None:
+            message = take(aggregator)
+            sent.append(len(message or b""))
+            return message
+
+        monkeypatch.setattr(client._session, "next_message", watched)
+        value = np.ones(4 << 20, np.float32)
+        client.store().push_pull("w", value)
+        assert sum(sent) < 10_000
+
+
+@pytest.mark.parametrize("side", ["psum.client", "psum.aggregator"])
+def test_where_the_directory_is_full_everything_travels_in_messages(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, side: str
+) -> None:
+    """Each side says so once, in words, and the sums are right."""
+    reserve = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        # A worker reserves all of its segment, an aggregator one place after the other.
+        if (size > 4 << 20) is (side == "psum.client"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(descriptor, offset, size)
+
+    fleet = make_fleet(1)
+    inline = fleet.on_every_rank(1, sums, plane="inline", job="inline")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert fleet.on_every_rank(1, sums) == inline
+    [text] = [record.getMessage() for record in caplog.records if record.name.startswith(side)]
+    assert "No space left on device" in text
+    assert "in messages" in text
+
+
+@pytest.mark.parametrize("side", ["worker", "aggregator"])
+def test_without_a_common_directory_there_is_no_shared_memory(
+    make_fleet: Callable[..., Any], tmp_path: pathlib.Path, side: str
+) -> None:
+    """As between hosts, or where one side has none at all."""
+    if side == "worker":
+        fleet = make_fleet(1, shm_directory="/nowhere")
+        given = {}
+    else:
+        fleet = make_fleet(1)
+        given = {"shm_directory": str(tmp_path)}
+    with fleet.worker(0, 1, plane="shm", **given) as client:
+        assert client.planes == ("inline",)
+        sums(client)
+
+
+@pytest.mark.parametrize("victim", ["worker", "aggregator"])
+def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, victim: str) -> None:
+    """Of a worker nothing is there anyhow; what an aggregator leaves goes when it is started again."""
+    announce = tmp_path / "address"
+    command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--announce", str(announce)]
+    worker = (
+        "import numpy as np, psum.client as psum\n"
+        "with psum.connect() as client:\n"
+        "    client.store().push_pull('w', np.ones(1 << 20, np.float32)); print(client.planes[0], flush=True)\n"
+        "    import time; time.sleep(60)"
+    )
+    before = segments()
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
+        wait_for(announce.exists)
+        environ = {**os.environ, "PSUM_AGGREGATORS": announce.read_text().strip()}
+        with subprocess.Popen(
+            [sys.executable, "-c", worker], env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "shm"
+            # The aggregator's sums; what the worker pushes has no name any more.
+            assert len(segments() - before) == 1
+            for one in (process, aggregator) if victim == "worker" else (aggregator, process):
+                one.send_signal(signal.SIGKILL)
+                one.wait(10)
+    announce.unlink()
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
+        wait_for(announce.exists)
+        assert segments() <= before
+        aggregator.send_signal(signal.SIGTERM)
+        assert aggregator.wait(10) == 0
