@@ -17,8 +17,8 @@ from faults.proxy import Proxy
 #: Seconds between faults, on the average.
 _GAP_SECONDS = 1.5
 
-#: Kinds of faults, how often each comes, and how long it lasts, in seconds: long enough to be noticed by probes, and less
-#: than the 3 s for which a worker that leaves is kept for others that do not answer.
+#: Kinds of faults, how often each comes, and how long it lasts, in seconds: long enough to be noticed by probes, and
+#: less than the 3 s for which a worker that leaves is kept for others that do not answer.
 KINDS: dict[str, tuple[int, float, float]] = {
     "aggregator killed": (4, 0, 0),
     "aggregator told to stop": (2, 0, 0),
