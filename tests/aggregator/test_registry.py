@@ -152,3 +152,15 @@ def test_a_worker_that_comes_back_after_the_end_of_its_job_is_told_how_it_ended(
         # The next run begins.
         join(registry, hello(0, age=1), 100.0)
     assert sorted(registry.jobs["night"].workers) == [0]
+
+
+def test_a_worker_that_was_away_when_another_came_goes_on_with_it(registry: Registry) -> None:
+    """A cut before the others were started makes the job look abandoned: the first worker comes into the new one."""
+    first = hello(0, age=5)
+    assert join(registry, first, 0.0) is None
+    registry.jobs["night"].lost(0, 1.0)
+    assert join(registry, hello(1, age=0.5), 2.0) is None
+    first.resuming = True
+    first.age_seconds = 7.5
+    assert join(registry, first, 2.5) is None
+    assert sorted(registry.jobs["night"].workers) == [0, 1]
