@@ -166,3 +166,15 @@ def test_more_failed_jobs_than_the_history_holds_keep_their_times(registry: Regi
     assert list(registry.tick(40.0)) == []
     assert list(registry.ended) == before
     assert registry.status(40.0, lambda name: True)[0] == []
+
+
+def test_a_worker_that_was_away_when_another_came_goes_on_with_it(registry: Registry) -> None:
+    """A cut before the others were started makes the job look abandoned: the first worker comes into the new one."""
+    first = hello(0, age=5)
+    assert join(registry, first, 0.0) is None
+    registry.jobs["night"].lost(0, 1.0)
+    assert join(registry, hello(1, age=0.5), 2.0) is None
+    first.resuming = True
+    first.age_seconds = 7.5
+    assert join(registry, first, 2.5) is None
+    assert sorted(registry.jobs["night"].workers) == [0, 1]

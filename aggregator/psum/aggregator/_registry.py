@@ -28,6 +28,8 @@ class Ended:
 
     job: Job
     at: float
+    abandoned: bool = False
+    """Whether it was taken for over, since all its workers were away and another process came."""
 
 
 class Registry:
@@ -71,7 +73,7 @@ class Registry:
             if job.failure is None:
                 failure = WorkerLostError(f"all workers of job {job.name!r} vanished, and it was started again")
                 actions += [(job, action) for action in job.fail(failure, now)]
-                self._end(job, now)
+                self._end(job, now, abandoned=True)
             job = None
         if job is None:
             if len(self.jobs) >= self._settings.max_jobs:
@@ -133,16 +135,17 @@ class Registry:
             ],
         )
 
-    def _end(self, job: Job, now: float) -> None:
+    def _end(self, job: Job, now: float, *, abandoned: bool = False) -> None:
         job.end()
         self._released(job)
-        self.ended.appendleft(Ended(job, now))
+        self.ended.appendleft(Ended(job, now, abandoned))
 
     def _outlived(self, hello: pb.Hello) -> FaultError | None:
         """Why a worker cannot come back, where its job has ended meanwhile."""
         if not hello.resuming:
             return None
-        for job in (ended.job for ended in self.ended if ended.job.name == hello.job):
+        # Whoever comes back to a job that was only taken for over goes on in the one that took its place.
+        for job in (ended.job for ended in self.ended if ended.job.name == hello.job and not ended.abandoned):
             worker = job.workers.get(hello.rank)
             if worker is not None and worker.hello.incarnation == hello.incarnation:
                 return job.failure or TakenError(

@@ -55,14 +55,16 @@ class Training:
 
         Raises:
             WorkerFailed: What a worker told.
+            AssertionError: The ranks do not have the same.
         """
         results = [worker.next("trained", timeout=120) for worker in self.workers]
         for worker in self.workers:
             worker.send("close")
         for worker in self.workers:
             worker.next("closed")
-        [one] = {(r["steps"], r["parameters"], r["sums"]) for r in results}
-        return dict(zip(("steps", "parameters", "sums"), one, strict=True))
+        first, *others = [{what: r[what] for what in ("steps", "parameters", "sums")} for r in results]
+        assert all(other == first for other in others), f"the ranks differ: {first}, {others}"
+        return first
 
     def wait_for_step(self, step: int) -> None:
         """Waits until rank 0 has done this many steps."""
