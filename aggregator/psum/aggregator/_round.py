@@ -162,7 +162,7 @@ class ShardRounds(Generic[Result]):
 
     def keep(self, rank: int) -> None:
         """Copies a rank's contribution from memory that the rank is going to use for something else."""
-        payload = self.contributions[rank]
+        payload = self.contributions.get(rank)
         if payload is not None and isinstance(payload.obj, mmap.mmap):
             self.contributions[rank] = memoryview(bytes(payload))
 
