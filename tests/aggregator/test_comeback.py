@@ -246,6 +246,10 @@ def test_a_worker_is_released_when_the_others_have_received_their_sums(job: Job)
     assert job.leave(1, 5.0) == [Sync(1, (0,)), Release(2)]
     assert job.synced(0, 1, 5.0) == [Release(1)]
     assert job.leave(0, 6.0) == [Release(0)]
+    # Its memory is kept for as long as one of them may yet say something.
+    for rank in range(3):
+        assert not job.over
+        job.lost(rank, 6.0)
     assert job.over
 
 

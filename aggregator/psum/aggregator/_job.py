@@ -76,10 +76,10 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nobody will use the job any more: all who joined have left, or it failed and they are gone."""
-        if self.failure is not None:
-            return not any(w.connected for w in self.workers.values())
-        return bool(self.workers) and all(w.left for w in self.workers.values())
+        """Whether nobody will use the job any more: all who joined have left, or it failed, and they are gone."""
+        if any(w.connected for w in self.workers.values()):
+            return False
+        return self.failure is not None or (bool(self.workers) and all(w.left for w in self.workers.values()))
 
     @property
     def uncredited(self) -> bool:
