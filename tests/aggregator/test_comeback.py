@@ -246,6 +246,10 @@ def test_a_worker_is_released_when_the_others_have_received_their_sums(job: Job)
     assert job.leave(1, 5.0) == [Sync(1, (0,)), Release(2)]
     assert job.synced(0, 1, 5.0) == [Release(1)]
     assert job.leave(0, 6.0) == [Release(0)]
+    # Its memory is kept for as long as one of them may yet say something.
+    for rank in range(3):
+        assert not job.over
+        job.lost(rank, 6.0)
     assert job.over
 
 
@@ -258,6 +262,19 @@ def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
     assert job.tick(5.0 + RELEASE_SECONDS / 2) == []
     assert job.tick(5.0 + RELEASE_SECONDS) == [Release(2)]
     assert job.tick(6.0 + RELEASE_SECONDS) == []
+
+
+def test_a_worker_whose_connection_breaks_after_its_goodbye_says_it_again(job: Job) -> None:
+    """Were it refused, it would end, though other aggregators may yet need what it has."""
+    summed_once(job)
+    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    job.lost(2, 5.5)
+    assert job.join(hello(2), "peer", 6.0) == ([], None)
+    assert job.leave(2, 6.0) == [Sync(2, (0, 1))]
+    assert job.synced(0, 2, 6.0) == []
+    assert job.synced(1, 2, 6.0) == [Release(2)]
+    _, refusal = job.join(hello(2, incarnation=7), "peer", 7.0)
+    assert isinstance(refusal, TakenError)
 
 
 def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:

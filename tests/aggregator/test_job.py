@@ -298,6 +298,8 @@ def test_a_worker_that_left_does_not_disturb_what_it_contributed_to(job: Job) ->
     job.summed(action.key, 0, "sum")
     assert not job.over
     job.leave(0, now=2.0)
+    job.lost(0, 1.0)
+    job.lost(1, 1.0)
     assert job.over
 
 

@@ -17,6 +17,10 @@ HISTORIES = 250
 PATIENCE = 400
 
 
+# It only computes, some seconds where it has a processor to itself, and many times that where it has not.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture(autouse=True)
 def _silence() -> Iterator[None]:
     """What the aggregators have to say of all the failures that they are put through."""

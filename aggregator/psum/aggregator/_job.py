@@ -92,10 +92,10 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nobody will use the job any more: all who joined have left, or it failed and they are gone."""
-        if self.failure is not None:
-            return not any(w.connected for w in self.workers.values())
-        return bool(self.workers) and all(w.left for w in self.workers.values())
+        """Whether nobody will use the job any more: all who joined have left, or it failed, and they are gone."""
+        if any(w.connected for w in self.workers.values()):
+            return False
+        return self.failure is not None or (bool(self.workers) and all(w.left for w in self.workers.values()))
 
     @property
     def uncredited(self) -> bool:
@@ -114,8 +114,9 @@ class Job:
             # A stranger must not end a job that is complete without it. While ranks are missing it is one of them.
             return ([] if self.complete else self.fail(refusal, now)), refusal
         holder = self.workers.get(hello.rank)
-        if holder is not None and holder.hello.incarnation == hello.incarnation and not holder.left:
-            # The same process: its connection broke, though the end of the old one may not have been seen yet.
+        if holder is not None and holder.hello.incarnation == hello.incarnation:
+            # The same process: its connection broke, though the end of the old one may not have been seen yet. After
+            # its goodbye too: it waits for the answer, and says it again.
             holder.connected, holder.peer, holder.last_heard = True, peer, now
             holder.uncredited.clear()
             return [], None

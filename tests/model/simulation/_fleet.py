@@ -51,6 +51,9 @@ class Fleet:
         """How many times each rank has used a key."""
         self.leavers: set[int] = set()
         """Ranks that leave as soon as nothing of theirs is under way."""
+        self.spared = False
+        """Whether aggregators are killed no more. A process that took the rank of another and then saw an aggregator
+        go, before the others were back, is one that has been in the job before to the next process."""
         for pair in self.pairs:
             self.connect(*pair)
 
@@ -239,7 +242,7 @@ class Fleet:
     def kill(self, index: int, why: str) -> None:
         """An aggregator's process ends."""
         aggregator = self.aggregators[index]
-        if aggregator is not None:
+        if aggregator is not None and (aggregator.draining or not self.spared):
             self.log(f"  aggregator {index} {why}")
             self.tally[f"fault: aggregators that ended: {why}"] += 1
             aggregator.die()
@@ -262,6 +265,7 @@ class Fleet:
     def replace_worker(self, rank: int) -> None:
         """Another process takes the rank, and begins at the beginning."""
         self.tally["fault: workers replaced"] += 1
+        self.spared = True
         self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1)
         for counts in self.counts.values():
             counts[rank] = 0
@@ -269,7 +273,7 @@ class Fleet:
     def drain(self, index: int) -> None:
         """An aggregator is told to end."""
         aggregator = self.aggregators[index]
-        if aggregator is not None and not aggregator.draining:
+        if aggregator is not None and not aggregator.draining and not self.spared:
             self.tally["fault: aggregators told to stop"] += 1
             aggregator.drain(self.now + 10)
 
