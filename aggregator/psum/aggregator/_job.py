@@ -119,6 +119,7 @@ class Job:
             # its goodbye too: it waits for the answer, and says it again.
             holder.connected, holder.peer, holder.last_heard = True, peer, now
             holder.uncredited.clear()
+            holder.taking_leave = False
             return [], None
         if holder is not None and (holder.connected or holder.left or holder.contributed):
             return [], failures.taken(self, holder, hello, peer, now)
@@ -288,9 +289,9 @@ class Job:
         new process of it, might need a sum that only this worker has.
         """
         worker = self.workers[rank]
-        if worker.left:
+        if worker.taking_leave:
             return []
-        worker.left = True
+        worker.left = worker.taking_leave = True
         worker.uncredited.clear()
         actions: list[Action] = []
         for key, shard in list(self.waiting.values()):

@@ -365,7 +365,6 @@ class Service:
                 line.filled.clear()
                 await line.filled.wait()
                 continue
-            message = line.outbox.take()
             message, beside = line.outbox.take(), line.outbox.beside
             if not line.outbox.crowded:
                 line.room.set()

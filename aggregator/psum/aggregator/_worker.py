@@ -18,6 +18,7 @@ class Worker:
         last_heard: When something came from it last.
         connected: Whether its stream is open.
         left: Whether it said goodbye.
+        taking_leave: Whether it did so on its present connection.
         contributed: Whether it took part in any round; one that vanished before may be replaced.
         awaited: Once it said goodbye, the ranks that may yet lack a sum that it has.
         release_at: When it is let go, whether they do or not; None before its goodbye and after its release.
@@ -32,6 +33,7 @@ class Worker:
     last_heard: float
     connected: bool = True
     left: bool = False
+    taking_leave: bool = False
     contributed: bool = False
     awaited: set[int] = dataclasses.field(default_factory=set)
     release_at: float | None = None
