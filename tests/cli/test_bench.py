@@ -35,7 +35,7 @@ def test_json_is_one_line_with_the_fields_of_all_systems(psum: Any) -> None:
         "workload": "small",
         "workers": 2,
         "servers": 2,
-        "plane": "inline",
+        "plane": "shm",
         "dtype": "float32",
     }
     assert all(figure > 0 for figure in figures.values())
@@ -51,7 +51,7 @@ def test_plain_lines_where_there_is_no_terminal(psum: Any) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     title, *figures = done.stdout.splitlines()
-    assert title == "small in bfloat16, 1 worker, 1 aggregator, plane inline"
+    assert title == "small in bfloat16, 1 worker, 1 aggregator, plane shm"
     assert [line.partition(":")[0] for line in figures] == [
         "GB/s per worker",
         "ms per step",

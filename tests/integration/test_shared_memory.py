@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import pathlib
 import signal
@@ -60,6 +61,37 @@ def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., An
         clients = [stack.enter_context(fleet.worker(rank, 3, plane=plane)) for rank, plane in enumerate(planes)]
         with ThreadPoolExecutor(3) as pool:
             assert list(pool.map(mixed, clients, timeout=60)) == inline
+
+
+def open_segments() -> int:
+    """How many descriptors of this process are of segments; a mapping has one too."""
+    links = (os.path.realpath(link) for link in pathlib.Path("/proc/self/fd").iterdir())
+    return sum("/psum-" in link for link in links)
+
+
+@pytest.mark.parametrize("end", ["in order", "by a disagreement", "by a worker that left early"])
+def test_jobs_that_end_leave_no_memory_mapped(make_fleet: Callable[..., Any], end: str) -> None:
+    """Neither in the aggregator nor in the clients, however the job ended."""
+    fleet = make_fleet(1, worker_timeout=0.2)
+    for _ in range(3):
+        clients = [fleet.worker(rank, 2) for rank in range(2)]
+        futures = [client.store().push_pull_async("w", np.ones(200_000, np.float32)) for client in clients]
+        if end == "by a disagreement":
+            futures += [
+                client.store().push_pull_async("v", np.ones(200_000 + client.rank, np.float32)) for client in clients
+            ]
+        elif end == "by a worker that left early":
+            futures.append(clients[0].store().push_pull_async("v", np.ones(200_000, np.float32)))
+            clients[1].close()
+        for future in futures:
+            future.exception(20)
+        for client in clients:
+            client.close()
+    deadline = time.monotonic() + 10
+    while open_segments():
+        gc.collect()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_large_payloads_do_not_travel_in_messages(

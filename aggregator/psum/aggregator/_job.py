@@ -316,6 +316,9 @@ class Job:
     def end(self) -> None:
         """Lets go of everything: all workers have left."""
         self.ended = True
+        for key in self.keys.values():
+            # Others may still have the key, such as the workers' accounts of credit; what it holds is not theirs.
+            key.shards.clear()
         self.budget.release(sum(self._need(key) for key in self.keys.values() if key.failure is None))
         self.keys.clear()
         self.waiting.clear()

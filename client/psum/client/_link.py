@@ -241,7 +241,11 @@ class Link:
         if now < self._diagnose_after:
             return _describe(error)
         self._diagnose_after = now + _DIAGNOSIS_SECONDS
-        reason = await asyncio.to_thread(diagnose, self.address, self._credentials)
+        try:
+            reason = await asyncio.to_thread(diagnose, self.address, self._credentials)
+        except RuntimeError:
+            # The interpreter is ending, and starts no more threads.
+            reason = None
         if reason is None:
             return _describe(error)
         if final:

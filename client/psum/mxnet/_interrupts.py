@@ -52,6 +52,11 @@ def forget() -> None:
 
 
 def _heed(receiver: socket.socket, end_sums: Callable[[], None]) -> None:
+    with receiver:
+        _heed_all(receiver, end_sums)
+
+
+def _heed_all(receiver: socket.socket, end_sums: Callable[[], None]) -> None:
     while numbers := receiver.recv(64):
         # A program that handles the signal by itself may want the step to be finished.
         if signal.SIGINT not in numbers or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

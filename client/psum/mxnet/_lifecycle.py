@@ -58,6 +58,7 @@ def _end_sums() -> None:
 
 
 def _at_exit() -> None:
+    _interrupts.forget()
     if os.getpid() != _pid:
         return
     if not _engine.wait_until_idle(EXIT_PATIENCE_SECONDS):

@@ -36,7 +36,7 @@ class Segment:
 
     def __init__(self, directory: str, name: str, descriptor: int, size: int, *, owned: bool) -> None:
         self._directory = directory
-        self._descriptor = descriptor
+        self._descriptor = descriptor if owned else -1
         self._owned = owned
         self.name = name
         self.size = size
@@ -87,13 +87,12 @@ class Segment:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
                 raise SegmentError(f"{directory}/{name} is not a file of this user alone")
+            # Only an owner needs more than the mapping.
             return cls(directory, name, descriptor, status.st_size, owned=False)
         except (OSError, ValueError) as error:
-            os.close(descriptor)
             raise SegmentError(f"{directory}/{name} cannot be mapped: {error}") from None
-        except SegmentError:
+        finally:
             os.close(descriptor)
-            raise
 
     def reserve(self, offset: int, size: int) -> None:
         """Makes sure that there is memory for a part, which may be written from then on.

@@ -1,4 +1,5 @@
-"""usage: scripts/chaos kills [--kills 50] [--seed 1]    or    scripts/chaos proxy [--harms 50] [--seed 1]
+"""usage: scripts/chaos kills [--kills 50] [--seed 1] [--plane shm]
+       scripts/chaos proxy [--harms 50] [--seed 1] [--plane shm]
        scripts/soak [--minutes 10] [--seed 1]
 
 kills and proxy disturb a training over 2 aggregators and 3 worker processes, and compare its final parameters and
@@ -25,6 +26,10 @@ def main() -> int:
     proxy.add_argument("--harms", type=int, default=50, help="how often, besides the cuts at random bytes (50)")
     long = which.add_parser("soak", help="everything at once, with many small jobs")
     long.add_argument("--minutes", type=float, default=10.0, help="for how long (10)")
+    for each in (kills, proxy):
+        each.add_argument(
+            "--plane", choices=["inline", "direct", "shm"], default="shm", help="how payloads cross (shm)"
+        )
     for each in (kills, proxy, long):
         each.add_argument("--seed", type=int, default=1, help="of moments and victims (1)")
     args = parser.parse_args()
@@ -43,9 +48,9 @@ def main() -> int:
             print(f"{len(soaked.problems)} problems" if soaked.problems else "nothing hung, nothing was wrong or grew")
             return 1 if soaked.problems else 0
         if args.run == "kills":
-            report = runs.kill_aggregators(directory, args.kills, args.seed, say)
+            report = runs.kill_aggregators(directory, args.kills, args.seed, args.plane, say)
         else:
-            report = runs.harm_connections(directory, args.harms, args.seed, say)
+            report = runs.harm_connections(directory, args.harms, args.seed, args.plane, say)
     for what, count in report.items():
         if what != "same":
             print(f"{what:24} {count:7}")

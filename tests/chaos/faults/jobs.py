@@ -35,6 +35,7 @@ class Spec:
         sizes: The keys' numbers of elements.
         partition_bytes: The size of a shard.
         aggregators: Which aggregators it uses, by their number.
+        planes: How each rank's large payloads cross.
         odd: Whether the last rank takes the last key for one element longer, which must fail that key on all ranks.
     """
 
@@ -44,6 +45,7 @@ class Spec:
     sizes: tuple[int, ...]
     partition_bytes: int
     aggregators: tuple[int, ...]
+    planes: tuple[str, ...]
     odd: bool
 
     @staticmethod
@@ -58,6 +60,7 @@ class Spec:
             sizes=sizes,
             partition_bytes=chance.choice([1 << 12, 1 << 16, 1 << 20]),
             aggregators=(0, *others),
+            planes=tuple(chance.choice(["inline", "direct", "shm"]) for _ in range(num_workers)),
             odd=chance.random() < 0.1 and num_workers > 1,
         )
 
@@ -83,7 +86,7 @@ def work(tell: Callable[..., None], *, spec: dict[str, Any], ranks: Sequence[int
         checked: list[bool] = []
         error = None
         try:
-            client = psum.connect(psum.Settings(**settings | {"rank": rank}))
+            client = psum.connect(psum.Settings(**settings | {"rank": rank, "plane": job.planes[rank]}))
             try:
                 tell("working", rank=rank)
                 for right in _sums(client, job):

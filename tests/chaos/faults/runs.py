@@ -17,13 +17,16 @@ Say = Callable[[str], None]
 Report = dict[str, Any]
 
 
-def kill_aggregators(directory: pathlib.Path, kills: int, seed: int, say: Say = lambda line: None) -> Report:
+def kill_aggregators(
+    directory: pathlib.Path, kills: int, seed: int, plane: str, say: Say = lambda line: None
+) -> Report:
     """kill -9 of either of two aggregators at random moments of a training of three workers.
 
     Args:
         directory: Where logs are written.
         kills: How often. Each is followed by the start of a new process on the same address.
         seed: Of the moments and the victims.
+        plane: How large payloads cross.
         say: Takes a line after each kill.
 
     Returns:
@@ -31,7 +34,10 @@ def kill_aggregators(directory: pathlib.Path, kills: int, seed: int, say: Say = 
     """
     chance = random.Random(seed)
     begin = time.monotonic()
-    with aggregators(directory, 2) as pair, training(directory, [a.address for a in pair], None) as trained:
+    with (
+        aggregators(directory, 2) as pair,
+        training(directory, [a.address for a in pair], None, plane=plane) as trained,
+    ):
         trained.wait_for_step(1)
         for number in range(1, kills + 1):
             time.sleep(chance.uniform(0, 0.8))
@@ -43,7 +49,9 @@ def kill_aggregators(directory: pathlib.Path, kills: int, seed: int, say: Say = 
         return _compare(directory, trained, begin, kills=kills)
 
 
-def harm_connections(directory: pathlib.Path, harms: int, seed: int, say: Say = lambda line: None) -> Report:
+def harm_connections(
+    directory: pathlib.Path, harms: int, seed: int, plane: str, say: Say = lambda line: None
+) -> Report:
     """A proxy before each aggregator that cuts at random bytes and delays all the time, and now and then falls silent.
 
     Args:
@@ -51,6 +59,7 @@ def harm_connections(directory: pathlib.Path, harms: int, seed: int, say: Say = 
         harms: How often, at a random moment, all connections of one proxy are cut, or it forwards nothing for 0.5 to 4
             seconds without closing anything. Probes find that out after 2 seconds.
         seed: Of the moments, the proxies and what they do.
+        plane: How large payloads cross. A data connection does not go through the proxies.
         say: Takes a line after each of them.
 
     Returns:
@@ -64,9 +73,9 @@ def harm_connections(directory: pathlib.Path, harms: int, seed: int, say: Say = 
         proxies(pair, seed) as between,
     ):
         for proxy in between:
-            proxy.cut_after = (1000, 30_000_000)
+            proxy.cut_after = (1000, 30_000_000 if plane == "inline" else 300_000)
             proxy.delay_seconds = 0.001
-        with training(directory, [p.address for p in between], None, keepalive=1.0) as trained:
+        with training(directory, [p.address for p in between], None, keepalive=1.0, plane=plane) as trained:
             trained.wait_for_step(1)
             for number in range(1, harms + 1):
                 time.sleep(chance.uniform(0, 1.0))
