@@ -40,6 +40,7 @@ class Fleet:
         """A client that has joined."""
         given = {"connect_timeout": PATIENCE_SECONDS, "round_timeout": PATIENCE_SECONDS} | settings
         given.setdefault("aggregators", self.addresses)
+        given.setdefault("shm_directory", self.servers[0].settings.shm_directory)
         return psum.connect(psum.Settings(rank=rank, num_workers=num_workers, **given))
 
     def on_every_rank(self, num_workers: int, work: Callable[[psum.Client], T], **settings: Any) -> list[T]:

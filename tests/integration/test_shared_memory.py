@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +21,18 @@ from psum import client as psum
 from psum.wire import DEFAULT_DIRECTORY
 
 
-def segments() -> set[str]:
-    return {path.name for path in pathlib.Path(DEFAULT_DIRECTORY).glob("psum-*")}
+@pytest.fixture
+def directory() -> Iterator[pathlib.Path]:
+    """A directory in memory of this test's own, in which nothing is left behind after it."""
+    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
+        yield pathlib.Path(name)
+        assert list(pathlib.Path(name).iterdir()) == []
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """After each test the directory has no file that was not there before."""
-    before = segments()
-    yield
-    assert segments() <= before
+@pytest.fixture
+def make_fleet(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> Callable[..., Any]:
+    """Aggregators that share memory there."""
+    return lambda count, **settings: make_fleet(count, **{"shm_directory": str(directory)} | settings)
 
 
 def sums(client: psum.Client) -> list[bytes]:
@@ -144,50 +147,54 @@ def test_without_a_common_directory_there_is_no_shared_memory(
     """As between hosts, or where one side has none at all."""
     if side == "worker":
         fleet = make_fleet(1, shm_directory="/nowhere")
-        given = {}
+        given = {"shm_directory": str(tmp_path)}
     else:
         fleet = make_fleet(1)
-        given = {"shm_directory": str(tmp_path)}
+        given = {"shm_directory": "/nowhere"}
     with fleet.worker(0, 1, plane="shm", **given) as client:
         assert client.planes == ("inline",)
         sums(client)
 
 
 @pytest.mark.parametrize("victim", ["worker", "aggregator"])
-def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, victim: str) -> None:
+def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib.Path, victim: str) -> None:
     """Of a worker nothing is there anyhow; what an aggregator leaves goes when it is started again."""
     announce = tmp_path / "address"
     command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--announce", str(announce)]
+    command += ["--shm-directory", str(directory)]
     worker = (
         "import numpy as np, psum.client as psum\n"
         "with psum.connect() as client:\n"
         "    client.store().push_pull('w', np.ones(1 << 20, np.float32)); print(client.planes[0], flush=True)\n"
         "    import time; time.sleep(60)"
     )
-    before = segments()
 
-    def wait_for(condition: Callable[[], bool]) -> None:
+    def wait_for_announcement() -> None:
         deadline = time.monotonic() + 20
-        while not condition():
+        while not announce.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
-        wait_for(announce.exists)
-        environ = {**os.environ, "PSUM_AGGREGATORS": announce.read_text().strip()}
+        wait_for_announcement()
+        environ = {
+            **os.environ,
+            "PSUM_AGGREGATORS": announce.read_text().strip(),
+            "PSUM_SHM_DIRECTORY": str(directory),
+        }
         with subprocess.Popen(
             [sys.executable, "-c", worker], env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline().strip() == "shm"
             # The aggregator's sums; what the worker pushes has no name any more.
-            assert len(segments() - before) == 1
+            assert len(list(directory.iterdir())) == 1
             for one in (process, aggregator) if victim == "worker" else (aggregator, process):
                 one.send_signal(signal.SIGKILL)
                 one.wait(10)
     announce.unlink()
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
-        wait_for(announce.exists)
-        assert segments() <= before
+        wait_for_announcement()
+        assert list(directory.iterdir()) == []
         aggregator.send_signal(signal.SIGTERM)
         assert aggregator.wait(10) == 0
