@@ -55,7 +55,10 @@ class Key:
         """What ranks must agree on, in words."""
         kind = "broadcast" if declared.operation == pb.OPERATION_BROADCAST else "pushpull"
         shape = tuple(declared.shape)
-        return f"{kind} of {pb.ElementType.Name(declared.type).removeprefix('ELEMENT_TYPE_').lower()} {shape}"
+        # What differs from the first declaration was not checked, and may be a number that is no type.
+        known = declared.type in pb.ElementType.values()
+        name = pb.ElementType.Name(declared.type) if known else f"unknown type {declared.type}"
+        return f"{kind} of {name.removeprefix('ELEMENT_TYPE_').lower()} {shape}"
 
     def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:
         """What is wrong where another rank's declaration differs from the first, None where it does not."""
