@@ -21,6 +21,12 @@ from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
+#: How soon it is noticed that gRPC's server has ended by itself, and how often it is then tried to listen again.
+_WATCH_SECONDS = 0.2
+
+#: As long as streams of a server that has ended may go on: for as long as they like.
+_FOR_EVER = 10.0**9
+
 
 class Server:
     """An aggregator that serves on the running event loop, between `start` and `stop`.
@@ -40,11 +46,8 @@ class Server:
             ConfigurationError: An address cannot be listened on.
         """
         self._service = Service(self.settings)
-        self._grpc = grpc.aio.server(
-            # By default gRPC lets several processes listen on one port, and the kernel deals out the connections.
-            options=(*grpc_options(self.settings.keepalive), ("grpc.so_reuseport", 0))
-        )
-        self._grpc.add_generic_rpc_handlers((self._service.handler(),))
+        self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
+        self._grpc = self._make()
         try:
             self.addresses = tuple(self._bind(address) for address in self.settings.listen)
         except ConfigurationError:
@@ -52,15 +55,63 @@ class Server:
             raise
         self._service.addresses = self.addresses
         await self._grpc.start()
+        self._watch = asyncio.create_task(self._keep_serving())
         for address in self.addresses:
             _log.info("listening on %s", address)
 
     async def stop(self, grace: float | None = None) -> None:
         """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
         await self._service.drain(self.settings.grace if grace is None else grace)
-        await self._grpc.stop(0)
+        self._watch.cancel()
+        await asyncio.gather(
+            self._watch, *(server.stop(0) for server in (self._grpc, *self._ended)), return_exceptions=True
+        )
         await self._service.close()
         _remove_sockets(self.addresses)
+
+    def _make(self) -> grpc.aio.Server:
+        """A server of gRPC's that listens nowhere yet."""
+        server = grpc.aio.server(
+            # By default gRPC lets several processes listen on one port, and the kernel deals out the connections.
+            options=(*grpc_options(self.settings.keepalive), ("grpc.so_reuseport", 0))
+        )
+        server.add_generic_rpc_handlers((self._service.handler(),))
+        return server
+
+    async def _keep_serving(self) -> None:
+        """Serves again where gRPC's server has ended by itself.
+
+        It takes no new streams once its own code has raised an exception, which a method's name that is not UTF-8 makes
+        it do: one request would have ended the aggregator for all. The streams that it has open go on.
+        """
+        while True:
+            try:
+                while await self._grpc.wait_for_termination(_WATCH_SECONDS):
+                    pass
+            except Exception as error:
+                _log.error("gRPC's server ended and is replaced: %r", error)
+            else:
+                return
+            ended = self._grpc
+            self._ended[ended] = asyncio.create_task(self._see_out(ended))
+            while not await self._listen_again():
+                await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _see_out(self, server: grpc.aio.Server) -> None:
+        """Frees a server that has ended once its last stream has."""
+        await server.stop(_FOR_EVER)
+        self._ended.pop(server, None)
+
+    async def _listen_again(self) -> bool:
+        """Listens where the last server did; returns False while its addresses are still taken."""
+        self._grpc = self._make()
+        try:
+            for address in self.addresses:
+                self._bind(address)
+        except ConfigurationError:
+            return False
+        await self._grpc.start()
+        return True
 
     def _bind(self, address: str) -> str:
         if address.startswith("unix:"):
