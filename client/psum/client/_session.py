@@ -349,6 +349,9 @@ class Session:
         key = self._by_id.get(entry.id)
         if key is None or key.failure is not None or not entry.shard < len(key.shards):
             return
+        if key.shards[entry.shard].aggregator != aggregator:
+            # It is another one's.
+            return
         if key.next_rounds[entry.shard] != entry.round + 1:
             # It is asked for no more: all ranks have contributed to a later round.
             return
