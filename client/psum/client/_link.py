@@ -177,6 +177,8 @@ class Link:
         message, _ = decode(pb.ExchangeResponse, data)
         match message.WhichOneof("kind"):
             case "welcome":
+                if message.welcome.plane not in hello.planes:
+                    raise ProtocolError(f"it chose plane {message.welcome.plane}, which it was not offered")
                 return message.welcome
             case "fault":
                 await self.abandon()
@@ -223,6 +225,9 @@ class Link:
             if data is grpc.aio.EOF:
                 return await _status(self._call)
             if data == _FAREWELL:
+                if not self._leaving:
+                    # Whatever is under way here would wait for its last deadline.
+                    raise ProtocolError(f"aggregator {self.address} said farewell to a worker that has not left")
                 self._left = True
                 return "this worker has left"
             self._session.receive(self._index, data, time.monotonic())
