@@ -137,6 +137,15 @@ async def test_bytes_that_are_no_message_end_the_stream_only(server: Server) -> 
         assert answer.fault.code == pb.FAULT_CODE_INVALID
 
 
+async def test_bytes_that_are_no_question_are_refused(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """GetStatus answers garbage with INVALID_ARGUMENT, and without a traceback in the log."""
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
+        call: Any = channel.unary_unary("/psum.v1.AggregatorService/GetStatus")
+        with pytest.raises(grpc.aio.AioRpcError, match=r"INVALID_ARGUMENT[^$]*not a psum.v1.GetStatusRequest"):
+            await call(b"\x0a\x02\xff\xff")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_the_status_shows_rounds_that_wait_and_for_whom(stub: Any) -> None:
     """GetStatus lists the job, its workers, and the rank that a round waits for."""
     call = stub.Exchange()

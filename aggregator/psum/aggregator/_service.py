@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from psum.aggregator._actions import Action
 from psum.aggregator._delivery import Delivery, Line
@@ -65,7 +66,7 @@ class Service:
                 "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
                 "GetStatus": grpc.unary_unary_rpc_method_handler(
                     self._get_status,
-                    request_deserializer=pb.GetStatusRequest.FromString,
+                    request_deserializer=_parse_status_request,
                     response_serializer=pb.GetStatusResponse.SerializeToString,
                 ),
             },
@@ -279,7 +280,10 @@ class Service:
             round_timeout_seconds=self.settings.round_timeout,
         )
 
-    async def _get_status(self, request: pb.GetStatusRequest, _context: _Context) -> pb.GetStatusResponse:
+    async def _get_status(self, request: pb.GetStatusRequest | None, context: _Context) -> pb.GetStatusResponse:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "these bytes are not a psum.v1.GetStatusRequest")
+            raise AssertionError("abort raises")
         now = self._loop.time()
         jobs, ended = self._registry.status(request.job, now)
         times = os.times()
@@ -293,3 +297,11 @@ class Service:
             ended=ended,
             draining=self.draining,
         )
+
+
+def _parse_status_request(data: bytes) -> pb.GetStatusRequest | None:
+    """A request, None where the bytes are none: an exception here would be a traceback in the log."""
+    try:
+        return pb.GetStatusRequest.FromString(data)
+    except DecodeError:
+        return None
