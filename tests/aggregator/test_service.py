@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from psum.aggregator import Server, Settings
+from psum.aggregator import Server, Settings, _service
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 
@@ -144,6 +144,61 @@ async def test_bytes_that_are_no_question_are_refused(server: Server, caplog: py
         with pytest.raises(grpc.aio.AioRpcError, match=r"INVALID_ARGUMENT[^$]*not a psum.v1.GetStatusRequest"):
             await call(b"\x0a\x02\xff\xff")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_contribution_does_not_keep_the_rest_of_its_message(server: Server, stub: Any) -> None:
+    """A message may be padded to any size: what is kept of it until the round is complete is the contribution alone."""
+    call = stub.Exchange()
+    for message in (hello(0, 2), declare(3)):
+        await call.write(message)
+    padded = push(b"abc")
+    padded.padding = bytes(1 << 20)
+    await call.write(padded)
+    answers = [await call.read() for _ in range(2)]
+    assert [answer.WhichOneof("kind") for answer in answers] == ["welcome", "taken"]
+    [job] = server._service._registry.jobs.values()
+    [kept, _] = job.keys[5].shards[0].contributions
+    assert kept is not None
+    assert len(kept.obj) == 3
+    call.cancel()
+
+
+async def test_who_takes_no_answers_is_not_listened_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions that are answered with much more than they cost do not fill the memory of an aggregator."""
+    monkeypatch.setattr(_service, "_MAX_UNSENT", 10)
+    taken, read = asyncio.Event(), 0
+    again = pb.ExchangeRequest(declare=pb.Declare(keys=[pb.Key(id=5, name="other", type=pb.ELEMENT_TYPE_UINT8)]))
+
+    class Deaf:
+        def peer(self) -> str:
+            return "deaf"
+
+        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+            return ()
+
+        async def read(self) -> bytes:
+            nonlocal read
+            read += 1
+            await asyncio.sleep(0)
+            return ([hello(), declare(3)][read - 1] if read <= 2 else again).SerializeToString()
+
+        async def write(self, data: bytes) -> None:
+            await taken.wait()
+
+    service = server._service
+    task = asyncio.create_task(service._exchange(None, Deaf()))  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        while not service._lines or len(next(iter(service._lines.values())).outbox) <= 10:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        before = read
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert read == before
+        taken.set()
+        while read < before + 100:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_the_status_shows_rounds_that_wait_and_for_whom(stub: Any) -> None:

@@ -25,6 +25,8 @@ class Line:
     def __init__(self) -> None:
         self.outbox = Outbox()
         self.filled = asyncio.Event()
+        self.sent = asyncio.Event()
+        """Set whenever something was taken out of it."""
         self.closing = False
         """Whether the stream ends once the outbox is empty."""
 

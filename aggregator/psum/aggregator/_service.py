@@ -30,6 +30,9 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["AggregatorService"].full_name
 _TICK_SECONDS = 0.25
 _CREDIT_TICK_SECONDS = 0.01
 
+#: How many answers may wait for a worker before nothing more is read from it.
+_MAX_UNSENT = 10_000
+
 try:
     _VERSION = metadata.version("psum")
 except metadata.PackageNotFoundError:
@@ -188,6 +191,10 @@ class Service:
         """Hands a worker's messages to its job, until it says goodbye, its stream ends or its job fails."""
         worker = job.workers[rank]
         while not line.closing:
+            while len(line.outbox) > _MAX_UNSENT:
+                # A peer that asks and asks, and takes no answer, is not listened to.
+                line.sent.clear()
+                await line.sent.wait()
             data = await context.read()
             if data is grpc.aio.EOF:
                 return
@@ -198,7 +205,7 @@ class Service:
                     worker.received_bytes += len(payload)
                     entries = request.push.shards
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        self._perform(job, job.contribute(rank, entry, piece, now))
+                        self._perform(job, job.contribute(rank, entry, _to_keep(piece, data), now))
                 case "pull":
                     for entry in request.pull.shards:
                         self._perform(job, job.contribute(rank, entry, None, now))
@@ -228,6 +235,7 @@ class Service:
                 await line.filled.wait()
                 continue
             await context.write(line.outbox.take())
+            line.sent.set()
 
     def _perform(self, job: Job, actions: list[Action]) -> None:
         if actions:
@@ -297,6 +305,11 @@ class Service:
             ended=ended,
             draining=self.draining,
         )
+
+
+def _to_keep(piece: memoryview, data: bytes) -> memoryview:
+    """A contribution in a form that can be kept: a view keeps the whole message, of which it may be a small part."""
+    return piece if 2 * len(piece) >= len(data) else memoryview(bytes(piece))
 
 
 def _parse_status_request(data: bytes) -> pb.GetStatusRequest | None:
