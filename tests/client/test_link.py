@@ -23,7 +23,7 @@ class Aggregator:
 
     async def __aenter__(self) -> psum.Settings:
         self._server = grpc.aio.server()
-        method = grpc.stream_stream_rpc_method_handler(self._exchange)
+        method: Any = grpc.stream_stream_rpc_method_handler(self._exchange)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("psum.v1.AggregatorService", {"Exchange": method}),)
         )

@@ -10,6 +10,7 @@ from typing import Any, Final
 import grpc
 import numpy as np
 
+from psum.aggregator._job import Job
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
 from psum.client import ElementType, Operation
@@ -91,7 +92,11 @@ class AggregatorTarget:
             # Whoever vanishes or aborts lets the companion's operations fail, rightly.
             steps = [s for s in steps if not s.end and not s.seconds and (s.message is None or s.message.abort.id == 0)]
         deaf = random.random() < 0.02
-        await self.converse(conversation, steps, companion_rank, random, deaf=deaf, disturbed=disturbed)
+        try:
+            await self.converse(conversation, steps, companion_rank, random, deaf=deaf, disturbed=disturbed)
+        except BaseException as error:
+            error.add_note("\n".join(map(str, [conversation, f"real session: rank {companion_rank}", *steps])))
+            raise
 
     async def converse(
         self,
@@ -168,6 +173,7 @@ class AggregatorTarget:
             await self._pool_idle()
             for job in self._registry.jobs.values():
                 job.check()
+                check_held(job)
             # The first makes vanished workers lost, the second forgets the jobs that failed of it.
             for _ in range(2):
                 self._pass_time(_WORKER_TIMEOUT + 1)
@@ -208,7 +214,7 @@ class AggregatorTarget:
     def _count(self, streams: dict[int, tuple[Attacker, "asyncio.Task[None]"]]) -> None:
         for attacker, _ in streams.values():
             answer = pb.ExchangeResponse.FromString(attacker.last) if attacker.last else pb.ExchangeResponse()
-            kind = answer.WhichOneof("kind")
+            kind: str | None = answer.WhichOneof("kind")
             if kind == "fault":
                 kind = pb.FaultCode.Name(answer.fault.code).removeprefix("FAULT_CODE_").lower()
                 if answer.fault.code == pb.FAULT_CODE_INTERNAL:
@@ -282,7 +288,7 @@ class AggregatorTarget:
 
     async def _finish_healthy_round(self) -> None:
         turns = 0
-        while any(worker.pending for worker in self._healthy):  # noqa: ASYNC110
+        while any(worker.pending for worker in self._healthy):
             turns += 1
             await asyncio.sleep(0 if turns < 100 else 0.001)
             if turns > 5000 or any(task.done() for task in self._healthy_tasks):
@@ -298,6 +304,16 @@ class AggregatorTarget:
                 if bytes(value) != (terms[0] + terms[1]).tobytes():
                     raise ViolationError(f"a sum of the healthy job is wrong: {ticket!r}")
         self.healthy_rounds += 1
+
+
+def check_held(job: Job) -> None:
+    """A job keeps little more of what it was sent than its contributions."""
+    for key in job.keys.values():
+        for shard in key.shards.values():
+            for kept in filter(None, shard.contributions):
+                message = memoryview(kept.obj)
+                if message.nbytes > 2 * kept.nbytes:
+                    raise ViolationError(f"{kept.nbytes} bytes of {key!r} keep a message of {message.nbytes} alive")
 
 
 class Companion:
@@ -316,7 +332,11 @@ class Companion:
         hello.incarnation = 1 << 60
         self.worker = Worker(hello)
         self._operations = [
-            (round, tensor, *self.worker.begin(tensor.name, tensor.element_type, tensor.operation, self._value(tensor, round)))
+            (
+                round,
+                tensor,
+                *self.worker.begin(tensor.name, tensor.element_type, tensor.operation, self._value(tensor, round)),
+            )
             for round in range(conversation.rounds)
             for tensor in conversation.tensors
         ]

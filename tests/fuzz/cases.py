@@ -80,8 +80,13 @@ class LogWatch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Looks at one record."""
-        if record.getMessage().startswith("Invalid encoding on "):
-            # gRPC's own, of a header that is no text.
+        error = record.exc_info[1] if record.exc_info else None
+        undecoded = isinstance(error, UnicodeDecodeError) or "codec can't decode" in record.getMessage()
+        if undecoded and record.name in ("grpc._cython.cygrpc", "asyncio"):
+            # gRPC's own trouble with a header or a method's name that is no text; the server survives it.
+            return
+        if isinstance(error, RuntimeError) and "PollerCompletionQueue" in record.getMessage():
+            # gRPC's one poller of all event loops of a process, with a late event for the loop of a client that closed.
             return
         line = self.format(record)
         forged = "\n" in line and record.exc_info is None

@@ -86,10 +86,10 @@ class LinkTarget:
                     futures.append(store.push_pull_async(i % 2, np.ones(700, np.float32)))
                     futures.append(store.broadcast_async(i % 2, np.ones(3, np.int8)))
             for future in futures:
-                error = future.exception(PATIENCE_SECONDS / 2)
-                if error is not None and not isinstance(error, psum.PsumError):
-                    raise ViolationError(f"an operation ended with {error!r}")
-                self.outcomes[f"link: operation {'done' if error is None else type(error).__name__}"] += 1
+                failure = future.exception(PATIENCE_SECONDS / 2)
+                if failure is not None and not isinstance(failure, psum.PsumError):
+                    raise ViolationError(f"an operation ended with {failure!r}")
+                self.outcomes[f"link: operation {'done' if failure is None else type(failure).__name__}"] += 1
         finally:
             client.close(timeout=0.2)
 

@@ -27,7 +27,18 @@ _EDGES: Final = sorted(
     | {-1, -2, -(1 << 31), -(1 << 63), 80 << 20}
 )
 _FLOATS: Final = (0.0, -0.0, 1e-300, -1.0, 1.0, 1e9, 1e308, -1e308, float("inf"), float("-inf"), float("nan"))
-_TEXTS: Final = ("", "a", "\0", "\n2026-01-01 ERROR forged", "\x1b[31m", "é" * 200, "𝄞", "x" * 300, "%s{0}", "x" * 20_000)
+_TEXTS: Final = (
+    "",
+    "a",
+    "\0",
+    "\n2026-01-01 ERROR forged",
+    "\x1b[31m",
+    "é" * 200,
+    "𝄞",
+    "x" * 300,
+    "%s{0}",
+    "x" * 20_000,
+)
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = 0, 1, 2, 3, 4, 5
 
@@ -79,7 +90,7 @@ class Mutator:
         if payload:
             data += Field(15, _BYTES, payload).encode()
         for _ in range(levels.count(2)):
-            data = self.change_encoding(data, message.DESCRIPTOR)
+            data = self.change_encoding(data, type(message).DESCRIPTOR)
         for _ in range(levels.count(3)):
             data = self.change_bytes(data)
         return data
@@ -92,7 +103,7 @@ class Mutator:
         present = [field for field, _ in owner.ListFields()]
         if not fields:
             return
-        field = random.choice(present if present and random.random() < 0.7 else fields)
+        field: Any = random.choice(present if present and random.random() < 0.7 else list(fields))
         if field.name == "payload":
             return
         if field.is_repeated:
@@ -128,7 +139,7 @@ class Mutator:
             return data + self._strange_field(descriptor)
         place = random.randrange(len(fields))
         field = fields[place]
-        inner = descriptor.fields_by_number.get(field.number)
+        inner: Any = descriptor.fields_by_number.get(field.number)
         if (
             inner is not None
             and inner.type == FieldDescriptor.TYPE_MESSAGE
@@ -180,6 +191,7 @@ class Mutator:
     def random_message(self, descriptor: Descriptor) -> Message:
         """A message with anything in it."""
         message = GetMessageClass(descriptor)()
+        field: Any
         for field in descriptor.fields:
             if self._random.random() < 0.4 or field.name == "payload":
                 continue
@@ -202,7 +214,7 @@ class Mutator:
                 return self._random.choice(known)
         return self.random_message(descriptor)
 
-    def _change_repeated(self, values: Any, field: FieldDescriptor) -> None:
+    def _change_repeated(self, values: Any, field: Any) -> None:
         random = self._random
         place = random.randrange(len(values)) if values else 0
         match random.randrange(6):
@@ -222,11 +234,11 @@ class Mutator:
             case _:
                 self._append(values, field)
 
-    def _append(self, values: Any, field: FieldDescriptor) -> None:
+    def _append(self, values: Any, field: Any) -> None:
         is_message = field.type == FieldDescriptor.TYPE_MESSAGE
         values.append(self._another(field.message_type) if is_message else self._scalar(field))
 
-    def _scalar(self, field: FieldDescriptor) -> Any:
+    def _scalar(self, field: Any) -> Any:
         random = self._random
         match field.type:
             case FieldDescriptor.TYPE_BOOL:

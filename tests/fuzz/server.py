@@ -80,7 +80,7 @@ class ServerTarget:
     async def settle(self) -> None:
         """The aggregator has but the healthy job."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while set(await self._jobs()) != {"healthy"}:
+            while set(await self._jobs()) != {"healthy"}:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         self._log.check()
 
@@ -102,7 +102,8 @@ class ServerTarget:
         request = pb.GetStatusRequest(job=random.choice(("", "healthy", "\n")))
         data = Mutator(random, ()).mutate(request, b"")
         try:
-            answer = await self._channel.unary_unary(f"{_SERVICE}GetStatus")(data, timeout=10)
+            call: Any = self._channel.unary_unary(f"{_SERVICE}GetStatus")
+            answer = await call(data, timeout=10)
         except grpc.aio.AioRpcError as error:
             self.outcomes[f"server: status refused with {error.code().name}"] += 1
         else:
@@ -156,9 +157,7 @@ class ServerTarget:
                     self.outcomes["server: connection ended"] += 1
             if random.random() < 0.5:
                 # Closed with a reset instead of in order.
-                writer.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except ConnectionError:
             self.outcomes["server: connection reset"] += 1
         finally:

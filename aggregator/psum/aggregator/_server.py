@@ -94,7 +94,7 @@ class Server:
                 return
             ended = self._grpc
             self._ended[ended] = asyncio.create_task(self._see_out(ended))
-            while not await self._listen_again():
+            while not await self._listen_again():  # noqa: ASYNC110
                 await asyncio.sleep(_WATCH_SECONDS)
 
     async def _see_out(self, server: grpc.aio.Server) -> None:
