@@ -90,7 +90,7 @@ class Mutator:
         if payload:
             data += Field(15, _BYTES, payload).encode()
         for _ in range(levels.count(2)):
-            data = self.change_encoding(data, type(message).DESCRIPTOR)
+            data = self.change_encoding(data, message.DESCRIPTOR)
         for _ in range(levels.count(3)):
             data = self.change_bytes(data)
         return data
@@ -131,7 +131,7 @@ class Mutator:
             case _:
                 return random.randbytes(len(payload))
 
-    def change_encoding(self, data: bytes, descriptor: Descriptor) -> bytes:
+    def change_encoding(self, data: bytes, descriptor: Any) -> bytes:
         """Changes how the fields of an encoded message, or of one within it, are written."""
         random = self._random
         fields = split_fields(data)
@@ -262,7 +262,7 @@ class Mutator:
                     return min(high, max(low, value + random.choice((-1, 0, 0, 0, 1))))
         return random.choice([n for n in _EDGES if low <= n <= high])
 
-    def _strange_field(self, descriptor: Descriptor) -> bytes:
+    def _strange_field(self, descriptor: Any) -> bytes:
         """A field that is unknown, misplaced, or not even one."""
         random = self._random
         number = random.choice((9, 13, 14, 15, 16, 100, 1 << 20, *(f.number for f in descriptor.fields)))
