@@ -11,8 +11,8 @@ from psum.aggregator._logging import TextFormatter
 #: Loggers that report errors only where the product itself is wrong.
 _NEVER_WRONG: Final = ("psum.aggregator._service", "asyncio", "grpc._cython.cygrpc")
 
-#: What gRPC says itself, with a traceback: of headers and names of methods that are no text, of a peer that has gone, and,
-#: in a process with many event loops, of a late event for one that was closed.
+#: What gRPC says itself, with a traceback: of headers and names of methods that are no text, of a peer that has gone,
+#: and, in a process with many event loops, of a late event for one that was closed.
 _OF_GRPC: Final = (
     "Invalid encoding on ",
     "codec can't decode",
