@@ -64,7 +64,6 @@ class LinkTarget:
         for name in ("_EXPIRY_MARGIN_SECONDS", "_EXPIRY_SECONDS"):
             self._patches.enter_context(mock.patch.object(_client, name, 0.05))
         self._clients_thread = LoopThread("fuzzed-clients")
-        self._patches.enter_context(mock.patch.object(_client, "LoopThread", return_value=Lent(self._clients_thread)))
         self._thread = LoopThread("fuzzed-link")
         self._address = await asyncio.to_thread(self._thread.run, self._serve(), PATIENCE_SECONDS)
 
@@ -94,7 +93,8 @@ class LinkTarget:
             partition_bytes=1024,
         )
         try:
-            client = psum.connect(settings)
+            with mock.patch.object(_client, "LoopThread", return_value=Lent(self._clients_thread)):
+                client = psum.connect(settings)
         except psum.PsumError as error:
             self.outcomes[f"link: {type(error).__name__}"] += 1
             return
