@@ -118,6 +118,32 @@ def test_the_next_round_may_begin_before_the_sum_is_back(job: Job) -> None:
     assert (action.round, action.restored) == (6, False)
 
 
+def test_nobody_is_ahead_of_a_round_whose_last_sum_is_missed(job: Job) -> None:
+    """A rank waits for the sum of round 4, so no other can have that of round 5: who says so is told, and the rank that
+    waits hears of it instead of being forgotten."""
+    declare(job, 0, 5)
+    declare(job, 1, 4)
+    push(job, 1, 4)
+    [action] = declare(job, 2, 6)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert action.ranks == (0, 1, 2)
+
+
+def test_a_rank_that_begins_a_round_waits_for_the_last_sum_no_more(job: Job) -> None:
+    """A rank that asks for the last sum, and then contributes to the next round, has contradicted itself: it is no
+    waiter any more when that round is summed."""
+    for rank in range(3):
+        declare(job, rank, 5)
+    push(job, 0, 4)
+    for rank in range(3):
+        actions = push(job, rank, 5)
+    [action] = actions
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    job.check()
+
+
 def test_a_sum_that_is_given_back_twice_or_unasked_changes_nothing(job: Job) -> None:
     """Only the first counts, and only where it is missing."""
     declare(job, 2, 6)

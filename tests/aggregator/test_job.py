@@ -179,8 +179,9 @@ def test_a_worker_that_vanished_before_it_took_part_may_be_replaced(job: Job) ->
         pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[2, 2]),
         pb.Key(id=7, name="w", elements=0, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[0]),
         pb.Key(id=7, name="v", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4]),
+        pb.Key(id=7, name="w", elements=4, type=pb.ElementType.ValueType(69), operation=pb.OPERATION_SUM, shape=[4]),
     ],
-    ids=["type", "shape", "size", "name"],
+    ids=["type", "shape", "size", "name", "unknown type"],
 )
 def test_ranks_that_disagree_on_a_key_all_hear_of_it(job: Job, other: pb.Key) -> None:
     """The key fails on every rank, with both sides shown, and what it held is let go; other keys go on."""

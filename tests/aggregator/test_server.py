@@ -52,6 +52,42 @@ async def test_a_path_that_is_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     assert file.read_text() == "precious"
 
 
+@pytest.mark.parametrize("kind", ["host and port", "unix socket"])
+async def test_a_method_that_is_no_text_ends_nothing(kind: str, tmp_path: pathlib.Path) -> None:
+    """gRPC's server ends itself over a name that is not UTF-8; open streams go on, and new ones come through again."""
+    listen = "127.0.0.1:0" if kind == "host and port" else f"unix:{tmp_path}/psum.sock"
+    server = Server(Settings(listen=(listen,)))
+    await server.start()
+    [address] = server.addresses
+    async with asyncio.timeout(30):
+        settings = psum.Settings(aggregators=(address,), num_workers=1)
+        with await asyncio.to_thread(psum.connect, settings) as client:
+            store = client.store()
+            await asyncio.to_thread(store.push_pull, "w", bytearray(4))
+            if kind == "unix socket":
+                _, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+            else:
+                _, writer = await asyncio.open_connection(*address.split(":"))
+            fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/\xff"), (b":authority", b"a")]
+            fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+            block = b"".join(b"\0%c%s%c%s" % (len(name), name, len(value), value) for name, value in fields)
+            settings_frame, headers_frame = (
+                bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)),
+                bytes((0, 0, len(block), 1, 4, 0, 0, 0, 1)),
+            )
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings_frame + headers_frame + block)
+            first = server._grpc
+            while server._grpc is first:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(psum.fetch_status, address, timeout=10)
+            await asyncio.to_thread(store.push_pull, "w", bytearray(4))
+            writer.close()
+            assert len((await asyncio.to_thread(psum.fetch_status, address)).jobs) == 1
+        while server._ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await server.stop(0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_process_announces_its_addresses_and_ends_on_a_signal(
     number: signal.Signals, tmp_path: pathlib.Path

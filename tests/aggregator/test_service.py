@@ -150,6 +150,69 @@ async def test_bytes_that_are_no_message_end_the_stream_only(server: Server) -> 
         assert answer.fault.code == pb.FAULT_CODE_INVALID
 
 
+async def test_bytes_that_are_no_question_are_refused(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """GetStatus answers garbage with INVALID_ARGUMENT, and without a traceback in the log."""
+    async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
+        call: Any = channel.unary_unary("/psum.v1.AggregatorService/GetStatus")
+        with pytest.raises(grpc.aio.AioRpcError, match=r"INVALID_ARGUMENT[^$]*not a psum.v1.GetStatusRequest"):
+            await call(b"\x0a\x02\xff\xff")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_contribution_does_not_keep_the_rest_of_its_message(server: Server, stub: Any) -> None:
+    """A message may be padded to any size: what is kept of it until the round is complete is the contribution alone."""
+    call = stub.Exchange()
+    for message in (hello(0, 2), declare(3)):
+        await call.write(message)
+    padded = push(b"abc")
+    padded.padding = bytes(1 << 20)
+    await call.write(padded)
+    answers = [await call.read() for _ in range(2)]
+    assert [answer.WhichOneof("kind") for answer in answers] == ["welcome", "taken"]
+    [job] = server._service._registry.jobs.values()
+    [kept] = job.keys[5].shards[0].contributions.values()
+    assert memoryview(kept.obj).nbytes == 3
+    call.cancel()
+
+
+async def test_who_takes_no_answers_is_not_listened_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions that are answered with much more than they cost do not fill the memory of an aggregator."""
+    monkeypatch.setattr("psum.aggregator._outbox._MAX_CONTROL", 10)
+    taken, read = asyncio.Event(), 0
+    again = pb.ExchangeRequest(declare=pb.Declare(keys=[pb.Key(id=5, name="other", type=pb.ELEMENT_TYPE_UINT8)]))
+
+    class Deaf:
+        def peer(self) -> str:
+            return "deaf"
+
+        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+            return ()
+
+        async def read(self) -> bytes:
+            nonlocal read
+            read += 1
+            await asyncio.sleep(0)
+            return ([hello(), declare(3)][read - 1] if read <= 2 else again).SerializeToString()
+
+        async def write(self, data: bytes) -> None:
+            await taken.wait()
+
+    service = server._service
+    task = asyncio.create_task(service._exchange(None, Deaf()))  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        while not service._lines or len(next(iter(service._lines.values())).outbox) <= 10:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        before = read
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert read == before
+        taken.set()
+        while read < before + 100:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_the_status_shows_rounds_that_wait_and_for_whom(stub: Any) -> None:
     """GetStatus lists the job, its workers, and the rank that a round waits for."""
     call = stub.Exchange()

@@ -83,6 +83,7 @@ class DataPort:
             self._files.get()
         secret = secrets.token_bytes(SECRET_BYTES)
         self._invited[secret] = line
+        line.pipe_patience = self._patience
         return secret
 
     def uninvite(self, line: Line) -> None:

@@ -33,6 +33,8 @@ class Line:
         """The memory in which the worker places what it pushes, where it shares memory with this process."""
         self.pipe: Pipe | None = None
         """The worker's data connection, where it has opened one."""
+        self.pipe_patience: float | None = None
+        """How many seconds it may take to do so once payloads were announced, None where it was not invited to."""
         self._attached = asyncio.Event()
         self.outbox = Outbox()
         self.filled = asyncio.Event()
@@ -56,8 +58,17 @@ class Line:
         """
         if self.segment is not None:
             return self._placed(entry)
-        # The message may be here before the connection.
-        await self._attached.wait()
+        if self.pipe_patience is None:
+            raise ProtocolError("a payload was announced that is neither in the message nor anywhere else")
+        if self.pipe is None:
+            # The message may be here before the connection.
+            try:
+                async with asyncio.timeout(self.pipe_patience):
+                    await self._attached.wait()
+            except TimeoutError:
+                raise ProtocolError(
+                    f"a payload was announced, and no data connection came within {self.pipe_patience:g} s"
+                ) from None
         assert self.pipe is not None
         return await self.pipe.receive(entry.placed)
 

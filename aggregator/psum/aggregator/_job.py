@@ -402,7 +402,8 @@ class Job:
     def _in_step(shard: ShardRounds[object], round: int) -> bool:
         """Whether a rank can be at this round: at the current one, at the one before, whose result it then lacks, or,
         where this aggregator process has seen no round of the shard end, at the next one."""
-        ahead = shard.inherited and shard.phase is Phase.GATHERING
+        # While a rank waits for the sum of the round before, nobody can have that of this one.
+        ahead = shard.inherited and shard.phase is Phase.GATHERING and not shard.waiters
         return shard.round - 1 <= round <= shard.round + (1 if ahead else 0)
 
     def _reconcile(self, key: Key, declared: pb.Shard, rank: int, now: float) -> bool:

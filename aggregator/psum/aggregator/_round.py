@@ -137,6 +137,8 @@ class ShardRounds(Generic[Result]):
         if verdict is not Verdict.TAKE:
             return verdict
         self.contributions[rank] = payload
+        # It has begun this round, so it has the last result, even if it said otherwise before.
+        self.waiters.discard(rank)
         self.priority = priority if self.priority is None else max(self.priority, priority)
         if self.since is None:
             self.since = now

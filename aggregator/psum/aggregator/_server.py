@@ -24,6 +24,12 @@ from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
+#: How soon it is noticed that gRPC's server has ended by itself, and how often it is then tried to listen again.
+_WATCH_SECONDS = 0.2
+
+#: As long as streams of a server that has ended may go on: for as long as they like.
+_FOR_EVER = 10.0**9
+
 
 #: After this long without a call, a connection is closed: nobody is to keep one for nothing.
 _IDLE_SECONDS = 60
@@ -49,13 +55,41 @@ class Server:
         Raises:
             ConfigurationError: An address cannot be listened on, or a file cannot be used.
         """
-        tls = server_credentials(self.settings.tls) if self.settings.tls else None
+        self._tls = server_credentials(self.settings.tls) if self.settings.tls else None
         hosts = dict.fromkeys(a.rpartition(":")[0].strip("[]") for a in self.settings.listen if a[:5] != "unix:")
         self._data_port = DataPort(
             tuple(hosts), self.settings.data_port, tls=self.settings.tls, patience=self.settings.hello_timeout
         )
         self._service = Service(self.settings, self._data_port)
-        self._grpc = grpc.aio.server(
+        self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
+        self._grpc = self._make()
+        try:
+            self.addresses = tuple(self._bind(address) for address in self.settings.listen)
+            await self._data_port.start()
+        except ConfigurationError:
+            await self._service.close()
+            raise
+        self._service.addresses = self.addresses
+        await self._grpc.start()
+        self._watch = asyncio.create_task(self._keep_serving())
+        for address in self.addresses:
+            encrypted = self._tls is not None and not address.startswith("unix:")
+            _log.info("listening on %s%s", address, " with TLS" if encrypted else "")
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
+        await self._service.drain(self.settings.grace if grace is None else grace)
+        self._watch.cancel()
+        await asyncio.gather(
+            self._watch, *(server.stop(0) for server in (self._grpc, *self._ended)), return_exceptions=True
+        )
+        await self._data_port.close()
+        await self._service.close()
+        _remove_sockets(self.addresses)
+
+    def _make(self) -> grpc.aio.Server:
+        """A server of gRPC's that listens nowhere yet."""
+        server = grpc.aio.server(
             options=(
                 *grpc_options(self.settings.keepalive),
                 # By default gRPC lets several processes listen on one port, and the kernel deals out the connections.
@@ -65,36 +99,54 @@ class Server:
                 ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
             )
         )
-        self._grpc.add_generic_rpc_handlers((self._service.handler(),))
+        server.add_generic_rpc_handlers((self._service.handler(),))
+        return server
+
+    async def _keep_serving(self) -> None:
+        """Serves again where gRPC's server has ended by itself.
+
+        It takes no new streams once its own code has raised an exception, which a method's name that is not UTF-8 makes
+        it do: one request would have ended the aggregator for all. The streams that it has open go on.
+        """
+        while True:
+            try:
+                while await self._grpc.wait_for_termination(_WATCH_SECONDS):
+                    pass
+            except Exception as error:
+                _log.error("gRPC's server ended and is replaced: %r", error)
+            else:
+                return
+            ended = self._grpc
+            self._ended[ended] = asyncio.create_task(self._see_out(ended))
+            while not await self._listen_again():  # noqa: ASYNC110
+                await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _see_out(self, server: grpc.aio.Server) -> None:
+        """Frees a server that has ended once its last stream has."""
+        await server.stop(_FOR_EVER)
+        self._ended.pop(server, None)
+
+    async def _listen_again(self) -> bool:
+        """Listens where the last server did; returns False while its addresses are still taken."""
+        self._grpc = self._make()
         try:
-            self.addresses = tuple(self._bind(address, tls) for address in self.settings.listen)
-            await self._data_port.start()
+            for address in self.addresses:
+                self._bind(address)
         except ConfigurationError:
-            await self._service.close()
-            raise
-        self._service.addresses = self.addresses
+            return False
         await self._grpc.start()
-        for address in self.addresses:
-            _log.info("listening on %s%s", address, " with TLS" if tls and not address.startswith("unix:") else "")
+        return True
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
-        await self._service.drain(self.settings.grace if grace is None else grace)
-        await self._grpc.stop(0)
-        await self._data_port.close()
-        await self._service.close()
-        _remove_sockets(self.addresses)
-
-    def _bind(self, address: str, tls: grpc.ServerCredentials | None) -> str:
+    def _bind(self, address: str) -> str:
         if address.startswith("unix:"):
             _remove_stale_socket(pathlib.Path(address.removeprefix("unix:")))
         # Whoever may open a unix socket may use the aggregator: its user alone.
         mask = os.umask(stat.S_IXUSR | stat.S_IRWXG | stat.S_IRWXO)
         try:
-            if tls is None or address.startswith("unix:"):
+            if self._tls is None or address.startswith("unix:"):
                 port = self._grpc.add_insecure_port(address)
             else:
-                port = self._grpc.add_secure_port(address, tls)
+                port = self._grpc.add_secure_port(address, self._tls)
         except RuntimeError:
             port = 0
         finally:

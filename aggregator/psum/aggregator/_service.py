@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from psum.aggregator._actions import Action
 from psum.aggregator._arena import Arena
@@ -95,7 +96,7 @@ class Service:
                 "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
                 "GetStatus": grpc.unary_unary_rpc_method_handler(
                     self._get_status,
-                    request_deserializer=pb.GetStatusRequest.FromString,
+                    request_deserializer=_parse_status_request,
                     response_serializer=pb.GetStatusResponse.SerializeToString,
                 ),
             },
@@ -423,7 +424,10 @@ class Service:
             round_timeout_seconds=self.settings.round_timeout,
         )
 
-    async def _get_status(self, request: pb.GetStatusRequest, context: _Context) -> pb.GetStatusResponse:
+    async def _get_status(self, request: pb.GetStatusRequest | None, context: _Context) -> pb.GetStatusResponse:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "these bytes are not a psum.v1.GetStatusRequest")
+            raise AssertionError("abort raises")
         now = self._loop.time()
         try:
             token = self._token(context)
@@ -450,3 +454,11 @@ def _kept(piece: memoryview, data: bytes) -> memoryview:
     """A contribution in a form that keeps not much more than itself: a view would keep the whole message, however long
     the round waits, which no budget counts."""
     return piece if 2 * len(piece) >= len(data) else memoryview(bytes(piece))
+
+
+def _parse_status_request(data: bytes) -> pb.GetStatusRequest | None:
+    """A request, None where the bytes are none: an exception here would be a traceback in the log."""
+    try:
+        return pb.GetStatusRequest.FromString(data)
+    except DecodeError:
+        return None

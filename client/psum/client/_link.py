@@ -270,6 +270,8 @@ class Link:
         message, _ = decode(pb.ExchangeResponse, data)
         match message.WhichOneof("kind"):
             case "welcome":
+                if message.welcome.plane not in request.hello.planes:
+                    raise ProtocolError(f"it chose plane {message.welcome.plane}, which it was not offered")
                 await self._agree(message.welcome)
                 return message.welcome
             case "fault":
@@ -366,6 +368,9 @@ class Link:
             if data is grpc.aio.EOF:
                 return await _status(self._call)
             if data == _FAREWELL:
+                if not self._leaving:
+                    # Whatever is under way here would wait for its last deadline.
+                    raise ProtocolError(f"aggregator {self.address} said farewell to a worker that has not left")
                 self._left = True
                 return "this worker has left"
             failed_before = self._session.failure is not None

@@ -232,7 +232,7 @@ class Session:
                 for entry, piece in zip(entries, split(payload, entries), strict=True):
                     value = piece
                     if entry.placed:
-                        value = shared.sum(entry) if shared is not None else next(piped)
+                        value = shared.sum(entry) if shared is not None else next(piped, piece)
                     self._result(aggregator, entry, value, now)
             case "taken":
                 for entry in message.taken.shards:
@@ -430,6 +430,9 @@ class Session:
     def _give_back(self, aggregator: int, entry: pb.ShardRound) -> None:
         key = self._by_id.get(entry.id)
         if key is None or key.failure is not None or not entry.shard < len(key.shards):
+            return
+        if key.shards[entry.shard].aggregator != aggregator:
+            # It is another one's.
             return
         if key.next_rounds[entry.shard] != entry.round + 1:
             # It is asked for no more: all ranks have contributed to a later round.

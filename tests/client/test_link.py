@@ -1,0 +1,61 @@
+"""What an aggregator says that it must not is an error soon, and leaves nothing waiting."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import pytest
+
+from psum import client as psum
+from psum.v1 import aggregator_pb2 as pb
+
+WELCOME = pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE))
+FAREWELL = pb.ExchangeResponse(farewell=pb.Farewell())
+
+
+class Aggregator:
+    """A server that answers hello with some messages, and says nothing more."""
+
+    def __init__(self, *answers: pb.ExchangeResponse) -> None:
+        self._answers = answers
+
+    async def __aenter__(self) -> psum.Settings:
+        self._server = grpc.aio.server()
+        method: Any = grpc.stream_stream_rpc_method_handler(self._exchange)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("psum.v1.AggregatorService", {"Exchange": method}),)
+        )
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        return psum.Settings(aggregators=(f"127.0.0.1:{port}",), num_workers=2, connect_timeout=0.5)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(0)
+
+    async def _exchange(self, requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            for answer in self._answers:
+                yield answer.SerializeToString()
+            await asyncio.Event().wait()
+
+
+async def test_a_farewell_that_nobody_asked_for_ends_the_operations() -> None:
+    """Otherwise they would wait for their last deadline, ten minutes later."""
+    async with Aggregator(WELCOME, FAREWELL) as settings:
+        client = await asyncio.to_thread(psum.connect, settings)
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(psum.ProtocolError, match="said farewell to a worker that has not left"):
+                    await asyncio.to_thread(client.store().push_pull, "w", np.ones(3, np.float32))
+        finally:
+            await asyncio.to_thread(client.close, 0.2)
+
+
+@pytest.mark.parametrize("plane", [pb.PLANE_UNSPECIFIED, pb.PLANE_SHM, pb.Plane.ValueType(99)])
+async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType) -> None:
+    """The error says what was wrong with the aggregator's answer."""
+    async with Aggregator(pb.ExchangeResponse(welcome=pb.Welcome(plane=plane))) as settings:
+        with pytest.raises(psum.ConnectError, match=f"it chose plane {plane}, which it was not offered"):
+            await asyncio.to_thread(psum.connect, settings)

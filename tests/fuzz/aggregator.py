@@ -1,0 +1,434 @@
+"""Fuzzes the aggregator's service: whole streams of messages into the real handler, beside a healthy job."""
+
+import asyncio
+import itertools
+import traceback
+from collections import Counter
+from random import Random
+from typing import Any, Final
+
+import grpc
+import numpy as np
+
+from psum.aggregator import _service
+from psum.aggregator._data_port import DataPort
+from psum.aggregator._job import Job
+from psum.aggregator._service import Service
+from psum.aggregator._settings import Settings
+from psum.client import ElementType, Operation
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import TlsFiles
+from tests.fuzz.cases import LogWatch, ViolationError
+from tests.fuzz.conversations import ADDRESSES, Conversation, Step, Tensor, disturb, strangers
+from tests.fuzz.streams import AbortedStream, Attacker, Context, Worker
+
+#: How long anything that one input leads to may take.
+PATIENCE_SECONDS: Final = 20.0
+
+_HEALTHY: Final = "healthy"
+_WORKER_TIMEOUT: Final = 5.0
+_ROUND_TIMEOUT: Final = 600.0
+_HEALTHY_TENSORS: Final = (("h", 7), ("i", 12_000))
+
+
+class AggregatorTarget:
+    """A service that two healthy workers use all the while. Time is the fuzzer's.
+
+    Args:
+        log: What watches the log.
+    """
+
+    def __init__(self, log: LogWatch) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.messages = 0
+        """How many were fed."""
+        self.healthy_rounds = 0
+        """How many rounds of the healthy job were checked."""
+        self._log = log
+        self._number = 0
+
+    async def start(self) -> None:
+        """Starts the service and the healthy job."""
+        # The time that the clock below makes pass does not shorten how long peers may take to end their streams.
+        self._last_word_seconds, _service._LAST_WORD_SECONDS = _service._LAST_WORD_SECONDS, 0.01
+        loop = asyncio.get_running_loop()
+        self._service = Service(
+            Settings(
+                worker_timeout=_WORKER_TIMEOUT,
+                round_timeout=_ROUND_TIMEOUT,
+                hello_timeout=PATIENCE_SECONDS,
+                memory_budget=1 << 30,
+                threads=1,
+            ),
+            DataPort((), 0, tls=TlsFiles("", "", ""), patience=PATIENCE_SECONDS),
+        )
+        self._clock = self._service._loop = Clock(loop)  # type: ignore[assignment]
+        self._registry = self._service._registry
+        hellos = [
+            pb.Hello(
+                protocol_version=1,
+                job=_HEALTHY,
+                rank=rank,
+                num_workers=2,
+                incarnation=77 + rank,
+                partition_bytes=1 << 14,
+                aggregators=ADDRESSES,
+                planes=[pb.PLANE_INLINE],
+            )
+            for rank in range(2)
+        ]
+        self._healthy = [Worker(hello) for hello in hellos]
+        self._healthy_tasks = [self._open(worker) for worker in self._healthy]
+        self._begin_healthy_round()
+        await self._finish_healthy_round()
+        self._reserved = self._registry.budget.reserved_bytes
+
+    async def feed(self, random: Random) -> None:
+        """A conversation with mistakes; in some a real session takes part, which must not come to harm by them."""
+        self._number += 1
+        accompanied = random.random() < 0.35
+        conversation = Conversation.make(random, f"fuzz{self._number}", whole=accompanied)
+        companion_rank = random.randrange(conversation.num_workers) if accompanied else -1
+        ranks = [rank for rank in range(conversation.num_workers) if rank != companion_rank]
+        steps = conversation.steps(random, ranks)
+        disturbed = random.random() < 0.95
+        if disturbed:
+            disturb(random, steps, strangers(_HEALTHY) + strangers("other"))
+        elif accompanied:
+            # Whoever vanishes or aborts lets the companion's operations fail, rightly.
+            steps = [s for s in steps if not s.end and not s.seconds and (s.message is None or s.message.abort.id == 0)]
+        deaf = random.random() < 0.02
+        try:
+            await self.converse(conversation, steps, companion_rank, random, deaf=deaf, disturbed=disturbed)
+        except BaseException as error:
+            error.add_note("\n".join(map(str, [conversation, f"real session: rank {companion_rank}", *steps])))
+            raise
+
+    async def converse(
+        self,
+        conversation: Conversation,
+        steps: list[Step],
+        companion_rank: int = -1,
+        random: Random | None = None,
+        *,
+        deaf: bool = False,
+        disturbed: bool = True,
+    ) -> None:
+        """Has a conversation with the service, and checks what must hold after it.
+
+        Args:
+            conversation: What it was made from.
+            steps: What the attackers do.
+            companion_rank: The rank that a real session has, -1: none.
+            random: Decides whether each message waits for what the last one led to; None: all do.
+            deaf: Whether the attackers never take an answer.
+            disturbed: Whether anything is wrong with it.
+
+        Raises:
+            ViolationError: Something does not.
+        """
+        healthy = self._number % 8 == 0
+        if healthy:
+            self._begin_healthy_round()
+        companion = Companion(conversation, companion_rank) if companion_rank >= 0 else None
+        companion_task = self._open(companion.worker) if companion else None
+        streams: dict[int, tuple[Attacker, asyncio.Task[None]]] = {}
+        tasks: list[asyncio.Task[None]] = []
+        sent: list[bytes] = []
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for step in steps:
+                if step.seconds:
+                    self._pass_time(step.seconds)
+                data = step.encoded()
+                if step.stream not in streams or streams[step.stream][1].done():
+                    if data is None:
+                        continue
+                    attacker = Attacker(deaf=deaf)
+                    streams[step.stream] = attacker, self._open(attacker)
+                    tasks.append(streams[step.stream][1])
+                attacker, task = streams[step.stream]
+                if data is not None:
+                    attacker.put(data)
+                    sent.append(data)
+                    self.messages += 1
+                if step.end:
+                    self._end(attacker, task, step.end)
+                    del streams[step.stream]
+                if random is None or random.random() < 0.8:
+                    await self._quiet(attacker, task)
+                if not disturbed and companion is not None and companion_task is not None:
+                    await self._ended(companion, companion_task)
+                if self._number % 16 == 0:
+                    await self._look_at_status()
+            for attacker, task in streams.values():
+                self._end(attacker, task, "ended")
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if companion is not None and companion_task is not None:
+                await self._leave(companion, companion_task, healthy=healthy)
+                companion.check(sent, disturbed=disturbed)
+            if healthy:
+                await self._finish_healthy_round()
+        for task in tasks:
+            self._judge(task)
+        self._count(streams)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Nothing is left of what was fed."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self._pool_idle()
+            for job in self._registry.jobs.values():
+                job.check()
+                check_held(job)
+            # The first makes vanished workers lost, the second forgets the jobs that failed of it.
+            for _ in range(2):
+                self._pass_time(_WORKER_TIMEOUT + 1)
+            await self._pool_idle()
+        self._log.check()
+        if set(self._registry.jobs) != {_HEALTHY}:
+            raise ViolationError(f"jobs are left: {self._registry.jobs}")
+        if self._registry.budget.reserved_bytes != self._reserved:
+            raise ViolationError(f"{self._registry.budget!r} after all is over, {self._reserved} before")
+        if len(self._service._lines) != 2:
+            raise ViolationError(f"lines are left: {self._service._lines}")
+
+    async def stop(self) -> None:
+        """Ends the healthy job and the service."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for worker in self._healthy:
+                worker.leave()
+            await asyncio.gather(*self._healthy_tasks)
+            await self._service.close()
+        _service._LAST_WORD_SECONDS = self._last_word_seconds
+
+    def _open(self, context: Context) -> "asyncio.Task[None]":
+        return asyncio.get_running_loop().create_task(self._service._exchange(iter(()), context))  # type: ignore[arg-type]
+
+    @staticmethod
+    def _end(attacker: Attacker, task: "asyncio.Task[None]", how: str) -> None:
+        if how == "cut" or attacker.deaf:
+            task.cancel()
+        else:
+            attacker.put(grpc.aio.EOF)
+
+    def _judge(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, AbortedStream):
+            raise ViolationError("a stream ended with\n" + "".join(traceback.format_exception(error)))
+
+    def _count(self, streams: dict[int, tuple[Attacker, "asyncio.Task[None]"]]) -> None:
+        for attacker, _ in streams.values():
+            answer = pb.ExchangeResponse.FromString(attacker.last) if attacker.last else pb.ExchangeResponse()
+            kind: str | None = answer.WhichOneof("kind")
+            if kind == "fault":
+                kind = pb.FaultCode.Name(answer.fault.code).removeprefix("FAULT_CODE_").lower()
+                if answer.fault.code == pb.FAULT_CODE_INTERNAL:
+                    raise ViolationError(f"the service says that it failed: {answer.fault.text}")
+            self.outcomes[f"stream: {kind or 'not answered'}"] += 1
+
+    def _pass_time(self, seconds: float) -> None:
+        self._clock.ahead += seconds
+        for job, action in self._registry.tick(self._clock.time()):
+            self._service._delivery.perform(job, [action])
+
+    async def _quiet(self, attacker: Attacker, task: "asyncio.Task[None]") -> None:
+        """Waits until the service has done with what it was sent, and waits for more."""
+        turns = 0
+        while not (task.done() or attacker.hungry.is_set()):
+            turns += 1
+            if attacker.deaf and turns > 20:
+                break
+            await asyncio.sleep(0 if turns < 100 else 0.001)
+        await self._pool_idle()
+
+    async def _pool_idle(self) -> None:
+        pool = self._service._pool
+        while pool._idle < self._service.settings.threads or pool.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.0002)
+
+    async def _leave(self, companion: "Companion", task: "asyncio.Task[None]", *, healthy: bool) -> None:
+        """Its peers are gone: the companion has its sums, or hears of it in time, and leaves."""
+        worker = companion.worker
+        if not await self._ended(companion, task):
+            self._pass_time(_WORKER_TIMEOUT + 1)
+        if not await self._ended(companion, task):
+            job = self._registry.jobs.get(companion.job)
+            if job is not None and job.complete:
+                raise ViolationError(f"{worker.pending} operations wait for ranks that have gone, in {job!r}")
+            # For a rank that has never joined only the round's time-out helps.
+            if healthy:
+                await self._finish_healthy_round()
+            self._pass_time(_ROUND_TIMEOUT + 1)
+            if healthy:
+                self._begin_healthy_round()
+        if not await self._ended(companion, task):
+            raise ViolationError(f"{worker.pending} operations wait for ever")
+        worker.leave()
+        while not task.done():
+            self._pass_time(4.0)
+            await asyncio.sleep(0)
+        worker.broken()
+        self._judge(task)
+
+    async def _ended(self, companion: "Companion", task: "asyncio.Task[None]") -> bool:
+        """Whether all the companion's operations have ended, once nothing happens any more."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+            await self._pool_idle()
+        return task.done() or not companion.worker.pending
+
+    async def _look_at_status(self) -> None:
+        response = await self._service._get_status(pb.GetStatusRequest(), Context())
+        pb.GetStatusResponse.FromString(response.SerializeToString())
+
+    def _begin_healthy_round(self) -> None:
+        number = self.healthy_rounds
+        self._values = [
+            [
+                worker.begin(name, ElementType.INT32, Operation.SUM, _healthy_value(rank, number, elements))
+                for name, elements in _HEALTHY_TENSORS
+            ]
+            for rank, worker in enumerate(self._healthy)
+        ]
+
+    async def _finish_healthy_round(self) -> None:
+        turns = 0
+        while any(worker.pending for worker in self._healthy):
+            turns += 1
+            await asyncio.sleep(0 if turns < 100 else 0.001)
+            if turns > 5000 or any(task.done() for task in self._healthy_tasks):
+                raise ViolationError("the healthy job is disturbed: its sums do not come")
+        for rank, worker in enumerate(self._healthy):
+            for (ticket, value), (_, elements) in zip(self._values[rank], _HEALTHY_TENSORS, strict=True):
+                if worker.outcomes.pop(ticket) != [None]:
+                    raise ViolationError("the healthy job is disturbed: an operation failed")
+                terms = [
+                    np.frombuffer(_healthy_value(r, self.healthy_rounds, elements), np.int32)
+                    for r in range(len(self._healthy))
+                ]
+                if bytes(value) != (terms[0] + terms[1]).tobytes():
+                    raise ViolationError(f"a sum of the healthy job is wrong: {ticket!r}")
+        self.healthy_rounds += 1
+
+
+def check_held(job: Job) -> None:
+    """A job keeps little more of what it was sent than its contributions."""
+    for key in job.keys.values():
+        for shard in key.shards.values():
+            for kept in shard.contributions.values():
+                message = memoryview(kept.obj)
+                if message.nbytes > 2 * kept.nbytes:
+                    raise ViolationError(f"{kept.nbytes} bytes of {key!r} keep a message of {message.nbytes} alive")
+
+
+class Companion:
+    """A worker that keeps to the protocol, in a job with others that do not.
+
+    Args:
+        conversation: The job.
+        rank: Its rank.
+    """
+
+    def __init__(self, conversation: Conversation, rank: int) -> None:
+        self.job = conversation.job
+        self._conversation = conversation
+        self._rank = rank
+        hello = conversation.hello(rank)
+        hello.incarnation = 1 << 60
+        self.worker = Worker(hello)
+        self._operations = [
+            (
+                round,
+                tensor,
+                *self.worker.begin(tensor.name, tensor.element_type, tensor.operation, self._value(tensor, round)),
+            )
+            for round in range(conversation.rounds)
+            for tensor in conversation.tensors
+        ]
+
+    def check(self, sent: list[bytes], *, disturbed: bool) -> None:
+        """Each operation ended once; each sum is one of what was contributed to its round.
+
+        Args:
+            sent: All that the others sent.
+            disturbed: Whether that was not as it should be, so that operations may have failed.
+        """
+        pushed: dict[tuple[int, int, int], set[bytes]] = {}
+        restored: dict[tuple[int, int, int], set[bytes]] = {}
+        for data in sent:
+            _collect(data, pushed, restored)
+        for round, tensor, ticket, value in self._operations:
+            [error] = self.worker.outcomes[ticket]
+            if error is not None:
+                if not disturbed:
+                    raise ViolationError(f"{ticket!r} failed though nothing was wrong: {error}")
+                continue
+            own = self._value(tensor, round)
+            for shard in tensor.shards:
+                place = tensor.id, shard.index, round
+                got = bytes(value[shard.start : shard.stop])
+                if got in restored.get(place, ()):
+                    continue
+                mine = bytes(own[shard.start : shard.stop])
+                if got not in self._possible(tensor, mine, pushed.get(place, set())):
+                    raise ViolationError(f"{ticket!r} shard {shard.index} is {got[:50]!r}, which nobody contributed to")
+
+    def _possible(self, tensor: Tensor, mine: bytes, others: set[bytes]) -> set[bytes]:
+        """What the sum may be, given what the other ranks contributed."""
+        if tensor.operation is Operation.BROADCAST:
+            return {mine} if self._rank == 0 else others
+        dtype = tensor.element_type.numpy
+        sums = set()
+        fitting = [np.frombuffer(o, dtype) for o in others if len(o) == len(mine)]
+        for terms in itertools.combinations_with_replacement(fitting, self._conversation.num_workers - 1):
+            total = np.frombuffer(mine, dtype).copy()
+            for term in terms:
+                total += term
+            sums.add(total.tobytes())
+        return sums
+
+    def _value(self, tensor: Tensor, round: int) -> bytearray:
+        return bytearray(tensor.value(self._rank, round))
+
+
+class Clock:
+    """An event loop whose time can be put forward."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.ahead = 0.0
+        """Seconds by which it is ahead of the loop."""
+        self._loop = loop
+
+    def time(self) -> float:
+        """The time."""
+        return self._loop.time() + self.ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+def _healthy_value(rank: int, round: int, elements: int) -> bytearray:
+    return bytearray((np.arange(elements, dtype=np.int32) * (rank + 3) + round).tobytes())
+
+
+def _collect(
+    data: bytes, pushed: dict[tuple[int, int, int], set[bytes]], restored: dict[tuple[int, int, int], set[bytes]]
+) -> None:
+    """What a message contributes, as protobuf reads it and not as psum does."""
+    try:
+        message = pb.ExchangeRequest.FromString(data)
+    except Exception:
+        return
+    kind = message.WhichOneof("kind")
+    if kind not in ("push", "restore"):
+        return
+    shards = getattr(message, kind).shards
+    if sum(s.length for s in shards) != len(message.payload):
+        return
+    place = 0
+    for entry in shards:
+        piece = message.payload[place : place + entry.length]
+        (pushed if kind == "push" else restored).setdefault((entry.id, entry.shard, entry.round), set()).add(piece)
+        place += entry.length

@@ -1,0 +1,276 @@
+"""What workers of a job rightly send to an aggregator, as a list of steps; and the same with mistakes in it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import Final
+
+from psum.client import ElementType, Operation
+from psum.client._placement import Placement, Shard, key_id
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import encode
+from tests.fuzz.mutation import Mutator
+
+ADDRESSES: Final = ("fuzzed:1",)
+
+#: Sizes in elements: alone and several to a message, one shard and several, summed at once and in a thread.
+_SIZES: Final = (1, 2, 3, 5, 17, 64, 300, 10_000)
+_WHOLE_TYPES: Final = (ElementType.INT32, ElementType.UINT8, ElementType.INT64, ElementType.INT8)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensor:
+    """A key that all ranks use alike."""
+
+    name: str
+    elements: int
+    element_type: ElementType
+    operation: Operation
+    partition_bytes: int
+
+    @property
+    def id(self) -> int:
+        """The key's id on the wire."""
+        return key_id(0, self.name, pb.Operation.ValueType(self.operation))
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.elements * self.element_type.itemsize
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Its shards, all on the one aggregator."""
+        return Placement(self.partition_bytes, (1,)).shards(self.id, self.elements, self.element_type.itemsize)
+
+    def value(self, rank: int, round: int) -> bytes:
+        """What a rank contributes to a round."""
+        return Random(f"{self.name} {rank} {round}").randbytes(self.nbytes)
+
+    def declaration(self, round: int) -> pb.Key:
+        """What a rank tells the aggregator that is at this round."""
+        size = self.element_type.itemsize
+        return pb.Key(
+            id=self.id,
+            name=self.name,
+            elements=self.elements,
+            type=self.element_type.wire,
+            operation=pb.Operation.ValueType(self.operation),
+            shape=(self.elements,),
+            shards=[pb.Shard(index=s.index, elements=s.size // size, round=round) for s in self.shards],
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class Step:
+    """Something that happens on a rank's stream; a stream that is not open, or no more, is opened by it.
+
+    Attributes:
+        stream: The rank.
+        message: What is sent, None where nothing is.
+        payload: Its payload.
+        data: What is sent in place of that, where it was changed.
+        end: What happens to the stream then: it is ended in order, or cut, or neither.
+        seconds: How much time passes.
+    """
+
+    stream: int
+    message: pb.ExchangeRequest | None = None
+    payload: bytes = b""
+    data: bytes | None = None
+    end: str = ""
+    seconds: float = 0.0
+
+    def encoded(self) -> bytes | None:
+        """What is sent."""
+        if self.data is not None or self.message is None:
+            return self.data
+        return encode(self.message, self.payload)
+
+    def __str__(self) -> str:
+        what = self.end or (f"{self.seconds} s pass" if self.seconds else "")
+        if self.data is not None:
+            what = self.data.hex() if len(self.data) < 400 else f"{self.data[:400].hex()}… ({len(self.data)} bytes)"
+        elif self.message is not None:
+            what = f"{' '.join(str(self.message).split())[:400]} + {len(self.payload)} bytes"
+        return f"stream {self.stream}: {what}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """A job and what its ranks do.
+
+    Attributes:
+        job: Its name.
+        num_workers: Its size.
+        partition_bytes: The size of a shard.
+        tensors: Its keys.
+        first_round: The round that it begins at: above 0, the aggregator was started again.
+        rounds: How many rounds there are.
+    """
+
+    job: str
+    num_workers: int
+    partition_bytes: int
+    tensors: tuple[Tensor, ...]
+    first_round: int
+    rounds: int
+
+    @classmethod
+    def make(cls, random: Random, job: str, *, whole: bool = False) -> "Conversation":
+        """Any conversation; with whole, one of several ranks whose sums do not depend on their order."""
+        partition = random.choice((16, 64, 64, 1024, 1 << 20, 1 << 20))
+        types = _WHOLE_TYPES if whole else tuple(ElementType)
+        tensors = []
+        for name in random.sample("abcd", random.choice((1, 1, 2, 3))):
+            kind, elements = random.choice(types), random.choice(_SIZES)
+            if elements * kind.itemsize > 40 * partition:
+                elements = max(1, 3 * partition // kind.itemsize)
+            operation = random.choice((Operation.SUM, Operation.SUM, Operation.BROADCAST))
+            tensors.append(Tensor(name, elements, kind, operation, partition))
+        return cls(
+            job,
+            random.choice((2, 2, 3)) if whole else random.choice((1, 2, 2, 3)),
+            partition,
+            tuple(tensors),
+            0 if whole else random.choice((0, 0, 0, 1, 7)),
+            random.choice((1, 1, 2, 3)),
+        )
+
+    def hello(self, rank: int) -> pb.Hello:
+        """A rank's introduction."""
+        return pb.Hello(
+            protocol_version=1,
+            job=self.job,
+            rank=rank,
+            num_workers=self.num_workers,
+            incarnation=1000 + rank,
+            partition_bytes=self.partition_bytes,
+            aggregators=ADDRESSES,
+            planes=[pb.PLANE_INLINE],
+            worker=f"fuzzed pid {rank}",
+            age_seconds=1.0,
+            resuming=self.first_round > 0,
+        )
+
+    def steps(self, random: Random, ranks: Sequence[int]) -> list[Step]:
+        """What these ranks do, in one of the orders that are right."""
+        ahead = {rank: random.randrange(2) if self.first_round else 0 for rank in ranks}
+        if all(ahead.values()):
+            ahead = dict.fromkeys(ranks, 0)
+        steps = []
+        for rank in ranks:
+            steps.append(Step(rank, pb.ExchangeRequest(hello=self.hello(rank))))
+        for rank in ranks:
+            keys = [tensor.declaration(self.first_round + ahead[rank]) for tensor in self.tensors]
+            steps.append(Step(rank, pb.ExchangeRequest(declare=pb.Declare(keys=keys))))
+        for round in range(self.first_round, self.first_round + self.rounds):
+            turns = [(rank, tensor) for rank in ranks for tensor in self.tensors]
+            random.shuffle(turns)
+            for rank, tensor in turns:
+                if round < self.first_round + ahead[rank]:
+                    steps += self._restore(rank, tensor, round)
+                else:
+                    steps += self._contribute(random, rank, tensor, round)
+            if random.random() < 0.2:
+                steps.append(Step(random.choice(ranks), seconds=random.choice((0.02, 1.0))))
+        for rank in random.sample(ranks, len(ranks)):
+            match random.randrange(5):
+                case 0:
+                    steps.append(Step(rank, end="cut"))
+                case 1:
+                    steps.append(Step(rank, end="ended"))
+                case 2:
+                    abort = pb.Abort(id=self.tensors[0].id, round=self.first_round + self.rounds, text="no gradient")
+                    steps.append(Step(rank, pb.ExchangeRequest(abort=abort)))
+                case _:
+                    steps.append(Step(rank, pb.ExchangeRequest(goodbye=pb.Goodbye())))
+                    steps += [
+                        Step(r, pb.ExchangeRequest(synced=pb.Synced(number=rank)))
+                        for r in ranks
+                        if r != rank and random.random() < 0.5
+                    ]
+        return steps
+
+    def _contribute(self, random: Random, rank: int, tensor: Tensor, round: int) -> Iterator[Step]:
+        value = tensor.value(rank, round)
+        pulls = tensor.operation is Operation.BROADCAST and rank > 0
+        shards = list(tensor.shards)
+        size = random.choice((1, len(shards)))
+        for i in range(0, len(shards), size):
+            batch = shards[i : i + size]
+            entries = [
+                pb.ShardRound(
+                    id=tensor.id, shard=s.index, round=round, priority=-i, length=0 if pulls else s.stop - s.start
+                )
+                for s in batch
+            ]
+            if pulls:
+                yield Step(rank, pb.ExchangeRequest(pull=pb.Pull(shards=entries)))
+            else:
+                payload = value[batch[0].start : batch[-1].stop]
+                yield Step(rank, pb.ExchangeRequest(push=pb.Push(shards=entries)), payload)
+
+    def _restore(self, rank: int, tensor: Tensor, round: int) -> Iterator[Step]:
+        for shard in tensor.shards:
+            entry = pb.ShardRound(id=tensor.id, shard=shard.index, round=round, length=shard.size)
+            payload = tensor.value(99, round)[shard.start : shard.stop]
+            yield Step(rank, pb.ExchangeRequest(restore=pb.Restore(shards=[entry])), payload)
+
+
+def disturb(random: Random, steps: list[Step], strangers: Sequence[pb.ExchangeRequest]) -> None:
+    """Puts one to five mistakes into a conversation.
+
+    Args:
+        random: Where every decision comes from.
+        steps: The conversation, which is changed.
+        strangers: Messages of other jobs.
+    """
+    donors = [step.message for step in steps if step.message is not None] + list(strangers)
+    mutator = Mutator(random, donors)
+
+    def change() -> None:
+        step = random.choice(steps)
+        if step.message is not None:
+            step.data = mutator.mutate(step.message, step.payload)
+
+    def repeat() -> None:
+        place = random.randrange(len(steps))
+        steps.insert(random.choice((place, random.randrange(len(steps) + 1))), dataclasses.replace(steps[place]))
+
+    def move() -> None:
+        step = steps.pop(random.randrange(len(steps)))
+        steps.insert(random.randrange(len(steps) + 1), step)
+
+    def another_stream() -> None:
+        random.choice(steps).stream = random.choice(steps).stream
+
+    def intrude() -> None:
+        message = random.choice(donors) if random.random() < 0.5 else mutator.random_message(donors[0].DESCRIPTOR)
+        assert isinstance(message, pb.ExchangeRequest)
+        payload = random.randbytes(random.choice((0, 0, 1, 64, 1000)))
+        steps.insert(random.randrange(len(steps) + 1), Step(random.choice(steps).stream, message, payload))
+
+    def stop() -> None:
+        place = random.randrange(len(steps) + 1)
+        steps.insert(place, Step(random.choice(steps).stream, end=random.choice(("cut", "ended"))))
+
+    def wait() -> None:
+        place = random.randrange(len(steps) + 1)
+        steps.insert(place, Step(random.choice(steps).stream, seconds=random.choice((0.02, 1.0, 4.0, 7.0))))
+
+    def drop() -> None:
+        if len(steps) > 1:
+            del steps[random.randrange(len(steps))]
+
+    mistakes: tuple[Callable[[], None], ...] = (change, repeat, move, another_stream, intrude, stop, wait, drop)
+    for _ in range(random.choice((1, 1, 2, 3, 5))):
+        random.choices(mistakes, (8, 2, 2, 1, 2, 1, 1, 1))[0]()
+
+
+@functools.cache
+def strangers(job: str) -> tuple[pb.ExchangeRequest, ...]:
+    """What workers of another job send."""
+    conversation = Conversation.make(Random(job), job)
+    return tuple(s.message for s in conversation.steps(Random(job), [0]) if s.message is not None)

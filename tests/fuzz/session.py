@@ -1,0 +1,266 @@
+"""Fuzzes the client's session with what an aggregator may send, and with what it may not."""
+
+import dataclasses
+from collections import Counter, deque
+from random import Random
+
+from google.protobuf.message import DecodeError
+
+from psum.client import ElementType, Operation, PsumError, Ticket
+from psum.client._session import Session
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import encode
+from psum.wire.errors import ProtocolError
+from tests.fuzz.cases import ViolationError, kind_of
+from tests.fuzz.mutation import Mutator
+from tests.fuzz.streams import report, take
+
+_Place = tuple[int, int, int, int]  # aggregator, key's id, shard, round
+
+
+@dataclasses.dataclass(slots=True)
+class Begun:
+    """An operation that was begun, and what came of it."""
+
+    ticket: Ticket
+    value: bytes
+    target: bytearray
+    outcomes: list[PsumError | None]
+
+
+class Answers:
+    """An aggregator that keeps to the protocol, and answers with any sums."""
+
+    def __init__(self, random: Random) -> None:
+        self.waiting: deque[tuple[pb.ExchangeResponse, bytes]] = deque()
+        """What it has to say."""
+        self.said: list[pb.ExchangeResponse] = []
+        """The last that it had to say."""
+        self._random = random
+        self._keys: dict[int, pb.Key] = {}
+        self._answered: list[pb.ShardRound] = []
+
+    def hear(self, data: bytes) -> None:
+        """Takes a message of the session, which must be in order whatever was sent to that."""
+        message = pb.ExchangeRequest.FromString(data)
+        match message.WhichOneof("kind"):
+            case "declare":
+                self._keys.update((key.id, key) for key in message.declare.keys)
+            case "push" | "pull" as kind:
+                entries = list(getattr(message, kind).shards)
+                if sum(entry.length for entry in entries) != len(message.payload):
+                    raise ViolationError(f"the session sends lengths that do not add up: {message}")
+                self._answer(entries, kind)
+            case "restore":
+                for entry in message.restore.shards:
+                    if entry.shard not in [shard.index for shard in self._keys[entry.id].shards]:
+                        raise ViolationError(f"the session gives a sum to an aggregator that does not own it: {entry}")
+            case "abort" | "synced":
+                pass
+            case kind:
+                raise ViolationError(f"the session sends {kind}")
+
+    def chat(self) -> None:
+        """Says something of its own accord."""
+        random = self._random
+        entries = random.choices(self._answered, k=random.choice((1, 2))) if self._answered else []
+        fault = pb.Fault(code=pb.FAULT_CODE_ABORTED, text="no", id=random.choice([*self._keys, 5]), ranks=[1])
+        message = random.choice(
+            (
+                pb.ExchangeResponse(want=pb.Want(shards=entries)),
+                pb.ExchangeResponse(want=pb.Want(shards=entries)),
+                pb.ExchangeResponse(taken=pb.Taken(shards=entries)),
+                pb.ExchangeResponse(sync=pb.Sync(number=random.randrange(3))),
+                pb.ExchangeResponse(drain=pb.Drain(grace_seconds=1, open=entries)),
+                pb.ExchangeResponse(fault=fault),
+            )
+        )
+        self.waiting.append((message, b""))
+
+    def _answer(self, entries: list[pb.ShardRound], kind: str) -> None:
+        random = self._random
+        results = []
+        for entry in entries:
+            key = self._keys.get(entry.id)
+            if key is None:
+                raise ViolationError(f"the session sends a key that it has not declared: {entry}")
+            if kind == "pull":
+                [elements] = [shard.elements for shard in key.shards if shard.index == entry.shard]
+                entry.length = elements * ElementType(key.type).itemsize
+            elif key.operation == pb.OPERATION_BROADCAST:
+                entry.length = 0
+            results.append(entry)
+        if random.random() < 0.2:
+            self.waiting.append((pb.ExchangeResponse(taken=pb.Taken(shards=results)), b""))
+        while results:
+            count = random.randint(1, len(results))
+            batch, results = results[:count], results[count:]
+            payload = random.randbytes(sum(entry.length for entry in batch))
+            self.waiting.append((pb.ExchangeResponse(result=pb.Result(shards=batch)), payload))
+            self._answered = (self._answered + batch)[-20:]
+
+
+class SessionTarget:
+    """A session between aggregators that answer wrongly."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Nothing is to be done: each input has a session of its own."""
+
+    async def feed(self, random: Random) -> None:
+        """A session's life, with mistakes in some of what it is sent."""
+        Life(random, self.outcomes).live()
+
+    async def settle(self) -> None:
+        """Nothing is left."""
+
+    async def stop(self) -> None:
+        """Nothing is to be done."""
+
+
+class Life:
+    """One session from its first operation to its end.
+
+    Args:
+        random: Where every decision comes from.
+        outcomes: What is to be counted.
+    """
+
+    def __init__(self, random: Random, outcomes: Counter[str]) -> None:
+        self._random = random
+        self._outcomes = outcomes
+        self._aggregators = random.choice((1, 1, 2))
+        self._submitted: list[Ticket] = []
+        self._session = Session(
+            [f"a:{i}" for i in range(self._aggregators)],
+            (),
+            rank=random.randrange(2),
+            partition_bytes=random.choice((16, 64, 1 << 20)),
+            credit_bytes=random.choice((1, 100, 1 << 20)),
+            keep_sums=random.random() < 0.8,
+            hand_over=self._submitted.append,
+        )
+        self._peers = [Answers(random) for _ in range(self._aggregators)]
+        self._begun: list[Begun] = []
+        self._got: dict[_Place, set[bytes]] = {}
+        """What the session was sent in results that are in order."""
+        self._now = 0.0
+
+    def live(self) -> None:
+        """Lives through it.
+
+        Raises:
+            ViolationError: The session did what it must not do.
+        """
+        random, session = self._random, self._session
+        for _ in range(random.choice((5, 15, 40))):
+            aggregator = random.randrange(self._aggregators)
+            match random.choices(range(7), (4, 6, 8, 2, 0.3, 0.2, 0.1))[0]:
+                case 0:
+                    self._begin()
+                case 1:
+                    self._send(aggregator)
+                case 2:
+                    self._receive(aggregator, mutated=random.random() < 0.2)
+                case 3:
+                    self._peers[aggregator].chat()
+                case 4:
+                    self._peers[aggregator].waiting.clear()
+                    session.reconnected(aggregator)
+                case 5:
+                    session.expire(random.choice((0.5, 5.0)), self._now)
+                case 6:
+                    self._now += 1
+            self._settle()
+        session.expire(0.0, self._now + 1)
+        self._settle()
+        for begun in self._begun:
+            self._check(begun)
+
+    def _begin(self) -> None:
+        random = self._random
+        name, elements, kind = random.choice(
+            (("a", 1, ElementType.UINT8), ("b", 9, ElementType.INT32), ("c", 500, ElementType.FLOAT16))
+        )
+        operation = random.choice(tuple(Operation))
+        try:
+            ticket = self._session.reserve(0, name, (elements,), kind, operation, random.randrange(3))
+        except PsumError:
+            return
+        value = random.randbytes(elements * kind.itemsize)
+        begun = Begun(ticket, value, bytearray(value), [])
+        view = memoryview(begun.target)
+        if random.random() < 0.03:
+            ticket.abort("fuzzed")
+        else:
+            pulls = operation is Operation.BROADCAST and self._session.rank > 0
+            ticket.start(None if pulls else view, view, begun.outcomes.append)
+            self._begun.append(begun)
+        self._session.submit(self._submitted.pop(), self._now)
+
+    def _send(self, aggregator: int) -> None:
+        data = self._session.next_message(aggregator)
+        if data is not None:
+            self._peers[aggregator].hear(data)
+
+    def _receive(self, aggregator: int, *, mutated: bool) -> None:
+        random, peer = self._random, self._peers[aggregator]
+        if not peer.waiting:
+            return
+        if random.random() < 0.1:
+            peer.waiting.rotate(1)
+        message, payload = peer.waiting[0] if random.random() < 0.1 else peer.waiting.popleft()
+        peer.said = [*peer.said[-8:], message]
+        mutator = Mutator(random, peer.said)
+        data = mutator.mutate(message, payload) if mutated else encode(message, payload)
+        self._note(aggregator, data)
+        try:
+            self._session.receive(aggregator, data, self._now)
+        except ProtocolError as error:
+            self._outcomes[f"session: {kind_of(str(error)) if len(self._outcomes) < 60 else 'refused'}"] += 1
+            # As the client does.
+            self._session.fail(error)
+        else:
+            self._outcomes["session: taken"] += 1
+        if not mutated and self._session.failure is not None and not isinstance(self._session.failure, PsumError):
+            raise ViolationError(f"the session failed with {self._session.failure!r}")
+
+    def _settle(self) -> None:
+        report(take(self._session))
+        self._session.check()
+
+    def _note(self, aggregator: int, data: bytes) -> None:
+        """Remembers the results in a message, as protobuf reads it and not as psum does."""
+        try:
+            message = pb.ExchangeResponse.FromString(data)
+        except DecodeError:
+            return
+        shards = message.result.shards
+        if sum(s.length for s in shards) != len(message.payload):
+            return
+        place = 0
+        for entry in shards:
+            where = aggregator, entry.id, entry.shard, entry.round
+            self._got.setdefault(where, set()).add(message.payload[place : place + entry.length])
+            place += entry.length
+
+    def _check(self, begun: Begun) -> None:
+        """An operation ended once; its result is what was sent for it, by those who should."""
+        if len(begun.outcomes) != 1:
+            raise ViolationError(f"{begun.ticket!r} ended {len(begun.outcomes)} times: {begun.outcomes}")
+        [error] = begun.outcomes
+        self._outcomes[f"operation: {'done' if error is None else type(error).__name__}"] += 1
+        if error is not None:
+            return
+        key = begun.ticket.key
+        own = key.operation is Operation.BROADCAST and self._session.rank == 0
+        for shard in key.shards:
+            sent = self._got.get((shard.aggregator, key.id, shard.index, begun.ticket.round), set())
+            if own:
+                fits = begun.target == begun.value and b"" in sent
+            else:
+                fits = bytes(begun.target[shard.start : shard.stop]) in sent
+            if not fits:
+                raise ViolationError(f"{begun.ticket!r} shard {shard.index} has what nobody sent for it")
