@@ -30,7 +30,8 @@ _MAKERS: Final[dict[str, Callable[[LogWatch], Target]]] = {
 #: How much of a run is for warming up: caches and the allocator's arenas fill.
 _WARM_UP: Final = 0.2
 
-#: By how much resident memory may grow after that, whatever the number of inputs.
+#: By how much resident memory may grow after that. It does by some MiB: gRPC's asyncio client, by which the fuzzer
+#: talks to the server, keeps some kilobytes of each call that broke.
 _GROWTH_BYTES: Final = 16 << 20
 
 #: Below this, what is still warming up is all that can be seen.

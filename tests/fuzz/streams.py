@@ -74,6 +74,7 @@ class Attacker(Context):
             raise ViolationError(f"the answer {data!r} says nothing")
         self.last = data
         if is_last_word(message):
+            # As gRPC's clients do; the service would wait some seconds for it.
             self.put(grpc.aio.EOF)
 
 
@@ -136,6 +137,8 @@ class Worker(Context):
             if not self._said_hello:
                 self._said_hello = True
                 return encode(pb.ExchangeRequest(hello=self._hello))
+            if self._over:
+                return grpc.aio.EOF
             if self._welcome and (message := self.session.next_message(0)) is not None:
                 return message
             if self._leaving and not self._said_goodbye:
@@ -179,8 +182,9 @@ class Worker(Context):
 
 
 def is_last_word(message: pb.ExchangeResponse) -> bool:
-    """Whether it is for the worker now to end the stream."""
-    return message.HasField("farewell") or (message.HasField("fault") and not message.fault.HasField("id"))
+    """Whether the service says nothing more after this."""
+    kind = message.WhichOneof("kind")
+    return kind == "farewell" or (kind == "fault" and not message.fault.HasField("id"))
 
 
 def take(session: Session) -> list[tuple[Ticket, PsumError | None]]:

@@ -1,0 +1,103 @@
+"""A worker that keeps to the protocol beside others that do not, and what its sums may be."""
+
+import itertools
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from psum.client import Operation
+from psum.v1 import aggregator_pb2 as pb
+from tests.fuzz.cases import ViolationError
+from tests.fuzz.conversations import Conversation, Tensor
+from tests.fuzz.streams import Worker
+
+
+class Companion:
+    """A worker that keeps to the protocol, in a job with others that do not.
+
+    Args:
+        conversation: The job.
+        rank: Its rank.
+    """
+
+    def __init__(self, conversation: Conversation, rank: int) -> None:
+        self.job = conversation.job
+        self._conversation = conversation
+        self._rank = rank
+        hello = conversation.hello(rank)
+        hello.incarnation = 1 << 60
+        self.worker = Worker(hello)
+        self._operations = [
+            (
+                round,
+                tensor,
+                *self.worker.begin(tensor.name, tensor.element_type, tensor.operation, self._value(tensor, round)),
+            )
+            for round in range(conversation.rounds)
+            for tensor in conversation.tensors
+        ]
+
+    def check(self, sent: list[bytes], *, disturbed: bool) -> None:
+        """Each operation ended once; each sum is one of what was contributed to its round.
+
+        Args:
+            sent: All that the others sent.
+            disturbed: Whether that was not as it should be, so that operations may have failed.
+        """
+        pushed: dict[tuple[int, int, int], set[bytes]] = {}
+        restored: dict[tuple[int, int, int], set[bytes]] = {}
+        for data in sent:
+            _collect(data, pushed, restored)
+        for round, tensor, ticket, value in self._operations:
+            [error] = self.worker.outcomes[ticket]
+            if error is not None:
+                if not disturbed:
+                    raise ViolationError(f"{ticket!r} failed though nothing was wrong: {error}")
+                continue
+            own = self._value(tensor, round)
+            for shard in tensor.shards:
+                place = tensor.id, shard.index, round
+                got = bytes(value[shard.start : shard.stop])
+                if got in restored.get(place, ()):
+                    continue
+                mine = bytes(own[shard.start : shard.stop])
+                if got not in self._possible(tensor, mine, pushed.get(place, set())):
+                    raise ViolationError(f"{ticket!r} shard {shard.index} is {got[:50]!r}, which nobody contributed to")
+
+    def _possible(self, tensor: Tensor, mine: bytes, others: set[bytes]) -> set[bytes]:
+        """What the sum may be, given what the other ranks contributed."""
+        if tensor.operation is Operation.BROADCAST:
+            return {mine} if self._rank == 0 else others
+        dtype = tensor.element_type.numpy
+        sums = set()
+        fitting = [np.frombuffer(o, dtype) for o in others if len(o) == len(mine)]
+        for terms in itertools.combinations_with_replacement(fitting, self._conversation.num_workers - 1):
+            total = np.frombuffer(mine, dtype).copy()
+            for term in terms:
+                total += term
+            sums.add(total.tobytes())
+        return sums
+
+    def _value(self, tensor: Tensor, round: int) -> bytearray:
+        return bytearray(tensor.value(self._rank, round))
+
+
+def _collect(
+    data: bytes, pushed: dict[tuple[int, int, int], set[bytes]], restored: dict[tuple[int, int, int], set[bytes]]
+) -> None:
+    """What a message contributes, as protobuf reads it and not as psum does."""
+    try:
+        message = pb.ExchangeRequest.FromString(data)
+    except DecodeError:
+        return
+    kind = message.WhichOneof("kind")
+    if kind not in ("push", "restore"):
+        return
+    shards = getattr(message, kind).shards
+    if sum(s.length for s in shards) != len(message.payload):
+        return
+    place = 0
+    for entry in shards:
+        piece = message.payload[place : place + entry.length]
+        (pushed if kind == "push" else restored).setdefault((entry.id, entry.shard, entry.round), set()).add(piece)
+        place += entry.length
