@@ -1,6 +1,7 @@
 """A client completes what it was given, whatever comes in between."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -108,3 +109,32 @@ def test_operations_behind_one_that_was_never_started_fail_in_time(
         store.reserve("w", shape=(3,), element_type=psum.ElementType.FLOAT64)
         with pytest.raises(psum.RoundTimeoutError, match="round 0 was reserved before it"):
             store.push_pull_async("w", np.ones(3)).result(timeout=10)
+
+
+@pytest.mark.parametrize("wait", ["close", "drain", "push_pull", "broadcast"])
+def test_a_callback_cannot_wait_for_what_only_its_own_thread_brings(address: str, wait: str) -> None:
+    """It is told so, instead of standing still for ever; other operations go on."""
+    with psum.connect(psum.Settings(aggregators=(address,))) as client:
+        store = client.store()
+        told: Future[None] = Future()
+
+        def callback() -> None:
+            try:
+                match wait:
+                    case "close":
+                        client.close()
+                    case "drain":
+                        client.drain()
+                    case "push_pull":
+                        store.push_pull("v", np.ones(3))
+                    case "broadcast":
+                        store.broadcast("v", np.ones(3))
+            except RuntimeError as error:
+                told.set_exception(error)
+
+        assert client._thread is not None
+        # Where callbacks run.
+        client._thread.call(callback)
+        with pytest.raises(RuntimeError, match="callback runs"):
+            told.result(5)
+        store.push_pull("w", np.ones(3))

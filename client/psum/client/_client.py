@@ -103,7 +103,7 @@ class Client:
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """How payloads cross to each aggregator, as agreed with it: 'inline'."""
+        """How large payloads cross to each aggregator, as agreed with it: 'shm', 'direct' or 'inline'."""
         return tuple(_PLANE_NAMES[link.welcome.plane] for link in self._links if link.welcome is not None)
 
     @property
@@ -138,7 +138,13 @@ class Client:
         return self._session.reserve(store, key, shape, element_type, operation, priority)
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Waits until no operation is outstanding; returns False where that took longer than timeout seconds."""
+        """Waits until no operation is outstanding; returns False where that took longer than timeout seconds.
+
+        Raises:
+            RuntimeError: It is called in a callback of an operation, which would wait for itself.
+        """
+        self._check_process()
+        self.check_may_wait()
         with self._idle:
             return self._idle.wait_for(lambda: self._outstanding == 0, timeout)
 
@@ -154,9 +160,13 @@ class Client:
         """Leaves the job: waits for outstanding operations, says goodbye, and ends the background thread.
 
         Operations that are outstanding after timeout seconds fail with ClosedError. A second call does nothing.
+
+        Raises:
+            RuntimeError: It is called in a callback of an operation, which would wait for itself.
         """
         if os.getpid() != self._pid:
             return
+        self.check_may_wait()
         with self._closing:
             if self._closed:
                 return
@@ -358,6 +368,14 @@ class Client:
                 self._outstanding -= len(finished)
                 if not self._outstanding:
                     self._idle.notify_all()
+
+    def check_may_wait(self) -> None:
+        """Raises RuntimeError in psum's own thread, without which nothing would come that could be waited for."""
+        if self._thread is not None and self._thread.is_current:
+            raise RuntimeError(
+                "this is called where an operation's callback runs, in psum's own thread; what it waits for could never"
+                " come. Use the asynchronous call there, or wait in another thread"
+            )
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:

@@ -48,6 +48,7 @@ class Store:
             TypeError, ValueError: The arguments do not fit.
             PsumError: The sum cannot be had.
         """
+        self.client.check_may_wait()
         self.push_pull_async(key, value, out, priority=priority, element_type=element_type).result()
 
     def push_pull_async(
@@ -71,6 +72,7 @@ class Store:
             TypeError, ValueError: The arguments do not fit.
             PsumError: The value cannot be had.
         """
+        self.client.check_may_wait()
         self.broadcast_async(key, value, priority=priority, element_type=element_type).result()
 
     def broadcast_async(

@@ -35,6 +35,11 @@ class LoopThread:
             future.cancel()
             raise
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it is this thread that asks."""
+        return threading.current_thread() is self._thread
+
     def call(self, callback: Callable[[], None]) -> None:
         """Has a callback called there soon; from any thread."""
         self.loop.call_soon_threadsafe(callback)
