@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
@@ -136,6 +137,7 @@ class Delivery:
                 case Deliver():
                     self._deliver(job, action)
                 case ReturnCredit(rank, rounds):
+                    job.tally.returned_credits += len(rounds)
                     taken = pb.Taken(shards=[pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds])
                     self._tell(job, rank, pb.ExchangeResponse(taken=taken))
                 case Ask(rank, rounds):
@@ -153,6 +155,7 @@ class Delivery:
                     for rank in ranks:
                         self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
                 case Report(fault, ranks):
+                    job.tally.faults[fault.kind] += 1
                     level = logging.ERROR if fault.key is None else logging.WARNING
                     _log.log(level, "job %s: %s", job.name, fault)
                     for rank in ranks:
@@ -171,8 +174,9 @@ class Delivery:
         entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority, length=size)
         if size < _INLINE_SUM_BYTES:
             total = memoryview(bytearray(size))
+            begin = time.perf_counter()
             add_up(key.element_type, action.contributions, total)
-            self._made(job, action, (entry, total))
+            self._made(job, action, (entry, total), time.perf_counter() - begin)
             return
 
         # The sum is made where it is sent from: in memory that workers share, or within the message that goes to them.
@@ -187,22 +191,38 @@ class Delivery:
 
         def done(error: BaseException | None) -> None:
             if error is None:
-                self._made(job, action, large)
+                self._made(job, action, large, seconds)
                 return
             _log.error("job %s: the sum of %r failed", job.name, key, exc_info=error)
             failure = InternalError(f"the aggregator could not sum key {key.name!r} round {action.round}: {error!r}")
             self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
 
-        self._pool.submit(action.priority, lambda: add_up(key.element_type, action.contributions, total), done)
+        seconds = 0.0
 
-    def _made(self, job: Job, action: Sum, result: object) -> None:
+        def make() -> None:
+            nonlocal seconds
+            begin = time.perf_counter()
+            add_up(key.element_type, action.contributions, total)
+            seconds = time.perf_counter() - begin
+
+        self._pool.submit(action.priority, make, done)
+
+    def _made(self, job: Job, action: Sum, result: object, seconds: float) -> None:
         if action.restored:
+            job.tally.restores += 1
             self.perform(job, job.restored(action.key, action.shard, action.round, result))
-        else:
-            self.perform(job, job.summed(action.key, action.shard, result))
+            return
+        shard = action.key.shards.get(action.shard)
+        since = None if shard is None else shard.since
+        if (actions := job.summed(action.key, action.shard, result)) and since is not None:
+            tally = job.tally.of(broadcast=action.key.broadcast)
+            tally.summing.observe(seconds)
+            tally.duration.observe(asyncio.get_running_loop().time() - since)
+        self.perform(job, actions)
 
     def _deliver(self, job: Job, action: Deliver) -> None:
         size = action.key.sizes[action.shard]
+        tally = job.tally.of(broadcast=action.key.broadcast)
         for rank in action.ranks:
             line = self._lines(job, rank)
             if line is None:
@@ -221,7 +241,9 @@ class Delivery:
                 else:
                     line.outbox.put_message(action.priority, action.result.message())
                 job.workers[rank].sent_bytes += size
+                tally.sent_bytes += size
             else:
                 line.outbox.put_small(*action.result)  # type: ignore[misc]
                 job.workers[rank].sent_bytes += size
+                tally.sent_bytes += size
             line.filled.set()

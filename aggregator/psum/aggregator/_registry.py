@@ -9,6 +9,7 @@ from psum.aggregator._budget import Budget
 from psum.aggregator._job import Job
 from psum.aggregator._settings import Settings
 from psum.aggregator._status import job_status
+from psum.aggregator._tally import Tallies
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
 from psum.wire.errors import ExhaustedError, FaultError, InvalidError, WorkerLostError
@@ -46,6 +47,7 @@ class Registry:
         self._settings = settings
         self._released = released
         self.budget = Budget(settings.memory_budget)
+        self.tallies = Tallies()
         self.jobs: dict[str, Job] = {}
         """Jobs in progress, and failed ones that are remembered."""
         self.ended: deque[Ended] = deque(maxlen=_HISTORY)
@@ -84,6 +86,7 @@ class Registry:
                 round_timeout=self._settings.round_timeout,
                 warn_after=self._settings.warn_after,
                 budget=self.budget,
+                tally=self.tallies.begin(hello.job),
             )
         more, refused = job.join(hello, peer, now)
         return job, actions + [(job, action) for action in more], refused
@@ -98,6 +101,7 @@ class Registry:
 
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Time passes."""
+        self.tallies.expire(now)
         for job in list(self.jobs.values()):
             for action in job.tick(now):
                 yield job, action
@@ -107,15 +111,20 @@ class Registry:
                     del self.jobs[job.name]
 
     @property
+    def running(self) -> list[Job]:
+        """The jobs in progress, without failed ones that are only remembered."""
+        over = {id(ended.job) for ended in self.ended}
+        return [job for job in self.jobs.values() if id(job) not in over]
+
+    @property
     def uncredited(self) -> bool:
         """Whether `tick` should come soon."""
         return any(job.uncredited for job in self.jobs.values())
 
     def status(self, now: float, shown: Callable[[str], bool]) -> tuple[list[pb.JobStatus], list[pb.EndedJob]]:
         """The jobs in progress and those that ended, of the names that are to be shown."""
-        over = {id(ended.job) for ended in self.ended}
         return (
-            [job_status(j, now) for j in self.jobs.values() if shown(j.name) and id(j) not in over],
+            [job_status(job, now) for job in self.running if shown(job.name)],
             [
                 pb.EndedJob(
                     name=ended.job.name,
@@ -132,6 +141,7 @@ class Registry:
     def _end(self, job: Job, now: float) -> None:
         job.end()
         self._released(job)
+        self.tallies.end(job.name, now)
         self.ended.appendleft(Ended(job, now))
 
     @staticmethod
