@@ -7,15 +7,16 @@ operations, the kinds of faults; never keys, ranks or addresses.
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import PlatformCollector, ProcessCollector
+from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric as Family
 
 from psum.aggregator._service import VERSION, Service
 from psum.wire import Metric
 from psum.wire.prometheus import Families
 
-_OPERATION: Final = ("job", "operation")
-_JOB: Final = ("job",)
+# Not "job": that is what Prometheus itself calls what it scrapes.
+_JOB: Final = ("job_name",)
+_OPERATION: Final = (*_JOB, "operation")
 
 BUILD: Final = Metric("psum_build_info", "gauge", "1, with the version of this aggregator.", ("version",))
 READY: Final = Metric("psum_ready", "gauge", "Whether it takes workers: 1, or 0 while it is about to end.")
@@ -46,7 +47,7 @@ MESSAGES_WAITING: Final = Metric(
     "psum_messages_waiting", "gauge", "Messages that wait to be sent to workers, all workers together.", _JOB
 )
 FAULTS: Final = Metric(
-    "psum_faults_total", "counter", "Failures of keys and of whole jobs that were reported.", ("job", "kind")
+    "psum_faults_total", "counter", "Failures of keys and of whole jobs that were reported.", (*_JOB, "kind")
 )
 DUPLICATES: Final = Metric(
     "psum_duplicate_contributions_total", "counter", "Contributions that came once more, as after a reconnect.", _JOB
@@ -107,7 +108,6 @@ METRICS: Final = (
 )
 
 _PROCESS: Final = ProcessCollector(registry=None)
-_PLATFORM: Final = PlatformCollector(registry=None)
 
 
 def collect(service: Service, now: float) -> Iterator[Family]:
@@ -118,7 +118,6 @@ def collect(service: Service, now: float) -> Iterator[Family]:
     _add_tallies(families, service)
     yield from families
     yield from _PROCESS.collect()
-    yield from _PLATFORM.collect()
 
 
 def _add_aggregator(families: Families, service: Service) -> None:

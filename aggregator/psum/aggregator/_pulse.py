@@ -1,6 +1,7 @@
 """How late the event loop is, and what went through it in the last minutes."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -34,10 +35,11 @@ class Pulse:
         self._loop = asyncio.get_running_loop()
         self._recent: deque[float] = deque(maxlen=int(_RECENT_SECONDS / _BEAT_SECONDS))
         self._before = totals()
-        self._noted_at = self._loop.time()
+        self._noted_at = time.monotonic()
         self._rates: deque[tuple[float, float]] = deque(maxlen=int(_REMEMBERED_SECONDS / SAMPLE_SECONDS))
-        self._due = self._loop.time() + _BEAT_SECONDS
-        self._timer = self._loop.call_at(self._due, self._beat)
+        # Not the loop's own time, which stands still within one of its turns.
+        self._due = time.monotonic() + _BEAT_SECONDS
+        self._timer = self._loop.call_later(_BEAT_SECONDS, self._beat)
 
     @property
     def recent_lag_seconds(self) -> float:
@@ -54,7 +56,7 @@ class Pulse:
         self._timer.cancel()
 
     def _beat(self) -> None:
-        now = self._loop.time()
+        now = time.monotonic()
         late = max(0.0, now - self._due)
         self.lag.observe(late)
         self._recent.append(late)
@@ -63,4 +65,4 @@ class Pulse:
             self._rates.append(((received - received_before) / passed, (sent - sent_before) / passed))
             self._before, self._noted_at = totals, now
         self._due = now + _BEAT_SECONDS
-        self._timer = self._loop.call_at(self._due, self._beat)
+        self._timer = self._loop.call_later(_BEAT_SECONDS, self._beat)

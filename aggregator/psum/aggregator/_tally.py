@@ -7,10 +7,13 @@ from collections import Counter, OrderedDict
 from typing import Final
 
 from psum.aggregator._round import Verdict
-from psum.wire import Histogram
+from psum.wire import ROUND_BOUNDS_SECONDS, Histogram
 
 #: How long a job that ended is still exported, so that what it did last is scraped.
 KEEP_SECONDS: Final = 300.0
+
+#: A shard has a mebibyte by default, which takes about a millisecond for every few workers.
+_SUM_BOUNDS_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 #: How many jobs that ended are exported at most, however many there were in that time.
 _MAX_ENDED: Final = 100
@@ -26,11 +29,11 @@ class OperationTally:
         """Those that counted."""
         self.received_bytes = 0
         self.sent_bytes = 0
-        self.waiting = Histogram()
+        self.waiting = Histogram(ROUND_BOUNDS_SECONDS)
         """Seconds from a round's first contribution to its last."""
-        self.summing = Histogram()
+        self.summing = Histogram(_SUM_BOUNDS_SECONDS)
         """Seconds that a sum took to make, once a thread had begun with it."""
-        self.duration = Histogram()
+        self.duration = Histogram(ROUND_BOUNDS_SECONDS)
         """Seconds from a round's first contribution to its result."""
 
 

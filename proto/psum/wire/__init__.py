@@ -17,7 +17,7 @@ from psum.wire._elements import ElementType
 from psum.wire._files import WatchedFiles, read_file
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
 from psum.wire._malloc import keep_large_blocks
-from psum.wire._metrics import TIME_BOUNDS_SECONDS, Histogram, Metric
+from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
 from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
 from psum.wire._settings import (
@@ -42,9 +42,9 @@ __all__ = [
     "MAX_PARTITION_BYTES",
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
+    "ROUND_BOUNDS_SECONDS",
     "SECRET_BYTES",
     "SHARED_BYTES",
-    "TIME_BOUNDS_SECONDS",
     "BaseSettings",
     "Declaration",
     "ElementType",

@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final, Literal
 
-#: Bounds of histograms of times: from what a small shard takes on one machine to what makes people worry.
-TIME_BOUNDS_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
+#: Bounds for how long rounds take: from a small shard on one machine to what people are called for.
+ROUND_BOUNDS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Histogram:
 
     __slots__ = ("_bounds", "_counts", "sum")
 
-    def __init__(self, bounds: Sequence[float] = TIME_BOUNDS_SECONDS) -> None:
+    def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(self._bounds) + 1)
         self.sum = 0.0
