@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -21,6 +22,11 @@ SERVICE = "psum.v1.AggregatorService"
 PATIENCE_SECONDS = 30.0
 
 
+def stub(channel: grpc.aio.Channel) -> Any:
+    """The health service's; its methods are made at run time."""
+    return health_pb2_grpc.HealthStub(channel)
+
+
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     """An aggregator on the test's event loop."""
@@ -34,7 +40,7 @@ async def server() -> AsyncIterator[Server]:
 async def test_it_serves_once_it_was_started(server: Server, name: str) -> None:
     """As a whole and by the name of its service, as Kubernetes' gRPC probes ask."""
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
-        response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
+        response = await stub(channel).Check(health_pb2.HealthCheckRequest(service=name))
     assert response.status == SERVING
 
 
@@ -42,7 +48,7 @@ async def test_an_unknown_service_is_not_found(server: Server) -> None:
     """As the health protocol wants it."""
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="psum.Other"))
+            await stub(channel).Check(health_pb2.HealthCheckRequest(service="psum.Other"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -56,9 +62,11 @@ async def test_who_watches_hears_of_the_drain_while_rounds_are_finished(server: 
     )
     result = fast.store().push_pull_async("w", np.ones(5, np.float32))
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(PATIENCE_SECONDS):
-        while not (await asyncio.to_thread(psum.fetch_status, server.addresses[0])).jobs[0].rounds_waiting:
+        while True:
+            if (await asyncio.to_thread(psum.fetch_status, server.addresses[0])).jobs[0].rounds_waiting:
+                break
             await asyncio.sleep(0.01)
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        watch = stub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == SERVING
         stopping = asyncio.create_task(server.stop(PATIENCE_SECONDS))
         assert (await watch.read()).status == NOT_SERVING
@@ -93,5 +101,5 @@ async def test_by_default_there_is_no_reflection() -> None:
 
     with pytest.raises(grpc.RpcError) as caught:
         await asyncio.to_thread(ask)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     await server.stop(0)

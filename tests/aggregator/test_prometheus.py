@@ -35,16 +35,17 @@ def fetch(url: str) -> bytes:
 def running_job(serve_process: tuple[str, str]) -> Any:
     """A worker in a job that has done something, and waits for another rank; and the address of the metrics."""
     address, probed = serve_process
-    settings = {"aggregators": (address,), "job": "scraped"}
-    with psum.connect(psum.Settings(rank=0, num_workers=2, **settings)) as one:
-        with psum.connect(psum.Settings(rank=1, num_workers=2, **settings)) as two:
-            stores = one.store(), two.store()
-            for future in [store.push_pull_async("w", np.ones(1000, np.float32)) for store in stores]:
-                future.result(PATIENCE_SECONDS)
-            waiting = stores[0].push_pull_async("late", np.ones(5, np.float32))
-            yield probed
-            stores[1].push_pull("late", np.ones(5, np.float32))
-            waiting.result(PATIENCE_SECONDS)
+    first, second = (
+        psum.Settings(aggregators=(address,), job="scraped", rank=rank, num_workers=2) for rank in range(2)
+    )
+    with psum.connect(first) as one, psum.connect(second) as two:
+        stores = one.store(), two.store()
+        for future in [store.push_pull_async("w", np.ones(1000, np.float32)) for store in stores]:
+            future.result(PATIENCE_SECONDS)
+        waiting = stores[0].push_pull_async("late", np.ones(5, np.float32))
+        yield probed
+        stores[1].push_pull("late", np.ones(5, np.float32))
+        waiting.result(PATIENCE_SECONDS)
 
 
 def test_promtool_finds_nothing_to_object_to(running_job: str) -> None:
