@@ -75,7 +75,7 @@ def test_a_histogram_counts_as_prometheus_does() -> None:
 def fleet_of(jobs: int, workers: int) -> Registry:
     """Jobs whose workers all have contributed to a round."""
     registry = Registry(Settings())
-    value = memoryview(np.ones(8, np.float32)).cast("B")
+    value = memoryview(np.ones(8, np.float32).tobytes())
     for number in range(jobs):
         for rank in range(workers):
             hello = pb.Hello(

@@ -1,99 +1,34 @@
-"""The state of an aggregator as JSON has it, for the status page and for programs."""
+"""What the status page shows, as JSON has it."""
 
-import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
 from psum.aggregator._pulse import SAMPLE_SECONDS
 from psum.aggregator._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import declarations
+from psum.wire import declarations, report_of
 
 
 def report(
     status: pb.GetStatusResponse, settings: Settings, throughput: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """Everything that the status page shows.
+    """The state with the settings and the throughput.
 
     Args:
         status: The state.
         settings: The aggregator's. They hold paths of secrets, but no secrets.
         throughput: Bytes per second received and sent, over SAMPLE_SECONDS each, the oldest first.
     """
-    return {
-        "aggregator": {
-            "version": status.version,
-            # As text: numbers of 64 bits are too large for JavaScript.
-            "incarnation": f"{status.incarnation:016x}",
-            "addresses": list(status.addresses),
-            "uptime_seconds": round(status.uptime_seconds, 3),
-            "cpu_seconds": round(status.cpu_seconds, 3),
-            "loop_lag_seconds": round(status.loop_lag_seconds, 6),
-            "memory_reserved_bytes": status.memory_reserved_bytes,
-            "memory_budget_bytes": status.memory_budget_bytes,
-            "draining": status.draining,
-            "settings": {d.variables[0]: _shown(getattr(settings, n)) for n, d in declarations(Settings).items()},
-        },
-        "throughput": {
-            "seconds": SAMPLE_SECONDS,
-            "received_bytes_per_second": [round(received) for received, _ in throughput],
-            "sent_bytes_per_second": [round(sent) for _, sent in throughput],
-        },
-        "jobs": [_job(job) for job in status.jobs],
-        "ended": [
-            {
-                "name": ended.name,
-                "num_workers": ended.num_workers,
-                "joined": len(ended.joined),
-                "ended_seconds": round(ended.ended_seconds, 3),
-                "failure": ended.failure,
-            }
-            for ended in status.ended
-        ],
+    told = report_of(status)
+    told["aggregator"]["settings"] = {
+        declared.variables[0]: _shown(getattr(settings, name)) for name, declared in declarations(Settings).items()
     }
-
-
-def _job(job: pb.JobStatus) -> dict[str, Any]:
-    joined = {worker.rank for worker in job.workers}
-    return {
-        "name": job.name,
-        "num_workers": job.num_workers,
-        "keys": job.keys,
-        "held_bytes": job.held_bytes,
-        "received_bytes": sum(worker.received_bytes for worker in job.workers),
-        "sent_bytes": sum(worker.sent_bytes for worker in job.workers),
-        "rounds_completed": job.rounds_completed,
-        "rounds_waiting": job.rounds_waiting,
-        "not_joined": [rank for rank in range(job.num_workers) if rank not in joined],
-        "workers": [
-            {
-                "rank": worker.rank,
-                "worker": worker.worker,
-                "address": _address(worker.peer),
-                "state": "left" if worker.left else "connected" if worker.connected else "vanished",
-                "last_heard_seconds": round(worker.last_heard_seconds, 3),
-                "behind_seconds": round(worker.behind_seconds, 3),
-                "received_bytes": worker.received_bytes,
-                "sent_bytes": worker.sent_bytes,
-            }
-            for worker in job.workers
-        ],
-        "rounds": [
-            {
-                "key": waiting.key,
-                "shard": waiting.shard,
-                "round": waiting.round,
-                "waiting_seconds": round(waiting.waiting_seconds, 3),
-                "waiting_for": list(waiting.waiting_for),
-            }
-            for waiting in job.rounds
-        ],
+    told["throughput"] = {
+        "seconds": SAMPLE_SECONDS,
+        "received_bytes_per_second": [round(received) for received, _ in throughput],
+        "sent_bytes_per_second": [round(sent) for _, sent in throughput],
     }
-
-
-def _address(peer: str) -> str:
-    """What gRPC calls a peer, without the part that says what kind of address follows."""
-    return urllib.parse.unquote(peer.removeprefix("ipv4:").removeprefix("ipv6:"))
+    return told
 
 
 def _shown(value: object) -> object:

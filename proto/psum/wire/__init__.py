@@ -19,6 +19,7 @@ from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode
 from psum.wire._malloc import keep_large_blocks
 from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
+from psum.wire._report import report_of
 from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
 from psum.wire._settings import (
     Declaration,
@@ -72,6 +73,7 @@ __all__ = [
     "load",
     "parse_address",
     "read_file",
+    "report_of",
     "setting",
     "size",
     "split",
