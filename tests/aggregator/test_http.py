@@ -206,7 +206,8 @@ async def test_a_refused_worker_is_counted_by_the_reason(
     with pytest.raises(psum.DeniedError):
         await asyncio.to_thread(worker, server, job="claimed")
     found = await samples(http, server)
-    assert found["psum_refused_workers_total", "denied"] == 1
+    # It may try again before the answer reaches it.
+    assert found["psum_refused_workers_total", "denied"] >= 1
     assert not [name for name in found if "claimed" in name]
 
 

@@ -82,8 +82,8 @@ function chart(throughput) {
   const received = throughput.received_bytes_per_second, sent = throughput.sent_bytes_per_second;
   const width = 600, height = 120, slots = 150;
   const most = Math.max(1, ...received, ...sent);
-  const points = (values) => values.map((value, i) => {
-    const x = width * (slots - values.length + i) / (slots - 1);
+  const points = (values) => [0, ...values].slice(-slots).map((value, i, all) => {
+    const x = width * (slots - all.length + i) / (slots - 1);
     return `${x.toFixed(1)},${(height - 2 - (height - 6) * value / most).toFixed(1)}`;
   }).join(" ");
   const last = (values) => `${bytes(values.length ? values[values.length - 1] : 0)}/s`;
@@ -157,7 +157,7 @@ function jobBody(job) {
     const title = job.rounds_waiting > job.rounds.length
       ? `Rounds in progress: the oldest ${job.rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
     parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
-      [["key", "wide"], ["shard", "number"], ["round", "number"], ["waits since", "number"], ["for", "wide"]],
+      [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wide"]],
       job.rounds.map((r) => [r.key, r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
   }
   return element("div", { "class": "body" }, ...parts);
