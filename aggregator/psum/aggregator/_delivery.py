@@ -174,9 +174,8 @@ class Delivery:
         entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority, length=size)
         if size < _INLINE_SUM_BYTES:
             total = memoryview(bytearray(size))
-            begin = time.perf_counter()
             add_up(key.element_type, action.contributions, total)
-            self._made(job, action, (entry, total), time.perf_counter() - begin)
+            self._made(job, action, (entry, total))
             return
 
         # The sum is made where it is sent from: in memory that workers share, or within the message that goes to them.
@@ -207,7 +206,8 @@ class Delivery:
 
         self._pool.submit(action.priority, make, done)
 
-    def _made(self, job: Job, action: Sum, result: object, seconds: float) -> None:
+    def _made(self, job: Job, action: Sum, result: object, seconds: float | None = None) -> None:
+        """A sum is there, and took a thread so many seconds."""
         if action.restored:
             job.tally.restores += 1
             self.perform(job, job.restored(action.key, action.shard, action.round, result))
@@ -216,8 +216,9 @@ class Delivery:
         since = None if shard is None else shard.since
         if (actions := job.summed(action.key, action.shard, result)) and since is not None:
             tally = job.tally.of(broadcast=action.key.broadcast)
-            tally.summing.observe(seconds)
-            tally.duration.observe(asyncio.get_running_loop().time() - since)
+            if seconds is not None:
+                tally.summing.observe(seconds)
+            tally.duration.observe(time.monotonic() - since)
         self.perform(job, actions)
 
     def _deliver(self, job: Job, action: Deliver) -> None:

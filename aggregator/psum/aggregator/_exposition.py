@@ -76,7 +76,12 @@ ROUND_WAIT: Final = Metric(
     "From a round's first contribution to its last: how long it waited for its slowest worker.",
     _OPERATION,
 )
-SUM_TIME: Final = Metric("psum_sum_seconds", "histogram", "How long a sum took to make.", _OPERATION)
+SUM_TIME: Final = Metric(
+    "psum_sum_seconds",
+    "histogram",
+    "How long a sum took a thread to make; those below 32 KiB are made at once, and not counted.",
+    _OPERATION,
+)
 
 METRICS: Final = (
     BUILD,

@@ -32,7 +32,7 @@ class OperationTally:
         self.waiting = Histogram(ROUND_BOUNDS_SECONDS)
         """Seconds from a round's first contribution to its last."""
         self.summing = Histogram(_SUM_BOUNDS_SECONDS)
-        """Seconds that a sum took to make, once a thread had begun with it."""
+        """Seconds that a sum took a thread to make; without those that are made at once."""
         self.duration = Histogram(ROUND_BOUNDS_SECONDS)
         """Seconds from a round's first contribution to its result."""
 

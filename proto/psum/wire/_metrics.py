@@ -1,7 +1,7 @@
 """What both sides count with: plain objects, cheap to write to, read only when somebody asks."""
 
-import bisect
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -51,7 +51,7 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """Adds a value."""
-        self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self._counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
