@@ -40,6 +40,22 @@ def test_a_job_that_is_started_again_goes_on_counting() -> None:
     tallies.expire(100.0 + 2 * KEEP_SECONDS)
     ((_, tally),) = tallies.items()
     assert (tally.sum.contributions, tally.sum.received_bytes) == (2, 20)
+    tallies.end("a", 200.0)
+    tallies.expire(201.0 + KEEP_SECONDS)
+    assert len(tallies) == 0
+
+
+def test_a_job_of_the_registry_is_forgotten_too() -> None:
+    """By the passing of time alone."""
+    registry = fleet_of(1, 2)
+    (job,) = registry.running
+    for rank in range(2):
+        job.leave(rank, 5.0)
+        registry.settle(job, 5.0)
+    list(registry.tick(5.0 + KEEP_SECONDS))
+    assert len(registry.tallies) == 1
+    list(registry.tick(6.0 + KEEP_SECONDS))
+    assert len(registry.tallies) == 0
 
 
 def test_however_many_jobs_come_and_go_no_more_is_exported() -> None:
