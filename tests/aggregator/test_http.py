@@ -348,13 +348,17 @@ async def test_the_throughput_of_the_last_minutes_is_told(
 ) -> None:
     """As bytes per second of what was received and sent."""
     monkeypatch.setattr("psum.aggregator._pulse.SAMPLE_SECONDS", 0.2)
+    begin = time.monotonic()
     server = await serve()
     client = await asyncio.to_thread(worker, server)
-    begin = time.monotonic()
     await asyncio.to_thread(client.store().push_pull, "w", np.ones(1_000_000, np.float32))
-    report = await status_when(http, server, lambda r: any(r["throughput"]["received_bytes_per_second"]))
+    names = ("received_bytes_per_second", "sent_bytes_per_second")
+    # Until nothing more came for one sample: all of it is in those before.
+    report = await status_when(
+        http, server, lambda r: all(any(r["throughput"][n]) and not r["throughput"][n][-1] for n in names)
+    )
     took = time.monotonic() - begin
-    for rates in (report["throughput"]["received_bytes_per_second"], report["throughput"]["sent_bytes_per_second"]):
+    for rates in (report["throughput"][name] for name in names):
         assert 4_000_000 / took <= sum(rates) <= 4_000_000 / 0.2
     await asyncio.to_thread(client.close)
 
