@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
@@ -160,6 +161,7 @@ class Delivery:
                 case Deliver():
                     self._deliver(job, action)
                 case ReturnCredit(rank, rounds):
+                    job.tally.returned_credits += len(rounds)
                     taken = pb.Taken(shards=[pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds])
                     self._tell(job, rank, pb.ExchangeResponse(taken=taken))
                 case Ask(rank, rounds):
@@ -177,6 +179,7 @@ class Delivery:
                     for rank in ranks:
                         self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
                 case Report(fault, ranks):
+                    job.tally.faults[fault.kind] += 1
                     self._log_fault(job, fault)
                     for rank in ranks:
                         self._tell(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
@@ -238,20 +241,38 @@ class Delivery:
 
         def done(error: BaseException | None) -> None:
             if error is None:
-                self._made(job, action, large)
+                self._made(job, action, large, seconds)
             else:
                 self._sum_failed(job, action, error)
 
-        self._pool.submit(action.priority, lambda: add_up(key.element_type, action.contributions, total), done)
+        seconds = 0.0
 
-    def _made(self, job: Job, action: Sum, result: object) -> None:
+        def make() -> None:
+            nonlocal seconds
+            begin = time.perf_counter()
+            add_up(key.element_type, action.contributions, total)
+            seconds = time.perf_counter() - begin
+
+        self._pool.submit(action.priority, make, done)
+
+    def _made(self, job: Job, action: Sum, result: object, seconds: float | None = None) -> None:
+        """A sum is there, and took a thread so many seconds."""
         if action.restored:
+            job.tally.restores += 1
             self.perform(job, job.restored(action.key, action.shard, action.round, result))
-        else:
-            self.perform(job, job.summed(action.key, action.shard, result))
+            return
+        shard = action.key.shards.get(action.shard)
+        since = None if shard is None else shard.since
+        if (actions := job.summed(action.key, action.shard, result)) and since is not None:
+            tally = job.tally.of(broadcast=action.key.broadcast)
+            if seconds is not None:
+                tally.summing.observe(seconds)
+            tally.duration.observe(time.monotonic() - since)
+        self.perform(job, actions)
 
     def _deliver(self, job: Job, action: Deliver) -> None:
         size = action.key.sizes[action.shard]
+        tally = job.tally.of(broadcast=action.key.broadcast)
         for rank in action.ranks:
             line = self._lines(job, rank)
             if line is None:
@@ -270,7 +291,9 @@ class Delivery:
                 else:
                     line.outbox.put_message((action.key.id, action.shard), action.priority, action.result.message())
                 job.workers[rank].sent_bytes += size
+                tally.sent_bytes += size
             else:
                 line.outbox.put_small(*action.result)  # type: ignore[misc]
                 job.workers[rank].sent_bytes += size
+                tally.sent_bytes += size
             line.filled.set()

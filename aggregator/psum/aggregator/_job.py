@@ -15,6 +15,7 @@ from psum.aggregator._budget import Budget
 from psum.aggregator._impatience import Impatience
 from psum.aggregator._key import Key
 from psum.aggregator._round import Phase, ShardRounds, Verdict
+from psum.aggregator._tally import JobTally
 from psum.aggregator._worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, ProtocolError
@@ -39,6 +40,7 @@ class Job:
         warn_after: Seconds after which those who wait are told for whom.
         max_shards: How many shards it may declare; every key has at least one.
         budget: The memory that the job shares with others.
+        tally: Where what it does is counted.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Job:
         warn_after: float = 30.0,
         max_shards: int = 500_000,
         budget: Budget | None = None,
+        tally: JobTally | None = None,
     ) -> None:
         self.name = hello.job
         self.num_workers = hello.num_workers
@@ -59,6 +62,7 @@ class Job:
         self.shards = 0
         """How many it has declared."""
         self.budget = budget or Budget()
+        self.tally = tally or JobTally()
         self.workers: dict[int, Worker] = {}
         """Those that joined, by rank; they stay after they left."""
         self.keys: dict[int, Key] = {}
@@ -198,6 +202,7 @@ class Job:
         asked = bool(shard.waiters)
         verdict = shard.contribute(rank, entry.round, _NOTHING if payload is None else payload, entry.priority, now)
         worker = self.workers[rank]
+        self.tally.contributed(key.broadcast, verdict, size, now - (shard.since or now))
         match verdict:
             case Verdict.TAKE:
                 worker.contributed = True

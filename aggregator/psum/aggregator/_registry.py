@@ -9,6 +9,7 @@ from psum.aggregator._budget import Budget
 from psum.aggregator._job import Job
 from psum.aggregator._settings import Settings
 from psum.aggregator._status import job_status
+from psum.aggregator._tally import Tallies
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
 from psum.wire.errors import ExhaustedError, FaultError, InvalidError, TakenError, WorkerLostError
@@ -48,6 +49,7 @@ class Registry:
         self._settings = settings
         self._released = released
         self.budget = Budget(settings.memory_budget)
+        self.tallies = Tallies()
         self.jobs: dict[str, Job] = {}
         """Jobs in progress, and failed ones that are remembered."""
         self.ended: deque[Ended] = deque(maxlen=_HISTORY)
@@ -89,6 +91,7 @@ class Registry:
                 round_timeout=self._settings.round_timeout,
                 warn_after=self._settings.warn_after,
                 budget=self.budget,
+                tally=self.tallies.begin(hello.job),
             )
         more, refused = job.join(hello, peer, now)
         return job, actions + [(job, action) for action in more], refused
@@ -105,6 +108,7 @@ class Registry:
 
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Time passes."""
+        self.tallies.expire(now)
         for job in list(self.jobs.values()):
             for action in job.tick(now):
                 yield job, action
@@ -114,6 +118,12 @@ class Registry:
                     del self.jobs[job.name]
 
     @property
+    def running(self) -> list[Job]:
+        """The jobs in progress, without failed ones that are only remembered."""
+        over = {id(ended.job) for ended in self.ended}
+        return [job for job in self.jobs.values() if id(job) not in over]
+
+    @property
     def uncredited(self) -> bool:
         """Whether `tick` should come soon."""
         return any(job.uncredited for job in self.jobs.values())
@@ -121,7 +131,7 @@ class Registry:
     def status(self, now: float, shown: Callable[[str], bool]) -> tuple[list[pb.JobStatus], list[pb.EndedJob]]:
         """The jobs in progress and those that ended, of the names that are to be shown."""
         return (
-            [job_status(j, now) for j in self.jobs.values() if shown(j.name) and not j.ended],
+            [job_status(job, now) for job in self.running if shown(job.name)],
             [
                 pb.EndedJob(
                     name=ended.job.name,
@@ -138,6 +148,7 @@ class Registry:
     def _end(self, job: Job, now: float, *, abandoned: bool = False) -> None:
         job.end()
         self._released(job)
+        self.tallies.end(job.name, now)
         self.ended.appendleft(Ended(job, now, abandoned))
 
     def _outlived(self, hello: pb.Hello) -> FaultError | None:

@@ -9,18 +9,23 @@ import signal
 import socket
 import stat
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import uvloop
 
 from psum.aggregator._binding import why_not
 from psum.aggregator._data_port import DataPort
+from psum.aggregator._health import Health
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
 from psum.aggregator._tls import server_credentials
 from psum.wire import grpc_options, keep_large_blocks
 from psum.wire.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from psum.aggregator._http import Http
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +48,15 @@ class Server:
 
     Attributes:
         addresses: Where it listens, with the ports that were really bound, once it was started.
+        http_address: The same for HTTP, empty where that is not asked for.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.addresses: tuple[str, ...] = ()
+        self.http_address = ""
+        self._http: Http | None = None
+        self._health = Health()
 
     async def start(self) -> None:
         """Begins to serve.
@@ -62,15 +71,19 @@ class Server:
         )
         self._service = Service(self.settings, self._data_port)
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
-        self._grpc = self._make()
+        self._grpc = await self._make()
         try:
             self.addresses = tuple(self._bind(address) for address in self.settings.listen)
             await self._data_port.start()
+            await self._start_http()
         except ConfigurationError:
+            await self._data_port.close()
             await self._service.close()
             raise
         self._service.addresses = self.addresses
         await self._grpc.start()
+        self._service.serving = True
+        await self._health.ready()
         self._watch = asyncio.create_task(self._keep_serving())
         for address in self.addresses:
             encrypted = self._tls is not None and not address.startswith("unix:")
@@ -78,16 +91,20 @@ class Server:
 
     async def stop(self, grace: float | None = None) -> None:
         """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
+        await self._health.drain()
         await self._service.drain(self.settings.grace if grace is None else grace)
         self._watch.cancel()
         await asyncio.gather(
             self._watch, *(server.stop(0) for server in (self._grpc, *self._ended)), return_exceptions=True
         )
         await self._data_port.close()
+        # Last of what listens: while rounds are finished, probes are still answered.
+        if self._http is not None:
+            await self._http.close()
         await self._service.close()
         _remove_sockets(self.addresses)
 
-    def _make(self) -> grpc.aio.Server:
+    async def _make(self) -> grpc.aio.Server:
         """A server of gRPC's that listens nowhere yet."""
         server = grpc.aio.server(
             options=(
@@ -100,6 +117,9 @@ class Server:
             )
         )
         server.add_generic_rpc_handlers((self._service.handler(),))
+        await self._health.register(server)
+        if self.settings.reflection:
+            _add_reflection(server)
         return server
 
     async def _keep_serving(self) -> None:
@@ -128,14 +148,25 @@ class Server:
 
     async def _listen_again(self) -> bool:
         """Listens where the last server did; returns False while its addresses are still taken."""
-        self._grpc = self._make()
+        self._grpc = await self._make()
         try:
             for address in self.addresses:
                 self._bind(address)
         except ConfigurationError:
             return False
         await self._grpc.start()
+        await self._health.ready()
         return True
+
+    async def _start_http(self) -> None:
+        if not self.settings.http:
+            return
+        # Takes a while to import, and is not always wanted.
+        from psum.aggregator._http import Http
+
+        self._http = Http(self._service)
+        self.http_address = await self._http.start(self.settings.http)
+        _log.info("status page, metrics and probes at http://%s/", self.http_address)
 
     def _bind(self, address: str) -> str:
         if address.startswith("unix:"):
@@ -193,6 +224,16 @@ async def _serve(settings: Settings, announce: pathlib.Path | None) -> None:
         await asked.wait()
     finally:
         await server.stop()
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    from grpc_health.v1 import health
+    from grpc_reflection.v1alpha import reflection
+
+    from psum.v1 import aggregator_pb2 as pb
+
+    ours = (service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+    reflection.enable_server_reflection((*ours, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from importlib import metadata
 from typing import Any
@@ -19,6 +20,7 @@ from psum.aggregator._delivery import Delivery, Line
 from psum.aggregator._job import Job
 from psum.aggregator._peers import Peers, host_of
 from psum.aggregator._pool import UrgentPool
+from psum.aggregator._pulse import Pulse
 from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.aggregator._tokens import Tokens, bearer
@@ -42,9 +44,9 @@ _MAX_HELLO_BYTES = 1 << 20
 _LAST_WORD_SECONDS = 2.0
 
 try:
-    _VERSION = metadata.version("psum")
+    VERSION = metadata.version("psum")
 except metadata.PackageNotFoundError:
-    _VERSION = "unknown"
+    VERSION = "unknown"
 
 _Context = Any  # grpc.aio.ServicerContext, whose stubs know no streams of bytes
 
@@ -67,6 +69,8 @@ class Service:
         self.incarnation = random.SystemRandom().getrandbits(64)
         self.draining = False
         """Whether it is about to end, and takes no new streams."""
+        self.serving = False
+        """Whether its server has been started."""
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
         self._registry = Registry(settings, self._release)
@@ -85,6 +89,7 @@ class Service:
         )
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
+        self.pulse = Pulse(self._registry.tallies.totals)
         self._ticker = self._loop.create_task(self._tick())
         self._wake_ticker = asyncio.Event()
 
@@ -101,6 +106,34 @@ class Service:
                 ),
             },
         )
+
+    def status(self) -> pb.GetStatusResponse:
+        """The state of the aggregator with all its jobs."""
+        return self._status(*self._registry.status(self._loop.time(), lambda name: True))
+
+    def queued_messages(self) -> Counter[str]:
+        """How many messages wait to be sent, by the name of the job."""
+        jobs = {id(job): job.name for job in self._registry.jobs.values()}
+        queued: Counter[str] = Counter()
+        for (job_id, _), line in self._lines.items():
+            if job_id in jobs:
+                queued[jobs[job_id]] += len(line.outbox)
+        return queued
+
+    @property
+    def ready(self) -> bool:
+        """Whether workers may come."""
+        return self.serving and not self.draining
+
+    @property
+    def registry(self) -> Registry:
+        """The jobs."""
+        return self._registry
+
+    @property
+    def waiting_sums(self) -> int:
+        """How many sums wait for a thread."""
+        return self._pool.waiting
 
     async def drain(self, grace: float) -> None:
         """Finishes the rounds that are open, and begins no others: workers keep them for the next process.
@@ -128,6 +161,7 @@ class Service:
 
     async def close(self) -> None:
         """Ends the service after its server has stopped."""
+        self.pulse.close()
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
@@ -175,6 +209,8 @@ class Service:
             if isinstance(error, ProtocolError):
                 _log.warning("peer %s: %s", context.peer(), error)
             fault = error if isinstance(error, FaultError) else InvalidError(str(error))
+            faults = self._registry.tallies.refusals if joined is None else joined[0].tally.faults
+            faults[fault.kind] += 1
             line.outbox.clear()
             line.outbox.put_control(pb.ExchangeResponse(fault=fault.to_message()))
         except BaseException:
@@ -237,6 +273,7 @@ class Service:
             replaced.closing = True
             replaced.filled.set()
         self._lines[id(job), hello.rank] = line
+        job.tally.reconnects += hello.resuming
         _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
         welcome = self._welcome()
         self._choose_plane(job, hello, line, welcome)
@@ -437,16 +474,22 @@ class Service:
         jobs, ended = self._registry.status(
             now, lambda name: request.job in ("", name) and (tokens is None or tokens.permits(token, name))
         )
+        return self._status(jobs, ended)
+
+    def _status(self, jobs: Sequence[pb.JobStatus], ended: Sequence[pb.EndedJob]) -> pb.GetStatusResponse:
         times = os.times()
         return pb.GetStatusResponse(
-            version=_VERSION,
+            version=VERSION,
             incarnation=self.incarnation,
             addresses=self.addresses,
-            uptime_seconds=now - self._started,
+            uptime_seconds=self._loop.time() - self._started,
             cpu_seconds=times.user + times.system,
             jobs=jobs,
             ended=ended,
             draining=self.draining,
+            memory_reserved_bytes=self._registry.budget.reserved_bytes,
+            memory_budget_bytes=self._registry.budget.limit_bytes,
+            loop_lag_seconds=self.pulse.recent_lag_seconds,
         )
 
 

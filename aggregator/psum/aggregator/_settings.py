@@ -21,6 +21,12 @@ from psum.wire import (
 )
 
 
+def _http_address(text: str) -> str:
+    if parse_address(text).startswith("unix:"):
+        raise ValueError("expected host:port or [ipv6]:port")
+    return text.strip()
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings(BaseSettings):
     """What one aggregator is told. Every field is a flag of `psum aggregator` and an environment variable."""
@@ -133,6 +139,20 @@ class Settings(BaseSettings):
         default=1024,
         parse=integer(1, 10**9),
         meaning="Workers that may be connected from one host; all behind one proxy count as one.",
+    )
+    http: str = setting(
+        "PSUM_HTTP",
+        default="",
+        default_text="none",
+        parse=_http_address,
+        meaning="host:port for the status page, metrics and probes, without TLS: whoever can reach it can read them.",
+    )
+    reflection: bool = setting(
+        "PSUM_REFLECTION",
+        default=False,
+        default_text="off",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="Tell gRPC tools such as grpcurl what services there are.",
     )
     shm_directory: str = setting(
         "PSUM_SHM_DIRECTORY",

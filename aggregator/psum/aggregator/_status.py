@@ -11,6 +11,20 @@ _MAX_ROUNDS = 64
 
 def job_status(job: Job, now: float) -> pb.JobStatus:
     """The state of a job, with the rounds that wait longest and whom they wait for."""
+    rounds = [
+        pb.RoundStatus(
+            key=key.name,
+            shard=index,
+            round=shard.round,
+            waiting_seconds=now - (shard.since or now),
+            waiting_for=shard.waiting_for(),
+        )
+        for (_, index), (key, shard) in itertools.islice(job.waiting.items(), _MAX_ROUNDS)
+    ]
+    behind: dict[int, float] = {}
+    for round in rounds:
+        for rank in round.waiting_for:
+            behind[rank] = max(round.waiting_seconds, behind.get(rank, 0.0))
     return pb.JobStatus(
         name=job.name,
         num_workers=job.num_workers,
@@ -24,6 +38,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
                 received_bytes=worker.received_bytes,
                 sent_bytes=worker.sent_bytes,
                 left=worker.left,
+                behind_seconds=behind.get(rank, 0.0),
             )
             for rank, worker in sorted(job.workers.items())
         ],
@@ -31,14 +46,5 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         held_bytes=job.held_bytes,
         rounds_completed=job.rounds_completed,
         rounds_waiting=len(job.waiting),
-        rounds=[
-            pb.RoundStatus(
-                key=key.name,
-                shard=index,
-                round=shard.round,
-                waiting_seconds=now - (shard.since or now),
-                waiting_for=shard.waiting_for(),
-            )
-            for (_, index), (key, shard) in itertools.islice(job.waiting.items(), _MAX_ROUNDS)
-        ],
+        rounds=rounds,
     )

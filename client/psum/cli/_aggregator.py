@@ -16,7 +16,7 @@ def _flags(command: click.Command) -> click.Command:
         flag = "--" + name.replace("_", "-")
         help_text = f"{declared.meaning} [{declared.variables[0]}; default: {declared.default_text}]"
         option: click.Option
-        if name == "insecure":
+        if declared.default_text == "off":
             option = click.Option([flag], is_flag=True, default=None, help=help_text)
         else:
             option = click.Option([flag], multiple=name == "listen", metavar="VALUE", help=help_text)

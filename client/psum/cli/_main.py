@@ -12,6 +12,7 @@ _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "aggregator": "psum.cli._aggregator",
         "bench": "psum.cli._bench",
         "launch": "psum.cli._launch",
+        "status": "psum.cli._status",
     }
 )
 """The module of each subcommand; it holds a command of that name."""

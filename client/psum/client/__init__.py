@@ -23,6 +23,7 @@ from psum.client._keys import Operation
 from psum.client._settings import Settings
 from psum.client._status import fetch_status
 from psum.client._store import Store, key_name
+from psum.client._tally import OperationStatistics, Statistics, Times
 from psum.client._ticket import Ticket
 from psum.wire import ElementType
 from psum.wire.errors import (
@@ -61,13 +62,16 @@ __all__ = [
     "InternalError",
     "InvalidError",
     "Operation",
+    "OperationStatistics",
     "ProtocolError",
     "PsumError",
     "RoundTimeoutError",
     "Settings",
+    "Statistics",
     "Store",
     "TakenError",
     "Ticket",
+    "Times",
     "WorkerLostError",
     "connect",
     "fetch_status",

@@ -15,12 +15,14 @@ from typing import Any, Final, Self
 
 from psum.client import _process
 from psum.client._credentials import Credentials
+from psum.client._exporter import Exporter
 from psum.client._keys import Operation
 from psum.client._link import Link
-from psum.client._session import Session
-from psum.client._settings import Settings
+from psum.client._session import Load, Session
+from psum.client._settings import Settings, next_port
 from psum.client._shared import SharedMemory
 from psum.client._store import Store
+from psum.client._tally import Statistics, Tally, statistics
 from psum.client._thread import LoopThread
 from psum.client._ticket import State, Ticket
 from psum.v1 import aggregator_pb2 as pb
@@ -70,6 +72,7 @@ class Client:
         """Held while the session is changed; only of use where there is no thread that alone may do so."""
         self._closing = threading.Lock()
         self._closed = False
+        self._exporter: Exporter | None = None
         self._links: list[Link] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._thread: LoopThread | None = LoopThread("psum-client") if settings.aggregators else None
@@ -115,6 +118,24 @@ class Client:
     def local_size(self) -> int:
         """The number of workers on this node."""
         return self.settings.local_size
+
+    @property
+    def metrics_address(self) -> str:
+        """Where its metrics can be scraped, empty where that was not asked for."""
+        return self._exporter.address if self._exporter is not None else ""
+
+    @property
+    def tally(self) -> Tally:
+        """What it counts."""
+        return self._session.tally
+
+    def statistics(self) -> Statistics:
+        """What it did until now: how long operations took and where that time went, bytes, stalls and failures."""
+        return statistics(self.tally, self._outstanding)
+
+    def load(self) -> Load:
+        """What is under way now."""
+        return self._session.load()
 
     def store(self) -> Store:
         """A new namespace of keys. All ranks must create theirs in the same order."""
@@ -182,6 +203,8 @@ class Client:
             finally:
                 # However the leaving ended: nobody else would complete what is outstanding.
                 self._closed = True
+                if self._exporter is not None:
+                    self._exporter.close()
                 self._session.fail(ClosedError("the client was closed before the operation was complete"))
                 # What was handed over after the thread looked for the last time.
                 self._look_into_inbox()
@@ -192,16 +215,21 @@ class Client:
         Raises:
             ConnectError: An aggregator could not be reached in time, or one side does not trust the other.
             FaultError: An aggregator refused this worker.
-            ConfigurationError: A file for TLS or the token's cannot be used.
+            ConfigurationError: A file for TLS or the token's cannot be used, or metrics are asked for and what they
+                need is not installed.
         """
-        if self._thread is None:
-            return
-        keep_large_blocks(one_arena=False)
         try:
-            self._thread.run(self._connect())
+            if self.settings.metrics_port:
+                self._exporter = Exporter(self, next_port(self.settings.metrics_port, self.settings.local_rank))
+            if self._thread is not None:
+                keep_large_blocks(one_arena=False)
+                self._thread.run(self._connect())
         except BaseException:
             self._closed = True
-            self._thread.stop()
+            if self._thread is not None:
+                self._thread.stop()
+            if self._exporter is not None:
+                self._exporter.close()
             raise
 
     async def _connect(self) -> None:

@@ -5,7 +5,9 @@ client's; `reserve` may be called from any. `next_message` gives what is to be s
 has ended meanwhile and is to be reported to its owner.
 """
 
+import dataclasses
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,6 +15,7 @@ from psum.client._keys import Key, Operation
 from psum.client._placement import Placement, Shard
 from psum.client._scheduler import Scheduler
 from psum.client._shared import SharedMemory
+from psum.client._tally import Tally
 from psum.client._ticket import Part, State, Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, SHARED_BYTES, ElementType, decode, encode, split
@@ -52,6 +55,8 @@ class _Lane:
         """While the aggregator is about to end: the rounds that it still finishes, as (key's id, shard, round)."""
         self.postponed: list[Part] = []
         """Shards of other rounds, for its next process."""
+        self.stalled_since: float | None = None
+        """Since when something waits for credit."""
 
     def add(self, part: Part) -> None:
         """Queues a shard, or keeps it for the aggregator's next process."""
@@ -60,6 +65,21 @@ class _Lane:
             self.scheduler.add(part)
         else:
             self.postponed.append(part)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Load:
+    """What is under way.
+
+    Attributes:
+        operations: Operations that were begun and have no result.
+        waiting_shards: Shards that wait to be sent.
+        under_way_bytes: Bytes that count against the credit.
+    """
+
+    operations: int
+    waiting_shards: int
+    under_way_bytes: int
 
 
 class Session:
@@ -74,6 +94,7 @@ class Session:
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; is to lead to `submit`.
+        clock: The time now, as it is given to the methods.
     """
 
     def __init__(
@@ -86,8 +107,11 @@ class Session:
         credit_bytes: int,
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rank = rank
+        self.tally = Tally()
+        self._clock = clock
         self.failure: PsumError | None = None
         """Why every operation fails from now on."""
         self.finished: list[tuple[Ticket, PsumError | None]] = []
@@ -174,6 +198,8 @@ class Session:
             entry, total = lane.restores.popleft()
             return encode(pb.ExchangeRequest(restore=pb.Restore(shards=[entry])), total)
         batch = lane.scheduler.take()
+        now = self._clock()
+        self._note_stall(lane, bool(not batch and len(lane.scheduler)), now)
         if not batch:
             # What is not answered yet may be a sum that only the rank has that wants to leave.
             if lane.syncs and not (lane.outstanding or lane.postponed or lane.scheduler):
@@ -183,6 +209,10 @@ class Session:
         for part in batch:
             ticket, shard = part.ticket, part.shard
             lane.outstanding[ticket.key.id, shard.index] = part
+            part.sent = now
+            tally = self.tally.operations[ticket.key.operation]
+            tally.queue.observe(now - part.queued)
+            tally.sent_bytes += part.size
             entry = pb.ShardRound(id=ticket.key.id, shard=shard.index, round=ticket.round, priority=ticket.priority)
             entries.append(entry)
             if ticket.source is None:
@@ -254,6 +284,7 @@ class Session:
                 self.notices.append(message.notice.text)
             case "fault":
                 fault = FaultError.from_message(message.fault)
+                self.tally.faults[fault.kind] += 1
                 if fault.key is None:
                     self.fail(fault)
                 elif (key := self._by_id.get(fault.key)) is not None:
@@ -262,6 +293,14 @@ class Session:
                 raise ProtocolError(
                     f"aggregator {self._addresses[aggregator]} sent {kind}, which was not to be expected"
                 )
+
+    def load(self) -> Load:
+        """What is under way now; from any thread, hence not quite one moment's."""
+        return Load(
+            operations=len(self.running),
+            waiting_shards=sum(len(lane.scheduler) for lane in self._lanes),
+            under_way_bytes=sum(lane.scheduler.under_way_bytes for lane in self._lanes),
+        )
 
     def use_plane(self, aggregator: int, shared: SharedMemory | None, *, piped: bool) -> None:
         """On a new stream to an aggregator large payloads lie in this memory, go on a data connection (piped), or, with
@@ -276,6 +315,7 @@ class Session:
         The aggregator may be the same process, which ignores what it had already, or another one, which knows nothing.
         """
         lane = self._lanes[aggregator]
+        self.tally.reconnects += 1
         unanswered = [*lane.outstanding.values(), *lane.postponed]
         lane.outstanding.clear()
         lane.postponed.clear()
@@ -359,10 +399,10 @@ class Session:
                 if not self._lanes and ticket.source is not None and ticket.target is not None:
                     # A job of one worker without aggregators: the sum is the value.
                     ticket.target[:] = ticket.source
-                self._complete(ticket)
+                self._complete(ticket, now)
                 continue
             for shard in key.shards:
-                self._lanes[shard.aggregator].add(Part(ticket, shard))
+                self._lanes[shard.aggregator].add(Part(ticket, shard, now))
         if key.running is None and key.waiting:
             self._stalled.setdefault(key, now)
         else:
@@ -413,9 +453,12 @@ class Session:
         del lane.outstanding[entry.id, entry.shard]
         self._credit(aggregator, part)
         self._free(part)
+        tally = self.tally.operations[ticket.key.operation]
+        tally.exchange.observe(now - part.sent)
+        tally.received_bytes += len(payload)
         ticket.pending -= 1
         if ticket.pending == 0:
-            self._complete(ticket)
+            self._complete(ticket, now)
             self._run_next(ticket.key, now)
 
     @staticmethod
@@ -444,6 +487,15 @@ class Session:
             return
         answer = pb.ShardRound(id=entry.id, shard=entry.shard, round=entry.round, length=len(total))
         self._lanes[aggregator].restores.append((answer, total))
+        self.tally.restores += 1
+
+    def _note_stall(self, lane: _Lane, stalled: bool, now: float) -> None:
+        if stalled and lane.stalled_since is None:
+            self.tally.stalls += 1
+            lane.stalled_since = now
+        elif not stalled and lane.stalled_since is not None:
+            self.tally.stall_seconds += now - lane.stalled_since
+            lane.stalled_since = None
 
     def _credit(self, aggregator: int, part: Part) -> None:
         if not part.credited:
@@ -461,8 +513,9 @@ class Session:
             part.place = None
             shared.free(offset, part.size)
 
-    def _complete(self, ticket: Ticket) -> None:
+    def _complete(self, ticket: Ticket, now: float) -> None:
         """The result of the key's running operation is whole."""
+        self.tally.operations[ticket.key.operation].total.observe(now - self.running[ticket])
         ticket.key.running = None
         ticket.key.round += 1
         self._finish(ticket, None)

@@ -23,6 +23,18 @@ from psum.wire import (
 )
 
 
+def _metrics_port(text: str) -> str:
+    if (address := parse_address(text if ":" in text else f"127.0.0.1:{text}")).startswith("unix:"):
+        raise ValueError("expected a port or host:port")
+    return address
+
+
+def next_port(address: str, number: int) -> str:
+    """The address with a port that is higher by this number, unless it is 0 for a free one."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number if int(port) else 0}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings(BaseSettings):
     """What one worker is told, mostly by its environment.
@@ -166,6 +178,13 @@ class Settings(BaseSettings):
         default_text="off",
         parse=lambda text: choice("0", "1")(text) == "1",
         meaning="Send the token to other machines without TLS, though anybody between could read and use it.",
+    )
+    metrics_port: str = setting(
+        "PSUM_METRICS_PORT",
+        default="",
+        default_text="none",
+        parse=_metrics_port,
+        meaning="A port, or host:port, where Prometheus can read this worker's metrics; one higher per local rank.",
     )
     log_level: str = setting(
         "PSUM_LOG_LEVEL",

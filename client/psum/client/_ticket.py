@@ -83,9 +83,11 @@ class Ticket:
 class Part:
     """One shard of a running operation: what the scheduler schedules."""
 
-    __slots__ = ("credited", "place", "shard", "size", "ticket")
+    __slots__ = ("credited", "place", "queued", "sent", "shard", "size", "ticket")
 
-    def __init__(self, ticket: Ticket, shard: Shard) -> None:
+    def __init__(self, ticket: Ticket, shard: Shard, now: float = 0.0) -> None:
+        self.queued = self.sent = now
+        """When it began to wait, and when it was sent last."""
         self.ticket = ticket
         self.shard = shard
         self.size = 0 if ticket.source is None else shard.size

@@ -1003,6 +1003,9 @@ class GetStatusResponse(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    MEMORY_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    LOOP_LAG_SECONDS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of psum."""
     incarnation: _builtins.int
@@ -1013,6 +1016,12 @@ class GetStatusResponse(_message.Message):
     """Processor time that the process has used since it was started."""
     draining: _builtins.bool
     """Whether it is draining."""
+    memory_reserved_bytes: _builtins.int
+    """Memory that is set aside for sums."""
+    memory_budget_bytes: _builtins.int
+    """How much may be set aside; 0: as much as there is."""
+    loop_lag_seconds: _builtins.float
+    """How late its event loop was at most in the last seconds."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses that it listens on."""
@@ -1036,10 +1045,13 @@ class GetStatusResponse(_message.Message):
         jobs: _abc.Iterable[Global___JobStatus] | None = ...,
         ended: _abc.Iterable[Global___EndedJob] | None = ...,
         draining: _builtins.bool = ...,
+        memory_reserved_bytes: _builtins.int = ...,
+        memory_budget_bytes: _builtins.int = ...,
+        loop_lag_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "jobs", b"jobs", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1113,6 +1125,7 @@ class WorkerStatus(_message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     SENT_BYTES_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    BEHIND_SECONDS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     worker: _builtins.str
@@ -1129,6 +1142,8 @@ class WorkerStatus(_message.Message):
     """Payload bytes sent to it."""
     left: _builtins.bool
     """Whether it has left the job in good order."""
+    behind_seconds: _builtins.float
+    """How long the oldest of the rounds listed that wait for it has waited; 0 where none does."""
     def __init__(
         self,
         *,
@@ -1140,10 +1155,11 @@ class WorkerStatus(_message.Message):
         received_bytes: _builtins.int = ...,
         sent_bytes: _builtins.int = ...,
         left: _builtins.bool = ...,
+        behind_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "peer", b"peer", "rank", b"rank", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_seconds", b"behind_seconds", "connected", b"connected", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "peer", b"peer", "rank", b"rank", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

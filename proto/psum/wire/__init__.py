@@ -18,7 +18,9 @@ from psum.wire._elements import ElementType
 from psum.wire._files import WatchedFiles, read_file
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
 from psum.wire._malloc import keep_large_blocks
+from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
+from psum.wire._report import report_of
 from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
 from psum.wire._settings import (
     Declaration,
@@ -43,11 +45,14 @@ __all__ = [
     "NO_PROXY",
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
+    "ROUND_BOUNDS_SECONDS",
     "SECRET_BYTES",
     "SHARED_BYTES",
     "BaseSettings",
     "Declaration",
     "ElementType",
+    "Histogram",
+    "Metric",
     "Pem",
     "Pipe",
     "Segment",
@@ -70,6 +75,7 @@ __all__ = [
     "load",
     "parse_address",
     "read_file",
+    "report_of",
     "setting",
     "size",
     "split",

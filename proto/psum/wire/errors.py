@@ -98,6 +98,11 @@ class FaultError(PsumError):
         self.ranks = tuple(ranks)
         super().__init__(text)
 
+    @property
+    def kind(self) -> str:
+        """What kind of failure it is, in a word such as worker_lost."""
+        return pb.FaultCode.Name(self.code).removeprefix("FAULT_CODE_").lower()
+
     def to_message(self) -> pb.Fault:
         """The fault as it crosses the wire."""
         return pb.Fault(code=self.code, text=str(self), id=self.key, round=self.round, ranks=self.ranks)

@@ -1,0 +1,38 @@
+"""The standard health service, in step with whether this aggregator takes workers."""
+
+from typing import Final
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import OVERALL_HEALTH, aio
+
+from psum.v1 import aggregator_pb2 as pb
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+#: Whose state can be asked for: the aggregator as a whole, and its one service.
+_NAMES: Final = (OVERALL_HEALTH, pb.DESCRIPTOR.services_by_name["AggregatorService"].full_name)
+
+
+class Health:
+    """The health service of one gRPC server."""
+
+    def __init__(self) -> None:
+        self._servicer = aio.HealthServicer()
+
+    async def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server that has not begun to serve."""
+        # A new servicer would say that all is well.
+        for name in _NAMES:
+            await self._servicer.set(name, _NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def ready(self) -> None:
+        """Workers may come."""
+        for name in _NAMES:
+            await self._servicer.set(name, _SERVING)
+
+    async def drain(self) -> None:
+        """No worker should come any more; whoever watches is told."""
+        await self._servicer.enter_graceful_shutdown()

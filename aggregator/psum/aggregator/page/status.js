@@ -1,0 +1,236 @@
+"use strict";
+
+// Everything that is shown goes in as text, never as markup: names come from workers. The page's
+// Content-Security-Policy would let nothing else through either.
+
+const REFRESH_MS = 2000;
+const HIDDEN_REFRESH_MS = 15000;
+const ANSWER_MS = 5000;
+const ROWS_AT_FIRST = 100;
+const SVG = "http://www.w3.org/2000/svg";
+
+const byId = (id) => document.getElementById(id);
+
+function element(tag, options = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(options)) {
+    if (name === "class") made.className = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  return made;
+}
+
+function drawing(tag, attributes, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function bytes(value) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  let unit = 0;
+  while (value >= 1024 && unit < units.length - 1) { value /= 1024; unit += 1; }
+  return `${unit && value < 100 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
+}
+
+function duration(seconds) {
+  if (seconds < 0.001) return "0 s";
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  const s = Math.round(seconds);
+  const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const first = parts.findIndex(([size]) => s >= size);
+  const two = parts.slice(first, first + 2);
+  let rest = s;
+  return two.map(([size, unit]) => { const n = Math.floor(rest / size); rest %= size; return n ? `${n} ${unit}` : ""; })
+    .filter(Boolean).join(" ");
+}
+
+function ranks(list) {
+  // 0, 1, 2, 5 as 0–2, 5.
+  const runs = [];
+  for (const rank of list) {
+    const last = runs[runs.length - 1];
+    if (last && last[1] === rank - 1) last[1] = rank;
+    else runs.push([rank, rank]);
+  }
+  const shown = runs.slice(0, 12).map(([a, b]) => (a === b ? `${a}` : b === a + 1 ? `${a}, ${b}` : `${a}–${b}`));
+  return shown.join(", ") + (runs.length > 12 ? ", …" : "");
+}
+
+function named(list) {
+  return `rank${list.length === 1 ? "" : "s"} ${ranks(list)}`;
+}
+
+function table(columns, rows, cards) {
+  const body = element("tbody");
+  for (const row of rows) {
+    const line = element("tr");
+    row.forEach((value, i) => {
+      const [text, kind] = Array.isArray(value) ? value : [value, ""];
+      line.append(element("td", { "class": `${columns[i][1] || ""} ${kind}`.trim(), "data-title": columns[i][0] }, text));
+    });
+    body.append(line);
+  }
+  const head = element("tr", {}, ...columns.map(([title, kind]) => element("th", { "class": kind || "", scope: "col" }, title)));
+  return element("table", { "class": cards ? "cards" : "" }, element("thead", {}, head), body);
+}
+
+function chart(throughput) {
+  const received = throughput.received_bytes_per_second, sent = throughput.sent_bytes_per_second;
+  const width = 600, height = 120, slots = 150;
+  const most = Math.max(1, ...received, ...sent);
+  const points = (values) => [0, ...values].slice(-slots).map((value, i, all) => {
+    const x = width * (slots - all.length + i) / (slots - 1);
+    return `${x.toFixed(1)},${(height - 2 - (height - 6) * value / most).toFixed(1)}`;
+  }).join(" ");
+  const last = (values) => `${bytes(values.length ? values[values.length - 1] : 0)}/s`;
+  const picture = drawing("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img",
+    "aria-label": `received ${last(received)}, sent ${last(sent)}` },
+  ...[0.02, 0.5, 0.98].map((part) => drawing("line", { "class": "grid", x1: 0, x2: width, y1: height * part, y2: height * part })),
+  drawing("polyline", { "class": "received", points: points(received) }),
+  drawing("polyline", { "class": "sent", points: points(sent) }));
+  return element("figure", {}, picture, element("figcaption", {},
+    element("span", { "class": "key-received" }, "received ", element("b", {}, last(received))),
+    element("span", { "class": "key-sent" }, "sent ", element("b", {}, last(sent))),
+    element("span", {}, `last ${duration(slots * throughput.seconds)}, the top is ${bytes(most)}/s`)));
+}
+
+function facts(aggregator, report) {
+  const workers = report.jobs.flatMap((job) => job.workers).filter((worker) => worker.state === "connected").length;
+  const budget = aggregator.memory_budget_bytes;
+  const list = [
+    ["jobs", report.jobs.length],
+    ["workers connected", workers],
+    ["memory for sums", `${bytes(aggregator.memory_reserved_bytes)} of ${budget ? bytes(budget) : "no limit"}`],
+    ["event loop late by", duration(aggregator.loop_lag_seconds)],
+    ["up for", duration(aggregator.uptime_seconds)],
+    ["processor time", duration(aggregator.cpu_seconds)],
+    ["version", aggregator.version],
+    ["incarnation", aggregator.incarnation],
+  ];
+  return list.map(([title, value]) => element("div", {}, element("dt", {}, title), element("dd", {}, value)));
+}
+
+const opened = new Map();   // Whether the reader opened or closed a job, by its name.
+const whole = new Set();    // Jobs of which all workers are to be shown.
+let rates = new Map();      // Bytes received and sent by job at the last answer.
+
+function rateOf(job, now) {
+  const before = rates.get(job.name);
+  if (!before || job.received_bytes < before.received || now <= before.at) return "";
+  const seconds = (now - before.at) / 1000;
+  return `, ${bytes((job.received_bytes - before.received) / seconds)}/s in, ` +
+    `${bytes(Math.max(0, job.sent_bytes - before.sent) / seconds)}/s out`;
+}
+
+function waits(job) {
+  const [oldest] = job.rounds;
+  if (!oldest || oldest.waiting_seconds < 1) return [];
+  const more = job.rounds_waiting > 1 ? `; ${job.rounds_waiting - 1} more wait` : "";
+  return [element("p", { "class": "waits" }, `Round ${oldest.round} of ${oldest.key}, shard ${oldest.shard}, has waited ` +
+    `${duration(oldest.waiting_seconds)} for ${named(oldest.waiting_for)}${more}.`)];
+}
+
+function workerRow(worker) {
+  const state = worker.state === "vanished" ? [worker.state, "bad"] : worker.state;
+  const behind = worker.behind_seconds >= 1 ? [duration(worker.behind_seconds), "warn"] : duration(worker.behind_seconds);
+  return [worker.rank, state, behind, duration(worker.last_heard_seconds), bytes(worker.received_bytes),
+    bytes(worker.sent_bytes), worker.address, worker.worker];
+}
+
+function jobBody(job) {
+  const parts = waits(job);
+  if (job.not_joined.length) parts.push(element("p", { "class": "waits" }, `Not joined yet: ${named(job.not_joined)}.`));
+  const shown = whole.has(job.name) ? job.workers : job.workers.slice(0, ROWS_AT_FIRST);
+  parts.push(element("h4", {}, "Workers"), element("div", { "class": "scroll" }, table(
+    [["rank", "number"], ["state"], ["behind", "number"], ["last heard", "number"], ["received", "number"],
+      ["sent", "number"], ["address", "wide"], ["runs at", "wide"]], shown.map(workerRow), true)));
+  if (shown.length < job.workers.length) {
+    const all = element("button", { type: "button" }, `show all ${job.workers.length}`);
+    all.addEventListener("click", () => { whole.add(job.name); refresh(); });
+    parts.push(all);
+  }
+  if (job.rounds.length) {
+    const title = job.rounds_waiting > job.rounds.length
+      ? `Rounds in progress: the oldest ${job.rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
+    parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
+      [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wide"]],
+      job.rounds.map((r) => [r.key, r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
+  }
+  return element("div", { "class": "body" }, ...parts);
+}
+
+function jobCard(job, open, now) {
+  const connected = job.workers.filter((worker) => worker.state === "connected").length;
+  const summary = element("summary", {}, element("h3", {}, job.name), element("span", { "class": "faint" },
+    ` ${connected} of ${job.num_workers} workers, ${job.keys} keys, ${job.rounds_completed} rounds done, ` +
+    `${job.rounds_waiting} in progress, holds ${bytes(job.held_bytes)}${rateOf(job, now)}`));
+  const card = element("details", { "class": "job", "data-job": job.name }, summary);
+  card.open = opened.has(job.name) ? opened.get(job.name) : open;
+  if (card.open) card.append(jobBody(job));
+  summary.addEventListener("click", () => {
+    opened.set(job.name, !card.open);
+    if (!card.open && card.children.length === 1) card.append(jobBody(job));
+  });
+  return card;
+}
+
+function show(report) {
+  const aggregator = report.aggregator;
+  const now = performance.now();
+  byId("where").textContent = aggregator.addresses.join(", ");
+  document.title = `psum ${aggregator.addresses[0] || "aggregator"}`;
+  byId("throughput").replaceChildren(chart(report.throughput));
+  byId("facts").replaceChildren(...facts(aggregator, report));
+  const none = element("p", { "class": "none" }, "No job is in progress.");
+  const cards = report.jobs.map((job, i) => jobCard(job, i < 3, now));
+  const focused = document.activeElement?.closest(".job")?.dataset.job;
+  byId("jobs").replaceChildren(...(cards.length ? cards : [none]));
+  cards.find((card) => card.dataset.job === focused)?.querySelector("summary").focus();
+  rates = new Map(report.jobs.map((job) => [job.name, { at: now, received: job.received_bytes, sent: job.sent_bytes }]));
+  byId("ended-section").hidden = !report.ended.length;
+  byId("ended").replaceChildren(table([["job", "wide"], ["workers", "number"], ["ended", "number"], ["how", "wide"]],
+    report.ended.map((job) => [job.name, `${job.joined} of ${job.num_workers}`, `${duration(job.ended_seconds)} ago`,
+      job.failure ? [job.failure, "bad"] : "well"]), true));
+  byId("settings").replaceChildren(table([["setting"], ["value", "wide"]], Object.entries(aggregator.settings)
+    .map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") : String(value)])));
+}
+
+function say(text, bad) {
+  const state = byId("state");
+  if (state.textContent !== text) state.textContent = text;
+  state.className = bad ? "bad" : "";
+}
+
+let timer = 0;
+let incarnation = "";
+let answered = 0;
+let came = false;           // Whether it was started anew while the page was open.
+
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    const response = await fetch("api/status", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
+    if (!response.ok) throw new Error(`HTTP ${response.status}`);
+    const report = await response.json();
+    const restarted = incarnation && incarnation !== report.aggregator.incarnation;
+    incarnation = report.aggregator.incarnation;
+    answered = Date.now();
+    if (restarted) { rates.clear(); came = true; }
+    show(report);
+    const since = report.aggregator.uptime_seconds;
+    if (report.aggregator.draining) say("about to end: finishes open rounds", true);
+    else say(came && since < 60 ? "serving again: it was started anew" : "serving", false);
+  } catch (error) {
+    const since = answered ? ` for ${duration((Date.now() - answered) / 1000)}; what is below is from then` : "";
+    say(`no answer${since}; trying again`, true);
+  }
+  clearTimeout(timer);
+  timer = setTimeout(refresh, document.hidden ? HIDDEN_REFRESH_MS : REFRESH_MS);
+}
+
+document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+refresh();

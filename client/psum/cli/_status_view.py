@@ -1,0 +1,210 @@
+"""How `psum status` shows a fleet: its aggregators, and each job over all of them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+#: Workers of one job that are listed unless all are asked for.
+_MAX_WORKERS: Final = 20
+
+#: Jobs that ended that are listed.
+_MAX_ENDED: Final = 5
+
+#: Runs of ranks that are named.
+_MAX_RUNS: Final = 8
+
+#: A rank that is waited for this long is worth a colour.
+_BEHIND_SECONDS: Final = 1.0
+
+Answer = dict[str, Any]
+
+
+class Fleet:
+    """Shows answers one after another, with the throughput between two of them.
+
+    Args:
+        everything: Whether all workers of large jobs are listed.
+    """
+
+    def __init__(self, *, everything: bool) -> None:
+        self._everything = everything
+        self._before: dict[tuple[str, str], tuple[float, int, int]] = {}
+        """By address and incarnation: when, and bytes received and sent until then."""
+
+    def show(self, answers: Sequence[Answer], now: float) -> RenderableType:
+        """What the aggregators have answered, each with its address and either a report or an error."""
+        parts: list[RenderableType] = [self._aggregators(answers, now)]
+        jobs: dict[str, list[tuple[str, Answer]]] = {}
+        for answer in answers:
+            for job in answer.get("jobs", ()):
+                jobs.setdefault(job["name"], []).append((answer["address"], job))
+        for name, places in jobs.items():
+            parts += ["", *self._job(name, places)]
+        if not jobs:
+            parts += ["", Text("No job is in progress.")]
+        if ended := _ended(answers):
+            parts += ["", ended]
+        parts += [Text(clean(answer["error"]), style="red") for answer in answers if "error" in answer]
+        return Group(*parts)
+
+    def _aggregators(self, answers: Sequence[Answer], now: float) -> Table:
+        table = _table("aggregator", "state", "up", "jobs", "workers", "received", "sent", "memory", "late by")
+        for answer in answers:
+            if "error" in answer:
+                table.add_row(Text(answer["address"]), Text("no answer", style="red"))
+                continue
+            own, jobs = answer["aggregator"], answer["jobs"]
+            budget = size(own["memory_budget_bytes"]) if own["memory_budget_bytes"] else "no limit"
+            connected = sum(worker["state"] == "connected" for job in jobs for worker in job["workers"])
+            table.add_row(
+                Text(answer["address"]),
+                Text("drains", style="yellow") if own["draining"] else Text("serves", style="green"),
+                seconds(own["uptime_seconds"]),
+                str(len(jobs)),
+                str(connected),
+                *self._throughput(answer, now),
+                f"{size(own['memory_reserved_bytes'])} of {budget}",
+                seconds(own["loop_lag_seconds"]),
+            )
+        return table
+
+    def _throughput(self, answer: Answer, now: float) -> tuple[str, str]:
+        place = answer["address"], answer["aggregator"]["incarnation"]
+        received, sent = (sum(job[name] for job in answer["jobs"]) for name in ("received_bytes", "sent_bytes"))
+        before, self._before[place] = self._before.get(place), (now, received, sent)
+        if before is None or now <= before[0] or received < before[1] or sent < before[2]:
+            return size(received), size(sent)
+        passed = now - before[0]
+        return f"{size((received - before[1]) / passed)}/s", f"{size((sent - before[2]) / passed)}/s"
+
+    def _job(self, name: str, places: Sequence[tuple[str, Answer]]) -> Iterable[RenderableType]:
+        jobs = [job for _, job in places]
+        workers = _merged(jobs)
+        connected = sum(worker["connected"] == len(jobs) for worker in workers)
+        rounds = sum(job["rounds_completed"] for job in jobs)
+        yield Text.assemble(
+            ("job ", "bold"),
+            (clean(name), "bold"),
+            f"  {connected} of {jobs[0]['num_workers']} workers, {rounds} rounds done,"
+            f" {sum(job['rounds_waiting'] for job in jobs)} in progress,"
+            f" holds {size(sum(job['held_bytes'] for job in jobs))}",
+        )
+        waiting = [(job["rounds"][0], address) for address, job in places if job["rounds"]]
+        if waiting:
+            oldest, address = max(waiting, key=lambda entry: entry[0]["waiting_seconds"])
+            yield Text(
+                f"round {oldest['round']} of {clean(oldest['key'])} shard {oldest['shard']} on {address} has waited"
+                f" {seconds(oldest['waiting_seconds'])} for {ranks(oldest['waiting_for'])}",
+                style="yellow" if oldest["waiting_seconds"] >= _BEHIND_SECONDS else "",
+            )
+        if missing := sorted({rank for job in jobs for rank in job["not_joined"]}):
+            yield Text(f"not joined yet: {ranks(missing)}", style="yellow")
+        yield from self._workers(workers, len(jobs))
+
+    def _workers(self, workers: list[Answer], places: int) -> Iterable[RenderableType]:
+        shown = workers
+        if not self._everything and len(workers) > _MAX_WORKERS:
+            urgent = sorted(workers, key=lambda w: (w["state"] == "connected", -w["behind_seconds"], w["rank"]))
+            shown = sorted(urgent[:_MAX_WORKERS], key=lambda w: int(w["rank"]))
+        table = _table("rank", "state", "behind", "heard", "received", "sent", "runs at")
+        for worker in shown:
+            state = worker["state"] if worker["connected"] in (0, places) else f"on {worker['connected']} of {places}"
+            behind = worker["behind_seconds"]
+            table.add_row(
+                str(worker["rank"]),
+                Text(state, style="" if state in ("connected", "left") else "red"),
+                Text(seconds(behind), style="yellow" if behind >= _BEHIND_SECONDS else ""),
+                seconds(worker["last_heard_seconds"]),
+                size(worker["received_bytes"]),
+                size(worker["sent_bytes"]),
+                Text(clean(worker["worker"])),
+            )
+        yield table
+        if len(shown) < len(workers):
+            yield Text(f"… and {len(workers) - len(shown)} more workers (--all)", style="dim")
+
+
+def _merged(jobs: Sequence[Answer]) -> list[Answer]:
+    """The workers of a job over all aggregators, by rank."""
+    merged: dict[int, Answer] = {}
+    for job in jobs:
+        for worker in job["workers"]:
+            known = merged.setdefault(worker["rank"], {**worker, "connected": 0})
+            known["connected"] += worker["state"] == "connected"
+            if known.get("seen"):
+                known["received_bytes"] += worker["received_bytes"]
+                known["sent_bytes"] += worker["sent_bytes"]
+                known["behind_seconds"] = max(known["behind_seconds"], worker["behind_seconds"])
+                known["last_heard_seconds"] = min(known["last_heard_seconds"], worker["last_heard_seconds"])
+            known["seen"] = True
+            if worker["state"] != "connected":
+                known["state"] = worker["state"]
+    return [merged[rank] for rank in sorted(merged)]
+
+
+def _ended(answers: Sequence[Answer]) -> Table | None:
+    found = [(answer["address"], ended) for answer in answers for ended in answer.get("ended", ())]
+    if not found:
+        return None
+    table = _table("job that ended", "on", "ago", "how")
+    for address, ended in sorted(found, key=lambda entry: float(entry[1]["ended_seconds"]))[:_MAX_ENDED]:
+        table.add_row(
+            Text(clean(ended["name"])),
+            Text(address),
+            seconds(ended["ended_seconds"]),
+            Text(clean(ended["failure"]) or "well", style="red" if ended["failure"] else ""),
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    words = {"aggregator", "state", "runs at", "job that ended", "on", "how"}
+    for column in columns:
+        table.add_column(
+            column, justify="left" if column in words else "right", no_wrap=column not in ("how", "runs at")
+        )
+    return table
+
+
+def clean(text: str) -> str:
+    """A name as it may be shown in a terminal, which others' control characters could make do anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def ranks(numbers: Sequence[int]) -> str:
+    """Ranks, those in a row together: ranks 0-2, 7."""
+    runs: list[list[int]] = []
+    for rank in numbers:
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    named = ", ".join("-".join(map(str, run)) for run in runs[:_MAX_RUNS])
+    return f"rank{'' if len(numbers) == 1 else 's'} {named}{', …' if len(runs) > _MAX_RUNS else ''}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while count >= 1024 and len(units) > 1:
+        count /= 1024
+        del units[0]
+    return f"{count:.0f} {units[0]}" if units[0] == "B" or count >= 100 else f"{count:.1f} {units[0]}"
+
+
+def seconds(count: float) -> str:
+    """A time for people."""
+    if count < 1:
+        return f"{count * 1000:.0f} ms"
+    if count < 60:
+        return f"{count:.1f} s"
+    minutes, rest = divmod(round(count), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,78 @@
+"""The state of an aggregator as JSON has it: the same over HTTP and from the command line."""
+
+import urllib.parse
+from typing import Any
+
+from psum.v1 import aggregator_pb2 as pb
+
+
+def report_of(status: pb.GetStatusResponse) -> dict[str, Any]:
+    """An answer to GetStatus as a dictionary of aggregator, jobs and ended, all numbers in bytes and seconds."""
+    return {
+        "aggregator": {
+            "version": status.version,
+            # As text: numbers of 64 bits are too large for JavaScript.
+            "incarnation": f"{status.incarnation:016x}",
+            "addresses": list(status.addresses),
+            "uptime_seconds": round(status.uptime_seconds, 3),
+            "cpu_seconds": round(status.cpu_seconds, 3),
+            "loop_lag_seconds": round(status.loop_lag_seconds, 6),
+            "memory_reserved_bytes": status.memory_reserved_bytes,
+            "memory_budget_bytes": status.memory_budget_bytes,
+            "draining": status.draining,
+        },
+        "jobs": [_job(job) for job in status.jobs],
+        "ended": [
+            {
+                "name": ended.name,
+                "num_workers": ended.num_workers,
+                "joined": len(ended.joined),
+                "ended_seconds": round(ended.ended_seconds, 3),
+                "failure": ended.failure,
+            }
+            for ended in status.ended
+        ],
+    }
+
+
+def _job(job: pb.JobStatus) -> dict[str, Any]:
+    joined = {worker.rank for worker in job.workers}
+    return {
+        "name": job.name,
+        "num_workers": job.num_workers,
+        "keys": job.keys,
+        "held_bytes": job.held_bytes,
+        "received_bytes": sum(worker.received_bytes for worker in job.workers),
+        "sent_bytes": sum(worker.sent_bytes for worker in job.workers),
+        "rounds_completed": job.rounds_completed,
+        "rounds_waiting": job.rounds_waiting,
+        "not_joined": [rank for rank in range(job.num_workers) if rank not in joined],
+        "workers": [
+            {
+                "rank": worker.rank,
+                "worker": worker.worker,
+                "address": _address(worker.peer),
+                "state": "left" if worker.left else "connected" if worker.connected else "vanished",
+                "last_heard_seconds": round(worker.last_heard_seconds, 3),
+                "behind_seconds": round(worker.behind_seconds, 3),
+                "received_bytes": worker.received_bytes,
+                "sent_bytes": worker.sent_bytes,
+            }
+            for worker in job.workers
+        ],
+        "rounds": [
+            {
+                "key": waiting.key,
+                "shard": waiting.shard,
+                "round": waiting.round,
+                "waiting_seconds": round(waiting.waiting_seconds, 3),
+                "waiting_for": list(waiting.waiting_for),
+            }
+            for waiting in job.rounds
+        ],
+    }
+
+
+def _address(peer: str) -> str:
+    """What gRPC calls a peer, without the part that says what kind of address follows."""
+    return urllib.parse.unquote(peer.removeprefix("ipv4:").removeprefix("ipv6:"))

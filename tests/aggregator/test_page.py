@@ -1,0 +1,204 @@
+"""The status page in a real browser, with a job whose worker is stalled."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+
+from psum import client as psum
+
+#: How long anything in these tests may take.
+PATIENCE_SECONDS = 40.0
+
+#: Where pictures of the page go, for people to look at, where that is set.
+PICTURES = os.environ.get("PSUM_TEST_PICTURES")
+
+NASTY = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.skipif(_CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
+    pytest.mark.timeout(120),
+]
+
+
+class Page:
+    """A page in a browser, spoken to by the browser's debugging protocol."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self.log: list[str] = []
+        """What the browser had to say of the page: errors, warnings and what its policy refused."""
+
+    async def call(self, method: str, **parameters: Any) -> Any:
+        """Has the browser do something, and returns what it answers."""
+        number = next(self._numbers)
+        await self._socket.send_json({"id": number, "method": method, "params": parameters})
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                answer = await self._socket.receive_json()
+                if answer.get("method") == "Log.entryAdded":
+                    self.log.append(answer["params"]["entry"]["text"])
+                if answer.get("method") == "Runtime.exceptionThrown":
+                    self.log.append(json.dumps(answer["params"]))
+                if answer.get("id") == number:
+                    assert "error" not in answer, answer
+                    return answer["result"]
+
+    async def value(self, expression: str) -> Any:
+        """The value that an expression has in the page."""
+        answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return answer["result"].get("value")
+
+    async def text_with(self, *parts: str) -> str:
+        """What the page shows, once it shows all of this."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            text = str(await self.value("document.body.innerText"))
+            if all(part in text for part in parts):
+                return text
+            assert time.monotonic() < deadline, f"{parts} not in: {text}"
+            await asyncio.sleep(0.1)
+
+    async def picture(self, name: str, width: int, height: int) -> None:
+        """Has the page at this size, and a picture of it."""
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        await asyncio.sleep(0.3)
+        answer = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        if PICTURES:
+            (pathlib.Path(PICTURES) / f"{name}.png").write_bytes(base64.b64decode(answer["data"]))
+
+
+@pytest.fixture
+async def page(tmp_path: pathlib.Path) -> AsyncIterator[Page]:
+    """An empty page in a browser of its own."""
+    profile = tmp_path / "profile"
+    command = [str(_CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += [f"--user-data-dir={profile}", "--no-first-run", "--remote-debugging-port=0", "about:blank"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        port = profile / "DevToolsActivePort"
+        async with asyncio.timeout(PATIENCE_SECONDS), aiohttp.ClientSession() as session:
+            while True:
+                if port.exists() and len(lines := port.read_text().splitlines()) == 2:
+                    break
+                await asyncio.sleep(0.05)
+            while True:
+                async with session.get(f"http://127.0.0.1:{lines[0]}/json/list") as response:
+                    targets = [target for target in await response.json() if target["type"] == "page"]
+                if targets:
+                    break
+                await asyncio.sleep(0.05)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(targets[0]["webSocketDebuggerUrl"], max_msg_size=0) as connection,
+        ):
+            opened = Page(connection)
+            for domain in ("Log", "Page", "Runtime"):
+                await opened.call(f"{domain}.enable")
+            yield opened
+    finally:
+        process.terminate()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await process.wait()
+
+
+class Aggregator:
+    """An aggregator process that can be killed and started again at the same addresses."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        with contextlib.ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in range(2)]
+            for probe in probes:
+                probe.bind(("127.0.0.1", 0))
+            self.address, self.http = (f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes)
+        self._log = (directory / "aggregator.log").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, and waits until it serves."""
+        command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", self.address, "--http", self.http]
+        self._process = subprocess.Popen(command, stderr=self._log)
+        psum.fetch_status(self.address, timeout=PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        """Kills it."""
+        self._process.kill()
+        self._process.wait(PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        """Ends it."""
+        self.kill()
+        self._log.close()
+
+
+@pytest.fixture
+def aggregator(tmp_path: pathlib.Path) -> Iterator[Aggregator]:
+    """An aggregator in a process of its own."""
+    aggregator = Aggregator(tmp_path)
+    yield aggregator
+    aggregator.close()
+
+
+@pytest.fixture
+def stalled(aggregator: Aggregator) -> Iterator[Aggregator]:
+    """The same with a job of which rank 1 is waited for, and another one that goes on."""
+    with contextlib.ExitStack() as stack:
+        fast, slow = (
+            stack.enter_context(
+                psum.connect(psum.Settings(aggregators=(aggregator.address,), rank=rank, num_workers=2, job=NASTY))
+            )
+            for rank in range(2)
+        )
+        stores = fast.store(), slow.store()
+        for future in [store.push_pull_async("dense/weight", np.ones(500_000, np.float32)) for store in stores]:
+            future.result(PATIENCE_SECONDS)
+        waiting = stores[0].push_pull_async(NASTY, np.ones(1000, np.float32))
+        other = stack.enter_context(psum.connect(psum.Settings(aggregators=(aggregator.address,), job="resnet-50")))
+        other.store().push_pull("conv0/weight", np.ones(100_000, np.float32))
+        yield aggregator
+        stores[1].push_pull(NASTY, np.ones(1000, np.float32))
+        waiting.result(PATIENCE_SECONDS)
+
+
+async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregator, page: Page) -> None:
+    """Nothing that workers are called becomes part of the page, and nobody has to load it again."""
+    await page.call("Page.navigate", url=f"http://{stalled.http}/")
+    text = await page.text_with("for rank 1", "serving", NASTY, "resnet-50")
+    assert f"Round 0 of {NASTY}, shard 0, has waited" in text
+    assert "2 of 2 workers" in text
+    assert str(await page.value("document.title")).startswith("psum 127.0.0.1:")
+    assert await page.value("document.querySelectorAll('img, body script').length") == 0
+    await page.value("document.getElementById('settings-section').open = true")
+    await page.text_with("PSUM_WORKER_TIMEOUT")
+    assert await page.value("document.querySelectorAll('#throughput polyline.received').length") == 1
+
+    for name, width, height in (("desktop", 1280, 900), ("phone", 390, 844)):
+        await page.picture(name, width, height)
+        # Readable without moving sideways.
+        assert await page.value("document.documentElement.scrollWidth") <= width
+    assert page.log == []
+
+    await asyncio.to_thread(stalled.kill)
+    await page.text_with("no answer", "trying again", "for rank 1")
+    await page.picture("gone", 390, 844)
+    await asyncio.to_thread(stalled.start)
+    await page.text_with("serving again", "for rank 1")

@@ -1,0 +1,196 @@
+"""`psum status`: what it asks, and how it shows what it is told."""
+
+import contextlib
+import json
+import os
+import pathlib
+import pty
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from psum import client as core
+from psum.aggregator import Server, Settings
+from psum.cli._status_view import Fleet, ranks, seconds, size
+from psum.client._thread import LoopThread
+
+#: How long anything in these tests may take.
+PATIENCE_SECONDS = 30.0
+
+NASTY = "\x1b]0;owned\x07[red]\n"
+"""A key's name that would do something in a terminal that showed it as it is."""
+
+
+@pytest.fixture
+def fleet() -> Iterator[tuple[str, ...]]:
+    """The addresses of two aggregators."""
+    thread = LoopThread("fleet")
+    servers = [Server(Settings(listen=("127.0.0.1:0",))) for _ in range(2)]
+    for server in servers:
+        thread.run(server.start(), PATIENCE_SECONDS)
+    yield tuple(server.addresses[0] for server in servers)
+    for server in servers:
+        thread.run(server.stop(0), PATIENCE_SECONDS)
+    thread.stop()
+
+
+@pytest.fixture
+def stalled(fleet: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The same, with a job whose rank 1 is waited for."""
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(core.connect(core.Settings(aggregators=fleet, rank=rank, num_workers=2, job="stalled")))
+            for rank in range(2)
+        ]
+        fast, slow = (worker.store() for worker in workers)
+        result = fast.push_pull_async(NASTY, np.ones(3, np.float32))
+        yield fleet
+        slow.push_pull(NASTY, np.ones(3, np.float32))
+        result.result(PATIENCE_SECONDS)
+
+
+def wait_until_waiting(addresses: tuple[str, ...]) -> None:
+    """Until a round waits on one of them."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any(job.rounds for address in addresses for job in core.fetch_status(address).jobs):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_it_names_the_rank_that_is_waited_for(psum: Any, stalled: tuple[str, ...]) -> None:
+    """With the key as far as a terminal can bear it, and which aggregator it is on."""
+    wait_until_waiting(stalled)
+    done = psum.run("status", *stalled)
+    assert done.returncode == 0, done.stderr
+    assert "job stalled  2 of 2 workers" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("round 0 of ")]
+    assert "\N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}[red]\N{REPLACEMENT CHARACTER} shard 0 on" in line
+    assert line.rstrip().endswith("for rank 1")
+    assert "\x1b" not in done.stdout
+
+
+def test_json_has_one_document_a_line(psum: Any, stalled: tuple[str, ...]) -> None:
+    """With what each aggregator answered, under the address that it was asked at; the environment may name them."""
+    wait_until_waiting(stalled)
+    done = psum.run("status", "--json", "--job", "stalled", PSUM_AGGREGATORS=",".join(stalled))
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)["aggregators"]
+    assert [answer["address"] for answer in answers] == list(stalled)
+    rounds = [entry for answer in answers for job in answer["jobs"] for entry in job["rounds"]]
+    assert [(entry["key"], entry["waiting_for"]) for entry in rounds] == [(NASTY, [1])]
+    assert json.loads(psum.run("status", "--json", "--job", "other", stalled[0]).stdout)["aggregators"][0]["jobs"] == []
+
+
+def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: tuple[str, ...]) -> None:
+    """With status 1."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        done = psum.run("status", fleet[0], nobody, "--timeout", "0.5")
+        told = psum.run("status", "--json", fleet[0], nobody, "--timeout", "0.5")
+    assert (done.returncode, told.returncode) == (1, 1)
+    assert f"{fleet[0]}  serves" in done.stdout
+    assert f"{nobody}  no answer" in done.stdout
+    assert "error" in json.loads(told.stdout)["aggregators"][1]
+
+
+def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) -> None:
+    """Where the aggregator asks for one; without it, it says what is missing."""
+    (tmp_path / "token").write_text("0123456789abcdef0123\n")
+    thread = LoopThread("fleet")
+    server = Server(Settings(listen=("127.0.0.1:0",), token_file=str(tmp_path / "token")))
+    thread.run(server.start(), PATIENCE_SECONDS)
+    try:
+        assert psum.run("status", *server.addresses, PSUM_TOKEN_FILE=str(tmp_path / "token")).returncode == 0
+        refused = psum.run("status", *server.addresses)
+    finally:
+        thread.run(server.stop(0), PATIENCE_SECONDS)
+        thread.stop()
+    assert refused.returncode == 1
+    assert "none came" in " ".join(refused.stdout.split())
+
+
+@pytest.mark.parametrize(("arguments", "text"), [((), "no address was given"), (("nonsense",), "is not an address")])
+def test_what_cannot_be_asked_is_refused(psum: Any, arguments: tuple[str, ...], text: str) -> None:
+    """As a mistake in the command line."""
+    done = psum.run("status", *arguments, PSUM_AGGREGATORS="")
+    assert done.returncode == 2
+    assert text in done.stderr
+
+
+def test_it_watches_in_a_terminal_until_it_is_interrupted(psum: Any, fleet: tuple[str, ...]) -> None:
+    """The screen is its own meanwhile, and is given back."""
+    leader, follower = pty.openpty()
+    process = psum.start_writing_to(
+        follower, "status", "--watch", "--interval", "0.1", *fleet, TERM="xterm", COLUMNS="120", LINES="40"
+    )
+    os.close(follower)
+    seen = b""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while seen.count(b"serves") < 6 and time.monotonic() < deadline:
+        seen += os.read(leader, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):
+        while part := os.read(leader, 1 << 16):
+            seen += part
+    os.close(leader)
+    assert process.wait(PATIENCE_SECONDS) == 0
+    assert b"B/s" in seen
+    # The alternate screen was left again.
+    assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1
+
+
+def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
+    """The others are counted."""
+    workers = [
+        {
+            "rank": rank,
+            "worker": f"host-{rank}",
+            "state": "vanished" if rank == 70 else "connected",
+            "behind_seconds": 5.0 if rank == 77 else 0.0,
+            "last_heard_seconds": 0.1,
+            "received_bytes": 0,
+            "sent_bytes": 0,
+        }
+        for rank in range(100)
+    ]
+    job = {"name": "large", "num_workers": 100, "workers": workers, "rounds": [], "not_joined": []}
+    job |= dict.fromkeys(("held_bytes", "received_bytes", "sent_bytes", "rounds_completed", "rounds_waiting"), 0)
+    own = dict.fromkeys(("uptime_seconds", "memory_budget_bytes", "memory_reserved_bytes", "loop_lag_seconds"), 0)
+    answer = {
+        "address": "a:1",
+        "aggregator": {**own, "incarnation": "1", "draining": False},
+        "jobs": [job],
+        "ended": [],
+    }
+
+    def shown(everything: bool) -> str:
+        console = Console(width=160)
+        with console.capture() as capture:
+            console.print(Fleet(everything=everything).show([answer], 0.0))
+        return capture.get()
+
+    assert "host-77" in shown(False)
+    assert "host-70" in shown(False)
+    assert "host-60" not in shown(False)
+    assert "… and 80 more workers (--all)" in shown(False)
+    assert "host-60" in shown(True)
+
+
+def test_numbers_are_for_people() -> None:
+    """With a unit that keeps them short."""
+    assert [size(n) for n in (0, 1023, 1536, 200 << 20, 5 << 40)] == ["0 B", "1023 B", "1.5 KiB", "200 MiB", "5.0 TiB"]
+    assert [seconds(n) for n in (0.25, 1.5, 61, 7200, 200_000)] == [
+        "250 ms",
+        "1.5 s",
+        "1 min 1 s",
+        "2 h 0 min",
+        "2 d 7 h",
+    ]
+    assert [ranks(n) for n in ([3], [0, 1, 2, 7, 9, 10])] == ["rank 3", "ranks 0-2, 7, 9-10"]
