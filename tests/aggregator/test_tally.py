@@ -51,6 +51,7 @@ def test_a_job_of_the_registry_is_forgotten_too() -> None:
     (job,) = registry.running
     for rank in range(2):
         job.leave(rank, 5.0)
+        job.lost(rank, 5.0)
         registry.settle(job, 5.0)
     list(registry.tick(5.0 + KEEP_SECONDS))
     assert len(registry.tallies) == 1

@@ -32,6 +32,12 @@ class Lent:
     def __init__(self, thread: LoopThread) -> None:
         self.run = thread.run
         self.call = thread.call
+        self._thread = thread
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is this thread that asks."""
+        return self._thread.is_current
 
     def stop(self) -> None:
         """Ends what the client has left running."""

@@ -289,7 +289,7 @@ def test_a_host_has_a_limited_number_of_streams(make_fleet: Callable[..., Any]) 
     """One more is refused with words, and may come when another has ended."""
     fleet = make_fleet(max_streams=2)
     with fleet.worker(0, 3) as _, fleet.worker(1, 3), pytest.raises(psum.ConnectError, match="max_streams"):
-        fleet.worker(2, 3, connect_timeout=0.5)
+        fleet.worker(2, 3, connect_timeout=2.0)
     assert fleet.on_every_rank(2, total, job="next") == [2.0, 2.0]
 
 

@@ -120,8 +120,7 @@ class Registry:
     @property
     def running(self) -> list[Job]:
         """The jobs in progress, without failed ones that are only remembered."""
-        over = {id(ended.job) for ended in self.ended}
-        return [job for job in self.jobs.values() if id(job) not in over]
+        return [job for job in self.jobs.values() if not job.ended]
 
     @property
     def uncredited(self) -> bool:
