@@ -130,7 +130,9 @@ class Pipe(asyncio.BufferedProtocol):
             await self._writable.wait()
         if self._error is not None or self._transport is None:
             raise ConnectionResetError(str(self._error or "the data connection is not open"))
-        self._transport.writelines((_LENGTH.pack(len(payload)), payload))
+        # Not writelines, which in asyncio of Python 3.12 does not say when the buffer is full.
+        self._transport.write(_LENGTH.pack(len(payload)))
+        self._transport.write(payload)
 
     @property
     def flushed(self) -> bool:
