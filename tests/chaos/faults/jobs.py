@@ -140,7 +140,12 @@ def judge(
     """
     problems = []
     kinds = set()
-    came_to_their_end = {int(rank) for rank, outcome in outcomes.items() if outcome["error"] is None}
+    # A disagreement that is meant to be is an end too: who has heard of it leaves in order.
+    came_to_their_end = {
+        int(rank)
+        for rank, outcome in outcomes.items()
+        if outcome["error"] is None or (spec.odd and outcome["error"]["kind"] == "DisagreementError")
+    }
     for rank, outcome in sorted(outcomes.items()):
         error = outcome["error"]
         who = f"job {spec.name!r} rank {rank}"
