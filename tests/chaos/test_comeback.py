@@ -32,7 +32,7 @@ def test_harm_to_connections_leaves_no_trace(tmp_path: pathlib.Path, plane: str)
     assert report["same"]
     assert report["silences"] > 0
     assert report["cuts at a random moment"] > 0
-    assert report["cuts at a random byte"] > 5
+    assert report["cuts at a random byte"] > 2
 
 
 def test_a_silent_network_is_noticed_and_gone_around(

@@ -73,7 +73,7 @@ def harm_connections(
         proxies(pair, seed) as between,
     ):
         for proxy in between:
-            proxy.cut_after = (1000, 30_000_000 if plane == "inline" else 300_000)
+            proxy.cut_after = (1000, 6_000_000 if plane == "inline" else 300_000)
             proxy.delay_seconds = 0.001
         with training(directory, [p.address for p in between], None, keepalive=1.0, plane=plane) as trained:
             trained.wait_for_step(1)
