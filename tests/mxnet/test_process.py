@@ -154,8 +154,9 @@ except MXNetError as error:
     assert interrupted.wait().status == -signal.SIGINT
     assert time.monotonic() - begin < 10
     assert "KeyboardInterrupt" in interrupted.errors
-    assert "rank 1 (" in peer.check()
-    assert "has left job" in peer.output
+    assert "rank 1 " in peer.check()
+    # The interrupt may also have come in the midst of a push.
+    assert "has left job" in peer.output or "could not contribute" in peer.output
 
 
 @pytest.mark.parametrize("own_handler", [False, True])
