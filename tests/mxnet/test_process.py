@@ -151,9 +151,10 @@ except MXNetError as error:
     wait_for_files(tmp_path / "0", tmp_path / "1")
     begin = time.monotonic()
     interrupted.signal(signal.SIGINT)
-    assert interrupted.wait().status == -signal.SIGINT
+    # Where it comes in a callback of MXNet's engine, it reaches the program as the error of that operation.
+    assert interrupted.wait().status in (-signal.SIGINT, 1)
     assert time.monotonic() - begin < 10
-    assert "KeyboardInterrupt" in interrupted.errors
+    assert "KeyboardInterrupt" in interrupted.errors + interrupted.output
     assert "rank 1 " in peer.check()
     # The interrupt may also have come in the midst of a push.
     assert "has left job" in peer.output or "could not contribute" in peer.output
