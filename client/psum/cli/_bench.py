@@ -198,7 +198,7 @@ def _make(names: Sequence[str], rounds: int, gloo_python: str | None, output: pa
     failed: list[int] = []
     for name in names:
         experiment = EXPERIMENTS[name]
-        _note(f"== {name}: {experiment.about}")
+        _note(f"experiment {name}: {experiment.about}")
         systems = [s for s in experiment.compared(peers) if s.through != "mxnet" or _has_mxnet()]
         try:
             runs = list(_runs(experiment.cases, systems, experiment.effort, rounds, as_json, failed))

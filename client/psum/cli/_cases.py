@@ -58,7 +58,7 @@ class Case:
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.workload}, {_count(self.workers, 'worker')}, {_count(self.aggregators, 'aggregator')}" + (
+        return f"{self.workload}, {count(self.workers, 'worker')}, {count(self.aggregators, 'aggregator')}" + (
             f", as on {self.hosts} hosts" if self.hosts > 1 else ""
         )
 
@@ -96,5 +96,6 @@ def cases(workloads: Sequence[str], workers: Sequence[int], aggregators: Sequenc
     ]
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """'1 worker', '2 workers'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from psum.cli import _plots
+from psum.cli._cases import count
 from psum.cli._runs import FIGURES, Run, Spread, Summary, summarise
 from psum.cli._suite import EXPERIMENTS, Claim
 from psum.cli._tables import label
@@ -118,7 +119,7 @@ def render(results: Mapping[str, Result], plots: Mapping[str, Sequence[str]]) ->
                 result.date,
                 result.machine,
                 *versions,
-                f"{rounds} rounds",
+                count(rounds, "round"),
                 f"load average before a run {busy.show(1)}",
                 f"`{result.command}`",
             ]

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from psum.cli._cases import Case
 from psum.cli._runs import Run, Spread, Summary, summarise
+from psum.cli._workloads import sizes
 
 _MISSING: Final = "plots need matplotlib, which is not installed: pip install 'psum[bench]'"
 
@@ -77,23 +78,24 @@ def throughput(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
                 spread = _spread(summary, "gb_per_s_per_worker")
                 whisker = [[spread.median - spread.lowest], [spread.highest - spread.median]]
                 axes.barh(place, spread.median, color=colours[variant], xerr=whisker, ecolor="#444444", capsize=2)
-                axes.text(spread.highest, place, f"  {spread.median:.2f}", va="center", fontsize=8)
+                axes.text(spread.highest, place, f"  {spread.median:.2g}", va="center", fontsize=8)
                 place += 1
             place += 0.7
         axes.set_yticks(places, [_short(case) for case in cases])
         axes.invert_yaxis()
         axes.set_xlabel("GB/s per worker, median; whiskers: lowest and highest")
+        axes.set_ylabel("workload, workers / aggregators")
         axes.margins(x=0.12)
         _legend(axes, colours)
     return True
 
 
 def latency(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
-    """How long after its push-pull each tensor can be read, by its urgency, on the case with most tensors."""
+    """How long after its push-pull each tensor can be read, by its urgency, on the case with most to push."""
     measured = [summary for summary in summaries if summary.latency_ms()]
     if not measured:
         return False
-    case = max((summary.case for summary in measured), key=lambda case: _tensors(measured, case))
+    case = max((summary.case for summary in measured), key=lambda case: sum(sizes(case.workload)))
     with _figure(file) as axes:
         colours = _colours(measured)
         for summary in measured:
@@ -101,7 +103,7 @@ def latency(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
                 axes.plot(summary.latency_ms(), color=colours[summary.variant], label=summary.variant, linewidth=1.4)
         axes.set_xlabel("tensor, the most urgent first; it is pushed last")
         axes.set_ylabel("ms from its push-pull until it can be read")
-        axes.set_title(_short(case).replace("\n", ", "), fontsize=10)
+        axes.set_title(case.title, fontsize=10)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
     return True
@@ -188,7 +190,3 @@ def _spread(summary: Summary, figure: str) -> Spread:
     spread = summary.spread(figure)
     assert spread is not None
     return spread
-
-
-def _tensors(summaries: Sequence[Summary], case: Case) -> int:
-    return max(len(summary.latency_ms()) for summary in summaries if summary.case == case)

@@ -17,6 +17,7 @@ def show(summaries: Sequence[Summary]) -> None:
         if console is None:
             print("\n".join(lines(compared)))
         else:
+            console.print(title(compared), soft_wrap=True)
             console.print(table(compared))
 
 
@@ -48,13 +49,14 @@ def lines(summaries: Sequence[Summary]) -> list[str]:
 
 
 def table(summaries: Sequence[Summary]) -> Table:
-    """One case: a row for each figure, a column for each system."""
-    shown = Table(title=title(summaries), title_justify="left", title_style="")
-    shown.add_column()
+    """One case: a row for each figure, a column for each system, narrow enough for five in a common terminal."""
+    shown = Table()
+    shown.add_column(style="bold")
     for summary in summaries:
         shown.add_column(label(summary), justify="right")
     for figure, name, decimals in FIGURES:
         spreads = [summary.spread(figure) for summary in summaries]
         if any(spread is not None for spread in spreads):
-            shown.add_row(name, *("" if spread is None else spread.show(decimals) for spread in spreads))
+            cells = ["" if spread is None else spread.show(decimals) for spread in spreads]
+            shown.add_row(name, *(cell.replace(" (", "\n(") for cell in cells))
     return shown
