@@ -12,8 +12,10 @@ SHORT = ("--workload", "small", "--steps", "2", "--warmup", "1")
 
 
 def test_one_run_is_one_line_of_json(psum: Any) -> None:
-    """With the fields that all systems have, the plane, and the aggregators' share of the work."""
-    done = psum.run("bench", "--aggregators", "2", "--plane", "inline", *SHORT, "--json")
+    """With the fields that all systems have, the aggregators' share of the work, and the planes: as if on two hosts,
+    each aggregator shares memory with the worker that is dealt out to its host, and with no other.
+    """
+    done = psum.run("bench", "--aggregators", "2", "--hosts", "2", *SHORT, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     report = json.loads(done.stdout)
@@ -22,13 +24,13 @@ def test_one_run_is_one_line_of_json(psum: Any) -> None:
     assert report.pop("worker_mib") >= 0
     assert report == {
         "system": "psum",
-        "variant": "psum inline",
+        "variant": "psum auto",
         "version": "",
         "workload": "small",
         "workers": 2,
         "servers": 2,
-        "hosts": 1,
-        "plane": "inline",
+        "hosts": 2,
+        "plane": "direct+shm",
         "dtype": "float32",
         "through": "numpy",
         "round": 0,
@@ -43,76 +45,50 @@ def test_one_run_is_one_line_of_json(psum: Any) -> None:
     assert figures["gb_per_s_per_worker"] == pytest.approx(payload / figures["ms_per_step"] / 1e6, rel=0.05)
 
 
-def test_planes_run_in_turns_and_are_summed_up(psum: Any) -> None:
-    """Each is a system of its own: round by round, then a line for each with the spread of its runs."""
-    planes = ("--plane", "inline", "--plane", "shm")
-    done = psum.run("bench", "--workers", "1", *planes, "--rounds", "2", *SHORT, "--latency", "--json")
+def test_planes_are_systems_of_their_own(psum: Any) -> None:
+    """A line for each run, then a line for each system with the spread of its runs."""
+    planes = ("--plane", "inline", "--plane", "shm", "--rounds", "1")
+    done = psum.run("bench", "--workers", "1", *planes, *SHORT, "--latency", "--json")
     assert done.returncode == 0, done.stderr
     *runs, inline, shm = map(json.loads, done.stdout.splitlines())
-    assert [(run["round"], run["variant"]) for run in runs] == [
-        (0, "psum inline"),
-        (0, "psum shm"),
-        (1, "psum inline"),
-        (1, "psum shm"),
-    ]
-    assert [run["plane"] for run in runs] == ["inline", "shm"] * 2
+    assert [(run["variant"], run["plane"]) for run in runs] == [("psum inline", "inline"), ("psum shm", "shm")]
     for run in runs:
         assert len(run["latency_ms"]) == 256
         assert 0 < run["urgent_ms"] == run["latency_ms"][0] <= run["urgent_step_ms"]
-    assert (inline["variant"], shm["variant"], shm["rounds"]) == ("psum inline", "psum shm", 2)
-    speeds = sorted(run["gb_per_s_per_worker"] for run in runs if run["variant"] == "psum shm")
-    assert [shm["gb_per_s_per_worker"][part] for part in ("lowest", "highest")] == speeds
-
-
-def test_as_on_two_hosts_memory_is_shared_within_one(psum: Any) -> None:
-    """Each aggregator shares memory with the worker that is dealt out to its host, and with no other."""
-    done = psum.run("bench", "--workers", "2", "--aggregators", "2", "--hosts", "2", *SHORT, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["plane"] == "direct+shm"
+    assert (inline["variant"], shm["variant"], shm["rounds"]) == ("psum inline", "psum shm", 1)
+    assert shm["gb_per_s_per_worker"]["median"] == runs[1]["gb_per_s_per_worker"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
-def test_dist_sync_is_measured_like_psum(psum: Any) -> None:
-    """By the same loop, with the processor time of its server, and nothing that it writes in between."""
-    done = psum.run("bench", "--against", "dist_sync", "--rounds", "1", *SHORT, "--json")
+def test_through_mxnet_and_against_dist_sync(psum: Any) -> None:
+    """Both by the same loop; the peer with the figures of its server, and nothing that it writes in between."""
+    options = ("--workers", "1", "--through", "mxnet", "--against", "dist_sync", "--rounds", "1")
+    done = psum.run("bench", *options, *SHORT, "--json")
     assert done.returncode == 0, done.stderr
-    _, peer, _, summary = map(json.loads, done.stdout.splitlines())
-    assert (peer["system"], peer["plane"], peer["through"]) == ("dist_sync", "", "")
+    ours, peer, _, summary = map(json.loads, done.stdout.splitlines())
+    assert (ours["variant"], ours["through"]) == ("psum auto through mxnet", "mxnet")
+    assert (peer["variant"], peer["plane"], peer["through"]) == ("dist_sync", "", "")
     assert peer["version"].startswith("MXNet ")
     assert peer["gb_per_s_per_worker"] > 0
     assert peer["aggregator_mib"] > 0
     assert summary["gb_per_s_per_worker"]["median"] == peer["gb_per_s_per_worker"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
-def test_through_mxnet(psum: Any) -> None:
-    """NDArrays by the KVStore, whose sums are checked too, in another element type."""
-    done = psum.run("bench", "--through", "mxnet", "--dtype", "float16", *SHORT, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    report = json.loads(done.stdout)
-    assert (report["variant"], report["dtype"]) == ("psum auto through mxnet in float16", "float16")
-
-
-def test_a_peer_that_is_missing_is_named_and_left_out(psum: Any) -> None:
-    """With what to install; the rest is measured."""
-    done = psum.run(
-        "bench", "--workers", "1", "--against", "gloo", "--gloo-python", "/bin/false", *SHORT, "--rounds", "1"
-    )
-    assert done.returncode == 0
-    assert "gloo is left out: /bin/false cannot import torch with Gloo; pip install torch" in done.stderr
-    assert "psum auto" in done.stdout
-
-
 def test_plain_lines_where_there_is_no_terminal(psum: Any) -> None:
-    """In another element type, and without steps before the timed ones."""
+    """In another element type, without steps before the timed ones, and beside a peer that is not installed, of which
+    it is said what to install.
+    """
     done = psum.run(
-        *("bench", "--workers", "1", "--workload", "small", "--dtype", "bfloat16", "--steps", "1", "--warmup", "0"),
-        *("--plane", "inline", "--idle", "0.1"),
+        *("bench", "--workers", "1", "--workload", "small", "--steps", "1", "--warmup", "0", "--idle", "0.1"),
+        *("--plane", "inline", "--against", "gloo", "--gloo-python", "/bin/false"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    missing = "gloo is left out: /bin/false cannot import torch with Gloo; pip install torch"
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"psum: {missing}")
+    assert done.stderr.count("\n") == 1
     title, system, *figures = done.stdout.splitlines()
     assert title.startswith("small, 1 worker, 1 aggregator; load average ")
-    assert system == "psum inline in bfloat16"
+    assert system == "psum inline"
     assert [line.partition(":")[0] for line in figures] == [
         "  GB/s per worker",
         "  ms per step",

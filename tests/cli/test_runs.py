@@ -3,14 +3,16 @@
 import dataclasses
 import io
 import re
+import signal
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from psum.cli._cases import Case, System, cases, psum_systems
+from psum.cli import _bench
+from psum.cli._cases import Case, Effort, System, cases, psum_systems
 from psum.cli._peers import Peer
-from psum.cli._runs import Run, Spread, summarise
+from psum.cli._runs import FailedError, Run, Spread, summarise
 from psum.cli._tables import lines, table, title
 
 RUN = Run(
@@ -122,3 +124,71 @@ def test_every_combination_once() -> None:
     assert systems[3].name == "psum inline through mxnet in float16"
     assert System(peer=Peer("gloo", "PyTorch 2", "python")).name == "gloo"
     assert Case("big", 1, 2, 2).title == "big, 1 worker, 2 aggregators, as on 2 hosts"
+
+
+class Machine:
+    """Stands for what runs a system on a case once.
+
+    Attributes:
+        order: What was run: round, workers, plane.
+        statuses: Those that fail, by workers and plane, with their status.
+    """
+
+    def __init__(self) -> None:
+        self.order: list[tuple[int, int, str]] = []
+        self.statuses: dict[tuple[int, str], int] = {}
+
+    def once(self, system: System, case: Case, effort: Effort, number: int) -> Run:
+        self.order.append((number, case.workers, system.plane))
+        status = self.statuses.get((case.workers, system.plane))
+        if status is not None:
+            raise FailedError(status)
+        return dataclasses.replace(RUN, variant=system.name, workers=case.workers, round=number)
+
+    def run(self, failed: list[int] | None = None) -> list[Run]:
+        """Two systems on two cases in two rounds."""
+        systems = psum_systems(["inline", "shm"], ["numpy"], ["float32"])
+        return list(_bench._runs(cases(["big"], [1, 2], [1]), systems, Effort(), 2, False, failed))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """What `psum bench` runs systems on."""
+    machine = Machine()
+    monkeypatch.setattr(_bench, "once", machine.once)
+    return machine
+
+
+def test_systems_run_in_turns(machine: Machine) -> None:
+    """In each round every system is put to every case, so that a machine that gets busy is so to all."""
+    found = machine.run()
+    once = [(1, "inline"), (1, "shm"), (2, "inline"), (2, "shm")]
+    assert machine.order == [(number, *what) for number in (0, 1) for what in once]
+    assert [len(summary.runs) for summary in summarise(found)] == [2, 2, 2, 2]
+
+
+def test_a_run_that_fails_ends_a_comparison(machine: Machine) -> None:
+    """With its status."""
+    machine.statuses[1, "shm"] = 7
+    with pytest.raises(FailedError) as caught:
+        machine.run()
+    assert caught.value.status == 7
+    assert len(machine.order) == 2
+
+
+def test_a_run_that_fails_does_not_end_a_suite(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """The system is left out of that case, and its status is kept."""
+    machine.statuses[1, "shm"] = 7
+    failed: list[int] = []
+    assert len(machine.run(failed)) == 6
+    assert failed == [7]
+    assert machine.order.count((1, 1, "shm")) == 0
+    assert "psum shm failed on big, 1 worker, 1 aggregator, and is left out there" in capsys.readouterr().err
+
+
+def test_who_ends_a_suite_ends_all_of_it(machine: Machine) -> None:
+    """Ctrl-C is no failure of one run."""
+    machine.statuses[1, "shm"] = 128 + signal.SIGINT
+    with pytest.raises(FailedError):
+        machine.run([])
+    assert len(machine.order) == 2
