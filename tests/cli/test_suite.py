@@ -28,9 +28,16 @@ def run(variant: str, speed: float, **others: object) -> Run:
 def test_a_ratio_of_speeds(ours: float, reached: float, holds: bool) -> None:
     """By medians, and at least the target."""
     claim = Claim(CASE, "psum shm", "gloo", 1.5)
-    runs = [*(run("psum shm", speed) for speed in (ours, 0.0, 9.0)), run("gloo", 2.0)]
+    runs = [*(run("psum shm", speed, round=n) for n, speed in enumerate((ours, 0.0, 9.0))), run("gloo", 2.0)]
     assert claim.reached(summarise(runs)) == pytest.approx(reached)
     assert claim.holds(reached) is holds
+
+
+def test_each_round_has_a_ratio_of_its_own() -> None:
+    """Of the runs of that round, however they were ordered; a round that lacks a system has none."""
+    ours = [run("psum shm", speed, round=number) for number, speed in enumerate((2.0, 9.0, 6.0))]
+    theirs = [run("gloo", 2.0, round=2), run("gloo", 4.0, round=0)]
+    assert Claim(CASE, "psum shm", "gloo", 1.5).by_round(summarise([*ours, *theirs])) == [0.5, 3.0]
 
 
 def test_a_peer_that_was_not_there_leaves_a_claim_open() -> None:
@@ -83,6 +90,15 @@ def test_the_page_says_what_was_reached_and_what_was_missed() -> None:
     about = page.splitlines()[-1]
     assert about.startswith("2026-11-23; a machine; dist_sync is of MXNet 1.9.1; 1 round; load average")
     assert about.endswith("`psum bench`")
+
+
+def test_memory_stands_beside_its_bound() -> None:
+    """64 MiB on two aggregators: the sums and the credit for a worker, twice the sums and all that is under way."""
+    runs = [run("psum shm", 1.0, servers=2, worker_mib=70.0, aggregator_mib=150.0), run("gloo", 1.0, servers=2)]
+    page = _page.render({"big": Result("today", "here", "psum", runs)}, {})
+    memory = page[page.index("## Memory") : page.index("## big")]
+    assert "| big, 2 workers, 2 aggregators | psum shm | 70 | 96 | 150 | 192 |" in memory
+    assert "gloo" not in memory
 
 
 def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> None:

@@ -14,6 +14,9 @@ from psum.cli._cases import count
 from psum.cli._runs import FIGURES, Run, Spread, Summary, summarise
 from psum.cli._suite import EXPERIMENTS, Claim
 from psum.cli._tables import label
+from psum.cli._workloads import sizes
+from psum.client import Settings
+from psum.wire import ElementType
 
 _TITLES: Final = {figure: title for figure, title, _ in FIGURES}
 
@@ -28,6 +31,14 @@ on other machines too, and CPU seconds; single figures do not. MiB of a worker a
 its own tensors and sums, those of aggregators what all of them hold together beyond what they have at their start;
 memory that both share counts on either side.
 """
+
+_MEMORY: Final = """\
+What psum is to need at most: a worker one partition for each shard, its last sum, and the credit of each aggregator;
+the aggregators together two partitions for each shard, the open round's and the last sum, and what all workers have
+under way. What allocators keep for later counts as needed.
+"""
+
+_MIB: Final = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +117,7 @@ def render(results: Mapping[str, Result], plots: Mapping[str, Sequence[str]]) ->
         plots: The paths of each experiment's plots.
     """
     summaries = {name: summarise(result.runs) for name, result in results.items()}
-    parts = [_INTRODUCTION, "## What is to be shown\n", _claims(summaries)]
+    parts = [_INTRODUCTION, "## What is to be shown\n", _claims(summaries), "## Memory\n", _MEMORY, _memory(summaries)]
     for name, result in results.items():
         versions = dict.fromkeys(f"{run.variant} is of {run.version}" for run in result.runs if run.version)
         busy = Spread.of([run.load for run in result.runs])
@@ -136,13 +147,39 @@ def _claims(summaries: Mapping[str, Sequence[Summary]]) -> str:
     for name, found in summaries.items():
         for claim in EXPERIMENTS[name].claims:
             reached = claim.reached(found)
-            decimals = 4 if claim.target < 0.1 else 2
-            measured = "not measured" if reached is None else f"{reached:.{decimals}f}"
+            measured = "not measured"
+            if reached is not None:
+                each = claim.by_round(found) or [reached]
+                measured = Spread(reached, min(each), max(each)).show(4 if claim.target < 0.1 else 2)
             verdict = "" if reached is None else "reached" if claim.holds(reached) else "**missed**"
             wanted = f"{'≥' if claim.more_is_better else '≤'} {claim.target:g}"
             cells = (name, claim.case.title, claim.variant, _figure(claim), _against(claim), wanted, measured, verdict)
             rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
+
+
+def _memory(summaries: Mapping[str, Sequence[Summary]]) -> str:
+    credit = Settings().credit_bytes
+    rows = ["| case | system | MiB, worker | bound | MiB, aggregators | bound |", "|---|---|---|---|---|---|"]
+    for summary in (found for name in summaries for found in _of_psum(summaries[name])):
+        case, run = summary.case, summary.runs[0]
+        payload = sum(sizes(case.workload)) * ElementType[run.dtype.upper()].itemsize
+        under_way = credit * case.aggregators
+        worker, servers = summary.spread("worker_mib"), summary.spread("aggregator_mib")
+        cells = [
+            case.title,
+            label(summary),
+            "" if worker is None else worker.show(0),
+            f"{(payload + under_way) / _MIB:.0f}",
+            "" if servers is None else servers.show(0),
+            f"{(2 * payload + under_way * case.workers) / _MIB:.0f}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _of_psum(summaries: Sequence[Summary]) -> list[Summary]:
+    return [summary for summary in summaries if summary.runs[0].system == "psum"]
 
 
 def _figure(claim: Claim) -> str:

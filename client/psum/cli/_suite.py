@@ -1,6 +1,7 @@
 """The experiments behind docs/benchmarks.md, and what each is to show."""
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -41,26 +42,39 @@ class Claim:
 
     def reached(self, summaries: Sequence[Summary]) -> float | None:
         """What was measured, by medians; None where one of the systems was not there."""
-        ours = self._figure(summaries, self.case, self.variant, self.figure)
-        if self.relative_to:
-            theirs = self._figure(summaries, self.case, self.variant, self.relative_to)
-        elif self.against:
-            theirs = self._figure(summaries, self.against_case or self.case, self.against, self.figure)
-        else:
-            theirs = 1.0
+
+        def median(case: Case, variant: str, figure: str) -> float | None:
+            values = self._figures(summaries, case, variant, figure).values()
+            return statistics.median(values) if values else None
+
+        ours, theirs = (median(*term) for term in self._terms())
         return None if ours is None or not theirs else ours / theirs
+
+    def by_round(self, summaries: Sequence[Summary]) -> list[float]:
+        """What each round says of it by itself, in order: how far the figure is to be trusted."""
+        ours, theirs = (self._figures(summaries, *term) for term in self._terms())
+        return [ours[number] / theirs[number] for number in ours if theirs.get(number)]
 
     def holds(self, reached: float) -> bool:
         """Whether what was measured is enough."""
         return reached >= self.target if self.more_is_better else reached <= self.target
 
-    def _figure(self, summaries: Sequence[Summary], case: Case, variant: str, figure: str) -> float | None:
-        for summary in summaries:
-            if (summary.case, summary.variant) == (case, variant):
-                spread = summary.spread(figure)
-                if spread is not None:
-                    return spread.median * (case.workers if self.total else 1)
-        return None
+    def _terms(self) -> tuple[tuple[Case, str, str], tuple[Case, str, str]]:
+        """Case, system and figure of both sides of the ratio; without a figure the second one is 1."""
+        if self.relative_to:
+            second = self.case, self.variant, self.relative_to
+        elif self.against:
+            second = self.against_case or self.case, self.against, self.figure
+        else:
+            second = self.case, self.variant, ""
+        return (self.case, self.variant, self.figure), second
+
+    def _figures(self, summaries: Sequence[Summary], case: Case, variant: str, figure: str) -> dict[int, float]:
+        """By round."""
+        factor = case.workers if self.total else 1
+        runs = [run for found in summaries if (found.case, found.variant) == (case, variant) for run in found.runs]
+        values = {run.round: getattr(run, figure) if figure else 1.0 for run in runs}
+        return {number: value * factor for number, value in values.items() if value is not None}
 
 
 _EFFORT: Final = Effort(steps=8, warmup=2)
