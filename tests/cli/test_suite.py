@@ -8,7 +8,6 @@ import pytest
 from psum.cli import _page
 from psum.cli._cases import Case
 from psum.cli._page import Result
-from psum.cli._peers import MissingError, Peer, find
 from psum.cli._runs import Run, summarise
 from psum.cli._suite import EXPERIMENTS, Claim
 
@@ -138,13 +137,3 @@ def test_the_same_figures_give_the_same_plots(tmp_path: pathlib.Path) -> None:
     results = {"big": Result("today", "here", "psum", [run("gloo", 1.0)])}
     first, second = (_page.write(tmp_path / name, results) for name in ("first", "second"))
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
-
-
-def test_a_peer_in_another_interpreter(tmp_path: pathlib.Path) -> None:
-    """It is found by running that, and tells its version."""
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 2.15.0\n")
-    python.chmod(0o755)
-    assert find("gloo", str(python)) == Peer("gloo", "PyTorch 2.15.0", str(python))
-    with pytest.raises(MissingError, match="cannot be run"):
-        find("gloo", str(tmp_path / "none"))
