@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import re
 import signal
 from typing import Any
@@ -148,7 +149,8 @@ class Machine:
     def run(self, failed: list[int] | None = None) -> list[Run]:
         """Two systems on two cases in two rounds."""
         systems = psum_systems(["inline", "shm"], ["numpy"], ["float32"])
-        return list(_bench._runs(cases(["big"], [1, 2], [1]), systems, Effort(), 2, False, failed))
+        pairs = itertools.product(cases(["big"], [1, 2], [1]), systems)
+        return list(_bench._runs(pairs, Effort(), 2, False, failed))
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ import pytest
 from psum.cli import _page
 from psum.cli._cases import Case
 from psum.cli._page import Result
+from psum.cli._peers import NAMES, Peer
 from psum.cli._runs import Run, summarise
 from psum.cli._suite import EXPERIMENTS, Claim
+from psum.cli._workloads import sizes
+from psum.wire import ElementType
 
 CASE = Case("big", 2, 1)
 
@@ -63,14 +66,34 @@ def test_what_all_workers_have_together() -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_claim_is_on_what_the_experiment_measures(name: str) -> None:
-    """On one of its cases, by systems that take part in it."""
+    """On cases that these systems are put to."""
     experiment = EXPERIMENTS[name]
-    variants = {system.name for system in experiment.systems} | set(experiment.peers)
+    peers = [Peer(peer, "", "") for peer in NAMES]
+    done = {(case, system.name) for case, system in experiment.pairs(peers)}
     for claim in experiment.claims:
-        assert {claim.case, claim.against_case or claim.case} <= set(experiment.cases)
-        assert {claim.variant, claim.against or claim.variant} <= variants
+        assert (claim.case, claim.variant) in done
+        assert (claim.against_case or claim.case, claim.against or claim.variant) in done
         assert experiment.effort.latency_steps or not claim.figure.startswith("urgent")
         assert experiment.effort.idle_seconds or claim.figure != "idle_share"
+
+
+def test_peers_that_are_missing_take_no_part() -> None:
+    """psum is measured all the same."""
+    experiment = EXPERIMENTS["hosts"]
+    assert [system.name for _, system in experiment.pairs([])] == ["psum auto"]
+    assert [system.name for _, system in experiment.pairs([Peer("dist_sync", "", ""), Peer("gloo", "", "")])] == [
+        "psum auto",
+        "gloo",
+    ]
+
+
+def test_as_many_bytes_in_float16_as_in_float32() -> None:
+    """Or the ratio of their speeds would be of different work."""
+    bytes_by_type = {
+        system.dtype: sum(sizes(case.workload)) * ElementType[system.dtype.upper()].itemsize
+        for case, system in EXPERIMENTS["float16"].pairs([])
+    }
+    assert bytes_by_type["float16"] == bytes_by_type["float32"] == 64 << 20
 
 
 def test_the_page_says_what_was_reached_and_what_was_missed() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.util
+import itertools
 import json
 import pathlib
 import shlex
@@ -51,8 +52,8 @@ _ENDED: Final = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, 
     default="big",
     show_default=True,
     metavar="NAME,…",
-    help="What is summed in each step: big (16 tensors of 1 Mi elements), small (256 of 1 Ki), resnet50 or vgg16 (a"
-    " network's parameters).",
+    help="What is summed in each step: big (16 tensors of 1 Mi elements), wide (16 of 2 Mi), small (256 of 1 Ki),"
+    " resnet50 or vgg16 (a network's parameters).",
 )
 @click.option(
     "--dtype",
@@ -173,10 +174,11 @@ def bench(
     systems = psum_systems(planes, through, dtype)
     systems += [System(peer=peer) for peer in _installed(against, gloo_python)]
     effort = Effort(steps, warmup, steps if latency else 0, idle)
+    pairs = list(itertools.product(cases(workload, workers, aggregators, hosts), systems))
     found: list[Run] = []
     rounds = rounds or (_ROUNDS if len(systems) > 1 else 1)
     try:
-        for run in _runs(cases(workload, workers, aggregators, hosts), systems, effort, rounds, as_json):
+        for run in _runs(pairs, effort, rounds, as_json):
             found.append(run)
     except FailedError as error:
         sys.exit(error.status)
@@ -199,9 +201,9 @@ def _make(names: Sequence[str], rounds: int, gloo_python: str | None, output: pa
     for name in names:
         experiment = EXPERIMENTS[name]
         _note(f"experiment {name}: {experiment.about}")
-        systems = [s for s in experiment.compared(peers) if s.through != "mxnet" or _has_mxnet()]
+        pairs = [pair for pair in experiment.pairs(peers) if pair[1].through != "mxnet" or _has_mxnet()]
         try:
-            runs = list(_runs(experiment.cases, systems, experiment.effort, rounds, as_json, failed))
+            runs = list(_runs(pairs, experiment.effort, rounds, as_json, failed))
         except FailedError as error:
             return error.status
         if runs:
@@ -216,18 +218,16 @@ def _make(names: Sequence[str], rounds: int, gloo_python: str | None, output: pa
 
 
 def _runs(
-    cases: Iterable[Case],
-    systems: Sequence[System],
+    pairs: Iterable[tuple[Case, System]],
     effort: Effort,
     rounds: int,
     as_json: bool,
     failed: list[int] | None = None,
 ) -> Iterator[Run]:
-    """Puts all systems to all cases, in turns.
+    """Puts systems to cases, in turns.
 
     Args:
-        cases: What is done.
-        systems: By which systems.
+        pairs: What is done, and by which system.
         effort: How much.
         rounds: How often.
         as_json: Print each run as JSON; otherwise, where there are several, what it gave is told on standard error.
@@ -236,7 +236,7 @@ def _runs(
     Raises:
         FailedError: A run failed, or was ended by a person.
     """
-    left = [(case, system) for case in cases for system in systems]
+    left = list(pairs)
     several = len(left) * rounds > 1
     for number in range(rounds):
         for case, system in list(left):

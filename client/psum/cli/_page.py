@@ -189,9 +189,10 @@ def _figure(claim: Claim) -> str:
 
 
 def _against(claim: Claim) -> str:
-    if claim.against_case is not None:
-        return claim.against_case.title
-    return claim.against
+    if claim.against_case is None:
+        return claim.against
+    title = claim.against_case.title
+    return title if claim.against == claim.variant else f"{claim.against} on {title}"
 
 
 def _table(summaries: Sequence[Summary]) -> str:

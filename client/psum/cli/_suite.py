@@ -91,6 +91,7 @@ class Experiment:
         peers: The names of the peers it is compared with.
         effort: How much is done in one run.
         claims: What it is to show.
+        only: Workloads that are for one element type only, with its label.
     """
 
     about: str
@@ -99,10 +100,17 @@ class Experiment:
     peers: Sequence[str] = ()
     effort: Effort = _EFFORT
     claims: Sequence[Claim] = ()
+    only: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def compared(self, peers: Sequence[Peer]) -> list[System]:
-        """psum, and those of its peers that are there."""
-        return [*self.systems, *(System(peer=peer) for peer in peers if peer.name in self.peers)]
+    def pairs(self, peers: Sequence[Peer]) -> list[tuple[Case, System]]:
+        """What is done by whom: by psum, and by those of its peers that are there."""
+        systems = [*self.systems, *(System(peer=peer) for peer in peers if peer.name in self.peers)]
+        return [
+            (case, system)
+            for case in self.cases
+            for system in systems
+            if self.only.get(case.workload, system.dtype) == system.dtype
+        ]
 
 
 _INLINE, _DIRECT, _SHM, _AUTO = (System(plane=plane) for plane in ("inline", "direct", "shm", "auto"))
@@ -111,6 +119,7 @@ _HALF: Final = tuple(System(plane=system.plane, dtype="float16") for system in _
 _MXNET: Final = tuple(System(plane=system.plane, through="mxnet") for system in _PLANES)
 
 _BIG_2, _BIG_4 = Case("big", 2), Case("big", 4)
+_WIDE = Case("wide", 2)
 _RESNET_2, _RESNET_4 = Case("resnet50", 2), Case("resnet50", 4)
 _SMALL = Case("small", 2)
 _RESNET_HOSTS = Case("resnet50", 2, 2, hosts=2)
@@ -177,11 +186,14 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             _claims(_RESNET_HOSTS, "psum auto", gloo=1),
         ),
         "float16": Experiment(
-            "As many bytes in half as wide elements: GB/s are to be the same.",
-            (_BIG_2,),
+            "As many bytes in half as wide elements, 2 Mi a tensor for 1 Mi: GB/s are to be the same.",
+            (_BIG_2, _WIDE),
             (*_PLANES, *_HALF),
-            effort=Effort(steps=10, warmup=2),
-            claims=[Claim(_BIG_2, half.name, full.name, 0.85) for half, full in zip(_HALF, _PLANES, strict=True)],
+            claims=[
+                Claim(_WIDE, half.name, full.name, 0.85, against_case=_BIG_2)
+                for half, full in zip(_HALF, _PLANES, strict=True)
+            ],
+            only={"big": "float32", "wide": "float16"},
         ),
         "mxnet": Experiment(
             "`kv.pushpull` of NDArrays and `waitall`, against NumPy arrays through psum.client.",
