@@ -75,11 +75,18 @@ def test_latency_is_taken_as_a_backward_pass_pushes_and_a_forward_pass_reads() -
 
 
 def test_idle_share_is_of_one_second() -> None:
-    """Of a server that does nothing while this process, which it is, sleeps."""
-    measured = measure.measure(Recorder(), plan(idle_seconds=0.2))
-    assert measured.idle_share is not None
-    assert 0 <= measured.idle_share < 0.5
-    assert measured.server_cpu_seconds is not None
+    """Of servers that use 50 ms from each look to the next, while 200 ms pass."""
+
+    class Busy(Recorder):
+        used = 0.0
+
+        def server_cpu_seconds(self) -> float:
+            self.used += 0.05
+            return self.used
+
+    measured = measure.measure(Busy(), plan(idle_seconds=0.2))
+    assert measured.idle_share == pytest.approx(0.25)
+    assert measured.server_cpu_seconds == pytest.approx(0.05)
     assert Measurement.load(measured.dump()) == measured
 
 
