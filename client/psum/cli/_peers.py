@@ -120,13 +120,19 @@ class _Fleet:
                 "DMLC_NUM_SERVER": str(self._num_servers),
                 "DMLC_PS_ROOT_URI": "127.0.0.1",
                 "DMLC_PS_ROOT_PORT": port,
+                "DMLC_NODE_HOST": "127.0.0.1",
             }
             await self._start("scheduler", self._plan, {**environ, "DMLC_ROLE": "scheduler"}, self._servers)
             for index in range(self._num_servers):
                 await self._start(f"server {index}", self._plan, {**environ, "DMLC_ROLE": "server"}, self._servers)
             ranks = [{**environ, "DMLC_ROLE": "worker"}] * self._num_workers
         else:
-            environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(self._num_workers)}
+            environ = {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "WORLD_SIZE": str(self._num_workers),
+                "GLOO_SOCKET_IFNAME": "lo",
+            }
             ranks = [{**environ, "RANK": str(rank)} for rank in range(self._num_workers)]
         plan = dataclasses.replace(self._plan, servers=[child.pid for child in self._servers[1:]])
         for rank, settings in enumerate(ranks):
