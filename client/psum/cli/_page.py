@@ -35,7 +35,7 @@ memory that both share counts on either side.
 _MEMORY: Final = """\
 What psum is to need at most: a worker one partition for each shard, its last sum, and the credit of each aggregator;
 the aggregators together two partitions for each shard, the open round's and the last sum, and what all workers have
-under way. What allocators keep for later counts as needed.
+under way. What allocators keep for later counts as needed, and so do contributions that wait for a rank that is late.
 """
 
 _MIB: Final = 1 << 20
@@ -160,13 +160,17 @@ def _claims(summaries: Mapping[str, Sequence[Summary]]) -> str:
 
 def _memory(summaries: Mapping[str, Sequence[Summary]]) -> str:
     credit = Settings().credit_bytes
-    rows = ["| case | system | MiB, worker | bound | MiB, aggregators | bound |", "|---|---|---|---|---|---|"]
-    for summary in (found for name in summaries for found in _of_psum(summaries[name])):
+    rows = [
+        "| experiment | case | system | MiB, worker | bound | MiB, aggregators | bound |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, summary in ((name, found) for name in summaries for found in _of_psum(summaries[name])):
         case, run = summary.case, summary.runs[0]
         payload = sum(sizes(case.workload)) * ElementType[run.dtype.upper()].itemsize
         under_way = credit * case.aggregators
         worker, servers = summary.spread("worker_mib"), summary.spread("aggregator_mib")
         cells = [
+            name,
             case.title,
             label(summary),
             "" if worker is None else worker.show(0),

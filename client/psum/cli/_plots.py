@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from psum.cli._cases import Case
+from psum.cli._cases import Case, count
 from psum.cli._runs import Run, Spread, Summary, summarise
 from psum.cli._workloads import sizes
 
@@ -133,7 +133,6 @@ def _scaling(summaries: Sequence[Summary], file: pathlib.Path, over: str, fixed:
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines:
         return False
-    noun = {"workers": "workers", "servers": "aggregators or servers"}
     with _figure(file) as axes:
         for (variant, workload, other), points in lines.items():
             places = sorted(points)
@@ -142,10 +141,10 @@ def _scaling(summaries: Sequence[Summary], file: pathlib.Path, over: str, fixed:
                 [points[place].median - points[place].lowest for place in places],
                 [points[place].highest - points[place].median for place in places],
             ]
-            name = f"{variant}, {workload}, {other} {noun[fixed]}"
+            name = f"{variant}, {workload}, {count(other, 'worker' if fixed == 'workers' else 'aggregator')}"
             axes.errorbar(places, medians, yerr=whiskers, marker="o", capsize=3, label=name)
         axes.set_xticks(sorted({place for points in lines.values() for place in points}))
-        axes.set_xlabel(noun[over])
+        axes.set_xlabel("workers" if over == "workers" else "aggregators or servers")
         axes.set_ylabel("GB/s of all workers together")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7)
