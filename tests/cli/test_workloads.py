@@ -14,7 +14,13 @@ Array = npt.NDArray[Any]
 
 @pytest.mark.parametrize(
     ("workload", "tensors", "elements"),
-    [("big", 16, 16 << 20), ("small", 256, 256 << 10), ("resnet50", 193, 25_575_912), ("vgg16", 32, 138_357_544)],
+    [
+        ("big", 16, 16 << 20),
+        ("wide", 16, 32 << 20),
+        ("small", 256, 256 << 10),
+        ("resnet50", 193, 25_575_912),
+        ("vgg16", 32, 138_357_544),
+    ],
 )
 def test_sizes(workload: str, tensors: int, elements: int) -> None:
     """The networks have as many parameters as those of the model zoo have to train."""

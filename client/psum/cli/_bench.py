@@ -1,148 +1,286 @@
-"""`psum bench`: how fast this machine push-pulls, without any framework."""
+"""`psum bench`: how fast this machine push-pulls, beside what psum's users would take instead."""
 
-import asyncio
 import dataclasses
+import datetime
+import importlib.util
+import itertools
 import json
 import pathlib
+import shlex
+import signal
 import sys
-import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from psum.cli import _workloads
-from psum.cli._bench_worker import Measurement, Plan
-from psum.cli._local import LocalJob, run
-from psum.cli._options import aggregators_option, plane_option
+from psum.cli import _page, _peers, _plots, _tables, _workloads
+from psum.cli._cases import THROUGH, Case, Effort, System, cases, psum_systems
+from psum.cli._options import PLANES, Several
+from psum.cli._peers import MissingError, Peer
+from psum.cli._runs import FailedError, Run, once, summarise
+from psum.cli._suite import EXPERIMENTS
 from psum.wire import ElementType
 
-_GB: Final = 1e9
+#: Rounds where several systems are compared, unless it is said how many: fewer say little on a busy machine.
+_ROUNDS: Final = 5
 
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a benchmark gives; its fields are those of the JSON line.
-
-    Attributes:
-        system: 'psum', among lines of other systems.
-        workload: The workload's name.
-        workers: How many.
-        servers: How many aggregators.
-        gb_per_s_per_worker: 10^9 bytes of payload of one worker, counted once for push and pull together, a second.
-        ms_per_step: From the first push-pull of a step until its last sum.
-        worker_cpu_s_per_gb: Processor seconds of rank 0's process for each GB, counted as above.
-        plane: How payloads crossed.
-        aggregator_cpu_s_per_gb: Processor seconds of all aggregators together for each GB of one worker.
-        dtype: The element type.
-    """
-
-    system: str
-    workload: str
-    workers: int
-    servers: int
-    gb_per_s_per_worker: float
-    ms_per_step: float
-    worker_cpu_s_per_gb: float
-    plane: str
-    aggregator_cpu_s_per_gb: float
-    dtype: str
+#: With these statuses a run has ended since a person has ended it.
+_ENDED: Final = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
 
 @click.command()
 @click.option(
-    "--workers", type=click.IntRange(1, _workloads.MAX_WORKERS), default=2, show_default=True, help="Worker processes."
+    "--workers",
+    type=Several(click.IntRange(1, _workloads.MAX_WORKERS)),
+    default="2",
+    show_default=True,
+    metavar="N,…",
+    help="Worker processes.",
 )
-@aggregators_option
+@click.option(
+    "--aggregators",
+    type=Several(click.IntRange(1, 64)),
+    default="1",
+    show_default=True,
+    metavar="N,…",
+    help="How many aggregators to run, or servers of a peer.",
+)
 @click.option(
     "--workload",
-    type=click.Choice(_workloads.NAMES),
+    type=Several(click.Choice(_workloads.NAMES)),
     default="big",
     show_default=True,
-    help="What is summed in each step: 16 tensors of 1 Mi elements, 256 of 1 Ki, or a network's parameters.",
+    metavar="NAME,…",
+    help="What is summed in each step: big (16 tensors of 1 Mi elements), wide (16 of 2 Mi), small (256 of 1 Ki),"
+    " resnet50 or vgg16 (a network's parameters).",
 )
 @click.option(
     "--dtype",
-    type=click.Choice([element_type.label for element_type in ElementType]),
+    type=Several(click.Choice([element_type.label for element_type in ElementType])),
     default="float32",
     show_default=True,
+    metavar="TYPE,…",
     help="The type of the elements.",
 )
-@plane_option
+@click.option(
+    "--plane",
+    "planes",
+    envvar="PSUM_PLANE",
+    type=click.Choice(PLANES),
+    multiple=True,
+    default=["auto"],
+    show_default=True,
+    help="How payloads cross between workers and aggregators. Given several times, each way is a system of its own.",
+)
+@click.option(
+    "--through",
+    type=Several(click.Choice(THROUGH)),
+    default="numpy",
+    show_default=True,
+    metavar="numpy,mxnet",
+    help="What is push-pulled: NumPy arrays, or NDArrays by the MXNet KVStore.",
+)
+@click.option(
+    "--against",
+    type=Several(click.Choice(_peers.NAMES)),
+    default="",
+    metavar="PEER,…",
+    help="What psum is compared with: dist_sync (MXNet's own KVStore, ps-lite), gloo (PyTorch's all-reduce).",
+)
+@click.option(
+    "--gloo-python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="An interpreter that has PyTorch, where this one has not.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help=f"How often each system runs, all in turns.  [default: {_ROUNDS} where systems are compared, else 1]",
+)
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Steps that are timed.")
 @click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Steps before those.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.option("--latency", is_flag=True, help="Measure too how soon each tensor is back that is pushed behind others.")
+@click.option(
+    "--idle",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Measure too what aggregators use while connected workers do nothing.",
+)
+@click.option(
+    "--hosts",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="As if workers and aggregators were dealt out to as many hosts: memory is shared within one only.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print each run as a line of JSON, and what several say together."
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    help="Draw plots (SVG) there; needs psum[bench]. With --suite: benchmarks.md, benchmarks.json and benchmarks/.",
+)
+@click.option(
+    "--suite",
+    type=Several(click.Choice(["all", *EXPERIMENTS])),
+    default="",
+    metavar="NAME,…",
+    help="Make the experiments of docs/benchmarks.md, or some of them: " + ", ".join(["all", *EXPERIMENTS]) + ".",
+)
 def bench(
-    workers: int, aggregators: int, workload: str, dtype: str, plane: str, steps: int, warmup: int, as_json: bool
+    workers: Sequence[int],
+    aggregators: Sequence[int],
+    workload: Sequence[str],
+    dtype: Sequence[str],
+    planes: Sequence[str],
+    through: Sequence[str],
+    against: Sequence[str],
+    gloo_python: str | None,
+    rounds: int | None,
+    steps: int,
+    warmup: int,
+    latency: bool,
+    idle: float,
+    hosts: int,
+    as_json: bool,
+    output: pathlib.Path | None,
+    suite: Sequence[str],
 ) -> None:
-    """Measure how fast worker processes on this machine push-pull NumPy arrays.
+    """Measure how fast worker processes on this machine push-pull, and compare that with other systems.
 
-    In each step, all workers push-pull all tensors of the workload at once, and wait for all sums. The sums are checked
-    after the timed steps. GB are 10^9 bytes of one worker's payload, counted once for push and pull together. CPU
-    seconds of a worker are those of rank 0's process, CPU seconds of the aggregators those of all of them together,
+    In each step, all workers push-pull all tensors of the workload at once, and wait for all sums. psum's sums are
+    checked after the timed steps. GB are 10^9 bytes of one worker's payload, counted once for push and pull together.
+    CPU seconds of a worker are those of rank 0's process, CPU seconds of the aggregators those of all of them together,
     both for each GB.
+
+    Several numbers of workers, workloads and so on, with commas, are measured one after the other, or in turns where
+    --rounds is more than 1. Example: psum bench --plane inline --plane shm --against dist_sync,gloo
     """
-    with tempfile.TemporaryDirectory(prefix="psum-bench-") as directory:
-        file = pathlib.Path(directory, "measurement")
-        plan = Plan(
-            workload=workload,
-            element_type=dtype,
-            warmup=warmup,
-            steps=steps,
-            measurement=str(file),
-            progress=sys.stderr.isatty(),
-        )
-        command = [sys.executable, "-m", "psum.cli._bench_worker", plan.dump()]
-        status = asyncio.run(run(LocalJob(command, workers=workers, aggregators=aggregators, plane=plane)))
-        if status != 0:
-            sys.exit(status)
-        measured = Measurement.load(file.read_text())
-    gigabytes = measured.payload_bytes / _GB
-    report = Report(
-        system="psum",
-        workload=workload,
-        workers=workers,
-        servers=aggregators,
-        gb_per_s_per_worker=round(gigabytes / measured.seconds, 4),
-        ms_per_step=round(measured.seconds / steps * 1e3, 2),
-        worker_cpu_s_per_gb=round(measured.cpu_seconds / gigabytes, 3),
-        plane=measured.plane,
-        aggregator_cpu_s_per_gb=round(measured.aggregator_cpu_seconds / gigabytes, 3),
-        dtype=dtype,
-    )
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(report)))
-    else:
-        _show(report)
+    if output is not None:
+        try:
+            _plots.check()
+        except _plots.NoPlotsError as error:
+            raise click.ClickException(str(error)) from None
+    if suite:
+        if output is None:
+            raise click.UsageError("--suite needs --output, a directory such as docs")
+        names = list(EXPERIMENTS) if "all" in suite else list(dict.fromkeys(suite))
+        sys.exit(_make(names, rounds or _ROUNDS, gloo_python, output, as_json))
+    if against and set(dtype) != {"float32"}:
+        raise click.UsageError("--against compares in float32 only")
+    _check_through(through, dtype)
+    systems = psum_systems(planes, through, dtype)
+    systems += [System(peer=peer) for peer in _installed(against, gloo_python)]
+    effort = Effort(steps, warmup, steps if latency else 0, idle)
+    pairs = list(itertools.product(cases(workload, workers, aggregators, hosts), systems))
+    found: list[Run] = []
+    rounds = rounds or (_ROUNDS if len(systems) > 1 else 1)
+    try:
+        for run in _runs(pairs, effort, rounds, as_json):
+            found.append(run)
+    except FailedError as error:
+        sys.exit(error.status)
+    summaries = summarise(found)
+    if not as_json:
+        _tables.show(summaries)
+    elif len(found) > 1:
+        for summary in summaries:
+            click.echo(json.dumps(summary.as_json()))
+    if output is not None:
+        for file in _plots.draw(found, output):
+            click.echo(f"wrote {file}", err=True)
 
 
-def _show(report: Report) -> None:
-    """A table at a terminal, else a line for each figure."""
-    title = (
-        f"{report.workload} in {report.dtype}, {_count(report.workers, 'worker')},"
-        f" {_count(report.servers, 'aggregator')}, plane {report.plane}"
-    )
-    figures = {
-        "GB/s per worker": f"{report.gb_per_s_per_worker:.3f}",
-        "ms per step": f"{report.ms_per_step:.1f}",
-        "CPU s per GB, worker": f"{report.worker_cpu_s_per_gb:.2f}",
-        "CPU s per GB, aggregators": f"{report.aggregator_cpu_s_per_gb:.2f}",
-    }
-    if not sys.stdout.isatty():
-        click.echo(title)
-        for name, figure in figures.items():
-            click.echo(f"{name}: {figure}")
+def _make(names: Sequence[str], rounds: int, gloo_python: str | None, output: pathlib.Path, as_json: bool) -> int:
+    """Makes experiments and writes each down when it is done, beside those that were made before."""
+    peers = _installed(_peers.NAMES, gloo_python)
+    results = _page.load(output / "benchmarks.json")
+    failed: list[int] = []
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        _note(f"experiment {name}: {experiment.about}")
+        pairs = [pair for pair in experiment.pairs(peers) if pair[1].through != "mxnet" or _has_mxnet()]
+        try:
+            runs = list(_runs(pairs, experiment.effort, rounds, as_json, failed))
+        except FailedError as error:
+            return error.status
+        if runs:
+            today = datetime.datetime.now(datetime.UTC).date().isoformat()
+            # Paths of this machine say nothing to others.
+            words = ["psum", "bench", "--suite", name, "--rounds", str(rounds), "--output", output.name]
+            results[name] = _page.Result(today, _page.machine(), shlex.join(words), runs)
+            _page.write(output, results)
+            if not as_json:
+                _tables.show(summarise(runs))
+    return failed[0] if failed else 0
+
+
+def _runs(
+    pairs: Iterable[tuple[Case, System]],
+    effort: Effort,
+    rounds: int,
+    as_json: bool,
+    failed: list[int] | None = None,
+) -> Iterator[Run]:
+    """Puts systems to cases, in turns.
+
+    Args:
+        pairs: What is done, and by which system.
+        effort: How much.
+        rounds: How often.
+        as_json: Print each run as JSON; otherwise, where there are several, what it gave is told on standard error.
+        failed: Takes the statuses of runs that failed, which are then left out from there on; None: they are errors.
+
+    Raises:
+        FailedError: A run failed, or was ended by a person.
+    """
+    left = list(pairs)
+    several = len(left) * rounds > 1
+    for number in range(rounds):
+        for case, system in list(left):
+            try:
+                run = once(system, case, effort, number)
+            except FailedError as error:
+                if failed is None or error.status in _ENDED:
+                    raise
+                _note(f"{system.name} failed on {case.title}, and is left out there")
+                failed.append(error.status)
+                left.remove((case, system))
+                continue
+            if as_json:
+                click.echo(json.dumps(dataclasses.asdict(run)))
+            elif several:
+                said = f"{run.gb_per_s_per_worker:.3f} GB/s, {run.ms_per_step:.1f} ms per step"
+                _note(f"round {number + 1} of {rounds}, {case.title}: {system.name} {said}")
+            yield run
+
+
+def _installed(names: Iterable[str], gloo_python: str | None) -> list[Peer]:
+    """Those peers that are there. Of the others it is said what to install."""
+    found = []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(_peers.find(name, gloo_python))
+        except MissingError as error:
+            _note(str(error))
+    return found
+
+
+def _note(text: str) -> None:
+    click.echo(f"psum: {text}", err=True)
+
+
+def _check_through(through: Sequence[str], dtypes: Sequence[str]) -> None:
+    if "mxnet" not in through:
         return
-    console = Console(highlight=False)
-    console.print(title)
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for name, figure in figures.items():
-        table.add_row(name, figure)
-    console.print(table)
+    if not _has_mxnet():
+        raise click.ClickException("--through mxnet needs MXNet: pip install 'psum[mxnet]'")
+    if "bfloat16" in dtypes:
+        raise click.UsageError("--through mxnet: NDArrays made from NumPy have no bfloat16")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _has_mxnet() -> bool:
+    return importlib.util.find_spec("mxnet") is not None

@@ -1,162 +1,141 @@
-"""One rank of `psum bench`: `python -m psum.cli._bench_worker PLAN`, with PLAN as JSON."""
+"""One rank of psum in a benchmark: `python -m psum.cli._bench_worker PLAN`, with PLAN as JSON."""
 
-import dataclasses
-import json
+import os
 import pathlib
 import sys
-import time
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from psum.cli._workloads import Values, sizes
-from psum.client import Client, ElementType, PsumError, Store, connect, fetch_status
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What every rank does.
-
-    Attributes:
-        workload: The name of the workload.
-        element_type: The label of the element type.
-        warmup: Steps before the timed ones.
-        steps: Timed steps.
-        measurement: The file that rank 0 writes its measurement to.
-        progress: Whether rank 0 shows on standard error what it is doing.
-    """
-
-    workload: str
-    element_type: str
-    warmup: int
-    steps: int
-    measurement: str
-    progress: bool
-
-    def dump(self) -> str:
-        """As JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, text: str) -> Self:
-        """From JSON."""
-        return cls(**json.loads(text))
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """What rank 0 measured over the timed steps.
-
-    Attributes:
-        seconds: From the first push-pull until the last sum.
-        cpu_seconds: Processor time of rank 0's process meanwhile.
-        aggregator_cpu_seconds: Processor time of all aggregators together meanwhile.
-        payload_bytes: Bytes that one worker push-pulled, counted once for there and back.
-        plane: How the payloads crossed; where it differed between aggregators, all of the ways.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    aggregator_cpu_seconds: float
-    payload_bytes: int
-    plane: str
-
-    def dump(self) -> str:
-        """As JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, text: str) -> Self:
-        """From JSON."""
-        return cls(**json.loads(text))
+from psum.cli._workloads import Values
+from psum.cli.peers.measure import Plan, System, measure
+from psum.client import Client, ElementType, PsumError, connect, fetch_status
 
 
 class WrongSumError(PsumError):
     """A sum came back that is not the sum of what was pushed."""
 
 
-class _Rank:
-    """The work of one rank."""
+class _Psum(System):
+    """What is the same with NumPy arrays and through a framework."""
 
     def __init__(self, client: Client, plan: Plan) -> None:
+        self.rank = client.rank
         self._client = client
-        self._plan = plan
-        self._store: Store = client.store()
+        self._meeting = client.store()
+        self._sizes = plan.sizes
         self._element_type = ElementType[plan.element_type.upper()]
         self._values = Values(self._element_type, client.num_workers)
-        storage = self._element_type.numpy
-        self._tensors: list[npt.NDArray[Any]] = [np.zeros(n, storage) for n in sizes(plan.workload)]
-        self._sums = [np.zeros_like(tensor) for tensor in self._tensors]
+        self.servers = _aggregators() if self.rank == 0 else []
 
-    def measure(self) -> Measurement:
-        """Runs the plan.
+    @property
+    def plane(self) -> str:  # type: ignore[override]
+        return "+".join(sorted(set(self._client.planes)))
 
-        Raises:
-            WrongSumError: A sum was wrong.
-            PsumError: A sum could not be had.
-        """
-        self._show("warming up")
-        self._fill(turn=0)
-        for _ in range(self._plan.warmup):
-            self._step()
-        self._fill(turn=1)
-        for total in self._sums:
-            total.fill(0)
-        self._show("measuring")
-        self._wait_for_all()
-        aggregators_before = self._aggregator_cpu_seconds()
-        self._wait_for_all()
-        cpu_before, before = time.process_time(), time.perf_counter()
-        for _ in range(self._plan.steps):
-            self._step()
-        seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - cpu_before
-        self._wait_for_all()
-        aggregators_after = self._aggregator_cpu_seconds()
-        self._show("checking the sums")
-        self._check(turn=1)
-        self._show(" ")
-        return Measurement(
-            seconds=seconds,
-            cpu_seconds=cpu_seconds,
-            aggregator_cpu_seconds=aggregators_after - aggregators_before,
-            payload_bytes=self._plan.steps * sum(tensor.nbytes for tensor in self._tensors),
-            plane="+".join(sorted(set(self._client.planes))),
-        )
+    def meet(self) -> None:
+        self._meeting.push_pull("all are here", np.zeros(1, np.float32))
 
-    def _step(self) -> None:
-        pending: list[Future[None]] = [
-            self._store.push_pull_async(number, tensor, out, priority=-number, element_type=self._element_type)
-            for number, (tensor, out) in enumerate(zip(self._tensors, self._sums, strict=True))
-        ]
-        for future in pending:
-            future.result()
-
-    def _fill(self, turn: int) -> None:
-        for number, tensor in enumerate(self._tensors):
-            self._values.fill(tensor, rank=self._client.rank, tensor=number, turn=turn)
-
-    def _check(self, turn: int) -> None:
-        wrong = [n for n, out in enumerate(self._sums) if not self._values.is_sum(out, tensor=n, turn=turn)]
-        if wrong:
-            raise WrongSumError(
-                f"rank {self._client.rank} got wrong sums for {len(wrong)} of {len(self._sums)} tensors of"
-                f" {self._plan.workload}, the first of them number {wrong[0]}; please report this"
-            )
-
-    def _wait_for_all(self) -> None:
-        self._store.push_pull("all are here", np.zeros(1, np.float32))
-
-    def _aggregator_cpu_seconds(self) -> float:
-        if self._client.rank != 0:
-            return 0.0
+    def server_cpu_seconds(self) -> float:
         settings = self._client.settings
         return sum(fetch_status(address, settings=settings).cpu_seconds for address in settings.aggregators)
 
-    def _show(self, text: str) -> None:
-        if self._plan.progress and self._client.rank == 0:
-            print(text, end="\r", file=sys.stderr)
+    def _filled(self, number: int, turn: int) -> npt.NDArray[Any]:
+        tensor = np.empty(self._sizes[number], self._element_type.numpy)
+        self._values.fill(tensor, rank=self.rank, tensor=number, turn=turn)
+        return tensor
+
+    def _check(self, sums: Sequence[npt.NDArray[Any]], turn: int) -> None:
+        wrong = [n for n, out in enumerate(sums) if not self._values.is_sum(out, tensor=n, turn=turn)]
+        if wrong:
+            raise WrongSumError(
+                f"rank {self.rank} got wrong sums for {len(wrong)} of {len(sums)} tensors, the first of them number"
+                f" {wrong[0]}; please report this"
+            )
+
+
+class NumPy(_Psum):
+    """Arrays of NumPy, through psum.client."""
+
+    def __init__(self, client: Client, plan: Plan) -> None:
+        super().__init__(client, plan)
+        self._store = client.store()
+        self._tensors = [self._filled(number, 0) for number in range(len(self._sizes))]
+        self._sums = [np.zeros_like(tensor) for tensor in self._tensors]
+        self._pending: dict[int, Future[None]] = {}
+
+    def fill(self, turn: int) -> None:
+        for number, tensor in enumerate(self._tensors):
+            tensor[...] = self._filled(number, turn)
+        for out in self._sums:
+            out.fill(0)
+
+    def push_pull(self, number: int) -> None:
+        self._pending[number] = self._store.push_pull_async(
+            number, self._tensors[number], self._sums[number], priority=-number, element_type=self._element_type
+        )
+
+    def wait(self, number: int) -> None:
+        self._pending[number].result()
+
+    def wait_for_all(self) -> None:
+        for future in self._pending.values():
+            future.result()
+
+    def check(self, turn: int) -> None:
+        self._check(self._sums, turn)
+
+
+class MXNet(_Psum):
+    """NDArrays, through the KVStore."""
+
+    def __init__(self, client: Client, plan: Plan) -> None:
+        super().__init__(client, plan)
+        from psum.mxnet import BytePS
+        from psum.mxnet._compat import mx
+
+        self._wait_for_all = mx.nd.waitall
+        self._store = BytePS(client)
+        storage = self._element_type.numpy
+        self._tensors = [mx.nd.zeros((size,), dtype=storage) for size in self._sizes]
+        self._sums = [mx.nd.zeros((size,), dtype=storage) for size in self._sizes]
+        mx.nd.waitall()
+
+    def fill(self, turn: int) -> None:
+        for number, tensor in enumerate(self._tensors):
+            tensor[:] = self._filled(number, turn)
+        for out in self._sums:
+            out[:] = 0
+        self._wait_for_all()
+
+    def push_pull(self, number: int) -> None:
+        self._store.pushpull(str(number), self._tensors[number], out=self._sums[number], priority=-number)
+
+    def wait(self, number: int) -> None:
+        self._sums[number].wait_to_read()
+
+    def wait_for_all(self) -> None:
+        self._wait_for_all()
+
+    def check(self, turn: int) -> None:
+        self._check([out.asnumpy() for out in self._sums], turn)
+
+
+def _aggregators() -> list[int]:
+    """The process ids of the aggregators: they and this process have the same parent, `psum bench`."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if int(parent) == os.getppid() and words[2:4] == [b"psum.cli", b"aggregator"]:
+                found.append(int(entry.name))
+    return found
 
 
 def main(argument: str) -> int:
@@ -164,7 +143,8 @@ def main(argument: str) -> int:
     plan = Plan.load(argument)
     try:
         with connect() as client:
-            measurement = _Rank(client, plan).measure()
+            system = {"numpy": NumPy, "mxnet": MXNet}[plan.system](client, plan)
+            measurement = measure(system, plan)
             if client.rank == 0:
                 pathlib.Path(plan.measurement).write_text(measurement.dump())
     except PsumError as error:

@@ -24,13 +24,15 @@ class Display:
 
     Args:
         lost: Called when an output cannot be written to any more, since its reader has gone. It is left alone then.
+        held: What programs write is kept until `release`, all of it for standard error, and there is no progress.
     """
 
-    def __init__(self, lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, lost: Callable[[], None] = lambda: None, *, held: bool = False) -> None:
         file = next((file for file in (sys.stdout, sys.stderr) if file.isatty()), None)
         self._terminal = None if file is None else _Terminal(file)
         self._report_lost = lost
         self._lost: set[TextIO] = set()
+        self._held: list[tuple[Source, list[str]]] | None = [] if held else None
 
     def __enter__(self) -> Self:
         if self._terminal is not None:
@@ -45,14 +47,23 @@ class Display:
 
     def source(self, name: str, *, error: bool) -> "Source":
         """What takes the output of a program, or its errors, to be shown under a name."""
-        return Source(self, name, sys.stderr if error else sys.stdout)
+        return Source(self, name, sys.stderr if error or self._held is not None else sys.stdout)
 
     def note(self, text: str) -> None:
         """Shows something that psum itself has to say, as an error message."""
         self._print(sys.stderr, lambda: Text(f"psum: {text}", style="bold"), lambda: f"psum: {text}\n")
 
+    def release(self) -> None:
+        """Shows what was held, and from now on what comes."""
+        held, self._held = self._held, None
+        for source, lines in held or ():
+            self.show(source, lines, None)
+
     def show(self, source: "Source", lines: list[str], row: str | None) -> None:
         """Shows lines that a program has written, and the row that it is rewriting, if any."""
+        if self._held is not None:
+            self._held.append((source, lines))
+            return
         if self._terminal is not None:
             self._attempt(self._terminal.file, functools.partial(self._terminal.set_row, source, row))
         if lines:

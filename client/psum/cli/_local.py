@@ -1,22 +1,20 @@
 """A whole job on this machine: aggregators on free ports, workers that know them, and an end to all of them."""
 
 import asyncio
-import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import secrets
-import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from psum.cli._display import Display
 from psum.cli._guard import Guard
 from psum.cli._processes import Child, describe, end, shell_status
+from psum.cli._supervise import LaunchError, supervise
 from psum.client import ConnectError, Settings, fetch_status
-from psum.wire.errors import PsumError
 
 #: How long aggregators may take to start.
 _START_SECONDS: Final = 30.0
@@ -51,6 +49,8 @@ class LocalJob:
         aggregators: How many, at least one.
         plane: How payloads cross.
         grace: Seconds that processes may take to end by themselves before they are killed.
+        hosts: Where it is to be as if the job ran on several hosts: a directory for the shared memory of each. Workers
+            and aggregators are dealt out to them in turn. Empty: all are on one host.
     """
 
     command: Sequence[str]
@@ -58,18 +58,7 @@ class LocalJob:
     aggregators: int
     plane: str
     grace: float = 10.0
-
-
-class LaunchError(PsumError):
-    """A process of the job could not be started.
-
-    Attributes:
-        status: The status to exit with.
-    """
-
-    def __init__(self, text: str, status: int = 1) -> None:
-        self.status = status
-        super().__init__(text)
+    hosts: Sequence[str] = ()
 
 
 async def run(job: LocalJob) -> int:
@@ -81,34 +70,7 @@ async def run(job: LocalJob) -> int:
         The status to exit with: that of the first worker that failed as a shell would report it, 128 + the number of
         the signal that ended everything, or 0.
     """
-    stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    hurry = asyncio.Event()
-
-    def stop(number: signal.Signals) -> None:
-        if stopped.done():
-            hurry.set()
-        else:
-            stopped.set_result(128 + number)
-            display.note(f"ending all processes on {number.name}")
-
-    with (
-        Display(lost=lambda: stop(signal.SIGPIPE)) as display,
-        Guard() as guard,
-        tempfile.TemporaryDirectory(prefix="psum-") as directory,
-        _signals_call(stop),
-    ):
-        fleet = _Fleet(job, display, guard, pathlib.Path(directory))
-        work = asyncio.create_task(fleet.run())
-        try:
-            await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
-            return stopped.result() if stopped.done() else work.result()
-        except LaunchError as error:
-            display.note(str(error))
-            return error.status
-        finally:
-            work.cancel()
-            await asyncio.wait((work,))
-            await fleet.end(hurry)
+    return await supervise(functools.partial(_Fleet, job))
 
 
 class _Fleet:
@@ -134,7 +96,7 @@ class _Fleet:
         """
         addresses = await self._start_aggregators()
         for rank in range(self._job.workers):
-            environ = self._environment() | _worker_settings(rank, self._job, self._name, addresses)
+            environ = self._environment(rank) | _worker_settings(rank, self._job, self._name, addresses)
             try:
                 child = await self._start(str(rank), f"worker rank {rank}", self._job.command, environ)
             except OSError as error:
@@ -148,16 +110,17 @@ class _Fleet:
         await end(self._workers, self._job.grace, hurry)
         await end(self._aggregators, self._job.grace, hurry)
 
-    def _environment(self) -> dict[str, str]:
-        """What every process of the job has in its environment."""
+    def _environment(self, index: int) -> dict[str, str]:
+        """What the worker or the aggregator of this number has in its environment, as every process of the job has."""
         inherited = {variable: value for variable, value in os.environ.items() if variable not in _FOREIGN}
-        return {**inherited, "PSUM_TOKEN_FILE": str(self._token_file)}
+        hosts = self._job.hosts
+        host = {"PSUM_SHM_DIRECTORY": hosts[index % len(hosts)]} if hosts else {}
+        return {**inherited, **host, "PSUM_TOKEN_FILE": str(self._token_file)}
 
     async def _start(self, name: str, title: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
         return await Child.start(name, title, command, environ, self._display, self._guard)
 
     async def _start_aggregators(self) -> list[str]:
-        environ = {"PSUM_LOG_LEVEL": "warning", **self._environment()}
         files = [self._directory / f"aggregator-{index}" for index in range(self._job.aggregators)]
         for index, file in enumerate(files):
             command = [
@@ -170,6 +133,7 @@ class _Fleet:
                 "--announce",
                 str(file),
             ]
+            environ = {"PSUM_LOG_LEVEL": "warning", **self._environment(index)}
             self._aggregators.append(await self._start(f"aggregator {index}", f"aggregator {index}", command, environ))
         addresses: list[str] = []
         try:
@@ -245,21 +209,3 @@ def _worker_settings(rank: int, job: LocalJob, name: str, addresses: Sequence[st
         "PSUM_LOCAL_SIZE": str(job.workers),
         "PSUM_PLANE": job.plane,
     }
-
-
-@contextlib.contextmanager
-def _signals_call(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has the signals that ask a process to end call stop, unless the process was started to ignore them."""
-    loop = asyncio.get_running_loop()
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    for number in numbers:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -1,6 +1,11 @@
 """Options that several subcommands have."""
 
+from collections.abc import Sequence
+from typing import Any, Final
+
 import click
+
+PLANES: Final = ("auto", "inline", "direct", "shm")
 
 aggregators_option = click.option(
     "--aggregators",
@@ -13,8 +18,27 @@ aggregators_option = click.option(
 plane_option = click.option(
     "--plane",
     envvar="PSUM_PLANE",
-    type=click.Choice(["auto", "inline", "direct", "shm"]),
+    type=click.Choice(PLANES),
     default="auto",
     show_default=True,
     help="How payloads cross between workers and aggregators.",
 )
+
+
+class Several(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on only
+    """One or more values with commas between them; none where the text is empty.
+
+    Args:
+        one: The type of each.
+    """
+
+    def __init__(self, one: "click.ParamType[Any]") -> None:
+        self._one = one
+        self.name = f"{one.name},…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Sequence[Any]:
+        """The values, in order, none twice."""
+        if not isinstance(value, str):
+            return tuple(value)
+        words = [word.strip() for word in value.split(",")] if value else []
+        return tuple(dict.fromkeys(self._one.convert(word, param, ctx) for word in words))

@@ -62,6 +62,11 @@ class Child:
                 os.close(writing)
         return cls(name, title, process, outputs, guard)
 
+    @property
+    def pid(self) -> int:
+        """The number of the process, and of its group."""
+        return self._process.pid
+
     async def end(self, grace: float, hurry: asyncio.Event) -> None:
         """Ends the process and all that is left in its group: asked first, killed after the grace period.
 

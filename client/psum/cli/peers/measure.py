@@ -1,0 +1,355 @@
+"""The one loop that times every system, and the peers it times: MXNet's dist_sync and Gloo.
+
+`python measure.py PLAN` is a worker of a peer, with PLAN as JSON. It needs the standard library and the peer alone,
+since Gloo's PyTorch may be in an interpreter that has no psum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+_MIB = 1 << 20
+
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What every rank does.
+
+    Attributes:
+        system: What is measured: 'numpy' or 'mxnet' on psum, or a peer's name.
+        sizes: Element counts of the tensors.
+        element_type: The label of the element type.
+        warmup: Steps before the timed ones.
+        steps: Timed steps.
+        latency_steps: Steps after those, in which the time of each single tensor is taken.
+        idle_seconds: How long all ranks do nothing afterwards, while the servers' processor time is taken.
+        measurement: The file that rank 0 writes its measurement to.
+        progress: Whether rank 0 shows on standard error what it is doing.
+        servers: The process ids of a peer's servers.
+    """
+
+    system: str
+    sizes: list[int]
+    element_type: str
+    warmup: int
+    steps: int
+    latency_steps: int
+    idle_seconds: float
+    measurement: str
+    progress: bool
+    servers: list[int] = dataclasses.field(default_factory=list)
+
+    def dump(self) -> str:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> Plan:
+        """From JSON."""
+        return cls(**json.loads(text))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What rank 0 measured.
+
+    Attributes:
+        seconds: From the first push-pull of the timed steps until the last sum.
+        cpu_seconds: Processor time of rank 0's process meanwhile.
+        server_cpu_seconds: Processor time of all servers together meanwhile; None where there is none.
+        payload_bytes: Bytes that one worker push-pulled, counted once for there and back.
+        plane: How psum's payloads crossed; where it differed between aggregators, all of the ways. Else empty.
+        worker_mib: What rank 0's process held at most during the timed steps, in MiB, beyond what it held before the
+            first step with its tensors and sums.
+        server_mib: What all servers together held at most, in MiB, beyond what they held before the first step.
+        latency_ms: For each tensor, the median time from its push-pull until it can be read, where all are pushed last
+            tensor first, and read first tensor first. Empty where that was not measured.
+        latency_step_ms: The median time of such a step.
+        idle_share: Processor seconds of all servers together for each second in which nobody does anything; None where
+            that was not measured.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    server_cpu_seconds: float | None
+    payload_bytes: int
+    plane: str
+    worker_mib: float
+    server_mib: float | None
+    latency_ms: list[float]
+    latency_step_ms: float
+    idle_share: float | None
+
+    def dump(self) -> str:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> Measurement:
+        """From JSON."""
+        return cls(**json.loads(text))
+
+
+class System:
+    """One rank of something that sums tensors over all ranks.
+
+    Attributes:
+        rank: This one's.
+        plane: As in Measurement; known once the first step is done.
+        servers: The process ids of its servers.
+    """
+
+    rank = 0
+    plane = ""
+    servers: list[int] = []  # noqa: RUF012
+
+    def fill(self, turn: int) -> None:
+        """Gives every tensor new values. By default, they stay what they are."""
+
+    def push_pull(self, number: int) -> None:
+        """Begins to sum a tensor over all ranks, the smaller numbers the more urgent, and does not wait."""
+        raise NotImplementedError
+
+    def wait(self, number: int) -> None:
+        """Waits until a tensor's sum can be read."""
+        raise NotImplementedError
+
+    def wait_for_all(self) -> None:
+        """Waits until every tensor's sum can be read."""
+        raise NotImplementedError
+
+    def meet(self) -> None:
+        """Waits until all ranks are here."""
+        raise NotImplementedError
+
+    def check(self, turn: int) -> None:
+        """Raises where a sum is not that of the values of this turn. By default, nothing is checked."""
+
+    def server_cpu_seconds(self) -> float:
+        """Processor time of all servers since they were started."""
+        return sum(map(_cpu_seconds, self.servers))
+
+
+def measure(system: System, plan: Plan) -> Measurement:
+    """Runs a plan on one rank. What is returned means something on rank 0 only."""
+
+    def show(text: str) -> None:
+        if plan.progress and system.rank == 0:
+            print(text, end="\r", file=sys.stderr)
+
+    def servers_used() -> float | None:
+        # All wait while rank 0 asks, so that nothing of it is within the timed steps.
+        system.meet()
+        used = system.server_cpu_seconds() if system.rank == 0 and system.servers else None
+        system.meet()
+        return used
+
+    numbers = range(len(plan.sizes))
+    show("warming up")
+    system.fill(0)
+    system.meet()
+    own_before, servers_before = _memory("VmRSS", [os.getpid()]), _memory("VmRSS", system.servers)
+    for _ in range(plan.warmup):
+        _step(system, numbers)
+    system.fill(1)
+    _forget_peak()
+    show("measuring")
+    used_before = servers_used()
+    cpu_before, before = time.process_time(), time.perf_counter()
+    for _ in range(plan.steps):
+        _step(system, numbers)
+    seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - cpu_before
+    used_after = servers_used()
+    own_after, servers_after = _memory("VmHWM", [os.getpid()]), _memory("VmHWM", system.servers)
+    show("checking the sums")
+    system.check(1)
+    latency_ms, latency_step_ms = _latencies(system, numbers, plan.latency_steps) if plan.latency_steps else ([], 0.0)
+    idle_share = None
+    if plan.idle_seconds:
+        show("being idle")
+        used = servers_used()
+        time.sleep(plan.idle_seconds)
+        left = servers_used()
+        idle_share = None if used is None or left is None else (left - used) / plan.idle_seconds
+    show(" ")
+    system.meet()
+    item_bytes = _ITEM_BYTES[plan.element_type]
+    return Measurement(
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        server_cpu_seconds=None if used_before is None or used_after is None else used_after - used_before,
+        payload_bytes=plan.steps * sum(plan.sizes) * item_bytes,
+        plane=system.plane,
+        worker_mib=max(own_after - own_before, 0.0),
+        server_mib=max(servers_after - servers_before, 0.0) if system.servers else None,
+        latency_ms=latency_ms,
+        latency_step_ms=latency_step_ms,
+        idle_share=idle_share,
+    )
+
+
+_ITEM_BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "uint8": 1,
+    "int8": 1,
+    "int32": 4,
+    "int64": 8,
+}
+
+
+def _step(system: System, numbers: range) -> None:
+    for number in numbers:
+        system.push_pull(number)
+    system.wait_for_all()
+
+
+def _latencies(system: System, numbers: range, steps: int) -> tuple[list[float], float]:
+    """The backward pass makes the first layer's gradient last, and the next forward pass reads it first."""
+    each: list[list[float]] = [[] for _ in numbers]
+    whole = []
+    for _ in range(steps):
+        system.meet()
+        begun = {}
+        start = time.perf_counter()
+        for number in reversed(numbers):
+            begun[number] = time.perf_counter()
+            system.push_pull(number)
+        for number in numbers:
+            system.wait(number)
+            each[number].append(time.perf_counter() - begun[number])
+        whole.append(time.perf_counter() - start)
+        system.wait_for_all()
+    return [statistics.median(times) * 1e3 for times in each], statistics.median(whole) * 1e3
+
+
+def _cpu_seconds(process: int) -> float:
+    with contextlib.suppress(OSError):
+        # The command in parentheses may contain anything.
+        fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+    return 0.0
+
+
+def _memory(figure: str, processes: list[int]) -> float:
+    """MiB of processes together: VmRSS, what they have now, or VmHWM, the most that they had."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
+                if line.startswith(f"{figure}:"):
+                    total += int(line.split()[1]) << 10
+    return total / _MIB
+
+
+def _forget_peak() -> None:
+    """What was needed to make the values is not the system's."""
+    # Not every kernel lets a process do so.
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+class DistSync(System):
+    """MXNet's own KVStore dist_sync, ps-lite, in the wheel of MXNet 1.9.1."""
+
+    def __init__(self, plan: Plan) -> None:
+        mx = import_mxnet()
+        self._wait_for_all = mx.nd.waitall
+        self._store = mx.kv.create("dist_sync")
+        self.rank, self.servers = self._store.rank, plan.servers
+        self._values = [mx.nd.ones((size,)) for size in plan.sizes]
+        self._sums = [mx.nd.zeros((size,)) for size in plan.sizes]
+        for number, value in enumerate(self._values):
+            self._store.init(str(number), value)
+        mx.nd.waitall()
+
+    def push_pull(self, number: int) -> None:
+        self._store.pushpull(str(number), self._values[number], out=self._sums[number], priority=-number)
+
+    def wait(self, number: int) -> None:
+        self._sums[number].wait_to_read()
+
+    def wait_for_all(self) -> None:
+        self._wait_for_all()
+
+    def meet(self) -> None:
+        self._store._barrier()
+
+
+class Gloo(System):
+    """Gloo's all-reduce through torch.distributed. It sums in place and knows neither servers nor priorities."""
+
+    def __init__(self, plan: Plan) -> None:
+        import torch
+        import torch.distributed
+
+        # More threads than one a rank only get in each other's way where all ranks are on one machine.
+        torch.set_num_threads(1)
+        self._distributed = torch.distributed
+        self._distributed.init_process_group("gloo")
+        self.rank = self._distributed.get_rank()
+        self._tensors = [torch.ones(size) for size in plan.sizes]
+        self._handles: dict[int, Any] = {}
+
+    def fill(self, turn: int) -> None:
+        # Its sums would be infinite after a hundred steps, since they are summed again.
+        for tensor in self._tensors:
+            tensor.fill_(1)
+
+    def push_pull(self, number: int) -> None:
+        self._handles[number] = self._distributed.all_reduce(self._tensors[number], async_op=True)
+
+    def wait(self, number: int) -> None:
+        handle = self._handles.pop(number, None)
+        if handle is not None:
+            handle.wait()
+
+    def wait_for_all(self) -> None:
+        for number in list(self._handles):
+            self.wait(number)
+
+    def meet(self) -> None:
+        self._distributed.barrier()
+
+
+PEERS = {"dist_sync": DistSync, "gloo": Gloo}
+
+
+def import_mxnet() -> Any:
+    """MXNet. A scheduler or a server of dist_sync does not come back from this before its job ends."""
+    import numpy as np
+
+    if "bool" not in vars(np):
+        # MXNet names numpy.bool, which NumPy 1.24 took away.
+        vars(np)["bool"] = bool
+    import mxnet
+
+    return mxnet
+
+
+def main(argument: str) -> None:
+    """Runs one process of a peer, as the environment and the plan say."""
+    plan = Plan.load(argument)
+    if os.environ.get("DMLC_ROLE") in ("scheduler", "server"):
+        import_mxnet()
+        return
+    system = PEERS[plan.system](plan)
+    measurement = measure(system, plan)
+    if system.rank == 0:
+        pathlib.Path(plan.measurement).write_text(measurement.dump())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,78 @@
+"""psum's peers: looked for, and run."""
+
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from psum.cli import _peers
+from psum.cli._peers import MissingError, Peer, find
+from psum.cli.peers.measure import Plan
+
+PLAN = Plan("gloo", [1], "float32", 0, 1, 0, 0.0, "", False)
+
+Interpreter = Callable[[str], str]
+
+
+@pytest.fixture
+def interpreter(tmp_path: pathlib.Path) -> Interpreter:
+    """Makes a shell script that stands for a Python."""
+
+    def make(script: str) -> str:
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        return str(python)
+
+    return make
+
+
+def test_a_peer_in_another_interpreter(interpreter: Interpreter, tmp_path: pathlib.Path) -> None:
+    """It is found by running that, and tells its version."""
+    python = interpreter("echo 2.15.0")
+    assert find("gloo", python) == Peer("gloo", "PyTorch 2.15.0", python)
+    with pytest.raises(MissingError, match="cannot be run"):
+        find("gloo", str(tmp_path / "none"))
+
+
+def test_dist_sync_needs_mxnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named with what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=r"pip install 'psum\[mxnet\]'"):
+        find("dist_sync")
+
+
+def test_what_a_peer_writes_is_not_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:
+    """It would be among the results."""
+    assert _peers.run(Peer("gloo", "", interpreter("echo chatter; echo more >&2")), PLAN, workers=2, servers=1) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_peer_that_fails_wrote_is_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:
+    """As errors, with its status; the other ranks, which would wait for ever, are ended."""
+    peer = Peer("gloo", "", interpreter('echo "rank $RANK of $WORLD_SIZE"; [ "$RANK" = 0 ] || exit 7; exec sleep 600'))
+    assert _peers.run(peer, PLAN, workers=2, servers=1) == 7
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert "[1] rank 1 of 2\n" in error
+    assert "psum: gloo rank 1 ended with status 7; ending the others\n" in error
+
+
+def test_a_peer_that_hangs_is_ended(
+    interpreter: Interpreter, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a time that is far beyond what it needs."""
+    monkeypatch.setattr(_peers, "_PATIENCE_SECONDS", 0.2)
+    assert _peers.run(Peer("gloo", "", interpreter("exec sleep 600")), PLAN, workers=1, servers=1) == 1
+    assert "gloo was not done after 0.2 s" in capfd.readouterr().err
+
+
+def test_the_environment_of_a_peer_is_its_own(
+    interpreter: Interpreter, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this interpreter imports is not for another one, and a role that others gave is not for it."""
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("DMLC_ROLE", "server")
+    python = interpreter('echo "path=$PYTHONPATH role=$DMLC_ROLE at $MASTER_ADDR"; exit 1')
+    assert _peers.run(Peer("gloo", "", python), PLAN, workers=1, servers=1) == 1
+    assert "path= role= at 127.0.0.1\n" in capfd.readouterr().err
