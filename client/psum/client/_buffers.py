@@ -1,15 +1,13 @@
 """Anything that has the buffer protocol, as flat bytes with a shape and an element type."""
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from psum.wire import ElementType
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(NamedTuple):
     """A tensor in somebody else's memory.
 
     Attributes:
@@ -42,15 +40,23 @@ class Buffer:
                 value = np.asarray(memoryview(given))
             except (TypeError, ValueError) as error:
                 raise TypeError(f"{what} is a {type(given).__name__}, which has no usable buffer: {error}") from None
-        kind = ElementType.of(value.dtype if element_type is None else element_type)
-        if value.dtype.itemsize != kind.itemsize:
-            raise TypeError(f"{what} has elements of {value.dtype.itemsize} bytes, {kind.label} has {kind.itemsize}")
-        if value.dtype.byteorder == ">":
+        dtype, flags = value.dtype, value.flags
+        kind = ElementType.of(dtype if element_type is None else element_type)
+        if dtype.itemsize != kind.itemsize:
+            raise TypeError(f"{what} has elements of {dtype.itemsize} bytes, {kind.label} has {kind.itemsize}")
+        if dtype.byteorder == ">":
             raise TypeError(f"{what} is big endian; psum sums little endian elements")
-        if not value.flags.c_contiguous:
+        if not flags.c_contiguous:
             raise ValueError(f"{what} of shape {value.shape} is not C-contiguous; pass a contiguous copy")
-        if writable and not value.flags.writeable:
+        if writable and not flags.writeable:
             raise ValueError(f"{what} is read-only, and the result is to be written to it")
-        # A view as plain bytes works for every element type, for 0-d arrays and for empty ones.
-        flat = value.reshape(-1).view(np.uint8) if value.size else np.empty(0, np.uint8)
-        return cls(flat.data, value.shape, kind)
+        return cls(_flat(value), value.shape, kind)
+
+
+def _flat(array: np.ndarray[Any, Any]) -> memoryview:
+    """The bytes of a C-contiguous array."""
+    try:
+        return array.data.cast("B")
+    except (TypeError, ValueError):
+        # An empty one, or of a type that the buffer protocol has no letter for.
+        return (array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)).data

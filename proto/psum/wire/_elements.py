@@ -25,15 +25,15 @@ class ElementType(enum.IntEnum):
         """The name as NumPy writes it, such as 'float32'."""
         return self.name.lower()
 
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        """The NumPy type of the same storage; bfloat16, which NumPy lacks, is kept in uint16."""
-        return _STORAGE[self]
+    numpy: np.dtype[Any]
+    """The NumPy type of the same storage; bfloat16, which NumPy lacks, is kept in uint16."""
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes per element."""
-        return self.numpy.itemsize
+    itemsize: int
+    """Bytes per element."""
+
+    def __init__(self, _: int) -> None:
+        self.numpy = np.dtype(np.uint16 if self.name == "BFLOAT16" else self.name.lower()).newbyteorder("<")
+        self.itemsize = self.numpy.itemsize
 
     @property
     def wire(self) -> pb.ElementType.ValueType:
@@ -47,6 +47,10 @@ class ElementType(enum.IntEnum):
         Raises:
             TypeError: It is none of those that can be summed.
         """
+        try:
+            return _KNOWN[dtype]
+        except (KeyError, TypeError):
+            pass
         name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
         try:
             return cls[str(name if name is not None else np.dtype(dtype).name).upper()]  # type: ignore[call-overload]
@@ -55,7 +59,5 @@ class ElementType(enum.IntEnum):
             raise TypeError(f"psum cannot sum elements of type {dtype!r}; it sums {supported}") from None
 
 
-_STORAGE: Final = {
-    t: np.dtype(np.uint16) if t is ElementType.BFLOAT16 else np.dtype(t.name.lower()).newbyteorder("<")
-    for t in ElementType
-}
+#: What is asked for most: to find the name of a NumPy dtype takes longer than all else that is done with a tensor.
+_KNOWN: Final[dict[object, ElementType]] = {t.numpy: t for t in ElementType if t is not ElementType.BFLOAT16}
