@@ -5,10 +5,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from psum.client._buffers import Buffer
+from psum.client._future import Outcome
 from psum.client._keys import Operation
 from psum.client._ticket import Ticket
 from psum.wire import ElementType
-from psum.wire.errors import PsumError
 
 if TYPE_CHECKING:
     from psum.client._client import Client
@@ -116,21 +116,12 @@ class Store:
         priority: int,
         *,
         contributes: bool,
-    ) -> "Future[None]":
+    ) -> Outcome:
         ticket = self.reserve(
             key, shape=source.shape, element_type=source.element_type, operation=operation, priority=priority
         )
-        future: Future[None] = Future()
-        # It cannot be cancelled: the other ranks count on it.
-        future.set_running_or_notify_cancel()
-
-        def done(error: PsumError | None) -> None:
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        ticket.start(source.data if contributes else None, target.data, done)
+        future = Outcome()
+        ticket.start(source.data if contributes else None, target.data, future.end)
         return future
 
 

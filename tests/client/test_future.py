@@ -1,0 +1,73 @@
+"""The futures of operations, for those who know futures."""
+
+import asyncio
+import concurrent.futures
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from psum.client._future import Outcome
+from psum.wire.errors import ClosedError
+
+
+def test_it_has_what_a_future_of_this_python_has() -> None:
+    """It makes what Future.__init__ makes by itself: nothing may be missing that another version of Python added."""
+    assert vars(Outcome()).keys() == vars(Future()).keys()
+
+
+def test_whoever_waits_hears_of_the_right_end_only() -> None:
+    """Others that end in between neither end the waiting nor make it time out."""
+    mine, others = Outcome(), [Outcome() for _ in range(100)]
+    got = threading.Event()
+
+    def wait() -> None:
+        mine.result(timeout=10)
+        got.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    for other in others:
+        other.end(None)
+    assert not got.is_set()
+    mine.end(None)
+    waiting.join(10)
+    assert got.is_set()
+
+
+def test_an_error_is_raised_and_can_be_looked_at() -> None:
+    """By result and by exception; with a time-out, and without."""
+    future = Outcome()
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.01)
+    with pytest.raises(TimeoutError):
+        future.exception(timeout=0)
+    assert future.running()
+    assert not future.cancel()
+    error = ClosedError("over")
+    future.end(error)
+    assert future.done()
+    assert future.exception() is error
+    with pytest.raises(ClosedError, match="over"):
+        future.result()
+
+
+def test_the_tools_for_futures_take_it() -> None:
+    """concurrent.futures.wait, as_completed and a callback, with some done and some not."""
+    done, later = Outcome(), Outcome()
+    done.end(None)
+    finished, running = concurrent.futures.wait([done, later], timeout=0.01)
+    assert (finished, running) == ({done}, {later})
+    told: list[Future[None]] = []
+    later.add_done_callback(told.append)
+    threading.Timer(0.01, later.end, [None]).start()
+    assert set(concurrent.futures.as_completed([done, later], timeout=10)) == {done, later}
+    assert told == [later]
+
+
+async def test_asyncio_waits_for_it() -> None:
+    """As for any other future."""
+    future = Outcome()
+    threading.Timer(0.01, future.end, [None]).start()
+    async with asyncio.timeout(10):
+        await asyncio.wrap_future(future)
