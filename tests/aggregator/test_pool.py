@@ -16,6 +16,8 @@ async def test_the_most_urgent_waiting_task_runs_next() -> None:
     order: list[str] = []
     finished: asyncio.Queue[BaseException | None] = asyncio.Queue()
     pool.submit(0, lambda: (release.wait(10), None)[1], finished.put_nowait)
+    # What is submitted in one turn is handed out together.
+    await asyncio.sleep(0)
     for name, priority in (("late", -5), ("first", 3), ("second", 1), ("third", 1)):
         pool.submit(priority, partial(order.append, name), finished.put_nowait)
     assert pool.waiting == 4

@@ -288,7 +288,8 @@ class Client:
         if settings.plane not in ("auto", "shm"):
             return None
         try:
-            return SharedMemory(settings.shm_directory, settings.credit_bytes)
+            # There is no wire to be kept busy meanwhile, and an urgent shard waits for all that is under way.
+            return SharedMemory(settings.shm_directory, max(settings.credit_bytes // 2, settings.partition_bytes))
         except SegmentError as error:
             _log.log(logging.WARNING if settings.plane == "shm" else logging.DEBUG, "no shared memory: %s", error)
             return None

@@ -20,11 +20,15 @@ class SharedMemory:
         directory: Where shared memory is kept.
         credit_bytes: What may be under way.
 
+    Attributes:
+        credit_bytes: The same.
+
     Raises:
         SegmentError: There is no shared memory there.
     """
 
     def __init__(self, directory: str, credit_bytes: int) -> None:
+        self.credit_bytes = credit_bytes
         self._directory = directory
         # What an aggregator that was killed has left, perhaps this one's last process.
         sweep(directory)
