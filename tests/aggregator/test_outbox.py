@@ -6,7 +6,7 @@ from psum.wire import BATCH_BYTES, decode
 
 
 def small(outbox: Outbox, key: int, priority: int, payload: bytes) -> None:
-    outbox.put_small(pb.ShardRound(id=key, priority=priority, length=len(payload)), memoryview(payload))
+    outbox.put_small((key, 0), pb.ShardRound(id=key, priority=priority, length=len(payload)), memoryview(payload))
 
 
 def taken(outbox: Outbox) -> tuple[list[int], bytes]:
@@ -88,7 +88,7 @@ def test_a_worker_that_does_not_read_has_one_result_of_each_shard_waiting() -> N
     outbox = Outbox()
     for round in range(1000):
         outbox.put_message((7, 0), 0, b"large of round %d" % round)
-        outbox.put_small(pb.ShardRound(id=7, shard=1, round=round, length=1), memoryview(b"s"))
+        outbox.put_small((7, 1), pb.ShardRound(id=7, shard=1, round=round, length=1), memoryview(b"s"))
     assert len(outbox) == 2
     assert outbox.take() == b"large of round 999"
     message, _ = decode(pb.ExchangeResponse, outbox.take())

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
@@ -19,8 +20,10 @@ from psum.wire.errors import FaultError, InternalError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
-#: Sums below this are made at once: handing them to a thread would cost more.
-_INLINE_SUM_BYTES = 32 << 10
+#: So many bytes of contributions are added up at once: handing them to a thread would take longer.
+_AT_ONCE_BYTES: Final = 512 << 10
+
+_NOTHING: Final = memoryview(b"")
 
 #: How many keys of a job that fail for the same kind of reason are logged as warnings.
 _FAULTS_LOGGED = 3
@@ -93,6 +96,18 @@ class Line:
                 f" this worker shares {size} bytes"
             )
         return self.segment.view[entry.place : entry.place + entry.placed]
+
+
+class Small(NamedTuple):
+    """The sum of a small shard.
+
+    Attributes:
+        entry: Which it is, and how long.
+        memory: The sum.
+    """
+
+    entry: pb.ShardRound
+    memory: memoryview
 
 
 class Large:
@@ -221,39 +236,43 @@ class Delivery:
         self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
 
     def _begin_sum(self, job: Job, action: Sum) -> None:
-        key, size = action.key, action.key.sizes[action.shard]
+        key, size, contributions = action.key, action.key.sizes[action.shard], action.contributions
         entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority, length=size)
-        if size < _INLINE_SUM_BYTES:
+        if size < SHARED_BYTES:
             total = memoryview(bytearray(size))
-            add_up(key.element_type, action.contributions, total)
-            self._made(job, action, (entry, total))
-            return
-
-        # The sum is made where it is sent from: in memory that workers share, or within the message that goes to them.
-        arena = self._arena(job) if size >= SHARED_BYTES else None
-        if arena is not None and (found := arena.place(key.id, action.shard, size)) is not None:
-            place, total = found
-            entry.length = 0
-            large = Large(entry, place, total, None)
+            result: Small | Large = Small(entry, total)
         else:
-            message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), size)
-            large = Large(entry, None, total, message)
-
-        def done(error: BaseException | None) -> None:
-            if error is None:
-                self._made(job, action, large, seconds)
-            else:
-                self._sum_failed(job, action, error)
+            result, total = self._large(job, entry, size)
+        if size * len(contributions) <= _AT_ONCE_BYTES:
+            add_up(key.element_type, contributions, total)
+            self._made(job, action, result)
+            return
 
         seconds = 0.0
 
         def make() -> None:
             nonlocal seconds
             begin = time.perf_counter()
-            add_up(key.element_type, action.contributions, total)
+            add_up(key.element_type, contributions, total)
             seconds = time.perf_counter() - begin
 
-        self._pool.submit(action.priority, make, done)
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                self._made(job, action, result, seconds)
+            else:
+                self._sum_failed(job, action, error)
+
+        self._pool.submit(action.priority, make, done, size * len(contributions))
+
+    def _large(self, job: Job, entry: pb.ShardRound, size: int) -> tuple[Large, memoryview]:
+        """Where a sum is to be made: where it is sent from, in memory that workers share or within its message."""
+        arena = self._arena(job)
+        if arena is not None and (found := arena.place(entry.id, entry.shard, size)) is not None:
+            place, total = found
+            entry.length = 0
+            return Large(entry, place, total, None), total
+        message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), size)
+        return Large(entry, None, total, message), total
 
     def _made(self, job: Job, action: Sum, result: object, seconds: float | None = None) -> None:
         """A sum is there, and took a thread so many seconds."""
@@ -271,29 +290,30 @@ class Delivery:
         self.perform(job, actions)
 
     def _deliver(self, job: Job, action: Deliver) -> None:
-        size = action.key.sizes[action.shard]
-        tally = job.tally.of(broadcast=action.key.broadcast)
+        key, result = action.key, action.result
+        size, place = key.sizes[action.shard], (key.id, action.shard)
+        sent = 0
         for rank in action.ranks:
             line = self._lines(job, rank)
             if line is None:
                 continue
-            if action.key.broadcast and rank == 0:
+            if key.broadcast and rank == 0:
                 # It has the value; this says that everybody asked for it.
-                entry = pb.ShardRound(
-                    id=action.key.id, shard=action.shard, round=action.round, priority=action.priority
-                )
-                line.outbox.put_small(entry, memoryview(b""))
-            elif isinstance(action.result, Large):
-                if line.segment is not None and action.result.placed is not None:
-                    line.outbox.put_small(action.result.placed, memoryview(b""))
-                elif line.pipe is not None and size >= SHARED_BYTES:
-                    line.outbox.put_small(action.result.piped, memoryview(b""), beside=action.result.memory)
-                else:
-                    line.outbox.put_message((action.key.id, action.shard), action.priority, action.result.message())
-                job.workers[rank].sent_bytes += size
-                tally.sent_bytes += size
+                entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority)
+                line.outbox.put_small(place, entry, _NOTHING)
+                line.filled.set()
+                continue
+            if isinstance(result, Small):
+                line.outbox.put_small(place, result.entry, result.memory)
             else:
-                line.outbox.put_small(*action.result)  # type: ignore[misc]
-                job.workers[rank].sent_bytes += size
-                tally.sent_bytes += size
+                assert isinstance(result, Large)
+                if line.segment is not None and result.placed is not None:
+                    line.outbox.put_small(place, result.placed, _NOTHING)
+                elif line.pipe is not None and size >= SHARED_BYTES:
+                    line.outbox.put_small(place, result.piped, _NOTHING, beside=result.memory)
+                else:
+                    line.outbox.put_message(place, action.priority, result.message())
             line.filled.set()
+            job.workers[rank].sent_bytes += size
+            sent += size
+        job.tally.of(broadcast=key.broadcast).sent_bytes += sent

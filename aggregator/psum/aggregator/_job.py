@@ -77,6 +77,8 @@ class Job:
         self.rounds_completed = 0
         self.first: pb.Hello = hello
         """The first hello, which all others must agree with."""
+        self._left: set[int] = set()
+        """The ranks that said goodbye."""
         self._impatience = Impatience(warn_after)
         self._resumed_at: float | None = None
         """When the first worker came that had been in the job before this aggregator process knew of it."""
@@ -180,59 +182,60 @@ class Job:
         """
         if self.failure is not None:
             return []
-        key = self.keys.get(entry.id)
+        key_id, index, round = entry.id, entry.shard, entry.round
+        key = self.keys.get(key_id)
         if key is None:
-            raise ProtocolError(f"rank {rank} contributed to key id {entry.id:#x}, which it has not declared")
+            raise ProtocolError(f"rank {rank} contributed to key id {key_id:#x}, which it has not declared")
         if key.failure is not None:
             return []
-        shard = key.shards.get(entry.shard)
+        shard = key.shards.get(index)
         if shard is None:
             raise ProtocolError(
-                f"rank {rank} contributed to shard {entry.shard} of key {key.name!r}, which is none of those declared"
+                f"rank {rank} contributed to shard {index} of key {key.name!r}, which is none of those declared"
             )
-        sends = not key.broadcast or rank == 0
-        if (payload is not None) is not sends or (payload is not None and len(payload) != key.sizes[entry.shard]):
-            raise ProtocolError(
-                f"rank {rank} contributed {'nothing' if payload is None else f'{len(payload)} bytes'} to shard"
-                f" {entry.shard} of key {key.name!r}; expected {key.sizes[entry.shard] if sends else 'a pull'}"
-            )
+        whole, sends = key.sizes[index], not key.broadcast or rank == 0
         size = len(payload) if payload is not None else 0
+        if (payload is not None) is not sends or (sends and size != whole):
+            raise ProtocolError(
+                f"rank {rank} contributed {'nothing' if payload is None else f'{size} bytes'} to shard {index} of key"
+                f" {key.name!r}; expected {whole if sends else 'a pull'}"
+            )
         # A rank whose round completes has what it needs of the round before: that result is let go.
-        kept = key.sizes[entry.shard] if shard.last_result is not None else 0
+        kept = whole if shard.last_result is not None else 0
         asked = bool(shard.waiters)
-        verdict = shard.contribute(rank, entry.round, _NOTHING if payload is None else payload, entry.priority, now)
+        verdict = shard.contribute(rank, round, _NOTHING if payload is None else payload, entry.priority, now)
         worker = self.workers[rank]
         self.tally.contributed(key.broadcast, verdict, size, now - (shard.since or now))
         match verdict:
             case Verdict.TAKE:
                 worker.contributed = True
                 self.held_bytes += size
-                self.waiting[key.id, entry.shard] = (key, shard)
+                self.waiting[key_id, index] = (key, shard)
                 if payload:
-                    worker.uncredited.append((now, key, entry.shard, entry.round))
-                return self._fail_if_deserted(key, shard)
+                    worker.uncredited.append((now, key, index, round))
+                return self._fail_if_deserted(key, shard) if self._left else []
             case Verdict.COMPLETE:
                 worker.contributed = True
                 self.held_bytes += size - kept
-                self.waiting.pop((key.id, entry.shard), None)
+                self.waiting.pop((key_id, index), None)
                 given = shard.in_rank_order()
                 contributions = given[:1] if key.broadcast else given
-                return [Sum(key, entry.shard, entry.round, shard.priority or 0, contributions)]
+                return [Sum(key, index, round, shard.priority or 0, contributions)]
             case Verdict.REPLAY:
-                return [Deliver(key, entry.shard, entry.round, entry.priority, shard.last_result, (rank,))]
+                return [Deliver(key, index, round, entry.priority, shard.last_result, (rank,))]
             case Verdict.WAIT:
-                self.waiting.setdefault((key.id, entry.shard), (key, shard))
-                worker.uncredited.append((now, key, entry.shard, entry.round))
+                self.waiting.setdefault((key_id, index), (key, shard))
+                worker.uncredited.append((now, key, index, round))
                 if shard.holder is None or asked:
                     return []
-                return [Ask(shard.holder, ((key.id, entry.shard, entry.round),))]
+                return [Ask(shard.holder, ((key_id, index, round),))]
             case Verdict.IGNORE:
                 # Its sender has put it against its credit once more.
-                worker.uncredited.append((now, key, entry.shard, entry.round))
+                worker.uncredited.append((now, key, index, round))
                 return []
             case Verdict.REFUSE:
                 raise ProtocolError(
-                    f"rank {rank} contributed to round {entry.round} of key {key.name!r} shard {entry.shard},"
+                    f"rank {rank} contributed to round {round} of key {key.name!r} shard {index},"
                     f" which is at round {shard.round}"
                 )
 
@@ -297,6 +300,7 @@ class Job:
         if worker.taking_leave:
             return []
         worker.left = worker.taking_leave = True
+        self._left.add(rank)
         worker.uncredited.clear()
         actions: list[Action] = []
         for key, shard in list(self.waiting.values()):
@@ -430,7 +434,7 @@ class Job:
         """Fails the key where its current round needs a rank that has left."""
         if key.failure is not None:
             return []
-        gone = [r for r in shard.waiting_for() if r in self.workers and self.workers[r].left]
+        gone = sorted(self._left - shard.contributions.keys())
         if not gone:
             return []
         return self._fail_key(key, failures.deserted(self, key, shard, gone))

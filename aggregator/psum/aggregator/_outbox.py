@@ -17,6 +17,9 @@ from psum.wire import BATCH_BYTES, encode
 #: Most results in one message; some, as those of the root of a broadcast, have no bytes that would limit them.
 _MAX_BATCH: Final = 1024
 
+#: How much one message may announce that follows on the data connection, where an urgent result is behind it.
+_BESIDE_BYTES: Final = 2 << 20
+
 #: Messages without payload from which on an outbox is crowded.
 _MAX_CONTROL: Final = 1000
 
@@ -58,10 +61,12 @@ class Outbox:
         """Adds a result that is a whole message, in place of any other of this (key's id, shard)."""
         self._put(place, priority, message, None, None)
 
-    def put_small(self, shard: pb.ShardRound, payload: memoryview, beside: memoryview | None = None) -> None:
-        """Adds a result that may share its message with others, or is beside it, in place of any other of its key and
-        shard."""
-        self._put((shard.id, shard.shard), shard.priority, shard, payload, beside)
+    def put_small(
+        self, place: tuple[int, int], shard: pb.ShardRound, payload: memoryview, beside: memoryview | None = None
+    ) -> None:
+        """Adds a result that may share its message with others, or is beside it, in place of any other of this
+        (key's id, shard)."""
+        self._put(place, shard.priority, shard, payload, beside)
 
     def put_last(self, message: pb.ExchangeResponse) -> None:
         """Adds a message without payload that is to follow all that is here now."""
@@ -76,18 +81,26 @@ class Outbox:
         if isinstance(first, bytes) or payload is None:
             assert isinstance(first, bytes)
             return first
-        shards, payloads, size = [first], [payload], len(payload)
+        response, payloads, size, size_beside = pb.ExchangeResponse(), [payload], len(payload), 0
+        shards = response.result.shards
+        shards.append(first)
         if beside is not None:
             self.beside.append(beside)
-        while self._results and len(shards) < _MAX_BATCH and not self.beside:
+            size_beside = len(beside)
+        while self._results and len(shards) < _MAX_BATCH:
             *_, shard, payload, beside = self._results[0]
-            if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES or beside is not None:
+            if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES:
                 break
+            if beside is not None:
+                if size_beside + len(beside) > _BESIDE_BYTES:
+                    break
+                self.beside.append(beside)
+                size_beside += len(beside)
             self._pop()
             shards.append(shard)
             payloads.append(payload)
             size += len(payload)
-        return encode(pb.ExchangeResponse(result=pb.Result(shards=shards)), *payloads)
+        return encode(response, *payloads)
 
     def clear(self) -> None:
         """Drops everything."""

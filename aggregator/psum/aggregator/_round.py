@@ -27,12 +27,18 @@ Result = TypeVar("Result")
 class Phase(enum.Enum):
     """Where the current round stands."""
 
+    # Members are one object each. The hash that an Enum has of itself is as slow as the rest of a contribution.
+    __hash__ = object.__hash__
+
     GATHERING = "waits for contributions"
     SUMMING = "has all contributions, waits for its sum"
 
 
 class Timing(enum.Enum):
     """How a contribution's round relates to the current one."""
+
+    # Members are one object each. The hash that an Enum has of itself is as slow as the rest of a contribution.
+    __hash__ = object.__hash__
 
     EARLY = "a later round"
     CURRENT = "the current round"
@@ -193,7 +199,7 @@ class ShardRounds(Generic[Result]):
 
     def in_rank_order(self) -> tuple[memoryview, ...]:
         """The contributions to the current round, whatever the order in which they came."""
-        return tuple(self.contributions[rank] for rank in sorted(self.contributions))
+        return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
 
     def _timing(self, round: int) -> Timing:
         if round == self.round:

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from psum.aggregator._actions import Action
 from psum.aggregator._arena import Arena
 from psum.aggregator._data_port import DataPort
 from psum.aggregator._delivery import Delivery, Line
@@ -370,28 +369,32 @@ class Service:
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
                         value = await line.payload(entry) if entry.placed else _kept(piece, data)
                         worker.received_bytes += len(value)
-                        self._perform(job, job.contribute(rank, entry, value, now))
+                        if actions := job.contribute(rank, entry, value, now):
+                            self._delivery.perform(job, actions)
                 case "pull":
                     entries = request.pull.shards
                     # Nothing to cut, but to be held to the same limits.
                     for entry, _ in zip(entries, split(payload, entries), strict=True):
-                        self._perform(job, job.contribute(rank, entry, None, now))
+                        if actions := job.contribute(rank, entry, None, now):
+                            self._delivery.perform(job, actions)
                 case "declare":
                     for key in request.declare.keys:
-                        self._perform(job, job.declare(rank, key, now))
+                        self._delivery.perform(job, job.declare(rank, key, now))
                 case "restore":
                     entries = request.restore.shards
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        self._perform(job, job.restore(rank, entry, piece))
+                        self._delivery.perform(job, job.restore(rank, entry, piece))
                 case "abort":
-                    self._perform(job, job.abort(rank, request.abort))
+                    self._delivery.perform(job, job.abort(rank, request.abort))
                 case "goodbye":
                     _log.info("job %s: rank %d left", job.name, rank)
-                    self._perform(job, job.leave(rank, now))
+                    self._delivery.perform(job, job.leave(rank, now))
                 case "synced":
-                    self._perform(job, job.synced(rank, request.synced.number, now))
+                    self._delivery.perform(job, job.synced(rank, request.synced.number, now))
                 case kind:
                     raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
+            if job.uncredited:
+                self._wake_ticker.set()
             if line.outbox.crowded:
                 line.room.clear()
 
@@ -411,12 +414,6 @@ class Service:
                 assert line.pipe is not None
                 await line.pipe.send(payload)
 
-    def _perform(self, job: Job, actions: list[Action]) -> None:
-        if actions:
-            self._delivery.perform(job, actions)
-        elif not self._wake_ticker.is_set() and job.uncredited:
-            self._wake_ticker.set()
-
     def _depart(self, job: Job, rank: int, line: Line) -> None:
         """A worker's stream has ended."""
         if self._lines.get((id(job), rank)) is not line:
@@ -433,7 +430,7 @@ class Service:
                 self.settings.worker_timeout,
             )
         now = self._loop.time()
-        self._perform(job, job.lost(rank, now))
+        self._delivery.perform(job, job.lost(rank, now))
         if self._registry.settle(job, now):
             _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
 

@@ -170,7 +170,7 @@ def _memory(summaries: Mapping[str, Sequence[Summary]]) -> str:
         under_way = credit * case.aggregators
         worker, servers = summary.spread("worker_mib"), summary.spread("aggregator_mib")
         cells = [
-            name,
+            experiment,
             case.title,
             label(summary),
             "" if worker is None else worker.show(0),

@@ -2,13 +2,16 @@
 
 import enum
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from psum.client._placement import Placement, key_id
 from psum.client._ticket import Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ElementType
 from psum.wire.errors import PsumError
+
+if TYPE_CHECKING:
+    from psum.client._tally import OperationTally
 
 
 class Operation(enum.IntEnum):
@@ -31,6 +34,7 @@ class Key:
         element_type: The type of its elements.
         operation: What its rounds do.
         placement: Where its shards go.
+        tally: Where what becomes of its operations is counted.
     """
 
     def __init__(
@@ -41,7 +45,9 @@ class Key:
         element_type: ElementType,
         operation: Operation,
         placement: Placement | None,
+        tally: "OperationTally",
     ) -> None:
+        self.tally = tally
         self.id = key_id(store, key, pb.Operation.ValueType(operation))
         self.name = key if store == 0 else f"{key} (store {store})"
         self.shape = shape

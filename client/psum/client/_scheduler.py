@@ -30,7 +30,7 @@ class Sendable(Protocol):
 Item = TypeVar("Item", bound=Sendable)
 
 #: Most items in one message, which bounds how long an urgent one waits for a message to be put together.
-_MAX_BATCH: Final = 128
+_MAX_BATCH: Final = 512
 
 
 class Scheduler(Generic[Item]):

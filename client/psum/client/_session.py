@@ -26,9 +26,15 @@ _KEYS_PER_DECLARE = 512
 
 #: The same for their shards, which are many where keys are large; a key by itself may have more.
 _SHARDS_PER_DECLARE = 50_000
-#: How much one message may announce that is in shared memory or on a data connection: as much as is copied there in
-#: less than a millisecond.
-_LARGE_BATCH_BYTES = 2 << 20
+
+#: Sums from this size on are kept as views of their message, which has at most twice as much.
+_KEPT_VIEW_BYTES = BATCH_BYTES // 2
+
+#: How much one message may announce that lies in shared memory: as much as is copied there in about a millisecond.
+_SHARED_BATCH_BYTES = 4 << 20
+
+#: The same for what follows on a data connection.
+_PIPED_BATCH_BYTES = 2 << 20
 
 
 class _Lane:
@@ -128,6 +134,7 @@ class Session:
         self._addresses = tuple(addresses)
         self._hand_over = hand_over
         self._keep_sums = keep_sums
+        self._credit_bytes = credit_bytes
         self._lanes = [_Lane(credit_bytes) for _ in addresses]
         self._placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
         self._keys: dict[tuple[int, str, Operation], Key] = {}
@@ -155,7 +162,8 @@ class Session:
         with self._reserving:
             key = self._keys.get((store, name, operation))
             if key is None:
-                key = Key(store, name, shape, element_type, operation, self._placement)
+                tally = self.tally.operations[operation]
+                key = Key(store, name, shape, element_type, operation, self._placement, tally)
                 self._keys[store, name, operation] = self._by_id[key.id] = key
             if (failure := self.failure or key.failure) is not None:
                 # The same object is raised many times: it must not gather the traces of all of them.
@@ -205,31 +213,31 @@ class Session:
             if lane.syncs and not (lane.outstanding or lane.postponed or lane.scheduler):
                 return encode(pb.ExchangeRequest(synced=pb.Synced(number=lane.syncs.popleft())))
             return None
-        entries, payloads = [], []
+        request = pb.ExchangeRequest()
+        # Made in the message: to put one into another copies it.
+        add = request.pull.shards.add if batch[0].pulls else request.push.shards.add
+        payloads = []
         for part in batch:
-            ticket, shard = part.ticket, part.shard
-            lane.outstanding[ticket.key.id, shard.index] = part
+            ticket, shard, size = part.ticket, part.shard, part.size
+            key = ticket.key
+            lane.outstanding[key.id, shard.index] = part
             part.sent = now
-            tally = self.tally.operations[ticket.key.operation]
-            tally.queue.observe(now - part.queued)
-            tally.sent_bytes += part.size
-            entry = pb.ShardRound(id=ticket.key.id, shard=shard.index, round=ticket.round, priority=ticket.priority)
-            entries.append(entry)
+            key.tally.queue.observe(now - part.queued)
+            key.tally.sent_bytes += size
+            entry = add(id=key.id, shard=shard.index, round=ticket.round, priority=ticket.priority)
             if ticket.source is None:
                 continue
             value = ticket.source[shard.start : shard.stop]
-            if lane.shared is not None and part.size >= SHARED_BYTES and (place := lane.shared.put(value)) is not None:
+            if size >= SHARED_BYTES and lane.shared is not None and (place := lane.shared.put(value)) is not None:
                 part.place = lane.shared, place
-                entry.place, entry.placed = place, part.size
-            elif lane.piped and part.size >= SHARED_BYTES:
-                entry.placed = part.size
+                entry.place, entry.placed = place, size
+            elif size >= SHARED_BYTES and lane.piped:
+                entry.placed = size
                 lane.beside.append(value)
             else:
-                entry.length = part.size
+                entry.length = size
                 payloads.append(value)
-        if batch[0].pulls:
-            return encode(pb.ExchangeRequest(pull=pb.Pull(shards=entries)))
-        return encode(pb.ExchangeRequest(push=pb.Push(shards=entries)), *payloads)
+        return encode(request, *payloads)
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
         """A message came from an aggregator, with all that it announces. See `take`."""
@@ -307,7 +315,11 @@ class Session:
         neither, lie in the messages."""
         lane = self._lanes[aggregator]
         lane.shared, lane.piped = shared, piped
-        lane.scheduler.batch_bytes = _LARGE_BATCH_BYTES if shared is not None or piped else BATCH_BYTES
+        lane.scheduler.credit_bytes = self._credit_bytes if shared is None else shared.credit_bytes
+        if shared is not None:
+            lane.scheduler.batch_bytes = _SHARED_BATCH_BYTES
+        else:
+            lane.scheduler.batch_bytes = _PIPED_BATCH_BYTES if piped else BATCH_BYTES
 
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.
@@ -430,36 +442,41 @@ class Session:
         )
 
     def _result(self, aggregator: int, entry: pb.ShardRound, payload: memoryview, now: float) -> None:
-        lane = self._lanes[aggregator]
-        part = lane.outstanding.get((entry.id, entry.shard))
-        if part is None or part.ticket.round != entry.round:
+        outstanding = self._lanes[aggregator].outstanding
+        place, round = (entry.id, entry.shard), entry.round
+        part = outstanding.get(place)
+        if part is None or part.ticket.round != round:
             # It was under way when the operation failed or had its result already.
             return
         ticket, shard = part.ticket, part.shard
-        own = ticket.key.operation is Operation.BROADCAST and ticket.source is not None
-        if len(payload) != (0 if own else shard.size):
+        key, source, target = ticket.key, ticket.source, ticket.target
+        start, stop = shard.start, shard.stop
+        own = source is not None and key.operation is Operation.BROADCAST
+        received = len(payload)
+        if received != (0 if own else stop - start):
             raise ProtocolError(
-                f"aggregator {self._addresses[aggregator]} answered shard {shard.index} of key {ticket.key.name!r} with"
-                f" {len(payload)} bytes; expected {0 if own else shard.size}"
+                f"aggregator {self._addresses[aggregator]} answered shard {shard.index} of key {key.name!r} with"
+                f" {received} bytes; expected {0 if own else stop - start}"
             )
-        if ticket.target is not None:
+        if target is not None:
             if not own:
-                ticket.target[shard.start : shard.stop] = payload
-            elif ticket.source is not None and ticket.target is not ticket.source:
-                ticket.target[shard.start : shard.stop] = ticket.source[shard.start : shard.stop]
-        ticket.key.next_rounds[shard.index] = entry.round + 1
+                target[start:stop] = payload
+            elif source is not None and target is not source:
+                target[start:stop] = source[start:stop]
+        key.next_rounds[shard.index] = round + 1
         if self._keep_sums:
-            ticket.key.sums[shard.index] = self._kept(ticket, shard, payload)
-        del lane.outstanding[entry.id, entry.shard]
+            key.sums[shard.index] = self._kept(ticket, shard, payload)
+        del outstanding[place]
         self._credit(aggregator, part)
-        self._free(part)
-        tally = self.tally.operations[ticket.key.operation]
-        tally.exchange.observe(now - part.sent)
-        tally.received_bytes += len(payload)
+        if part.place is not None:
+            self._free(part)
+        key.tally.exchange.observe(now - part.sent)
+        key.tally.received_bytes += received
         ticket.pending -= 1
         if ticket.pending == 0:
             self._complete(ticket, now)
-            self._run_next(ticket.key, now)
+            if key.waiting:
+                self._run_next(key, now)
 
     @staticmethod
     def _kept(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | bytes:
@@ -468,7 +485,7 @@ class Session:
             # The root of a broadcast has the only copy, in memory that its owner may change from now on.
             return bytes(ticket.source[shard.start : shard.stop])
         # A view keeps the whole message, which is little more than a large payload, but many times a small one.
-        return payload if len(payload) >= BATCH_BYTES else bytes(payload)
+        return payload if len(payload) >= _KEPT_VIEW_BYTES else bytes(payload)
 
     def _give_back(self, aggregator: int, entry: pb.ShardRound) -> None:
         key = self._by_id.get(entry.id)
@@ -515,7 +532,7 @@ class Session:
 
     def _complete(self, ticket: Ticket, now: float) -> None:
         """The result of the key's running operation is whole."""
-        self.tally.operations[ticket.key.operation].total.observe(now - self.running[ticket])
+        ticket.key.tally.total.observe(now - self.running[ticket])
         ticket.key.running = None
         ticket.key.round += 1
         self._finish(ticket, None)

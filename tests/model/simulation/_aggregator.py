@@ -27,7 +27,9 @@ class _LatePool:
     def __init__(self) -> None:
         self.tasks: list[_Task] = []
 
-    def submit(self, _priority: int, task: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+    def submit(
+        self, _priority: int, task: Callable[[], None], done: Callable[[BaseException | None], None], _size: int
+    ) -> None:
         self.tasks.append((task, done))
 
 

@@ -310,5 +310,7 @@ def sizes_of(plan: Plan) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in ("aggregator._outbox", "client._scheduler", "client._session"):
             stack.enter_context(mock.patch(f"psum.{module}.BATCH_BYTES", plan.batch_bytes))
-        stack.enter_context(mock.patch("psum.aggregator._delivery._INLINE_SUM_BYTES", plan.inline_bytes))
+        stack.enter_context(mock.patch("psum.client._session._KEPT_VIEW_BYTES", plan.batch_bytes))
+        for name in ("SHARED_BYTES", "_AT_ONCE_BYTES"):
+            stack.enter_context(mock.patch(f"psum.aggregator._delivery.{name}", plan.inline_bytes))
         yield
