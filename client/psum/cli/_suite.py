@@ -196,7 +196,8 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             only={"big": "float32", "wide": "float16"},
         ),
         "mxnet": Experiment(
-            "`kv.pushpull` of NDArrays and `waitall`, against NumPy arrays through psum.client.",
+            "`kv.pushpull` of NDArrays in place, as gluon.Trainer does it, and `waitall`, against NumPy arrays through"
+            " psum.client.",
             (_BIG_2,),
             (*_PLANES, *_MXNET),
             claims=[

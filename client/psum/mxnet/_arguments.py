@@ -2,15 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any, Final
-
-import numpy as np
+from typing import Any
 
 from psum.client import ElementType
 from psum.mxnet._compat import mx
-
-#: How MXNet writes the dtype of its bfloat16 arrays, for which NumPy has no type.
-_BFLOAT16: Final = np.dtype([("bfloat16", np.uint16)])
+from psum.mxnet._inspection import DENSE, UNDEFINED, element_type_of, shape_of, storage_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,14 +16,12 @@ class Arrays:
     Attributes:
         items: The arrays, in the order given. (NumPy-like arrays are replaced by plain NDArrays of the same memory.)
         shape: Their shape.
-        dtype: The type of their elements, as MXNet has it.
-        element_type: The same, as psum has it.
+        element_type: The type of their elements.
         nbytes: The size of each of them.
     """
 
     items: list[Any]
     shape: tuple[int, ...]
-    dtype: Any
     element_type: ElementType
     nbytes: int
 
@@ -46,20 +40,23 @@ class Arrays:
         items = [_dense(item, what) for item in (value if isinstance(value, list | tuple) else [value])]
         if not items:
             raise ValueError(f"{what} is an empty list; expected at least one NDArray")
-        # Each look at an array's shape or type is a call of MXNet's.
-        shape, dtype = items[0].shape, items[0].dtype
-        for number, item in enumerate(items[1:], start=1):
-            other_shape, other_dtype = item.shape, item.dtype
-            if other_shape != shape or other_dtype != dtype:
-                raise ValueError(
-                    f"{what}[0] is {np.dtype(dtype).name} {shape}, {what}[{number}] is {np.dtype(other_dtype).name}"
-                    f" {other_shape}; expected all alike"
-                )
         try:
-            element_type = ElementType.BFLOAT16 if dtype == _BFLOAT16 else ElementType.of(dtype)
+            shape, element_type = shape_of(items[0]), element_type_of(items[0])
+            for number, item in enumerate(items[1:], start=1):
+                other_shape, other_type = shape_of(item), element_type_of(item)
+                if other_shape != shape or other_type is not element_type:
+                    raise ValueError(
+                        f"{what}[0] is {element_type.label} {shape}, {what}[{number}] is {other_type.label}"
+                        f" {other_shape}; expected all alike"
+                    )
         except TypeError as error:
             raise TypeError(f"{what}: {error}") from None
-        return cls(items, shape, dtype, element_type, math.prod(shape) * element_type.itemsize)
+        return cls(items, shape, element_type, math.prod(shape) * element_type.itemsize)
+
+    @property
+    def dtype(self) -> Any:
+        """The type of their elements, as MXNet has it."""
+        return self.items[0].dtype
 
     def check_like(self, other: "Arrays", what: str, what_other: str) -> None:
         """Checks that other arrays are of the same shape and type.
@@ -77,10 +74,10 @@ class Arrays:
 def _dense(item: Any, what: str) -> Any:
     if not isinstance(item, mx.nd.NDArray):
         raise TypeError(f"{what} has a {type(item).__name__}; expected an NDArray or a list of NDArrays")
-    stype = item.stype
-    if stype == "undefined":
+    storage = storage_of(item)
+    if storage == UNDEFINED:
         raise ValueError(f"{what} has an array whose shape and type are not known yet; initialize it first")
-    if stype != "default":
-        raise TypeError(f"{what} has a {stype} array; psum sums dense arrays only: use tostype('default')")
+    if storage != DENSE:
+        raise TypeError(f"{what} has a {item.stype} array; psum sums dense arrays only: use tostype('default')")
     # The operators of mx.nd, which are to follow, take no mx.np.ndarray.
     return item if type(item) is mx.nd.NDArray else item.as_nd_ndarray()

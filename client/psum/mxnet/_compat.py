@@ -3,6 +3,7 @@
 The other modules take it from here and never import mxnet themselves: these precautions must come first.
 """
 
+import ctypes
 import os
 import sys
 import warnings
@@ -48,6 +49,12 @@ mx: Final = _import_mxnet()
 
 #: The library itself; a call that can fail returns a status for check_call.
 LIB: Final[Any] = mx.base._LIB
+
+#: The same, for what neither waits nor takes long: the interpreter's lock is kept meanwhile. Where it is given up, one
+#: of the engine's threads takes it and this one waits for it, which takes many times as long as such a call. The engine
+#: holds no lock of its own while it calls Python, so nobody can wait for both.
+QUICK: Final[Any] = ctypes.PyDLL(LIB._name, handle=LIB._handle)
+
 check_call: Final[Callable[[int], None]] = mx.base.check_call
 
 MXNetError: type[Exception] = mx.base.MXNetError

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from psum.mxnet._compat import LIB, MAJOR_VERSION, check_call
+from psum.mxnet._compat import MAJOR_VERSION, QUICK, check_call
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ class _Context(ctypes.Structure):
 # 1.9.1 calls with (RunContext*, OnComplete*, parameter), 2.0 with (RunContext*, OnStart*, OnComplete*, parameter).
 _RunFunction: Final = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * (4 if MAJOR_VERSION >= 2 else 3))
 _ReleaseFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_CompleteFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+# Keeps the interpreter's lock, as QUICK does.
+_CompleteFunction: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 _CPU: Final = _Context(1, 0)
 #: FnProperty::kCPUPrioritized: a pool of threads of its own, which takes the operation of highest priority first.
@@ -169,7 +170,7 @@ def push(array: Any, operation: Operation, *, priority: int = 0, name: str = "ps
     token = _registry.add(operation)
     try:
         check_call(
-            LIB.MXEnginePushAsyncND(
+            QUICK.MXEnginePushAsyncND(
                 _run,
                 ctypes.c_void_p(token),
                 _release,

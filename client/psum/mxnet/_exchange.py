@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from psum.client import PsumError, Ticket
 from psum.mxnet import _engine
 from psum.mxnet._arguments import Arrays
 from psum.mxnet._compat import ENGINE_IS_NAIVE, MXNetError, mx
+from psum.mxnet._inspection import context_of
 from psum.mxnet._memory import flat_bytes, queue_plain_layout
 from psum.mxnet._stages import StagePool
 
@@ -54,9 +55,8 @@ class Exchange:
             MXNetError: MXNet refused the copies or the operation; with the NaiveEngine also where the exchange failed.
         """
         try:
-            with _copying(self._outs.shape):
-                self._choose_target()
-                self._gather()
+            self._choose_target()
+            self._gather()
             queue_plain_layout(self._target)
             if not ENGINE_IS_NAIVE:
                 # Not kept here: in a cycle of references, the arrays would outlive their use by an unknown time.
@@ -66,8 +66,7 @@ class Exchange:
             raise
         if ENGINE_IS_NAIVE:
             self._run_now()
-        with _copying(self._outs.shape):
-            self._scatter()
+        self._scatter()
 
     def wait(self) -> None:
         """Waits until the exchange has ended, well or not, and the outs can be read.
@@ -84,12 +83,13 @@ class Exchange:
 
     def _choose_target(self) -> None:
         # An empty array has no memory that would have to be somewhere.
-        usable = [out for out in self._outs.items if self._outs.nbytes == 0 or self._in_place(out.context)]
+        usable = [out for out in self._outs.items if self._outs.nbytes == 0 or self._in_place(context_of(out))]
         if usable:
             only_value = self._values.items[0] if self._values is not None and len(self._values.items) == 1 else None
             self._target = next((out for out in usable if out is only_value), usable[0])
         else:
-            self._target = self._stages.take(self._outs)
+            with _copying(self._outs.shape):
+                self._target = self._stages.take(self._outs)
             self._is_staged = True
 
     def _gather(self) -> None:
@@ -97,6 +97,12 @@ class Exchange:
         if self._values is None or self._values.nbytes == 0:
             return
         first, *others = self._values.items
+        if first is self._target and not others:
+            return
+        with _copying(self._outs.shape):
+            self._bring(first, others)
+
+    def _bring(self, first: Any, others: Sequence[Any]) -> None:
         if others:
             device = first.context
             addends = [first, *(item if item.context == device else item.copyto(device) for item in others)]
@@ -109,9 +115,10 @@ class Exchange:
 
     def _scatter(self) -> None:
         """Queues what brings the target into the other outs."""
-        if self._outs.nbytes:
-            for out in self._outs.items:
-                if out is not self._target:
+        others = [out for out in self._outs.items if out is not self._target]
+        if others and self._outs.nbytes:
+            with _copying(self._outs.shape):
+                for out in others:
                     self._target.copyto(out)
 
     def _run(self, operation: _engine.Operation | None) -> None:

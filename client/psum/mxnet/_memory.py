@@ -3,7 +3,7 @@
 import ctypes
 from typing import Any, Final
 
-from psum.mxnet._compat import LIB, check_call, mx
+from psum.mxnet._compat import QUICK, check_call, mx
 
 _PyMemoryView_FromMemory: Final = ctypes.pythonapi.PyMemoryView_FromMemory
 _PyMemoryView_FromMemory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
@@ -45,12 +45,12 @@ def flat_bytes(array: Any, nbytes: int) -> memoryview:
         return memoryview(bytearray())
     # MXNDArrayGetData would wait for the engine, for ever in an operation on the array; this never waits.
     managed = ctypes.c_void_p()
-    check_call(LIB.MXNDArrayToDLPack(array.handle, ctypes.byref(managed)))
+    check_call(QUICK.MXNDArrayToDLPack(array.handle, ctypes.byref(managed)))
     try:
         tensor = _DLTensor.from_address(managed.value or 0)
         address = tensor.data + tensor.byte_offset
     finally:
-        check_call(LIB.MXNDArrayCallDLPackDeleter(managed))
+        check_call(QUICK.MXNDArrayCallDLPackDeleter(managed))
     view: memoryview = _PyMemoryView_FromMemory(address, nbytes, _PyBUF_WRITE)
     return view
 
@@ -58,7 +58,7 @@ def flat_bytes(array: Any, nbytes: int) -> memoryview:
 def _find_reorder() -> Any:
     """mxnet::NDArray::Reorder2DefaultAsync() const, or None in a library that has no such function."""
     try:
-        function = LIB["_ZNK5mxnet7NDArray20Reorder2DefaultAsyncEv"]
+        function = QUICK["_ZNK5mxnet7NDArray20Reorder2DefaultAsyncEv"]
     except AttributeError:
         return None
     function.argtypes, function.restype = [ctypes.c_void_p], None
