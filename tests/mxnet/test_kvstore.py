@@ -312,8 +312,8 @@ def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pyt
     freed = threading.Semaphore(0)
 
     class Watched(Exchange):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, awaited: bool) -> None:
+            super().__init__(*arguments, awaited=awaited)
             weakref.finalize(self, freed.release)
 
     monkeypatch.setattr(_kvstore, "Exchange", Watched)

@@ -1,16 +1,14 @@
 """What a user may pass to the store, checked before anything is done."""
 
-import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from psum.client import ElementType
 from psum.mxnet._compat import mx
 from psum.mxnet._inspection import DENSE, UNDEFINED, element_type_of, shape_of, storage_of
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Arrays:
+class Arrays(NamedTuple):
     """Dense NDArrays of one shape and type, at least one, each on any device.
 
     Attributes:

@@ -30,10 +30,18 @@ class Exchange:
         outs: Where the result goes.
         stages: Where stage arrays are taken from.
         in_place: Whether the arrays of a context can be used in place.
+        awaited: Whether somebody will wait for its end.
     """
 
     def __init__(
-        self, ticket: Ticket, values: Arrays | None, outs: Arrays, stages: StagePool, in_place: Callable[[Any], bool]
+        self,
+        ticket: Ticket,
+        values: Arrays | None,
+        outs: Arrays,
+        stages: StagePool,
+        in_place: Callable[[Any], bool],
+        *,
+        awaited: bool,
     ) -> None:
         self._ticket = ticket
         self._values = values
@@ -42,7 +50,8 @@ class Exchange:
         self._in_place = in_place
         self._target: Any = None
         self._is_staged = False
-        self._ended = threading.Event()
+        # Most are not waited for, and an event costs as much as all the rest of this.
+        self._ended = threading.Event() if awaited or ENGINE_IS_NAIVE else None
         self._error: PsumError | None = None
 
     def begin(self, priority: int) -> None:
@@ -75,7 +84,7 @@ class Exchange:
             MXNetError: It failed.
         """
         # An event, unlike wait_to_read, lets Ctrl-C through.
-        self._ended.wait()
+        self._wait_for_end()
         for out in self._outs.items:
             out.wait_to_read()
         # The engine raises an error at one reader only, which may have been another.
@@ -133,8 +142,12 @@ class Exchange:
     def _run_now(self) -> None:
         """The target is ready, as everything is with the NaiveEngine."""
         self._run(None)
-        self._ended.wait()
+        self._wait_for_end()
         self._raise_error()
+
+    def _wait_for_end(self) -> None:
+        assert self._ended is not None
+        self._ended.wait()
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -148,7 +161,8 @@ class Exchange:
         self._ticket.abort(reason)
         if self._is_staged:
             self._stages.drop()
-        self._ended.set()
+        if self._ended is not None:
+            self._ended.set()
 
     def _done(self, operation: _engine.Operation | None, error: PsumError | None) -> None:
         """The exchange has ended. (Called by the client, from any thread.)"""
@@ -160,7 +174,8 @@ class Exchange:
                 self._stages.drop()
         if operation is not None:
             operation.complete(None if error is None else str(error))
-        self._ended.set()
+        if self._ended is not None:
+            self._ended.set()
 
 
 @contextlib.contextmanager

@@ -152,6 +152,13 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             )
         except PsumError as error:
             raise MXNetError(str(error)) from error
-        exchange = Exchange(ticket, values if contributes else None, outs, self._stages, self._in_place)
+        exchange = Exchange(
+            ticket,
+            values if contributes else None,
+            outs,
+            self._stages,
+            self._in_place,
+            awaited=operation is Operation.BROADCAST,
+        )
         exchange.begin(priority)
         return exchange
