@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from psum.client._link import Link
 from psum.v1 import aggregator_pb2 as pb
 
 WELCOME = pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE))
@@ -59,3 +60,19 @@ async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType
     async with Aggregator(pb.ExchangeResponse(welcome=pb.Welcome(plane=plane))) as settings:
         with pytest.raises(psum.ConnectError, match=f"it chose plane {plane}, which it was not offered"):
             await asyncio.to_thread(psum.connect, settings)
+
+
+async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC says only 'Internal error from Core' where the refusal overtakes the hello; an earlier attempt knew more."""
+    nothing = grpc.aio.Metadata()
+    answers = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams as it may have (max_streams)")]
+
+    async def refuse(_link: Link, _hello: pb.Hello) -> pb.Welcome:
+        code, words = answers.pop() if answers else (grpc.StatusCode.INTERNAL, "Internal error from Core")
+        raise grpc.aio.AioRpcError(code, nothing, nothing, words)
+
+    monkeypatch.setattr(Link, "_introduce", refuse)
+    async with Aggregator(WELCOME) as settings:
+        with pytest.raises(psum.ConnectError, match="max_streams"):
+            await asyncio.to_thread(psum.connect, settings)
+    assert not answers

@@ -45,6 +45,9 @@ _AHEAD_BYTES: Final = 16 << 20
 #: How often it is looked into why no connection can be made.
 _DIAGNOSIS_SECONDS: Final = 5.0
 
+#: What gRPC says where the other side's refusal overtook the hello, whose sending then failed: the reason is lost.
+_NO_REASON: Final = "Internal error from Core"
+
 #: What gRPC raises where a stream is broken.
 _BROKEN: Final = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError, ConnectionResetError)
 
@@ -199,7 +202,7 @@ class Link:
 
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
         hello = self._hello(self.index, resuming)
-        cause = "nothing was heard from it"
+        cause = ""
         begin, told = time.monotonic(), resuming
         try:
             async with asyncio.timeout(patience):
@@ -210,7 +213,7 @@ class Link:
                         self.welcome = await self._introduce(hello)
                         return
                     except (grpc.RpcError, ProtocolError) as error:
-                        cause = await self._explain(error, final=not resuming)
+                        cause = await self._explain(error, cause, final=not resuming)
                     except (ConfigurationError, DeniedError) as error:
                         if not resuming:
                             raise
@@ -229,14 +232,21 @@ class Link:
                     await asyncio.sleep(pause)
         except TimeoutError:
             await self.abandon()
-            raise _OutOfPatience(cause) from None
+            raise _OutOfPatience(cause or "nothing was heard from it") from None
 
-    async def _explain(self, error: BaseException, *, final: bool) -> str:
+    async def _explain(self, error: BaseException, before: str, *, final: bool) -> str:
         """Why a connection could not be made.
+
+        Args:
+            error: What gRPC says.
+            before: What the attempt before this one came to, empty for the first.
+            final: Whether it is to be an error that one side does not trust the other.
 
         Raises:
             ConnectError: It is final that one side does not trust the other.
         """
+        if before and isinstance(error, grpc.aio.AioRpcError) and error.details() == _NO_REASON:
+            return before
         now = time.monotonic()
         if now < self._diagnose_after:
             return _describe(error)
