@@ -1,5 +1,6 @@
-"""The pages of all settings and all metrics, made from their declarations so that they cannot drift; and the alert rules as
-Kubernetes takes them, made from those that Prometheus takes.
+"""The pages of all settings and all metrics, made from their declarations so that they cannot drift.
+
+So are the alert rules as Kubernetes takes them, from those that Prometheus takes.
 """
 
 import pathlib

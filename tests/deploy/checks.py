@@ -1,4 +1,4 @@
-"""What a validator of schemas does not see: whether the resources mean each other, and whether psum understands them."""
+"""What a validator of schemas does not see: that the resources mean each other, and that psum understands them."""
 
 import re
 from collections import Counter
@@ -224,7 +224,7 @@ def _ending(pod: Pod) -> Iterator[str]:
     """It has the time to finish its rounds before it is killed."""
     grace = AggregatorSettings.from_environment(pod.environ).grace
     if pod.spec.get("terminationGracePeriodSeconds", 30) < grace + CLOSING_SECONDS:
-        yield f"it may be killed before its rounds are finished, which takes {grace:g} s, and {CLOSING_SECONDS} s to close"
+        yield f"it may be killed before it has finished its rounds, {grace:g} s, and closed, {CLOSING_SECONDS} s"
 
 
 def _room(pod: Pod) -> Iterator[str]:

@@ -21,8 +21,8 @@ VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["
 
 Resource = dict[str, Any]
 
-#: What is rendered and looked at, each by the folders that it is put together from: the overlays and the workers as they
-#: are, and the components that no overlay uses on top of one.
+#: What is rendered and looked at, each by the folders that it is put together from: the overlays and the workers as
+#: they are, and each component that no overlay uses on top of one.
 RENDERED = {
     "single-node": ("overlays/single-node",),
     "production": ("overlays/production",),
