@@ -50,7 +50,8 @@ class PodProcess:
 
     def start(self) -> None:
         """Starts it, and waits until it is ready, as its probes say."""
-        psum, *arguments = [*self.pod.container.get("command", entrypoint()), *self.pod.container.get("args", ())]
+        container = self.pod.container
+        psum, *arguments = list(container.get("command", entrypoint())) + list(container.get("args", ()))
         assert psum == "psum"
         # Nothing of this process's environment, as in a container.
         environ = {"PATH": os.environ["PATH"], **self._environ}
@@ -58,7 +59,7 @@ class PodProcess:
             environ["PYTHONPATH"] = os.environ["PYTHONPATH"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "psum.cli", *arguments], env=environ, stderr=log)
-        if "startupProbe" in self.pod.container:
+        if "startupProbe" in container:
             self._await("startupProbe")
         self._await("readinessProbe", seconds=60)
         assert self.probe("livenessProbe") == 200

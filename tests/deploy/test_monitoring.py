@@ -61,7 +61,7 @@ async def exported() -> dict[str, set[str]]:
     await server.start()
     families = list(collect(server._service, 0.0))
     await server.stop(0)
-    found = {metric.name: (metric.kind, set(metric.labels)) for metric in METRICS}
+    found: dict[str, tuple[str, set[str]]] = {metric.name: (metric.kind, set(metric.labels)) for metric in METRICS}
     found |= {
         f.name + ("_total" if f.type == "counter" else ""): (f.type, set()) for f in families if "process" in f.name
     }

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -80,7 +81,7 @@ class Nginx:
         user = "user root;" if os.getuid() == 0 else ""
         (directory / "nginx.conf").write_text(MAIN.format(directory=directory, site=site, user=user))
         self.addresses = [f"localhost:{port}"]
-        self.settings = {"tls_ca": str(directory / "ca.pem"), "plane": "inline"}
+        self.settings: dict[str, Any] = {"tls_ca": str(directory / "ca.pem"), "plane": "inline"}
         self.access = directory / "access"
         assert _NGINX is not None
         command = [_NGINX, "-p", str(directory), "-c", str(directory / "nginx.conf"), "-e", "stderr"]
@@ -129,7 +130,7 @@ def test_nothing_but_the_service_is_passed_on(proxied: Nginx) -> None:
     settings = psum.Settings(tls_ca=proxied.settings["tls_ca"])
     assert not psum.fetch_status(proxied.addresses[0], settings=settings).jobs
     with Credentials.of(settings).channel(proxied.addresses[0], (NO_PROXY,)) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         with pytest.raises(grpc.RpcError) as caught:
             check(b"", timeout=PATIENCE_SECONDS, wait_for_ready=True)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,5 +1,6 @@
 """Every aggregator's pod, run as a process with its command, environment, files and probes."""
 
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -57,7 +58,7 @@ def test_a_pod_is_gone_within_its_grace_period(tmp_path: pathlib.Path) -> None:
     pod = next(pods(rendered("single-node")))
     process = PodProcess(pod, tmp_path, {}, PSUM_GRACE="500ms")
     with running(process):
-        settings = {"aggregators": (process.address,), "num_workers": 2}
+        settings: dict[str, Any] = {"aggregators": (process.address,), "num_workers": 2}
         zero, one = (psum.connect(psum.Settings(rank=rank, **settings)) for rank in range(2))
         zero.store().push_pull_async("w", np.ones(3, np.float32))
         wait_for_open_round(process.address, settings)
@@ -77,6 +78,26 @@ def test_what_prometheus_is_told_to_scrape_is_served(tmp_path: pathlib.Path) -> 
         for endpoint in monitor["spec"]["endpoints"]:
             assert process.get(endpoint["port"], endpoint["path"]) == 200
         assert process.get("http", "/no-such-path") == 404
+
+
+@pytest.mark.parametrize(("workers", "fleet"), [("workers/mxjob", "production"), ("workers/jobset", "workers/jobset")])
+def test_the_workers_of_a_job_make_a_sum(workers: str, fleet: str, tmp_path: pathlib.Path) -> None:
+    """All of them, by what their controller and their manifest tell them, but for addresses and files."""
+    aggregator = next(pod for pod in pods(rendered(fleet)) if pod.is_aggregator)
+    files = secrets(rendered(fleet), "127.0.0.1")
+    process = PodProcess(aggregator, tmp_path, files)
+    given = worker_settings(files, tmp_path) | {"aggregators": (process.address,)}
+    with running(process), contextlib.ExitStack() as stack:
+        futures = []
+        for pod in pods(rendered(workers)):
+            if not pod.is_aggregator:
+                client = stack.enter_context(psum.connect(WorkerSettings.from_environment(pod.environ, **given)))
+                value = np.full(3, 2.0**client.rank, np.float32)
+                futures.append((value, client.store().push_pull_async("w", value)))
+        for value, future in futures:
+            future.result(PATIENCE_SECONDS)
+            assert value.tolist() == [2.0 ** len(futures) - 1] * 3
+    assert len(futures) == 4
 
 
 @pytest.mark.timeout(120)
