@@ -1,6 +1,7 @@
 """What an aggregator says that it must not is an error soon, and leaves nothing waiting."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -76,3 +77,39 @@ async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: 
         with pytest.raises(psum.ConnectError, match="max_streams"):
             await asyncio.to_thread(psum.connect, settings)
     assert not answers
+
+
+class Breaking(Aggregator):
+    """A server that welcomes everybody, and then breaks every stream.
+
+    Attributes:
+        opened: When each stream was.
+        eighth: Set with the eighth stream.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[float] = []
+        self.eighth = asyncio.Event()
+
+    async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        self.opened.append(time.monotonic())
+        if len(self.opened) == 8:
+            self.eighth.set()
+        async for _ in requests:
+            yield WELCOME.SerializeToString()
+            await context.abort(grpc.StatusCode.INTERNAL, "no more")
+
+
+async def test_streams_that_break_at_once_are_opened_ever_more_slowly() -> None:
+    """Though each can be opened: a worker would otherwise do so hundreds of times a second, for as long as it runs."""
+    breaking = Breaking()
+    async with breaking as settings:
+        client = await asyncio.to_thread(psum.connect, settings)
+        try:
+            async with asyncio.timeout(20):
+                await breaking.eighth.wait()
+        finally:
+            await asyncio.to_thread(client.close, 0.2)
+    # The pauses are half to one and a half times as long as 50 ms, 80 ms …, 524 ms, 839 ms.
+    assert breaking.opened[7] - breaking.opened[0] > 0.9

@@ -61,6 +61,10 @@ _CHANNEL_OPTIONS: Final = (
 )
 
 
+#: A stream that breaks sooner after it was opened than this shows that opening the next one helps little.
+_STEADY_SECONDS: Final = 1.0
+
+
 class Link:
     """One worker's stream to one aggregator. To be used on the client's event loop.
 
@@ -145,7 +149,9 @@ class Link:
         Raises:
             PsumError: It did not come back, refused this worker, or did not keep to the protocol.
         """
+        pauses = backoff()
         while not self._left:
+            began = time.monotonic()
             cause = await self._converse()
             if self._left or self._session.failure is not None:
                 return
@@ -158,6 +164,11 @@ class Link:
                 patience,
             )
             await self.abandon()
+            if lost - began < _STEADY_SECONDS:
+                # As behind a proxy that takes no large messages: each stream can be opened, and ends with the first.
+                await asyncio.sleep(next(pauses))
+            else:
+                pauses = backoff()
             try:
                 await self._open(patience, resuming=True)
             except _OutOfPatience as error:

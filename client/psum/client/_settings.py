@@ -96,8 +96,8 @@ class Settings(BaseSettings):
         default=16 << 20,
         default_text="16 MiB",
         parse=size,
-        meaning="Bytes that may be under way to one aggregator, half as many where memory is shared with it. Less is more"
-        " obedient to priorities, more is faster.",
+        meaning="Bytes that may be under way to one aggregator, half as many where memory is shared with it. Less is"
+        " more obedient to priorities, more is faster.",
     )
     plane: str = setting(
         "PSUM_PLANE",

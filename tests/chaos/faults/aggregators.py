@@ -33,7 +33,7 @@ class AggregatorProcess:
         self._announce = directory / "address"
         self._log = directory / "log"
         self._flags = flags
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.start()
 
     def start(self) -> None:
@@ -76,7 +76,8 @@ def aggregators(directory: pathlib.Path, count: int, *flags: str) -> Iterator[li
         yield made
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on, and that stays free while whoever uses it is down."""
     while True:
         port = random.SystemRandom().randrange(*_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):

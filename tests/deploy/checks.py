@@ -1,0 +1,237 @@
+"""What a validator of schemas does not see: that the resources mean each other, and that psum understands them."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from psum.aggregator import Settings as AggregatorSettings
+from psum.client import Settings as WorkerSettings
+from psum.wire import declarations
+from psum.wire.errors import ConfigurationError
+from tests.deploy.manifests import VERSION, Pod, Resource, pods
+
+#: Seconds that an aggregator takes to end besides PSUM_GRACE, at the most, on a slow machine.
+CLOSING_SECONDS = 10
+
+#: As Kubernetes writes amounts: 2, 500m, 4Gi.
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGTPE]|[KMGTPE]i)?")
+_UNITS = {None: 1.0, "m": 1e-3, "k": 1e3} | {u: 1000.0 ** (i + 2) for i, u in enumerate("MGTPE")}
+_UNITS |= {f"{u}i": 1024.0 ** (i + 1) for i, u in enumerate("KMGTPE")}
+
+#: Settings that name files.
+_FILES = ("PSUM_TLS_CERT", "PSUM_TLS_KEY", "PSUM_TLS_CA", "PSUM_TOKEN_FILE")
+
+#: What cert-manager writes into a certificate's secret.
+_CERTIFICATE_KEYS = {"ca.crt", "tls.crt", "tls.key"}
+
+
+def mistakes(resources: Sequence[Resource]) -> list[str]:
+    """All that is wrong with them."""
+    found = [text for check in (_selectors, _ports, _names) for text in check(resources)]
+    for pod in pods(resources):
+        checks: list[Callable[[Pod], Iterator[str]]] = [_security, _image, _settings, _amounts, _volumes]
+        told = [text for check in checks for text in check(pod)]
+        if pod.is_aggregator and not told:
+            told = [text for check in (_aggregator_ports, _ending, _room) for text in check(pod)]
+        found += [f"{pod.owner}: {text}" for text in told]
+    return list(dict.fromkeys(found))
+
+
+def quantity(text: str) -> float:
+    """An amount of Kubernetes' as a number.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _QUANTITY.fullmatch(str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is not an amount such as 2, 500m or 4Gi")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _of_kind(resources: Sequence[Resource], *kinds: str) -> list[Resource]:
+    return [r for r in resources if r["kind"] in kinds]
+
+
+def _matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return bool(selector) and selector.items() <= labels.items()
+
+
+def _selectors(resources: Sequence[Resource]) -> Iterator[str]:
+    """Whatever selects pods, selects some."""
+    all_pods = list(pods(resources))
+    chosen = {
+        "Service": lambda spec: spec["selector"],
+        "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
+        "NetworkPolicy": lambda spec: spec["podSelector"]["matchLabels"],
+        "StatefulSet": lambda spec: spec["selector"]["matchLabels"],
+    }
+    for resource in _of_kind(resources, *chosen):
+        selector = chosen[resource["kind"]](resource["spec"])
+        if not any(_matches(selector, pod.labels) for pod in all_pods):
+            yield f"{resource['kind']}/{resource['metadata']['name']}: no pod has the labels {selector}"
+    for pod in all_pods:
+        for constraint in pod.spec.get("topologySpreadConstraints", ()):
+            if not _matches(constraint["labelSelector"]["matchLabels"], pod.labels):
+                yield f"{pod.owner}: it is spread by labels that it does not have"
+    services = _of_kind(resources, "Service")
+    for monitor in _of_kind(resources, "ServiceMonitor"):
+        selector = monitor["spec"]["selector"]["matchLabels"]
+        found = [s for s in services if _matches(selector, s["metadata"].get("labels", {}))]
+        ports = {port["name"] for service in found for port in service["spec"]["ports"]}
+        for endpoint in monitor["spec"]["endpoints"]:
+            if endpoint["port"] not in ports:
+                yield f"ServiceMonitor/{monitor['metadata']['name']}: no service has a port {endpoint['port']}"
+
+
+def _ports(resources: Sequence[Resource]) -> Iterator[str]:
+    """Whatever names a port of a pod's, names one that it has."""
+
+    def missing(selector: dict[str, str], port: Any) -> bool:
+        chosen = [pod for pod in pods(resources) if _matches(selector, pod.labels)]
+        return not all(port in _container_ports(pod) for pod in chosen)
+
+    for service in _of_kind(resources, "Service"):
+        for port in service["spec"]["ports"]:
+            if missing(service["spec"]["selector"], port["targetPort"]):
+                yield f"Service/{service['metadata']['name']}: pods have no port {port['targetPort']}"
+    for policy in _of_kind(resources, "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", ()):
+            for port in rule["ports"]:
+                if missing(policy["spec"]["podSelector"]["matchLabels"], port["port"]):
+                    yield f"NetworkPolicy/{policy['metadata']['name']}: pods have no port {port['port']}"
+    for pod in pods(resources):
+        for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+            probe = pod.container.get(kind)
+            if probe is not None and probe["httpGet"]["port"] not in _container_ports(pod):
+                yield f"{pod.owner}: {kind} asks a port {probe['httpGet']['port']}, which the container does not have"
+
+
+def _names(resources: Sequence[Resource]) -> Iterator[str]:
+    """Whatever is called by its name is there."""
+    services = {s["metadata"]["name"]: s["spec"] for s in _of_kind(resources, "Service")}
+    accounts = {a["metadata"]["name"] for a in _of_kind(resources, "ServiceAccount")}
+    for stateful_set in _of_kind(resources, "StatefulSet"):
+        spec = stateful_set["spec"]
+        if services.get(spec["serviceName"], {}).get("clusterIP") != "None":
+            yield f"StatefulSet: {spec['serviceName']} is no headless service, so its pods have no names"
+        if spec["template"]["spec"]["serviceAccountName"] not in accounts:
+            yield "StatefulSet: there is no such service account"
+    for ingress in _of_kind(resources, "Ingress"):
+        for rule in ingress["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                backend = path["backend"]["service"]
+                ports = {port["name"] for port in services.get(backend["name"], {}).get("ports", ())}
+                if backend["port"]["name"] not in ports:
+                    yield f"Ingress: there is no service {backend['name']} with a port {backend['port']['name']}"
+
+
+def _security(pod: Pod) -> Iterator[str]:
+    """It is not root, can become nobody else, writes nowhere and knows nothing of the cluster."""
+    context, container = pod.spec.get("securityContext", {}), pod.container.get("securityContext", {})
+    if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+        yield "it may run as root"
+    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "its system calls are not restricted"
+    if container.get("allowPrivilegeEscalation") is not False or container.get("capabilities") != {"drop": ["ALL"]}:
+        yield "it may gain privileges"
+    if container.get("readOnlyRootFilesystem") is not True:
+        yield "it can write to its root file system"
+    if pod.spec.get("automountServiceAccountToken") is not False:
+        yield "it has a token for the cluster's API"
+    if pod.spec.get("enableServiceLinks") is not False:
+        yield "services would set variables such as PSUM_DATA_PORT"
+
+
+def _image(pod: Pod) -> Iterator[str]:
+    """Its image is that of this version."""
+    name, _, tag = pod.container["image"].rpartition(":")
+    if not name or tag != VERSION:
+        yield f"image {pod.container['image']}, expected the tag {VERSION}"
+
+
+def _settings(pod: Pod) -> Iterator[str]:
+    """Its environment has settings that psum knows, once each, with values that it takes."""
+    kind: Any = AggregatorSettings if pod.is_aggregator else WorkerSettings
+    known = {variable for declared in declarations(kind).values() for variable in declared.variables}
+    given = Counter(entry["name"] for entry in pod.container.get("env", ()))
+    for name, count in given.items():
+        if count > 1:
+            yield f"{name} is given twice"
+        if name not in known:
+            yield f"{name} is no setting"
+    try:
+        kind.from_environment(pod.environ)
+    except ConfigurationError as error:
+        yield str(error)
+
+
+def _amounts(pod: Pod) -> Iterator[str]:
+    """Its resources are amounts, and it cannot use more memory than it asked for."""
+    amounts = [v for part in pod.container["resources"].values() for v in part.values()]
+    amounts += [v["emptyDir"]["sizeLimit"] for v in pod.spec.get("volumes", ()) if "sizeLimit" in v.get("emptyDir", {})]
+    for amount in amounts:
+        try:
+            quantity(amount)
+        except ValueError as error:
+            yield str(error)
+    requests, limits = (pod.container["resources"].get(part, {}) for part in ("requests", "limits"))
+    if "cpu" not in requests or "memory" not in requests or requests["memory"] != limits.get("memory"):
+        yield "it must ask for processors and memory, and be limited to that memory"
+
+
+def _volumes(pod: Pod) -> Iterator[str]:
+    """Files that settings name are in secrets that it has, whole folders of them, so that they are renewed."""
+    volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", ())}
+    mounts = pod.container.get("volumeMounts", ())
+    if {mount["name"] for mount in mounts} != volumes.keys():
+        yield f"volumes {sorted(volumes)}, but mounts {sorted(mount['name'] for mount in mounts)}"
+        return
+    for mount in mounts:
+        if "subPath" in mount:
+            yield f"{mount['mountPath']} is mounted by subPath, and would never change"
+    for name in _FILES:
+        if path := pod.environ.get(name):
+            folder, _, file = path.rpartition("/")
+            secret = next((volumes[m["name"]].get("secret") for m in mounts if m["mountPath"] == folder), None)
+            if secret is None:
+                yield f"{name}={path} is not in a mounted secret"
+            elif "items" in secret and file not in {item["path"] for item in secret["items"]}:
+                yield f"{name}={path} is not among what is mounted of the secret {secret['secretName']}"
+            elif name.startswith("PSUM_TLS") and file not in _CERTIFICATE_KEYS:
+                yield f"{name}={path}: cert-manager makes no such key"
+
+
+def _container_ports(pod: Pod) -> dict[Any, int]:
+    ports = pod.container.get("ports", ())
+    return {port["name"]: port["containerPort"] for port in ports}
+
+
+def _aggregator_ports(pod: Pod) -> Iterator[str]:
+    """It listens on the ports that it says it has, where others reach them."""
+    settings, ports = pod.environ, _container_ports(pod)
+    for name, address in (("grpc", settings["PSUM_LISTEN"]), ("http", settings["PSUM_HTTP"])):
+        if address != f"0.0.0.0:{ports[name]}":
+            yield f"it listens on {address}, but its port {name} is {ports[name]}"
+    if settings["PSUM_DATA_PORT"] != str(ports["data"]):
+        yield f"its data port is {settings['PSUM_DATA_PORT']}, but its port data is {ports['data']}"
+    if not {"livenessProbe", "readinessProbe"} <= pod.container.keys():
+        yield "it is not probed"
+
+
+def _ending(pod: Pod) -> Iterator[str]:
+    """It has the time to finish its rounds before it is killed."""
+    grace = AggregatorSettings.from_environment(pod.environ).grace
+    if pod.spec.get("terminationGracePeriodSeconds", 30) < grace + CLOSING_SECONDS:
+        yield f"it may be killed before it has finished its rounds, {grace:g} s, and closed, {CLOSING_SECONDS} s"
+
+
+def _room(pod: Pod) -> Iterator[str]:
+    """Its budget leaves a fifth of its memory for everything else, and it has a processor for each thread."""
+    settings = AggregatorSettings.from_environment(pod.environ)
+    resources = pod.container["resources"]
+    if not 0 < settings.memory_budget <= 0.8 * quantity(resources["limits"]["memory"]):
+        yield f"a budget of {settings.memory_budget} bytes in {resources['limits']['memory']}"
+    if settings.threads > quantity(resources["requests"]["cpu"]):
+        yield f"{settings.threads} threads on {resources['requests']['cpu']} processors"

@@ -1,0 +1,150 @@
+"""What kustomize makes of deploy/kubernetes, and the pods in it."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+KUBERNETES = ROOT / "deploy/kubernetes"
+
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+Resource = dict[str, Any]
+
+#: What is rendered and looked at, each by the folders that it is put together from: the overlays and the workers as
+#: they are, and each component that no overlay uses on top of one.
+RENDERED = {
+    "single-node": ("overlays/single-node",),
+    "production": ("overlays/production",),
+    "production, large": ("overlays/production", "components/large-fleet"),
+    "production, behind an ingress": ("overlays/production", "components/ingress"),
+    "workers/indexed-job": ("workers/indexed-job",),
+    "workers/single-node": ("workers/single-node",),
+    "workers/jobset": ("workers/jobset",),
+    "workers/mxjob": ("workers/mxjob",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """A pod as some resource would make it.
+
+    Attributes:
+        owner: The resource, as kind/name.
+        name: The pod's name; '' where it is not known before.
+        labels: Its labels, with those that its controller gives it.
+        spec: Its specification.
+        given: The environment that its controller gives to its containers.
+    """
+
+    owner: str
+    name: str
+    labels: dict[str, str]
+    spec: Resource
+    given: dict[str, str]
+
+    @property
+    def container(self) -> Resource:
+        """Its only container."""
+        (container,) = self.spec["containers"]
+        assert isinstance(container, dict)
+        return container
+
+    @property
+    def is_aggregator(self) -> bool:
+        """Whether it is an aggregator; else it is a worker."""
+        return "psum-aggregator" in self.container["image"]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of its container."""
+        return self.given | {entry["name"]: entry["value"] for entry in self.container.get("env", ())}
+
+
+@functools.cache
+def kustomize(*folders: str) -> tuple[Resource, ...]:
+    """The resources that these folders under deploy/kubernetes make together: resources, then components."""
+    kubectl = pathlib.Path(sys.executable).with_name("kubectl")
+    with tempfile.TemporaryDirectory() as scratch:
+        target: pathlib.Path | str = KUBERNETES / folders[0]
+        if len(folders) > 1:
+            first, *others = (os.path.relpath(KUBERNETES / folder, os.path.realpath(scratch)) for folder in folders)
+            text = yaml.safe_dump({"resources": [first], "components": others})
+            pathlib.Path(scratch, "kustomization.yaml").write_text(text)
+            target = scratch
+        done = subprocess.run([kubectl, "kustomize", target], capture_output=True, text=True, timeout=60)
+    # It warns of what is deprecated, and ends well all the same.
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def rendered(name: str) -> tuple[Resource, ...]:
+    """The resources of one of RENDERED."""
+    return kustomize(*RENDERED[name])
+
+
+def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
+    """All pods that the resources make."""
+    for resource in resources:
+        owner, spec = f"{resource['kind']}/{resource['metadata']['name']}", resource.get("spec", {})
+        match resource["kind"]:
+            case "StatefulSet":
+                for ordinal in range(spec["replicas"]):
+                    name = f"{resource['metadata']['name']}-{ordinal}"
+                    yield _pod(owner, spec["template"], name, {"statefulset.kubernetes.io/pod-name": name})
+            case "Job":
+                yield from _indexed(owner, spec)
+            case "JobSet":
+                for job in spec["replicatedJobs"]:
+                    yield from _indexed(f"{owner}/{job['name']}", job["template"]["spec"])
+            case "MXJob":
+                (replicas,) = spec["mxReplicaSpecs"].values()
+                for index in range(replicas["replicas"]):
+                    # As the training operator sets them where there is no scheduler.
+                    yield _pod(
+                        owner,
+                        replicas["template"],
+                        given={
+                            "DMLC_PS_ROOT_URI": "",
+                            "DMLC_PS_ROOT_PORT": "0",
+                            "DMLC_NUM_SERVER": "0",
+                            "DMLC_NUM_WORKER": str(replicas["replicas"]),
+                            "DMLC_WORKER_ID": str(index),
+                            "DMLC_ROLE": "worker",
+                            "DMLC_USE_KUBERNETES": "1",
+                        },
+                    )
+
+
+def entrypoint() -> list[str]:
+    """The command that the aggregator's image runs."""
+    text = (ROOT / "deploy/containers/aggregator.Containerfile").read_text()
+    found = re.search(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)
+    assert found is not None
+    command: list[str] = yaml.safe_load(found[1])
+    return command
+
+
+def _indexed(owner: str, spec: Resource) -> Iterator[Pod]:
+    for index in range(spec["completions"]):
+        yield _pod(owner, spec["template"], given={"JOB_COMPLETION_INDEX": str(index)})
+
+
+def _pod(
+    owner: str,
+    template: Resource,
+    name: str = "",
+    labels: dict[str, str] | None = None,
+    given: dict[str, str] | None = None,
+) -> Pod:
+    return Pod(owner, name, template["metadata"]["labels"] | (labels or {}), template["spec"], given or {})

@@ -1,0 +1,266 @@
+"""The Kubernetes manifests render, are valid, and mean what they should."""
+
+import copy
+import fnmatch
+import pathlib
+import re
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from psum.aggregator import Settings as AggregatorSettings
+from psum.client import Settings as WorkerSettings
+from psum.wire.errors import ConfigurationError
+from tests.deploy.checks import mistakes, quantity
+from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, Pod, Resource, entrypoint, kustomize, pods, rendered
+
+#: The oldest version that the guide names, and a new one.
+VERSIONS = ["1.29", "1.37"]
+
+#: Kinds that no schema is at hand for; the pods within them are validated.
+FOREIGN = {
+    "Certificate": "cert-manager.io/v1",
+    "Issuer": "cert-manager.io/v1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
+    "JobSet": "jobset.x-k8s.io/v1alpha2",
+    "MXJob": "kubeflow.org/v1",
+}
+
+
+def standard(resource: Resource) -> list[Resource]:
+    """What of a resource Kubernetes' own schemas describe."""
+    if resource["kind"] not in FOREIGN:
+        return [resource]
+    assert resource["apiVersion"] == FOREIGN[resource["kind"]]
+    meta = {"metadata": {"name": "within"}}
+    match resource["kind"]:
+        case "JobSet":
+            templates = [job["template"] for job in resource["spec"]["replicatedJobs"]]
+            return [{"apiVersion": "batch/v1", "kind": "Job", **meta, **template} for template in templates]
+        case "MXJob":
+            templates = [replicas["template"] for replicas in resource["spec"]["mxReplicaSpecs"].values()]
+            return [{"apiVersion": "v1", "kind": "Pod", **template} for template in templates]
+    return []
+
+
+@pytest.mark.parametrize("name", RENDERED)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_resource_is_valid(name: str, version: str) -> None:
+    """Strictly: a field that does not exist is a mistake too. Kinds that are not known are on a list."""
+    for resource in rendered(name):
+        for part in standard(resource):
+            kubernetes_validate.validate(part, version, strict=True)
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_the_resources_fit_together(name: str) -> None:
+    """Selectors, ports, names, settings, files, amounts and time to end."""
+    assert mistakes(rendered(name)) == []
+
+
+def container(resources: Any) -> Any:
+    """The aggregator's container."""
+    (found,) = (r for r in resources if r["kind"] == "StatefulSet")
+    return found["spec"]["template"]["spec"]["containers"][0]
+
+
+def set_variable(name: str, value: str) -> Any:
+    """Gives a variable of the aggregator another value."""
+
+    def change(resources: Any) -> None:
+        env = container(resources)["env"]
+        env[:] = [entry for entry in env if entry["name"] != name] + [{"name": name, "value": value}]
+
+    return change
+
+
+def of_kind(kind: str, resources: Any) -> Any:
+    """The first resource of a kind."""
+    return next(r for r in resources if r["kind"] == kind)
+
+
+def template(resources: Any) -> Any:
+    """The aggregators' pod."""
+    return of_kind("StatefulSet", resources)["spec"]["template"]["spec"]
+
+
+#: Mistakes that could be made in the production overlay, and what is said of each.
+MISTAKES = {
+    "no pod has the labels": lambda r: of_kind("Service", r)["spec"]["selector"].update(other="x"),
+    "PodDisruptionBudget/psum-aggregator: no pod": lambda r: of_kind("PodDisruptionBudget", r)["spec"]["selector"][
+        "matchLabels"
+    ].update(other="x"),
+    "NetworkPolicy/psum-aggregator: no pod": lambda r: of_kind("NetworkPolicy", r)["spec"]["podSelector"][
+        "matchLabels"
+    ].update(other="x"),
+    "no service has a port": lambda r: of_kind("ServiceMonitor", r)["spec"]["endpoints"][0].update(port="web"),
+    "spread by labels": lambda r: template(r)["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"].update(
+        other="x"
+    ),
+    "Service/psum-aggregator: pods have no port": lambda r: of_kind("Service", r)["spec"]["ports"][0].update(
+        targetPort="rpc"
+    ),
+    "NetworkPolicy/psum-aggregator: pods have no port": lambda r: of_kind("NetworkPolicy", r)["spec"]["ingress"][0][
+        "ports"
+    ][0].update(port="rpc"),
+    "readinessProbe asks a port": lambda r: container(r)["readinessProbe"]["httpGet"].update(port="admin"),
+    "no headless service": lambda r: of_kind("Service", r)["spec"].pop("clusterIP"),
+    "no such service account": lambda r: template(r).update(serviceAccountName="other"),
+    "may run as root": lambda r: template(r)["securityContext"].pop("runAsNonRoot"),
+    "not restricted": lambda r: template(r)["securityContext"].pop("seccompProfile"),
+    "may gain privileges": lambda r: container(r)["securityContext"].pop("capabilities"),
+    "can write to its root": lambda r: container(r)["securityContext"].pop("readOnlyRootFilesystem"),
+    "token for the cluster": lambda r: template(r).pop("automountServiceAccountToken"),
+    "services would set": lambda r: template(r).pop("enableServiceLinks"),
+    "expected the tag": lambda r: container(r).update(image="registry.example/psum-aggregator:latest"),
+    "PSUM_TREADS is no setting": set_variable("PSUM_TREADS", "2"),
+    "given twice": lambda r: container(r)["env"].append({"name": "PSUM_THREADS", "value": "2"}),
+    "expected a size": set_variable("PSUM_MEMORY_BUDGET", "3Gi"),
+    "connections would not be encrypted": lambda r: container(r).update(
+        env=[e for e in container(r)["env"] if not e["name"].startswith("PSUM_TLS")]
+    ),
+    "is not an amount": lambda r: container(r)["resources"]["requests"].update(cpu="2cores"),
+    "limited to that memory": lambda r: container(r)["resources"]["limits"].update(memory="8Gi"),
+    "but mounts": lambda r: container(r)["volumeMounts"].pop(),
+    "by subPath": lambda r: container(r)["volumeMounts"][0].update(subPath="x"),
+    "is not in a mounted secret": set_variable("PSUM_TOKEN_FILE", "/etc/tokens"),
+    "cert-manager makes no such key": set_variable("PSUM_TLS_CERT", "/etc/psum/tls/cert.pem"),
+    "but its port grpc is": set_variable("PSUM_LISTEN", "127.0.0.1:50051"),
+    "its data port is": set_variable("PSUM_DATA_PORT", "1"),
+    "it is not probed": lambda r: container(r).pop("livenessProbe"),
+    "may be killed before": set_variable("PSUM_GRACE", "55s"),
+    "a budget of": set_variable("PSUM_MEMORY_BUDGET", "4GiB"),
+    "threads on": set_variable("PSUM_THREADS", "3"),
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_is_found(text: str) -> None:
+    """Each of the checks above can fail."""
+    resources = copy.deepcopy(rendered("production"))
+    MISTAKES[text](resources)
+    assert any(text in found for found in mistakes(resources)), mistakes(resources)
+
+
+def test_quantities_are_those_of_kubernetes() -> None:
+    """1Gigs, which a schema takes, is none."""
+    assert [quantity(text) for text in ("2", "500m", "4Gi", "1k")] == [2.0, 0.5, 4 * 2**30, 1000.0]
+    for text in ("1Gigs", "", "-1", "4 Gi"):
+        with pytest.raises(ValueError, match="not an amount"):
+            quantity(text)
+
+
+def test_every_folder_is_rendered() -> None:
+    """No overlay, component or example is forgotten."""
+    named = {folder for folders in RENDERED.values() for folder in folders}
+    for overlay in KUBERNETES.glob("overlays/*/kustomization.yaml"):
+        named |= {f"components/{pathlib.Path(c).name}" for c in yaml.safe_load(overlay.read_text())["components"]}
+    folders = {str(f.parent.relative_to(KUBERNETES)) for f in KUBERNETES.glob("*/*/kustomization.yaml")}
+    assert folders == named
+
+
+def test_the_base_alone_does_not_start() -> None:
+    """Whoever forgets to say who may connect has no aggregator that serves anybody."""
+    pod = next(pods(kustomize("base")))
+    with pytest.raises(ConfigurationError, match="connections would not be encrypted"):
+        AggregatorSettings.from_environment(pod.environ)
+
+
+def fleet(name: str) -> dict[str, Pod]:
+    """The aggregators of an overlay, by the address that workers use."""
+    namespace, found = "psum", {}
+    for pod in pods(rendered(name)):
+        if pod.is_aggregator:
+            found[f"{pod.name}.psum-aggregator.{namespace}.svc:50051"] = pod
+    return found
+
+
+@pytest.mark.parametrize(
+    ("workers", "overlay"),
+    [("workers/indexed-job", "production"), ("workers/mxjob", "production"), ("workers/single-node", "single-node")],
+)
+def test_workers_name_the_aggregators_of_their_overlay(workers: str, overlay: str) -> None:
+    """All of them, by the names that the headless service gives them; ranks go from 0 to the job's size."""
+    settings = [WorkerSettings.from_environment(pod.environ) for pod in pods(rendered(workers))]
+    assert {s.aggregators for s in settings} == {tuple(fleet(overlay))}
+    assert [s.rank for s in settings] == list(range(settings[0].num_workers))
+    for service in (r for r in rendered(overlay) if r["kind"] == "Service"):
+        assert service["metadata"]["namespace"] == "psum"
+
+
+def test_a_job_set_names_its_own_aggregators() -> None:
+    """By the names that the JobSet controller gives to their pods."""
+    (job_set,) = rendered("workers/jobset")
+    aggregators = {job["name"]: job["template"]["spec"] for job in job_set["spec"]["replicatedJobs"]}["aggregator"]
+    name = job_set["metadata"]["name"]
+    expected = tuple(f"{name}-aggregator-0-{i}.{name}:50051" for i in range(aggregators["completions"]))
+    workers = [pod for pod in pods(rendered("workers/jobset")) if not pod.is_aggregator]
+    settings = [WorkerSettings.from_environment(pod.environ) for pod in workers]
+    assert {s.aggregators for s in settings} == {expected}
+    assert [s.rank for s in settings] == list(range(settings[0].num_workers))
+
+
+@pytest.mark.parametrize("name", [name for name in RENDERED if name.startswith("workers/")])
+def test_a_job_runs_all_its_workers_at_a_time(name: str) -> None:
+    """A job that ran some after others would wait for ever."""
+    specs = [r["spec"] for r in rendered(name) if r["kind"] == "Job"]
+    specs += [
+        j["template"]["spec"] for r in rendered(name) if r["kind"] == "JobSet" for j in r["spec"]["replicatedJobs"]
+    ]
+    for spec in specs:
+        assert spec["completionMode"] == "Indexed"
+        assert spec["completions"] == spec["parallelism"]
+
+
+@pytest.mark.parametrize("workers", ["workers/indexed-job", "workers/mxjob"])
+def test_the_certificate_is_for_the_names_that_workers_use(workers: str) -> None:
+    """In short and in full; and the secret that it is written to is the one that both sides mount."""
+    certificate = next(
+        r for r in rendered("production") if r["kind"] == "Certificate" and not r["spec"].get("isCA", False)
+    )
+    mounted = set()
+    for pod in (*pods(rendered("production")), *pods(rendered(workers))):
+        mounted |= {v["secret"]["secretName"] for v in pod.spec["volumes"] if v["name"] == "tls"}
+    assert mounted == {certificate["spec"]["secretName"]}
+    patterns = certificate["spec"]["dnsNames"]
+    for pod in pods(rendered(workers)):
+        for address in WorkerSettings.from_environment(pod.environ).aggregators:
+            host = address.rpartition(":")[0]
+            assert any(fnmatch.fnmatch(host, p) and host.count(".") == p.count(".") for p in patterns)
+
+
+@pytest.mark.parametrize(
+    ("workers", "overlay"),
+    [("workers/indexed-job", "production"), ("workers/mxjob", "production"), ("workers/single-node", "single-node")],
+)
+def test_the_network_policy_lets_workers_in(workers: str, overlay: str) -> None:
+    """They have the label that it asks for, and reach the streams and the data port, and not the HTTP port."""
+    policy = next(
+        r for r in rendered(overlay) if r["kind"] == "NetworkPolicy" and r["metadata"]["name"] == "psum-aggregator"
+    )
+    (rule,) = policy["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == ["grpc", "data"]
+    for pod in pods(rendered(workers)):
+        assert rule["from"][0]["podSelector"]["matchLabels"].items() <= pod.labels.items()
+
+
+def test_memory_is_shared_by_one_user_through_one_folder() -> None:
+    """Aggregator and worker on a single node have the same volume of the host, and the same user id."""
+    (aggregator,), workers = list(pods(rendered("single-node"))), list(pods(rendered("workers/single-node")))
+    for pod in (aggregator, *workers):
+        (volume,) = (v for v in pod.spec["volumes"] if v["name"] == "shared-memory")
+        (mount,) = (m for m in pod.container["volumeMounts"] if m["name"] == "shared-memory")
+        assert volume["hostPath"]["path"] == mount["mountPath"] == pod.environ["PSUM_SHM_DIRECTORY"]
+        assert pod.spec["securityContext"]["runAsUser"] == aggregator.spec["securityContext"]["runAsUser"]
+
+
+def test_the_image_runs_as_the_user_that_the_manifests_name() -> None:
+    """By number, which is what lets Kubernetes see that it is not root; and its command is `psum aggregator`."""
+    text = (ROOT / "deploy/containers/aggregator.Containerfile").read_text()
+    user = re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE)
+    context = next(pods(rendered("production"))).spec["securityContext"]
+    assert user == [(str(context["runAsUser"]), str(context["runAsGroup"]))]
+    assert entrypoint() == ["psum", "aggregator"]
