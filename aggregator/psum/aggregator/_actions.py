@@ -1,6 +1,7 @@
 """What a job wants done: the shell carries these out and feeds what comes of them back as events."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from psum.aggregator._key import Key
 from psum.wire.errors import FaultError
@@ -124,4 +125,25 @@ class Warn:
     ranks: tuple[int, ...]
 
 
-Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report | Warn
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellTiming:
+    """Tell ranks that asked where the time of a round went.
+
+    Attributes:
+        key: The key.
+        shard: The shard's number within it.
+        round: The round.
+        last_rank: The rank whose contribution came last.
+        waiting: From when a rank's contribution came until the last one did, in seconds, by rank.
+        summing: From then until the sum was made, in seconds.
+    """
+
+    key: Key
+    shard: int
+    round: int
+    last_rank: int
+    waiting: Mapping[int, float]
+    summing: float
+
+
+Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report | Warn | TellTiming
