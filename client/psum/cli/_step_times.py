@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -27,6 +27,10 @@ _CAUSES: Final = ("computing", _trace.WIRE_OUT.kind, _trace.COPY_IN.kind, _trace
 _NOTABLE: Final = 0.05
 
 
+#: What it does more than the others is only named where it explains this part of their waiting.
+_CAUSAL: Final = 0.25
+
+
 @dataclasses.dataclass(slots=True)
 class StepTimes:
     """One step of one rank, in seconds.
@@ -40,8 +44,8 @@ class StepTimes:
         waited_for: Of the waiting, how much was for which rank.
     """
 
-    seconds: Counter[str] = dataclasses.field(default_factory=Counter)
-    waited_for: Counter[int] = dataclasses.field(default_factory=Counter)
+    seconds: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    waited_for: defaultdict[int, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
     @property
     def total(self) -> float:
@@ -108,15 +112,16 @@ class Report:
         ]
         return {kind: sum(cell.seconds[kind] for cell in cells) / len(cells) for kind in KINDS}
 
-    def waited_for(self, steps: Sequence[int]) -> Counter[int]:
+    def waited_for(self, steps: Sequence[int]) -> dict[int, float]:
         """How long each of the other ranks waited for a rank on average, in seconds a step."""
-        waited: Counter[int] = Counter()
+        waited: defaultdict[int, float] = defaultdict(float)
         for times in self.by_rank.values():
             for step in steps:
-                waited.update(times[step].waited_for)
-        return Counter(
-            {rank: seconds / len(steps) / max(1, len(self.by_rank.keys() - {rank})) for rank, seconds in waited.items()}
-        )
+                for rank, seconds in times[step].waited_for.items():
+                    waited[rank] += seconds
+        return {
+            rank: seconds / len(steps) / max(1, len(self.by_rank.keys() - {rank})) for rank, seconds in waited.items()
+        }
 
     def slowest_in(self, steps: Sequence[int]) -> int | None:
         """The rank that was waited for most in some steps, None where hardly anybody waited."""
@@ -142,7 +147,7 @@ class Report:
         own = self.mean([rank])
         usual = {kind: statistics.median(self.mean([other])[kind] for other in others) for kind in _CAUSES}
         cause = max(_CAUSES, key=lambda kind: own[kind] - usual[kind])
-        if own[cause] <= usual[cause]:
+        if own[cause] - usual[cause] < _CAUSAL * found.waiting:
             return found
         return dataclasses.replace(found, cause=cause, own=own[cause], usual=usual[cause])
 

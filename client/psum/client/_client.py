@@ -4,7 +4,6 @@ import asyncio
 import atexit
 import logging
 import os
-import pathlib
 import secrets
 import threading
 import time
@@ -14,12 +13,11 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Final, Self
 
-from psum.client import _process, _trace
+from psum.client import _process
 from psum.client._credentials import Credentials
 from psum.client._exporter import Exporter
 from psum.client._keys import Operation
 from psum.client._link import Link
-from psum.client._recorder import Recorder
 from psum.client._session import Load, Session
 from psum.client._settings import Settings, next_port
 from psum.client._shared import SharedMemory
@@ -27,6 +25,7 @@ from psum.client._store import Store
 from psum.client._tally import Statistics, Tally, statistics
 from psum.client._thread import LoopThread
 from psum.client._ticket import State, Ticket
+from psum.client._timeline import Timeline
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, ElementType, SegmentError, keep_large_blocks
 from psum.wire.errors import ClosedError, ForkedError, PsumError
@@ -62,9 +61,8 @@ class Client:
             credit_bytes=settings.credit_bytes,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
-            recorder=Recorder(settings.trace_start_step, settings.trace_end_step) if settings.trace_dir else None,
         )
-        self._writing = threading.Lock()
+        self._timeline: Timeline | None = None
         self._stores = 0
         self._inbox: deque[Ticket] = deque()
         self._scheduled = False
@@ -224,7 +222,8 @@ class Client:
                 need is not installed.
         """
         if self.settings.trace_dir:
-            self._prepare_timeline()
+            self._timeline = Timeline(self.settings)
+            self._session.recorder = self._timeline.recorder
         try:
             if self.settings.metrics_port:
                 self._exporter = Exporter(self, next_port(self.settings.metrics_port, self.settings.local_rank))
@@ -326,43 +325,10 @@ class Client:
             if (recorder := self._session.recorder) is not None and recorder.over:
                 await asyncio.to_thread(self._write_timeline)
 
-    def _prepare_timeline(self) -> None:
-        """Makes the timeline's directory; says now, rather than after the last step, where it cannot be written to."""
-        directory = pathlib.Path(self.settings.trace_dir)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            writable, reason = os.access(directory, os.W_OK | os.X_OK), "it may not be written to"
-        except OSError as error:
-            writable, reason = False, error.strerror or str(error)
-        if not writable:
-            # Nothing that a training should fail for.
-            _log.warning("no timeline in %s (PSUM_TRACE_DIR): %s", directory, reason)
-            self._session.recorder = None
-
     def _write_timeline(self) -> None:
-        """Writes what was recorded, the first time that this is called."""
-        with self._writing:
-            recorder, self._session.recorder = self._session.recorder, None
-            if recorder is None:
-                return
-            settings = self.settings
-            if not recorder.operations:
-                _log.warning(
-                    "no timeline: none of the steps from %d to %d was begun (PSUM_TRACE_START_STEP)",
-                    settings.trace_start_step,
-                    settings.trace_end_step,
-                )
-                return
-            path = pathlib.Path(settings.trace_dir) / _trace.file_name(self.rank)
-            about = {"job": settings.job, "num_workers": settings.num_workers, "worker": _process.name()}
-            try:
-                _trace.write(path, recorder, rank=self.rank, wall_offset=time.time() - time.monotonic(), about=about)
-            except OSError as error:
-                _log.warning("no timeline in %s (PSUM_TRACE_DIR): %s", path, error.strerror or error)
-                return
-            if recorder.full:
-                _log.warning("the timeline ends with step %d: more does not fit into a file", recorder.last)
-            _log.info("the timeline of steps %d to %d is in %s", recorder.first, recorder.last, path)
+        if self._timeline is not None:
+            self._session.recorder = None
+            self._timeline.write()
 
     async def _leave(self, patience: float) -> None:
         *running, expiry = self._tasks

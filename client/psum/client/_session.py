@@ -115,7 +115,7 @@ class Session:
         self.rank = rank
         self.tally = Tally()
         self.recorder = recorder
-        """Where operations are recorded; may be taken away when it is over."""
+        """Where operations are recorded; may be taken away at any time, from any thread."""
         self._clock = clock
         self.failure: PsumError | None = None
         """Why every operation fails from now on."""
@@ -170,8 +170,8 @@ class Session:
                 raise ValueError(f"key {name!r} was a {key.describe()} before, and is {now} now")
             ticket = Ticket(key, key.reserved, priority, self._hand_over)
             key.reserved += 1
-            if self.recorder is not None:
-                ticket.record = self.recorder.reserved(key, ticket.round, self._clock())
+            if (recorder := self.recorder) is not None:
+                ticket.record = recorder.reserved(key, ticket.round, self._clock())
             return ticket
 
     def submit(self, ticket: Ticket, now: float) -> None:
@@ -550,16 +550,16 @@ class Session:
     def _complete(self, ticket: Ticket, now: float) -> None:
         """The result of the key's running operation is whole."""
         self.tally.operations[ticket.key.operation].total.observe(now - self.running[ticket])
-        if self.recorder is not None:
-            self.recorder.completed(ticket.record, now)
+        if (recorder := self.recorder) is not None:
+            recorder.completed(ticket.record, now)
         ticket.key.running = None
         ticket.key.round += 1
         self._finish(ticket, None)
 
     def _finish(self, ticket: Ticket, error: PsumError | None) -> None:
         self.running.pop(ticket, None)
-        if self.recorder is not None and ticket.record is not None:
-            self.recorder.ended(ticket.record)
+        if (recorder := self.recorder) is not None and ticket.record is not None:
+            recorder.ended(ticket.record)
         was_aborted = ticket.state is State.ABORTED
         ticket.state = State.FINISHED
         if not was_aborted:
