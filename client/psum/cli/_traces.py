@@ -25,6 +25,10 @@ class TraceError(Exception):
 class Trace:
     """One rank's timeline.
 
+    Args:
+        path: Where it is from, for errors.
+        content: What is there.
+
     Attributes:
         path: Its file.
         rank, job, num_workers, worker: Whose it is.
@@ -35,13 +39,12 @@ class Trace:
         steps: Begin and end of each whole step, in microseconds.
 
     Raises:
-        TraceError: The file cannot be read, or is no timeline of psum's.
+        TraceError: It is no timeline of psum's.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, content: Any) -> None:
         self.path = path
-        content = _read(path)
-        other = content["otherData"]
+        other = _about(path, content)
         self.rank: int = self._field(other, "rank", int)
         self.num_workers: int = self._field(other, "num_workers", int)
         self.job: str = self._field(other, "job", str)
@@ -108,7 +111,7 @@ def load(paths: Sequence[pathlib.Path]) -> list[Trace]:
     """
     by_rank: dict[int, Trace] = {}
     for path in paths:
-        trace = Trace(path)
+        trace = Trace(path, _read(path))
         if (other := by_rank.get(trace.rank)) is not None:
             raise TraceError(f"{other.path} and {path} are both of rank {trace.rank}")
         by_rank[trace.rank] = trace
@@ -183,21 +186,25 @@ def merged(traces: Sequence[Trace]) -> dict[str, Any]:
     return {"displayTimeUnit": "ms", "otherData": other, "traceEvents": events}
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{path} is no JSON: {error}") from None
+
+
+def _about(path: pathlib.Path, content: Any) -> dict[str, Any]:
+    """What a file tells beside its events."""
     other = content.get("otherData") if isinstance(content, dict) else None
     if isinstance(other, dict) and "merged" in other:
         raise TraceError(f"{path} is a merged timeline; give the files that the ranks wrote")
-    if not isinstance(content, dict) or not isinstance(other, dict) or "psum" not in other:
+    if not isinstance(other, dict) or "psum" not in other:
         raise TraceError(f"{path} is no timeline of psum's")
     if other["psum"] != _trace.FORMAT:
         raise TraceError(f"{path} has the form {str(other['psum'])[:20]}; this version of psum reads {_trace.FORMAT}")
-    return content
+    return other
 
 
 def _is_time(value: object) -> bool:
