@@ -47,6 +47,29 @@ def test_a_key_that_is_used_now_and_then_belongs_to_the_step_it_is_used_in() -> 
     assert step_of(recorder.reserved(seldom, 1, 0.0)) == 50
 
 
+def test_a_second_training_goes_on_counting() -> None:
+    """Its keys are new ones, whose rounds begin at 0 again."""
+    recorder = Recorder(0, 100)
+    for training in range(2):
+        keys = [key(f"{name} of {training}") for name in "ab"]
+        for round in range(3):
+            for one in keys:
+                recorder.reserved(one, round, 0.0)
+    # The first step of the second training cannot be told from the rest of the last one of the first.
+    assert [o.step for o in recorder.operations] == [0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_key_that_is_used_twice_a_step_makes_two_steps_of_it() -> None:
+    """The other keys belong to the one that they come in."""
+    recorder = Recorder(0, 100)
+    twice, once = key("twice"), key("once")
+    for round in range(3):
+        recorder.reserved(twice, 2 * round, 0.0)
+        recorder.reserved(once, round, 0.0)
+        recorder.reserved(twice, 2 * round + 1, 0.0)
+    assert [o.step for o in recorder.operations] == [0, 0, 1, 2, 2, 3, 4, 4, 5]
+
+
 def test_broadcasts_make_no_step() -> None:
     """They are recorded in the step that they fall into, before the first in none."""
     recorder = Recorder(0, 1)

@@ -74,9 +74,10 @@ class OperationRecord:
 class Recorder:
     """What one worker records.
 
-    The step of an operation is the highest round that any key's push-pull had been reserved for until then, itself
-    included: where each key is push-pulled once a step, that is its round. A key that is used now and then, or for the
-    first time late, belongs to the step in which it was used; broadcasts do not make a step. Steps count from 0.
+    A step begins with the first push-pull of a key that was push-pulled in the step before: where each key is
+    push-pulled once a step, the step is its round, and every rank counts alike. A key that is used now and then, or for
+    the first time late, belongs to the step in which it was used, and a second training in the same process goes on
+    counting. Broadcasts make no steps. They count from 0, in the order of reservation, which is the program's.
 
     Args:
         first: The first step to record.
@@ -95,7 +96,9 @@ class Recorder:
         self.before: float | None = None
         """When the step before the first one ended, None where it was not seen."""
         self._room = max_shards
-        self._step = -1
+        self._step = 0
+        self._latest: dict[int, int] = {}
+        """The last step in which each key was summed, by its id."""
         self._past = False
         """Whether a step after the last one was begun."""
         self._open: set[OperationRecord] = set()
@@ -111,8 +114,13 @@ class Recorder:
     def reserved(self, key: Key, round: int, now: float) -> OperationRecord | None:
         """An operation was reserved; returns where it is to be recorded, None where it is not. One call at a time."""
         if key.operation is Operation.SUM:
-            self._step = max(self._step, round)
+            if self._latest.get(key.id) == self._step:
+                self._step += 1
+            self._latest[key.id] = self._step
         step = self._step
+        if not self._latest:
+            # What is broadcast before the first step is set up, not trained.
+            return None
         self._past = self._past or step > self.last
         if self._past or step < self.first:
             return None
