@@ -410,6 +410,7 @@ class Job:
                     waiting.add((key.id, index))
         assert waiting == set(self.waiting)
         assert held == self.held_bytes
+        assert len(self.timings) <= self.shards
         assert sum(self._need(key) for key in self.keys.values() if key.failure is None) <= self.budget.reserved_bytes
 
     @staticmethod
