@@ -129,6 +129,21 @@ def test_shards_are_told_apart(job: Job, clock: Clock) -> None:
         assert (told.shard, told.last_rank) == (shard, last_rank)
 
 
+def test_a_round_that_ended_without_a_sum_leaves_nothing_to_the_next(job: Job, clock: Clock) -> None:
+    """As where a worker has its sum from another process of the aggregator."""
+    key = job.keys[7]
+    job.timings.contributed(key, 0, 3, 0, asked=True, complete=False)
+    clock.now = 10.0
+    job.timings.contributed(key, 0, 4, 1, asked=True, complete=False)
+    clock.now = 12.0
+    job.timings.contributed(key, 0, 4, 0, asked=False, complete=True)
+    (told,) = job.timings.summed(key, 0, 4)
+    assert dict(told.waiting) == {1: 2.0}
+    job.timings.contributed(key, 0, 5, 0, asked=True, complete=False)
+    job.timings.contributed(key, 0, 6, 1, asked=False, complete=True)
+    assert job.timings.summed(key, 0, 6) == []
+
+
 def test_nothing_is_left_of_a_key_or_job_that_fails(job: Job) -> None:
     """Nobody will ask for it any more."""
     push(job, 0)

@@ -71,8 +71,13 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(timeline, [str(argument) for argument in arguments])
 
 
-def slow_job(write: Callable[..., pathlib.Path], *, computing: float, wire: float) -> list[pathlib.Path]:
-    """Three ranks and two steps of 10 s; the last of them computes for so long, and its bytes take so long."""
+def slow_job(
+    write: Callable[..., pathlib.Path], *, computing: float, wire: float, usual: float = 1
+) -> list[pathlib.Path]:
+    """Three ranks and two steps of 10 s; the last of them computes for so long, and its bytes take so long.
+
+    The others compute for the usual time, are queued for 1 s, and have their bytes on the wire for 1 s.
+    """
     came = computing + wire
     paths = []
     for rank in range(3):
@@ -91,9 +96,9 @@ def slow_job(write: Callable[..., pathlib.Path], *, computing: float, wire: floa
             else:
                 slices += shard(
                     number,
-                    queue=(begin + 1, begin + 2),
-                    wire=(begin + 2, begin + 3),
-                    wait=(begin + 3, begin + came),
+                    queue=(begin + usual, begin + usual + 1),
+                    wire=(begin + usual + 1, begin + usual + 2),
+                    wait=(begin + usual + 2, begin + came),
                     sum=(begin + came, begin + 9),
                     copy_out=(begin + 9, begin + 10),
                     last_rank=2,
@@ -122,6 +127,13 @@ def test_a_rank_whose_wire_is_slow_is_told_from_one_that_computes(write: Callabl
     done = run("--json", *slow_job(write, computing=1, wire=7))
     slowest = json.loads(done.output)["slowest"]
     assert (slowest["rank"], slowest["cause"], slowest["own_seconds"], slowest["usual_seconds"]) == (2, "wire", 7, 1)
+
+
+def test_the_cause_is_what_differs_most(write: Callable[..., pathlib.Path]) -> None:
+    """Not what takes longest: all ranks compute for long here."""
+    done = run("--json", *slow_job(write, computing=5, wire=3, usual=4))
+    slowest = json.loads(done.output)["slowest"]
+    assert (slowest["cause"], slowest["own_seconds"], slowest["usual_seconds"]) == ("wire", 3, 1)
 
 
 def test_json_has_the_numbers(write: Callable[..., pathlib.Path]) -> None:

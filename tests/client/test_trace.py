@@ -53,7 +53,7 @@ class Worker:
         self.session.submit(self._handed_over.pop(), now + 0.5)
 
     def send(self, now: float, copying: float = 0.0) -> pb.ExchangeRequest:
-        """The last of the messages that are to be sent now, which takes so long to be made."""
+        """The last of the messages that are to be sent now; the clock goes on by this with each look at it."""
         self.now = now
         last = None
         while True:
@@ -120,6 +120,52 @@ def test_each_stage_of_a_shard_is_told() -> None:
         "copy out": (15.0, 15.0),
     }
     assert {one.arguments["last_rank"] for one in trace.slices(recorder) if one.stage is trace.WAIT} == {1}
+
+
+def test_copies_are_apart_from_the_wire() -> None:
+    """Into the message or the shared memory, and out of it."""
+    recorder = Recorder(0, 0)
+    worker = Worker(recorder)
+    worker.begin(10.0)
+    request = worker.send(11.0, copying=0.25)
+    worker.step = 0.125
+    worker.answer(request, 15.0)
+    stages = recorded(recorder)
+    assert stages["copy in"] == (11.25, 11.5)
+    assert stages["wire and round"] == (11.5, 15.0)
+    assert stages["copy out"] == (15.0, 15.125)
+    assert recorded(recorder, shard=1)["copy out"] == (15.0, 15.25)
+    assert stages["step"] == (10.0, 15.25)
+
+
+def test_a_timing_of_another_round_is_left_aside() -> None:
+    """It may be of what was sent before over a connection that broke."""
+    recorder = Recorder(0, 0)
+    worker = Worker(recorder)
+    worker.begin(10.0)
+    request = worker.send(11.0)
+    stale = [pb.Timing(id=e.id, shard=e.shard, round=e.round + 1, waiting_seconds=1) for e in request.push.shards]
+    stale.append(pb.Timing(id=1, shard=0, round=0, waiting_seconds=1))
+    worker.session.receive(0, encode(pb.ExchangeResponse(timings=pb.Timings(timings=stale))), 14.0)
+    worker.answer(request, 15.0)
+    assert recorded(recorder)["wire and round"] == (11.0, 15.0)
+
+
+def test_a_broadcast_does_not_make_a_step_longer() -> None:
+    """It may be of what comes after, such as a checkpoint."""
+    recorder = Recorder(0, 0)
+    worker = Worker(recorder)
+    worker.begin(10.0)
+    worker.answer(worker.send(11.0), 15.0)
+    worker.begin(20.0, Operation.BROADCAST)
+    request = worker.send(21.0)
+    for entry in request.push.shards:
+        entry.length = 0
+    told = pb.ExchangeResponse(result=pb.Result(shards=request.push.shards))
+    worker.session.receive(0, encode(told), 25.0)
+    found = list(trace.slices(recorder))
+    assert [(one.start, one.end) for one in found if one.stage is trace.STEP] == [(10.0, 15.0)]
+    assert sum("broadcast" in one.arguments for one in found if one.stage is trace.COPY_OUT) == 2
 
 
 def test_an_aggregator_that_tells_nothing_leaves_the_exchange_in_one() -> None:
