@@ -65,7 +65,7 @@ class Timings:
     def summed(self, key: Key, shard: int, round: int) -> list[TellTiming]:
         """The sum of a round was made."""
         gathering = self._rounds.pop((key.id, shard), None)
-        if gathering is None or gathering.round != round:
+        if gathering is None:
             return []
         complete_at = gathering.complete_at
         waiting = {rank: complete_at - came for rank, came in gathering.came.items()}
