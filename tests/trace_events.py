@@ -68,7 +68,7 @@ def _nanoseconds(microseconds: object) -> int:
     assert type(microseconds) in (int, float)
     assert isinstance(microseconds, int | float)
     assert 0 <= microseconds < 2**53 / 1000
-    assert (microseconds * 1000).is_integer(), "it would be rounded"
+    assert float(microseconds * 1000).is_integer(), "it would be rounded"
     return int(microseconds * 1000)
 
 

@@ -69,11 +69,11 @@ class StepTimes:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slowest:
-    """The rank for which the others waited longest.
+    """A rank for which the others waited.
 
     Attributes:
         rank: Which.
-        steps: In how many steps it was that rank.
+        steps: In how many steps the others waited longer for it than for any other rank.
         waiting: How long each of the others waited for it, in seconds a step on average.
         cause: The kind of time of which it needs more than the others, '' where that is not known.
         own: How much of that it needs, in seconds a step.
@@ -123,28 +123,30 @@ class Report:
             rank: seconds / len(steps) / max(1, len(self.by_rank.keys() - {rank})) for rank, seconds in waited.items()
         }
 
-    def slowest_in(self, steps: Sequence[int]) -> int | None:
-        """The rank that was waited for most in some steps, None where hardly anybody waited."""
-        waited = self.waited_for(steps)
-        if not waited:
-            return None
-        rank, seconds = max(waited.items(), key=lambda item: (item[1], -item[0]))
-        return rank if seconds >= _NOTABLE * sum(self.mean(steps=steps).values()) else None
+    def slowest_in(self, step: int) -> int | None:
+        """The rank that was waited for longest in a step, None where hardly anybody waited."""
+        return next((rank for rank, _ in self._notable([step])), None)
 
-    def slowest(self) -> Slowest | None:
-        """The rank that was waited for most, None where hardly anybody waited for one rank."""
-        rank = self.slowest_in(self.steps)
-        if rank is None:
-            return None
-        found = Slowest(
-            rank,
-            steps=sum(self.slowest_in([step]) == rank for step in self.steps),
-            waiting=self.waited_for(self.steps)[rank],
-        )
-        others = self.by_rank.keys() - {rank}
-        if rank not in self.by_rank or not others:
+    def slowest(self) -> list[Slowest]:
+        """The ranks that were waited for more than a little, the one that was waited for longest first."""
+        firsts = Counter(self.slowest_in(step) for step in self.steps)
+        return [
+            self._explained(Slowest(rank, steps=firsts[rank], waiting=waiting))
+            for rank, waiting in self._notable(self.steps)
+        ]
+
+    def _notable(self, steps: Sequence[int]) -> list[tuple[int, float]]:
+        """Ranks for which the others waited long, the longest first, with how long: in seconds a step."""
+        least = _NOTABLE * sum(self.mean(steps=steps).values())
+        waited = sorted(self.waited_for(steps).items(), key=lambda item: (-item[1], item[0]))
+        return [(rank, seconds) for rank, seconds in waited if seconds and seconds >= least]
+
+    def _explained(self, found: Slowest) -> Slowest:
+        """With what the rank does for longer than the others, where that is known."""
+        others = self.by_rank.keys() - {found.rank}
+        if found.rank not in self.by_rank or not others:
             return found
-        own = self.mean([rank])
+        own = self.mean([found.rank])
         usual = {kind: statistics.median(self.mean([other])[kind] for other in others) for kind in _CAUSES}
         cause = max(_CAUSES, key=lambda kind: own[kind] - usual[kind])
         if own[cause] - usual[cause] < _CAUSAL * found.waiting:

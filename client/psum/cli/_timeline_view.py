@@ -1,6 +1,6 @@
 """How `psum timeline` shows where the time of a step went."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -13,6 +13,9 @@ from psum.cli._traces import Trace
 
 #: Steps that are listed unless all are asked for.
 _MAX_STEPS: Final = 20
+
+#: Ranks that are named as slow, with the reason.
+_MAX_NAMED: Final = 3
 
 #: Ranks that are listed unless all are asked for.
 _MAX_RANKS: Final = 20
@@ -35,14 +38,21 @@ def show(traces: Sequence[Trace], report: Report, *, everything: bool) -> Render
         "",
         _by_step(report, kinds, everything=everything),
         "",
-        verdict(report.slowest(), len(report.steps)),
+        *_verdict(report.slowest(), len(report.steps)),
     )
 
 
-def verdict(slowest: Slowest | None, steps: int) -> Text:
-    """In a sentence, whom the others waited for, and why."""
-    if slowest is None:
-        return Text("No rank was waited for more than a little.", style="green")
+def _verdict(slowest: Sequence[Slowest], steps: int) -> Iterator[Text]:
+    """In a sentence or some, whom the others waited for, and why."""
+    if not slowest:
+        yield Text("No rank was waited for more than a little.", style="green")
+    for one in slowest[:_MAX_NAMED]:
+        yield _sentence(one, steps)
+    if len(slowest) > _MAX_NAMED:
+        yield Text(f"So they did for {ranks(sorted(one.rank for one in slowest[_MAX_NAMED:]))}, not as long.")
+
+
+def _sentence(slowest: Slowest, steps: int) -> Text:
     text = (
         f"The others waited for rank {slowest.rank}: {milliseconds(slowest.waiting)} a step, and in {slowest.steps} of"
         f" {steps} steps longer than for any other rank"
@@ -57,7 +67,6 @@ def verdict(slowest: Slowest | None, steps: int) -> Text:
 
 def as_json(traces: Sequence[Trace], report: Report) -> dict[str, Any]:
     """All of it, for programs; times in seconds, those of several steps or ranks on average."""
-    slowest = report.slowest()
     return {
         "job": traces[0].job,
         "num_workers": traces[0].num_workers,
@@ -75,7 +84,7 @@ def as_json(traces: Sequence[Trace], report: Report) -> dict[str, Any]:
             {
                 "step": step,
                 "seconds": _named(report.mean(steps=[step])),
-                "waited_for": report.slowest_in([step]),
+                "waited_for": report.slowest_in(step),
                 "ranks": {
                     str(rank): {
                         **_named(times[step].seconds),
@@ -86,16 +95,17 @@ def as_json(traces: Sequence[Trace], report: Report) -> dict[str, Any]:
             }
             for step in report.steps
         ],
-        "slowest": None
-        if slowest is None
-        else {
-            "rank": slowest.rank,
-            "steps": slowest.steps,
-            "waiting_seconds": slowest.waiting,
-            "cause": KINDS.get(slowest.cause),
-            "own_seconds": slowest.own,
-            "usual_seconds": slowest.usual,
-        },
+        "slowest": [
+            {
+                "rank": one.rank,
+                "steps": one.steps,
+                "waiting_seconds": one.waiting,
+                "cause": KINDS.get(one.cause),
+                "own_seconds": one.own,
+                "usual_seconds": one.usual,
+            }
+            for one in report.slowest()
+        ],
     }
 
 
@@ -147,7 +157,7 @@ def _by_step(report: Report, kinds: Sequence[str], *, everything: bool) -> Table
     if not everything and len(report.steps) > _MAX_STEPS:
         shown = sorted(sorted(means, key=lambda step: -sum(means[step].values()))[:_MAX_STEPS])
     for step in shown:
-        rank = report.slowest_in([step])
+        rank = report.slowest_in(step)
         table.add_row(f"step {step}", *_row(means[step], kinds), "" if rank is None else f"rank {rank}")
     if not everything and len(report.steps) > _MAX_STEPS:
         table.add_row(Text(f"… {len(report.steps) - _MAX_STEPS} shorter ones (--all)", style="dim"))
