@@ -54,8 +54,8 @@ def _verdict(slowest: Sequence[Slowest], steps: int) -> Iterator[Text]:
 
 def _sentence(slowest: Slowest, steps: int) -> Text:
     text = (
-        f"The others waited for rank {slowest.rank}: {milliseconds(slowest.waiting)} a step, and in {slowest.steps} of"
-        f" {steps} steps longer than for any other rank"
+        f"The others waited for rank {slowest.rank}: {milliseconds(slowest.waiting)} a step, the longest wait in"
+        f" {slowest.steps} of {steps} steps"
     )
     if slowest.cause:
         text += (
