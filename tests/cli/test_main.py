@@ -14,7 +14,7 @@ def test_version(psum: Any) -> None:
     assert (done.returncode, done.stdout) == (0, f"psum, version {importlib.metadata.version('psum')}\n")
 
 
-@pytest.mark.parametrize("command", ["aggregator", "bench", "launch", "status"])
+@pytest.mark.parametrize("command", ["aggregator", "bench", "launch", "status", "timeline"])
 def test_every_subcommand_explains_itself(psum: Any, command: str) -> None:
     """It is in the list, and has a help text of its own."""
     assert f"\n  {command} " in psum.run("--help").stdout

@@ -104,3 +104,39 @@ def test_a_mistake_names_the_variable_to_change(variable: str, value: str, other
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({variable: value} | others)
     assert variable in caught.value.mistakes[0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "directory", "steps"),
+    [
+        ({}, "", (10, 20)),
+        ({"BYTEPS_TRACE_DIR": "/t", "BYTEPS_TRACE_ON": "0"}, "", (10, 20)),
+        ({"BYTEPS_TRACE_ON": "1"}, ".", (10, 20)),
+        (
+            {
+                "BYTEPS_TRACE_ON": "1",
+                "BYTEPS_TRACE_DIR": "/t",
+                "BYTEPS_TRACE_START_STEP": "1",
+                "BYTEPS_TRACE_END_STEP": "9",
+            },
+            "/t",
+            (1, 9),
+        ),
+        ({"BYTEPS_TRACE_ON": "1", "BYTEPS_TRACE_DIR": "/t", "PSUM_TRACE_DIR": "/p"}, "/p", (10, 20)),
+        ({"PSUM_TRACE_DIR": "/p", "PSUM_TRACE_START_STEP": "0", "BYTEPS_TRACE_START_STEP": "5"}, "/p", (0, 20)),
+    ],
+)
+def test_a_timeline_is_asked_for_as_byteps_does_it_too(
+    environ: dict[str, str], directory: str, steps: tuple[int, int]
+) -> None:
+    """There a switch turns it on, here the directory does."""
+    settings = Settings.from_environment(environ)
+    assert (settings.trace_dir, (settings.trace_start_step, settings.trace_end_step)) == (directory, steps)
+
+
+def test_a_timeline_that_ends_before_it_begins_is_refused() -> None:
+    """Where there is to be one."""
+    environ = {"PSUM_TRACE_START_STEP": "30"}
+    assert Settings.from_environment(environ).trace_dir == ""
+    with pytest.raises(ConfigurationError, match=r"from step 30 to step 20 has none \(PSUM_TRACE_START_STEP"):
+        Settings.from_environment(environ | {"PSUM_TRACE_DIR": "/t"})

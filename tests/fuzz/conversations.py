@@ -198,11 +198,17 @@ class Conversation:
         pulls = tensor.operation is Operation.BROADCAST and rank > 0
         shards = list(tensor.shards)
         size = random.choice((1, len(shards)))
+        timed = random.random() < 0.3
         for i in range(0, len(shards), size):
             batch = shards[i : i + size]
             entries = [
                 pb.ShardRound(
-                    id=tensor.id, shard=s.index, round=round, priority=-i, length=0 if pulls else s.stop - s.start
+                    id=tensor.id,
+                    shard=s.index,
+                    round=round,
+                    priority=-i,
+                    length=0 if pulls else s.stop - s.start,
+                    timed=timed,
                 )
                 for s in batch
             ]

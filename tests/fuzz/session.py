@@ -1,12 +1,14 @@
 """Fuzzes the client's session with what an aggregator may send, and with what it may not."""
 
 import dataclasses
+import math
 from collections import Counter, deque
 from random import Random
 
 from google.protobuf.message import DecodeError
 
-from psum.client import ElementType, Operation, PsumError, Ticket
+from psum.client import ElementType, Operation, PsumError, Ticket, _trace
+from psum.client._recorder import Recorder
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
@@ -92,6 +94,19 @@ class Answers:
             results.append(entry)
         if random.random() < 0.2:
             self.waiting.append((pb.ExchangeResponse(taken=pb.Taken(shards=results)), b""))
+        if timed := [entry for entry in results if entry.timed]:
+            timings = [
+                pb.Timing(
+                    id=entry.id,
+                    shard=entry.shard,
+                    round=entry.round,
+                    last_rank=random.choice((0, 1, 1 << 31)),
+                    waiting_seconds=random.choice((0.0, 0.01, 1e300, -1.0, math.inf, math.nan)),
+                    summing_seconds=random.choice((0.0, 0.01, 1e300, -1.0, math.inf, math.nan)),
+                )
+                for entry in timed
+            ]
+            self.waiting.append((pb.ExchangeResponse(timings=pb.Timings(timings=timings)), b""))
         while results:
             count = random.randint(1, len(results))
             batch, results = results[:count], results[count:]
@@ -133,6 +148,7 @@ class Life:
         self._outcomes = outcomes
         self._aggregators = random.choice((1, 1, 2))
         self._submitted: list[Ticket] = []
+        self._recorder = Recorder(0, 1000) if random.random() < 0.5 else None
         self._session = Session(
             [f"a:{i}" for i in range(self._aggregators)],
             (),
@@ -141,6 +157,7 @@ class Life:
             credit_bytes=random.choice((1, 100, 1 << 20)),
             keep_sums=random.random() < 0.8,
             hand_over=self._submitted.append,
+            recorder=self._recorder,
         )
         self._peers = [Answers(random) for _ in range(self._aggregators)]
         self._begun: list[Begun] = []
@@ -230,6 +247,10 @@ class Life:
     def _settle(self) -> None:
         report(take(self._session))
         self._session.check()
+        if self._recorder is not None:
+            for one in _trace.slices(self._recorder):
+                if not (math.isfinite(one.start) and math.isfinite(one.end)):
+                    raise ViolationError(f"a timeline has {one}")
 
     def _note(self, aggregator: int, data: bytes) -> None:
         """Remembers the results in a message, as protobuf reads it and not as psum does."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from psum.aggregator import Settings
+from tests.trace_events import checked
 
 
 def parameters(folder: pathlib.Path, rank: int, num_workers: int, devices: int) -> list[np.ndarray[Any, Any]]:
@@ -32,6 +33,24 @@ def test_training_equals_one_process(
             copies = first[number * devices : (number + 1) * devices]
             assert len({copy.tobytes() for copy in copies}) == 1
             np.testing.assert_allclose(copies[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_timeline(run_workers: Callable[..., list[Any]], tmp_path: pathlib.Path) -> None:
+    """The gradients of a training are in it, with the time that they were waited for: being computed."""
+    traces = tmp_path / "traces"
+    environ = {"BYTEPS_TRACE_ON": "1", "BYTEPS_TRACE_DIR": str(traces), "BYTEPS_TRACE_START_STEP": "1"}
+    for run in run_workers("train.py", str(tmp_path), **environ):
+        run.check()
+    for rank in range(2):
+        document = checked(traces / f"rank-{rank}.json")
+        slices = [event for event in document["traceEvents"] if event["ph"] == "X"]
+        # Two trainings of four steps, each with a store of its own; the last of the one and the first of the other are
+        # one step.
+        assert {e["args"]["step"] for e in slices} == set(range(1, 7))
+        for step, store in ((2, 1), (5, 2)):
+            gradients = {f"{number} (store {store})" for number in range(6)}
+            assert {e["name"] for e in slices if e["cat"] == "value" and e["args"]["step"] == step} == gradients
+        assert {e["args"]["last_rank"] for e in slices if e["cat"] == "wait"} <= {0, 1}
 
 
 def test_page(run_workers: Callable[..., list[Any]]) -> None:

@@ -4,6 +4,7 @@ Those that come once a round are not frozen, which would make them twice as slow
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from psum.aggregator._key import Key
 from psum.wire.errors import FaultError
@@ -127,4 +128,25 @@ class Warn:
     ranks: tuple[int, ...]
 
 
-Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report | Warn
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellTiming:
+    """Tell ranks that asked where the time of a round went.
+
+    Attributes:
+        key: The key.
+        shard: The shard's number within it.
+        round: The round.
+        last_rank: The rank whose contribution came last.
+        waiting: From when a rank's contribution came until the last one did, in seconds, by rank.
+        summing: From then until the sum was made, in seconds.
+    """
+
+    key: Key
+    shard: int
+    round: int
+    last_rank: int
+    waiting: Mapping[int, float]
+    summing: float
+
+
+Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report | Warn | TellTiming

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
+from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, TellTiming, Warn
 from psum.aggregator._arena import Arena
 from psum.aggregator._job import Job
 from psum.aggregator._outbox import Outbox
@@ -142,8 +142,10 @@ class Large:
         return self._message
 
 
-def _copied(entry: pb.ShardRound, **changes: int) -> pb.ShardRound:
-    return pb.ShardRound(id=entry.id, shard=entry.shard, round=entry.round, priority=entry.priority, **changes)
+def _copied(entry: pb.ShardRound, *, placed: int, place: int = 0) -> pb.ShardRound:
+    return pb.ShardRound(
+        id=entry.id, shard=entry.shard, round=entry.round, priority=entry.priority, place=place, placed=placed
+    )
 
 
 class Delivery:
@@ -175,6 +177,8 @@ class Delivery:
                     self._sum(job, action)
                 case Deliver():
                     self._deliver(job, action)
+                case TellTiming():
+                    self._tell_timing(job, action)
                 case ReturnCredit(rank, rounds):
                     job.tally.returned_credits += len(rounds)
                     taken = pb.Taken(shards=[pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds])
@@ -198,6 +202,21 @@ class Delivery:
                     self._log_fault(job, fault)
                     for rank in ranks:
                         self._tell(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
+
+    def _tell_timing(self, job: Job, action: TellTiming) -> None:
+        for rank, waiting in action.waiting.items():
+            if (line := self._lines(job, rank)) is not None:
+                # The result, which follows at once, wakes the sender.
+                line.outbox.put_timing(
+                    pb.Timing(
+                        id=action.key.id,
+                        shard=action.shard,
+                        round=action.round,
+                        last_rank=action.last_rank,
+                        waiting_seconds=waiting,
+                        summing_seconds=action.summing,
+                    )
+                )
 
     def _log_fault(self, job: Job, fault: FaultError) -> None:
         if fault.key is None:

@@ -16,6 +16,7 @@ from psum.aggregator._impatience import Impatience
 from psum.aggregator._key import Key
 from psum.aggregator._round import Phase, ShardRounds, Verdict
 from psum.aggregator._tally import JobTally
+from psum.aggregator._timings import Timings
 from psum.aggregator._worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, ProtocolError
@@ -75,6 +76,8 @@ class Job:
         self.held_bytes = 0
         """Bytes of contributions and results that are referred to."""
         self.rounds_completed = 0
+        self.timings = Timings()
+        """When contributions came, where their senders want to know."""
         self.first: pb.Hello = hello
         """The first hello, which all others must agree with."""
         self._left: set[int] = set()
@@ -206,6 +209,9 @@ class Job:
         verdict = shard.contribute(rank, round, _NOTHING if payload is None else payload, entry.priority, now)
         worker = self.workers[rank]
         self.tally.contributed(key.broadcast, verdict, size, now - (shard.since or now))
+        if (entry.timed or self.timings) and verdict in (Verdict.TAKE, Verdict.COMPLETE):
+            complete = verdict is Verdict.COMPLETE
+            self.timings.contributed(key, entry.shard, entry.round, rank, asked=entry.timed, complete=complete)
         match verdict:
             case Verdict.TAKE:
                 worker.contributed = True
@@ -249,7 +255,8 @@ class Job:
         self.held_bytes += key.sizes[index] - sum(map(len, shard.contributions.values()))
         shard.complete(result)
         self.rounds_completed += 1
-        return [Deliver(key, index, round, priority, result, tuple(range(self.num_workers)))]
+        deliver = Deliver(key, index, round, priority, result, tuple(range(self.num_workers)))
+        return [*self.timings.summed(key, index, round), deliver] if self.timings else [deliver]
 
     def restore(self, rank: int, entry: pb.ShardRound, payload: memoryview) -> list[Action]:
         """A worker gives back the sum of a round that this aggregator process has not made.
@@ -331,6 +338,7 @@ class Job:
         self.budget.release(sum(self._need(key) for key in self.keys.values() if key.failure is None))
         self.keys.clear()
         self.waiting.clear()
+        self.timings.clear()
         self.held_bytes = 0
 
     def open_rounds(self) -> list[tuple[int, int, int]]:
@@ -382,6 +390,7 @@ class Job:
             self._let_go(key, failure)
         self.keys.clear()
         self.waiting.clear()
+        self.timings.clear()
         self.held_bytes = 0
         for worker in self.workers.values():
             worker.uncredited.clear()
@@ -405,6 +414,7 @@ class Job:
                     waiting.add((key.id, index))
         assert waiting == set(self.waiting)
         assert held == self.held_bytes
+        assert len(self.timings) <= self.shards
         assert sum(self._need(key) for key in self.keys.values() if key.failure is None) <= self.budget.reserved_bytes
 
     @staticmethod
@@ -445,6 +455,7 @@ class Job:
             self.held_bytes -= sum(map(len, shard.contributions.values()))
             self.held_bytes -= key.sizes[index] if shard.last_result is not None else 0
         self._let_go(key, failure)
+        self.timings.forget(key)
         return [Report(failure, self._connected())]
 
     def _who_may_need(self, worker: Worker) -> set[int]:

@@ -30,12 +30,15 @@ _Entry = list[Any]
 class Outbox:
     """The messages for one stream, in the order in which they are to be sent.
 
-    Control messages go before results, in order of arrival. Results follow by urgency, equals in order of arrival. A
-    result is either a whole message, made once for all workers, or a small payload that shares a message with others.
+    Control messages go first, in order of arrival; then timings, so that each is there before the result that it tells
+    of. Results follow by urgency, equals in order of arrival. A result is either a whole message, made once for all
+    workers, or a small payload that shares a message with others.
     """
 
     def __init__(self) -> None:
         self._control: deque[bytes] = deque()
+        self._timings: dict[tuple[int, int], pb.Timing] = {}
+        """By (key's id, shard)."""
         self._results: list[_Entry] = []
         self._by_place: dict[tuple[int, int], _Entry] = {}
         self.beside: list[memoryview] = []
@@ -43,14 +46,18 @@ class Outbox:
         self._order = itertools.count()
 
     def __bool__(self) -> bool:
-        return bool(self._control or self._results)
+        return bool(self._control or self._timings or self._results)
 
     def __len__(self) -> int:
-        return len(self._control) + len(self._results)
+        return len(self._control) + len(self._timings) + len(self._results)
 
     def put_control(self, message: pb.ExchangeResponse) -> None:
         """Adds a message without payload."""
         self._control.append(message.SerializeToString())
+
+    def put_timing(self, timing: pb.Timing) -> None:
+        """Adds what is to be told of a round ahead of its result, in place of any other of its key and shard."""
+        self._timings[timing.id, timing.shard] = timing
 
     @property
     def crowded(self) -> bool:
@@ -77,6 +84,10 @@ class Outbox:
         self.beside = []
         if self._control:
             return self._control.popleft()
+        if self._timings:
+            places = list(itertools.islice(self._timings, _MAX_BATCH))
+            timings = [self._timings.pop(place) for place in places]
+            return pb.ExchangeResponse(timings=pb.Timings(timings=timings)).SerializeToString()
         first, payload, beside = self._pop()
         if isinstance(first, bytes) or payload is None:
             assert isinstance(first, bytes)
@@ -105,6 +116,7 @@ class Outbox:
     def clear(self) -> None:
         """Drops everything."""
         self._control.clear()
+        self._timings.clear()
         self._results.clear()
         self._by_place.clear()
 

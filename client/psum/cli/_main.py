@@ -13,6 +13,7 @@ _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "bench": "psum.cli._bench",
         "launch": "psum.cli._launch",
         "status": "psum.cli._status",
+        "timeline": "psum.cli._timeline",
     }
 )
 """The module of each subcommand; it holds a command of that name."""

@@ -25,6 +25,7 @@ from psum.client._store import Store
 from psum.client._tally import Statistics, Tally, statistics
 from psum.client._thread import LoopThread
 from psum.client._ticket import State, Ticket
+from psum.client._timeline import Timeline
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, ElementType, SegmentError, keep_large_blocks
 from psum.wire.errors import ClosedError, ForkedError, PsumError
@@ -61,6 +62,7 @@ class Client:
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
         )
+        self._timeline: Timeline | None = None
         self._stores = 0
         self._inbox: deque[Ticket] = deque()
         self._scheduled = False
@@ -208,6 +210,7 @@ class Client:
                 self._session.fail(ClosedError("the client was closed before the operation was complete"))
                 # What was handed over after the thread looked for the last time.
                 self._look_into_inbox()
+                self._write_timeline()
 
     def connect(self) -> None:
         """Joins the job at every aggregator. Called once, by `connect`.
@@ -218,6 +221,9 @@ class Client:
             ConfigurationError: A file for TLS or the token's cannot be used, or metrics are asked for and what they
                 need is not installed.
         """
+        if self.settings.trace_dir:
+            self._timeline = Timeline(self.settings)
+            self._session.recorder = self._timeline.recorder
         try:
             if self.settings.metrics_port:
                 self._exporter = Exporter(self, next_port(self.settings.metrics_port, self.settings.local_rank))
@@ -317,6 +323,13 @@ class Client:
             await asyncio.sleep(_EXPIRY_SECONDS)
             self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, time.monotonic())
             self._settle()
+            if (recorder := self._session.recorder) is not None and recorder.over:
+                await asyncio.to_thread(self._write_timeline)
+
+    def _write_timeline(self) -> None:
+        if self._timeline is not None:
+            self._session.recorder = None
+            self._timeline.write()
 
     async def _leave(self, patience: float) -> None:
         *running, expiry = self._tasks

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from psum.client._keys import Key, Operation
 from psum.client._placement import Placement, Shard
+from psum.client._recorder import Recorder, ShardRecord
 from psum.client._scheduler import Scheduler
 from psum.client._shared import SharedMemory
 from psum.client._tally import Tally
@@ -100,6 +101,7 @@ class Session:
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; is to lead to `submit`.
+        recorder: Where operations are recorded, None where they are not.
         clock: The time now, as it is given to the methods.
     """
 
@@ -113,10 +115,13 @@ class Session:
         credit_bytes: int,
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rank = rank
         self.tally = Tally()
+        self.recorder = recorder
+        """Where operations are recorded; may be taken away at any time, from any thread."""
         self._clock = clock
         self.failure: PsumError | None = None
         """Why every operation fails from now on."""
@@ -173,6 +178,8 @@ class Session:
                 raise ValueError(f"key {name!r} was a {key.describe()} before, and is {now} now")
             ticket = Ticket(key, key.reserved, priority, self._hand_over)
             key.reserved += 1
+            if (recorder := self.recorder) is not None:
+                ticket.record = recorder.reserved(key, ticket.round, self._clock())
             return ticket
 
     def submit(self, ticket: Ticket, now: float) -> None:
@@ -181,6 +188,8 @@ class Session:
         if (failure := self.failure or key.failure) is not None:
             self._finish(ticket, failure)
             return
+        if ticket.record is not None:
+            ticket.record.ready = now
         key.waiting[ticket.round] = ticket
         self._run_next(key, now)
 
@@ -225,6 +234,8 @@ class Session:
             key.tally.queue.observe(now - part.queued)
             key.tally.sent_bytes += size
             entry = add(id=key.id, shard=shard.index, round=ticket.round, priority=ticket.priority)
+            if part.record is not None:
+                entry.timed = True
             if ticket.source is None:
                 continue
             value = ticket.source[shard.start : shard.stop]
@@ -237,7 +248,10 @@ class Session:
             else:
                 entry.length = size
                 payloads.append(value)
-        return encode(request, *payloads)
+        message = encode(request, *payloads)
+        if self.recorder is not None:
+            self._record_sent(batch, now)
+        return message
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
         """A message came from an aggregator, with all that it announces. See `take`."""
@@ -278,6 +292,12 @@ class Session:
                     if part is not None and part.ticket.round == entry.round:
                         self._credit(aggregator, part)
                         self._free(part)
+            case "timings":
+                for timing in message.timings.timings:
+                    part = self._lanes[aggregator].outstanding.get((timing.id, timing.shard))
+                    if part is not None and part.record is not None and part.ticket.round == timing.round:
+                        part.record.last_rank = timing.last_rank
+                        part.record.waiting, part.record.summing = timing.waiting_seconds, timing.summing_seconds
             case "want":
                 for entry in message.want.shards:
                     self._give_back(aggregator, entry)
@@ -414,7 +434,11 @@ class Session:
                 self._complete(ticket, now)
                 continue
             for shard in key.shards:
-                self._lanes[shard.aggregator].add(Part(ticket, shard, now))
+                part = Part(ticket, shard, now)
+                if ticket.record is not None:
+                    part.record = ShardRecord(ticket.record, shard.index, shard.size, now)
+                    ticket.record.shards.append(part.record)
+                self._lanes[shard.aggregator].add(part)
         if key.running is None and key.waiting:
             self._stalled.setdefault(key, now)
         else:
@@ -463,6 +487,8 @@ class Session:
                 target[start:stop] = payload
             elif source is not None and target is not source:
                 target[start:stop] = source[start:stop]
+        if part.record is not None:
+            part.record.received, part.record.written = now, self._clock()
         key.next_rounds[shard.index] = round + 1
         if self._keep_sums:
             key.sums[shard.index] = self._kept(ticket, shard, payload)
@@ -514,6 +540,13 @@ class Session:
             self.tally.stall_seconds += now - lane.stalled_since
             lane.stalled_since = None
 
+    def _record_sent(self, batch: Iterable[Part], sent: float) -> None:
+        """The message with these shards was begun to be made at a time, and is made now."""
+        copied = self._clock()
+        for part in batch:
+            if part.record is not None:
+                part.record.sent, part.record.copied = sent, copied
+
     def _credit(self, aggregator: int, part: Part) -> None:
         if not part.credited:
             part.credited = True
@@ -533,12 +566,16 @@ class Session:
     def _complete(self, ticket: Ticket, now: float) -> None:
         """The result of the key's running operation is whole."""
         ticket.key.tally.total.observe(now - self.running[ticket])
+        if (recorder := self.recorder) is not None:
+            recorder.completed(ticket.record, now)
         ticket.key.running = None
         ticket.key.round += 1
         self._finish(ticket, None)
 
     def _finish(self, ticket: Ticket, error: PsumError | None) -> None:
         self.running.pop(ticket, None)
+        if (recorder := self.recorder) is not None and ticket.record is not None:
+            recorder.ended(ticket.record)
         was_aborted = ticket.state is State.ABORTED
         ticket.state = State.FINISHED
         if not was_aborted:

@@ -187,6 +187,27 @@ class Settings(BaseSettings):
         parse=_metrics_port,
         meaning="A port, or host:port, where Prometheus can read this worker's metrics; one higher per local rank.",
     )
+    trace_dir: str = setting(
+        "PSUM_TRACE_DIR",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A directory to write a timeline to, rank-N.json for each rank: see docs/slow-steps.md.",
+    )
+    trace_start_step: int = setting(
+        "PSUM_TRACE_START_STEP",
+        "BYTEPS_TRACE_START_STEP",
+        default=10,
+        parse=integer(0, 2**63 - 1),
+        meaning="The first step of the timeline; the training's first one is step 0.",
+    )
+    trace_end_step: int = setting(
+        "PSUM_TRACE_END_STEP",
+        "BYTEPS_TRACE_END_STEP",
+        default=20,
+        parse=integer(0, 2**63 - 1),
+        meaning="The last step of the timeline. It is written when that is over, or when the client is closed.",
+    )
     log_level: str = setting(
         "PSUM_LOG_LEVEL",
         default="warning",
@@ -242,6 +263,11 @@ class Settings(BaseSettings):
             yield "tls_cert and tls_key: both are needed, or none"
         if (self.tls_cert or self.tls_server_name) and not self.tls_ca:
             yield "tls_cert and tls_server_name are for TLS, which needs tls_ca"
+        if self.trace_dir and self.trace_end_step < self.trace_start_step:
+            yield (
+                f"a timeline from step {self.trace_start_step} to step {self.trace_end_step} has none"
+                " (PSUM_TRACE_START_STEP, PSUM_TRACE_END_STEP)"
+            )
         if self.token_file and not self.tls_ca and not self.insecure:
             for address in self.aggregators:
                 if not is_local(address):
@@ -252,16 +278,17 @@ class Settings(BaseSettings):
 
 
 def _with_derived(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with rank and number of workers worked out from other systems' names where ours are missing."""
+    """The environment, with what other systems' names say where ours are missing: the rank, the number of workers, and
+    whether there is to be a timeline."""
     derived = dict(environ)
 
-    def number(*names: str, otherwise: str) -> str:
+    def first(*names: str, otherwise: str) -> str:
         return next((environ[name] for name in names if environ.get(name)), otherwise)
 
-    local_size = number("PSUM_LOCAL_SIZE", "BYTEPS_LOCAL_SIZE", otherwise="1")
-    local_rank = number("PSUM_LOCAL_RANK", "BYTEPS_LOCAL_RANK", otherwise="0")
-    worker_id = number("DMLC_WORKER_ID", "JOB_COMPLETION_INDEX", otherwise="")
-    nodes = number("DMLC_NUM_WORKER", otherwise="")
+    local_size = first("PSUM_LOCAL_SIZE", "BYTEPS_LOCAL_SIZE", otherwise="1")
+    local_rank = first("PSUM_LOCAL_RANK", "BYTEPS_LOCAL_RANK", otherwise="0")
+    worker_id = first("DMLC_WORKER_ID", "JOB_COMPLETION_INDEX", otherwise="")
+    nodes = first("DMLC_NUM_WORKER", otherwise="")
     if all(n.isdecimal() for n in (local_size, local_rank, worker_id)):
         rank = int(worker_id) * int(local_size) + int(local_rank)
         if not environ.get("BYTEPS_GLOBAL_RANK"):
@@ -269,6 +296,8 @@ def _with_derived(environ: Mapping[str, str]) -> dict[str, str]:
     elif worker_id and not worker_id.isdecimal():
         # Left for the parser, which says what is wrong with it.
         derived["PSUM_RANK"] = environ.get("PSUM_RANK") or worker_id
+    if environ.get("BYTEPS_TRACE_ON") == "1":
+        derived["PSUM_TRACE_DIR"] = first("PSUM_TRACE_DIR", "BYTEPS_TRACE_DIR", otherwise=".")
     if nodes:
         product = str(int(nodes) * int(local_size)) if nodes.isdecimal() and local_size.isdecimal() else nodes
         derived["PSUM_NUM_WORKERS"] = environ.get("PSUM_NUM_WORKERS") or product

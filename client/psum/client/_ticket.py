@@ -10,6 +10,7 @@ from psum.wire.errors import PsumError
 
 if TYPE_CHECKING:
     from psum.client._keys import Key
+    from psum.client._recorder import OperationRecord, ShardRecord
 
 Done = Callable[[PsumError | None], None]
 
@@ -31,7 +32,19 @@ class Ticket:
     all ranks mean the same round whatever the order in which their values become ready.
     """
 
-    __slots__ = ("_hand_over", "done", "key", "pending", "priority", "reason", "round", "source", "state", "target")
+    __slots__ = (
+        "_hand_over",
+        "done",
+        "key",
+        "pending",
+        "priority",
+        "reason",
+        "record",
+        "round",
+        "source",
+        "state",
+        "target",
+    )
 
     def __init__(self, key: "Key", round: int, priority: int, hand_over: Callable[["Ticket"], None]) -> None:
         self.key = key
@@ -47,6 +60,8 @@ class Ticket:
         """Why it was aborted."""
         self.pending = 0
         """Shards whose result has not come yet."""
+        self.record: OperationRecord | None = None
+        """What is recorded of it, None where nothing is."""
         self._hand_over = hand_over
 
     def __repr__(self) -> str:
@@ -83,7 +98,7 @@ class Ticket:
 class Part:
     """One shard of a running operation: what the scheduler schedules."""
 
-    __slots__ = ("credited", "place", "queued", "sent", "shard", "size", "ticket")
+    __slots__ = ("credited", "place", "queued", "record", "sent", "shard", "size", "ticket")
 
     def __init__(self, ticket: Ticket, shard: Shard, now: float = 0.0) -> None:
         self.queued = self.sent = now
@@ -96,6 +111,8 @@ class Part:
         """Where its value lies in shared memory, None where it was not put there."""
         self.credited = False
         """Whether its bytes count against the credit no more, though its result has not come."""
+        self.record: ShardRecord | None = None
+        """What is recorded of it, None where nothing is."""
 
     @property
     def priority(self) -> int:

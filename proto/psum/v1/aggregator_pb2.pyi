@@ -267,6 +267,7 @@ class ExchangeResponse(_message.Message):
     FAREWELL_FIELD_NUMBER: _builtins.int
     SYNC_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -309,6 +310,10 @@ class ExchangeResponse(_message.Message):
     def notice(self) -> Global___Notice:
         """Something that the worker's user should know."""
 
+    @_builtins.property
+    def timings(self) -> Global___Timings:
+        """What rounds waited for, ahead of their results, where that was asked for."""
+
     def __init__(
         self,
         *,
@@ -321,14 +326,15 @@ class ExchangeResponse(_message.Message):
         farewell: Global___Farewell | None = ...,
         sync: Global___Sync | None = ...,
         notice: Global___Notice | None = ...,
+        timings: Global___Timings | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice", "timings"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -585,6 +591,7 @@ class ShardRound(_message.Message):
     LENGTH_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
     PLACED_FIELD_NUMBER: _builtins.int
+    TIMED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id."""
     shard: _builtins.int
@@ -599,6 +606,8 @@ class ShardRound(_message.Message):
     """With PLANE_SHM: where the bytes begin in the sender's shared memory, if they are there instead."""
     placed: _builtins.int
     """How many bytes are in shared memory, or come next on the data connection; 0 where they are in the payload."""
+    timed: _builtins.bool
+    """In a push or pull: whether this worker wants a timing of the round."""
     def __init__(
         self,
         *,
@@ -609,10 +618,11 @@ class ShardRound(_message.Message):
         length: _builtins.int = ...,
         place: _builtins.int = ...,
         placed: _builtins.int = ...,
+        timed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "length", b"length", "place", b"place", "placed", b"placed", "priority", b"priority", "round", b"round", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "length", b"length", "place", b"place", "placed", b"placed", "priority", b"priority", "round", b"round", "shard", b"shard", "timed", b"timed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -944,6 +954,72 @@ class Sync(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Sync: _TypeAlias = Sync  # noqa: Y015
+
+@_typing.final
+class Timings(_message.Message):
+    """What became of contributions whose senders asked for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Timing]:
+        """One for each."""
+
+    def __init__(
+        self,
+        *,
+        timings: _abc.Iterable[Global___Timing] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Timings: _TypeAlias = Timings  # noqa: Y015
+
+@_typing.final
+class Timing(_message.Message):
+    """Where the time of one contribution went, from when it came to the aggregator until its sum was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    LAST_RANK_FIELD_NUMBER: _builtins.int
+    WAITING_SECONDS_FIELD_NUMBER: _builtins.int
+    SUMMING_SECONDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The key's id."""
+    shard: _builtins.int
+    """The shard's number within its key."""
+    round: _builtins.int
+    """The round."""
+    last_rank: _builtins.int
+    """The rank whose contribution came last."""
+    waiting_seconds: _builtins.float
+    """From when this worker's contribution came until the last one did."""
+    summing_seconds: _builtins.float
+    """From then until the sum was made, the wait for a thread included."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        shard: _builtins.int = ...,
+        round: _builtins.int = ...,
+        last_rank: _builtins.int = ...,
+        waiting_seconds: _builtins.float = ...,
+        summing_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "last_rank", b"last_rank", "round", b"round", "shard", b"shard", "summing_seconds", b"summing_seconds", "waiting_seconds", b"waiting_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Timing: _TypeAlias = Timing  # noqa: Y015
 
 @_typing.final
 class Notice(_message.Message):

@@ -1,0 +1,17 @@
+"""What holds for all tests."""
+
+import pathlib
+
+import pytest
+
+#: What takes long, and shows something of protocols, processes and files rather than of one version of Python.
+_ONCE = ("chaos", "deploy", "fuzz", "model")
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that scripts/test runs on one interpreter only."""
+    for item in items:
+        if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in _ONCE:
+            item.add_marker(pytest.mark.once)
