@@ -115,7 +115,7 @@ def test_a_worker_that_fails_fails_the_benchmark(psum: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--workload", "huge"], "'huge' is not one of 'big', 'wide', 'small', 'resnet50', 'vgg16'"),
+        (["--workload", "huge"], "'huge' is not one of 'big', 'wide', 'small', 'many', 'resnet50', 'vgg16'"),
         (["--dtype", "complex64"], "'complex64' is not one of"),
         (["--workers", "0"], "0 is not in the range"),
         (["--aggregators", "0"], "0 is not in the range"),

@@ -52,8 +52,8 @@ _ENDED: Final = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, 
     default="big",
     show_default=True,
     metavar="NAME,…",
-    help="What is summed in each step: big (16 tensors of 1 Mi elements), wide (16 of 2 Mi), small (256 of 1 Ki),"
-    " resnet50 or vgg16 (a network's parameters).",
+    help="What is summed in each step: big (16 tensors of 1 Mi elements), wide (16 of 2 Mi), small (256 of 1 Ki), many"
+    " (10,000 of 256), resnet50 or vgg16 (a network's parameters).",
 )
 @click.option(
     "--dtype",

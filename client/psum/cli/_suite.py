@@ -158,6 +158,13 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             Effort(steps=60, warmup=5),
             _claims(_SMALL, "psum inline", dist_sync=4),
         ),
+        "many": Experiment(
+            "10,000 tensors of 1 KiB: what a key costs.",
+            (Case("many", 2),),
+            (_INLINE, System(plane="inline", through="mxnet")),
+            ("dist_sync",),
+            Effort(steps=3, warmup=1),
+        ),
         "resnet50": Experiment(
             "The 193 tensors of ResNet-50, 102 MB. The urgent tensor is the first layer's, pushed last behind a whole"
             " step.",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from psum.wire import ElementType
 
-NAMES: Final = ("big", "wide", "small", "resnet50", "vgg16")
+NAMES: Final = ("big", "wide", "small", "many", "resnet50", "vgg16")
 
 #: The largest whole number up to which an element type has every one.
 _EXACT_UP_TO: Final = {
@@ -34,8 +34,8 @@ def sizes(workload: str) -> list[int]:
     """Element counts of a workload's tensors, in the order in which a Trainer numbers them.
 
     `big` has 16 tensors of 1 Mi elements, `wide` 16 of 2 Mi, in float16 as many bytes as `big` in float32, `small` 256
-    of 1 Ki; `resnet50` and `vgg16` are the parameters of the
-    networks of these names in Gluon's model zoo.
+    of 1 Ki, `many` 10,000 of 256; `resnet50` and `vgg16` are the parameters of the networks of these names in Gluon's
+    model zoo.
     """
     if workload == "big":
         return [1 << 20] * 16
@@ -43,6 +43,8 @@ def sizes(workload: str) -> list[int]:
         return [1 << 21] * 16
     if workload == "small":
         return [1 << 10] * 256
+    if workload == "many":
+        return [1 << 8] * 10_000
     table = json.loads(importlib.resources.files("psum.cli").joinpath("workloads.json").read_text())
     counts: list[int] = table[workload]
     return counts
