@@ -59,14 +59,16 @@ class Guard:
 
 def group_runs(group: int) -> bool:
     """Whether a process group has a process that runs; one that has ended and was not waited for yet does not."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            # A process may end while it is looked at.
-            with contextlib.suppress(OSError), open(f"/proc/{entry.name}/stat", "rb") as file:
-                # The command in parentheses may contain anything; then come state, parent and process group.
-                state, _, found = file.read().rpartition(b")")[2].split()[:3]
-                if int(found) == group and state not in (b"Z", b"X"):
-                    return True
+    # Closed here: what is left to the collector warns at another time, of something else.
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if entry.name.isdecimal():
+                # A process may end while it is looked at.
+                with contextlib.suppress(OSError), open(f"/proc/{entry.name}/stat", "rb") as file:
+                    # The command in parentheses may contain anything; then come state, parent and process group.
+                    state, _, found = file.read().rpartition(b")")[2].split()[:3]
+                    if int(found) == group and state not in (b"Z", b"X"):
+                        return True
     return False
 
 
