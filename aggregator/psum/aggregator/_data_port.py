@@ -21,7 +21,7 @@ _CLOSING_SECONDS: Final = 1.0
 #: Connections that have shown no secret yet.
 _MAX_STRANGERS: Final = 256
 
-#: Payloads of one worker that may be here before its stream's messages have announced them.
+#: What may wait here of one worker, messages and payloads.
 _AHEAD_BYTES: Final = 16 << 20
 
 
@@ -83,7 +83,6 @@ class DataPort:
             self._files.get()
         secret = secrets.token_bytes(SECRET_BYTES)
         self._invited[secret] = line
-        line.pipe_patience = self._patience
         return secret
 
     def uninvite(self, line: Line) -> None:

@@ -37,8 +37,6 @@ class Line:
         """The memory in which the worker places what it pushes, where it shares memory with this process."""
         self.pipe: Pipe | None = None
         """The worker's data connection, where it has opened one."""
-        self.pipe_patience: float | None = None
-        """How many seconds it may take to do so once payloads were announced, None where it was not invited to."""
         self._attached = asyncio.Event()
         self.outbox = Outbox()
         self.filled = asyncio.Event()
@@ -53,28 +51,11 @@ class Line:
         self.pipe = pipe
         self._attached.set()
 
-    async def payload(self, entry: pb.ShardRound) -> memoryview:
-        """A payload that is not in its message.
-
-        Raises:
-            ProtocolError: There is none, or another one.
-            ConnectionResetError: The data connection broke.
-        """
-        if self.segment is not None:
-            return self._placed(entry)
-        if self.pipe_patience is None:
-            raise ProtocolError("a payload was announced that is neither in the message nor anywhere else")
-        if self.pipe is None:
-            # The message may be here before the connection.
-            try:
-                async with asyncio.timeout(self.pipe_patience):
-                    await self._attached.wait()
-            except TimeoutError:
-                raise ProtocolError(
-                    f"a payload was announced, and no data connection came within {self.pipe_patience:g} s"
-                ) from None
+    async def attached(self) -> Pipe:
+        """The worker's data connection, once it has opened one."""
+        await self._attached.wait()
         assert self.pipe is not None
-        return await self.pipe.receive(entry.placed)
+        return self.pipe
 
     def close(self) -> None:
         """The stream has ended, and what belongs to it goes too."""
@@ -83,7 +64,7 @@ class Line:
         if self.pipe is not None:
             self.pipe.close()
 
-    def _placed(self, entry: pb.ShardRound) -> memoryview:
+    def placed(self, entry: pb.ShardRound) -> memoryview:
         """What a worker has placed in the memory that it shares.
 
         Raises:
@@ -328,7 +309,7 @@ class Delivery:
                 assert isinstance(result, Large)
                 if line.segment is not None and result.placed is not None:
                     line.outbox.put_small(place, result.placed, _NOTHING)
-                elif line.pipe is not None and size >= SHARED_BYTES:
+                elif line.pipe is not None and line.segment is None and size >= SHARED_BYTES:
                     line.outbox.put_small(place, result.piped, _NOTHING, beside=result.memory)
                 else:
                     line.outbox.put_message(place, action.priority, result.message())

@@ -24,7 +24,7 @@ from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.aggregator._tokens import Tokens, bearer
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_MESSAGE_BYTES, Segment, SegmentError, decode, split, sweep
+from psum.wire import MAX_MESSAGE_BYTES, Pipe, Segment, SegmentError, decode, split, sweep
 from psum.wire.errors import DeniedError, FaultError, InternalError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -286,8 +286,9 @@ class Service:
         if line.segment is not None:
             welcome.plane, welcome.segment = pb.PLANE_SHM, self._arenas[id(job)].name
         elif pb.PLANE_DIRECT in hello.planes and self._data_port.port:
-            welcome.plane, welcome.data_port = pb.PLANE_DIRECT, self._data_port.port
-            welcome.data_secret = self._data_port.invite(line)
+            welcome.plane = pb.PLANE_DIRECT
+        if welcome.plane != pb.PLANE_INLINE and self._data_port.port:
+            welcome.data_port, welcome.data_secret = self._data_port.port, self._data_port.invite(line)
 
     def _share(self, job: Job, hello: pb.Hello) -> Segment | None:
         """The memory that a worker offers to share, None where that cannot be, as on another host."""
@@ -320,7 +321,7 @@ class Service:
                 await sender
         except (TimeoutError, asyncio.CancelledError):
             sender.cancel()
-        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, ConnectionResetError) as error:
             _log.debug("the last messages to a peer could not be sent: %r", error)
         except Exception as error:
             _log.log(logging.DEBUG if gone else logging.ERROR, "sending to a peer failed: %r", error)
@@ -352,51 +353,85 @@ class Service:
         return request.hello
 
     async def _receive(self, job: Job, rank: int, line: Line, context: _Context) -> None:
-        """Hands a worker's messages to its job until the stream ends; what comes after the last word is left aside."""
-        worker = job.workers[rank]
+        """Hands a worker's messages to its job until the stream ends, whichever way they come."""
+        ways = [
+            self._loop.create_task(self._receive_stream(job, rank, line, context)),
+            self._loop.create_task(self._receive_pipe(job, rank, line)),
+        ]
+        try:
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _receive_stream(self, job: Job, rank: int, line: Line, context: _Context) -> None:
         while True:
             await line.room.wait()
             data = await context.read()
             if data is grpc.aio.EOF:
                 return
+            # What comes after the last word to the worker is left aside.
+            if not line.closing:
+                await self._hear(job, rank, line, data, None)
+
+    async def _receive_pipe(self, job: Job, rank: int, line: Line) -> None:
+        pipe = await line.attached()
+        while True:
+            await line.room.wait()
+            data = await pipe.receive()
             if line.closing:
-                continue
-            now = worker.last_heard = self._loop.time()
-            request, payload = decode(pb.ExchangeRequest, data)
-            match request.WhichOneof("kind"):
-                case "push":
-                    entries = request.push.shards
-                    for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        value = await line.payload(entry) if entry.placed else _kept(piece, data)
-                        worker.received_bytes += len(value)
-                        if actions := job.contribute(rank, entry, value, now):
-                            self._delivery.perform(job, actions)
-                case "pull":
-                    entries = request.pull.shards
-                    # Nothing to cut, but to be held to the same limits.
-                    for entry, _ in zip(entries, split(payload, entries), strict=True):
-                        if actions := job.contribute(rank, entry, None, now):
-                            self._delivery.perform(job, actions)
-                case "declare":
-                    for key in request.declare.keys:
-                        self._delivery.perform(job, job.declare(rank, key, now))
-                case "restore":
-                    entries = request.restore.shards
-                    for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        self._delivery.perform(job, job.restore(rank, entry, piece))
-                case "abort":
-                    self._delivery.perform(job, job.abort(rank, request.abort))
-                case "goodbye":
-                    _log.info("job %s: rank %d left", job.name, rank)
-                    self._delivery.perform(job, job.leave(rank, now))
-                case "synced":
-                    self._delivery.perform(job, job.synced(rank, request.synced.number, now))
-                case kind:
-                    raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
-            if job.uncredited:
-                self._wake_ticker.set()
-            if line.outbox.crowded:
-                line.room.clear()
+                await pipe.discard()
+                return
+            await self._hear(job, rank, line, data, pipe)
+
+    async def _hear(self, job: Job, rank: int, line: Line, data: bytes | memoryview, pipe: Pipe | None) -> None:
+        """A worker says something, over its data connection or else over the stream."""
+        worker = job.workers[rank]
+        now = worker.last_heard = self._loop.time()
+        request, payload = decode(pb.ExchangeRequest, data)
+        match request.WhichOneof("kind"):
+            case "push":
+                entries = request.push.shards
+                for entry, piece in zip(entries, split(payload, entries), strict=True):
+                    if not entry.placed:
+                        value = _kept(piece, data)
+                    elif line.segment is not None:
+                        value = line.placed(entry)
+                    elif pipe is not None:
+                        value = await pipe.receive_payload(entry.placed)
+                    else:
+                        raise ProtocolError("a payload was announced that is neither in the message nor anywhere else")
+                    worker.received_bytes += len(value)
+                    if actions := job.contribute(rank, entry, value, now):
+                        self._delivery.perform(job, actions)
+            case "pull":
+                entries = request.pull.shards
+                # Nothing to cut, but to be held to the same limits.
+                for entry, _ in zip(entries, split(payload, entries), strict=True):
+                    if actions := job.contribute(rank, entry, None, now):
+                        self._delivery.perform(job, actions)
+            case "declare":
+                for key in request.declare.keys:
+                    self._delivery.perform(job, job.declare(rank, key, now))
+            case "restore":
+                entries = request.restore.shards
+                for entry, piece in zip(entries, split(payload, entries), strict=True):
+                    self._delivery.perform(job, job.restore(rank, entry, piece))
+            case "abort":
+                self._delivery.perform(job, job.abort(rank, request.abort))
+            case "goodbye":
+                _log.info("job %s: rank %d left", job.name, rank)
+                self._delivery.perform(job, job.leave(rank, now))
+            case "synced":
+                self._delivery.perform(job, job.synced(rank, request.synced.number, now))
+            case kind:
+                raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
+        if job.uncredited:
+            self._wake_ticker.set()
+        if line.outbox.crowded:
+            line.room.clear()
 
     async def _send(self, line: Line, context: _Context) -> None:
         while True:
@@ -409,10 +444,10 @@ class Service:
             message, beside = line.outbox.take(), line.outbox.beside
             if not line.outbox.crowded:
                 line.room.set()
-            await context.write(message)
-            for payload in beside:
-                assert line.pipe is not None
-                await line.pipe.send(payload)
+            if line.pipe is None:
+                await context.write(message)
+            else:
+                await line.pipe.send(message, beside)
 
     def _depart(self, job: Job, rank: int, line: Line) -> None:
         """A worker's stream has ended."""
@@ -490,7 +525,7 @@ class Service:
         )
 
 
-def _kept(piece: memoryview, data: bytes) -> memoryview:
+def _kept(piece: memoryview, data: bytes | memoryview) -> memoryview:
     """A contribution in a form that keeps not much more than itself: a view would keep the whole message, however long
     the round waits, which no budget counts."""
     return piece if 2 * len(piece) >= len(data) else memoryview(bytes(piece))

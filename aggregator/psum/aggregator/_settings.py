@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         default=0,
         default_text="a free one",
         parse=integer(0, 65535),
-        meaning="The port for data connections of workers on other hosts, on the same addresses.",
+        meaning="The port for data connections, on the same addresses; workers use them on the planes shm and direct.",
     )
     insecure: bool = setting(
         "PSUM_INSECURE",

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import grpc
@@ -27,7 +27,6 @@ from psum.wire.errors import (
 
 _log = logging.getLogger(__name__)
 
-_FAREWELL: Final = encode(pb.ExchangeResponse(farewell=pb.Farewell()))
 _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 
 #: How long the reason for a broken stream may take to arrive.
@@ -39,7 +38,7 @@ _WARN_SECONDS: Final = 5.0
 #: How long a data connection may take to open.
 _PIPE_SECONDS: Final = 3.0
 
-#: Sums that may be here before the stream's messages have announced them.
+#: What may wait here to be taken from a data connection.
 _AHEAD_BYTES: Final = 16 << 20
 
 #: How often it is looked into why no connection can be made.
@@ -312,14 +311,14 @@ class Link:
                 raise ProtocolError(f"it shares memory that cannot be used: {error}") from None
         elif shared is not None:
             shared.close()
-        if welcome.plane == pb.PLANE_DIRECT:
+        if welcome.data_port and not self.address.startswith("unix:"):
             self._pipe = await self._open_pipe(welcome)
-            if self._pipe is None:
-                welcome.plane = pb.PLANE_INLINE
-        self._session.use_plane(self.index, self._shared, piped=self._pipe is not None)
+        if welcome.plane == pb.PLANE_DIRECT and self._pipe is None:
+            welcome.plane = pb.PLANE_INLINE
+        self._session.use_plane(self.index, self._shared, piped=welcome.plane == pb.PLANE_DIRECT)
 
     async def _open_pipe(self, welcome: pb.Welcome) -> Pipe | None:
-        """A data connection, None where the port cannot be reached: then everything goes in messages."""
+        """A data connection, None where the port cannot be reached: then everything goes on the stream."""
         host = self.address.rpartition(":")[0].strip("[]")
         loop = asyncio.get_running_loop()
         try:
@@ -333,15 +332,15 @@ class Link:
                 )
         except (OSError, TimeoutError) as error:
             _log.warning(
-                "rank %d sends large payloads in messages to aggregator %s: it cannot open a data connection to port"
-                " %d there (%s)",
+                "rank %d has only the stream to aggregator %s, which is slower: it cannot open a data connection to"
+                " port %d there (%s)",
                 self._session.rank,
                 self.address,
                 welcome.data_port,
                 str(error) or f"no answer within {_PIPE_SECONDS:g} s",
             )
             return None
-        await pipe.send(memoryview(welcome.data_secret))
+        pipe.show(welcome.data_secret)
         return pipe
 
     async def _converse(self) -> str:
@@ -368,42 +367,70 @@ class Link:
         while True:
             message = self._session.next_message(self.index)
             if message is not None:
-                beside = self._session.beside(self.index)
-                self._sending = bool(beside)
-                await self._call.write(message)
-                for payload in beside:
-                    assert self._pipe is not None
-                    await self._pipe.send(payload)
-                self._sending = False
+                await self._say(message, self._session.beside(self.index))
             elif self._leaving and not said_goodbye:
                 # Not the last message: another rank may yet want a sum that only this one has.
-                await self._call.write(encode(pb.ExchangeRequest(goodbye=pb.Goodbye())))
+                await self._say(encode(pb.ExchangeRequest(goodbye=pb.Goodbye())))
                 said_goodbye = True
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
+    async def _say(self, message: bytes, beside: Sequence[memoryview] = ()) -> None:
+        if self._pipe is None:
+            await self._call.write(message)
+            return
+        self._sending = bool(beside)
+        await self._pipe.send(message, beside)
+        self._sending = False
+
     async def _receive(self) -> str:
+        """Hears the aggregator until the stream ends; returns why it did.
+
+        Where there is a data connection, messages come there. The stream still says when it ends, and whatever was sent
+        before the aggregator knew of the connection.
+        """
+        ways = [asyncio.create_task(self._receive_stream())]
+        if self._pipe is not None:
+            ways.append(asyncio.create_task(self._receive_pipe(self._pipe)))
+        try:
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _receive_stream(self) -> str:
+        while (data := await self._call.read()) is not grpc.aio.EOF:
+            if (end := self._hear(*decode(pb.ExchangeResponse, data))) is not None:
+                return end
+        return await _status(self._call)
+
+    async def _receive_pipe(self, pipe: Pipe) -> str:
         while True:
-            data = await self._call.read()
-            if data is grpc.aio.EOF:
-                return await _status(self._call)
-            if data == _FAREWELL:
-                if not self._leaving:
-                    # Whatever is under way here would wait for its last deadline.
-                    raise ProtocolError(f"aggregator {self.address} said farewell to a worker that has not left")
-                self._left = True
-                return "this worker has left"
-            failed_before = self._session.failure is not None
-            message, payload = decode(pb.ExchangeResponse, data)
+            message, payload = decode(pb.ExchangeResponse, await pipe.receive())
             beside = []
-            if self._pipe is not None:
-                beside = [await self._pipe.receive(entry.placed) for entry in message.result.shards if entry.placed]
-            self._session.take(self.index, message, payload, beside, time.monotonic())
-            self._settle()
-            if self._session.failure is not None and not failed_before:
-                # The aggregator's last word; it leaves it to this side to end the stream.
-                return "the job has failed"
+            if self._shared is None:
+                beside = [await pipe.receive_payload(entry.placed) for entry in message.result.shards if entry.placed]
+            if (end := self._hear(message, payload, beside)) is not None:
+                return end
+
+    def _hear(self, message: pb.ExchangeResponse, payload: memoryview, beside: Sequence[memoryview] = ()) -> str | None:
+        """The aggregator says something; returns why the stream ends with it, None where it does not."""
+        if message.HasField("farewell"):
+            if not self._leaving:
+                # Whatever is under way here would wait for its last deadline.
+                raise ProtocolError(f"aggregator {self.address} said farewell to a worker that has not left")
+            self._left = True
+            return "this worker has left"
+        failed_before = self._session.failure is not None
+        self._session.take(self.index, message, payload, beside, time.monotonic())
+        self._settle()
+        if self._session.failure is not None and not failed_before:
+            # The aggregator's last word; it leaves it to this side to end the stream.
+            return "the job has failed"
+        return None
 
 
 class _OutOfPatience(Exception):

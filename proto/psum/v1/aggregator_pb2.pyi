@@ -450,9 +450,12 @@ class Welcome(_message.Message):
     segment: _builtins.str
     """With PLANE_SHM: the name of the shared memory in which the aggregator places sums."""
     data_port: _builtins.int
-    """With PLANE_DIRECT: the port on the aggregator's host to which the worker may open its data connection."""
+    """With PLANE_SHM and PLANE_DIRECT: the port on the aggregator's host to which the worker may open a data connection.
+    Where it does, all further messages of both sides travel there, each behind 'm' and its length in four bytes, little
+    endian, and payloads behind 'p' and theirs; the stream stays open for as long, and its end ends both.
+    """
     data_secret: _builtins.bytes
-    """With PLANE_DIRECT: what the worker shows there first. Good for one connection."""
+    """What the worker sends there first. Good for one connection."""
     def __init__(
         self,
         *,

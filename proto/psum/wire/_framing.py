@@ -84,7 +84,7 @@ def allocate(message: pb.ExchangeRequest | pb.ExchangeResponse, size: int) -> tu
     return whole, memoryview((ctypes.c_char * size).from_address(address + len(lead))).cast("B")
 
 
-def decode(kind: type[Envelope], data: bytes) -> tuple[Envelope, memoryview]:
+def decode(kind: type[Envelope], data: bytes | memoryview) -> tuple[Envelope, memoryview]:
     """A received message without its payload, and a view of the payload.
 
     Raises:
@@ -103,7 +103,7 @@ def decode(kind: type[Envelope], data: bytes) -> tuple[Envelope, memoryview]:
             # FromString takes any buffer, though the stubs only know bytes.
             return kind.FromString(memoryview(data)[:field]), memoryview(data)[start:]  # type: ignore[arg-type]
         # Legal, though no sender is known that writes so: fields after the payload, or the payload twice.
-        message = kind.FromString(data)
+        message = kind.FromString(data)  # type: ignore[arg-type]
     except DecodeError as error:
         raise ProtocolError(f"{len(data)} bytes are not a psum.v1.{kind.DESCRIPTOR.name}: {error}") from None
     payload = memoryview(message.payload)
@@ -136,7 +136,7 @@ def _lead(header: bytes, size: int) -> bytes:
     return b"".join((header, bytes((_PADDING_TAG, padding)), bytes(padding), tail))
 
 
-def _payload_place(data: bytes) -> tuple[int, int] | None:
+def _payload_place(data: bytes | memoryview) -> tuple[int, int] | None:
     """Where the payload's field and the payload begin, None where it is not the last of a few fields."""
     position, end = 0, len(data)
     for _ in range(_MAX_FIELDS):
@@ -161,7 +161,7 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     """The number at the position and the position after it."""
     value = shift = 0
     while shift < 64:
