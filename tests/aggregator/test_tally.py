@@ -116,7 +116,7 @@ def fleet_of(jobs: int, workers: int) -> Registry:
 
 async def test_scraping_many_jobs_costs_little() -> None:
     """Every 15 seconds 50 jobs of 100 workers: less than one percent of a processor."""
-    service = Service(Settings(), DataPort((), 0, tls=TlsFiles("", "", ""), patience=1.0))
+    service = Service(Settings(), DataPort((), 0, tls=TlsFiles("", "", ""), patience=1.0, keepalive=10))
     service._registry = fleet_of(50, 100)
     loop = asyncio.get_running_loop()
     times = []

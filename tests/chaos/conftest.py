@@ -36,10 +36,10 @@ def make_aggregator(
 
 @pytest.fixture
 def make_proxy(stack: contextlib.ExitStack) -> Callable[..., Proxy]:
-    """Makes proxies in front of addresses."""
+    """Makes proxies in front of aggregators."""
 
-    def make(target: str, **given: Any) -> Proxy:
-        made = Proxy(target, **given)
+    def make(behind: AggregatorProcess) -> Proxy:
+        made = Proxy(behind.address, behind.data_port)
         stack.callback(made.close)
         return made
 

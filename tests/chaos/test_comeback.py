@@ -25,7 +25,7 @@ def test_killed_aggregators_come_back_without_a_trace(tmp_path: pathlib.Path, pl
     assert report["reconnections"] >= 4
 
 
-@pytest.mark.parametrize("plane", ["inline", "shm"])
+@pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
 def test_harm_to_connections_leaves_no_trace(tmp_path: pathlib.Path, plane: str) -> None:
     """Connections break in the midst of messages, either way, messages are late, and some stop without a word."""
     report = runs.harm_connections(tmp_path, harms=3, seed=2, plane=plane)
@@ -43,7 +43,7 @@ def test_a_silent_network_is_noticed_and_gone_around(
 ) -> None:
     """When nothing is forwarded any more, keepalive probes notice it within seconds, and a new connection goes on."""
     aggregators = [make_aggregator("--keepalive", "500ms") for _ in range(2)]
-    proxies = [make_proxy(aggregator.address) for aggregator in aggregators]
+    proxies = [make_proxy(aggregator) for aggregator in aggregators]
     training = make_training([p.address for p in proxies], keepalive=0.5)
     training.wait_for_step(STEPS // 2)
     begin = time.monotonic()

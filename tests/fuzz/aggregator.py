@@ -60,7 +60,7 @@ class AggregatorTarget:
                 memory_budget=1 << 30,
                 threads=1,
             ),
-            DataPort((), 0, tls=TlsFiles("", "", ""), patience=PATIENCE_SECONDS),
+            DataPort((), 0, tls=TlsFiles("", "", ""), patience=PATIENCE_SECONDS, keepalive=10),
         )
         self._clock = self._service._loop = Clock(loop)  # type: ignore[assignment]
         self._registry = self._service._registry

@@ -1,6 +1,7 @@
 """A pipe carries messages and payloads, whole and in order, however the network cuts them."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,11 +24,13 @@ async def connected(max_waiting_bytes: int = 1 << 20) -> AsyncIterator[tuple[Pip
     made: asyncio.Future[Pipe] = loop.create_future()
 
     def make() -> Pipe:
-        made.set_result(Pipe(max_waiting_bytes))
+        made.set_result(Pipe(max_waiting_bytes, keepalive=5))
         return made.result()
 
     server = await loop.create_server(make, "127.0.0.1", 0)
-    _, one = await loop.create_connection(lambda: Pipe(max_waiting_bytes), *server.sockets[0].getsockname())
+    _, one = await loop.create_connection(
+        lambda: Pipe(max_waiting_bytes, keepalive=5), *server.sockets[0].getsockname()
+    )
     other = await made
     try:
         async with asyncio.timeout(20):
@@ -95,11 +98,18 @@ async def test_its_end_is_an_error_for_both_sides() -> None:
             await other.send(b"too late")
 
 
+def attached(pipe: Pipe) -> mock.Mock:
+    """Gives a pipe a transport that only remembers."""
+    transport = mock.Mock()
+    with socket.socket() as unconnected:
+        transport.get_extra_info = {"peername": ("192.0.2.1", 5), "socket": unconnected}.get
+        pipe.connection_made(transport)
+    return transport
+
+
 def fed(pipe: Pipe, data: bytes, cuts: list[int]) -> mock.Mock:
     """Gives a pipe bytes as an event loop does, in pieces that end at the cuts; returns its transport."""
-    transport = mock.Mock()
-    transport.get_extra_info.return_value = ("192.0.2.1", 5)
-    pipe.connection_made(transport)
+    transport = attached(pipe)
     start = 0
     for end in [*sorted(cut % (len(data) + 1) for cut in cuts), len(data)]:
         while start < end and not transport.abort.called:
@@ -113,9 +123,8 @@ def fed(pipe: Pipe, data: bytes, cuts: list[int]) -> mock.Mock:
 
 def written(frames: list[tuple[bytes, list[bytes]]]) -> bytes:
     """What a pipe sends for messages with payloads."""
-    sender, transport = Pipe(1), mock.Mock()
-    transport.get_extra_info.return_value = ("192.0.2.1", 5)
-    sender.connection_made(transport)
+    sender = Pipe(1, keepalive=5)
+    transport = attached(sender)
     for message, payloads in frames:
         assert_ends(sender.send(message, [memoryview(payload) for payload in payloads]))
     return b"".join(call.args[0] for call in transport.write.call_args_list)
@@ -137,7 +146,7 @@ Bytes = some.binary(min_size=1, max_size=9000)
 def test_it_does_not_matter_how_the_network_cuts(frames: list[tuple[bytes, list[bytes]]], cuts: list[int]) -> None:
     """The receiver takes the same messages and payloads out of the same bytes, in whatever pieces they come."""
     secret = bytes(range(SECRET_BYTES))
-    pipe = Pipe(1 << 30, lambda shown: shown == secret)
+    pipe = Pipe(1 << 30, lambda shown: shown == secret, keepalive=5)
     transport = fed(pipe, secret + written(frames), cuts)
     for message, payloads in frames:
         assert assert_ends(pipe.receive()) == message
@@ -149,7 +158,7 @@ def test_it_does_not_matter_how_the_network_cuts(frames: list[tuple[bytes, list[
 @given(some.binary(max_size=200), some.lists(some.integers(0), max_size=9))
 def test_nothing_is_read_before_the_secret(data: bytes, cuts: list[int]) -> None:
     """Whatever a stranger sends: the connection ends with the first bytes that are not the secret."""
-    pipe = Pipe(1 << 30, lambda _: False)
+    pipe = Pipe(1 << 30, lambda _: False, keepalive=5)
     transport = fed(pipe, data, cuts)
     assert transport.abort.called == (len(data) >= SECRET_BYTES)
     assert not pipe._received
@@ -158,7 +167,7 @@ def test_nothing_is_read_before_the_secret(data: bytes, cuts: list[int]) -> None
 @given(some.binary(min_size=5, max_size=200), some.lists(some.integers(0), max_size=9))
 def test_bytes_that_are_no_frame_end_it(data: bytes, cuts: list[int]) -> None:
     """An unknown kind, a length of nothing or of more than may be; a waiting receiver hears of it in words."""
-    pipe = Pipe(1 << 30)
+    pipe = Pipe(1 << 30, keepalive=5)
     transport = fed(pipe, b"x" + data, cuts)
     assert transport.abort.called
     with pytest.raises(ProtocolError, match="which is none of psum's"):
@@ -168,4 +177,4 @@ def test_bytes_that_are_no_frame_end_it(data: bytes, cuts: list[int]) -> None:
 @pytest.mark.parametrize("header", [b"m\0\0\0\0", b"p\0\0\0\0", b"p\x01\0\0\x04", b"m\x01\0\0\x05"])
 def test_a_frame_has_a_length_within_limits(header: bytes) -> None:
     """Nothing is set aside for one that is too long, by one byte or more."""
-    assert fed(Pipe(1 << 30), header, []).abort.called
+    assert fed(Pipe(1 << 30, keepalive=5), header, []).abort.called

@@ -33,13 +33,15 @@ class DataPort:
         port: The port, 0 for a free one.
         tls: The aggregator's files: data connections are encrypted where streams are.
         patience: Seconds within which a connection must show its secret.
+        keepalive: Seconds of silence after which a worker is probed.
     """
 
-    def __init__(self, hosts: Sequence[str], port: int, *, tls: TlsFiles, patience: float) -> None:
+    def __init__(self, hosts: Sequence[str], port: int, *, tls: TlsFiles, patience: float, keepalive: float) -> None:
         self.port = port
         """The port, once it listens."""
         self._hosts = tuple(hosts)
         self._patience = patience
+        self._keepalive = keepalive
         self._invited: dict[bytes, Line] = {}
         self._servers: list[asyncio.Server] = []
         self._strangers: dict[Pipe, asyncio.TimerHandle] = {}
@@ -95,7 +97,7 @@ class DataPort:
         self._context.load_cert_chain(tls.cert, tls.key)
 
     def _make(self) -> Pipe:
-        pipe = Pipe(_AHEAD_BYTES, lambda secret: self._admit(pipe, secret))
+        pipe = Pipe(_AHEAD_BYTES, lambda secret: self._admit(pipe, secret), keepalive=self._keepalive)
         self._strangers[pipe] = asyncio.get_running_loop().call_later(self._patience, self._turn_away, pipe)
         if len(self._strangers) > _MAX_STRANGERS:
             # The one that has had the most time.

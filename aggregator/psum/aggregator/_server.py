@@ -67,7 +67,11 @@ class Server:
         self._tls = server_credentials(self.settings.tls) if self.settings.tls else None
         hosts = dict.fromkeys(a.rpartition(":")[0].strip("[]") for a in self.settings.listen if a[:5] != "unix:")
         self._data_port = DataPort(
-            tuple(hosts), self.settings.data_port, tls=self.settings.tls, patience=self.settings.hello_timeout
+            tuple(hosts),
+            self.settings.data_port,
+            tls=self.settings.tls,
+            patience=self.settings.hello_timeout,
+            keepalive=self.settings.keepalive,
         )
         self._service = Service(self.settings, self._data_port)
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}

@@ -105,6 +105,7 @@ class Link:
         self._pipe: Pipe | None = None
         self._sending = False
         """Whether a message has announced payloads that the pipe was not given yet."""
+        self._keepalive = keepalive
         self._options = (*grpc_options(keepalive), *_CHANNEL_OPTIONS)
         self._settle = settle
         self._wake = asyncio.Event()
@@ -324,7 +325,7 @@ class Link:
         try:
             async with asyncio.timeout(_PIPE_SECONDS):
                 _, pipe = await loop.create_connection(
-                    lambda: Pipe(_AHEAD_BYTES),
+                    lambda: Pipe(_AHEAD_BYTES, keepalive=self._keepalive),
                     host,
                     welcome.data_port,
                     ssl=self._credentials.data_context() if self._credentials.encrypts(self.address) else None,

@@ -46,13 +46,18 @@ class Pipe(asyncio.BufferedProtocol):
     Args:
         max_waiting_bytes: What nobody has taken yet, beyond which no more is read.
         admit: Given the secret that the other side shows first, says whether it may send more; None: it shows none.
+        keepalive: Seconds of silence after which the other side is probed, and again that many for its answer, after
+            which the connection breaks; six times as many for what it does not take.
     """
 
-    def __init__(self, max_waiting_bytes: int, admit: Callable[[bytes], bool] | None = None) -> None:
+    def __init__(
+        self, max_waiting_bytes: int, admit: Callable[[bytes], bool] | None = None, *, keepalive: float
+    ) -> None:
         self.peer = "a stranger"
         """The other side's address, once there is a connection."""
         self._max_waiting_bytes = max_waiting_bytes
         self._admit = admit
+        self._keepalive = keepalive
         self._transport: asyncio.Transport | None = None
         self._stage = memoryview(bytearray(_STAGE_BYTES))
         self._staged = 0
@@ -76,8 +81,10 @@ class Pipe(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         address = transport.get_extra_info("peername")
         self.peer = str(address)
-        if ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
-            _do_not_pace(transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as connection:
+            _probe_when_silent(connection, self._keepalive)
+            if ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+                _do_not_pace(connection)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._stage[self._staged :] if self._frame is None else self._frame[self._filled :]
@@ -237,7 +244,19 @@ class Pipe(asyncio.BufferedProtocol):
         self.close()
 
 
-def _do_not_pace(descriptor: int) -> None:
+def _probe_when_silent(connection: socket.socket, keepalive: float) -> None:
+    # The kernel takes whole seconds up to some hours for the one, milliseconds of 31 bits for the other.
+    seconds = max(1, min(round(keepalive), 32767))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
+    # Where something is under way there are no probes. A process that is busy may leave it unread for a while; of a
+    # host that is gone, the stream's own probes tell sooner.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 6000 * seconds)
+
+
+def _do_not_pace(connection: socket.socket) -> None:
     # Where it cannot be had, the system's own does too.
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+    with contextlib.suppress(OSError):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LOOPBACK_CONGESTION_CONTROL)

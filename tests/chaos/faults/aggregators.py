@@ -16,6 +16,9 @@ PATIENCE_SECONDS = 30.0
 #: Not the ports that the kernel gives to whoever connects: one of those could be taken while its aggregator is down.
 _PORTS = (12000, 30000)
 
+#: A loopback address that is not the proxies': they have the same port for data connections as the aggregator behind.
+_HOST = "127.0.0.2"
+
 
 class AggregatorProcess:
     """`psum aggregator` on one address, to be killed and started again.
@@ -26,6 +29,7 @@ class AggregatorProcess:
 
     Attributes:
         address: Where it listens, the same after every start.
+        data_port: Where it takes data connections, likewise.
     """
 
     def __init__(self, directory: pathlib.Path, flags: tuple[str, ...] = ()) -> None:
@@ -33,14 +37,15 @@ class AggregatorProcess:
         self._announce = directory / "address"
         self._log = directory / "log"
         self._flags = flags
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = f"{_HOST}:{free_port()}"
+        self.data_port = free_port()
         self.start()
 
     def start(self) -> None:
         """Starts it and waits until it serves."""
         self._announce.unlink(missing_ok=True)
         command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", self.address]
-        command += ["--announce", str(self._announce), *self._flags]
+        command += ["--data-port", str(self.data_port), "--announce", str(self._announce), *self._flags]
         with self._log.open("a") as log:
             self.process = subprocess.Popen(command, stderr=log)
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -77,9 +82,9 @@ def aggregators(directory: pathlib.Path, count: int, *flags: str) -> Iterator[li
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on, and that stays free while whoever uses it is down."""
+    """A port of all loopback addresses that nobody listens on, and that stays free while whoever uses it is down."""
     while True:
         port = random.SystemRandom().randrange(*_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))
             return port

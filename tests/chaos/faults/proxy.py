@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import random
 
 from psum.client._thread import LoopThread
@@ -10,7 +11,12 @@ PATIENCE_SECONDS = 30.0
 
 
 class Proxy:
-    """Forwards TCP connections to an address, and does harm to them on request.
+    """Forwards TCP connections to an aggregator, and does harm to them on request.
+
+    Args:
+        target: The aggregator's address, not on the host 127.0.0.1, where the proxy is.
+        data_port: Its port for data connections, which is the proxy's too, since the aggregator names it.
+        seed: Of its chances.
 
     Attributes:
         address: Where to connect to instead.
@@ -18,8 +24,9 @@ class Proxy:
         cuts: How many of them were cut after a random number of bytes.
     """
 
-    def __init__(self, target: str, seed: int = 0) -> None:
-        self._target = target
+    def __init__(self, target: str, data_port: int, seed: int = 0) -> None:
+        self._host, _, port = target.rpartition(":")
+        self._ports = {0: int(port), data_port: data_port}
         self._random = random.Random(seed)
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = LoopThread("proxy")
@@ -30,8 +37,8 @@ class Proxy:
         """Holds back everything by up to this."""
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._server = self._thread.run(self._start(), PATIENCE_SECONDS)
-        self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
+        self._servers = self._thread.run(self._start(), PATIENCE_SECONDS)
+        self.address = "{}:{}".format(*self._servers[0].sockets[0].getsockname())
 
     def cut(self) -> None:
         """Breaks all connections now."""
@@ -52,17 +59,20 @@ class Proxy:
 
     def close(self) -> None:
         self.cut()
-        self._thread.call(self._server.close)
+        for server in self._servers:
+            self._thread.call(server.close)
         self._thread.stop()
 
-    async def _start(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def _start(self) -> list[asyncio.Server]:
+        return [
+            await asyncio.start_server(functools.partial(self._serve, behind), "127.0.0.1", port)
+            for port, behind in self._ports.items()
+        ]
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        host, _, port = self._target.rpartition(":")
         try:
-            other_reader, other_writer = await asyncio.open_connection(host, int(port))
+            other_reader, other_writer = await asyncio.open_connection(self._host, port)
         except OSError:
             writer.transport.abort()
             return

@@ -59,7 +59,7 @@ def harm_connections(
         harms: How often, at a random moment, all connections of one proxy are cut, or it forwards nothing for 0.5 to 4
             seconds without closing anything. Probes find that out after 2 seconds.
         seed: Of the moments, the proxies and what they do.
-        plane: How large payloads cross. A data connection does not go through the proxies.
+        plane: How large payloads cross.
         say: Takes a line after each of them.
 
     Returns:
@@ -73,7 +73,7 @@ def harm_connections(
         proxies(pair, seed) as between,
     ):
         for proxy in between:
-            proxy.cut_after = (1000, 6_000_000 if plane == "inline" else 300_000)
+            proxy.cut_after = (1000, 300_000 if plane == "shm" else 6_000_000)
             proxy.delay_seconds = 0.001
         with training(directory, [p.address for p in between], None, keepalive=1.0, plane=plane) as trained:
             trained.wait_for_step(1)
@@ -106,7 +106,7 @@ def proxies(behind: list[AggregatorProcess], seed: int = 0) -> Iterator[list[Pro
     with contextlib.ExitStack() as stack:
         made = []
         for number, aggregator in enumerate(behind):
-            made.append(Proxy(aggregator.address, seed + number))
+            made.append(Proxy(aggregator.address, aggregator.data_port, seed + number))
             stack.callback(made[-1].close)
         yield made
 
