@@ -15,7 +15,7 @@ from psum.client._diagnosis import diagnose
 from psum.client._session import Session
 from psum.client._shared import SharedMemory
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Pipe, SegmentError, decode, encode, grpc_options
+from psum.wire import Pipe, SegmentError, decode, encode, grpc_options, sizes_beside
 from psum.wire.errors import (
     AggregatorLostError,
     ConfigurationError,
@@ -398,7 +398,7 @@ class Link:
             message, payload = decode(pb.ExchangeResponse, data)
             beside = []
             if self._pipe is not None:
-                beside = [await self._pipe.receive(entry.placed) for entry in message.result.shards if entry.placed]
+                beside = [await self._pipe.receive(size) for size in sizes_beside(message.result.shards)]
             self._session.take(self.index, message, payload, beside, time.monotonic())
             self._settle()
             if self._session.failure is not None and not failed_before:

@@ -98,14 +98,16 @@ class Ticket:
 class Part:
     """One shard of a running operation: what the scheduler schedules."""
 
-    __slots__ = ("credited", "place", "queued", "record", "sent", "shard", "size", "ticket")
+    __slots__ = ("credited", "place", "priority", "pulls", "queued", "record", "sent", "shard", "size", "ticket")
 
     def __init__(self, ticket: Ticket, shard: Shard, now: float = 0.0) -> None:
         self.queued = self.sent = now
         """When it began to wait, and when it was sent last."""
         self.ticket = ticket
         self.shard = shard
-        self.size = 0 if ticket.source is None else shard.size
+        self.priority = ticket.priority
+        self.pulls = ticket.source is None
+        self.size = 0 if self.pulls else shard.size
         """Bytes that it brings under way."""
         self.place: tuple[SharedMemory, int] | None = None
         """Where its value lies in shared memory, None where it was not put there."""
@@ -113,14 +115,6 @@ class Part:
         """Whether its bytes count against the credit no more, though its result has not come."""
         self.record: ShardRecord | None = None
         """What is recorded of it, None where nothing is."""
-
-    @property
-    def priority(self) -> int:
-        return self.ticket.priority
-
-    @property
-    def pulls(self) -> bool:
-        return self.ticket.source is None
 
     @property
     def cancelled(self) -> bool:
