@@ -8,6 +8,7 @@ from psum.aggregator._actions import Report
 from psum.aggregator._budget import Budget
 from psum.aggregator._job import Job
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 from psum.wire.errors import ExhaustedError, ProtocolError, WorkerLostError
 
 
@@ -83,7 +84,7 @@ def test_a_declaration_takes_memory_for_its_shards_and_not_for_each_rank_of_each
     try:
         assert job.declare(0, declared, 0.0) == []
         for index in range(1000):
-            job.contribute(0, pb.ShardRound(id=1, shard=index, length=1), memoryview(b"x"), 0.0)
+            job.contribute(0, ShardRound(id=1, shard=index, length=1), memoryview(b"x"), 0.0)
         taken_bytes = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()

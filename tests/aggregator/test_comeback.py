@@ -5,6 +5,7 @@ import pytest
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, Sum, Sync
 from psum.aggregator._job import CREDIT_HOLD_SECONDS, RELEASE_SECONDS, Job
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, ProtocolError, TakenError, WorkerLostError
 
 FOUR = memoryview(b"abcd")
@@ -39,14 +40,14 @@ def declare(job: Job, rank: int, round: int) -> list[Action]:
 
 
 def push(job: Job, rank: int, round: int) -> list[Action]:
-    actions = job.contribute(rank, pb.ShardRound(id=7, round=round, length=4), FOUR, 1.0)
+    actions = job.contribute(rank, ShardRound(id=7, round=round, length=4), FOUR, 1.0)
     job.check()
     return actions
 
 
 def give_back(job: Job, rank: int, round: int) -> list[Action]:
     """A rank restores a sum, and the shell makes a message of it."""
-    [action] = job.restore(rank, pb.ShardRound(id=7, round=round, length=4), FOUR)
+    [action] = job.restore(rank, ShardRound(id=7, round=round, length=4), FOUR)
     assert isinstance(action, Sum)
     assert action.restored
     actions = job.restored(action.key, 0, round, "sum")
@@ -150,10 +151,10 @@ def test_a_sum_that_is_given_back_twice_or_unasked_changes_nothing(job: Job) -> 
     declare(job, 0, 5)
     push(job, 0, 5)
     give_back(job, 2, 5)
-    entry = pb.ShardRound(id=7, round=5, length=4)
+    entry = ShardRound(id=7, round=5, length=4)
     assert job.restore(1, entry, FOUR) == []
-    assert job.restore(1, pb.ShardRound(id=7, round=4, length=4), FOUR) == []
-    assert job.restore(1, pb.ShardRound(id=99, round=5, length=4), FOUR) == []
+    assert job.restore(1, ShardRound(id=7, round=4, length=4), FOUR) == []
+    assert job.restore(1, ShardRound(id=99, round=5, length=4), FOUR) == []
     assert job.held_bytes == 4
 
 
@@ -161,7 +162,7 @@ def test_a_sum_of_the_wrong_size_breaks_the_protocol(job: Job) -> None:
     """What is given back must be a whole shard."""
     declare(job, 2, 6)
     with pytest.raises(ProtocolError, match="gave back 3 bytes"):
-        job.restore(2, pb.ShardRound(id=7, round=5, length=3), memoryview(b"abc"))
+        job.restore(2, ShardRound(id=7, round=5, length=3), memoryview(b"abc"))
 
 
 @pytest.mark.parametrize("rounds", [(5, 7), (7, 5), (57, 0), (0, 57)])
@@ -401,7 +402,7 @@ def test_a_rank_that_begins_a_round_without_the_sum_before_leaves_no_trace(job: 
     push(job, 0, 5)
     push(job, 0, 6)
     push(job, 1, 6)
-    [action] = job.contribute(2, pb.ShardRound(id=7, round=6, length=4), FOUR, 1.0)
+    [action] = job.contribute(2, ShardRound(id=7, round=6, length=4), FOUR, 1.0)
     assert isinstance(action, Sum)
     job.summed(action.key, action.shard, "sum")
     job.check()

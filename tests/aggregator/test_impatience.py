@@ -8,6 +8,7 @@ from psum.aggregator._actions import Warn
 from psum.aggregator._impatience import Impatience
 from psum.aggregator._job import Job
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 
 
 def test_a_warning_comes_after_some_time_and_each_time_that_has_doubled() -> None:
@@ -46,8 +47,8 @@ def warnings(job: Job, now: float) -> list[Warn]:
 
 def test_the_oldest_round_that_waits_is_told_to_those_who_wait_for_it(job: Job) -> None:
     """With the ranks that it waits for, where they run, when they were heard last, and when the round will fail."""
-    job.contribute(0, pb.ShardRound(id=1), memoryview(b"abcd"), 1.0)
-    job.contribute(1, pb.ShardRound(id=2), memoryview(b"abcd"), 2.0)
+    job.contribute(0, ShardRound(id=1), memoryview(b"abcd"), 1.0)
+    job.contribute(1, ShardRound(id=2), memoryview(b"abcd"), 2.0)
     job.workers[1].last_heard = 30.0
     assert warnings(job, 30.0) == []
     [warning] = warnings(job, 32.0)
@@ -62,7 +63,7 @@ def test_the_oldest_round_that_waits_is_told_to_those_who_wait_for_it(job: Job) 
 
 def test_a_rank_that_vanished_is_told_to_have_vanished(job: Job) -> None:
     """It is not the same as one that is slow."""
-    job.contribute(0, pb.ShardRound(id=1), memoryview(b"abcd"), 1.0)
+    job.contribute(0, ShardRound(id=1), memoryview(b"abcd"), 1.0)
     job.lost(1, 20.0)
     [warning] = warnings(job, 40.0)
     assert "rank 1 (host1 pid 7, vanished 20.0 s ago)" in warning.text

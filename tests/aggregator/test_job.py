@@ -9,6 +9,7 @@ from psum.aggregator._actions import Action, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator._job import CREDIT_HOLD_SECONDS, Job
 from psum.aggregator._status import job_status
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 from psum.wire.errors import (
     AbortedError,
     DisagreementError,
@@ -45,8 +46,8 @@ def key(
     )
 
 
-def entry(round: int = 0, *, id: int = 7, priority: int = 0, shard: int = 0, length: int = 4) -> pb.ShardRound:
-    return pb.ShardRound(id=id, shard=shard, round=round, priority=priority, length=length)
+def entry(round: int = 0, *, id: int = 7, priority: int = 0, shard: int = 0, length: int = 4) -> ShardRound:
+    return ShardRound(id=id, shard=shard, round=round, priority=priority, length=length)
 
 
 FOUR = memoryview(b"abcd")
@@ -325,7 +326,7 @@ def test_a_sum_that_comes_after_the_job_failed_is_dropped(job: Job) -> None:
     ],
 )
 def test_contributions_that_cannot_be_meant_break_the_protocol(
-    job: Job, wrong: pb.ShardRound, payload: memoryview | None, complaint: str
+    job: Job, wrong: ShardRound, payload: memoryview | None, complaint: str
 ) -> None:
     """Unknown keys and shards, wrong sizes and wrong rounds end the sender's stream and change nothing."""
     declare(job)

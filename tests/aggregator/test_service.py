@@ -12,6 +12,7 @@ import pytest_asyncio
 from psum.aggregator import Server, Settings
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
+from psum.wire import ShardRound, to_columns, to_rows
 
 
 @pytest_asyncio.fixture
@@ -56,7 +57,7 @@ def declare(elements: int) -> pb.ExchangeRequest:
 
 def push(payload: bytes, round: int = 0) -> pb.ExchangeRequest:
     return pb.ExchangeRequest(
-        push=pb.Push(shards=[pb.ShardRound(id=5, round=round, length=len(payload))]), payload=payload
+        push=pb.Push(shards=to_columns([ShardRound(id=5, round=round, length=len(payload))])), payload=payload
     )
 
 
@@ -76,7 +77,7 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
             while answer.WhichOneof("kind") == "taken":
                 answer = await call.read()
             assert answer.payload == bytes([3]) * size
-            assert [(s.id, s.round, s.length) for s in answer.result.shards] == [(5, round, size)]
+            assert [(s.id, s.round, s.length) for s in to_rows(answer.result.shards)] == [(5, round, size)]
     await calls[0].write(pb.ExchangeRequest(goodbye=pb.Goodbye()))
     sync = (await calls[1].read()).sync
     await calls[1].write(pb.ExchangeRequest(synced=pb.Synced(number=sync.number)))
@@ -241,7 +242,7 @@ async def test_a_contribution_that_waits_does_not_keep_the_rest_of_its_message(s
             declared = declare(4)
             declared.declare.keys[0].id = id
             await call.write(declared)
-            pushed = pb.Push(shards=[pb.ShardRound(id=id, length=4)])
+            pushed = pb.Push(shards=to_columns([ShardRound(id=id, length=4)]))
             await call.write(pb.ExchangeRequest(push=pushed, padding=bytes(3 << 20), payload=b"abcd"))
             # Credit comes back once the contribution was taken.
             assert (await call.read()).WhichOneof("kind") == "taken"

@@ -14,7 +14,7 @@ from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
 from psum.aggregator._tally import KEEP_SECONDS, Tallies
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, Histogram, TlsFiles
+from psum.wire import PROTOCOL_VERSION, Histogram, ShardRound, TlsFiles
 from psum.wire.prometheus import registry_of
 
 
@@ -110,7 +110,7 @@ def fleet_of(jobs: int, workers: int) -> Registry:
             key = pb.Key(id=1, name="w", elements=8, type=pb.ELEMENT_TYPE_FLOAT32, operation=pb.OPERATION_SUM)
             key.shards.add(index=0, elements=8)
             job.declare(rank, key, 0.0)
-            job.contribute(rank, pb.ShardRound(id=1, shard=0, round=0), value, 1.0)
+            job.contribute(rank, ShardRound(id=1, shard=0, round=0), value, 1.0)
     return registry
 
 

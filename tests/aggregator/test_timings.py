@@ -8,9 +8,10 @@ import pytest
 from psum.aggregator._actions import Action, Deliver, Sum, TellTiming
 from psum.aggregator._job import Job
 from psum.aggregator._outbox import Outbox
+from psum.aggregator._results import Results
 from psum.aggregator._timings import Timings
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode
+from psum.wire import ShardRound, decode
 
 FOUR = memoryview(b"abcd")
 
@@ -54,7 +55,7 @@ def job(clock: Clock) -> Iterator[Job]:
 
 def push(job: Job, rank: int, round: int = 0, *, timed: bool = True, shard: int = 0) -> list[Action]:
     """A rank contributes."""
-    entry = pb.ShardRound(id=7, shard=shard, round=round, length=4, timed=timed)
+    entry = ShardRound(id=7, shard=shard, round=round, length=4, timed=timed)
     return job.contribute(rank, entry, FOUR, now=0.0)
 
 
@@ -159,8 +160,8 @@ def test_timings_share_a_message_ahead_of_their_results() -> None:
     for round in range(3):
         for shard in range(5):
             outbox.put_timing(pb.Timing(id=7, shard=shard, round=round))
-            entry = pb.ShardRound(id=7, shard=shard, round=round, length=1)
-            outbox.put_small((7, shard), entry, memoryview(b"x"))
+            entry = ShardRound(id=7, shard=shard, round=round, length=1)
+            outbox.put(Results((entry,), (memoryview(b"x"),), priority=0))
     outbox.put_control(pb.ExchangeResponse(notice=pb.Notice(text="first")))
     assert len(outbox) == 11
     messages = [decode(pb.ExchangeResponse, outbox.take())[0] for _ in range(3)]

@@ -6,7 +6,7 @@ import pytest
 from psum.client import ElementType, Operation, Ticket
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode
+from psum.wire import decode, encode, to_columns, to_rows
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_a_sync_is_answered_when_no_sum_is_lacking(session: Session) -> None:
     session.receive(0, encode(pb.ExchangeResponse(sync=pb.Sync(number=3))), 0.0)
     declare, push = sent(session)
     assert [declare.WhichOneof("kind"), push.WhichOneof("kind")] == ["declare", "push"]
-    [entry] = push.push.shards
-    session.receive(0, encode(pb.ExchangeResponse(result=pb.Result(shards=[entry])), bytes(16)), 0.0)
+    [entry] = to_rows(push.push.shards)
+    session.receive(0, encode(pb.ExchangeResponse(result=pb.Result(shards=to_columns([entry]))), bytes(16)), 0.0)
     [answer] = sent(session)
     assert answer.synced.number == 3
 

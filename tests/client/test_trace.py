@@ -15,7 +15,7 @@ from psum.client import _trace as trace
 from psum.client._recorder import Recorder
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode
+from psum.wire import decode, encode, to_columns, to_rows
 from tests.trace_events import check, checked
 
 
@@ -71,7 +71,7 @@ class Worker:
     ) -> None:
         """The result comes, after the timing where one is given: (last rank, waiting, summing)."""
         self.now = now
-        shards = request.push.shards
+        shards = to_rows(request.push.shards)
         if timing is not None:
             last_rank, waiting, summing = timing
             told = pb.Timings(
@@ -88,7 +88,9 @@ class Worker:
                 ]
             )
             self.session.receive(0, encode(pb.ExchangeResponse(timings=told)), now)
-        self.session.receive(0, encode(pb.ExchangeResponse(result=pb.Result(shards=shards)), bytes(32)), now)
+        self.session.receive(
+            0, encode(pb.ExchangeResponse(result=pb.Result(shards=to_columns(shards))), bytes(32)), now
+        )
 
 
 def recorded(recorder: Recorder, shard: int = 0) -> dict[str, tuple[float, float]]:
@@ -106,7 +108,7 @@ def test_each_stage_of_a_shard_is_told() -> None:
     worker = Worker(recorder)
     worker.begin(10.0)
     request = worker.send(11.0)
-    assert [entry.timed for entry in request.push.shards] == [True, True]
+    assert [entry.timed for entry in to_rows(request.push.shards)] == [True, True]
     worker.answer(request, 15.0, timing=(1, 2.0, 0.5))
     assert recorded(recorder) == {
         "step": (10.0, 15.0),
@@ -144,7 +146,9 @@ def test_a_timing_of_another_round_is_left_aside() -> None:
     worker = Worker(recorder)
     worker.begin(10.0)
     request = worker.send(11.0)
-    stale = [pb.Timing(id=e.id, shard=e.shard, round=e.round + 1, waiting_seconds=1) for e in request.push.shards]
+    stale = [
+        pb.Timing(id=e.id, shard=e.shard, round=e.round + 1, waiting_seconds=1) for e in to_rows(request.push.shards)
+    ]
     stale.append(pb.Timing(id=1, shard=0, round=0, waiting_seconds=1))
     worker.session.receive(0, encode(pb.ExchangeResponse(timings=pb.Timings(timings=stale))), 14.0)
     worker.answer(request, 15.0)
@@ -159,8 +163,7 @@ def test_a_broadcast_does_not_make_a_step_longer() -> None:
     worker.answer(worker.send(11.0), 15.0)
     worker.begin(20.0, Operation.BROADCAST)
     request = worker.send(21.0)
-    for entry in request.push.shards:
-        entry.length = 0
+    request.push.shards.ClearField("lengths")
     told = pb.ExchangeResponse(result=pb.Result(shards=request.push.shards))
     worker.session.receive(0, encode(told), 25.0)
     found = list(trace.slices(recorder))
@@ -210,7 +213,7 @@ def test_an_operation_that_failed_is_no_step() -> None:
     worker = Worker(recorder)
     worker.begin(10.0)
     request = worker.send(11.0)
-    fault = pb.Fault(code=pb.FAULT_CODE_TIMEOUT, text="too late", id=request.push.shards[0].id)
+    fault = pb.Fault(code=pb.FAULT_CODE_TIMEOUT, text="too late", id=request.push.shards.ids[0])
     worker.session.receive(0, encode(pb.ExchangeResponse(fault=fault)), 12.0)
     assert list(recorded(recorder)) == ["value"]
 
@@ -221,7 +224,7 @@ def test_nothing_is_asked_for_outside_of_the_steps_to_record() -> None:
         worker = Worker(recorder)
         worker.begin(10.0)
         request = worker.send(11.0)
-        assert [entry.timed for entry in request.push.shards] == [False, False]
+        assert [entry.timed for entry in to_rows(request.push.shards)] == [False, False]
         worker.answer(request, 12.0, timing=(1, 0.5, 0.5))
         assert worker.session.running == {}
 

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from psum.client import Operation
 from psum.v1 import aggregator_pb2 as pb
 from tests.fuzz.cases import ViolationError
+from tests.fuzz.columns import pieces_of
 from tests.fuzz.conversations import Conversation, Tensor
 from tests.fuzz.streams import Worker
 
@@ -93,11 +94,5 @@ def _collect(
     kind = message.WhichOneof("kind")
     if kind not in ("push", "restore"):
         return
-    shards = getattr(message, kind).shards
-    if sum(s.length for s in shards) != len(message.payload):
-        return
-    place = 0
-    for entry in shards:
-        piece = message.payload[place : place + entry.length]
-        (pushed if kind == "push" else restored).setdefault((entry.id, entry.shard, entry.round), set()).add(piece)
-        place += entry.length
+    for where, piece in pieces_of(getattr(message, kind).shards, message.payload):
+        (pushed if kind == "push" else restored).setdefault(where, set()).add(piece)

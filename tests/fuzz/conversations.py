@@ -9,7 +9,7 @@ from typing import Final
 from psum.client import ElementType, Operation
 from psum.client._placement import Placement, Shard, key_id
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import encode
+from psum.wire import ShardRound, encode, to_columns
 from tests.fuzz.mutation import Mutator
 
 ADDRESSES: Final = ("fuzzed:1",)
@@ -202,7 +202,7 @@ class Conversation:
         for i in range(0, len(shards), size):
             batch = shards[i : i + size]
             entries = [
-                pb.ShardRound(
+                ShardRound(
                     id=tensor.id,
                     shard=s.index,
                     round=round,
@@ -213,16 +213,16 @@ class Conversation:
                 for s in batch
             ]
             if pulls:
-                yield Step(rank, pb.ExchangeRequest(pull=pb.Pull(shards=entries)))
+                yield Step(rank, pb.ExchangeRequest(pull=pb.Pull(shards=to_columns(entries))))
             else:
                 payload = value[batch[0].start : batch[-1].stop]
-                yield Step(rank, pb.ExchangeRequest(push=pb.Push(shards=entries)), payload)
+                yield Step(rank, pb.ExchangeRequest(push=pb.Push(shards=to_columns(entries))), payload)
 
     def _restore(self, rank: int, tensor: Tensor, round: int) -> Iterator[Step]:
         for shard in tensor.shards:
-            entry = pb.ShardRound(id=tensor.id, shard=shard.index, round=round, length=shard.size)
+            entry = ShardRound(id=tensor.id, shard=shard.index, round=round, length=shard.size)
             payload = tensor.value(99, round)[shard.start : shard.stop]
-            yield Step(rank, pb.ExchangeRequest(restore=pb.Restore(shards=[entry])), payload)
+            yield Step(rank, pb.ExchangeRequest(restore=pb.Restore(shards=to_columns([entry]))), payload)
 
 
 def disturb(random: Random, steps: list[Step], strangers: Sequence[pb.ExchangeRequest]) -> None:

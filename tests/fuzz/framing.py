@@ -7,9 +7,10 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode, split
+from psum.wire import ShardRound, decode, encode, split, to_columns, to_rows
 from psum.wire.errors import ProtocolError
 from tests.fuzz.cases import ViolationError
+from tests.fuzz.columns import lengths_of, well_formed
 from tests.fuzz.mutation import Mutator
 
 _KINDS = (pb.ExchangeRequest, pb.ExchangeResponse)
@@ -36,11 +37,11 @@ class FramingTarget:
             # One whose lengths add up.
             message = kind()
             what = message.result if isinstance(message, pb.ExchangeResponse) else message.push
-            rest = len(payload)
+            rest, rows = len(payload), []
             while rest:
-                what.shards.add(id=random.randrange(9), length=(size := random.randint(1, rest)))
+                rows.append(ShardRound(random.randrange(9), length=(size := random.randint(1, rest))))
                 rest -= size
-            what.shards.add(id=1)
+            what.shards.CopyFrom(to_columns([*rows, ShardRound(1)]))
         data = encode(message, payload) if random.random() < 0.2 else mutator.mutate(message, payload)
         self.outcomes[f"framing: {check(kind, data)}"] += 1
 
@@ -79,13 +80,22 @@ def check(kind: Any, data: bytes) -> str:
     if which not in _WITH_SHARDS:
         return "a message"
     shards = getattr(message, which).shards
-    fits = sum(shard.length for shard in shards) == len(payload)
     try:
-        pieces = split(payload, shards)
+        rows = to_rows(shards)
+    except ProtocolError:
+        if well_formed(shards):
+            raise ViolationError(f"the columns in {data.hex()} fit, and were refused") from None
+        return "columns that do not fit"
+    if not well_formed(shards):
+        raise ViolationError(f"the columns in {data.hex()} do not fit, and were read as {rows}")
+    lengths = lengths_of(shards)
+    fits = sum(lengths) == len(payload)
+    try:
+        pieces = split(payload, rows)
     except ProtocolError:
         if fits:
             raise ViolationError(f"the lengths in {data.hex()} add up, and were refused") from None
         return "lengths that do not add up"
-    if not fits or b"".join(pieces) != payload or [len(p) for p in pieces] != [s.length for s in shards]:
+    if not fits or b"".join(pieces) != payload or [len(p) for p in pieces] != lengths:
         raise ViolationError(f"the payload of {data.hex()} was cut into {[bytes(p) for p in pieces]}")
     return "a message with shards"

@@ -11,9 +11,10 @@ from psum.client import ElementType, Operation, PsumError, Ticket, _trace
 from psum.client._recorder import Recorder
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import encode
+from psum.wire import ShardRound, encode, to_columns, to_rows
 from psum.wire.errors import ProtocolError
 from tests.fuzz.cases import ViolationError, kind_of
+from tests.fuzz.columns import pieces_of
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.streams import report, take
 
@@ -40,7 +41,7 @@ class Answers:
         """The last that it had to say."""
         self._random = random
         self._keys: dict[int, pb.Key] = {}
-        self._answered: list[pb.ShardRound] = []
+        self._answered: list[ShardRound] = []
 
     def hear(self, data: bytes) -> None:
         """Takes a message of the session, which must be in order whatever was sent to that."""
@@ -49,12 +50,12 @@ class Answers:
             case "declare":
                 self._keys.update((key.id, key) for key in message.declare.keys)
             case "push" | "pull" as kind:
-                entries = list(getattr(message, kind).shards)
+                entries = to_rows(getattr(message, kind).shards)
                 if sum(entry.length for entry in entries) != len(message.payload):
                     raise ViolationError(f"the session sends lengths that do not add up: {message}")
                 self._answer(entries, kind)
             case "restore":
-                for entry in message.restore.shards:
+                for entry in to_rows(message.restore.shards):
                     if entry.shard not in [shard.index for shard in self._keys[entry.id].shards]:
                         raise ViolationError(f"the session gives a sum to an aggregator that does not own it: {entry}")
             case "abort" | "synced":
@@ -69,17 +70,17 @@ class Answers:
         fault = pb.Fault(code=pb.FAULT_CODE_ABORTED, text="no", id=random.choice([*self._keys, 5]), ranks=[1])
         message = random.choice(
             (
-                pb.ExchangeResponse(want=pb.Want(shards=entries)),
-                pb.ExchangeResponse(want=pb.Want(shards=entries)),
-                pb.ExchangeResponse(taken=pb.Taken(shards=entries)),
+                pb.ExchangeResponse(want=pb.Want(shards=to_columns(entries))),
+                pb.ExchangeResponse(want=pb.Want(shards=to_columns(entries))),
+                pb.ExchangeResponse(taken=pb.Taken(shards=to_columns(entries))),
                 pb.ExchangeResponse(sync=pb.Sync(number=random.randrange(3))),
-                pb.ExchangeResponse(drain=pb.Drain(grace_seconds=1, open=entries)),
+                pb.ExchangeResponse(drain=pb.Drain(grace_seconds=1, open=to_columns(entries))),
                 pb.ExchangeResponse(fault=fault),
             )
         )
         self.waiting.append((message, b""))
 
-    def _answer(self, entries: list[pb.ShardRound], kind: str) -> None:
+    def _answer(self, entries: list[ShardRound], kind: str) -> None:
         random = self._random
         results = []
         for entry in entries:
@@ -88,12 +89,12 @@ class Answers:
                 raise ViolationError(f"the session sends a key that it has not declared: {entry}")
             if kind == "pull":
                 [elements] = [shard.elements for shard in key.shards if shard.index == entry.shard]
-                entry.length = elements * ElementType(key.type).itemsize
+                entry = entry._replace(length=elements * ElementType(key.type).itemsize)
             elif key.operation == pb.OPERATION_BROADCAST:
-                entry.length = 0
+                entry = entry._replace(length=0)
             results.append(entry)
         if random.random() < 0.2:
-            self.waiting.append((pb.ExchangeResponse(taken=pb.Taken(shards=results)), b""))
+            self.waiting.append((pb.ExchangeResponse(taken=pb.Taken(shards=to_columns(results))), b""))
         if timed := [entry for entry in results if entry.timed]:
             timings = [
                 pb.Timing(
@@ -111,7 +112,7 @@ class Answers:
             count = random.randint(1, len(results))
             batch, results = results[:count], results[count:]
             payload = random.randbytes(sum(entry.length for entry in batch))
-            self.waiting.append((pb.ExchangeResponse(result=pb.Result(shards=batch)), payload))
+            self.waiting.append((pb.ExchangeResponse(result=pb.Result(shards=to_columns(batch))), payload))
             self._answered = (self._answered + batch)[-20:]
 
 
@@ -258,14 +259,8 @@ class Life:
             message = pb.ExchangeResponse.FromString(data)
         except DecodeError:
             return
-        shards = message.result.shards
-        if sum(s.length for s in shards) != len(message.payload):
-            return
-        place = 0
-        for entry in shards:
-            where = aggregator, entry.id, entry.shard, entry.round
-            self._got.setdefault(where, set()).add(message.payload[place : place + entry.length])
-            place += entry.length
+        for where, piece in pieces_of(message.result.shards, message.payload):
+            self._got.setdefault((aggregator, *where), set()).add(piece)
 
     def _check(self, begun: Begun) -> None:
         """An operation ended once; its result is what was sent for it, by those who should."""

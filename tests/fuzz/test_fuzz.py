@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import encode
+from psum.wire import ShardRound, encode, to_columns
 from tests.fuzz.cases import Case
 from tests.fuzz.conversations import Conversation, disturb
 from tests.fuzz.mutation import Mutator, split_fields
@@ -65,8 +65,8 @@ def test_every_kind_of_message_is_made(kind: type[pb.ExchangeRequest | pb.Exchan
 
 def test_mutations_are_of_all_sorts() -> None:
     """Of a message some are still messages and some are not, and few are the original."""
-    entries = [pb.ShardRound(id=7, shard=i, round=3, length=4) for i in range(2)]
-    message = pb.ExchangeRequest(push=pb.Push(shards=entries))
+    entries = [ShardRound(id=7, shard=i, round=3, length=4) for i in range(2)]
+    message = pb.ExchangeRequest(push=pb.Push(shards=to_columns(entries)))
     original = encode(message, b"abcdefgh")
     mutator = Mutator(Random(1), [message])
     mutants = [mutator.mutate(message, b"abcdefgh") for _ in range(2000)]

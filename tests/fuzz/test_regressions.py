@@ -6,6 +6,7 @@ import pytest_asyncio
 
 from psum.client import ElementType, Operation
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound, to_columns
 from tests.fuzz.aggregator import AggregatorTarget
 from tests.fuzz.cases import LogWatch
 from tests.fuzz.conversations import Conversation, Step, Tensor
@@ -38,8 +39,8 @@ def declare(rank: int, round: int = 0, **changes: int) -> Step:
 
 
 def push(rank: int, round: int, *, padding: int = 0) -> Step:
-    entry = pb.ShardRound(id=W.id, round=round, length=W.nbytes)
-    message = pb.ExchangeRequest(push=pb.Push(shards=[entry]), padding=bytes(padding))
+    entry = ShardRound(id=W.id, round=round, length=W.nbytes)
+    message = pb.ExchangeRequest(push=pb.Push(shards=to_columns([entry])), padding=bytes(padding))
     return Step(rank, message, W.value(rank, round))
 
 

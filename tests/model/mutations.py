@@ -10,6 +10,7 @@ from psum.client._scheduler import Scheduler
 from psum.client._session import Session
 from psum.client._ticket import Part
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 
 
 def waiters_are_forgotten_when_a_round_is_adopted(patch: pytest.MonkeyPatch) -> None:
@@ -117,10 +118,10 @@ def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> No
 def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
     result = Session._result
 
-    def mutant(self: Session, aggregator: int, entry: pb.ShardRound, payload: memoryview, now: float) -> None:
+    def mutant(self: Session, aggregator: int, entry: ShardRound, payload: memoryview, now: float) -> None:
         part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
         if part is not None:
-            entry.round = part.ticket.round
+            entry = entry._replace(round=part.ticket.round)
         result(self, aggregator, entry, payload, now)
 
     patch.setattr(Session, "_result", mutant)

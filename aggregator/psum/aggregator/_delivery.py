@@ -4,18 +4,19 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, TellTiming, Warn
 from psum.aggregator._arena import Arena
 from psum.aggregator._job import Job
-from psum.aggregator._outbox import Outbox
+from psum.aggregator._outbox import MAX_BATCH, Outbox
 from psum.aggregator._pool import UrgentPool
+from psum.aggregator._results import Results, result_message
 from psum.aggregator._sums import add_up
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import SHARED_BYTES, Pipe, Segment, allocate, encode
+from psum.wire import BATCH_BYTES, SHARED_BYTES, Pipe, Segment, ShardRound, allocate, to_columns
 from psum.wire.errors import FaultError, InternalError, ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Line:
         if self.pipe is not None:
             self.pipe.close()
 
-    def placed(self, entry: pb.ShardRound) -> memoryview:
+    def placed(self, entry: ShardRound) -> memoryview:
         """What a worker has placed in the memory that it shares.
 
         Raises:
@@ -79,54 +80,45 @@ class Line:
         return self.segment.view[entry.place : entry.place + entry.placed]
 
 
-class Small(NamedTuple):
-    """The sum of a small shard.
-
-    Attributes:
-        entry: Which it is, and how long.
-        memory: The sum.
-    """
-
-    entry: pb.ShardRound
-    memory: memoryview
-
-
 class Large:
     """The sum of a large shard, in shared memory, in a message or in both, as its receivers want it.
 
     Args:
-        entry: Which it is, without where it lies.
+        row: Which it is, without where it lies.
         place: Its offset in the job's shared memory, None where it lies in a message.
         memory: The sum.
         message: The message that it lies in.
     """
 
-    __slots__ = ("_entry", "_message", "memory", "piped", "placed")
+    __slots__ = ("_inline", "_row", "memory", "piped", "placed")
 
-    def __init__(self, entry: pb.ShardRound, place: int | None, memory: memoryview, message: bytes | None) -> None:
+    def __init__(self, row: ShardRound, place: int | None, memory: memoryview, message: bytes | None) -> None:
         # What `allocate` gives for writing must not outlive the message; this does not.
         self.memory = memory if message is None else memoryview(message)[-len(memory) :]
-        self.piped = _copied(entry, placed=len(memory))
+        size, priority = len(memory), row.priority
+        self.piped = Results((row._replace(placed=size),), beside=(self.memory,), priority=priority)
         """What announces it on a data connection."""
-        self.placed: pb.ShardRound | None = None
+        self.placed: Results | None = None
         """What tells a worker that shares the memory."""
         if place is not None:
-            self.placed = _copied(entry, place=place, placed=len(memory))
-        self._entry = entry
-        self._message = message
+            self.placed = Results((row._replace(place=place, placed=size),), priority=priority)
+        self._row = row
+        self._inline = None if message is None else Results((row,), priority=priority, message=message)
 
-    def message(self) -> bytes:
-        """The message for everybody else, made once."""
-        if self._message is None:
-            self._entry.length = len(self.memory)
-            self._message = encode(pb.ExchangeResponse(result=pb.Result(shards=[self._entry])), self.memory)
-        return self._message
+    def on(self, line: Line) -> Results:
+        """What one worker is sent."""
+        if line.segment is not None and self.placed is not None:
+            return self.placed
+        if line.pipe is not None and line.segment is None:
+            return self.piped
+        return self._with_value()
 
-
-def _copied(entry: pb.ShardRound, *, placed: int, place: int = 0) -> pb.ShardRound:
-    return pb.ShardRound(
-        id=entry.id, shard=entry.shard, round=entry.round, priority=entry.priority, place=place, placed=placed
-    )
+    def _with_value(self) -> Results:
+        """The sum within its message, made once."""
+        if self._inline is None:
+            message = result_message((self._row._replace(length=len(self.memory)),), (self.memory,))
+            self._inline = Results((self._row,), priority=self._row.priority, message=message)
+        return self._inline
 
 
 class Delivery:
@@ -151,38 +143,55 @@ class Delivery:
         """How many keys failed, by job and code."""
 
     def perform(self, job: Job, actions: Iterable[Action]) -> None:
-        """Carries out the actions of one job, in order."""
+        """Carries out the actions of one job, in order; sums and results that come one after another together."""
+        sums: list[Sum] = []
+        results: list[Deliver] = []
         for action in actions:
             match action:
                 case Sum():
-                    self._sum(job, action)
+                    sums.append(action)
                 case Deliver():
-                    self._deliver(job, action)
+                    results.append(action)
                 case TellTiming():
+                    # In each outbox it goes ahead of results, so it may do so here.
                     self._tell_timing(job, action)
-                case ReturnCredit(rank, rounds):
-                    job.tally.returned_credits += len(rounds)
-                    taken = pb.Taken(shards=[pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds])
-                    self._tell(job, rank, pb.ExchangeResponse(taken=taken))
-                case Ask(rank, rounds):
-                    wanted = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in rounds]
-                    self._tell(job, rank, pb.ExchangeResponse(want=pb.Want(shards=wanted)))
-                case Sync(number, ranks):
-                    for rank in ranks:
-                        if (line := self._lines(job, rank)) is not None:
-                            line.outbox.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
-                            line.filled.set()
-                case Release(rank):
-                    self._tell(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
-                case Warn(text, ranks):
-                    _log.warning("%s", text)
-                    for rank in ranks:
-                        self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
-                case Report(fault, ranks):
-                    job.tally.faults[fault.kind] += 1
-                    self._log_fault(job, fault)
-                    for rank in ranks:
-                        self._tell(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
+                case _:
+                    self._sum_and_deliver(job, sums, results)
+                    sums, results = [], []
+                    self._tell_others(job, action)
+        self._sum_and_deliver(job, sums, results)
+
+    def _sum_and_deliver(self, job: Job, sums: Sequence[Sum], results: Sequence[Deliver]) -> None:
+        if results:
+            self._deliver(job, results)
+        if sums:
+            self._sum(job, sums)
+
+    def _tell_others(self, job: Job, action: Action) -> None:
+        match action:
+            case ReturnCredit(rank, rounds):
+                job.tally.returned_credits += len(rounds)
+                taken = pb.Taken(shards=to_columns([ShardRound(*place) for place in rounds]))
+                self._tell(job, rank, pb.ExchangeResponse(taken=taken))
+            case Ask(rank, rounds):
+                wanted = pb.Want(shards=to_columns([ShardRound(*place) for place in rounds]))
+                self._tell(job, rank, pb.ExchangeResponse(want=wanted))
+            case Sync(number, ranks):
+                for rank in ranks:
+                    if (line := self._lines(job, rank)) is not None:
+                        line.outbox.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
+                        line.filled.set()
+            case Release(rank):
+                self._tell(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
+            case Warn(text, ranks):
+                _log.warning("%s", text)
+                for rank in ranks:
+                    self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
+            case Report(fault, ranks):
+                job.tally.faults[fault.kind] += 1
+                self._log_fault(job, fault)
+                for rank in ranks:
+                    self._tell(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
 
     def _tell_timing(self, job: Job, action: TellTiming) -> None:
         for rank, waiting in action.waiting.items():
@@ -221,12 +230,18 @@ class Delivery:
             line.outbox.put_control(message)
             line.filled.set()
 
-    def _sum(self, job: Job, action: Sum) -> None:
-        try:
-            self._begin_sum(job, action)
-        except Exception as error:
-            # Else the stream that brought the last contribution would end, and the round wait for a sum for ever.
-            self._sum_failed(job, action, error)
+    def _sum(self, job: Job, actions: Iterable[Sum]) -> None:
+        made: list[Action] = []
+        for action in actions:
+            try:
+                if (result := self._begin_sum(job, action)) is not None:
+                    made += self._made(job, action, result)
+            except Exception as error:
+                # Else the stream that brought the last contribution would end, and the round wait for a sum for ever.
+                self.perform(job, made)
+                made = []
+                self._sum_failed(job, action, error)
+        self.perform(job, made)
 
     def _sum_failed(self, job: Job, action: Sum, error: BaseException) -> None:
         _log.error("job %s: the sum of %r failed", job.name, action.key, exc_info=error)
@@ -235,18 +250,18 @@ class Delivery:
         )
         self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
 
-    def _begin_sum(self, job: Job, action: Sum) -> None:
-        key, size, contributions = action.key, action.key.sizes[action.shard], action.contributions
-        entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority, length=size)
+    def _begin_sum(self, job: Job, action: Sum) -> object:
+        """The sum, None where a thread is to make it."""
+        key, contributions = action.key, action.contributions
+        size = key.sizes[action.shard]
         if size < SHARED_BYTES:
-            total = memoryview(bytearray(size))
-            result: Small | Large = Small(entry, total)
+            result: object
+            result = total = memoryview(bytearray(size))
         else:
-            result, total = self._large(job, entry, size)
+            result, total = self._large(job, ShardRound(key.id, action.shard, action.round, action.priority), size)
         if size * len(contributions) <= _AT_ONCE_BYTES:
             add_up(key.element_type, contributions, total)
-            self._made(job, action, result)
-            return
+            return result
 
         seconds = 0.0
 
@@ -258,28 +273,29 @@ class Delivery:
 
         def done(error: BaseException | None) -> None:
             if error is None:
-                self._made(job, action, result, seconds)
+                self.perform(job, self._made(job, action, result, seconds))
             else:
                 self._sum_failed(job, action, error)
 
         self._pool.submit(action.priority, make, done, size * len(contributions))
+        return None
 
-    def _large(self, job: Job, entry: pb.ShardRound, size: int) -> tuple[Large, memoryview]:
+    def _large(self, job: Job, row: ShardRound, size: int) -> tuple[Large, memoryview]:
         """Where a sum is to be made: where it is sent from, in memory that workers share or within its message."""
         arena = self._arena(job)
-        if arena is not None and (found := arena.place(entry.id, entry.shard, size)) is not None:
+        if arena is not None and (found := arena.place(row.id, row.shard, size)) is not None:
             place, total = found
-            entry.length = 0
-            return Large(entry, place, total, None), total
-        message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=[entry])), size)
-        return Large(entry, None, total, message), total
+            return Large(row, place, total, None), total
+        columns = to_columns((row._replace(length=size),))
+        message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
+        return Large(row, None, total, message), total
 
-    def _made(self, job: Job, action: Sum, result: object, seconds: float | None = None) -> None:
-        """A sum is there, and took a thread so many seconds."""
+    @staticmethod
+    def _made(job: Job, action: Sum, result: object, seconds: float | None = None) -> list[Action]:
+        """A sum is there, and took a thread so many seconds; returns what follows."""
         if action.restored:
             job.tally.restores += 1
-            self.perform(job, job.restored(action.key, action.shard, action.round, result))
-            return
+            return job.restored(action.key, action.shard, action.round, result)
         shard = action.key.shards.get(action.shard)
         since = None if shard is None else shard.since
         if (actions := job.summed(action.key, action.shard, result)) and since is not None:
@@ -287,33 +303,59 @@ class Delivery:
             if seconds is not None:
                 tally.summing.observe(seconds)
             tally.duration.observe(time.monotonic() - since)
-        self.perform(job, actions)
+        return actions
 
-    def _deliver(self, job: Job, action: Deliver) -> None:
-        key, result = action.key, action.result
-        size, place = key.sizes[action.shard], (key.id, action.shard)
-        sent = 0
-        for rank in action.ranks:
-            line = self._lines(job, rank)
-            if line is None:
-                continue
-            if key.broadcast and rank == 0:
-                # It has the value; this says that everybody asked for it.
-                entry = pb.ShardRound(id=key.id, shard=action.shard, round=action.round, priority=action.priority)
-                line.outbox.put_small(place, entry, _NOTHING)
+    def _deliver(self, job: Job, actions: Iterable[Deliver]) -> None:
+        for batch in _batches(actions):
+            key, ranks, result = batch[0].key, batch[0].ranks, batch[0].result
+            results = result if isinstance(result, Large) else _small(batch)
+            size, sent = sum([action.key.sizes[action.shard] for action in batch]), 0
+            for rank in ranks:
+                line = self._lines(job, rank)
+                if line is None:
+                    continue
                 line.filled.set()
-                continue
-            if isinstance(result, Small):
-                line.outbox.put_small(place, result.entry, result.memory)
-            else:
-                assert isinstance(result, Large)
-                if line.segment is not None and result.placed is not None:
-                    line.outbox.put_small(place, result.placed, _NOTHING)
-                elif line.pipe is not None and line.segment is None and size >= SHARED_BYTES:
-                    line.outbox.put_small(place, result.piped, _NOTHING, beside=result.memory)
-                else:
-                    line.outbox.put_message(place, action.priority, result.message())
-            line.filled.set()
-            job.workers[rank].sent_bytes += size
-            sent += size
-        job.tally.of(broadcast=key.broadcast).sent_bytes += sent
+                if key.broadcast and rank == 0:
+                    # It has the value; this says that everybody asked for it.
+                    line.outbox.put(_empty(batch))
+                    continue
+                line.outbox.put(results.on(line) if isinstance(results, Large) else results)
+                job.workers[rank].sent_bytes += size
+                sent += size
+            job.tally.of(broadcast=key.broadcast).sent_bytes += sent
+
+
+def _batches(actions: Iterable[Deliver]) -> Iterator[list[Deliver]]:
+    """Small results for the same ranks, as many as one message takes; a large one by itself."""
+    batch: list[Deliver] = []
+    size = 0
+    for action in actions:
+        size += (more := action.key.sizes[action.shard])
+        if batch and (
+            size > BATCH_BYTES
+            or len(batch) == MAX_BATCH
+            or more >= SHARED_BYTES
+            or action.ranks != batch[0].ranks
+            or action.key.broadcast is not batch[0].key.broadcast
+        ):
+            yield batch
+            batch, size = [], more
+        batch.append(action)
+        if more >= SHARED_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _small(batch: Sequence[Deliver]) -> Results:
+    """Small results with their values."""
+    payloads: list[Any] = [action.result for action in batch]
+    rows = [ShardRound(a.key.id, a.shard, a.round, a.priority, len(p)) for a, p in zip(batch, payloads, strict=True)]
+    return Results(rows, payloads, priority=max([row.priority for row in rows]))
+
+
+def _empty(batch: Sequence[Deliver]) -> Results:
+    """The same without."""
+    rows = [ShardRound(action.key.id, action.shard, action.round, action.priority) for action in batch]
+    return Results(rows, [_NOTHING] * len(rows), priority=max([row.priority for row in rows]))

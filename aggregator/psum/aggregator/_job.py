@@ -5,6 +5,7 @@ messages and disconnections arrive, `summed` when a sum is made, and `tick` from
 that follow. A method that raises ProtocolError has changed nothing: the shell ends that worker's stream.
 """
 
+import mmap
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
@@ -19,6 +20,7 @@ from psum.aggregator._tally import JobTally
 from psum.aggregator._timings import Timings
 from psum.aggregator._worker import Worker
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 from psum.wire.errors import FaultError, ProtocolError
 
 #: How long a contribution may count against its worker's credit while its round waits for others. Without a limit, two
@@ -177,8 +179,17 @@ class Job:
         ]
         return [Ask(rank, tuple(wanted))] if wanted else []
 
-    def contribute(self, rank: int, entry: pb.ShardRound, payload: memoryview | None, now: float) -> list[Action]:
+    def contribute(
+        self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
+    ) -> list[Action]:
         """A worker pushes a shard (payload) or asks for one of a broadcast (None).
+
+        Args:
+            rank: The worker.
+            entry: Which shard, and which round of it.
+            payload: Its value.
+            now: The time.
+            message_bytes: How much a view of the payload keeps alive, 0 where not much more than itself.
 
         Raises:
             ProtocolError: There is no such key or shard, or the payload or the round is not what is expected.
@@ -217,6 +228,9 @@ class Job:
                 worker.contributed = True
                 self.held_bytes += size
                 self.waiting[key_id, index] = (key, shard)
+                if 2 * size < message_bytes:
+                    # However long the round waits, it would keep the whole message, which no budget counts.
+                    shard.copy(rank)
                 if payload:
                     worker.uncredited.append((now, key, index, round))
                 return self._fail_if_deserted(key, shard) if self._left else []
@@ -258,7 +272,7 @@ class Job:
         deliver = Deliver(key, index, round, priority, result, tuple(range(self.num_workers)))
         return [*self.timings.summed(key, index, round), deliver] if self.timings else [deliver]
 
-    def restore(self, rank: int, entry: pb.ShardRound, payload: memoryview) -> list[Action]:
+    def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """A worker gives back the sum of a round that this aggregator process has not made.
 
         Raises:
@@ -502,7 +516,8 @@ class Job:
                 continue
             if shard.round == round or (shard.round == round + 1 and rank in shard.waiters):
                 # With its credit the worker gets back its shared memory.
-                shard.keep(rank)
+                if isinstance(shard.contributions.get(rank, _NOTHING).obj, mmap.mmap):
+                    shard.copy(rank)
                 yield key.id, index, round
 
     def _connected(self) -> tuple[int, ...]:

@@ -11,11 +11,12 @@ import math
 from collections import deque
 from typing import Any, Final
 
+from psum.aggregator._results import Results, result_message
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, encode
+from psum.wire import BATCH_BYTES
 
 #: Most results in one message; some, as those of the root of a broadcast, have no bytes that would limit them.
-_MAX_BATCH: Final = 1024
+MAX_BATCH: Final = 1024
 
 #: How much one message may announce that follows on the data connection, where an urgent result is behind it.
 _BESIDE_BYTES: Final = 2 << 20
@@ -23,7 +24,7 @@ _BESIDE_BYTES: Final = 2 << 20
 #: Messages without payload from which on an outbox is crowded.
 _MAX_CONTROL: Final = 1000
 
-#: A result and where it stands in line: urgency, order of arrival, key's id and shard, then the message or its parts.
+#: Results and where they stand in line: urgency, order of arrival, and they themselves.
 _Entry = list[Any]
 
 
@@ -31,8 +32,8 @@ class Outbox:
     """The messages for one stream, in the order in which they are to be sent.
 
     Control messages go first, in order of arrival; then timings, so that each is there before the result that it tells
-    of. Results follow by urgency, equals in order of arrival. A result is either a whole message, made once for all
-    workers, or a small payload that shares a message with others.
+    of. Results follow by urgency, equals in order of arrival. Those that came together stay together, in a message that
+    is made once for all workers; where they are few, other results travel with them.
     """
 
     def __init__(self) -> None:
@@ -64,20 +65,23 @@ class Outbox:
         """Whether the worker has left so much unread that it should not be given reason to be sent more."""
         return len(self._control) > _MAX_CONTROL
 
-    def put_message(self, place: tuple[int, int], priority: int, message: bytes) -> None:
-        """Adds a result that is a whole message, in place of any other of this (key's id, shard)."""
-        self._put(place, priority, message, None, None)
-
-    def put_small(
-        self, place: tuple[int, int], shard: pb.ShardRound, payload: memoryview, beside: memoryview | None = None
-    ) -> None:
-        """Adds a result that may share its message with others, or is beside it, in place of any other of this
-        (key's id, shard)."""
-        self._put(place, shard.priority, shard, payload, beside)
+    def put(self, results: Results) -> None:
+        """Adds results, each in place of any other of its (key's id, shard)."""
+        if not self._by_place.keys().isdisjoint(results.places):
+            for number, place in enumerate(results.places):
+                single = results.only(number) if len(results.places) > 1 else results
+                if (entry := self._by_place.get(place)) is not None:
+                    # It keeps its place in the line.
+                    entry[2] = entry[2].replaced(place, single)
+                else:
+                    self._add(single)
+        else:
+            self._add(results)
 
     def put_last(self, message: pb.ExchangeResponse) -> None:
         """Adds a message without payload that is to follow all that is here now."""
-        heapq.heappush(self._results, [math.inf, next(self._order), None, message.SerializeToString(), None, None])
+        last = Results((), priority=-math.inf, message=message.SerializeToString())
+        heapq.heappush(self._results, [math.inf, next(self._order), last])
 
     def take(self) -> bytes:
         """The next message to send; there must be one. What it announces is in `beside` afterwards."""
@@ -85,33 +89,27 @@ class Outbox:
         if self._control:
             return self._control.popleft()
         if self._timings:
-            places = list(itertools.islice(self._timings, _MAX_BATCH))
+            places = list(itertools.islice(self._timings, MAX_BATCH))
             timings = [self._timings.pop(place) for place in places]
             return pb.ExchangeResponse(timings=pb.Timings(timings=timings)).SerializeToString()
-        first, payload, beside = self._pop()
-        if isinstance(first, bytes) or payload is None:
-            assert isinstance(first, bytes)
-            return first
-        response, payloads, size, size_beside = pb.ExchangeResponse(), [payload], len(payload), 0
-        shards = response.result.shards
-        shards.append(first)
-        if beside is not None:
-            self.beside.append(beside)
-            size_beside = len(beside)
-        while self._results and len(shards) < _MAX_BATCH:
-            *_, shard, payload, beside = self._results[0]
-            if payload is None or isinstance(shard, bytes) or size + len(payload) > BATCH_BYTES:
+        batch = [first := self._pop()]
+        count, size, size_beside = len(first.rows), first.size, first.size_beside
+        while self._results and not first.alone:
+            following: Results = self._results[0][2]
+            count += len(following.rows)
+            size += following.size
+            size_beside += following.size_beside
+            if following.alone or count > MAX_BATCH or size > BATCH_BYTES or size_beside > _BESIDE_BYTES:
                 break
-            if beside is not None:
-                if size_beside + len(beside) > _BESIDE_BYTES:
-                    break
-                self.beside.append(beside)
-                size_beside += len(beside)
-            self._pop()
-            shards.append(shard)
-            payloads.append(payload)
-            size += len(payload)
-        return encode(response, *payloads)
+            batch.append(self._pop())
+        if len(batch) == 1:
+            self.beside = list(first.beside)
+            return first.message()
+        self.beside = [payload for results in batch for payload in results.beside]
+        return result_message(
+            [row for results in batch for row in results.rows],
+            [payload for results in batch for payload in results.payloads],
+        )
 
     def clear(self) -> None:
         """Drops everything."""
@@ -120,23 +118,13 @@ class Outbox:
         self._results.clear()
         self._by_place.clear()
 
-    def _put(
-        self,
-        place: tuple[int, int],
-        priority: int,
-        item: bytes | pb.ShardRound,
-        payload: memoryview | None,
-        beside: memoryview | None,
-    ) -> None:
-        if (entry := self._by_place.get(place)) is not None:
-            # It keeps its place in the line.
-            entry[3:] = item, payload, beside
-            return
-        self._by_place[place] = entry = [-priority, next(self._order), place, item, payload, beside]
+    def _add(self, results: Results) -> None:
+        entry: _Entry = [-results.priority, next(self._order), results]
+        self._by_place.update(dict.fromkeys(results.places, entry))
         heapq.heappush(self._results, entry)
 
-    def _pop(self) -> tuple[bytes | pb.ShardRound, memoryview | None, memoryview | None]:
-        _, _, place, item, payload, beside = heapq.heappop(self._results)
-        if place is not None:
+    def _pop(self) -> Results:
+        results: Results = heapq.heappop(self._results)[2]
+        for place in results.places:
             del self._by_place[place]
-        return item, payload, beside
+        return results

@@ -17,7 +17,6 @@ the round before, should a rank lack it, it has from a rank that has it. Until t
 """
 
 import enum
-import mmap
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
@@ -168,11 +167,9 @@ class ShardRounds(Generic[Result]):
         # Honest ranks do not begin a round while they lack the sum of the one before.
         self.waiters.clear()
 
-    def keep(self, rank: int) -> None:
-        """Copies a rank's contribution from memory that the rank is going to use for something else."""
-        payload = self.contributions.get(rank)
-        if payload is not None and isinstance(payload.obj, mmap.mmap):
-            self.contributions[rank] = memoryview(bytes(payload))
+    def copy(self, rank: int) -> None:
+        """Replaces a rank's contribution by a copy: its memory is much more than itself, or not to be relied on."""
+        self.contributions[rank] = memoryview(bytes(self.contributions[rank]))
 
     def adopt(self, holder: int, now: float) -> None:
         """A rank has the sum of the current round: the next one begins, and whoever contributed waits for that sum."""

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from psum.aggregator._actions import Action
 from psum.aggregator._arena import Arena
 from psum.aggregator._data_port import DataPort
 from psum.aggregator._delivery import Delivery, Line
@@ -24,7 +25,19 @@ from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.aggregator._tokens import Tokens, bearer
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_MESSAGE_BYTES, Pipe, Segment, SegmentError, decode, split, sweep
+from psum.wire import (
+    MAX_MESSAGE_BYTES,
+    MAX_SHARDS_PER_PAYLOAD,
+    Pipe,
+    Segment,
+    SegmentError,
+    ShardRound,
+    decode,
+    split,
+    sweep,
+    to_columns,
+    to_rows,
+)
 from psum.wire.errors import DeniedError, FaultError, InternalError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -143,8 +156,8 @@ class Service:
         self.draining = True
         open_rounds = {id(job): job.open_rounds() for job in self._registry.jobs.values()}
         for (job_id, _), line in self._lines.items():
-            entries = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in open_rounds.get(job_id, ())]
-            line.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=entries)))
+            open_here = to_columns([ShardRound(*place) for place in open_rounds.get(job_id, ())])
+            line.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
             line.filled.set()
 
         def busy() -> bool:
@@ -393,30 +406,40 @@ class Service:
         request, payload = decode(pb.ExchangeRequest, data)
         match request.WhichOneof("kind"):
             case "push":
-                entries = request.push.shards
-                for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    if not entry.placed:
-                        value = _kept(piece, data)
-                    elif line.segment is not None:
-                        value = line.placed(entry)
-                    elif pipe is not None:
-                        value = await pipe.receive_payload(entry.placed)
-                    else:
-                        raise ProtocolError("a payload was announced that is neither in the message nor anywhere else")
-                    worker.received_bytes += len(value)
-                    if actions := job.contribute(rank, entry, value, now):
-                        self._delivery.perform(job, actions)
+                entries = to_rows(request.push.shards, MAX_SHARDS_PER_PAYLOAD)
+                actions: list[Action] = []
+                try:
+                    for entry, value in zip(entries, split(payload, entries), strict=True):
+                        if entry.placed and line.segment is not None:
+                            value = line.placed(entry)
+                        elif entry.placed:
+                            if pipe is None:
+                                raise ProtocolError(
+                                    "a payload was announced that comes neither in the message nor elsewhere"
+                                )
+                            # It may have to be waited for; what is complete does not wait with it.
+                            self._delivery.perform(job, actions)
+                            actions = []
+                            value = await pipe.receive_payload(entry.placed)
+                        worker.received_bytes += len(value)
+                        actions += job.contribute(rank, entry, value, now, len(data))
+                finally:
+                    # What came before something wrong counts.
+                    self._delivery.perform(job, actions)
             case "pull":
-                entries = request.pull.shards
-                # Nothing to cut, but to be held to the same limits.
-                for entry, _ in zip(entries, split(payload, entries), strict=True):
-                    if actions := job.contribute(rank, entry, None, now):
-                        self._delivery.perform(job, actions)
+                entries = to_rows(request.pull.shards, MAX_SHARDS_PER_PAYLOAD)
+                actions = []
+                try:
+                    # Nothing to cut, but to be held to the same limits.
+                    for entry, _ in zip(entries, split(payload, entries), strict=True):
+                        actions += job.contribute(rank, entry, None, now)
+                finally:
+                    self._delivery.perform(job, actions)
             case "declare":
                 for key in request.declare.keys:
                     self._delivery.perform(job, job.declare(rank, key, now))
             case "restore":
-                entries = request.restore.shards
+                entries = to_rows(request.restore.shards, MAX_SHARDS_PER_PAYLOAD)
                 for entry, piece in zip(entries, split(payload, entries), strict=True):
                     self._delivery.perform(job, job.restore(rank, entry, piece))
             case "abort":
@@ -523,12 +546,6 @@ class Service:
             memory_budget_bytes=self._registry.budget.limit_bytes,
             loop_lag_seconds=self.pulse.recent_lag_seconds,
         )
-
-
-def _kept(piece: memoryview, data: bytes | memoryview) -> memoryview:
-    """A contribution in a form that keeps not much more than itself: a view would keep the whole message, however long
-    the round waits, which no budget counts."""
-    return piece if 2 * len(piece) >= len(data) else memoryview(bytes(piece))
 
 
 def _parse_status_request(data: bytes) -> pb.GetStatusRequest | None:

@@ -15,7 +15,7 @@ from psum.client._diagnosis import diagnose
 from psum.client._session import Session
 from psum.client._shared import SharedMemory
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Pipe, SegmentError, decode, encode, grpc_options
+from psum.wire import Pipe, SegmentError, decode, encode, grpc_options, sizes_beside
 from psum.wire.errors import (
     AggregatorLostError,
     ConfigurationError,
@@ -413,7 +413,7 @@ class Link:
             message, payload = decode(pb.ExchangeResponse, await pipe.receive())
             beside = []
             if self._shared is None:
-                beside = [await pipe.receive_payload(entry.placed) for entry in message.result.shards if entry.placed]
+                beside = [await pipe.receive_payload(size) for size in sizes_beside(message.result.shards)]
             if (end := self._hear(message, payload, beside)) is not None:
                 return end
 

@@ -22,11 +22,11 @@ class Shard:
     start: int
     stop: int
     aggregator: int
+    size: int = dataclasses.field(init=False)
+    """Its size in bytes."""
 
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-        return self.stop - self.start
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", self.stop - self.start)
 
 
 class Placement:

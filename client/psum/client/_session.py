@@ -19,7 +19,18 @@ from psum.client._shared import SharedMemory
 from psum.client._tally import Tally
 from psum.client._ticket import Part, State, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, SHARED_BYTES, ElementType, decode, encode, split
+from psum.wire import (
+    BATCH_BYTES,
+    MAX_SHARDS_PER_PAYLOAD,
+    SHARED_BYTES,
+    ElementType,
+    ShardRound,
+    decode,
+    encode,
+    split,
+    to_columns,
+    to_rows,
+)
 from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError, RoundTimeoutError
 
 #: Keys described in one message: some tens of kilobytes.
@@ -52,7 +63,7 @@ class _Lane:
         self.declarations: deque[pb.Key] = deque()
         """Keys that it has not been told of yet."""
         self.aborts: deque[pb.Abort] = deque()
-        self.restores: deque[tuple[pb.ShardRound, memoryview | bytes]] = deque()
+        self.restores: deque[tuple[ShardRound, memoryview | bytes]] = deque()
         """Sums that it asked for."""
         self.outstanding: dict[tuple[int, int], Part] = {}
         """Shards that were sent and have no result yet, by (key's id, shard)."""
@@ -67,8 +78,7 @@ class _Lane:
 
     def add(self, part: Part) -> None:
         """Queues a shard, or keeps it for the aggregator's next process."""
-        place = part.ticket.key.id, part.shard.index, part.ticket.round
-        if self.still_open is None or place in self.still_open:
+        if self.still_open is None or (part.ticket.key.id, part.shard.index, part.ticket.round) in self.still_open:
             self.scheduler.add(part)
         else:
             self.postponed.append(part)
@@ -213,7 +223,7 @@ class Session:
             return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
         if lane.restores:
             entry, total = lane.restores.popleft()
-            return encode(pb.ExchangeRequest(restore=pb.Restore(shards=[entry])), total)
+            return encode(pb.ExchangeRequest(restore=pb.Restore(shards=to_columns([entry]))), total)
         batch = lane.scheduler.take()
         now = self._clock()
         self._note_stall(lane, bool(not batch and len(lane.scheduler)), now)
@@ -222,10 +232,8 @@ class Session:
             if lane.syncs and not (lane.outstanding or lane.postponed or lane.scheduler):
                 return encode(pb.ExchangeRequest(synced=pb.Synced(number=lane.syncs.popleft())))
             return None
-        request = pb.ExchangeRequest()
-        # Made in the message: to put one into another copies it.
-        add = request.pull.shards.add if batch[0].pulls else request.push.shards.add
-        payloads = []
+        rows, payloads = [], []
+        shared = lane.shared
         for part in batch:
             ticket, shard, size = part.ticket, part.shard, part.size
             key = ticket.key
@@ -233,21 +241,25 @@ class Session:
             part.sent = now
             key.tally.queue.observe(now - part.queued)
             key.tally.sent_bytes += size
-            entry = add(id=key.id, shard=shard.index, round=ticket.round, priority=ticket.priority)
-            if part.record is not None:
-                entry.timed = True
-            if ticket.source is None:
-                continue
-            value = ticket.source[shard.start : shard.stop]
-            if size >= SHARED_BYTES and lane.shared is not None and (place := lane.shared.put(value)) is not None:
-                part.place = lane.shared, place
-                entry.place, entry.placed = place, size
-            elif size >= SHARED_BYTES and lane.piped:
-                entry.placed = size
-                lane.beside.append(value)
-            else:
-                entry.length = size
-                payloads.append(value)
+            length = place = placed = 0
+            if ticket.source is not None:
+                value = ticket.source[shard.start : shard.stop]
+                if size >= SHARED_BYTES and shared is not None and (taken := shared.put(value)) is not None:
+                    part.place = shared, taken
+                    place, placed = taken, size
+                elif size >= SHARED_BYTES and lane.piped:
+                    placed = size
+                    lane.beside.append(value)
+                else:
+                    length = size
+                    payloads.append(value)
+            timed = part.record is not None
+            rows.append(ShardRound(key.id, shard.index, ticket.round, part.priority, length, place, placed, timed))
+        columns = to_columns(rows)
+        if batch[0].pulls:
+            request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
+        else:
+            request = pb.ExchangeRequest(push=pb.Push(shards=columns))
         message = encode(request, *payloads)
         if self.recorder is not None:
             self._record_sent(batch, now)
@@ -279,15 +291,15 @@ class Session:
         """
         match message.WhichOneof("kind"):
             case "result":
-                entries = message.result.shards
+                rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
                 shared, piped = self._lanes[aggregator].shared, iter(beside)
-                for entry, piece in zip(entries, split(payload, entries), strict=True):
+                for row, piece in zip(rows, split(payload, rows), strict=True):
                     value = piece
-                    if entry.placed:
-                        value = shared.sum(entry) if shared is not None else next(piped, piece)
-                    self._result(aggregator, entry, value, now)
+                    if row.placed:
+                        value = shared.sum(row) if shared is not None else next(piped, piece)
+                    self._result(aggregator, row, value, now)
             case "taken":
-                for entry in message.taken.shards:
+                for entry in to_rows(message.taken.shards):
                     part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
                     if part is not None and part.ticket.round == entry.round:
                         self._credit(aggregator, part)
@@ -299,13 +311,13 @@ class Session:
                         part.record.last_rank = timing.last_rank
                         part.record.waiting, part.record.summing = timing.waiting_seconds, timing.summing_seconds
             case "want":
-                for entry in message.want.shards:
+                for entry in to_rows(message.want.shards):
                     self._give_back(aggregator, entry)
             case "sync":
                 self._lanes[aggregator].syncs.append(message.sync.number)
             case "drain":
                 lane = self._lanes[aggregator]
-                lane.still_open = {(entry.id, entry.shard, entry.round) for entry in message.drain.open}
+                lane.still_open = {(entry.id, entry.shard, entry.round) for entry in to_rows(message.drain.open)}
                 for part in lane.scheduler.clear():
                     lane.add(part)
             case "notice":
@@ -422,7 +434,8 @@ class Session:
             if ticket.state is State.ABORTED:
                 self._abort(key, ticket)
                 return
-            self._declare(key)
+            if not key.declared:
+                self._declare(key)
             ticket.state = State.RUNNING
             ticket.pending = len(key.shards)
             key.running = ticket
@@ -441,17 +454,17 @@ class Session:
                 self._lanes[shard.aggregator].add(part)
         if key.running is None and key.waiting:
             self._stalled.setdefault(key, now)
-        else:
+        elif self._stalled:
             self._stalled.pop(key, None)
 
     def _declare(self, key: Key) -> None:
-        if not key.declared:
-            key.declared = True
-            for aggregator in key.aggregators:
-                self._lanes[aggregator].declarations.append(key.declaration(aggregator))
+        key.declared = True
+        for aggregator in key.aggregators:
+            self._lanes[aggregator].declarations.append(key.declaration(aggregator))
 
     def _abort(self, key: Key, ticket: Ticket) -> None:
-        self._declare(key)
+        if not key.declared:
+            self._declare(key)
         key.abort = pb.Abort(id=key.id, round=ticket.round, text=ticket.reason)
         for aggregator in key.aggregators:
             self._lanes[aggregator].aborts.append(key.abort)
@@ -465,7 +478,7 @@ class Session:
             ),
         )
 
-    def _result(self, aggregator: int, entry: pb.ShardRound, payload: memoryview, now: float) -> None:
+    def _result(self, aggregator: int, entry: ShardRound, payload: memoryview, now: float) -> None:
         outstanding = self._lanes[aggregator].outstanding
         place, round = (entry.id, entry.shard), entry.round
         part = outstanding.get(place)
@@ -513,7 +526,7 @@ class Session:
         # A view keeps the whole message, which is little more than a large payload, but many times a small one.
         return payload if len(payload) >= _KEPT_VIEW_BYTES else bytes(payload)
 
-    def _give_back(self, aggregator: int, entry: pb.ShardRound) -> None:
+    def _give_back(self, aggregator: int, entry: ShardRound) -> None:
         key = self._by_id.get(entry.id)
         if key is None or key.failure is not None or not entry.shard < len(key.shards):
             return
@@ -528,7 +541,7 @@ class Session:
             reason = f"rank {self.rank} was asked for the sum of round {entry.round} and keeps none (PSUM_KEEP_SUMS=0)"
             self._lanes[aggregator].aborts.append(pb.Abort(id=key.id, round=entry.round, text=reason))
             return
-        answer = pb.ShardRound(id=entry.id, shard=entry.shard, round=entry.round, length=len(total))
+        answer = ShardRound(entry.id, entry.shard, entry.round, length=len(total))
         self._lanes[aggregator].restores.append((answer, total))
         self.tally.restores += 1
 

@@ -3,8 +3,7 @@
 import logging
 from typing import Final, Self
 
-from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Segment, SegmentError, Slots, sweep
+from psum.wire import Segment, SegmentError, ShardRound, Slots, sweep
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class SharedMemory:
         """The aggregator needs a payload no more."""
         self._slots.give(offset, size)
 
-    def sum(self, entry: pb.ShardRound) -> memoryview:
+    def sum(self, entry: ShardRound) -> memoryview:
         """A sum where the aggregator has placed it. It stays as it is until this worker pushes to the next round.
 
         Raises:

@@ -75,7 +75,7 @@ class Ticket:
             target: Where the result is to be written, as flat bytes; may be the source's memory. Written until `done`.
             done: Called exactly once, from any thread, with None or the error. Must be short and not raise.
         """
-        self._decide()
+        self._decide(State.QUEUED)
         self.source, self.target, self.done = source, target, done
         self._hand_over(self)
 
@@ -85,27 +85,29 @@ class Ticket:
         Args:
             reason: Why, for people.
         """
-        self._decide()
-        self.state, self.reason = State.ABORTED, reason
+        self._decide(State.ABORTED)
+        self.reason = reason
         self._hand_over(self)
 
-    def _decide(self) -> None:
+    def _decide(self, state: State) -> None:
         if self.state is not State.RESERVED:
             raise RuntimeError(f"{self!r} was started or aborted already")
-        self.state = State.QUEUED
+        self.state = state
 
 
 class Part:
     """One shard of a running operation: what the scheduler schedules."""
 
-    __slots__ = ("credited", "place", "queued", "record", "sent", "shard", "size", "ticket")
+    __slots__ = ("credited", "place", "priority", "pulls", "queued", "record", "sent", "shard", "size", "ticket")
 
     def __init__(self, ticket: Ticket, shard: Shard, now: float = 0.0) -> None:
         self.queued = self.sent = now
         """When it began to wait, and when it was sent last."""
         self.ticket = ticket
         self.shard = shard
-        self.size = 0 if ticket.source is None else shard.size
+        self.priority = ticket.priority
+        self.pulls = ticket.source is None
+        self.size = 0 if self.pulls else shard.size
         """Bytes that it brings under way."""
         self.place: tuple[SharedMemory, int] | None = None
         """Where its value lies in shared memory, None where it was not put there."""
@@ -113,14 +115,6 @@ class Part:
         """Whether its bytes count against the credit no more, though its result has not come."""
         self.record: ShardRecord | None = None
         """What is recorded of it, None where nothing is."""
-
-    @property
-    def priority(self) -> int:
-        return self.ticket.priority
-
-    @property
-    def pulls(self) -> bool:
-        return self.ticket.source is None
 
     @property
     def cancelled(self) -> bool:

@@ -582,54 +582,72 @@ class Shard(_message.Message):
 Global___Shard: _TypeAlias = Shard  # noqa: Y015
 
 @_typing.final
-class ShardRound(_message.Message):
-    """One round of one shard."""
+class ShardRounds(_message.Message):
+    """Some shards, each with a round of it, column by column: what is at the same place of every column belongs together.
+    The ids say how many there are. Any other column has as many, or one, which then goes for all, or none: all are 0.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: _builtins.int
-    SHARD_FIELD_NUMBER: _builtins.int
-    ROUND_FIELD_NUMBER: _builtins.int
-    PRIORITY_FIELD_NUMBER: _builtins.int
-    LENGTH_FIELD_NUMBER: _builtins.int
-    PLACE_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    PRIORITIES_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     PLACED_FIELD_NUMBER: _builtins.int
     TIMED_FIELD_NUMBER: _builtins.int
-    id: _builtins.int
-    """The key's id."""
-    shard: _builtins.int
-    """The shard's number within its key."""
-    round: _builtins.int
-    """The round, counted from 0."""
-    priority: _builtins.int
-    """The more, the sooner: 0 is usual, negative less urgent."""
-    length: _builtins.int
-    """The bytes of this shard in the payload; 0 where it has none."""
-    place: _builtins.int
-    """With PLANE_SHM: where the bytes begin in the sender's shared memory, if they are there instead."""
-    placed: _builtins.int
-    """How many bytes are in shared memory, or come next on the data connection; 0 where they are in the payload."""
-    timed: _builtins.bool
-    """In a push or pull: whether this worker wants a timing of the round."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The keys' ids."""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The shards' numbers within their keys."""
+
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The rounds, counted from 0."""
+
+    @_builtins.property
+    def priorities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The more, the sooner: 0 is usual, negative less urgent."""
+
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The bytes of each shard in the payload; 0 where it has none."""
+
+    @_builtins.property
+    def places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With PLANE_SHM: where the bytes begin in the sender's shared memory, if they are there instead."""
+
+    @_builtins.property
+    def placed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many bytes are in shared memory, or come next on the data connection; 0 where they are in the payload."""
+
+    @_builtins.property
+    def timed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """In a push or pull: whether this worker wants a timing of the round."""
+
     def __init__(
         self,
         *,
-        id: _builtins.int = ...,
-        shard: _builtins.int = ...,
-        round: _builtins.int = ...,
-        priority: _builtins.int = ...,
-        length: _builtins.int = ...,
-        place: _builtins.int = ...,
-        placed: _builtins.int = ...,
-        timed: _builtins.bool = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
+        rounds: _abc.Iterable[_builtins.int] | None = ...,
+        priorities: _abc.Iterable[_builtins.int] | None = ...,
+        lengths: _abc.Iterable[_builtins.int] | None = ...,
+        places: _abc.Iterable[_builtins.int] | None = ...,
+        placed: _abc.Iterable[_builtins.int] | None = ...,
+        timed: _abc.Iterable[_builtins.bool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "length", b"length", "place", b"place", "placed", b"placed", "priority", b"priority", "round", b"round", "shard", b"shard", "timed", b"timed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "lengths", b"lengths", "placed", b"placed", "places", b"places", "priorities", b"priorities", "rounds", b"rounds", "shards", b"shards", "timed", b"timed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ShardRound: _TypeAlias = ShardRound  # noqa: Y015
+Global___ShardRounds: _TypeAlias = ShardRounds  # noqa: Y015
 
 @_typing.final
 class Push(_message.Message):
@@ -639,15 +657,15 @@ class Push(_message.Message):
 
     SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+    def shards(self) -> Global___ShardRounds:
         """The contributions in the payload's order."""
 
     def __init__(
         self,
         *,
-        shards: _abc.Iterable[Global___ShardRound] | None = ...,
+        shards: Global___ShardRounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -663,15 +681,15 @@ class Pull(_message.Message):
 
     SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+    def shards(self) -> Global___ShardRounds:
         """What is asked for."""
 
     def __init__(
         self,
         *,
-        shards: _abc.Iterable[Global___ShardRound] | None = ...,
+        shards: Global___ShardRounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -687,15 +705,15 @@ class Restore(_message.Message):
 
     SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+    def shards(self) -> Global___ShardRounds:
         """The sums in the payload's order."""
 
     def __init__(
         self,
         *,
-        shards: _abc.Iterable[Global___ShardRound] | None = ...,
+        shards: Global___ShardRounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -780,15 +798,15 @@ class Result(_message.Message):
 
     SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+    def shards(self) -> Global___ShardRounds:
         """The sums in the payload's order."""
 
     def __init__(
         self,
         *,
-        shards: _abc.Iterable[Global___ShardRound] | None = ...,
+        shards: Global___ShardRounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -804,15 +822,15 @@ class Taken(_message.Message):
 
     SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+    def shards(self) -> Global___ShardRounds:
         """The contributions."""
 
     def __init__(
         self,
         *,
-        shards: _abc.Iterable[Global___ShardRound] | None = ...,
+        shards: Global___ShardRounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -828,15 +846,15 @@ class Want(_message.Message):
 
     SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+    def shards(self) -> Global___ShardRounds:
         """What is wanted."""
 
     def __init__(
         self,
         *,
-        shards: _abc.Iterable[Global___ShardRound] | None = ...,
+        shards: Global___ShardRounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -902,16 +920,16 @@ class Drain(_message.Message):
     grace_seconds: _builtins.float
     """How long open rounds still have."""
     @_builtins.property
-    def open(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRound]:
+    def open(self) -> Global___ShardRounds:
         """The rounds that some rank has contributed to: these, and no others, are still finished."""
 
     def __init__(
         self,
         *,
         grace_seconds: _builtins.float = ...,
-        open: _abc.Iterable[Global___ShardRound] | None = ...,
+        open: Global___ShardRounds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_seconds", b"grace_seconds", "open", b"open"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

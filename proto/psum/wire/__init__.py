@@ -16,11 +16,12 @@ from psum.wire._channel import (
 )
 from psum.wire._elements import ElementType
 from psum.wire._files import WatchedFiles, read_file
-from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode, split
+from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode
 from psum.wire._malloc import keep_large_blocks
 from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
 from psum.wire._report import report_of
+from psum.wire._rounds import MAX_SHARDS_PER_PAYLOAD, ShardRound, sizes_beside, split, to_columns, to_rows
 from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
 from psum.wire._settings import (
     Declaration,
@@ -42,6 +43,7 @@ __all__ = [
     "DEFAULT_DIRECTORY",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
+    "MAX_SHARDS_PER_PAYLOAD",
     "NO_PROXY",
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
@@ -57,6 +59,7 @@ __all__ = [
     "Pipe",
     "Segment",
     "SegmentError",
+    "ShardRound",
     "Slots",
     "TlsFiles",
     "WatchedFiles",
@@ -78,6 +81,9 @@ __all__ = [
     "report_of",
     "setting",
     "size",
+    "sizes_beside",
     "split",
     "sweep",
+    "to_columns",
+    "to_rows",
 ]

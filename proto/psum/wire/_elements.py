@@ -25,6 +25,9 @@ class ElementType(enum.IntEnum):
         """The name as NumPy writes it, such as 'float32'."""
         return self.name.lower()
 
+    # The one that an Enum has of itself is as slow as the rest of what is done with a small tensor.
+    __hash__ = int.__hash__
+
     numpy: np.dtype[Any]
     """The NumPy type of the same storage; bfloat16, which NumPy lacks, is kept in uint16."""
 
@@ -47,6 +50,8 @@ class ElementType(enum.IntEnum):
         Raises:
             TypeError: It is none of those that can be summed.
         """
+        if isinstance(dtype, cls):
+            return dtype
         try:
             return _KNOWN[dtype]
         except (KeyError, TypeError):

@@ -13,8 +13,7 @@ bytes object at a multiple of 16 too, hence a received payload can be summed in 
 """
 
 import ctypes
-from collections.abc import Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -31,9 +30,6 @@ _LENGTH_DELIMITED: Final = 2
 #: drain that names half a million rounds fits.
 MAX_HEADER_BYTES: Final = 16 << 20
 
-#: Shards in the payload of one message; honest senders put at most some hundreds into one.
-MAX_SHARDS_PER_PAYLOAD: Final = 1 << 16
-
 # Fields that are looked at for the payload: a message has a kind, a padding and a payload. Each takes a turn of a slow
 # loop, of which a hostile message could ask for millions.
 _MAX_FIELDS: Final = 16
@@ -45,13 +41,6 @@ _new_bytes.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
 _new_bytes.restype = ctypes.py_object
 
 Envelope = TypeVar("Envelope", pb.ExchangeRequest, pb.ExchangeResponse)
-
-
-class _Lengthy(Protocol):
-    """Any of the protocol's messages that say how long a shard in the payload is."""
-
-    @property
-    def length(self) -> int: ...
 
 
 def encode(message: pb.ExchangeRequest | pb.ExchangeResponse, *payloads: bytes | memoryview) -> bytes:
@@ -109,24 +98,6 @@ def decode(kind: type[Envelope], data: bytes | memoryview) -> tuple[Envelope, me
     payload = memoryview(message.payload)
     message.ClearField("payload")
     return message, payload
-
-
-def split(payload: memoryview, shards: Sequence[_Lengthy]) -> list[memoryview]:
-    """The payload cut into the pieces that the shards' lengths give.
-
-    Raises:
-        ProtocolError: The lengths do not add up to the payload's, or there are too many.
-    """
-    if len(shards) > MAX_SHARDS_PER_PAYLOAD:
-        raise ProtocolError(f"a message of {len(shards)} shards; expected at most {MAX_SHARDS_PER_PAYLOAD}")
-    pieces = []
-    offset = 0
-    for shard in shards:
-        pieces.append(payload[offset : offset + shard.length])
-        offset += shard.length
-    if offset != len(payload):
-        raise ProtocolError(f"a payload of {len(payload)} bytes for shards of {offset} bytes together")
-    return pieces
 
 
 def _lead(header: bytes, size: int) -> bytes:

@@ -49,10 +49,10 @@ class Histogram:
         """How many values there were."""
         return sum(self._counts)
 
-    def observe(self, value: float) -> None:
-        """Adds a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Adds a value, which was observed so many times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self.sum += value * times
 
     def buckets(self) -> list[tuple[str, float]]:
         """The values up to each bound, by the bound as text, +Inf last."""

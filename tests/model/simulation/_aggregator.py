@@ -11,7 +11,7 @@ from psum.aggregator._pool import UrgentPool
 from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, split
+from psum.wire import ShardRound, decode, split, to_columns, to_rows
 from psum.wire.errors import FaultError
 from simulation._connection import Connection
 
@@ -119,8 +119,8 @@ class AggregatorProcess:
         self.draining, self.grace_until = True, until
         self._drained = {id(job): set(job.open_rounds()) for job in self.registry.jobs.values()}
         for (job_id, _), line in self.lines.items():
-            entries = [pb.ShardRound(id=k, shard=s, round=r) for k, s, r in self._drained.get(job_id, ())]
-            line.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=10, open=entries)))
+            entries = [ShardRound(*place) for place in self._drained.get(job_id, ())]
+            line.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=10, open=to_columns(entries))))
 
     def drained(self, now: float) -> bool:
         """Whether it has nothing more to do, or no more time."""
@@ -163,16 +163,20 @@ class AggregatorProcess:
         perform: Callable[[list[Action]], None] = lambda actions: self._delivery.perform(job, actions)  # noqa: E731
         match request.WhichOneof("kind"):
             case "push":
-                for entry, piece in zip(request.push.shards, split(payload, request.push.shards), strict=True):
-                    perform(job.contribute(rank, entry, piece, now))
+                entries = to_rows(request.push.shards)
+                actions: list[Action] = []
+                for entry, piece in zip(entries, split(payload, entries), strict=True):
+                    actions += job.contribute(rank, entry, piece, now, len(payload))
+                perform(actions)
             case "pull":
-                for entry in request.pull.shards:
+                for entry in to_rows(request.pull.shards):
                     perform(job.contribute(rank, entry, None, now))
             case "declare":
                 for key in request.declare.keys:
                     perform(job.declare(rank, key, now))
             case "restore":
-                for entry, piece in zip(request.restore.shards, split(payload, request.restore.shards), strict=True):
+                entries = to_rows(request.restore.shards)
+                for entry, piece in zip(entries, split(payload, entries), strict=True):
                     perform(job.restore(rank, entry, piece))
             case "abort":
                 perform(job.abort(rank, request.abort))
