@@ -1,6 +1,8 @@
 """Real aggregators and real clients in one process, joined by real gRPC."""
 
 import contextlib
+import pathlib
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ import pytest
 from psum import client as psum
 from psum.aggregator import Server, Settings
 from psum.client._thread import LoopThread
+from psum.wire import DEFAULT_DIRECTORY
 
 T = TypeVar("T")
 
@@ -36,12 +39,12 @@ class Fleet:
             raise
         self.addresses = tuple(server.addresses[0] for server in self.servers)
 
-    def worker(self, rank: int, num_workers: int, **settings: Any) -> psum.Client:
+    def worker(self, rank: int, num_workers: int, *, staging: bool = False, **settings: Any) -> psum.Client:
         """A client that has joined."""
         given = {"connect_timeout": PATIENCE_SECONDS, "round_timeout": PATIENCE_SECONDS} | settings
         given.setdefault("aggregators", self.addresses)
         given.setdefault("shm_directory", self.servers[0].settings.shm_directory)
-        return psum.connect(psum.Settings(rank=rank, num_workers=num_workers, **given))
+        return psum.connect(psum.Settings(rank=rank, num_workers=num_workers, **given), staging=staging)
 
     def on_every_rank(self, num_workers: int, work: Callable[[psum.Client], T], **settings: Any) -> list[T]:
         """Joins all ranks and does the work on each in a thread of its own; the results by rank."""
@@ -68,6 +71,14 @@ class Fleet:
         for server in self.servers:
             self.thread.run(server.stop(0.2), PATIENCE_SECONDS)
         self.thread.stop()
+
+
+@pytest.fixture
+def directory() -> Iterator[pathlib.Path]:
+    """A directory in memory of this test's own, in which nothing is left behind after it."""
+    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
+        yield pathlib.Path(name)
+        assert list(pathlib.Path(name).iterdir()) == []
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,15 +17,6 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.wire import DEFAULT_DIRECTORY
-
-
-@pytest.fixture
-def directory() -> Iterator[pathlib.Path]:
-    """A directory in memory of this test's own, in which nothing is left behind after it."""
-    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
-        yield pathlib.Path(name)
-        assert list(pathlib.Path(name).iterdir()) == []
 
 
 @pytest.fixture

@@ -62,7 +62,11 @@ class FakeTicket:
         self._done: Callable[[PsumError | None], None] | None = None
 
     def start(
-        self, source: memoryview | None, target: memoryview | None, done: Callable[[PsumError | None], None]
+        self,
+        source: memoryview | None,
+        target: memoryview | None,
+        done: Callable[[PsumError | None], None],
+        staged: int | None = None,
     ) -> None:
         assert not self.decided.is_set()
         if source is not None:
@@ -120,6 +124,9 @@ class FakeClient:
 
     def store(self) -> "FakeClient":
         return self
+
+    def allocate(self, size: int) -> None:
+        return None
 
     def reserve(self, key: str | int, **reserved: Any) -> FakeTicket:
         if self.refusal is not None:

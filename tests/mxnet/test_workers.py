@@ -78,3 +78,8 @@ def test_lost_worker(run_workers: Callable[..., list[Any]]) -> None:
     errors = left.check().splitlines()
     assert len(errors) == 2
     assert all("rank 1" in error for error in errors)
+
+
+def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., list[Any]]) -> None:
+    """What stands in for a device's array is pushed without another copy."""
+    assert [run.check().strip() for run in run_workers("stages.py")] == ["0", "0"]

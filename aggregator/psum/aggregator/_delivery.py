@@ -36,6 +36,8 @@ class Line:
     def __init__(self) -> None:
         self.segment: Segment | None = None
         """The memory in which the worker places what it pushes, where it shares memory with this process."""
+        self.staging = memoryview(b"")
+        """More of its memory, which it pushes from where the values are, if it has any."""
         self.pipe: Pipe | None = None
         """The worker's data connection, where it has opened one."""
         self._attached = asyncio.Event()
@@ -72,12 +74,15 @@ class Line:
             ProtocolError: It shares not as much.
         """
         size = 0 if self.segment is None else self.segment.size
-        if self.segment is None or entry.place + entry.placed > size or entry.length:
+        memory, start = self.staging, entry.place - size
+        if self.segment is not None and start < 0:
+            memory, start = self.segment.view, entry.place
+        if start + entry.placed > len(memory) or entry.length:
             raise ProtocolError(
                 f"a shard of {entry.placed} bytes at {entry.place} of shared memory, and {entry.length} in the message;"
-                f" this worker shares {size} bytes"
+                f" this worker shares {size + len(self.staging)} bytes"
             )
-        return self.segment.view[entry.place : entry.place + entry.placed]
+        return memory[start : start + entry.placed]
 
 
 class Large:

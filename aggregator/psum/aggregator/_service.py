@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 import grpc
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from psum.aggregator._actions import Action
@@ -298,6 +299,8 @@ class Service:
         line.segment = self._share(job, hello)
         if line.segment is not None:
             welcome.plane, welcome.segment = pb.PLANE_SHM, self._arenas[id(job)].name
+            line.staging = self._staging(hello)
+            welcome.staging = bool(line.staging)
         elif pb.PLANE_DIRECT in hello.planes and self._data_port.port:
             welcome.plane = pb.PLANE_DIRECT
         if welcome.plane != pb.PLANE_INLINE and self._data_port.port:
@@ -319,9 +322,24 @@ class Service:
             return None
         return segment
 
+    def _staging(self, hello: pb.Hello) -> memoryview:
+        """The memory that a worker pushes from without a copy, empty where there is none."""
+        if not hello.staging:
+            return memoryview(b"")
+        try:
+            segment = Segment.open(self.settings.shm_directory, hello.staging)
+        except SegmentError as error:
+            _log.debug("job %s: rank %d has no staging memory: %s", hello.job, hello.rank, error)
+            return memoryview(b"")
+        # As NumPy's memory: unlike what it has in the other one, the worker leaves it as it is until it has the sum,
+        # and a round that waits need not copy it (see ShardRounds.keep).
+        return np.frombuffer(segment.view, np.uint8).data
+
     def _release(self, job: Job) -> None:
         if (arena := self._arenas.pop(id(job), None)) is not None:
             arena.close()
+            # What workers that were killed have left.
+            sweep(self.settings.shm_directory)
 
     async def _close_line(self, line: Line, sender: "asyncio.Task[None]", *, gone: bool) -> None:
         """Lets what is left to say, such as a fault or the farewell, still be said, unless the peer has gone."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import secrets
 import threading
@@ -20,6 +21,7 @@ from psum.client._link import Link
 from psum.client._session import Load, Session
 from psum.client._settings import Settings, next_port
 from psum.client._shared import SharedMemory
+from psum.client._staging import Block, Staging
 from psum.client._store import Store
 from psum.client._tally import Statistics, Tally, statistics
 from psum.client._thread import LoopThread
@@ -44,12 +46,18 @@ _EXPIRY_MARGIN_SECONDS = 5.0
 class Client:
     """One worker process in its job. Made by `connect`; its methods may be called from any thread.
 
+    Args:
+        settings: Those of the job and of this worker.
+        staging: Whether `allocate` is to be of use.
+
     Attributes:
         settings: What it was made with.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, staging: bool = False) -> None:
         self.settings = settings
+        self._wants_staging = staging
+        self._staging: Staging | None = None
         self._pid = _process.pid
         self._incarnation = secrets.randbits(64)
         self._session = Session(
@@ -159,6 +167,20 @@ class Client:
             raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority)
 
+    def allocate(self, size: int) -> Block | None:
+        """Memory that aggregators on this host read from: what is pushed from it need not be copied.
+
+        For buffers that are reused, since it is never given back; to be named to Ticket.start. What was pushed from it
+        must not be changed after the operation has failed either: an aggregator may yet sum it, for other ranks.
+
+        Args:
+            size: How many bytes.
+
+        Returns:
+            The memory, None where there is none: the client was not made with staging, or no memory is shared.
+        """
+        return self._staging.allocate(size) if self._staging is not None and size else None
+
     def drain(self, timeout: float | None = None) -> bool:
         """Waits until no operation is outstanding; returns False where that took longer than timeout seconds.
 
@@ -206,6 +228,8 @@ class Client:
                 self._closed = True
                 if self._exporter is not None:
                     self._exporter.close()
+                if self._staging is not None:
+                    self._staging.close()
                 self._session.fail(ClosedError("the client was closed before the operation was complete"))
                 # What was handed over after the thread looked for the last time.
                 self._look_into_inbox()
@@ -228,6 +252,9 @@ class Client:
                 self._exporter = Exporter(self, next_port(self.settings.metrics_port, self.settings.local_rank))
             if self._thread is not None:
                 keep_large_blocks(one_arena=False)
+                if self._wants_staging and self.settings.shares_memory:
+                    with contextlib.suppress(SegmentError):
+                        self._staging = Staging(self.settings.shm_directory)
                 self._thread.run(self._connect())
         except BaseException:
             self._closed = True
@@ -235,6 +262,8 @@ class Client:
                 self._thread.stop()
             if self._exporter is not None:
                 self._exporter.close()
+            if self._staging is not None:
+                self._staging.close()
             raise
 
     async def _connect(self) -> None:
@@ -290,11 +319,13 @@ class Client:
 
     def _share_memory(self) -> SharedMemory | None:
         settings = self.settings
-        if settings.plane not in ("auto", "shm"):
+        if not settings.shares_memory:
             return None
         try:
             # There is no wire to be kept busy meanwhile, and an urgent shard waits for all that is under way.
-            return SharedMemory(settings.shm_directory, max(settings.credit_bytes // 2, settings.partition_bytes))
+            return SharedMemory(
+                settings.shm_directory, max(settings.credit_bytes // 2, settings.partition_bytes), self._staging
+            )
         except SegmentError as error:
             _log.log(logging.WARNING if settings.plane == "shm" else logging.DEBUG, "no shared memory: %s", error)
             return None
@@ -435,19 +466,20 @@ _shared: Client | None = None
 _sharing = threading.Lock()
 
 
-def connect(settings: Settings | None = None) -> Client:
+def connect(settings: Settings | None = None, *, staging: bool = False) -> Client:
     """Joins a job.
 
     Args:
         settings: By default those that the environment gives. With one worker and no aggregators the client needs no
             connection: every sum is the value itself.
+        staging: Whether Client.allocate is to be of use.
 
     Raises:
         ConfigurationError: The environment's settings cannot be used.
         ConnectError: An aggregator could not be reached in time.
         FaultError: An aggregator refused this worker.
     """
-    client = Client(settings or Settings.from_environment())
+    client = Client(settings or Settings.from_environment(), staging=staging)
     client.connect()
     return client
 
@@ -457,7 +489,7 @@ def shared_client() -> Client:
     global _shared
     with _sharing:
         if _shared is None or _shared.closed:
-            _shared = connect()
+            _shared = connect(staging=True)
         return _shared
 
 

@@ -281,7 +281,7 @@ class Link:
         self._shared = self._share()
         if self._shared is not None:
             request.hello.planes.insert(0, pb.PLANE_SHM)
-            request.hello.segment = self._shared.name
+            request.hello.segment, request.hello.staging = self._shared.name, self._shared.staging
         if self._plane in ("auto", "direct") and not self.address.startswith("unix:"):
             request.hello.planes.insert(-1, pb.PLANE_DIRECT)
         await self._call.write(encode(request))
@@ -306,7 +306,7 @@ class Link:
         shared, self._shared = self._shared, None
         if shared is not None and welcome.plane == pb.PLANE_SHM:
             try:
-                self._shared = shared.accepted(welcome.segment)
+                self._shared = shared.accepted(welcome.segment, staging=welcome.staging)
             except SegmentError as error:
                 self._share = lambda: None
                 raise ProtocolError(f"it shares memory that cannot be used: {error}") from None

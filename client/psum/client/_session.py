@@ -244,7 +244,8 @@ class Session:
             length = place = placed = 0
             if ticket.source is not None:
                 value = ticket.source[shard.start : shard.stop]
-                if size >= SHARED_BYTES and shared is not None and (taken := shared.put(value)) is not None:
+                staged = None if ticket.staged is None else ticket.staged + shard.start
+                if size >= SHARED_BYTES and shared is not None and (taken := shared.put(value, staged)) is not None:
                     part.place = shared, taken
                     place, placed = taken, size
                 elif size >= SHARED_BYTES and lane.piped:

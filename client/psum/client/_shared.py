@@ -3,6 +3,7 @@
 import logging
 from typing import Final, Self
 
+from psum.client._staging import Staging
 from psum.wire import Segment, SegmentError, ShardRound, Slots, sweep
 from psum.wire.errors import ProtocolError
 
@@ -18,6 +19,7 @@ class SharedMemory:
     Args:
         directory: Where shared memory is kept.
         credit_bytes: What may be under way.
+        staging: Memory of this worker's that the aggregator may read from too, None where there is none.
 
     Attributes:
         credit_bytes: The same.
@@ -26,7 +28,7 @@ class SharedMemory:
         SegmentError: There is no shared memory there.
     """
 
-    def __init__(self, directory: str, credit_bytes: int) -> None:
+    def __init__(self, directory: str, credit_bytes: int, staging: Staging | None = None) -> None:
         self.credit_bytes = credit_bytes
         self._directory = directory
         # What an aggregator that was killed has left, perhaps this one's last process.
@@ -34,19 +36,28 @@ class SharedMemory:
         self._mine = Segment.create(directory, int(credit_bytes * _SLACK))
         self._slots = Slots(0)
         self._sums: Segment | None = None
+        self._staging = staging
+        self._reads_staging = False
+        """Whether the aggregator has opened that."""
+
+    @property
+    def staging(self) -> str:
+        """The name of the staging memory, empty where there is none."""
+        return self._staging.name if self._staging is not None else ""
 
     @property
     def name(self) -> str:
         """By which the aggregator opens what is pushed."""
         return self._mine.name
 
-    def accepted(self, sums: str) -> Self:
-        """The aggregator has opened it, and has named the memory where sums will lie.
+    def accepted(self, sums: str, *, staging: bool) -> Self:
+        """The aggregator has opened it, the staging memory too or not, and has named the memory where sums will lie.
 
         Raises:
             SegmentError: That cannot be opened.
         """
         self._sums = Segment.open(self._directory, sums)
+        self._reads_staging = staging
         try:
             self._mine.reserve(0, self._mine.size)
             self._slots = Slots(self._mine.size)
@@ -54,8 +65,16 @@ class SharedMemory:
             _log.warning("what is pushed travels in messages, though the aggregator is on this host: %s", error)
         return self
 
-    def put(self, payload: memoryview) -> int | None:
-        """Copies a payload to where the aggregator reads it; returns its offset, None where there is no place."""
+    def put(self, payload: memoryview, staged: int | None = None) -> int | None:
+        """Has a payload lie where the aggregator reads it; returns its place, None where there is no room.
+
+        Args:
+            payload: The payload.
+            staged: Its offset in the staging memory, where it lies there and need not be copied.
+        """
+        if staged is not None and self._reads_staging:
+            # Places count on from the end of the other memory.
+            return self._mine.size + staged
         offset = self._slots.take(len(payload))
         if offset is not None:
             self._mine.view[offset : offset + len(payload)] = payload
@@ -63,7 +82,8 @@ class SharedMemory:
 
     def free(self, offset: int, size: int) -> None:
         """The aggregator needs a payload no more."""
-        self._slots.give(offset, size)
+        if offset < self._mine.size:
+            self._slots.give(offset, size)
 
     def sum(self, entry: ShardRound) -> memoryview:
         """A sum where the aggregator has placed it. It stays as it is until this worker pushes to the next round.

@@ -42,6 +42,7 @@ class Ticket:
         "record",
         "round",
         "source",
+        "staged",
         "state",
         "target",
     )
@@ -53,6 +54,8 @@ class Ticket:
         self.state = State.RESERVED
         self.source: memoryview | None = None
         """What this rank contributes; None where it only receives."""
+        self.staged: int | None = None
+        """Where in the client's staging memory the source lies, None where it lies elsewhere."""
         self.target: memoryview | None = None
         """Where the result goes; None where it is not wanted."""
         self.done: Done | None = None
@@ -67,16 +70,19 @@ class Ticket:
     def __repr__(self) -> str:
         return f"<Ticket {self.key.name!r} round {self.round} {self.state.name}>"
 
-    def start(self, source: memoryview | None, target: memoryview | None, done: Done) -> None:
+    def start(
+        self, source: memoryview | None, target: memoryview | None, done: Done, staged: int | None = None
+    ) -> None:
         """The value is there. Returns at once; from any thread.
 
         Args:
             source: The value as flat bytes, final; None on a rank that only receives a broadcast. Read until `done`.
             target: Where the result is to be written, as flat bytes; may be the source's memory. Written until `done`.
             done: Called exactly once, from any thread, with None or the error. Must be short and not raise.
+            staged: The source's place in the client's staging memory, None where it does not lie there.
         """
         self._decide(State.QUEUED)
-        self.source, self.target, self.done = source, target, done
+        self.source, self.target, self.done, self.staged = source, target, done, staged
         self._hand_over(self)
 
     def abort(self, reason: str) -> None:

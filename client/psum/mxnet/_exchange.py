@@ -12,7 +12,7 @@ from psum.mxnet._arguments import Arrays
 from psum.mxnet._compat import ENGINE_IS_NAIVE, MXNetError, mx
 from psum.mxnet._inspection import context_of
 from psum.mxnet._memory import flat_bytes, queue_plain_layout
-from psum.mxnet._stages import StagePool
+from psum.mxnet._stages import Stage, StagePool
 
 
 class Exchange:
@@ -49,7 +49,7 @@ class Exchange:
         self._stages = stages
         self._in_place = in_place
         self._target: Any = None
-        self._is_staged = False
+        self._stage: Stage | None = None
         # Most are not waited for, and an event costs as much as all the rest of this.
         self._ended = threading.Event() if awaited or ENGINE_IS_NAIVE else None
         self._error: PsumError | None = None
@@ -98,8 +98,8 @@ class Exchange:
             self._target = next((out for out in usable if out is only_value), usable[0])
         else:
             with _copying(self._outs.shape):
-                self._target = self._stages.take(self._outs)
-            self._is_staged = True
+                self._stage = self._stages.take(self._outs)
+            self._target = self._stage.array
 
     def _gather(self) -> None:
         """Queues what brings the values into the target."""
@@ -137,7 +137,12 @@ class Exchange:
         except BaseException as error:
             self._withdraw(f"its memory could not be accessed: {error}")
             raise
-        self._ticket.start(None if self._values is None else view, view, functools.partial(self._done, operation))
+        self._ticket.start(
+            None if self._values is None else view,
+            view,
+            functools.partial(self._done, operation),
+            None if self._stage is None else self._stage.place,
+        )
 
     def _run_now(self) -> None:
         """The target is ready, as everything is with the NaiveEngine."""
@@ -159,7 +164,7 @@ class Exchange:
 
     def _withdraw(self, reason: str) -> None:
         self._ticket.abort(reason)
-        if self._is_staged:
+        if self._stage is not None:
             self._stages.drop()
         if self._ended is not None:
             self._ended.set()
@@ -167,9 +172,9 @@ class Exchange:
     def _done(self, operation: _engine.Operation | None, error: PsumError | None) -> None:
         """The exchange has ended. (Called by the client, from any thread.)"""
         self._error = error
-        if self._is_staged:
+        if self._stage is not None:
             if error is None:
-                self._stages.give_back(self._target, self._outs)
+                self._stages.give_back(self._stage, self._outs)
             else:
                 self._stages.drop()
         if operation is not None:

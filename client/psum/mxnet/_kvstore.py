@@ -34,7 +34,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
     def __init__(self, client: Client | None = None, *, in_place: Callable[[Any], bool] = usable_in_place) -> None:
         self._client = shared_client() if client is None else client
         self._store = self._client.store()
-        self._stages = StagePool()
+        self._stages = StagePool(self._client.allocate)
         self._in_place = in_place
         _lifecycle.watch(self._client)
 

@@ -360,6 +360,7 @@ class Hello(_message.Message):
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
     RESUMING_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
+    STAGING_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -382,6 +383,10 @@ class Hello(_message.Message):
     """Whether this worker has been in the job before: its connection broke, or the aggregator was started again."""
     segment: _builtins.str
     """With PLANE_SHM: the name of the shared memory in which the worker places what it pushes."""
+    staging: _builtins.str
+    """With PLANE_SHM: the name of more memory that the worker pushes from, empty where it has none. Places in it count on
+    from the end of the other.
+    """
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses of the fleet as the worker has them; all ranks must agree, order included."""
@@ -411,10 +416,11 @@ class Hello(_message.Message):
         age_seconds: _builtins.float = ...,
         resuming: _builtins.bool = ...,
         segment: _builtins.str = ...,
+        staging: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "segment", b"segment", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +441,7 @@ class Welcome(_message.Message):
     SEGMENT_FIELD_NUMBER: _builtins.int
     DATA_PORT_FIELD_NUMBER: _builtins.int
     DATA_SECRET_FIELD_NUMBER: _builtins.int
+    STAGING_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -456,6 +463,8 @@ class Welcome(_message.Message):
     """
     data_secret: _builtins.bytes
     """What the worker sends there first. Good for one connection."""
+    staging: _builtins.bool
+    """With PLANE_SHM: whether the worker may push from its staging memory."""
     def __init__(
         self,
         *,
@@ -468,10 +477,11 @@ class Welcome(_message.Message):
         segment: _builtins.str = ...,
         data_port: _builtins.int = ...,
         data_secret: _builtins.bytes = ...,
+        staging: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,28 @@
+"""Sums arrays that cannot be used in place, and prints how often one was copied to where aggregators read from."""
+
+import numpy as np
+
+import psum.mxnet
+from psum.client import shared_client
+from psum.mxnet._compat import mx
+from psum.wire import Slots
+
+store = psum.mxnet.BytePS(in_place=lambda context: False)
+assert shared_client().planes == ("shm",)
+copies = 0
+take = Slots.take
+
+
+def counted(self: Slots, size: int) -> int | None:
+    global copies
+    copies += 1
+    return take(self, size)
+
+
+Slots.take = counted  # type: ignore[method-assign]
+for dtype in ("float32", "float16", "int32"):
+    array = mx.nd.full((700, 1001), store.rank + 1, dtype=dtype)
+    for expected in (3, 6, 12):
+        store.pushpull(dtype, array)
+        assert np.all(array.asnumpy() == expected)
+print(copies)
