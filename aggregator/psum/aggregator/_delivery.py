@@ -21,9 +21,6 @@ from psum.wire.errors import FaultError, InternalError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
-#: So many bytes of contributions are added up at once: handing them to a thread would take longer.
-_AT_ONCE_BYTES: Final = 512 << 10
-
 _NOTHING: Final = memoryview(b"")
 
 #: How many keys of a job that fail for the same kind of reason are logged as warnings.
@@ -239,8 +236,7 @@ class Delivery:
         made: list[Action] = []
         for action in actions:
             try:
-                if (result := self._begin_sum(job, action)) is not None:
-                    made += self._made(job, action, result)
+                made += self._begin_sum(job, action)
             except Exception as error:
                 # Else the stream that brought the last contribution would end, and the round wait for a sum for ever.
                 self.perform(job, made)
@@ -255,19 +251,15 @@ class Delivery:
         )
         self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
 
-    def _begin_sum(self, job: Job, action: Sum) -> object:
-        """The sum, None where a thread is to make it."""
+    def _begin_sum(self, job: Job, action: Sum) -> list[Action]:
+        """Makes a sum, and returns what follows, or has a thread make it."""
         key, contributions = action.key, action.contributions
         size = key.sizes[action.shard]
+        result: object
         if size < SHARED_BYTES:
-            result: object
             result = total = memoryview(bytearray(size))
         else:
             result, total = self._large(job, ShardRound(key.id, action.shard, action.round, action.priority), size)
-        if size * len(contributions) <= _AT_ONCE_BYTES:
-            add_up(key.element_type, contributions, total)
-            return result
-
         seconds = 0.0
 
         def make() -> None:
@@ -276,6 +268,11 @@ class Delivery:
             add_up(key.element_type, contributions, total)
             seconds = time.perf_counter() - begin
 
+        if size * len(contributions) <= self._pool.at_once_bytes:
+            make()
+            # To count the small ones would take as long as to make them.
+            return self._made(job, action, result, seconds if size >= SHARED_BYTES else None)
+
         def done(error: BaseException | None) -> None:
             if error is None:
                 self.perform(job, self._made(job, action, result, seconds))
@@ -283,7 +280,7 @@ class Delivery:
                 self._sum_failed(job, action, error)
 
         self._pool.submit(action.priority, make, done, size * len(contributions))
-        return None
+        return []
 
     def _large(self, job: Job, row: ShardRound, size: int) -> tuple[Large, memoryview]:
         """Where a sum is to be made: where it is sent from, in memory that workers share or within its message."""
@@ -297,7 +294,7 @@ class Delivery:
 
     @staticmethod
     def _made(job: Job, action: Sum, result: object, seconds: float | None = None) -> list[Action]:
-        """A sum is there, and took a thread so many seconds; returns what follows."""
+        """A sum is there, and took so many seconds, None where that is not counted; returns what follows."""
         if action.restored:
             job.tally.restores += 1
             return job.restored(action.key, action.shard, action.round, result)

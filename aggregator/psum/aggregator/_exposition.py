@@ -79,7 +79,7 @@ ROUND_WAIT: Final = Metric(
 SUM_TIME: Final = Metric(
     "psum_sum_seconds",
     "histogram",
-    "How long a sum took a thread to make; those of up to 512 KiB of contributions are made at once, and not counted.",
+    "How long the sum of a shard of 64 KiB or more took to make.",
     _OPERATION,
 )
 

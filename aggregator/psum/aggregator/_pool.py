@@ -11,6 +11,14 @@ from typing import Final, NamedTuple
 #: hand something to a thread and back takes as long as to add up some hundred kilobytes.
 _BATCH_BYTES: Final = 16 << 20
 
+#: So many bytes are better added up by the caller: handing them to a thread would take longer.
+_AT_ONCE_BYTES: Final = 512 << 10
+
+#: The same where there are no processors to spare, so that a thread only changes places with the caller. It takes less
+#: than half a millisecond.
+_AT_ONCE_WITHOUT_SPARE_BYTES: Final = 4 << 20
+_SPARE_THREADS: Final = 3
+
 
 class _Task(NamedTuple):
     """What waits for a thread; the smallest is the most urgent."""
@@ -27,11 +35,15 @@ class UrgentPool:
 
     An executor's own queue is first come, first served; so no more is handed to it than it has threads, and the others
     wait here. A thread takes several small tasks at once. To be used from one event loop's thread.
+
+    Attributes:
+        at_once_bytes: What is better added up without it.
     """
 
     def __init__(self, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="psum-sum")
         self._idle = threads
+        self.at_once_bytes = _AT_ONCE_BYTES if threads >= _SPARE_THREADS else _AT_ONCE_WITHOUT_SPARE_BYTES
         self._waiting: list[_Task] = []
         self._order = itertools.count()
         self._loop = asyncio.get_running_loop()

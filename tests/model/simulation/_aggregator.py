@@ -21,8 +21,10 @@ _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 _REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced")
 
 
-class _LatePool:
+class LatePool:
     """Sums that are made later, in any order."""
+
+    at_once_bytes = 0
 
     def __init__(self) -> None:
         self.tasks: list[_Task] = []
@@ -47,7 +49,7 @@ class AggregatorProcess:
         self.lines: dict[tuple[int, int], Line] = {}
         self.draining = False
         self.grace_until = 0.0
-        self._pool = _LatePool()
+        self._pool = LatePool()
         self._delivery = Delivery(cast(UrgentPool, self._pool), lambda job, rank: self.lines.get((id(job), rank)))
         self._drained: dict[int, set[tuple[int, int, int]]] = {}
 

@@ -311,6 +311,6 @@ def sizes_of(plan: Plan) -> Iterator[None]:
         for module in ("aggregator._outbox", "client._scheduler", "client._session"):
             stack.enter_context(mock.patch(f"psum.{module}.BATCH_BYTES", plan.batch_bytes))
         stack.enter_context(mock.patch("psum.client._session._KEPT_VIEW_BYTES", plan.batch_bytes))
-        for name in ("SHARED_BYTES", "_AT_ONCE_BYTES"):
-            stack.enter_context(mock.patch(f"psum.aggregator._delivery.{name}", plan.inline_bytes))
+        stack.enter_context(mock.patch("psum.aggregator._delivery.SHARED_BYTES", plan.inline_bytes))
+        stack.enter_context(mock.patch("simulation._aggregator.LatePool.at_once_bytes", plan.inline_bytes))
         yield
