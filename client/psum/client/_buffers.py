@@ -50,13 +50,10 @@ class Buffer(NamedTuple):
             raise ValueError(f"{what} of shape {value.shape} is not C-contiguous; pass a contiguous copy")
         if writable and not flags.writeable:
             raise ValueError(f"{what} is read-only, and the result is to be written to it")
-        return cls(_flat(value), value.shape, kind)
-
-
-def _flat(array: np.ndarray[Any, Any]) -> memoryview:
-    """The bytes of a C-contiguous array."""
-    try:
-        return array.data.cast("B")
-    except (TypeError, ValueError):
-        # An empty one, or of a type that the buffer protocol has no letter for.
-        return (array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)).data
+        try:
+            data = value.data.cast("B")
+        except (TypeError, ValueError):
+            # An empty one, or of a type that the buffer protocol has no letter for.
+            data = (value.reshape(-1).view(np.uint8) if value.size else np.empty(0, np.uint8)).data
+        # What NamedTuple's own constructor does, without the interpreter.
+        return tuple.__new__(cls, (data, value.shape, kind))

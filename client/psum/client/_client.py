@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import logging
-import os
 import secrets
 import threading
 import time
@@ -51,7 +50,7 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._pid = os.getpid()
+        self._pid = _process.pid
         self._incarnation = secrets.randbits(64)
         self._session = Session(
             settings.aggregators,
@@ -68,7 +67,7 @@ class Client:
         self._scheduled = False
         """Whether the client's thread will look into the inbox."""
         self._outstanding = 0
-        """Operations that were started and not reported as done."""
+        """Operations that were started, have left the inbox, and were not reported as done."""
         self._idle = threading.Condition()
         self._submitting = threading.RLock()
         """Held while the session is changed; only of use where there is no thread that alone may do so."""
@@ -133,7 +132,7 @@ class Client:
 
     def statistics(self) -> Statistics:
         """What it did until now: how long operations took and where that time went, bytes, stalls and failures."""
-        return statistics(self.tally, self._outstanding)
+        return statistics(self.tally, len(self._inbox) + self._outstanding)
 
     def load(self) -> Load:
         """What is under way now."""
@@ -169,7 +168,7 @@ class Client:
         self._check_process()
         self.check_may_wait()
         with self._idle:
-            return self._idle.wait_for(lambda: self._outstanding == 0, timeout)
+            return self._idle.wait_for(lambda: not (self._inbox or self._outstanding), timeout)
 
     def fail(self, error: PsumError) -> None:
         """Ends every outstanding operation with this error, and makes all that come fail with it."""
@@ -187,7 +186,7 @@ class Client:
         Raises:
             RuntimeError: It is called in a callback of an operation, which would wait for itself.
         """
-        if os.getpid() != self._pid:
+        if _process.pid != self._pid:
             return
         self.check_may_wait()
         with self._closing:
@@ -350,9 +349,6 @@ class Client:
 
     def _hand_over(self, ticket: Ticket) -> None:
         self._check_process()
-        if ticket.state is not State.ABORTED:
-            with self._idle:
-                self._outstanding += 1
         self._inbox.append(ticket)
         if self._thread is None or self._closed:
             self._look_into_inbox()
@@ -369,19 +365,26 @@ class Client:
         self._scheduled = False
         now = time.monotonic()
         with self._submitting:
-            while self._inbox:
-                ticket = self._inbox.popleft()
-                try:
-                    self._session.submit(ticket, now)
-                except Exception as error:
-                    _log.exception("%r could not be begun", ticket)
-                    failure = PsumError(f"{ticket!r} could not be begun: {error!r}; this is a bug, see the log")
-                    self._session.fail(failure)
-                    if ticket.state is State.QUEUED:
-                        # It was no longer where the session would have found it, and not yet where it would.
-                        self._session.finished.append((ticket, failure))
-                        ticket.state = State.FINISHED
+            while tickets := list(self._inbox):
+                with self._idle:
+                    # Before they are taken out: whoever waits for the last one sees them here or there.
+                    self._outstanding += sum([ticket.state is not State.ABORTED for ticket in tickets])
+                for ticket in tickets:
+                    self._inbox.popleft()
+                    try:
+                        self._session.submit(ticket, now)
+                    except Exception as error:
+                        self._not_begun(ticket, error)
         self._settle()
+
+    def _not_begun(self, ticket: Ticket, error: Exception) -> None:
+        _log.error("%r could not be begun", ticket, exc_info=error)
+        failure = PsumError(f"{ticket!r} could not be begun: {error!r}; this is a bug, see the log")
+        self._session.fail(failure)
+        if ticket.state is State.QUEUED:
+            # It was no longer where the session would have found it, and not yet where it would.
+            self._session.finished.append((ticket, failure))
+            ticket.state = State.FINISHED
 
     def _settle(self) -> None:
         self._report()
@@ -420,7 +423,7 @@ class Client:
             )
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if _process.pid != self._pid:
             raise ForkedError(
                 f"this process was forked from pid {self._pid}, whose psum client it cannot use: the connections stay"
                 " with the parent. Use the store in the parent only, or start workers as processes of their own"

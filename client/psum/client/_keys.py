@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class Operation(enum.IntEnum):
     """What is done with a key; the values are those of the protocol."""
 
+    # The one that an Enum has of itself is slow, and an operation is part of what a key is found by.
+    __hash__ = int.__hash__
+
     SUM = pb.OPERATION_SUM
     BROADCAST = pb.OPERATION_BROADCAST
 

@@ -4,10 +4,21 @@ import os
 import pathlib
 import socket
 
+pid = os.getpid()
+"""This process, known without a call of the system."""
+
+
+def _forked() -> None:
+    global pid
+    pid = os.getpid()
+
+
+os.register_at_fork(after_in_child=_forked)
+
 
 def name() -> str:
     """Where this process runs, for people."""
-    return f"{socket.gethostname()} pid {os.getpid()}"
+    return f"{socket.gethostname()} pid {pid}"
 
 
 def age_seconds() -> float:

@@ -69,21 +69,23 @@ class Scheduler(Generic[Item]):
 
         Either one item, or several of one kind, up to batch_bytes together. They are under way from now on.
         """
+        queue, before = self._queue, self.under_way_bytes
         batch: list[Item] = []
         size = 0
-        while self._queue and len(batch) < _MAX_BATCH:
-            item = self._queue[0][2]
+        while queue and len(batch) < _MAX_BATCH:
+            item = queue[0][2]
             if item.cancelled:
-                heapq.heappop(self._queue)
+                heapq.heappop(queue)
                 continue
-            if batch and (size + item.size > self.batch_bytes or item.pulls is not batch[0].pulls):
+            larger = size + item.size
+            if batch and (larger > self.batch_bytes or item.pulls is not batch[0].pulls):
                 break
-            if self.under_way_bytes and self.under_way_bytes + item.size > self.credit_bytes:
+            if (before or size) and before + larger > self.credit_bytes:
                 break
-            heapq.heappop(self._queue)
+            heapq.heappop(queue)
             batch.append(item)
-            size += item.size
-            self.under_way_bytes += item.size
+            size = larger
+        self.under_way_bytes = before + size
         return batch
 
     def clear(self) -> list[Item]:

@@ -434,7 +434,8 @@ class Session:
             if ticket.state is State.ABORTED:
                 self._abort(key, ticket)
                 return
-            self._declare(key)
+            if not key.declared:
+                self._declare(key)
             ticket.state = State.RUNNING
             ticket.pending = len(key.shards)
             key.running = ticket
@@ -453,17 +454,17 @@ class Session:
                 self._lanes[shard.aggregator].add(part)
         if key.running is None and key.waiting:
             self._stalled.setdefault(key, now)
-        else:
+        elif self._stalled:
             self._stalled.pop(key, None)
 
     def _declare(self, key: Key) -> None:
-        if not key.declared:
-            key.declared = True
-            for aggregator in key.aggregators:
-                self._lanes[aggregator].declarations.append(key.declaration(aggregator))
+        key.declared = True
+        for aggregator in key.aggregators:
+            self._lanes[aggregator].declarations.append(key.declaration(aggregator))
 
     def _abort(self, key: Key, ticket: Ticket) -> None:
-        self._declare(key)
+        if not key.declared:
+            self._declare(key)
         key.abort = pb.Abort(id=key.id, round=ticket.round, text=ticket.reason)
         for aggregator in key.aggregators:
             self._lanes[aggregator].aborts.append(key.abort)

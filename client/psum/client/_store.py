@@ -57,7 +57,7 @@ class Store:
         """The same without waiting: value must not change, and out not be used, before the future is done."""
         source = Buffer.of(value, "value", element_type, writable=out is None)
         target = source if out is None else _like(source, out, element_type)
-        return self._begin(key, source, target, Operation.SUM, priority, contributes=True)
+        return self._begin(key, source, target, Operation.SUM, priority, True)
 
     def broadcast(self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None) -> None:
         """Gives every rank the tensor of rank 0, in place, and waits for it. Takes part on all ranks or on none.
@@ -81,7 +81,7 @@ class Store:
         """The same without waiting."""
         root = self.client.rank == 0
         buffer = Buffer.of(value, "value", element_type, writable=not root)
-        return self._begin(key, buffer, buffer, Operation.BROADCAST, priority, contributes=root)
+        return self._begin(key, buffer, buffer, Operation.BROADCAST, priority, root)
 
     def reserve(
         self,
@@ -101,6 +101,11 @@ class Store:
             ValueError: The key had another shape or element type before, or the priority needs more than 64 bits.
             PsumError: The key, or everything, has failed.
         """
+        return self._reserve(key, shape, element_type, operation, priority)
+
+    def _reserve(
+        self, key: str | int, shape: tuple[int, ...], element_type: ElementType, operation: Operation, priority: int
+    ) -> Ticket:
         # Here, since what is wrong with it would else come to light in the client's thread, and end the whole client.
         priority = operator.index(priority)
         if not -_PRIORITY_LIMIT <= priority < _PRIORITY_LIMIT:
@@ -114,14 +119,12 @@ class Store:
         target: Buffer,
         operation: Operation,
         priority: int,
-        *,
         contributes: bool,
     ) -> Outcome:
-        ticket = self.reserve(
-            key, shape=source.shape, element_type=source.element_type, operation=operation, priority=priority
-        )
+        _, shape, kind = source
+        ticket = self._reserve(key, shape, kind, operation, priority)
         future = Outcome()
-        ticket.start(source.data if contributes else None, target.data, future.end)
+        ticket.start(source.data if contributes else None, target.data, future)
         return future
 
 
@@ -131,6 +134,8 @@ def key_name(key: object) -> str:
     Raises:
         TypeError: It is neither str nor int.
     """
+    if type(key) is int:
+        return str(key)
     # An integer of NumPy has __index__ and counts as one; a bool has too and is no key.
     if isinstance(key, str):
         return key
@@ -141,7 +146,7 @@ def key_name(key: object) -> str:
 
 def _like(source: Buffer, out: Any, element_type: object) -> Buffer:
     target = Buffer.of(out, "out", element_type, writable=True)
-    if (target.shape, target.element_type) != (source.shape, source.element_type):
+    if target.shape != source.shape or target.element_type is not source.element_type:
         raise ValueError(
             f"value is {source.element_type.label} {source.shape}, out is {target.element_type.label} {target.shape};"
             " they must be alike"

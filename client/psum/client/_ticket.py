@@ -75,7 +75,7 @@ class Ticket:
             target: Where the result is to be written, as flat bytes; may be the source's memory. Written until `done`.
             done: Called exactly once, from any thread, with None or the error. Must be short and not raise.
         """
-        self._decide()
+        self._decide(State.QUEUED)
         self.source, self.target, self.done = source, target, done
         self._hand_over(self)
 
@@ -85,14 +85,14 @@ class Ticket:
         Args:
             reason: Why, for people.
         """
-        self._decide()
-        self.state, self.reason = State.ABORTED, reason
+        self._decide(State.ABORTED)
+        self.reason = reason
         self._hand_over(self)
 
-    def _decide(self) -> None:
+    def _decide(self, state: State) -> None:
         if self.state is not State.RESERVED:
             raise RuntimeError(f"{self!r} was started or aborted already")
-        self.state = State.QUEUED
+        self.state = state
 
 
 class Part:
