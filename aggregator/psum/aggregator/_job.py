@@ -82,6 +82,7 @@ class Job:
         """When contributions came, where their senders want to know."""
         self.first: pb.Hello = hello
         """The first hello, which all others must agree with."""
+        self._ranks = tuple(range(self.num_workers))
         self._left: set[int] = set()
         """The ranks that said goodbye."""
         self._impatience = Impatience(warn_after)
@@ -220,7 +221,7 @@ class Job:
         verdict = shard.contribute(rank, round, _NOTHING if payload is None else payload, entry.priority, now)
         worker = self.workers[rank]
         self.tally.contributed(key.broadcast, verdict, size, now - (shard.since or now))
-        if (entry.timed or self.timings) and verdict in (Verdict.TAKE, Verdict.COMPLETE):
+        if (entry.timed or self.timings.rounds) and verdict in (Verdict.TAKE, Verdict.COMPLETE):
             complete = verdict is Verdict.COMPLETE
             self.timings.contributed(key, entry.shard, entry.round, rank, asked=entry.timed, complete=complete)
         match verdict:
@@ -266,11 +267,12 @@ class Job:
             # The key or the job failed meanwhile.
             return []
         round, priority = shard.round, shard.priority or 0
-        self.held_bytes += key.sizes[index] - sum(map(len, shard.contributions.values()))
+        # In a broadcast one rank has contributed bytes, else all have.
+        self.held_bytes -= 0 if key.broadcast else key.sizes[index] * (self.num_workers - 1)
         shard.complete(result)
         self.rounds_completed += 1
-        deliver = Deliver(key, index, round, priority, result, tuple(range(self.num_workers)))
-        return [*self.timings.summed(key, index, round), deliver] if self.timings else [deliver]
+        deliver = Deliver(key, index, round, priority, result, self._ranks)
+        return [*self.timings.summed(key, index, round), deliver] if self.timings.rounds else [deliver]
 
     def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """A worker gives back the sum of a round that this aggregator process has not made.

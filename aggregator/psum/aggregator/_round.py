@@ -75,6 +75,11 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
 }
 
 
+# Found faster than as attributes of their classes, which are asked for with each contribution.
+_TAKE: Final = Verdict.TAKE
+_CURRENT: Final = Timing.CURRENT
+
+
 class ShardRounds(Generic[Result]):
     """The rounds of one shard.
 
@@ -132,23 +137,26 @@ class ShardRounds(Generic[Result]):
 
     def contribute(self, rank: int, round: int, payload: memoryview, priority: int, now: float) -> Verdict:
         """A rank's contribution to a round; on COMPLETE the caller sums and then calls `complete`."""
-        timing = self._timing(round)
-        verdict = RULES[self.phase, timing, rank in self.contributions]
-        if verdict is Verdict.REPLAY and self.last_result is None:
-            self.waiters.add(rank)
-            if self.since is None:
-                self.since = now
-            return Verdict.WAIT
-        if verdict is not Verdict.TAKE:
+        contributions = self.contributions
+        timing = _CURRENT if round == self.round else self._timing(round)
+        verdict = RULES[self.phase, timing, rank in contributions]
+        if verdict is not _TAKE:
+            if verdict is Verdict.REPLAY and self.last_result is None:
+                self.waiters.add(rank)
+                if self.since is None:
+                    self.since = now
+                return Verdict.WAIT
             return verdict
-        self.contributions[rank] = payload
-        # It has begun this round, so it has the last result, even if it said otherwise before.
-        self.waiters.discard(rank)
-        self.priority = priority if self.priority is None else max(self.priority, priority)
+        contributions[rank] = payload
+        if self.waiters:
+            # It has begun this round, so it has the last result, even if it said otherwise before.
+            self.waiters.discard(rank)
+        if self.priority is None or priority > self.priority:
+            self.priority = priority
         if self.since is None:
             self.since = now
-        if self.missing:
-            return Verdict.TAKE
+        if len(contributions) < self.num_workers:
+            return verdict
         self.phase = Phase.SUMMING
         self.last_result = None
         return Verdict.COMPLETE
@@ -164,8 +172,9 @@ class ShardRounds(Generic[Result]):
         self.phase = Phase.GATHERING
         self.inherited = False
         self.holder = None
-        # Honest ranks do not begin a round while they lack the sum of the one before.
-        self.waiters.clear()
+        if self.waiters:
+            # Honest ranks do not begin a round while they lack the sum of the one before.
+            self.waiters.clear()
 
     def copy(self, rank: int) -> None:
         """Replaces a rank's contribution by a copy: its memory is much more than itself, or not to be relied on."""
@@ -199,8 +208,7 @@ class ShardRounds(Generic[Result]):
         return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
 
     def _timing(self, round: int) -> Timing:
-        if round == self.round:
-            return Timing.CURRENT
+        """That of any round but the current one."""
         if round > self.round:
             return Timing.EARLY
         return Timing.LAST if round == self.round - 1 else Timing.STALE

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import pathlib
@@ -41,6 +42,9 @@ _IDLE_SECONDS = 60
 
 #: Calls on one connection; a worker makes one, and a proxy may put several workers' together.
 _CALLS_PER_CONNECTION = 1024
+
+#: So many more objects than before make the collector look for circles of them.
+_COLLECT_AFTER = 10_000
 
 
 class Server:
@@ -204,6 +208,10 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
         ConfigurationError: An address cannot be listened on, or a file cannot be used or written.
     """
     keep_large_blocks(one_arena=True)
+    # Contributions, sums and messages refer to each other in no circles: hundreds of thousands come and go, and to look
+    # through those that are under way again and again finds nothing. What is loaded by now stays for good.
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     set_up_logging(settings)
     uvloop.run(_serve(settings, announce))
 

@@ -19,6 +19,11 @@ _SUM_BOUNDS_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.0
 _MAX_ENDED: Final = 100
 
 
+# Found faster than as attributes of the class, which are asked for with each contribution.
+_TAKE: Final = Verdict.TAKE
+_COMPLETE: Final = Verdict.COMPLETE
+
+
 class OperationTally:
     """What a job did with one operation."""
 
@@ -66,9 +71,9 @@ class JobTally:
         """A worker contributed this many bytes to a round, this long after that round's first contribution."""
         operation = self.broadcast if broadcast else self.sum
         operation.received_bytes += size
-        if verdict is Verdict.TAKE:
+        if verdict is _TAKE:
             operation.contributions += 1
-        elif verdict is Verdict.COMPLETE:
+        elif verdict is _COMPLETE:
             operation.contributions += 1
             operation.waiting.observe(waited)
         elif verdict is not Verdict.REFUSE:

@@ -20,7 +20,7 @@ class _Gathering:
 
 
 class Timings:
-    """Those of one job's rounds. It is false, and costs nothing, while nobody asks.
+    """Those of one job's rounds. `rounds` is empty, and nothing costs anything, while nobody asks.
 
     Args:
         clock: The time now. A clock of its own: the event loop's has whole milliseconds, and stands still while
@@ -29,14 +29,11 @@ class Timings:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._rounds: dict[tuple[int, int], _Gathering] = {}
-        """By (key's id, shard); never more than the job has shards."""
-
-    def __bool__(self) -> bool:
-        return bool(self._rounds)
+        self.rounds: dict[tuple[int, int], _Gathering] = {}
+        """Those of which somebody wants to know, by (key's id, shard); never more than the job has shards."""
 
     def __len__(self) -> int:
-        return len(self._rounds)
+        return len(self.rounds)
 
     def contributed(self, key: Key, shard: int, round: int, rank: int, *, asked: bool, complete: bool) -> None:
         """A contribution counted.
@@ -49,13 +46,13 @@ class Timings:
             asked: Whether it is to be told.
             complete: Whether it was the last one missing.
         """
-        gathering = self._rounds.get((key.id, shard))
+        gathering = self.rounds.get((key.id, shard))
         if gathering is None or gathering.round != round:
             if not asked:
                 # What is left of an earlier round, which ended in another way than with a sum, is of no use.
-                self._rounds.pop((key.id, shard), None)
+                self.rounds.pop((key.id, shard), None)
                 return
-            gathering = self._rounds[key.id, shard] = _Gathering(round)
+            gathering = self.rounds[key.id, shard] = _Gathering(round)
         now = self._clock()
         if asked:
             gathering.came[rank] = now
@@ -64,7 +61,7 @@ class Timings:
 
     def summed(self, key: Key, shard: int, round: int) -> list[TellTiming]:
         """The sum of a round was made."""
-        gathering = self._rounds.pop((key.id, shard), None)
+        gathering = self.rounds.pop((key.id, shard), None)
         if gathering is None:
             return []
         complete_at = gathering.complete_at
@@ -74,8 +71,8 @@ class Timings:
     def forget(self, key: Key) -> None:
         """The key has failed."""
         for shard in key.sizes:
-            self._rounds.pop((key.id, shard), None)
+            self.rounds.pop((key.id, shard), None)
 
     def clear(self) -> None:
         """The job has ended."""
-        self._rounds.clear()
+        self.rounds.clear()

@@ -51,7 +51,7 @@ class Outcome(Future[None]):
         """
         if self._state != "FINISHED":
             self._wait(timeout)
-        if self._exception is not None:
+        if self._state != "FINISHED" or self._exception is not None:
             super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:

@@ -142,7 +142,7 @@ class Session:
         caller to see to before it reports what has finished."""
         self.notices: list[str] = []
         """What aggregators want this worker's user to know, for the caller to take."""
-        self.running: OrderedDict[Ticket, float] = OrderedDict()
+        self.running: dict[Ticket, float] = {}
         """Operations under way and since when, the oldest first."""
         self._stalled: OrderedDict[Key, float] = OrderedDict()
         """Keys with operations that wait for one that was reserved before them and has not been started, since when."""
@@ -239,23 +239,26 @@ class Session:
             key = ticket.key
             lane.outstanding[key.id, shard.index] = part
             part.sent = now
-            key.tally.queue.observe(now - part.queued)
-            key.tally.sent_bytes += size
+            tally = key.tally
+            tally.queue.observe(now - part.queued)
+            tally.sent_bytes += size
             length = place = placed = 0
             if ticket.source is not None:
                 value = ticket.source[shard.start : shard.stop]
-                staged = None if ticket.staged is None else ticket.staged + shard.start
-                if size >= SHARED_BYTES and shared is not None and (taken := shared.put(value, staged)) is not None:
+                if size < SHARED_BYTES:
+                    length = size
+                    payloads.append(value)
+                elif shared is not None and (taken := shared.put(value, part.staged)) is not None:
                     part.place = shared, taken
                     place, placed = taken, size
-                elif size >= SHARED_BYTES and lane.piped:
+                elif lane.piped:
                     placed = size
                     lane.beside.append(value)
                 else:
                     length = size
                     payloads.append(value)
             timed = part.record is not None
-            rows.append(ShardRound(key.id, shard.index, ticket.round, part.priority, length, place, placed, timed))
+            rows.append((key.id, shard.index, ticket.round, part.priority, length, place, placed, timed))
         columns = to_columns(rows)
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
@@ -480,38 +483,38 @@ class Session:
         )
 
     def _result(self, aggregator: int, entry: ShardRound, payload: memoryview, now: float) -> None:
-        outstanding = self._lanes[aggregator].outstanding
-        place, round = (entry.id, entry.shard), entry.round
-        part = outstanding.get(place)
-        if part is None or part.ticket.round != round:
+        lane = self._lanes[aggregator]
+        place, round, received = entry[:2], entry.round, len(payload)
+        part = lane.outstanding.get(place)
+        if part is None or (ticket := part.ticket).round != round:
             # It was under way when the operation failed or had its result already.
             return
-        ticket, shard = part.ticket, part.shard
-        key, source, target = ticket.key, ticket.source, ticket.target
-        start, stop = shard.start, shard.stop
+        shard, key, source, target = part.shard, ticket.key, ticket.source, ticket.target
         own = source is not None and key.operation is Operation.BROADCAST
-        received = len(payload)
-        if received != (0 if own else stop - start):
+        if received != (0 if own else shard.size):
             raise ProtocolError(
                 f"aggregator {self._addresses[aggregator]} answered shard {shard.index} of key {key.name!r} with"
-                f" {received} bytes; expected {0 if own else stop - start}"
+                f" {received} bytes; expected {0 if own else shard.size}"
             )
         if target is not None:
             if not own:
-                target[start:stop] = payload
+                target[shard.start : shard.stop] = payload
             elif source is not None and target is not source:
-                target[start:stop] = source[start:stop]
+                target[shard.start : shard.stop] = source[shard.start : shard.stop]
         if part.record is not None:
             part.record.received, part.record.written = now, self._clock()
         key.next_rounds[shard.index] = round + 1
         if self._keep_sums:
             key.sums[shard.index] = self._kept(ticket, shard, payload)
-        del outstanding[place]
-        self._credit(aggregator, part)
+        del lane.outstanding[place]
+        if not part.credited:
+            part.credited = True
+            lane.scheduler.release(part.size)
         if part.place is not None:
             self._free(part)
-        key.tally.exchange.observe(now - part.sent)
-        key.tally.received_bytes += received
+        tally = key.tally
+        tally.exchange.observe(now - part.sent)
+        tally.received_bytes += received
         ticket.pending -= 1
         if ticket.pending == 0:
             self._complete(ticket, now)
@@ -579,11 +582,12 @@ class Session:
 
     def _complete(self, ticket: Ticket, now: float) -> None:
         """The result of the key's running operation is whole."""
-        ticket.key.tally.total.observe(now - self.running[ticket])
+        key = ticket.key
+        key.tally.total.observe(now - self.running[ticket])
         if (recorder := self.recorder) is not None:
             recorder.completed(ticket.record, now)
-        ticket.key.running = None
-        ticket.key.round += 1
+        key.running = None
+        key.round += 1
         self._finish(ticket, None)
 
     def _finish(self, ticket: Ticket, error: PsumError | None) -> None:

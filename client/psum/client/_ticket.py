@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from psum.client._placement import Shard
 from psum.client._shared import SharedMemory
@@ -23,6 +23,10 @@ class State(enum.Enum):
     RUNNING = "its shards are under way"
     ABORTED = "its value will never be there"
     FINISHED = "its result is there, or it failed"
+
+
+# Found faster than as an attribute of the class, which is asked for with each shard.
+_RUNNING: Final = State.RUNNING
 
 
 class Ticket:
@@ -123,5 +127,10 @@ class Part:
         """What is recorded of it, None where nothing is."""
 
     @property
+    def staged(self) -> int | None:
+        """Where in the client's staging memory its value lies, None where it lies elsewhere."""
+        return None if self.ticket.staged is None else self.ticket.staged + self.shard.start
+
+    @property
     def cancelled(self) -> bool:
-        return self.ticket.state is not State.RUNNING
+        return self.ticket.state is not _RUNNING

@@ -36,8 +36,12 @@ _COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places",
 _row = partial(tuple.__new__, ShardRound)
 
 
-def to_columns(rows: Sequence[ShardRound]) -> pb.ShardRounds:
-    """The rows for a message; a column that is the same in all rows has it once, or is empty where it is 0."""
+def to_columns(rows: Sequence[tuple[int, int, int, int, int, int, int, bool]]) -> pb.ShardRounds:
+    """The rows for a message; a column that is the same in all rows has it once, or is empty where it is 0.
+
+    Args:
+        rows: Each a ShardRound, or a tuple with the same fields, which is made faster.
+    """
     if not rows:
         return pb.ShardRounds()
     ids, *others = zip(*rows, strict=True)
