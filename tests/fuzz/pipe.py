@@ -1,4 +1,4 @@
-"""Fuzzes a data connection: whatever bytes come, in whatever pieces, it gives out what was sent or says what is amiss."""
+"""Fuzzes a data connection: whatever bytes come, it gives out what was sent, or says what is amiss."""
 
 import socket
 from collections import Counter
