@@ -322,10 +322,8 @@ class Client:
         if not settings.shares_memory:
             return None
         try:
-            # There is no wire to be kept busy meanwhile, and an urgent shard waits for all that is under way.
-            return SharedMemory(
-                settings.shm_directory, max(settings.credit_bytes // 2, settings.partition_bytes), self._staging
-            )
+            credit = max(settings.credit_bytes, settings.partition_bytes)
+            return SharedMemory(settings.shm_directory, credit, self._staging)
         except SegmentError as error:
             _log.log(logging.WARNING if settings.plane == "shm" else logging.DEBUG, "no shared memory: %s", error)
             return None

@@ -93,11 +93,11 @@ class Settings(BaseSettings):
     )
     credit_bytes: int = setting(
         "PSUM_CREDIT_BYTES",
-        default=16 << 20,
-        default_text="16 MiB",
+        default=8 << 20,
+        default_text="8 MiB",
         parse=size,
-        meaning="Bytes that may be under way to one aggregator, half as many where memory is shared with it. Less is"
-        " more obedient to priorities, more is faster.",
+        meaning="Bytes that may be under way to one aggregator. Less is more obedient to priorities; more is faster"
+        " over long distances.",
     )
     plane: str = setting(
         "PSUM_PLANE",

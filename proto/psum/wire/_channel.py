@@ -14,7 +14,7 @@ MAX_MESSAGE_BYTES: Final = 80 << 20
 MAX_PARTITION_BYTES: Final = 64 << 20
 
 #: Payloads below this travel several to a message, up to this much together.
-BATCH_BYTES: Final = 256 << 10
+BATCH_BYTES: Final = 512 << 10
 
 #: Payloads from this size on lie in shared memory where both sides have it.
 SHARED_BYTES: Final = 64 << 10
