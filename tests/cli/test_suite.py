@@ -119,7 +119,7 @@ def test_memory_stands_beside_its_bound() -> None:
     runs = [run("psum shm", 1.0, servers=2, worker_mib=70.0, aggregator_mib=150.0), run("gloo", 1.0, servers=2)]
     page = _page.render({"big": Result("today", "here", "psum", runs)}, {})
     memory = page[page.index("## Memory") : page.index("## big")]
-    assert "| big | big, 2 workers, 2 aggregators | psum shm | 70 | 96 | 150 | 192 |" in memory
+    assert "| big | big, 2 workers, 2 aggregators | psum shm | 70 | 80 | 150 | 160 |" in memory
     assert "gloo" not in memory
 
 
