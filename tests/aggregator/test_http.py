@@ -93,7 +93,7 @@ async def samples(http: aiohttp.ClientSession, server: Server) -> dict[tuple[str
 
 async def test_the_report_says_whom_a_round_waits_for(serve: Serve, http: aiohttp.ClientSession) -> None:
     """And which worker is behind since when, whose names are whatever the workers say they are."""
-    server = await serve()
+    server = await serve(memory_budget=3 << 30)
 
     def job() -> tuple[psum.Client, psum.Client, Any]:
         fast, slow = (worker(server, rank, 2, job=NASTY) for rank in range(2))
@@ -109,6 +109,12 @@ async def test_the_report_says_whom_a_round_waits_for(serve: Serve, http: aiohtt
     assert [w["behind_seconds"] for w in told["workers"]] == [0.0, waiting["waiting_seconds"]]
     assert report["aggregator"]["addresses"] == list(server.addresses)
     assert report["aggregator"]["settings"]["PSUM_WORKER_TIMEOUT"] == 30.0
+    told = report["aggregator"]["settings_text"]
+    assert (told["PSUM_WORKER_TIMEOUT"], told["PSUM_MEMORY_BUDGET"], told["PSUM_REFLECTION"]) == (
+        "30 s",
+        "3072 MiB",
+        "off",
+    )
 
     def end() -> None:
         slow.store().push_pull(NASTY, np.ones(7, np.float32))

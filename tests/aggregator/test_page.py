@@ -185,11 +185,16 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
     text = await page.text_with("for rank 1", "serving", NASTY, "resnet-50")
     assert f"Round 0 of {NASTY}, shard 0, has waited" in text
     assert "2 of 2 workers" in text
+    # The answer comes first, where a phone shows it without scrolling, and leads to the job.
+    assert "for rank 1." in str(await page.value("document.getElementById('attention').innerText"))
+    await page.value("document.querySelector('#attention a').click()")
+    assert await page.value("document.querySelector('.job').open")
     assert str(await page.value("document.title")).startswith("psum 127.0.0.1:")
     assert await page.value("document.querySelectorAll('img, body script').length") == 0
     await page.value("document.getElementById('settings-section').open = true")
-    await page.text_with("PSUM_WORKER_TIMEOUT")
-    assert await page.value("document.querySelectorAll('#throughput polyline.received').length") == 1
+    await page.text_with("PSUM_WORKER_TIMEOUT", "30 s", "PSUM_MEMORY_BUDGET", "no limit")
+    for curve in ("received", "sent"):
+        assert await page.value(f"document.querySelectorAll('#throughput polyline.{curve}').length") == 1
 
     for name, width, height in (("desktop", 1280, 900), ("phone", 390, 844)):
         await page.picture(name, width, height)
@@ -199,6 +204,8 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
 
     await asyncio.to_thread(stalled.kill)
     await page.text_with("no answer", "trying again", "for rank 1")
+    assert await page.value("document.body.classList.contains('stale')")
     await page.picture("gone", 390, 844)
     await asyncio.to_thread(stalled.start)
     await page.text_with("serving again", "for rank 1")
+    assert not await page.value("document.body.classList.contains('stale')")
