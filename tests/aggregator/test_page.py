@@ -34,6 +34,8 @@ _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shut
 pytestmark = [
     pytest.mark.skipif(_CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
     pytest.mark.timeout(120),
+    # It shows something of the page, not of a version of Python.
+    pytest.mark.once,
 ]
 
 

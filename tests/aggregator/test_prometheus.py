@@ -18,10 +18,13 @@ from psum import client as psum
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 40.0
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="Prometheus is not installed (Debian: apt-get install prometheus)",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None or shutil.which("promtool") is None,
+        reason="Prometheus is not installed (Debian: apt-get install prometheus)",
+    ),
+    pytest.mark.once,
+]
 
 
 def fetch(url: str) -> bytes:
