@@ -99,6 +99,10 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
         ([hello(), push(b"abc")], "which it has not declared"),
         ([hello(), declare(3), push(b"abcd")], "contributed 4 bytes to shard 0 of key 'w'; expected 3"),
         ([hello(), declare(3), push(b"abc", 7)], "round 7 .* which is at round 0"),
+        (
+            [hello(), pb.ExchangeRequest(push=pb.Push(shards=pb.ShardRounds(ids=[5, 6, 7], rounds=[0, 0])))],
+            "2 rounds for 3 ids; expected as many, one for all, or none",
+        ),
         ([hello(), hello()], "sent hello, which nobody asked it for"),
         ([hello(), pb.ExchangeRequest()], "sent None"),
         ([hello(rank=1)], "rank 1 of 1 workers"),
@@ -232,6 +236,23 @@ async def test_the_status_shows_rounds_that_wait_and_for_whom(stub: Any) -> None
     assert status.cpu_seconds > 0
     assert not (await stub.GetStatus(pb.GetStatusRequest(job="other"))).jobs
     call.cancel()
+
+
+async def test_what_came_before_something_wrong_in_a_message_counts(stub: Any) -> None:
+    """A round that the first shard of a message completes has its sum, though the second ends the sender's stream."""
+    calls = [stub.Exchange() for _ in range(2)]
+    for rank, call in enumerate(calls):
+        await call.write(hello(rank, 2))
+        await call.read()
+        await call.write(declare(3))
+    await calls[0].write(push(b"abc"))
+    assert (await calls[0].read()).WhichOneof("kind") == "taken"
+    both = pb.Push(shards=to_columns([ShardRound(5, length=3), ShardRound(6, length=3)]))
+    await calls[1].write(pb.ExchangeRequest(push=both, payload=bytes(6)))
+    assert (await calls[0].read()).payload == b"abc"
+    while not (answer := await calls[1].read()).HasField("fault"):
+        assert answer.payload == b"abc"
+    assert "which it has not declared" in answer.fault.text
 
 
 async def test_a_contribution_that_waits_does_not_keep_the_rest_of_its_message(stub: Any) -> None:

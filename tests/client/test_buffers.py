@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psum.client import ElementType
-from psum.client._buffers import Buffer
+from psum.client._buffers import Buffer, flat
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,13 @@ def test_shape_and_type_come_from_the_buffer(value: Any, shape: tuple[int, ...],
     """Arrays of NumPy, of the standard library, and plain bytes are understood, down to none and one element."""
     buffer = Buffer.of(value, "value", writable=True)
     assert (buffer.shape, buffer.element_type) == (shape, element_type)
-    assert len(buffer.data) == np.prod(shape) * element_type.itemsize
+    assert len(flat(buffer.memory)) == np.prod(shape) * element_type.itemsize
 
 
 def test_a_buffer_is_the_memory_itself() -> None:
     """Writing to the view changes the array."""
     value = np.zeros(2, np.float32)
-    Buffer.of(value, "value", writable=True).data[:] = np.array([1, 2], np.float32).tobytes()
+    flat(Buffer.of(value, "value", writable=True).memory)[:] = np.array([1, 2], np.float32).tobytes()
     assert value.tolist() == [1, 2]
 
 

@@ -13,14 +13,16 @@ from tests.fuzz.aggregator import AggregatorTarget
 from tests.fuzz.cases import Case, LogWatch, Target, ViolationError
 from tests.fuzz.framing import FramingTarget
 from tests.fuzz.link import LinkTarget
+from tests.fuzz.pipe import PipeTarget
 from tests.fuzz.server import ServerTarget
 from tests.fuzz.session import SessionTarget
 
 #: How many of a thousand inputs each target gets. What is behind a real connection takes the longest by far.
-SHARES: Final = {"framing": 400, "session": 280, "aggregator": 310, "link": 4, "server": 6}
+SHARES: Final = {"framing": 350, "pipe": 50, "session": 280, "aggregator": 310, "link": 4, "server": 6}
 
 _MAKERS: Final[dict[str, Callable[[LogWatch], Target]]] = {
     "framing": lambda log: FramingTarget(),
+    "pipe": lambda log: PipeTarget(),
     "session": lambda log: SessionTarget(),
     "aggregator": AggregatorTarget,
     "link": LinkTarget,

@@ -14,7 +14,7 @@ from tests.fuzz.conversations import Conversation, disturb
 from tests.fuzz.mutation import Mutator, split_fields
 from tests.fuzz.run import run_here
 
-INPUTS = {"framing": 2000, "session": 600, "aggregator": 300, "link": 12, "server": 10}
+INPUTS = {"framing": 2000, "pipe": 1000, "session": 600, "aggregator": 300, "link": 12, "server": 10}
 
 
 @pytest.mark.parametrize("target", INPUTS)

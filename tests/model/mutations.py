@@ -5,10 +5,12 @@ import pytest
 from psum.aggregator._job import Job
 from psum.aggregator._key import Key as JobKey
 from psum.aggregator._round import RULES, Phase, ShardRounds, Timing, Verdict
+from psum.client._buffers import flat
 from psum.client._keys import Key
+from psum.client._placement import Shard
 from psum.client._scheduler import Scheduler
 from psum.client._session import Session
-from psum.client._ticket import Part
+from psum.client._ticket import Part, Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 
@@ -81,13 +83,12 @@ def ranks_are_declared_at_the_key_s_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_kept_sum_is_the_program_s_memory(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        Session,
-        "_kept",
-        staticmethod(
-            lambda ticket, shard, payload: bytes(payload) or (ticket.source and ticket.source[shard.start : shard.stop])
-        ),
-    )
+    def mutant(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | bytes:
+        if payload or ticket.source is None:
+            return bytes(payload)
+        return flat(ticket.source)[shard.start : shard.stop]
+
+    patch.setattr(Session, "_kept", staticmethod(mutant))
 
 
 def what_was_postponed_is_not_sent_to_the_next_process(patch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,36 @@
 """Anything that has the buffer protocol, as flat bytes with a shape and an element type."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from psum.wire import ElementType
+
+#: Memory that is C-contiguous, in a form that `flat` makes bytes of. A view of bytes is two objects for the collector,
+#: which would look again and again through those of the thousands of operations that wait; an array is none.
+Memory = memoryview | npt.NDArray[Any]
+
+
+def flat(memory: Memory) -> memoryview:
+    """Its bytes."""
+    return memory if isinstance(memory, memoryview) else memory.data.cast("B")
+
+
+# NumPy's own types that can be summed, by its letters, which are those of the buffer protocol too.
+_LETTERS: Final = frozenset("efdbBHilq")
 
 
 class Buffer(NamedTuple):
     """A tensor in somebody else's memory.
 
     Attributes:
-        data: Its bytes, flat, which keep the memory's owner alive.
+        memory: The memory, whose owner it keeps alive.
         shape: Its shape.
         element_type: What its elements are.
     """
 
-    data: memoryview
+    memory: Memory
     shape: tuple[int, ...]
     element_type: ElementType
 
@@ -50,10 +64,9 @@ class Buffer(NamedTuple):
             raise ValueError(f"{what} of shape {value.shape} is not C-contiguous; pass a contiguous copy")
         if writable and not flags.writeable:
             raise ValueError(f"{what} is read-only, and the result is to be written to it")
-        try:
-            data = value.data.cast("B")
-        except (TypeError, ValueError):
-            # An empty one, or of a type that the buffer protocol has no letter for.
-            data = (value.reshape(-1).view(np.uint8) if value.size else np.empty(0, np.uint8)).data
+        shape = value.shape
+        if dtype.char not in _LETTERS or not value.size:
+            # It cannot be cast to bytes, as one of a type that the buffer protocol has no letter for.
+            value = (value.reshape(-1).view(np.uint8) if value.size else np.empty(0, np.uint8)).data
         # What NamedTuple's own constructor does, without the interpreter.
-        return tuple.__new__(cls, (data, value.shape, kind))
+        return tuple.__new__(cls, (value, shape, kind))

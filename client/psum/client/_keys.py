@@ -5,7 +5,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from psum.client._placement import Placement, key_id
-from psum.client._ticket import Ticket
+from psum.client._ticket import Part, Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ElementType
 from psum.wire.errors import PsumError
@@ -71,6 +71,8 @@ class Key:
         self.waiting: dict[int, Ticket] = {}
         """Started or aborted operations by round, whose turn has not come."""
         self.running: Ticket | None = None
+        self.parts: list[Part] = []
+        """Its shards as they are scheduled, made with the first operation."""
         self.next_rounds = [0] * len(self.shards)
         """The first round of each shard whose result this worker does not have."""
         self.sums: dict[int, memoryview | bytes] = {}

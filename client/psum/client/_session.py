@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
+from psum.client._buffers import flat
 from psum.client._keys import Key, Operation
 from psum.client._placement import Placement, Shard
 from psum.client._recorder import Recorder, ShardRecord
@@ -78,7 +79,7 @@ class _Lane:
 
     def add(self, part: Part) -> None:
         """Queues a shard, or keeps it for the aggregator's next process."""
-        if self.still_open is None or (part.ticket.key.id, part.shard.index, part.ticket.round) in self.still_open:
+        if self.still_open is None or (*part.where, part.ticket.round) in self.still_open:
             self.scheduler.add(part)
         else:
             self.postponed.append(part)
@@ -237,14 +238,14 @@ class Session:
         for part in batch:
             ticket, shard, size = part.ticket, part.shard, part.size
             key = ticket.key
-            lane.outstanding[key.id, shard.index] = part
+            lane.outstanding[part.where] = part
             part.sent = now
             tally = key.tally
             tally.queue.observe(now - part.queued)
             tally.sent_bytes += size
             length = place = placed = 0
             if ticket.source is not None:
-                value = ticket.source[shard.start : shard.stop]
+                value = flat(ticket.source)[shard.start : shard.stop]
                 if size < SHARED_BYTES:
                     length = size
                     payloads.append(value)
@@ -445,13 +446,16 @@ class Session:
             key.running = ticket
             self.running[ticket] = now
             if ticket.pending == 0:
-                if not self._lanes and ticket.source is not None and ticket.target is not None:
+                if key.nbytes and not self._lanes and ticket.source is not None and ticket.target is not None:
                     # A job of one worker without aggregators: the sum is the value.
-                    ticket.target[:] = ticket.source
+                    flat(ticket.target)[:] = flat(ticket.source)
                 self._complete(ticket, now)
                 continue
-            for shard in key.shards:
-                part = Part(ticket, shard, now)
+            if not key.parts:
+                key.parts = [Part(key.id, shard, ticket) for shard in key.shards]
+            for part in key.parts:
+                part.begin(ticket, now)
+                shard = part.shard
                 if ticket.record is not None:
                     part.record = ShardRecord(ticket.record, shard.index, shard.size, now)
                     ticket.record.shards.append(part.record)
@@ -498,9 +502,9 @@ class Session:
             )
         if target is not None:
             if not own:
-                target[shard.start : shard.stop] = payload
+                flat(target)[shard.start : shard.stop] = payload
             elif source is not None and target is not source:
-                target[shard.start : shard.stop] = source[shard.start : shard.stop]
+                flat(target)[shard.start : shard.stop] = flat(source)[shard.start : shard.stop]
         if part.record is not None:
             part.record.received, part.record.written = now, self._clock()
         key.next_rounds[shard.index] = round + 1
@@ -526,7 +530,7 @@ class Session:
         """A result in a form that can be kept."""
         if not payload and ticket.source is not None:
             # The root of a broadcast has the only copy, in memory that its owner may change from now on.
-            return bytes(ticket.source[shard.start : shard.stop])
+            return bytes(flat(ticket.source)[shard.start : shard.stop])
         # A view keeps the whole message, which is little more than a large payload, but many times a small one.
         return payload if len(payload) >= _KEPT_VIEW_BYTES else bytes(payload)
 

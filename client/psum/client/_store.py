@@ -124,7 +124,7 @@ class Store:
         _, shape, kind = source
         ticket = self._reserve(key, shape, kind, operation, priority)
         future = Outcome()
-        ticket.start(source.data if contributes else None, target.data, future)
+        ticket.start(source.memory if contributes else None, target.memory, future)
         return future
 
 

@@ -4,6 +4,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from psum.client._buffers import Memory
 from psum.client._placement import Shard
 from psum.client._shared import SharedMemory
 from psum.wire.errors import PsumError
@@ -56,11 +57,11 @@ class Ticket:
         self.round = round
         self.priority = priority
         self.state = State.RESERVED
-        self.source: memoryview | None = None
+        self.source: Memory | None = None
         """What this rank contributes; None where it only receives."""
         self.staged: int | None = None
         """Where in the client's staging memory the source lies, None where it lies elsewhere."""
-        self.target: memoryview | None = None
+        self.target: Memory | None = None
         """Where the result goes; None where it is not wanted."""
         self.done: Done | None = None
         self.reason = ""
@@ -74,14 +75,13 @@ class Ticket:
     def __repr__(self) -> str:
         return f"<Ticket {self.key.name!r} round {self.round} {self.state.name}>"
 
-    def start(
-        self, source: memoryview | None, target: memoryview | None, done: Done, staged: int | None = None
-    ) -> None:
+    def start(self, source: Memory | None, target: Memory | None, done: Done, staged: int | None = None) -> None:
         """The value is there. Returns at once; from any thread.
 
         Args:
-            source: The value as flat bytes, final; None on a rank that only receives a broadcast. Read until `done`.
-            target: Where the result is to be written, as flat bytes; may be the source's memory. Written until `done`.
+            source: The value, flat bytes or an array, final; None on a rank that only receives a broadcast. Read until
+                `done`.
+            target: Where the result is to be written, likewise; may be the source's memory. Written until `done`.
             done: Called exactly once, from any thread, with None or the error. Must be short and not raise.
             staged: The source's place in the client's staging memory, None where it does not lie there.
         """
@@ -106,18 +106,41 @@ class Ticket:
 
 
 class Part:
-    """One shard of a running operation: what the scheduler schedules."""
+    """One shard of a key's running operation: what the scheduler schedules.
 
-    __slots__ = ("credited", "place", "priority", "pulls", "queued", "record", "sent", "shard", "size", "ticket")
+    The operations of a key come one after another, and all use the same: objects that live long cost the collector
+    nothing, thousands that come and go with each step do. Only a key that fails leaves some in a queue, and has no
+    further operation.
+    """
 
-    def __init__(self, ticket: Ticket, shard: Shard, now: float = 0.0) -> None:
+    __slots__ = (
+        "credited",
+        "place",
+        "priority",
+        "pulls",
+        "queued",
+        "record",
+        "sent",
+        "shard",
+        "size",
+        "ticket",
+        "where",
+    )
+
+    def __init__(self, key_id: int, shard: Shard, ticket: Ticket, now: float = 0.0) -> None:
+        self.where = key_id, shard.index
+        """Which shard it is: (key's id, shard)."""
+        self.shard = shard
+        self.begin(ticket, now)
+
+    def begin(self, ticket: Ticket, now: float) -> None:
+        """It belongs to this operation from now on."""
         self.queued = self.sent = now
         """When it began to wait, and when it was sent last."""
         self.ticket = ticket
-        self.shard = shard
         self.priority = ticket.priority
         self.pulls = ticket.source is None
-        self.size = 0 if self.pulls else shard.size
+        self.size = 0 if self.pulls else self.shard.size
         """Bytes that it brings under way."""
         self.place: tuple[SharedMemory, int] | None = None
         """Where its value lies in shared memory, None where it was not put there."""
