@@ -145,8 +145,8 @@ class Settings(BaseSettings):
         default="",
         default_text="none",
         parse=_http_address,
-        meaning="A port that only this machine reaches, or host:port, for the status page, metrics and probes. There is no"
-        " TLS: whoever can reach it can read them.",
+        meaning="A port that only this machine reaches, or host:port, for the status page, metrics and probes."
+        " There is no TLS: whoever can reach it can read them.",
     )
     reflection: bool = setting(
         "PSUM_REFLECTION",
