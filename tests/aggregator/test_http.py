@@ -118,6 +118,8 @@ async def test_the_report_says_whom_a_round_waits_for(serve: Serve, http: aiohtt
         "off",
     )
 
+    assert report["aggregator"]["settings_changed"] == ["PSUM_LISTEN", "PSUM_MEMORY_BUDGET", "PSUM_HTTP"]
+
     def end() -> None:
         slow.store().push_pull(NASTY, np.ones(7, np.float32))
         result.result(PATIENCE_SECONDS)

@@ -78,6 +78,15 @@ class Page:
             assert time.monotonic() < deadline, f"{parts} not in: {text}"
             await asyncio.sleep(0.1)
 
+    async def until(self, condition: str) -> None:
+        """Waits until an expression is true in the page."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            if await self.value(condition) is True:
+                return
+            assert time.monotonic() < deadline, condition
+            await asyncio.sleep(0.1)
+
     async def picture(self, name: str, width: int, height: int) -> None:
         """Has the page at this size, and a picture of it."""
         await self.call(
@@ -173,12 +182,15 @@ def stalled(aggregator: Aggregator) -> Iterator[Aggregator]:
         stores = fast.store(), slow.store()
         for future in [store.push_pull_async("dense/weight", np.ones(500_000, np.float32)) for store in stores]:
             future.result(PATIENCE_SECONDS)
-        waiting = stores[0].push_pull_async(NASTY, np.ones(1000, np.float32))
+        # More than are listed at first; the oldest is the one that is named.
+        keys = NASTY, *range(19)
+        waiting = [stores[0].push_pull_async(key, np.ones(1000, np.float32)) for key in keys]
         other = stack.enter_context(psum.connect(psum.Settings(aggregators=(aggregator.address,), job="resnet-50")))
         other.store().push_pull("conv0/weight", np.ones(100_000, np.float32))
         yield aggregator
-        stores[1].push_pull(NASTY, np.ones(1000, np.float32))
-        waiting.result(PATIENCE_SECONDS)
+        waiting += [stores[1].push_pull_async(key, np.ones(1000, np.float32)) for key in keys]
+        for future in waiting:
+            future.result(PATIENCE_SECONDS)
 
 
 async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregator, page: Page) -> None:
@@ -187,6 +199,7 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
     text = await page.text_with("for rank 1", "serving", NASTY, "resnet-50")
     assert f"Round 0 of {NASTY}, shard 0, has waited" in text
     assert "2 of 2 workers" in text
+    assert "the oldest 12 of 20" in text
     # The answer comes first, where a phone shows it without scrolling, and leads to the job.
     assert "for rank 1." in str(await page.value("document.getElementById('attention').innerText"))
     await page.value("document.querySelector('#attention a').click()")
@@ -202,6 +215,9 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
         await page.picture(name, width, height)
         # Readable without moving sideways.
         assert await page.value("document.documentElement.scrollWidth") <= width
+    await page.value("document.querySelector('.job button').click()")
+    await page.until("document.querySelectorAll('.job')[0].querySelectorAll('tbody')[1].rows.length === 20")
+    assert "the oldest" not in str(await page.value("document.body.innerText"))
     assert page.log == []
 
     await asyncio.to_thread(stalled.kill)

@@ -1,5 +1,6 @@
 """What the status page shows, as JSON has it."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ def report(
     told["aggregator"]["settings"] = {variable: _plain(value) for variable, (value, _) in values.items()}
     # For people: with units, and with words for what is nothing.
     told["aggregator"]["settings_text"] = {variable: _text(*setting) for variable, setting in values.items()}
+    told["aggregator"]["settings_changed"] = [
+        declarations(Settings)[field.name].variables[0]
+        for field in dataclasses.fields(Settings)
+        if getattr(settings, field.name) != field.default
+    ]
     told["throughput"] = {
         "seconds": SAMPLE_SECONDS,
         "received_bytes_per_second": [round(received) for received, _ in throughput],

@@ -7,6 +7,7 @@ const REFRESH_MS = 2000;
 const HIDDEN_REFRESH_MS = 15000;
 const ANSWER_MS = 5000;
 const ROWS_AT_FIRST = 100;
+const ROUNDS_AT_FIRST = 12; // They mostly say the same: whom all of them wait for stands above them.
 const ALERTS = 5;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -33,7 +34,7 @@ function bytes(value) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let unit = 0;
   while (value >= 1024 && unit < units.length - 1) { value /= 1024; unit += 1; }
-  return `${unit && value < 100 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
+  return `${unit && value < 100 ? value.toFixed(1) : Math.round(value)}\u00a0${units[unit]}`;
 }
 
 function duration(seconds) {
@@ -129,7 +130,7 @@ function facts(aggregator, report) {
 }
 
 const opened = new Map();   // Whether the reader opened or closed a job, by its name.
-const whole = new Set();    // Jobs of which all workers are to be shown.
+const whole = new Set();    // Jobs of which all workers and rounds are to be shown.
 let rates = new Map();      // Bytes received and sent by job at the last answer.
 
 function rateOf(job, now) {
@@ -178,6 +179,12 @@ function workerRow(worker) {
     bytes(worker.sent_bytes), worker.address, worker.worker];
 }
 
+function showAll(job, number) {
+  const all = element("button", { type: "button" }, `show ${number}`);
+  all.addEventListener("click", () => { whole.add(job.name); refresh(); });
+  return all;
+}
+
 function jobBody(job) {
   const parts = waits(job);
   if (job.not_joined.length) parts.push(element("p", { "class": "waits" }, `Not joined yet: ${named(job.not_joined)}.`));
@@ -185,17 +192,15 @@ function jobBody(job) {
   parts.push(element("h4", {}, "Workers"), element("div", { "class": "scroll" }, table(
     [["rank", "number"], ["state"], ["behind", "number"], ["last heard", "number"], ["received", "number"],
       ["sent", "number"], ["address", "wide"], ["runs at", "wide"]], shown.map(workerRow), true)));
-  if (shown.length < job.workers.length) {
-    const all = element("button", { type: "button" }, `show all ${job.workers.length}`);
-    all.addEventListener("click", () => { whole.add(job.name); refresh(); });
-    parts.push(all);
-  }
+  if (shown.length < job.workers.length) parts.push(showAll(job, job.workers.length));
   if (job.rounds.length) {
-    const title = job.rounds_waiting > job.rounds.length
-      ? `Rounds in progress: the oldest ${job.rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
+    const rounds = whole.has(job.name) ? job.rounds : job.rounds.slice(0, ROUNDS_AT_FIRST);
+    const title = job.rounds_waiting > rounds.length
+      ? `Rounds in progress: the oldest ${rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
     parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
-      [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wide"]],
-      job.rounds.map((r) => [r.key, r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
+      [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wraps"]],
+      rounds.map((r) => [r.key, r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
+    if (rounds.length < job.rounds.length) parts.push(showAll(job, job.rounds.length));
   }
   return element("div", { "class": "body" }, ...parts);
 }
@@ -233,7 +238,9 @@ function show(report) {
   byId("ended").replaceChildren(table([["job", "wide"], ["workers", "number"], ["ended", "number"], ["how", "wide"]],
     report.ended.map((job) => [job.name, `${job.joined} of ${job.num_workers}`, `${duration(job.ended_seconds)} ago`,
       job.failure ? [job.failure, "bad"] : "well"]), true));
-  byId("settings").replaceChildren(table([["setting"], ["value", "wide"]], Object.entries(aggregator.settings_text)));
+  const changed = new Set(aggregator.settings_changed);
+  byId("settings").replaceChildren(table([["setting"], ["value", "wide"]], Object.entries(aggregator.settings_text)
+    .map(([name, text]) => (changed.has(name) ? [[name, "changed"], [text, "changed"]] : [name, [text, "faint"]]))));
 }
 
 function say(text, bad, stale = false) {
