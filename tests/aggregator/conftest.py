@@ -1,29 +1,62 @@
 """An aggregator as a process of its own."""
 
-import pathlib
+import dataclasses
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
 
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A running `psum aggregator`.
+
+    Attributes:
+        address: Where it serves workers.
+        http: Where it serves probes, metrics and the status page.
+        pid: Its process.
+    """
+
+    address: str
+    http: str
+    pid: int
+
+
 @pytest.fixture
-def serve_process(tmp_path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """A running `psum aggregator`: its address, and that of its HTTP server."""
-    command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+def start_process() -> Iterator[Callable[..., Served]]:
+    """Starts a `psum aggregator` on free ports, with more arguments where they are given; ends it after the test."""
+    started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+
+    def start(*arguments: str) -> Served:
+        command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        try:
-            log = ""
-            while (line := process.stderr.readline()) and "listening on" not in (log := log + line):
-                pass
-            served = re.search(r"listening on (\S+)", log)
-            probed = re.search(r"probes at http://(\S+)/", log)
-            assert served is not None, log
-            assert probed is not None, log
-            yield served[1], probed[1]
-        finally:
-            process.terminate()
-            process.communicate(timeout=30)
+        log = ""
+        while (line := process.stderr.readline()) and "listening on" not in (log := log + line):
+            pass
+        # Whatever it says from now on: it must not wait for somebody to read it.
+        drain = threading.Thread(target=process.stderr.read)
+        drain.start()
+        started.append((process, drain))
+        served, probed = (re.search(rf"{words} (?:http://)?([^\s/]+)", log) for words in ("listening on", "probes at"))
+        assert served is not None, log
+        assert probed is not None, log
+        return Served(served[1], probed[1], process.pid)
+
+    yield start
+    for process, drain in started:
+        process.terminate()
+        process.wait(30)
+        drain.join(30)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.fixture
+def serve_process(start_process: Callable[..., Served]) -> tuple[str, str]:
+    """A running `psum aggregator`: its address, and that of its HTTP server."""
+    served = start_process()
+    return served.address, served.http

@@ -6,7 +6,9 @@ import pathlib
 import re
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -93,7 +95,7 @@ async def samples(http: aiohttp.ClientSession, server: Server) -> dict[tuple[str
 
 async def test_the_report_says_whom_a_round_waits_for(serve: Serve, http: aiohttp.ClientSession) -> None:
     """And which worker is behind since when, whose names are whatever the workers say they are."""
-    server = await serve()
+    server = await serve(memory_budget=3 << 30)
 
     def job() -> tuple[psum.Client, psum.Client, Any]:
         fast, slow = (worker(server, rank, 2, job=NASTY) for rank in range(2))
@@ -109,6 +111,14 @@ async def test_the_report_says_whom_a_round_waits_for(serve: Serve, http: aiohtt
     assert [w["behind_seconds"] for w in told["workers"]] == [0.0, waiting["waiting_seconds"]]
     assert report["aggregator"]["addresses"] == list(server.addresses)
     assert report["aggregator"]["settings"]["PSUM_WORKER_TIMEOUT"] == 30.0
+    told = report["aggregator"]["settings_text"]
+    assert (told["PSUM_WORKER_TIMEOUT"], told["PSUM_MEMORY_BUDGET"], told["PSUM_REFLECTION"]) == (
+        "30 s",
+        "3072 MiB",
+        "off",
+    )
+
+    assert report["aggregator"]["settings_changed"] == ["PSUM_LISTEN", "PSUM_MEMORY_BUDGET", "PSUM_HTTP"]
 
     def end() -> None:
         slow.store().push_pull(NASTY, np.ones(7, np.float32))
@@ -311,11 +321,31 @@ async def test_a_port_that_is_taken_is_refused(serve: Serve) -> None:
         await second.start()
 
 
-@pytest.mark.parametrize("text", ["unix:/tmp/psum", "8080", "host:99999"])
+def test_a_port_alone_is_one_of_this_machine() -> None:
+    """Other machines reach it only where that was asked for."""
+    assert Settings.from_environment({"PSUM_HTTP": "8080"}).http == "127.0.0.1:8080"
+
+
+@pytest.mark.parametrize("text", ["unix:/tmp/psum", "host", "99999", "host:99999"])
 def test_an_address_that_cannot_be_used_is_refused(text: str) -> None:
     """Before anything is started."""
     with pytest.raises(psum.ConfigurationError, match="PSUM_HTTP="):
         Settings.from_environment({"PSUM_HTTP": text})
+
+
+async def test_a_loop_that_hangs_is_not_alive(serve: Serve) -> None:
+    """Its probe is not answered, since no other thread would answer it."""
+    server = await serve()
+
+    def probe() -> int:
+        with urllib.request.urlopen(f"http://{server.http_address}/healthz", timeout=0.2) as response:
+            return int(response.status)
+
+    assert await asyncio.to_thread(probe) == 200
+    with ThreadPoolExecutor(1) as pool, pytest.raises(TimeoutError):
+        # Waited for by the event loop itself, which does nothing else meanwhile.
+        pool.submit(probe).result(PATIENCE_SECONDS)
+    assert await asyncio.to_thread(probe) == 200
 
 
 async def test_while_it_drains_it_is_alive_but_not_ready(serve: Serve, http: aiohttp.ClientSession) -> None:

@@ -34,6 +34,8 @@ _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shut
 pytestmark = [
     pytest.mark.skipif(_CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
     pytest.mark.timeout(120),
+    # It shows something of the page, not of a version of Python.
+    pytest.mark.once,
 ]
 
 
@@ -74,6 +76,15 @@ class Page:
             if all(part in text for part in parts):
                 return text
             assert time.monotonic() < deadline, f"{parts} not in: {text}"
+            await asyncio.sleep(0.1)
+
+    async def until(self, condition: str) -> None:
+        """Waits until an expression is true in the page."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            if await self.value(condition) is True:
+                return
+            assert time.monotonic() < deadline, condition
             await asyncio.sleep(0.1)
 
     async def picture(self, name: str, width: int, height: int) -> None:
@@ -171,12 +182,15 @@ def stalled(aggregator: Aggregator) -> Iterator[Aggregator]:
         stores = fast.store(), slow.store()
         for future in [store.push_pull_async("dense/weight", np.ones(500_000, np.float32)) for store in stores]:
             future.result(PATIENCE_SECONDS)
-        waiting = stores[0].push_pull_async(NASTY, np.ones(1000, np.float32))
+        # More than are listed at first; the oldest is the one that is named.
+        keys = NASTY, *range(19)
+        waiting = [stores[0].push_pull_async(key, np.ones(1000, np.float32)) for key in keys]
         other = stack.enter_context(psum.connect(psum.Settings(aggregators=(aggregator.address,), job="resnet-50")))
         other.store().push_pull("conv0/weight", np.ones(100_000, np.float32))
         yield aggregator
-        stores[1].push_pull(NASTY, np.ones(1000, np.float32))
-        waiting.result(PATIENCE_SECONDS)
+        waiting += [stores[1].push_pull_async(key, np.ones(1000, np.float32)) for key in keys]
+        for future in waiting:
+            future.result(PATIENCE_SECONDS)
 
 
 async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregator, page: Page) -> None:
@@ -185,20 +199,31 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
     text = await page.text_with("for rank 1", "serving", NASTY, "resnet-50")
     assert f"Round 0 of {NASTY}, shard 0, has waited" in text
     assert "2 of 2 workers" in text
+    assert "the oldest 12 of 20" in text
+    # The answer comes first, where a phone shows it without scrolling, and leads to the job.
+    assert "for rank 1." in str(await page.value("document.getElementById('attention').innerText"))
+    await page.value("document.querySelector('#attention a').click()")
+    assert await page.value("document.querySelector('.job').open")
     assert str(await page.value("document.title")).startswith("psum 127.0.0.1:")
     assert await page.value("document.querySelectorAll('img, body script').length") == 0
     await page.value("document.getElementById('settings-section').open = true")
-    await page.text_with("PSUM_WORKER_TIMEOUT")
-    assert await page.value("document.querySelectorAll('#throughput polyline.received').length") == 1
+    await page.text_with("PSUM_WORKER_TIMEOUT", "30 s", "PSUM_MEMORY_BUDGET", "no limit")
+    for curve in ("received", "sent"):
+        assert await page.value(f"document.querySelectorAll('#throughput polyline.{curve}').length") == 1
 
     for name, width, height in (("desktop", 1280, 900), ("phone", 390, 844)):
         await page.picture(name, width, height)
         # Readable without moving sideways.
         assert await page.value("document.documentElement.scrollWidth") <= width
+    await page.value("document.querySelector('.job button').click()")
+    await page.until("document.querySelectorAll('.job')[0].querySelectorAll('tbody')[1].rows.length === 20")
+    assert "the oldest" not in str(await page.value("document.body.innerText"))
     assert page.log == []
 
     await asyncio.to_thread(stalled.kill)
     await page.text_with("no answer", "trying again", "for rank 1")
+    assert await page.value("document.body.classList.contains('stale')")
     await page.picture("gone", 390, 844)
     await asyncio.to_thread(stalled.start)
     await page.text_with("serving again", "for rank 1")
+    assert not await page.value("document.body.classList.contains('stale')")

@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,10 +18,13 @@ from psum import client as psum
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 40.0
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="Prometheus is not installed (Debian: apt-get install prometheus)",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None or shutil.which("promtool") is None,
+        reason="Prometheus is not installed (Debian: apt-get install prometheus)",
+    ),
+    pytest.mark.once,
+]
 
 
 def fetch(url: str) -> bytes:
@@ -32,38 +35,42 @@ def fetch(url: str) -> bytes:
 
 
 @pytest.fixture
-def running_job(serve_process: tuple[str, str]) -> Any:
-    """A worker in a job that has done something, and waits for another rank; and the address of the metrics."""
+def running_job(serve_process: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """A job that has done something, and waits for a rank: where its aggregator's and a worker's metrics are."""
     address, probed = serve_process
     first, second = (
-        psum.Settings(aggregators=(address,), job="scraped", rank=rank, num_workers=2) for rank in range(2)
+        psum.Settings(aggregators=(address,), job="scraped", rank=rank, num_workers=2, metrics_port="127.0.0.1:0")
+        for rank in range(2)
     )
     with psum.connect(first) as one, psum.connect(second) as two:
         stores = one.store(), two.store()
         for future in [store.push_pull_async("w", np.ones(1000, np.float32)) for store in stores]:
             future.result(PATIENCE_SECONDS)
         waiting = stores[0].push_pull_async("late", np.ones(5, np.float32))
-        yield probed
+        yield probed, one.metrics_address
         stores[1].push_pull("late", np.ones(5, np.float32))
         waiting.result(PATIENCE_SECONDS)
 
 
-def test_promtool_finds_nothing_to_object_to(running_job: str) -> None:
-    """Neither the names nor the units nor the help texts."""
-    text = fetch(f"http://{running_job}/metrics")
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=PATIENCE_SECONDS)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+def test_promtool_finds_nothing_to_object_to(running_job: tuple[str, str]) -> None:
+    """Neither the names nor the units nor the help texts, on either side."""
+    for address in running_job:
+        text = fetch(f"http://{address}/metrics")
+        command = ["promtool", "check", "metrics"]
+        done = subprocess.run(command, input=text, capture_output=True, timeout=PATIENCE_SECONDS)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.mark.timeout(90)
-def test_prometheus_scrapes_a_running_job(running_job: str, tmp_path: pathlib.Path) -> None:
+def test_prometheus_scrapes_a_running_job(running_job: tuple[str, str], tmp_path: pathlib.Path) -> None:
     """And answers from it how many workers are connected, how long a round waits and how long rounds took."""
+    aggregator, worker = running_job
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         own = f"127.0.0.1:{probe.getsockname()[1]}"
     config = {
         "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "psum", "static_configs": [{"targets": [running_job]}]}],
+        "scrape_configs": [{"job_name": "psum", "static_configs": [{"targets": [aggregator, worker]}]}],
     }
     # JSON is YAML.
     (tmp_path / "prometheus.yml").write_text(json.dumps(config))
@@ -82,7 +89,8 @@ def test_prometheus_scrapes_a_running_job(running_job: str, tmp_path: pathlib.Pa
                     time.sleep(0.1)
             raise AssertionError(f"no answer to {query}: {(tmp_path / 'log').read_text()}")
 
-        assert ask('up{job="psum"}') == 1
+        assert ask('sum(up{job="psum"}) == 2') == 2
+        assert ask("psum_client_operations_in_progress") == 1
         assert ask('psum_workers_connected{job_name="scraped"}') == 2
         assert ask('psum_oldest_round_wait_seconds{job_name="scraped"}') > 0
         quantile = "histogram_quantile(0.5, psum_round_duration_seconds_bucket{job_name='scraped'})"

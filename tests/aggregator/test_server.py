@@ -3,6 +3,7 @@
 import asyncio
 import json
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -83,6 +84,8 @@ async def test_a_method_that_is_no_text_ends_nothing(kind: str, tmp_path: pathli
             await asyncio.to_thread(store.push_pull, "w", bytearray(4))
             writer.close()
             assert len((await asyncio.to_thread(psum.fetch_status, address)).jobs) == 1
+            # gRPC does not carry the end of a stream whose server has ended: the client waits for it in vain.
+            await asyncio.to_thread(client.close, 0.1)
         while server._ended:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await server.stop(0)
@@ -105,7 +108,10 @@ def test_the_process_announces_its_addresses_and_ends_on_a_signal(
         process.send_signal(number)
         _, log = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert [json.loads(line)["message"] for line in log.splitlines()] == [
+    data_port, *lines = (json.loads(line)["message"] for line in log.splitlines())
+    # Any free one, which a firewall has to be told.
+    assert re.fullmatch(r"data connections on port \d+", data_port)
+    assert lines == [
         *(f"listening on {address}" for address in addresses),
         f"stopping on {number.name}",
     ]

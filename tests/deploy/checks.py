@@ -22,14 +22,19 @@ _UNITS |= {f"{u}i": 1024.0 ** (i + 1) for i, u in enumerate("KMGTPE")}
 #: Settings that name files.
 _FILES = ("PSUM_TLS_CERT", "PSUM_TLS_KEY", "PSUM_TLS_CA", "PSUM_TOKEN_FILE")
 
+#: The label by which network policies know workers.
+_COMPONENT, _WORKER = "app.kubernetes.io/component", "psum-worker"
+
 #: What cert-manager writes into a certificate's secret.
 _CERTIFICATE_KEYS = {"ca.crt", "tls.crt", "tls.key"}
 
 
 def mistakes(resources: Sequence[Resource]) -> list[str]:
     """All that is wrong with them."""
-    found = [text for check in (_selectors, _ports, _names) for text in check(resources)]
+    found = [text for check in (_selectors, _ports, _reachable, _names) for text in check(resources)]
     for pod in pods(resources):
+        if not pod.is_aggregator and pod.labels.get(_COMPONENT) != _WORKER:
+            found.append(f"{pod.owner}: without the label {_COMPONENT}={_WORKER} it reaches no aggregator")
         checks: list[Callable[[Pod], Iterator[str]]] = [_security, _image, _settings, _amounts, _volumes]
         told = [text for check in checks for text in check(pod)]
         if pod.is_aggregator and not told:
@@ -106,6 +111,25 @@ def _ports(resources: Sequence[Resource]) -> Iterator[str]:
             probe = pod.container.get(kind)
             if probe is not None and probe["httpGet"]["port"] not in _container_ports(pod):
                 yield f"{pod.owner}: {kind} asks a port {probe['httpGet']['port']}, which the container does not have"
+
+
+def _reachable(resources: Sequence[Resource]) -> Iterator[str]:
+    """Workers are let in to both of an aggregator's ports: also those that share memory use the second."""
+    policies = [policy["spec"] for policy in _of_kind(resources, "NetworkPolicy")]
+    worker = next((pod.labels for pod in pods(resources) if not pod.is_aggregator), {_COMPONENT: _WORKER})
+    for pod in pods(resources):
+        if not pod.is_aggregator:
+            continue
+        rules = [
+            rule
+            for spec in policies
+            if _matches(spec["podSelector"]["matchLabels"], pod.labels)
+            for rule in spec["ingress"]
+            if any(_matches(peer.get("podSelector", {}).get("matchLabels", {}), worker) for peer in rule["from"])
+        ]
+        open_ports = {port["port"] for rule in rules for port in rule["ports"]}
+        if missing := sorted({"grpc", "data"} - open_ports):
+            yield f"{pod.owner}: the network policy keeps workers from its port {', '.join(missing)}"
 
 
 def _names(resources: Sequence[Resource]) -> Iterator[str]:

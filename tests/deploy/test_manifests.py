@@ -106,6 +106,7 @@ MISTAKES = {
     "NetworkPolicy/psum-aggregator: pods have no port": lambda r: of_kind("NetworkPolicy", r)["spec"]["ingress"][0][
         "ports"
     ][0].update(port="rpc"),
+    "keeps workers from its port data": lambda r: of_kind("NetworkPolicy", r)["spec"]["ingress"][0]["ports"].pop(),
     "readinessProbe asks a port": lambda r: container(r)["readinessProbe"]["httpGet"].update(port="admin"),
     "no headless service": lambda r: of_kind("Service", r)["spec"].pop("clusterIP"),
     "no such service account": lambda r: template(r).update(serviceAccountName="other"),
@@ -193,7 +194,7 @@ def test_workers_name_the_aggregators_of_their_overlay(workers: str, overlay: st
 
 def test_a_job_set_names_its_own_aggregators() -> None:
     """By the names that the JobSet controller gives to their pods."""
-    (job_set,) = rendered("workers/jobset")
+    job_set = of_kind("JobSet", rendered("workers/jobset"))
     aggregators = {job["name"]: job["template"]["spec"] for job in job_set["spec"]["replicatedJobs"]}["aggregator"]
     name = job_set["metadata"]["name"]
     expected = tuple(f"{name}-aggregator-0-{i}.{name}:50051" for i in range(aggregators["completions"]))

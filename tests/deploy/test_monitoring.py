@@ -28,6 +28,12 @@ needs_promtool = pytest.mark.skipif(
 #: Labels that Prometheus gives to what it scrapes in Kubernetes.
 SCRAPED = {"job", "instance", "namespace", "pod"}
 
+#: What kube-state-metrics tells of a StatefulSet, with the labels that it gives, as its documentation has them.
+OF_KUBERNETES = {
+    "kube_statefulset_replicas": {"namespace", "statefulset"},
+    "kube_statefulset_status_replicas_ready": {"namespace", "statefulset"},
+}
+
 
 def promtool(*arguments: str, cwd: pathlib.Path = MONITORING) -> "subprocess.CompletedProcess[str]":
     """Runs it."""
@@ -65,7 +71,7 @@ async def exported() -> dict[str, set[str]]:
     found |= {
         f.name + ("_total" if f.type == "counter" else ""): (f.type, set()) for f in families if "process" in f.name
     }
-    series = {"up": SCRAPED}
+    series = {"up": SCRAPED, **OF_KUBERNETES}
     for name, (kind, labels) in found.items():
         for suffix in ("_bucket", "_sum", "_count") if kind == "histogram" else ("",):
             series[name + suffix] = labels | SCRAPED | ({"le"} if suffix == "_bucket" else set())
@@ -74,7 +80,7 @@ async def exported() -> dict[str, set[str]]:
 
 def series_in(query: str) -> Iterator[tuple[str, set[str]]]:
     """The series that a query asks for, with the labels that it matches."""
-    for name, matchers in re.findall(r"\b(up|psum_\w+|process_\w+)(?:\{(.*?)\})?", query):
+    for name, matchers in re.findall(r"\b(up|psum_\w+|process_\w+|kube_\w+)(?:\{(.*?)\})?", query):
         yield name, set(re.findall(r"(\w+)\s*[=!]~?", matchers))
 
 

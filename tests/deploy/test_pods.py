@@ -80,8 +80,16 @@ def test_what_prometheus_is_told_to_scrape_is_served(tmp_path: pathlib.Path) -> 
         assert process.get("http", "/no-such-path") == 404
 
 
-@pytest.mark.parametrize(("workers", "fleet"), [("workers/mxjob", "production"), ("workers/jobset", "workers/jobset")])
-def test_the_workers_of_a_job_make_a_sum(workers: str, fleet: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "fleet", "count"),
+    [
+        ("workers/indexed-job", "production", 4),
+        ("workers/mxjob", "production", 4),
+        ("workers/jobset", "workers/jobset", 4),
+        ("workers/single-node", "single-node", 2),
+    ],
+)
+def test_the_workers_of_a_job_make_a_sum(workers: str, fleet: str, count: int, tmp_path: pathlib.Path) -> None:
     """All of them, by what their controller and their manifest tell them, but for addresses and files."""
     aggregator = next(pod for pod in pods(rendered(fleet)) if pod.is_aggregator)
     files = secrets(rendered(fleet), "127.0.0.1")
@@ -97,7 +105,7 @@ def test_the_workers_of_a_job_make_a_sum(workers: str, fleet: str, tmp_path: pat
         for value, future in futures:
             future.result(PATIENCE_SECONDS)
             assert value.tolist() == [2.0 ** len(futures) - 1] * 3
-    assert len(futures) == 4
+    assert len(futures) == count
 
 
 @pytest.mark.timeout(120)

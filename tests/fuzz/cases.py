@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 from typing import Final, Protocol
 
-from psum.aggregator._logging import TextFormatter
+from psum.wire import TextFormatter
 
 #: Loggers that report errors only where the product itself is wrong.
 _NEVER_WRONG: Final = ("psum.aggregator._service", "asyncio", "grpc._cython.cygrpc")

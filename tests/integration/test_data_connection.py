@@ -1,5 +1,6 @@
 """Workers on other hosts send large payloads on a data connection: same sums, and messages where it cannot be."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -141,7 +142,9 @@ def test_a_stranger_is_turned_away(make_fleet: Callable[..., Any], said: bytes) 
     fleet = make_fleet(1, hello_timeout=0.3)
     with fleet.worker(0, 1, plane="direct") as client:
         with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as stranger:
-            stranger.sendall(said)
+            # It may be turned away before it has said all.
+            with contextlib.suppress(ConnectionError):
+                stranger.sendall(said)
             assert_ended(stranger)
         sums(client)
 

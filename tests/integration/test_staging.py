@@ -81,7 +81,8 @@ def test_connections_that_break_do_no_harm(make_pair: Callable[[], Any]) -> None
     over = threading.Event()
 
     def disturb() -> None:
-        while not over.wait(0.02):
+        # More often, and workers would mostly wait to try again.
+        while not over.wait(0.05):
             fleet.cut()
 
     disturbing = threading.Thread(target=disturb)

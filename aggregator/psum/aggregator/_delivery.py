@@ -186,7 +186,7 @@ class Delivery:
             case Release(rank):
                 self._tell(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
             case Warn(text, ranks):
-                _log.warning("%s", text)
+                _log.warning("%s", text, extra={"job": job.name})
                 for rank in ranks:
                     self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
             case Report(fault, ranks):

@@ -1,12 +1,13 @@
 """What the status page shows, as JSON has it."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from psum.aggregator._pulse import SAMPLE_SECONDS
 from psum.aggregator._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import declarations, report_of
+from psum.wire import Declaration, declarations, duration, report_of, size
 
 
 def report(
@@ -20,9 +21,17 @@ def report(
         throughput: Bytes per second received and sent, over SAMPLE_SECONDS each, the oldest first.
     """
     told = report_of(status)
-    told["aggregator"]["settings"] = {
-        declared.variables[0]: _shown(getattr(settings, name)) for name, declared in declarations(Settings).items()
+    values = {
+        declared.variables[0]: (getattr(settings, name), declared) for name, declared in declarations(Settings).items()
     }
+    told["aggregator"]["settings"] = {variable: _plain(value) for variable, (value, _) in values.items()}
+    # For people: with units, and with words for what is nothing.
+    told["aggregator"]["settings_text"] = {variable: _text(*setting) for variable, setting in values.items()}
+    told["aggregator"]["settings_changed"] = [
+        declarations(Settings)[field.name].variables[0]
+        for field in dataclasses.fields(Settings)
+        if getattr(settings, field.name) != field.default
+    ]
     told["throughput"] = {
         "seconds": SAMPLE_SECONDS,
         "received_bytes_per_second": [round(received) for received, _ in throughput],
@@ -31,5 +40,17 @@ def report(
     return told
 
 
-def _shown(value: object) -> object:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: Any, declared: Declaration) -> str:
+    if not value:
+        return declared.default_text
+    if value is True:
+        return "on"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if declared.parse is duration:
+        return f"{value:g} s"
+    return f"{value / 2**20:g} MiB" if declared.parse is size else str(value)

@@ -93,6 +93,8 @@ class Server:
         self._service.serving = True
         await self._health.ready()
         self._watch = asyncio.create_task(self._keep_serving())
+        if hosts:
+            _log.info("data connections on port %d", self._data_port.port)
         for address in self.addresses:
             encrypted = self._tls is not None and not address.startswith("unix:")
             _log.info("listening on %s%s", address, " with TLS" if encrypted else "")

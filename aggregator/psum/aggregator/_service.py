@@ -216,11 +216,11 @@ class Service:
                 receiver.result()
         except ConnectionResetError as error:
             # The stream ends with it, and the worker opens both anew.
-            _log.info("peer %s: %s", context.peer(), error)
+            _log.info("peer %s: %s", context.peer(), error, extra=_subjects(joined))
             line.outbox.clear()
         except (FaultError, ProtocolError) as error:
             if isinstance(error, ProtocolError):
-                _log.warning("peer %s: %s", context.peer(), error)
+                _log.warning("peer %s: %s", context.peer(), error, extra=_subjects(joined))
             fault = error if isinstance(error, FaultError) else InvalidError(str(error))
             faults = self._registry.tallies.refusals if joined is None else joined[0].tally.faults
             faults[fault.kind] += 1
@@ -256,7 +256,7 @@ class Service:
 
     def _permit(self, token: bytes, hello: pb.Hello, peer: str) -> None:
         if self._tokens is not None and not self._tokens.get().permits(token, hello.job):
-            _log.warning("peer %s: refused, its token is not one of job %r", peer, hello.job)
+            _log.warning("peer %s, rank %d: refused, its token is not one of job %r", peer, hello.rank, hello.job)
             raise DeniedError(
                 f"rank {hello.rank} of job {hello.job!r} ({peer}) was refused: its token is not one of this job's; give"
                 " it the job's token in PSUM_TOKEN_FILE, or another PSUM_JOB"
@@ -572,3 +572,8 @@ def _parse_status_request(data: bytes) -> pb.GetStatusRequest | None:
         return pb.GetStatusRequest.FromString(data)
     except DecodeError:
         return None
+
+
+def _subjects(joined: tuple[Job, int] | None) -> dict[str, object]:
+    """Whom a line of the log is about, for those that are read by programs."""
+    return {} if joined is None else {"job": joined[0].name, "rank": joined[1]}

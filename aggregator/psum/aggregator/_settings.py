@@ -22,9 +22,9 @@ from psum.wire import (
 
 
 def _http_address(text: str) -> str:
-    if parse_address(text).startswith("unix:"):
-        raise ValueError("expected host:port or [ipv6]:port")
-    return text.strip()
+    if (address := parse_address(text if ":" in text else f"127.0.0.1:{text}")).startswith("unix:"):
+        raise ValueError("expected a port, host:port or [ipv6]:port")
+    return address
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,8 @@ class Settings(BaseSettings):
         default="",
         default_text="none",
         parse=_http_address,
-        meaning="host:port for the status page, metrics and probes, without TLS: whoever can reach it can read them.",
+        meaning="A port that only this machine reaches, or host:port, for the status page, metrics and probes."
+        " There is no TLS: whoever can reach it can read them.",
     )
     reflection: bool = setting(
         "PSUM_REFLECTION",

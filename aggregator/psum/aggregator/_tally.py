@@ -37,7 +37,7 @@ class OperationTally:
         self.waiting = Histogram(ROUND_BOUNDS_SECONDS)
         """Seconds from a round's first contribution to its last."""
         self.summing = Histogram(_SUM_BOUNDS_SECONDS)
-        """Seconds that a sum took a thread to make; without those that are made at once."""
+        """Seconds that a sum took to make; without the small ones."""
         self.duration = Histogram(ROUND_BOUNDS_SECONDS)
         """Seconds from a round's first contribution to its result."""
 

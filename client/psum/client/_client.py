@@ -18,6 +18,7 @@ from psum.client._credentials import Credentials
 from psum.client._exporter import Exporter
 from psum.client._keys import Operation
 from psum.client._link import Link
+from psum.client._logging import set_up_logging
 from psum.client._session import Load, Session
 from psum.client._settings import Settings, next_port
 from psum.client._shared import SharedMemory
@@ -244,6 +245,7 @@ class Client:
             ConfigurationError: A file for TLS or the token's cannot be used, or metrics are asked for and what they
                 need is not installed.
         """
+        set_up_logging(self.settings)
         if self.settings.trace_dir:
             self._timeline = Timeline(self.settings)
             self._session.recorder = self._timeline.recorder

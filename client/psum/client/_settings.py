@@ -214,6 +214,12 @@ class Settings(BaseSettings):
         parse=choice("debug", "info", "warning", "error"),
         meaning="What is logged at least: debug, info, warning or error.",
     )
+    log_format: str = setting(
+        "PSUM_LOG_FORMAT",
+        default="text",
+        parse=choice("text", "json"),
+        meaning="How log lines are written: json, or text where the program has set up no logging of its own.",
+    )
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":

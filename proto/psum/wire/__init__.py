@@ -17,6 +17,7 @@ from psum.wire._channel import (
 from psum.wire._elements import ElementType
 from psum.wire._files import WatchedFiles, read_file
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode
+from psum.wire._logging import JsonFormatter, TextFormatter
 from psum.wire._malloc import keep_large_blocks
 from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
@@ -54,6 +55,7 @@ __all__ = [
     "Declaration",
     "ElementType",
     "Histogram",
+    "JsonFormatter",
     "Metric",
     "Pem",
     "Pipe",
@@ -61,6 +63,7 @@ __all__ = [
     "SegmentError",
     "ShardRound",
     "Slots",
+    "TextFormatter",
     "TlsFiles",
     "WatchedFiles",
     "allocate",

@@ -7,6 +7,8 @@ const REFRESH_MS = 2000;
 const HIDDEN_REFRESH_MS = 15000;
 const ANSWER_MS = 5000;
 const ROWS_AT_FIRST = 100;
+const ROUNDS_AT_FIRST = 12; // They mostly say the same: whom all of them wait for stands above them.
+const ALERTS = 5;
 const SVG = "http://www.w3.org/2000/svg";
 
 const byId = (id) => document.getElementById(id);
@@ -32,7 +34,7 @@ function bytes(value) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let unit = 0;
   while (value >= 1024 && unit < units.length - 1) { value /= 1024; unit += 1; }
-  return `${unit && value < 100 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
+  return `${unit && value < 100 ? value.toFixed(1) : Math.round(value)}\u00a0${units[unit]}`;
 }
 
 function duration(seconds) {
@@ -60,6 +62,10 @@ function ranks(list) {
   return shown.join(", ") + (runs.length > 12 ? ", …" : "");
 }
 
+function count(number, what) {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
+}
+
 function named(list) {
   return `rank${list.length === 1 ? "" : "s"} ${ranks(list)}`;
 }
@@ -79,23 +85,32 @@ function table(columns, rows, cards) {
 }
 
 function chart(throughput) {
+  // Received upwards and sent downwards: the two are mostly the same, and one line would hide the other.
   const received = throughput.received_bytes_per_second, sent = throughput.sent_bytes_per_second;
-  const width = 600, height = 120, slots = 150;
+  const width = 600, height = 120, middle = height / 2, slots = 150;
   const most = Math.max(1, ...received, ...sent);
-  const points = (values) => [0, ...values].slice(-slots).map((value, i, all) => {
-    const x = width * (slots - all.length + i) / (slots - 1);
-    return `${x.toFixed(1)},${(height - 2 - (height - 6) * value / most).toFixed(1)}`;
-  }).join(" ");
+  const curve = (values, sign, kind) => {
+    const all = [0, ...values].slice(-slots);
+    const at = (i) => (width * (slots - all.length + i) / (slots - 1)).toFixed(1);
+    const points = all.map((value, i) => `${at(i)},${(middle - sign * (middle - 2) * value / most).toFixed(1)}`).join(" ");
+    return [drawing("polygon", { "class": `${kind} area`, points: `${at(0)},${middle} ${points} ${width},${middle}` }),
+      drawing("polyline", { "class": kind, points })];
+  };
   const last = (values) => `${bytes(values.length ? values[values.length - 1] : 0)}/s`;
   const picture = drawing("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img",
     "aria-label": `received ${last(received)}, sent ${last(sent)}` },
-  ...[0.02, 0.5, 0.98].map((part) => drawing("line", { "class": "grid", x1: 0, x2: width, y1: height * part, y2: height * part })),
-  drawing("polyline", { "class": "received", points: points(received) }),
-  drawing("polyline", { "class": "sent", points: points(sent) }));
-  return element("figure", {}, picture, element("figcaption", {},
-    element("span", { "class": "key-received" }, "received ", element("b", {}, last(received))),
-    element("span", { "class": "key-sent" }, "sent ", element("b", {}, last(sent))),
-    element("span", {}, `last ${duration(slots * throughput.seconds)}, the top is ${bytes(most)}/s`)));
+  ...[1, height - 1].map((y) => drawing("line", { "class": "grid", x1: 0, x2: width, y1: y, y2: y })),
+  ...curve(received, 1, "received"), ...curve(sent, -1, "sent"),
+  drawing("line", { "class": "axis", x1: 0, x2: width, y1: middle, y2: middle }));
+  const scale = received.length ? `${bytes(most)}/s` : "";
+  return element("figure", {},
+    element("figcaption", {},
+      element("span", { "class": "key-received" }, "received ", element("b", {}, last(received))),
+      element("span", { "class": "key-sent" }, "sent ", element("b", {}, last(sent)))),
+    element("div", { "class": "plot" }, picture, element("span", { "class": "scale above" }, scale),
+      element("span", { "class": "scale below" }, scale)),
+    element("div", { "class": "times" }, element("span", {}, `${duration(slots * throughput.seconds)} ago`),
+      element("span", {}, "now")));
 }
 
 function facts(aggregator, report) {
@@ -115,7 +130,7 @@ function facts(aggregator, report) {
 }
 
 const opened = new Map();   // Whether the reader opened or closed a job, by its name.
-const whole = new Set();    // Jobs of which all workers are to be shown.
+const whole = new Set();    // Jobs of which all workers and rounds are to be shown.
 let rates = new Map();      // Bytes received and sent by job at the last answer.
 
 function rateOf(job, now) {
@@ -126,9 +141,32 @@ function rateOf(job, now) {
     `${bytes(Math.max(0, job.sent_bytes - before.sent) / seconds)}/s out`;
 }
 
-function waits(job) {
+function oldestWait(job) {
   const [oldest] = job.rounds;
-  if (!oldest || oldest.waiting_seconds < 1) return [];
+  return oldest && oldest.waiting_seconds >= 1 ? oldest : null;
+}
+
+function attention(report) {
+  // What hurts, before everything else: on a phone the rest is below the screen.
+  const waiting = report.jobs.filter(oldestWait);
+  const lines = waiting.slice(0, ALERTS).map((job) => {
+    const name = element("a", { href: "#jobs" }, job.name);
+    name.addEventListener("click", (event) => {
+      event.preventDefault();
+      opened.set(job.name, true);
+      show(report);
+      [...document.querySelectorAll(".job")].find((card) => card.dataset.job === job.name)?.scrollIntoView();
+    });
+    const { waiting_for, waiting_seconds } = oldestWait(job);
+    return element("p", { "class": "waits" }, "Job ", name, ` has waited ${duration(waiting_seconds)} for ${named(waiting_for)}.`);
+  });
+  if (waiting.length > ALERTS) lines.push(element("p", { "class": "waits" }, `${waiting.length - ALERTS} more jobs wait.`));
+  return lines;
+}
+
+function waits(job) {
+  const oldest = oldestWait(job);
+  if (!oldest) return [];
   const more = job.rounds_waiting > 1 ? `; ${job.rounds_waiting - 1} more wait` : "";
   return [element("p", { "class": "waits" }, `Round ${oldest.round} of ${oldest.key}, shard ${oldest.shard}, has waited ` +
     `${duration(oldest.waiting_seconds)} for ${named(oldest.waiting_for)}${more}.`)];
@@ -141,6 +179,12 @@ function workerRow(worker) {
     bytes(worker.sent_bytes), worker.address, worker.worker];
 }
 
+function showAll(job, number) {
+  const all = element("button", { type: "button" }, `show ${number}`);
+  all.addEventListener("click", () => { whole.add(job.name); refresh(); });
+  return all;
+}
+
 function jobBody(job) {
   const parts = waits(job);
   if (job.not_joined.length) parts.push(element("p", { "class": "waits" }, `Not joined yet: ${named(job.not_joined)}.`));
@@ -148,17 +192,15 @@ function jobBody(job) {
   parts.push(element("h4", {}, "Workers"), element("div", { "class": "scroll" }, table(
     [["rank", "number"], ["state"], ["behind", "number"], ["last heard", "number"], ["received", "number"],
       ["sent", "number"], ["address", "wide"], ["runs at", "wide"]], shown.map(workerRow), true)));
-  if (shown.length < job.workers.length) {
-    const all = element("button", { type: "button" }, `show all ${job.workers.length}`);
-    all.addEventListener("click", () => { whole.add(job.name); refresh(); });
-    parts.push(all);
-  }
+  if (shown.length < job.workers.length) parts.push(showAll(job, job.workers.length));
   if (job.rounds.length) {
-    const title = job.rounds_waiting > job.rounds.length
-      ? `Rounds in progress: the oldest ${job.rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
+    const rounds = whole.has(job.name) ? job.rounds : job.rounds.slice(0, ROUNDS_AT_FIRST);
+    const title = job.rounds_waiting > rounds.length
+      ? `Rounds in progress: the oldest ${rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
     parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
-      [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wide"]],
-      job.rounds.map((r) => [r.key, r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
+      [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wraps"]],
+      rounds.map((r) => [r.key, r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
+    if (rounds.length < job.rounds.length) parts.push(showAll(job, job.rounds.length));
   }
   return element("div", { "class": "body" }, ...parts);
 }
@@ -166,7 +208,7 @@ function jobBody(job) {
 function jobCard(job, open, now) {
   const connected = job.workers.filter((worker) => worker.state === "connected").length;
   const summary = element("summary", {}, element("h3", {}, job.name), element("span", { "class": "faint" },
-    ` ${connected} of ${job.num_workers} workers, ${job.keys} keys, ${job.rounds_completed} rounds done, ` +
+    ` ${connected} of ${count(job.num_workers, "worker")}, ${count(job.keys, "key")}, ${count(job.rounds_completed, "round")} done, ` +
     `${job.rounds_waiting} in progress, holds ${bytes(job.held_bytes)}${rateOf(job, now)}`));
   const card = element("details", { "class": "job", "data-job": job.name }, summary);
   card.open = opened.has(job.name) ? opened.get(job.name) : open;
@@ -184,6 +226,7 @@ function show(report) {
   byId("where").textContent = aggregator.addresses.join(", ");
   document.title = `psum ${aggregator.addresses[0] || "aggregator"}`;
   byId("throughput").replaceChildren(chart(report.throughput));
+  byId("attention").replaceChildren(...attention(report));
   byId("facts").replaceChildren(...facts(aggregator, report));
   const none = element("p", { "class": "none" }, "No job is in progress.");
   const cards = report.jobs.map((job, i) => jobCard(job, i < 3, now));
@@ -195,14 +238,16 @@ function show(report) {
   byId("ended").replaceChildren(table([["job", "wide"], ["workers", "number"], ["ended", "number"], ["how", "wide"]],
     report.ended.map((job) => [job.name, `${job.joined} of ${job.num_workers}`, `${duration(job.ended_seconds)} ago`,
       job.failure ? [job.failure, "bad"] : "well"]), true));
-  byId("settings").replaceChildren(table([["setting"], ["value", "wide"]], Object.entries(aggregator.settings)
-    .map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") : String(value)])));
+  const changed = new Set(aggregator.settings_changed);
+  byId("settings").replaceChildren(table([["setting"], ["value", "wide"]], Object.entries(aggregator.settings_text)
+    .map(([name, text]) => (changed.has(name) ? [[name, "changed"], [text, "changed"]] : [name, [text, "faint"]]))));
 }
 
-function say(text, bad) {
+function say(text, bad, stale = false) {
   const state = byId("state");
   if (state.textContent !== text) state.textContent = text;
   state.className = bad ? "bad" : "";
+  document.body.classList.toggle("stale", stale);
 }
 
 let timer = 0;
@@ -226,7 +271,7 @@ async function refresh() {
     else say(came && since < 60 ? "serving again: it was started anew" : "serving", false);
   } catch (error) {
     const since = answered ? ` for ${duration((Date.now() - answered) / 1000)}; what is below is from then` : "";
-    say(`no answer${since}; trying again`, true);
+    say(`no answer${since}; trying again`, true, true);
   }
   clearTimeout(timer);
   timer = setTimeout(refresh, document.hidden ? HIDDEN_REFRESH_MS : REFRESH_MS);

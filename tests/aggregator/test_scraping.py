@@ -1,0 +1,101 @@
+"""What it costs an aggregator to be watched, with many jobs of many workers on real streams."""
+
+import asyncio
+import os
+import pathlib
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import grpc.aio
+import pytest
+
+from psum.v1 import aggregator_pb2 as pb
+from psum.v1 import aggregator_pb2_grpc as rpc
+from psum.wire import PROTOCOL_VERSION, ShardRound, to_columns
+
+JOBS = 50
+WORKERS = 100
+
+#: As deploy/kubernetes/components/monitoring has it.
+SCRAPE_INTERVAL_SECONDS = 15
+
+#: How long all workers together may take to join, and any answer to come.
+PATIENCE_SECONDS = 60.0
+
+
+async def work(stub: Any, job: int, rank: int) -> Any:
+    """One worker: joins, contributes to one round, and stays. Returns its stream once it has the sum."""
+    hello = pb.Hello(
+        protocol_version=PROTOCOL_VERSION,
+        job=f"job-{job}",
+        rank=rank,
+        num_workers=WORKERS,
+        partition_bytes=1 << 20,
+        planes=[pb.PLANE_INLINE],
+        worker=f"host{rank} pid {rank}",
+    )
+    shard = pb.Shard(index=0, elements=1)
+    key = pb.Key(id=5, name="w", elements=1, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shards=[shard])
+    call = stub.Exchange()
+    await call.write(pb.ExchangeRequest(hello=hello))
+    await call.write(pb.ExchangeRequest(declare=pb.Declare(keys=[key])))
+    await call.write(pb.ExchangeRequest(push=pb.Push(shards=to_columns([ShardRound(id=5, length=1)])), payload=b"1"))
+    while (kind := (await call.read()).WhichOneof("kind")) != "result":
+        assert kind in ("welcome", "taken")
+    return call
+
+
+@pytest.fixture
+async def busy(start_process: Callable[..., Any]) -> AsyncIterator[Any]:
+    """An aggregator with all workers of all jobs connected, each of which has had a sum."""
+    served = await asyncio.to_thread(start_process, "--max-streams", str(2 * JOBS * WORKERS))
+    # One job after another: nobody is kept waiting for so long that it has to be told of it.
+    room = asyncio.Semaphore(WORKERS)
+    # A connection for each job: gRPC would give all of them the same one.
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    channels = [grpc.aio.insecure_channel(served.address, options) for _ in range(JOBS)]
+
+    async def join(job: int, rank: int) -> Any:
+        async with room:
+            return await asyncio.wait_for(work(rpc.AggregatorServiceStub(channels[job]), job, rank), PATIENCE_SECONDS)
+
+    joining = [asyncio.create_task(join(job, rank)) for job in range(JOBS) for rank in range(WORKERS)]
+    streams = await asyncio.gather(*joining)
+    yield served
+    # What its workers would still have to say to each other at their end is of no interest here.
+    os.kill(served.pid, signal.SIGKILL)
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*(channel.close() for channel in channels))
+
+
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has used."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.once
+@pytest.mark.timeout(150)
+async def test_scraping_many_jobs_costs_little(busy: Any) -> None:
+    """50 jobs of 100 connected workers, scraped as often as in the manifests: less than one percent of a processor."""
+    times = 10
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE_SECONDS)) as session:
+
+        async def scrape() -> str:
+            async with session.get(f"http://{busy.http}/metrics") as response:
+                return await response.text()
+
+        text = await scrape()
+        before = processor_seconds(busy.pid)
+        for _ in range(times):
+            await scrape()
+        cost = (processor_seconds(busy.pid) - before) / times
+    for job in range(JOBS):
+        assert f'psum_workers_connected{{job_name="job-{job}"}} {WORKERS}.0' in text
+        assert f'psum_round_duration_seconds_count{{job_name="job-{job}",operation="sum"}} 1.0' in text
+    assert "rank=" not in text
+    print(f"{len(text)} bytes, {cost * 1000:.1f} ms of processor time, {cost / SCRAPE_INTERVAL_SECONDS:.2%}")
+    assert cost < 0.01 * SCRAPE_INTERVAL_SECONDS
