@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Sequence
 from typing import Final
 
-from psum.aggregator._delivery import Line
+from psum.aggregator._line import Line
 from psum.wire import SECRET_BYTES, Pipe, TlsFiles, WatchedFiles
 from psum.wire.errors import ConfigurationError
 

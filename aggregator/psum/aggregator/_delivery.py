@@ -11,13 +11,14 @@ from weakref import WeakKeyDictionary
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, TellTiming, Warn
 from psum.aggregator._arena import Arena
 from psum.aggregator._job import Job
-from psum.aggregator._outbox import MAX_BATCH, Outbox
+from psum.aggregator._line import Line
+from psum.aggregator._outbox import MAX_BATCH
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._results import Results, result_message
 from psum.aggregator._sums import add_up
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, SHARED_BYTES, Pipe, Segment, ShardRound, allocate, to_columns
-from psum.wire.errors import FaultError, InternalError, ProtocolError
+from psum.wire import BATCH_BYTES, SHARED_BYTES, ShardRound, allocate, to_columns
+from psum.wire.errors import FaultError, InternalError
 
 _log = logging.getLogger(__name__)
 
@@ -25,61 +26,6 @@ _NOTHING: Final = memoryview(b"")
 
 #: How many keys of a job that fail for the same kind of reason are logged as warnings.
 _FAULTS_LOGGED = 3
-
-
-class Line:
-    """The way to one connected worker: its outbox, and what tells its sender that there is something in it."""
-
-    def __init__(self) -> None:
-        self.segment: Segment | None = None
-        """The memory in which the worker places what it pushes, where it shares memory with this process."""
-        self.staging = memoryview(b"")
-        """More of its memory, which it pushes from where the values are, if it has any."""
-        self.pipe: Pipe | None = None
-        """The worker's data connection, where it has opened one."""
-        self._attached = asyncio.Event()
-        self.outbox = Outbox()
-        self.filled = asyncio.Event()
-        self.closing = False
-        """Whether the stream ends once the outbox is empty."""
-        self.room = asyncio.Event()
-        """Set while the worker may be heard, since its outbox is not crowded."""
-        self.room.set()
-
-    def attach(self, pipe: Pipe) -> None:
-        """The worker has opened its data connection."""
-        self.pipe = pipe
-        self._attached.set()
-
-    async def attached(self) -> Pipe:
-        """The worker's data connection, once it has opened one."""
-        await self._attached.wait()
-        assert self.pipe is not None
-        return self.pipe
-
-    def close(self) -> None:
-        """The stream has ended, and what belongs to it goes too."""
-        if self.segment is not None:
-            self.segment.close()
-        if self.pipe is not None:
-            self.pipe.close()
-
-    def placed(self, entry: ShardRound) -> memoryview:
-        """What a worker has placed in the memory that it shares.
-
-        Raises:
-            ProtocolError: It shares not as much.
-        """
-        size = 0 if self.segment is None else self.segment.size
-        memory, start = self.staging, entry.place - size
-        if self.segment is not None and start < 0:
-            memory, start = self.segment.view, entry.place
-        if start + entry.placed > len(memory) or entry.length:
-            raise ProtocolError(
-                f"a shard of {entry.placed} bytes at {entry.place} of shared memory, and {entry.length} in the message;"
-                f" this worker shares {size + len(self.staging)} bytes"
-            )
-        return memory[start : start + entry.placed]
 
 
 class Large:

@@ -11,33 +11,26 @@ from importlib import metadata
 from typing import Any
 
 import grpc
-import numpy as np
 from google.protobuf.message import DecodeError
 
-from psum.aggregator._actions import Action
-from psum.aggregator._arena import Arena
 from psum.aggregator._data_port import DataPort
-from psum.aggregator._delivery import Delivery, Line
+from psum.aggregator._delivery import Delivery
 from psum.aggregator._job import Job
+from psum.aggregator._line import Line
+from psum.aggregator._listener import Listener
 from psum.aggregator._peers import Peers, host_of
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._pulse import Pulse
 from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
+from psum.aggregator._sharing import Sharing
 from psum.aggregator._tokens import Tokens, bearer
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import (
     MAX_MESSAGE_BYTES,
-    MAX_SHARDS_PER_PAYLOAD,
-    Pipe,
-    Segment,
-    SegmentError,
     ShardRound,
     decode,
-    split,
-    sweep,
     to_columns,
-    to_rows,
 )
 from psum.wire.errors import DeniedError, FaultError, InternalError, InvalidError, ProtocolError
 
@@ -86,11 +79,8 @@ class Service:
         """Whether its server has been started."""
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
-        self._registry = Registry(settings, self._release)
-        self._arenas: dict[int, Arena] = {}
-        """Shared memory for sums by identity of the job."""
-        for name in sweep(settings.shm_directory):
-            _log.info("removed %s from %s, whose owner is gone", name, settings.shm_directory)
+        self._sharing = Sharing(settings.shm_directory)
+        self._registry = Registry(settings, self._sharing.release)
         self._peers = Peers(settings.max_streams)
         self._lines: dict[tuple[int, int], Line] = {}
         """The lines of connected workers by identity of their job and rank."""
@@ -98,7 +88,7 @@ class Service:
         self._delivery = Delivery(
             self._pool,
             lambda job, rank: self._lines.get((id(job), rank)),
-            lambda job: self._arenas.get(id(job)),
+            self._sharing.arena,
         )
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
@@ -179,8 +169,7 @@ class Service:
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
         await self._loop.run_in_executor(None, self._pool.close)
-        for arena in self._arenas.values():
-            arena.close()
+        self._sharing.close()
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: _Context) -> None:
         if self.draining:
@@ -199,7 +188,7 @@ class Service:
 
     async def _serve(self, context: _Context) -> None:
         line = Line()
-        sender = self._loop.create_task(self._send(line, context))
+        sender = self._loop.create_task(line.send(context))
         receiver: asyncio.Task[None] | None = None
         joined: tuple[Job, int] | None = None
         gone = False
@@ -210,7 +199,15 @@ class Service:
             self._permit(token, hello, context.peer())
             job = self._join(hello, line, context.peer())
             joined = job, hello.rank
-            receiver = self._loop.create_task(self._receive(job, hello.rank, line, context))
+            listener = Listener(
+                job,
+                hello.rank,
+                line,
+                self._delivery,
+                clock=self._loop.time,
+                uncredited=self._wake_ticker.set,
+            )
+            receiver = self._loop.create_task(listener.listen(context))
             await self._converse(line, receiver, sender)
             if receiver.done():
                 receiver.result()
@@ -296,50 +293,12 @@ class Service:
 
     def _choose_plane(self, job: Job, hello: pb.Hello, line: Line, welcome: pb.Welcome) -> None:
         """The best that both sides have; the welcome tells the worker what it needs for it."""
-        line.segment = self._share(job, hello)
-        if line.segment is not None:
-            welcome.plane, welcome.segment = pb.PLANE_SHM, self._arenas[id(job)].name
-            line.staging = self._staging(hello)
-            welcome.staging = bool(line.staging)
+        if self._sharing.accept(job, hello, line, welcome):
+            welcome.plane = pb.PLANE_SHM
         elif pb.PLANE_DIRECT in hello.planes and self._data_port.port:
             welcome.plane = pb.PLANE_DIRECT
         if welcome.plane != pb.PLANE_INLINE and self._data_port.port:
             welcome.data_port, welcome.data_secret = self._data_port.port, self._data_port.invite(line)
-
-    def _share(self, job: Job, hello: pb.Hello) -> Segment | None:
-        """The memory that a worker offers to share, None where that cannot be, as on another host."""
-        if pb.PLANE_SHM not in hello.planes or not hello.segment:
-            return None
-        try:
-            # The worker's first: on another host it is not found, and no arena is needed.
-            segment = Segment.open(self.settings.shm_directory, hello.segment)
-            # It stays with the two who have it, and goes with them, however they end.
-            segment.unlink()
-            if id(job) not in self._arenas:
-                self._arenas[id(job)] = Arena(self.settings.shm_directory)
-        except SegmentError as error:
-            _log.debug("job %s: rank %d shares no memory: %s", job.name, hello.rank, error)
-            return None
-        return segment
-
-    def _staging(self, hello: pb.Hello) -> memoryview:
-        """The memory that a worker pushes from without a copy, empty where there is none."""
-        if not hello.staging:
-            return memoryview(b"")
-        try:
-            segment = Segment.open(self.settings.shm_directory, hello.staging)
-        except SegmentError as error:
-            _log.debug("job %s: rank %d has no staging memory: %s", hello.job, hello.rank, error)
-            return memoryview(b"")
-        # As NumPy's memory: unlike what it has in the other one, the worker leaves it as it is until it has the sum,
-        # and a round that waits need not copy it (see ShardRounds.keep).
-        return np.frombuffer(segment.view, np.uint8).data
-
-    def _release(self, job: Job) -> None:
-        if (arena := self._arenas.pop(id(job), None)) is not None:
-            arena.close()
-            # What workers that were killed have left.
-            sweep(self.settings.shm_directory)
 
     async def _close_line(self, line: Line, sender: "asyncio.Task[None]", *, gone: bool) -> None:
         """Lets what is left to say, such as a fault or the farewell, still be said, unless the peer has gone."""
@@ -382,113 +341,6 @@ class Service:
         if request.WhichOneof("kind") != "hello":
             raise ProtocolError(f"the first message of a stream is hello, not {request.WhichOneof('kind')}")
         return request.hello
-
-    async def _receive(self, job: Job, rank: int, line: Line, context: _Context) -> None:
-        """Hands a worker's messages to its job until the stream ends, whichever way they come."""
-        ways = [
-            self._loop.create_task(self._receive_stream(job, rank, line, context)),
-            self._loop.create_task(self._receive_pipe(job, rank, line)),
-        ]
-        try:
-            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            done.pop().result()
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-
-    async def _receive_stream(self, job: Job, rank: int, line: Line, context: _Context) -> None:
-        while True:
-            await line.room.wait()
-            data = await context.read()
-            if data is grpc.aio.EOF:
-                return
-            # What comes after the last word to the worker is left aside.
-            if not line.closing:
-                await self._hear(job, rank, line, data, None)
-
-    async def _receive_pipe(self, job: Job, rank: int, line: Line) -> None:
-        pipe = await line.attached()
-        while True:
-            await line.room.wait()
-            data = await pipe.receive()
-            if line.closing:
-                await pipe.discard()
-                return
-            await self._hear(job, rank, line, data, pipe)
-
-    async def _hear(self, job: Job, rank: int, line: Line, data: bytes | memoryview, pipe: Pipe | None) -> None:
-        """A worker says something, over its data connection or else over the stream."""
-        worker = job.workers[rank]
-        now = worker.last_heard = self._loop.time()
-        request, payload = decode(pb.ExchangeRequest, data)
-        match request.WhichOneof("kind"):
-            case "push":
-                entries = to_rows(request.push.shards, MAX_SHARDS_PER_PAYLOAD)
-                actions: list[Action] = []
-                try:
-                    for entry, value in zip(entries, split(payload, entries), strict=True):
-                        if entry.placed and line.segment is not None:
-                            value = line.placed(entry)
-                        elif entry.placed:
-                            if pipe is None:
-                                raise ProtocolError(
-                                    "a payload was announced that comes neither in the message nor elsewhere"
-                                )
-                            # It may have to be waited for; what is complete does not wait with it.
-                            self._delivery.perform(job, actions)
-                            actions = []
-                            value = await pipe.receive_payload(entry.placed)
-                        worker.received_bytes += len(value)
-                        actions += job.contribute(rank, entry, value, now, len(data))
-                finally:
-                    # What came before something wrong counts.
-                    self._delivery.perform(job, actions)
-            case "pull":
-                entries = to_rows(request.pull.shards, MAX_SHARDS_PER_PAYLOAD)
-                actions = []
-                try:
-                    # Nothing to cut, but to be held to the same limits.
-                    for entry, _ in zip(entries, split(payload, entries), strict=True):
-                        actions += job.contribute(rank, entry, None, now)
-                finally:
-                    self._delivery.perform(job, actions)
-            case "declare":
-                for key in request.declare.keys:
-                    self._delivery.perform(job, job.declare(rank, key, now))
-            case "restore":
-                entries = to_rows(request.restore.shards, MAX_SHARDS_PER_PAYLOAD)
-                for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    self._delivery.perform(job, job.restore(rank, entry, piece))
-            case "abort":
-                self._delivery.perform(job, job.abort(rank, request.abort))
-            case "goodbye":
-                _log.info("job %s: rank %d left", job.name, rank)
-                self._delivery.perform(job, job.leave(rank, now))
-            case "synced":
-                self._delivery.perform(job, job.synced(rank, request.synced.number, now))
-            case kind:
-                raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
-        if job.uncredited:
-            self._wake_ticker.set()
-        if line.outbox.crowded:
-            line.room.clear()
-
-    async def _send(self, line: Line, context: _Context) -> None:
-        while True:
-            if not line.outbox:
-                if line.closing:
-                    return
-                line.filled.clear()
-                await line.filled.wait()
-                continue
-            message, beside = line.outbox.take(), line.outbox.beside
-            if not line.outbox.crowded:
-                line.room.set()
-            if line.pipe is None:
-                await context.write(message)
-            else:
-                await line.pipe.send(message, beside)
 
     def _depart(self, job: Job, rank: int, line: Line) -> None:
         """A worker's stream has ended."""

@@ -5,8 +5,9 @@ from random import Random
 from typing import cast
 
 from psum.aggregator._actions import Action
-from psum.aggregator._delivery import Delivery, Line
+from psum.aggregator._delivery import Delivery
 from psum.aggregator._job import Job
+from psum.aggregator._line import Line
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings

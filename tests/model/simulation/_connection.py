@@ -2,8 +2,8 @@
 
 from collections import deque
 
-from psum.aggregator._delivery import Line
 from psum.aggregator._job import Job
+from psum.aggregator._line import Line
 
 
 class Connection:

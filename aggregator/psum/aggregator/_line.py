@@ -1,0 +1,87 @@
+"""The way to one connected worker."""
+
+import asyncio
+from typing import Any
+
+from psum.aggregator._outbox import Outbox
+from psum.wire import Pipe, Segment, ShardRound
+from psum.wire.errors import ProtocolError
+
+
+class Line:
+    """Its outbox, its connections, and the memory that it shares."""
+
+    def __init__(self) -> None:
+        self.segment: Segment | None = None
+        """The memory in which the worker places what it pushes, where it shares memory with this process."""
+        self.staging = memoryview(b"")
+        """More of its memory, which it pushes from where the values are, if it has any."""
+        self.pipe: Pipe | None = None
+        """The worker's data connection, where it has opened one."""
+        self._attached = asyncio.Event()
+        self.outbox = Outbox()
+        self.filled = asyncio.Event()
+        self.closing = False
+        """Whether the stream ends once the outbox is empty."""
+        self.room = asyncio.Event()
+        """Set while the worker may be heard, since its outbox is not crowded."""
+        self.room.set()
+
+    def attach(self, pipe: Pipe) -> None:
+        """The worker has opened its data connection."""
+        self.pipe = pipe
+        self._attached.set()
+
+    async def attached(self) -> Pipe:
+        """The worker's data connection, once it has opened one."""
+        await self._attached.wait()
+        assert self.pipe is not None
+        return self.pipe
+
+    async def send(self, context: Any) -> None:
+        """Sends what is in the outbox until the line is closing and that is empty.
+
+        Args:
+            context: The stream's grpc.aio.ServicerContext, for what does not go over the data connection.
+
+        Raises:
+            ConnectionResetError: The data connection broke.
+        """
+        while True:
+            if not self.outbox:
+                if self.closing:
+                    return
+                self.filled.clear()
+                await self.filled.wait()
+                continue
+            message, beside = self.outbox.take(), self.outbox.beside
+            if not self.outbox.crowded:
+                self.room.set()
+            if self.pipe is None:
+                await context.write(message)
+            else:
+                await self.pipe.send(message, beside)
+
+    def close(self) -> None:
+        """The stream has ended, and what belongs to it goes too."""
+        if self.segment is not None:
+            self.segment.close()
+        if self.pipe is not None:
+            self.pipe.close()
+
+    def placed(self, entry: ShardRound) -> memoryview:
+        """What a worker has placed in the memory that it shares.
+
+        Raises:
+            ProtocolError: It shares not as much.
+        """
+        size = 0 if self.segment is None else self.segment.size
+        memory, start = self.staging, entry.place - size
+        if self.segment is not None and start < 0:
+            memory, start = self.segment.view, entry.place
+        if start + entry.placed > len(memory) or entry.length:
+            raise ProtocolError(
+                f"a shard of {entry.placed} bytes at {entry.place} of shared memory, and {entry.length} in the message;"
+                f" this worker shares {size + len(self.staging)} bytes"
+            )
+        return memory[start : start + entry.placed]

@@ -1,0 +1,76 @@
+"""Memory that is shared with workers on this host: what they push from, and each job's arena for sums."""
+
+import logging
+
+import numpy as np
+
+from psum.aggregator._arena import Arena
+from psum.aggregator._job import Job
+from psum.aggregator._line import Line
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import Segment, SegmentError, sweep
+
+_log = logging.getLogger(__name__)
+
+
+class Sharing:
+    """Opens workers' memory, and keeps the arenas. What others have left in the directory is removed first.
+
+    Args:
+        directory: Where shared memory is kept.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._arenas: dict[int, Arena] = {}
+        """By identity of the job."""
+        for name in sweep(directory):
+            _log.info("removed %s from %s, whose owner is gone", name, directory)
+
+    def accept(self, job: Job, hello: pb.Hello, line: Line, welcome: pb.Welcome) -> bool:
+        """Shares memory with a worker and tells it where sums will lie; returns False where that cannot be, as on
+        another host."""
+        if pb.PLANE_SHM not in hello.planes or not hello.segment:
+            return False
+        try:
+            # The worker's first: on another host it is not found, and no arena is needed.
+            segment = Segment.open(self._directory, hello.segment)
+            # It stays with the two who have it, and goes with them, however they end.
+            segment.unlink()
+            if id(job) not in self._arenas:
+                self._arenas[id(job)] = Arena(self._directory)
+        except SegmentError as error:
+            _log.debug("job %s: rank %d shares no memory: %s", job.name, hello.rank, error)
+            return False
+        line.segment, line.staging = segment, self._staging(hello)
+        welcome.segment, welcome.staging = self._arenas[id(job)].name, bool(line.staging)
+        return True
+
+    def arena(self, job: Job) -> Arena | None:
+        """Where a job's sums lie, None where none of its workers shares memory."""
+        return self._arenas.get(id(job))
+
+    def release(self, job: Job) -> None:
+        """A job has ended."""
+        if (arena := self._arenas.pop(id(job), None)) is not None:
+            arena.close()
+            # What workers that were killed have left.
+            sweep(self._directory)
+
+    def close(self) -> None:
+        """Nobody is served any more."""
+        for arena in self._arenas.values():
+            arena.close()
+
+    def _staging(self, hello: pb.Hello) -> memoryview:
+        """The memory that a worker pushes from without a copy, empty where there is none."""
+        if not hello.staging:
+            return memoryview(b"")
+        try:
+            segment = Segment.open(self._directory, hello.staging)
+        except SegmentError as error:
+            _log.debug("job %s: rank %d has no staging memory: %s", hello.job, hello.rank, error)
+            return memoryview(b"")
+        # As NumPy's memory: unlike what it has in the other one, the worker leaves it as it is until it has the sum,
+        # and a round that waits need not copy it (see ShardRounds.keep).
+        return np.frombuffer(segment.view, np.uint8).data
