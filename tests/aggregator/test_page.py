@@ -217,6 +217,10 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
         assert await page.value("document.documentElement.scrollWidth") <= width
     await page.value("document.querySelector('.job button').click()")
     await page.until("document.querySelectorAll('.job')[0].querySelectorAll('tbody')[1].rows.length === 20")
+    # Of a hundred workers, those who vanished or are waited for are among the first.
+    many = """Array.from({length: 100}, (_, rank) => ({rank, behind_seconds: rank === 57 ? 5 : 0.5,
+        state: rank === 80 ? "vanished" : "connected"}))"""
+    assert await page.value(f"foremost({many}).map((w) => w.rank).join()") == ",".join(map(str, [*range(18), 57, 80]))
     assert "the oldest" not in str(await page.value("document.body.innerText"))
     assert page.log == []
 

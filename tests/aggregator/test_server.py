@@ -54,12 +54,25 @@ async def test_a_path_that_is_in_use_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["host and port", "unix socket"])
-async def test_a_method_that_is_no_text_ends_nothing(kind: str, tmp_path: pathlib.Path) -> None:
-    """gRPC's server ends itself over a name that is not UTF-8; open streams go on, and new ones come through again."""
+async def test_a_method_that_is_no_text_ends_nothing(
+    kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC's server ends itself over a name that is not UTF-8; open streams go on, and new ones come through again.
+
+    Until it listens again, nobody is told that it is ready.
+    """
     listen = "127.0.0.1:0" if kind == "host and port" else f"unix:{tmp_path}/psum.sock"
     server = Server(Settings(listen=(listen,)))
     await server.start()
     [address] = server.addresses
+    bind = server._bind
+    ready = []
+
+    def watched(address: str) -> str:
+        ready.append(server._service.ready)
+        return bind(address)
+
+    monkeypatch.setattr(server, "_bind", watched)
     async with asyncio.timeout(30):
         settings = psum.Settings(aggregators=(address,), num_workers=1)
         with await asyncio.to_thread(psum.connect, settings) as client:
@@ -82,6 +95,9 @@ async def test_a_method_that_is_no_text_ends_nothing(kind: str, tmp_path: pathli
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(psum.fetch_status, address, timeout=10)
             await asyncio.to_thread(store.push_pull, "w", bytearray(4))
+            assert ready
+            assert not any(ready)
+            assert server._service.ready
             writer.close()
             assert len((await asyncio.to_thread(psum.fetch_status, address)).jobs) == 1
             # gRPC does not carry the end of a stream whose server has ended: the client waits for it in vain.

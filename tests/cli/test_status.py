@@ -97,7 +97,7 @@ def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: 
     assert (done.returncode, told.returncode) == (1, 1)
     assert f"{fleet[0]}  serves" in done.stdout
     assert f"{nobody}  no answer" in done.stdout
-    assert "error" in json.loads(told.stdout)["aggregators"][1]
+    assert "it cannot be connected to: Connection refused" in json.loads(told.stdout)["aggregators"][1]["error"]
 
 
 def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) -> None:

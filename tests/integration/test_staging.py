@@ -82,7 +82,7 @@ def test_connections_that_break_do_no_harm(make_pair: Callable[[], Any]) -> None
 
     def disturb() -> None:
         # More often, and workers would mostly wait to try again.
-        while not over.wait(0.05):
+        while not over.wait(0.1):
             fleet.cut()
 
     disturbing = threading.Thread(target=disturb)

@@ -146,6 +146,8 @@ class Server:
                 _log.error("gRPC's server ended and is replaced: %r", error)
             else:
                 return
+            # Its address may be taken for a while: until then nobody should be sent here.
+            self._service.serving = False
             ended = self._grpc
             self._ended[ended] = asyncio.create_task(self._see_out(ended))
             while not await self._listen_again():  # noqa: ASYNC110
@@ -165,6 +167,7 @@ class Server:
         except ConfigurationError:
             return False
         await self._grpc.start()
+        self._service.serving = True
         await self._health.ready()
         return True
 

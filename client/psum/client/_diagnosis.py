@@ -1,4 +1,4 @@
-"""Why a connection could not be secured, in words that can be acted on.
+"""Why a connection could not be made or secured, in words that can be acted on.
 
 gRPC says little more than that a handshake failed, or that a connection was closed. Python's own TLS says what is wrong
 with a certificate; so where gRPC fails, one more connection is made to find out.
@@ -40,6 +40,20 @@ def diagnose(address: str, credentials: Credentials) -> str | None:
     except OSError:
         # Not even a connection: that is for gRPC to report.
         return None
+
+
+def unreachable(address: str) -> str | None:
+    """What the system says against connecting to an address, None where it can be. May block for a second."""
+    try:
+        if address.startswith("unix:"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(address.removeprefix("unix:"))
+        else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except OSError as error:
+        return f"it cannot be connected to: {error.strerror or error}"
+    return None
 
 
 def _try_tls(connection: socket.socket, credentials: Credentials, name: str) -> str | None:

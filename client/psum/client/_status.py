@@ -3,7 +3,7 @@
 import grpc
 
 from psum.client._credentials import Credentials
-from psum.client._diagnosis import diagnose
+from psum.client._diagnosis import diagnose, unreachable
 from psum.client._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import NO_PROXY
@@ -44,7 +44,11 @@ def fetch_status(
                 metadata=credentials.metadata(),
             )
         except grpc.RpcError as error:
-            reason = diagnose(address, credentials) or f"{error.code().name}: {error.details()}"
+            reason = diagnose(address, credentials)
+            if reason is None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                # gRPC goes on trying until then, and does not say what came of it.
+                reason = unreachable(address)
+            reason = reason or f"{error.code().name}: {error.details()}"
             raise ConnectError(
                 f"aggregator {address} did not say its status within {timeout:g} s: {reason}."
                 " Is it running, and is the address right?",

@@ -6,7 +6,7 @@
 const REFRESH_MS = 2000;
 const HIDDEN_REFRESH_MS = 15000;
 const ANSWER_MS = 5000;
-const ROWS_AT_FIRST = 100;
+const ROWS_AT_FIRST = 20;
 const ROUNDS_AT_FIRST = 12; // They mostly say the same: whom all of them wait for stands above them.
 const ALERTS = 5;
 const SVG = "http://www.w3.org/2000/svg";
@@ -185,11 +185,20 @@ function showAll(job, number) {
   return all;
 }
 
+function foremost(workers) {
+  // Of a large job, whoever vanished or is waited for, in the order of the ranks as always.
+  const behind = (worker) => (worker.behind_seconds >= 1 ? worker.behind_seconds : 0);
+  return [...workers].sort((a, b) =>
+    (b.state === "vanished") - (a.state === "vanished") || behind(b) - behind(a) || a.rank - b.rank)
+    .slice(0, ROWS_AT_FIRST).sort((a, b) => a.rank - b.rank);
+}
+
 function jobBody(job) {
   const parts = waits(job);
   if (job.not_joined.length) parts.push(element("p", { "class": "waits" }, `Not joined yet: ${named(job.not_joined)}.`));
-  const shown = whole.has(job.name) ? job.workers : job.workers.slice(0, ROWS_AT_FIRST);
-  parts.push(element("h4", {}, "Workers"), element("div", { "class": "scroll" }, table(
+  const shown = whole.has(job.name) ? job.workers : foremost(job.workers);
+  const title = shown.length < job.workers.length ? `Workers: ${shown.length} of ${job.workers.length}` : "Workers";
+  parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
     [["rank", "number"], ["state"], ["behind", "number"], ["last heard", "number"], ["received", "number"],
       ["sent", "number"], ["address", "wide"], ["runs at", "wide"]], shown.map(workerRow), true)));
   if (shown.length < job.workers.length) parts.push(showAll(job, job.workers.length));
