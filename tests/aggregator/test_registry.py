@@ -49,6 +49,26 @@ def test_a_job_ends_with_its_last_worker_and_can_be_seen_to_have_ended(registry:
     assert registry.status(5.0, lambda name: name == "other") == ([], [])
 
 
+def test_a_leaving_worker_may_come_back_until_it_is_let_go(registry: Registry) -> None:
+    """An aggregator was started again, and one rank says goodbye to it before another one has come back.
+
+    Its connection breaks. It may still have a sum that only it can give to the other: so its job goes on, until it is
+    let go, at the latest when it would have been.
+    """
+    for number in range(2):
+        back = hello(0)
+        back.resuming = True
+        assert join(registry, back, float(number)) is None
+        job = registry.jobs["night"]
+        job.leave(0, now=number)
+        job.lost(0, float(number))
+        registry.settle(job, float(number))
+    assert list(registry.tick(3.5)) == []
+    assert registry.jobs["night"] is job
+    list(registry.tick(4.5))
+    assert registry.jobs == {}
+
+
 def test_a_late_rank_of_a_failed_job_is_told_why(registry: Registry) -> None:
     """A worker that was already running when its job failed hears of the failure instead of waiting for ever."""
     assert join(registry, hello(0, num_workers=3), 0.0) is None

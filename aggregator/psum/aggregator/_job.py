@@ -104,10 +104,16 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nobody will use the job any more: all who joined have left, or it failed, and they are gone."""
+        """Whether nobody will use the job any more: all who joined have left, or it failed, and they are gone.
+
+        Whoever is not released yet is not gone: it comes back to say goodbye again, and to give back what another rank
+        wants that has not even joined this process.
+        """
         if any(w.connected for w in self.workers.values()):
             return False
-        return self.failure is not None or (bool(self.workers) and all(w.left for w in self.workers.values()))
+        return self.failure is not None or (
+            bool(self.workers) and all(w.left and w.release_at is None for w in self.workers.values())
+        )
 
     @property
     def uncredited(self) -> bool:

@@ -1,6 +1,7 @@
 """The jobs of one aggregator by name: when one begins, ends, and for how long a failed one is remembered."""
 
 import dataclasses
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,8 @@ from psum.aggregator._tally import Tallies
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
 from psum.wire.errors import ExhaustedError, FaultError, InvalidError, TakenError, WorkerLostError
+
+_log = logging.getLogger(__name__)
 
 #: How many jobs that ended are kept for the status.
 _HISTORY: int = 32
@@ -96,15 +99,13 @@ class Registry:
         more, refused = job.join(hello, peer, now)
         return job, actions + [(job, action) for action in more], refused
 
-    def settle(self, job: Job, now: float) -> bool:
-        """To be called after a worker left or was lost: ends the job where it is over; returns whether it did now."""
+    def settle(self, job: Job, now: float) -> None:
+        """To be called after a worker left or was lost: ends the job where it is over."""
         if job.over and self.jobs.get(job.name) is job:
             if job.failure is None:
                 del self.jobs[job.name]
             if not job.ended:
                 self._end(job, now)
-                return True
-        return False
 
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Time passes."""
@@ -112,10 +113,9 @@ class Registry:
         for job in list(self.jobs.values()):
             for action in job.tick(now):
                 yield job, action
-            if job.failure is not None:
-                self.settle(job, now)
-                if job.over and now - (job.failed_at or now) > self._settings.worker_timeout:
-                    del self.jobs[job.name]
+            self.settle(job, now)
+            if job.failure is not None and job.over and now - (job.failed_at or now) > self._settings.worker_timeout:
+                del self.jobs[job.name]
 
     @property
     def running(self) -> list[Job]:
@@ -149,6 +149,7 @@ class Registry:
         self._released(job)
         self.tallies.end(job.name, now)
         self.ended.appendleft(Ended(job, now, abandoned))
+        _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
 
     def _outlived(self, hello: pb.Hello) -> FaultError | None:
         """Why a worker cannot come back, where its job has ended meanwhile."""

@@ -359,8 +359,7 @@ class Service:
             )
         now = self._loop.time()
         self._delivery.perform(job, job.lost(rank, now))
-        if self._registry.settle(job, now):
-            _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
+        self._registry.settle(job, now)
 
     async def _tick(self) -> None:
         while True:
