@@ -1,11 +1,15 @@
 """Whether a process grows."""
 
 import statistics
+import time
 
 from faults.watching import open_files, resident_bytes, threads
 
 #: By how much memory may differ that does not grow.
 _NOISE_BYTES = 12 << 20
+
+#: The same for files and threads.
+_NOISE_COUNT = 4
 
 
 class Sampler:
@@ -30,6 +34,12 @@ class Sampler:
         self.files.append(open_files(self._pid))
         self.threads.append(threads(self._pid))
 
+    def wait_for_rest(self, patience: float) -> None:
+        """Waits until it has no more files open than at first, or for so many seconds."""
+        deadline = time.monotonic() + patience
+        while open_files(self._pid) > self.files[0] + _NOISE_COUNT and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     @property
     def problems(self) -> list[str]:
         """What has grown: at rest, from the first sample to the last, and at work, from the second third to the last.
@@ -45,9 +55,9 @@ class Sampler:
         ):
             if after > before * 1.05 + _NOISE_BYTES:
                 found.append(f"{self.name}: grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB {when}")
-        if self.files[-1] > self.files[0] + 4:
+        if self.files[-1] > self.files[0] + _NOISE_COUNT:
             found.append(f"{self.name}: had {self.files[0]} open files at rest, and has {self.files[-1]}")
-        if self.threads[-1] > self.threads[0] + 4:
+        if self.threads[-1] > self.threads[0] + _NOISE_COUNT:
             found.append(f"{self.name}: had {self.threads[0]} threads at rest, and has {self.threads[-1]}")
         return found
 

@@ -24,6 +24,9 @@ from faults.watching import find_jobs
 AGGREGATORS = 3
 LANES = 2
 
+#: How long a process may take to let go of the connections of jobs that have ended.
+_REST_SECONDS = 20.0
+
 
 @dataclasses.dataclass
 class Report:
@@ -98,6 +101,8 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         sampling.join()
         _wait_until_idle(behind[0], failed)
         for sampler in samplers:
+            # Connections are let go of a moment after their jobs, the later the busier the machine is.
+            sampler.wait_for_rest(_REST_SECONDS)
             sampler.sample()
 
         parts = (resident, *lanes)
@@ -125,5 +130,3 @@ def _wait_until_idle(aggregator: AggregatorProcess, failed: list[str]) -> None:
             failed.append(f"jobs are left on the aggregator: {find_jobs(aggregator.address)}")
             return
         time.sleep(0.1)
-    # Closed connections are let go of a moment later.
-    time.sleep(2.0)
