@@ -1,7 +1,6 @@
 """A pipe carries messages and payloads, whole and in order, however the network cuts them."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from hypothesis import strategies as some
 
 from psum.wire import SECRET_BYTES, Pipe
 from psum.wire.errors import ProtocolError
+from tests.fuzz.pipe import attached
 
 SIZES = [1, 4, 5, 6, 4090, 4096, 65_536, 3_000_000, 1, 5_000_000]
 
@@ -96,15 +96,6 @@ async def test_its_end_is_an_error_for_both_sides() -> None:
             await other.receive()
         with pytest.raises(ConnectionResetError):
             await other.send(b"too late")
-
-
-def attached(pipe: Pipe) -> mock.Mock:
-    """Gives a pipe a transport that only remembers."""
-    transport = mock.Mock()
-    with socket.socket() as unconnected:
-        transport.get_extra_info = {"peername": ("192.0.2.1", 5), "socket": unconnected}.get
-        pipe.connection_made(transport)
-    return transport
 
 
 def fed(pipe: Pipe, data: bytes, cuts: list[int]) -> mock.Mock:
