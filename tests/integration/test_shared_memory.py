@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from tests.polling import wait_until
 
 
 @pytest.fixture
@@ -62,29 +62,46 @@ def open_segments() -> int:
     return sum("/psum-" in link for link in links)
 
 
-@pytest.mark.parametrize("end", ["in order", "by a disagreement", "by a worker that left early"])
+def _break_connections(fleet: Any) -> None:
+    for line in fleet.servers[0]._service._lines.values():
+        assert line.pipe is not None
+        line.pipe.close()
+
+
+@pytest.mark.parametrize(
+    "end", ["in order", "by a disagreement", "by a worker that left early", "after a broken connection"]
+)
 def test_jobs_that_end_leave_no_memory_mapped(make_fleet: Callable[..., Any], end: str) -> None:
-    """Neither in the aggregator nor in the clients, however the job ended."""
-    fleet = make_fleet(1, worker_timeout=0.2)
-    for _ in range(3):
-        clients = [fleet.worker(rank, 2) for rank in range(2)]
-        futures = [client.store().push_pull_async("w", np.ones(200_000, np.float32)) for client in clients]
-        if end == "by a disagreement":
-            futures += [
-                client.store().push_pull_async("v", np.ones(200_000 + client.rank, np.float32)) for client in clients
-            ]
-        elif end == "by a worker that left early":
-            futures.append(clients[0].store().push_pull_async("v", np.ones(200_000, np.float32)))
-            clients[1].close()
-        for future in futures:
-            future.exception(20)
-        for client in clients:
-            client.close()
-    deadline = time.monotonic() + 10
-    while open_segments():
-        gc.collect()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    """Neither in the aggregator nor in the clients, however the job ended, though nobody looks for circles."""
+    fleet = make_fleet(1, worker_timeout=2 if end == "after a broken connection" else 0.2)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            clients = [fleet.worker(rank, 2) for rank in range(2)]
+            futures = [client.store().push_pull_async("w", np.ones(200_000, np.float32)) for client in clients]
+            match end:
+                case "by a disagreement":
+                    futures += [
+                        client.store().push_pull_async("v", np.ones(200_000 + client.rank, np.float32))
+                        for client in clients
+                    ]
+                case "by a worker that left early":
+                    futures.append(clients[0].store().push_pull_async("v", np.ones(200_000, np.float32)))
+                    clients[1].close()
+                case "after a broken connection":
+                    for future in futures:
+                        future.result(20)
+                    fleet.thread.call(lambda: _break_connections(fleet))
+                    wait_until(lambda: all(client.statistics().reconnects for client in clients))  # noqa: B023
+                    futures = [client.store().push_pull_async("v", np.ones(200_000, np.float32)) for client in clients]
+            for future in futures:
+                future.exception(20)
+            for client in clients:
+                client.close()
+        wait_until(lambda: not open_segments())
+    finally:
+        gc.enable()
 
 
 def test_large_payloads_do_not_travel_in_messages(
@@ -159,14 +176,8 @@ def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib
         "    import time; time.sleep(60)"
     )
 
-    def wait_for_announcement() -> None:
-        deadline = time.monotonic() + 20
-        while not announce.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
-        wait_for_announcement()
+        wait_until(announce.exists)
         environ = {
             **os.environ,
             "PSUM_AGGREGATORS": announce.read_text().strip(),
@@ -184,7 +195,7 @@ def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib
                 one.wait(10)
     announce.unlink()
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
-        wait_for_announcement()
+        wait_until(announce.exists)
         assert list(directory.iterdir()) == []
         aggregator.send_signal(signal.SIGTERM)
         assert aggregator.wait(10) == 0

@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from psum import client as psum
 from psum.client._exporter import METRICS
 from psum.client._settings import next_port
+from tests.polling import wait_until
 
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 30.0
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Until it holds."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def scraped(client: psum.Client) -> str:

@@ -17,6 +17,7 @@ from psum import client as psum
 from psum.aggregator._outbox import Outbox
 from psum.aggregator._sums import add_up
 from psum.cli._timeline import timeline
+from tests.polling import wait_until
 from tests.trace_events import checked
 
 #: How long anything in these tests may take.
@@ -26,14 +27,6 @@ PATIENCE_SECONDS = 30.0
 DELAY_SECONDS = 0.1
 
 STEPS = 4
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Until it holds."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def summary(*paths: pathlib.Path) -> dict[str, Any]:

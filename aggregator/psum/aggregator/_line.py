@@ -66,6 +66,7 @@ class Line:
         """The stream has ended, and what belongs to it goes too."""
         if self.segment is not None:
             self.segment.close()
+        self.staging = memoryview(b"")
         if self.pipe is not None:
             self.pipe.close()
 

@@ -1,6 +1,5 @@
 """Hears one worker: takes its messages apart, and hands what they say to its job."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from psum.aggregator._delivery import Delivery
 from psum.aggregator._job import Job
 from psum.aggregator._line import Line
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, Pipe, decode, split, to_rows
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, Pipe, decode, first_to_end, split, to_rows
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -59,17 +58,7 @@ class Listener:
             FaultError: It is not to go on.
             ConnectionResetError: Its data connection broke.
         """
-        ways = [
-            asyncio.create_task(self._hear_stream(context)),
-            asyncio.create_task(self._hear_pipe()),
-        ]
-        try:
-            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            done.pop().result()
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+        await first_to_end(self._hear_stream(context), self._hear_pipe())
 
     async def _hear_stream(self, context: Any) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import logging
 import os
 import random
@@ -229,11 +230,16 @@ class Service:
         finally:
             if joined is not None:
                 self._depart(*joined, line)
-            await self._close_line(line, sender, gone=gone)
-            if receiver is not None:
-                await self._hear_out(receiver)
-            self._data_port.uninvite(line)
-            line.close()
+            try:
+                await self._close_line(line, sender, gone=gone)
+                if receiver is not None:
+                    await self._hear_out(receiver)
+            finally:
+                # Also where gRPC cancels this, since the peer is gone.
+                self._data_port.uninvite(line)
+                line.close()
+                # What they raised holds this frame, which must not hold them: it would be a circle with the line in it.
+                del receiver, sender
 
     def _token(self, context: _Context) -> bytes:
         """The token that a peer brings.
@@ -276,7 +282,8 @@ class Service:
             self._delivery.perform(about, [action])
         if job is None or refusal is not None:
             _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
-            raise refusal or InternalError("refused without a reason")
+            # A job keeps why it failed: that must not hold the frames through which it is raised here.
+            raise copy.copy(refusal) or InternalError("refused without a reason")
         if (replaced := self._lines.get((id(job), hello.rank))) is not None:
             # The same worker on a new connection, before the end of the old one was noticed.
             replaced.outbox.clear()

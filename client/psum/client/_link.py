@@ -15,7 +15,7 @@ from psum.client._diagnosis import diagnose
 from psum.client._session import Session
 from psum.client._shared import SharedMemory
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Pipe, SegmentError, decode, encode, grpc_options, sizes_beside
+from psum.wire import Pipe, SegmentError, decode, encode, first_to_end, grpc_options, sizes_beside
 from psum.wire.errors import (
     AggregatorLostError,
     ConfigurationError,
@@ -391,16 +391,10 @@ class Link:
         Where there is a data connection, messages come there. The stream still says when it ends, and whatever was sent
         before the aggregator knew of the connection.
         """
-        ways = [asyncio.create_task(self._receive_stream())]
+        ways = [self._receive_stream()]
         if self._pipe is not None:
-            ways.append(asyncio.create_task(self._receive_pipe(self._pipe)))
-        try:
-            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            return done.pop().result()
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            ways.append(self._receive_pipe(self._pipe))
+        return await first_to_end(*ways)
 
     async def _receive_stream(self) -> str:
         while (data := await self._call.read()) is not grpc.aio.EOF:

@@ -21,6 +21,7 @@ from psum.wire._logging import JsonFormatter, TextFormatter
 from psum.wire._malloc import keep_large_blocks
 from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
+from psum.wire._race import first_to_end
 from psum.wire._report import report_of
 from psum.wire._rounds import MAX_SHARDS_PER_PAYLOAD, ShardRound, sizes_beside, split, to_columns, to_rows
 from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
@@ -73,6 +74,7 @@ __all__ = [
     "duration",
     "encode",
     "errors",
+    "first_to_end",
     "grpc_options",
     "integer",
     "is_local",

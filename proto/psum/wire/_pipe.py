@@ -189,7 +189,9 @@ class Pipe(asyncio.BufferedProtocol):
     async def _next(self) -> tuple[bytes, memoryview]:
         while not self._received:
             if self._error is not None:
-                raise self._error
+                # A new one each time: the traceback of one that is kept here would hold this, in a circle, and with it
+                # all that those have who wait, such as shared memory.
+                raise type(self._error)(*self._error.args)
             self._arrived.clear()
             await self._arrived.wait()
         kind, frame = self._received.popleft()

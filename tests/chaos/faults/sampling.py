@@ -3,7 +3,7 @@
 import statistics
 import time
 
-from faults.watching import open_files, resident_bytes, threads
+from faults.watching import kinds_of_files, open_files, resident_bytes, threads
 
 #: By how much memory may differ that does not grow.
 _NOISE_BYTES = 12 << 20
@@ -56,7 +56,10 @@ class Sampler:
             if after > before * 1.05 + _NOISE_BYTES:
                 found.append(f"{self.name}: grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB {when}")
         if self.files[-1] > self.files[0] + _NOISE_COUNT:
-            found.append(f"{self.name}: had {self.files[0]} open files at rest, and has {self.files[-1]}")
+            found.append(
+                f"{self.name}: had {self.files[0]} open files at rest, and has {self.files[-1]}:"
+                f" {kinds_of_files(self._pid)}"
+            )
         if self.threads[-1] > self.threads[0] + _NOISE_COUNT:
             found.append(f"{self.name}: had {self.threads[0]} threads at rest, and has {self.threads[-1]}")
         return found

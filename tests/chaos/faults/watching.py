@@ -1,8 +1,11 @@
 """Looking at aggregators and processes from outside."""
 
+import contextlib
 import os
 import pathlib
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from psum import client as psum
@@ -64,6 +67,16 @@ def resident_bytes(pid: int) -> int:
 def open_files(pid: int) -> int:
     """The number of file descriptors that a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def kinds_of_files(pid: int) -> str:
+    """What a process has open, for people: sockets, pipes and files, each with their number."""
+    kinds = Counter[str]()
+    for path in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        # Some are closed meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            kinds[re.sub(r"(:\[\d+\]|-[0-9a-f]{32})", "", os.readlink(path))] += 1
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def threads(pid: int) -> int:
