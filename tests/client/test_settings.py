@@ -9,7 +9,7 @@ def test_nothing_set_is_a_job_of_one_worker_without_aggregators() -> None:
     """The defaults need no fleet."""
     settings = Settings.from_environment({})
     assert (settings.rank, settings.num_workers, settings.aggregators) == (0, 1, ())
-    assert (settings.partition_bytes, settings.credit_bytes) == (1 << 20, 8 << 20)
+    assert (settings.partition_bytes, settings.credit_bytes) == (2 << 20, 8 << 20)
 
 
 def test_psums_own_names() -> None:

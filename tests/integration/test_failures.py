@@ -59,7 +59,7 @@ def test_ranks_that_disagree_on_a_key_all_get_an_error_with_both_sides(
     ("change", "both_sides"),
     [
         ({"num_workers": 3}, "rank 0 has 2, rank 1 has 3"),
-        ({"partition_bytes": 4096}, "rank 0 has 1048576, rank 1 has 4096"),
+        ({"partition_bytes": 4096}, "rank 0 has 2097152, rank 1 has 4096"),
         ({"weights": (2,)}, r"weights of the aggregators: rank 0 has \[\], rank 1 has \[2\]"),
     ],
 )

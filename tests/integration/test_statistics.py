@@ -36,7 +36,7 @@ def test_operations_and_bytes_are_counted(fleet: Any) -> None:
         store.broadcast("b", np.ones(5, np.float64))
         return client.statistics()
 
-    root, other = fleet.on_every_rank(2, work)
+    root, other = fleet.on_every_rank(2, work, partition_bytes=1 << 20)
     assert root.push_pull.total.count == 3
     assert root.push_pull.queue.count == root.push_pull.exchange.count == 9
     assert root.push_pull.sent_bytes == root.push_pull.received_bytes == 3 * 2_800_000
@@ -66,7 +66,7 @@ def test_waiting_for_a_slow_rank_is_time_in_the_exchange(fleet: Any) -> None:
 
 def test_a_stall_for_want_of_credit_is_counted_once(fleet: Any) -> None:
     """With how long it lasted."""
-    with fleet.worker(0, 1, credit_bytes=1 << 20, plane="inline") as client:
+    with fleet.worker(0, 1, credit_bytes=1 << 20, partition_bytes=1 << 20, plane="inline") as client:
         client.store().push_pull("w", np.ones(2 << 18, np.float32))
         counted = client.statistics()
     assert counted.credit_stalls == 1

@@ -69,7 +69,8 @@ def test_the_slow_rank_is_named(fleet: Any, tmp_path: pathlib.Path, plane: str) 
 
         train(client, before_step)
 
-    fleet.on_every_rank(3, work, plane=plane, trace_dir=str(tmp_path), trace_start_step=1, trace_end_step=2)
+    traced = {"trace_dir": str(tmp_path), "trace_start_step": 1, "trace_end_step": 2}
+    fleet.on_every_rank(3, work, plane=plane, partition_bytes=1 << 20, **traced)
     paths = [tmp_path / f"rank-{rank}.json" for rank in range(3)]
     assert sorted(tmp_path.iterdir()) == paths
     for path in paths:

@@ -19,7 +19,7 @@ from psum.wire import BATCH_BYTES
 MAX_BATCH: Final = 1024
 
 #: How much one message may announce that follows on the data connection, where an urgent result is behind it.
-_BESIDE_BYTES: Final = 2 << 20
+_BESIDE_BYTES: Final = 4 << 20
 
 #: Messages without payload from which on an outbox is crowded.
 _MAX_CONTROL: Final = 1000

@@ -43,11 +43,9 @@ _SHARDS_PER_DECLARE = 50_000
 #: Sums from this size on are kept as views of their message, which has at most twice as much.
 _KEPT_VIEW_BYTES = BATCH_BYTES // 2
 
-#: How much one message may announce that lies in shared memory: as much as is copied there in about a millisecond.
-_SHARED_BATCH_BYTES = 4 << 20
-
-#: The same for what follows on a data connection.
-_PIPED_BATCH_BYTES = 2 << 20
+#: How much one message may announce that lies in shared memory, where it is copied in about a millisecond, or follows
+#: on a data connection.
+_BESIDE_BATCH_BYTES = 4 << 20
 
 
 class _Lane:
@@ -353,10 +351,7 @@ class Session:
         lane = self._lanes[aggregator]
         lane.shared, lane.piped = shared, piped
         lane.scheduler.credit_bytes = self._credit_bytes if shared is None else shared.credit_bytes
-        if shared is not None:
-            lane.scheduler.batch_bytes = _SHARED_BATCH_BYTES
-        else:
-            lane.scheduler.batch_bytes = _PIPED_BATCH_BYTES if piped else BATCH_BYTES
+        lane.scheduler.batch_bytes = _BESIDE_BATCH_BYTES if shared is not None or piped else BATCH_BYTES
 
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.

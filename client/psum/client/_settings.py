@@ -86,8 +86,8 @@ class Settings(BaseSettings):
     partition_bytes: int = setting(
         "PSUM_PARTITION_BYTES",
         "BYTEPS_PARTITION_BYTES",
-        default=1 << 20,
-        default_text="1 MiB",
+        default=2 << 20,
+        default_text="2 MiB",
         parse=size,
         meaning="The size of a shard; the same on every worker.",
     )
