@@ -3,7 +3,8 @@
 import pytest
 
 from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, Sum, Sync
-from psum.aggregator._job import CREDIT_HOLD_SECONDS, RELEASE_SECONDS, Job
+from psum.aggregator._farewells import RELEASE_SECONDS
+from psum.aggregator._job import CREDIT_HOLD_SECONDS, Job
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, ProtocolError, TakenError, WorkerLostError

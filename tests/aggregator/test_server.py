@@ -53,7 +53,7 @@ async def test_a_path_that_is_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     assert file.read_text() == "precious"
 
 
-@pytest.mark.parametrize("kind", ["host and port", "unix socket"])
+@pytest.mark.parametrize("kind", ["host and port", "unix socket", "two, one of them taken for a while"])
 async def test_a_method_that_is_no_text_ends_nothing(
     kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,15 +61,17 @@ async def test_a_method_that_is_no_text_ends_nothing(
 
     Until it listens again, nobody is told that it is ready.
     """
-    listen = "127.0.0.1:0" if kind == "host and port" else f"unix:{tmp_path}/psum.sock"
-    server = Server(Settings(listen=(listen,)))
+    listen = f"unix:{tmp_path}/psum.sock" if kind == "unix socket" else "127.0.0.1:0"
+    server = Server(Settings(listen=(listen,) * (2 if kind.startswith("two") else 1)))
     await server.start()
-    [address] = server.addresses
+    address, *others = server.addresses
     bind = server._bind
     ready = []
 
     def watched(address: str) -> str:
         ready.append(server._service.ready)
+        if address in others and len(ready) < 4:
+            raise psum.ConfigurationError(["it is taken"])
         return bind(address)
 
     monkeypatch.setattr(server, "_bind", watched)

@@ -6,8 +6,10 @@ import gc
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -102,6 +104,24 @@ def test_jobs_that_end_leave_no_memory_mapped(make_fleet: Callable[..., Any], en
         wait_until(lambda: not open_segments())
     finally:
         gc.enable()
+
+
+def test_an_interrupted_connect_leaves_no_memory(make_fleet: Callable[..., Any]) -> None:
+    """Where Ctrl-C comes while one aggregator is there and the other one is not."""
+    fleet = make_fleet(1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def interrupt() -> None:
+            wait_until(lambda: fleet.servers[0]._service._lines)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        waiting = threading.Thread(target=interrupt)
+        waiting.start()
+        addresses = (*fleet.addresses, "{}:{}".format(*silent.getsockname()))
+        with pytest.raises(KeyboardInterrupt):
+            fleet.worker(0, 1, aggregators=addresses)
+        waiting.join()
+    wait_until(lambda: gc.collect() >= 0 and not open_segments())
 
 
 def test_large_payloads_do_not_travel_in_messages(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from psum.aggregator._farewells import Farewells
 from psum.aggregator._job import Job
 from psum.aggregator._key import Key as JobKey
 from psum.aggregator._round import RULES, Phase, ShardRounds, Timing, Verdict
@@ -62,7 +63,7 @@ def credit_is_never_returned(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Job, "_who_may_need", lambda _self, _worker: set())
+    patch.setattr(Farewells, "_who_may_need", lambda _self, _worker: set())
 
 
 def memory_of_a_failed_key_is_kept(patch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,37 @@ def test_returns_before_the_value_is_there(store: BytePS, client: Any) -> None:
     ticket.finish()
 
 
+def test_gradients_are_pushed_while_the_backward_pass_runs(store: BytePS, client: Any) -> None:
+    """The last layer's gradient is on its way before the first layer's is computed."""
+    gate = threading.Event()
+    slow = pending_array(gate)
+
+    class SlowBackward(mx.autograd.Function):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return x * 1
+
+        def backward(self, dy: Any) -> Any:
+            return dy * slow
+
+    first, last = mx.nd.full((2,), 3.0), mx.nd.full((2,), 5.0)
+    for weight in (first, last):
+        weight.attach_grad()
+    with mx.autograd.record():
+        loss = SlowBackward()(first * 2) * last
+    loss.backward()
+    store.pushpull("first", first.grad, priority=0)
+    store.pushpull("last", last.grad, priority=-1)
+    ticket = client.next_started()
+    assert (ticket.key, ticket.value.tolist()) == ("last", [6, 6])
+    assert not client.reserved[0].decided.is_set()
+    ticket.finish()
+    assert last.grad.asnumpy().tolist() == [6, 6]
+    gate.set()
+    ticket = client.next_started()
+    assert (ticket.key, ticket.value.tolist()) == ("first", [10, 10])
+    ticket.finish()
+
+
 def test_rounds_are_in_program_order(store: BytePS, client: Any) -> None:
     """The round is fixed by the call, though the values become ready in another order."""
     gate = threading.Event()

@@ -1,6 +1,8 @@
 """A pipe carries messages and payloads, whole and in order, however the network cuts them."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -169,3 +171,38 @@ def test_bytes_that_are_no_frame_end_it(data: bytes, cuts: list[int]) -> None:
 def test_a_frame_has_a_length_within_limits(header: bytes) -> None:
     """Nothing is set aside for one that is too long, by one byte or more."""
     assert fed(Pipe(1 << 30, keepalive=5), header, []).abort.called
+
+
+def test_what_was_closed_before_it_was_connected_ends_as_soon_as_it_is() -> None:
+    """As a stranger that takes too long to shake hands for TLS."""
+    pipe = Pipe(1 << 20, lambda _: True, keepalive=5)
+    pipe.close()
+    assert attached(pipe).abort.called
+
+
+def test_a_peer_that_is_gone_when_it_is_connected_does_no_harm() -> None:
+    """As a port scanner's, which has no address any more."""
+    pipe = Pipe(1 << 20, lambda _: True, keepalive=5)
+    transport = mock.Mock()
+    transport.get_extra_info = {}.get
+    pipe.connection_made(transport)
+    assert transport.abort.called
+
+
+def test_a_stranger_leaves_nothing_behind() -> None:
+    """What it was refused with does not keep the pipe until somebody looks for circles."""
+
+    def turned_away() -> weakref.ref[Pipe]:
+        pipe = Pipe(1 << 20, lambda _: pipe is None, keepalive=5)
+        assert not attached(pipe).abort.called
+        data = b"not the secret, whatever it may be"
+        pipe.get_buffer(-1)[: len(data)] = data
+        pipe.buffer_updated(len(data))
+        return weakref.ref(pipe)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert turned_away()() is None
+    finally:
+        gc.enable()

@@ -60,7 +60,13 @@ class DataPort:
         loop = asyncio.get_running_loop()
         for host in self._hosts:
             try:
-                server = await loop.create_server(self._make, host, self.port, ssl=self._context)
+                server = await loop.create_server(
+                    self._make,
+                    host,
+                    self.port,
+                    ssl=self._context,
+                    ssl_handshake_timeout=None if self._context is None else self._patience,
+                )
             except OSError as error:
                 await self.close()
                 raise ConfigurationError([f"data_port={self.port}: cannot listen on {host}: {error}"]) from None

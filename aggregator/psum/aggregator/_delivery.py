@@ -192,6 +192,8 @@ class Delivery:
 
     def _sum_failed(self, job: Job, action: Sum, error: BaseException) -> None:
         _log.error("job %s: the sum of %r failed", job.name, action.key, exc_info=error)
+        # Its traceback has all contributions.
+        error.__traceback__ = None
         failure = InternalError(
             f"the aggregator could not sum key {action.key.name!r} round {action.round} of job {job.name!r}: {error!r}"
         )

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from psum.aggregator import _failures as failures
-from psum.aggregator._actions import Action, Ask, Deliver, Release, Report, ReturnCredit, Sum, Sync, Warn
+from psum.aggregator._actions import Action, Ask, Deliver, Report, ReturnCredit, Sum, Warn
 from psum.aggregator._budget import Budget
+from psum.aggregator._farewells import Farewells
 from psum.aggregator._impatience import Impatience
 from psum.aggregator._key import Key
 from psum.aggregator._round import Phase, ShardRounds, Verdict
@@ -26,9 +27,6 @@ from psum.wire.errors import FaultError, ProtocolError
 #: How long a contribution may count against its worker's credit while its round waits for others. Without a limit, two
 #: workers that push different keys first would wait for each other for ever.
 CREDIT_HOLD_SECONDS: Final = 0.01
-
-#: How long a worker that says goodbye is kept for ranks that may lack a sum that it has, and do not answer.
-RELEASE_SECONDS: Final = 3.0
 
 _NOTHING: Final = memoryview(b"")
 
@@ -83,8 +81,7 @@ class Job:
         self.first: pb.Hello = hello
         """The first hello, which all others must agree with."""
         self._ranks = tuple(range(self.num_workers))
-        self._left: set[int] = set()
-        """The ranks that said goodbye."""
+        self._farewells = Farewells(self.num_workers, self.workers)
         self._impatience = Impatience(warn_after)
         self._resumed_at: float | None = None
         """When the first worker came that had been in the job before this aggregator process knew of it."""
@@ -104,16 +101,10 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nobody will use the job any more: all who joined have left, or it failed, and they are gone.
-
-        Whoever is not released yet is not gone: it comes back to say goodbye again, and to give back what another rank
-        wants that has not even joined this process.
-        """
+        """Whether nobody will use the job any more: all who joined have left, or it failed, and they are gone."""
         if any(w.connected for w in self.workers.values()):
             return False
-        return self.failure is not None or (
-            bool(self.workers) and all(w.left and w.release_at is None for w in self.workers.values())
-        )
+        return self.failure is not None or self._farewells.over
 
     @property
     def uncredited(self) -> bool:
@@ -240,7 +231,7 @@ class Job:
                     shard.copy(rank)
                 if payload:
                     worker.uncredited.append((now, key, index, round))
-                return self._fail_if_deserted(key, shard) if self._left else []
+                return self._fail_if_deserted(key, shard) if self._farewells.left else []
             case Verdict.COMPLETE:
                 worker.contributed = True
                 self.held_bytes += size - kept
@@ -320,36 +311,23 @@ class Job:
         return self._fail_key(key, failures.aborted(self, key, rank, message))
 
     def leave(self, rank: int, now: float) -> list[Action]:
-        """A worker leaves in good order; what still needs a contribution of it fails.
-
-        It is released when every other rank has the sums of all that it has pushed: until then this aggregator, or a
-        new process of it, might need a sum that only this worker has.
-        """
+        """A worker leaves in good order; what still needs a contribution of it fails. It is released in time."""
         worker = self.workers[rank]
         if worker.taking_leave:
             return []
-        worker.left = worker.taking_leave = True
-        self._left.add(rank)
         worker.uncredited.clear()
+        farewell = self._farewells.begin(rank, now)
         actions: list[Action] = []
         for key, shard in list(self.waiting.values()):
             # Where nobody has contributed yet, some rank waits for the sum of the round before, and for no other rank.
             if shard.missing < self.num_workers:
                 actions += self._fail_if_deserted(key, shard)
-        worker.awaited = self._who_may_need(worker)
-        worker.release_at = now + RELEASE_SECONDS
-        if worker.awaited:
-            actions.append(Sync(rank, tuple(sorted(worker.awaited))))
-        # Whoever leaves has received all that it was sent.
-        for other in self.workers.values():
-            other.awaited.discard(rank)
-        return actions + self._releases(now)
+        return actions + farewell + self._farewells.releases(now)
 
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
         """A worker lacks no sum any more; the number is that of the sync, which is the leaving rank."""
-        if (leaving := self.workers.get(number)) is not None:
-            leaving.awaited.discard(rank)
-        return self._releases(now)
+        self._farewells.synced(rank, number)
+        return self._farewells.releases(now)
 
     def end(self) -> None:
         """Lets go of everything: all workers have left."""
@@ -395,7 +373,7 @@ class Job:
                 return self.fail(failures.vanished(self, rank, now), now)
             if returned := tuple(self._credit_due(worker, now)):
                 actions.append(ReturnCredit(rank, returned))
-        actions += self._releases(now)
+        actions += self._farewells.releases(now)
         while self.waiting:
             key, shard = next(iter(self.waiting.values()))
             if shard.since is None or now - shard.since <= self.round_timeout:
@@ -466,7 +444,7 @@ class Job:
         """Fails the key where its current round needs a rank that has left."""
         if key.failure is not None:
             return []
-        gone = sorted(self._left - shard.contributions.keys())
+        gone = sorted(self._farewells.left - shard.contributions.keys())
         if not gone:
             return []
         return self._fail_key(key, failures.deserted(self, key, shard, gone))
@@ -480,13 +458,6 @@ class Job:
         self.timings.forget(key)
         return [Report(failure, self._connected())]
 
-    def _who_may_need(self, worker: Worker) -> set[int]:
-        """The ranks that may lack a sum that a worker has."""
-        if worker.hello.resuming:
-            # It may have sums of a process before this one, to which not all ranks may have come back yet.
-            return {r for r in range(self.num_workers) if r not in self.workers or not self.workers[r].left}
-        return {r for r, w in self.workers.items() if not w.left} if worker.contributed else set()
-
     def _need(self, key: Key) -> int:
         """What a key may come to take."""
         return key.nbytes * (self.num_workers + 1)
@@ -495,14 +466,6 @@ class Job:
         if key.failure is None:
             self.budget.release(self._need(key))
             key.fail(failure)
-
-    def _releases(self, now: float) -> list[Action]:
-        released: list[Action] = []
-        for rank, worker in self.workers.items():
-            if worker.release_at is not None and (not worker.awaited or now >= worker.release_at):
-                worker.release_at = None
-                released.append(Release(rank))
-        return released
 
     def _warnings(self, now: float) -> list[Action]:
         """Speaks of the oldest of the rounds that wait only: mostly those behind it wait for the same ranks."""

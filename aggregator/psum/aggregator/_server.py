@@ -150,25 +150,29 @@ class Server:
             self._service.serving = False
             ended = self._grpc
             self._ended[ended] = asyncio.create_task(self._see_out(ended))
-            while not await self._listen_again():  # noqa: ASYNC110
-                await asyncio.sleep(_WATCH_SECONDS)
+            await self._listen_again()
 
     async def _see_out(self, server: grpc.aio.Server) -> None:
         """Frees a server that has ended once its last stream has."""
         await server.stop(_FOR_EVER)
         self._ended.pop(server, None)
 
-    async def _listen_again(self) -> bool:
-        """Listens where the last server did; returns False while its addresses are still taken."""
+    async def _listen_again(self) -> None:
+        """Listens where the last server did, as soon as its addresses are free."""
         self._grpc = await self._make()
-        try:
-            for address in self.addresses:
-                self._bind(address)
-        except ConfigurationError:
-            return False
+        for address in self.addresses:
+            # One server for all tries: one that is not started keeps what it could bind.
+            while not self._may_bind(address):  # noqa: ASYNC110
+                await asyncio.sleep(_WATCH_SECONDS)
         await self._grpc.start()
         self._service.serving = True
         await self._health.ready()
+
+    def _may_bind(self, address: str) -> bool:
+        try:
+            self._bind(address)
+        except ConfigurationError:
+            return False
         return True
 
     async def _start_http(self) -> None:

@@ -217,13 +217,7 @@ class Service:
             _log.info("peer %s: %s", context.peer(), error, extra=_subjects(joined))
             line.outbox.clear()
         except (FaultError, ProtocolError) as error:
-            if isinstance(error, ProtocolError):
-                _log.warning("peer %s: %s", context.peer(), error, extra=_subjects(joined))
-            fault = error if isinstance(error, FaultError) else InvalidError(str(error))
-            faults = self._registry.tallies.refusals if joined is None else joined[0].tally.faults
-            faults[fault.kind] += 1
-            line.outbox.clear()
-            line.outbox.put_control(pb.ExchangeResponse(fault=fault.to_message()))
+            self._refuse(error, context.peer(), joined, line)
         except BaseException:
             gone = True
             raise
@@ -240,6 +234,16 @@ class Service:
                 line.close()
                 # What they raised holds this frame, which must not hold them: it would be a circle with the line in it.
                 del receiver, sender
+
+    def _refuse(self, error: FaultError | ProtocolError, peer: str, joined: tuple[Job, int] | None, line: Line) -> None:
+        """A peer did what it may not do, or is not to go on: that is the last that it is told."""
+        if isinstance(error, ProtocolError):
+            _log.warning("peer %s: %s", peer, error, extra=_subjects(joined))
+        fault = error if isinstance(error, FaultError) else InvalidError(str(error))
+        faults = self._registry.tallies.refusals if joined is None else joined[0].tally.faults
+        faults[fault.kind] += 1
+        line.outbox.clear()
+        line.outbox.put_control(pb.ExchangeResponse(fault=fault.to_message()))
 
     def _token(self, context: _Context) -> bytes:
         """The token that a peer brings.

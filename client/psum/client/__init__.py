@@ -21,12 +21,11 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from psum.client._client import Client, connect, shared_client
 from psum.client._keys import Operation
 from psum.client._settings import Settings
-from psum.client._staging import Block
 from psum.client._status import fetch_status
 from psum.client._store import Store, key_name
 from psum.client._tally import OperationStatistics, Statistics, Times
 from psum.client._ticket import Ticket
-from psum.wire import ElementType
+from psum.wire import Block, ElementType
 from psum.wire.errors import (
     AbortedError,
     AggregatorLostError,

@@ -22,14 +22,13 @@ from psum.client._logging import set_up_logging
 from psum.client._session import Load, Session
 from psum.client._settings import Settings, next_port
 from psum.client._shared import SharedMemory
-from psum.client._staging import Block, Staging
 from psum.client._store import Store
 from psum.client._tally import Statistics, Tally, statistics
 from psum.client._thread import LoopThread
 from psum.client._ticket import State, Ticket
 from psum.client._timeline import Timeline
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, ElementType, SegmentError, keep_large_blocks
+from psum.wire import PROTOCOL_VERSION, Block, ElementType, GrowingSegment, SegmentError, keep_large_blocks
 from psum.wire.errors import ClosedError, ForkedError, PsumError
 
 _log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class Client:
     def __init__(self, settings: Settings, *, staging: bool = False) -> None:
         self.settings = settings
         self._wants_staging = staging
-        self._staging: Staging | None = None
+        self._staging: GrowingSegment | None = None
         self._pid = _process.pid
         self._incarnation = secrets.randbits(64)
         self._session = Session(
@@ -256,7 +255,7 @@ class Client:
                 keep_large_blocks(one_arena=False)
                 if self._wants_staging and self.settings.shares_memory:
                     with contextlib.suppress(SegmentError):
-                        self._staging = Staging(self.settings.shm_directory)
+                        self._staging = GrowingSegment(self.settings.shm_directory, _warn_of_copies)
                 self._thread.run(self._connect())
         except BaseException:
             self._closed = True
@@ -287,12 +286,16 @@ class Client:
             for index, address in enumerate(settings.aggregators)
         ]
         try:
-            async with asyncio.TaskGroup() as group:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for link in links:
+                        group.create_task(link.connect(settings.connect_timeout))
+            except BaseException:
+                # Also where the program was interrupted: some may be connected already.
                 for link in links:
-                    group.create_task(link.connect(settings.connect_timeout))
+                    await link.abandon()
+                raise
         except* PsumError as errors:
-            for link in links:
-                await link.abandon()
             error: BaseException = errors
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
@@ -497,3 +500,7 @@ def shared_client() -> Client:
 def _close_all() -> None:
     for client in list(_clients):
         client.close(timeout=2.0)
+
+
+def _warn_of_copies(error: SegmentError) -> None:
+    _log.warning("what is pushed from further buffers is copied once more: %s", error)

@@ -199,17 +199,16 @@ class Link:
 
     async def abandon(self) -> None:
         """Closes the connection, whatever is under way."""
-        if self._call is not None:
-            self._call.cancel()
-        if self._channel is not None:
-            await self._channel.close()
-        self._call = self._channel = None
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        call, channel, shared, pipe = self._call, self._channel, self._shared, self._pipe
+        self._call = self._channel = self._shared = self._pipe = None
+        if pipe is not None:
+            pipe.close()
+        if shared is not None:
+            shared.close()
+        if call is not None:
+            call.cancel()
+        if channel is not None:
+            await channel.close()
 
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
         hello = self._hello(self.index, resuming)
@@ -308,6 +307,7 @@ class Link:
             try:
                 self._shared = shared.accepted(welcome.segment, staging=welcome.staging)
             except SegmentError as error:
+                shared.close()
                 self._share = lambda: None
                 raise ProtocolError(f"it shares memory that cannot be used: {error}") from None
         elif shared is not None:
@@ -359,9 +359,13 @@ class Link:
         except TimeoutError:
             return _describe(sender.exception() or TimeoutError())
         finally:
-            for task in (sender, receiver):
-                task.cancel()
-            await asyncio.gather(sender, receiver, return_exceptions=True)
+            sender.cancel()
+            receiver.cancel()
+            try:
+                await asyncio.gather(sender, receiver, return_exceptions=True)
+            finally:
+                # What they raised holds this frame: see first_to_end.
+                del sender, receiver
 
     async def _send(self) -> None:
         said_goodbye = False

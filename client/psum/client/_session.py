@@ -8,14 +8,15 @@ has ended meanwhile and is to be reported to its owner.
 import dataclasses
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
+from psum.client import _failures as failures
 from psum.client._buffers import flat
 from psum.client._keys import Key, Operation
+from psum.client._lane import Lane
 from psum.client._placement import Placement, Shard
 from psum.client._recorder import Recorder, ShardRecord
-from psum.client._scheduler import Scheduler
 from psum.client._shared import SharedMemory
 from psum.client._tally import Tally
 from psum.client._ticket import Part, State, Ticket
@@ -23,64 +24,16 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import (
     BATCH_BYTES,
     MAX_SHARDS_PER_PAYLOAD,
-    SHARED_BYTES,
     ElementType,
     ShardRound,
     decode,
-    encode,
     split,
-    to_columns,
     to_rows,
 )
-from psum.wire.errors import AbortedError, FaultError, ProtocolError, PsumError, RoundTimeoutError
-
-#: Keys described in one message: some tens of kilobytes.
-_KEYS_PER_DECLARE = 512
-
-#: The same for their shards, which are many where keys are large; a key by itself may have more.
-_SHARDS_PER_DECLARE = 50_000
+from psum.wire.errors import FaultError, ProtocolError, PsumError
 
 #: Sums from this size on are kept as views of their message, which has at most twice as much.
 _KEPT_VIEW_BYTES = BATCH_BYTES // 2
-
-#: How much one message may announce that lies in shared memory, where it is copied in about a millisecond, or follows
-#: on a data connection.
-_BESIDE_BATCH_BYTES = 4 << 20
-
-
-class _Lane:
-    """What goes to one aggregator."""
-
-    def __init__(self, credit_bytes: int) -> None:
-        self.scheduler: Scheduler[Part] = Scheduler(credit_bytes)
-        self.shared: SharedMemory | None = None
-        """What it shares with this worker, None where it does not."""
-        self.piped = False
-        """Whether large payloads go beside the messages, on a connection of their own."""
-        self.beside: list[memoryview] = []
-        """Those that the last message has announced."""
-        self.declarations: deque[pb.Key] = deque()
-        """Keys that it has not been told of yet."""
-        self.aborts: deque[pb.Abort] = deque()
-        self.restores: deque[tuple[ShardRound, memoryview | bytes]] = deque()
-        """Sums that it asked for."""
-        self.outstanding: dict[tuple[int, int], Part] = {}
-        """Shards that were sent and have no result yet, by (key's id, shard)."""
-        self.syncs: deque[int] = deque()
-        """Numbers of the syncs that are not answered yet."""
-        self.still_open: set[tuple[int, int, int]] | None = None
-        """While the aggregator is about to end: the rounds that it still finishes, as (key's id, shard, round)."""
-        self.postponed: list[Part] = []
-        """Shards of other rounds, for its next process."""
-        self.stalled_since: float | None = None
-        """Since when something waits for credit."""
-
-    def add(self, part: Part) -> None:
-        """Queues a shard, or keeps it for the aggregator's next process."""
-        if self.still_open is None or (*part.where, part.ticket.round) in self.still_open:
-            self.scheduler.add(part)
-        else:
-            self.postponed.append(part)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,8 +101,7 @@ class Session:
         self._addresses = tuple(addresses)
         self._hand_over = hand_over
         self._keep_sums = keep_sums
-        self._credit_bytes = credit_bytes
-        self._lanes = [_Lane(credit_bytes) for _ in addresses]
+        self._lanes = [Lane(credit_bytes, self.tally, clock) for _ in addresses]
         self._placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
         self._keys: dict[tuple[int, str, Operation], Key] = {}
         self._by_id: dict[int, Key] = {}
@@ -208,65 +160,7 @@ class Session:
 
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None where there is nothing that may be sent now."""
-        lane = self._lanes[aggregator]
-        lane.beside = []
-        if lane.declarations:
-            keys, shards = [lane.declarations.popleft()], 0
-            while lane.declarations and len(keys) < _KEYS_PER_DECLARE:
-                shards += len(keys[-1].shards)
-                if shards + len(lane.declarations[0].shards) > _SHARDS_PER_DECLARE:
-                    break
-                keys.append(lane.declarations.popleft())
-            return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
-        if lane.aborts:
-            return encode(pb.ExchangeRequest(abort=lane.aborts.popleft()))
-        if lane.restores:
-            entry, total = lane.restores.popleft()
-            return encode(pb.ExchangeRequest(restore=pb.Restore(shards=to_columns([entry]))), total)
-        batch = lane.scheduler.take()
-        now = self._clock()
-        self._note_stall(lane, bool(not batch and len(lane.scheduler)), now)
-        if not batch:
-            # What is not answered yet may be a sum that only the rank has that wants to leave.
-            if lane.syncs and not (lane.outstanding or lane.postponed or lane.scheduler):
-                return encode(pb.ExchangeRequest(synced=pb.Synced(number=lane.syncs.popleft())))
-            return None
-        rows, payloads = [], []
-        shared = lane.shared
-        for part in batch:
-            ticket, shard, size = part.ticket, part.shard, part.size
-            key = ticket.key
-            lane.outstanding[part.where] = part
-            part.sent = now
-            tally = key.tally
-            tally.queue.observe(now - part.queued)
-            tally.sent_bytes += size
-            length = place = placed = 0
-            if ticket.source is not None:
-                value = flat(ticket.source)[shard.start : shard.stop]
-                if size < SHARED_BYTES:
-                    length = size
-                    payloads.append(value)
-                elif shared is not None and (taken := shared.put(value, part.staged)) is not None:
-                    part.place = shared, taken
-                    place, placed = taken, size
-                elif lane.piped:
-                    placed = size
-                    lane.beside.append(value)
-                else:
-                    length = size
-                    payloads.append(value)
-            timed = part.record is not None
-            rows.append((key.id, shard.index, ticket.round, part.priority, length, place, placed, timed))
-        columns = to_columns(rows)
-        if batch[0].pulls:
-            request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
-        else:
-            request = pb.ExchangeRequest(push=pb.Push(shards=columns))
-        message = encode(request, *payloads)
-        if self.recorder is not None:
-            self._record_sent(batch, now)
-        return message
+        return self._lanes[aggregator].next_message()
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
         """A message came from an aggregator, with all that it announces. See `take`."""
@@ -305,7 +199,7 @@ class Session:
                 for entry in to_rows(message.taken.shards):
                     part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
                     if part is not None and part.ticket.round == entry.round:
-                        self._credit(aggregator, part)
+                        self._lanes[aggregator].credit(part)
                         self._free(part)
             case "timings":
                 for timing in message.timings.timings:
@@ -319,10 +213,7 @@ class Session:
             case "sync":
                 self._lanes[aggregator].syncs.append(message.sync.number)
             case "drain":
-                lane = self._lanes[aggregator]
-                lane.still_open = {(entry.id, entry.shard, entry.round) for entry in to_rows(message.drain.open)}
-                for part in lane.scheduler.clear():
-                    lane.add(part)
+                self._lanes[aggregator].drain(to_rows(message.drain.open))
             case "notice":
                 self.notices.append(message.notice.text)
             case "fault":
@@ -348,31 +239,19 @@ class Session:
     def use_plane(self, aggregator: int, shared: SharedMemory | None, *, piped: bool) -> None:
         """On a new stream to an aggregator large payloads lie in this memory, go on a data connection (piped), or, with
         neither, lie in the messages."""
-        lane = self._lanes[aggregator]
-        lane.shared, lane.piped = shared, piped
-        lane.scheduler.credit_bytes = self._credit_bytes if shared is None else shared.credit_bytes
-        lane.scheduler.batch_bytes = _BESIDE_BATCH_BYTES if shared is not None or piped else BATCH_BYTES
+        self._lanes[aggregator].use_plane(shared, piped=piped)
 
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.
 
         The aggregator may be the same process, which ignores what it had already, or another one, which knows nothing.
         """
-        lane = self._lanes[aggregator]
         self.tally.reconnects += 1
-        unanswered = [*lane.outstanding.values(), *lane.postponed]
-        lane.outstanding.clear()
-        lane.postponed.clear()
-        lane.still_open = None
-        lane.syncs.clear()
-        lane.scheduler.forget_credit()
-        lane.restores.clear()
         declared = [key for key in list(self._keys.values()) if key.declared and aggregator in key.aggregators]
-        lane.declarations = deque(key.declaration(aggregator) for key in declared)
-        lane.aborts = deque(key.abort for key in declared if key.abort is not None)
-        for part in unanswered:
-            part.credited, part.place = False, None
-            lane.scheduler.add(part)
+        self._lanes[aggregator].start_again(
+            [key.declaration(aggregator) for key in declared],
+            [key.abort for key in declared if key.abort is not None],
+        )
 
     def fail(self, error: PsumError) -> None:
         """Everything fails, now and from now on."""
@@ -390,16 +269,7 @@ class Session:
             key, since = next(iter(self._stalled.items()))
             if now - since <= round_timeout:
                 break
-            self._fail_key(
-                key,
-                RoundTimeoutError(
-                    f"rank {self.rank} has waited {now - since:.1f} s to begin round {min(key.waiting)} of key"
-                    f" {key.name!r}: round {key.round} was reserved before it, and neither started nor aborted; was"
-                    " the program interrupted there?",
-                    key=key.id,
-                    round=key.round,
-                ),
-            )
+            self._fail_key(key, failures.never_started(self.rank, key, now - since))
         while self.running:
             ticket, since = next(iter(self.running.items()))
             if now - since <= round_timeout:
@@ -407,16 +277,8 @@ class Session:
             missing = sorted(
                 {p.shard.aggregator for lane in self._lanes for p in lane.outstanding.values() if p.ticket is ticket}
             )
-            where = ", ".join(self._addresses[a] for a in missing) or "its aggregators, to which it was not yet sent"
-            self._fail_key(
-                ticket.key,
-                RoundTimeoutError(
-                    f"rank {self.rank} has waited {now - since:.1f} s for the result of key {ticket.key.name!r} round"
-                    f" {ticket.round} from {where}; other ranks may be stuck, or that aggregator",
-                    key=ticket.key.id,
-                    round=ticket.round,
-                ),
-            )
+            addresses = [self._addresses[aggregator] for aggregator in missing]
+            self._fail_key(ticket.key, failures.overdue(self.rank, ticket, now - since, addresses))
 
     def check(self) -> None:
         """Asserts what always holds; for tests."""
@@ -471,15 +333,7 @@ class Session:
         key.abort = pb.Abort(id=key.id, round=ticket.round, text=ticket.reason)
         for aggregator in key.aggregators:
             self._lanes[aggregator].aborts.append(key.abort)
-        self._fail_key(
-            key,
-            AbortedError(
-                f"rank {self.rank} could not contribute to key {key.name!r} round {ticket.round}: {ticket.reason}",
-                key=key.id,
-                round=ticket.round,
-                ranks=[self.rank],
-            ),
-        )
+        self._fail_key(key, failures.aborted(self.rank, ticket))
 
     def _result(self, aggregator: int, entry: ShardRound, payload: memoryview, now: float) -> None:
         lane = self._lanes[aggregator]
@@ -490,11 +344,8 @@ class Session:
             return
         shard, key, source, target = part.shard, ticket.key, ticket.source, ticket.target
         own = source is not None and key.operation is Operation.BROADCAST
-        if received != (0 if own else shard.size):
-            raise ProtocolError(
-                f"aggregator {self._addresses[aggregator]} answered shard {shard.index} of key {key.name!r} with"
-                f" {received} bytes; expected {0 if own else shard.size}"
-            )
+        if received != (expected := 0 if own else shard.size):
+            raise failures.wrong_size(self._addresses[aggregator], key, shard, received, expected)
         if target is not None:
             if not own:
                 flat(target)[shard.start : shard.stop] = payload
@@ -506,9 +357,7 @@ class Session:
         if self._keep_sums:
             key.sums[shard.index] = self._kept(ticket, shard, payload)
         del lane.outstanding[place]
-        if not part.credited:
-            part.credited = True
-            lane.scheduler.release(part.size)
+        lane.credit(part)
         if part.place is not None:
             self._free(part)
         tally = key.tally
@@ -547,26 +396,6 @@ class Session:
         answer = ShardRound(entry.id, entry.shard, entry.round, length=len(total))
         self._lanes[aggregator].restores.append((answer, total))
         self.tally.restores += 1
-
-    def _note_stall(self, lane: _Lane, stalled: bool, now: float) -> None:
-        if stalled and lane.stalled_since is None:
-            self.tally.stalls += 1
-            lane.stalled_since = now
-        elif not stalled and lane.stalled_since is not None:
-            self.tally.stall_seconds += now - lane.stalled_since
-            lane.stalled_since = None
-
-    def _record_sent(self, batch: Iterable[Part], sent: float) -> None:
-        """The message with these shards was begun to be made at a time, and is made now."""
-        copied = self._clock()
-        for part in batch:
-            if part.record is not None:
-                part.record.sent, part.record.copied = sent, copied
-
-    def _credit(self, aggregator: int, part: Part) -> None:
-        if not part.credited:
-            part.credited = True
-            self._lanes[aggregator].scheduler.release(part.size)
 
     @staticmethod
     def _free(part: Part) -> None:
@@ -607,8 +436,9 @@ class Session:
         for shard in key.shards:
             part = self._lanes[shard.aggregator].outstanding.pop((key.id, shard.index), None)
             if part is not None:
-                self._credit(shard.aggregator, part)
-                if self._lanes[shard.aggregator].piped:
+                lane = self._lanes[shard.aggregator]
+                lane.credit(part)
+                if lane.piped:
                     self.recalled.add(shard.aggregator)
         for ticket in tickets:
             self._finish(ticket, error)

@@ -3,8 +3,7 @@
 import logging
 from typing import Final, Self
 
-from psum.client._staging import Staging
-from psum.wire import Segment, SegmentError, ShardRound, Slots, sweep
+from psum.wire import GrowingSegment, Segment, SegmentError, ShardRound, Slots, sweep
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ class SharedMemory:
         SegmentError: There is no shared memory there.
     """
 
-    def __init__(self, directory: str, credit_bytes: int, staging: Staging | None = None) -> None:
+    def __init__(self, directory: str, credit_bytes: int, staging: GrowingSegment | None = None) -> None:
         self.credit_bytes = credit_bytes
         self._directory = directory
         # What an aggregator that was killed has left, perhaps this one's last process.

@@ -17,6 +17,7 @@ from psum.wire._channel import (
 from psum.wire._elements import ElementType
 from psum.wire._files import WatchedFiles, read_file
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode
+from psum.wire._growing import Block, GrowingSegment
 from psum.wire._logging import JsonFormatter, TextFormatter
 from psum.wire._malloc import keep_large_blocks
 from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
@@ -53,8 +54,10 @@ __all__ = [
     "SECRET_BYTES",
     "SHARED_BYTES",
     "BaseSettings",
+    "Block",
     "Declaration",
     "ElementType",
+    "GrowingSegment",
     "Histogram",
     "JsonFormatter",
     "Metric",

@@ -71,6 +71,7 @@ class Pipe(asyncio.BufferedProtocol):
         self._waiting_bytes = 0
         self._paused = False
         self._error: Exception | None = None
+        self._closed = False
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -78,11 +79,17 @@ class Pipe(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are none of asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         address = transport.get_extra_info("peername")
+        if address is None or self._closed:
+            # The other side is gone already; or it was turned away while it shook hands for TLS.
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.peer = str(address)
         with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as connection:
-            _probe_when_silent(connection, self._keepalive)
+            # A connection that is broken by now takes no options; it is told soon enough.
+            with contextlib.suppress(OSError):
+                _probe_when_silent(connection, self._keepalive)
             if ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
                 _do_not_pace(connection)
 
@@ -90,6 +97,9 @@ class Pipe(asyncio.BufferedProtocol):
         return self._stage[self._staged :] if self._frame is None else self._frame[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._error is not None:
+            # It is being closed.
+            return
         if self._frame is None:
             self._staged += nbytes
             try:
@@ -175,7 +185,8 @@ class Pipe(asyncio.BufferedProtocol):
         return self._transport is None or not self._transport.get_write_buffer_size()
 
     def close(self) -> None:
-        """Ends it at once, whatever is under way."""
+        """Ends it at once, whatever is under way; where there is no connection yet, as soon as there is one."""
+        self._closed = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -239,8 +250,10 @@ class Pipe(asyncio.BufferedProtocol):
         self._arrived.set()
 
     def _fail(self, error: Exception) -> None:
+        # No circle: its traceback has the frames in which it was raised, and they have this.
+        self._admit = None
         if self._error is None:
-            self._error = error
+            self._error = error.with_traceback(None)
         self._arrived.set()
         self._writable.set()
         self.close()

@@ -16,6 +16,8 @@ async def first_to_end(*ways: Coroutine[object, None, T]) -> T:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        # What they raised holds this frame: if that held them, it would all stay until somebody looks for circles.
-        del tasks, task
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            # What they raised holds this frame: if that held them, it would all stay until somebody looks for circles.
+            del tasks, task

@@ -63,6 +63,7 @@ class Segment:
                 place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 undo.callback(os.close, place)
                 os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=True)
+                undo.callback(os.unlink, f"{directory}/{name}")
                 segment = cls(directory, name, descriptor, size, owned=True)
             except (OSError, ValueError) as error:
                 raise SegmentError(f"no shared memory in {directory}: {error}") from None

@@ -1,16 +1,15 @@
-"""Memory of a worker that aggregators on its host read from, so that what lies there is pushed without a copy."""
+"""Shared memory that grows with what is asked of it."""
 
-import logging
 import threading
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from psum.wire import Segment, SegmentError
-
-_log = logging.getLogger(__name__)
+from psum.wire._segment import Segment, SegmentError
 
 #: Addresses that it may use: it takes memory only for what was allocated.
 _ADDRESS_SPACE_BYTES: Final = 1 << 38
 
+#: Every block begins with a page, so that each can be had, or not be had, by itself.
 _PAGE_BYTES: Final = 4096
 
 
@@ -26,41 +25,40 @@ class Block(NamedTuple):
     view: memoryview
 
 
-class Staging:
-    """Gives out memory and takes none back: it is for buffers that are reused for as long as the process runs.
-
-    What was pushed from it must not be changed before the operation is done, and never where it failed: an aggregator
-    may yet sum it, for other ranks.
+class GrowingSegment:
+    """Gives out memory and takes none back: it is for what is used again and again for as long as it is there.
 
     Args:
         directory: Where shared memory is kept.
+        lacking: Told once that there is no more memory, with what was wanted and what there is.
 
     Raises:
-        SegmentError: There is none.
+        SegmentError: There is no shared memory there.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, lacking: Callable[[SegmentError], None]) -> None:
         self._segment = Segment.create(directory, _ADDRESS_SPACE_BYTES)
+        self._lacking = lacking
         self._end = 0
         self._full = False
         self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
-        """By which aggregators open it."""
+        """By which other processes open it."""
         return self._segment.name
 
     def allocate(self, size: int) -> Block | None:
-        """Memory that begins with a page, None where there is no more of it. From any thread."""
+        """A block of so many bytes, at least one; None where there is no more memory. From any thread."""
         with self._lock:
-            if self._full:
-                return None
             place = self._end
+            if self._full or place + size > self._segment.size:
+                return None
             try:
                 self._segment.reserve(place, size)
             except SegmentError as error:
                 self._full = True
-                _log.warning("what is pushed from further buffers is copied once more: %s", error)
+                self._lacking(error)
                 return None
             self._end += -(-size // _PAGE_BYTES) * _PAGE_BYTES
             return Block(place, self._segment.view[place : place + size])
