@@ -154,6 +154,7 @@ def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
             "worker": f"host-{rank}",
             "state": "vanished" if rank == 70 else "connected",
             "behind_seconds": 5.0 if rank == 77 else 0.0,
+            "way": "shm, stream" if rank == 77 else "shm",
             "last_heard_seconds": 0.1,
             "received_bytes": 0,
             "sent_bytes": 0,
@@ -176,7 +177,8 @@ def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
             console.print(Fleet(everything=everything).show([answer], 0.0))
         return capture.get()
 
-    assert "host-77" in shown(False)
+    (behind,) = [line for line in shown(False).splitlines() if "host-77" in line]
+    assert "shm, stream" in behind
     assert "host-70" in shown(False)
     assert "host-60" not in shown(False)
     assert "… and 80 more workers (--all)" in shown(False)

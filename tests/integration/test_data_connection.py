@@ -12,7 +12,8 @@ import pytest
 import trustme
 
 from psum import client as psum
-from psum.wire import SECRET_BYTES
+from psum.wire import SECRET_BYTES, report_of
+from tests.polling import wait_until
 
 
 def sums(client: psum.Client) -> list[bytes]:
@@ -73,16 +74,31 @@ def test_messages_travel_on_it_too(make_fleet: Callable[..., Any], monkeypatch: 
         list(pool.map(psum.Client.close, clients))
 
 
-@pytest.mark.parametrize(("plane", "left"), [("direct", "inline"), ("shm", "shm")])
+def way(fleet: Any) -> str:
+    """How rank 0's payloads cross, as the aggregator's status says."""
+    told = report_of(psum.fetch_status(fleet.addresses[0]))
+    return str(told["jobs"][0]["workers"][0]["way"])
+
+
+@pytest.mark.parametrize("plane", ["direct", "shm", "inline"])
+def test_the_status_says_how_payloads_cross(make_fleet: Callable[..., Any], plane: str) -> None:
+    """For each worker."""
+    fleet = make_fleet(1)
+    with fleet.worker(0, 1, plane=plane):
+        wait_until(lambda: way(fleet) == plane)
+
+
+@pytest.mark.parametrize(("plane", "left", "told"), [("direct", "inline", "inline"), ("shm", "shm", "shm, stream")])
 def test_a_port_that_cannot_be_reached_is_no_obstacle(
-    make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture, plane: str, left: str
+    make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture, plane: str, left: str, told: str
 ) -> None:
-    """As behind a firewall or a proxy: messages stay on the stream, with all that memory does not share, and the log
-    says why."""
+    """As behind a firewall or a proxy: messages stay on the stream, with all that memory does not share; the log says
+    why, and the status that it is so."""
     fleet = make_fleet(1)
     fleet.thread.run(fleet.servers[0]._data_port.close(), 10)
     with fleet.worker(0, 1, plane=plane) as client:
         assert client.planes == (left,)
+        assert way(fleet) == told
         sums(client)
     assert "it cannot open a data connection to port" in caplog.text
 

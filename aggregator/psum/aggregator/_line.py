@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from psum.aggregator._outbox import Outbox
+from psum.v1 import aggregator_pb2 as pb
 from psum.wire import Pipe, Segment, ShardRound
 from psum.wire.errors import ProtocolError
 
@@ -26,6 +27,13 @@ class Line:
         self.room = asyncio.Event()
         """Set while the worker may be heard, since its outbox is not crowded."""
         self.room.set()
+
+    @property
+    def plane(self) -> pb.Plane.ValueType:
+        """How large payloads cross."""
+        if self.segment is not None:
+            return pb.PLANE_SHM
+        return pb.PLANE_DIRECT if self.pipe is not None else pb.PLANE_INLINE
 
     def attach(self, pipe: Pipe) -> None:
         """The worker has opened its data connection."""

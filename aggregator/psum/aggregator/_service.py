@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import copy
 import logging
-import os
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from importlib import metadata
@@ -412,13 +412,17 @@ class Service:
         return self._status(jobs, ended)
 
     def _status(self, jobs: Sequence[pb.JobStatus], ended: Sequence[pb.EndedJob]) -> pb.GetStatusResponse:
-        times = os.times()
+        for job in jobs:
+            about = self._registry.jobs.get(job.name)
+            for worker in job.workers:
+                if (line := self._lines.get((id(about), worker.rank))) is not None:
+                    worker.plane, worker.data_connection = line.plane, line.pipe is not None
         return pb.GetStatusResponse(
             version=VERSION,
             incarnation=self.incarnation,
             addresses=self.addresses,
             uptime_seconds=self._loop.time() - self._started,
-            cpu_seconds=times.user + times.system,
+            cpu_seconds=time.process_time(),
             jobs=jobs,
             ended=ended,
             draining=self.draining,

@@ -109,7 +109,7 @@ class Fleet:
         if not self._everything and len(workers) > _MAX_WORKERS:
             urgent = sorted(workers, key=lambda w: (w["state"] == "connected", -w["behind_seconds"], w["rank"]))
             shown = sorted(urgent[:_MAX_WORKERS], key=lambda w: int(w["rank"]))
-        table = _table("rank", "state", "behind", "heard", "received", "sent", "runs at")
+        table = _table("rank", "state", "behind", "heard", "received", "sent", "way", "runs at")
         for worker in shown:
             state = worker["state"] if worker["connected"] in (0, places) else f"on {worker['connected']} of {places}"
             behind = worker["behind_seconds"]
@@ -120,6 +120,7 @@ class Fleet:
                 seconds(worker["last_heard_seconds"]),
                 size(worker["received_bytes"]),
                 size(worker["sent_bytes"]),
+                " + ".join(sorted(worker["ways"])),
                 Text(clean(worker["worker"])),
             )
         yield table
@@ -132,7 +133,7 @@ def _merged(jobs: Sequence[Answer]) -> list[Answer]:
     merged: dict[int, Answer] = {}
     for job in jobs:
         for worker in job["workers"]:
-            known = merged.setdefault(worker["rank"], {**worker, "connected": 0})
+            known = merged.setdefault(worker["rank"], {**worker, "connected": 0, "ways": set()})
             known["connected"] += worker["state"] == "connected"
             if known.get("seen"):
                 known["received_bytes"] += worker["received_bytes"]
@@ -140,6 +141,8 @@ def _merged(jobs: Sequence[Answer]) -> list[Answer]:
                 known["behind_seconds"] = max(known["behind_seconds"], worker["behind_seconds"])
                 known["last_heard_seconds"] = min(known["last_heard_seconds"], worker["last_heard_seconds"])
             known["seen"] = True
+            # An older aggregator does not say.
+            known["ways"] |= {worker["way"]} - {""}
             if worker["state"] != "connected":
                 known["state"] = worker["state"]
     return [merged[rank] for rank in sorted(merged)]
@@ -162,7 +165,7 @@ def _ended(answers: Sequence[Answer]) -> Table | None:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    words = {"aggregator", "state", "runs at", "job that ended", "on", "how"}
+    words = {"aggregator", "state", "way", "runs at", "job that ended", "on", "how"}
     for column in columns:
         table.add_column(
             column, justify="left" if column in words else "right", no_wrap=column not in ("how", "runs at")

@@ -225,7 +225,8 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             "More aggregators for two workers: what a byte costs them is to stay the same.",
             _AGGREGATORS,
             (_SHM,),
-            effort=Effort(steps=8, warmup=2),
+            # A tenth of a second of processor time is little beside what it takes to ask for it.
+            effort=Effort(steps=80, warmup=5),
             claims=(
                 Claim(
                     _AGGREGATORS[-1],

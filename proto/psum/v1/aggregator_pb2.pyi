@@ -1233,6 +1233,8 @@ class WorkerStatus(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
     BEHIND_SECONDS_FIELD_NUMBER: _builtins.int
+    PLANE_FIELD_NUMBER: _builtins.int
+    DATA_CONNECTION_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     worker: _builtins.str
@@ -1251,6 +1253,10 @@ class WorkerStatus(_message.Message):
     """Whether it has left the job in good order."""
     behind_seconds: _builtins.float
     """How long the oldest of the rounds listed that wait for it has waited; 0 where none does."""
+    plane: Global___Plane.ValueType
+    """How large payloads cross between it and the aggregator; unspecified while it is not connected."""
+    data_connection: _builtins.bool
+    """Whether it has a data connection; without one its messages take the stream, which is slower."""
     def __init__(
         self,
         *,
@@ -1263,10 +1269,12 @@ class WorkerStatus(_message.Message):
         sent_bytes: _builtins.int = ...,
         left: _builtins.bool = ...,
         behind_seconds: _builtins.float = ...,
+        plane: Global___Plane.ValueType = ...,
+        data_connection: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_seconds", b"behind_seconds", "connected", b"connected", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "peer", b"peer", "rank", b"rank", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_seconds", b"behind_seconds", "connected", b"connected", "data_connection", b"data_connection", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "peer", b"peer", "plane", b"plane", "rank", b"rank", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

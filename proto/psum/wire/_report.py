@@ -53,6 +53,7 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
                 "worker": worker.worker,
                 "address": _address(worker.peer),
                 "state": "left" if worker.left else "connected" if worker.connected else "vanished",
+                "way": _way(worker),
                 "last_heard_seconds": round(worker.last_heard_seconds, 3),
                 "behind_seconds": round(worker.behind_seconds, 3),
                 "received_bytes": worker.received_bytes,
@@ -71,6 +72,15 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
             for waiting in job.rounds
         ],
     }
+
+
+def _way(worker: pb.WorkerStatus) -> str:
+    """How payloads cross, empty while the worker is not connected: shm, direct or inline, and "shm, stream" where its
+    messages take the stream for want of a data connection."""
+    if not worker.plane:
+        return ""
+    plane = pb.Plane.Name(worker.plane).removeprefix("PLANE_").lower()
+    return f"{plane}, stream" if worker.plane == pb.PLANE_SHM and not worker.data_connection else plane
 
 
 def _address(peer: str) -> str:

@@ -176,7 +176,7 @@ function workerRow(worker) {
   const state = worker.state === "vanished" ? [worker.state, "bad"] : worker.state;
   const behind = worker.behind_seconds >= 1 ? [duration(worker.behind_seconds), "warn"] : duration(worker.behind_seconds);
   return [worker.rank, state, behind, duration(worker.last_heard_seconds), bytes(worker.received_bytes),
-    bytes(worker.sent_bytes), worker.address, worker.worker];
+    bytes(worker.sent_bytes), worker.way, worker.address, worker.worker];
 }
 
 function showAll(job, number) {
@@ -200,7 +200,7 @@ function jobBody(job) {
   const title = shown.length < job.workers.length ? `Workers: ${shown.length} of ${job.workers.length}` : "Workers";
   parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
     [["rank", "number"], ["state"], ["behind", "number"], ["last heard", "number"], ["received", "number"],
-      ["sent", "number"], ["address", "wide"], ["runs at", "wide"]], shown.map(workerRow), true)));
+      ["sent", "number"], ["way"], ["address", "wide"], ["runs at", "wide"]], shown.map(workerRow), true)));
   if (shown.length < job.workers.length) parts.push(showAll(job, job.workers.length));
   if (job.rounds.length) {
     const rounds = whole.has(job.name) ? job.rounds : job.rounds.slice(0, ROUNDS_AT_FIRST);
