@@ -150,3 +150,12 @@ def test_an_outbox_is_crowded_until_some_of_it_was_taken() -> None:
         assert len(outbox) < 10_000
     outbox.take()
     assert not outbox.crowded
+
+
+def test_a_result_that_was_asked_for_twice_at_once_is_sent_once() -> None:
+    """As by a message that names a shard twice; what else came with it is sent too."""
+    outbox = Outbox()
+    rows = [ShardRound(key, 0, 4, 0, 1) for key in (1, 2, 1)]
+    outbox.put(Results(rows, [memoryview(value) for value in (b"a", b"b", b"c")], priority=0))
+    assert taken(outbox) == ([1, 2], b"cb")
+    assert not outbox

@@ -67,7 +67,7 @@ class Outbox:
 
     def put(self, results: Results) -> None:
         """Adds results, each in place of any other of its (key's id, shard)."""
-        if not self._by_place.keys().isdisjoint(results.places):
+        if results.repeats or not self._by_place.keys().isdisjoint(results.places):
             for number, place in enumerate(results.places):
                 single = results.only(number) if len(results.places) > 1 else results
                 if (entry := self._by_place.get(place)) is not None:

@@ -18,7 +18,18 @@ class Results:
         message: The message where it is there already; then nothing else may be in it.
     """
 
-    __slots__ = ("_message", "alone", "beside", "payloads", "places", "priority", "rows", "size", "size_beside")
+    __slots__ = (
+        "_message",
+        "alone",
+        "beside",
+        "payloads",
+        "places",
+        "priority",
+        "repeats",
+        "rows",
+        "size",
+        "size_beside",
+    )
 
     def __init__(
         self,
@@ -37,6 +48,8 @@ class Results:
         """Whether no other sums may travel in the same message."""
         self.places: list[tuple[int, int]] = [(row.id, row.shard) for row in rows]
         """(key's id, shard) of each."""
+        self.repeats = len(rows) > 1 and len(set(self.places)) < len(rows)
+        """Whether some are of one place, as where a worker asks twice in one message."""
         self.size = sum(map(len, payloads))
         """Bytes in the message."""
         self.size_beside = sum(map(len, beside))
