@@ -13,13 +13,10 @@ from typing import Any, Final
 
 from psum.aggregator._results import Results, result_message
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES
+from psum.wire import BATCH_BYTES, BESIDE_BYTES
 
 #: Most results in one message; some, as those of the root of a broadcast, have no bytes that would limit them.
 MAX_BATCH: Final = 1024
-
-#: How much one message may announce that follows on the data connection, where an urgent result is behind it.
-_BESIDE_BYTES: Final = 4 << 20
 
 #: Messages without payload from which on an outbox is crowded.
 _MAX_CONTROL: Final = 1000
@@ -99,7 +96,7 @@ class Outbox:
             count += len(following.rows)
             size += following.size
             size_beside += following.size_beside
-            if following.alone or count > MAX_BATCH or size > BATCH_BYTES or size_beside > _BESIDE_BYTES:
+            if following.alone or count > MAX_BATCH or size > BATCH_BYTES or size_beside > BESIDE_BYTES:
                 break
             batch.append(self._pop())
         if len(batch) == 1:

@@ -161,7 +161,8 @@ class Server:
         """Listens where the last server did, as soon as its addresses are free."""
         self._grpc = await self._make()
         for address in self.addresses:
-            # One server for all tries: one that is not started keeps what it could bind.
+            # Polled, since nobody tells when an address is free; with one server for all tries, since one that is not
+            # started keeps what it could bind.
             while not self._may_bind(address):  # noqa: ASYNC110
                 await asyncio.sleep(_WATCH_SECONDS)
         await self._grpc.start()

@@ -287,7 +287,7 @@ class Service:
         if job is None or refusal is not None:
             _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
             # A job keeps why it failed: that must not hold the frames through which it is raised here.
-            raise copy.copy(refusal) or InternalError("refused without a reason")
+            raise copy.copy(refusal or InternalError("refused without a reason"))
         if (replaced := self._lines.get((id(job), hello.rank))) is not None:
             # The same worker on a new connection, before the end of the old one was noticed.
             replaced.outbox.clear()

@@ -13,17 +13,13 @@ from psum.client._shared import SharedMemory
 from psum.client._tally import Tally
 from psum.client._ticket import Part
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, SHARED_BYTES, ShardRound, encode, to_columns
+from psum.wire import BATCH_BYTES, BESIDE_BYTES, SHARED_BYTES, ShardRound, encode, to_columns
 
 #: Keys described in one message: some tens of kilobytes.
 _KEYS_PER_DECLARE: Final = 512
 
 #: The same for their shards, which are many where keys are large; a key by itself may have more.
 _SHARDS_PER_DECLARE: Final = 50_000
-
-#: How much one message may announce that lies in shared memory, where it is copied in about a millisecond, or follows
-#: on a data connection.
-_BESIDE_BATCH_BYTES: Final = 4 << 20
 
 
 class Lane:
@@ -73,7 +69,7 @@ class Lane:
         """On a new stream: see Session.use_plane."""
         self.shared, self.piped = shared, piped
         self.scheduler.credit_bytes = self._credit_bytes if shared is None else shared.credit_bytes
-        self.scheduler.batch_bytes = _BESIDE_BATCH_BYTES if shared is not None or piped else BATCH_BYTES
+        self.scheduler.batch_bytes = BESIDE_BYTES if shared is not None or piped else BATCH_BYTES
 
     def drain(self, still_open: Iterable[ShardRound]) -> None:
         """The aggregator is about to end, and finishes no rounds but these."""

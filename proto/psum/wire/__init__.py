@@ -7,6 +7,7 @@ from psum.wire import errors
 from psum.wire._address import is_local, parse_address
 from psum.wire._channel import (
     BATCH_BYTES,
+    BESIDE_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PARTITION_BYTES,
     NO_PROXY,
@@ -43,6 +44,7 @@ from psum.wire._tls import Pem, TlsFiles
 
 __all__ = [
     "BATCH_BYTES",
+    "BESIDE_BYTES",
     "DEFAULT_DIRECTORY",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",

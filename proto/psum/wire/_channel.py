@@ -16,6 +16,10 @@ MAX_PARTITION_BYTES: Final = 64 << 20
 #: Payloads below this travel several to a message, up to this much together.
 BATCH_BYTES: Final = 512 << 10
 
+#: The same for what one message announces that lies in shared memory, where it is copied in about a millisecond, or
+#: follows on a data connection. An urgent one is behind as much.
+BESIDE_BYTES: Final = 4 << 20
+
 #: Payloads from this size on lie in shared memory where both sides have it.
 SHARED_BYTES: Final = 64 << 10
 
