@@ -16,6 +16,7 @@ from psum.wire import (
     items,
     load,
     parse_address,
+    processors,
     setting,
     size,
 )
@@ -163,10 +164,10 @@ class Settings(BaseSettings):
     )
     threads: int = setting(
         "PSUM_THREADS",
-        default=min(8, os.cpu_count() or 1),
-        default_text="number of processors, at most 8",
+        default=min(8, processors()),
+        default_text="the processors that it may use, at most 8",
         parse=integer(1, 256),
-        meaning="Threads that sum.",
+        meaning="Threads that sum. By default affinity and limits of processor time (cgroups) count.",
     )
     log_level: str = setting(
         "PSUM_LOG_LEVEL",

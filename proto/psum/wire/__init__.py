@@ -1,4 +1,4 @@
-"""What both ends of the wire share: framing, element types, addresses, limits, settings, the allocator, TLS files.
+"""What both ends of the wire share: framing, element types, addresses, limits, settings, allocator, TLS, processors.
 
 The exceptions are in psum.wire.errors.
 """
@@ -23,6 +23,7 @@ from psum.wire._logging import JsonFormatter, TextFormatter
 from psum.wire._malloc import keep_large_blocks
 from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
+from psum.wire._processors import processors
 from psum.wire._race import first_to_end
 from psum.wire._report import report_of
 from psum.wire._rounds import MAX_SHARDS_PER_PAYLOAD, ShardRound, sizes_beside, split, to_columns, to_rows
@@ -87,6 +88,7 @@ __all__ = [
     "keep_large_blocks",
     "load",
     "parse_address",
+    "processors",
     "read_file",
     "report_of",
     "setting",

@@ -1,0 +1,93 @@
+"""How many processors this process may use: those that it may run on, within the limits of its control groups."""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Final
+
+_ROOT: Final = pathlib.Path("/")
+
+
+def processors() -> int:
+    """The number of processors that this process may keep busy, at least 1.
+
+    A limit of processor time counts by its whole processors: with one thread more, all of them would be stopped for a
+    part of each period.
+    """
+    return within_limits(len(os.sched_getaffinity(0)), cpu_limits(_ROOT))
+
+
+def within_limits(affinity: int, limits: Iterator[float]) -> int:
+    """The whole processors that are left of an affinity by limits of processor time, at least 1."""
+    return max(1, int(min((affinity, *limits))))
+
+
+def cpu_limits(root: pathlib.Path) -> Iterator[float]:
+    """The limits of processor time that hold for this process, in processors: of its own control group, and of each
+    group around it.
+
+    Args:
+        root: Where `proc` and the mounts that it names are.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    paths: dict[str, str] = {}
+    for line in groups:
+        # hierarchy:controllers:path; version 2 has number 0 and names no controllers.
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            paths["cgroup2"] = path
+        elif "cpu" in controllers.split(","):
+            paths["cgroup"] = path
+    for line in mounts:
+        own, _, rest = line.partition(" - ")
+        _, _, _, mounted, point, *_ = own.split(" ")
+        kind, _, options = rest.split(" ", 2)
+        if kind in paths and (kind == "cgroup2" or "cpu" in options.split(",")):
+            top = root / _unescaped(point).lstrip("/")
+            for directory in _upwards(top, _unescaped(mounted), paths[kind]):
+                limit = _limit(directory)
+                if limit is not None:
+                    yield limit
+
+
+def _upwards(top: pathlib.Path, mounted: str, path: str) -> Iterator[pathlib.Path]:
+    """The directories of a group and of those around it, as far as they can be seen.
+
+    Args:
+        top: Where the hierarchy is mounted.
+        mounted: The group that is mounted there.
+        path: The process's group.
+    """
+    within = pathlib.PurePosixPath(path)
+    # In a container, the path may be the host's, of which only what is mounted can be seen.
+    if within.is_relative_to(mounted) and ".." not in within.parts:
+        directory = top / within.relative_to(mounted)
+        while directory != top:
+            yield directory
+            directory = directory.parent
+    yield top
+
+
+def _limit(directory: pathlib.Path) -> float | None:
+    """The processors that a group may keep busy, None where it has no limit."""
+    try:
+        if (directory / "cpu.max").exists():
+            quota, period = (directory / "cpu.max").read_text().split()
+        else:
+            quota = (directory / "cpu.cfs_quota_us").read_text()
+            period = (directory / "cpu.cfs_period_us").read_text()
+        limit = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        # Also "max", which is no limit, and the root of version 2, which has no such file.
+        return None
+    return limit if limit > 0 else None
+
+
+def _unescaped(text: str) -> str:
+    r"""A path as mountinfo writes it: spaces and the like are octal, as in \040."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
