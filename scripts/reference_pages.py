@@ -33,6 +33,16 @@ def settings_page() -> str:
 
 Sizes may be written as 512KiB or 16MiB, times as 200ms, 30s or 2m. Every mistake is listed in one error at the start.
 
+**Misspelt names.** A variable whose name begins with PSUM_ and that is none of these is an error on either side, which
+names the one that may be meant. A variable of your own needs another beginning. Each side leaves aside what is the
+other's, and both leave aside what Kubernetes sets for a service whose name begins with psum
+(PSUM_AGGREGATOR_SERVICE_HOST, PSUM_DATA_PORT=tcp://…). Names of other systems that psum does not know are no error; one
+that looks like a misspelling of one that it does know, such as DMLC_NUM_WORKERS, is a warning.
+
+**What can hardly be meant.** Settings that can be used, but do not fit together, are a warning in the log at the start:
+aggregators without a number of workers, so that each trains alone; a credit of less than one shard; a token without
+aggregators.
+
 ## Worker
 
 A worker reads these from its environment; `psum launch` sets those that it must. Names of BytePS, ps-lite and
@@ -42,7 +52,9 @@ Kubernetes are understood as well.
 
 ## Aggregator
 
-Each is a flag of `psum aggregator` too: PSUM_WORKER_TIMEOUT is `--worker-timeout`.
+Each is a flag of `psum aggregator` too: PSUM_WORKER_TIMEOUT is `--worker-timeout`, PSUM_AGGREGATOR_TLS_CERT is
+`--tls-cert`. Names that are said to be old are a worker's; [security.md](security.md#names-of-settings) says when they
+still count here.
 
 {table(psum.aggregator.Settings)}
 """
@@ -53,7 +65,7 @@ def table(kind: type[BaseSettings]) -> str:
     rows = ["| variable | default | meaning | also understood |", "|---|---|---|---|"]
     for declared in declarations(kind).values():
         own, *aliases = declared.variables
-        also = DERIVED.get(own, ", ".join(aliases))
+        also = DERIVED.get(own, ", ".join((*aliases, *(f"{name} (old)" for name in declared.deprecated))))
         rows.append(f"| {own} | {declared.default_text} | {declared.meaning} | {also} |")
     return "\n".join(rows)
 

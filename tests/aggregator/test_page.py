@@ -25,7 +25,7 @@ from psum import client as psum
 PATIENCE_SECONDS = 40.0
 
 #: Where pictures of the page go, for people to look at, where that is set.
-PICTURES = os.environ.get("PSUM_TEST_PICTURES")
+PICTURES = os.environ.get("TEST_PSUM_PICTURES")
 
 NASTY = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 

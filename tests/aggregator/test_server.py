@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import pathlib
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 
 import pytest
+import trustme
 
 from psum import client as psum
 from psum.aggregator import Server, Settings
@@ -133,6 +135,44 @@ def test_the_process_announces_its_addresses_and_ends_on_a_signal(
         *(f"listening on {address}" for address in addresses),
         f"stopping on {number.name}",
     ]
+
+
+@pytest.mark.parametrize("client_ca", [False, True])
+def test_a_workers_authority_does_not_make_an_aggregator_ask_for_certificates(
+    client_ca: bool, tmp_path: pathlib.Path
+) -> None:
+    """PSUM_TLS_CA, exported for workers, is none of its settings, and a warning says so. --tls-ca, the old name of
+    --tls-client-ca, still asks for certificates.
+    """
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    ca, cert, key = (str(tmp_path / name) for name in ("ca.pem", "cert.pem", "key.pem"))
+    authority.cert_pem.write_to_path(ca)
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    announce = tmp_path / "addresses"
+    command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--announce", str(announce)]
+    command += ["--tls-cert", cert, "--tls-key", key, *(["--tls-ca", ca] if client_ca else [])]
+    environ = os.environ | {"PSUM_TLS_CA": ca}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not announce.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            settings = psum.Settings.from_environment({"PSUM_TLS_CA": ca})
+            if client_ca:
+                with pytest.raises(psum.ConnectError, match="it asks for a certificate"):
+                    psum.fetch_status(announce.read_text().strip(), timeout=2, settings=settings)
+            else:
+                psum.fetch_status(announce.read_text().strip(), settings=settings)
+        finally:
+            process.terminate()
+            _, log = process.communicate(timeout=20)
+    assert log.count("PSUM_TLS_CA") == (0 if client_ca else 2)
+    if client_ca:
+        assert "--tls-ca is called --tls-client-ca now" in log
+    else:
+        assert f"WARNING PSUM_TLS_CA={ca} is a worker's setting and does not count here" in log
 
 
 def test_settings_that_cannot_be_used_are_told_without_a_traceback() -> None:

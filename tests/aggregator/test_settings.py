@@ -1,5 +1,7 @@
 """The aggregator's settings refuse what would harm."""
 
+import re
+
 import pytest
 
 from psum.aggregator import Settings
@@ -17,7 +19,7 @@ def test_an_address_that_others_can_reach_needs_a_word() -> None:
     with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0:1.*--insecure"):
         Settings.from_environment({}, listen="0.0.0.0:1")
     assert Settings.from_environment({}, listen="0.0.0.0:1", insecure=True).insecure
-    assert Settings.from_environment({"PSUM_INSECURE": "1", "PSUM_LISTEN": "0.0.0.0:1"}).insecure
+    assert Settings.from_environment({"PSUM_AGGREGATOR_INSECURE": "1", "PSUM_LISTEN": "0.0.0.0:1"}).insecure
 
 
 def test_flags_beat_the_environment() -> None:
@@ -25,3 +27,112 @@ def test_flags_beat_the_environment() -> None:
     environ = {"PSUM_WORKER_TIMEOUT": "5s", "PSUM_ROUND_TIMEOUT": "7"}
     settings = Settings.from_environment(environ, worker_timeout="9")
     assert (settings.worker_timeout, settings.round_timeout) == (9, 7)
+
+
+OLD = {"PSUM_TLS_CERT": "c.pem", "PSUM_TLS_KEY": "k.pem", "PSUM_TLS_CA": "ca.pem"}
+RENAMED = {
+    "PSUM_TLS_CERT": "PSUM_AGGREGATOR_TLS_CERT",
+    "PSUM_TLS_KEY": "PSUM_AGGREGATOR_TLS_KEY",
+    "PSUM_TLS_CA": "PSUM_AGGREGATOR_TLS_CLIENT_CA",
+    "PSUM_TOKEN_FILE": "PSUM_AGGREGATOR_TOKEN_FILE",
+    "PSUM_INSECURE": "PSUM_AGGREGATOR_INSECURE",
+}
+OWN = {"PSUM_AGGREGATOR_TLS_CERT": "own.pem", "PSUM_AGGREGATOR_TLS_KEY": "own-key.pem"}
+FLAGS = {"tls_cert": "flag.pem", "tls_key": "flag-key.pem"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "given", "files"),
+    [
+        pytest.param({"PSUM_TLS_CA": "ca.pem"}, {}, ("", "", ""), id="a worker's authority alone"),
+        pytest.param({"PSUM_TLS_CA": "ca.pem"}, FLAGS, ("flag.pem", "flag-key.pem", ""), id="beside flags"),
+        pytest.param({"PSUM_TLS_CA": "ca.pem", **OWN}, {}, ("own.pem", "own-key.pem", ""), id="beside own names"),
+        pytest.param(OLD | OWN, {}, ("own.pem", "own-key.pem", ""), id="a worker's files beside own names"),
+        pytest.param(OLD, FLAGS, ("flag.pem", "flag-key.pem", ""), id="a worker's files beside flags"),
+        pytest.param(OLD, {}, ("c.pem", "k.pem", "ca.pem"), id="old names alone"),
+        pytest.param(OLD, {"tls_client_ca": "x.pem"}, ("c.pem", "k.pem", "x.pem"), id="old names and a flag"),
+        pytest.param(
+            OWN | {"PSUM_AGGREGATOR_TLS_CLIENT_CA": "own-ca.pem", "PSUM_TLS_CA": "ca.pem"},
+            {},
+            ("own.pem", "own-key.pem", "own-ca.pem"),
+            id="own names",
+        ),
+    ],
+)
+def test_files_that_are_exported_for_workers_do_not_become_the_aggregators(
+    environ: dict[str, str], given: dict[str, str], files: tuple[str, str, str]
+) -> None:
+    """An aggregator that has its certificate under its own names, or by flags, takes none of a worker's files. Where it
+    has none, a whole set under the old names still counts.
+    """
+    settings = Settings.from_environment(environ, **given)
+    assert (settings.tls_cert, settings.tls_key, settings.tls_client_ca) == files
+
+
+def test_an_authority_that_does_not_count_any_more_is_warned_of() -> None:
+    """Beside flags it made workers bring certificates. An address that others reach does not become open by that."""
+    settings = Settings.from_environment({"PSUM_TLS_CA": "ca.pem"}, **FLAGS)
+    [warning] = settings.warnings()
+    assert warning.startswith("PSUM_TLS_CA=ca.pem is a worker's setting and does not count here: workers are not asked")
+    assert "--tls-client-ca or PSUM_AGGREGATOR_TLS_CLIENT_CA" in warning
+    with pytest.raises(ConfigurationError, match=r"anybody there could join a job.*tls_client_ca") as caught:
+        Settings.from_environment({"PSUM_TLS_CA": "ca.pem"}, listen="10.0.0.5:1", **FLAGS)
+    assert warning in caught.value.mistakes
+    assert list(Settings.from_environment({"PSUM_TLS_CA": "ca.pem", **OWN}).warnings()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "effect"),
+    [
+        ("PSUM_TLS_CERT", "it shows this certificate to workers"),
+        ("PSUM_TLS_KEY", "it uses this key"),
+        ("PSUM_TLS_CA", "workers must bring a certificate from this authority"),
+        ("PSUM_TOKEN_FILE", "workers must bring a token from this file"),
+        ("PSUM_INSECURE", "whoever reaches its addresses can read and change sums"),
+    ],
+)
+def test_an_old_name_that_counts_is_warned_of(old: str, effect: str) -> None:
+    """With what it does here, how it is called now, and what to do where it is a worker's. The new name is not."""
+    environ = OLD if old in OLD else {old: "1", "PSUM_LISTEN": "0.0.0.0:1", "PSUM_AGGREGATOR_INSECURE": "1"}
+    if old == "PSUM_INSECURE":
+        del environ["PSUM_AGGREGATOR_INSECURE"]
+    found = [text for text in Settings.from_environment(environ).warnings() if text.startswith(f"{old} ")]
+    assert len(found) == 1
+    assert f"as before: {effect}. If that is meant, call it {RENAMED[old]}; otherwise unset {old}" in found[0]
+    renamed = {RENAMED.get(name, name): value for name, value in environ.items()}
+    assert not any(text.startswith(f"{old} ") for text in Settings.from_environment(renamed).warnings())
+
+
+def test_a_word_for_workers_is_no_news_where_it_opens_nothing() -> None:
+    """PSUM_INSECURE changes nothing for an aggregator that only this machine reaches."""
+    assert list(Settings.from_environment({"PSUM_INSECURE": "1"}).warnings()) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"PSUM_LISTEN": "unix:/x", **OWN}, "tls_cert has no effect: TLS is not spoken on unix sockets"),
+        ({"PSUM_MEMORY_BUDGET": "8"}, r"a memory budget of 8 bytes .* is a unit missing, as in 8GiB\?"),
+        ({"PSUM_ROUND_TIMEOUT": "20"}, "a round fails after 20 s .* before a vanished worker is given up after 30 s"),
+        ({"PSUM_WARN_AFTER": "700"}, r"reported after 700 s \(PSUM_WARN_AFTER\), but fails after 600 s"),
+        ({"PSUM_KEEPALIVE": "400"}, r"given up after twice 400 s \(PSUM_KEEPALIVE\), but a round fails after 600 s"),
+    ],
+)
+def test_what_can_hardly_be_meant_is_warned_of(environ: dict[str, str], text: str) -> None:
+    """It can be used, but does not do what it seems to."""
+    [warning] = Settings.from_environment(environ).warnings()
+    assert re.search(text, warning)
+
+
+def test_the_defaults_are_meant() -> None:
+    """And so is a whole worker's environment that an aggregator inherits."""
+    assert list(Settings().warnings()) == []
+    worker = {"PSUM_AGGREGATORS": "a:1", "PSUM_RANK": "0", "PSUM_NUM_WORKERS": "2", "PSUM_TLS_CA": "ca.pem"}
+    assert list(Settings.from_environment(worker).warnings()) == []
+
+
+def test_a_misspelt_variable_is_refused() -> None:
+    """With all other mistakes, and what may be meant."""
+    with pytest.raises(ConfigurationError, match=r"PSUM_TREADS: .* did you mean PSUM_THREADS") as caught:
+        Settings.from_environment({"PSUM_TREADS": "2", "PSUM_GRACE": "long"})
+    assert len(caught.value.mistakes) == 2

@@ -14,7 +14,7 @@ import pytest
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 30.0
 
-_MARK = "PSUM_TEST_MARK"
+_MARK = "TEST_PSUM_MARK"
 
 
 class Command:

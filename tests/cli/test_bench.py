@@ -112,6 +112,13 @@ def test_a_worker_that_fails_fails_the_benchmark(psum: Any) -> None:
     assert "ended with status 1" in done.stderr
 
 
+def test_a_misspelt_variable_is_told_before_anything_is_measured(psum: Any) -> None:
+    """Figures that were measured without it would be believed."""
+    done = psum.run("bench", *SHORT, PSUM_CREDIT_BYTE="8MiB")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "PSUM_CREDIT_BYTE: psum has no setting of this name; did you mean PSUM_CREDIT_BYTES?" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -241,6 +241,25 @@ def test_an_aggregator_that_cannot_start_ends_the_launch_with_its_own_words(laun
     assert "aggregator 0 ended with status 1 before it served" in done.stderr
 
 
+def test_a_misspelt_variable_is_told_before_anything_is_started(launch: Launch) -> None:
+    """Once, and not by each process."""
+    done = launch("--workers", "2", shell="echo started", PSUM_NUM_WORKER="2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "PSUM_NUM_WORKER: psum has no setting of this name; did you mean PSUM_NUM_WORKERS?" in done.stderr
+    assert done.stderr.count("PSUM_NUM_WORKERS") == 1
+
+
+def test_what_secures_other_aggregators_is_left_aside(launch: Launch) -> None:
+    """Files for TLS and tokens of aggregators elsewhere, of either side, and what Kubernetes sets for their service."""
+    names = ["TLS_CA", "TLS_CERT", "TLS_KEY", "TOKEN_FILE"]
+    elsewhere = {f"PSUM_{name}": "/nowhere" for name in names}
+    elsewhere |= {f"PSUM_AGGREGATOR_{name}": "/nowhere" for name in ("TLS_CLIENT_CA", *names[1:])}
+    service = {"PSUM_AGGREGATOR_SERVICE_HOST": "10.96.0.7", "PSUM_DATA_PORT": "tcp://10.96.0.8:50052"}
+    done = launch("--workers", "2", python=SUM, PSUM_INSECURE="1", **elsewhere, **service)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["[0] 3.0 3.0 3.0", "[1] 3.0 3.0 3.0"]
+
+
 def test_a_command_that_does_not_exist_is_named(psum: Any) -> None:
     """With the status that a shell would give."""
     done = psum.run("launch", "--workers", "2", "--", "no-such-command")

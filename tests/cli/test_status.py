@@ -196,3 +196,10 @@ def test_numbers_are_for_people() -> None:
         "2 d 7 h",
     ]
     assert [ranks(n) for n in ([3], [0, 1, 2, 7, 9, 10])] == ["rank 3", "ranks 0-2, 7, 9-10"]
+
+
+def test_a_misspelt_variable_is_told(psum: Any) -> None:
+    """Otherwise the aggregator would be asked without the token."""
+    done = psum.run("status", "127.0.0.1:1", PSUM_TOKENFILE="token")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "PSUM_TOKENFILE: psum has no setting of this name; did you mean PSUM_TOKEN_FILE?" in done.stderr

@@ -1,8 +1,10 @@
 """A worker's settings come from psum's names, or from those that BytePS, ps-lite and Kubernetes use."""
 
+import re
+
 import pytest
 
-from psum.client import ConfigurationError, Settings
+from psum.client import ConfigurationError, Settings, connect
 
 
 def test_nothing_set_is_a_job_of_one_worker_without_aggregators() -> None:
@@ -140,3 +142,119 @@ def test_a_timeline_that_ends_before_it_begins_is_refused() -> None:
     assert Settings.from_environment(environ).trace_dir == ""
     with pytest.raises(ConfigurationError, match=r"from step 30 to step 20 has none \(PSUM_TRACE_START_STEP"):
         Settings.from_environment(environ | {"PSUM_TRACE_DIR": "/t"})
+
+
+def test_a_misspelt_variable_is_refused() -> None:
+    """The worker would train alone without a word."""
+    environ = {"PSUM_AGGREGATORS": "a:1", "PSUM_NUM_WORKER": "2"}
+    with pytest.raises(ConfigurationError, match=r"PSUM_NUM_WORKER: .* did you mean PSUM_NUM_WORKERS") as caught:
+        Settings.from_environment(environ)
+    assert len(caught.value.mistakes) == 1
+
+
+def test_an_aggregators_variables_are_no_mistake_of_a_workers() -> None:
+    """One environment may be for both."""
+    environ = {"PSUM_LISTEN": "127.0.0.1:1", "PSUM_THREADS": "2", "PSUM_AGGREGATOR_TLS_CLIENT_CA": "ca.pem"}
+    settings = Settings.from_environment(environ)
+    assert settings == Settings()
+    assert list(settings.warnings()) == []
+
+
+JOB = {"PSUM_AGGREGATORS": "a:1,b:1", "PSUM_NUM_WORKERS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"PSUM_AGGREGATORS": "a:1"}, r"aggregators are named .*\(PSUM_NUM_WORKERS\).* trains alone"),
+        ({"PSUM_AGGREGATORS": "a:1", "PSUM_RANK": "0"}, r"aggregators are named .* trains alone"),
+        ({"PSUM_RANK": "0"}, r"has rank 0, but is not told how many workers there are .* trains alone"),
+        ({"DMLC_WORKER_ID": "0"}, r"has rank 0, but is not told how many workers there are .* trains alone"),
+        ({"JOB_COMPLETION_INDEX": "0"}, r"has rank 0, but is not told how many workers there are .* trains alone"),
+        (
+            {"PSUM_TOKEN_FILE": "t", "PSUM_TLS_CA": "c"},
+            "PSUM_TLS_CA and PSUM_TOKEN_FILE can be of use only with aggreg",
+        ),
+        ({"PSUM_TLS_CA": "c", "PSUM_NUM_WORKERS": "1"}, "PSUM_TLS_CA can be of use only with aggregators"),
+        (JOB | {"PSUM_LOCAL_SIZE": "4"}, r"4 workers on this node \(PSUM_LOCAL_SIZE\) of 2 in the whole job"),
+        (JOB | {"PSUM_CREDIT_BYTES": "1MiB"}, "a credit of 1048576 bytes .* is less than one shard of 2097152 bytes"),
+        (JOB | {"PSUM_KEEPALIVE": "20", "PSUM_ROUND_TIMEOUT": "30"}, "after twice 20 s .* waited for only 30 s"),
+        (JOB | {"PSUM_AGGREGATORS": "a:1", "PSUM_AGGREGATOR_WEIGHTS": "3"}, "weights .* change nothing"),
+        (JOB | {"PSUM_AGGREGATORS": "unix:/a", "PSUM_TLS_CA": "c"}, "on which TLS is not spoken: PSUM_TLS_CA and"),
+        (JOB | {"PSUM_AGGREGATORS": "unix:/a", "PSUM_PLANE": "direct"}, "there are no data connections"),
+        (
+            JOB | {"PSUM_TRACE_START_STEP": "3"},
+            r"PSUM_TRACE_START_STEP: there is no timeline without a directory for it \(PSUM_TRACE_DIR\)",
+        ),
+        (JOB | {"DMLC_ROLE": "server"}, "DMLC_ROLE=server: psum has no such processes"),
+        (JOB | {"DMLC_NUM_WORKERS": "2"}, r"DMLC_NUM_WORKERS means nothing to psum; did you mean DMLC_NUM_WORKER\?"),
+        (JOB | {"BYTEPS_LOCAL_RNK": "2"}, r"BYTEPS_LOCAL_RNK means nothing to psum; did you mean BYTEPS_LOCAL_RANK\?"),
+    ],
+)
+def test_what_can_hardly_be_meant_is_warned_of(environ: dict[str, str], text: str) -> None:
+    """It can be used, but does not do what it seems to. The warning says what happens and names what to change."""
+    [warning] = Settings.from_environment(environ).warnings()
+    assert re.search(text, warning)
+
+
+#: What BytePS, ps-lite and the training operator set and psum has no use for.
+OTHERS = (
+    "BYTEPS_LOG_LEVEL",
+    "BYTEPS_FORCE_DISTRIBUTED",
+    "BYTEPS_SERVER_ENGINE_THREAD",
+    "BYTEPS_SERVER_ENABLE_SCHEDULE",
+    "BYTEPS_SCHEDULING_CREDIT",
+    "BYTEPS_NCCL_GROUP_SIZE",
+    "BYTEPS_PCIE_SWITCH_SIZE",
+    "BYTEPS_ENABLE_ASYNC",
+    "BYTEPS_ENABLE_IPC",
+    "BYTEPS_THREADPOOL_SIZE",
+    "BYTEPS_TELEMETRY_ON",
+    "BYTEPS_JOB_ID",
+    "BYTEPS_NUMA_ON",
+    "BYTEPS_MIN_COMPRESS_BYTES",
+    "DMLC_NUM_SERVER",
+    "DMLC_SERVER_ID",
+    "DMLC_PS_ROOT_URI",
+    "DMLC_PS_ROOT_PORT",
+    "DMLC_NODE_HOST",
+    "DMLC_INTERFACE",
+    "DMLC_TASK_ID",
+    "DMLC_USE_KUBERNETES",
+    "DMLC_ENABLE_RDMA",
+    "DMLC_PS_VAN_TYPE",
+    "DMLC_NUM_ATTEMPT",
+    "DMLC_RANK",
+    "DMLC_LOCAL",
+)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        JOB | {"PSUM_RANK": "1", "PSUM_TOKEN_FILE": "t", "PSUM_TLS_CA": "c"},
+        {"PSUM_AGGREGATORS": "a:1", "PSUM_NUM_WORKERS": "1"},
+        JOB
+        | {"DMLC_ROLE": "worker", "BYTEPS_TRACE_START_STEP": "5", "BYTEPS_TRACE_ON": "0"}
+        | dict.fromkeys(OTHERS, "1"),
+    ],
+)
+def test_what_is_meant_is_not_warned_of(environ: dict[str, str]) -> None:
+    """Neither are other systems' own variables, which manifests that were written for them have."""
+    assert list(Settings.from_environment(environ).warnings()) == []
+
+
+def test_what_the_program_sets_is_meant() -> None:
+    """A job of one worker, for which some may be waited for later, is no oversight there."""
+    assert list(Settings(aggregators=("a:1",)).warnings()) == []
+    [warning] = Settings(aggregators=("a:1",), credit_bytes=1).warnings()
+    assert "less than one shard" in warning
+
+
+def test_warnings_are_logged_once_when_a_worker_starts(caplog: pytest.LogCaptureFixture) -> None:
+    """Here of one that trains alone."""
+    with connect(Settings.from_environment({"PSUM_RANK": "0"})):
+        pass
+    [text] = [record.getMessage() for record in caplog.records]
+    assert "trains alone" in text

@@ -20,7 +20,12 @@ _UNITS = {None: 1.0, "m": 1e-3, "k": 1e3} | {u: 1000.0 ** (i + 2) for i, u in en
 _UNITS |= {f"{u}i": 1024.0 ** (i + 1) for i, u in enumerate("KMGTPE")}
 
 #: Settings that name files.
-_FILES = ("PSUM_TLS_CERT", "PSUM_TLS_KEY", "PSUM_TLS_CA", "PSUM_TOKEN_FILE")
+_FILES = tuple(
+    declared.variables[0]
+    for kind in (AggregatorSettings, WorkerSettings)
+    for name, declared in declarations(kind).items()
+    if name in ("tls_cert", "tls_key", "tls_ca", "tls_client_ca", "token_file")
+)
 
 #: The label by which network policies know workers.
 _COMPONENT, _WORKER = "app.kubernetes.io/component", "psum-worker"
@@ -165,7 +170,7 @@ def _security(pod: Pod) -> Iterator[str]:
     if pod.spec.get("automountServiceAccountToken") is not False:
         yield "it has a token for the cluster's API"
     if pod.spec.get("enableServiceLinks") is not False:
-        yield "services would set variables such as PSUM_DATA_PORT"
+        yield "services would set variables"
 
 
 def _image(pod: Pod) -> Iterator[str]:
@@ -223,7 +228,7 @@ def _volumes(pod: Pod) -> Iterator[str]:
                 yield f"{name}={path} is not in a mounted secret"
             elif "items" in secret and file not in {item["path"] for item in secret["items"]}:
                 yield f"{name}={path} is not among what is mounted of the secret {secret['secretName']}"
-            elif name.startswith("PSUM_TLS") and file not in _CERTIFICATE_KEYS:
+            elif "_TLS_" in name and file not in _CERTIFICATE_KEYS:
                 yield f"{name}={path}: cert-manager makes no such key"
 
 

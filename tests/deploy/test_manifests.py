@@ -121,14 +121,14 @@ MISTAKES = {
     "given twice": lambda r: container(r)["env"].append({"name": "PSUM_THREADS", "value": "2"}),
     "expected a size": set_variable("PSUM_MEMORY_BUDGET", "3Gi"),
     "connections would not be encrypted": lambda r: container(r).update(
-        env=[e for e in container(r)["env"] if not e["name"].startswith("PSUM_TLS")]
+        env=[e for e in container(r)["env"] if "_TLS_" not in e["name"]]
     ),
     "is not an amount": lambda r: container(r)["resources"]["requests"].update(cpu="2cores"),
     "limited to that memory": lambda r: container(r)["resources"]["limits"].update(memory="8Gi"),
     "but mounts": lambda r: container(r)["volumeMounts"].pop(),
     "by subPath": lambda r: container(r)["volumeMounts"][0].update(subPath="x"),
-    "is not in a mounted secret": set_variable("PSUM_TOKEN_FILE", "/etc/tokens"),
-    "cert-manager makes no such key": set_variable("PSUM_TLS_CERT", "/etc/psum/tls/cert.pem"),
+    "is not in a mounted secret": set_variable("PSUM_AGGREGATOR_TOKEN_FILE", "/etc/tokens"),
+    "cert-manager makes no such key": set_variable("PSUM_AGGREGATOR_TLS_CERT", "/etc/psum/tls/cert.pem"),
     "but its port grpc is": set_variable("PSUM_LISTEN", "127.0.0.1:50051"),
     "its data port is": set_variable("PSUM_DATA_PORT", "1"),
     "it is not probed": lambda r: container(r).pop("livenessProbe"),

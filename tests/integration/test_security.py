@@ -70,7 +70,7 @@ def test_sums_travel_over_tls_to_workers_that_bring_certificates_and_tokens(
 ) -> None:
     """Mutual TLS and a token together, over two aggregators."""
     fleet = make_fleet(
-        2, **files.certificate("server", "127.0.0.1"), tls_ca=files.ca, token_file=files.write("tokens", GENERAL)
+        2, **files.certificate("server", "127.0.0.1"), tls_client_ca=files.ca, token_file=files.write("tokens", GENERAL)
     )
     token = files.write("token", GENERAL + "\n")
     mine = files.certificate("worker", "worker.example")
@@ -100,7 +100,7 @@ def test_sides_that_do_not_trust_each_other_say_why_at_once(
         "plain": {},
         "expired": files.certificate("old", "127.0.0.1", not_after=datetime.datetime(2020, 1, 1)),
         "other name": files.certificate("named", "aggregator.example"),
-        "mutual": {**files.certificate("server", "127.0.0.1"), "tls_ca": files.ca},
+        "mutual": {**files.certificate("server", "127.0.0.1"), "tls_client_ca": files.ca},
     }
     workers: dict[str, dict[str, Any]] = {
         "tls": {"tls_ca": files.ca},

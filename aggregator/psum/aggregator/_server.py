@@ -223,6 +223,8 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
     set_up_logging(settings)
+    for text in settings.warnings():
+        _log.warning("%s", text)
     uvloop.run(_serve(settings, announce))
 
 

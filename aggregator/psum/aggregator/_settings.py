@@ -3,13 +3,15 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
+from psum.aggregator._old_names import without_workers_files
 from psum.wire import (
     DEFAULT_DIRECTORY,
     BaseSettings,
     TlsFiles,
     choice,
+    declarations,
     duration,
     integer,
     is_local,
@@ -20,6 +22,18 @@ from psum.wire import (
     setting,
     size,
 )
+
+#: A smaller budget is a number whose unit was forgotten.
+_LEAST_BUDGET_BYTES: Final = 1 << 20
+
+#: What a setting does that an old name gives.
+_EFFECTS: Final = {
+    "insecure": "whoever reaches its addresses can read and change sums",
+    "tls_cert": "it shows this certificate to workers",
+    "tls_key": "it uses this key",
+    "tls_client_ca": "workers must bring a certificate from this authority",
+    "token_file": "workers must bring a token from this file",
+}
 
 
 def _http_address(text: str) -> str:
@@ -47,31 +61,40 @@ class Settings(BaseSettings):
         meaning="The port for data connections, on the same addresses; workers use them on the planes shm and direct.",
     )
     insecure: bool = setting(
-        "PSUM_INSECURE",
+        "PSUM_AGGREGATOR_INSECURE",
+        deprecated=("PSUM_INSECURE",),
         default=False,
         default_text="off",
         parse=lambda text: choice("0", "1")(text) == "1",
         meaning="Serve on addresses that other machines can reach, though anybody there could read and change sums.",
     )
     tls_cert: str = setting(
-        "PSUM_TLS_CERT",
+        "PSUM_AGGREGATOR_TLS_CERT",
+        deprecated=("PSUM_TLS_CERT",),
         default="",
         default_text="none",
         parse=str,
         meaning="A PEM file with the aggregator's certificate, read again when it changes: TLS except on unix sockets.",
     )
     tls_key: str = setting(
-        "PSUM_TLS_KEY", default="", default_text="none", parse=str, meaning="A PEM file with the certificate's key."
+        "PSUM_AGGREGATOR_TLS_KEY",
+        deprecated=("PSUM_TLS_KEY",),
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the certificate's key.",
     )
-    tls_ca: str = setting(
-        "PSUM_TLS_CA",
+    tls_client_ca: str = setting(
+        "PSUM_AGGREGATOR_TLS_CLIENT_CA",
+        deprecated=("PSUM_TLS_CA",),
         default="",
         default_text="none",
         parse=str,
         meaning="A PEM file with the authorities that a worker's certificate must come from; without, it needs none.",
     )
     token_file: str = setting(
-        "PSUM_TOKEN_FILE",
+        "PSUM_AGGREGATOR_TOKEN_FILE",
+        deprecated=("PSUM_TOKEN_FILE",),
         default="",
         default_text="none",
         parse=str,
@@ -189,23 +212,70 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: With every mistake that was found.
         """
-        return load(cls, environ, given)
+        own, remarks = without_workers_files(environ, given)
+        return load(cls, own, given, remarks)
 
     @property
     def tls(self) -> TlsFiles:
         """The files that TLS needs, none where it is not spoken."""
-        return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
+        return TlsFiles(ca=self.tls_client_ca, cert=self.tls_cert, key=self.tls_key, ca_setting="tls_client_ca")
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the values taken together."""
         if not self.listen:
             yield "listen: at least one address is needed"
         if bool(self.tls_cert) is not bool(self.tls_key):
-            yield "tls_cert and tls_key: both are needed, or none"
-        if self.tls_ca and not self.tls_cert:
-            yield f"tls_ca={self.tls_ca}: to ask workers for certificates, this side needs tls_cert and tls_key"
+            yield (
+                "tls_cert and tls_key: both are needed, or none"
+                " (PSUM_AGGREGATOR_TLS_CERT and PSUM_AGGREGATOR_TLS_KEY, or flags)"
+            )
+        if self.tls_client_ca and not self.tls_cert:
+            yield (
+                f"tls_client_ca={self.tls_client_ca}: to ask workers for certificates, this side needs tls_cert and"
+                " tls_key"
+            )
+        if not self.insecure:
+            yield from self._exposed()
+
+    def warnings(self) -> Iterator[str]:
+        """What can be used, but can hardly be meant."""
+        yield from self.remarks
+        for name, declared in declarations(Settings).items():
+            old = self.sources.get(name)
+            if old in declared.deprecated and (name != "insecure" or any(self._exposed())):
+                yield (
+                    f"{old} is a worker's setting, and is taken for this aggregator's own as before: {_EFFECTS[name]}."
+                    f" If that is meant, call it {declared.variables[0]}; otherwise unset {old} for this process"
+                )
+        if self.tls_cert and all(address.startswith("unix:") for address in self.listen):
+            yield "tls_cert has no effect: TLS is not spoken on unix sockets, and there is no other address"
+        if 0 < self.memory_budget < _LEAST_BUDGET_BYTES:
+            yield (
+                f"a memory budget of {self.memory_budget} bytes holds hardly any key; is a unit missing, as in 8GiB?"
+                " (PSUM_MEMORY_BUDGET)"
+            )
+        if self.round_timeout <= self.worker_timeout and "round_timeout" in self.sources:
+            yield (
+                f"a round fails after {self.round_timeout:g} s (PSUM_ROUND_TIMEOUT), before a vanished worker is given"
+                f" up after {self.worker_timeout:g} s (PSUM_WORKER_TIMEOUT): errors will name a slow worker where one"
+                " has died"
+            )
+        if self.warn_after >= self.round_timeout and "warn_after" in self.sources:
+            yield (
+                f"a round that waits is reported after {self.warn_after:g} s (PSUM_WARN_AFTER), but fails after"
+                f" {self.round_timeout:g} s (PSUM_ROUND_TIMEOUT): no report will come before"
+            )
+        if 2 * self.keepalive > self.round_timeout and "keepalive" in self.sources:
+            yield (
+                f"a silent connection is given up after twice {self.keepalive:g} s (PSUM_KEEPALIVE), but a round fails"
+                f" after {self.round_timeout:g} s (PSUM_ROUND_TIMEOUT): errors will name a slow worker where a"
+                " connection is broken"
+            )
+
+    def _exposed(self) -> Iterator[str]:
+        """What is open to other machines and needs a word, for each address."""
         for address in self.listen:
-            if is_local(address) or self.insecure:
+            if is_local(address):
                 continue
             if not self.tls_cert:
                 yield (
@@ -213,8 +283,8 @@ class Settings(BaseSettings):
                     " give a certificate (tls_cert, tls_key), listen on a loopback address or a unix socket, or say"
                     " --insecure"
                 )
-            elif not self.tls_ca and not self.token_file:
+            elif not self.tls_client_ca and not self.token_file:
                 yield (
                     f"listen={address}: other machines can reach this address, and anybody there could join a job; ask"
-                    " workers for certificates (tls_ca) or for tokens (token_file), or say --insecure"
+                    " workers for certificates (tls_client_ca) or for tokens (token_file), or say --insecure"
                 )

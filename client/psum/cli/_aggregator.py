@@ -21,6 +21,8 @@ def _flags(command: click.Command) -> click.Command:
         else:
             option = click.Option([flag], multiple=name == "listen", metavar="VALUE", help=help_text)
         command.params.append(option)
+    # What --tls-client-ca was called before.
+    command.params.append(click.Option(["--tls-ca"], hidden=True))
     return command
 
 
@@ -36,6 +38,9 @@ def aggregator(announce: pathlib.Path | None, **given: Any) -> None:
     Each flag may be given in the environment instead, under the name in brackets.
     """
     given["listen"] = ",".join(given["listen"]) or None
+    if (ca := given.pop("tls_ca")) is not None:
+        click.echo("psum: --tls-ca is called --tls-client-ca now; the old name will go", err=True)
+        given["tls_client_ca"] = given["tls_client_ca"] or ca
     try:
         run(Settings.from_environment(**given), announce=announce)
     except ConfigurationError as error:

@@ -16,7 +16,7 @@ import click
 
 from psum.cli import _page, _peers, _plots, _tables, _workloads
 from psum.cli._cases import THROUGH, Case, Effort, System, cases, psum_systems
-from psum.cli._options import PLANES, Several
+from psum.cli._options import PLANES, Several, check_variables
 from psum.cli._peers import MissingError, Peer
 from psum.cli._runs import FailedError, Run, once, summarise
 from psum.cli._suite import EXPERIMENTS
@@ -159,6 +159,7 @@ def bench(
     Several numbers of workers, workloads and so on, with commas, are measured one after the other, or in turns where
     --rounds is more than 1. Example: psum bench --plane inline --plane shm --against dist_sync,gloo
     """
+    check_variables()
     if output is not None:
         try:
             _plots.check()

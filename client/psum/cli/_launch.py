@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from psum.cli._local import LocalJob, run
-from psum.cli._options import aggregators_option, plane_option
+from psum.cli._options import aggregators_option, check_variables, plane_option
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -32,5 +32,6 @@ def launch(workers: int, aggregators: int, plane: str, grace: float, command: Se
 
     Example: psum launch --workers 2 -- python train.py
     """
+    check_variables()
     job = LocalJob(command, workers=workers, aggregators=aggregators, plane=plane, grace=grace)
     sys.exit(asyncio.run(run(job)))

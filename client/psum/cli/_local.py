@@ -28,6 +28,9 @@ _FOREIGN: Final = (
     "PSUM_TLS_CERT",
     "PSUM_TLS_KEY",
     "PSUM_TLS_SERVER_NAME",
+    "PSUM_AGGREGATOR_TLS_CERT",
+    "PSUM_AGGREGATOR_TLS_KEY",
+    "PSUM_AGGREGATOR_TLS_CLIENT_CA",
     "DMLC_ROLE",
     "DMLC_NUM_WORKER",
     "DMLC_WORKER_ID",
@@ -115,7 +118,8 @@ class _Fleet:
         inherited = {variable: value for variable, value in os.environ.items() if variable not in _FOREIGN}
         hosts = self._job.hosts
         host = {"PSUM_SHM_DIRECTORY": hosts[index % len(hosts)]} if hosts else {}
-        return {**inherited, **host, "PSUM_TOKEN_FILE": str(self._token_file)}
+        token = str(self._token_file)
+        return {**inherited, **host, "PSUM_TOKEN_FILE": token, "PSUM_AGGREGATOR_TOKEN_FILE": token}
 
     async def _start(self, name: str, title: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
         return await Child.start(name, title, command, environ, self._display, self._guard)

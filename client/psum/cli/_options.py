@@ -1,9 +1,13 @@
 """Options that several subcommands have."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+
+from psum.wire import unknown_variables
+from psum.wire.errors import ConfigurationError
 
 PLANES: Final = ("auto", "inline", "direct", "shm")
 
@@ -23,6 +27,16 @@ plane_option = click.option(
     show_default=True,
     help="How payloads cross between workers and aggregators.",
 )
+
+
+def check_variables() -> None:
+    """Refuses misspelt variables before anything is started that would, once for each process.
+
+    Raises:
+        ClickException: The environment has a variable that is named as psum's are, and is none of them.
+    """
+    if unknown := list(unknown_variables(os.environ)):
+        raise click.ClickException(str(ConfigurationError(unknown)))
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on only

@@ -245,6 +245,8 @@ class Client:
                 need is not installed.
         """
         set_up_logging(self.settings)
+        for text in self.settings.warnings():
+            _log.warning("%s", text)
         if self.settings.trace_dir:
             self._timeline = Timeline(self.settings)
             self._session.recorder = self._timeline.recorder

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from psum.client._doubts import doubts
+from psum.client._foreign import remarks, with_derived
 from psum.wire import (
     DEFAULT_DIRECTORY,
     MAX_PARTITION_BYTES,
@@ -228,7 +230,7 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: With every mistake that was found.
         """
-        return load(cls, _with_derived(environ), given)
+        return load(cls, with_derived(environ), given, remarks(environ))
 
     @property
     def shares_memory(self) -> bool:
@@ -239,6 +241,11 @@ class Settings(BaseSettings):
     def tls(self) -> TlsFiles:
         """The files that TLS needs, none where it is not spoken."""
         return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
+
+    def warnings(self) -> Iterator[str]:
+        """What can be used, but can hardly be meant."""
+        yield from self.remarks
+        yield from doubts(self)
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the values taken together."""
@@ -286,30 +293,3 @@ class Settings(BaseSettings):
                         f"token_file={self.token_file}: to {address} the token would travel unencrypted, for anybody"
                         " between to read and use; set tls_ca to speak TLS, or PSUM_INSECURE=1"
                     )
-
-
-def _with_derived(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with what other systems' names say where ours are missing: the rank, the number of workers, and
-    whether there is to be a timeline."""
-    derived = dict(environ)
-
-    def first(*names: str, otherwise: str) -> str:
-        return next((environ[name] for name in names if environ.get(name)), otherwise)
-
-    local_size = first("PSUM_LOCAL_SIZE", "BYTEPS_LOCAL_SIZE", otherwise="1")
-    local_rank = first("PSUM_LOCAL_RANK", "BYTEPS_LOCAL_RANK", otherwise="0")
-    worker_id = first("DMLC_WORKER_ID", "JOB_COMPLETION_INDEX", otherwise="")
-    nodes = first("DMLC_NUM_WORKER", otherwise="")
-    if all(n.isdecimal() for n in (local_size, local_rank, worker_id)):
-        rank = int(worker_id) * int(local_size) + int(local_rank)
-        if not environ.get("BYTEPS_GLOBAL_RANK"):
-            derived["PSUM_RANK"] = environ.get("PSUM_RANK") or str(rank)
-    elif worker_id and not worker_id.isdecimal():
-        # Left for the parser, which says what is wrong with it.
-        derived["PSUM_RANK"] = environ.get("PSUM_RANK") or worker_id
-    if environ.get("BYTEPS_TRACE_ON") == "1":
-        derived["PSUM_TRACE_DIR"] = first("PSUM_TRACE_DIR", "BYTEPS_TRACE_DIR", otherwise=".")
-    if nodes:
-        product = str(int(nodes) * int(local_size)) if nodes.isdecimal() and local_size.isdecimal() else nodes
-        derived["PSUM_NUM_WORKERS"] = environ.get("PSUM_NUM_WORKERS") or product
-    return derived

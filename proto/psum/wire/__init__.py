@@ -42,6 +42,7 @@ from psum.wire._settings import (
 from psum.wire._settings import Settings as BaseSettings
 from psum.wire._slots import Slots
 from psum.wire._tls import Pem, TlsFiles
+from psum.wire._variables import VARIABLES, similar, unknown_variables
 
 __all__ = [
     "BATCH_BYTES",
@@ -56,6 +57,7 @@ __all__ = [
     "ROUND_BOUNDS_SECONDS",
     "SECRET_BYTES",
     "SHARED_BYTES",
+    "VARIABLES",
     "BaseSettings",
     "Block",
     "Declaration",
@@ -92,10 +94,12 @@ __all__ = [
     "read_file",
     "report_of",
     "setting",
+    "similar",
     "size",
     "sizes_beside",
     "split",
     "sweep",
     "to_columns",
     "to_rows",
+    "unknown_variables",
 ]

@@ -7,17 +7,30 @@ line its flags and the documentation its table, so that there is one place that 
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+from psum.wire._variables import unknown_variables, without_service_links
 from psum.wire.errors import ConfigurationError
 
 
 class Settings:
     """Base of a side's settings: a frozen dataclass of fields made by `setting`."""
 
+    sources: Mapping[str, str] = MappingProxyType({})
+    """What gave each value that is not a default: a variable, or the setting's own name where the program did. Empty
+    where the settings were not made by `load`."""
+
+    remarks: tuple[str, ...] = ()
+    """What the environment says that does not count, though it looks as if it should."""
+
     def mistakes(self) -> Iterable[str]:
         """What is wrong with the values taken together."""
         return ()
+
+    def warnings(self) -> Iterable[str]:
+        """What can be used, but can hardly be meant: a sentence for each, to be logged once at the start."""
+        return self.remarks
 
 
 S = TypeVar("S", bound=Settings)
@@ -29,6 +42,7 @@ class Declaration:
 
     Attributes:
         variables: The environment variables that give it, the first that is set wins; the first is its own name.
+        deprecated: Further ones, that it had as its own name before.
         parse: Turns text into the value; raises ValueError with a text that says what was expected.
         meaning: One sentence for people.
         default_text: The default as people write it.
@@ -38,6 +52,7 @@ class Declaration:
     parse: Callable[[str], Any]
     meaning: str
     default_text: str
+    deprecated: tuple[str, ...] = ()
 
 
 def setting(
@@ -46,12 +61,12 @@ def setting(
     parse: Callable[[str], Any],
     meaning: str,
     default_text: str | None = None,
+    deprecated: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that `load` can read; see Declaration."""
     text = str(default) if default_text is None else default_text
-    return dataclasses.field(
-        default=default, metadata={"psum": Declaration(variables, parse, meaning, text)}, kw_only=True
-    )
+    declared = Declaration(variables, parse, meaning, text, deprecated)
+    return dataclasses.field(default=default, metadata={"psum": declared}, kw_only=True)
 
 
 def declarations(kind: type[Settings]) -> dict[str, Declaration]:
@@ -60,36 +75,49 @@ def declarations(kind: type[Settings]) -> dict[str, Declaration]:
     return {field.name: field.metadata["psum"] for field in fields}
 
 
-def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any]) -> S:
+def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any], remarks: Iterable[str] = ()) -> S:
     """Reads settings from the environment; what is given beats what the environment says.
+
+    A variable whose name begins with PSUM_ and that is none of psum's is a mistake.
 
     Args:
         kind: The settings class.
         environ: The environment variables.
         given: Values by field name. Text is parsed as the environment's would be, other values are taken as they are;
             None stands for not given.
+        remarks: See Settings.remarks.
 
     Raises:
         ConfigurationError: With every mistake that was found.
     """
-    mistakes: list[str] = []
+    mistakes = list(unknown_variables(environ))
+    environ = without_service_links(environ)
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     known = declarations(kind)
     for unknown in sorted(given.keys() - known.keys()):
         mistakes.append(f"there is no setting {unknown!r}; there are {', '.join(sorted(known))}")
     for name, declared in known.items():
         source, value = name, given.get(name)
         if value is None:
-            source, value = next(((v, environ[v]) for v in declared.variables if environ.get(v)), (name, None))
+            names = (*declared.variables, *declared.deprecated)
+            source, value = next(((v, environ[v]) for v in names if environ.get(v)), (name, None))
         if value is None:
             continue
+        sources[name] = source
         try:
             values[name] = declared.parse(value) if isinstance(value, str) else value
         except ValueError as error:
             mistakes.append(f"{source}={value!r}: {error}")
     settings = kind(**values)
+    # Not fields: two settings with the same values are the same.
+    object.__setattr__(settings, "sources", sources)
+    object.__setattr__(settings, "remarks", tuple(remarks))
     if not mistakes:
         mistakes.extend(settings.mistakes())
+        if mistakes:
+            # They may be the reason.
+            mistakes.extend(settings.remarks)
     if mistakes:
         raise ConfigurationError(mistakes)
     return settings

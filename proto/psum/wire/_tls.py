@@ -24,11 +24,13 @@ class TlsFiles:
         ca: Certificates of the authorities that the other side's certificate must come from.
         cert: This side's certificate, followed by those between it and its authority.
         key: The private key of that certificate, not encrypted.
+        ca_setting: What the setting is called that names `ca`.
     """
 
     ca: str
     cert: str
     key: str
+    ca_setting: str = "tls_ca"
 
     def __bool__(self) -> bool:
         """Whether there are any, hence TLS is spoken."""
@@ -47,7 +49,7 @@ class TlsFiles:
                 together.
         """
         pem = Pem(
-            ca=read_file(self.ca, "tls_ca") if self.ca else None,
+            ca=read_file(self.ca, self.ca_setting) if self.ca else None,
             cert=read_file(self.cert, "tls_cert") if self.cert else None,
             key=read_file(self.key, "tls_key") if self.key else None,
         )
@@ -56,7 +58,8 @@ class TlsFiles:
             try:
                 context.load_verify_locations(cafile=self.ca)
             except (OSError, ValueError) as error:
-                raise ConfigurationError([f"tls_ca={self.ca}: expected PEM certificates ({_reason(error)})"]) from None
+                text = f"{self.ca_setting}={self.ca}: expected PEM certificates ({_reason(error)})"
+                raise ConfigurationError([text]) from None
         if self.cert:
             try:
                 # The password is for an encrypted key: without it, the user would be asked at the terminal.

@@ -1,0 +1,164 @@
+"""The names of psum's environment variables, so that a misspelt one is an error instead of being ignored.
+
+Both sides' are here: each inherits the other's where one environment is exported for both, and either may be installed
+without what the other needs. A test keeps the list equal to what both declare.
+"""
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
+
+#: How alike two names must be for one to be suggested for the other, the beginning that they share left out.
+_ALIKE: Final = 0.75
+
+#: So alike are names of which one is the other with a typing error.
+_TYPING_ERROR: Final = 0.9
+
+#: How much less alike the second of two suggestions may be.
+_SECOND: Final = 0.1
+
+#: How many suggestions are still of use.
+_SUGGESTIONS: Final = 3
+
+_PREFIX: Final = "PSUM_"
+
+VARIABLES: Final = frozenset(
+    {
+        "PSUM_AGGREGATORS",
+        "PSUM_AGGREGATOR_INSECURE",
+        "PSUM_AGGREGATOR_TLS_CERT",
+        "PSUM_AGGREGATOR_TLS_CLIENT_CA",
+        "PSUM_AGGREGATOR_TLS_KEY",
+        "PSUM_AGGREGATOR_TOKEN_FILE",
+        "PSUM_AGGREGATOR_WEIGHTS",
+        "PSUM_CONNECT_TIMEOUT",
+        "PSUM_CREDIT_BYTES",
+        "PSUM_DATA_PORT",
+        "PSUM_GRACE",
+        "PSUM_HELLO_TIMEOUT",
+        "PSUM_HTTP",
+        "PSUM_INSECURE",
+        "PSUM_JOB",
+        "PSUM_KEEPALIVE",
+        "PSUM_KEEP_SUMS",
+        "PSUM_LISTEN",
+        "PSUM_LOCAL_RANK",
+        "PSUM_LOCAL_SIZE",
+        "PSUM_LOG_FORMAT",
+        "PSUM_LOG_LEVEL",
+        "PSUM_MAX_JOBS",
+        "PSUM_MAX_SHARDS",
+        "PSUM_MAX_STREAMS",
+        "PSUM_MEMORY_BUDGET",
+        "PSUM_METRICS_PORT",
+        "PSUM_NUM_WORKERS",
+        "PSUM_PARTITION_BYTES",
+        "PSUM_PLANE",
+        "PSUM_RANK",
+        "PSUM_RECONNECT_TIMEOUT",
+        "PSUM_REFLECTION",
+        "PSUM_ROUND_TIMEOUT",
+        "PSUM_SHM_DIRECTORY",
+        "PSUM_THREADS",
+        "PSUM_TLS_CA",
+        "PSUM_TLS_CERT",
+        "PSUM_TLS_KEY",
+        "PSUM_TLS_SERVER_NAME",
+        "PSUM_TOKEN_FILE",
+        "PSUM_TRACE_DIR",
+        "PSUM_TRACE_END_STEP",
+        "PSUM_TRACE_START_STEP",
+        "PSUM_WARN_AFTER",
+        "PSUM_WORKER_TIMEOUT",
+    }
+)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each variable that is named as psum's are, is not empty, and is none of them.
+
+    The text does not show values: they could be secrets.
+    """
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX) or name in VARIABLES or not environ[name]:
+            continue
+        if is_service_link(name, environ[name]):
+            continue
+        found = similar(name, VARIABLES)
+        advice = f"did you mean {' or '.join(found)}?" if found else "docs/settings.md lists all."
+        yield (
+            f"{name}: psum has no setting of this name; {advice} If it is a variable of your own, rename it: names that"
+            " begin with PSUM_ are psum's"
+        )
+
+
+def similar(name: str, known: Collection[str], alike: float = _ALIKE, *, by_words: bool = True) -> list[str]:
+    """Names that may be meant by one that is not known, the most alike first; none where nothing is alike.
+
+    Args:
+        name: The name.
+        known: Those that there are.
+        alike: How alike they must be, from 0 to 1.
+        by_words: Whether names with the same words are alike too.
+    """
+    prefix, _, rest = name.partition("_")
+    others = {other: other.removeprefix(f"{prefix}_") for other in known if other.startswith(f"{prefix}_")}
+    ratios = {other: difflib.SequenceMatcher(None, rest, part).ratio() for other, part in others.items()}
+    best = max(ratios.values(), default=0.0)
+    # The beginning of a name, or its words in another order.
+    found = [
+        other
+        for other, part in others.items()
+        if part.startswith(f"{rest}_") or sorted(part.split("_")) == sorted(rest.split("_"))
+    ]
+    if by_words and best < _TYPING_ERROR and 0 < len(found) <= _SUGGESTIONS:
+        return sorted(found)
+    found = [other for other, ratio in ratios.items() if ratio >= max(alike, best - _SECOND)]
+    return sorted(found, key=lambda other: (-ratios[other], other))[:_SUGGESTIONS]
+
+
+def without_service_links(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what Kubernetes puts there for each service of a namespace.
+
+    Of a service that is called psum-data, this is PSUM_DATA_PORT=tcp://10.0.0.1:50052, among others.
+    """
+    return {name: value for name, value in environ.items() if not is_service_link(name, value)}
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes has set a variable, for a service whose name begins with psum.
+
+    Such a variable has one of seven forms, and a value that fits it.
+    """
+    for ending, fits in _SERVICE_LINKS:
+        if ending.fullmatch(name):
+            return fits(value)
+    return False
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_url(text: str) -> bool:
+    return re.fullmatch(r"(tcp|udp|sctp)://\S+:\d+", text) is not None
+
+
+_SERVICE: Final = r"PSUM(_[A-Z0-9_]+)?"
+
+_SERVICE_LINKS: Final[tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...]] = (
+    (re.compile(rf"{_SERVICE}_SERVICE_HOST"), _is_address),
+    (re.compile(rf"{_SERVICE}_SERVICE_PORT(_[A-Z0-9_]+)?"), str.isdecimal),
+    (re.compile(rf"{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)"), _is_url),
+    (re.compile(rf"{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)_PROTO"), lambda text: text in ("tcp", "udp", "sctp")),
+    (re.compile(rf"{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)_PORT"), str.isdecimal),
+    (re.compile(rf"{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)_ADDR"), _is_address),
+    # The last, since the name alone says little: a misspelt setting may end in _PORT too.
+    (re.compile(rf"{_SERVICE}_PORT"), _is_url),
+)
