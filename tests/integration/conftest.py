@@ -67,6 +67,13 @@ class Fleet:
 
         self.thread.call(end)
 
+    def restart(self, **settings: Any) -> None:
+        """Ends the only aggregator without a farewell, and starts another one at its address, with other settings."""
+        self.cut()
+        self.thread.run(self.servers[0].stop(0), PATIENCE_SECONDS)
+        self.servers = [Server(Settings(listen=self.addresses, **settings))]
+        self.thread.run(self.servers[0].start(), PATIENCE_SECONDS)
+
     def close(self) -> None:
         for server in self.servers:
             self.thread.run(server.stop(0.2), PATIENCE_SECONDS)

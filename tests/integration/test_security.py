@@ -6,10 +6,13 @@ import logging
 import os
 import pathlib
 import re
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import trustme
 
 from psum import client as psum
 from psum.client._credentials import Credentials
+from psum.client._diagnosis import diagnose
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, decode, encode
 
@@ -176,6 +180,83 @@ def test_a_worker_reads_its_files_again_when_it_connects_again(make_fleet: Calla
         files.authority(files.others, "ours")
         files.write("token", DAY)
         future.result(20)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ("good", "mutual", "it asks for a certificate; set PSUM_TLS_CERT and PSUM_TLS_KEY"),
+        ("good", "expired", "its certificate has expired; renew it"),
+        ("good", "other name", "its certificate is not one for '127.0.0.1'.*PSUM_TLS_SERVER_NAME"),
+        ("good", "other authority", r"does not come from an authority in .*ours-ca.pem \(PSUM_TLS_CA\)"),
+        ("good", "plain", "it does not speak TLS, but this side has PSUM_TLS_CA"),
+        ("plain", "good", "it speaks TLS, this side does not; set PSUM_TLS_CA"),
+        ("plain", "token", r"was refused: this aggregator asks for a token, and none came; .* PSUM_TOKEN_FILE"),
+    ],
+)
+def test_a_worker_that_cannot_come_back_says_why(
+    make_fleet: Callable[..., Any],
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+    before: str,
+    after: str,
+    text: str,
+) -> None:
+    """An aggregator that was started again with other settings: the log names the reason at once, as at the start of a
+    worker, and so does the error when the time is over. Meanwhile the worker keeps trying: files may be renewed.
+    """
+    servers: dict[str, Callable[[], dict[str, Any]]] = {
+        "good": lambda: files.certificate("server", "127.0.0.1"),
+        "plain": dict,
+        "expired": lambda: files.certificate("old", "127.0.0.1", not_after=datetime.datetime(2020, 1, 1)),
+        "other name": lambda: files.certificate("named", "aggregator.example"),
+        "other authority": lambda: files.certificate("stranger", "127.0.0.1", ca=files.others),
+        "mutual": lambda: {**files.certificate("server", "127.0.0.1"), "tls_client_ca": files.ca},
+        "token": lambda: {"token_file": files.write("tokens", GENERAL)},
+    }
+    fleet = make_fleet(**servers[before]())
+    tls = {"tls_ca": files.ca} if before == "good" else {}
+    with fleet.worker(0, 1, reconnect_timeout=2.0, **tls) as client:
+        assert total(client) == 1.0
+        fleet.restart(**servers[after]())
+        address = fleet.addresses[0]
+        with pytest.raises(psum.AggregatorLostError, match=rf"within 2 s \(PSUM_RECONNECT_TIMEOUT\): .*{text}"):
+            client.store().push_pull("v", np.ones(3, np.float32))
+    lines = [record.getMessage() for record in caplog.records if "waits for aggregator" in record.getMessage()]
+    assert len(lines) == 1
+    assert re.match(
+        rf"rank 0 waits for aggregator {address}, for up to 2 s \(PSUM_RECONNECT_TIMEOUT\): .*{text}", lines[0]
+    )
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_end_is_not_taken_for_a_refusal(files: Files, silent: bool) -> None:
+    """An aggregator that is about to end closes a secured connection without a word, as one does that wants another
+    certificate. The latter goes on to take connections.
+    """
+    certificate = files.certificate("server", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate["tls_cert"], certificate["tls_key"])
+    credentials = Credentials.of(psum.Settings(tls_ca=files.ca))
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        listener.settimeout(10)
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        found = pool.submit(diagnose, address, credentials)
+        for _ in range(2 if silent else 1):
+            connection, _ = listener.accept()
+            context.wrap_socket(connection, server_side=True).close()
+        listener.close()
+        assert found.result(10) == ("it asks for a certificate; set PSUM_TLS_CERT and PSUM_TLS_KEY" if silent else None)
+
+
+def test_a_connection_that_is_closed_at_once_says_nothing_of_certificates(files: Files) -> None:
+    """As by a proxy that has nobody behind it."""
+    credentials = Credentials.of(psum.Settings(tls_ca=files.ca))
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        listener.settimeout(10)
+        found = pool.submit(diagnose, f"127.0.0.1:{listener.getsockname()[1]}", credentials)
+        listener.accept()[0].close()
+        assert found.result(10) is None
 
 
 TOKENS = f"# of the night shift\nnight {NIGHT}\n\nnight shift two {DAY}\n{GENERAL}\n"

@@ -7,6 +7,7 @@ with a certificate; so where gRPC fails, one more connection is made to find out
 import contextlib
 import socket
 import ssl
+import time
 from typing import Final
 
 from psum.client._credentials import Credentials
@@ -18,6 +19,9 @@ _PATIENCE_SECONDS: Final = 3.0
 _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
 _WRONG_NAME: Final = (62, 64)
+
+#: How long after a connection was closed without a word another one is made, to tell a refusal from an end.
+_PAUSE_SECONDS: Final = 0.2
 
 _OTHER_PROTOCOL: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
@@ -33,10 +37,15 @@ def diagnose(address: str, credentials: Credentials) -> str | None:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
-        with socket.create_connection((host, int(port)), timeout=_PATIENCE_SECONDS) as connection:
-            if credentials.encrypts(address):
+        if not credentials.encrypts(address):
+            with _connect(host, port) as connection:
+                return _expect_plain(connection)
+        for _ in range(2):
+            with _connect(host, port) as connection, contextlib.suppress(_SilentError):
                 return _try_tls(connection, credentials, credentials.server_name or host)
-            return _expect_plain(connection)
+            # An aggregator that is about to end closes its connections too. It takes no further ones.
+            time.sleep(_PAUSE_SECONDS)
+        return _unwanted(credentials.tls.cert)
     except OSError:
         # Not even a connection: that is for gRPC to report.
         return None
@@ -56,6 +65,14 @@ def unreachable(address: str) -> str | None:
     return None
 
 
+class _SilentError(Exception):
+    """The other side has closed a connection that was secured, without a word."""
+
+
+def _connect(host: str, port: str) -> socket.socket:
+    return socket.create_connection((host, int(port)), timeout=_PATIENCE_SECONDS)
+
+
 def _try_tls(connection: socket.socket, credentials: Credentials, name: str) -> str | None:
     files = credentials.tls
     context = ssl.create_default_context(cafile=files.ca)
@@ -66,16 +83,16 @@ def _try_tls(connection: socket.socket, credentials: Credentials, name: str) -> 
         with context.wrap_socket(connection, server_hostname=name) as tls:
             # With TLS 1.3 the server says only now what it thinks of this side's certificate; gRPC begins to talk at
             # once where it likes it, and says nothing where it does not.
-            if not tls.recv(1):
-                return _unwanted(files.cert)
-    except ConnectionResetError:
-        return _unwanted(files.cert)
+            try:
+                silent = not tls.recv(1)
+            except ConnectionResetError:
+                silent = True
+            if silent:
+                raise _SilentError
     except ssl.SSLCertVerificationError as error:
         return _distrust(error, files.ca, name)
     except ssl.SSLError as error:
         return _refusal(error, files.cert)
-    except OSError:
-        return None
     return None
 
 
@@ -92,12 +109,15 @@ def _distrust(error: ssl.SSLCertVerificationError, ca: str, name: str) -> str:
     return f"its certificate does not come from an authority in {ca} (PSUM_TLS_CA): {error.verify_message}"
 
 
-def _refusal(error: ssl.SSLError, cert: str) -> str:
+def _refusal(error: ssl.SSLError, cert: str) -> str | None:
     reason = error.reason or str(error)
     if any(word in reason for word in _OTHER_PROTOCOL):
         return "it does not speak TLS, but this side has PSUM_TLS_CA; give it a certificate, or unset that"
-    if "ALERT" in reason or "EOF" in reason:
+    if "ALERT" in reason:
         return _unwanted(cert)
+    if "EOF" in reason:
+        # It was closed before anything was said about certificates, as by a proxy that has nobody behind it.
+        return None
     return f"the TLS handshake failed: {reason}"
 
 

@@ -12,6 +12,7 @@ import grpc.aio
 
 from psum.client._credentials import Credentials
 from psum.client._diagnosis import diagnose
+from psum.client._obstacle import Obstacle
 from psum.client._session import Session
 from psum.client._shared import SharedMemory
 from psum.v1 import aggregator_pb2 as pb
@@ -32,17 +33,11 @@ _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 #: How long the reason for a broken stream may take to arrive.
 _LAST_WORDS_SECONDS: Final = 2.0
 
-#: How long an aggregator may take to be there before its workers say that they wait.
-_WARN_SECONDS: Final = 5.0
-
 #: How long a data connection may take to open.
 _PIPE_SECONDS: Final = 3.0
 
 #: What may wait here to be taken from a data connection.
 _AHEAD_BYTES: Final = 16 << 20
-
-#: How often it is looked into why no connection can be made.
-_DIAGNOSIS_SECONDS: Final = 5.0
 
 #: What gRPC says where the other side's refusal overtook the hello, whose sending then failed: the reason is lost.
 _NO_REASON: Final = "Internal error from Core"
@@ -114,7 +109,6 @@ class Link:
         """Whether the aggregator has let this worker go."""
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
-        self._diagnose_after = 0.0
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -212,8 +206,7 @@ class Link:
 
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
         hello = self._hello(self.index, resuming)
-        cause = ""
-        begin, told = time.monotonic(), resuming
+        obstacle = Obstacle(time.monotonic())
         try:
             async with asyncio.timeout(patience):
                 for pause in backoff():
@@ -223,57 +216,54 @@ class Link:
                         self.welcome = await self._introduce(hello)
                         return
                     except (grpc.RpcError, ProtocolError) as error:
-                        cause = await self._explain(error, cause, final=not resuming)
+                        await self._explain(error, obstacle, final=not resuming)
                     except (ConfigurationError, DeniedError) as error:
                         if not resuming:
                             raise
                         # Certificates and tokens may be renewed on one side before the other.
-                        cause = str(error)
+                        obstacle.refused(error)
                     await self.abandon()
-                    if not told and time.monotonic() - begin > _WARN_SECONDS:
-                        told = True
+                    if obstacle.should_say(time.monotonic()):
                         _log.warning(
-                            "rank %d waits for aggregator %s, for up to %g s (PSUM_CONNECT_TIMEOUT): %s",
+                            "rank %d waits for aggregator %s, for up to %g s (%s): %s",
                             self._session.rank,
                             self.address,
                             patience,
-                            cause,
+                            "PSUM_RECONNECT_TIMEOUT" if resuming else "PSUM_CONNECT_TIMEOUT",
+                            obstacle.cause,
                         )
                     await asyncio.sleep(pause)
         except TimeoutError:
             await self.abandon()
-            raise _OutOfPatience(cause or "nothing was heard from it") from None
+            raise _OutOfPatience(obstacle.cause or "nothing was heard from it") from None
 
-    async def _explain(self, error: BaseException, before: str, *, final: bool) -> str:
-        """Why a connection could not be made.
+    async def _explain(self, error: BaseException, obstacle: Obstacle, *, final: bool) -> None:
+        """Finds out why a connection could not be made.
 
         Args:
             error: What gRPC says.
-            before: What the attempt before this one came to, empty for the first.
+            obstacle: What is known of the attempts before this one, and told what is found out.
             final: Whether it is to be an error that one side does not trust the other.
 
         Raises:
             ConnectError: It is final that one side does not trust the other.
         """
-        if before and isinstance(error, grpc.aio.AioRpcError) and error.details() == _NO_REASON:
-            return before
-        now = time.monotonic()
-        if now < self._diagnose_after:
-            return _describe(error)
-        self._diagnose_after = now + _DIAGNOSIS_SECONDS
-        try:
-            reason = await asyncio.to_thread(diagnose, self.address, self._credentials)
-        except RuntimeError:
-            # The interpreter is ending, and starts no more threads.
-            reason = None
-        if reason is None:
-            return _describe(error)
-        if final:
-            await self.abandon()
-            raise ConnectError(
-                f"rank {self._session.rank} cannot talk to aggregator {self.address}: {reason}", address=self.address
-            )
-        return reason
+        if obstacle.cause and isinstance(error, grpc.aio.AioRpcError) and error.details() == _NO_REASON:
+            return
+        if obstacle.should_diagnose(time.monotonic()):
+            try:
+                reason = await asyncio.to_thread(diagnose, self.address, self._credentials)
+            except RuntimeError:
+                # The interpreter is ending, and starts no more threads.
+                reason = None
+            if reason is not None and final:
+                await self.abandon()
+                raise ConnectError(
+                    f"rank {self._session.rank} cannot talk to aggregator {self.address}: {reason}",
+                    address=self.address,
+                )
+            obstacle.diagnosed(reason, time.monotonic())
+        obstacle.failed(_describe(error))
 
     async def _introduce(self, hello: pb.Hello) -> pb.Welcome:
         request = pb.ExchangeRequest(hello=hello)
