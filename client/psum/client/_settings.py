@@ -20,6 +20,7 @@ from psum.wire import (
     items,
     load,
     parse_address,
+    parse_addresses,
     setting,
     size,
 )
@@ -51,8 +52,9 @@ class Settings(BaseSettings):
         "PSUM_AGGREGATORS",
         default=(),
         default_text="none",
-        parse=items(parse_address),
-        meaning="The aggregators, host:port or unix:/path, with commas; the same list on every worker.",
+        parse=parse_addresses,
+        meaning="The aggregators, host:port or unix:/path, with commas; host-{0..15}:port stands for sixteen."
+        " The same list on every worker.",
     )
     weights: tuple[int, ...] = setting(
         "PSUM_AGGREGATOR_WEIGHTS",

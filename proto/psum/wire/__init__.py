@@ -25,6 +25,7 @@ from psum.wire._metrics import ROUND_BOUNDS_SECONDS, Histogram, Metric
 from psum.wire._pipe import SECRET_BYTES, Pipe
 from psum.wire._processors import processors
 from psum.wire._race import first_to_end
+from psum.wire._ranges import parse_addresses
 from psum.wire._report import report_of
 from psum.wire._rounds import MAX_SHARDS_PER_PAYLOAD, ShardRound, sizes_beside, split, to_columns, to_rows
 from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
@@ -90,6 +91,7 @@ __all__ = [
     "keep_large_blocks",
     "load",
     "parse_address",
+    "parse_addresses",
     "processors",
     "read_file",
     "report_of",
