@@ -9,7 +9,9 @@ from psum.aggregator import Settings as AggregatorSettings
 from psum.client import Settings as WorkerSettings
 from psum.wire import declarations
 from psum.wire.errors import ConfigurationError
+from tests.deploy import network
 from tests.deploy.manifests import VERSION, Pod, Resource, pods
+from tests.deploy.server import differences
 
 #: Seconds that an aggregator takes to end besides PSUM_GRACE, at the most, on a slow machine.
 CLOSING_SECONDS = 10
@@ -30,20 +32,29 @@ _FILES = tuple(
 #: The label by which network policies know workers.
 _COMPONENT, _WORKER = "app.kubernetes.io/component", "psum-worker"
 
+#: For how long a cluster's DNS may hand out an old address, in seconds; CoreDNS is delivered with `cache 30`.
+DNS_TTL_SECONDS = 30
+
+#: How soon a worker whose node is gone has to be started elsewhere, in seconds.
+_GONE_SECONDS = 10
+_GONE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
 #: What cert-manager writes into a certificate's secret.
 _CERTIFICATE_KEYS = {"ca.crt", "tls.crt", "tls.key"}
 
 
 def mistakes(resources: Sequence[Resource]) -> list[str]:
     """All that is wrong with them."""
-    found = [text for check in (_selectors, _ports, _reachable, _names) for text in check(resources)]
+    found = [text for check in _OF_ALL for text in check(resources)]
     for pod in pods(resources):
         if not pod.is_aggregator and pod.labels.get(_COMPONENT) != _WORKER:
             found.append(f"{pod.owner}: without the label {_COMPONENT}={_WORKER} it reaches no aggregator")
-        checks: list[Callable[[Pod], Iterator[str]]] = [_security, _image, _settings, _amounts, _volumes]
+        checks: list[Callable[[Pod], Iterator[str]]] = [_security, _image, _settings, _amounts, _devices, _volumes]
         told = [text for check in checks for text in check(pod)]
         if pod.is_aggregator and not told:
-            told = [text for check in (_aggregator_ports, _ending, _room) for text in check(pod)]
+            told = [text for check in (_aggregator_ports, _ending, _room, _patience) for text in check(pod)]
+        if not pod.is_aggregator:
+            told += _moves(pod)
         found += [f"{pod.owner}: {text}" for text in told]
     return list(dict.fromkeys(found))
 
@@ -120,21 +131,12 @@ def _ports(resources: Sequence[Resource]) -> Iterator[str]:
 
 def _reachable(resources: Sequence[Resource]) -> Iterator[str]:
     """Workers are let in to both of an aggregator's ports: also those that share memory use the second."""
-    policies = [policy["spec"] for policy in _of_kind(resources, "NetworkPolicy")]
-    worker = next((pod.labels for pod in pods(resources) if not pod.is_aggregator), {_COMPONENT: _WORKER})
+    labels = next((pod.labels for pod in pods(resources) if not pod.is_aggregator), {_COMPONENT: _WORKER})
     for pod in pods(resources):
-        if not pod.is_aggregator:
-            continue
-        rules = [
-            rule
-            for spec in policies
-            if _matches(spec["podSelector"]["matchLabels"], pod.labels)
-            for rule in spec["ingress"]
-            if any(_matches(peer.get("podSelector", {}).get("matchLabels", {}), worker) for peer in rule["from"])
-        ]
-        open_ports = {port["port"] for rule in rules for port in rule["ports"]}
-        if missing := sorted({"grpc", "data"} - open_ports):
-            yield f"{pod.owner}: the network policy keeps workers from its port {', '.join(missing)}"
+        if pod.is_aggregator:
+            reached = network.open_ports(resources, network.Peer(labels), network.Peer.of(pod))
+            if missing := sorted({"grpc", "data"} - reached):
+                yield f"{pod.owner}: the network policy keeps workers from its port {', '.join(missing)}"
 
 
 def _names(resources: Sequence[Resource]) -> Iterator[str]:
@@ -154,6 +156,81 @@ def _names(resources: Sequence[Resource]) -> Iterator[str]:
                 ports = {port["name"] for port in services.get(backend["name"], {}).get("ports", ())}
                 if backend["port"]["name"] not in ports:
                     yield f"Ingress: there is no service {backend['name']} with a port {backend['port']['name']}"
+
+
+def _unchanged(resources: Sequence[Resource]) -> Iterator[str]:
+    """A server gives back what it was given, so that `kubectl diff` shows nothing but what somebody changed."""
+    for resource in resources:
+        yield from differences(resource)
+
+
+def _budgets(resources: Sequence[Resource]) -> Iterator[str]:
+    """A drain ends, also where an aggregator crashes again and again: then by default nothing may be evicted."""
+    for budget in _of_kind(resources, "PodDisruptionBudget"):
+        if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            yield (
+                f"PodDisruptionBudget/{budget['metadata']['name']}: an aggregator that never gets ready blocks drains;"
+                " unhealthyPodEvictionPolicy must be AlwaysAllow"
+            )
+
+
+def _updates(resources: Sequence[Resource]) -> Iterator[str]:
+    """An apply updates all aggregators, and each of them finds a node when its own is gone."""
+    for resource in _of_kind(resources, "StatefulSet"):
+        name, spec = f"StatefulSet/{resource['metadata']['name']}", resource["spec"]
+        if spec.get("updateStrategy", {}).get("rollingUpdate", {}).get("partition") != 0:
+            yield f"{name}: a partition that was set by hand would stay; state partition: 0"
+        affinity = spec["template"]["spec"].get("affinity", {}).get("podAntiAffinity", {})
+        if "requiredDuringSchedulingIgnoredDuringExecution" in affinity:
+            yield f"{name}: an aggregator whose node is gone would wait for a spare one; prefer to keep them apart"
+
+
+def _namespaces(resources: Sequence[Resource]) -> Iterator[str]:
+    """Whoever deletes what was applied keeps tokens and trainings."""
+    for namespace in _of_kind(resources, "Namespace"):
+        yield f"Namespace/{namespace['metadata']['name']}: `kubectl delete -k` would delete all that is in it"
+
+
+def _jobs(resources: Sequence[Resource]) -> Iterator[tuple[str, Resource, bool]]:
+    """All Jobs with workers: name, specification, and whether it stands by itself."""
+    for job in _of_kind(resources, "Job"):
+        yield f"Job/{job['metadata']['name']}", job["spec"], True
+    for job_set in _of_kind(resources, "JobSet"):
+        for job in job_set["spec"]["replicatedJobs"]:
+            if job["name"] in job_set["spec"]["successPolicy"]["targetReplicatedJobs"]:
+                yield f"JobSet/{job_set['metadata']['name']}/{job['name']}", job["template"]["spec"], False
+
+
+def _replaced(resources: Sequence[Resource]) -> Iterator[str]:
+    """A worker that fails or is evicted is replaced within seconds, and a job that is over goes away by itself."""
+    for name, spec, alone in _jobs(resources):
+        if spec.get("podReplacementPolicy") == "Failed" or "podFailurePolicy" in spec:
+            # The second brings the first with it.
+            yield f"{name}: a worker on a node that is gone would never be replaced (podReplacementPolicy: Failed)"
+        if alone and ("backoffLimit" in spec or not spec.get("backoffLimitPerIndex")):
+            yield f"{name}: all workers would share one delay, doubled by each failure; set backoffLimitPerIndex"
+        if alone and spec.get("maxFailedIndexes") != 0:
+            yield f"{name}: when one worker is given up, the others would wait for it; set maxFailedIndexes: 0"
+        if not alone and spec.get("backoffLimit") != 0:
+            yield f"{name}: the set would not start again at once; set backoffLimit: 0"
+    for resource in _of_kind(resources, "Job", "JobSet"):
+        if not resource["spec"].get("ttlSecondsAfterFinished"):
+            name = f"{resource['kind']}/{resource['metadata']['name']}"
+            yield f"{name}: it would stay for ever; set ttlSecondsAfterFinished"
+
+
+#: What is looked at in all resources together.
+_OF_ALL: tuple[Callable[[Sequence[Resource]], Iterator[str]], ...] = (
+    _selectors,
+    _ports,
+    _reachable,
+    _names,
+    _unchanged,
+    _budgets,
+    _updates,
+    _namespaces,
+    _replaced,
+)
 
 
 def _security(pod: Pod) -> Iterator[str]:
@@ -210,6 +287,21 @@ def _amounts(pod: Pod) -> Iterator[str]:
         yield "it must ask for processors and memory, and be limited to that memory"
 
 
+def _devices(pod: Pod) -> Iterator[str]:
+    """It asks for nothing that its image cannot use: without such a device it would never be scheduled."""
+    for kind in pod.container["resources"].get("limits", {}):
+        if kind not in ("cpu", "memory"):
+            yield f"it asks for {kind}, which its image cannot use"
+
+
+def _moves(pod: Pod) -> Iterator[str]:
+    """When its node is gone it is started elsewhere soon; by default that takes five minutes."""
+    tolerated = {t.get("key"): t.get("tolerationSeconds") for t in pod.spec.get("tolerations", ())}
+    for key in _GONE:
+        if not 0 <= (seconds := tolerated.get(key, 300)) <= _GONE_SECONDS:
+            yield f"it stays for {seconds} s on a node that is {key}; tolerate that for {_GONE_SECONDS} s"
+
+
 def _volumes(pod: Pod) -> Iterator[str]:
     """Files that settings name are in secrets that it has, whole folders of them, so that they are renewed."""
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", ())}
@@ -264,3 +356,13 @@ def _room(pod: Pod) -> Iterator[str]:
         yield f"a budget of {settings.memory_budget} bytes in {resources['limits']['memory']}"
     if settings.threads > quantity(resources["requests"]["cpu"]):
         yield f"{settings.threads} threads on {resources['requests']['cpu']} processors"
+
+
+def _patience(pod: Pod) -> Iterator[str]:
+    """It keeps its workers' places for as long as some of them may look for it at the address that it had before."""
+    timeout = AggregatorSettings.from_environment(pod.environ).worker_timeout
+    if timeout < 2 * DNS_TTL_SECONDS:
+        yield (
+            f"PSUM_WORKER_TIMEOUT is {timeout:g} s; a worker may be told an old address for {DNS_TTL_SECONDS} s, and"
+            " then needs time to connect: twice that"
+        )

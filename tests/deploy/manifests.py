@@ -32,6 +32,15 @@ RENDERED = {
     "workers/single-node": ("workers/single-node",),
     "workers/jobset": ("workers/jobset",),
     "workers/mxjob": ("workers/mxjob",),
+    "production, stable addresses": ("overlays/production", "components/stable-addresses"),
+    "production, pull secret and priority": ("overlays/production", "components/pull-secret", "components/priority"),
+    "workers/indexed-job, stable addresses": ("workers/indexed-job", "components/worker-stable-addresses"),
+    "workers/indexed-job, pull secret and priority": (
+        "workers/indexed-job",
+        "components/pull-secret",
+        "components/worker-priority",
+    ),
+    "workers/indexed-job, GPU": ("workers/indexed-job", "components/worker-gpu"),
 }
 
 
@@ -79,7 +88,8 @@ def kustomize(*folders: str) -> tuple[Resource, ...]:
         target: pathlib.Path | str = KUBERNETES / folders[0]
         if len(folders) > 1:
             first, *others = (os.path.relpath(KUBERNETES / folder, os.path.realpath(scratch)) for folder in folders)
-            text = yaml.safe_dump({"resources": [first], "components": others})
+            # The namespace as in an overlay of one's own: a component's resources have none.
+            text = yaml.safe_dump({"namespace": "psum", "resources": [first], "components": others})
             pathlib.Path(scratch, "kustomization.yaml").write_text(text)
             target = scratch
         done = subprocess.run([kubectl, "kustomize", target], capture_output=True, text=True, timeout=60)

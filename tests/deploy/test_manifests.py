@@ -4,6 +4,7 @@ import copy
 import fnmatch
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import kubernetes_validate
@@ -16,8 +17,8 @@ from psum.wire.errors import ConfigurationError
 from tests.deploy.checks import mistakes, quantity
 from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, Pod, Resource, entrypoint, kustomize, pods, rendered
 
-#: The oldest version that the guide names, and a new one.
-VERSIONS = ["1.29", "1.37"]
+#: The oldest version that the guide names, one between, and the newest that there are schemas of.
+VERSIONS = ["1.29", "1.33", kubernetes_validate.latest_version()]
 
 #: Kinds that no schema is at hand for; the pods within them are validated.
 FOREIGN = {
@@ -55,10 +56,24 @@ def test_every_resource_is_valid(name: str, version: str) -> None:
             kubernetes_validate.validate(part, version, strict=True)
 
 
+#: What is said of components that are not for the images here.
+EXPECTED = {"workers/indexed-job, GPU": ["Job/training: it asks for nvidia.com/gpu, which its image cannot use"]}
+
+
 @pytest.mark.parametrize("name", RENDERED)
 def test_the_resources_fit_together(name: str) -> None:
-    """Selectors, ports, names, settings, files, amounts and time to end."""
-    assert mistakes(rendered(name)) == []
+    """Selectors, ports, names, settings, files, amounts, time to end, and what becomes of them in a cluster."""
+    assert mistakes(rendered(name)) == EXPECTED.get(name, [])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("file", sorted(KUBERNETES.glob("overlays/*/namespace.yaml")), ids=lambda f: f.parent.name)
+def test_namespaces_are_valid(file: pathlib.Path, version: str) -> None:
+    """They are applied by themselves; their name is the one that overlays and workers have."""
+    namespace = yaml.safe_load(file.read_text())
+    kubernetes_validate.validate(namespace, version, strict=True)
+    assert namespace["kind"] == "Namespace"
+    assert {r["metadata"].get("namespace") for r in rendered(file.parent.name)} == {namespace["metadata"]["name"]}
 
 
 def container(resources: Any) -> Any:
@@ -135,15 +150,71 @@ MISTAKES = {
     "may be killed before": set_variable("PSUM_GRACE", "55s"),
     "a budget of": set_variable("PSUM_MEMORY_BUDGET", "4GiB"),
     "threads on": set_variable("PSUM_THREADS", "3"),
+    "spec.egress is []": lambda r: of_kind("NetworkPolicy", r)["spec"].update(egress=[]),
+    "is None, which": lambda r: of_kind("StatefulSet", r)["metadata"].update(creationTimestamp=None),
+    "is empty, which": lambda r: of_kind("Service", r)["metadata"].update(annotations={}),
+    "a port without its protocol": lambda r: of_kind("NetworkPolicy", r)["spec"]["ingress"][0]["ports"][0].pop(
+        "protocol"
+    ),
+    "the server writes as 2": lambda r: container(r)["resources"]["requests"].update(cpu="2000m"),
+    "is the number 2": lambda r: container(r)["resources"]["requests"].update(cpu=2),
+    "cert-manager writes with all": lambda r: of_kind("Certificate", r)["spec"].update(duration="2160h"),
+    "blocks drains": lambda r: of_kind("PodDisruptionBudget", r)["spec"].pop("unhealthyPodEvictionPolicy"),
+    "state partition: 0": lambda r: of_kind("StatefulSet", r)["spec"].pop("updateStrategy"),
+    "wait for a spare one": lambda r: template(r).update(
+        affinity={
+            "podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "psum-aggregator"}},
+                    }
+                ]
+            }
+        }
+    ),
+    "would delete all that is in it": lambda r: r.append(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "psum"}}
+    ),
+    "told an old address": set_variable("PSUM_WORKER_TIMEOUT", "30s"),
+}
+
+#: Mistakes that could be made in an example of workers, by what is said of each.
+WORKERS_MISTAKES: dict[str, Callable[[Any], object]] = {
+    "share one delay": lambda spec: spec.update(backoffLimit=12),
+    "would wait for it; set maxFailedIndexes": lambda spec: spec.pop("maxFailedIndexes"),
+    "would never be replaced": lambda spec: spec.update(podReplacementPolicy="Failed"),
+    "would stay for ever": lambda spec: spec.pop("ttlSecondsAfterFinished"),
+    "stays for 300 s on a node": lambda spec: spec["template"]["spec"].pop("tolerations"),
+    "asks for nvidia.com/gpu": lambda spec: spec["template"]["spec"]["containers"][0]["resources"]["limits"].update(
+        {"nvidia.com/gpu": "1"}
+    ),
+    "reaches no aggregator": lambda spec: spec["template"]["metadata"]["labels"].pop("app.kubernetes.io/component"),
 }
 
 
 @pytest.mark.parametrize("text", MISTAKES)
 def test_a_mistake_is_found(text: str) -> None:
     """Each of the checks above can fail."""
-    resources = copy.deepcopy(rendered("production"))
+    resources = copy.deepcopy(list(rendered("production")))
     MISTAKES[text](resources)
     assert any(text in found for found in mistakes(resources)), mistakes(resources)
+
+
+@pytest.mark.parametrize("text", WORKERS_MISTAKES)
+def test_a_mistake_in_workers_is_found(text: str) -> None:
+    """Each of the checks of workers can fail."""
+    resources = copy.deepcopy(list(rendered("workers/indexed-job")))
+    WORKERS_MISTAKES[text](of_kind("Job", resources)["spec"])
+    assert any(text in found for found in mistakes(resources)), mistakes(resources)
+
+
+def test_a_job_set_that_replaces_workers_one_by_one_is_found() -> None:
+    """It would wait for an aggregator that was drained, instead of starting again."""
+    resources = copy.deepcopy(list(rendered("workers/jobset")))
+    workers = next(j for j in of_kind("JobSet", resources)["spec"]["replicatedJobs"] if j["name"] == "worker")
+    workers["template"]["spec"].pop("backoffLimit")
+    assert any("would not start again at once" in found for found in mistakes(resources))
 
 
 def test_quantities_are_those_of_kubernetes() -> None:
@@ -233,19 +304,41 @@ def test_the_certificate_is_for_the_names_that_workers_use(workers: str) -> None
             assert any(fnmatch.fnmatch(host, p) and host.count(".") == p.count(".") for p in patterns)
 
 
-@pytest.mark.parametrize(
-    ("workers", "overlay"),
-    [("workers/indexed-job", "production"), ("workers/mxjob", "production"), ("workers/single-node", "single-node")],
-)
-def test_the_network_policy_lets_workers_in(workers: str, overlay: str) -> None:
-    """They have the label that it asks for, and reach the streams and the data port, and not the HTTP port."""
-    policy = next(
-        r for r in rendered(overlay) if r["kind"] == "NetworkPolicy" and r["metadata"]["name"] == "psum-aggregator"
-    )
-    (rule,) = policy["spec"]["ingress"]
-    assert [port["port"] for port in rule["ports"]] == ["grpc", "data"]
-    for pod in pods(rendered(workers)):
-        assert rule["from"][0]["podSelector"]["matchLabels"].items() <= pod.labels.items()
+def test_stable_addresses_are_those_of_the_pods() -> None:
+    """One service for each aggregator, ready or not, with both ports, by names that workers and certificate have."""
+    resources = rendered("production, stable addresses")
+    services = {
+        f"{r['metadata']['name']}.{r['metadata']['namespace']}.svc:50051": r["spec"]
+        for r in resources
+        if r["kind"] == "Service" and r["spec"].get("clusterIP") != "None"
+    }
+    fleet_names = [pod.name for pod in pods(resources) if pod.is_aggregator]
+    chosen = [spec["selector"]["statefulset.kubernetes.io/pod-name"] for spec in services.values()]
+    assert chosen == fleet_names
+    ports = {port["name"]: port["containerPort"] for port in next(pods(resources)).container["ports"]}
+    for spec in services.values():
+        assert spec["publishNotReadyAddresses"] is True
+        assert {port["name"]: port["port"] for port in spec["ports"]} == {k: ports[k] for k in ("grpc", "data")}
+    workers = list(pods(rendered("workers/indexed-job, stable addresses")))
+    assert {WorkerSettings.from_environment(pod.environ).aggregators for pod in workers} == {tuple(services)}
+    names = next(r for r in resources if r["kind"] == "Certificate" and "dnsNames" in r["spec"])["spec"]["dnsNames"]
+    assert {address.rpartition(":")[0] for address in services} <= set(names)
+
+
+def test_pull_secrets_and_priorities_reach_both_sides() -> None:
+    """Aggregators go before workers."""
+    classes = {
+        r["metadata"]["name"]: r
+        for r in rendered("production, pull secret and priority")
+        if r["kind"] == "PriorityClass"
+    }
+    given = []
+    for name in ("production, pull secret and priority", "workers/indexed-job, pull secret and priority"):
+        for pod in pods(rendered(name)):
+            assert pod.spec["imagePullSecrets"] == [{"name": "psum-registry"}]
+            given.append((pod.is_aggregator, classes[pod.spec["priorityClassName"]]["value"]))
+    assert len(set(given)) == 2
+    assert sorted(given) == sorted(given, key=lambda g: g[1])
 
 
 def test_memory_is_shared_by_one_user_through_one_folder() -> None:
