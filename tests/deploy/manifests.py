@@ -31,6 +31,8 @@ RENDERED = {
     "workers/indexed-job": ("workers/indexed-job",),
     "workers/single-node": ("workers/single-node",),
     "workers/jobset": ("workers/jobset",),
+    "workers/kueue": ("workers/kueue",),
+    "workers/volcano": ("workers/volcano",),
     "workers/mxjob": ("workers/mxjob",),
     "production, stable addresses": ("overlays/production", "components/stable-addresses"),
     "production, pull secret and priority": ("overlays/production", "components/pull-secret", "components/priority"),

@@ -16,6 +16,7 @@ from psum.client import Settings as WorkerSettings
 from psum.wire.errors import ConfigurationError
 from tests.deploy.checks import mistakes, quantity
 from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, Pod, Resource, entrypoint, kustomize, pods, rendered
+from tests.deploy.server import differences
 
 #: The oldest version that the guide names, one between, and the newest that there are schemas of.
 VERSIONS = ["1.29", "1.33", kubernetes_validate.latest_version()]
@@ -28,6 +29,7 @@ FOREIGN = {
     "PrometheusRule": "monitoring.coreos.com/v1",
     "JobSet": "jobset.x-k8s.io/v1alpha2",
     "MXJob": "kubeflow.org/v1",
+    "PodGroup": "scheduling.volcano.sh/v1beta1",
 }
 
 
@@ -252,7 +254,13 @@ def fleet(name: str) -> dict[str, Pod]:
 
 @pytest.mark.parametrize(
     ("workers", "overlay"),
-    [("workers/indexed-job", "production"), ("workers/mxjob", "production"), ("workers/single-node", "single-node")],
+    [
+        ("workers/indexed-job", "production"),
+        ("workers/kueue", "production"),
+        ("workers/volcano", "production"),
+        ("workers/mxjob", "production"),
+        ("workers/single-node", "single-node"),
+    ],
 )
 def test_workers_name_the_aggregators_of_their_overlay(workers: str, overlay: str) -> None:
     """All of them, by the names that the headless service gives them; ranks go from 0 to the job's size."""
@@ -323,6 +331,39 @@ def test_stable_addresses_are_those_of_the_pods() -> None:
     assert {WorkerSettings.from_environment(pod.environ).aggregators for pod in workers} == {tuple(services)}
     names = next(r for r in resources if r["kind"] == "Certificate" and "dnsNames" in r["spec"])["spec"]["dnsNames"]
     assert {address.rpartition(":")[0] for address in services} <= set(names)
+
+
+def test_volcano_schedules_all_workers_or_none() -> None:
+    """The group is as large as the Job, asks for as much, and its pods name it."""
+    resources = rendered("workers/volcano")
+    group, workers = of_kind("PodGroup", resources), list(pods(resources))
+    assert group["spec"]["minMember"] == len(workers)
+    for name, amount in group["spec"]["minResources"].items():
+        requests = [quantity(pod.container["resources"]["requests"][name]) for pod in workers]
+        assert quantity(amount) == sum(requests)
+    template = of_kind("Job", resources)["spec"]["template"]
+    assert template["metadata"]["annotations"] == {"scheduling.k8s.io/group-name": group["metadata"]["name"]}
+    assert template["spec"]["schedulerName"] == "volcano"
+    assert group["metadata"]["namespace"] == "psum"
+
+
+def test_kueue_has_room_for_the_training_that_it_queues() -> None:
+    """The Job names a queue of its namespace, whose quota it fits, and leaves its suspension to Kueue."""
+    job = of_kind("Job", rendered("workers/kueue"))
+    queue = list(yaml.safe_load_all((KUBERNETES / "workers/kueue/queue.yaml").read_text()))
+    assert [text for resource in queue for text in differences(resource)] == []
+    flavor, cluster, local = queue
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == local["metadata"]["name"]
+    assert job["metadata"]["namespace"] == local["metadata"]["namespace"]
+    assert "suspend" not in job["spec"]
+    assert local["spec"]["clusterQueue"] == cluster["metadata"]["name"]
+    (resource_group,) = cluster["spec"]["resourceGroups"]
+    (quota,) = resource_group["flavors"]
+    assert quota["name"] == flavor["metadata"]["name"]
+    for entry in quota["resources"]:
+        requests = [quantity(pod.container["resources"]["requests"][entry["name"]]) for pod in pods([job])]
+        assert sum(requests) <= quantity(entry["nominalQuota"])
+    assert {entry["name"] for entry in quota["resources"]} == set(resource_group["coveredResources"])
 
 
 def test_pull_secrets_and_priorities_reach_both_sides() -> None:
