@@ -4,6 +4,7 @@ import copy
 import fnmatch
 import pathlib
 import re
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,18 @@ from psum.aggregator import Settings as AggregatorSettings
 from psum.client import Settings as WorkerSettings
 from psum.wire.errors import ConfigurationError
 from tests.deploy.checks import mistakes, quantity
-from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, Pod, Resource, entrypoint, kustomize, pods, rendered
+from tests.deploy.manifests import (
+    KUBERNETES,
+    RENDERED,
+    ROOT,
+    VERSION,
+    Pod,
+    Resource,
+    entrypoint,
+    kustomize,
+    pods,
+    rendered,
+)
 from tests.deploy.server import differences
 
 #: The oldest version that the guide names, one between, and the newest that there are schemas of.
@@ -399,3 +411,15 @@ def test_the_image_runs_as_the_user_that_the_manifests_name() -> None:
     context = next(pods(rendered("production"))).spec["securityContext"]
     assert user == [(str(context["runAsUser"]), str(context["runAsGroup"]))]
     assert entrypoint() == ["psum", "aggregator"]
+
+
+@pytest.mark.parametrize("name", ["aggregator", "worker"])
+def test_an_image_says_what_it_is(name: str) -> None:
+    """By the labels of the Open Container Initiative; the version is that of the manifests."""
+    text = (ROOT / f"deploy/containers/{name}.Containerfile").read_text()
+    final = text.rpartition("\nFROM ")[2]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', final))
+    assert labels.keys() == {"title", "description", "version", "revision", "licenses"}
+    assert labels["version"] == VERSION
+    assert labels["licenses"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    assert "ARG REVISION=" in final
