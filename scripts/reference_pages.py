@@ -1,6 +1,6 @@
 """The pages of all settings and all metrics, made from their declarations so that they cannot drift.
 
-So are the alert rules as Kubernetes takes them, from those that Prometheus takes.
+So are the alert rules as Kubernetes takes them, from those that Prometheus takes, and the Helm chart's copies.
 """
 
 import pathlib
@@ -116,11 +116,22 @@ spec:
 {textwrap.indent(rules[rules.index("groups:") :], "  ")}"""
 
 
+def chart_files() -> dict[pathlib.Path, str]:
+    """What the Helm chart brings along, since it may be packed: the rules without their remarks, and the dashboard."""
+    rules = (ROOT / "deploy/monitoring/alerts.yaml").read_text()
+    files = ROOT / "deploy/helm/psum/files"
+    return {
+        files / "alerts.yaml": rules[rules.index("groups:") :],
+        files / "dashboard.json": (ROOT / "deploy/monitoring/dashboard.json").read_text(),
+    }
+
+
 def main() -> int:
     pages = {
         ROOT / "docs/settings.md": settings_page(),
         ROOT / "docs/metrics.md": metrics_page(),
         ROOT / "deploy/kubernetes/components/monitoring/prometheus-rule.yaml": prometheus_rule(),
+        **chart_files(),
     }
     if sys.argv[1:] != ["--check"]:
         for path, text in pages.items():

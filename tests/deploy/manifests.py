@@ -26,6 +26,7 @@ Resource = dict[str, Any]
 RENDERED = {
     "single-node": ("overlays/single-node",),
     "production": ("overlays/production",),
+    "own-certificates": ("overlays/own-certificates",),
     "production, large": ("overlays/production", "components/large-fleet"),
     "production, behind an ingress": ("overlays/production", "components/ingress"),
     "workers/indexed-job": ("workers/indexed-job",),
