@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.deploy.checks import mistakes
-from tests.deploy.manifests import ROOT, VERSION, Resource, rendered
+from tests.deploy.manifests import RENDERED, ROOT, VERSION, Resource, pods, rendered
 from tests.deploy.test_manifests import VERSIONS, standard
 
 CHART = ROOT / "deploy/helm/psum"
@@ -35,6 +35,10 @@ SAME: dict[str, list[str]] = {
         "imagePullSecrets[0].name=psum-registry,priorityClassName=psum-aggregator",
     ],
 }
+
+
+#: Aggregators that the chart does not make: an ingress is the cluster's, and a JobSet has aggregators of its own.
+LEFT_OUT = {"production, behind an ingress", "workers/jobset"}
 
 
 def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -75,6 +79,12 @@ def test_the_chart_makes_what_kustomize_makes(name: str) -> None:
     assert made.keys() == expected.keys()
     for key, resource in expected.items():
         assert made[key] == resource, key
+
+
+def test_the_chart_makes_every_fleet() -> None:
+    """But for those that are left out on purpose."""
+    fleets = {name for name in RENDERED if any(pod.is_aggregator for pod in pods(rendered(name)))}
+    assert fleets == SAME.keys() | LEFT_OUT
 
 
 @pytest.mark.parametrize("version", VERSIONS)
