@@ -191,28 +191,26 @@ def _namespaces(resources: Sequence[Resource]) -> Iterator[str]:
         yield f"Namespace/{namespace['metadata']['name']}: `kubectl delete -k` would delete all that is in it"
 
 
-def _jobs(resources: Sequence[Resource]) -> Iterator[tuple[str, Resource, bool]]:
-    """All Jobs with workers: name, specification, and whether it stands by itself."""
+def _jobs(resources: Sequence[Resource]) -> Iterator[tuple[str, Resource]]:
+    """All Jobs with workers, by themselves or in a set: name and specification."""
     for job in _of_kind(resources, "Job"):
-        yield f"Job/{job['metadata']['name']}", job["spec"], True
+        yield f"Job/{job['metadata']['name']}", job["spec"]
     for job_set in _of_kind(resources, "JobSet"):
         for job in job_set["spec"]["replicatedJobs"]:
             if job["name"] in job_set["spec"]["successPolicy"]["targetReplicatedJobs"]:
-                yield f"JobSet/{job_set['metadata']['name']}/{job['name']}", job["template"]["spec"], False
+                yield f"JobSet/{job_set['metadata']['name']}/{job['name']}", job["template"]["spec"]
 
 
 def _replaced(resources: Sequence[Resource]) -> Iterator[str]:
     """A worker that fails or is evicted is replaced within seconds, and a job that is over goes away by itself."""
-    for name, spec, alone in _jobs(resources):
+    for name, spec in _jobs(resources):
         if spec.get("podReplacementPolicy") == "Failed" or "podFailurePolicy" in spec:
             # The second brings the first with it.
             yield f"{name}: a worker on a node that is gone would never be replaced (podReplacementPolicy: Failed)"
-        if alone and ("backoffLimit" in spec or not spec.get("backoffLimitPerIndex")):
+        if "backoffLimit" in spec or not spec.get("backoffLimitPerIndex"):
             yield f"{name}: all workers would share one delay, doubled by each failure; set backoffLimitPerIndex"
-        if alone and spec.get("maxFailedIndexes") != 0:
+        if spec.get("maxFailedIndexes") != 0:
             yield f"{name}: when one worker is given up, the others would wait for it; set maxFailedIndexes: 0"
-        if not alone and spec.get("backoffLimit") != 0:
-            yield f"{name}: the set would not start again at once; set backoffLimit: 0"
     for resource in _of_kind(resources, "Job", "JobSet"):
         if not resource["spec"].get("ttlSecondsAfterFinished"):
             name = f"{resource['kind']}/{resource['metadata']['name']}"

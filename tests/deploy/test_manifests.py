@@ -223,12 +223,12 @@ def test_a_mistake_in_workers_is_found(text: str) -> None:
     assert any(text in found for found in mistakes(resources)), mistakes(resources)
 
 
-def test_a_job_set_that_replaces_workers_one_by_one_is_found() -> None:
-    """It would wait for an aggregator that was drained, instead of starting again."""
+def test_a_job_set_that_starts_all_again_is_found() -> None:
+    """It would wait until every pod is gone, for ever where a node has vanished."""
     resources = copy.deepcopy(list(rendered("workers/jobset")))
     workers = next(j for j in of_kind("JobSet", resources)["spec"]["replicatedJobs"] if j["name"] == "worker")
-    workers["template"]["spec"].pop("backoffLimit")
-    assert any("would not start again at once" in found for found in mistakes(resources))
+    workers["template"]["spec"].update(backoffLimit=0)
+    assert any("JobSet/training/worker: all workers would share one delay" in found for found in mistakes(resources))
 
 
 def test_quantities_are_those_of_kubernetes() -> None:
