@@ -100,6 +100,14 @@ def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: 
     assert "it cannot be connected to: Connection refused" in json.loads(told.stdout)["aggregators"][1]["error"]
 
 
+def test_a_range_asks_all_of_its_addresses(psum: Any) -> None:
+    """Where no shell has expanded it, as in a container; nobody serves here, which is said of each."""
+    done = psum.run("status", "--json", "127.0.0.1:{1..3}", "--timeout", "0.5")
+    assert done.returncode == 1
+    answers = json.loads(done.stdout)["aggregators"]
+    assert [answer["address"] for answer in answers] == ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
+
+
 def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) -> None:
     """Where the aggregator asks for one; without it, it says what is missing."""
     (tmp_path / "token").write_text("0123456789abcdef0123\n")
@@ -116,7 +124,10 @@ def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) 
     assert "none came" in " ".join(refused.stdout.split())
 
 
-@pytest.mark.parametrize(("arguments", "text"), [((), "no address was given"), (("nonsense",), "is not an address")])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [((), "no address was given"), (("nonsense",), "is not an address"), (("a-{2..1}:1",), "begins behind its end")],
+)
 def test_what_cannot_be_asked_is_refused(psum: Any, arguments: tuple[str, ...], text: str) -> None:
     """As a mistake in the command line."""
     done = psum.run("status", *arguments, PSUM_AGGREGATORS="")
