@@ -80,7 +80,7 @@ class Service:
         """Whether its server has been started."""
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
-        self._sharing = Sharing(settings.shm_directory)
+        self._sharing = Sharing(settings.shm_directory, settings.shm_limit)
         self._registry = Registry(settings, self._sharing.release)
         self._peers = Peers(settings.max_streams)
         self._lines: dict[tuple[int, int], Line] = {}

@@ -8,7 +8,9 @@ from typing import Any, Final
 from psum.aggregator._old_names import without_workers_files
 from psum.wire import (
     DEFAULT_DIRECTORY,
+    DEFAULT_LIMIT,
     BaseSettings,
+    Limit,
     TlsFiles,
     choice,
     declarations,
@@ -184,6 +186,13 @@ class Settings(BaseSettings):
         default=DEFAULT_DIRECTORY,
         parse=str,
         meaning="Where memory is shared with workers on the same host: a directory that is kept in memory.",
+    )
+    shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
+        "PSUM_SHM_LIMIT",
+        default=DEFAULT_LIMIT,
+        parse=Limit.parse,
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
+        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
     )
     threads: int = setting(
         "PSUM_THREADS",

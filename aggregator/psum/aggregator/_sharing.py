@@ -8,7 +8,7 @@ from psum.aggregator._arena import Arena
 from psum.aggregator._job import Job
 from psum.aggregator._line import Line
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Segment, SegmentError, sweep
+from psum.wire import DEFAULT_LIMIT, Limit, Segment, SegmentError, sweep
 
 _log = logging.getLogger(__name__)
 
@@ -18,10 +18,12 @@ class Sharing:
 
     Args:
         directory: Where shared memory is kept.
+        limit: Up to where sums may fill the file system there.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, limit: Limit = DEFAULT_LIMIT) -> None:
         self._directory = directory
+        self._limit = limit
         self._arenas: dict[int, Arena] = {}
         """By identity of the job."""
         for name in sweep(directory):
@@ -38,7 +40,7 @@ class Sharing:
             # It stays with the two who have it, and goes with them, however they end.
             segment.unlink()
             if id(job) not in self._arenas:
-                self._arenas[id(job)] = Arena(self._directory)
+                self._arenas[id(job)] = Arena(self._directory, self._limit, job=job.name)
         except SegmentError as error:
             _log.debug("job %s: rank %d shares no memory: %s", job.name, hello.rank, error)
             return False

@@ -58,6 +58,7 @@ class Client:
         self.settings = settings
         self._wants_staging = staging
         self._staging: GrowingSegment | None = None
+        self._warned_of_messages = False
         self._pid = _process.pid
         self._incarnation = secrets.randbits(64)
         self._session = Session(
@@ -257,7 +258,9 @@ class Client:
                 keep_large_blocks(one_arena=False)
                 if self._wants_staging and self.settings.shares_memory:
                     with contextlib.suppress(SegmentError):
-                        self._staging = GrowingSegment(self.settings.shm_directory, _warn_of_copies)
+                        self._staging = GrowingSegment(
+                            self.settings.shm_directory, _warn_of_copies, self.settings.shm_limit
+                        )
                 self._thread.run(self._connect())
         except BaseException:
             self._closed = True
@@ -330,10 +333,22 @@ class Client:
             return None
         try:
             credit = max(settings.credit_bytes, settings.partition_bytes)
-            return SharedMemory(settings.shm_directory, credit, self._staging)
+            return SharedMemory(
+                settings.shm_directory,
+                credit,
+                self._staging,
+                settings.shm_limit,
+                lacking=self._warn_of_messages,
+            )
         except SegmentError as error:
             _log.log(logging.WARNING if settings.plane == "shm" else logging.DEBUG, "no shared memory: %s", error)
             return None
+
+    def _warn_of_messages(self, error: SegmentError) -> None:
+        # Once, for all aggregators and reconnections: it is the same file system.
+        if not self._warned_of_messages:
+            self._warned_of_messages = True
+            _log.warning("what is pushed travels in messages, though an aggregator is on this host: %s", error)
 
     async def _run(self, link: Link) -> None:
         try:

@@ -9,9 +9,11 @@ from psum.client._doubts import doubts
 from psum.client._foreign import remarks, with_derived
 from psum.wire import (
     DEFAULT_DIRECTORY,
+    DEFAULT_LIMIT,
     MAX_PARTITION_BYTES,
     PAYLOAD_ALIGNMENT_BYTES,
     BaseSettings,
+    Limit,
     TlsFiles,
     choice,
     duration,
@@ -112,6 +114,13 @@ class Settings(BaseSettings):
         default=DEFAULT_DIRECTORY,
         parse=str,
         meaning="Where memory is shared with aggregators on the same host: a directory that is kept in memory.",
+    )
+    shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
+        "PSUM_SHM_LIMIT",
+        default=DEFAULT_LIMIT,
+        parse=Limit.parse,
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
+        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
     )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",

@@ -26,6 +26,7 @@ from psum.wire._pipe import SECRET_BYTES, Pipe
 from psum.wire._processors import processors
 from psum.wire._race import first_to_end
 from psum.wire._report import report_of
+from psum.wire._room import DEFAULT_LIMIT, Limit
 from psum.wire._rounds import MAX_SHARDS_PER_PAYLOAD, ShardRound, sizes_beside, split, to_columns, to_rows
 from psum.wire._segment import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
 from psum.wire._settings import (
@@ -48,6 +49,7 @@ __all__ = [
     "BATCH_BYTES",
     "BESIDE_BYTES",
     "DEFAULT_DIRECTORY",
+    "DEFAULT_LIMIT",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
     "MAX_SHARDS_PER_PAYLOAD",
@@ -65,6 +67,7 @@ __all__ = [
     "GrowingSegment",
     "Histogram",
     "JsonFormatter",
+    "Limit",
     "Metric",
     "Pem",
     "Pipe",

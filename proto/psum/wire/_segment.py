@@ -3,10 +3,11 @@
 A segment belongs to the process that made it. Its file can be opened by the same user only, has a random name, and is
 locked as long as its owner lives: what an owner that was killed left behind is known by its free lock, and `sweep`
 removes it. A file is sparse until memory is reserved for it, so that no write can find the directory full, which would
-end the process.
+end the process. What is reserved leaves room for others, whose writes would end them in the same way.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
@@ -16,9 +17,18 @@ import secrets
 import stat
 from typing import Final, Self
 
+from psum.wire._room import DEFAULT_LIMIT, Limit, shortage, turn
+
 DEFAULT_DIRECTORY: Final = "/dev/shm"
 
 _NAME: Final = re.compile(r"psum-[0-9a-f]{32}")
+
+#: What is reserved in one turn, so that others wait for milliseconds only: an aggregator's event loop may be one.
+_TURN_BYTES: Final = 16 << 20
+
+# FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of Linux.
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
 
 
 class SegmentError(Exception):
@@ -34,8 +44,11 @@ class Segment:
         view: Its content. A view of it that somebody keeps keeps the memory, whatever becomes of the file.
     """
 
-    def __init__(self, directory: str, name: str, descriptor: int, size: int, *, owned: bool) -> None:
+    def __init__(
+        self, directory: str, name: str, descriptor: int, size: int, *, owned: bool, limit: Limit = DEFAULT_LIMIT
+    ) -> None:
         self._directory = directory
+        self._limit = limit
         self._descriptor = descriptor if owned else -1
         self._owned = owned
         self.name = name
@@ -46,8 +59,13 @@ class Segment:
         return f"<Segment {self.name} of {self.size} bytes{' owned' if self._owned else ''}>"
 
     @classmethod
-    def create(cls, directory: str, size: int) -> Self:
+    def create(cls, directory: str, size: int, limit: Limit = DEFAULT_LIMIT) -> Self:
         """A new segment, all zero.
+
+        Args:
+            directory: Where its file is to be.
+            size: Its size in bytes.
+            limit: Up to where what it reserves may fill the file system.
 
         Raises:
             SegmentError: There is no such directory, or its file system cannot hold one.
@@ -64,7 +82,7 @@ class Segment:
                 undo.callback(os.close, place)
                 os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=True)
                 undo.callback(os.unlink, f"{directory}/{name}")
-                segment = cls(directory, name, descriptor, size, owned=True)
+                segment = cls(directory, name, descriptor, size, owned=True, limit=limit)
             except (OSError, ValueError) as error:
                 raise SegmentError(f"no shared memory in {directory}: {error}") from None
             os.close(place)
@@ -96,17 +114,28 @@ class Segment:
             os.close(descriptor)
 
     def reserve(self, offset: int, size: int) -> None:
-        """Makes sure that there is memory for a part, which may be written from then on.
+        """Makes sure that there is memory for a part, which may be written from then on. All of it, or nothing.
 
         Raises:
-            SegmentError: There is not; the text says what there is.
+            SegmentError: There is not, or others need what there is; the text says what there is.
         """
+        done = 0
         try:
-            os.posix_fallocate(self._descriptor, offset, size)
-        except OSError as error:
+            while done < size:
+                with turn(self._directory):
+                    # Asked for all the rest: whoever cannot have it is to hear that before it takes from others.
+                    if (reason := shortage(self._directory, size - done, self._limit)) is not None:
+                        raise SegmentError(reason)
+                    part = min(_TURN_BYTES, size - done)
+                    os.posix_fallocate(self._descriptor, offset + done, part)
+                done += part
+        except (OSError, SegmentError) as error:
+            _punch(self._descriptor, offset, done)
+            if isinstance(error, SegmentError):
+                raise
             raise SegmentError(
-                f"{size} bytes of shared memory are not to be had in {self._directory} ({error.strerror});"
-                f" {_free(self._directory)} bytes are free there"
+                f"{size} bytes of shared memory could not be reserved in {self._directory} ({error.strerror or error})"
+                f"{_free(self._directory)}"
             ) from None
 
     def unlink(self) -> None:
@@ -152,6 +181,18 @@ def _abandoned(path: pathlib.Path) -> bool:
         os.close(descriptor)
 
 
-def _free(directory: str) -> int:
-    status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize
+def _punch(descriptor: int, offset: int, size: int) -> None:
+    """Gives memory back that was reserved and not used yet."""
+    if size:
+        # Where the file system cannot do that, it goes with the file.
+        fallocate = ctypes.CDLL(None).fallocate
+        fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size))
+
+
+def _free(directory: str) -> str:
+    """How much is free there, as the end of a sentence."""
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return ""
+    return f"; {status.f_bavail * status.f_frsize} bytes are free there"

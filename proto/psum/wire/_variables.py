@@ -61,6 +61,7 @@ VARIABLES: Final = frozenset(
         "PSUM_REFLECTION",
         "PSUM_ROUND_TIMEOUT",
         "PSUM_SHM_DIRECTORY",
+        "PSUM_SHM_LIMIT",
         "PSUM_THREADS",
         "PSUM_TLS_CA",
         "PSUM_TLS_CERT",
