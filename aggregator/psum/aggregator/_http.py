@@ -108,7 +108,10 @@ class Http:
     async def _readyz(self, _request: web.Request) -> web.Response:
         if self._service.ready:
             return web.Response(text="ready\n")
-        return web.Response(status=503, text="draining\n" if self._service.draining else "starting\n")
+        why = "draining" if self._service.draining else "starting"
+        if self._service.full:
+            why = self._service.descriptors.lack("no further worker can come")
+        return web.Response(status=503, text=f"{why}\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         families = list(collect(self._service, self._loop.time()))

@@ -17,6 +17,8 @@ class Line:
         """The memory in which the worker places what it pushes, where it shares memory with this process."""
         self.staging = memoryview(b"")
         """More of its memory, which it pushes from where the values are, if it has any."""
+        self.descriptors = 0
+        """How many file descriptors it has, or may have when the worker opens what it was offered."""
         self.pipe: Pipe | None = None
         """The worker's data connection, where it has opened one."""
         self._attached = asyncio.Event()

@@ -19,6 +19,7 @@ from psum.client._exporter import Exporter
 from psum.client._keys import Operation
 from psum.client._link import Link
 from psum.client._logging import set_up_logging
+from psum.client._means import means_for
 from psum.client._session import Load, Session
 from psum.client._settings import Settings, next_port
 from psum.client._shared import SharedMemory
@@ -28,7 +29,14 @@ from psum.client._thread import LoopThread
 from psum.client._ticket import State, Ticket
 from psum.client._timeline import Timeline
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, Block, ElementType, GrowingSegment, SegmentError, keep_large_blocks
+from psum.wire import (
+    PROTOCOL_VERSION,
+    Block,
+    ElementType,
+    GrowingSegment,
+    SegmentError,
+    keep_large_blocks,
+)
 from psum.wire.errors import ClosedError, ForkedError, PsumError
 
 _log = logging.getLogger(__name__)
@@ -52,9 +60,13 @@ class Client:
 
     Attributes:
         settings: What it was made with.
+
+    Raises:
+        ConnectError: This process may have too few file descriptors.
     """
 
     def __init__(self, settings: Settings, *, staging: bool = False) -> None:
+        self._means = means_for(settings, staging=staging)
         self.settings = settings
         self._wants_staging = staging
         self._staging: GrowingSegment | None = None
@@ -248,6 +260,8 @@ class Client:
         set_up_logging(self.settings)
         for text in self.settings.warnings():
             _log.warning("%s", text)
+        if self._means.lack is not None:
+            _log.warning("%s", self._means.lack)
         if self.settings.trace_dir:
             self._timeline = Timeline(self.settings)
             self._session.recorder = self._timeline.recorder
@@ -256,7 +270,7 @@ class Client:
                 self._exporter = Exporter(self, next_port(self.settings.metrics_port, self.settings.local_rank))
             if self._thread is not None:
                 keep_large_blocks(one_arena=False)
-                if self._wants_staging and self.settings.shares_memory:
+                if self._wants_staging and self._means.shares_memory:
                     with contextlib.suppress(SegmentError):
                         self._staging = GrowingSegment(
                             self.settings.shm_directory, _warn_of_copies, self.settings.shm_limit
@@ -284,7 +298,7 @@ class Client:
                 credentials=credentials,
                 keepalive=settings.keepalive,
                 hello=self._hello,
-                plane=settings.plane,
+                plane=self._means.plane,
                 share=self._share_memory,
                 settle=self._settle,
             )
@@ -329,7 +343,7 @@ class Client:
 
     def _share_memory(self) -> SharedMemory | None:
         settings = self.settings
-        if not settings.shares_memory:
+        if not self._means.shares_memory:
             return None
         try:
             credit = max(settings.credit_bytes, settings.partition_bytes)
@@ -341,7 +355,8 @@ class Client:
                 lacking=self._warn_of_messages,
             )
         except SegmentError as error:
-            _log.log(logging.WARNING if settings.plane == "shm" else logging.DEBUG, "no shared memory: %s", error)
+            level = logging.WARNING if settings.plane == "shm" or error.scarce else logging.DEBUG
+            _log.log(level, "no shared memory: %s", error)
             return None
 
     def _warn_of_messages(self, error: SegmentError) -> None:

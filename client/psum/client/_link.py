@@ -16,7 +16,17 @@ from psum.client._obstacle import Obstacle
 from psum.client._session import Session
 from psum.client._shared import SharedMemory
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Pipe, SegmentError, decode, encode, first_to_end, grpc_options, sizes_beside
+from psum.wire import (
+    Pipe,
+    SegmentError,
+    decode,
+    encode,
+    first_to_end,
+    grpc_options,
+    lack_of_descriptors,
+    lacks_descriptors,
+    sizes_beside,
+)
 from psum.wire.errors import (
     AggregatorLostError,
     ConfigurationError,
@@ -38,6 +48,9 @@ _PIPE_SECONDS: Final = 3.0
 
 #: What may wait here to be taken from a data connection.
 _AHEAD_BYTES: Final = 16 << 20
+
+#: What one connection takes of the system's file descriptors, and what gRPC needs besides for a moment.
+_CONNECTION_DESCRIPTORS: Final = 2
 
 #: What gRPC says where the other side's refusal overtook the hello, whose sending then failed: the reason is lost.
 _NO_REASON: Final = "Internal error from Core"
@@ -243,11 +256,21 @@ class Link:
         Args:
             error: What gRPC says.
             obstacle: What is known of the attempts before this one, and told what is found out.
-            final: Whether it is to be an error that one side does not trust the other.
+            final: Whether it is to be an error that one side does not trust the other, or that this process may have no
+                more file descriptors.
 
         Raises:
-            ConnectError: It is final that one side does not trust the other.
+            ConnectError: That is so, and final.
         """
+        if (lack := lacks_descriptors(_CONNECTION_DESCRIPTORS)) is not None:
+            if final:
+                await self.abandon()
+                raise ConnectError(
+                    f"rank {self._session.rank} cannot connect to aggregator {self.address}: {lack}",
+                    address=self.address,
+                )
+            obstacle.diagnosed(lack, time.monotonic())
+            return
         if obstacle.cause and isinstance(error, grpc.aio.AioRpcError) and error.details() == _NO_REASON:
             return
         if obstacle.should_diagnose(time.monotonic()):
@@ -299,6 +322,12 @@ class Link:
             except SegmentError as error:
                 shared.close()
                 self._share = lambda: None
+                _log.warning(
+                    "rank %d shares no memory with aggregator %s, which is slower: %s",
+                    self._session.rank,
+                    self.address,
+                    error,
+                )
                 raise ProtocolError(f"it shares memory that cannot be used: {error}") from None
         elif shared is not None:
             shared.close()
@@ -328,7 +357,7 @@ class Link:
                 self._session.rank,
                 self.address,
                 welcome.data_port,
-                str(error) or f"no answer within {_PIPE_SECONDS:g} s",
+                lack_of_descriptors(error) or str(error) or f"no answer within {_PIPE_SECONDS:g} s",
             )
             return None
         pipe.show(welcome.data_secret)

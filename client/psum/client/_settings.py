@@ -242,11 +242,6 @@ class Settings(BaseSettings):
         return load(cls, with_derived(environ), given, remarks(environ))
 
     @property
-    def shares_memory(self) -> bool:
-        """Whether memory is to be shared with aggregators on this host."""
-        return self.plane in ("auto", "shm")
-
-    @property
     def tls(self) -> TlsFiles:
         """The files that TLS needs, none where it is not spoken."""
         return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)

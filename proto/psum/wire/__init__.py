@@ -15,6 +15,14 @@ from psum.wire._channel import (
     SHARED_BYTES,
     grpc_options,
 )
+from psum.wire._descriptors import (
+    HOW_TO_RAISE,
+    descriptor_limit,
+    lack_of_descriptors,
+    lacks_descriptors,
+    open_descriptors,
+    raise_descriptor_limit,
+)
 from psum.wire._elements import ElementType
 from psum.wire._files import WatchedFiles, read_file
 from psum.wire._framing import PAYLOAD_ALIGNMENT_BYTES, allocate, decode, encode
@@ -50,6 +58,7 @@ __all__ = [
     "BESIDE_BYTES",
     "DEFAULT_DIRECTORY",
     "DEFAULT_LIMIT",
+    "HOW_TO_RAISE",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
     "MAX_SHARDS_PER_PAYLOAD",
@@ -82,6 +91,7 @@ __all__ = [
     "choice",
     "declarations",
     "decode",
+    "descriptor_limit",
     "duration",
     "encode",
     "errors",
@@ -91,9 +101,13 @@ __all__ = [
     "is_local",
     "items",
     "keep_large_blocks",
+    "lack_of_descriptors",
+    "lacks_descriptors",
     "load",
+    "open_descriptors",
     "parse_address",
     "processors",
+    "raise_descriptor_limit",
     "read_file",
     "report_of",
     "setting",

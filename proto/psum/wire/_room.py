@@ -81,8 +81,8 @@ def shortage(directory: str, wanted: int, limit: Limit) -> str | None:
     if not total or free - wanted >= left_to_others:
         return None
     return (
-        f"{_mebibytes(wanted)} more do not fit in {directory}: {_mebibytes(free)} of its {_mebibytes(total)} are free,"
-        f" and psum leaves {_mebibytes(left_to_others)} to others (PSUM_SHM_LIMIT={limit}). Make it larger (docker run"
+        f"{_people(wanted)} more do not fit in {directory}: {_people(free)} of its {_people(total)} are free,"
+        f" and psum leaves {_people(left_to_others)} to others (PSUM_SHM_LIMIT={limit}). Make it larger (docker run"
         " --shm-size, or an emptyDir of medium Memory), or raise PSUM_SHM_LIMIT where nobody else needs it"
     )
 
@@ -136,5 +136,6 @@ def _lock(descriptor: int, directory: str) -> bool:
             return True
 
 
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"
+def _people(count: int) -> str:
+    """A size for people."""
+    return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 2**10:g} KiB"

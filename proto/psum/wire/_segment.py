@@ -17,6 +17,7 @@ import secrets
 import stat
 from typing import Final, Self
 
+from psum.wire._descriptors import lack_of_descriptors
 from psum.wire._room import DEFAULT_LIMIT, Limit, shortage, turn
 
 DEFAULT_DIRECTORY: Final = "/dev/shm"
@@ -32,7 +33,22 @@ _PUNCH_HOLE: Final = 2
 
 
 class SegmentError(Exception):
-    """A segment could not be made, opened or given more memory; the text says why."""
+    """A segment could not be made, opened or given more memory; the text says why.
+
+    Attributes:
+        scarce: Whether something was lacking of which the system has only so much. Else no memory can be shared there,
+            as with another host.
+    """
+
+    def __init__(self, text: str, *, scarce: bool = False) -> None:
+        self.scarce = scarce
+        super().__init__(text)
+
+    @classmethod
+    def of(cls, what: str, error: Exception) -> Self:
+        """For an error of the system, and what could not be done because of it."""
+        lack = lack_of_descriptors(error)
+        return cls(f"{what}: {lack or getattr(error, 'strerror', None) or error}", scarce=lack is not None)
 
 
 class Segment:
@@ -84,7 +100,7 @@ class Segment:
                 undo.callback(os.unlink, f"{directory}/{name}")
                 segment = cls(directory, name, descriptor, size, owned=True, limit=limit)
             except (OSError, ValueError) as error:
-                raise SegmentError(f"no shared memory in {directory}: {error}") from None
+                raise SegmentError.of(f"no shared memory in {directory}", error) from None
             os.close(place)
             undo.pop_all()
         return segment
@@ -101,7 +117,7 @@ class Segment:
         try:
             descriptor = os.open(f"{directory}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise SegmentError(f"{directory}/{name} cannot be opened: {error.strerror}") from None
+            raise SegmentError.of(f"{directory}/{name} cannot be opened", error) from None
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -109,7 +125,7 @@ class Segment:
             # Only an owner needs more than the mapping.
             return cls(directory, name, descriptor, status.st_size, owned=False)
         except (OSError, ValueError) as error:
-            raise SegmentError(f"{directory}/{name} cannot be mapped: {error}") from None
+            raise SegmentError.of(f"{directory}/{name} cannot be mapped", error) from None
         finally:
             os.close(descriptor)
 
@@ -125,7 +141,7 @@ class Segment:
                 with turn(self._directory):
                     # Asked for all the rest: whoever cannot have it is to hear that before it takes from others.
                     if (reason := shortage(self._directory, size - done, self._limit)) is not None:
-                        raise SegmentError(reason)
+                        raise SegmentError(reason, scarce=True)
                     part = min(_TURN_BYTES, size - done)
                     os.posix_fallocate(self._descriptor, offset + done, part)
                 done += part
@@ -133,9 +149,11 @@ class Segment:
             _punch(self._descriptor, offset, done)
             if isinstance(error, SegmentError):
                 raise
+            reason = lack_of_descriptors(error) or error.strerror or str(error)
             raise SegmentError(
-                f"{size} bytes of shared memory could not be reserved in {self._directory} ({error.strerror or error})"
-                f"{_free(self._directory)}"
+                f"{size} bytes of shared memory could not be reserved in {self._directory} ({reason})"
+                f"{_free(self._directory)}",
+                scarce=True,
             ) from None
 
     def unlink(self) -> None:

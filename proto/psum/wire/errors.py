@@ -14,7 +14,7 @@ PsumError
     ├── WorkerLostError     a worker vanished, or left while others still needed it
     ├── RoundTimeoutError   a round waited too long for its slowest rank
     ├── AbortedError        a rank said that it cannot contribute
-    ├── ExhaustedError      the aggregator has not the memory for what was declared
+    ├── ExhaustedError      the aggregator lacks the memory for what was declared, or a file descriptor for the worker
     ├── DeniedError         the worker may not do this
     └── InternalError       the aggregator itself failed
 
@@ -155,7 +155,7 @@ class AbortedError(FaultError):
 
 
 class ExhaustedError(FaultError):
-    """The aggregator has not the memory for what was declared."""
+    """The aggregator lacks the memory for what was declared, or a file descriptor for the worker."""
 
     code = pb.FAULT_CODE_EXHAUSTED
 
