@@ -107,7 +107,12 @@ def test_a_worker_with_few_does_with_what_there_is(make_fleet: Callable[..., Any
         [sys.executable, "-c", _WORKER, str(left)],
         cwd=pathlib.Path(__file__).parents[2],
         env=os.environ
-        | {"PSUM_AGGREGATORS": ",".join(fleet.addresses), "PYTHONPATH": ".", "PSUM_CONNECT_TIMEOUT": "20s"},
+        | {
+            "PSUM_AGGREGATORS": ",".join(fleet.addresses),
+            "PSUM_NUM_WORKERS": "1",
+            "PYTHONPATH": ".",
+            "PSUM_CONNECT_TIMEOUT": "20s",
+        },
         capture_output=True,
         text=True,
         timeout=60,
