@@ -524,6 +524,7 @@ class Key(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id on the wire: any number that all ranks of the job choose alike."""
     name: _builtins.str
@@ -534,6 +535,10 @@ class Key(_message.Message):
     """The type of the elements; all ranks must agree."""
     operation: Global___Operation.ValueType
     """What its rounds do; all ranks must agree."""
+    label: _builtins.str
+    """What the key stands for, such as the name of a model's parameter, where its own name is a number. Ranks that say
+    so must agree; empty where a rank does not know.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The shape, for people and for comparison; all ranks must agree."""
@@ -552,10 +557,11 @@ class Key(_message.Message):
         operation: Global___Operation.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         shards: _abc.Iterable[Global___Shard] | None = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "name", b"name", "operation", b"operation", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "label", b"label", "name", b"name", "operation", b"operation", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1291,6 +1297,7 @@ class RoundStatus(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     WAITING_SECONDS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The name of the key."""
     shard: _builtins.int
@@ -1299,6 +1306,8 @@ class RoundStatus(_message.Message):
     """The round."""
     waiting_seconds: _builtins.float
     """Seconds since its first contribution."""
+    label: _builtins.str
+    """What the key stands for, as its declaration says; empty where that does not say."""
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ranks that have not contributed yet."""
@@ -1311,10 +1320,11 @@ class RoundStatus(_message.Message):
         round: _builtins.int = ...,
         waiting_seconds: _builtins.float = ...,
         waiting_for: _abc.Iterable[_builtins.int] | None = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "round", b"round", "shard", b"shard", "waiting_for", b"waiting_for", "waiting_seconds", b"waiting_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "label", b"label", "round", b"round", "shard", b"shard", "waiting_for", b"waiting_for", "waiting_seconds", b"waiting_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,7 @@ from psum.wire._settings import (
 )
 from psum.wire._settings import Settings as BaseSettings
 from psum.wire._slots import Slots
+from psum.wire._titles import captioned, titled
 from psum.wire._tls import Pem, TlsFiles
 from psum.wire._variables import VARIABLES, similar, unknown_variables
 
@@ -88,6 +89,7 @@ __all__ = [
     "TlsFiles",
     "WatchedFiles",
     "allocate",
+    "captioned",
     "choice",
     "declarations",
     "decode",
@@ -116,6 +118,7 @@ __all__ = [
     "sizes_beside",
     "split",
     "sweep",
+    "titled",
     "to_columns",
     "to_rows",
     "unknown_variables",
