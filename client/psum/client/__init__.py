@@ -18,8 +18,10 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Of handshakes that fail gRPC writes lines that say less than our errors do.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from psum.client._client import Client, connect, shared_client
+from psum.client._client import Client, connect, reserve_store, shared_client
+from psum.client._in_step import ComparedTensor, Comparison, digest_of
 from psum.client._keys import Operation
+from psum.client._numbering import StoreNumber
 from psum.client._settings import Settings
 from psum.client._status import fetch_status
 from psum.client._store import Store, key_name
@@ -39,6 +41,7 @@ from psum.wire.errors import (
     ForkedError,
     InternalError,
     InvalidError,
+    OutOfStepError,
     ProtocolError,
     PsumError,
     RoundTimeoutError,
@@ -52,6 +55,8 @@ __all__ = [
     "Block",
     "Client",
     "ClosedError",
+    "ComparedTensor",
+    "Comparison",
     "ConfigurationError",
     "ConnectError",
     "DeniedError",
@@ -64,18 +69,22 @@ __all__ = [
     "InvalidError",
     "Operation",
     "OperationStatistics",
+    "OutOfStepError",
     "ProtocolError",
     "PsumError",
     "RoundTimeoutError",
     "Settings",
     "Statistics",
     "Store",
+    "StoreNumber",
     "TakenError",
     "Ticket",
     "Times",
     "WorkerLostError",
     "connect",
+    "digest_of",
     "fetch_status",
     "key_name",
+    "reserve_store",
     "shared_client",
 ]

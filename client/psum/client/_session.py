@@ -118,25 +118,28 @@ class Session:
         element_type: ElementType,
         operation: Operation,
         priority: int,
+        label: str = "",
     ) -> Ticket:
         """Fixes the round of an operation. From any thread; the order of calls on a key must be that of all ranks.
 
         Raises:
-            ValueError: The key had another shape or element type before.
+            ValueError: The key had another shape or element type before, or its label comes back after another one.
             PsumError: The key, or everything, has failed.
         """
         with self._reserving:
             key = self._keys.get((store, name, operation))
             if key is None:
                 tally = self.tally.operations[operation]
-                key = Key(store, name, shape, element_type, operation, self._placement, tally)
+                key = Key(store, name, shape, element_type, operation, self._placement, tally, label)
+                first = self._keys.get((store, name, Operation.BROADCAST))
+                if label and first is not None and first.label == label:
+                    key.begins_with = first
                 self._keys[store, name, operation] = self._by_id[key.id] = key
-            if (failure := self.failure or key.failure) is not None:
+            begun = None if key.begins_with is None else key.begins_with.failure
+            if (failure := self.failure or key.failure or begun) is not None:
                 # The same object is raised many times: it must not gather the traces of all of them.
                 raise failure.with_traceback(None)
-            if key.shape != shape or key.element_type is not element_type:
-                now = f"{element_type.label} {shape}"
-                raise ValueError(f"key {name!r} was a {key.describe()} before, and is {now} now")
+            key.check(shape, element_type, label)
             ticket = Ticket(key, key.reserved, priority, self._hand_over)
             key.reserved += 1
             if (recorder := self.recorder) is not None:

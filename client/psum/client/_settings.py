@@ -157,6 +157,14 @@ class Settings(BaseSettings):
         parse=duration,
         meaning="How long a push-pull may wait for its sum.",
     )
+    check_every: int = setting(
+        "PSUM_CHECK_EVERY",
+        default=0,
+        default_text="never",
+        parse=integer(0, 2**63 - 1),
+        meaning="Every so many updates of a Trainer or Module, check that its parameters are the same on all ranks; the"
+        " same on every worker. See docs/drift.md.",
+    )
     tls_ca: str = setting(
         "PSUM_TLS_CA",
         default="",

@@ -33,6 +33,7 @@ VARIABLES: Final = frozenset(
         "PSUM_AGGREGATOR_TLS_KEY",
         "PSUM_AGGREGATOR_TOKEN_FILE",
         "PSUM_AGGREGATOR_WEIGHTS",
+        "PSUM_CHECK_EVERY",
         "PSUM_CONNECT_TIMEOUT",
         "PSUM_CREDIT_BYTES",
         "PSUM_DATA_PORT",
