@@ -16,7 +16,7 @@ from aiohttp import web
 from psum.aggregator._exposition import collect
 from psum.aggregator._report import report
 from psum.aggregator._service import Service
-from psum.wire import is_local
+from psum.wire import cannot_listen, is_local
 from psum.wire.errors import ConfigurationError
 from psum.wire.prometheus import encode
 
@@ -88,7 +88,7 @@ class Http:
             await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
         except OSError as error:
             await self.close()
-            raise ConfigurationError([f"http={address}: cannot listen there: {error.strerror or error}"]) from None
+            raise ConfigurationError([cannot_listen("http", "HTTP", address, error)]) from None
         return f"{host}:{self._runner.addresses[0][1]}"
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import uvloop
 
-from psum.aggregator._binding import why_not
+from psum.aggregator._binding import obstacle
 from psum.aggregator._data_port import DataPort
 from psum.aggregator._health import Health
 from psum.aggregator._logging import set_up_logging
@@ -23,6 +23,7 @@ from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
 from psum.aggregator._tls import server_credentials
 from psum.wire import (
+    cannot_listen,
     grpc_options,
     keep_large_blocks,
     lacks_descriptors,
@@ -222,7 +223,7 @@ class Server:
         finally:
             os.umask(mask)
         if port == 0:
-            raise ConfigurationError([f"listen={address}: cannot listen there: {why_not(address)}"])
+            raise ConfigurationError([cannot_listen("listen", "workers", address, obstacle(address))])
         if address.startswith("unix:"):
             return address
         return f"{address.rpartition(':')[0]}:{port}"

@@ -14,7 +14,7 @@ from rich.live import Live
 
 from psum.cli._status_view import Fleet
 from psum.client import ConnectError, Settings, fetch_status
-from psum.wire import parse_address, report_of
+from psum.wire import parse_destination, report_of
 from psum.wire.errors import ConfigurationError
 
 #: Wide enough that a pipe or a file has one line for each row.
@@ -25,7 +25,7 @@ Look = Callable[[], list[dict[str, Any]]]
 
 def _parsed(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return tuple(map(parse_address, values))
+        return tuple(map(parse_destination, values))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -22,6 +22,7 @@ from psum.wire import (
     items,
     load,
     parse_address,
+    parse_destination,
     setting,
     size,
 )
@@ -53,7 +54,7 @@ class Settings(BaseSettings):
         "PSUM_AGGREGATORS",
         default=(),
         default_text="none",
-        parse=items(parse_address),
+        parse=items(parse_destination),
         meaning="The aggregators, host:port or unix:/path, with commas; the same list on every worker.",
     )
     weights: tuple[int, ...] = setting(

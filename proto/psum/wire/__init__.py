@@ -4,7 +4,8 @@ The exceptions are in psum.wire.errors.
 """
 
 from psum.wire import errors
-from psum.wire._address import is_local, parse_address
+from psum.wire._address import is_local, join_address, parse_address, parse_destination, split_address
+from psum.wire._binding import cannot_listen
 from psum.wire._channel import (
     BATCH_BYTES,
     BESIDE_BYTES,
@@ -89,6 +90,7 @@ __all__ = [
     "TlsFiles",
     "WatchedFiles",
     "allocate",
+    "cannot_listen",
     "captioned",
     "choice",
     "declarations",
@@ -102,12 +104,14 @@ __all__ = [
     "integer",
     "is_local",
     "items",
+    "join_address",
     "keep_large_blocks",
     "lack_of_descriptors",
     "lacks_descriptors",
     "load",
     "open_descriptors",
     "parse_address",
+    "parse_destination",
     "processors",
     "raise_descriptor_limit",
     "read_file",
@@ -117,6 +121,7 @@ __all__ = [
     "size",
     "sizes_beside",
     "split",
+    "split_address",
     "sweep",
     "titled",
     "to_columns",
