@@ -169,7 +169,9 @@ async def test_as_many_as_fit_are_taken_and_the_next_is_refused_in_words(
             await one.__aexit__(None, None, None)
         async with stream(served.address, 1, resuming=True) as call:
             assert (await call.read()).HasField("welcome")
-        assert await capacity(served.http) == fits
+        # A stream that ends has its descriptors until its last words are out.
+        while await capacity(served.http) != fits:
+            pass
 
 
 async def test_rather_all_in_messages_than_some_not_at_all(start_process: Callable[..., Any]) -> None:

@@ -129,7 +129,10 @@ def test_a_lost_result_is_delivered_again_to_whom_lacks_it(job: Job) -> None:
         ({"num_workers": 3}, r"PSUM_NUM_WORKERS\): rank 0 has 2, rank 1 has 3"),
         ({"partition_bytes": 2048}, r"PSUM_PARTITION_BYTES\): rank 0 has 1024, rank 1 has 2048"),
         ({"aggregators": ["a:1", "b:1"]}, r"PSUM_AGGREGATORS\): rank 0 has \['a:1'\], rank 1 has \['a:1', 'b:1'\]"),
-        ({"aggregator_index": 1}, "place in the list: rank 0 has 0, rank 1 has 1"),
+        (
+            {"aggregator_index": 1},
+            "one and the same aggregator: rank 0 of job 'night' came by the first, rank 1",
+        ),
     ],
 )
 def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object], both_sides: str) -> None:

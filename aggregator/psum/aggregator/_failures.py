@@ -34,6 +34,8 @@ _MAX_REASON = 4096
 def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | None:
     """What is wrong where a worker's settings are not those of the first, None where they are."""
     first = job.first
+    if first.aggregators == hello.aggregators and first.aggregator_index != hello.aggregator_index:
+        return _listed_twice(job, hello)
     differences = [
         f"{what}: rank {first.rank} has {old}, rank {hello.rank} has {new}"
         for what, old, new in (
@@ -41,7 +43,6 @@ def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | 
             ("the partition size (PSUM_PARTITION_BYTES)", first.partition_bytes, hello.partition_bytes),
             ("the list of aggregators (PSUM_AGGREGATORS)", list(first.aggregators), list(hello.aggregators)),
             ("the weights of the aggregators", list(first.weights), list(hello.weights)),
-            ("this aggregator's place in the list", first.aggregator_index, hello.aggregator_index),
         )
         if old != new
     ]
@@ -52,6 +53,23 @@ def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | 
         f"ranks of job {job.name!r} disagree on " + "; on ".join(differences) + f". Rank {first.rank} is"
         f" {one or first.worker}, rank {hello.rank} is {hello.worker} ({peer})."
         " Give all workers of a job the same settings, and every job its own PSUM_JOB",
+        ranks=sorted({first.rank, hello.rank}),
+    )
+
+
+def _listed_twice(job: "Job", hello: pb.Hello) -> DisagreementError:
+    """Workers come to this one aggregator for two places of their list."""
+    first, names = job.first, list(hello.aggregators)
+
+    def address(place: int) -> str:
+        return names[place] if place < len(names) else f"place {place} of {names}"
+
+    whose = f"rank {first.rank} of job {job.name!r} came by the first, rank {hello.rank} by the second"
+    if first.rank == hello.rank:
+        whose = f"rank {first.rank} of job {job.name!r} came by both"
+    return DisagreementError(
+        f"{address(first.aggregator_index)} and {address(hello.aggregator_index)} of PSUM_AGGREGATORS lead to one and"
+        f" the same aggregator: {whose}. List each aggregator once, by one address that leads to it alone",
         ranks=sorted({first.rank, hello.rank}),
     )
 

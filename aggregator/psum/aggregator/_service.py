@@ -382,6 +382,7 @@ class Service:
             welcome.plane = pb.PLANE_DIRECT
         if welcome.plane != pb.PLANE_INLINE and self._data_port.port:
             welcome.data_port, welcome.data_secret = self._data_port.port, self._data_port.invite(line)
+            welcome.data_answers = True
             line.descriptors += 1
             self.descriptors.take(1)
         return None
@@ -482,7 +483,12 @@ class Service:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         tokens = self._tokens.get() if self._tokens is not None else None
         jobs, ended = self._registry.status(
-            now, lambda name: request.job in ("", name) and (tokens is None or tokens.permits(token, name))
+            now,
+            lambda name: (
+                not request.without_jobs
+                and request.job in ("", name)
+                and (tokens is None or tokens.permits(token, name))
+            ),
         )
         return self._status(jobs, ended)
 

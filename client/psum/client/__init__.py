@@ -17,6 +17,9 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Of handshakes that fail gRPC writes lines that say less than our errors do.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Names are looked up as by all other programs: gRPC's own way, c-ares, reads /etc/hosts differently. Of a host with
+# several addresses it knows only one where another is that of some other name too, as 127.0.0.1 is.
+os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
 from psum.client._client import Client, connect, reserve_store, shared_client
 from psum.client._in_step import ComparedTensor, Comparison, digest_of

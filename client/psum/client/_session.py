@@ -244,6 +244,11 @@ class Session:
         neither, lie in the messages."""
         self._lanes[aggregator].use_plane(shared, piped=piped)
 
+    def waits(self, aggregator: int) -> bool | None:
+        """Whether something was sent to an aggregator that has no result yet; None: it is about to end."""
+        lane = self._lanes[aggregator]
+        return bool(lane.outstanding) if lane.still_open is None else None
+
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.
 

@@ -442,6 +442,7 @@ class Welcome(_message.Message):
     DATA_PORT_FIELD_NUMBER: _builtins.int
     DATA_SECRET_FIELD_NUMBER: _builtins.int
     STAGING_FIELD_NUMBER: _builtins.int
+    DATA_ANSWERS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -459,12 +460,19 @@ class Welcome(_message.Message):
     data_port: _builtins.int
     """With PLANE_SHM and PLANE_DIRECT: the port on the aggregator's host to which the worker may open a data connection.
     Where it does, all further messages of both sides travel there, each behind 'm' and its length in four bytes, little
-    endian, and payloads behind 'p' and theirs; the stream stays open for as long, and its end ends both.
+    endian, and payloads behind 'p' and theirs; the stream stays open for as long, and its end ends both. The aggregator
+    sends there from the worker's first message there on, and on the stream until then.
     """
     data_secret: _builtins.bytes
     """What the worker sends there first. Good for one connection."""
     staging: _builtins.bool
     """With PLANE_SHM: whether the worker may push from its staging memory."""
+    data_answers: _builtins.bool
+    """Whether the aggregator answers on a data connection that has shown the secret, with a message that says nothing: an
+    empty taken. A connection on which no answer comes leads elsewhere, whoever has accepted it; the worker closes it,
+    and everything stays on the stream. With the answer, the worker sends its first message there at once, if only an
+    empty declare. Older aggregators do not answer.
+    """
     def __init__(
         self,
         *,
@@ -478,10 +486,11 @@ class Welcome(_message.Message):
         data_port: _builtins.int = ...,
         data_secret: _builtins.bytes = ...,
         staging: _builtins.bool = ...,
+        data_answers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1087,16 +1096,20 @@ class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    WITHOUT_JOBS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """Only this job; empty: all."""
+    without_jobs: _builtins.bool
+    """Only the process, none of its jobs: this costs the aggregator next to nothing."""
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
+        without_jobs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "without_jobs", b"without_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -180,6 +180,11 @@ class Pipe(asyncio.BufferedProtocol):
             await self._write(lead)
 
     @property
+    def broken(self) -> str | None:
+        """Why the connection has ended, None while it has not."""
+        return None if self._error is None else str(self._error)
+
+    @property
     def flushed(self) -> bool:
         """Whether all that was sent is in the kernel's hands, so that its memory may change."""
         return self._transport is None or not self._transport.get_write_buffer_size()
