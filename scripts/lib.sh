@@ -35,6 +35,10 @@ make_venv() {
     shift 3
     stamp=$(printf '%s\n' "$PWD" "$python" "$*" | cat - "$stamp_file" | cksum)
     if [ "$(cat "$directory/stamp" 2>/dev/null)" != "$stamp" ]; then
+        if ! [ -w . ]; then
+            echo "$PWD cannot be written to, and $directory is to be made there: copy it to where you may write (cp -r)" >&2
+            return 1
+        fi
         echo "setting up $directory (once; needs the package registry) …" >&2
         rm -rf "$directory"
         "$python" -m venv "$directory"

@@ -2,7 +2,12 @@
 
 import pathlib
 
+import hypothesis
 import pytest
+
+# A machine that does other work too may take any time for an example; pytest's own time-out ends what hangs.
+hypothesis.settings.register_profile("psum", deadline=None)
+hypothesis.settings.load_profile("psum")
 
 #: What takes long, and shows something of protocols, processes and files rather than of one version of Python.
 _ONCE = ("chaos", "deploy", "fuzz", "model")

@@ -1,4 +1,4 @@
-"""The README's programs run as they stand."""
+"""The programs of the README and of pages for those who write trainings run as they stand."""
 
 import importlib.util
 import pathlib
@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def program(section: str) -> str:
@@ -26,11 +27,14 @@ def launch(text: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
 def test_the_training_example_trains() -> None:
-    """Word for word, but for the data: two workers run it and hold the same parameters in the end."""
+    """Word for word, but for the data: two workers run it and hold the same parameters in the end, though one has a
+    smaller last batch."""
     setup, loop = program("Train with it").split("for data, label in", 1)
     data = (
         "mx.random.seed(store.rank)\n"
-        "my_part_of_the_data = [(mx.nd.random.normal(shape=(4, 5)), mx.nd.array([0, 1, 2, 3])) for _ in range(3)]\n"
+        "my_part_of_the_data = [\n"
+        "    (mx.nd.random.normal(shape=(n, 5)), mx.nd.arange(n)) for n in (4, 4, 4 - 2 * store.rank)\n"
+        "]\n"
     )
     done = launch(f"{setup}{data}for data, label in{loop}print('sum:', net.weight.data().sum().asscalar())\n")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,3 +48,12 @@ def test_the_example_without_mxnet_runs() -> None:
     done = launch(program("Without MXNet") + 'print("got", gradient[0])\n')
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("got [4. 4. 4.]") == 2
+
+
+def test_the_example_of_averaging_runs() -> None:
+    """Word for word: both workers have the same counts, hence the same accuracy."""
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/averaging.md").read_text(), re.DOTALL)
+    done = launch(str(text) + 'print("counts", counts.tolist())\n')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("accuracy over all ranks: 0.900") == 2
+    assert done.stdout.count("counts [180.0, 200.0]") == 2

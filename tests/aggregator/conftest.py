@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -27,12 +28,17 @@ class Served:
 
 @pytest.fixture
 def start_process() -> Iterator[Callable[..., Served]]:
-    """Starts a `psum aggregator` on free ports, with more arguments where they are given; ends it after the test."""
+    """Starts a `psum aggregator` on free ports, with more arguments where they are given, and with a limit of file
+    descriptors where one is; ends it after the test."""
     started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
-    def start(*arguments: str) -> Served:
+    def start(*arguments: str, descriptors: int | None = None) -> Served:
+        def limit() -> None:
+            if descriptors is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
         command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, preexec_fn=limit)
         assert process.stderr is not None
         log = ""
         while (line := process.stderr.readline()) and "listening on" not in (log := log + line):

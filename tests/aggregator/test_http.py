@@ -317,7 +317,7 @@ async def test_a_port_that_is_taken_is_refused(serve: Serve) -> None:
     """And what had been started is ended, so that the process can say why."""
     server = await serve()
     second = Server(Settings(listen=("127.0.0.1:0",), http=server.http_address))
-    with pytest.raises(psum.ConfigurationError, match=rf"http={server.http_address}: cannot listen there"):
+    with pytest.raises(psum.ConfigurationError, match=rf"http: cannot listen on {server.http_address} for HTTP"):
         await second.start()
 
 

@@ -46,7 +46,8 @@ def warnings(job: Job, now: float) -> list[Warn]:
 
 
 def test_the_oldest_round_that_waits_is_told_to_those_who_wait_for_it(job: Job) -> None:
-    """With the ranks that it waits for, where they run, when they were heard last, and when the round will fail."""
+    """With the ranks that it waits for, where they run, when they were heard last, what they wait for themselves, and
+    when the round will fail."""
     job.contribute(0, ShardRound(id=1), memoryview(b"abcd"), 1.0)
     job.contribute(1, ShardRound(id=2), memoryview(b"abcd"), 2.0)
     job.workers[1].last_heard = 30.0
@@ -54,8 +55,8 @@ def test_the_oldest_round_that_waits_is_told_to_those_who_wait_for_it(job: Job) 
     [warning] = warnings(job, 32.0)
     assert warning.ranks == (0,)
     assert warning.text == (
-        "job 'night' key 'w1' round 0 waits for rank 1 (host1 pid 7, last heard 2.0 s ago), rank 2 (never joined) since"
-        " 31 s, and will fail after 600 s; 1 more shards wait"
+        "job 'night' key 'w1' round 0 waits for rank 1 (host1 pid 7, last heard 2.0 s ago; it waits itself, for others"
+        " in key 'w2' round 0), rank 2 (never joined) since 31 s, and will fail after 600 s; 1 more shards wait"
     )
     assert warnings(job, 33.0) == []
     assert len(warnings(job, 64.0)) == 1

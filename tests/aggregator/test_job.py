@@ -129,7 +129,10 @@ def test_a_lost_result_is_delivered_again_to_whom_lacks_it(job: Job) -> None:
         ({"num_workers": 3}, r"PSUM_NUM_WORKERS\): rank 0 has 2, rank 1 has 3"),
         ({"partition_bytes": 2048}, r"PSUM_PARTITION_BYTES\): rank 0 has 1024, rank 1 has 2048"),
         ({"aggregators": ["a:1", "b:1"]}, r"PSUM_AGGREGATORS\): rank 0 has \['a:1'\], rank 1 has \['a:1', 'b:1'\]"),
-        ({"aggregator_index": 1}, "place in the list: rank 0 has 0, rank 1 has 1"),
+        (
+            {"aggregator_index": 1},
+            "one and the same aggregator: rank 0 of job 'night' came by the first, rank 1",
+        ),
     ],
 )
 def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object], both_sides: str) -> None:
@@ -198,6 +201,62 @@ def test_ranks_that_disagree_on_a_key_all_hear_of_it(job: Job, other: pb.Key) ->
     assert job.held_bytes == 0
     assert job.contribute(0, entry(), FOUR, now=2.0) == []
     declare(job, key(id=8))
+
+
+def labelled(label: str) -> pb.Key:
+    declared = key()
+    declared.label = label
+    return declared
+
+
+@pytest.mark.parametrize("labels", [("a", "b"), ("", "a", "b"), ("a", "", "b")])
+def test_ranks_that_use_a_key_for_different_things_hear_of_it(labels: tuple[str, ...]) -> None:
+    """Though the shapes are the same; with what either side uses it for. A rank that does not say agrees with any."""
+    job = Job(hello(0, {"num_workers": 3}), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        job.join(hello(rank, {"num_workers": 3}), f"peer:{rank}", now=0.0)
+    *actions, last = (job.declare(rank, labelled(label), now=0.0) for rank, label in enumerate(labels))
+    assert not any(actions)
+    [action] = last
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert action.ranks == (0, 1, 2)
+    sides = [f"rank {rank} declared pushpull of uint8 (4,) for {label}" for rank, label in enumerate(labels) if label]
+    assert str(action.fault).startswith(f"ranks disagree on key 'w': {', '.join(sides)}; ")
+    assert action.fault.ranks == tuple(rank for rank, label in enumerate(labels) if label)
+    job.check()
+
+
+def test_what_a_key_stands_for_is_shown_with_it(job: Job) -> None:
+    """In the status, in warnings and in errors, also where only a later rank has said it."""
+    job.declare(0, key(), now=0.0)
+    job.declare(1, labelled("dense0_weight"), now=0.0)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    [waiting] = job_status(job, 2.0).rounds
+    assert (waiting.key, waiting.label) == ("w", "dense0_weight")
+    [report] = [action for action in job.tick(now=700.0) if isinstance(action, Report)]
+    assert "key 'w' (dense0_weight) round 0 has waited" in str(report.fault)
+
+
+def test_a_label_is_as_long_as_a_name_at_most(job: Job) -> None:
+    """The first ends its stream, later ones are cut: what is kept is bounded."""
+    with pytest.raises(ProtocolError, match="a name or label of 5000 characters"):
+        job.declare(0, labelled("x" * 5000), now=0.0)
+    job.declare(0, key(), now=0.0)
+    assert job.declare(1, labelled("x" * 5000), now=0.0) == []
+    assert job.keys[7].label == "x" * 4096
+
+
+def test_a_rank_that_waits_itself_is_told_to_wait(job: Job) -> None:
+    """Ranks that take keys in different orders wait for each other; the error of one shows the other's key."""
+    for id in (7, 8):
+        for rank in range(2):
+            job.declare(rank, key(id=id), now=0.0)
+    job.contribute(0, entry(id=7), FOUR, now=1.0)
+    job.contribute(1, entry(id=8), FOUR, now=1.0)
+    first, second = (report for report in job.tick(now=700.0) if isinstance(report, Report))
+    assert "it waits itself, for others in key 'w' round 0)" in str(first.fault)
+    assert "it waits itself" not in str(second.fault)
 
 
 def test_a_rank_that_uses_a_failed_key_later_hears_of_it(job: Job) -> None:

@@ -222,6 +222,14 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
         state: rank === 80 ? "vanished" : "connected"}))"""
     assert await page.value(f"foremost({many}).map((w) => w.rank).join()") == ",".join(map(str, [*range(18), 57, 80]))
     assert "the oldest" not in str(await page.value("document.body.innerText"))
+    # A key that is a number, with what it stands for.
+    assert (
+        await page.value(
+            "waits({rounds: [{key: '0', label: 'dense0_weight', round: 3, shard: 1, waiting_seconds: 2,"
+            " waiting_for: [1]}]})[0].innerText"
+        )
+        == "Round 3 of 0 (dense0_weight), shard 1, has waited 2.0 s for rank 1."
+    )
     assert page.log == []
 
     await asyncio.to_thread(stalled.kill)

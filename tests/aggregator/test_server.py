@@ -16,6 +16,7 @@ import trustme
 
 from psum import client as psum
 from psum.aggregator import Server, Settings
+from psum.aggregator._data_port import DataPort
 
 
 async def test_a_port_that_is_taken_is_refused() -> None:
@@ -23,8 +24,41 @@ async def test_a_port_that_is_taken_is_refused() -> None:
     server = Server(Settings(listen=("127.0.0.1:0",)))
     await server.start()
     second = Server(Settings(listen=server.addresses))
-    with pytest.raises(psum.ConfigurationError, match=rf"{server.addresses[0]}: cannot listen there: Address already"):
+    with pytest.raises(psum.ConfigurationError, match=rf"cannot listen on {server.addresses[0]} .*in use"):
         await second.start()
+    await server.stop(0)
+
+
+async def test_a_data_port_that_is_taken_is_refused() -> None:
+    """In the same words as the others."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = Server(Settings(listen=("127.0.0.1:0",), data_port=port))
+        with pytest.raises(
+            psum.ConfigurationError,
+            match=rf"data_port: cannot listen on 127.0.0.1:{port} for data connections: the port is in use already",
+        ):
+            await server.start()
+
+
+async def test_a_free_data_port_is_free_on_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free on the first address and taken on another is not an error: nobody has asked for that one."""
+    listen = DataPort._listen
+    taken: list[socket.socket] = []
+
+    async def listen_late(self: DataPort, host: str) -> None:
+        if host == "127.0.0.2" and not taken:
+            taken.append(socket.create_server((host, self.port)))
+        await listen(self, host)
+
+    monkeypatch.setattr(DataPort, "_listen", listen_late)
+    server = Server(Settings(listen=("127.0.0.1:0", "127.0.0.2:0")))
+    await server.start()
+    with taken[0]:
+        port = server._data_port.port
+        assert port != taken[0].getsockname()[1]
+        for host in ("127.0.0.1", "127.0.0.2"):
+            socket.create_connection((host, port), 5).close()
     await server.stop(0)
 
 
@@ -187,8 +221,8 @@ def test_settings_that_cannot_be_used_are_told_without_a_traceback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
-        (["--insecure", "--listen", "192.0.2.77:5"], 1, "cannot listen there: Cannot assign requested address"),
-        (["--listen", "unix:no/where"], 1, "cannot listen there: No such file or directory"),
+        (["--insecure", "--listen", "192.0.2.77:5"], 1, "on 192.0.2.77:5 for workers: this machine has no such"),
+        (["--listen", "unix:no/where"], 1, "listen on unix:no/where for workers: No such file or directory"),
         (["--listen", "127.0.0.1:0", "--announce", "no/where"], 1, "announce=no/where: cannot be written: No such"),
     ],
 )

@@ -136,3 +136,24 @@ def test_a_misspelt_variable_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"PSUM_TREADS: .* did you mean PSUM_THREADS") as caught:
         Settings.from_environment({"PSUM_TREADS": "2", "PSUM_GRACE": "long"})
     assert len(caught.value.mistakes) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "clash"),
+    [
+        ({"data_port": "50051"}, "listen and data_port: both are port 50051 on 127.0.0.1"),
+        ({"http": "50051"}, "listen and http: both are port 50051 on 127.0.0.1"),
+        ({"data_port": "50052", "http": "50052"}, "data_port and http: both are port 50052 on 127.0.0.1"),
+        ({"http": "0.0.0.0:50051"}, "listen and http: both are port 50051"),
+    ],
+)
+def test_two_settings_do_not_share_a_port(given: dict[str, str], clash: str) -> None:
+    """Listening would fail, with another process being suspected."""
+    with pytest.raises(ConfigurationError, match=clash):
+        Settings.from_environment({}, **given)
+
+
+def test_free_ports_and_other_hosts_are_no_clash() -> None:
+    """Port 0 is another one each time."""
+    Settings.from_environment({}, listen="127.0.0.1:0,127.0.0.2:0", http="0")
+    Settings.from_environment({}, listen="127.0.0.1:5", http="127.0.0.2:5")

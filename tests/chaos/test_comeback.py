@@ -35,6 +35,33 @@ def test_harm_to_connections_leaves_no_trace(tmp_path: pathlib.Path, plane: str)
     assert report["cuts at a random byte"] > 2
 
 
+@pytest.mark.parametrize("plane", ["direct", "shm"])
+def test_a_data_port_that_leads_nowhere_costs_no_step(
+    make_aggregator: Callable[..., Any],
+    make_proxy: Callable[..., Any],
+    make_training: Callable[..., Any],
+    undisturbed_result: dict[str, Any],
+    plane: str,
+) -> None:
+    """From one connection to the next it accepts and closes, or says nothing: the training goes on, on the stream.
+    Every worker tries it once, however often its stream is cut."""
+    aggregators = [make_aggregator() for _ in range(2)]
+    proxies = [make_proxy(aggregator) for aggregator in aggregators]
+    training = make_training([p.address for p in proxies], plane=plane)
+    training.wait_for_step(2)
+    for proxy, fault in zip(proxies, ("closed", "silent"), strict=True):
+        proxy.data_port = fault
+        proxy.cut()
+    for _ in range(2):
+        training.wait_for_step(training.steps + 2)
+        for proxy in proxies:
+            proxy.cut()
+    assert training.result() == undisturbed_result
+    assert [proxy.dead_ends for proxy in proxies] == [WORKERS, WORKERS]
+    for worker in training.workers:
+        assert worker.log.count("it cannot open a data connection") == 2
+
+
 def test_a_silent_network_is_noticed_and_gone_around(
     make_aggregator: Callable[..., Any],
     make_proxy: Callable[..., Any],

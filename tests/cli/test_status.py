@@ -19,6 +19,8 @@ from psum import client as core
 from psum.aggregator import Server, Settings
 from psum.cli._status_view import Fleet, ranks, seconds, size
 from psum.client._thread import LoopThread
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import report_of
 
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 30.0
@@ -194,6 +196,18 @@ def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
     assert "host-60" not in shown(False)
     assert "… and 80 more workers (--all)" in shown(False)
     assert "host-60" in shown(True)
+
+
+def test_a_key_that_is_a_number_is_shown_with_what_it_stands_for() -> None:
+    """As far as a terminal can bear it."""
+    waiting = pb.RoundStatus(key="0", label="dense0_weight\x1b", waiting_for=[1])
+    job = pb.JobStatus(name="job", num_workers=2, rounds=[waiting])
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(
+            Fleet(everything=False).show([{"address": "a:1", **report_of(pb.GetStatusResponse(jobs=[job]))}], 1.0)
+        )
+    assert "round 0 of 0 (dense0_weight\N{REPLACEMENT CHARACTER}) shard 0 on a:1" in capture.get()
 
 
 def test_numbers_are_for_people() -> None:

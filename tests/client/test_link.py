@@ -12,6 +12,7 @@ import pytest
 from psum import client as psum
 from psum.client._link import Link
 from psum.v1 import aggregator_pb2 as pb
+from tests.scarcity import descriptors_left
 
 WELCOME = pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE))
 FAREWELL = pb.ExchangeResponse(farewell=pb.Farewell())
@@ -61,6 +62,24 @@ async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType
     async with Aggregator(pb.ExchangeResponse(welcome=pb.Welcome(plane=plane))) as settings:
         with pytest.raises(psum.ConnectError, match=f"it chose plane {plane}, which it was not offered"):
             await asyncio.to_thread(psum.connect, settings)
+
+
+async def test_a_worker_that_lacks_descriptors_says_so() -> None:
+    """At once, and not that the aggregator could not be reached: before anything is opened, and later."""
+    async with Aggregator(WELCOME) as settings:
+        with (
+            descriptors_left(18),
+            pytest.raises(psum.ConnectError, match=r"rank 0 .* needs 19 file descriptors.*ulimit -n"),
+        ):
+            psum.Client(settings)
+        client = psum.Client(settings)
+        with (
+            descriptors_left(0),
+            pytest.raises(
+                psum.ConnectError, match=r"rank 0 cannot connect to .*its limit of file descriptors.*ulimit -n"
+            ),
+        ):
+            await asyncio.to_thread(client.connect)
 
 
 async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from psum.client import ElementType, Operation, Ticket
+from psum.client import AbortedError, ElementType, Operation, Ticket
 from psum.client._session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, to_columns, to_rows
@@ -47,3 +47,45 @@ def test_a_sync_of_a_stream_that_broke_is_not_answered_on_the_next_one(session: 
     [_, push] = sent(session)
     session.receive(0, encode(pb.ExchangeResponse(result=pb.Result(shards=push.push.shards)), bytes(16)), 0.0)
     assert sent(session) == []
+
+
+def reserve(session: Session, label: str, key: str = "0") -> Ticket:
+    return session.reserve(0, key, (4,), ElementType.INT32, Operation.SUM, 0, label)
+
+
+def test_what_a_key_stands_for_may_change_but_not_back(session: Session) -> None:
+    """One part of a program after another may use a store. Parts that take turns would get each other's sums, where
+    ranks take turns in another order."""
+    for label in ("", "a", "a", "", "b", "b", "", "c"):
+        reserve(session, label)
+    for label in ("a", "b"):
+        with pytest.raises(ValueError, match=f"key '0' stood for {label}, then for c, and stands for {label} again"):
+            reserve(session, label)
+    reserve(session, "c")
+    with pytest.raises(ValueError, match=r"was a pushpull of int32 \(4,\) for c before, and is int8 \(4,\) for d now"):
+        session.reserve(0, "0", (4,), ElementType.INT8, Operation.SUM, 0, "d")
+
+
+def test_sums_of_a_value_whose_broadcast_failed_fail_too(session: Session) -> None:
+    """Ranks would go on from different values. Where nobody says that the two are one value, they are apart."""
+    for key, label in (("0", "weight"), ("1", "")):
+        session.reserve(0, key, (4,), ElementType.INT32, Operation.BROADCAST, 0, label)
+        reserve(session, label, key)
+        [failed] = [k for k in session._keys.values() if k.name == key and k.operation is Operation.BROADCAST]
+        session._fail_key(failed, AbortedError("rank 0 was lost"))
+    with pytest.raises(AbortedError, match="rank 0 was lost"):
+        reserve(session, "weight", "0")
+    reserve(session, "", "1")
+
+
+def test_aggregators_are_told_one_label_always(session: Session) -> None:
+    """That of the first operation: ranks that are at different rounds when an aggregator comes back must agree."""
+    view = np.zeros(4, np.int32).view(np.uint8).data
+    for label in ("a", "b"):
+        ticket = reserve(session, label)
+        ticket.start(view, view, lambda _: None)
+        session.submit(ticket, 0.0)
+    labels = {key.name: key.label for message in sent(session) for key in message.declare.keys}
+    assert labels == {"w": "", "0": "a"}
+    session.reconnected(0)
+    assert {key.name: key.label for message in sent(session) for key in message.declare.keys} == labels

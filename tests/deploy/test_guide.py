@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from psum.client import Settings as WorkerSettings
-from psum.wire import parse_addresses
+from psum.wire import parse_destinations
 from tests.deploy.checks import mistakes
 from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, pods, rendered
 
@@ -102,7 +102,7 @@ def test_the_ranges_are_ranges() -> None:
     found = re.findall(r"[\w.-]+\{[^}]*\}[\w.-]+:\d+", guide())
     assert found
     for text in found:
-        assert len(parse_addresses(text)) > 1
+        assert len(parse_destinations(text)) > 1
 
 
 def test_numbers_are_those_of_the_manifests() -> None:

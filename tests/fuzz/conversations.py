@@ -59,6 +59,7 @@ class Tensor:
             operation=pb.Operation.ValueType(self.operation),
             shape=(self.elements,),
             shards=[pb.Shard(index=s.index, elements=s.size // size, round=round) for s in self.shards],
+            label=f"parameter {self.name}",
         )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from random import Random
 from typing import Any, Final
 from unittest import mock
@@ -12,10 +12,11 @@ import grpc.aio
 import numpy as np
 
 from psum import client as psum
-from psum.client import _client
+from psum.client import _client, _data_connection
 from psum.client._thread import LoopThread
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import encode
+from psum.wire import SECRET_BYTES, Pipe, encode
+from psum.wire.errors import ProtocolError
 from tests.fuzz.cases import LogWatch, ViolationError
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.session import Answers
@@ -62,13 +63,14 @@ class LinkTarget:
         self.outcomes: Counter[str] = Counter()
         self._log = log
         self._random = Random()
-        self._number = 0
+        self._talks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Starts the wrong aggregator, in a thread of its own."""
         self._patches = contextlib.ExitStack()
         for name in ("_EXPIRY_MARGIN_SECONDS", "_EXPIRY_SECONDS"):
             self._patches.enter_context(mock.patch.object(_client, name, 0.05))
+        self._patches.enter_context(mock.patch.object(_data_connection, "_PATIENCE_SECONDS", 0.05))
         self._clients_thread = LoopThread("fuzzed-clients")
         self._thread = LoopThread("fuzzed-link")
         self._address = await asyncio.to_thread(self._thread.run, self._serve(), PATIENCE_SECONDS)
@@ -85,7 +87,7 @@ class LinkTarget:
     async def stop(self) -> None:
         """Ends the aggregator."""
         self._patches.close()
-        await asyncio.to_thread(self._thread.run, self._server.stop(0), PATIENCE_SECONDS)
+        await asyncio.to_thread(self._thread.run, self._end(), PATIENCE_SECONDS)
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._clients_thread.stop)
 
@@ -105,7 +107,7 @@ class LinkTarget:
             self.outcomes[f"link: {type(error).__name__}"] += 1
             return
         try:
-            if client.planes not in [("inline",), ()]:
+            if client.planes not in [("inline",), ("direct",), ()]:
                 raise ViolationError(f"the client believes in the planes {client.planes}")
             store = client.store()
             futures = []
@@ -129,37 +131,96 @@ class LinkTarget:
         self._server.add_generic_rpc_handlers((handler,))
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
+        self._data_server = await asyncio.get_running_loop().create_server(self._take, "127.0.0.1", 0)
         return f"127.0.0.1:{port}"
+
+    async def _end(self) -> None:
+        self._data_server.close()
+        for task in self._talks:
+            task.cancel()
+        await asyncio.gather(*self._talks, return_exceptions=True)
+        await self._server.stop(0)
 
     async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         random = self._random
         answers = Answers(random)
         sloppy = random.choice((0.0, 0.05, 0.3))
         async for data in requests:
-            message = pb.ExchangeRequest.FromString(data)
-            kind = message.WhichOneof("kind")
-            if kind == "hello":
-                welcome = pb.Welcome(incarnation=5, plane=pb.PLANE_INLINE, max_message_bytes=1 << 20)
-                answers.waiting.append((pb.ExchangeResponse(welcome=welcome), b""))
-            elif kind == "goodbye":
-                answers.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
-            else:
-                answers.hear(data)
-            if kind != "hello" and random.random() < 0.1:
-                answers.chat()
-            if random.random() < sloppy / 10:
-                answers.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
-            while answers.waiting:
-                answer, payload = answers.waiting.popleft()
-                answers.said = [*answers.said[-8:], answer]
-                if random.random() < sloppy:
-                    mutator = Mutator(random, answers.said)
-                    yield mutator.mutate(answer, payload)
-                elif random.random() >= sloppy / 4:
-                    yield encode(answer, payload)
+            for answer in self._answer(answers, data, sloppy):
+                yield answer
             if random.random() < sloppy / 4:
                 code = random.choice((None, *grpc.StatusCode))
                 if code is None:
                     return
                 if code is not grpc.StatusCode.OK:
                     await context.abort(code, "fuzzed \n\0é")
+
+    def _answer(self, answers: Answers, data: bytes, sloppy: float) -> Iterator[bytes]:
+        """What it says to a message, some of it changed or left out."""
+        random = self._random
+        message = pb.ExchangeRequest.FromString(data)
+        kind = message.WhichOneof("kind")
+        if kind == "hello":
+            answers.waiting.append((pb.ExchangeResponse(welcome=self._welcome()), b""))
+        elif kind == "goodbye":
+            answers.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
+        else:
+            answers.hear(data)
+        if kind != "hello" and random.random() < 0.1:
+            answers.chat()
+        if random.random() < sloppy / 10:
+            answers.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
+        while answers.waiting:
+            answer, payload = answers.waiting.popleft()
+            answers.said = [*answers.said[-8:], answer]
+            if random.random() < sloppy:
+                yield Mutator(random, answers.said).mutate(answer, payload)
+            elif random.random() >= sloppy / 4:
+                yield encode(answer, payload)
+
+    def _welcome(self) -> pb.Welcome:
+        """With a data connection or without; what becomes of that is left to chance."""
+        random = self._random
+        welcome = pb.Welcome(incarnation=5, plane=pb.PLANE_INLINE, max_message_bytes=1 << 20)
+        if random.random() < 0.5:
+            welcome.plane = pb.PLANE_DIRECT
+            welcome.data_port = self._data_server.sockets[0].getsockname()[1]
+            welcome.data_secret = random.randbytes(SECRET_BYTES)
+            welcome.data_answers = random.random() < 0.8
+        return welcome
+
+    def _take(self) -> asyncio.BaseProtocol:
+        """Somebody opens a data connection."""
+        pipe = Pipe(1 << 20, lambda _: True, keepalive=5)
+        task = asyncio.get_running_loop().create_task(self._talk(pipe))
+        self._talks.add(task)
+        task.add_done_callback(self._talks.discard)
+        return pipe
+
+    async def _talk(self, pipe: Pipe) -> None:
+        """It is closed, silent, somebody else's, or an aggregator's, which may make mistakes there too."""
+        random = self._random
+        habit = random.choice(("closes", "is silent", "is another's", "answers", "answers"))
+        self.outcomes[f"link: a data connection that {habit}"] += 1
+        answers = Answers(random)
+        sloppy = random.choice((0.0, 0.05, 0.3))
+        try:
+            with contextlib.suppress(ConnectionResetError, ProtocolError):
+                if habit == "closes":
+                    return
+                if habit == "is silent":
+                    await pipe.discard()
+                if habit == "is another's":
+                    await asyncio.sleep(0.01)
+                    pipe.show(random.randbytes(random.choice((1, 5, 300))))
+                    await pipe.discard()
+                await asyncio.sleep(0.01)
+                await pipe.send(encode(pb.ExchangeResponse(taken=pb.Taken())))
+                while True:
+                    kind, frame = await pipe._next()
+                    for answer in self._answer(answers, bytes(frame), sloppy) if kind == b"m" else ():
+                        await pipe.send(answer)
+                    if random.random() < sloppy / 4:
+                        return
+        finally:
+            pipe.close()

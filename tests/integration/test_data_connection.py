@@ -1,9 +1,10 @@
 """Workers on other hosts send large payloads on a data connection: same sums, and messages where it cannot be."""
 
+import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,22 +13,30 @@ import pytest
 import trustme
 
 from psum import client as psum
-from psum.wire import SECRET_BYTES, report_of
+from psum.aggregator._listener import Listener
+from psum.client import _data_connection
+from psum.client._data_connection import Prospects
+from psum.wire import SECRET_BYTES, Pipe, report_of
 from tests.polling import wait_until
 
 
-def sums(client: psum.Client) -> list[bytes]:
+def sums(client: psum.Client, sizes: tuple[int, ...] = (3, 20_000, 700_000, 1_000_001), rounds: int = 4) -> list[bytes]:
     """What some rounds of keys of many sizes give."""
     chance = np.random.default_rng(client.rank)
     store = client.store()
-    values = [chance.standard_normal(size).astype(np.float32) for size in (3, 20_000, 700_000, 1_000_001)]
-    for _ in range(4):
+    values = [chance.standard_normal(size).astype(np.float32) for size in sizes]
+    for _ in range(rounds):
         for future in [store.push_pull_async(i, value, priority=-i) for i, value in enumerate(values)]:
             future.result(20)
         for value in values:
             value *= np.float32(0.25)
     store.broadcast("b", values[2])
     return [value.tobytes() for value in values]
+
+
+def few_sums(client: psum.Client) -> list[bytes]:
+    """The same of less."""
+    return sums(client, (3, 20_000, 100_000), 2)
 
 
 def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., Any]) -> None:
@@ -103,8 +112,302 @@ def test_a_port_that_cannot_be_reached_is_no_obstacle(
     assert "it cannot open a data connection to port" in caplog.text
 
 
-def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(make_fleet: Callable[..., Any]) -> None:
+Habit = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
+
+
+async def closes(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """As a port-forward that leads nowhere."""
+
+
+async def reads_and_closes(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """As a sidecar that finds out late."""
+    await reader.read(1)
+
+
+async def is_silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """As a balancer without anybody behind it."""
+    while await reader.read(1 << 16):
+        pass
+
+
+async def echoes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Shows the secret itself."""
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+
+
+async def speaks_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As another service of that port."""
+    await reader.read(1)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    await reader.read(1 << 16)
+
+
+async def says_something_else(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A message, but not the one that is due."""
+    await reader.read(1)
+    writer.write(b"m\x02\0\0\0\x3a\0")
+    await reader.read(1 << 16)
+
+
+@contextlib.contextmanager
+def workers(fleet: Any, plane: str) -> Iterator[list[psum.Client]]:
+    """Both ranks of a job, which are closed whatever happens."""
+    with contextlib.ExitStack() as stack:
+        made = [fleet.worker(rank, 2, plane=plane) for rank in range(2)]
+        for client in made:
+            stack.callback(client.close, 1.0)
+        yield made
+
+
+class Door:
+    """A port that accepts connections, and does something else with them than an aggregator would.
+
+    Attributes:
+        port: Where it listens, on 127.0.0.1.
+        accepted: How many connections were made.
+    """
+
+    def __init__(self, fleet: Any, habit: Habit) -> None:
+        self.accepted = 0
+        self._habit = habit
+        self._fleet = fleet
+        self._server = fleet.thread.run(self._start(), 10)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+
+    def lead_there(self) -> None:
+        """Has the aggregator name this port to its workers."""
+        self._fleet.servers[0]._data_port.port = self.port
+
+    def close(self) -> None:
+        self._fleet.thread.run(self._end(), 10)
+
+    async def _start(self) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def _end(self) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        with contextlib.suppress(OSError):
+            await self._habit(reader, writer)
+        writer.transport.abort()
+
+
+CLOSED = "accepted, and closed before the aggregator answered"
+SILENT = "accepted, but the aggregator does not answer there"
+SOMETHING = "accepted by something that is not this aggregator"
+
+
+@pytest.mark.parametrize(
+    ("habit", "reason", "plane"),
+    [
+        (closes, CLOSED, "direct"),
+        (closes, CLOSED, "shm"),
+        (reads_and_closes, CLOSED, "direct"),
+        (is_silent, SILENT, "direct"),
+        (is_silent, SILENT, "shm"),
+        (echoes, SOMETHING, "direct"),
+        (speaks_http, SOMETHING, "direct"),
+        (says_something_else, f"{SOMETHING}: it says farewell", "direct"),
+    ],
+)
+def test_a_port_that_leads_elsewhere_is_no_obstacle(
+    make_fleet: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    habit: Habit,
+    reason: str,
+    plane: str,
+) -> None:
+    """That a connection is accepted counts for nothing: messages stay on the stream, from the first one on. Each worker
+    tries once and says so once, also where its stream is opened anew."""
+    monkeypatch.setattr(_data_connection, "_PATIENCE_SECONDS", 0.3 if habit is is_silent else 5.0)
+    fleet = make_fleet(1)
+    inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
+    door = Door(fleet, habit)
+    door.lead_there()
+    with contextlib.closing(door), workers(fleet, plane) as clients, ThreadPoolExecutor(2) as pool:
+        assert [client.planes for client in clients] == [("shm" if plane == "shm" else "inline",)] * 2
+        assert list(pool.map(few_sums, clients, timeout=60)) == inline
+        assert [client.statistics().reconnects for client in clients] == [0, 0]
+        fleet.cut()
+        wait_until(lambda: all(client.statistics().reconnects == 1 for client in clients))
+        list(pool.map(psum.Client.close, clients))
+    said = [record.message for record in caplog.records if "only the stream" in record.message]
+    assert len(said) == 2
+    assert all(reason in line for line in said)
+    assert door.accepted == 2
+
+
+def test_a_port_that_leads_to_another_aggregator_is_no_obstacle(
+    make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """That one knows nothing of the secret; and nothing of this job comes to it."""
+    fleet, other = make_fleet(1), make_fleet(1)
+    fleet.servers[0]._data_port.port = other.servers[0]._data_port.port
+    with fleet.worker(0, 1, plane="direct") as client:
+        assert client.planes == ("inline",)
+        few_sums(client)
+    assert "closed before the aggregator answered; does that port lead to this aggregator's data port?" in caplog.text
+    assert "its secret is none of those given out" in caplog.text
+
+
+@pytest.mark.parametrize("habit", [closes, is_silent, speaks_http])
+def test_nor_does_it_matter_with_tls(
+    make_fleet: Callable[..., Any],
+    tmp_path: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    habit: Habit,
+) -> None:
+    """What fails there is the handshake."""
+    monkeypatch.setattr(_data_connection, "_PATIENCE_SECONDS", 0.5)
+    ca = trustme.CA()
+    issued = ca.issue_cert("127.0.0.1")
+    files = {name: str(tmp_path / f"{name}.pem") for name in ("tls_cert", "tls_key", "tls_ca")}
+    issued.cert_chain_pems[0].write_to_path(files["tls_cert"])
+    issued.private_key_pem.write_to_path(files["tls_key"])
+    ca.cert_pem.write_to_path(files["tls_ca"])
+    fleet = make_fleet(1, tls_cert=files["tls_cert"], tls_key=files["tls_key"])
+    with contextlib.closing(Door(fleet, habit)) as door:
+        door.lead_there()
+        with fleet.worker(0, 1, plane="direct", tls_ca=files["tls_ca"]) as client:
+            assert client.planes == ("inline",)
+            few_sums(client)
+    assert "it cannot open a data connection to port" in caplog.text
+
+
+def test_an_answer_that_comes_too_late_is_left_aside(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aggregator has taken the secret, and the worker has given up: both talk on the stream, which goes on."""
+    monkeypatch.setattr(_data_connection, "_PATIENCE_SECONDS", 0.2)
+    first_on = Listener._first_on
+
+    async def late(self: Listener, pipe: Pipe) -> memoryview | None:
+        await asyncio.sleep(0.5)
+        return await first_on(self, pipe)
+
+    monkeypatch.setattr(Listener, "_first_on", late)
+    fleet = make_fleet(1)
+    with fleet.worker(0, 1, plane="direct") as client:
+        assert client.planes == ("inline",)
+        began = time.monotonic()
+        while time.monotonic() - began < 0.6:
+            few_sums(client)
+        assert way(fleet) == "inline"
+        assert client.statistics().reconnects == 0
+
+
+@pytest.mark.parametrize("plane", ["direct", "shm"])
+def test_a_data_connection_that_breaks_each_time_is_done_without(
+    make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture, plane: str
+) -> None:
+    """The third time in a row: its stream would otherwise be opened anew for ever. No sum is lost by it."""
+    fleet = make_fleet(1)
+    inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
+    behind = fleet.servers[0]._data_port.port
+
+    async def cuts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forwards what makes an aggregator answer, and a little more."""
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", behind)
+        there_writer.write(await reader.readexactly(SECRET_BYTES))
+        writer.write(await there_reader.read(1 << 16))
+        there_writer.write(await reader.read(100))
+        await reader.read(100)
+        there_writer.transport.abort()
+
+    door = Door(fleet, cuts)
+    door.lead_there()
+    with contextlib.closing(door), workers(fleet, plane) as clients, ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(few_sums, clients, timeout=60)) == inline
+        assert [client.statistics().reconnects for client in clients] == [3, 3]
+        list(pool.map(psum.Client.close, clients))
+    assert caplog.text.count("has only the stream") == 2
+    assert "the data connection there breaks each time soon after it was opened" in caplog.text
+    assert door.accepted == 6
+
+
+def test_of_several_addresses_the_one_that_answers_is_taken(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host's first address may have nobody, another aggregator, or somebody who is silent."""
+    fleet = make_fleet(1)
+    port = fleet.servers[0]._data_port.port
+    other = make_fleet(1, listen=("127.0.0.8:0",), data_port=port)
+    with socket.create_server(("127.0.0.9", port)):
+
+        async def addresses_of(_host: str, _port: int) -> list[str]:
+            return ["127.0.0.7", "127.0.0.8", "127.0.0.9", "127.0.0.1"]
+
+        monkeypatch.setattr(_data_connection, "addresses_of", addresses_of)
+        with fleet.worker(0, 1, plane="direct") as client:
+            assert client.planes == ("direct",)
+            few_sums(client)
+            assert way(fleet) == "direct"
+    assert not psum.fetch_status(other.addresses[0]).jobs
+
+
+def test_no_address_that_answers_is_told_with_all_reasons(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each address with its own."""
+    fleet = make_fleet(1)
+    make_fleet(1, listen=("127.0.0.8:0",), data_port=fleet.servers[0]._data_port.port)
+
+    async def addresses_of(_host: str, _port: int) -> list[str]:
+        return ["127.0.0.7", "127.0.0.8"]
+
+    monkeypatch.setattr(_data_connection, "addresses_of", addresses_of)
+    with fleet.worker(0, 1, plane="direct") as client:
+        assert client.planes == ("inline",)
+    assert "127.0.0.8: it was accepted, and closed before the aggregator answered" in caplog.text
+    assert "(127.0.0.7: " in caplog.text
+
+
+def test_an_older_aggregator_does_not_answer(make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its welcome does not say that it will: what is opened is used, as it always was."""
+
+    async def hear(_self: Listener, pipe: Pipe) -> memoryview:
+        return await pipe.receive()
+
+    monkeypatch.setattr(Listener, "_first_on", hear)
+    fleet = make_fleet(1)
+    choose = fleet.servers[0]._service._choose_plane
+
+    def choose_as_ever(job: Any, hello: Any, line: Any, welcome: Any) -> None:
+        choose(job, hello, line, welcome)
+        welcome.ClearField("data_answers")
+
+    monkeypatch.setattr(fleet.servers[0]._service, "_choose_plane", choose_as_ever)
+    inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
+    assert fleet.on_every_rank(2, few_sums, plane="direct") == inline
+
+
+@pytest.mark.parametrize("plane", ["direct", "shm"])
+def test_an_older_worker_does_not_wait_for_an_answer(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, plane: str
+) -> None:
+    """It talks at once, and takes the answer for a message that says nothing."""
+    make = _data_connection._Attempt.make
+
+    async def at_once(self: _data_connection._Attempt) -> Pipe:
+        self._welcome.ClearField("data_answers")
+        return await make(self)
+
+    monkeypatch.setattr(_data_connection._Attempt, "make", at_once)
+    fleet = make_fleet(1)
+    inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
+    assert fleet.on_every_rank(2, few_sums, plane=plane) == inline
+
+
+def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the midst of payloads, either side's: nothing is lost."""
+    monkeypatch.setattr(Prospects, "broke", lambda *_, **__: False)
     inline = make_fleet(1).on_every_rank(2, sums, plane="inline")
     fleet = make_fleet(1)
     clients = [fleet.worker(rank, 2, plane="direct") for rank in range(2)]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from psum.aggregator import Server, Settings
-from psum.client import ElementType, Operation, PsumError, connect
+from psum.client import ElementType, Operation, PsumError, StoreNumber, connect
 from psum.client import Settings as ClientSettings
 from psum.client._thread import LoopThread
 
@@ -40,7 +40,7 @@ class FakeTicket:
     """An operation that the test ends by hand.
 
     Attributes:
-        key, shape, element_type, operation, priority: As reserved.
+        key, shape, element_type, operation, priority, label: As reserved.
         round: How many operations on the key were reserved before.
         value: What was contributed, once started; None where only received.
         reason: Why it was aborted, if it was.
@@ -54,6 +54,7 @@ class FakeTicket:
         self.element_type: ElementType = reserved["element_type"]
         self.operation: Operation = reserved["operation"]
         self.priority: int = reserved["priority"]
+        self.label: str = reserved["label"]
         self.value: np.ndarray[Any, Any] | None = None
         self.reason: str | None = None
         self.decided = threading.Event()
@@ -114,6 +115,8 @@ class FakeClient:
     num_workers = 2
     local_rank = 0
     local_size = 2
+    settings = ClientSettings()
+    number = 0
 
     def __init__(self) -> None:
         self.reserved: list[FakeTicket] = []
@@ -122,7 +125,7 @@ class FakeClient:
         self.failure: PsumError | None = None
         self.refusal: PsumError | None = None
 
-    def store(self) -> "FakeClient":
+    def store(self, number: StoreNumber | None = None) -> "FakeClient":
         return self
 
     def allocate(self, size: int) -> None:

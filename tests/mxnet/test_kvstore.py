@@ -399,6 +399,25 @@ def test_broadcast_waits(store: BytePS, client: Any) -> None:
     assert out.asnumpy().tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("contexts", [[0, 1], [2, 1]])
+def test_broadcast_of_a_trainer_does_not_wait(device_store: BytePS, client: Any, contexts: list[int]) -> None:
+    """It returns at once, through stage arrays too; what reads the outs gets rank 0's value, who is first the error."""
+    store = device_store.labelled({Operation.BROADCAST: {0: "weight"}, Operation.SUM: {}})
+    client.rank = 1
+    outs = [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in contexts]
+    for value in (3.0, 4.0):
+        store.broadcast(0, outs[0], outs)
+        ticket = client.next_started()
+        assert (ticket.label, ticket.value) == ("weight", None)
+        doubled = [out * 2 for out in outs]
+        ticket.finish(np.full(2, value))
+        assert [array.asnumpy().tolist() for array in doubled] == [[2 * value] * 2] * 2
+    store.broadcast(0, outs[0], outs)
+    client.next_started().finish(error=PsumError("rank 0 was lost"))
+    with pytest.raises(MXNetError, match="rank 0 was lost"):
+        outs[0].asnumpy()
+
+
 @pytest.mark.parametrize("contexts", [[0], [1], [0, 1, 2], [2, 1]])
 def test_broadcast_on_other_ranks(device_store: BytePS, client: Any, contexts: list[int]) -> None:
     """On other ranks a broadcast contributes nothing, leaves the value alone, and fills every out on any device."""

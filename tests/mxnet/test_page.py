@@ -32,6 +32,10 @@ def test_registration_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("_create_kvstore", "_initialize_kvstore"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(module, name))
+    for owner, name in [(mx.gluon.Trainer, "__init__"), (mx.gluon.Trainer, "_update")]:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    if hasattr(mx, "mod"):
+        monkeypatch.setattr(mx.mod.Module, "update", mx.mod.Module.update)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _integration.install()
@@ -80,12 +84,40 @@ def test_is_capable(capability: str) -> None:
         ("set_optimizer", ("sgd",), "Trainer and Module"),
         ("save_optimizer_states", ("file", True), r"Trainer\.save_states"),
         ("load_optimizer_states", ("file",), r"Trainer\.load_states"),
+        ("push", (3, None), r"kv\.pushpull\(key, value, out\)"),
+        ("pull", (3, None), r"kv\.pushpull\(key, value, out\).*kv\.broadcast"),
+        ("row_sparse_pull", (3, None), "sparse_grad=False"),
+        ("_set_updater", (None,), "Update there what pushpull gives"),
+        ("_send_command_to_servers", (0, ""), "psum status"),
     ],
 )
 def test_not_implemented(kv: BytePS, member: str, arguments: tuple[Any, ...], advice: str) -> None:
     """What the page says is not implemented says so, and what to do instead."""
     with pytest.raises(NotImplementedError, match=advice):
         getattr(kv, member)(*arguments)
+
+
+def test_every_member_of_a_store_of_mxnet_is_there() -> None:
+    """What programs call on MXNet's own stores works here, or says what to use instead."""
+    assert {name for name in vars(mx.kvstore.KVStore) if not name.startswith("__")} - set(dir(BytePS)) == set()
+
+
+@pytest.mark.parametrize("member", ["init", "broadcast", "pushpull"])
+@pytest.mark.parametrize("keys", [[1, 2], (1, 2), ["a", "b"]])
+def test_lists_of_keys(kv: BytePS, member: str, keys: Any) -> None:
+    """Several keys in one call, which MXNet's own stores take, are refused with what to write instead."""
+    values = [mx.nd.ones((2,)), mx.nd.zeros((3,))]
+    arguments = [keys, values] if member == "init" else [keys, values, values]
+    with pytest.raises(
+        TypeError, match=rf"^{member} of the keys .*one key a call.*zip\(keys, values\): kv\.{member}\("
+    ):
+        getattr(kv, member)(*arguments)
+
+
+def test_barrier(kv: BytePS) -> None:
+    """A job of one worker is complete at once; MXNet's own name of it is known too."""
+    kv.barrier()
+    kv._barrier()
 
 
 def test_properties(client: Any) -> None:

@@ -49,13 +49,25 @@ def test_timeline(run_workers: Callable[..., list[Any]], tmp_path: pathlib.Path)
         assert {e["args"]["step"] for e in slices} == set(range(1, 7))
         for step, store in ((2, 1), (5, 2)):
             gradients = {f"{number} (store {store})" for number in range(6)}
-            assert {e["name"] for e in slices if e["cat"] == "value" and e["args"]["step"] == step} == gradients
+            names = {e["name"] for e in slices if e["cat"] == "value" and e["args"]["step"] == step}
+            # With the parameter's name behind.
+            assert {name.rpartition(" (")[0] for name in names} == gradients
+            assert all(name.endswith(("weight)", "bias)")) for name in names)
         assert {e["args"]["last_rank"] for e in slices if e["cat"] == "wait"} <= {0, 1}
 
 
 def test_page(run_workers: Callable[..., list[Any]]) -> None:
     """The members of the page do between two ranks what it says."""
     assert [run.check().strip() for run in run_workers("page.py")] == ["done", "done"]
+
+
+def test_averages_beside_a_training(run_workers: Callable[..., list[Any]]) -> None:
+    """The KVStore's client sums other things too; a second one is refused with what to use instead."""
+    for run in run_workers("beside.py"):
+        *lines, error = run.check().splitlines()
+        assert lines == ["accuracy [5.0, 9.0]"] * 2 + ["weight -4.0"]
+        assert "this process is rank" in error
+        assert "psum.client.shared_client() gives it, and the KVStore 'byteps' uses it as well" in error
 
 
 def test_failures_of_keys(run_workers: Callable[..., list[Any]]) -> None:

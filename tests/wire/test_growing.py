@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from psum.wire import DEFAULT_DIRECTORY, GrowingSegment, Segment, SegmentError
+from psum.wire import DEFAULT_DIRECTORY, GrowingSegment, Limit, Segment, SegmentError
 
 
 @pytest.fixture
@@ -53,10 +53,20 @@ def test_a_lack_of_memory_is_told_once(directory: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert [growing.allocate(8), growing.allocate(8)] == [None, None]
     (error,) = told
-    assert str(error).startswith("8 bytes of shared memory are not to be had in ")
+    assert str(error).startswith("8 bytes of shared memory could not be reserved in ")
     first.view[:4] = b"kept"
     growing.close()
     assert bytes(first.view[:4]) == b"kept"
+
+
+def test_it_leaves_room_for_others(directory: str) -> None:
+    """It stops where the limit is reached, and says so once; what it gave out stays."""
+    told: list[SegmentError] = []
+    growing = GrowingSegment(directory, told.append, Limit(bytes=0))
+    assert [growing.allocate(4096), growing.allocate(4096)] == [None, None]
+    (error,) = told
+    assert "PSUM_SHM_LIMIT=0" in str(error)
+    growing.close()
 
 
 def test_more_than_its_addresses_is_not_to_be_had(directory: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import socket
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from hypothesis import strategies as some
 from psum.wire import SECRET_BYTES, Pipe
 from psum.wire.errors import ProtocolError
 from tests.fuzz.pipe import attached
+from tests.scarcity import descriptors_left
 
 SIZES = [1, 4, 5, 6, 4090, 4096, 65_536, 3_000_000, 1, 5_000_000]
 
@@ -59,6 +61,31 @@ async def test_messages_and_payloads_come_in_order() -> None:
 
     async with connected() as (one, other):
         await asyncio.gather(send(one), send(other), receive(other), receive(one))
+
+
+async def test_each_end_takes_one_descriptor() -> None:
+    """A process that is short of them has none to spare for setting options, which are set all the same."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[Pipe] = loop.create_future()
+
+    def make() -> Pipe:
+        made.set_result(Pipe(1 << 20, keepalive=7))
+        return made.result()
+
+    server = await loop.create_server(make, "127.0.0.1", 0)
+    with descriptors_left(2):
+        _, one = await loop.create_connection(lambda: Pipe(1 << 20, keepalive=7), *server.sockets[0].getsockname())
+        async with asyncio.timeout(20):
+            other = await made
+            await one.send(b"m")
+            assert bytes(await other.receive()) == b"m"
+        for pipe in (one, other):
+            assert pipe._transport is not None
+            options = pipe._transport.get_extra_info("socket")
+            assert options.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+    one.close()
+    other.close()
+    server.close()
 
 
 async def test_a_receiver_that_takes_nothing_stops_the_sender() -> None:

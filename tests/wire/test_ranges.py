@@ -2,7 +2,7 @@
 
 import pytest
 
-from psum.wire import parse_addresses
+from psum.wire import parse_destinations
 from psum.wire._ranges import MAX_ADDRESSES
 
 
@@ -25,7 +25,7 @@ from psum.wire._ranges import MAX_ADDRESSES
 )
 def test_a_range_stands_for_its_addresses_in_order(text: str, expected: tuple[str, ...]) -> None:
     """Between the others of the list; a leading 0 is kept, as a shell does it."""
-    assert parse_addresses(text) == expected
+    assert parse_destinations(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_a_range_stands_for_its_addresses_in_order(text: str, expected: tuple[st
 def test_what_is_no_range_is_refused(text: str, complaint: str) -> None:
     """In words that show the item and what was expected, before any long list is made."""
     with pytest.raises(ValueError, match=complaint):
-        parse_addresses(text)
+        parse_destinations(text)
 
 
 def test_a_list_of_several_ranges_is_bounded_as_well() -> None:
     """Not only each of them."""
-    assert len(parse_addresses(f"a{{1..{MAX_ADDRESSES}}}:1")) == MAX_ADDRESSES
+    assert len(parse_destinations(f"a{{1..{MAX_ADDRESSES}}}:1")) == MAX_ADDRESSES
     with pytest.raises(ValueError, match=f"a list of {MAX_ADDRESSES + 1} addresses"):
-        parse_addresses(f"a{{1..{MAX_ADDRESSES}}}:1,b:1")
+        parse_destinations(f"a{{1..{MAX_ADDRESSES}}}:1,b:1")

@@ -2,7 +2,7 @@
 
 import logging
 
-from psum.wire import Block, GrowingSegment, SegmentError
+from psum.wire import DEFAULT_LIMIT, Block, GrowingSegment, Limit, SegmentError
 
 _log = logging.getLogger(__name__)
 
@@ -16,13 +16,16 @@ class Arena:
 
     Args:
         directory: Where shared memory is kept.
+        limit: Up to where it may fill the file system there.
+        job: The job's name, for the log.
 
     Raises:
         SegmentError: There is none.
     """
 
-    def __init__(self, directory: str) -> None:
-        self._memory = GrowingSegment(directory, _warn)
+    def __init__(self, directory: str, limit: Limit = DEFAULT_LIMIT, *, job: str) -> None:
+        self._memory = GrowingSegment(directory, self._warn, limit)
+        self._job = job
         self._blocks: dict[tuple[int, int], Block] = {}
 
     @property
@@ -42,6 +45,10 @@ class Arena:
         self._blocks.clear()
         self._memory.close()
 
-
-def _warn(error: SegmentError) -> None:
-    _log.warning("further sums travel in messages, also to workers on this host: %s", error)
+    def _warn(self, error: SegmentError) -> None:
+        _log.warning(
+            "job %s: further sums travel in messages, also to workers on this host, which is slower: %s",
+            self._job,
+            error,
+            extra={"job": self._job},
+        )

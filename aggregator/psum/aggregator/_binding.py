@@ -3,9 +3,11 @@
 import os
 import socket
 
+from psum.wire import split_address
 
-def why_not(address: str) -> str:
-    """What the system says against listening on an address, in words."""
+
+def obstacle(address: str) -> OSError | None:
+    """What the system says against listening on an address, None where it is not known."""
     try:
         if address.startswith("unix:"):
             path = address.removeprefix("unix:")
@@ -13,11 +15,10 @@ def why_not(address: str) -> str:
                 probe.bind(path)
             os.unlink(path)
         else:
-            host, _, port = address.rpartition(":")
-            for family, kind, _, _, place in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            for family, kind, _, _, place in socket.getaddrinfo(*split_address(address), type=socket.SOCK_STREAM):
                 with socket.socket(family, kind) as probe:
                     probe.bind(place)
                     probe.listen()
     except OSError as error:
-        return error.strerror or str(error)
-    return "the reason is not known"
+        return error.with_traceback(None)
+    return None

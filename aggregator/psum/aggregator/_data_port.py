@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import hmac
 import logging
 import secrets
@@ -10,13 +11,18 @@ from collections.abc import Sequence
 from typing import Final
 
 from psum.aggregator._line import Line
-from psum.wire import SECRET_BYTES, Pipe, TlsFiles, WatchedFiles
+from psum.wire import SECRET_BYTES, Pipe, TlsFiles, WatchedFiles, cannot_listen, join_address
 from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
 #: How long open connections may take to close.
 _CLOSING_SECONDS: Final = 1.0
+
+_BACKLOG: Final = 1024
+
+#: How often a free port is looked for that is free on all addresses.
+_ATTEMPTS: Final = 8
 
 #: Connections that have shown no secret yet.
 _MAX_STRANGERS: Final = 256
@@ -57,21 +63,21 @@ class DataPort:
         Raises:
             ConfigurationError: It cannot listen there.
         """
-        loop = asyncio.get_running_loop()
-        for host in self._hosts:
+        given = self.port
+        for attempt in range(_ATTEMPTS):
             try:
-                server = await loop.create_server(
-                    self._make,
-                    host,
-                    self.port,
-                    ssl=self._context,
-                    ssl_handshake_timeout=None if self._context is None else self._patience,
-                )
+                for host in self._hosts:
+                    await self._listen(host)
+                return
             except OSError as error:
-                await self.close()
-                raise ConfigurationError([f"data_port={self.port}: cannot listen on {host}: {error}"]) from None
-            self._servers.append(server)
-            self.port = server.sockets[0].getsockname()[1]
+                if given or error.errno != errno.EADDRINUSE or attempt == _ATTEMPTS - 1:
+                    address = join_address(host, self.port)
+                    await self.close()
+                    raise ConfigurationError([cannot_listen("data_port", "data connections", address, error)]) from None
+            # What is free on one address was taken on another.
+            await self.close()
+            self._servers.clear()
+            self.port = given
 
     async def close(self) -> None:
         """Listens no more, and ends the connections that have shown no secret."""
@@ -83,6 +89,19 @@ class DataPort:
             async with asyncio.timeout(_CLOSING_SECONDS):
                 for server in self._servers:
                     await server.wait_closed()
+
+    async def _listen(self, host: str) -> None:
+        server = await asyncio.get_running_loop().create_server(
+            self._make,
+            host,
+            self.port,
+            # After a restart all workers come at once.
+            backlog=_BACKLOG,
+            ssl=self._context,
+            ssl_handshake_timeout=None if self._context is None else self._patience,
+        )
+        self._servers.append(server)
+        self.port = server.sockets[0].getsockname()[1]
 
     def invite(self, line: Line) -> bytes:
         """A secret by which a worker's data connection is known."""
@@ -119,7 +138,7 @@ class DataPort:
         if not found:
             _log.warning("a data connection from %s was refused: its secret is none of those given out", pipe.peer)
             return False
-        self._invited.pop(found[0]).attach(pipe)
+        self._invited.pop(found[0]).offer(pipe)
         return True
 
     def _turn_away(self, pipe: Pipe) -> None:

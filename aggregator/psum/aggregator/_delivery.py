@@ -195,7 +195,7 @@ class Delivery:
         # Its traceback has all contributions.
         error.__traceback__ = None
         failure = InternalError(
-            f"the aggregator could not sum key {action.key.name!r} round {action.round} of job {job.name!r}: {error!r}"
+            f"the aggregator could not sum key {action.key.title} round {action.round} of job {job.name!r}: {error!r}"
         )
         self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
 

@@ -19,7 +19,12 @@ _JOB: Final = ("job_name",)
 _OPERATION: Final = (*_JOB, "operation")
 
 BUILD: Final = Metric("psum_build_info", "gauge", "1, with the version of this aggregator.", ("version",))
-READY: Final = Metric("psum_ready", "gauge", "Whether it takes workers: 1, or 0 while it is about to end.")
+READY: Final = Metric("psum_ready", "gauge", "Whether it takes workers: 1, or 0 while it is about to end, or full.")
+WORKER_CAPACITY: Final = Metric(
+    "psum_worker_capacity",
+    "gauge",
+    "Workers that file descriptors are enough for: those that are connected, and as many as may yet come.",
+)
 JOBS: Final = Metric("psum_jobs", "gauge", "Jobs in progress.")
 MEMORY_BUDGET: Final = Metric(
     "psum_memory_budget_bytes", "gauge", "Memory that may be set aside for sums (PSUM_MEMORY_BUDGET); 0: no limit."
@@ -86,6 +91,7 @@ SUM_TIME: Final = Metric(
 METRICS: Final = (
     BUILD,
     READY,
+    WORKER_CAPACITY,
     JOBS,
     MEMORY_BUDGET,
     MEMORY_RESERVED,
@@ -129,6 +135,7 @@ def _add_aggregator(families: Families, service: Service) -> None:
     registry = service.registry
     families.add(BUILD, 1, VERSION)
     families.add(READY, int(service.ready))
+    families.add(WORKER_CAPACITY, service.connected + service.descriptors.left)
     families.add(JOBS, len(registry.running))
     families.add(MEMORY_BUDGET, registry.budget.limit_bytes)
     families.add(MEMORY_RESERVED, registry.budget.reserved_bytes)

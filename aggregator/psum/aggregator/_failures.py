@@ -1,5 +1,6 @@
 """What a job tells its workers when something fails: what happened, to whom, what was expected, what to do."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ from psum.aggregator._key import Key
 from psum.aggregator._round import ShardRounds
 from psum.aggregator._worker import Worker
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import titled
 from psum.wire.errors import (
     AbortedError,
     DisagreementError,
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 #: How many of the ranks that a round waits for are named.
 _MAX_NAMED = 8
 
+#: How many of the rounds that wait are looked at for one that a rank has contributed to.
+_MAX_LOOKED_AT = 64
+
 #: How much is told of the reason that a rank gives, in characters.
 _MAX_REASON = 4096
 
@@ -29,6 +34,8 @@ _MAX_REASON = 4096
 def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | None:
     """What is wrong where a worker's settings are not those of the first, None where they are."""
     first = job.first
+    if first.aggregators == hello.aggregators and first.aggregator_index != hello.aggregator_index:
+        return _listed_twice(job, hello)
     differences = [
         f"{what}: rank {first.rank} has {old}, rank {hello.rank} has {new}"
         for what, old, new in (
@@ -36,7 +43,6 @@ def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | 
             ("the partition size (PSUM_PARTITION_BYTES)", first.partition_bytes, hello.partition_bytes),
             ("the list of aggregators (PSUM_AGGREGATORS)", list(first.aggregators), list(hello.aggregators)),
             ("the weights of the aggregators", list(first.weights), list(hello.weights)),
-            ("this aggregator's place in the list", first.aggregator_index, hello.aggregator_index),
         )
         if old != new
     ]
@@ -47,6 +53,23 @@ def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | 
         f"ranks of job {job.name!r} disagree on " + "; on ".join(differences) + f". Rank {first.rank} is"
         f" {one or first.worker}, rank {hello.rank} is {hello.worker} ({peer})."
         " Give all workers of a job the same settings, and every job its own PSUM_JOB",
+        ranks=sorted({first.rank, hello.rank}),
+    )
+
+
+def _listed_twice(job: "Job", hello: pb.Hello) -> DisagreementError:
+    """Workers come to this one aggregator for two places of their list."""
+    first, names = job.first, list(hello.aggregators)
+
+    def address(place: int) -> str:
+        return names[place] if place < len(names) else f"place {place} of {names}"
+
+    whose = f"rank {first.rank} of job {job.name!r} came by the first, rank {hello.rank} by the second"
+    if first.rank == hello.rank:
+        whose = f"rank {first.rank} of job {job.name!r} came by both"
+    return DisagreementError(
+        f"{address(first.aggregator_index)} and {address(hello.aggregator_index)} of PSUM_AGGREGATORS lead to one and"
+        f" the same aggregator: {whose}. List each aggregator once, by one address that leads to it alone",
         ranks=sorted({first.rank, hello.rank}),
     )
 
@@ -90,7 +113,7 @@ def started_again(job: "Job", ranks: Sequence[int]) -> DisagreementError:
 def exhausted(job: "Job", key: Key, need: int) -> ExhaustedError:
     """There is no memory for a key."""
     return ExhaustedError(
-        f"job {job.name!r} needs {need} bytes on this aggregator for key {key.name!r}, {key.describe(key.declared)},"
+        f"job {job.name!r} needs {need} bytes on this aggregator for key {key.title}, {key.describe(key.declared)},"
         f" of {job.num_workers} workers; of its memory budget of {job.budget.limit_bytes} bytes"
         f" {job.budget.free_bytes} are"
         " left. Give it more (--memory-budget), add aggregators, or wait for other jobs to end",
@@ -101,16 +124,16 @@ def exhausted(job: "Job", key: Key, need: int) -> ExhaustedError:
 def too_many_shards(job: "Job", declared: pb.Key, shards: int) -> ExhaustedError:
     """There is no place for another key."""
     return ExhaustedError(
-        f"job {job.name!r} has {len(job.keys)} keys on this aggregator; with key {declared.name!r} they have"
-        f" {shards} shards, and may have {job.max_shards} (max_shards). Are new keys made in every step, or is"
-        " PSUM_PARTITION_BYTES very small?"
+        f"job {job.name!r} has {len(job.keys)} keys on this aggregator; with key"
+        f" {titled(declared.name, declared.label)} they have {shards} shards, and may have {job.max_shards}"
+        " (max_shards). Are new keys made in every step, or is PSUM_PARTITION_BYTES very small?"
     )
 
 
 def out_of_step(job: "Job", key: Key, declared: pb.Shard, rank: int) -> DisagreementError:
     """A rank is at a round at which it cannot be."""
     return DisagreementError(
-        f"rank {rank} is at round {declared.round} of key {key.name!r}, the others of job {job.name!r} are at round"
+        f"rank {rank} is at round {declared.round} of key {key.title}, the others of job {job.name!r} are at round"
         f" {key.shards[declared.index].round}; was a worker started again in the midst of the job?"
         " Start all workers again",
         key=key.id,
@@ -122,7 +145,7 @@ def out_of_step(job: "Job", key: Key, declared: pb.Shard, rank: int) -> Disagree
 def aborted(job: "Job", key: Key, rank: int, message: pb.Abort) -> AbortedError:
     """A rank said that it cannot contribute."""
     return AbortedError(
-        f"rank {rank} of job {job.name!r} could not contribute to key {key.name!r} round {message.round}:"
+        f"rank {rank} of job {job.name!r} could not contribute to key {key.title} round {message.round}:"
         f" {message.text[:_MAX_REASON]}",
         key=key.id,
         round=message.round,
@@ -133,7 +156,7 @@ def aborted(job: "Job", key: Key, rank: int, message: pb.Abort) -> AbortedError:
 def timed_out(job: "Job", key: Key, shard: ShardRounds[object], now: float) -> RoundTimeoutError:
     """A round has waited too long."""
     return RoundTimeoutError(
-        f"job {job.name!r} key {key.name!r} round {shard.round} has waited {now - (shard.since or now):.1f} s for"
+        f"job {job.name!r} key {key.title} round {shard.round} has waited {now - (shard.since or now):.1f} s for"
         f" {_missing(job, shard, now)}, longer than the round timeout of {job.round_timeout:g} s; see what keeps them"
         f" busy, or whether they use this key as well, in a {'broadcast' if key.broadcast else 'pushpull'}",
         key=key.id,
@@ -147,7 +170,7 @@ def waits(job: "Job", key: Key, shard: ShardRounds[object], now: float) -> str:
     waited = now - (shard.since or now)
     others = f"; {len(job.waiting) - 1} more shards wait" if len(job.waiting) > 1 else ""
     return (
-        f"job {job.name!r} key {key.name!r} round {shard.round} waits for {_missing(job, shard, now)} since"
+        f"job {job.name!r} key {key.title} round {shard.round} waits for {_missing(job, shard, now)} since"
         f" {waited:.0f} s, and will fail after {job.round_timeout:g} s{others}"
     )
 
@@ -155,23 +178,33 @@ def waits(job: "Job", key: Key, shard: ShardRounds[object], now: float) -> str:
 def _missing(job: "Job", shard: ShardRounds[object], now: float) -> str:
     """The ranks that a round waits for, and what is known of each."""
     ranks = list(shard.waiting_for())
-    known = [f"rank {rank} ({_whereabouts(job.workers.get(rank), now)})" for rank in ranks[:_MAX_NAMED]]
+    known = [f"rank {rank} ({_whereabouts(job, rank, now)})" for rank in ranks[:_MAX_NAMED]]
     return ", ".join(known) + (f" and {len(ranks) - _MAX_NAMED} more" if len(ranks) > _MAX_NAMED else "")
 
 
-def _whereabouts(worker: Worker | None, now: float) -> str:
+def _whereabouts(job: "Job", rank: int, now: float) -> str:
+    worker = job.workers.get(rank)
     if worker is None:
         return "never joined"
     if not worker.connected:
         return f"{worker.hello.worker}, vanished {now - worker.last_heard:.1f} s ago"
-    return f"{worker.hello.worker}, last heard {now - worker.last_heard:.1f} s ago"
+    return f"{worker.hello.worker}, last heard {now - worker.last_heard:.1f} s ago{_occupation(job, rank)}"
+
+
+def _occupation(job: "Job", rank: int) -> str:
+    """The oldest round that waits for others although this rank has contributed: perhaps the ranks took keys in
+    another order, or made stores in another order."""
+    for key, shard in itertools.islice(job.waiting.values(), _MAX_LOOKED_AT):
+        if rank in shard.contributions or rank in shard.waiters:
+            return f"; it waits itself, for others in key {key.title} round {shard.round}"
+    return ""
 
 
 def deserted(job: "Job", key: Key, shard: ShardRounds[object], gone: Sequence[int]) -> WorkerLostError:
     """A round needs ranks that have left in good order."""
     who = ", ".join(f"rank {r} ({job.workers[r].hello.worker})" for r in gone)
     return WorkerLostError(
-        f"{who} has left job {job.name!r} without contributing to key {key.name!r} round {shard.round};"
+        f"{who} has left job {job.name!r} without contributing to key {key.title} round {shard.round};"
         " look into its output for why it ended. All ranks must push the same keys the same number of times",
         key=key.id,
         round=shard.round,

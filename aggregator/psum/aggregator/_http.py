@@ -16,7 +16,7 @@ from aiohttp import web
 from psum.aggregator._exposition import collect
 from psum.aggregator._report import report
 from psum.aggregator._service import Service
-from psum.wire import is_local
+from psum.wire import cannot_listen, is_local
 from psum.wire.errors import ConfigurationError
 from psum.wire.prometheus import encode
 
@@ -88,7 +88,7 @@ class Http:
             await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
         except OSError as error:
             await self.close()
-            raise ConfigurationError([f"http={address}: cannot listen there: {error.strerror or error}"]) from None
+            raise ConfigurationError([cannot_listen("http", "HTTP", address, error)]) from None
         return f"{host}:{self._runner.addresses[0][1]}"
 
     async def close(self) -> None:
@@ -108,7 +108,10 @@ class Http:
     async def _readyz(self, _request: web.Request) -> web.Response:
         if self._service.ready:
             return web.Response(text="ready\n")
-        return web.Response(status=503, text="draining\n" if self._service.draining else "starting\n")
+        why = "draining" if self._service.draining else "starting"
+        if self._service.full:
+            why = self._service.descriptors.lack("no further worker can come")
+        return web.Response(status=503, text=f"{why}\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         families = list(collect(self._service, self._loop.time()))

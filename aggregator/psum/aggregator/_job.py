@@ -163,6 +163,7 @@ class Job:
             return [Report(key.failure, (rank,))]
         if (disagreement := key.disagreement(declared, rank)) is not None:
             return self._fail_key(key, disagreement)
+        key.learn(declared.label, rank)
         if any(shard.round > 0 and key.shards[shard.index].inherited for shard in declared.shards):
             self._inherits = True
             if newcomers := [r for r, w in self.workers.items() if not w.hello.resuming]:
@@ -203,7 +204,7 @@ class Job:
         shard = key.shards.get(index)
         if shard is None:
             raise ProtocolError(
-                f"rank {rank} contributed to shard {index} of key {key.name!r}, which is none of those declared"
+                f"rank {rank} contributed to shard {index} of key {key.title}, which is none of those declared"
             )
         whole, sends = key.sizes[index], not key.broadcast or rank == 0
         size = len(payload) if payload is not None else 0
@@ -253,7 +254,7 @@ class Job:
                 return []
             case Verdict.REFUSE:
                 raise ProtocolError(
-                    f"rank {rank} contributed to round {round} of key {key.name!r} shard {index},"
+                    f"rank {rank} contributed to round {round} of key {key.title} shard {index},"
                     f" which is at round {shard.round}"
                 )
 
@@ -284,7 +285,7 @@ class Job:
             return []
         if len(payload) != key.sizes[entry.shard]:
             raise ProtocolError(
-                f"rank {rank} gave back {len(payload)} bytes as the sum of key {key.name!r} shard {entry.shard};"
+                f"rank {rank} gave back {len(payload)} bytes as the sum of key {key.title} shard {entry.shard};"
                 f" expected {key.sizes[entry.shard]}"
             )
         return [Sum(key, entry.shard, entry.round, entry.priority, (payload,), restored=True)]

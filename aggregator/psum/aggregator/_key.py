@@ -4,10 +4,11 @@ from typing import Final
 
 from psum.aggregator._round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_PARTITION_BYTES, ElementType
+from psum.wire import MAX_PARTITION_BYTES, ElementType, titled
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError
 
-#: The longest name of a key in characters, and the most dimensions: they are kept for each key, and repeated in errors.
+#: The longest name or label of a key in characters, and the most dimensions: they are kept for each key, and repeated
+#: in errors.
 _MAX_NAME: Final = 4096
 _MAX_DIMENSIONS: Final = 256
 
@@ -25,9 +26,10 @@ class Key:
     """
 
     def __init__(self, declared: pb.Key, rank: int, num_workers: int) -> None:
-        if len(declared.name) > _MAX_NAME or len(declared.shape) > _MAX_DIMENSIONS:
+        longest = max(len(declared.name), len(declared.label))
+        if longest > _MAX_NAME or len(declared.shape) > _MAX_DIMENSIONS:
             raise ProtocolError(
-                f"key {declared.name[:80]!r} has a name of {len(declared.name)} characters and {len(declared.shape)}"
+                f"key {declared.name[:80]!r} has a name or label of {longest} characters and {len(declared.shape)}"
                 f" dimensions; expected at most {_MAX_NAME} and {_MAX_DIMENSIONS}"
             )
         try:
@@ -38,6 +40,10 @@ class Key:
             raise ProtocolError(f"key {declared.name!r} has the unknown operation {declared.operation}")
         self.id = declared.id
         self.name = declared.name
+        self.label = declared.label
+        """What it stands for, as the first rank says that knows."""
+        self.label_rank = rank
+        """That rank; the first one while nobody has said."""
         self.broadcast = declared.operation == pb.OPERATION_BROADCAST
         self.declared = declared
         self.first_rank = rank
@@ -61,6 +67,11 @@ class Key:
     def __repr__(self) -> str:
         return f"<Key {self.name!r} {self.describe(self.declared)}>"
 
+    @property
+    def title(self) -> str:
+        """What it is called where people read of it."""
+        return titled(self.name, self.label)
+
     @staticmethod
     def describe(declared: pb.Key) -> str:
         """What ranks must agree on, in words."""
@@ -72,9 +83,13 @@ class Key:
         return f"{kind} of {elements} {tuple(declared.shape[:_MAX_DIMENSIONS])}"
 
     def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:
-        """What is wrong where another rank's declaration differs from the first, None where it does not."""
-        mine = self.declared
-        if (
+        """What is wrong where another rank's declaration differs from the first, None where it does not.
+
+        A rank that gives no label agrees with any.
+        """
+        mine, label = self.declared, other.label[:_MAX_NAME]
+        labels_differ = bool(self.label and label) and self.label != label
+        if not labels_differ and (
             (mine.name, mine.elements, mine.type, mine.operation)
             == (other.name, other.elements, other.type, other.operation)
             and mine.shape == other.shape
@@ -82,13 +97,27 @@ class Key:
         ):
             return None
         names = f"keys {self.name!r} and {other.name[:_MAX_NAME]!r} (one id)"
-        what = f"key {self.name!r}" if mine.name == other.name else names
+        what = names if mine.name != other.name else f"key {repr(self.name) if labels_differ else self.title}"
+        first, advice = self.first_rank, "make all ranks use this key alike"
+        here, there = self.describe(mine), self.describe(other)
+        if labels_differ:
+            # Whoever gave no label has declared the same shape as the first.
+            first = self.label_rank
+            here, there = f"{here} for {self.label}", f"{there} for {label}"
+            advice = (
+                "their sum would mix these. Make networks, stores and Trainers in the same order on all ranks, or give"
+                " each network a name of its own (in MXNet a prefix)"
+            )
         return DisagreementError(
-            f"ranks disagree on {what}: rank {self.first_rank} declared {self.describe(mine)},"
-            f" rank {rank} declared {self.describe(other)}; make all ranks use this key alike",
+            f"ranks disagree on {what}: rank {first} declared {here}, rank {rank} declared {there}; {advice}",
             key=self.id,
-            ranks=sorted({self.first_rank, rank}),
+            ranks=sorted({first, rank}),
         )
+
+    def learn(self, label: str, rank: int) -> None:
+        """A rank agrees, and says what the key stands for."""
+        if label and not self.label:
+            self.label, self.label_rank = label[:_MAX_NAME], rank
 
     @property
     def nbytes(self) -> int:

@@ -17,9 +17,12 @@ class Line:
         """The memory in which the worker places what it pushes, where it shares memory with this process."""
         self.staging = memoryview(b"")
         """More of its memory, which it pushes from where the values are, if it has any."""
+        self.descriptors = 0
+        """How many file descriptors it has, or may have when the worker opens what it was offered."""
         self.pipe: Pipe | None = None
-        """The worker's data connection, where it has opened one."""
-        self._attached = asyncio.Event()
+        """The worker's data connection, where it has one that works both ways."""
+        self._offered: Pipe | None = None
+        self._offer = asyncio.Event()
         self.outbox = Outbox()
         self.filled = asyncio.Event()
         self.closing = False
@@ -35,16 +38,20 @@ class Line:
             return pb.PLANE_SHM
         return pb.PLANE_DIRECT if self.pipe is not None else pb.PLANE_INLINE
 
-    def attach(self, pipe: Pipe) -> None:
-        """The worker has opened its data connection."""
-        self.pipe = pipe
-        self._attached.set()
+    def offer(self, pipe: Pipe) -> None:
+        """The worker has opened a data connection, which is not known yet to work both ways."""
+        self._offered = pipe
+        self._offer.set()
 
-    async def attached(self) -> Pipe:
-        """The worker's data connection, once it has opened one."""
-        await self._attached.wait()
-        assert self.pipe is not None
-        return self.pipe
+    async def offered(self) -> Pipe:
+        """The data connection that the worker has opened, once it has."""
+        await self._offer.wait()
+        assert self._offered is not None
+        return self._offered
+
+    def use_pipe(self) -> None:
+        """The worker talks on its data connection: from now on it is talked to there."""
+        self.pipe = self._offered
 
     async def send(self, context: Any) -> None:
         """Sends what is in the outbox until the line is closing and that is empty.
@@ -75,8 +82,8 @@ class Line:
         if self.segment is not None:
             self.segment.close()
         self.staging = memoryview(b"")
-        if self.pipe is not None:
-            self.pipe.close()
+        if self._offered is not None:
+            self._offered.close()
 
     def placed(self, entry: ShardRound) -> memoryview:
         """What a worker has placed in the memory that it shares.

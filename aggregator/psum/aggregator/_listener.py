@@ -1,8 +1,9 @@
 """Hears one worker: takes its messages apart, and hands what they say to its job."""
 
+import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -12,10 +13,13 @@ from psum.aggregator._delivery import Delivery
 from psum.aggregator._job import Job
 from psum.aggregator._line import Line
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, Pipe, decode, first_to_end, split, to_rows
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, Pipe, decode, encode, first_to_end, split, to_rows
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
+
+#: The answer on a data connection: a message that says nothing, from which the worker knows where the connection leads.
+_HERE: Final = encode(pb.ExchangeResponse(taken=pb.Taken()))
 
 
 class Listener:
@@ -71,14 +75,28 @@ class Listener:
                 await self._hear(data, None)
 
     async def _hear_pipe(self) -> None:
-        pipe = await self._line.attached()
+        pipe = await self._line.offered()
+        if (data := await self._first_on(pipe)) is None:
+            # The answer has not reached the worker in time, or at all: it says everything on the stream.
+            await asyncio.Event().wait()
+            return
+        self._line.use_pipe()
         while True:
-            await self._line.room.wait()
-            data = await pipe.receive()
             if self._line.closing:
                 await pipe.discard()
                 return
             await self._hear(data, pipe)
+            await self._line.room.wait()
+            data = await pipe.receive()
+
+    async def _first_on(self, pipe: Pipe) -> memoryview | None:
+        """Answers on a data connection; the worker's first message there, None where the connection ends before."""
+        try:
+            await pipe.send(_HERE)
+            return await pipe.receive()
+        except ConnectionResetError as error:
+            _log.debug("job %s: rank %d does not use its data connection: %s", self._job.name, self._rank, error)
+            return None
 
     async def _hear(self, data: bytes | memoryview, pipe: Pipe | None) -> None:
         """The worker says something, over its data connection or else over the stream."""

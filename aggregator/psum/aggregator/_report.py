@@ -7,7 +7,7 @@ from typing import Any
 from psum.aggregator._pulse import SAMPLE_SECONDS
 from psum.aggregator._settings import Settings
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Declaration, declarations, duration, report_of, size
+from psum.wire import Declaration, Limit, declarations, duration, report_of, size
 
 
 def report(
@@ -41,6 +41,8 @@ def report(
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Limit):
+        return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -15,14 +15,21 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import uvloop
 
-from psum.aggregator._binding import why_not
+from psum.aggregator._binding import obstacle
 from psum.aggregator._data_port import DataPort
 from psum.aggregator._health import Health
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
 from psum.aggregator._tls import server_credentials
-from psum.wire import grpc_options, keep_large_blocks
+from psum.wire import (
+    cannot_listen,
+    grpc_options,
+    keep_large_blocks,
+    lacks_descriptors,
+    open_descriptors,
+    raise_descriptor_limit,
+)
 from psum.wire.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,6 +49,9 @@ _IDLE_SECONDS = 60
 
 #: Calls on one connection; a worker makes one, and a proxy may put several workers' together.
 _CALLS_PER_CONNECTION = 1024
+
+#: So many descriptors a process has at least, once it listens.
+_OWN_DESCRIPTORS = 32
 
 #: So many more objects than before make the collector look for circles of them.
 _COLLECT_AFTER = 10_000
@@ -84,6 +94,7 @@ class Server:
             self.addresses = tuple(self._bind(address) for address in self.settings.listen)
             await self._data_port.start()
             await self._start_http()
+            self._count_descriptors()
         except ConfigurationError:
             await self._data_port.close()
             await self._service.close()
@@ -186,6 +197,17 @@ class Server:
         self.http_address = await self._http.start(self.settings.http)
         _log.info("status page, metrics and probes at http://%s/", self.http_address)
 
+    def _count_descriptors(self) -> None:
+        """Now that it listens everywhere, it is known how many descriptors are left for workers.
+
+        Raises:
+            ConfigurationError: None is.
+        """
+        descriptors = self._service.descriptors
+        descriptors.recount(open_descriptors())
+        if not descriptors.left:
+            raise ConfigurationError([descriptors.lack("no worker could come")])
+
     def _bind(self, address: str) -> str:
         if address.startswith("unix:"):
             _remove_stale_socket(pathlib.Path(address.removeprefix("unix:")))
@@ -201,7 +223,7 @@ class Server:
         finally:
             os.umask(mask)
         if port == 0:
-            raise ConfigurationError([f"listen={address}: cannot listen there: {why_not(address)}"])
+            raise ConfigurationError([cannot_listen("listen", "workers", address, obstacle(address))])
         if address.startswith("unix:"):
             return address
         return f"{address.rpartition(':')[0]}:{port}"
@@ -215,8 +237,15 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
         announce: A file that is to hold the addresses, one a line, once they can be connected to.
 
     Raises:
-        ConfigurationError: An address cannot be listened on, or a file cannot be used or written.
+        ConfigurationError: An address cannot be listened on, a file cannot be used or written, or this process may have
+            too few file descriptors.
     """
+    raise_descriptor_limit()
+    # gRPC ends the process where it lacks one.
+    if (lack := lacks_descriptors(_OWN_DESCRIPTORS)) is not None:
+        raise ConfigurationError(
+            [f"{lack}. An aggregator needs {_OWN_DESCRIPTORS} for itself, and up to 4 for each worker"]
+        )
     keep_large_blocks(one_arena=True)
     # Contributions, sums and messages refer to each other in no circles: hundreds of thousands come and go, and to look
     # through those that are under way again and again finds nothing. What is loaded by now stays for good.

@@ -6,6 +6,7 @@ import copy
 import logging
 import random
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from importlib import metadata
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from psum.aggregator._data_port import DataPort
 from psum.aggregator._delivery import Delivery
+from psum.aggregator._descriptors import Descriptors, Watch
 from psum.aggregator._job import Job
 from psum.aggregator._line import Line
 from psum.aggregator._listener import Listener
@@ -31,9 +33,11 @@ from psum.wire import (
     MAX_MESSAGE_BYTES,
     ShardRound,
     decode,
+    descriptor_limit,
+    open_descriptors,
     to_columns,
 )
-from psum.wire.errors import DeniedError, FaultError, InternalError, InvalidError, ProtocolError
+from psum.wire.errors import DeniedError, ExhaustedError, FaultError, InternalError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
@@ -80,11 +84,16 @@ class Service:
         """Whether its server has been started."""
         self.addresses: Sequence[str] = ()
         """Where the server listens, once it does; for the status."""
-        self._sharing = Sharing(settings.shm_directory)
+        self.descriptors = Descriptors(descriptor_limit(), open_descriptors())
+        """The file descriptors of this process, and which of them workers have."""
+        self._watch = Watch()
+        self._sharing = Sharing(settings.shm_directory, self.descriptors, settings.shm_limit)
         self._registry = Registry(settings, self._sharing.release)
         self._peers = Peers(settings.max_streams)
         self._lines: dict[tuple[int, int], Line] = {}
         """The lines of connected workers by identity of their job and rank."""
+        self._incomplete: weakref.WeakSet[Job] = weakref.WeakSet()
+        """Jobs whose workers were told that a rank of theirs was refused."""
         self._pool = UrgentPool(settings.threads)
         self._delivery = Delivery(
             self._pool,
@@ -127,7 +136,17 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether workers may come."""
-        return self.serving and not self.draining
+        return self.serving and not self.draining and not self.full
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no file descriptor for another worker."""
+        return not self.descriptors.left
+
+    @property
+    def connected(self) -> int:
+        """How many workers have a stream open."""
+        return len(self._lines)
 
     @property
     def registry(self) -> Registry:
@@ -166,6 +185,7 @@ class Service:
     async def close(self) -> None:
         """Ends the service after its server has stopped."""
         self.pulse.close()
+        self._watch.close()
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
@@ -198,6 +218,7 @@ class Service:
             token = self._token(context)
             hello = await self._receive_hello(context)
             self._permit(token, hello, context.peer())
+            await self._admit(hello, line, context)
             job = self._join(hello, line, context.peer())
             joined = job, hello.rank
             listener = Listener(
@@ -232,6 +253,7 @@ class Service:
                 # Also where gRPC cancels this, since the peer is gone.
                 self._data_port.uninvite(line)
                 line.close()
+                self.descriptors.give(line.descriptors)
                 # What they raised holds this frame, which must not hold them: it would be a circle with the line in it.
                 del receiver, sender
 
@@ -269,6 +291,40 @@ class Service:
                 " it the job's token in PSUM_TOKEN_FILE, or another PSUM_JOB"
             )
 
+    async def _admit(self, hello: pb.Hello, line: Line, context: _Context) -> None:
+        """Takes a file descriptor for a worker's stream.
+
+        Raises:
+            ExhaustedError: There is none. One that comes back is told to try again: some may leave before it gives up.
+        """
+        replaced = (id(self._registry.jobs.get(hello.job)), hello.rank) in self._lines
+        # The stream that another one replaces is about to end.
+        if self.descriptors.fits(0 if replaced else 1):
+            line.descriptors += 1
+            self.descriptors.take(1)
+            return
+        text = self.descriptors.lack(
+            f"rank {hello.rank} of job {hello.job!r} ({hello.worker or context.peer()}) was refused, {len(self._lines)}"
+            " workers are connected"
+        )
+        if hello.resuming:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        _log.warning("%s", text)
+        self._tell_peers(hello, text)
+        raise ExhaustedError(text, ranks=[hello.rank])
+
+    def _tell_peers(self, hello: pb.Hello, text: str) -> None:
+        """A job is going to wait for a rank that was refused: its other workers hear of it, and of the first such rank
+        only."""
+        job = self._registry.jobs.get(hello.job)
+        if job is None or hello.rank in job.workers or job in self._incomplete:
+            return
+        self._incomplete.add(job)
+        for (job_id, _), line in self._lines.items():
+            if job_id == id(job):
+                line.outbox.put_control(pb.ExchangeResponse(notice=pb.Notice(text=text)))
+                line.filled.set()
+
     async def _converse(self, line: Line, receiver: "asyncio.Task[None]", sender: "asyncio.Task[None]") -> None:
         """Waits until there is no more to hear or to say, or a worker does not read the last that it is told."""
         while True:
@@ -297,19 +353,39 @@ class Service:
         job.tally.reconnects += hello.resuming
         _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
         welcome = self._welcome()
-        self._choose_plane(job, hello, line, welcome)
+        lack = self._choose_plane(job, hello, line, welcome)
         line.outbox.put_control(pb.ExchangeResponse(welcome=welcome))
+        if lack is not None:
+            _log.warning("job %s: %s", job.name, lack)
+            line.outbox.put_control(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
         line.filled.set()
         return job
 
-    def _choose_plane(self, job: Job, hello: pb.Hello, line: Line, welcome: pb.Welcome) -> None:
-        """The best that both sides have; the welcome tells the worker what it needs for it."""
+    def _choose_plane(self, job: Job, hello: pb.Hello, line: Line, welcome: pb.Welcome) -> str | None:
+        """The best that both sides have; the welcome tells the worker what it needs for it.
+
+        Returns:
+            What this process lacks for a better one, None where it lacks nothing.
+        """
+        if not set(hello.planes) - {pb.PLANE_INLINE}:
+            return None
+        # Rather all workers in messages than some of them not at all.
+        awaited = max(0, sum(job.num_workers for job in self._registry.running) - len(self._lines))
+        needed = self._sharing.needs(job, hello) + bool(self._data_port.port)
+        if not self.descriptors.fits(needed, leaving=awaited):
+            return self.descriptors.lack(
+                f"rank {hello.rank} has only its stream to {', '.join(self.addresses)}, which is slower"
+            )
         if self._sharing.accept(job, hello, line, welcome):
             welcome.plane = pb.PLANE_SHM
         elif pb.PLANE_DIRECT in hello.planes and self._data_port.port:
             welcome.plane = pb.PLANE_DIRECT
         if welcome.plane != pb.PLANE_INLINE and self._data_port.port:
             welcome.data_port, welcome.data_secret = self._data_port.port, self._data_port.invite(line)
+            welcome.data_answers = True
+            line.descriptors += 1
+            self.descriptors.take(1)
+        return None
 
     async def _close_line(self, line: Line, sender: "asyncio.Task[None]", *, gone: bool) -> None:
         """Lets what is left to say, such as a fault or the farewell, still be said, unless the peer has gone."""
@@ -407,7 +483,12 @@ class Service:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         tokens = self._tokens.get() if self._tokens is not None else None
         jobs, ended = self._registry.status(
-            now, lambda name: request.job in ("", name) and (tokens is None or tokens.permits(token, name))
+            now,
+            lambda name: (
+                not request.without_jobs
+                and request.job in ("", name)
+                and (tokens is None or tokens.permits(token, name))
+            ),
         )
         return self._status(jobs, ended)
 

@@ -8,7 +8,9 @@ from typing import Any, Final
 from psum.aggregator._old_names import without_workers_files
 from psum.wire import (
     DEFAULT_DIRECTORY,
+    DEFAULT_LIMIT,
     BaseSettings,
+    Limit,
     TlsFiles,
     choice,
     declarations,
@@ -21,6 +23,7 @@ from psum.wire import (
     processors,
     setting,
     size,
+    split_address,
 )
 
 #: A smaller budget is a number whose unit was forgotten.
@@ -185,6 +188,13 @@ class Settings(BaseSettings):
         parse=str,
         meaning="Where memory is shared with workers on the same host: a directory that is kept in memory.",
     )
+    shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
+        "PSUM_SHM_LIMIT",
+        default=DEFAULT_LIMIT,
+        parse=Limit.parse,
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
+        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
+    )
     threads: int = setting(
         "PSUM_THREADS",
         default=min(8, processors()),
@@ -220,6 +230,18 @@ class Settings(BaseSettings):
         """The files that TLS needs, none where it is not spoken."""
         return TlsFiles(ca=self.tls_client_ca, cert=self.tls_cert, key=self.tls_key, ca_setting="tls_client_ca")
 
+    def _ports_twice(self) -> Iterator[str]:
+        """What would have to share a port."""
+        places = [("listen", *split_address(address)) for address in self.listen if not address.startswith("unix:")]
+        places += [("data_port", host, self.data_port) for host in dict.fromkeys(host for _, host, _ in places)]
+        if self.http:
+            places.append(("http", *split_address(self.http)))
+        for number, (name, host, port) in enumerate(places):
+            for other, other_host, other_port in places[:number]:
+                if port and port == other_port and (host == other_host or {host, other_host} & {"0.0.0.0", "::"}):
+                    yield f"{other} and {name}: both are port {port} on {host}; each needs one of its own"
+                    break
+
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the values taken together."""
         if not self.listen:
@@ -234,6 +256,7 @@ class Settings(BaseSettings):
                 f"tls_client_ca={self.tls_client_ca}: to ask workers for certificates, this side needs tls_cert and"
                 " tls_key"
             )
+        yield from self._ports_twice()
         if not self.insecure:
             yield from self._exposed()
 

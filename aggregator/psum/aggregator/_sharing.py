@@ -1,16 +1,22 @@
 """Memory that is shared with workers on this host: what they push from, and each job's arena for sums."""
 
 import logging
+from typing import Final
 
 import numpy as np
 
 from psum.aggregator._arena import Arena
+from psum.aggregator._descriptors import Descriptors
 from psum.aggregator._job import Job
 from psum.aggregator._line import Line
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Segment, SegmentError, sweep
+from psum.wire import DEFAULT_LIMIT, Limit, Segment, SegmentError, sweep
 
 _log = logging.getLogger(__name__)
+
+
+#: An arena's file, and its mapping.
+ARENA_DESCRIPTORS: Final = 2
 
 
 class Sharing:
@@ -18,14 +24,24 @@ class Sharing:
 
     Args:
         directory: Where shared memory is kept.
+        limit: Up to where sums may fill the file system there.
+        descriptors: Those of this process.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, descriptors: Descriptors, limit: Limit = DEFAULT_LIMIT) -> None:
         self._directory = directory
+        self._limit = limit
+        self._descriptors = descriptors
         self._arenas: dict[int, Arena] = {}
         """By identity of the job."""
         for name in sweep(directory):
             _log.info("removed %s from %s, whose owner is gone", name, directory)
+
+    def needs(self, job: Job, hello: pb.Hello) -> int:
+        """How many file descriptors it takes at most to share memory with a worker."""
+        if pb.PLANE_SHM not in hello.planes or not hello.segment:
+            return 0
+        return 1 + bool(hello.staging) + (0 if id(job) in self._arenas else ARENA_DESCRIPTORS)
 
     def accept(self, job: Job, hello: pb.Hello, line: Line, welcome: pb.Welcome) -> bool:
         """Shares memory with a worker and tells it where sums will lie; returns False where that cannot be, as on
@@ -38,11 +54,15 @@ class Sharing:
             # It stays with the two who have it, and goes with them, however they end.
             segment.unlink()
             if id(job) not in self._arenas:
-                self._arenas[id(job)] = Arena(self._directory)
+                self._arenas[id(job)] = Arena(self._directory, self._limit, job=job.name)
+                self._descriptors.take(ARENA_DESCRIPTORS)
         except SegmentError as error:
-            _log.debug("job %s: rank %d shares no memory: %s", job.name, hello.rank, error)
+            level = logging.WARNING if error.scarce else logging.DEBUG
+            _log.log(level, "job %s: rank %d shares no memory: %s", job.name, hello.rank, error)
             return False
         line.segment, line.staging = segment, self._staging(hello)
+        line.descriptors += 1 + bool(line.staging)
+        self._descriptors.take(1 + bool(line.staging))
         welcome.segment, welcome.staging = self._arenas[id(job)].name, bool(line.staging)
         return True
 
@@ -54,6 +74,7 @@ class Sharing:
         """A job has ended."""
         if (arena := self._arenas.pop(id(job), None)) is not None:
             arena.close()
+            self._descriptors.give(ARENA_DESCRIPTORS)
             # What workers that were killed have left.
             sweep(self._directory)
 
@@ -69,7 +90,8 @@ class Sharing:
         try:
             segment = Segment.open(self._directory, hello.staging)
         except SegmentError as error:
-            _log.debug("job %s: rank %d has no staging memory: %s", hello.job, hello.rank, error)
+            level = logging.WARNING if error.scarce else logging.DEBUG
+            _log.log(level, "job %s: rank %d has no staging memory: %s", hello.job, hello.rank, error)
             return memoryview(b"")
         # As NumPy's memory: unlike what it has in the other one, the worker leaves it as it is until it has the sum,
         # and a round that waits need not copy it (see ShardRounds.keep).

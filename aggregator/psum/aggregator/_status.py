@@ -14,6 +14,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
     rounds = [
         pb.RoundStatus(
             key=key.name,
+            label=key.label,
             shard=index,
             round=shard.round,
             waiting_seconds=now - (shard.since or now),

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from psum.cli._status_view import Fleet
 from psum.client import ConnectError, Settings, fetch_status
-from psum.wire import parse_addresses, report_of
+from psum.wire import parse_destinations, report_of
 from psum.wire.errors import ConfigurationError
 
 #: Wide enough that a pipe or a file has one line for each row.
@@ -26,7 +26,7 @@ Look = Callable[[], list[dict[str, Any]]]
 
 def _parsed(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return tuple(itertools.chain.from_iterable(map(parse_addresses, values)))
+        return tuple(itertools.chain.from_iterable(map(parse_destinations, values)))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

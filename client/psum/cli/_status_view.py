@@ -7,6 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from psum.wire import captioned
+
 #: Workers of one job that are listed unless all are asked for.
 _MAX_WORKERS: Final = 20
 
@@ -95,8 +97,9 @@ class Fleet:
         waiting = [(job["rounds"][0], address) for address, job in places if job["rounds"]]
         if waiting:
             oldest, address = max(waiting, key=lambda entry: entry[0]["waiting_seconds"])
+            key = captioned(oldest["key"], oldest["label"])
             yield Text(
-                f"round {oldest['round']} of {clean(oldest['key'])} shard {oldest['shard']} on {address} has waited"
+                f"round {oldest['round']} of {clean(key)} shard {oldest['shard']} on {address} has waited"
                 f" {seconds(oldest['waiting_seconds'])} for {ranks(oldest['waiting_for'])}",
                 style="yellow" if oldest["waiting_seconds"] >= _BEHIND_SECONDS else "",
             )

@@ -17,9 +17,14 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Of handshakes that fail gRPC writes lines that say less than our errors do.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Names are looked up as by all other programs: gRPC's own way, c-ares, reads /etc/hosts differently. Of a host with
+# several addresses it knows only one where another is that of some other name too, as 127.0.0.1 is.
+os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
-from psum.client._client import Client, connect, shared_client
+from psum.client._client import Client, connect, reserve_store, shared_client
+from psum.client._in_step import ComparedTensor, Comparison, digest_of
 from psum.client._keys import Operation
+from psum.client._numbering import StoreNumber
 from psum.client._settings import Settings
 from psum.client._status import fetch_status
 from psum.client._store import Store, key_name
@@ -39,6 +44,7 @@ from psum.wire.errors import (
     ForkedError,
     InternalError,
     InvalidError,
+    OutOfStepError,
     ProtocolError,
     PsumError,
     RoundTimeoutError,
@@ -52,6 +58,8 @@ __all__ = [
     "Block",
     "Client",
     "ClosedError",
+    "ComparedTensor",
+    "Comparison",
     "ConfigurationError",
     "ConnectError",
     "DeniedError",
@@ -64,18 +72,22 @@ __all__ = [
     "InvalidError",
     "Operation",
     "OperationStatistics",
+    "OutOfStepError",
     "ProtocolError",
     "PsumError",
     "RoundTimeoutError",
     "Settings",
     "Statistics",
     "Store",
+    "StoreNumber",
     "TakenError",
     "Ticket",
     "Times",
     "WorkerLostError",
     "connect",
+    "digest_of",
     "fetch_status",
     "key_name",
+    "reserve_store",
     "shared_client",
 ]

@@ -19,6 +19,8 @@ from psum.client._exporter import Exporter
 from psum.client._keys import Operation
 from psum.client._link import Link
 from psum.client._logging import set_up_logging
+from psum.client._means import means_for
+from psum.client._numbering import Numbering, StoreNumber
 from psum.client._session import Load, Session
 from psum.client._settings import Settings, next_port
 from psum.client._shared import SharedMemory
@@ -28,8 +30,15 @@ from psum.client._thread import LoopThread
 from psum.client._ticket import State, Ticket
 from psum.client._timeline import Timeline
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, Block, ElementType, GrowingSegment, SegmentError, keep_large_blocks
-from psum.wire.errors import ClosedError, ForkedError, PsumError
+from psum.wire import (
+    PROTOCOL_VERSION,
+    Block,
+    ElementType,
+    GrowingSegment,
+    SegmentError,
+    keep_large_blocks,
+)
+from psum.wire.errors import ClosedError, ForkedError, PsumError, TakenError
 
 _log = logging.getLogger(__name__)
 
@@ -49,15 +58,23 @@ class Client:
     Args:
         settings: Those of the job and of this worker.
         staging: Whether `allocate` is to be of use.
+        numbering: Where its stores get their numbers; None: they count from 0.
 
     Attributes:
         settings: What it was made with.
+        numbering: Where its stores get their numbers.
+
+    Raises:
+        ConnectError: This process may have too few file descriptors.
     """
 
-    def __init__(self, settings: Settings, *, staging: bool = False) -> None:
+    def __init__(self, settings: Settings, *, staging: bool = False, numbering: Numbering | None = None) -> None:
+        self._means = means_for(settings, staging=staging)
         self.settings = settings
+        self.numbering = numbering or Numbering()
         self._wants_staging = staging
         self._staging: GrowingSegment | None = None
+        self._warned_of_messages = False
         self._pid = _process.pid
         self._incarnation = secrets.randbits(64)
         self._session = Session(
@@ -70,7 +87,6 @@ class Client:
             hand_over=self._hand_over,
         )
         self._timeline: Timeline | None = None
-        self._stores = 0
         self._inbox: deque[Ticket] = deque()
         self._scheduled = False
         """Whether the client's thread will look into the inbox."""
@@ -102,6 +118,11 @@ class Client:
     def closed(self) -> bool:
         """Whether it has left the job."""
         return self._closed
+
+    @property
+    def forked(self) -> bool:
+        """Whether it belongs to the process that this one was forked from, and cannot be used here."""
+        return _process.pid != self._pid
 
     @property
     def rank(self) -> int:
@@ -146,11 +167,17 @@ class Client:
         """What is under way now."""
         return self._session.load()
 
-    def store(self) -> Store:
-        """A new namespace of keys. All ranks must create theirs in the same order."""
+    def store(self, number: StoreNumber | None = None) -> Store:
+        """A new namespace of keys. All ranks must create theirs in the same order.
+
+        Args:
+            number: What `reserve_store` gave where the program made the store; None: it is made now. A number of
+                another client, which was closed since, counts for nothing here.
+        """
         self._check_process()
-        number, self._stores = self._stores, self._stores + 1
-        return Store(self, number)
+        if number is None or number.numbering is not self.numbering:
+            number = self.numbering.next()
+        return Store(self, number.value)
 
     def reserve(
         self,
@@ -160,12 +187,13 @@ class Client:
         element_type: ElementType,
         operation: Operation,
         priority: int,
+        label: str = "",
     ) -> Ticket:
         """See Store.reserve."""
         self._check_process()
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
-        return self._session.reserve(store, key, shape, element_type, operation, priority)
+        return self._session.reserve(store, key, shape, element_type, operation, priority, label)
 
     def allocate(self, size: int) -> Block | None:
         """Memory that aggregators on this host read from: what is pushed from it need not be copied.
@@ -247,6 +275,8 @@ class Client:
         set_up_logging(self.settings)
         for text in self.settings.warnings():
             _log.warning("%s", text)
+        if self._means.lack is not None:
+            _log.warning("%s", self._means.lack)
         if self.settings.trace_dir:
             self._timeline = Timeline(self.settings)
             self._session.recorder = self._timeline.recorder
@@ -255,9 +285,11 @@ class Client:
                 self._exporter = Exporter(self, next_port(self.settings.metrics_port, self.settings.local_rank))
             if self._thread is not None:
                 keep_large_blocks(one_arena=False)
-                if self._wants_staging and self.settings.shares_memory:
+                if self._wants_staging and self._means.shares_memory:
                     with contextlib.suppress(SegmentError):
-                        self._staging = GrowingSegment(self.settings.shm_directory, _warn_of_copies)
+                        self._staging = GrowingSegment(
+                            self.settings.shm_directory, _warn_of_copies, self.settings.shm_limit
+                        )
                 self._thread.run(self._connect())
         except BaseException:
             self._closed = True
@@ -281,7 +313,7 @@ class Client:
                 credentials=credentials,
                 keepalive=settings.keepalive,
                 hello=self._hello,
-                plane=settings.plane,
+                plane=self._means.plane,
                 share=self._share_memory,
                 settle=self._settle,
             )
@@ -326,14 +358,27 @@ class Client:
 
     def _share_memory(self) -> SharedMemory | None:
         settings = self.settings
-        if not settings.shares_memory:
+        if not self._means.shares_memory:
             return None
         try:
             credit = max(settings.credit_bytes, settings.partition_bytes)
-            return SharedMemory(settings.shm_directory, credit, self._staging)
+            return SharedMemory(
+                settings.shm_directory,
+                credit,
+                self._staging,
+                settings.shm_limit,
+                lacking=self._warn_of_messages,
+            )
         except SegmentError as error:
-            _log.log(logging.WARNING if settings.plane == "shm" else logging.DEBUG, "no shared memory: %s", error)
+            level = logging.WARNING if settings.plane == "shm" or error.scarce else logging.DEBUG
+            _log.log(level, "no shared memory: %s", error)
             return None
+
+    def _warn_of_messages(self, error: SegmentError) -> None:
+        # Once, for all aggregators and reconnections: it is the same file system.
+        if not self._warned_of_messages:
+            self._warned_of_messages = True
+            _log.warning("what is pushed travels in messages, though an aggregator is on this host: %s", error)
 
     async def _run(self, link: Link) -> None:
         try:
@@ -469,6 +514,11 @@ class Client:
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _shared: Client | None = None
 _sharing = threading.Lock()
+"""Held while the shared client connects."""
+_upcoming = Numbering()
+"""For the stores of the next shared client."""
+_numbering = threading.Lock()
+"""Held for a moment only, unlike the other."""
 
 
 def connect(settings: Settings | None = None, *, staging: bool = False) -> Client:
@@ -482,20 +532,63 @@ def connect(settings: Settings | None = None, *, staging: bool = False) -> Clien
     Raises:
         ConfigurationError: The environment's settings cannot be used.
         ConnectError: An aggregator could not be reached in time.
-        FaultError: An aggregator refused this worker.
+        FaultError: An aggregator refused this worker. A TakenError says so where it is this process that has the rank
+            already, by another client.
     """
-    client = Client(settings or Settings.from_environment(), staging=staging)
-    client.connect()
-    return client
+    return _connected(Client(settings or Settings.from_environment(), staging=staging))
 
 
 def shared_client() -> Client:
-    """The client that this process shares, connected on first use as the environment says."""
-    global _shared
+    """The client that this process shares, connected on first use as the environment says.
+
+    The KVStore uses the same one. Its stores are numbered in the order in which the program makes them, those of the
+    KVStore among them, so all ranks must make theirs in the same order.
+    """
+    global _shared, _upcoming
     with _sharing:
         if _shared is None or _shared.closed:
-            _shared = connect(staging=True)
+            client = _connected(Client(Settings.from_environment(), staging=True, numbering=_upcoming))
+            with _numbering:
+                _shared, _upcoming = client, Numbering()
         return _shared
+
+
+def reserve_store() -> StoreNumber:
+    """Numbers a store of the shared client that is made later, by Client.store. Does not connect, and does not wait."""
+    with _numbering:
+        return (_upcoming if _shared is None or _shared.closed else _shared.numbering).next()
+
+
+def _connected(client: Client) -> Client:
+    try:
+        client.connect()
+    except TakenError as error:
+        if (holder := _other_client(client)) is None:
+            raise
+        way = "psum.client.shared_client() gives it, and the KVStore 'byteps' uses it as well"
+        if holder is not _shared:
+            way = (
+                "use that one, or close it first; beside the KVStore 'byteps', use psum.client.shared_client() instead"
+                " of psum.client.connect()"
+            )
+        raise TakenError(
+            f"this process is rank {client.rank} of job {client.settings.job!r} already, by a client that it made"
+            f" before: {way}",
+            ranks=error.ranks,
+        ) from None
+    return client
+
+
+def _other_client(client: Client) -> Client | None:
+    """The open client of this process that has the same rank of the same job."""
+    mine = client.settings
+    for other in list(_clients):
+        its = other.settings
+        if other is client or other.closed or other.forked:
+            continue
+        if (its.job, its.rank) == (mine.job, mine.rank) and set(its.aggregators) & set(mine.aggregators):
+            return other
+    return None
 
 
 @atexit.register

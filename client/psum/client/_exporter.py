@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from psum.client._keys import Operation
-from psum.wire import Metric
+from psum.wire import Metric, cannot_listen
 from psum.wire.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ class Exporter:
             self._server, self._thread = start_http_server(
                 int(port), host.strip("[]"), registry_of(lambda: collect(client))
             )
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             # Nothing that a training should fail for.
-            _log.warning("no metrics at %s (PSUM_METRICS_PORT): %s", address, error.strerror or error)
+            _log.warning("%s", cannot_listen("PSUM_METRICS_PORT", "metrics", address, error))
             return
         self.address = f"{host}:{self._server.server_port}"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from psum.client._placement import Placement, key_id
 from psum.client._ticket import Part, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ElementType
+from psum.wire import ElementType, titled
 from psum.wire.errors import PsumError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Key:
         operation: What its rounds do.
         placement: Where its shards go.
         tally: Where what becomes of its operations is counted.
+        label: What it stands for, such as a parameter's name; empty where nobody says.
     """
 
     def __init__(
@@ -49,10 +50,17 @@ class Key:
         operation: Operation,
         placement: Placement | None,
         tally: "OperationTally",
+        label: str = "",
     ) -> None:
         self.tally = tally
         self.id = key_id(store, key, pb.Operation.ValueType(operation))
-        self.name = key if store == 0 else f"{key} (store {store})"
+        self.name = key if store <= 0 else f"{key} (store {store})"
+        self.label = label
+        """What the aggregators are told that it stands for, with each declaration the same."""
+        self._stands_for = label
+        """The label of its last operation that had one."""
+        self._stood_for: set[str] = set()
+        """The labels before that."""
         self.shape = shape
         self.element_type = element_type
         self.operation = operation
@@ -83,13 +91,46 @@ class Key:
         """Whether the aggregators have been told of it."""
         self.failure: PsumError | None = None
         """Why every operation on it fails from now on."""
+        self.begins_with: Key | None = None
+        """The broadcast of the value that its sums change. A training that nobody waited for to begin must not go on
+        where that has failed: MXNet tells one reader of an array only."""
 
     def __repr__(self) -> str:
-        return f"<Key {self.name!r} {self.describe()} round={self.round}>"
+        return f"<Key {self.title} {self.describe()} round={self.round}>"
+
+    @property
+    def title(self) -> str:
+        """What it is called where people read of it."""
+        return titled(self.name, self.label)
 
     def describe(self) -> str:
         """What must not change from call to call, in words."""
         return f"{_NAMES[self.operation]} of {self.element_type.label} {self.shape}"
+
+    def check(self, shape: tuple[int, ...], element_type: ElementType, label: str) -> None:
+        """Checks that an operation uses it as those before did.
+
+        Raises:
+            ValueError: Its shape or element type is another one, or it stands for what it stood for earlier: then
+                several parts of the program take turns in one store.
+        """
+        last = self._stands_for
+        changed = bool(label and last) and label != last
+        if self.shape != shape or self.element_type is not element_type:
+            before, after = (f" for {last}", f" for {label}") if changed else ("", "")
+            raise ValueError(
+                f"key {self.name!r} was a {self.describe()}{before} before, and is {element_type.label} {shape}{after}"
+                f" now{'; give each Trainer a store of its own' if changed else ''}"
+            )
+        if changed:
+            if label in self._stood_for:
+                raise ValueError(
+                    f"key {self.name!r} stood for {label}, then for {last}, and stands for {label} again: several parts"
+                    " of the program take turns in one store. Where ranks take turns in another order, each would get"
+                    " the other's sums. Give each Trainer a store of its own"
+                )
+            self._stood_for.add(last)
+        self._stands_for = label or last
 
     def declaration(self, aggregator: int) -> pb.Key:
         """What one aggregator is told."""
@@ -106,4 +147,5 @@ class Key:
                 for shard in self.shards
                 if shard.aggregator == aggregator
             ],
+            label=self.label,
         )

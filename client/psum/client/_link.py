@@ -11,12 +11,23 @@ import grpc
 import grpc.aio
 
 from psum.client._credentials import Credentials
+from psum.client._data_connection import DataConnectionError, Prospects, open_data_connection
 from psum.client._diagnosis import diagnose
 from psum.client._obstacle import Obstacle
 from psum.client._session import Session
 from psum.client._shared import SharedMemory
+from psum.client._split import Member, watch_for_split
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import Pipe, SegmentError, decode, encode, first_to_end, grpc_options, sizes_beside
+from psum.wire import (
+    Pipe,
+    SegmentError,
+    decode,
+    encode,
+    first_to_end,
+    grpc_options,
+    lacks_descriptors,
+    sizes_beside,
+)
 from psum.wire.errors import (
     AggregatorLostError,
     ConfigurationError,
@@ -33,11 +44,8 @@ _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 #: How long the reason for a broken stream may take to arrive.
 _LAST_WORDS_SECONDS: Final = 2.0
 
-#: How long a data connection may take to open.
-_PIPE_SECONDS: Final = 3.0
-
-#: What may wait here to be taken from a data connection.
-_AHEAD_BYTES: Final = 16 << 20
+#: What one connection takes of the system's file descriptors, and what gRPC needs besides for a moment.
+_CONNECTION_DESCRIPTORS: Final = 2
 
 #: What gRPC says where the other side's refusal overtook the hello, whose sending then failed: the reason is lost.
 _NO_REASON: Final = "Internal error from Core"
@@ -98,6 +106,15 @@ class Link:
         self._share = share
         self._shared: SharedMemory | None = None
         self._pipe: Pipe | None = None
+        self._prospects = Prospects()
+        """Of data connections to the aggregator process with the incarnation below."""
+        self._met: int | None = None
+        self._summed = False
+        """Whether a sum has come since the stream was opened."""
+        self._recalled = False
+        """Whether the pipe was closed from here."""
+        self._told_slower = ""
+        """Why the stream is the only way, as the log says already."""
         self._sending = False
         """Whether a message has announced payloads that the pipe was not given yet."""
         self._keepalive = keepalive
@@ -157,6 +174,7 @@ class Link:
                 cause,
                 patience,
             )
+            self._judge_pipe()
             await self.abandon()
             if lost - began < _STEADY_SECONDS:
                 # As behind a proxy that takes no large messages: each stream can be opened, and ends with the first.
@@ -184,6 +202,7 @@ class Link:
         """Memory whose sending has begun is about to change: what is not sent of it is never to be."""
         if self._pipe is not None and (self._sending or not self._pipe.flushed):
             # Its stream ends with it; over the next one everything else is sent again.
+            self._recalled = True
             self._pipe.close()
 
     async def leave(self) -> None:
@@ -193,6 +212,7 @@ class Link:
 
     async def abandon(self) -> None:
         """Closes the connection, whatever is under way."""
+        self._recalled = self._summed = False
         call, channel, shared, pipe = self._call, self._channel, self._shared, self._pipe
         self._call = self._channel = self._shared = self._pipe = None
         if pipe is not None:
@@ -214,7 +234,7 @@ class Link:
                         self._channel = self._credentials.aio_channel(self.address, self._options)
                         self._call = self._channel.stream_stream(_EXCHANGE)(metadata=self._credentials.metadata())
                         self.welcome = await self._introduce(hello)
-                        return
+                        break
                     except (grpc.RpcError, ProtocolError) as error:
                         await self._explain(error, obstacle, final=not resuming)
                     except (ConfigurationError, DeniedError) as error:
@@ -236,6 +256,12 @@ class Link:
         except TimeoutError:
             await self.abandon()
             raise _OutOfPatience(obstacle.cause or "nothing was heard from it") from None
+        assert self.welcome is not None
+        # With a deadline of its own: the aggregator is there, whatever becomes of this.
+        self._pipe = await self._open_pipe(self.welcome)
+        if self.welcome.plane == pb.PLANE_DIRECT and self._pipe is None:
+            self.welcome.plane = pb.PLANE_INLINE
+        self._session.use_plane(self.index, self._shared, piped=self.welcome.plane == pb.PLANE_DIRECT)
 
     async def _explain(self, error: BaseException, obstacle: Obstacle, *, final: bool) -> None:
         """Finds out why a connection could not be made.
@@ -243,11 +269,21 @@ class Link:
         Args:
             error: What gRPC says.
             obstacle: What is known of the attempts before this one, and told what is found out.
-            final: Whether it is to be an error that one side does not trust the other.
+            final: Whether it is to be an error that one side does not trust the other, or that this process may have no
+                more file descriptors.
 
         Raises:
-            ConnectError: It is final that one side does not trust the other.
+            ConnectError: That is so, and final.
         """
+        if (lack := lacks_descriptors(_CONNECTION_DESCRIPTORS)) is not None:
+            if final:
+                await self.abandon()
+                raise ConnectError(
+                    f"rank {self._session.rank} cannot connect to aggregator {self.address}: {lack}",
+                    address=self.address,
+                )
+            obstacle.diagnosed(lack, time.monotonic())
+            return
         if obstacle.cause and isinstance(error, grpc.aio.AioRpcError) and error.details() == _NO_REASON:
             return
         if obstacle.should_diagnose(time.monotonic()):
@@ -282,7 +318,7 @@ class Link:
             case "welcome":
                 if message.welcome.plane not in request.hello.planes:
                     raise ProtocolError(f"it chose plane {message.welcome.plane}, which it was not offered")
-                await self._agree(message.welcome)
+                self._agree(message.welcome)
                 return message.welcome
             case "fault":
                 await self.abandon()
@@ -290,8 +326,8 @@ class Link:
             case kind:
                 raise ProtocolError(f"it answered hello with {kind}")
 
-    async def _agree(self, welcome: pb.Welcome) -> None:
-        """Shares memory with the aggregator, opens a data connection to it, or neither, as its welcome says."""
+    def _agree(self, welcome: pb.Welcome) -> None:
+        """Shares memory with the aggregator where its welcome says so."""
         shared, self._shared = self._shared, None
         if shared is not None and welcome.plane == pb.PLANE_SHM:
             try:
@@ -299,40 +335,52 @@ class Link:
             except SegmentError as error:
                 shared.close()
                 self._share = lambda: None
+                _log.warning(
+                    "rank %d shares no memory with aggregator %s, which is slower: %s",
+                    self._session.rank,
+                    self.address,
+                    error,
+                )
                 raise ProtocolError(f"it shares memory that cannot be used: {error}") from None
         elif shared is not None:
             shared.close()
-        if welcome.data_port and not self.address.startswith("unix:"):
-            self._pipe = await self._open_pipe(welcome)
-        if welcome.plane == pb.PLANE_DIRECT and self._pipe is None:
-            welcome.plane = pb.PLANE_INLINE
-        self._session.use_plane(self.index, self._shared, piped=welcome.plane == pb.PLANE_DIRECT)
 
     async def _open_pipe(self, welcome: pb.Welcome) -> Pipe | None:
-        """A data connection, None where the port cannot be reached: then everything goes on the stream."""
-        host = self.address.rpartition(":")[0].strip("[]")
-        loop = asyncio.get_running_loop()
+        """A data connection, None where there is none that works: then everything goes on the stream."""
+        if welcome.incarnation != self._met:
+            # Another process has another data port.
+            self._met, self._prospects = welcome.incarnation, Prospects()
+        if not welcome.data_port or self.address.startswith("unix:"):
+            return None
+        if not self._prospects.worth_trying(time.monotonic()):
+            return None
         try:
-            async with asyncio.timeout(_PIPE_SECONDS):
-                _, pipe = await loop.create_connection(
-                    lambda: Pipe(_AHEAD_BYTES, keepalive=self._keepalive),
-                    host,
-                    welcome.data_port,
-                    ssl=self._credentials.data_context() if self._credentials.encrypts(self.address) else None,
-                    server_hostname=self._credentials.data_name(host),
-                )
-        except (OSError, TimeoutError) as error:
+            pipe = await open_data_connection(self.address, welcome, self._credentials, self._keepalive)
+        except DataConnectionError as error:
+            self._prospects.failed(time.monotonic())
+            self._tell_slower(f"it cannot open a data connection to port {welcome.data_port} there ({error})")
+            return None
+        self._prospects.opened(time.monotonic())
+        return pipe
+
+    def _judge_pipe(self) -> None:
+        """The stream has ended: did the data connection break, and is it to be done without?"""
+        pipe = self._pipe
+        if pipe is None or self._recalled or (reason := pipe.broken) is None:
+            return
+        if self._prospects.broke(time.monotonic(), useful=self._summed):
+            self._tell_slower(f"the data connection there breaks each time soon after it was opened ({reason})")
+
+    def _tell_slower(self, reason: str) -> None:
+        """Once for each reason: it is tried again now and then."""
+        if reason != self._told_slower:
+            self._told_slower = reason
             _log.warning(
-                "rank %d has only the stream to aggregator %s, which is slower: it cannot open a data connection to"
-                " port %d there (%s)",
+                "rank %d has only the stream to aggregator %s, which is slower: %s",
                 self._session.rank,
                 self.address,
-                welcome.data_port,
-                str(error) or f"no answer within {_PIPE_SECONDS:g} s",
+                reason,
             )
-            return None
-        pipe.show(welcome.data_secret)
-        return pipe
 
     async def _converse(self) -> str:
         """Sends and receives until the stream ends; returns why it did."""
@@ -388,7 +436,24 @@ class Link:
         ways = [self._receive_stream()]
         if self._pipe is not None:
             ways.append(self._receive_pipe(self._pipe))
+        if not self.address.startswith("unix:"):
+            ways.append(self._watch_address())
         return await first_to_end(*ways)
+
+    async def _watch_address(self) -> str:
+        """Raises an error where the address leads to several aggregators, which keeps the ranks apart."""
+        hello, welcome = self._hello(self.index, False), self.welcome
+        if hello.num_workers > 1 and welcome is not None:
+            member = Member(hello.job, hello.rank, hello.num_workers)
+            await watch_for_split(
+                member, self.address, welcome.incarnation, credentials=self._credentials, waiting=self._waits
+            )
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    def _waits(self) -> bool | None:
+        """Whether the first sum of this stream is waited for; None: it has come, or the aggregator is about to end."""
+        return None if self._summed else self._session.waits(self.index)
 
     async def _receive_stream(self) -> str:
         while (data := await self._call.read()) is not grpc.aio.EOF:
@@ -413,6 +478,7 @@ class Link:
                 raise ProtocolError(f"aggregator {self.address} said farewell to a worker that has not left")
             self._left = True
             return "this worker has left"
+        self._summed = self._summed or message.HasField("result")
         failed_before = self._session.failure is not None
         self._session.take(self.index, message, payload, beside, time.monotonic())
         self._settle()

@@ -7,6 +7,7 @@ its own. What it has recorded is written to a file by psum.client._trace.
 from typing import Final
 
 from psum.client._keys import Key, Operation
+from psum.wire import captioned
 
 #: Shards that are recorded at most: some 20 MB of memory, and a file of up to 60 MB.
 MAX_SHARDS: Final = 50_000
@@ -58,7 +59,7 @@ class OperationRecord:
     __slots__ = ("broadcast", "ended", "key", "ready", "reserved", "round", "shards", "step")
 
     def __init__(self, key: Key, round: int, step: int, reserved: float) -> None:
-        self.key = key.name
+        self.key = captioned(key.name, key.label)
         self.broadcast = key.operation is Operation.BROADCAST
         self.round = round
         self.step = step

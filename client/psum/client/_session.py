@@ -118,25 +118,28 @@ class Session:
         element_type: ElementType,
         operation: Operation,
         priority: int,
+        label: str = "",
     ) -> Ticket:
         """Fixes the round of an operation. From any thread; the order of calls on a key must be that of all ranks.
 
         Raises:
-            ValueError: The key had another shape or element type before.
+            ValueError: The key had another shape or element type before, or its label comes back after another one.
             PsumError: The key, or everything, has failed.
         """
         with self._reserving:
             key = self._keys.get((store, name, operation))
             if key is None:
                 tally = self.tally.operations[operation]
-                key = Key(store, name, shape, element_type, operation, self._placement, tally)
+                key = Key(store, name, shape, element_type, operation, self._placement, tally, label)
+                first = self._keys.get((store, name, Operation.BROADCAST))
+                if label and first is not None and first.label == label:
+                    key.begins_with = first
                 self._keys[store, name, operation] = self._by_id[key.id] = key
-            if (failure := self.failure or key.failure) is not None:
+            begun = None if key.begins_with is None else key.begins_with.failure
+            if (failure := self.failure or key.failure or begun) is not None:
                 # The same object is raised many times: it must not gather the traces of all of them.
                 raise failure.with_traceback(None)
-            if key.shape != shape or key.element_type is not element_type:
-                now = f"{element_type.label} {shape}"
-                raise ValueError(f"key {name!r} was a {key.describe()} before, and is {now} now")
+            key.check(shape, element_type, label)
             ticket = Ticket(key, key.reserved, priority, self._hand_over)
             key.reserved += 1
             if (recorder := self.recorder) is not None:
@@ -240,6 +243,11 @@ class Session:
         """On a new stream to an aggregator large payloads lie in this memory, go on a data connection (piped), or, with
         neither, lie in the messages."""
         self._lanes[aggregator].use_plane(shared, piped=piped)
+
+    def waits(self, aggregator: int) -> bool | None:
+        """Whether something was sent to an aggregator that has no result yet; None: it is about to end."""
+        lane = self._lanes[aggregator]
+        return bool(lane.outstanding) if lane.still_open is None else None
 
     def reconnected(self, aggregator: int) -> None:
         """The stream to an aggregator was opened anew: tells it everything again, and sends again what has no result.

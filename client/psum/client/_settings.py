@@ -9,9 +9,11 @@ from psum.client._doubts import doubts
 from psum.client._foreign import remarks, with_derived
 from psum.wire import (
     DEFAULT_DIRECTORY,
+    DEFAULT_LIMIT,
     MAX_PARTITION_BYTES,
     PAYLOAD_ALIGNMENT_BYTES,
     BaseSettings,
+    Limit,
     TlsFiles,
     choice,
     duration,
@@ -20,7 +22,7 @@ from psum.wire import (
     items,
     load,
     parse_address,
-    parse_addresses,
+    parse_destinations,
     setting,
     size,
 )
@@ -52,7 +54,7 @@ class Settings(BaseSettings):
         "PSUM_AGGREGATORS",
         default=(),
         default_text="none",
-        parse=parse_addresses,
+        parse=parse_destinations,
         meaning="The aggregators, host:port or unix:/path, with commas; host-{0..15}:port stands for sixteen."
         " The same list on every worker.",
     )
@@ -115,6 +117,13 @@ class Settings(BaseSettings):
         parse=str,
         meaning="Where memory is shared with aggregators on the same host: a directory that is kept in memory.",
     )
+    shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
+        "PSUM_SHM_LIMIT",
+        default=DEFAULT_LIMIT,
+        parse=Limit.parse,
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
+        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
+    )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",
         default=60.0,
@@ -149,6 +158,14 @@ class Settings(BaseSettings):
         default_text="600 s",
         parse=duration,
         meaning="How long a push-pull may wait for its sum.",
+    )
+    check_every: int = setting(
+        "PSUM_CHECK_EVERY",
+        default=0,
+        default_text="never",
+        parse=integer(0, 2**63 - 1),
+        meaning="Every so many updates of a Trainer or Module, check that its parameters are the same on all ranks; the"
+        " same on every worker. See docs/drift.md.",
     )
     tls_ca: str = setting(
         "PSUM_TLS_CA",
@@ -233,11 +250,6 @@ class Settings(BaseSettings):
             ConfigurationError: With every mistake that was found.
         """
         return load(cls, with_derived(environ), given, remarks(environ))
-
-    @property
-    def shares_memory(self) -> bool:
-        """Whether memory is to be shared with aggregators on this host."""
-        return self.plane in ("auto", "shm")
 
     @property
     def tls(self) -> TlsFiles:

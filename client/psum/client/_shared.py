@@ -1,12 +1,10 @@
 """The memory that a worker shares with an aggregator on its host."""
 
-import logging
+from collections.abc import Callable
 from typing import Final, Self
 
-from psum.wire import GrowingSegment, Segment, SegmentError, ShardRound, Slots, sweep
+from psum.wire import DEFAULT_LIMIT, GrowingSegment, Limit, Segment, SegmentError, ShardRound, Slots, sweep
 from psum.wire.errors import ProtocolError
-
-_log = logging.getLogger(__name__)
 
 #: Room beside what is under way, for what lies between places that are taken.
 _SLACK: Final = 1.25
@@ -19,6 +17,8 @@ class SharedMemory:
         directory: Where shared memory is kept.
         credit_bytes: What may be under way.
         staging: Memory of this worker's that the aggregator may read from too, None where there is none.
+        limit: Up to where it may fill the file system there.
+        lacking: Told where there is no memory for what is pushed, which then travels in messages.
 
     Attributes:
         credit_bytes: The same.
@@ -27,12 +27,21 @@ class SharedMemory:
         SegmentError: There is no shared memory there.
     """
 
-    def __init__(self, directory: str, credit_bytes: int, staging: GrowingSegment | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        credit_bytes: int,
+        staging: GrowingSegment | None = None,
+        limit: Limit = DEFAULT_LIMIT,
+        *,
+        lacking: Callable[[SegmentError], None],
+    ) -> None:
         self.credit_bytes = credit_bytes
         self._directory = directory
+        self._lacking = lacking
         # What an aggregator that was killed has left, perhaps this one's last process.
         sweep(directory)
-        self._mine = Segment.create(directory, int(credit_bytes * _SLACK))
+        self._mine = Segment.create(directory, int(credit_bytes * _SLACK), limit)
         self._slots = Slots(0)
         self._sums: Segment | None = None
         self._staging = staging
@@ -61,7 +70,7 @@ class SharedMemory:
             self._mine.reserve(0, self._mine.size)
             self._slots = Slots(self._mine.size)
         except SegmentError as error:
-            _log.warning("what is pushed travels in messages, though the aggregator is on this host: %s", error)
+            self._lacking(error)
         return self
 
     def put(self, payload: memoryview, staged: int | None = None) -> int | None:

@@ -9,7 +9,7 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import NO_PROXY
 from psum.wire.errors import ConnectError
 
-_GET_STATUS = "/psum.v1.AggregatorService/GetStatus"
+GET_STATUS = "/psum.v1.AggregatorService/GetStatus"
 
 
 def fetch_status(
@@ -32,7 +32,7 @@ def fetch_status(
     credentials = Credentials.of(settings or Settings())
     with credentials.channel(address, (("grpc.use_local_subchannel_pool", 1), NO_PROXY)) as channel:
         call = channel.unary_unary(
-            _GET_STATUS,
+            GET_STATUS,
             request_serializer=pb.GetStatusRequest.SerializeToString,
             response_deserializer=pb.GetStatusResponse.FromString,
         )

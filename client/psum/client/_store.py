@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 from psum.client._buffers import Buffer
 from psum.client._future import Outcome
 from psum.client._keys import Operation
+from psum.client._numbering import INTERNAL
 from psum.client._ticket import Ticket
 from psum.wire import ElementType
 
 if TYPE_CHECKING:
     from psum.client._client import Client
+
+#: As many characters of a label count: an aggregator takes 4096.
+_LABEL_LIMIT: Final = 1024
 
 #: What the protocol has room for.
 _PRIORITY_LIMIT: Final = 1 << 63
@@ -91,26 +95,51 @@ class Store:
         element_type: ElementType,
         operation: Operation = Operation.SUM,
         priority: int = 0,
+        label: str = "",
     ) -> Ticket:
         """Announces an operation whose value comes later, for frameworks with a scheduler of their own.
 
         The round is fixed here, in program order. The ticket must then be started or aborted.
 
+        Args:
+            key: The tensor's name.
+            shape: Its shape.
+            element_type: The type of its elements.
+            operation: What is done with it.
+            priority: The higher, the sooner.
+            label: What the key stands for, such as the name of a model's parameter; at most 1024 characters count. It
+                is shown beside the key, and ranks that use one key for different things get a DisagreementError.
+
         Raises:
             TypeError: The key is neither str nor int, or the priority no whole number.
-            ValueError: The key had another shape or element type before, or the priority needs more than 64 bits.
+            ValueError: The key had another shape or element type before, or the priority needs more than 64 bits, or
+                the key stood for the same before it stood for something else.
             PsumError: The key, or everything, has failed.
         """
-        return self._reserve(key, shape, element_type, operation, priority)
+        return self._reserve(key, shape, element_type, operation, priority, label[:_LABEL_LIMIT])
+
+    def barrier(self) -> None:
+        """Waits until all ranks have called it, the same number of times.
+
+        Raises:
+            PsumError: A rank will not come: the round timeout is over, or it is gone.
+        """
+        Store(self.client, INTERNAL).push_pull(f"barrier of store {self.number}", bytearray(1))
 
     def _reserve(
-        self, key: str | int, shape: tuple[int, ...], element_type: ElementType, operation: Operation, priority: int
+        self,
+        key: str | int,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation,
+        priority: int,
+        label: str = "",
     ) -> Ticket:
         # Here, since what is wrong with it would else come to light in the client's thread, and end the whole client.
         priority = operator.index(priority)
         if not -_PRIORITY_LIMIT <= priority < _PRIORITY_LIMIT:
             raise ValueError(f"a priority of {priority}; expected -2^63 to 2^63 - 1")
-        return self.client.reserve(self.number, key_name(key), shape, element_type, operation, priority)
+        return self.client.reserve(self.number, key_name(key), shape, element_type, operation, priority, label)
 
     def _begin(
         self,
@@ -141,7 +170,8 @@ def key_name(key: object) -> str:
         return key
     if not isinstance(key, bool) and hasattr(key, "__index__"):
         return str(key.__index__())
-    raise TypeError(f"a key is a str or an int, not {key!r} ({type(key).__name__})")
+    advice = "; call once for each key" if isinstance(key, list | tuple) else ""
+    raise TypeError(f"a key is a str or an int, not {key!r} ({type(key).__name__}){advice}")
 
 
 def _like(source: Buffer, out: Any, element_type: object) -> Buffer:

@@ -73,7 +73,7 @@ class Ticket:
         self._hand_over = hand_over
 
     def __repr__(self) -> str:
-        return f"<Ticket {self.key.name!r} round {self.round} {self.state.name}>"
+        return f"<Ticket {self.key.title} round {self.round} {self.state.name}>"
 
     def start(self, source: Memory | None, target: Memory | None, done: Done, staged: int | None = None) -> None:
         """The value is there. Returns at once; from any thread.

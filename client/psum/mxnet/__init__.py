@@ -10,10 +10,11 @@ with a single device. The environment says which job the process belongs to; wit
 """
 
 from psum.mxnet import _integration, _lifecycle
+from psum.mxnet._in_step import check_in_step
 from psum.mxnet._kvstore import BytePS
 from psum.mxnet._stages import StageStatistics
 
-__all__ = ["BytePS", "StageStatistics"]
+__all__ = ["BytePS", "StageStatistics", "check_in_step"]
 
 _integration.install()
 _lifecycle.install()

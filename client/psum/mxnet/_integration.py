@@ -6,8 +6,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
+from psum.client import reserve_store
+from psum.mxnet import _in_step
 from psum.mxnet._compat import mx
 from psum.mxnet._kvstore import BytePS
+from psum.mxnet._names import NumberedName, labels_of
 
 #: Each has imported these functions by name, so each must be given the new ones. Module is gone in MXNet 2.
 _USERS: Final = ("mxnet.model", "mxnet.gluon.trainer", "mxnet.module.module")
@@ -27,6 +30,11 @@ def install() -> None:
         for name, replacement in replacements.items():
             if hasattr(user, name):
                 setattr(user, name, replacement)
+    trainer = mx.gluon.Trainer
+    trainer.__init__ = _making(trainer.__init__)
+    trainer._update = _updating(trainer._update)
+    if (module := _find("mxnet.module.module")) is not None:
+        module.Module.update = _updating(module.Module.update)
 
 
 def _find(name: str) -> ModuleType | None:
@@ -41,11 +49,45 @@ def _creating(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def create(kvstore: Any, *arguments: Any, **named: Any) -> Any:
-        if isinstance(kvstore, str) and kvstore.lower() == "byteps":
+        if isinstance(kvstore, NumberedName):
+            kvstore = BytePS(number=kvstore.number).labelled(kvstore.labels)
+        elif _is_ours(kvstore):
             kvstore = mx.kvstore.create(kvstore)
         return original(kvstore, *arguments, **named)
 
     return create
+
+
+def _making(original: Callable[..., None]) -> Callable[..., None]:
+    """Trainer makes a store given by name in its first step only. Its number is fixed where the Trainer is made, which
+    all ranks do in one order, without a connection yet; and its keys are labelled with the names of parameters."""
+
+    @functools.wraps(original)
+    def make(self: Any, params: Any, *arguments: Any, **named: Any) -> None:
+        original(self, params, *arguments, **named)
+        config = self._kvstore_params
+        given = config["kvstore"]
+        if _is_ours(given):
+            config["kvstore"] = NumberedName.of(given, reserve_store(), labels_of(self, params))
+        elif isinstance(given, BytePS):
+            config["kvstore"] = given.labelled(labels_of(self, params))
+
+    return make
+
+
+def _updating(original: Callable[..., None]) -> Callable[..., None]:
+    """After every so many updates, parameters are checked."""
+
+    @functools.wraps(original)
+    def update(self: Any, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        _in_step.updated(self)
+
+    return update
+
+
+def _is_ours(kvstore: Any) -> bool:
+    return isinstance(kvstore, str) and kvstore.lower() == "byteps"
 
 
 def _initializing(original: Callable[..., Any]) -> Callable[..., Any]:

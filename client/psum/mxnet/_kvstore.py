@@ -1,15 +1,17 @@
 """The KVStore 'byteps'."""
 
+import copy
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn, Self
 
-from psum.client import Client, Operation, PsumError, shared_client
+from psum.client import Client, Comparison, Operation, PsumError, StoreNumber, key_name, shared_client
 from psum.mxnet import _lifecycle
 from psum.mxnet._arguments import Arrays
 from psum.mxnet._compat import MXNetError, mx
 from psum.mxnet._exchange import Exchange
 from psum.mxnet._memory import usable_in_place
+from psum.mxnet._names import Labels
 from psum.mxnet._stages import StagePool, StageStatistics
 
 _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trainer and Module do that on the workers."
@@ -18,22 +20,38 @@ _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trai
 class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
     """Sums NDArrays over all workers of a job. What `mx.kv.create('byteps')` gives.
 
-    Each store is a namespace of keys of its own, so all workers must create theirs in the same order. Keys are str or
-    int; 3 and '3' are one key. Made in a process that is later forked, it belongs to the parent only.
+    Each store is a namespace of keys of its own, so all workers must create theirs in the same order; a Trainer that is
+    given the name creates one where it is made itself, though it connects in its first step. Keys are str or int; 3 and
+    '3' are one key. Made in a process that is later forked, it belongs to the parent only.
 
     Args:
         client: The worker's membership in its job; by default the one that the process shares, which joins the job
             that the environment names, and waits for its aggregators, when the first store is made.
         in_place: Whether the arrays of a context can be read and written where they are; those of all other contexts
             go through stage arrays in pinned memory. By default those in host memory can.
+        number: The number that was reserved where the program made the store, None: it is made here.
+
+    Attributes:
+        labels: What its keys stand for, by operation and key, where a Trainer uses it.
 
     Raises:
         PsumError: The job could not be joined.
     """
 
-    def __init__(self, client: Client | None = None, *, in_place: Callable[[Any], bool] = usable_in_place) -> None:
+    def __init__(
+        self,
+        client: Client | None = None,
+        *,
+        in_place: Callable[[Any], bool] = usable_in_place,
+        number: StoreNumber | None = None,
+    ) -> None:
         self._client = shared_client() if client is None else client
-        self._store = self._client.store()
+        self._store = self._client.store(number)
+        self.labels: Labels = {}
+        self._waits = True
+        """Whether a broadcast waits until it is done, as its documentation says."""
+        self._updates = 0
+        """How often a Trainer or Module has updated parameters with its sums."""
         self._stages = StagePool(self._client.allocate)
         self._in_place = in_place
         _lifecycle.watch(self._client)
@@ -83,6 +101,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             ValueError: The arrays differ in shape or type, or from those that the key had before.
             MXNetError: The key, or the whole job, has failed before.
         """
+        _check_key("pushpull", key)
         values = Arrays.of(value, "value")
         outs = values if out is None else Arrays.of(out, "out")
         values.check_like(outs, "value", "out")
@@ -102,16 +121,51 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             ValueError: The arrays differ in shape or type, or from those that the key had before.
             MXNetError: The broadcast failed.
         """
+        _check_key("broadcast", key)
         values = Arrays.of(value, "value")
         outs = values if out is None else Arrays.of(out, "out")
         values.check_like(outs, "value", "out")
         if len(values.items) > 1:
             raise ValueError(f"value has {len(values.items)} arrays; a broadcast sends one")
-        self._begin(key, Operation.BROADCAST, values, outs, priority, contributes=self.rank == 0).wait()
+        exchange = self._begin(key, Operation.BROADCAST, values, outs, priority, contributes=self.rank == 0)
+        if self._waits:
+            exchange.wait()
 
     def init(self, key: str | int, value: Any) -> None:
         """Gives all workers the value of rank 0, in place. What Module.fit calls for each parameter."""
+        _check_key("init", key)
         self.broadcast(key, value)
+
+    def barrier(self) -> None:
+        """Waits until all workers have called it. It does not wait for sums: reading their arrays does.
+
+        Raises:
+            MXNetError: A worker will not come: the round timeout is over, or it is gone.
+        """
+        try:
+            self._store.barrier()
+        except PsumError as error:
+            raise MXNetError(str(error)) from error
+
+    def push(self, key: Any, value: Any, priority: int = 0) -> NoReturn:
+        """Not implemented."""
+        raise NotImplementedError(
+            "push: this store keeps no values for a later pull. kv.pushpull(key, value, out) does both at once"
+        )
+
+    def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True) -> NoReturn:
+        """Not implemented."""
+        raise NotImplementedError(
+            "pull: this store keeps no values. kv.pushpull(key, value, out) gives the sum over all workers,"
+            " kv.broadcast(key, value, out) the value of rank 0"
+        )
+
+    def row_sparse_pull(self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None) -> NoReturn:
+        """Not implemented."""
+        raise NotImplementedError(
+            "row_sparse_pull: psum sums dense arrays only. Make parameters with stype='default' and"
+            " grad_stype='default' (Embedding: sparse_grad=False)"
+        )
 
     @staticmethod
     def is_capable(capability: str) -> bool:
@@ -142,13 +196,56 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 " compression_params out, and cast the network to float16 to halve the bytes"
             )
 
+    # MXNet's own stores have these beside what its documentation shows, and programs use them.
+
+    def _barrier(self) -> None:
+        """The same as barrier."""
+        self.barrier()
+
+    def _set_updater(self, updater: Any) -> NoReturn:
+        """Not implemented."""
+        raise NotImplementedError(f"_set_updater: {_ON_THE_WORKERS} Update there what pushpull gives")
+
+    def _send_command_to_servers(self, head: Any, body: Any) -> NoReturn:
+        """Not implemented."""
+        raise NotImplementedError(
+            "_send_command_to_servers: aggregators take no commands of programs; `psum status` shows what they do"
+        )
+
+    # For Trainer and Module.
+
+    def labelled(self, labels: Labels) -> Self:
+        """The same store, which knows what its keys stand for: for one of the Trainers that use it.
+
+        Its broadcasts do not wait, as its sums do not: in their first step Trainers broadcast all parameters, and ranks
+        that first step several Trainers in different orders would wait for each other for ever.
+        """
+        labelled = copy.copy(self)
+        labelled.labels, labelled._waits, labelled._updates = labels, False, 0
+        return labelled
+
+    def is_check_due(self) -> bool:
+        """Called after each update of parameters: whether they are to be checked now (PSUM_CHECK_EVERY)."""
+        self._updates += 1
+        every = self._client.settings.check_every
+        return every > 0 and self._updates % every == 0
+
+    def comparison(self) -> Comparison:
+        """Compares over all ranks the parameters that are updated with this store's sums."""
+        return Comparison(self._client, f"check_in_step of store {self._store.number}")
+
     def _begin(
         self, key: str | int, operation: Operation, values: Arrays, outs: Arrays, priority: int, *, contributes: bool
     ) -> Exchange:
         priority = operator.index(priority)
         try:
             ticket = self._store.reserve(
-                key, shape=outs.shape, element_type=outs.element_type, operation=operation, priority=priority
+                key,
+                shape=outs.shape,
+                element_type=outs.element_type,
+                operation=operation,
+                priority=priority,
+                label=self.labels[operation].get(key, "") if self.labels else "",
             )
         except PsumError as error:
             raise MXNetError(str(error)) from error
@@ -158,7 +255,21 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             outs,
             self._stages,
             self._in_place,
-            awaited=operation is Operation.BROADCAST,
+            awaited=self._waits and operation is Operation.BROADCAST,
         )
         exchange.begin(priority)
         return exchange
+
+
+def _check_key(what: str, key: Any) -> None:
+    """Before the arrays, of which there are several too where MXNet's own stores take a list of keys.
+
+    Raises:
+        TypeError: The key cannot be one.
+    """
+    if isinstance(key, list | tuple):
+        raise TypeError(
+            f"{what} of the keys {key!r}: psum takes one key a call, for which a list is the copies on several devices."
+            f" Call it for each: for key, value in zip(keys, values): kv.{what}(key, value)"
+        )
+    key_name(key)

@@ -442,6 +442,7 @@ class Welcome(_message.Message):
     DATA_PORT_FIELD_NUMBER: _builtins.int
     DATA_SECRET_FIELD_NUMBER: _builtins.int
     STAGING_FIELD_NUMBER: _builtins.int
+    DATA_ANSWERS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -459,12 +460,19 @@ class Welcome(_message.Message):
     data_port: _builtins.int
     """With PLANE_SHM and PLANE_DIRECT: the port on the aggregator's host to which the worker may open a data connection.
     Where it does, all further messages of both sides travel there, each behind 'm' and its length in four bytes, little
-    endian, and payloads behind 'p' and theirs; the stream stays open for as long, and its end ends both.
+    endian, and payloads behind 'p' and theirs; the stream stays open for as long, and its end ends both. The aggregator
+    sends there from the worker's first message there on, and on the stream until then.
     """
     data_secret: _builtins.bytes
     """What the worker sends there first. Good for one connection."""
     staging: _builtins.bool
     """With PLANE_SHM: whether the worker may push from its staging memory."""
+    data_answers: _builtins.bool
+    """Whether the aggregator answers on a data connection that has shown the secret, with a message that says nothing: an
+    empty taken. A connection on which no answer comes leads elsewhere, whoever has accepted it; the worker closes it,
+    and everything stays on the stream. With the answer, the worker sends its first message there at once, if only an
+    empty declare. Older aggregators do not answer.
+    """
     def __init__(
         self,
         *,
@@ -478,10 +486,11 @@ class Welcome(_message.Message):
         data_port: _builtins.int = ...,
         data_secret: _builtins.bytes = ...,
         staging: _builtins.bool = ...,
+        data_answers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -524,6 +533,7 @@ class Key(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id on the wire: any number that all ranks of the job choose alike."""
     name: _builtins.str
@@ -534,6 +544,10 @@ class Key(_message.Message):
     """The type of the elements; all ranks must agree."""
     operation: Global___Operation.ValueType
     """What its rounds do; all ranks must agree."""
+    label: _builtins.str
+    """What the key stands for, such as the name of a model's parameter, where its own name is a number. Ranks that say
+    so must agree; empty where a rank does not know.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The shape, for people and for comparison; all ranks must agree."""
@@ -552,10 +566,11 @@ class Key(_message.Message):
         operation: Global___Operation.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         shards: _abc.Iterable[Global___Shard] | None = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "name", b"name", "operation", b"operation", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "label", b"label", "name", b"name", "operation", b"operation", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1081,16 +1096,20 @@ class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    WITHOUT_JOBS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """Only this job; empty: all."""
+    without_jobs: _builtins.bool
+    """Only the process, none of its jobs: this costs the aggregator next to nothing."""
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
+        without_jobs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "without_jobs", b"without_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1291,6 +1310,7 @@ class RoundStatus(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     WAITING_SECONDS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The name of the key."""
     shard: _builtins.int
@@ -1299,6 +1319,8 @@ class RoundStatus(_message.Message):
     """The round."""
     waiting_seconds: _builtins.float
     """Seconds since its first contribution."""
+    label: _builtins.str
+    """What the key stands for, as its declaration says; empty where that does not say."""
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ranks that have not contributed yet."""
@@ -1311,10 +1333,11 @@ class RoundStatus(_message.Message):
         round: _builtins.int = ...,
         waiting_seconds: _builtins.float = ...,
         waiting_for: _abc.Iterable[_builtins.int] | None = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "round", b"round", "shard", b"shard", "waiting_for", b"waiting_for", "waiting_seconds", b"waiting_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "label", b"label", "round", b"round", "shard", b"shard", "waiting_for", b"waiting_for", "waiting_seconds", b"waiting_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

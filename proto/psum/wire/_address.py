@@ -26,6 +26,32 @@ def parse_address(text: str) -> str:
     return text
 
 
+def parse_destination(text: str) -> str:
+    """The same for an address to connect to, which has no port 0.
+
+    Raises:
+        ValueError: It is none.
+    """
+    address = parse_address(text)
+    if not address.startswith("unix:") and split_address(address)[1] == 0:
+        raise ValueError(
+            f"{address!r} has port 0, which to an aggregator's --listen means any free port; expected the port that it"
+            " listens on, which its log and --announce tell"
+        )
+    return address
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host, without the brackets of IPv6, and port of an address that is no unix socket's."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The address of a host and a port, with IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_local(address: str) -> bool:
     """Whether only this machine can reach the address: a unix socket or a loopback address."""
     if address.startswith("unix:"):

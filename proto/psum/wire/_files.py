@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
+from psum.wire._descriptors import lacks_descriptors
 from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ class WatchedFiles(Generic[T]):
                     self._stamp, self._content = self._load()
                     _log.info("read again, since they have changed: %s", ", ".join(self._paths))
             except ConfigurationError as error:
+                if lacks_descriptors(1) is not None:
+                    # No mistake of theirs: they are to be read again as soon as that is over.
+                    self._stamp = ()
                 _log.error("files have changed and cannot be used; going on with what they said before: %s", error)
             return self._content
 

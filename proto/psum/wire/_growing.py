@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from psum.wire._room import DEFAULT_LIMIT, Limit
 from psum.wire._segment import Segment, SegmentError
 
 #: Addresses that it may use: it takes memory only for what was allocated.
@@ -31,13 +32,14 @@ class GrowingSegment:
     Args:
         directory: Where shared memory is kept.
         lacking: Told once that there is no more memory, with what was wanted and what there is.
+        limit: Up to where it may fill the file system.
 
     Raises:
         SegmentError: There is no shared memory there.
     """
 
-    def __init__(self, directory: str, lacking: Callable[[SegmentError], None]) -> None:
-        self._segment = Segment.create(directory, _ADDRESS_SPACE_BYTES)
+    def __init__(self, directory: str, lacking: Callable[[SegmentError], None], limit: Limit = DEFAULT_LIMIT) -> None:
+        self._segment = Segment.create(directory, _ADDRESS_SPACE_BYTES, limit)
         self._lacking = lacking
         self._end = 0
         self._full = False

@@ -10,7 +10,6 @@ secret, without which nothing is read.
 import asyncio
 import contextlib
 import ipaddress
-import os
 import socket
 import struct
 from collections import deque
@@ -86,12 +85,13 @@ class Pipe(asyncio.BufferedProtocol):
             return
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.peer = str(address)
-        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as connection:
-            # A connection that is broken by now takes no options; it is told soon enough.
-            with contextlib.suppress(OSError):
-                _probe_when_silent(connection, self._keepalive)
-            if ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
-                _do_not_pace(connection)
+        # It takes options, though it is none of Python's sockets: no descriptor of its own is needed for them.
+        connection = cast(socket.socket, transport.get_extra_info("socket"))
+        # A connection that is broken by now takes no options; it is told soon enough.
+        with contextlib.suppress(OSError):
+            _probe_when_silent(connection, self._keepalive)
+        if ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+            _do_not_pace(connection)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._stage[self._staged :] if self._frame is None else self._frame[self._filled :]
@@ -178,6 +178,11 @@ class Pipe(asyncio.BufferedProtocol):
             lead = b""
         if lead:
             await self._write(lead)
+
+    @property
+    def broken(self) -> str | None:
+        """Why the connection has ended, None while it has not."""
+        return None if self._error is None else str(self._error)
 
     @property
     def flushed(self) -> bool:

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from psum.wire._address import parse_address
+from psum.wire._address import parse_destination
 
 #: The longest list. No fleet is as large; a range with a digit too many would otherwise fill the memory.
 MAX_ADDRESSES: Final = 4096
@@ -11,7 +11,7 @@ MAX_ADDRESSES: Final = 4096
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 
 
-def parse_addresses(text: str) -> tuple[str, ...]:
+def parse_destinations(text: str) -> tuple[str, ...]:
     """The addresses of a list with commas, empty items left out, each item alone or with one range.
 
     Raises:
@@ -20,7 +20,7 @@ def parse_addresses(text: str) -> tuple[str, ...]:
     found: list[str] = []
     for item in text.split(","):
         if item.strip():
-            found += (parse_address(address) for address in expand(item.strip()))
+            found += (parse_destination(address) for address in expand(item.strip()))
     if len(found) > MAX_ADDRESSES:
         raise ValueError(f"a list of {len(found)} addresses; at most {MAX_ADDRESSES} are allowed")
     return tuple(found)

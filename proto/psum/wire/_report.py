@@ -64,6 +64,7 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
         "rounds": [
             {
                 "key": waiting.key,
+                "label": waiting.label,
                 "shard": waiting.shard,
                 "round": waiting.round,
                 "waiting_seconds": round(waiting.waiting_seconds, 3),

@@ -3,10 +3,11 @@
 A segment belongs to the process that made it. Its file can be opened by the same user only, has a random name, and is
 locked as long as its owner lives: what an owner that was killed left behind is known by its free lock, and `sweep`
 removes it. A file is sparse until memory is reserved for it, so that no write can find the directory full, which would
-end the process.
+end the process. What is reserved leaves room for others, whose writes would end them in the same way.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
@@ -16,13 +17,38 @@ import secrets
 import stat
 from typing import Final, Self
 
+from psum.wire._descriptors import lack_of_descriptors
+from psum.wire._room import DEFAULT_LIMIT, Limit, shortage, turn
+
 DEFAULT_DIRECTORY: Final = "/dev/shm"
 
 _NAME: Final = re.compile(r"psum-[0-9a-f]{32}")
 
+#: What is reserved in one turn, so that others wait for milliseconds only: an aggregator's event loop may be one.
+_TURN_BYTES: Final = 16 << 20
+
+# FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of Linux.
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+
 
 class SegmentError(Exception):
-    """A segment could not be made, opened or given more memory; the text says why."""
+    """A segment could not be made, opened or given more memory; the text says why.
+
+    Attributes:
+        scarce: Whether something was lacking of which the system has only so much. Else no memory can be shared there,
+            as with another host.
+    """
+
+    def __init__(self, text: str, *, scarce: bool = False) -> None:
+        self.scarce = scarce
+        super().__init__(text)
+
+    @classmethod
+    def of(cls, what: str, error: Exception) -> Self:
+        """For an error of the system, and what could not be done because of it."""
+        lack = lack_of_descriptors(error)
+        return cls(f"{what}: {lack or getattr(error, 'strerror', None) or error}", scarce=lack is not None)
 
 
 class Segment:
@@ -34,8 +60,11 @@ class Segment:
         view: Its content. A view of it that somebody keeps keeps the memory, whatever becomes of the file.
     """
 
-    def __init__(self, directory: str, name: str, descriptor: int, size: int, *, owned: bool) -> None:
+    def __init__(
+        self, directory: str, name: str, descriptor: int, size: int, *, owned: bool, limit: Limit = DEFAULT_LIMIT
+    ) -> None:
         self._directory = directory
+        self._limit = limit
         self._descriptor = descriptor if owned else -1
         self._owned = owned
         self.name = name
@@ -46,8 +75,13 @@ class Segment:
         return f"<Segment {self.name} of {self.size} bytes{' owned' if self._owned else ''}>"
 
     @classmethod
-    def create(cls, directory: str, size: int) -> Self:
+    def create(cls, directory: str, size: int, limit: Limit = DEFAULT_LIMIT) -> Self:
         """A new segment, all zero.
+
+        Args:
+            directory: Where its file is to be.
+            size: Its size in bytes.
+            limit: Up to where what it reserves may fill the file system.
 
         Raises:
             SegmentError: There is no such directory, or its file system cannot hold one.
@@ -64,9 +98,9 @@ class Segment:
                 undo.callback(os.close, place)
                 os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=True)
                 undo.callback(os.unlink, f"{directory}/{name}")
-                segment = cls(directory, name, descriptor, size, owned=True)
+                segment = cls(directory, name, descriptor, size, owned=True, limit=limit)
             except (OSError, ValueError) as error:
-                raise SegmentError(f"no shared memory in {directory}: {error}") from None
+                raise SegmentError.of(f"no shared memory in {directory}", error) from None
             os.close(place)
             undo.pop_all()
         return segment
@@ -83,7 +117,7 @@ class Segment:
         try:
             descriptor = os.open(f"{directory}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise SegmentError(f"{directory}/{name} cannot be opened: {error.strerror}") from None
+            raise SegmentError.of(f"{directory}/{name} cannot be opened", error) from None
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -91,22 +125,35 @@ class Segment:
             # Only an owner needs more than the mapping.
             return cls(directory, name, descriptor, status.st_size, owned=False)
         except (OSError, ValueError) as error:
-            raise SegmentError(f"{directory}/{name} cannot be mapped: {error}") from None
+            raise SegmentError.of(f"{directory}/{name} cannot be mapped", error) from None
         finally:
             os.close(descriptor)
 
     def reserve(self, offset: int, size: int) -> None:
-        """Makes sure that there is memory for a part, which may be written from then on.
+        """Makes sure that there is memory for a part, which may be written from then on. All of it, or nothing.
 
         Raises:
-            SegmentError: There is not; the text says what there is.
+            SegmentError: There is not, or others need what there is; the text says what there is.
         """
+        done = 0
         try:
-            os.posix_fallocate(self._descriptor, offset, size)
-        except OSError as error:
+            while done < size:
+                with turn(self._directory):
+                    # Asked for all the rest: whoever cannot have it is to hear that before it takes from others.
+                    if (reason := shortage(self._directory, size - done, self._limit)) is not None:
+                        raise SegmentError(reason, scarce=True)
+                    part = min(_TURN_BYTES, size - done)
+                    os.posix_fallocate(self._descriptor, offset + done, part)
+                done += part
+        except (OSError, SegmentError) as error:
+            _punch(self._descriptor, offset, done)
+            if isinstance(error, SegmentError):
+                raise
+            reason = lack_of_descriptors(error) or error.strerror or str(error)
             raise SegmentError(
-                f"{size} bytes of shared memory are not to be had in {self._directory} ({error.strerror});"
-                f" {_free(self._directory)} bytes are free there"
+                f"{size} bytes of shared memory could not be reserved in {self._directory} ({reason})"
+                f"{_free(self._directory)}",
+                scarce=True,
             ) from None
 
     def unlink(self) -> None:
@@ -152,6 +199,18 @@ def _abandoned(path: pathlib.Path) -> bool:
         os.close(descriptor)
 
 
-def _free(directory: str) -> int:
-    status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize
+def _punch(descriptor: int, offset: int, size: int) -> None:
+    """Gives memory back that was reserved and not used yet."""
+    if size:
+        # Where the file system cannot do that, it goes with the file.
+        fallocate = ctypes.CDLL(None).fallocate
+        fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size))
+
+
+def _free(directory: str) -> str:
+    """How much is free there, as the end of a sentence."""
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return ""
+    return f"; {status.f_bavail * status.f_frsize} bytes are free there"

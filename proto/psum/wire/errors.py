@@ -7,6 +7,7 @@ PsumError
 ├── ProtocolError           a peer sent what the protocol does not allow
 ├── ClosedError             the client was closed, or its process is ending
 ├── ForkedError             the client belongs to the process that this one was forked from
+├── OutOfStepError          ranks were to hold the same tensors, and do not
 └── FaultError              an aggregator reported a failure
     ├── InvalidError        this process broke the protocol, says the aggregator
     ├── DisagreementError   ranks disagree on what they must agree on
@@ -14,7 +15,7 @@ PsumError
     ├── WorkerLostError     a worker vanished, or left while others still needed it
     ├── RoundTimeoutError   a round waited too long for its slowest rank
     ├── AbortedError        a rank said that it cannot contribute
-    ├── ExhaustedError      the aggregator has not the memory for what was declared
+    ├── ExhaustedError      the aggregator lacks the memory for what was declared, or a file descriptor for the worker
     ├── DeniedError         the worker may not do this
     └── InternalError       the aggregator itself failed
 
@@ -77,6 +78,18 @@ class ClosedError(PsumError):
 
 class ForkedError(PsumError):
     """The client belongs to the process that this one was forked from, and cannot be used here."""
+
+
+class OutOfStepError(PsumError):
+    """Ranks were to hold the same tensors and do not; the text, the same on every rank, names the first that differ.
+
+    Attributes:
+        ranks: The ranks that hold something else than most do, or than rank 0 where as many do.
+    """
+
+    def __init__(self, text: str, *, ranks: Iterable[int]) -> None:
+        self.ranks = tuple(ranks)
+        super().__init__(text)
 
 
 class FaultError(PsumError):
@@ -155,7 +168,7 @@ class AbortedError(FaultError):
 
 
 class ExhaustedError(FaultError):
-    """The aggregator has not the memory for what was declared."""
+    """The aggregator lacks the memory for what was declared, or a file descriptor for the worker."""
 
     code = pb.FAULT_CODE_EXHAUSTED
 

@@ -22,19 +22,23 @@ class Proxy:
         address: Where to connect to instead.
         connections: How many connections were made.
         cuts: How many of them were cut after a random number of bytes.
+        dead_ends: How many of them were data connections that led nowhere.
     """
 
     def __init__(self, target: str, data_port: int, seed: int = 0) -> None:
         self._host, _, port = target.rpartition(":")
         self._ports = {0: int(port), data_port: data_port}
+        self._behind_data_port = data_port
         self._random = random.Random(seed)
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = LoopThread("proxy")
-        self.connections = self.cuts = 0
+        self.connections = self.cuts = self.dead_ends = 0
         self.cut_after: tuple[int, int] | None = None
         """Cuts each connection after a random number of bytes between these, either way."""
         self.delay_seconds = 0.0
         """Holds back everything by up to this."""
+        self.data_port = "open"
+        """What becomes of new data connections: they are forwarded (open), or accepted and closed, or left silent."""
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._servers = self._thread.run(self._start(), PATIENCE_SECONDS)
@@ -71,6 +75,9 @@ class Proxy:
 
     async def _serve(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        if port == self._behind_data_port and self.data_port != "open":
+            await self._lead_nowhere(reader, writer)
+            return
         try:
             other_reader, other_writer = await asyncio.open_connection(self._host, port)
         except OSError:
@@ -89,6 +96,17 @@ class Proxy:
         self._writers -= pair
         for one in pair:
             one.transport.abort()
+
+    async def _lead_nowhere(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As a port-forward or a balancer with nobody behind it."""
+        self.dead_ends += 1
+        if self.data_port == "silent":
+            self._writers.add(writer)
+            with contextlib.suppress(OSError):
+                while await reader.read(1 << 16):
+                    pass
+            self._writers.discard(writer)
+        writer.transport.abort()
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int] | None

@@ -25,6 +25,8 @@ KINDS: dict[str, tuple[int, float, float]] = {
     "connections cut": (5, 0, 0),
     "network silent": (2, 0.3, 2.5),
     "network slow": (2, 1.0, 3.0),
+    "data port closed": (1, 0.5, 3.0),
+    "data port silent": (1, 0.5, 3.0),
     "worker stopped": (4, 0.2, 2.5),
     "worker killed": (2, 0, 0),
 }
@@ -98,6 +100,11 @@ class Faults:
             case "network slow":
                 proxy.delay_seconds = 0.02
                 self._end_after(fault.seconds, lambda: setattr(proxy, "delay_seconds", 0.0))
+            case "data port closed" | "data port silent":
+                # For those who connect meanwhile, as all do whose connections are cut.
+                proxy.data_port = fault.kind.rpartition(" ")[2]
+                proxy.cut()
+                self._end_after(fault.seconds, lambda: setattr(proxy, "data_port", "open"))
             case "worker stopped":
                 worker = lane.workers[fault.target % len(lane.workers)]
                 _signal(worker, signal.SIGSTOP)

@@ -113,7 +113,9 @@ class WorkerProcess:
 
     def reserve(self, name: str, elements: int, kind: ElementType, operation: Operation, priority: int) -> Ticket:
         """Announces an operation."""
-        return self.session.reserve(0, name, (elements,), kind, operation, priority)
+        # Some ranks know what the key stands for.
+        label = f"{operation.name} of {name}" if self.rank % 2 else ""
+        return self.session.reserve(0, name, (elements,), kind, operation, priority, label)
 
     def submit(self, now: float) -> None:
         """Hands the session what was started or aborted."""

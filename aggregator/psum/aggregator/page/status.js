@@ -164,11 +164,15 @@ function attention(report) {
   return lines;
 }
 
+function keyed(round) {
+  return round.label ? `${round.key} (${round.label})` : round.key;
+}
+
 function waits(job) {
   const oldest = oldestWait(job);
   if (!oldest) return [];
   const more = job.rounds_waiting > 1 ? `; ${job.rounds_waiting - 1} more wait` : "";
-  return [element("p", { "class": "waits" }, `Round ${oldest.round} of ${oldest.key}, shard ${oldest.shard}, has waited ` +
+  return [element("p", { "class": "waits" }, `Round ${oldest.round} of ${keyed(oldest)}, shard ${oldest.shard}, has waited ` +
     `${duration(oldest.waiting_seconds)} for ${named(oldest.waiting_for)}${more}.`)];
 }
 
@@ -208,7 +212,7 @@ function jobBody(job) {
       ? `Rounds in progress: the oldest ${rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
     parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
       [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wraps"]],
-      rounds.map((r) => [r.key, r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
+      rounds.map((r) => [keyed(r), r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
     if (rounds.length < job.rounds.length) parts.push(showAll(job, job.rounds.length));
   }
   return element("div", { "class": "body" }, ...parts);
