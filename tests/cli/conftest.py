@@ -1,5 +1,6 @@
 """The `psum` command as a real process, and a look at what it leaves behind."""
 
+import contextlib
 import os
 import pathlib
 import secrets
@@ -62,8 +63,13 @@ class Command:
             time.sleep(0.02)
 
     def close(self) -> None:
+        """Kills what runs, with all that it started."""
         for process in self.started:
             process.kill()
+        for pid in self.left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.started:
             process.wait()
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
@@ -80,22 +86,7 @@ class Command:
 
 
 @pytest.fixture
-def heeded_signals() -> Iterator[None]:
-    """Has no signal ignored: what is started would inherit that, and tests in the background of a shell have it so."""
-    ignored = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_IGN
-    ]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
-
-
-@pytest.fixture
-def psum(heeded_signals: None) -> Iterator[Command]:
+def psum() -> Iterator[Command]:
     """The `psum` command; after each test nothing that it started is left."""
     command = Command()
     try:

@@ -1,6 +1,7 @@
 """psum's peers: looked for, and run."""
 
 import pathlib
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -65,6 +66,20 @@ def test_a_peer_that_hangs_is_ended(
     monkeypatch.setattr(_peers, "_PATIENCE_SECONDS", 0.2)
     assert _peers.run(Peer("gloo", "", interpreter("exec sleep 600")), PLAN, workers=1, servers=1) == 1
     assert "gloo was not done after 0.2 s" in capfd.readouterr().err
+
+
+def test_signals_are_handled_as_before_when_a_peer_has_run(interpreter: Interpreter) -> None:
+    """By whoever handled them: a run is a part of a program that goes on."""
+
+    def handler(*_: object) -> None: ...
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        _peers.run(Peer("gloo", "", interpreter("true")), PLAN, workers=1, servers=1)
+        assert [signal.getsignal(number) for number in before] == [handler] * 3
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def test_the_environment_of_a_peer_is_its_own(

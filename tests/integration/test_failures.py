@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from tests.processes import running
 
 
 def outcomes(futures: list["Future[None]"]) -> list[BaseException | None]:
@@ -175,18 +176,17 @@ sys.stdin.read()
 def other_process(make_fleet: Any) -> Any:
     """A fleet whose worker_timeout is short, rank 0 here, and rank 1 in a process that has summed once and waits."""
     fleet = make_fleet(2, worker_timeout=0.5)
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, ",".join(fleet.addresses)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with fleet.worker(0, 2) as zero, process:
+    command = [sys.executable, "-c", WORKER, ",".join(fleet.addresses)]
+    with (
+        running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        fleet.worker(0, 2) as zero,
+    ):
         store = zero.store()
         store.push_pull("w", np.ones(3, np.float32))
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield fleet, store, process
+        # It is not waited for when rank 0 leaves.
         process.kill()
 
 

@@ -90,15 +90,15 @@ async def supervise(make: Callable[[Display, Guard, pathlib.Path], Fleet], *, qu
 def _signals_call(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Has the signals that ask a process to end call stop, unless the process was started to ignore them."""
     loop = asyncio.get_running_loop()
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    for number in numbers:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heeded:
         loop.add_signal_handler(number, stop, number)
     try:
         yield
     finally:
-        for number in numbers:
+        for number in heeded:
             loop.remove_signal_handler(number)
+            # The loop leaves the default behind. None: whoever set it was not Python.
+            if (handler := before[number]) is not None:
+                signal.signal(number, handler)
