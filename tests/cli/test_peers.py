@@ -2,6 +2,7 @@
 
 import pathlib
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -41,6 +42,23 @@ def test_dist_sync_needs_mxnet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install 'psum\[mxnet\]'"):
         find("dist_sync")
+
+
+@pytest.mark.parametrize(
+    ("wheels", "version"),
+    [
+        (["mxnet"], "MXNet 1.9.1"),
+        (["mxnet-cu117"], "MXNet 1.9.1 (mxnet-cu117)"),
+        (["mxnet", "mxnet-cu117"], "MXNet 1.9.1 (mxnet-cu117 over mxnet)"),
+        ([], "MXNet"),
+    ],
+)
+def test_dist_sync_of_any_wheel(monkeypatch: pytest.MonkeyPatch, wheels: list[str], version: str) -> None:
+    """MXNet's package comes from a wheel of another name where that is for CUDA, and from none where it was built."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"mxnet": wheels} if wheels else {})
+    monkeypatch.setattr("importlib.metadata.version", {name: "1.9.1" for name in wheels}.__getitem__)
+    assert find("dist_sync") == Peer("dist_sync", version, sys.executable)
 
 
 def test_what_a_peer_writes_is_not_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def find(name: str, gloo_python: str | None = None) -> Peer:
     if name == "dist_sync":
         if importlib.util.find_spec("mxnet") is None:
             raise MissingError("dist_sync is left out: it is part of MXNet; pip install 'psum[mxnet]'")
-        return Peer(name, f"MXNet {importlib.metadata.version('mxnet')}", sys.executable)
+        return Peer(name, _mxnet_version(), sys.executable)
     python = gloo_python or sys.executable
     try:
         looked = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, timeout=_LOOK_SECONDS)
@@ -78,6 +78,16 @@ def find(name: str, gloo_python: str | None = None) -> Peer:
             " its own that --gloo-python names"
         )
     return Peer(name, f"PyTorch {looked.stdout.strip()}", python)
+
+
+def _mxnet_version() -> str:
+    """The version of MXNet for people, with the name of its wheel where that is not mxnet, as with those for CUDA."""
+    names = sorted(set(importlib.metadata.packages_distributions().get("mxnet", ())))
+    if not names:
+        # Built from source, and found by its path.
+        return "MXNet"
+    version = f"MXNet {importlib.metadata.version(names[-1])}"
+    return version if names == ["mxnet"] else f"{version} ({' over '.join(reversed(names))})"
 
 
 def run(peer: Peer, plan: measure.Plan, *, workers: int, servers: int) -> int:
