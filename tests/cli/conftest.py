@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -31,8 +31,17 @@ class Command:
 
     def start_writing_to(self, stdout: int, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
         """The same, with its output going to a file descriptor."""
+        return self._start([], stdout, arguments, environ)
+
+    def start_with(self, prefix: Sequence[str], *arguments: str, **environ: str) -> "subprocess.Popen[str]":
+        """The same, by a command that becomes it."""
+        return self._start(prefix, subprocess.PIPE, arguments, environ)
+
+    def _start(
+        self, prefix: Sequence[str], stdout: int, arguments: Sequence[str], environ: Mapping[str, str]
+    ) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-m", "psum.cli", *arguments],
+            [*prefix, sys.executable, "-m", "psum.cli", *arguments],
             env={**os.environ, **environ, _MARK: self._mark},
             stdout=stdout,
             stderr=subprocess.PIPE,

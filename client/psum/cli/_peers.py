@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -156,6 +157,11 @@ class _Fleet:
     async def end(self, hurry: asyncio.Event) -> None:
         """Ends what still runs; servers that are not needed any more are not all quick to go."""
         await end((*self._workers, *self._servers), _GRACE_SECONDS, hurry)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the workers."""
+        for child in self._workers:
+            child.signal(number)
 
     async def _start(self, name: str, plan: measure.Plan, settings: Mapping[str, str], children: list[Child]) -> None:
         command = [self._peer.python, str(measure.__file__), plan.dump()]
