@@ -8,8 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from psum.cli import _peers
+from psum.cli._cases import Case, Effort, System
 from psum.cli._peers import MissingError, Peer, find
+from psum.cli._runs import FailedError, once
 from psum.cli.peers.measure import Plan
+from tests.polling import wait_until
 
 PLAN = Plan("gloo", [1], "float32", 0, 1, 0, 0.0, "", False)
 
@@ -84,6 +87,26 @@ def test_a_peer_that_hangs_is_ended(
     monkeypatch.setattr(_peers, "_PATIENCE_SECONDS", 0.2)
     assert _peers.run(Peer("gloo", "", interpreter("exec sleep 600")), PLAN, workers=1, servers=1) == 1
     assert "gloo was not done after 0.2 s" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "1"), ("", "1"), ("4", "4")])
+def test_all_systems_have_as_many_openmp_threads(
+    interpreter: Interpreter, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
+) -> None:
+    """One for each process, unless another number is set: psum's workers and aggregators, and those of its peers."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    file = tmp_path / "threads"
+    python = interpreter(f'echo "$OMP_NUM_THREADS" >>{file}; exit 5')
+    # Instead of a worker of psum.
+    monkeypatch.setattr(sys, "executable", python)
+    for peer in (None, Peer("gloo", "", python), Peer("dist_sync", "", python)):
+        file.unlink(missing_ok=True)
+        with pytest.raises(FailedError):
+            once(System(peer=peer), Case("small", 1, 1, 1), Effort(1, 0, 0, 0.0))
+        wait_until(file.exists)
+        assert set(file.read_text().split()) == {threads}
 
 
 def test_signals_are_handled_as_before_when_a_peer_has_run(interpreter: Interpreter) -> None:

@@ -61,6 +61,7 @@ class LocalJob:
         grace: Seconds that processes may take to end by themselves before they are killed.
         hosts: Where it is to be as if the job ran on several hosts: a directory for the shared memory of each. Workers
             and aggregators are dealt out to them in turn. Empty: all are on one host.
+        environ: What all processes have in their environment on top of this process's own.
     """
 
     command: Sequence[str]
@@ -69,6 +70,7 @@ class LocalJob:
     plane: str
     grace: float = 10.0
     hosts: Sequence[str] = ()
+    environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 async def run(job: LocalJob) -> int:
@@ -141,7 +143,13 @@ class _Fleet:
         hosts = self._job.hosts
         host = {"PSUM_SHM_DIRECTORY": hosts[index % len(hosts)]} if hosts else {}
         token = str(self._token_file)
-        return {**inherited, **host, "PSUM_TOKEN_FILE": token, "PSUM_AGGREGATOR_TOKEN_FILE": token}
+        return {
+            **inherited,
+            **self._job.environ,
+            **host,
+            "PSUM_TOKEN_FILE": token,
+            "PSUM_AGGREGATOR_TOKEN_FILE": token,
+        }
 
     def _fault_file(self, rank: int) -> pathlib.Path:
         return self._directory / f"fault-{rank}"

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from psum.cli._display import Display
@@ -91,13 +92,22 @@ def _mxnet_version() -> str:
     return version if names == ["mxnet"] else f"{version} ({' over '.join(reversed(names))})"
 
 
-def run(peer: Peer, plan: measure.Plan, *, workers: int, servers: int) -> int:
+def run(
+    peer: Peer, plan: measure.Plan, *, workers: int, servers: int, environ: Mapping[str, str] = MappingProxyType({})
+) -> int:
     """Runs a job of a peer to its end. What it writes is shown only if it fails.
+
+    Args:
+        peer: Which.
+        plan: What every rank does.
+        workers: How many.
+        servers: How many, where the peer has any.
+        environ: What all processes have in their environment on top of this process's own.
 
     Returns:
         0, or the status to exit with.
     """
-    return asyncio.run(supervise(functools.partial(_Fleet, peer, plan, workers, servers), quiet=True))
+    return asyncio.run(supervise(functools.partial(_Fleet, peer, plan, workers, servers, environ), quiet=True))
 
 
 class _Fleet:
@@ -109,6 +119,7 @@ class _Fleet:
         plan: measure.Plan,
         workers: int,
         servers: int,
+        environ: Mapping[str, str],
         display: Display,
         guard: Guard,
         directory: pathlib.Path,
@@ -116,6 +127,7 @@ class _Fleet:
         self._peer = peer
         self._plan = plan
         self._num_workers = workers
+        self._environ = environ
         self._num_servers = servers if peer.name == "dist_sync" else 0
         self._display = display
         self._guard = guard
@@ -174,7 +186,9 @@ class _Fleet:
         }
         title = f"{self._peer.name} {name if not name.isdecimal() else f'rank {name}'}"
         try:
-            child = await Child.start(name, title, command, {**inherited, **settings}, self._display, self._guard)
+            child = await Child.start(
+                name, title, command, {**inherited, **self._environ, **settings}, self._display, self._guard
+            )
         except OSError as error:
             raise LaunchError(f"cannot run {self._peer.python!r}: {error.strerror or error}") from None
         children.append(child)
