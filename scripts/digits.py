@@ -82,12 +82,9 @@ def train_network(network: Any, trainer: Any, data: Data, epochs: int, store: An
             # The gradients are summed over the workers, so the batch's size is that of all shares together.
             trainer.step(len(batch))
             losses.append(loss.mean())
-        text = f"epoch {epoch:2} of {epochs}: loss {float(mx.nd.stack(*losses).mean().asscalar()):.4f}"
-        if store.rank == 0 and epoch % 5 == 0:
-            print(text, flush=True)
-        else:
-            print(text, end="\r", flush=True)
-    print(" " * len(text), end="\r", flush=True)
+        if store.rank == 0:
+            loss = float(mx.nd.stack(*losses).mean().asscalar())
+            print(f"epoch {epoch:2} of {epochs}: loss {loss:.4f}", flush=True)
 
 
 def evaluate(network: Any, data: Data) -> float:
