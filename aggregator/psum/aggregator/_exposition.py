@@ -136,7 +136,7 @@ def _add_aggregator(families: Families, service: Service) -> None:
     families.add(BUILD, 1, VERSION)
     families.add(READY, int(service.ready))
     families.add(WORKER_CAPACITY, service.connected + service.descriptors.left)
-    families.add(JOBS, len(registry.running))
+    families.add(JOBS, len(registry.jobs))
     families.add(MEMORY_BUDGET, registry.budget.limit_bytes)
     families.add(MEMORY_RESERVED, registry.budget.reserved_bytes)
     families.add(SUMS_WAITING, service.waiting_sums)
@@ -147,7 +147,7 @@ def _add_aggregator(families: Families, service: Service) -> None:
 
 def _add_jobs(families: Families, service: Service, now: float) -> None:
     queued = service.queued_messages()
-    for job in service.registry.running:
+    for job in service.registry.jobs.values():
         families.add(WORKERS, job.num_workers, job.name)
         families.add(WORKERS_CONNECTED, sum(worker.connected for worker in job.workers.values()), job.name)
         families.add(HELD, job.held_bytes, job.name)
