@@ -58,7 +58,7 @@ class Job:
         before: "Job | None" = None,
     ) -> None:
         self.name = hello.job
-        self.num_workers = hello.num_workers if before is None else before.num_workers
+        self.num_workers: int = hello.num_workers if before is None else before.num_workers
         self.worker_timeout = worker_timeout
         self.round_timeout = round_timeout
         self.max_shards = max_shards

@@ -151,7 +151,10 @@ class Registry:
         self._released(job)
         self.tallies.end(job.name, now)
         self.ended.appendleft(Ended(job, now, abandoned))
-        _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
+        # Why it failed was logged when it did.
+        absent = job.num_workers - len(job.workers)
+        never = f"; {absent} of its {job.num_workers} ranks never joined" if absent else ""
+        _log.info("job %s: ended%s", job.name, " after its failure" if job.failure else never)
 
     def _outlived(self, hello: pb.Hello) -> FaultError | None:
         """Why a worker cannot come back, where its job has ended meanwhile."""
