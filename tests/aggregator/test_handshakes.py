@@ -1,4 +1,4 @@
-"""Connections whose TLS handshake comes to nothing are counted and logged with their address, though gRPC says nothing."""
+"""Connections whose TLS handshake fails are counted and logged with their address, though gRPC says nothing."""
 
 import logging
 import socket

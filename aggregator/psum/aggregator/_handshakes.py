@@ -34,8 +34,8 @@ _SHARE: Final = 0.02
 _AT_ONCE_SECONDS: Final = 0.05
 
 _TEXT: Final = (
-    "a connection from %s port %d was ended in its TLS handshake, or left before it made a call. A handshake fails if the"
-    " peer brings no certificate and one is asked for, or one from another authority, if it does not trust this"
+    "a connection from %s port %d was ended in its TLS handshake, or left before it made a call. A handshake fails if"
+    " the peer brings no certificate and one is asked for, or one of another authority, if it does not trust this"
     " aggregator's, or does not speak TLS. Which it was, gRPC tells its own log: GRPC_VERBOSITY=info in the environment"
 )
 
