@@ -135,7 +135,7 @@ class Job:
             # A stranger must not end a job that is complete without it. While ranks are missing it is one of them.
             return ([] if self.complete else self.fail(refusal, now)), refusal
         holder = self.workers.get(hello.rank)
-        if holder is not None and holder.hello.incarnation == hello.incarnation:
+        if holder is not None and hello.incarnation and holder.hello.incarnation == hello.incarnation:
             # The same process: its connection broke, though the end of the old one may not have been seen yet. After
             # its goodbye too: it waits for the answer, and says it again.
             holder.connected, holder.peer, holder.last_heard = True, peer, now

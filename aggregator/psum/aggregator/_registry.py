@@ -27,6 +27,10 @@ _MAX_WORKERS: int = 4096
 _MAX_NAME: int = 253
 
 
+#: How many of the numbers in a hello are shown.
+_MAX_SHOWN: int = 8
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
     """A job that ended, for the status."""
@@ -197,6 +201,11 @@ class Registry:
             return InvalidError(
                 f"{who}: a partition of {hello.partition_bytes} bytes; expected 1 to {MAX_PARTITION_BYTES}"
             )
-        if pb.PLANE_INLINE not in hello.planes:
+        if hello.weights and (len(hello.weights) != len(hello.aggregators) or 0 in hello.weights):
+            return InvalidError(
+                f"{who}: {len(hello.weights)} weights {list(hello.weights)[:_MAX_SHOWN]} for {len(hello.aggregators)}"
+                " aggregators; expected none, or one for each, from 1"
+            )
+        if hello.planes and pb.PLANE_INLINE not in hello.planes:
             return InvalidError(f"{who}: it does not offer the inline plane, the only one that this aggregator has")
         return None
