@@ -65,7 +65,7 @@ def test_what_means_the_same_is_no_disagreement(one: dict[str, Any], other: dict
         ({}, {"aggregators": ["host-0:50051", "host-1:50052"]}, "the list of aggregators"),
         ({"aggregators": ["/run/A:1"]}, {"aggregators": ["/run/B:1"]}, "the list of aggregators"),
         ({"aggregators": ["unix:/run/A"]}, {"aggregators": ["unix:/run/a"]}, "the list of aggregators"),
-        ({}, {"aggregator_index": 1}, "this aggregator's place in the list"),
+        ({}, {"aggregator_index": 1}, "lead to one and the same aggregator"),
     ],
 )
 def test_what_does_not_is_one_and_is_shown_as_it_was_said(

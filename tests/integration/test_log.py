@@ -116,7 +116,7 @@ def test_a_refused_handshake_leaves_a_trace(
     make_fleet: Any, files: Files, log: Callable[[], list[str]], wrong: str
 ) -> None:
     """One line with the address, however often it is tried, and a count; workers that are let in leave none."""
-    fleet = make_fleet(tls_ca=files.ca, **files.server)
+    fleet = make_fleet(tls_client_ca=files.ca, **files.server)
     service = fleet.servers[0]._service
     assert fleet.on_every_rank(2, push, tls_ca=files.ca, **files.worker) == [None, None]
     mine: dict[str, Any] = {"tls_ca": files.ca, **files.worker}
