@@ -27,22 +27,49 @@ TEXT
     return 1
 }
 
+# What scripts/setup installs, for whoever works on psum.
+EVERYTHING='-e .[aggregator,mxnet,demo,dev]'
+
+# stamp_of PYTHON STAMP_FILE ARGUMENTS...: what an environment depends on. It holds absolute paths, so that a copy of it
+# elsewhere would still mean the original.
+stamp_of() {
+    python=$1 stamp_file=$2
+    shift 2
+    printf '%s\n' "$PWD" "$python" "$*" | cat - "$stamp_file" | cksum
+}
+
+# is_made DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: whether make_venv would find nothing to do.
+is_made() {
+    directory=$1
+    shift
+    [ "$(cat "$directory/stamp" 2>/dev/null)" = "$(stamp_of "$@")" ]
+}
+
 # make_venv DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: a virtual environment with what `pip install ARGUMENTS` installs.
-# Made once, and again when STAMP_FILE's content, the arguments, the Python or the place changed: an environment holds
-# absolute paths, so that a copy of it elsewhere would still mean the original.
+# Made once, and again when STAMP_FILE's content, the arguments, the Python or the place changed.
 make_venv() {
+    is_made "$@" && return
     directory=$1 python=$2 stamp_file=$3
     shift 3
-    stamp=$(printf '%s\n' "$PWD" "$python" "$*" | cat - "$stamp_file" | cksum)
-    if [ "$(cat "$directory/stamp" 2>/dev/null)" != "$stamp" ]; then
-        if ! [ -w . ]; then
-            echo "$PWD cannot be written to, and $directory is to be made there: copy it to where you may write (cp -r)" >&2
-            return 1
-        fi
-        echo "setting up $directory (once; needs the package registry) …" >&2
-        rm -rf "$directory"
-        "$python" -m venv "$directory"
-        "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
-        printf '%s' "$stamp" >"$directory/stamp"
-    fi
+    need_writable "$directory"
+    begun=$(date +%s)
+    echo "setting up $directory, once: pip installs $* (1 to 5 minutes; needs the package registry)" >&2
+    rm -rf "$directory"
+    "$python" -m venv "$directory"
+    # Not quiet: what it prints shows how far it is.
+    "$directory/bin/python" -m pip install --disable-pip-version-check "$@" >&2
+    stamp_of "$python" "$stamp_file" "$@" >"$directory/stamp"
+    echo "set up $directory in $(($(date +%s) - begun)) s" >&2
+}
+
+# need_writable WHAT: ends with an error where the repository cannot be written to, which WHAT needs.
+need_writable() {
+    [ -w . ] && return
+    cat >&2 <<TEXT
+$0: cannot write $1, since $PWD cannot be written to by $(id -un).
+The scripts keep what they need in the repository. Run them in a copy that can be written to:
+  cp -r $PWD ~/psum && cd ~/psum
+To use psum alone, install it into an environment of yours: pip install '$PWD[aggregator,mxnet]'
+TEXT
+    exit 1
 }

@@ -1,18 +1,37 @@
 """What holds for all tests."""
 
 import pathlib
+import time
+from collections.abc import Generator
+from typing import Final
 
 import hypothesis
 import pytest
+
+from tests.processes import Leftovers, Moment
+from tests.signals import heed_signals
 
 # A machine that does other work too may take any time for an example; pytest's own time-out ends what hangs.
 hypothesis.settings.register_profile("psum", deadline=None)
 hypothesis.settings.load_profile("psum")
 
 #: What takes long, and shows something of protocols, processes and files rather than of one version of Python.
-_ONCE = ("chaos", "deploy", "fuzz", "model")
+_ONCE: Final = ("chaos", "deploy", "fuzz", "model")
 
-_HERE = pathlib.Path(__file__).parent
+_HERE: Final = pathlib.Path(__file__).parent
+
+#: How long processes may take to end by themselves after the last test.
+_ENDING_SECONDS: Final = 5.0
+
+_leftovers: Final = pytest.StashKey[Leftovers]()
+_started: Final = pytest.StashKey[Moment]()
+_failed: Final = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests start has the default signals, and is found again."""
+    heed_signals()
+    config.stash[_leftovers] = Leftovers()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,3 +39,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in _ONCE:
             item.add_marker(pytest.mark.once)
+
+
+@pytest.fixture(autouse=True)
+def _moment_of_start(request: pytest.FixtureRequest) -> None:
+    """Comes after the fixtures that tests share, whose processes are not of this test."""
+    request.node.stash[_started] = Moment()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remembers which tests failed."""
+    report = yield
+    if report.failed:
+        item.stash[_failed] = True
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Ends what a test that failed has left running: the next one would meet it."""
+    result = yield
+    if item.stash.get(_failed, False) and _started in item.stash:
+        item.config.stash[_leftovers].end(item.stash[_started])
+    return result
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing runs on when all tests have passed; after others it is ended."""
+    leftovers = session.config.stash[_leftovers]
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while leftovers.running() and not session.testsfailed and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left := leftovers.end():
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line("\nleft running by tests, and killed:", red=True)
+            for process in left:
+                reporter.write_line(f"  {process.pid} {process.command}")
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

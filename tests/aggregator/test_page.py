@@ -239,3 +239,25 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
     await asyncio.to_thread(stalled.start)
     await page.text_with("serving again", "for rank 1")
     assert not await page.value("document.body.classList.contains('stale')")
+
+
+async def test_a_rate_is_of_the_time_between_two_looks(stalled: Aggregator, page: Page) -> None:
+    """Looks that follow each other at once, as where a page is opened behind another, say nothing of it: not 0 B/s."""
+    await page.call("Page.navigate", url=f"http://{stalled.http}/")
+    await page.text_with("resnet-50", "serving")
+    await page.value("rates.clear(); refresh(); refresh(); document.dispatchEvent(new Event('visibilitychange'))")
+    await page.until("!looking")
+    await page.value("refresh()")
+    await page.until("!looking")
+    assert "/s in" not in str(await page.value("document.querySelector('.job').innerText"))
+    await page.text_with("0\u00a0B/s in, 0\u00a0B/s out")
+
+    def look(received: int, sent: int, at: int) -> str:
+        job = f"{{name: 'j', received_bytes: {received}, sent_bytes: {sent}}}"
+        return f"rates.set('j', rateOf({job}, {at})), rates.get('j').text"
+
+    told = [await page.value(look(*then)) for then in ((0, 0, 0), (50, 50, 9), (2048, 4096, 2000), (2048, 4096, 2010))]
+    rate = ", 1.0\u00a0KiB/s in, 2.0\u00a0KiB/s out"
+    assert told == ["", "", rate, rate]
+    # Another job of that name.
+    assert await page.value(look(1, 4096, 5000)) == ""

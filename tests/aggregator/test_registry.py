@@ -3,8 +3,11 @@
 import pytest
 
 from psum.aggregator import Settings
+from psum.aggregator._actions import Action, Report, Sum
+from psum.aggregator._job import Job
 from psum.aggregator._registry import Registry
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, FaultError, InvalidError, WorkerLostError
 
 
@@ -88,15 +91,122 @@ def test_a_new_run_of_a_failed_job_begins_afresh(registry: Registry) -> None:
 
 
 def test_a_failed_job_is_forgotten_after_a_while(registry: Registry) -> None:
-    """What is remembered of failed jobs does not pile up."""
+    """A late rank is told for as long as a round may wait; what is remembered of failed jobs does not pile up."""
     join(registry, hello(0, num_workers=3), 0.0)
     join(registry, hello(1, num_workers=4), 1.0)
     registry.jobs["night"].lost(0, 1.0)
-    list(registry.tick(20.0))
-    assert "night" in registry.jobs
-    list(registry.tick(40.0))
-    assert registry.jobs == {}
+    list(registry.tick(590.0))
+    assert isinstance(join(registry, hello(2, num_workers=3), 590.0), DisagreementError)
+    list(registry.tick(602.0))
+    assert join(registry, hello(2, num_workers=3), 602.0) is None
     assert len(registry.ended) == 1
+
+
+def test_whoever_knows_how_a_job_failed_begins_the_next_one(registry: Registry) -> None:
+    """A late rank is told once: when the same process connects again, as a notebook does, that is another run."""
+    join(registry, hello(0, num_workers=3), 0.0)
+    refused = hello(1, num_workers=4)
+    assert isinstance(join(registry, refused, 1.0), DisagreementError)
+    registry.jobs["night"].lost(0, 1.0)
+    late = hello(2, num_workers=3)
+    # Twice with one incarnation: the first answer may have been lost with its connection.
+    assert all(isinstance(join(registry, late, 40.0), DisagreementError) for _ in range(2))
+    late.incarnation += 1000
+    refused.incarnation += 1000
+    refused.num_workers = 3
+    assert join(registry, late, 41.0) is None
+    assert join(registry, refused, 41.0) is None
+    assert sorted(registry.jobs["night"].workers) == [1, 2]
+
+
+def leave(registry: Registry, rank: int, now: float) -> None:
+    """A rank says goodbye, is let go, and ends its stream."""
+    job = registry.jobs["night"]
+    job.leave(rank, now)
+    job.lost(rank, now)
+    registry.settle(job, now)
+
+
+def use(job: Job, rank: int, now: float) -> list[Action]:
+    """A rank declares a key of one element, and contributes to its first round."""
+    key = pb.Key(id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[1])
+    key.shards.add(index=0, elements=1)
+    return [*job.declare(rank, key, now), *job.contribute(rank, ShardRound(1, 0, 0), memoryview(b"1"), now)]
+
+
+def test_a_rank_that_comes_when_another_has_left_is_told_at_its_first_contribution(registry: Registry) -> None:
+    """All who had joined have left before it came: without them its round would wait for the round time-out."""
+    join(registry, hello(1, num_workers=3), 0.0)
+    join(registry, hello(2, num_workers=3), 0.0)
+    leave(registry, 1, 1.0)
+    leave(registry, 2, 2.0)
+    assert registry.jobs == {}
+    list(registry.tick(300.0))
+    assert join(registry, hello(0, num_workers=3), 300.0) is None
+    job = registry.jobs["night"]
+    [report] = use(job, 0, 300.0)
+    assert isinstance(report, Report)
+    assert isinstance(report.fault, WorkerLostError)
+    assert report.fault.ranks == (1, 2)
+    assert "rank 1 (host pid 1), rank 2 (host pid 1) has left job 'night'" in str(report.fault)
+    leave(registry, 0, 301.0)
+    assert registry.jobs == {}
+    # All have been there: there is nobody to be told any more.
+    assert join(registry, hello(0, num_workers=3), 302.0) is None
+    assert sorted(registry.jobs["night"].workers) == [0]
+
+
+def test_the_next_run_of_a_job_that_not_all_had_joined_begins_afresh(registry: Registry) -> None:
+    """Its processes were started after the end of the last run, or one of them was in that with another client."""
+    join(registry, hello(1), 0.0)
+    leave(registry, 1, 1.0)
+    assert join(registry, hello(0, age=3.0), 5.0) is None
+    assert sorted(registry.jobs["night"].workers) == [0]
+    assert use(registry.jobs["night"], 0, 5.0) == []
+    leave(registry, 0, 6.0)
+    again = hello(0)
+    again.incarnation += 1000
+    assert join(registry, again, 7.0) is None
+    assert sorted(registry.jobs["night"].workers) == [0]
+    assert join(registry, hello(1, age=1.0), 7.0) is None
+    assert use(registry.jobs["night"], 0, 7.0) == []
+
+
+def test_a_rank_that_had_left_may_come_again_to_the_one_that_came_late(registry: Registry) -> None:
+    """As where every rank looks first whether it can connect: the second time all of them are there together."""
+    join(registry, hello(1), 0.0)
+    leave(registry, 1, 1.0)
+    assert join(registry, hello(0), 2.0) is None
+    again = hello(1)
+    again.incarnation += 1000
+    assert join(registry, again, 3.0) is None
+    job = registry.jobs["night"]
+    assert use(job, 0, 4.0) == []
+    assert isinstance(use(job, 1, 4.0)[-1], Sum)
+
+
+def test_a_late_rank_with_other_settings_is_told_what_differs(registry: Registry) -> None:
+    """Though those whose settings they are have left already."""
+    join(registry, hello(1, num_workers=3), 0.0)
+    leave(registry, 1, 1.0)
+    refusal = join(registry, hello(0, num_workers=2), 2.0)
+    assert isinstance(refusal, DisagreementError)
+    assert "rank 1 has 3, rank 0 has 2" in str(refusal)
+
+
+def test_what_is_remembered_of_jobs_that_not_all_had_joined_is_bounded(registry: Registry) -> None:
+    """In time, by how long a round may wait, and in number."""
+    for number in range(200):
+        join(registry, hello(1, job=f"job {number}"), 0.0)
+        job = registry.jobs[f"job {number}"]
+        job.leave(1, 1.0)
+        job.lost(1, 1.0)
+        registry.settle(job, 1.0)
+    assert len(registry._past) == 100
+    list(registry.tick(600.0))
+    assert len(registry._past) == 100
+    list(registry.tick(602.0))
+    assert len(registry._past) == 0
 
 
 def test_a_job_whose_workers_all_vanished_gives_way_to_its_next_run(registry: Registry) -> None:

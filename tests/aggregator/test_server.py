@@ -17,6 +17,7 @@ import trustme
 from psum import client as psum
 from psum.aggregator import Server, Settings
 from psum.aggregator._data_port import DataPort
+from tests.processes import running
 
 
 async def test_a_port_that_is_taken_is_refused() -> None:
@@ -153,7 +154,7 @@ def test_the_process_announces_its_addresses_and_ends_on_a_signal(
     announce = tmp_path / "addresses"
     command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--listen"]
     command += [f"unix:{tmp_path}/psum.sock", "--announce", str(announce), "--log-format", "json"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with running(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 20
         while not announce.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -40,7 +40,7 @@ def test_a_job_that_is_started_again_goes_on_counting() -> None:
 def test_a_job_of_the_registry_is_forgotten_too() -> None:
     """By the passing of time alone."""
     registry = fleet_of(1, 2)
-    (job,) = registry.running
+    (job,) = registry.jobs.values()
     for rank in range(2):
         job.leave(rank, 5.0)
         job.lost(rank, 5.0)

@@ -71,6 +71,35 @@ def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
     assert all(last < first + (16 << 20) for first, last in zip(resident[0], resident[-1], strict=True))
 
 
+def test_a_worker_that_comes_when_another_has_left_hears_of_it_and_the_next_run_does_not(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """Not the round time-out of ten minutes; and processes that are started afterwards are a run of their own."""
+    addresses = [make_aggregator().address for _ in range(2)]
+    common = {"aggregators": addresses, "num_workers": 2, "partition_bytes": 1 << 16}
+    late = make_worker()
+    early = make_worker(rank=1, **common)
+    early.send("close")
+    early.next("closed")
+    for address in addresses:
+        wait_until(is_over, address, "default", what="rank 1 has left")
+    late.send("join", settings={"rank": 0, **common})
+    late.next("joined")
+    late.send("push", key="w", size=300_000)
+    error = late.next("sum", timeout=10)["error"]
+    assert error["kind"] == "WorkerLostError"
+    assert error["ranks"] == [1]
+    assert "has left job 'default' without contributing" in error["text"]
+    late.send("close")
+    late.next("closed")
+    # Rank 0 is there long before rank 1.
+    zero = make_worker(rank=0, **common)
+    zero.next("joined")
+    zero.send("push", key="w", size=300_000)
+    make_worker(rank=1, **common).send("push", key="w", size=300_000)
+    assert zero.next("sum")["right"]
+
+
 def test_a_worker_that_took_part_in_nothing_can_be_replaced(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
 ) -> None:

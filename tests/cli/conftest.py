@@ -1,5 +1,6 @@
 """The `psum` command as a real process, and a look at what it leaves behind."""
 
+import contextlib
 import os
 import pathlib
 import secrets
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -30,8 +31,17 @@ class Command:
 
     def start_writing_to(self, stdout: int, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
         """The same, with its output going to a file descriptor."""
+        return self._start([], stdout, arguments, environ)
+
+    def start_with(self, prefix: Sequence[str], *arguments: str, **environ: str) -> "subprocess.Popen[str]":
+        """The same, by a command that becomes it."""
+        return self._start(prefix, subprocess.PIPE, arguments, environ)
+
+    def _start(
+        self, prefix: Sequence[str], stdout: int, arguments: Sequence[str], environ: Mapping[str, str]
+    ) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-m", "psum.cli", *arguments],
+            [*prefix, sys.executable, "-m", "psum.cli", *arguments],
             env={**os.environ, **environ, _MARK: self._mark},
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -62,8 +72,13 @@ class Command:
             time.sleep(0.02)
 
     def close(self) -> None:
+        """Kills what runs, with all that it started."""
         for process in self.started:
             process.kill()
+        for pid in self.left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.started:
             process.wait()
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
@@ -80,22 +95,7 @@ class Command:
 
 
 @pytest.fixture
-def heeded_signals() -> Iterator[None]:
-    """Has no signal ignored: what is started would inherit that, and tests in the background of a shell have it so."""
-    ignored = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_IGN
-    ]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
-
-
-@pytest.fixture
-def psum(heeded_signals: None) -> Iterator[Command]:
+def psum() -> Iterator[Command]:
     """The `psum` command; after each test nothing that it started is left."""
     command = Command()
     try:

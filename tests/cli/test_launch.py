@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.polling import PATIENCE_SECONDS, wait_until
+
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 #: A worker that waits for ever, once it has said so, and so does a child of its own.
@@ -85,8 +87,17 @@ def test_a_worker_that_never_joined_is_named(launch: Launch) -> None:
     done = launch("--workers", "2", python=script)
     assert done.returncode == 0
     assert "worker rank 1 ended without having joined the job" in done.stderr
-    assert "import psum.mxnet" in done.stderr
+    assert "from psum.mxnet import mx" in done.stderr
     assert "worker rank 0" not in done.stderr
+
+
+def test_workers_that_never_joined_are_explained_once(launch: Launch) -> None:
+    """The first at once and at length, the others in a line."""
+    done = launch("--workers", "4", shell="sleep 0.$PSUM_RANK")
+    assert done.returncode == 0
+    first, rest = done.stderr.splitlines()
+    assert first.startswith("psum: worker rank 0 ended without having joined the job: nothing was summed for it")
+    assert rest == "psum: worker ranks 1, 2, 3 ended without having joined the job, too"
 
 
 def test_progress_that_is_rewritten_is_left_out_where_there_is_no_terminal(launch: Launch) -> None:
@@ -123,7 +134,69 @@ def test_the_first_failing_worker_gives_the_status_and_ends_the_others(launch: L
     """It is named."""
     done = launch("--workers", "3", shell='[ "$PSUM_RANK" != 1 ] || exit 3; sleep 600')
     assert done.returncode == 3
-    assert "psum: worker rank 1 ended with status 3; ending the others\n" in done.stderr
+    assert done.stderr == (
+        "psum: worker rank 1 ended with status 3; ending the others\n"
+        "psum: first failure: rank 1, which ended with status 3\n"
+    )
+
+
+#: One rank fails in mid-training by what is put in here. The others hear of it in the next sum.
+FAIL = """
+import os, sys, time, numpy as np, psum.client
+store = psum.client.connect().store()
+for step in range(3):
+    store.push_pull('x', np.ones(3))
+if store.client.rank == 1:
+    {}
+try:
+    store.push_pull('x', np.ones(3))
+except psum.client.PsumError as error:
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "others", "status", "verdict"),
+    [
+        ("raise RuntimeError('no more data')", "raise", 1, "rank 1, RuntimeError: no more data"),
+        # It leaves in good order, and the others have ended when it does.
+        ("store.client.close(); time.sleep(1.5); raise KeyError('x')", "raise", 1, "rank 1, KeyError: 'x'"),
+        # Nothing is shown by those who hear of it, nor by the cause.
+        ("store.client.close(); time.sleep(1); sys.exit(5)", "sys.exit(1)", 5, "rank 1, which ended with status 5"),
+        # What the others show is nothing of psum's.
+        (
+            "store.client.close(); time.sleep(1); sys.exit(5)",
+            "raise ValueError",
+            5,
+            "rank 1, which ended with status 5",
+        ),
+        # The cause ended well.
+        ("sys.exit()", "sys.exit(6)", 6, r"rank [02], which ended with status 6 after it was told: rank 1 \(.*"),
+    ],
+    ids=["raises", "raises late", "exits late", "others hide it", "ends well"],
+)
+def test_the_first_cause_is_named_and_not_who_ended_first(
+    launch: Launch, fails: str, others: str, status: int, verdict: str
+) -> None:
+    """In the last line, after all that the others have to say of it; its status is that of the launch."""
+    done = launch("--workers", "3", python=FAIL.format(fails, others))
+    assert done.returncode == status, done.stderr
+    assert re.fullmatch(f"psum: first failure: {verdict}", done.stderr.splitlines()[-1])
+
+
+def test_a_worker_that_is_said_to_have_failed_and_does_not_end_is_not_waited_for_long(launch: Launch) -> None:
+    """Then the first that heard of it is named, with what it heard."""
+    program = FAIL.format("store.client.close(); time.sleep(600)", "raise")
+    done = launch("--workers", "2", "--grace", "0.5", python=program)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("psum: first failure: rank 0, WorkerLostError: rank 1 (")
+
+
+def test_what_to_do_about_mxnet_imported_before_psum(launch: Launch) -> None:
+    """On Python 3.12 it is MXNet itself that fails, in a line of the user's program."""
+    done = launch("--workers", "2", python="raise AttributeError(\"module 'numpy' has no attribute 'bool'.\\nmore\")")
+    assert "first failure: rank" in done.stderr
+    assert "take it by `from psum.mxnet import mx`" in done.stderr
 
 
 def test_a_worker_that_was_killed_gives_the_status_that_a_shell_would(launch: Launch) -> None:
@@ -180,6 +253,46 @@ def test_a_signal_that_is_ignored_from_the_start_ends_nothing(psum: Any) -> None
     process.terminate()
     assert process.wait() == 128 + signal.SIGTERM
     assert process.stderr.read() == "psum: ending all processes on SIGTERM\n"
+
+
+def test_signals_of_schedulers_are_passed_on_to_workers(psum: Any) -> None:
+    """Such as Slurm's before the time of a job is over: the program may save what it has and end well."""
+    script = "trap 'echo saved; kill $!; exit 0' USR1; sleep 600 & echo ready; wait"
+    process = psum.start("launch", "--workers", "2", "--", "sh", "-c", script)
+    wait_until_ready(process, 2)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(PATIENCE_SECONDS) == 0
+    assert sorted(process.stdout.read().splitlines()) == ["[0] saved", "[1] saved"]
+
+
+#: A program that becomes the parent of all whose own parent has ended, as process 1 of a container is.
+AS_INIT = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_as_process_1_it_leaves_no_zombies(psum: Any, tmp_path: pathlib.Path) -> None:
+    """Orphans that end are waited for while the workers go on; what it started itself ends as ever."""
+    file, end = tmp_path / "orphans", tmp_path / "end"
+    orphan = f"(setsid sh -c 'echo $$ >>{file}; exit 3' &)"
+    script = f"{orphan}; {orphan}; {orphan}; echo ready; until [ -e {end} ]; do sleep 0.05; done; exit 4"
+    process = psum.start_with([sys.executable, "-c", AS_INIT], "launch", "--workers", "1", "--", "sh", "-c", script)
+    wait_until_ready(process, 1)
+    wait_until(lambda: file.exists() and len(file.read_text().split()) == 3)
+    wait_until(lambda: not any(pathlib.Path("/proc", pid).exists() for pid in file.read_text().split()))
+    end.touch()
+    assert process.wait(PATIENCE_SECONDS) == 4
+
+
+def test_it_runs_where_the_end_of_children_is_ignored(psum: Any) -> None:
+    """A program that ignores SIGCHLD hands that on; with it the system would forget how a worker ended."""
+    ignore = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = psum.start_with([sys.executable, "-c", ignore], "launch", "--workers", "1", "--", "sh", "-c", "exit 7")
+    assert process.wait(PATIENCE_SECONDS) == 7
 
 
 def test_what_does_not_end_on_sigterm_is_killed_after_the_grace_period(psum: Any) -> None:

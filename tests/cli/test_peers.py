@@ -1,13 +1,18 @@
 """psum's peers: looked for, and run."""
 
 import pathlib
+import signal
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from psum.cli import _peers
+from psum.cli._cases import Case, Effort, System
 from psum.cli._peers import MissingError, Peer, find
+from psum.cli._runs import FailedError, once
 from psum.cli.peers.measure import Plan
+from tests.polling import wait_until
 
 PLAN = Plan("gloo", [1], "float32", 0, 1, 0, 0.0, "", False)
 
@@ -42,6 +47,23 @@ def test_dist_sync_needs_mxnet(monkeypatch: pytest.MonkeyPatch) -> None:
         find("dist_sync")
 
 
+@pytest.mark.parametrize(
+    ("wheels", "version"),
+    [
+        (["mxnet"], "MXNet 1.9.1"),
+        (["mxnet-cu117"], "MXNet 1.9.1 (mxnet-cu117)"),
+        (["mxnet", "mxnet-cu117"], "MXNet 1.9.1 (mxnet-cu117 over mxnet)"),
+        ([], "MXNet"),
+    ],
+)
+def test_dist_sync_of_any_wheel(monkeypatch: pytest.MonkeyPatch, wheels: list[str], version: str) -> None:
+    """MXNet's package comes from a wheel of another name where that is for CUDA, and from none where it was built."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"mxnet": wheels} if wheels else {})
+    monkeypatch.setattr("importlib.metadata.version", {name: "1.9.1" for name in wheels}.__getitem__)
+    assert find("dist_sync") == Peer("dist_sync", version, sys.executable)
+
+
 def test_what_a_peer_writes_is_not_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:
     """It would be among the results."""
     assert _peers.run(Peer("gloo", "", interpreter("echo chatter; echo more >&2")), PLAN, workers=2, servers=1) == 0
@@ -65,6 +87,40 @@ def test_a_peer_that_hangs_is_ended(
     monkeypatch.setattr(_peers, "_PATIENCE_SECONDS", 0.2)
     assert _peers.run(Peer("gloo", "", interpreter("exec sleep 600")), PLAN, workers=1, servers=1) == 1
     assert "gloo was not done after 0.2 s" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "1"), ("", "1"), ("4", "4")])
+def test_all_systems_have_as_many_openmp_threads(
+    interpreter: Interpreter, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
+) -> None:
+    """One for each process, unless another number is set: psum's workers and aggregators, and those of its peers."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    file = tmp_path / "threads"
+    python = interpreter(f'echo "$OMP_NUM_THREADS" >>{file}; exit 5')
+    # Instead of a worker of psum.
+    monkeypatch.setattr(sys, "executable", python)
+    for peer in (None, Peer("gloo", "", python), Peer("dist_sync", "", python)):
+        file.unlink(missing_ok=True)
+        with pytest.raises(FailedError):
+            once(System(peer=peer), Case("small", 1, 1, 1), Effort(1, 0, 0, 0.0))
+        wait_until(file.exists)
+        assert set(file.read_text().split()) == {threads}
+
+
+def test_signals_are_handled_as_before_when_a_peer_has_run(interpreter: Interpreter) -> None:
+    """By whoever handled them: a run is a part of a program that goes on."""
+
+    def handler(*_: object) -> None: ...
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        _peers.run(Peer("gloo", "", interpreter("true")), PLAN, workers=1, servers=1)
+        assert [signal.getsignal(number) for number in before] == [handler] * 3
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def test_the_environment_of_a_peer_is_its_own(

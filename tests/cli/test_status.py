@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: 
     assert (done.returncode, told.returncode) == (1, 1)
     assert f"{fleet[0]}  serves" in done.stdout
     assert f"{nobody}  no answer" in done.stdout
+    assert "No job is in progress on those that answered." in done.stdout
     assert "it cannot be connected to: Connection refused" in json.loads(told.stdout)["aggregators"][1]["error"]
 
 
@@ -108,6 +110,82 @@ def test_a_range_asks_all_of_its_addresses(psum: Any) -> None:
     assert done.returncode == 1
     answers = json.loads(done.stdout)["aggregators"]
     assert [answer["address"] for answer in answers] == ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
+
+
+def test_what_nobody_answered_is_not_said() -> None:
+    """Whether a job is in progress is not known then; of one that was asked for no more is said than of that one."""
+
+    def shown(*answers: dict[str, Any], job: str = "") -> str:
+        console = Console(width=160)
+        with console.capture() as capture:
+            console.print(Fleet(everything=False, job=job).show(answers, 0.0))
+        return capture.get()
+
+    silent = {"address": "a:1", "error": "aggregator a:1 did not say its status: it is not there"}
+    own: dict[str, Any] = {"memory_budget_bytes": 0, "memory_reserved_bytes": 0, "draining": False}
+    own |= {"uptime_seconds": 1.0, "incarnation": "1", "loop_lag_seconds": 0.0}
+    idle = {"address": "b:1", "aggregator": own, "jobs": [], "ended": []}
+    assert "in progress" not in shown(silent)
+    assert "it is not there" in shown(silent)
+    assert "No job is in progress on those that answered." in shown(silent, idle)
+    assert "No job is in progress.\n" in shown(idle)
+    assert "Job night is not in progress.\n" in shown(idle, job="night")
+
+
+@contextlib.contextmanager
+def listening(answer: bytes) -> Iterator[str]:
+    """The address of something that gives everybody the same answer, or none."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    accepted.append(connection)
+                    if answer:
+                        connection.sendall(answer)
+                        connection.close()
+
+        accepted: list[socket.socket] = []
+        serving = pool.submit(serve)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        serving.result(PATIENCE_SECONDS)
+        for connection in accepted:
+            connection.close()
+
+
+def test_it_waits_as_long_as_it_says(tmp_path: pathlib.Path) -> None:
+    """Where nobody listens or answers; the error says which it was."""
+    with listening(b"") as silent:
+        missing = f"unix:{tmp_path}/none"
+        for address, text in ((silent, "can be connected to, and does not answer"), (missing, "No such file")):
+            begin = time.monotonic()
+            with pytest.raises(core.ConnectError, match=rf"did not say its status within 0\.[56] s: it .*{text}"):
+                core.fetch_status(address, timeout=0.5)
+            assert 0.5 <= time.monotonic() - begin < 2.0
+
+
+def test_what_waiting_does_not_change_is_said_at_once() -> None:
+    """Another program at the address, which speaks HTTP as a status page does."""
+    told = r"did not say its status: it speaks HTTP/1.*status page"
+    answer = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    with listening(answer) as page, pytest.raises(core.ConnectError, match=told):
+        core.fetch_status(page, timeout=PATIENCE_SECONDS)
+
+
+def test_an_aggregator_that_is_about_to_start_is_waited_for(unused_tcp_port: int) -> None:
+    """Nobody listens at first."""
+    thread = LoopThread("fleet")
+    server = Server(Settings(listen=(f"127.0.0.1:{unused_tcp_port}",)))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(core.fetch_status, f"127.0.0.1:{unused_tcp_port}", timeout=PATIENCE_SECONDS)
+        with pytest.raises(TimeoutError):
+            asked.result(0.3)
+        thread.run(server.start(), PATIENCE_SECONDS)
+        assert asked.result(PATIENCE_SECONDS).addresses == [f"127.0.0.1:{unused_tcp_port}"]
+    thread.run(server.stop(0), PATIENCE_SECONDS)
+    thread.stop()
 
 
 def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 
 from psum.aggregator import _service
 from psum.aggregator._data_port import DataPort
+from psum.aggregator._handshakes import Handshakes
 from psum.aggregator._job import Job
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
 from psum.client import ElementType, Operation
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import TlsFiles
 from tests.fuzz.cases import LogWatch, ViolationError
 from tests.fuzz.companion import Companion
 from tests.fuzz.conversations import ADDRESSES, Conversation, Step, disturb, strangers
@@ -60,7 +60,8 @@ class AggregatorTarget:
                 memory_budget=1 << 30,
                 threads=1,
             ),
-            DataPort((), 0, tls=TlsFiles("", "", ""), patience=PATIENCE_SECONDS, keepalive=10),
+            DataPort((), 0, patience=PATIENCE_SECONDS, keepalive=10),
+            Handshakes(PATIENCE_SECONDS),
         )
         self._clock = self._service._loop = Clock(loop)  # type: ignore[assignment]
         self._registry = self._service._registry

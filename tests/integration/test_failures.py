@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from tests.processes import running
 
 
 def outcomes(futures: list["Future[None]"]) -> list[BaseException | None]:
@@ -60,7 +61,6 @@ def test_ranks_that_disagree_on_a_key_all_get_an_error_with_both_sides(
     [
         ({"num_workers": 3}, "rank 0 has 2, rank 1 has 3"),
         ({"partition_bytes": 4096}, "rank 0 has 2097152, rank 1 has 4096"),
-        ({"weights": (2,)}, r"weights of the aggregators: rank 0 has \[\], rank 1 has \[2\]"),
     ],
 )
 def test_ranks_that_disagree_on_settings_all_get_an_error_with_both_sides(
@@ -84,6 +84,16 @@ def test_ranks_that_disagree_on_the_list_of_aggregators_get_an_error(make_fleet:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
         with pytest.raises(psum.DisagreementError, match="PSUM_AGGREGATORS"):
             fleet.worker(1, 2, aggregators=fleet.addresses[::-1])
+        assert isinstance(future.exception(10), psum.DisagreementError)
+
+
+def test_ranks_that_disagree_on_the_weights_get_an_error(make_fleet: Any) -> None:
+    """Those would put shards elsewhere too; [2, 2] would not."""
+    fleet = make_fleet(2)
+    with fleet.worker(0, 3) as zero, fleet.worker(1, 3, weights=(2, 2)):
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(psum.DisagreementError, match=r"weights .*: rank 0 has \[\], rank 2 has \[2, 1\]"):
+            fleet.worker(2, 3, weights=(2, 1))
         assert isinstance(future.exception(10), psum.DisagreementError)
 
 
@@ -175,18 +185,17 @@ sys.stdin.read()
 def other_process(make_fleet: Any) -> Any:
     """A fleet whose worker_timeout is short, rank 0 here, and rank 1 in a process that has summed once and waits."""
     fleet = make_fleet(2, worker_timeout=0.5)
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, ",".join(fleet.addresses)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with fleet.worker(0, 2) as zero, process:
+    command = [sys.executable, "-c", WORKER, ",".join(fleet.addresses)]
+    with (
+        running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        fleet.worker(0, 2) as zero,
+    ):
         store = zero.store()
         store.push_pull("w", np.ones(3, np.float32))
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield fleet, store, process
+        # It is not waited for when rank 0 leaves.
         process.kill()
 
 

@@ -19,6 +19,8 @@ import pytest
 
 from psum import client as psum
 from tests.polling import wait_until
+from tests.processes import running
+from tests.signals import interrupts_raise
 
 
 @pytest.fixture
@@ -116,10 +118,11 @@ def test_an_interrupted_connect_leaves_no_memory(make_fleet: Callable[..., Any])
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         waiting = threading.Thread(target=interrupt)
-        waiting.start()
         addresses = (*fleet.addresses, "{}:{}".format(*silent.getsockname()))
-        with pytest.raises(KeyboardInterrupt):
-            fleet.worker(0, 1, aggregators=addresses)
+        with interrupts_raise():
+            waiting.start()
+            with pytest.raises(KeyboardInterrupt):
+                fleet.worker(0, 1, aggregators=addresses)
         waiting.join()
     wait_until(lambda: gc.collect() >= 0 and not open_segments())
 
@@ -196,14 +199,14 @@ def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib
         "    import time; time.sleep(60)"
     )
 
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
+    with running(command, stderr=subprocess.DEVNULL) as aggregator:
         wait_until(announce.exists)
         environ = {
             **os.environ,
             "PSUM_AGGREGATORS": announce.read_text().strip(),
             "PSUM_SHM_DIRECTORY": str(directory),
         }
-        with subprocess.Popen(
+        with running(
             [sys.executable, "-c", worker], env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
             assert process.stdout is not None
@@ -214,7 +217,7 @@ def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib
                 one.send_signal(signal.SIGKILL)
                 one.wait(10)
     announce.unlink()
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as aggregator:
+    with running(command, stderr=subprocess.DEVNULL) as aggregator:
         wait_until(announce.exists)
         assert list(directory.iterdir()) == []
         aggregator.send_signal(signal.SIGTERM)

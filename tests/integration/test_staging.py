@@ -17,6 +17,7 @@ from psum import client as psum
 from psum.client._ticket import Ticket
 from psum.wire import Slots
 from tests.polling import wait_until
+from tests.processes import running
 
 SIZES = (20_000, 700_000, 1_000_001)
 
@@ -147,7 +148,7 @@ def test_nothing_is_left_of_a_worker_after_kill_9(directory: pathlib.Path, make_
         "time.sleep(60)"
     )
     environ = os.environ | {"PSUM_AGGREGATORS": fleet.addresses[0], "PSUM_SHM_DIRECTORY": str(directory)}
-    with subprocess.Popen([sys.executable, "-c", program], env=environ, stdout=subprocess.PIPE) as process:
+    with running([sys.executable, "-c", program], env=environ, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
         assert len(list(directory.iterdir())) == 2

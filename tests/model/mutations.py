@@ -5,6 +5,7 @@ import pytest
 from psum.aggregator._farewells import Farewells
 from psum.aggregator._job import Job
 from psum.aggregator._key import Key as JobKey
+from psum.aggregator._past import PastJobs
 from psum.aggregator._round import RULES, Phase, ShardRounds, Timing, Verdict
 from psum.client._buffers import flat
 from psum.client._keys import Key
@@ -129,6 +130,10 @@ def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "_result", mutant)
 
 
+def a_job_that_a_rank_never_joined_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PastJobs, "of", lambda _self, _hello, _now: None)
+
+
 ALL = [
     waiters_are_forgotten_when_a_round_is_adopted,
     a_holder_that_comes_back_is_not_asked_again,
@@ -144,4 +149,5 @@ ALL = [
     credit_is_not_forgotten_with_the_connection,
     an_item_larger_than_the_credit_never_passes,
     a_result_is_taken_for_any_round,
+    a_job_that_a_rank_never_joined_is_forgotten,
 ]

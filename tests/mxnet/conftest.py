@@ -1,5 +1,6 @@
 """A stand-in for the core client, held back by hand; real aggregators, and real worker processes."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -196,12 +197,19 @@ class Run:
         """Sends a signal."""
         self._process.send_signal(number)
 
+    def close(self) -> None:
+        """Kills it where it runs."""
+        if self.status is None:
+            self._process.kill()
+            self._process.communicate()
+
     def wait(self) -> "Run":
         try:
             self.output, self.errors = self._process.communicate(timeout=PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self.output, self.errors = self._process.communicate()
+            self.status = self._process.returncode
             raise AssertionError(f"did not end; it printed:\n{self.output}\n{self.errors}") from None
         self.status = self._process.returncode
         return self
@@ -220,11 +228,24 @@ def _clean_environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def run_python() -> Callable[..., Run]:
+def start_run() -> Iterator[Callable[[list[str], dict[str, str]], Run]]:
+    """Starts a Python process with these arguments, and more environment. After the test it runs no more."""
+    with contextlib.ExitStack() as stack:
+
+        def start(arguments: list[str], environment: dict[str, str]) -> Run:
+            run = Run(arguments, environment)
+            stack.callback(run.close)
+            return run
+
+        yield start
+
+
+@pytest.fixture
+def run_python(start_run: Callable[[list[str], dict[str, str]], Run]) -> Callable[..., Run]:
     """Starts a Python process with this text as its program, and more environment."""
 
     def start(text: str, **environment: str) -> Run:
-        return Run(["-c", text], environment)
+        return start_run(["-c", text], environment)
 
     return start
 
@@ -247,11 +268,11 @@ def aggregator(aggregator_settings: Settings) -> Iterator[str]:
 
 
 @pytest.fixture
-def run_alone() -> Callable[..., Run]:
+def run_alone(start_run: Callable[[list[str], dict[str, str]], Run]) -> Callable[..., Run]:
     """Starts a program of the folder `programs` as a job of one worker."""
 
     def run(program: str, *arguments: str, **environment: str) -> Run:
-        return Run([str(_HERE / "programs" / program), *arguments], environment)
+        return start_run([str(_HERE / "programs" / program), *arguments], environment)
 
     return run
 

@@ -317,20 +317,6 @@ assert type(mx.kv.create("byteps")) is psum.mxnet.BytePS
     run_python(program).check()
 
 
-def test_import_without_mxnet(run_python: Callable[..., Any]) -> None:
-    """Without MXNet, the import says what is missing and how to get it; the core client does not need it."""
-    program = """
-import sys
-sys.modules["mxnet"] = None
-import psum.client
-try:
-    import psum.mxnet
-except ImportError as error:
-    print(error)
-"""
-    assert "needs MXNet, which is not installed" in run_python(program).check()
-
-
 @pytest.mark.parametrize("role", ["server", "scheduler"])
 def test_import_as_a_ps_lite_server(run_python: Callable[..., Any], role: str) -> None:
     """In an environment that would make MXNet a server for ever, the import fails and says why."""

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from psum.wire import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
+from tests.processes import running
 
 
 def test_what_one_process_writes_another_reads() -> None:
@@ -95,7 +96,7 @@ def test_what_a_killed_owner_left_is_swept_and_nothing_else() -> None:
         "from psum.wire import Segment; import time\n"
         "segment = Segment.create('/dev/shm', 4096); print(segment.name, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    with running([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         mine = Segment.create(DEFAULT_DIRECTORY, 4096)

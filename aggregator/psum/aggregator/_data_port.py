@@ -1,25 +1,27 @@
 """Where workers on other hosts open data connections, each invited over its stream."""
 
 import asyncio
-import contextlib
 import errno
 import hmac
 import logging
 import secrets
+import socket
 import ssl
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, NamedTuple
 
 from psum.aggregator._line import Line
-from psum.wire import SECRET_BYTES, Pipe, TlsFiles, WatchedFiles, cannot_listen, join_address
+from psum.aggregator._refusals import Refusals
+from psum.wire import SECRET_BYTES, Pipe, cannot_listen, join_address
 from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
-#: How long open connections may take to close.
-_CLOSING_SECONDS: Final = 1.0
-
+#: How many connections wait to be accepted.
 _BACKLOG: Final = 1024
+
+#: After how long it is tried again to accept connections, where that is not possible.
+_RETRY_SECONDS: Final = 1.0
 
 #: How often a free port is looked for that is free on all addresses.
 _ATTEMPTS: Final = 8
@@ -27,8 +29,19 @@ _ATTEMPTS: Final = 8
 #: Connections that have shown no secret yet.
 _MAX_STRANGERS: Final = 256
 
+#: How a client begins that speaks TLS: a handshake record of version 3, whatever follows.
+_TLS_HELLO: Final = b"\x16\x03"
+
 #: What may wait here of one worker, messages and payloads.
 _AHEAD_BYTES: Final = 16 << 20
+
+
+class _Stranger(NamedTuple):
+    """A connection that has shown no secret yet."""
+
+    host: str
+    port: int
+    patience: asyncio.TimerHandle
 
 
 class DataPort:
@@ -37,25 +50,33 @@ class DataPort:
     Args:
         hosts: Where to listen.
         port: The port, 0 for a free one.
-        tls: The aggregator's files: data connections are encrypted where streams are.
+        context: How the next connection is encrypted, None where none is: as the streams are.
         patience: Seconds within which a connection must show its secret.
         keepalive: Seconds of silence after which a worker is probed.
     """
 
-    def __init__(self, hosts: Sequence[str], port: int, *, tls: TlsFiles, patience: float, keepalive: float) -> None:
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        port: int,
+        *,
+        context: Callable[[], ssl.SSLContext] | None = None,
+        patience: float,
+        keepalive: float,
+    ) -> None:
         self.port = port
         """The port, once it listens."""
+        self.refused = Refusals(_log)
+        """Connections that did not become a worker's."""
         self._hosts = tuple(hosts)
+        self._context = context
         self._patience = patience
         self._keepalive = keepalive
         self._invited: dict[bytes, Line] = {}
-        self._servers: list[asyncio.Server] = []
-        self._strangers: dict[Pipe, asyncio.TimerHandle] = {}
-        """Connections that have shown no secret yet, and what ends them."""
-        self._context: ssl.SSLContext | None = None
-        if tls:
-            self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            self._files: WatchedFiles[None] = WatchedFiles(tls.paths, lambda: self._load(tls))
+        self._listeners: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        """What accepts connections, and what makes them ready."""
+        self._strangers: dict[Pipe, _Stranger] = {}
 
     async def start(self) -> None:
         """Begins to listen.
@@ -68,46 +89,42 @@ class DataPort:
             try:
                 for host in self._hosts:
                     await self._listen(host)
-                return
+                break
             except OSError as error:
+                address = join_address(host, self.port)
+                await self.close()
                 if given or error.errno != errno.EADDRINUSE or attempt == _ATTEMPTS - 1:
-                    address = join_address(host, self.port)
-                    await self.close()
                     raise ConfigurationError([cannot_listen("data_port", "data connections", address, error)]) from None
-            # What is free on one address was taken on another.
-            await self.close()
-            self._servers.clear()
-            self.port = given
+                # What is free on one address was taken on another.
+                self.port = given
+        for listener in self._listeners:
+            self._begin(self._accept(listener))
 
     async def close(self) -> None:
         """Listens no more, and ends the connections that have shown no secret."""
-        for pipe in list(self._strangers):
-            self._turn_away(pipe)
-        for server in self._servers:
-            server.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSING_SECONDS):
-                for server in self._servers:
-                    await server.wait_closed()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pipe, stranger in self._strangers.items():
+            stranger.patience.cancel()
+            pipe.close()
+        self._strangers.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     async def _listen(self, host: str) -> None:
-        server = await asyncio.get_running_loop().create_server(
-            self._make,
-            host,
-            self.port,
-            # After a restart all workers come at once.
-            backlog=_BACKLOG,
-            ssl=self._context,
-            ssl_handshake_timeout=None if self._context is None else self._patience,
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        self._servers.append(server)
-        self.port = server.sockets[0].getsockname()[1]
+        for family, kind, protocol, _, address in found:
+            listener = socket.socket(family, kind, protocol)
+            self._listeners.append(listener)
+            _bind(listener, (address[0], self.port, *address[2:]))
+            self.port = listener.getsockname()[1]
 
     def invite(self, line: Line) -> bytes:
         """A secret by which a worker's data connection is known."""
-        if self._context is not None:
-            # The next handshake uses what the files say now.
-            self._files.get()
         secret = secrets.token_bytes(SECRET_BYTES)
         self._invited[secret] = line
         return secret
@@ -116,32 +133,91 @@ class DataPort:
         """The worker's stream has ended: it may open no data connection for it any more."""
         self._invited = {secret: other for secret, other in self._invited.items() if other is not line}
 
-    def _load(self, tls: TlsFiles) -> None:
-        tls.read()
-        assert self._context is not None
-        self._context.load_cert_chain(tls.cert, tls.key)
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _make(self) -> Pipe:
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listener)
+            except OSError as error:
+                _log.error("data connections cannot be accepted, tried again each second: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                self._begin(self._greet(connection, address[0], address[1]))
+
+    async def _greet(self, connection: socket.socket, host: str, port: int) -> None:
+        """Shakes hands with whoever has connected, where connections are encrypted; then it must show a secret."""
+        pipe = self._make(host, port)
+        context = None if self._context is None else self._context()
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: pipe,
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else self._patience,
+            )
+        except OSError as error:
+            # Where it was turned away meanwhile, that is said already.
+            if (stranger := self._strangers.pop(pipe, None)) is not None:
+                stranger.patience.cancel()
+                self._note("handshake", stranger, f"refused in its TLS handshake: {_reason(error)}")
+
+    def _make(self, host: str, port: int) -> Pipe:
         pipe = Pipe(_AHEAD_BYTES, lambda secret: self._admit(pipe, secret), keepalive=self._keepalive)
-        self._strangers[pipe] = asyncio.get_running_loop().call_later(self._patience, self._turn_away, pipe)
+        patience = asyncio.get_running_loop().call_later(self._patience, self._turn_away, pipe)
+        self._strangers[pipe] = _Stranger(host, port, patience)
         if len(self._strangers) > _MAX_STRANGERS:
             # The one that has had the most time.
             self._turn_away(next(iter(self._strangers)))
         return pipe
 
     def _admit(self, pipe: Pipe, shown: bytes) -> bool:
-        timer = self._strangers.pop(pipe, None)
-        if timer is None:
+        stranger = self._strangers.pop(pipe, None)
+        if stranger is None:
             return False
-        timer.cancel()
+        stranger.patience.cancel()
         found = [secret for secret in self._invited if hmac.compare_digest(secret, shown)]
         if not found:
-            _log.warning("a data connection from %s was refused: its secret is none of those given out", pipe.peer)
+            encrypted = self._context is None and shown.startswith(_TLS_HELLO)
+            self._note(
+                "secret",
+                stranger,
+                "refused: it speaks TLS, this port does not"
+                if encrypted
+                else "refused: its secret is none of those given out",
+            )
             return False
         self._invited.pop(found[0]).offer(pipe)
         return True
 
     def _turn_away(self, pipe: Pipe) -> None:
-        self._strangers.pop(pipe).cancel()
-        _log.warning("a data connection from %s was closed: it did not show a secret in time", pipe.peer)
+        stranger = self._strangers.pop(pipe)
+        stranger.patience.cancel()
+        self._note("silence", stranger, "closed: it did not show a secret in time")
         pipe.close()
+
+    def _note(self, kind: str, stranger: _Stranger, what: str) -> None:
+        text = "a data connection from %s port %d was %s"
+        self.refused.note(kind, stranger.host, text, stranger.host, stranger.port, what)
+
+
+def _bind(listener: socket.socket, address: tuple[str | int, ...]) -> None:
+    listener.setblocking(False)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:
+        # Else it could not be bound beside the same port of IPv4.
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.bind(address)
+    listener.listen(_BACKLOG)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.lower().replace("_", " ")
+    return str(error) or type(error).__name__

@@ -157,18 +157,18 @@ class Delivery:
                 )
 
     def _log_fault(self, job: Job, fault: FaultError) -> None:
+        about = {"job": job.name}
+        # Most faults name the job.
+        text = str(fault) if repr(job.name) in str(fault) else f"job {job.name}: {fault}"
         if fault.key is None:
-            _log.error("job %s: %s", job.name, fault)
+            _log.error("%s", text, extra=about)
             return
         # What fails one key mostly fails all of them, of which a network has hundreds.
         counts = self._faults.setdefault(job, Counter())
         counts[fault.code] += 1
-        if counts[fault.code] < _FAULTS_LOGGED:
-            _log.warning("job %s: %s", job.name, fault)
-        elif counts[fault.code] == _FAULTS_LOGGED:
-            _log.warning("job %s: %s (other keys that fail likewise are logged at level debug)", job.name, fault)
-        else:
-            _log.debug("job %s: %s", job.name, fault)
+        if counts[fault.code] == _FAULTS_LOGGED:
+            text += " (other keys that fail likewise are logged at level debug)"
+        _log.log(logging.WARNING if counts[fault.code] <= _FAULTS_LOGGED else logging.DEBUG, "%s", text, extra=about)
 
     def _tell(self, job: Job, rank: int, message: pb.ExchangeResponse, *, last: bool = False) -> None:
         if (line := self._lines(job, rank)) is not None:

@@ -35,7 +35,17 @@ LOOP_LAG: Final = Metric(
     "psum_event_loop_lag_seconds", "histogram", "By how much the event loop was late, measured four times a second."
 )
 REFUSALS: Final = Metric(
-    "psum_refused_workers_total", "counter", "Workers that were refused before they belonged to a job.", ("kind",)
+    "psum_refused_workers_total",
+    "counter",
+    "Workers that were refused before they belonged to a job; one that tries again later counts again.",
+    ("kind",),
+)
+REFUSED_CONNECTIONS: Final = Metric(
+    "psum_refused_connections_total",
+    "counter",
+    "Connections that ended before they belonged to a worker: on the port of gRPC those of which no call came, mostly"
+    " since their TLS handshake failed; on the data port by what was wrong (handshake, secret, silence).",
+    ("port", "kind"),
 )
 
 WORKERS: Final = Metric("psum_workers", "gauge", "The size of the job.", _JOB)
@@ -98,6 +108,7 @@ METRICS: Final = (
     SUMS_WAITING,
     LOOP_LAG,
     REFUSALS,
+    REFUSED_CONNECTIONS,
     WORKERS,
     WORKERS_CONNECTED,
     HELD,
@@ -136,18 +147,20 @@ def _add_aggregator(families: Families, service: Service) -> None:
     families.add(BUILD, 1, VERSION)
     families.add(READY, int(service.ready))
     families.add(WORKER_CAPACITY, service.connected + service.descriptors.left)
-    families.add(JOBS, len(registry.running))
+    families.add(JOBS, len(registry.jobs))
     families.add(MEMORY_BUDGET, registry.budget.limit_bytes)
     families.add(MEMORY_RESERVED, registry.budget.reserved_bytes)
     families.add(SUMS_WAITING, service.waiting_sums)
     families.add(LOOP_LAG, service.pulse.lag)
     for kind, count in registry.tallies.refusals.items():
         families.add(REFUSALS, count, kind)
+    for (port, kind), count in service.refused_connections().items():
+        families.add(REFUSED_CONNECTIONS, count, port, kind)
 
 
 def _add_jobs(families: Families, service: Service, now: float) -> None:
     queued = service.queued_messages()
-    for job in service.registry.running:
+    for job in service.registry.jobs.values():
         families.add(WORKERS, job.num_workers, job.name)
         families.add(WORKERS_CONNECTED, sum(worker.connected for worker in job.workers.values()), job.name)
         families.add(HELD, job.held_bytes, job.name)

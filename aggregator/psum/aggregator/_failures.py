@@ -1,9 +1,11 @@
 """What a job tells its workers when something fails: what happened, to whom, what was expected, what to do."""
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
+from psum.aggregator import _agreement as agreement
 from psum.aggregator._key import Key
 from psum.aggregator._round import ShardRounds
 from psum.aggregator._worker import Worker
@@ -27,24 +29,31 @@ _MAX_NAMED = 8
 #: How many of the rounds that wait are looked at for one that a rank has contributed to.
 _MAX_LOOKED_AT = 64
 
+_NUM_WORKERS, _PARTITION_BYTES = map(attrgetter, ("num_workers", "partition_bytes"))
+
 #: How much is told of the reason that a rank gives, in characters.
 _MAX_REASON = 4096
+
+
+#: What the ranks of a job must agree on: what it is called, what a rank says of it, and what that means.
+_AGREED: Final[Sequence[tuple[str, Callable[[pb.Hello], object], Callable[[pb.Hello], object]]]] = (
+    ("the number of workers (PSUM_NUM_WORKERS)", _NUM_WORKERS, _NUM_WORKERS),
+    ("the partition size (PSUM_PARTITION_BYTES)", _PARTITION_BYTES, _PARTITION_BYTES),
+    ("the list of aggregators (PSUM_AGGREGATORS)", lambda hello: list(hello.aggregators), agreement.aggregators),
+    ("the weights of the aggregators", lambda hello: list(hello.weights), agreement.weights),
+)
 
 
 def disagreement(job: "Job", hello: pb.Hello, peer: str) -> DisagreementError | None:
     """What is wrong where a worker's settings are not those of the first, None where they are."""
     first = job.first
-    if first.aggregators == hello.aggregators and first.aggregator_index != hello.aggregator_index:
+    same_fleet = agreement.aggregators(first) == agreement.aggregators(hello)
+    if same_fleet and first.aggregator_index != hello.aggregator_index:
         return _listed_twice(job, hello)
     differences = [
-        f"{what}: rank {first.rank} has {old}, rank {hello.rank} has {new}"
-        for what, old, new in (
-            ("the number of workers (PSUM_NUM_WORKERS)", first.num_workers, hello.num_workers),
-            ("the partition size (PSUM_PARTITION_BYTES)", first.partition_bytes, hello.partition_bytes),
-            ("the list of aggregators (PSUM_AGGREGATORS)", list(first.aggregators), list(hello.aggregators)),
-            ("the weights of the aggregators", list(first.weights), list(hello.weights)),
-        )
-        if old != new
+        f"{what}: rank {first.rank} has {said(first)}, rank {hello.rank} has {said(hello)}"
+        for what, said, meant in _AGREED
+        if meant(first) != meant(hello)
     ]
     if not differences:
         return None

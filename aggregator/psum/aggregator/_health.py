@@ -1,6 +1,7 @@
 """The standard health service, in step with whether this aggregator takes workers."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,11 +16,31 @@ _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _NAMES: Final = (OVERALL_HEALTH, pb.DESCRIPTOR.services_by_name["AggregatorService"].full_name)
 
 
-class Health:
-    """The health service of one gRPC server."""
+class _Servicer(aio.HealthServicer):
+    """Says who asks."""
 
-    def __init__(self) -> None:
-        self._servicer = aio.HealthServicer()
+    def __init__(self, called: Callable[[str], None]) -> None:
+        super().__init__()
+        self._called = called
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
+        self._called(context.peer())
+        return await super().Check(request, context)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        self._called(context.peer())
+        await super().Watch(request, context)
+
+
+class Health:
+    """The health service of one gRPC server.
+
+    Args:
+        called: Told who makes a call, by gRPC's name of the peer.
+    """
+
+    def __init__(self, called: Callable[[str], None]) -> None:
+        self._servicer = _Servicer(called)
 
     async def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server that has not begun to serve."""

@@ -42,6 +42,7 @@ class Job:
         max_shards: How many shards it may declare; every key has at least one.
         budget: The memory that the job shares with others.
         tally: Where what it does is counted.
+        before: The job of this name that the worker is too late for, since all who had joined it have left.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Job:
         max_shards: int = 500_000,
         budget: Budget | None = None,
         tally: JobTally | None = None,
+        before: "Job | None" = None,
     ) -> None:
         self.name = hello.job
-        self.num_workers = hello.num_workers
+        self.num_workers: int = hello.num_workers if before is None else before.num_workers
         self.worker_timeout = worker_timeout
         self.round_timeout = round_timeout
         self.max_shards = max_shards
@@ -71,6 +73,8 @@ class Job:
         self.failure: FaultError | None = None
         """Why the job failed; then nothing is held any more."""
         self.failed_at: float | None = None
+        self.told: dict[int, int] = {}
+        """The incarnation of each rank that was refused with what ended the job, by rank."""
         self.ended = False
         """Whether it was told to `end`."""
         self.held_bytes = 0
@@ -78,10 +82,12 @@ class Job:
         self.rounds_completed = 0
         self.timings = Timings()
         """When contributions came, where their senders want to know."""
-        self.first: pb.Hello = hello
+        self.first: pb.Hello = hello if before is None else before.first
         """The first hello, which all others must agree with."""
         self._ranks = tuple(range(self.num_workers))
         self._farewells = Farewells(self.num_workers, self.workers)
+        self._departed: set[int] = set()
+        """Ranks that had left before this job began. They may come again, as its workers."""
         self._impatience = Impatience(warn_after)
         self._resumed_at: float | None = None
         """When the first worker came that had been in the job before this aggregator process knew of it."""
@@ -90,6 +96,10 @@ class Job:
         taken part in that, so no process can be in the job that was not in it before."""
         self.waiting: OrderedDict[tuple[int, int], tuple[Key, ShardRounds[object]]] = OrderedDict()
         """Shards whose round has some contributions but not all, by (key, shard), the oldest round first."""
+        if before is not None:
+            self.workers |= before.workers
+            self._departed |= before.workers.keys()
+            self._farewells.left |= self._departed
 
     def __repr__(self) -> str:
         return f"<Job {self.name!r} workers={sorted(self.workers)}/{self.num_workers} waiting={len(self.waiting)}>"
@@ -118,19 +128,24 @@ class Job:
             What to do, and why the worker is refused (None: it has joined).
         """
         if self.failure is not None:
+            self.told[hello.rank] = hello.incarnation
             return [], self.failure
         if (refusal := failures.disagreement(self, hello, peer)) is not None:
+            self.told[hello.rank] = hello.incarnation
             # A stranger must not end a job that is complete without it. While ranks are missing it is one of them.
             return ([] if self.complete else self.fail(refusal, now)), refusal
         holder = self.workers.get(hello.rank)
-        if holder is not None and holder.hello.incarnation == hello.incarnation:
+        if holder is not None and hello.incarnation and holder.hello.incarnation == hello.incarnation:
             # The same process: its connection broke, though the end of the old one may not have been seen yet. After
             # its goodbye too: it waits for the answer, and says it again.
             holder.connected, holder.peer, holder.last_heard = True, peer, now
             holder.uncredited.clear()
             holder.taking_leave = False
             return [], None
-        if holder is not None and (holder.connected or holder.left or holder.contributed):
+        if hello.rank in self._departed and not hello.resuming:
+            self._departed.discard(hello.rank)
+            self._farewells.left.discard(hello.rank)
+        elif holder is not None and (holder.connected or holder.left or holder.contributed):
             return [], failures.taken(self, holder, hello, peer, now)
         if self._inherits and not hello.resuming:
             return [], failures.begun_without(self, hello, peer)

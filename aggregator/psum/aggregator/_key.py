@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from psum.aggregator import _agreement as agreement
 from psum.aggregator._round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, ElementType, titled
@@ -92,9 +93,12 @@ class Key:
         if not labels_differ and (
             (mine.name, mine.elements, mine.type, mine.operation)
             == (other.name, other.elements, other.type, other.operation)
-            and mine.shape == other.shape
-            and [(s.index, s.elements) for s in mine.shards] == [(s.index, s.elements) for s in other.shards]
+            and agreement.same_shape(mine, other)
+            and agreement.shards(mine) == agreement.shards(other)
         ):
+            if other.shape and not mine.shape:
+                # The next ones are compared with what is known by now.
+                self.declared, self.first_rank = other, rank
             return None
         names = f"keys {self.name!r} and {other.name[:_MAX_NAME]!r} (one id)"
         what = names if mine.name != other.name else f"key {repr(self.name) if labels_differ else self.title}"

@@ -145,7 +145,9 @@ class Listener:
             case "abort":
                 self._delivery.perform(job, job.abort(rank, request.abort))
             case "goodbye":
-                _log.info("job %s: rank %d left", job.name, rank)
+                if not worker.left:
+                    # Else it has come back, to hear that it may go.
+                    _log.info("job %s: rank %d left", job.name, rank)
                 self._delivery.perform(job, job.leave(rank, now))
             case "synced":
                 self._delivery.perform(job, job.synced(rank, request.synced.number, now))

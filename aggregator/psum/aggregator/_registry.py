@@ -1,4 +1,4 @@
-"""The jobs of one aggregator by name: when one begins, ends, and for how long a failed one is remembered."""
+"""The jobs of one aggregator by name: when one begins and ends, and what late ranks of one that ended are told."""
 
 import dataclasses
 import logging
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from psum.aggregator._actions import Action
 from psum.aggregator._budget import Budget
 from psum.aggregator._job import Job
+from psum.aggregator._past import PastJobs
 from psum.aggregator._settings import Settings
 from psum.aggregator._status import job_status
 from psum.aggregator._tally import Tallies
@@ -26,6 +27,10 @@ _MAX_WORKERS: int = 4096
 _MAX_NAME: int = 253
 
 
+#: How many of the numbers in a hello are shown.
+_MAX_SHOWN: int = 8
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
     """A job that ended, for the status."""
@@ -39,9 +44,9 @@ class Ended:
 class Registry:
     """The jobs in progress.
 
-    A job begins with the hello of its first worker and ends when all who joined it have left. A job that failed is
-    remembered until its name is used by workers that were started after the failure: a rank of the failed run that
-    comes late is told why, a new run of the same name begins afresh.
+    A job begins with the hello of its first worker and ends when all who joined it have left. A rank that comes later,
+    though its process was started before, is told why the job failed, or finds itself among ranks that have left. A new
+    run of the same name begins afresh.
 
     Args:
         settings: The aggregator's.
@@ -54,9 +59,10 @@ class Registry:
         self.budget = Budget(settings.memory_budget)
         self.tallies = Tallies()
         self.jobs: dict[str, Job] = {}
-        """Jobs in progress, and failed ones that are remembered."""
+        """Jobs in progress, and failed ones that somebody is still connected to."""
         self.ended: deque[Ended] = deque(maxlen=_HISTORY)
         """Those that ended last, the newest first."""
+        self._past = PastJobs(settings.round_timeout, settings.worker_timeout)
 
     def join(
         self, hello: pb.Hello, peer: str, now: float
@@ -72,15 +78,19 @@ class Registry:
             return None, [], refusal
         started = now - hello.age_seconds
         actions: list[tuple[Job, Action]] = []
-        job = self.jobs.get(hello.job)
+        if (job := self.jobs.get(hello.job)) is not None:
+            self.settle(job, now)
+            job = self.jobs.get(hello.job)
         # A worker that comes back is of no new run, whatever its clock says.
         if job is not None and not hello.resuming and self._abandoned(job, started):
-            if job.failure is None:
-                failure = WorkerLostError(f"all workers of job {job.name!r} vanished, and it was started again")
-                actions += [(job, action) for action in job.fail(failure, now)]
-                self._end(job, now, abandoned=True)
+            failure = WorkerLostError(f"all workers of job {job.name!r} vanished, and it was started again")
+            actions += [(job, action) for action in job.fail(failure, now)]
+            self._end(job, now, abandoned=True)
             job = None
         if job is None:
+            past = self._past.of(hello, now)
+            if past is not None and past.failure is not None:
+                return None, actions, past.failure
             if len(self.jobs) >= self._settings.max_jobs:
                 refusal = ExhaustedError(
                     f"job {hello.job!r} was refused: {len(self.jobs)} jobs are in progress on this aggregator, as many"
@@ -95,17 +105,18 @@ class Registry:
                 warn_after=self._settings.warn_after,
                 budget=self.budget,
                 tally=self.tallies.begin(hello.job),
+                # Whoever comes back has been in it with all others: it knows more of it than is remembered here.
+                before=None if hello.resuming else past,
             )
+            self._past.forget(hello.job)
         more, refused = job.join(hello, peer, now)
         return job, actions + [(job, action) for action in more], refused
 
     def settle(self, job: Job, now: float) -> None:
         """To be called after a worker left or was lost: ends the job where it is over."""
         if job.over and self.jobs.get(job.name) is job:
-            if job.failure is None:
-                del self.jobs[job.name]
-            if not job.ended:
-                self._end(job, now)
+            self._end(job, now)
+            self._past.remember(job, now)
 
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Time passes."""
@@ -114,13 +125,7 @@ class Registry:
             for action in job.tick(now):
                 yield job, action
             self.settle(job, now)
-            if job.failure is not None and job.over and now - (job.failed_at or now) > self._settings.worker_timeout:
-                del self.jobs[job.name]
-
-    @property
-    def running(self) -> list[Job]:
-        """The jobs in progress, without failed ones that are only remembered."""
-        return [job for job in self.jobs.values() if not job.ended]
+        self._past.expire(now)
 
     @property
     def uncredited(self) -> bool:
@@ -130,7 +135,7 @@ class Registry:
     def status(self, now: float, shown: Callable[[str], bool]) -> tuple[list[pb.JobStatus], list[pb.EndedJob]]:
         """The jobs in progress and those that ended, of the names that are to be shown."""
         return (
-            [job_status(job, now) for job in self.running if shown(job.name)],
+            [job_status(job, now) for job in self.jobs.values() if shown(job.name)],
             [
                 pb.EndedJob(
                     name=ended.job.name,
@@ -145,11 +150,15 @@ class Registry:
         )
 
     def _end(self, job: Job, now: float, *, abandoned: bool = False) -> None:
+        del self.jobs[job.name]
         job.end()
         self._released(job)
         self.tallies.end(job.name, now)
         self.ended.appendleft(Ended(job, now, abandoned))
-        _log.info("job %s: %s", job.name, f"failed: {job.failure}" if job.failure else "ended")
+        # Why it failed was logged when it did.
+        absent = job.num_workers - len(job.workers)
+        never = f"; {absent} of its {job.num_workers} ranks never joined" if absent else ""
+        _log.info("job %s: ended%s", job.name, " after its failure" if job.failure else never)
 
     def _outlived(self, hello: pb.Hello) -> FaultError | None:
         """Why a worker cannot come back, where its job has ended meanwhile."""
@@ -167,8 +176,6 @@ class Registry:
     @staticmethod
     def _abandoned(job: Job, started: float) -> bool:
         """Whether a worker that was started at this time cannot belong to this job, since it had ended by then."""
-        if job.failed_at is not None:
-            return started > job.failed_at and job.over
         return bool(job.workers) and all(not w.connected and started > w.last_heard for w in job.workers.values())
 
     @staticmethod
@@ -194,6 +201,11 @@ class Registry:
             return InvalidError(
                 f"{who}: a partition of {hello.partition_bytes} bytes; expected 1 to {MAX_PARTITION_BYTES}"
             )
-        if pb.PLANE_INLINE not in hello.planes:
+        if hello.weights and (len(hello.weights) != len(hello.aggregators) or 0 in hello.weights):
+            return InvalidError(
+                f"{who}: {len(hello.weights)} weights {list(hello.weights)[:_MAX_SHOWN]} for {len(hello.aggregators)}"
+                " aggregators; expected none, or one for each, from 1"
+            )
+        if hello.planes and pb.PLANE_INLINE not in hello.planes:
             return InvalidError(f"{who}: it does not offer the inline plane, the only one that this aggregator has")
         return None

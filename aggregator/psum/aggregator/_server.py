@@ -17,11 +17,12 @@ import uvloop
 
 from psum.aggregator._binding import obstacle
 from psum.aggregator._data_port import DataPort
+from psum.aggregator._handshakes import Handshakes
 from psum.aggregator._health import Health
 from psum.aggregator._logging import set_up_logging
 from psum.aggregator._service import Service
 from psum.aggregator._settings import Settings
-from psum.aggregator._tls import server_credentials
+from psum.aggregator._tls import ServerTls
 from psum.wire import (
     cannot_listen,
     grpc_options,
@@ -70,7 +71,8 @@ class Server:
         self.addresses: tuple[str, ...] = ()
         self.http_address = ""
         self._http: Http | None = None
-        self._health = Health()
+        self._handshakes = Handshakes(settings.hello_timeout)
+        self._health = Health(self._handshakes.called)
 
     async def start(self) -> None:
         """Begins to serve.
@@ -78,16 +80,17 @@ class Server:
         Raises:
             ConfigurationError: An address cannot be listened on, or a file cannot be used.
         """
-        self._tls = server_credentials(self.settings.tls) if self.settings.tls else None
+        tls = ServerTls(self.settings.tls) if self.settings.tls else None
+        self._tls = tls.credentials(self._handshakes.begun) if tls is not None else None
         hosts = dict.fromkeys(a.rpartition(":")[0].strip("[]") for a in self.settings.listen if a[:5] != "unix:")
         self._data_port = DataPort(
             tuple(hosts),
             self.settings.data_port,
-            tls=self.settings.tls,
+            context=tls.data_context if tls is not None else None,
             patience=self.settings.hello_timeout,
             keepalive=self.settings.keepalive,
         )
-        self._service = Service(self.settings, self._data_port)
+        self._service = Service(self.settings, self._data_port, self._handshakes)
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
         self._grpc = await self._make()
         try:
@@ -100,6 +103,8 @@ class Server:
             await self._service.close()
             raise
         self._service.addresses = self.addresses
+        if tls is not None:
+            self._handshakes.ports = tuple(int(a.rpartition(":")[2]) for a in self.addresses if a[:5] != "unix:")
         await self._grpc.start()
         self._service.serving = True
         await self._health.ready()

@@ -15,19 +15,19 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from psum.aggregator._admission import Admission
 from psum.aggregator._data_port import DataPort
 from psum.aggregator._delivery import Delivery
 from psum.aggregator._descriptors import Descriptors, Watch
+from psum.aggregator._handshakes import Handshakes
 from psum.aggregator._job import Job
 from psum.aggregator._line import Line
 from psum.aggregator._listener import Listener
-from psum.aggregator._peers import Peers, host_of
 from psum.aggregator._pool import UrgentPool
 from psum.aggregator._pulse import Pulse
 from psum.aggregator._registry import Registry
 from psum.aggregator._settings import Settings
 from psum.aggregator._sharing import Sharing
-from psum.aggregator._tokens import Tokens, bearer
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import (
     MAX_MESSAGE_BYTES,
@@ -68,14 +68,16 @@ class Service:
     Args:
         settings: The settings.
         data_port: Where workers may open data connections.
+        handshakes: Who has begun a handshake of TLS, and is to be told who has made a call.
 
     Raises:
         ConfigurationError: The token file cannot be used.
     """
 
-    def __init__(self, settings: Settings, data_port: DataPort) -> None:
+    def __init__(self, settings: Settings, data_port: DataPort, handshakes: Handshakes) -> None:
         self._data_port = data_port
-        self._tokens = Tokens.watched(settings.token_file) if settings.token_file else None
+        self._handshakes = handshakes
+        self._admission = Admission(settings)
         self.settings = settings
         self.incarnation = random.SystemRandom().getrandbits(64)
         self.draining = False
@@ -89,7 +91,6 @@ class Service:
         self._watch = Watch()
         self._sharing = Sharing(settings.shm_directory, self.descriptors, settings.shm_limit)
         self._registry = Registry(settings, self._sharing.release)
-        self._peers = Peers(settings.max_streams)
         self._lines: dict[tuple[int, int], Line] = {}
         """The lines of connected workers by identity of their job and rank."""
         self._incomplete: weakref.WeakSet[Job] = weakref.WeakSet()
@@ -133,6 +134,11 @@ class Service:
                 queued[jobs[job_id]] += len(line.outbox)
         return queued
 
+    def refused_connections(self) -> dict[tuple[str, str], int]:
+        """How many connections were ended before they belonged to a worker, by port ("grpc", "data") and kind."""
+        ports = {"grpc": self._handshakes.refused, "data": self._data_port.refused}
+        return {(port, kind): count for port, refused in ports.items() for kind, count in refused.counts.items()}
+
     @property
     def ready(self) -> bool:
         """Whether workers may come."""
@@ -165,22 +171,37 @@ class Service:
             grace: Seconds that this may take.
         """
         self.draining = True
+        begin = self._loop.time()
         open_rounds = {id(job): job.open_rounds() for job in self._registry.jobs.values()}
+        if jobs := {job_id for job_id, _ in self._lines}:
+            _log.info(
+                "draining for up to %g s (PSUM_GRACE): %d open rounds of %d jobs are finished, all others wait for the"
+                " next process",
+                grace,
+                sum(map(len, open_rounds.values())),
+                len(jobs),
+            )
         for (job_id, _), line in self._lines.items():
             open_here = to_columns([ShardRound(*place) for place in open_rounds.get(job_id, ())])
             line.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
             line.filled.set()
 
+        def unfinished() -> int:
+            jobs = self._registry.jobs.values()
+            return sum(len(set(job.open_rounds()) & set(open_rounds.get(id(job), ()))) for job in jobs)
+
         def busy() -> bool:
-            return any(line.outbox for line in self._lines.values()) or any(
-                set(job.open_rounds()) & set(open_rounds.get(id(job), ())) for job in self._registry.jobs.values()
-            )
+            return any(line.outbox for line in self._lines.values()) or unfinished() > 0
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 # Polled, since it changes in many places, and is waited for once in the life of the process.
                 while busy():  # noqa: ASYNC110
                     await asyncio.sleep(_CREDIT_TICK_SECONDS)
+        if left := unfinished():
+            _log.warning("drained for %g s; %d rounds are not finished, the next process makes them again", grace, left)
+        elif jobs:
+            _log.info("drained in %.1f s", self._loop.time() - begin)
 
     async def close(self) -> None:
         """Ends the service after its server has stopped."""
@@ -193,31 +214,30 @@ class Service:
         self._sharing.close()
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: _Context) -> None:
+        self._handshakes.called(context.peer())
         if self.draining:
             # The code for which a client tries again, until the next process is there.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this aggregator is about to end")
-        if not self._peers.enter(context.peer()):
-            text = (
-                f"{host_of(context.peer())} has {self._peers.limit} streams open, as many as it may have (max_streams)"
-            )
-            _log.warning("refused another stream: %s", text)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        if (refusal := self._admission.enter(context.peer())) is not None:
+            self._registry.tallies.refusals["exhausted"] += 1
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
         try:
             await self._serve(context)
         finally:
-            self._peers.leave(context.peer())
+            self._admission.leave(context.peer())
 
     async def _serve(self, context: _Context) -> None:
         line = Line()
         sender = self._loop.create_task(line.send(context))
         receiver: asyncio.Task[None] | None = None
         joined: tuple[Job, int] | None = None
-        gone = False
+        gone, unread, why = False, True, ""
         try:
             # Before anything is read: strangers cannot make the aggregator take in what they send.
-            token = self._token(context)
+            token = self._admission.token(context.invocation_metadata() or (), context.peer())
+            unread = False
             hello = await self._receive_hello(context)
-            self._permit(token, hello, context.peer())
+            self._admission.permit(token, hello, context.peer())
             await self._admit(hello, line, context)
             job = self._join(hello, line, context.peer())
             joined = job, hello.rank
@@ -235,19 +255,20 @@ class Service:
                 receiver.result()
         except ConnectionResetError as error:
             # The stream ends with it, and the worker opens both anew.
-            _log.info("peer %s: %s", context.peer(), error, extra=_subjects(joined))
+            why = f" ({error})"
             line.outbox.clear()
         except (FaultError, ProtocolError) as error:
+            why = " (it broke the protocol, and was told so)"
             self._refuse(error, context.peer(), joined, line)
         except BaseException:
             gone = True
             raise
         finally:
             if joined is not None:
-                self._depart(*joined, line)
+                self._depart(*joined, line, why)
             try:
                 await self._close_line(line, sender, gone=gone)
-                if receiver is not None:
+                if receiver is not None or (unread and not gone):
                     await self._hear_out(receiver)
             finally:
                 # Also where gRPC cancels this, since the peer is gone.
@@ -266,30 +287,6 @@ class Service:
         faults[fault.kind] += 1
         line.outbox.clear()
         line.outbox.put_control(pb.ExchangeResponse(fault=fault.to_message()))
-
-    def _token(self, context: _Context) -> bytes:
-        """The token that a peer brings.
-
-        Raises:
-            DeniedError: It opens nothing here.
-        """
-        token = bearer(context.invocation_metadata() or ())
-        if self._tokens is not None and not self._tokens.get().known(token):
-            _log.warning("peer %s: refused, %s token", context.peer(), "unknown" if token else "no")
-            raise DeniedError(
-                f"{context.peer()} was refused: this aggregator asks for a token, and"
-                f" {'it does not know the one that came' if token else 'none came'}; put the job's token into a file,"
-                " and its path into PSUM_TOKEN_FILE"
-            )
-        return token
-
-    def _permit(self, token: bytes, hello: pb.Hello, peer: str) -> None:
-        if self._tokens is not None and not self._tokens.get().permits(token, hello.job):
-            _log.warning("peer %s, rank %d: refused, its token is not one of job %r", peer, hello.rank, hello.job)
-            raise DeniedError(
-                f"rank {hello.rank} of job {hello.job!r} ({peer}) was refused: its token is not one of this job's; give"
-                " it the job's token in PSUM_TOKEN_FILE, or another PSUM_JOB"
-            )
 
     async def _admit(self, hello: pb.Hello, line: Line, context: _Context) -> None:
         """Takes a file descriptor for a worker's stream.
@@ -341,7 +338,12 @@ class Service:
         for about, action in actions:
             self._delivery.perform(about, [action])
         if job is None or refusal is not None:
-            _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+            if job is not None and refusal is job.failure:
+                # Which was logged when it failed.
+                who = hello.worker or "an unnamed worker"
+                _log.warning("job %s: refused rank %d, %s (%s), for that reason", job.name, hello.rank, who, peer)
+            else:
+                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
             # A job keeps why it failed: that must not hold the frames through which it is raised here.
             raise copy.copy(refusal or InternalError("refused without a reason"))
         if (replaced := self._lines.get((id(job), hello.rank))) is not None:
@@ -351,7 +353,9 @@ class Service:
             replaced.filled.set()
         self._lines[id(job), hello.rank] = line
         job.tally.reconnects += hello.resuming
-        _log.info("job %s: rank %d of %d joined, %s", job.name, hello.rank, job.num_workers, job.workers[hello.rank])
+        did = "came back" if hello.resuming else "joined"
+        worker = job.workers[hello.rank]
+        _log.info("job %s: rank %d of %d %s, %s", job.name, hello.rank, job.num_workers, did, worker)
         welcome = self._welcome()
         lack = self._choose_plane(job, hello, line, welcome)
         line.outbox.put_control(pb.ExchangeResponse(welcome=welcome))
@@ -370,7 +374,7 @@ class Service:
         if not set(hello.planes) - {pb.PLANE_INLINE}:
             return None
         # Rather all workers in messages than some of them not at all.
-        awaited = max(0, sum(job.num_workers for job in self._registry.running) - len(self._lines))
+        awaited = max(0, sum(job.num_workers for job in self._registry.jobs.values()) - len(self._lines))
         needed = self._sharing.needs(job, hello) + bool(self._data_port.port)
         if not self.descriptors.fits(needed, leaving=awaited):
             return self.descriptors.lack(
@@ -404,15 +408,20 @@ class Service:
             _log.log(logging.DEBUG if gone else logging.ERROR, "sending to a peer failed: %r", error)
 
     @staticmethod
-    async def _hear_out(receiver: "asyncio.Task[None]") -> None:
+    async def _hear_out(receiver: "asyncio.Task[None] | None") -> None:
         """Leaves it to the peer to end the stream after the last word.
 
         Were it ended from here while the peer sends, gRPC would tell the peer of the broken sending, and not deliver
-        the last word: a worker that has left would take it for a lost connection, and come back.
+        the last word: a worker that has left would take it for a lost connection, and come back; one that was refused
+        would not know why, and try again. Of one without a token nothing is read: when it ends the stream, gRPC cancels
+        this.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORD_SECONDS):
-                await asyncio.gather(receiver, return_exceptions=True)
+                if receiver is None:
+                    await asyncio.get_running_loop().create_future()
+                else:
+                    await asyncio.gather(receiver, return_exceptions=True)
 
     async def _receive_hello(self, context: _Context) -> pb.Hello:
         try:
@@ -429,19 +438,26 @@ class Service:
             raise ProtocolError(f"the first message of a stream is hello, not {request.WhichOneof('kind')}")
         return request.hello
 
-    def _depart(self, job: Job, rank: int, line: Line) -> None:
+    def _depart(self, job: Job, rank: int, line: Line, why: str) -> None:
         """A worker's stream has ended."""
         if self._lines.get((id(job), rank)) is not line:
             # It has another one already.
             return
         del self._lines[id(job), rank]
         worker = job.workers[rank]
-        if not worker.left and job.failure is None:
+        if worker.left or job.failure is not None:
+            pass
+        elif self.draining:
+            _log.info(
+                "job %s: rank %d, %s, was disconnected, to go on with the next process here", job.name, rank, worker
+            )
+        else:
             _log.warning(
-                "job %s: rank %d, %s, vanished; its place is kept for %g s",
+                "job %s: rank %d, %s, vanished%s; its place is kept for %g s",
                 job.name,
                 rank,
                 worker,
+                why,
                 self.settings.worker_timeout,
             )
         now = self._loop.time()
@@ -457,6 +473,7 @@ class Service:
             try:
                 for job, action in self._registry.tick(self._loop.time()):
                     self._delivery.perform(job, [action])
+                self._handshakes.tick()
             except Exception:
                 # Without it no time-out would come any more, in any job.
                 _log.exception("time-outs could not be looked for")
@@ -473,22 +490,18 @@ class Service:
         )
 
     async def _get_status(self, request: pb.GetStatusRequest | None, context: _Context) -> pb.GetStatusResponse:
+        self._handshakes.called(context.peer())
         if request is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "these bytes are not a psum.v1.GetStatusRequest")
             raise AssertionError("abort raises")
         now = self._loop.time()
         try:
-            token = self._token(context)
+            token = self._admission.token(context.invocation_metadata() or (), context.peer())
         except DeniedError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-        tokens = self._tokens.get() if self._tokens is not None else None
+        opens = self._admission.opens(token)
         jobs, ended = self._registry.status(
-            now,
-            lambda name: (
-                not request.without_jobs
-                and request.job in ("", name)
-                and (tokens is None or tokens.permits(token, name))
-            ),
+            now, lambda name: not request.without_jobs and request.job in ("", name) and opens(name)
         )
         return self._status(jobs, ended)
 

@@ -18,7 +18,7 @@ from psum.cli import _page, _peers, _plots, _tables, _workloads
 from psum.cli._cases import THROUGH, Case, Effort, System, cases, psum_systems
 from psum.cli._options import PLANES, Several, check_variables
 from psum.cli._peers import MissingError, Peer
-from psum.cli._runs import FailedError, Run, once, summarise
+from psum.cli._runs import FailedError, Run, once, openmp_environment, summarise
 from psum.cli._suite import EXPERIMENTS
 from psum.wire import ElementType
 
@@ -156,6 +156,9 @@ def bench(
     CPU seconds of a worker are those of rank 0's process, CPU seconds of the aggregators those of all of them together,
     both for each GB.
 
+    All processes, of psum and of what it is compared with, run with OMP_NUM_THREADS=1 unless that is set: more threads
+    of OpenMP spin while they wait, which costs dist_sync more than half of its speed on 16 cores.
+
     Several numbers of workers, workloads and so on, with commas, are measured one after the other, or in turns where
     --rounds is more than 1. Example: psum bench --plane inline --plane shm --against dist_sync,gloo
     """
@@ -175,6 +178,8 @@ def bench(
     _check_through(through, dtype)
     systems = psum_systems(planes, through, dtype)
     systems += [System(peer=peer) for peer in _installed(against, gloo_python)]
+    if any(system.peer is not None for system in systems):
+        _note(f"all processes, of psum too, run with {' '.join(_openmp())}; set it to compare with another number")
     effort = Effort(steps, warmup, steps if latency else 0, idle)
     pairs = list(itertools.product(cases(workload, workers, aggregators, hosts), systems))
     found: list[Run] = []
@@ -211,7 +216,7 @@ def _make(names: Sequence[str], rounds: int, gloo_python: str | None, output: pa
         if runs:
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
             # Paths of this machine say nothing to others.
-            words = ["psum", "bench", "--suite", name, "--rounds", str(rounds), "--output", output.name]
+            words = [*_openmp(), "psum", "bench", "--suite", name, "--rounds", str(rounds), "--output", output.name]
             results[name] = _page.Result(today, _page.machine(), shlex.join(words), runs)
             _page.write(output, results)
             if not as_json:
@@ -268,6 +273,10 @@ def _installed(names: Iterable[str], gloo_python: str | None) -> list[Peer]:
         except MissingError as error:
             _note(str(error))
     return found
+
+
+def _openmp() -> list[str]:
+    return [f"{variable}={value}" for variable, value in openmp_environment().items()]
 
 
 def _note(text: str) -> None:

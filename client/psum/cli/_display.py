@@ -45,9 +45,9 @@ class Display:
         if self._terminal is not None:
             self._attempt(self._terminal.file, self._terminal.stop)
 
-    def source(self, name: str, *, error: bool) -> "Source":
-        """What takes the output of a program, or its errors, to be shown under a name."""
-        return Source(self, name, sys.stderr if error or self._held is not None else sys.stdout)
+    def source(self, name: str, *, error: bool, heard: Callable[[str], None] = lambda line: None) -> "Source":
+        """What takes the output of a program, or its errors, to be shown under a name. `heard` gets each line, too."""
+        return Source(self, name, sys.stderr if error or self._held is not None else sys.stdout, heard)
 
     def note(self, text: str) -> None:
         """Shows something that psum itself has to say, as an error message."""
@@ -126,20 +126,25 @@ class Source:
         file: Where they go.
     """
 
-    def __init__(self, display: Display, name: str, file: TextIO) -> None:
+    def __init__(self, display: Display, name: str, file: TextIO, heard: Callable[[str], None]) -> None:
         self.name = name
+        self._heard = heard
         self.file = file
         self._display = display
         self._splitter = LineSplitter()
 
     def feed(self, data: bytes) -> None:
         """The program has written these bytes."""
-        lines = self._splitter.feed(data)
-        self._display.show(self, lines, self._splitter.row)
+        self._take(self._splitter.feed(data), self._splitter.row)
 
     def close(self) -> None:
         """It will write no more."""
-        self._display.show(self, self._splitter.close(), None)
+        self._take(self._splitter.close(), None)
+
+    def _take(self, lines: list[str], row: str | None) -> None:
+        for line in lines:
+            self._heard(line)
+        self._display.show(self, lines, row)
 
 
 def _plain(source: Source, lines: list[str]) -> str:

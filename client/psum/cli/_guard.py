@@ -22,6 +22,7 @@ class Guard:
     """The launcher's end: says which process groups are to end with it. A context manager."""
 
     def __init__(self) -> None:
+        self._groups: set[int] = set()
         # In a session of its own: what ends the launcher's group must not end the guard.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
@@ -42,12 +43,19 @@ class Guard:
         self._process.stdin.close()
         self._process.wait()
 
+    @property
+    def children(self) -> set[int]:
+        """The processes that this one has started and waits for itself: the leaders of the groups, and the guard."""
+        return {self._process.pid, *self._groups}
+
     def watch(self, group: int) -> None:
         """A process group was started."""
+        self._groups.add(group)
         self._tell(f"+{group}\n")
 
     def forget(self, group: int) -> None:
         """A process group has ended; its number may soon be another's."""
+        self._groups.discard(group)
         self._tell(f"-{group}\n")
 
     def _tell(self, line: str) -> None:

@@ -27,8 +27,9 @@ def launch(workers: int, aggregators: int, plane: str, grace: float, command: Se
     """Run COMMAND as the workers of one job on this machine, with aggregators on free ports.
 
     Each copy of COMMAND finds its rank and the aggregators in its environment, and each line that it prints is prefixed
-    with its rank. When one fails, the others are ended, and its exit status is the command's own. Ctrl-C ends
-    everything; a second one kills it.
+    with its rank. When one fails, the others are ended, and its exit status is the command's own; the last line names
+    the first cause, where others ended before it since they lost it. Ctrl-C ends everything; a second one kills it.
+    SIGUSR1 and SIGUSR2 are passed on to the workers.
 
     Example: psum launch --workers 2 -- python train.py
     """

@@ -7,10 +7,12 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from psum.cli._display import Display
@@ -66,7 +68,7 @@ def find(name: str, gloo_python: str | None = None) -> Peer:
     if name == "dist_sync":
         if importlib.util.find_spec("mxnet") is None:
             raise MissingError("dist_sync is left out: it is part of MXNet; pip install 'psum[mxnet]'")
-        return Peer(name, f"MXNet {importlib.metadata.version('mxnet')}", sys.executable)
+        return Peer(name, _mxnet_version(), sys.executable)
     python = gloo_python or sys.executable
     try:
         looked = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, timeout=_LOOK_SECONDS)
@@ -80,13 +82,32 @@ def find(name: str, gloo_python: str | None = None) -> Peer:
     return Peer(name, f"PyTorch {looked.stdout.strip()}", python)
 
 
-def run(peer: Peer, plan: measure.Plan, *, workers: int, servers: int) -> int:
+def _mxnet_version() -> str:
+    """The version of MXNet for people, with the name of its wheel where that is not mxnet, as with those for CUDA."""
+    names = sorted(set(importlib.metadata.packages_distributions().get("mxnet", ())))
+    if not names:
+        # Built from source, and found by its path.
+        return "MXNet"
+    version = f"MXNet {importlib.metadata.version(names[-1])}"
+    return version if names == ["mxnet"] else f"{version} ({' over '.join(reversed(names))})"
+
+
+def run(
+    peer: Peer, plan: measure.Plan, *, workers: int, servers: int, environ: Mapping[str, str] = MappingProxyType({})
+) -> int:
     """Runs a job of a peer to its end. What it writes is shown only if it fails.
+
+    Args:
+        peer: Which.
+        plan: What every rank does.
+        workers: How many.
+        servers: How many, where the peer has any.
+        environ: What all processes have in their environment on top of this process's own.
 
     Returns:
         0, or the status to exit with.
     """
-    return asyncio.run(supervise(functools.partial(_Fleet, peer, plan, workers, servers), quiet=True))
+    return asyncio.run(supervise(functools.partial(_Fleet, peer, plan, workers, servers, environ), quiet=True))
 
 
 class _Fleet:
@@ -98,6 +119,7 @@ class _Fleet:
         plan: measure.Plan,
         workers: int,
         servers: int,
+        environ: Mapping[str, str],
         display: Display,
         guard: Guard,
         directory: pathlib.Path,
@@ -105,6 +127,7 @@ class _Fleet:
         self._peer = peer
         self._plan = plan
         self._num_workers = workers
+        self._environ = environ
         self._num_servers = servers if peer.name == "dist_sync" else 0
         self._display = display
         self._guard = guard
@@ -147,6 +170,11 @@ class _Fleet:
         """Ends what still runs; servers that are not needed any more are not all quick to go."""
         await end((*self._workers, *self._servers), _GRACE_SECONDS, hurry)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the workers."""
+        for child in self._workers:
+            child.signal(number)
+
     async def _start(self, name: str, plan: measure.Plan, settings: Mapping[str, str], children: list[Child]) -> None:
         command = [self._peer.python, str(measure.__file__), plan.dump()]
         # What this interpreter imports is not for another one, and what other launchers set is not for this job.
@@ -158,7 +186,9 @@ class _Fleet:
         }
         title = f"{self._peer.name} {name if not name.isdecimal() else f'rank {name}'}"
         try:
-            child = await Child.start(name, title, command, {**inherited, **settings}, self._display, self._guard)
+            child = await Child.start(
+                name, title, command, {**inherited, **self._environ, **settings}, self._display, self._guard
+            )
         except OSError as error:
             raise LaunchError(f"cannot run {self._peer.python!r}: {error.strerror or error}") from None
         children.append(child)

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from psum.cli._display import Display, Source
 from psum.cli._guard import Guard, group_runs, signal_group
+from psum.cli._tracebacks import TracebackReader
 
 #: How often it is looked whether a process group that was asked to end has done so.
 _POLL_SECONDS: Final = 0.02
@@ -30,10 +31,17 @@ class Child:
     """
 
     def __init__(
-        self, name: str, title: str, process: "subprocess.Popen[bytes]", outputs: "Sequence[_Output]", guard: Guard
+        self,
+        name: str,
+        title: str,
+        process: "subprocess.Popen[bytes]",
+        outputs: "Sequence[_Output]",
+        traceback: TracebackReader,
+        guard: Guard,
     ) -> None:
         self.name = name
         self.title = title
+        self._traceback = traceback
         self._process = process
         self._outputs = outputs
         self._guard = guard
@@ -50,22 +58,33 @@ class Child:
         """
         loop = asyncio.get_running_loop()
         outputs, ends = [], []
+        traceback = TracebackReader()
         try:
-            for error in (False, True):
+            for error, heard in ((False, lambda line: None), (True, traceback.feed)):
                 reading, writing = os.pipe()
                 ends.append(writing)
-                output = functools.partial(_Output, display.source(name, error=error))
+                output = functools.partial(_Output, display.source(name, error=error, heard=heard))
                 outputs.append((await loop.connect_read_pipe(output, os.fdopen(reading, "rb", 0)))[1])
             process = _start_guarded(command, environ, ends[0], ends[1], guard)
         finally:
             for writing in ends:
                 os.close(writing)
-        return cls(name, title, process, outputs, guard)
+        return cls(name, title, process, outputs, traceback, guard)
 
     @property
     def pid(self) -> int:
         """The number of the process, and of its group."""
         return self._process.pid
+
+    @property
+    def error(self) -> str:
+        """The exception that it ended with, as its standard error shows it; '' where that shows none."""
+        return self._traceback.error
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the process alone, which may have ended."""
+        if not self.ended.done():
+            self._process.send_signal(number)
 
     async def end(self, grace: float, hurry: asyncio.Event) -> None:
         """Ends the process and all that is left in its group: asked first, killed after the grace period.

@@ -71,7 +71,8 @@ def status(
             return [answer.result() for answer in list(asked)]
 
         with contextlib.suppress(KeyboardInterrupt):
-            answers = (_as_json if as_json else _as_tables)(look, interval if watch else None, everything)
+            between, fleet = interval if watch else None, Fleet(everything=everything, job=job)
+            answers = _as_json(look, between) if as_json else _as_tables(look, between, fleet)
             sys.exit(1 if any("error" in answer for answer in answers) else 0)
 
 
@@ -82,7 +83,7 @@ def _ask(address: str, job: str, timeout: float, settings: Settings) -> dict[str
         return {"address": address, "error": str(error)}
 
 
-def _as_json(look: Look, interval: float | None, everything: bool) -> Sequence[dict[str, Any]]:
+def _as_json(look: Look, interval: float | None) -> Sequence[dict[str, Any]]:
     while True:
         answers = look()
         print(json.dumps({"aggregators": answers}), flush=True)
@@ -91,9 +92,8 @@ def _as_json(look: Look, interval: float | None, everything: bool) -> Sequence[d
         time.sleep(interval)
 
 
-def _as_tables(look: Look, interval: float | None, everything: bool) -> Sequence[dict[str, Any]]:
+def _as_tables(look: Look, interval: float | None, fleet: Fleet) -> Sequence[dict[str, Any]]:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    fleet = Fleet(everything=everything)
     if interval is None:
         answers = look()
         console.print(fleet.show(answers, time.monotonic()))

@@ -29,10 +29,12 @@ class Fleet:
 
     Args:
         everything: Whether all workers of large jobs are listed.
+        job: The only job that was asked for, empty: all.
     """
 
-    def __init__(self, *, everything: bool) -> None:
+    def __init__(self, *, everything: bool, job: str = "") -> None:
         self._everything = everything
+        self._only = job
         self._before: dict[tuple[str, str], tuple[float, int, int]] = {}
         """By address and incarnation: when, and bytes received and sent until then."""
 
@@ -45,12 +47,20 @@ class Fleet:
                 jobs.setdefault(job["name"], []).append((answer["address"], job))
         for name, places in jobs.items():
             parts += ["", *self._job(name, places)]
-        if not jobs:
-            parts += ["", Text("No job is in progress.")]
+        if not jobs and (told := self._nothing(answers)):
+            parts += ["", Text(told)]
         if ended := _ended(answers):
             parts += ["", ended]
         parts += [Text(clean(answer["error"]), style="red") for answer in answers if "error" in answer]
         return Group(*parts)
+
+    def _nothing(self, answers: Sequence[Answer]) -> str:
+        """That no job is in progress, as far as that is known; empty where nobody has answered."""
+        silent = sum("error" in answer for answer in answers)
+        if silent == len(answers):
+            return ""
+        what = f"Job {clean(self._only)} is not" if self._only else "No job is"
+        return f"{what} in progress{' on those that answered' if silent else ''}."
 
     def _aggregators(self, answers: Sequence[Answer], now: float) -> Table:
         table = _table("aggregator", "state", "up", "jobs", "workers", "received", "sent", "memory", "late by")

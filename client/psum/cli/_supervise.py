@@ -5,11 +5,12 @@ import contextlib
 import pathlib
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from psum.cli._display import Display
 from psum.cli._guard import Guard
+from psum.cli._orphans import bury
 from psum.wire.errors import PsumError
 
 
@@ -38,11 +39,15 @@ class Fleet(Protocol):
     async def end(self, hurry: asyncio.Event) -> None:
         """Ends what still runs, without a grace period once hurry is set."""
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the processes that do the work."""
+
 
 async def supervise(make: Callable[[Display, Guard, pathlib.Path], Fleet], *, quiet: bool = False) -> int:
     """Runs processes to their end, says what went wrong, and leaves nothing running.
 
-    SIGINT, SIGTERM and SIGHUP end everything; a second one does not wait for the grace period.
+    SIGINT, SIGTERM and SIGHUP end everything; a second one does not wait for the grace period. SIGUSR1 and SIGUSR2, by
+    which schedulers announce the end of a program's time, are passed on. As process 1 it waits for orphans, too.
 
     Args:
         make: Makes the fleet, given where its output is shown, what ends it if this process is killed, and a directory
@@ -66,9 +71,12 @@ async def supervise(make: Callable[[Display, Guard, pathlib.Path], Fleet], *, qu
         Display(lost=lambda: stop(signal.SIGPIPE), held=quiet) as display,
         Guard() as guard,
         tempfile.TemporaryDirectory(prefix="psum-") as directory,
-        _signals_call(stop),
+        contextlib.ExitStack() as stack,
+        _signals_call((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop),
     ):
         fleet = make(display, guard, pathlib.Path(directory))
+        stack.enter_context(_signals_call((signal.SIGUSR1, signal.SIGUSR2), fleet.signal))
+        stack.enter_context(_signals_call((signal.SIGCHLD,), lambda _: bury(guard.children)))
         work = asyncio.create_task(fleet.run())
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -87,18 +95,18 @@ async def supervise(make: Callable[[Display, Guard, pathlib.Path], Fleet], *, qu
 
 
 @contextlib.contextmanager
-def _signals_call(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has the signals that ask a process to end call stop, unless the process was started to ignore them."""
+def _signals_call(numbers: Sequence[signal.Signals], call: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Has signals call something, unless the process was started to ignore them; SIGCHLD in any case."""
     loop = asyncio.get_running_loop()
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    for number in numbers:
-        loop.add_signal_handler(number, stop, number)
+    before = {number: signal.getsignal(number) for number in numbers}
+    heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN or number is signal.SIGCHLD]
+    for number in heeded:
+        loop.add_signal_handler(number, call, number)
     try:
         yield
     finally:
-        for number in numbers:
+        for number in heeded:
             loop.remove_signal_handler(number)
+            # The loop leaves the default behind. None: whoever set it was not Python.
+            if (handler := before[number]) is not None:
+                signal.signal(number, handler)

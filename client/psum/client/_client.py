@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 from psum.client import _process
 from psum.client._credentials import Credentials
 from psum.client._exporter import Exporter
+from psum.client._fault_report import write_report
 from psum.client._keys import Operation
 from psum.client._link import Link
 from psum.client._logging import set_up_logging
@@ -38,7 +39,7 @@ from psum.wire import (
     SegmentError,
     keep_large_blocks,
 )
-from psum.wire.errors import ClosedError, ForkedError, PsumError, TakenError
+from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError, TakenError
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Client:
             credit_bytes=settings.credit_bytes,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
+            report_fault=self._report_fault,
         )
         self._timeline: Timeline | None = None
         self._inbox: deque[Ticket] = deque()
@@ -291,7 +293,8 @@ class Client:
                             self.settings.shm_directory, _warn_of_copies, self.settings.shm_limit
                         )
                 self._thread.run(self._connect())
-        except BaseException:
+        except BaseException as error:
+            self._report_fault(error)
             self._closed = True
             if self._thread is not None:
                 self._thread.stop()
@@ -300,6 +303,10 @@ class Client:
             if self._staging is not None:
                 self._staging.close()
             raise
+
+    def _report_fault(self, error: BaseException) -> None:
+        if isinstance(error, FaultError) and self.settings.fault_file:
+            write_report(error, self.settings.fault_file)
 
     async def _connect(self) -> None:
         settings = self.settings
@@ -391,6 +398,7 @@ class Client:
         try:
             await work
         except PsumError as error:
+            self._report_fault(error)
             self._fail_now(error)
         except Exception as error:
             _log.exception("psum's client failed")

@@ -225,7 +225,6 @@ class Link:
             await channel.close()
 
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
-        hello = self._hello(self.index, resuming)
         obstacle = Obstacle(time.monotonic())
         try:
             async with asyncio.timeout(patience):
@@ -233,7 +232,8 @@ class Link:
                     try:
                         self._channel = self._credentials.aio_channel(self.address, self._options)
                         self._call = self._channel.stream_stream(_EXCHANGE)(metadata=self._credentials.metadata())
-                        self.welcome = await self._introduce(hello)
+                        # Made anew each time: it says how old this process is now.
+                        self.welcome = await self._introduce(self._hello(self.index, resuming))
                         break
                     except (grpc.RpcError, ProtocolError) as error:
                         await self._explain(error, obstacle, final=not resuming)

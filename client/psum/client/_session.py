@@ -63,6 +63,7 @@ class Session:
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; is to lead to `submit`.
+        report_fault: Called with each failure that an aggregator tells of, before anything fails of it.
         recorder: Where operations are recorded, None where they are not.
         clock: The time now, as it is given to the methods.
     """
@@ -77,6 +78,7 @@ class Session:
         credit_bytes: int,
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
+        report_fault: Callable[[FaultError], None] = lambda fault: None,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +102,7 @@ class Session:
         """Keys with operations that wait for one that was reserved before them and has not been started, since when."""
         self._addresses = tuple(addresses)
         self._hand_over = hand_over
+        self._report_fault = report_fault
         self._keep_sums = keep_sums
         self._lanes = [Lane(credit_bytes, self.tally, clock) for _ in addresses]
         self._placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
@@ -222,6 +225,7 @@ class Session:
             case "fault":
                 fault = FaultError.from_message(message.fault)
                 self.tally.faults[fault.kind] += 1
+                self._report_fault(fault)
                 if fault.key is None:
                     self.fail(fault)
                 elif (key := self._by_id.get(fault.key)) is not None:

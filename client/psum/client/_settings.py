@@ -229,6 +229,14 @@ class Settings(BaseSettings):
         parse=integer(0, 2**63 - 1),
         meaning="The last step of the timeline. It is written when that is over, or when the client is closed.",
     )
+    fault_file: str = setting(
+        "PSUM_FAULT_FILE",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A file that the first failure is written to of which an aggregator tells this worker. `psum launch`"
+        " sets it, to tell causes from consequences.",
+    )
     log_level: str = setting(
         "PSUM_LOG_LEVEL",
         default="warning",

@@ -1,20 +1,24 @@
 """The MXNet KVStore 'byteps': sums gradients over all workers of a job.
 
-    import psum.mxnet  # before mxnet, whose wheels then work with newer NumPy
-    import mxnet as mx
+    from psum.mxnet import mx
 
     trainer = mx.gluon.Trainer(net.collect_params(), "sgd", kvstore="byteps")
+
+`mx` is MXNet. Its wheels name numpy.bool, which NumPy 1.24 took away: with a newer NumPy, as always on Python 3.12,
+`import mxnet` fails unless this module was imported before. A tool that sorts imports puts mxnet first; a program that
+takes MXNet from here works in any order, with any NumPy below 2.
 
 Importing this module registers the store, with MXNet 1.9 and 2.0, and makes its name work in Trainer and Module also
 with a single device. The environment says which job the process belongs to; without, it is a job of one worker.
 """
 
 from psum.mxnet import _integration, _lifecycle
+from psum.mxnet._compat import mx
 from psum.mxnet._in_step import check_in_step
 from psum.mxnet._kvstore import BytePS
 from psum.mxnet._stages import StageStatistics
 
-__all__ = ["BytePS", "StageStatistics", "check_in_step"]
+__all__ = ["BytePS", "StageStatistics", "check_in_step", "mx"]
 
 _integration.install()
 _lifecycle.install()

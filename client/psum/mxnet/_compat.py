@@ -4,27 +4,26 @@ The other modules take it from here and never import mxnet themselves: these pre
 """
 
 import ctypes
+import importlib.util
 import os
+import pathlib
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import Distribution
 from typing import Any, Final
 
 import numpy as np
 
-_INSTALL: Final = "install psum's extra with it: pip install 'psum[mxnet]'"
+_PYTHON: Final = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+
+#: The first version of Python that no MXNet runs on: there is no NumPy below 2 for it.
+_TOO_NEW: Final = (3, 13)
 
 
 def _import_mxnet() -> Any:
-    role = os.environ.get("DMLC_ROLE", "worker")
-    if role not in ("", "worker") and "mxnet" not in sys.modules:
-        raise ImportError(
-            f"psum.mxnet is for workers, but DMLC_ROLE={role} is in the environment, with which MXNet would become a"
-            f" ps-lite {role} as soon as it is imported. Unset DMLC_ROLE here; psum's servers are started by"
-            " `psum aggregator` and need no MXNet"
-        )
-    if int(np.__version__.partition(".")[0]) >= 2:
-        raise ImportError(f"MXNet cannot be used with NumPy {np.__version__}: pip install 'numpy<2'")
+    _check_role()
+    _check_versions()
     if "bool" not in vars(np):
         # Both MXNets name numpy.bool, which NumPy 1.20 deprecated and 1.24 took away.
         vars(np)["bool"] = bool
@@ -34,15 +33,57 @@ def _import_mxnet() -> Any:
             warnings.simplefilter("ignore")
             import mxnet
     except ModuleNotFoundError as error:
-        if error.name == "mxnet":
-            raise ImportError(f"psum.mxnet needs MXNet, which is not installed here; {_INSTALL}") from None
         if error.name == "distutils":
             raise ImportError(
-                f"MXNet needs distutils, which Python {sys.version_info.major}.{sys.version_info.minor} has only with"
-                f" setuptools; {_INSTALL}"
+                f"MXNet needs distutils, which {_PYTHON} has only with setuptools: pip install 'setuptools<81'"
             ) from None
         raise
+    _check_wheels(pathlib.Path(mxnet.__file__).parent)
     return mxnet
+
+
+def _check_role() -> None:
+    role = os.environ.get("DMLC_ROLE", "worker")
+    if role not in ("", "worker") and "mxnet" not in sys.modules:
+        raise ImportError(
+            f"psum.mxnet is for workers, but DMLC_ROLE={role} is in the environment, with which MXNet would become a"
+            f" ps-lite {role} as soon as it is imported. Unset DMLC_ROLE here; psum's servers are started by"
+            " `psum aggregator` and need no MXNet"
+        )
+
+
+def _check_versions() -> None:
+    is_missing = sys.modules.get("mxnet") is None and importlib.util.find_spec("mxnet") is None
+    is_numpy_2 = int(np.__version__.partition(".")[0]) >= 2
+    if (is_missing or is_numpy_2) and sys.version_info >= _TOO_NEW:
+        raise ImportError(
+            f"psum.mxnet needs MXNet, which runs on Python 3.11 and 3.12 and not on {_PYTHON}; psum.client works here"
+        )
+    if is_missing:
+        raise ImportError(
+            "psum.mxnet needs MXNet, which is not installed here: pip install 'psum[mxnet]', or for a GPU one of its"
+            " CUDA wheels, such as mxnet-cu117, instead of that extra"
+        )
+    if is_numpy_2:
+        raise ImportError(f"MXNet cannot be used with NumPy {np.__version__}: pip install 'numpy<2'")
+
+
+def _check_wheels(package: pathlib.Path) -> None:
+    """Warns where several wheels were installed over each other: whichever came last is what runs, or parts of each."""
+    found = []
+    for directory in package.parent.glob("mxnet*.dist-info"):
+        distribution = Distribution.at(directory)
+        # Other distributions have such names, too.
+        if any(file.parts[:2] == ("mxnet", "__init__.py") for file in distribution.files or ()):
+            found.append(distribution.metadata["Name"])
+    if len(found) > 1:
+        names = sorted(found)
+        warnings.warn(
+            f"{' and '.join(names)} are installed over each other in {package}: MXNet may be the one or the other, or"
+            f" parts of both, and see no GPU. Keep one: pip uninstall {' '.join(names)}, then pip install {names[-1]}."
+            " The extra psum[mxnet] brings mxnet, which is for the CPU: leave that extra out beside a CUDA wheel",
+            stacklevel=2,
+        )
 
 
 mx: Final = _import_mxnet()

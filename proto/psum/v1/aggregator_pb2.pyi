@@ -6,6 +6,7 @@ The protocol between the workers of a training job and the aggregators that sum 
 A worker opens one Exchange stream to each aggregator. It says hello, declares its keys, and pushes the shards that
 placement gives to this aggregator; each sum comes back as a result. A payload is the last field of its message, so
 that both sides may write and read it without passing it through protobuf; any protobuf implementation can speak it.
+docs/protocol.md says when to send what, how ids are made and keys are cut, and what a worker may leave out.
 """
 
 from collections import abc as _abc
@@ -370,7 +371,7 @@ class Hello(_message.Message):
     num_workers: _builtins.int
     """The size of the job; all ranks must agree."""
     incarnation: _builtins.int
-    """A random number that this worker process keeps for its life; a restarted process has another."""
+    """A random number that this worker process keeps for its life; a restarted process has another. 0: it does not resume."""
     partition_bytes: _builtins.int
     """The largest size of a shard in bytes; all ranks must agree."""
     aggregator_index: _builtins.int
@@ -393,11 +394,13 @@ class Hello(_message.Message):
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The weights of the aggregators in placement, one each; all ranks must agree."""
+        """The weights of the aggregators in placement, one each from 1, or none: all the same. All ranks must agree on the
+        ratio.
+        """
 
     @_builtins.property
     def planes(self) -> _containers.RepeatedScalarFieldContainer[Global___Plane.ValueType]:
-        """The planes that the worker can use, best first."""
+        """The planes that the worker can use, best first; none: PLANE_INLINE."""
 
     def __init__(
         self,
@@ -550,7 +553,7 @@ class Key(_message.Message):
     """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The shape, for people and for comparison; all ranks must agree."""
+        """The shape, for people and for comparison; all ranks that say it must agree."""
 
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:

@@ -6,6 +6,7 @@ The protocol between the workers of a training job and the aggregators that sum 
 A worker opens one Exchange stream to each aggregator. It says hello, declares its keys, and pushes the shards that
 placement gives to this aggregator; each sum comes back as a result. A payload is the last field of its message, so
 that both sides may write and read it without passing it through protobuf; any protobuf implementation can speak it.
+docs/protocol.md says when to send what, how ids are made and keys are cut, and what a worker may leave out.
 """
 
 from collections import abc as _abc

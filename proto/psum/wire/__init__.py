@@ -4,7 +4,7 @@ The exceptions are in psum.wire.errors.
 """
 
 from psum.wire import errors
-from psum.wire._address import is_local, join_address, parse_address, parse_destination, split_address
+from psum.wire._address import canonical, is_local, join_address, parse_address, parse_destination, split_address
 from psum.wire._binding import cannot_listen
 from psum.wire._channel import (
     BATCH_BYTES,
@@ -92,6 +92,7 @@ __all__ = [
     "WatchedFiles",
     "allocate",
     "cannot_listen",
+    "canonical",
     "captioned",
     "choice",
     "declarations",

@@ -1,5 +1,6 @@
 """Addresses of aggregators: `host:port`, `[ipv6]:port` or `unix:/path`."""
 
+import contextlib
 import ipaddress
 import re
 
@@ -50,6 +51,23 @@ def split_address(address: str) -> tuple[str, int]:
 def join_address(host: str, port: int) -> str:
     """The address of a host and a port, with IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def canonical(address: str) -> str:
+    """The one way in which addresses are written that mean the same; what is no address stays as it is.
+
+    It does not look names up: a name and its address are two.
+    """
+    try:
+        address = parse_address(address)
+    except ValueError:
+        return address
+    if address.startswith("unix:"):
+        return address
+    host, port = split_address(address)
+    with contextlib.suppress(ValueError):
+        host = str(ipaddress.ip_address(host))
+    return join_address(host.lower(), port)
 
 
 def is_local(address: str) -> bool:

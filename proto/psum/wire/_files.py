@@ -50,7 +50,10 @@ class WatchedFiles(Generic[T]):
                 if lacks_descriptors(1) is not None:
                     # No mistake of theirs: they are to be read again as soon as that is over.
                     self._stamp = ()
-                _log.error("files have changed and cannot be used; going on with what they said before: %s", error)
+                _log.error(
+                    "files have changed and cannot be used; going on with what they said before: %s",
+                    "; ".join(error.mistakes),
+                )
             return self._content
 
     def _load(self) -> tuple[_Stamp, T]:

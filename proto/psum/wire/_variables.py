@@ -37,6 +37,7 @@ VARIABLES: Final = frozenset(
         "PSUM_CONNECT_TIMEOUT",
         "PSUM_CREDIT_BYTES",
         "PSUM_DATA_PORT",
+        "PSUM_FAULT_FILE",
         "PSUM_GRACE",
         "PSUM_HELLO_TIMEOUT",
         "PSUM_HTTP",

@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 from faults import runs, soak
+from tests.signals import heed_signals
 
 
 def main() -> int:
@@ -33,6 +34,8 @@ def main() -> int:
     for each in (kills, proxy, long):
         each.add_argument("--seed", type=int, default=1, help="of moments and victims (1)")
     args = parser.parse_args()
+    # What is sent to workers is to reach them, in the background of a shell script too.
+    heed_signals()
 
     def say(line: str) -> None:
         print(line, flush=True)

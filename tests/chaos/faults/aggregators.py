@@ -50,8 +50,9 @@ class AggregatorProcess:
             self.process = subprocess.Popen(command, stderr=log)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._announce.exists():
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
+            if self.process.poll() is not None or time.monotonic() >= deadline:
+                self.close()
+                raise AssertionError(f"the aggregator does not serve: {self.log}")
             time.sleep(0.01)
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> int:

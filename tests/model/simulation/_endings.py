@@ -40,6 +40,9 @@ def doom(fleet: Fleet, random: Random) -> None:
         case Ending.DESERTION:
             ledger.excuse(WorkerLostError, RoundTimeoutError)
             fleet.leavers.add(rank)
+        case Ending.LATENESS:
+            ledger.excuse(WorkerLostError, RoundTimeoutError)
+            _come_late(fleet, random)
         case Ending.STALL:
             ledger.excuse(RoundTimeoutError)
             steps.use(fleet, random)
@@ -55,6 +58,7 @@ def doom(fleet: Fleet, random: Random) -> None:
 
 def finish(fleet: Fleet, random: Random) -> None:
     """All ranks do what the others did, and leave; all that was started ends, rightly; nothing is left."""
+    fleet.absent.clear()
     if not all(worker.joined for worker in fleet.workers):
         fleet.settle(random, reconnect=True)
     steps.catch_up(fleet, random)
@@ -83,6 +87,28 @@ def finish(fleet: Fleet, random: Random) -> None:
             assert not left, f"aggregator {index} still has {left} when all workers are gone"
             assert aggregator.registry.budget.reserved_bytes == 0, f"aggregator {index} keeps memory for nobody"
             assert not aggregator.lines
+
+
+def _come_late(fleet: Fleet, random: Random) -> None:
+    """Some or all of those who are there leave; then the absent rank comes, and hears of it when it uses a key."""
+    present = [rank for rank in range(fleet.plan.workers) if rank not in fleet.absent]
+    gone = random.sample(present, random.randint(1, len(present)))
+    fleet.leavers.update(gone)
+    for _ in range(20):
+        fleet.settle(random, reconnect=True)
+        if all(fleet.workers[rank].gone for rank in gone):
+            break
+        fleet.pass_time(0.5)
+    fleet.pass_time(random.choice((0.0, 5.0, 80.0)))
+    late, fleet.absent = fleet.absent, set()
+    fleet.settle(random, reconnect=True)
+    for rank in late:
+        for place in fleet.places():
+            assert fleet.reserve(rank, place, 0)
+        while fleet.reserved[rank]:
+            fleet.start(rank, 0)
+    fleet.settle(random)
+    assert not fleet.ledger.open, f"rank {late} came late, and waits for ranks that have left"
 
 
 def _leave_one_by_one(fleet: Fleet, random: Random) -> None:

@@ -51,6 +51,10 @@ class Fleet:
         """How many times each rank has used a key."""
         self.leavers: set[int] = set()
         """Ranks that leave as soon as nothing of theirs is under way."""
+        self.absent: set[int] = set()
+        """Ranks that connect to nobody yet, though their processes run."""
+        if plan.ending is Ending.LATENESS and plan.workers > 1:
+            self.absent.add(plan.length % plan.workers)
         self.spared = False
         """Whether aggregators are killed no more. A process that took the rank of another and then saw an aggregator
         go, before the others were back, is one that has been in the job before to the next process."""
@@ -107,7 +111,7 @@ class Fleet:
         """A worker opens a stream, where it has none and the aggregator takes one."""
         worker, aggregator = self.workers[rank], self.aggregators[index]
         link = worker.links[index]
-        if not worker.alive or aggregator is None or link.connection is not None or link.gone:
+        if not worker.alive or rank in self.absent or aggregator is None or link.connection is not None or link.gone:
             return False
         connection = Connection(rank)
         if not aggregator.accept(connection):

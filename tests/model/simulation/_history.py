@@ -35,7 +35,8 @@ class History:
         plan = Plan.draw(random)
         names = random.choices(list(plan.steps), list(plan.steps.values()), k=plan.length)
         if plan.ending is not Ending.ALL_LEAVE:
-            names.insert(0 if plan.ending is Ending.FORGETFUL else random.randint(0, len(names)), "doom")
+            first = plan.ending in (Ending.FORGETFUL, Ending.LATENESS)
+            names.insert(0 if first else random.randint(0, len(names)), "doom")
         return cls(seed, plan, (("begin", 0), *((name, random.getrandbits(32)) for name in names)))
 
 

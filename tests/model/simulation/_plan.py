@@ -34,6 +34,7 @@ class Ending(enum.Enum):
     REPLACEMENT = "a worker is killed, and another process takes its rank"
     ABORT = "a worker cannot contribute to some round"
     DESERTION = "a worker leaves before the others are through"
+    LATENESS = "a worker joins when others have joined and left"
     STALL = "a worker does not contribute to some round in time"
     FORGETFUL = "workers do not keep their sums"
 

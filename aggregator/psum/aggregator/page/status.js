@@ -6,6 +6,7 @@
 const REFRESH_MS = 2000;
 const HIDDEN_REFRESH_MS = 15000;
 const ANSWER_MS = 5000;
+const RATE_MS = 1000; // Over less time than this no rate is told.
 const ROWS_AT_FIRST = 20;
 const ROUNDS_AT_FIRST = 12; // They mostly say the same: whom all of them wait for stands above them.
 const ALERTS = 5;
@@ -131,14 +132,17 @@ function facts(aggregator, report) {
 
 const opened = new Map();   // Whether the reader opened or closed a job, by its name.
 const whole = new Set();    // Jobs of which all workers and rounds are to be shown.
-let rates = new Map();      // Bytes received and sent by job at the last answer.
+let rates = new Map();      // By job: bytes received and sent at a time, and the rate until then in words.
 
 function rateOf(job, now) {
+  // Of two looks that follow each other at once, as where the page is shown anew, nothing can be told.
   const before = rates.get(job.name);
-  if (!before || job.received_bytes < before.received || now <= before.at) return "";
-  const seconds = (now - before.at) / 1000;
-  return `, ${bytes((job.received_bytes - before.received) / seconds)}/s in, ` +
-    `${bytes(Math.max(0, job.sent_bytes - before.sent) / seconds)}/s out`;
+  const known = before && job.received_bytes >= before.received && job.sent_bytes >= before.sent;
+  if (known && now - before.at < RATE_MS) return before;
+  const seconds = known ? (now - before.at) / 1000 : 0;
+  const text = known ? `, ${bytes((job.received_bytes - before.received) / seconds)}/s in, ` +
+    `${bytes((job.sent_bytes - before.sent) / seconds)}/s out` : "";
+  return { at: now, received: job.received_bytes, sent: job.sent_bytes, text };
 }
 
 function oldestWait(job) {
@@ -218,11 +222,11 @@ function jobBody(job) {
   return element("div", { "class": "body" }, ...parts);
 }
 
-function jobCard(job, open, now) {
+function jobCard(job, open) {
   const connected = job.workers.filter((worker) => worker.state === "connected").length;
   const summary = element("summary", {}, element("h3", {}, job.name), element("span", { "class": "faint" },
     ` ${connected} of ${count(job.num_workers, "worker")}, ${count(job.keys, "key")}, ${count(job.rounds_completed, "round")} done, ` +
-    `${job.rounds_waiting} in progress, holds ${bytes(job.held_bytes)}${rateOf(job, now)}`));
+    `${job.rounds_waiting} in progress, holds ${bytes(job.held_bytes)}${rates.get(job.name).text}`));
   const card = element("details", { "class": "job", "data-job": job.name }, summary);
   card.open = opened.has(job.name) ? opened.get(job.name) : open;
   if (card.open) card.append(jobBody(job));
@@ -242,11 +246,11 @@ function show(report) {
   byId("attention").replaceChildren(...attention(report));
   byId("facts").replaceChildren(...facts(aggregator, report));
   const none = element("p", { "class": "none" }, "No job is in progress.");
-  const cards = report.jobs.map((job, i) => jobCard(job, i < 3, now));
+  rates = new Map(report.jobs.map((job) => [job.name, rateOf(job, now)]));
+  const cards = report.jobs.map((job, i) => jobCard(job, i < 3));
   const focused = document.activeElement?.closest(".job")?.dataset.job;
   byId("jobs").replaceChildren(...(cards.length ? cards : [none]));
   cards.find((card) => card.dataset.job === focused)?.querySelector("summary").focus();
-  rates = new Map(report.jobs.map((job) => [job.name, { at: now, received: job.received_bytes, sent: job.sent_bytes }]));
   byId("ended-section").hidden = !report.ended.length;
   byId("ended").replaceChildren(table([["job", "wide"], ["workers", "number"], ["ended", "number"], ["how", "wide"]],
     report.ended.map((job) => [job.name, `${job.joined} of ${job.num_workers}`, `${duration(job.ended_seconds)} ago`,
@@ -264,11 +268,15 @@ function say(text, bad, stale = false) {
 }
 
 let timer = 0;
+let looking = false;
 let incarnation = "";
 let answered = 0;
 let came = false;           // Whether it was started anew while the page was open.
 
 async function refresh() {
+  // One look at a time: two would each be followed by others, for ever.
+  if (looking) return;
+  looking = true;
   clearTimeout(timer);
   try {
     const response = await fetch("api/status", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
@@ -286,7 +294,7 @@ async function refresh() {
     const since = answered ? ` for ${duration((Date.now() - answered) / 1000)}; what is below is from then` : "";
     say(`no answer${since}; trying again`, true, true);
   }
-  clearTimeout(timer);
+  looking = false;
   timer = setTimeout(refresh, document.hidden ? HIDDEN_REFRESH_MS : REFRESH_MS);
 }
 

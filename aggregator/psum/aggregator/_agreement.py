@@ -1,0 +1,29 @@
+"""What ranks must agree on, in the one form that everything has that means the same."""
+
+import math
+from collections.abc import Sequence
+
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import canonical
+
+
+def weights(hello: pb.Hello) -> tuple[int, ...]:
+    """The weights of the aggregators. Only their ratio counts; without any, all are equal."""
+    divisor = math.gcd(*hello.weights)
+    reduced = tuple(weight // divisor for weight in hello.weights) if divisor else tuple(hello.weights)
+    return () if set(reduced) == {1} else reduced
+
+
+def aggregators(hello: pb.Hello) -> tuple[str, ...]:
+    """The addresses of the fleet."""
+    return tuple(map(canonical, hello.aggregators))
+
+
+def same_shape(one: pb.Key, other: pb.Key) -> bool:
+    """Whether the shapes of a key may be the same: where a rank does not say it, or has a scalar, it has none."""
+    return not one.shape or not other.shape or one.shape == other.shape
+
+
+def shards(key: pb.Key) -> Sequence[tuple[int, int]]:
+    """The shards of a key, whatever the order in which they are named: index and elements."""
+    return sorted((shard.index, shard.elements) for shard in key.shards)

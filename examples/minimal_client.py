@@ -1,0 +1,143 @@
+"""A worker of psum's protocol in a hundred lines, written from docs/protocol.md with nothing but the generated stub.
+
+It sums float32 with workers of any other kind, on any number of aggregators. What it leaves out stands there too: it
+has no plane but inline, no urgency, no coming back, no TLS, and one operation at a time.
+
+    python examples/minimal_client.py RANK NUM_WORKERS ADDRESS...
+"""
+
+import hashlib
+import queue
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from psum.v1 import aggregator_pb2 as pb
+from psum.v1 import aggregator_pb2_grpc as rpc
+
+MESSAGE_BYTES = 80 << 20
+ITEM_BYTES = 4
+
+
+def key_id(store: int, operation: int, name: str) -> int:
+    """The id of a key: all ranks must make the same, of whatever kind they are."""
+    text = f"{store}/{operation}/{name}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def turns(weights: Sequence[int]) -> list[int]:
+    """The order in which aggregators take shards."""
+    total, balance, order = sum(weights), [0] * len(weights), []
+    for _ in range(total):
+        balance = [b + w for b, w in zip(balance, weights, strict=True)]
+        order.append(balance.index(max(balance)))
+        balance[order[-1]] -= total
+    return order
+
+
+class Stream:
+    """The stream to one aggregator."""
+
+    def __init__(self, address: str, hello: pb.Hello) -> None:
+        size = (("grpc.max_receive_message_length", MESSAGE_BYTES), ("grpc.max_send_message_length", MESSAGE_BYTES))
+        self.channel = grpc.insecure_channel(address, options=(*size, ("grpc.use_local_subchannel_pool", 1)))
+        self.requests: queue.SimpleQueue[pb.ExchangeRequest | None] = queue.SimpleQueue()
+        self.responses: Any = rpc.AggregatorServiceStub(self.channel).Exchange(iter(self.requests.get, None))
+        self.send(hello=hello)
+        self.receive("welcome")
+
+    def send(self, payload: bytes = b"", **kind: Any) -> None:
+        self.requests.put(pb.ExchangeRequest(payload=payload, **kind))
+
+    def receive(self, wanted: str) -> pb.ExchangeResponse:
+        """The next message of a kind. Between operations this worker lacks no sum, and may say so."""
+        for response in self.responses:
+            match response.WhichOneof("kind"):
+                case "fault":
+                    raise RuntimeError(response.fault.text)
+                case "sync" if wanted != "result":
+                    self.send(synced=pb.Synced(number=response.sync.number))
+                case kind if kind == wanted:
+                    return response  # type: ignore[no-any-return]
+        raise ConnectionError("the stream has ended")
+
+
+class Worker:
+    """One rank of a job."""
+
+    def __init__(
+        self, addresses: Sequence[str], rank: int, num_workers: int, job: str = "default", partition: int = 2 << 20
+    ) -> None:
+        self.rank, self.partition, self.rounds = rank, partition, dict[int, int]()
+        self.turns = turns([1] * len(addresses))
+        self.streams: list[Stream] = []
+        hello = pb.Hello(protocol_version=1, job=job, rank=rank, num_workers=num_workers, partition_bytes=partition)
+        hello.aggregators.extend(addresses)
+        for index, address in enumerate(addresses):
+            hello.aggregator_index = index
+            self.streams.append(Stream(address, hello))
+
+    def push_pull(self, name: str, values: Sequence[float]) -> list[float]:
+        """The sum of what all ranks give."""
+        return self._exchange(pb.OPERATION_SUM, name, values, sends=True)
+
+    def broadcast(self, name: str, values: Sequence[float]) -> list[float]:
+        """What rank 0 gives; of the others only the number counts."""
+        received = self._exchange(pb.OPERATION_BROADCAST, name, values, sends=self.rank == 0)
+        return list(values) if self.rank == 0 else received
+
+    def close(self) -> None:
+        """Leaves the job."""
+        for stream in self.streams:
+            stream.send(goodbye=pb.Goodbye())
+        for stream in self.streams:
+            stream.receive("farewell")
+            stream.requests.put(None)
+            stream.channel.close()
+
+    def _exchange(
+        self, operation: pb.Operation.ValueType, name: str, values: Sequence[float], *, sends: bool
+    ) -> list[float]:
+        key, data = key_id(0, operation, name), struct.pack(f"<{len(values)}f", *values)
+        step = max(1, self.partition // ITEM_BYTES) * ITEM_BYTES
+        pieces = {index: data[start : start + step] for index, start in enumerate(range(0, len(data), step))}
+        owner = {index: self.streams[self.turns[(key + index) % len(self.turns)]] for index in pieces}
+        if key not in self.rounds:
+            # An empty key is declared too, where its first shard would be.
+            for stream in {*owner.values()} or {self.streams[self.turns[key % len(self.turns)]]}:
+                declared = pb.Key(id=key, name=name, elements=len(values), shape=[len(values)], operation=operation)
+                declared.type = pb.ELEMENT_TYPE_FLOAT32
+                for index in (index for index, taker in owner.items() if taker is stream):
+                    declared.shards.add(index=index, elements=len(pieces[index]) // ITEM_BYTES)
+                stream.send(declare=pb.Declare(keys=[declared]))
+        number = self.rounds[key] = self.rounds.get(key, -1) + 1
+        for index, piece in pieces.items():
+            shard = pb.ShardRounds(ids=[key], shards=[index], rounds=[number], lengths=[len(piece)] if sends else [])
+            if sends:
+                owner[index].send(push=pb.Push(shards=shard), payload=piece)
+            else:
+                owner[index].send(pull=pb.Pull(shards=shard))
+        sums: dict[int, bytes] = {}
+        for stream in owner.values():
+            while any(taker is stream and index not in sums for index, taker in owner.items()):
+                answer, begin = stream.receive("result"), 0
+                for index, size in _rows(answer.result.shards):
+                    sums[index] = answer.payload[begin : begin + size]
+                    begin += size
+        whole = b"".join(sums[index] for index in pieces)
+        return [value for (value,) in struct.iter_unpack("<f", whole)]
+
+
+def _rows(shards: pb.ShardRounds) -> list[tuple[int, int]]:
+    """Number and bytes of each shard of a result: a column with one entry stands for all, without any for zeros."""
+    columns = (list(column) or [0] for column in (shards.shards, shards.lengths))
+    return list(zip(*(column * len(shards.ids) if len(column) == 1 else column for column in columns), strict=True))
+
+
+if __name__ == "__main__":
+    worker = Worker(sys.argv[3:], int(sys.argv[1]), int(sys.argv[2]))
+    print(worker.push_pull("w", [worker.rank + 1.0] * 4))
+    worker.close()

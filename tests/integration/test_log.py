@@ -1,0 +1,200 @@
+"""The log of an aggregator says what happened, once and by its name; who is refused leaves a trace."""
+
+import contextlib
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+
+from psum import client as psum
+from psum.v1 import aggregator_pb2 as pb
+from psum.v1 import aggregator_pb2_grpc as rpc
+from tests.polling import wait_until
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """The aggregators' lines so far; where workers run is left out of them."""
+
+    def lines() -> list[str]:
+        told = [r.getMessage() for r in caplog.records if r.name.startswith("psum.aggregator")]
+        return [re.sub(r"\S+ pid \d+( \(ipv4:[0-9.]+:\d+\))?", "WORKER", text) for text in told]
+
+    with caplog.at_level(logging.INFO, "psum.aggregator"):
+        yield lines
+
+
+def push(client: psum.Client) -> None:
+    client.store().push_pull("w", np.ones(3, np.float32))
+
+
+def test_a_job_s_life_has_a_line_for_each_event(make_fleet: Any, log: Callable[[], list[str]]) -> None:
+    """Who comes back is not said to join, and nothing is said twice. Why a connection broke is not always known."""
+    fleet = make_fleet()
+    with fleet.worker(0, 1) as client:
+        push(client)
+        [line] = fleet.servers[0]._service._lines.values()
+        fleet.thread.call(line.pipe.close)
+        wait_until(lambda: any("came back" in line for line in log()))
+    wait_until(lambda: log()[-1].endswith("ended"))
+    cause = " (the data connection broke: it was closed)"
+    assert [line.replace(cause, "") for line in log() if line.startswith("job")] == [
+        "job default: rank 0 of 1 joined, WORKER",
+        "job default: rank 0, WORKER, vanished; its place is kept for 30 s",
+        "job default: rank 0 of 1 came back, WORKER",
+        "job default: rank 0 left",
+        "job default: ended",
+    ]
+    assert not any("peer" in line for line in log())
+
+
+def test_a_drain_is_said_and_no_worker_is_said_to_have_vanished(make_fleet: Any, log: Callable[[], list[str]]) -> None:
+    """They go on with the next process."""
+    fleet = make_fleet()
+    with fleet.worker(0, 2, reconnect_timeout=0.1) as zero, fleet.worker(1, 2, reconnect_timeout=0.1):
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        wait_until(lambda: psum.fetch_status(fleet.addresses[0]).jobs[0].rounds_waiting)
+        fleet.thread.run(fleet.servers[0].stop(0.3), 10)
+        with pytest.raises(psum.AggregatorLostError):
+            future.result(10)
+    lines = [line for line in log() if "listening" not in line and "joined" not in line and "port" not in line]
+    assert lines[:2] == [
+        "draining for up to 0.3 s (PSUM_GRACE): 1 open rounds of 1 jobs are finished, all others wait for the next"
+        " process",
+        "drained for 0.3 s; 1 rounds are not finished, the next process makes them again",
+    ]
+    assert sorted(lines[2:]) == [
+        f"job default: rank {rank}, WORKER, was disconnected, to go on with the next process here" for rank in range(2)
+    ]
+
+
+def test_why_a_job_failed_is_said_once(make_fleet: Any, log: Callable[[], list[str]]) -> None:
+    """Also where it is why a worker is refused, and when the job ends."""
+    fleet = make_fleet()
+    with fleet.worker(0, 3), pytest.raises(psum.DisagreementError):
+        fleet.worker(1, 4)
+    wait_until(lambda: "ended" in log()[-1])
+    lines = [line for line in log() if "default" in line][1:]
+    assert lines[0].startswith("ranks of job 'default' disagree on the number of workers")
+    assert lines[1:] == [
+        "job default: refused rank 1, WORKER, for that reason",
+        "job default: ended after its failure",
+    ]
+
+
+class Files:
+    """An authority, the aggregator's certificate and a worker's, in files."""
+
+    def __init__(self, directory: Any) -> None:
+        authority = trustme.CA()
+        self.ca, self.other_ca = str(directory / "ca.pem"), str(directory / "other.pem")
+        authority.cert_pem.write_to_path(self.ca)
+        trustme.CA().cert_pem.write_to_path(self.other_ca)
+        self.server, self.worker = (self._issue(authority, directory, name) for name in ("127.0.0.1", "worker"))
+
+    @staticmethod
+    def _issue(authority: trustme.CA, directory: Any, name: str) -> dict[str, str]:
+        issued = authority.issue_cert(name)
+        issued.cert_chain_pems[0].write_to_path(directory / f"{name}.pem")
+        issued.private_key_pem.write_to_path(directory / f"{name}.key")
+        return {"tls_cert": str(directory / f"{name}.pem"), "tls_key": str(directory / f"{name}.key")}
+
+
+@pytest.fixture
+def files(tmp_path: Any) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["no certificate", "no trust", "no TLS"])
+def test_a_refused_handshake_leaves_a_trace(
+    make_fleet: Any, files: Files, log: Callable[[], list[str]], wrong: str
+) -> None:
+    """One line with the address, however often it is tried, and a count; workers that are let in leave none."""
+    fleet = make_fleet(tls_client_ca=files.ca, **files.server)
+    service = fleet.servers[0]._service
+    assert fleet.on_every_rank(2, push, tls_ca=files.ca, **files.worker) == [None, None]
+    mine: dict[str, Any] = {"tls_ca": files.ca, **files.worker}
+    psum.fetch_status(fleet.addresses[0], settings=psum.Settings(**mine))
+    worker: dict[str, dict[str, Any]] = {
+        "no certificate": {"tls_ca": files.ca},
+        "no trust": {"tls_ca": files.other_ca, **files.worker},
+        "no TLS": {},
+    }
+    before = sum(service.refused_connections().values())
+    assert before == 0
+    for _ in range(3):
+        with pytest.raises(psum.ConnectError):
+            fleet.worker(0, 1, **worker[wrong])
+    wait_until(lambda: service.refused_connections().get(("grpc", "handshake"), 0) >= 3)
+    [line] = [line for line in log() if "TLS handshake" in line]
+    assert re.match(r"a connection from 127\.0\.0\.1 port \d+ was ended in its TLS handshake", line)
+
+
+def until_ended(stranger: socket.socket) -> None:
+    """Waits until the other side ends a connection."""
+    with contextlib.suppress(ConnectionResetError):
+        while stranger.recv(4096):
+            pass
+
+
+def test_what_a_data_connection_is_refused_for_is_said(
+    make_fleet: Any, files: Files, log: Callable[[], list[str]]
+) -> None:
+    """No TLS where it is spoken, TLS where it is not, a wrong secret: each with the address, and counted."""
+    encrypted, plain = make_fleet(**files.server), make_fleet()
+    for fleet, sent in ((encrypted, bytes(32)), (plain, b"\x16\x03\x01" + bytes(29)), (plain, bytes(32))):
+        port = fleet.servers[0]._data_port.port
+        with socket.create_connection(("127.0.0.1", port), 10) as stranger:
+            stranger.sendall(sent)
+            until_ended(stranger)
+    refused = [line for line in log() if line.startswith("a data connection from 127.0.0.1 port")]
+    assert len(refused) == 2
+    assert re.search(r"was refused in its TLS handshake: (wrong version number|\S.*)$", refused[0])
+    assert refused[1].endswith("was refused: it speaks TLS, this port does not")
+    assert encrypted.servers[0]._service.refused_connections() == {("data", "handshake"): 1}
+    assert plain.servers[0]._service.refused_connections() == {("data", "secret"): 2}
+
+
+def test_a_stop_says_nothing_of_connections_that_were_just_made(make_fleet: Any, log: Callable[[], list[str]]) -> None:
+    """They had the time to show a secret that they have always."""
+    fleet = make_fleet()
+    with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10):
+        wait_until(lambda: fleet.servers[0]._data_port._strangers)
+        fleet.thread.run(fleet.servers[0].stop(0), 10)
+    assert not any("a data connection from" in line for line in log())
+
+
+def test_a_refused_worker_is_counted_once(make_fleet: Any, tmp_path: Any, log: Callable[[], list[str]]) -> None:
+    """It hears why, though it is refused before it has said anything; else it would try again."""
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    fleet = make_fleet(token_file=str(tmp_path / "tokens"))
+    refusals = fleet.servers[0]._service.registry.tallies.refusals
+    with grpc.insecure_channel(fleet.addresses[0]) as channel:
+
+        def late() -> Iterator[pb.ExchangeRequest]:
+            wait_until(lambda: refusals["denied"])
+            yield pb.ExchangeRequest(hello=pb.Hello(protocol_version=1, job="j", num_workers=1))
+
+        call = rpc.AggregatorServiceStub(channel).Exchange(late(), timeout=20)
+        assert next(call).fault.code == pb.FAULT_CODE_DENIED
+        call.cancel()
+    for _ in range(20):
+        with pytest.raises(psum.DeniedError):
+            fleet.worker(0, 1)
+    assert refusals == {"denied": 21}
+    assert [line for line in log() if "refused" in line][1:] == []
+
+
+def test_streams_beyond_those_that_a_host_may_have_are_counted(make_fleet: Any, log: Callable[[], list[str]]) -> None:
+    """With one line, however often they are tried."""
+    fleet = make_fleet(max_streams=1)
+    with fleet.worker(0, 2), pytest.raises(psum.ConnectError, match="max_streams"):
+        fleet.worker(1, 2, connect_timeout=1.0)
+    assert fleet.servers[0]._service.registry.tallies.refusals["exhausted"] > 1
+    assert len([line for line in log() if "refused another stream" in line]) == 1

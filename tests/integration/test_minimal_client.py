@@ -1,0 +1,114 @@
+"""Whoever follows docs/protocol.md can take part: the page's figures are right, and the client made from it works."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minimal_client
+from psum import client as psum
+from psum.client._placement import Placement, key_id
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "protocol.md"
+PARTITION = 1 << 14
+SIZES = (0, 1, 7, 9000, 30_001)
+
+
+def vectors(name: str) -> list[dict[str, Any]]:
+    """The examples of the page under a heading, each a line of JSON."""
+    block = re.search(rf"<!-- {name} -->\n```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block is not None, name
+    return [json.loads(line) for line in block[1].splitlines()]
+
+
+def test_the_ids_on_the_page_are_those_that_are_made() -> None:
+    """By psum's client as by the minimal one."""
+    for vector in vectors("ids"):
+        expected = int(vector["id"], 16)
+        assert key_id(vector["store"], vector["key"], vector["operation"]) == expected
+        assert minimal_client.key_id(vector["store"], vector["operation"], vector["key"]) == expected
+    assert len(vectors("ids")) >= 4
+
+
+def test_the_turns_on_the_page_are_those_that_are_taken() -> None:
+    """For weights of all kinds."""
+    for vector in vectors("turns"):
+        weights = vector["weights"]
+        assert minimal_client.turns(weights) == vector["turns"]
+        shards = Placement(1, weights).shards(0, len(vector["turns"]), 1)
+        assert [shard.aggregator for shard in shards] == vector["turns"]
+    assert len(vectors("turns")) >= 4
+
+
+def test_the_shards_on_the_page_are_those_that_are_cut() -> None:
+    """Elements and owner of each."""
+    for vector in vectors("shards"):
+        item = vector["bytes_per_element"]
+        placement = Placement(vector["partition_bytes"], vector["weights"])
+        shards = placement.shards(int(vector["id"], 16), vector["elements"], item)
+        assert [[shard.size // item, shard.aggregator] for shard in shards] == vector["shards"]
+        assert placement.first(int(vector["id"], 16)) == vector["first_owner"]
+    assert len(vectors("shards")) >= 3
+
+
+def values(rank: int, size: int, round: int) -> Any:
+    """What a rank gives."""
+    return np.random.default_rng([rank, size, round]).standard_normal(size).astype(np.float32)
+
+
+def use_own(client: psum.Client) -> list[bytes]:
+    """Some operations by psum's client."""
+    store, results = client.store(), []
+    for round in range(3):
+        for size in SIZES:
+            array = values(client.rank, size, round)
+            store.push_pull(f"w{size}", array)
+            results.append(array.tobytes())
+    for size in SIZES:
+        array = values(client.rank, size, 9)
+        store.broadcast(f"b{size}", array)
+        results.append(array.tobytes())
+    return results
+
+
+def use_minimal(addresses: tuple[str, ...], rank: int, num_workers: int) -> list[bytes]:
+    """The same by the minimal one."""
+    worker = minimal_client.Worker(addresses, rank, num_workers, partition=PARTITION)
+    results = [worker.push_pull(f"w{size}", values(rank, size, round).tolist()) for round in range(3) for size in SIZES]
+    results += [worker.broadcast(f"b{size}", values(rank, size, 9).tolist()) for size in SIZES]
+    worker.close()
+    return [np.array(result, np.float32).tobytes() for result in results]
+
+
+@pytest.mark.parametrize("aggregators", [1, 3])
+@pytest.mark.parametrize("foreign", [{0}, {1}, {0, 2}, {0, 1, 2}], ids=str)
+def test_a_minimal_client_sums_side_by_side_with_psum_s(
+    make_fleet: Callable[..., Any], aggregators: int, foreign: set[int]
+) -> None:
+    """All ranks have the same bits, whoever they are, and all leave in good order."""
+    fleet = make_fleet(aggregators)
+
+    def run(rank: int) -> list[bytes]:
+        if rank in foreign:
+            return use_minimal(fleet.addresses, rank, 3)
+        with fleet.worker(rank, 3, partition_bytes=PARTITION) as client:
+            return use_own(client)
+
+    with ThreadPoolExecutor(3) as pool:
+        zero, one, two = pool.map(run, range(3), timeout=50)
+    assert zero == one == two
+    expected = values(0, 7, 0) + values(1, 7, 0) + values(2, 7, 0)
+    assert zero[2] == expected.tobytes()
+    assert [ended.failure for a in fleet.addresses for ended in psum.fetch_status(a).ended] == [""] * aggregators
+
+
+def test_it_hears_why_it_is_refused(make_fleet: Callable[..., Any]) -> None:
+    """In the words that every rank gets."""
+    fleet = make_fleet()
+    with fleet.worker(0, 2), pytest.raises(RuntimeError, match="disagree on the number of workers"):
+        minimal_client.Worker(fleet.addresses, 1, 3)

@@ -1,0 +1,47 @@
+"""MXNet as it is installed: in any order of imports, with any NumPy that it can have, and once."""
+
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from psum.mxnet import _compat
+
+
+def test_the_sorted_imports_of_a_program_that_takes_mxnet_from_psum(run_python: Callable[..., Any]) -> None:
+    """With a NumPy that has no numpy.bool, as Python 3.12 always has: no import of MXNet comes before psum's."""
+    program = """
+import numpy as np
+vars(np).pop("bool", None)
+from psum.mxnet import BytePS, mx
+assert type(mx.kv.create("byteps")) is BytePS
+import mxnet
+assert mxnet is mx
+"""
+    run_python(program).check()
+
+
+def install(site: pathlib.Path, name: str, *files: str) -> None:
+    """Makes what pip leaves of a wheel that was installed."""
+    info = site / f"{name.replace('-', '_')}-1.9.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.9.1\n")
+    for file in files:
+        (site / file).parent.mkdir(exist_ok=True)
+        (site / file).touch()
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
+def test_two_wheels_of_mxnet_over_each_other_are_warned_of(tmp_path: pathlib.Path) -> None:
+    """With what to do; a distribution that has only a similar name is none of them."""
+    install(tmp_path, "mxnet-coreml-converter", "mxnet_coreml_converter/__init__.py")
+    install(tmp_path, "mxnet-cu117", "mxnet/__init__.py", "mxnet/libmxnet.so")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _compat._check_wheels(tmp_path / "mxnet")
+    install(tmp_path, "mxnet", "mxnet/__init__.py", "mxnet/libmxnet.so")
+    with pytest.warns(UserWarning, match="mxnet and mxnet-cu117 are installed over each other") as caught:
+        _compat._check_wheels(tmp_path / "mxnet")
+    assert "pip uninstall mxnet mxnet-cu117, then pip install mxnet-cu117" in str(caught[0].message)

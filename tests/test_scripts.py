@@ -1,0 +1,156 @@
+"""The scripts for users and developers, as far as they can be run here without a package registry."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+#: Stands for a Python whose environments have a Python that writes down what it is asked for and does nothing.
+PYTHON = """#!/bin/sh
+case "$*" in
+    "-m venv "*)
+        mkdir -p "$3/bin"
+        printf '#!/bin/sh\\necho "$0 $*" >>{log}\\n' >"$3/bin/python"
+        cp "$3/bin/python" "$3/bin/psum"
+        cp "$3/bin/python" "$3/bin/helm"
+        chmod +x "$3"/bin/* ;;
+    "-c "*ensurepip*) echo "$0 {version}" ;;
+    "-c "*) echo {version} ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of the scripts, with a Python that installs nothing.
+
+    Attributes:
+        directory: Where it is.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        shutil.copytree(ROOT / "scripts", directory / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", directory)
+        self._programs = directory.parent / "programs"
+        self._programs.mkdir()
+        self._log = directory.parent / "log"
+        for version in ("3.11", "3.12", "3.13"):
+            python = self._programs / f"python{version}"
+            python.write_text(PYTHON.format(log=self._log, python=sys.executable, version=version))
+            python.chmod(0o755)
+
+    def run(self, *command: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+        """Runs a script."""
+        environ = {**os.environ, "PATH": f"{self._programs}:{os.environ['PATH']}"}
+        return subprocess.run(
+            [*prefix, *command], cwd=self.directory, env=environ, capture_output=True, text=True, timeout=30
+        )
+
+    def took(self) -> list[str]:
+        """What programs of environments were run with since the last time, without where that is."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        self._log.unlink(missing_ok=True)
+        return [line.removeprefix(f"{self.directory}/") for line in lines]
+
+
+@pytest.fixture
+def checkout(tmp_path: pathlib.Path) -> Checkout:
+    """A checkout in which nothing was set up."""
+    return Checkout(tmp_path / "psum")
+
+
+def test_the_demo_installs_what_it_needs_alone(checkout: Checkout) -> None:
+    """In an environment of its own, which leaves scripts/setup's as it is; it says what takes how long, and pip shows
+    how far it is.
+    """
+    done = checkout.run("scripts/demo", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    assert checkout.took() == [
+        ".venv-demo/bin/python -m pip install --disable-pip-version-check -e .[aggregator,mxnet,demo]",
+        ".venv-demo/bin/psum launch --workers 2 -- .venv-demo/bin/python scripts/digits.py --epochs 3",
+    ]
+    assert "setting up .venv-demo, once: pip installs -e .[aggregator,mxnet,demo] (1 to 5 minutes" in done.stderr
+    assert "set up .venv-demo in 0 s" in done.stderr or "set up .venv-demo in 1 s" in done.stderr
+    assert not (checkout.directory / ".venv").exists()
+    # Once.
+    checkout.run("scripts/demo")
+    assert len(checkout.took()) == 1
+
+
+def test_the_demo_uses_what_is_set_up(checkout: Checkout) -> None:
+    """As long as nothing changed; and setting up again after the demo takes no time either."""
+    checkout.run("scripts/setup")
+    assert len(checkout.took()) == 1
+    checkout.run("scripts/demo")
+    checkout.run("scripts/setup")
+    assert checkout.took() == [".venv/bin/psum launch --workers 2 -- .venv/bin/python scripts/digits.py"]
+    with (checkout.directory / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    checkout.run("scripts/demo")
+    assert checkout.took()[0].startswith(".venv-demo/bin/python -m pip")
+
+
+@pytest.mark.parametrize("script", ["demo", "setup", "test", "check"])
+def test_a_checkout_that_cannot_be_written_to_is_told_at_once(checkout: Checkout, script: str) -> None:
+    """With what cannot be written, and what to do."""
+    directory = checkout.directory
+    prefix: tuple[str, ...]
+    if os.getuid() == 0:
+        # Nothing keeps this user from writing but a file system.
+        mount = f"mount --bind {directory} {directory} && mount -o remount,bind,ro {directory} && cd {directory}"
+        prefix = ("unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh")
+        if subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
+            pytest.skip("may not mount")
+    else:
+        prefix = ()
+        directory.chmod(0o555)
+    try:
+        done = checkout.run(f"scripts/{script}", prefix=prefix)
+    finally:
+        directory.chmod(0o755)
+    assert done.returncode == 1
+    assert f"since {directory} cannot be written to by" in done.stderr
+    assert f"cp -r {directory} ~/psum" in done.stderr
+    assert checkout.took() == []
+
+
+def test_all_tests_say_how_far_they_are(checkout: Checkout) -> None:
+    """Which environment of how many, and since when; the last line has the sums."""
+    done = checkout.run("scripts/test")
+    assert done.returncode == 0, done.stderr
+    assert re.sub(r"0:0\d", "0:00", done.stdout).splitlines() == [
+        "== 1 of 4: everything on Python 3.11 with MXNet 1.9.1 (0:00 min since the start)",
+        "== 2 of 4: what depends on the interpreter on Python 3.12 with MXNet 1.9.1 (0:00 min since the start)",
+        "== 3 of 4: the KVStore on Python 3.11 with MXNet 2.0.0b1 (0:00 min since the start)",
+        "== 4 of 4: client and aggregator on Python 3.13 without MXNet (0:00 min since the start)",
+        "took 0:00 min",
+        "0 passed, 0 failed, 0 skipped",
+    ]
+    assert len([line for line in checkout.took() if " -m pytest --junit-xml=" in line]) == 4
+
+
+def test_the_scripts_are_valid_shell() -> None:
+    """Also the parts that are not run here."""
+    for script in (ROOT / "scripts").iterdir():
+        if script.is_file() and script.suffix != ".py":
+            done = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (0, ""), script
+
+
+def test_the_demo_runs_with_the_interpreter_at_hand() -> None:
+    """The program itself, on every Python that has MXNet: two workers learn, and end with the same parameters."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("psum.mxnet")
+    command = [sys.executable, "-m", "psum.cli", "launch", "--workers", "2", "--", sys.executable, "scripts/digits.py"]
+    done = subprocess.run([*command, "--epochs", "12"], cwd=ROOT, capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:12]] == [f"[0] epoch {n:2} of 12" for n in range(1, 13)]
+    assert lines[-1] == "[0] all 2 workers hold the same parameters, bit for bit"
