@@ -152,7 +152,7 @@ _failed = False
 """Whether an operation was completed with an error."""
 
 
-def push(array: Any, operation: Operation, *, priority: int = 0, name: str = "psum") -> None:
+def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = False, name: str = "psum") -> None:
     """Queues an operation that is to read and write one array in place.
 
     One array and no more: where two NDArrays given to one operation share their memory, as views and detached copies
@@ -162,6 +162,8 @@ def push(array: Any, operation: Operation, *, priority: int = 0, name: str = "ps
         array: A dense NDArray. Its memory is the operation's from `run` to `complete`.
         operation: Run once all earlier operations on the array have ended.
         priority: Among operations that are ready, the higher, the sooner.
+        always: Whether it is also run where an earlier operation on the array failed. If it is then completed without
+            an error, the earlier one's stays.
         name: What MXNet's profiler shows.
 
     Raises:
@@ -182,7 +184,8 @@ def push(array: Any, operation: Operation, *, priority: int = 0, name: str = "ps
                 ctypes.byref(_PRIORITIZED),
                 ctypes.c_int(max(-_PRIORITY_LIMIT, min(priority, _PRIORITY_LIMIT))),
                 name.encode(),
-                ctypes.c_bool(False),
+                # The engine's own waiting for an array is such an operation.
+                ctypes.c_bool(always),
             )
         )
     except BaseException:

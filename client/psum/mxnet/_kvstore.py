@@ -1,7 +1,10 @@
 """The KVStore 'byteps'."""
 
+import contextlib
 import copy
 import operator
+import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Self
 
@@ -52,8 +55,11 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         """Whether a broadcast waits until it is done, as its documentation says."""
         self._updates = 0
         """How often a Trainer or Module has updated parameters with its sums."""
-        self._stages = StagePool(self._client.allocate)
+        self._stages = StagePool.of(self._client)
         self._in_place = in_place
+        # Reentrant, for signal handlers.
+        self._ordering = threading.RLock()
+        self._pid = os.getpid()
         _lifecycle.watch(self._client)
 
     def __repr__(self) -> str:
@@ -81,7 +87,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
 
     @property
     def stage_statistics(self) -> StageStatistics:
-        """How many stage arrays there are for arrays that cannot be used in place."""
+        """How many stages this process has for arrays that cannot be used in place, for all stores of the client."""
         return self._stages.statistics()
 
     def pushpull(self, key: str | int, value: Any, out: Any = None, priority: int = 0) -> None:
@@ -238,26 +244,31 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         self, key: str | int, operation: Operation, values: Arrays, outs: Arrays, priority: int, *, contributes: bool
     ) -> Exchange:
         priority = operator.index(priority)
-        try:
-            ticket = self._store.reserve(
-                key,
-                shape=outs.shape,
-                element_type=outs.element_type,
-                operation=operation,
-                priority=priority,
-                label=self.labels[operation].get(key, "") if self.labels else "",
+        # The engine must get what is to be done on a key in the order of the rounds, from whatever threads the calls
+        # come: it may be done on one array, and round 0 would wait there for round 1, which waits for it.
+        with self._ordering if os.getpid() == self._pid else contextlib.nullcontext():
+            try:
+                ticket = self._store.reserve(
+                    key,
+                    shape=outs.shape,
+                    element_type=outs.element_type,
+                    operation=operation,
+                    priority=priority,
+                    label=self.labels[operation].get(key, "") if self.labels else "",
+                )
+            except PsumError as error:
+                raise MXNetError(str(error)) from error
+            exchange = Exchange(
+                ticket,
+                (self._store, key_name(key), operation),
+                values if contributes else None,
+                outs,
+                self._stages,
+                self._in_place,
+                awaited=self._waits and operation is Operation.BROADCAST,
             )
-        except PsumError as error:
-            raise MXNetError(str(error)) from error
-        exchange = Exchange(
-            ticket,
-            values if contributes else None,
-            outs,
-            self._stages,
-            self._in_place,
-            awaited=self._waits and operation is Operation.BROADCAST,
-        )
-        exchange.begin(priority)
+            exchange.begin(priority)
+        exchange.complete()
         return exchange
 
 

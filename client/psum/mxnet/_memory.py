@@ -3,29 +3,13 @@
 import ctypes
 from typing import Any, Final
 
-from psum.mxnet._compat import QUICK, check_call, mx
+from psum.mxnet._compat import QUICK, mx
+from psum.mxnet._dlpack import address_of
 
 _PyMemoryView_FromMemory: Final = ctypes.pythonapi.PyMemoryView_FromMemory
 _PyMemoryView_FromMemory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
 _PyMemoryView_FromMemory.restype = ctypes.py_object
 _PyBUF_WRITE: Final = 0x200
-
-
-class _DLTensor(ctypes.Structure):
-    """A tensor as DLPack describes it."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int),
-        ("device_id", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("type_code", ctypes.c_uint8),
-        ("type_bits", ctypes.c_uint8),
-        ("type_lanes", ctypes.c_uint16),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("byte_offset", ctypes.c_uint64),
-    )
 
 
 def flat_bytes(array: Any, nbytes: int) -> memoryview:
@@ -43,15 +27,7 @@ def flat_bytes(array: Any, nbytes: int) -> memoryview:
     """
     if nbytes == 0:
         return memoryview(bytearray())
-    # MXNDArrayGetData would wait for the engine, for ever in an operation on the array; this never waits.
-    managed = ctypes.c_void_p()
-    check_call(QUICK.MXNDArrayToDLPack(array.handle, ctypes.byref(managed)))
-    try:
-        tensor = _DLTensor.from_address(managed.value or 0)
-        address = tensor.data + tensor.byte_offset
-    finally:
-        check_call(QUICK.MXNDArrayCallDLPackDeleter(managed))
-    view: memoryview = _PyMemoryView_FromMemory(address, nbytes, _PyBUF_WRITE)
+    view: memoryview = _PyMemoryView_FromMemory(address_of(array), nbytes, _PyBUF_WRITE)
     return view
 
 

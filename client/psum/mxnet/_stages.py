@@ -1,29 +1,20 @@
-"""Arrays in host memory that stand in for those of devices, reused from step to step."""
+"""Arrays in host memory that stand in for those of devices, lent again and again."""
 
 import dataclasses
-import math
 import threading
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Final
 
-import numpy as np
-
-from psum.client import Block
-from psum.mxnet import _cuda
+from psum.client import Block, Client
 from psum.mxnet._arguments import Arrays
-from psum.mxnet._compat import mx
+from psum.mxnet._compat import ENGINE_IS_NAIVE
+from psum.mxnet._dlpack import array_at
+from psum.mxnet._host_memory import HostMemory
 
-
-class Stage(NamedTuple):
-    """A lent array.
-
-    Attributes:
-        array: The array.
-        place: Where it lies in the memory that aggregators on this host read from, None where it does not.
-    """
-
-    array: Any
-    place: int | None
+#: Why a worker cannot contribute to a round, where MXNet cannot say it.
+VALUE_FAILED: Final = "an MXNet operation that computes its value failed there"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,62 +30,175 @@ class StageStatistics:
     in_use: int
 
 
-class StagePool:
-    """Lends arrays in pinned memory, which a GPU copies from and to without a detour.
-
-    An array that is given back may still be read by copies that the engine has queued: whoever borrows it next queues
-    behind them. So the pool grows to as many arrays as are in use at once, and no further.
+class _Stage:
+    """One array, and the turns at it since it was lent.
 
     Args:
-        allocate: Gives memory that aggregators on this host read from, None where there is none: then MXNet's own is
-            used.
+        like: Of which shape and type it is.
+    """
+
+    def __init__(self, like: Arrays) -> None:
+        self.kind = like.shape, like.element_type
+        self.memory = HostMemory(like.nbytes)
+        self.array = array_at(self.memory.address, like.shape, like.element_type, self.memory)
+        self.taken = 0
+        """How many turns were taken."""
+        self.ended = 0
+        """How many of them have ended."""
+        self.succeeded = 0
+        """How many of those well."""
+        self.failure: str | None = None
+        """Why the first that did not end well did not."""
+
+
+class Turn:
+    """The right to use a stage once, in the order of the turns. To be given back exactly once.
+
+    Attributes:
+        array: The array.
+        memory: What it lies in, to be prepared before the array is used where the turn is `fresh`.
+        fresh: Whether it is the first use of the array.
+    """
+
+    __slots__ = ("_lent_to", "_number", "_stage", "fresh")
+
+    def __init__(self, stage: _Stage, lent_to: Hashable, *, fresh: bool) -> None:
+        self._stage = stage
+        self._lent_to = lent_to
+        self._number = stage.taken
+        self.fresh = fresh
+
+    @property
+    def array(self) -> Any:
+        return self._stage.array
+
+    @property
+    def memory(self) -> HostMemory:
+        return self._stage.memory
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nobody else's turn at the stage may still go on."""
+        return self._number == 0
+
+    def obstacle(self) -> str | None:
+        """Why the stage cannot be used, None where it can. To be asked when all earlier turns are over in the engine.
+
+        A turn that is over there and was not given back is one that the engine has skipped, since its value failed.
+        """
+        if self._stage.succeeded == self._number:
+            return None
+        return self._stage.failure or VALUE_FAILED
+
+
+class StagePool:
+    """Lends stages: arrays that aggregators on this host read from, and that a GPU copies from and to without a detour.
+
+    A stage is lent to a key. While it is, the key's next rounds take their turns at the same stage, however many are
+    queued ahead: a key's rounds come one after another in any case, and the engine orders what is done with the array.
+    Then it is idle, and any key of the same shape and type may have it. Copies out of it may still be queued, but the
+    engine has whoever uses it next wait for them.
+
+    So there are never more stages than keys, nor more of a shape and type than there were ever such keys under way at
+    once, whatever the pattern of the calls. (For this, pushpull and broadcast of one name are two keys.) A stage on
+    which an operation failed is not lent again: what an aggregator may read yet must stay as it is. Its key, which has
+    failed for good, does not ask for another. With the NaiveEngine, which does not order anything, each of a key's
+    rounds that several threads have under way at once has a stage of its own.
+
+    Args:
+        allocate: Gives memory that aggregators on this host read from, None where there is none: then a stage lies in
+            memory of this process's own.
     """
 
     def __init__(self, allocate: Callable[[int], Block | None] = lambda size: None) -> None:
-        self._allocate = allocate
-        self._idle: dict[tuple[object, ...], list[Stage]] = {}
+        self.allocate = allocate
+        self._idle: dict[Hashable, deque[_Stage]] = {}
+        """By shape and type, those that have waited longest first: most of the copies out of them are done."""
+        self._lent: dict[Hashable, _Stage] = {}
+        """By key, shape and type."""
         self._allocated = 0
         self._in_use = 0
-        self._lock = threading.Lock()
+        # An RLock, since the collector may end an operation anywhere.
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, client: Client) -> "StagePool":
+        """The pool of all stores of a client. What a store that is gone has used, others can use."""
+        with _making:
+            pool = _pools.get(client)
+            if pool is None:
+                # The pool must not keep the client, with which it goes.
+                reference = weakref.ref(client)
+
+                def allocate(size: int) -> Block | None:
+                    client = reference()
+                    return None if client is None else client.allocate(size)
+
+                pool = _pools[client] = cls(allocate)
+            return pool
 
     def __repr__(self) -> str:
         return f"<StagePool {self.statistics()}>"
 
-    def take(self, like: Arrays) -> Stage:
-        """An array of the shape and type of others, with any content."""
+    def take(self, key: Hashable, like: Arrays) -> Turn:
+        """A turn at a stage of the shape and type of some arrays, with any content.
+
+        Turns of one key must be taken, and what is to be done in them queued in the engine, one after another.
+
+        Args:
+            key: Whose turn it is.
+            like: Arrays of the shape and type that are wanted.
+        """
+        kind = like.shape, like.element_type
+        lent_to = key, kind
         with self._lock:
-            idle = self._idle.get((like.shape, like.element_type))
-            if idle:
+            stage = None if ENGINE_IS_NAIVE else self._lent.get(lent_to)
+            if stage is None:
+                idle = self._idle.get(kind)
+                stage = idle.popleft() if idle else None
+                fresh = stage is None
+                if stage is None:
+                    stage = _Stage(like)
+                    self._allocated += 1
                 self._in_use += 1
-                return idle.pop()
-        stage = self._make(like)
-        with self._lock:
-            self._allocated += 1
-            self._in_use += 1
-        return stage
+                self._lent[lent_to] = stage
+            else:
+                fresh = False
+            turn = Turn(stage, lent_to, fresh=fresh)
+            stage.taken += 1
+            return turn
 
-    def give_back(self, stage: Stage, like: Arrays) -> None:
-        """Returns what was taken for these others."""
-        with self._lock:
-            self._in_use -= 1
-            self._idle.setdefault((like.shape, like.element_type), []).append(stage)
+    def give_back(self, turn: Turn, failure: str | None = None) -> None:
+        """A turn is over: the engine has the operation in which the stage was used, or will never run it.
 
-    def drop(self) -> None:
-        """What was taken does not come back: an operation on it failed, and MXNet would fail all later ones too."""
+        Args:
+            turn: What was taken.
+            failure: Why the operation failed, None where it did not.
+        """
+        stage, lent_to = turn._stage, turn._lent_to
         with self._lock:
+            stage.ended += 1
+            if failure is None:
+                stage.succeeded += 1
+            else:
+                stage.failure = stage.failure or failure
+            is_over = stage.ended == stage.taken
+            if not is_over:
+                return
+            if self._lent.get(lent_to) is stage:
+                del self._lent[lent_to]
             self._in_use -= 1
-            self._allocated -= 1
+            if stage.failure is not None:
+                self._allocated -= 1
+                return
+            stage.taken = stage.ended = stage.succeeded = 0
+            self._idle.setdefault(stage.kind, deque()).append(stage)
 
     def statistics(self) -> StageStatistics:
         """The counts of this moment."""
         with self._lock:
             return StageStatistics(self._allocated, self._in_use)
 
-    def _make(self, like: Arrays) -> Stage:
-        # What NumPy has no type for, as bfloat16, MXNet takes from nobody.
-        block = self._allocate(like.nbytes) if like.element_type.numpy == np.dtype(like.dtype) else None
-        if block is None:
-            return Stage(mx.nd.empty(like.shape, mx.cpu_pinned(), like.dtype), None)
-        memory = np.frombuffer(block.view, like.element_type.numpy, math.prod(like.shape))
-        _cuda.pin(memory.ctypes.data, like.nbytes)
-        return Stage(mx.nd.from_numpy(memory.reshape(like.shape), zero_copy=True), block.place)
+
+_pools: "weakref.WeakKeyDictionary[Client, StagePool]" = weakref.WeakKeyDictionary()
+_making = threading.Lock()
