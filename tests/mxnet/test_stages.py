@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from psum.mxnet import BytePS, StageStatistics, _copies, _dlpack, _engine
 from psum.mxnet._arguments import Arrays
 from psum.mxnet._compat import MXNetError, mx
 from psum.mxnet._dlpack import address_of
+from psum.mxnet._inspection import context_of
 from psum.mxnet._memory import flat_bytes
 from psum.mxnet._stages import StagePool, Turn
 from tests.polling import wait_until
@@ -360,6 +362,39 @@ def test_element_types(store: BytePS, client: Any, element_type: ElementType) ->
     assert two.tolist() == (2 * one % 256 if element_type is ElementType.UINT8 else 2 * one).tolist()
 
 
+@pytest.mark.parametrize("element_type", ElementType)
+def test_what_a_gpu_does_not_add_up(monkeypatch: pytest.MonkeyPatch, element_type: ElementType) -> None:
+    """MXNet knows no sum of int8 and bfloat16 on a GPU: those are copied to the host first, others added up before."""
+
+    class Gpu:
+        """Takes the place of cpu(1)."""
+
+        device_type = "gpu"
+
+        def __eq__(self, other: object) -> bool:
+            return other is self or other == mx.cpu(1)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    gpu, real = Gpu(), context_of
+    monkeypatch.setattr(_copies, "context_of", lambda array: gpu if real(array) == mx.cpu(1) else real(array))
+    added_on = []
+    add_n = mx.nd.add_n
+
+    def observed(*addends: Any, **arguments: Any) -> Any:
+        added_on.append({str(real(addend)) for addend in addends})
+        return add_n(*addends, **arguments)
+
+    monkeypatch.setattr(mx.nd, "add_n", observed)
+    dtype = np.dtype([("bfloat16", np.uint16)]) if element_type is ElementType.BFLOAT16 else element_type.label
+    addends = [mx.nd.full((3,), n, dtype="float32").astype(dtype).copyto(mx.cpu(1)) for n in (1, 2, 3)]
+    target = mx.nd.zeros((3,), dtype="float32").astype(dtype)
+    _copies.add(addends, target, element_type)
+    on_the_host = element_type in (ElementType.INT8, ElementType.BFLOAT16)
+    assert added_on == [{"cpu(0)" if on_the_host else "cpu(1)"}]
+    assert target.astype("float32").asnumpy().tolist() == [6, 6, 6]
+
+
 def test_foreign_layouts(store: BytePS, client: Any) -> None:
     """An array that oneDNN left in a layout of its own goes through a stage in the plain one, alone and added up."""
     client.peers = lambda ticket: ticket.value
@@ -371,6 +406,30 @@ def test_foreign_layouts(store: BytePS, client: Any) -> None:
         out = mx.nd.zeros(expected.shape)
         store.pushpull(value, activation if value == "one" else [activation, activation], out)
         assert out.asnumpy().tolist() == (expected * (1 if value == "one" else 2)).asnumpy().tolist()
+
+
+def test_fork_and_exit(run_python: Callable[..., Any], aggregator: str) -> None:
+    """With rounds queued ahead, at stages that are just being made, a process can fork and end at any moment."""
+    program = """
+import os
+import psum.mxnet
+from psum.mxnet._compat import mx
+store = psum.mxnet.BytePS(in_place=lambda context: False)
+arrays = [mx.nd.ones((100_000,)) for _ in range(4)]
+for step in range(8):
+    for key, array in enumerate(arrays):
+        store.pushpull(key, array)
+    if step == 2:
+        if (child := os.fork()) == 0:
+            os._exit(0)
+        assert os.waitpid(child, 0) == (child, 0)
+"""
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    runs = [run_python(program, PSUM_RANK=rank, **job) for rank in "01"]
+    for run in runs:
+        run.check()
+        assert "psum" not in run.errors
+        assert "Error" not in run.errors
 
 
 def test_what_is_made_of_a_stage_is_let_go() -> None:

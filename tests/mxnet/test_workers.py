@@ -95,3 +95,9 @@ def test_lost_worker(run_workers: Callable[..., list[Any]]) -> None:
 def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., list[Any]]) -> None:
     """What stands in for a device's array is pushed without another copy."""
     assert [run.check().strip() for run in run_workers("stages.py")] == ["0", "0"]
+
+
+@pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
+def test_forms_and_types(run_workers: Callable[..., list[Any]], plane: str) -> None:
+    """Arrays of all element types are summed exactly in all forms, in place and through stages, on every plane."""
+    assert [run.check().splitlines() for run in run_workers("forms.py", PSUM_PLANE=plane)] == [["668 checked"]] * 2

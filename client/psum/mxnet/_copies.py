@@ -9,6 +9,9 @@ from psum.client import ElementType
 from psum.mxnet._compat import MAJOR_VERSION, QUICK, check_call, mx
 from psum.mxnet._inspection import context_of
 
+_Handles: Final = ctypes.POINTER(ctypes.c_void_p)
+_Storages: Final = ctypes.POINTER(ctypes.c_int)
+
 _invoke: Final = QUICK["MXImperativeInvoke" if MAJOR_VERSION >= 2 else "MXImperativeInvokeEx"]
 
 
@@ -31,20 +34,9 @@ def copy(source: Any, target: Any) -> None:
     """
     if source is target:
         return
-    outputs = (ctypes.c_void_p * 1)(target.handle)
-    check_call(
-        _invoke(
-            _copyto,
-            ctypes.c_int(1),
-            ctypes.byref(source.handle),
-            ctypes.byref(ctypes.c_int(1)),
-            ctypes.byref(ctypes.cast(outputs, ctypes.POINTER(ctypes.c_void_p))),
-            ctypes.c_int(0),
-            None,
-            None,
-            ctypes.byref(ctypes.POINTER(ctypes.c_int)()),
-        )
-    )
+    inputs, outputs = ctypes.byref(source.handle), ctypes.byref(_Handles(target.handle))
+    storages = ctypes.byref(_Storages())
+    check_call(_invoke(_copyto, 1, inputs, ctypes.byref(ctypes.c_int(1)), outputs, 0, None, None, storages))
 
 
 def add(addends: Sequence[Any], target: Any, element_type: ElementType) -> None:

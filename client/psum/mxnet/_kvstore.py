@@ -96,6 +96,9 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         All workers must push-pull a key the same number of times, with the same shape and type. They all get the same
         bits. Where the sum fails, reading out raises an MXNetError that says why.
 
+        Arrays that cannot be used in place, as those of a GPU, go through one array in host memory for each key: the
+        next value is copied there when the last sum has been copied out.
+
         Args:
             key: The name of the array.
             value: An NDArray, or a list of NDArrays on any devices, which are added up first.
