@@ -296,7 +296,9 @@ def test_what_failed_stays_as_it_is(store: BytePS, client: Any) -> None:
     for value, out in zip((mx.nd.full((2,), 7.0), pending_array(gate), mx.nd.ones((2,))), outs, strict=True):
         store.pushpull("k", value, out)
     (stage,) = store._stages._lent.values()
-    client.next_started().finish(error=PsumError("no sum"))
+    ticket = client.next_started()
+    client.failure = PsumError("no sum")
+    ticket.finish(error=client.failure)
     with pytest.raises(MXNetError, match="no sum"):
         outs[0].wait_to_read()
     gate.set()
