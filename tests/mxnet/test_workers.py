@@ -100,4 +100,4 @@ def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., 
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
 def test_forms_and_types(run_workers: Callable[..., list[Any]], plane: str) -> None:
     """Arrays of all element types are summed exactly in all forms, in place and through stages, on every plane."""
-    assert [run.check().splitlines() for run in run_workers("forms.py", PSUM_PLANE=plane)] == [["668 checked"]] * 2
+    assert [run.check().splitlines() for run in run_workers("forms.py", PSUM_PLANE=plane)] == [["700 checked"]] * 2
