@@ -4,6 +4,7 @@ Nothing here waits for MXNet's engine.
 """
 
 import atexit
+import contextlib
 import ctypes
 from typing import Any, Final
 
@@ -83,7 +84,7 @@ def array_at(address: int, shape: tuple[int, ...], element_type: ElementType, ow
     handle = ctypes.c_void_p()
     try:
         # An array without dimensions is one of unknown shape otherwise.
-        with mx.util.np_shape(True):
+        with mx.util.np_shape(True) if shape == () else contextlib.nullcontext():
             check_call(_from_dlpack(ctypes.byref(managed), ctypes.c_bool(False), ctypes.byref(handle)))
     except BaseException:
         del _lent[place]
