@@ -1,7 +1,9 @@
 """The pool of arrays that stand in for those of devices."""
 
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psum.client import ElementType, PsumError
-from psum.mxnet import BytePS, StageStatistics, _copies, _dlpack, _engine
+from psum.mxnet import BytePS, StageStatistics, _copies, _engine, _stages
 from psum.mxnet._arguments import Arrays
 from psum.mxnet._compat import MXNetError, mx
 from psum.mxnet._dlpack import address_of
@@ -434,13 +436,24 @@ for step in range(8):
         assert "Error" not in run.errors
 
 
-def test_what_is_made_of_a_stage_is_let_go() -> None:
-    """With a pool go its stages."""
-    before = len(_dlpack._lent)
-    pool = StagePool()
-    turns = [pool.take(key, arrays((5,))) for key in range(3)]
-    assert len(_dlpack._lent) == before + 3
-    for turn in turns:
-        pool.give_back(turn)
-    del turns, turn, pool
-    assert len(_dlpack._lent) == before
+def test_a_client_that_is_gone_leaves_nothing(client: Any) -> None:
+    """Its stages are let go when there is the next one, though not before the copies out of them are done."""
+    client.peers = lambda ticket: ticket.value
+    gate = threading.Event()
+    out = pending_array(gate)
+    BytePS(client, in_place=never).pushpull("k", mx.nd.full((2,), 5.0), out)
+    pool = StagePool.of(client)
+    (ticket,) = client.reserved
+    assert ticket.decided.wait(PATIENCE_SECONDS)
+    memory = weakref.ref(pool._all[0].memory)
+    del pool
+    _stages._pools.clear()
+    gc.collect()
+    assert memory() is not None
+    other = StagePool.of(client)
+    gc.collect()
+    assert memory() is not None
+    gate.set()
+    assert out.asnumpy().tolist() == [5, 5]
+    wait_until(lambda: memory() is None)
+    assert other.statistics() == StageStatistics(allocated=0, in_use=0)

@@ -3,7 +3,6 @@
 Nothing here waits for MXNet's engine.
 """
 
-import atexit
 import contextlib
 import ctypes
 from typing import Any, Final
@@ -60,16 +59,18 @@ def address_of(array: Any) -> int:
     return address
 
 
-def array_at(address: int, shape: tuple[int, ...], element_type: ElementType, owner: object) -> Any:
+def array_at(address: int, shape: tuple[int, ...], element_type: ElementType) -> Any:
     """A new NDArray on cpu(0) whose elements lie in memory of the caller's.
 
-    MXNet's own `from_numpy` knows the types of NumPy only, and of those not all that MXNet has.
+    MXNet's own `from_numpy` knows the types of NumPy only, and of those not all that MXNet has. The engine's threads
+    also call Python for it when they are done with the memory, maybe while a fork waits for them and holds the
+    interpreter's lock. Here nobody is called.
 
     Args:
-        address: Where the elements begin.
+        address: Where the elements begin. The memory must stay as long as the array and what the engine has queued for
+            it.
         shape: The shape of the array.
         element_type: Their type.
-        owner: Whose life the memory lasts. It is kept until neither the array nor any operation of the engine uses it.
 
     Raises:
         MXNetError: MXNet did not take it.
@@ -78,17 +79,12 @@ def array_at(address: int, shape: tuple[int, ...], element_type: ElementType, ow
     sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
     code, bits = _code(element_type), 8 * element_type.itemsize
     tensor = _Tensor(address, _CPU, 0, len(shape), code, bits, 1, ctypes.addressof(sizes), None, 0)
-    managed = _ManagedTensor(tensor, None, ctypes.cast(_let_go, ctypes.c_void_p))
-    place = ctypes.addressof(managed)
-    _lent[place] = managed, sizes, owner
     handle = ctypes.c_void_p()
-    try:
-        # An array without dimensions is one of unknown shape otherwise.
-        with mx.util.np_shape(True) if shape == () else contextlib.nullcontext():
-            check_call(_from_dlpack(ctypes.byref(managed), ctypes.c_bool(False), ctypes.byref(handle)))
-    except BaseException:
-        del _lent[place]
-        raise
+    # An array without dimensions is one of unknown shape otherwise.
+    with mx.util.np_shape(True) if shape == () else contextlib.nullcontext():
+        # True: MXNet makes a copy of the description.
+        description = ctypes.byref(_ManagedTensor(tensor, None, None))
+        check_call(_from_dlpack(description, ctypes.c_bool(True), ctypes.byref(handle)))
     return mx.nd.NDArray(handle)
 
 
@@ -99,21 +95,3 @@ def _code(element_type: ElementType) -> int:
     if element_type is ElementType.BFLOAT16:
         return _BFLOAT
     return {"f": _FLOAT, "i": _INTEGER, "u": _UNSIGNED}[element_type.numpy.kind]
-
-
-_lent: Final[dict[int, tuple[_ManagedTensor, Any, object]]] = {}
-"""What arrays were made of that MXNet may still use, by the address of the description."""
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # type: ignore[untyped-decorator]
-def _let_go(managed: int) -> None:
-    """MXNet uses the array no more. (Called by MXNet, from any thread.)"""
-    del _lent[managed]
-
-
-@atexit.register
-def _keep_for_ever() -> None:
-    """From now on MXNet may let go when there is no interpreter any more: it must call nobody then."""
-    for managed, *_ in list(_lent.values()):
-        managed.deleter = None
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_lent))

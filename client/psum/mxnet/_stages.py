@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from psum.client import Block, Client
+from psum.mxnet import _engine
 from psum.mxnet._arguments import Arrays
 from psum.mxnet._compat import ENGINE_IS_NAIVE
 from psum.mxnet._dlpack import array_at
@@ -40,7 +41,7 @@ class _Stage:
     def __init__(self, like: Arrays) -> None:
         self.kind = like.shape, like.element_type
         self.memory = HostMemory(like.nbytes)
-        self.array = array_at(self.memory.address, like.shape, like.element_type, self.memory)
+        self.array = array_at(self.memory.address, like.shape, like.element_type)
         self.taken = 0
         """How many turns were taken."""
         self.ended = 0
@@ -116,6 +117,9 @@ class StagePool:
         """By shape and type, those that have waited longest first: most of the copies out of them are done."""
         self._lent: dict[Hashable, _Stage] = {}
         """By key, shape and type."""
+        self._all: list[_Stage] = []
+        """All that were ever made: the engine may have copies out of one queued that is lent no more."""
+        weakref.finalize(self, _orphans.extend, self._all).atexit = False
         self._allocated = 0
         self._in_use = 0
         # An RLock, since the collector may end an operation anywhere.
@@ -127,6 +131,7 @@ class StagePool:
         with _making:
             pool = _pools.get(client)
             if pool is None:
+                _let_go_of_orphans()
                 # The pool must not keep the client, with which it goes.
                 reference = weakref.ref(client)
 
@@ -159,6 +164,7 @@ class StagePool:
                 fresh = stage is None
                 if stage is None:
                     stage = _Stage(like)
+                    self._all.append(stage)
                     self._allocated += 1
                 self._in_use += 1
                 self._lent[lent_to] = stage
@@ -202,3 +208,18 @@ class StagePool:
 
 _pools: "weakref.WeakKeyDictionary[Client, StagePool]" = weakref.WeakKeyDictionary()
 _making = threading.Lock()
+
+_orphans: Final[list[_Stage]] = []
+"""Stages whose pool is gone. They are let go when the next one is made: the collector, which may have ended theirs at
+any place in the program, cannot do it there."""
+
+
+def _let_go_of_orphans() -> None:
+    while _orphans:
+        stage = _orphans.pop()
+
+        def let_go(operation: _engine.Operation, stage: _Stage = stage) -> None:
+            # It is kept by this function, as long as the engine uses it.
+            operation.complete()
+
+        _engine.push(stage.array, _engine.Operation(let_go, lambda: None), always=True)
