@@ -2,13 +2,29 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
+import signal
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import pytest
 
 from psum.client._future import Outcome
 from psum.wire.errors import ClosedError
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[..., None]) -> Iterator[None]:
+    """A signal comes in a moment, which this handles."""
+    before = signal.signal(signal.SIGUSR1, handler)
+    timer = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), signal.SIGUSR1])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_it_has_what_a_future_of_this_python_has() -> None:
@@ -72,3 +88,28 @@ async def test_asyncio_waits_for_it() -> None:
     threading.Timer(0.01, future, [None]).start()
     async with asyncio.timeout(10):
         await asyncio.wrap_future(future)
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_a_handler_runs_while_it_is_waited_for(timeout: float | None) -> None:
+    """A signal's handler runs at once, may wait for another future, and may raise; the wait goes on or ends with it."""
+    future, inner = Outcome(), Outcome()
+
+    def handle(*_: object) -> None:
+        threading.Timer(0.01, inner, [None]).start()
+        inner.result(timeout)
+        future(None)
+
+    with handling(handle):
+        future.result(timeout)
+    assert inner.done()
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    never = Outcome()
+    with handling(interrupt), pytest.raises(InterruptedError):
+        never.result(timeout)
+    with handling(interrupt), pytest.raises(InterruptedError):
+        never.exception(timeout)
+    never(None)

@@ -37,6 +37,7 @@ from psum.wire import (
     ElementType,
     GrowingSegment,
     SegmentError,
+    Waiters,
     keep_large_blocks,
 )
 from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError, TakenError
@@ -94,10 +95,14 @@ class Client:
         """Whether the client's thread will look into the inbox."""
         self._outstanding = 0
         """Operations that were started, have left the inbox, and were not reported as done."""
-        self._idle = threading.Condition()
+        self._counting = threading.RLock()
+        """Held while that number is changed."""
+        self._idle = Waiters()
         self._submitting = threading.RLock()
         """Held while the session is changed; only of use where there is no thread that alone may do so."""
-        self._closing = threading.Lock()
+        # Reentrant, since a signal's handler may close the client where the main thread does that already.
+        self._closing = threading.RLock()
+        self._is_closing = False
         self._closed = False
         self._exporter: Exporter | None = None
         self._links: list[Link] = []
@@ -219,21 +224,46 @@ class Client:
         """
         self._check_process()
         self.check_may_wait()
-        with self._idle:
-            return self._idle.wait_for(lambda: not (self._inbox or self._outstanding), timeout)
+        return self._idle.wait_for(lambda: not (self._inbox or self._outstanding), timeout)
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether this is psum's own thread, in which the callbacks of operations run."""
+        return self._thread is not None and self._thread.is_current
+
+    def catch_up(self, timeout: float) -> bool:
+        """Waits until psum's own thread is done with what it does now, and has let go of all that it used for it.
+
+        In that thread itself, what was handed over to it is seen to instead.
+
+        Returns:
+            False where that took longer than timeout seconds.
+        """
+        if self.is_current_thread:
+            self._look_into_inbox()
+        elif self._thread is not None and not self._closed:
+            caught_up = threading.Event()
+            with contextlib.suppress(RuntimeError):
+                self._thread.call(caught_up.set)
+                return caught_up.wait(timeout)
+            # The thread has ended in between.
+        return True
 
     def fail(self, error: PsumError) -> None:
         """Ends every outstanding operation with this error, and makes all that come fail with it."""
         if self._thread is None:
             self._session.fail(error)
             self._report()
+        elif self.is_current_thread:
+            self._fail_now(error)
         elif not self._closed:
             self._thread.call(lambda: self._fail_now(error))
 
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the job: waits for outstanding operations, says goodbye, and ends the background thread.
 
-        Operations that are outstanding after timeout seconds fail with ClosedError. A second call does nothing.
+        Operations that are outstanding after timeout seconds fail with ClosedError. A second call does nothing, and so
+        does one in a signal's handler that interrupted the first.
 
         Raises:
             RuntimeError: It is called in a callback of an operation, which would wait for itself.
@@ -242,28 +272,35 @@ class Client:
             return
         self.check_may_wait()
         with self._closing:
-            if self._closed:
+            if self._closed or self._is_closing:
                 return
-            deadline = time.monotonic() + timeout
-            self.drain(timeout)
+            self._is_closing = True
             try:
-                if self._thread is not None:
-                    try:
-                        self._thread.run(self._leave(max(0.5, deadline - time.monotonic())), timeout + 5)
-                    finally:
-                        self._closed = True
-                        self._thread.stop()
+                self._close(timeout)
             finally:
-                # However the leaving ended: nobody else would complete what is outstanding.
-                self._closed = True
-                if self._exporter is not None:
-                    self._exporter.close()
-                if self._staging is not None:
-                    self._staging.close()
-                self._session.fail(ClosedError("the client was closed before the operation was complete"))
-                # What was handed over after the thread looked for the last time.
-                self._look_into_inbox()
-                self._write_timeline()
+                self._is_closing = False
+
+    def _close(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        self.drain(timeout)
+        try:
+            if self._thread is not None:
+                try:
+                    self._thread.run(self._leave(max(0.5, deadline - time.monotonic())), timeout + 5)
+                finally:
+                    self._closed = True
+                    self._thread.stop()
+        finally:
+            # However the leaving ended: nobody else would complete what is outstanding.
+            self._closed = True
+            if self._exporter is not None:
+                self._exporter.close()
+            if self._staging is not None:
+                self._staging.close()
+            self._session.fail(ClosedError("the client was closed before the operation was complete"))
+            # What was handed over after the thread looked for the last time.
+            self._look_into_inbox()
+            self._write_timeline()
 
     def connect(self) -> None:
         """Joins the job at every aggregator. Called once, by `connect`.
@@ -455,7 +492,7 @@ class Client:
         now = time.monotonic()
         with self._submitting:
             while tickets := list(self._inbox):
-                with self._idle:
+                with self._counting:
                     # Before they are taken out: whoever waits for the last one sees them here or there.
                     self._outstanding += sum([ticket.state is not State.ABORTED for ticket in tickets])
                 for ticket in tickets:
@@ -498,14 +535,14 @@ class Client:
             except Exception:
                 _log.exception("the callback of %r failed", ticket)
         if finished:
-            with self._idle:
+            with self._counting:
                 self._outstanding -= len(finished)
-                if not self._outstanding:
-                    self._idle.notify_all()
+        if self._idle:
+            self._idle.wake()
 
     def check_may_wait(self) -> None:
         """Raises RuntimeError in psum's own thread, without which nothing would come that could be waited for."""
-        if self._thread is not None and self._thread.is_current:
+        if self.is_current_thread:
             raise RuntimeError(
                 "this is called where an operation's callback runs, in psum's own thread; what it waits for could never"
                 " come. Use the asynchronous call there, or wait in another thread"
@@ -521,8 +558,8 @@ class Client:
 
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _shared: Client | None = None
-_sharing = threading.Lock()
-"""Held while the shared client connects."""
+_sharing = threading.RLock()
+"""Held while the shared client connects. Reentrant, since a signal's handler may ask for it where the main thread does."""
 _upcoming = Numbering()
 """For the stores of the next shared client."""
 _numbering = threading.Lock()

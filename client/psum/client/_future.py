@@ -1,17 +1,17 @@
 """Futures of which a network needs hundreds in every step."""
 
 import threading
-import time
 from concurrent.futures import Future
 from typing import Any
 
+from psum.wire import Waiters
 from psum.wire.errors import PsumError
 
 # What all share: one for each is most of what a future costs, and wakes the thread that waits for many with each.
 _lock = threading.RLock()
 _changed = threading.Condition(_lock)
-_waiting = 0
-"""How many threads have begun to wait since all were woken last; more than do where some gave up."""
+"""What the tools of concurrent.futures lock; nobody waits for it to be notified."""
+_sleepers = Waiters()
 
 
 class Outcome(Future[None]):
@@ -65,7 +65,6 @@ class Outcome(Future[None]):
 
     def __call__(self, error: PsumError | None) -> None:
         """Ends it. The future itself is what a ticket is given to call: a bound method would be another object."""
-        global _waiting
         with _lock:
             self._exception = error
             self._state = "FINISHED"
@@ -74,20 +73,15 @@ class Outcome(Future[None]):
                     watcher.add_result(self)
                 else:
                     watcher.add_exception(self)
-            if _waiting:
-                _waiting = 0
-                _changed.notify_all()
+        if _sleepers:
+            _sleepers.wake()
         if self._callbacks:
             self._invoke_callbacks()  # type: ignore[attr-defined]
 
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._state == "FINISHED"
+
     def _wait(self, timeout: float | None) -> None:
-        global _waiting
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with _lock:
-            # Others' ends wake this one too.
-            while self._state != "FINISHED":
-                rest = None if deadline is None else deadline - time.monotonic()
-                if rest is not None and rest <= 0:
-                    return
-                _waiting += 1
-                _changed.wait(rest)
+        # Others' ends wake this one too.
+        _sleepers.wait_for(self.done, timeout)

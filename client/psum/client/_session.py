@@ -108,7 +108,8 @@ class Session:
         self._placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
         self._keys: dict[tuple[int, str, Operation], Key] = {}
         self._by_id: dict[int, Key] = {}
-        self._reserving = threading.Lock()
+        # Reentrant, since a signal's handler may push where the main thread is about to.
+        self._reserving = threading.RLock()
 
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._keys)} running={len(self.running)}>"

@@ -1,7 +1,6 @@
 """An event loop in a thread of its own."""
 
 import asyncio
-import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Runs a coroutine there and waits for its result; on an interrupt it is cancelled.
+        """Runs a coroutine there and waits for its result; where the wait ends otherwise, it is cancelled.
 
         Raises:
             TimeoutError: It took longer.
@@ -31,7 +30,8 @@ class LoopThread:
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result(timeout)
-        except (concurrent.futures.TimeoutError, KeyboardInterrupt):
+        except BaseException:
+            # A time-out, Ctrl-C, or what the program's handler of a signal raises. Of no effect on one that has ended.
             future.cancel()
             raise
 

@@ -55,6 +55,7 @@ from psum.wire._slots import Slots
 from psum.wire._titles import captioned, titled
 from psum.wire._tls import Pem, TlsFiles
 from psum.wire._variables import VARIABLES, similar, unknown_variables
+from psum.wire._waiting import Waiters
 
 __all__ = [
     "BATCH_BYTES",
@@ -89,6 +90,7 @@ __all__ = [
     "Slots",
     "TextFormatter",
     "TlsFiles",
+    "Waiters",
     "WatchedFiles",
     "allocate",
     "cannot_listen",

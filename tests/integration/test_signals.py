@@ -1,0 +1,79 @@
+"""Handlers of signals, in the main thread of a program, while the client waits there."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum import client as psum
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[], Any]) -> Iterator[None]:
+    """A signal comes in a moment, which this handles."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: handler())
+    timer = threading.Timer(0.1, signal.pthread_kill, [threading.get_ident(), signal.SIGUSR1])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_handlers_run_while_sums_are_waited_for(fleet: Any) -> None:
+    """In push_pull, broadcast, a future and drain: each time the handler has the other rank contribute."""
+    one, two = (fleet.worker(rank, 2) for rank in range(2))
+    here, there = one.store(), two.store()
+    array, other = np.ones(3, np.float32), np.ones(3, np.float32)
+    waits: dict[str, Callable[[], Any]] = {
+        "push_pull": lambda: here.push_pull("w", array),
+        "future": lambda: here.push_pull_async("w", array).result(),
+        "drain": lambda: (here.push_pull_async("w", array), one.drain()),
+    }
+    contributed: list[Future[None]] = []
+    with one, two:
+        for name, wait in waits.items():
+            array[:] = other[:] = 1
+            with handling(lambda: contributed.append(there.push_pull_async("w", other))):
+                wait()
+            assert array.tolist() == [2, 2, 2], name
+            contributed.pop().result(timeout=30)
+        with handling(lambda: here.broadcast_async("b", np.full(3, 5, np.float32))):
+            there.broadcast("b", other)
+        assert other.tolist() == [5, 5, 5]
+
+
+def test_a_handler_may_close_a_client_that_is_being_closed(fleet: Any) -> None:
+    """It does not wait for the call that it has interrupted, which goes on."""
+    one, two = (fleet.worker(rank, 2) for rank in range(2))
+    future: Future[None] = one.store().push_pull_async("w", np.ones(3))
+    closed: list[bool] = []
+
+    def close() -> None:
+        one.close()
+        closed.append(one.closed)
+
+    with two:
+        with handling(close):
+            one.close(timeout=0.5)
+        assert closed == [False]
+        assert one.closed
+        with pytest.raises(psum.ClosedError):
+            future.result(timeout=5)
+
+
+def test_a_handler_may_end_the_wait_for_an_aggregator() -> None:
+    """What it raises comes out of `connect`, and nothing is left behind."""
+
+    def leave() -> None:
+        raise SystemExit(3)
+
+    settings = psum.Settings(aggregators=("127.0.0.1:1",), num_workers=2, connect_timeout=30.0)
+    with handling(leave), pytest.raises(SystemExit):
+        psum.connect(settings)
