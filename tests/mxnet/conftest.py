@@ -118,6 +118,7 @@ class FakeClient:
     local_size = 2
     settings = ClientSettings()
     number = 0
+    is_current_thread = False
 
     def __init__(self) -> None:
         self.reserved: list[FakeTicket] = []
@@ -146,6 +147,9 @@ class FakeClient:
         self.failure = error
         while not self.started.empty():
             self.started.get().finish(error=error)
+
+    def catch_up(self, timeout: float) -> bool:
+        return True
 
     def close(self) -> None:
         pass

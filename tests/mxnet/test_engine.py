@@ -180,6 +180,51 @@ def test_idle_when_released(recorder: Recorder) -> None:
     assert _engine.outstanding() == 0
 
 
+def test_idle_when_the_engine_has_left_python() -> None:
+    """The engine is not idle while one of its threads is in Python, though the operation is complete and released."""
+    released, leave = threading.Event(), threading.Event()
+
+    def run(operation: _engine.Operation) -> None:
+        operation.complete()
+        released.set()
+        leave.wait(PATIENCE_SECONDS)
+
+    array = mx.nd.zeros((2,))
+    _engine.push(array, _engine.Operation(run, lambda: None))
+    array.wait_to_read()
+    assert released.wait(PATIENCE_SECONDS)
+    assert _engine.outstanding() == 0
+    assert not _engine.wait_until_idle(0.05)
+    leave.set()
+    assert _engine.wait_until_idle(PATIENCE_SECONDS)
+
+
+def test_held_for_one_thread(recorder: Recorder) -> None:
+    """While a thread holds the engine, it can push and others wait until it lets go."""
+    array, other = mx.nd.zeros((2,)), mx.nd.zeros((2,))
+    for one in (array, other):
+        one.wait_to_read()
+    pushed = threading.Event()
+
+    def push_other() -> None:
+        recorder.push(other)
+        pushed.set()
+
+    assert _engine.hold(PATIENCE_SECONDS)
+    thread = threading.Thread(target=push_other)
+    thread.start()
+    recorder.push(array)
+    recorder.next_run().complete()
+    array.wait_to_read()
+    assert not pushed.wait(0.05)
+    assert recorder.ran.empty()
+    _engine.let_go()
+    recorder.next_run().complete()
+    thread.join(PATIENCE_SECONDS)
+    assert pushed.is_set()
+    assert _engine.wait_until_idle(PATIENCE_SECONDS)
+
+
 def test_many_operations_from_many_threads() -> None:
     """Operations that are pushed and completed by several threads all end."""
     pending: queue.Queue[_engine.Operation] = queue.Queue()

@@ -67,6 +67,112 @@ print("parent:", array.asnumpy().tolist())
     assert lines[2:] == ["parent: [1.0, 1.0]", "parent: [0.0, 0.0]"]
 
 
+def test_forks_between_sums_of_temporaries(run_python: Callable[..., Any]) -> None:
+    """A process forks while the engine's threads drop the last references to arrays, and nobody waits for anybody."""
+    program = """
+import os
+import psum.mxnet
+from psum.mxnet._compat import mx
+store = mx.kv.create("byteps")
+for _ in range(16):
+    for key in range(20):
+        store.pushpull(key, mx.nd.ones((10,)))
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    run_python(program).check()
+
+
+def test_fork_while_another_thread_pushes(run_python: Callable[..., Any]) -> None:
+    """A thread that pushes goes on after each fork, which waits for no operation that comes in between."""
+    program = """
+import os, threading, time
+import psum.mxnet
+from psum.mxnet import _engine
+from psum.mxnet._compat import mx
+store = mx.kv.create("byteps")
+arrays = [mx.nd.ones((10,)) for _ in range(5)]
+mx.nd.waitall()
+over = threading.Event()
+def push():
+    while not over.is_set():
+        for key, array in enumerate(arrays):
+            store.pushpull(key, array)
+        while _engine.outstanding() > 20:
+            time.sleep(0.0005)
+thread = threading.Thread(target=push)
+thread.start()
+for _ in range(12):
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+over.set()
+thread.join()
+print(arrays[0].asnumpy()[0])
+"""
+    assert run_python(program).check().strip() == "1.0"
+
+
+def test_interrupt_while_a_fork_waits(run_python: Callable[..., Any]) -> None:
+    """Ctrl-C while a fork waits for a sum: the fork is made once the sum is there, and the interrupt comes after it."""
+    program = """
+import signal, time
+forking = threading.Event()
+os.register_at_fork(before=forking.set)
+def interrupt():
+    assert forking.wait(20)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    operations[0].complete()
+threading.Thread(target=interrupt).start()
+child = None
+try:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("interrupted", child is not None, dependent.asnumpy().tolist())
+"""
+    assert run_python(OUTSTANDING + program).check().splitlines() == ["interrupted True [1.0, 1.0]"]
+
+
+def test_fork_in_a_callback(run_python: Callable[..., Any], aggregator: str) -> None:
+    """A fork in psum's own thread, which alone could bring the sums, ends them in words rather than wait for ever."""
+    program = """
+import os
+import numpy as np
+import psum.mxnet
+from psum.client import shared_client
+from psum.mxnet._compat import mx
+store, array = mx.kv.create("byteps"), mx.nd.ones((2,))
+direct = shared_client().store()
+if store.rank == 0:
+    store.pushpull("never comes", array)
+    future = direct.broadcast_async("b", np.ones(3))
+    def fork(_):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    future.add_done_callback(fork)
+    try:
+        array.wait_to_read()
+    except mx.base.MXNetError as error:
+        print(error)
+else:
+    direct.broadcast("b", np.ones(3))
+"""
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    forking, peer = [run_python(program, PSUM_RANK=rank, **job) for rank in "01"]
+    assert "a callback of psum's forked rank 0's process" in forking.check()
+    peer.check()
+
+
 def test_forked_child_can_exit(run_python: Callable[..., Any]) -> None:
     """A forked child that ends in the ordinary way runs no exit hook of its parent's."""
     program = """
@@ -160,30 +266,143 @@ except MXNetError as error:
     assert "has left job" in peer.output or "could not contribute" in peer.output
 
 
-@pytest.mark.parametrize("own_handler", [False, True])
-def test_interrupt_that_the_program_handles(run_python: Callable[..., Any], own_handler: bool) -> None:
-    """A program with a handler of its own, which may want to finish its step, goes on waiting for the sum."""
-    program = """
+#: Waits for the outstanding operation, sends a signal meanwhile, and tells what happens.
+SIGNALLED = """
 import signal
 from psum.mxnet import _interrupts
+def send(number, seconds=0.2):
+    threading.Timer(seconds, lambda: os.kill(os.getpid(), number)).start()
+"""
+
+
+def test_handlers_run_while_mxnet_waits(run_python: Callable[..., Any]) -> None:
+    """A handler of the program's runs while MXNet waits for a sum in any of its ways, and the sum comes after it.
+
+    Each time it is the handler that has the sum come.
+    """
+    program = """
+import pickle, tempfile
+import numpy as np
+def handle(*_):
+    print("handled", end=" ")
+    operations.pop().complete()
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, handle)
+file = tempfile.NamedTemporaryFile()
+def write(array):
+    array[:] = np.full(2, 4.0)
+for name, wait in {
+    "read": lambda a: a.wait_to_read(),
+    "copy": lambda a: a.asnumpy(),
+    "scalar": lambda a: a[0].asscalar(),
+    "all": lambda a: mx.nd.waitall(),
+    "save": lambda a: mx.nd.save(file.name, [a]),
+    "pickle": lambda a: pickle.dumps(a),
+    "write": write,
+}.items():
+    send(signal.SIGTERM if name == "read" else signal.SIGUSR1)
+    wait(dependent)
+    print(name, dependent.asnumpy().tolist())
+    running.clear()
+    _engine.push(array, _engine.Operation(run, lambda: None))
+    dependent = array + 1
+    assert running.wait(20)
+operations.pop().complete()
+"""
+    lines = run_python(OUTSTANDING + SIGNALLED + program).check().splitlines()
+    names = ("read", "copy", "scalar", "all", "save", "pickle")
+    assert lines == [*(f"handled {name} [1.0, 1.0]" for name in names), "handled write [4.0, 4.0]"]
+
+
+def test_interrupt_leaves_the_sum(run_python: Callable[..., Any]) -> None:
+    """Ctrl-C comes through at once where MXNet waits for a sum; a program that goes on, as a notebook, has the sum."""
+    program = """
+_interrupts.PATIENCE_SECONDS = 0.2
+_interrupts.forget()
+_interrupts.watch(lambda: print("ended"))
+send(signal.SIGINT)
+try:
+    dependent.wait_to_read()
+except KeyboardInterrupt:
+    print("interrupted")
+threading.Timer(0.6, operations[0].complete).start()
+print(dependent.asnumpy().tolist())
+"""
+    assert run_python(OUTSTANDING + SIGNALLED + program).check().splitlines() == ["interrupted", "[1.0, 1.0]"]
+
+
+@pytest.mark.parametrize("own_handler", [False, True])
+def test_interrupt_in_an_operator(run_python: Callable[..., Any], own_handler: bool) -> None:
+    """An operator that waits for a sum by itself is interrupted by ending the sums, unless the program has a handler.
+
+    Such a program may want to finish its step.
+    """
+    program = """
 _interrupts.PATIENCE_SECONDS = 0.3
 _interrupts.forget()
 def end():
     print("ended")
     operations[0].complete()
 _interrupts.watch(end)
-if {}:
+if {0}:
     signal.signal(signal.SIGINT, lambda *_: print("handled"))
-threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-if {}:
     threading.Timer(1.0, operations[0].complete).start()
+send(signal.SIGINT)
 try:
-    dependent.wait_to_read()
+    mx.nd.contrib.boolean_mask(dependent, dependent).wait_to_read()
 except KeyboardInterrupt:
     print("interrupted")
 """
-    lines = run_python(OUTSTANDING + program.format(own_handler, own_handler)).check().split()
+    lines = run_python(OUTSTANDING + SIGNALLED + program.format(own_handler)).check().split()
     assert lines == (["handled"] if own_handler else ["ended", "interrupted"])
+
+
+@pytest.mark.parametrize("action", ["asks for one more step", "exits"])
+def test_signal_in_mid_step(
+    run_python: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path, action: str
+) -> None:
+    """A handler runs at once while a peer is stuck. If it only takes a note, the step ends with the right sum.
+
+    The peer contributes only after that handler has run.
+    """
+    program = """
+import pathlib, signal, sys, time
+import psum.mxnet
+from psum.mxnet._compat import mx
+store, array, here = mx.kv.create("byteps"), mx.nd.ones((2,)), pathlib.Path({!r})
+stopping = []
+def handle(*_):
+    stopping.append(True)
+    here.joinpath("handled").touch()
+    if {}:
+        sys.exit(7)
+signal.signal(signal.SIGTERM, handle)
+store.pushpull("first", array)
+array.wait_to_read()
+here.joinpath(str(store.rank)).touch()
+while store.rank == 1 and not here.joinpath("handled").exists():
+    time.sleep(0.02)
+try:
+    for step in range(2):
+        store.pushpull("w", array)
+        print(array.asnumpy().tolist(), bool(stopping))
+except mx.base.MXNetError as error:
+    print(error)
+"""
+    exits = action == "exits"
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    signalled, peer = (run_python(program.format(str(tmp_path), exits), PSUM_RANK=rank, **job) for rank in "01")
+    wait_for_files(tmp_path / "0", tmp_path / "1")
+    # It waits for the sum by now, or soon.
+    time.sleep(0.3)
+    signalled.signal(signal.SIGTERM)
+    assert signalled.wait().status == (7 if exits else 0), signalled.errors
+    output = peer.check()
+    if exits:
+        assert signalled.output == ""
+    else:
+        assert signalled.output.splitlines() == ["[4.0, 4.0] True", "[8.0, 8.0] True"]
+        assert output.splitlines() == ["[4.0, 4.0] False", "[8.0, 8.0] False"]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +479,53 @@ if store.rank == 1:
     for run in runs:
         assert "psum" not in run.errors
         assert "Error" not in run.errors
+
+
+def test_exit_while_threads_push(run_python: Callable[..., Any]) -> None:
+    """A process ends though daemon threads of its own go on pushing: after the last sum there are no more."""
+    program = """
+import threading
+import psum.mxnet
+from psum.mxnet import _lifecycle
+from psum.mxnet._compat import mx
+store = mx.kv.create("byteps")
+stepped = threading.Event()
+def push(thread):
+    array = mx.nd.ones((10,))
+    try:
+        while True:
+            store.pushpull(thread, array)
+            array.wait_to_read()
+            stepped.set()
+    except mx.base.MXNetError:
+        pass
+for thread in range(2):
+    threading.Thread(target=push, args=(thread,), daemon=True).start()
+assert stepped.wait(20)
+"""
+    run = run_python(program)
+    run.check()
+    assert run.errors == ""
+
+
+def test_interrupt_at_exit(run_python: Callable[..., Any], aggregator: str) -> None:
+    """Ctrl-C while an ending process waits for sums only shortens that: they end, and the process says goodbye."""
+    program = """
+import atexit, os, signal, threading
+import psum.mxnet
+from psum.mxnet._compat import mx
+array = mx.nd.zeros((2,))
+mx.kv.create("byteps").pushpull("w", array)
+dependent = array + 1
+timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+timer.daemon = True
+atexit.register(timer.start)
+"""
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    run = run_python(program, **job)
+    run.check()
+    assert "1 sums under way" in run.errors
+    assert "Traceback" not in run.errors
 
 
 def test_exit_hooks_with_nothing_done(run_python: Callable[..., Any]) -> None:

@@ -80,6 +80,20 @@ def test_keys_under_way_at_once_have_stages_of_their_own() -> None:
     assert pool.statistics() == StageStatistics(allocated=4, in_use=4)
 
 
+def test_a_turn_is_given_back_without_waiting() -> None:
+    """A signal's handler may run where the main thread has the pool's lock, and wait for the sum whose turn it is."""
+    pool, like = StagePool(), arrays((2, 3))
+    turns = [pool.take("k", like) for _ in range(2)]
+    with pool._lock:
+        for turn in turns:
+            assert turn.obstacle() is None
+            thread = threading.Thread(target=pool.give_back, args=(turn,))
+            thread.start()
+            thread.join(PATIENCE_SECONDS)
+            assert not thread.is_alive()
+    assert pool.statistics() == StageStatistics(allocated=1, in_use=0)
+
+
 def test_after_a_failure_later_turns_are_refused() -> None:
     """Also where the engine has passed over a turn that was not given back yet; and the stage is not lent again."""
     pool, like = StagePool(), arrays((2,))

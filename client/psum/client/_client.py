@@ -559,10 +559,11 @@ class Client:
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _shared: Client | None = None
 _sharing = threading.RLock()
-"""Held while the shared client connects. Reentrant, since a signal's handler may ask for it where the main thread does."""
+"""Held while the shared client connects. This lock and the next are reentrant: a signal's handler may run where the
+main thread has them."""
 _upcoming = Numbering()
 """For the stores of the next shared client."""
-_numbering = threading.Lock()
+_numbering = threading.RLock()
 """Held for a moment only, unlike the other."""
 
 

@@ -11,12 +11,17 @@ operation among all others by the array that it writes. An operation goes throug
 
 import contextlib
 import ctypes
+import itertools
 import logging
+import sys
 import threading
+import time
+import types
 from collections.abc import Callable
 from typing import Any, Final
 
-from psum.mxnet._compat import MAJOR_VERSION, QUICK, check_call
+from psum.mxnet._compat import MAJOR_VERSION, QUICK, MXNetError, check_call
+from psum.wire import Waiters
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +58,9 @@ _destroy_error.argtypes, _destroy_error.restype = [ctypes.c_void_p], None
 #: More than any implementation's std::runtime_error takes.
 _ERROR_BYTES: Final = 64
 
+#: How often a thread of the engine that is about to return is looked after.
+_LEAVING_SECONDS: Final = 0.0005
+
 
 class Operation:
     """One operation, to be pushed once and, once it runs, to be completed exactly once.
@@ -60,9 +68,11 @@ class Operation:
     Args:
         run: Called with the operation once the array is ready. Must not wait; if it raises, the operation fails.
         skipped: Called instead of `run` where an earlier operation on the array failed.
+        waits: Whether it does nothing but wait for the operations before it.
     """
 
-    def __init__(self, run: Callable[["Operation"], None], skipped: Callable[[], None]) -> None:
+    def __init__(self, run: Callable[["Operation"], None], skipped: Callable[[], None], *, waits: bool = False) -> None:
+        self.waits = waits
         self._run = run
         self._skipped = skipped
         self._ran = False
@@ -120,31 +130,65 @@ class _Registry:
 
     def __init__(self) -> None:
         self._operations: dict[int, Operation] = {}
-        self._last_token = 0
-        self._changed = threading.Condition()
+        self._tokens = itertools.count(1)
+        self._emptied = Waiters()
+        self._keepers: set[int] = set()
+        """Threads that keep all others from adding operations."""
+        self._opened = Waiters()
+        self._ended = False
 
     def __len__(self) -> int:
         return len(self._operations)
 
     def add(self, operation: Operation) -> int:
-        """Keeps the operation alive; returns the number by which the engine will call it."""
-        with self._changed:
-            self._last_token += 1
-            self._operations[self._last_token] = operation
-            return self._last_token
+        """Keeps the operation alive; returns the number by which the engine will call it.
+
+        Raises:
+            MXNetError: The process ends.
+        """
+        token = next(self._tokens)
+        # In this order: whoever closes looks for operations after that.
+        self._operations[token] = operation
+        while self._keepers or self._ended:
+            if self._ended:
+                self.remove(token)
+                raise MXNetError("this process ends: nothing can be summed any more")
+            if self._may_add():
+                break
+            self.remove(token)
+            self._opened.wait_for(self._may_add)
+            self._operations[token] = operation
+        return token
 
     def get(self, token: int) -> Operation:
         return self._operations[token]
 
-    def remove(self, token: int) -> None:
-        with self._changed:
-            self._operations.pop(token, None)
-            if not self._operations:
-                self._changed.notify_all()
+    def all(self) -> list[Operation]:
+        return list(self._operations.values())
 
-    def wait_until_empty(self, timeout: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._operations, timeout)
+    def remove(self, token: int) -> None:
+        self._operations.pop(token, None)
+        if self._emptied and not self._operations:
+            self._emptied.wake()
+
+    def wait_until_empty(self, timeout: float | None) -> bool:
+        return self._emptied.wait_for(lambda: not self._operations, timeout)
+
+    def close(self) -> None:
+        """Other threads than this one have to wait before they add anything, until `open`."""
+        self._keepers.add(threading.get_ident())
+
+    def open(self) -> None:
+        self._keepers.discard(threading.get_ident())
+        self._opened.wake()
+
+    def end(self) -> None:
+        """Nothing can be added any more."""
+        self._ended = True
+        self._opened.wake()
+
+    def _may_add(self) -> bool:
+        return self._ended or self._keepers <= {threading.get_ident()}
 
 
 _registry = _Registry()
@@ -169,7 +213,35 @@ def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = 
     Raises:
         MXNetError: The engine did not take it.
     """
+    priority = max(-_PRIORITY_LIMIT, min(priority, _PRIORITY_LIMIT))
+    _push(array.handle, operation, writes=True, priority=priority, always=always, name=name)
+
+
+def call_when_ready(handle: ctypes.c_void_p, callback: Callable[[], None], *, writes: bool) -> None:
+    """Has a callback called once all operations on an array have ended that were queued until now, well or not.
+
+    Args:
+        handle: The NDArray's.
+        callback: Called from any thread. Must not wait or raise.
+        writes: Whether to wait for those that read the array too.
+
+    Raises:
+        MXNetError: The engine did not take it.
+    """
+
+    def run(operation: Operation) -> None:
+        operation.complete()
+        callback()
+
+    waiting = Operation(run, callback, waits=True)
+    _push(handle, waiting, writes=writes, priority=_PRIORITY_LIMIT, always=False, name="psum wait")
+
+
+def _push(
+    handle: ctypes.c_void_p, operation: Operation, *, writes: bool, priority: int, always: bool, name: str
+) -> None:
     token = _registry.add(operation)
+    read, written = (None, ctypes.byref(handle)) if writes else (ctypes.byref(handle), None)
     try:
         check_call(
             QUICK.MXEnginePushAsyncND(
@@ -177,12 +249,12 @@ def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = 
                 ctypes.c_void_p(token),
                 _release,
                 ctypes.byref(_CPU),
-                None,
-                0,
-                ctypes.byref(array.handle),
-                1,
+                read,
+                int(not writes),
+                written,
+                int(writes),
                 ctypes.byref(_PRIORITIZED),
-                ctypes.c_int(max(-_PRIORITY_LIMIT, min(priority, _PRIORITY_LIMIT))),
+                ctypes.c_int(priority),
                 name.encode(),
                 # The engine's own waiting for an array is such an operation.
                 ctypes.c_bool(always),
@@ -198,17 +270,73 @@ def outstanding() -> int:
     return len(_registry)
 
 
+def sums() -> int:
+    """How many of them are sums, and do not only wait for some."""
+    return sum(not operation.waits for operation in _registry.all())
+
+
 def any_failed() -> bool:
     """Whether an operation was completed with an error, which MXNet then keeps for whoever reads or waits for all."""
     return _failed
 
 
-def wait_until_idle(timeout: float) -> bool:
-    """Waits until the engine has released every operation; returns False where that took more than timeout seconds.
+def wait_until_released() -> None:
+    """Waits until no operation is outstanding; each ends by itself, at the latest by its deadline."""
+    _registry.wait_until_empty(None)
 
-    After that no thread of the engine enters Python any more.
+
+def wait_until_idle(timeout: float) -> bool:
+    """Waits until the engine has released every operation, and has left Python.
+
+    Returns:
+        False where that took more than timeout seconds.
     """
-    return _registry.wait_until_empty(timeout)
+    deadline = time.monotonic() + timeout
+    while _registry.wait_until_empty(max(0.0, deadline - time.monotonic())):
+        if not _others_inside():
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        # It has only to return, and there is nothing by which it could tell that it has.
+        time.sleep(_LEAVING_SECONDS)
+    return False
+
+
+def hold(timeout: float) -> bool:
+    """Waits until the engine is idle, and keeps other threads from giving it operations from then on.
+
+    After that no thread of the engine enters or is in Python, so that the engine can be waited for with the
+    interpreter's lock held, until `let_go`.
+
+    Returns:
+        False where it took more than timeout seconds: then nothing is held.
+    """
+    deadline = time.monotonic() + timeout
+    while wait_until_idle(max(0.0, deadline - time.monotonic())):
+        _registry.close()
+        # Other threads may have pushed before that. While they are waited for, all may push: the ranks that this one
+        # waits for may in turn wait for what another thread is about to push.
+        if not _registry and not _others_inside():
+            return True
+        _registry.open()
+    return False
+
+
+def let_go() -> None:
+    """Ends what `hold` began."""
+    _registry.open()
+
+
+def end(timeout: float) -> bool:
+    """Waits until the engine is idle, and refuses all further operations if it is.
+
+    Returns:
+        False where that took more than timeout seconds.
+    """
+    if not hold(timeout):
+        return False
+    _registry.end()
+    return True
 
 
 def forget_all() -> None:
@@ -218,18 +346,39 @@ def forget_all() -> None:
     _failed = False
 
 
-@_RunFunction  # type: ignore[untyped-decorator]
-def _run(*arguments: int) -> None:
+def _others_inside() -> bool:
+    """Whether another thread is in a call of the engine's, or in a call into it that may call back.
+
+    An operation is released before the calls that the engine has made for it return. On their way out they drop
+    references, which may be the last ones to arrays: MXNet frees those without the interpreter's lock and takes that
+    again afterwards. Whoever holds the lock and waits for the engine then would wait for ever.
+    """
+    me = threading.get_ident()
+    for thread, innermost in sys._current_frames().items():
+        frame: types.FrameType | None = None if thread == me else innermost
+        while frame is not None:
+            if frame.f_code in _INSIDE:
+                return True
+            frame = frame.f_back
+    return False
+
+
+# Their locals are numbers: nothing is dropped after their frames are gone, while a thread is still in them.
+def _enter_run(*arguments: int) -> None:
     token, on_complete = arguments[-1], arguments[-2]
     # The engine's object is gone when this function returns: take a copy.
     _registry.get(token)._begin(_OnComplete.from_buffer_copy(_OnComplete.from_address(on_complete)))
 
 
-@_ReleaseFunction  # type: ignore[untyped-decorator]
-def _release(token: int) -> None:
+def _enter_release(token: int) -> None:
     try:
         _registry.get(token)._release()
     except Exception:
         _log.exception("an engine operation failed as it was released")
     finally:
         _registry.remove(token)
+
+
+_run: Final = _RunFunction(_enter_run)
+_release: Final = _ReleaseFunction(_enter_release)
+_INSIDE: Final = {function.__code__ for function in (_enter_run, _enter_release, Operation.complete)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from psum.client import Operation, PsumError, Ticket
-from psum.mxnet import _copies, _engine
+from psum.mxnet import _copies, _engine, _waits
 from psum.mxnet._arguments import Arrays
 from psum.mxnet._compat import ENGINE_IS_NAIVE, MXNetError
 from psum.mxnet._host_memory import worker
@@ -189,7 +189,8 @@ class Exchange:
 
     def _wait_for_end(self) -> None:
         assert self._ended is not None
-        self._ended.wait()
+        with _waits.noting_interrupts():
+            self._ended.wait()
 
     def _raise_error(self) -> None:
         if self._error is not None:

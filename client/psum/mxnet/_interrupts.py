@@ -1,15 +1,19 @@
-"""Ctrl-C while MXNet waits for a sum.
+"""Ctrl-C while a call into MXNet waits for a sum.
 
-Python acts on a signal only between two of its own instructions, and a wait in MXNet's engine is one call into C. So an
-interrupt would have no effect until the sum comes, which may need a rank that is stuck. Here a thread hears of the
-signal at once. Where the main thread stays where it was, it ends the sums under way: the wait fails, and Python raises
-the KeyboardInterrupt.
+Python acts on a signal only between two of its own instructions, and a wait in MXNet's engine is one call into C.
+psum.mxnet._waits lets signals through to MXNet's own functions for waiting. Some operators wait as well, to learn a
+shape. There an interrupt would have no effect until the sum comes, which may need a rank that is stuck. So here a
+thread hears of the signal at once. Where the main thread stays where it was, this thread ends the sums under way: the
+wait fails, and Python raises the KeyboardInterrupt. It does not do so for a handler of the program's own: a program
+that goes on after its handler needs the sums.
 """
 
 import signal
 import socket
 import sys
 import threading
+import time
+import types
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +21,9 @@ from psum.mxnet import _engine
 
 #: How long the sums that an interrupted main thread waits for may take to come.
 PATIENCE_SECONDS: Final = 2.0
+
+#: How often a thread that is about to return from a hook is looked after.
+_RETURN_SECONDS: Final = 0.001
 
 _sender: socket.socket | None = None
 """Where Python writes the numbers of signals, once they are watched."""
@@ -49,6 +56,35 @@ def forget() -> None:
         signal.set_wakeup_fd(-1)
         _sender.close()
         _sender = None
+
+
+def raise_after(function: Callable[[], None], error: BaseException) -> None:
+    """Raises an error in the main thread, which calls this, as soon as it has returned from a function that it is in.
+
+    For hooks of Python's, whose own errors are lost.
+    """
+    thread, code = threading.get_ident(), function.__code__
+    # By a signal, which interrupts whatever the thread waits for by then.
+    handler = signal.getsignal(signal.SIGINT)
+
+    def raise_it(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+        raise error
+
+    def send() -> None:
+        while _is_in(thread, code):
+            time.sleep(_RETURN_SECONDS)
+        signal.pthread_kill(thread, signal.SIGINT)
+
+    signal.signal(signal.SIGINT, raise_it)
+    threading.Thread(target=send, name="psum-raises", daemon=True).start()
+
+
+def _is_in(thread: int, code: types.CodeType) -> bool:
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _heed(receiver: socket.socket, end_sums: Callable[[], None]) -> None:

@@ -122,7 +122,10 @@ class StagePool:
         weakref.finalize(self, _orphans.extend, self._all).atexit = False
         self._allocated = 0
         self._in_use = 0
-        # An RLock, since the collector may end an operation anywhere.
+        self._returned: deque[Turn] = deque()
+        """Turns that are over and not yet accounted for."""
+        # An RLock, since a signal's handler may take a turn anywhere. Nobody waits for it in order to end an operation:
+        # the handler may wait for that.
         self._lock = threading.RLock()
 
     @classmethod
@@ -156,6 +159,7 @@ class StagePool:
         """
         kind = like.shape, like.element_type
         lent_to = key, kind
+        self._settle()
         with self._lock:
             stage = None if ENGINE_IS_NAIVE else self._lent.get(lent_to)
             if stage is None:
@@ -172,7 +176,8 @@ class StagePool:
                 fresh = False
             turn = Turn(stage, lent_to, fresh=fresh)
             stage.taken += 1
-            return turn
+        self._settle()
+        return turn
 
     def give_back(self, turn: Turn, failure: str | None = None) -> None:
         """A turn is over: the engine has the operation in which the stage was used, or will never run it.
@@ -181,33 +186,48 @@ class StagePool:
             turn: What was taken.
             failure: Why the operation failed, None where it did not.
         """
-        stage, lent_to = turn._stage, turn._lent_to
-        with self._lock:
-            stage.ended += 1
-            if failure is None:
-                stage.succeeded += 1
-            else:
-                stage.failure = stage.failure or failure
-            is_over = stage.ended == stage.taken
-            if not is_over:
-                return
-            if self._lent.get(lent_to) is stage:
-                del self._lent[lent_to]
-            self._in_use -= 1
-            if stage.failure is not None:
-                self._allocated -= 1
-                return
-            stage.taken = stage.ended = stage.succeeded = 0
-            self._idle.setdefault(stage.kind, deque()).append(stage)
+        stage = turn._stage
+        # At once: the engine may run the check of the next turn before this one is accounted for. No two turns at a
+        # stage end well at the same time.
+        if failure is None:
+            stage.succeeded += 1
+        else:
+            stage.failure = stage.failure or failure
+        self._returned.append(turn)
+        self._settle()
 
     def statistics(self) -> StageStatistics:
         """The counts of this moment."""
+        self._settle()
         with self._lock:
             return StageStatistics(self._allocated, self._in_use)
 
+    def _settle(self) -> None:
+        """Accounts for the turns that are over. Where another thread has the lock, that one does it when it lets go."""
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                while self._returned:
+                    self._account_for(self._returned.popleft())
+            finally:
+                self._lock.release()
+
+    def _account_for(self, turn: Turn) -> None:
+        stage, lent_to = turn._stage, turn._lent_to
+        stage.ended += 1
+        if stage.ended != stage.taken:
+            return
+        if self._lent.get(lent_to) is stage:
+            del self._lent[lent_to]
+        self._in_use -= 1
+        if stage.failure is not None:
+            self._allocated -= 1
+            return
+        stage.taken = stage.ended = stage.succeeded = 0
+        self._idle.setdefault(stage.kind, deque()).append(stage)
+
 
 _pools: "weakref.WeakKeyDictionary[Client, StagePool]" = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+_making = threading.RLock()
 
 _orphans: Final[list[_Stage]] = []
 """Stages whose pool is gone. They are let go when the next one is made: the collector, which may have ended theirs at
