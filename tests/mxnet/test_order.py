@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from psum.client import Operation, _client
+from psum.client import Operation, _clients
 from psum.client._numbering import Numbering
 from psum.mxnet import BytePS, _kvstore
 from psum.mxnet._compat import MAJOR_VERSION, mx
@@ -19,8 +19,8 @@ def unconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has made no store yet, in a job of one worker."""
     for name in ("PSUM_AGGREGATORS", "PSUM_NUM_WORKERS", "DMLC_NUM_WORKER"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_client, "_shared", None)
-    monkeypatch.setattr(_client, "_upcoming", Numbering())
+    monkeypatch.setattr(_clients, "_shared", None)
+    monkeypatch.setattr(_clients, "_upcoming", Numbering())
 
 
 def network(**named: Any) -> Any:
@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_program(unconnected: None) -> None:
     assert [made._kvstore._store.number for made in (first, given, second)] == [0, 1, 2]
     assert store._store.number == 1
     mx.nd.waitall()
-    _client.shared_client().close()
+    _clients.shared_client().close()
 
 
 def test_numbers_after_a_closed_client(unconnected: None) -> None:
@@ -87,13 +87,13 @@ def test_numbers_after_a_closed_client(unconnected: None) -> None:
     net = network()
     early = trainer(net)
     mx.kv.create("byteps")
-    _client.shared_client().close()
+    _clients.shared_client().close()
     late = trainer(network())
     assert late._kvstore_params["kvstore"].number.value == 0
     step(net, early)
     assert early._kvstore._store.number == 1
     mx.nd.waitall()
-    _client.shared_client().close()
+    _clients.shared_client().close()
 
 
 def test_a_trainer_connects_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

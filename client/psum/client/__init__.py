@@ -21,7 +21,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # several addresses it knows only one where another is that of some other name too, as 127.0.0.1 is.
 os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
-from psum.client._client import Client, connect, reserve_store, shared_client
+from psum.client._client import Client
+from psum.client._clients import connect, reserve_store, shared_client
 from psum.client._in_step import ComparedTensor, Comparison, digest_of
 from psum.client._keys import Operation
 from psum.client._numbering import StoreNumber

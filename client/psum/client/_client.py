@@ -1,13 +1,11 @@
 """A worker's membership in its job."""
 
 import asyncio
-import atexit
 import contextlib
 import logging
 import secrets
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Coroutine
 from types import TracebackType
@@ -40,7 +38,7 @@ from psum.wire import (
     Waiters,
     keep_large_blocks,
 )
-from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError, TakenError
+from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +106,6 @@ class Client:
         self._links: list[Link] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._thread: LoopThread | None = LoopThread("psum-client") if settings.aggregators else None
-        _clients.add(self)
 
     def __repr__(self) -> str:
         return f"<Client job={self.settings.job!r} rank={self.rank}/{self.num_workers} {self._session!r}>"
@@ -554,93 +551,6 @@ class Client:
                 f"this process was forked from pid {self._pid}, whose psum client it cannot use: the connections stay"
                 " with the parent. Use the store in the parent only, or start workers as processes of their own"
             )
-
-
-_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
-_shared: Client | None = None
-_sharing = threading.RLock()
-"""Held while the shared client connects. This lock and the next are reentrant: a signal's handler may run where the
-main thread has them."""
-_upcoming = Numbering()
-"""For the stores of the next shared client."""
-_numbering = threading.RLock()
-"""Held for a moment only, unlike the other."""
-
-
-def connect(settings: Settings | None = None, *, staging: bool = False) -> Client:
-    """Joins a job.
-
-    Args:
-        settings: By default those that the environment gives. With one worker and no aggregators the client needs no
-            connection: every sum is the value itself.
-        staging: Whether Client.allocate is to be of use.
-
-    Raises:
-        ConfigurationError: The environment's settings cannot be used.
-        ConnectError: An aggregator could not be reached in time.
-        FaultError: An aggregator refused this worker. A TakenError says so where it is this process that has the rank
-            already, by another client.
-    """
-    return _connected(Client(settings or Settings.from_environment(), staging=staging))
-
-
-def shared_client() -> Client:
-    """The client that this process shares, connected on first use as the environment says.
-
-    The KVStore uses the same one. Its stores are numbered in the order in which the program makes them, those of the
-    KVStore among them, so all ranks must make theirs in the same order.
-    """
-    global _shared, _upcoming
-    with _sharing:
-        if _shared is None or _shared.closed:
-            client = _connected(Client(Settings.from_environment(), staging=True, numbering=_upcoming))
-            with _numbering:
-                _shared, _upcoming = client, Numbering()
-        return _shared
-
-
-def reserve_store() -> StoreNumber:
-    """Numbers a store of the shared client that is made later, by Client.store. Does not connect, and does not wait."""
-    with _numbering:
-        return (_upcoming if _shared is None or _shared.closed else _shared.numbering).next()
-
-
-def _connected(client: Client) -> Client:
-    try:
-        client.connect()
-    except TakenError as error:
-        if (holder := _other_client(client)) is None:
-            raise
-        way = "psum.client.shared_client() gives it, and the KVStore 'byteps' uses it as well"
-        if holder is not _shared:
-            way = (
-                "use that one, or close it first; beside the KVStore 'byteps', use psum.client.shared_client() instead"
-                " of psum.client.connect()"
-            )
-        raise TakenError(
-            f"this process is rank {client.rank} of job {client.settings.job!r} already, by a client that it made"
-            f" before: {way}",
-            ranks=error.ranks,
-        ) from None
-    return client
-
-
-def _other_client(client: Client) -> Client | None:
-    """The open client of this process that has the same rank of the same job."""
-    mine = client.settings
-    for other in list(_clients):
-        its = other.settings
-        if other is client or other.closed or other.forked:
-            continue
-        if (its.job, its.rank) == (mine.job, mine.rank) and set(its.aggregators) & set(mine.aggregators):
-            return other
-    return None
-
-
-@atexit.register
-def _close_all() -> None:
-    for client in list(_clients):
-        client.close(timeout=2.0)
 
 
 def _warn_of_copies(error: SegmentError) -> None:
