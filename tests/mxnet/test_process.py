@@ -141,36 +141,44 @@ except KeyboardInterrupt:
     assert run_python(OUTSTANDING + program).check().splitlines() == ["interrupted True [1.0, 1.0]"]
 
 
-def test_fork_in_a_callback(run_python: Callable[..., Any], aggregator: str) -> None:
+def test_fork_in_a_callback(run_python: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path) -> None:
     """A fork in psum's own thread, which alone could bring the sums, ends them in words rather than wait for ever."""
-    program = """
-import os
+    program = f"""
+import os, pathlib, time
 import numpy as np
 import psum.mxnet
 from psum.client import shared_client
 from psum.mxnet._compat import mx
+here = pathlib.Path({str(tmp_path)!r})
+def wait_for(name):
+    while not here.joinpath(name).exists():
+        time.sleep(0.02)
 store, array = mx.kv.create("byteps"), mx.nd.ones((2,))
 direct = shared_client().store()
 if store.rank == 0:
     store.pushpull("never comes", array)
-    future = direct.broadcast_async("b", np.ones(3))
+    future = direct.push_pull_async("b", np.ones(3))
     def fork(_):
         child = os.fork()
         if child == 0:
             os._exit(0)
         os.waitpid(child, 0)
     future.add_done_callback(fork)
+    here.joinpath("ready").touch()
     try:
         array.wait_to_read()
     except mx.base.MXNetError as error:
         print(error)
+    here.joinpath("over").touch()
 else:
-    direct.broadcast("b", np.ones(3))
+    wait_for("ready")
+    direct.push_pull("b", np.ones(3))
+    wait_for("over")
 """
     job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
     forking, peer = [run_python(program, PSUM_RANK=rank, **job) for rank in "01"]
-    assert "a callback of psum's forked rank 0's process" in forking.check()
-    peer.check()
+    assert [run.wait().status for run in (forking, peer)] == [0, 0], forking.errors
+    assert "a callback of psum's forked rank 0's process" in forking.output
 
 
 def test_forked_child_can_exit(run_python: Callable[..., Any]) -> None:
@@ -317,7 +325,7 @@ operations.pop().complete()
 def test_interrupt_leaves_the_sum(run_python: Callable[..., Any]) -> None:
     """Ctrl-C comes through at once where MXNet waits for a sum; a program that goes on, as a notebook, has the sum."""
     program = """
-_interrupts.PATIENCE_SECONDS = 0.2
+_interrupts.PATIENCE_SECONDS = 1.0
 _interrupts.forget()
 _interrupts.watch(lambda: print("ended"))
 send(signal.SIGINT)
@@ -325,7 +333,7 @@ try:
     dependent.wait_to_read()
 except KeyboardInterrupt:
     print("interrupted")
-threading.Timer(0.6, operations[0].complete).start()
+threading.Timer(1.5, operations[0].complete).start()
 print(dependent.asnumpy().tolist())
 """
     assert run_python(OUTSTANDING + SIGNALLED + program).check().splitlines() == ["interrupted", "[1.0, 1.0]"]
@@ -505,21 +513,27 @@ assert stepped.wait(20)
 """
     run = run_python(program)
     run.check()
-    assert run.errors == ""
+    # MXNet 2 has a line of its own there.
+    assert not any(word in run.errors for word in ("psum", "terminate", "Traceback"))
 
 
 def test_interrupt_at_exit(run_python: Callable[..., Any], aggregator: str) -> None:
     """Ctrl-C while an ending process waits for sums only shortens that: they end, and the process says goodbye."""
     program = """
-import atexit, os, signal, threading
+import atexit, os, signal, threading, time
 import psum.mxnet
 from psum.mxnet._compat import mx
 array = mx.nd.zeros((2,))
 mx.kv.create("byteps").pushpull("w", array)
 dependent = array + 1
-timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
-timer.daemon = True
-atexit.register(timer.start)
+ending = threading.Event()
+def interrupt():
+    ending.wait()
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+# A thread cannot be started any more at that time.
+threading.Thread(target=interrupt, daemon=True).start()
+atexit.register(ending.set)
 """
     job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
     run = run_python(program, **job)
