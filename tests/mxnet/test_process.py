@@ -468,6 +468,33 @@ next(iter(_lifecycle._clients)).fail(PsumError("everything fails"))
     assert "_notify_shutdown" not in run.errors
 
 
+def test_fork_after_a_failed_sum(run_python: Callable[..., Any], aggregator: str) -> None:
+    """A fork between the failure of a sum and its reader does not end the process; the reader still gets the error."""
+    program = """
+import os
+import psum.mxnet
+from psum.client import PsumError
+from psum.mxnet import _engine, _lifecycle
+from psum.mxnet._compat import mx
+array = mx.nd.zeros((2,))
+mx.kv.create("byteps").pushpull("w", array)
+next(iter(_lifecycle._clients)).fail(PsumError("everything fails"))
+assert _engine.wait_until_idle(20)
+child = os.fork()
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+try:
+    array.asnumpy()
+except mx.base.MXNetError as error:
+    print(error)
+"""
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    run = run_python(program, **job)
+    assert "everything fails" in run.check()
+    assert "everything fails" not in run.errors
+
+
 def test_exit_waits_for_sums(run_python: Callable[..., Any], aggregator: str) -> None:
     """A process that ends before its sums are there has contributed to them."""
     program = """

@@ -62,7 +62,7 @@ def _before_fork() -> None:
         except BaseException as error:
             # A hook cannot call the fork off, and what it raises is lost. So this comes up again after the fork. The
             # program wants to get away, and does not wait for sums much longer.
-            _raised = error
+            _raised = _raised or error
             with contextlib.suppress(BaseException):
                 if not _engine.wait_until_idle(_interrupts.PATIENCE_SECONDS):
                     _end_sums()
@@ -78,6 +78,9 @@ def _prepare_fork() -> None:
     # MXNet does not expect that another thread frees arrays while it stops its engine.
     for client in clients:
         client.catch_up(_CATCH_UP_SECONDS)
+    if _engine.any_failed():
+        # An error that nobody has read yet would come up in MXNet's own hook, and end the process.
+        _waits.take_errors()
 
 
 def _end_sums_here(clients: Iterable[Client]) -> None:

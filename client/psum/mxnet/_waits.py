@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from psum.mxnet import _engine
-from psum.mxnet._compat import LIB
+from psum.mxnet._compat import LIB, MXNetError, mx
+from psum.wire import Waiters
 
 #: Those that wait until an array can be read, and which of their arguments that is.
 _READERS: Final = {
@@ -39,6 +40,12 @@ _FOR_ALL: Final = ("MXNDArrayWaitAll",)
 
 _interrupted = False
 
+_owed: list[Exception] = []
+"""Errors that were taken from MXNet, which raises each only once, and that nobody was told of."""
+_taker: int | None = None
+"""The thread that takes them at the moment."""
+_taken = Waiters()
+
 
 def install() -> None:
     """Replaces MXNet's functions. To be called once."""
@@ -56,6 +63,19 @@ def install() -> None:
 def interrupted() -> bool:
     """Whether what the handler of a signal raised, as that of Ctrl-C does, has ended the last wait."""
     return _interrupted
+
+
+def take_errors() -> None:
+    """Takes the errors that MXNet keeps of failed operations: who waits for something next is told of the first."""
+    global _taker
+    _taker = threading.get_ident()
+    try:
+        mx.nd.waitall()
+    except MXNetError as error:
+        _owed.append(error)
+    finally:
+        _taker = None
+        _taken.wake()
 
 
 @contextlib.contextmanager
@@ -82,9 +102,23 @@ def _replace(name: str, wait: Callable[..., None]) -> None:
         if _engine.outstanding() and threading.current_thread() is threading.main_thread():
             with noting_interrupts():
                 wait(*arguments)
-        return function(*arguments)
+        status = function(*arguments)
+        if _taker is not None or _owed:
+            _pay()
+        return status
 
     setattr(LIB, name, interruptible)
+
+
+def _pay() -> None:
+    if _taker == threading.get_ident():
+        return
+    # What this thread has waited for may be what has failed.
+    _taken.wait_for(lambda: _taker is None)
+    # Another thread may have come first.
+    with contextlib.suppress(IndexError):
+        error = _owed.pop(0)
+        raise error
 
 
 def _at(position: int, wait: Callable[[Any], None], *arguments: Any) -> None:
