@@ -194,6 +194,29 @@ def test_a_late_rank_with_other_settings_is_told_what_differs(registry: Registry
     assert "rank 1 has 3, rank 0 has 2" in str(refusal)
 
 
+def test_a_late_rank_with_other_settings_does_not_spoil_the_next_run(registry: Registry) -> None:
+    """Processes that outlive a run, as notebooks do, may begin another one with settings that were corrected."""
+    join(registry, hello(0, num_workers=2), 0.0)
+    leave(registry, 0, 1.0)
+    assert isinstance(join(registry, hello(2, num_workers=3), 100.0), DisagreementError)
+    for rank in (0, 1, 2):
+        again = hello(rank, num_workers=3)
+        again.incarnation += 1000
+        assert join(registry, again, 101.0 + rank) is None
+    assert sorted(registry.jobs["night"].workers) == [0, 1, 2]
+
+
+def test_a_late_rank_without_an_incarnation_is_told_once(registry: Registry) -> None:
+    """It could be another process each time: it is not refused for as long as the job is remembered."""
+    join(registry, hello(0, num_workers=3), 0.0)
+    join(registry, hello(1, num_workers=4), 1.0)
+    registry.jobs["night"].lost(0, 1.0)
+    late = hello(2, num_workers=3)
+    late.incarnation = 0
+    assert isinstance(join(registry, late, 40.0), DisagreementError)
+    assert join(registry, late, 41.0) is None
+
+
 def test_what_is_remembered_of_jobs_that_not_all_had_joined_is_bounded(registry: Registry) -> None:
     """In time, by how long a round may wait, and in number."""
     for number in range(200):

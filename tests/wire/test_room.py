@@ -122,21 +122,16 @@ def test_what_cannot_be_had_whole_is_given_back(file_system: _FileSystem, monkey
     segment.close()
 
 
-def test_a_directory_that_stays_locked_is_told_in_words(
-    file_system: _FileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that was stopped in its turn holds up nobody for ever."""
-    monkeypatch.setattr(room, "_TURN_SECONDS", 0.05)
+def test_a_directory_that_stays_locked_holds_up_nobody_for_long(file_system: _FileSystem) -> None:
+    """Anybody can lock it, such as a process that was stopped in its turn: the others go on without."""
     directory = file_system(64 * _MIB)
     segment = Segment.create(directory, 4096)
     descriptor = os.open(directory, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     began = time.monotonic()
-    with pytest.raises(SegmentError, match=r"another process has kept the directory .* locked for 0\.05 s"):
-        segment.reserve(0, 4096)
-    assert time.monotonic() - began < 5
-    os.close(descriptor)
     segment.reserve(0, 4096)
+    assert room._TURN_SECONDS <= time.monotonic() - began < 5
+    os.close(descriptor)
     segment.close()
 
 

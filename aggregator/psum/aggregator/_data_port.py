@@ -118,7 +118,13 @@ class DataPort:
             host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, kind, protocol, _, address in found:
-            listener = socket.socket(family, kind, protocol)
+            try:
+                listener = socket.socket(family, kind, protocol)
+            except OSError as error:
+                # A kernel without IPv6, where a name has an address of IPv6 all the same.
+                if error.errno != errno.EAFNOSUPPORT or len(found) == 1:
+                    raise
+                continue
             self._listeners.append(listener)
             _bind(listener, (address[0], self.port, *address[2:]))
             self.port = listener.getsockname()[1]

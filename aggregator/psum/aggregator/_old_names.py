@@ -40,8 +40,8 @@ def without_workers_files(environ: Mapping[str, str], given: Mapping[str, Any]) 
         # No aggregator could be started with an authority alone: it is there for workers.
         dropped = (_OLD_CA,)
     remarks = []
-    if has_certificate and not by_name and "tls_client_ca" not in by_flag and environ.get(_OLD_CA):
-        # It counted beside flags until now, so whoever relied on it must hear of it.
+    if has_certificate and "tls_client_ca" not in (*by_flag, *by_name) and environ.get(_OLD_CA):
+        # It counted until now, so whoever relied on it must hear of it.
         remarks.append(
             f"{_OLD_CA}={environ[_OLD_CA]} is a worker's setting and does not count here: workers are not asked for"
             f" certificates. To ask for them, give --tls-client-ca or {_OWN['tls_client_ca']}; otherwise unset"

@@ -63,7 +63,9 @@ class PastJobs:
         past = self._jobs.get(hello.job)
         if past is None or now - hello.age_seconds > past.at:
             return None
-        told = past.job.told.setdefault(hello.rank, hello.incarnation) == hello.incarnation
+        # Whoever has no incarnation of its own may be another one each time: it is told once.
+        told = hello.rank not in past.job.told or 0 != past.job.told[hello.rank] == hello.incarnation
+        past.job.told.setdefault(hello.rank, hello.incarnation)
         if (hello.rank in past.job.workers or not told) and (
             past.job.failure is None or now - past.at > self._worker_timeout
         ):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from psum.aggregator._actions import Action
 from psum.aggregator._budget import Budget
+from psum.aggregator._failures import disagreement
 from psum.aggregator._job import Job
 from psum.aggregator._past import PastJobs
 from psum.aggregator._settings import Settings
@@ -91,6 +92,10 @@ class Registry:
             past = self._past.of(hello, now)
             if past is not None and past.failure is not None:
                 return None, actions, past.failure
+            if past is not None and (refusal := disagreement(past, hello, peer)) is not None:
+                # Told once: it may also be the first of a next run with other settings.
+                self._past.forget(hello.job)
+                return None, actions, refusal
             if len(self.jobs) >= self._settings.max_jobs:
                 refusal = ExhaustedError(
                     f"job {hello.job!r} was refused: {len(self.jobs)} jobs are in progress on this aggregator, as many"
