@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from psum.mxnet import _engine
-from psum.mxnet._compat import ENGINE_IS_NAIVE, MXNetError, mx
+from psum.mxnet._compat import ENGINE_IS_NAIVE, MXNetError, check_call, mx
 from psum.mxnet._memory import flat_bytes
 
 PATIENCE_SECONDS = 30.0
@@ -222,6 +222,46 @@ def test_held_for_one_thread(recorder: Recorder) -> None:
     recorder.next_run().complete()
     thread.join(PATIENCE_SECONDS)
     assert pushed.is_set()
+    assert _engine.wait_until_idle(PATIENCE_SECONDS)
+
+
+def test_a_push_that_a_handler_interrupted_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may run the handler of Ctrl-C where the engine has the operation already: the array fails, and is not
+    waited for for ever."""
+    array = mx.nd.zeros((2,))
+    array.wait_to_read()
+    check = check_call
+
+    def interrupted(status: int) -> None:
+        check(status)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_engine, "check_call", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _engine.push(array, _engine.Operation(lambda operation: None, lambda: None))
+    assert _engine.outstanding() == 0
+    with pytest.raises(mx.base.MXNetError, match="interrupted the call that was to sum this"):
+        array.asnumpy()
+
+
+def test_a_handler_that_interrupts_a_push_may_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for the operation that its own thread is about to push; nor do others for ever."""
+    array = mx.nd.zeros((2,))
+    array.wait_to_read()
+    check = check_call
+    waited = threading.Event()
+
+    def interrupting(status: int) -> None:
+        monkeypatch.setattr(_engine, "check_call", check)
+        _engine.wait_until_released()
+        waited.set()
+        check(status)
+
+    monkeypatch.setattr(_engine, "check_call", interrupting)
+    _engine.push(array, _engine.Operation(lambda operation: operation.complete(), lambda: None))
+    assert waited.is_set()
+    array.wait_to_read()
     assert _engine.wait_until_idle(PATIENCE_SECONDS)
 
 

@@ -63,6 +63,14 @@ async def test_messages_and_payloads_come_in_order() -> None:
         await asyncio.gather(send(one), send(other), receive(other), receive(one))
 
 
+def test_a_secret_is_not_shown_on_a_connection_that_broke_at_once() -> None:
+    """uvloop would raise an error that nobody expects of a connection."""
+    pipe = Pipe(1 << 20, keepalive=10)
+    pipe.close()
+    with pytest.raises(ConnectionResetError, match="not open"):
+        pipe.show(b"secret")
+
+
 async def test_each_end_takes_one_descriptor() -> None:
     """A process that is short of them has none to spare for setting options, which are set all the same."""
     loop = asyncio.get_running_loop()

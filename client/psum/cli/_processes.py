@@ -83,8 +83,10 @@ class Child:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the process alone, which may have ended."""
+        # Not by Popen, which would take the end of the process for itself.
         if not self.ended.done():
-            self._process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
     async def end(self, grace: float, hurry: asyncio.Event) -> None:
         """Ends the process and all that is left in its group: asked first, killed after the grace period.

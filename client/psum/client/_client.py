@@ -522,8 +522,11 @@ class Client:
         notices, self._session.notices = self._session.notices, []
         for text in notices:
             _log.warning("%s", text)
-        finished, self._session.finished = self._session.finished, []
-        for ticket, error in finished:
+        count = 0
+        # One by one: a callback that forks has the others reported before that.
+        while self._session.finished:
+            ticket, error = self._session.finished.pop(0)
+            count += 1
             done, ticket.done = ticket.done, None
             ticket.source = ticket.target = None
             try:
@@ -531,9 +534,9 @@ class Client:
                     done(error)
             except Exception:
                 _log.exception("the callback of %r failed", ticket)
-        if finished:
+        if count:
             with self._counting:
-                self._outstanding -= len(finished)
+                self._outstanding -= count
         if self._idle:
             self._idle.wake()
 

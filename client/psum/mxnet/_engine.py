@@ -136,17 +136,23 @@ class _Registry:
         """Threads that keep all others from adding operations."""
         self._opened = Waiters()
         self._ended = False
+        self._pushing: dict[int, int] = {}
+        """The threads that are about to give the engine an operation, by its number."""
 
     def __len__(self) -> int:
         return len(self._operations)
 
-    def add(self, operation: Operation) -> int:
-        """Keeps the operation alive; returns the number by which the engine will call it.
+    def number(self) -> int:
+        """A number by which the engine will call an operation."""
+        return next(self._tokens)
+
+    def add(self, token: int, operation: Operation) -> None:
+        """Keeps an operation alive that is about to be pushed, until `remove`. `pushed` must follow.
 
         Raises:
             MXNetError: The process ends.
         """
-        token = next(self._tokens)
+        self._pushing[token] = threading.get_ident()
         # In this order: whoever closes looks for operations after that.
         self._operations[token] = operation
         while self._keepers or self._ended:
@@ -158,21 +164,33 @@ class _Registry:
             self.remove(token)
             self._opened.wait_for(self._may_add)
             self._operations[token] = operation
-        return token
+
+    def pushed(self, token: int) -> None:
+        """The engine has the operation, or has not taken it."""
+        self._pushing.pop(token, None)
 
     def get(self, token: int) -> Operation:
-        return self._operations[token]
+        """The operation, or one that fails where the handler of a signal has ended its push: the engine may have it."""
+        return self._operations.get(token) or Operation(_fail_interrupted, _ignore)
 
     def all(self) -> list[Operation]:
         return list(self._operations.values())
 
     def remove(self, token: int) -> None:
         self._operations.pop(token, None)
-        if self._emptied and not self._operations:
+        if self._emptied and len(self._operations) <= len(self._pushing):
             self._emptied.wake()
 
     def wait_until_empty(self, timeout: float | None) -> bool:
         return self._emptied.wait_for(lambda: not self._operations, timeout)
+
+    def wait_until_released(self) -> None:
+        """Waits for all operations but those that this thread is about to push.
+
+        There are such where the handler of a signal waits, which has interrupted the push.
+        """
+        me = threading.get_ident()
+        self._emptied.wait_for(lambda: len(self._operations) <= list(self._pushing.values()).count(me))
 
     def close(self) -> None:
         """Other threads than this one have to wait before they add anything, until `open`."""
@@ -189,6 +207,14 @@ class _Registry:
 
     def _may_add(self) -> bool:
         return self._ended or self._keepers <= {threading.get_ident()}
+
+
+def _fail_interrupted(operation: Operation) -> None:
+    operation.complete("the handler of a signal has interrupted the call that was to sum this")
+
+
+def _ignore() -> None:
+    """Nothing is to be done."""
 
 
 _registry = _Registry()
@@ -240,9 +266,10 @@ def call_when_ready(handle: ctypes.c_void_p, callback: Callable[[], None], *, wr
 def _push(
     handle: ctypes.c_void_p, operation: Operation, *, writes: bool, priority: int, always: bool, name: str
 ) -> None:
-    token = _registry.add(operation)
+    token = _registry.number()
     read, written = (None, ctypes.byref(handle)) if writes else (ctypes.byref(handle), None)
     try:
+        _registry.add(token, operation)
         check_call(
             QUICK.MXEnginePushAsyncND(
                 _run,
@@ -263,6 +290,8 @@ def _push(
     except BaseException:
         _registry.remove(token)
         raise
+    finally:
+        _registry.pushed(token)
 
 
 def outstanding() -> int:
@@ -282,7 +311,7 @@ def any_failed() -> bool:
 
 def wait_until_released() -> None:
     """Waits until no operation is outstanding; each ends by itself, at the latest by its deadline."""
-    _registry.wait_until_empty(None)
+    _registry.wait_until_released()
 
 
 def wait_until_idle(timeout: float) -> bool:

@@ -105,6 +105,7 @@ def _after_fork_in_child() -> None:
     _clients.clear()
     _engine.forget_all()
     _interrupts.forget()
+    _waits.forget()
 
 
 def _end_sums() -> None:

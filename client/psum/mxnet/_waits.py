@@ -78,6 +78,13 @@ def take_errors() -> None:
         _taken.wake()
 
 
+def forget() -> None:
+    """To be called in a forked child: its parent's errors are not the child's, and nor are its parent's threads."""
+    global _taker, _taken
+    _owed.clear()
+    _taker, _taken = None, Waiters()
+
+
 @contextlib.contextmanager
 def noting_interrupts() -> Iterator[None]:
     """What is done here is a wait, of which `interrupted` tells."""

@@ -159,8 +159,13 @@ class Pipe(asyncio.BufferedProtocol):
                 await self._next()
 
     def show(self, secret: bytes) -> None:
-        """Sends the secret that the other side asks for first."""
-        assert self._transport is not None
+        """Sends the secret that the other side asks for first.
+
+        Raises:
+            ConnectionResetError: The connection broke as soon as it was open.
+        """
+        if self._error is not None or self._closed or self._transport is None:
+            raise ConnectionResetError(str(self._error or "the data connection is not open"))
         self._transport.write(secret)
 
     async def send(self, message: bytes, payloads: Sequence[memoryview] = ()) -> None:
