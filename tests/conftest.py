@@ -16,7 +16,18 @@ hypothesis.settings.register_profile("psum", deadline=None)
 hypothesis.settings.load_profile("psum")
 
 #: What takes long, and shows something of protocols, processes and files rather than of one version of Python.
-_ONCE: Final = ("chaos", "deploy", "fuzz", "model")
+_ONCE: Final = (
+    "aggregator/test_page.py",
+    "aggregator/test_prometheus.py",
+    "aggregator/test_scraping.py",
+    "chaos",
+    "cli/test_bench.py",
+    "cli/test_launch.py",
+    "deploy",
+    "fuzz",
+    "integration/test_security.py",
+    "model",
+)
 
 _HERE: Final = pathlib.Path(__file__).parent
 
@@ -37,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that scripts/test runs on one interpreter only."""
     for item in items:
-        if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in _ONCE:
+        if any(item.path.is_relative_to(_HERE / part) for part in _ONCE):
             item.add_marker(pytest.mark.once)
 
 

@@ -97,6 +97,7 @@ def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., 
     assert [run.check().strip() for run in run_workers("stages.py")] == ["0", "0"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
 def test_forms_and_types(run_workers: Callable[..., list[Any]], plane: str) -> None:
     """Arrays of all element types are summed exactly in all forms, in place and through stages, on every plane."""

@@ -44,6 +44,9 @@ def open_descriptors() -> int:
 
 def lacks_descriptors(wanted: int) -> str | None:
     """Says so where this process cannot open so many more files and connections: a sentence, else None."""
+    if descriptor_limit() - open_descriptors() < wanted:
+        # Not found out by taking them all: meanwhile another thread may need one, and gRPC ends the process then.
+        return lack_of_descriptors(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     taken: list[int] = []
     try:
         for _ in range(wanted):
