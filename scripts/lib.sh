@@ -52,14 +52,14 @@ make_venv() {
     directory=$1 python=$2 stamp_file=$3
     shift 3
     need_writable "$directory"
-    begun=$(date +%s)
+    set_up_since=$(date +%s)
     echo "setting up $directory, once: pip installs $* (1 to 5 minutes; needs the package registry)" >&2
     rm -rf "$directory"
     "$python" -m venv "$directory"
     # Not quiet: what it prints shows how far it is.
     "$directory/bin/python" -m pip install --disable-pip-version-check "$@" >&2
     stamp_of "$python" "$stamp_file" "$@" >"$directory/stamp"
-    echo "set up $directory in $(($(date +%s) - begun)) s" >&2
+    echo "set up $directory in $(($(date +%s) - set_up_since)) s" >&2
 }
 
 # need_writable WHAT: ends with an error where the repository cannot be written to, which WHAT needs.

@@ -136,6 +136,12 @@ def test_all_tests_say_how_far_they_are(checkout: Checkout) -> None:
     assert len([line for line in checkout.took() if " -m pytest --junit-xml=" in line]) == 4
 
 
+def test_setting_up_leaves_the_clock_of_all_tests_alone(checkout: Checkout) -> None:
+    """Variables of the shell's functions are everybody's: the time since the start would begin anew."""
+    program = '. scripts/lib.sh; begun=7; make_venv .venv python3.11 pyproject.toml -e .; echo "$begun"'
+    assert checkout.run("sh", "-c", program).stdout.split()[-1] == "7"
+
+
 def test_the_scripts_are_valid_shell() -> None:
     """Also the parts that are not run here."""
     for script in (ROOT / "scripts").iterdir():
