@@ -171,7 +171,7 @@ class _Registry:
 
     def get(self, token: int) -> Operation:
         """The operation, or one that fails where the handler of a signal has ended its push: the engine may have it."""
-        return self._operations.get(token) or Operation(_fail_interrupted, _ignore)
+        return self._operations.get(token) or Operation(_fail_interrupted, ignore)
 
     def all(self) -> list[Operation]:
         return list(self._operations.values())
@@ -181,7 +181,7 @@ class _Registry:
         if self._emptied and len(self._operations) <= len(self._pushing):
             self._emptied.wake()
 
-    def wait_until_empty(self, timeout: float | None) -> bool:
+    def wait_until_empty(self, timeout: float) -> bool:
         return self._emptied.wait_for(lambda: not self._operations, timeout)
 
     def wait_until_released(self) -> None:
@@ -213,8 +213,8 @@ def _fail_interrupted(operation: Operation) -> None:
     operation.complete("the handler of a signal has interrupted the call that was to sum this")
 
 
-def _ignore() -> None:
-    """Nothing is to be done."""
+def ignore() -> None:
+    """Nothing is to be done: for an operation that may be skipped."""
 
 
 _registry = _Registry()

@@ -133,7 +133,7 @@ class Exchange:
             def begin_to_prepare(operation: _engine.Operation) -> None:
                 worker.do(functools.partial(_then, prepare, operation.complete))
 
-            _engine.push(turn.array, _engine.Operation(begin_to_prepare, _ignore), priority=priority)
+            _engine.push(turn.array, _engine.Operation(begin_to_prepare, _engine.ignore), priority=priority)
         elif not turn.is_first:
             name = self._key[1]
 
@@ -144,7 +144,7 @@ class Exchange:
                 obstacle = turn.obstacle()
                 operation.complete(obstacle and f"an earlier round of key {name!r} failed on this rank: {obstacle}")
 
-            _engine.push(turn.array, _engine.Operation(check, _ignore), priority=priority, always=True)
+            _engine.push(turn.array, _engine.Operation(check, _engine.ignore), priority=priority, always=True)
 
     def _gpu(self) -> int | None:
         """The number of a GPU that some of the arrays are on, None where none is."""
@@ -224,7 +224,3 @@ def _then(do: Callable[[], None], do_afterwards: Callable[[], None]) -> None:
         do()
     finally:
         do_afterwards()
-
-
-def _ignore() -> None:
-    """Nothing is to be done."""

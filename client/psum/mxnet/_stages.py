@@ -242,4 +242,4 @@ def _let_go_of_orphans() -> None:
             # It is kept by this function, as long as the engine uses it.
             operation.complete()
 
-        _engine.push(stage.array, _engine.Operation(let_go, lambda: None), always=True)
+        _engine.push(stage.array, _engine.Operation(let_go, _engine.ignore), always=True)
