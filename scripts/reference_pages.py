@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 import psum.aggregator
 import psum.client
-from psum.aggregator import _exposition as aggregator_metrics
-from psum.aggregator._tally import KEEP_SECONDS
-from psum.client import _exporter as client_metrics
-from psum.wire import BaseSettings, Metric, declarations
+from psum.aggregator.core.counters import KEEP_SECONDS
+from psum.aggregator.observe import metrics as aggregator_metrics
+from psum.client.observe import exporter as client_metrics
+from psum.runtime import BaseSettings, Metric, declarations
 
 ROOT = pathlib.Path(__file__).parent.parent
 

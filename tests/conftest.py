@@ -17,12 +17,12 @@ hypothesis.settings.load_profile("psum")
 
 #: What takes long, and shows something of protocols, processes and files rather than of one version of Python.
 _ONCE: Final = (
-    "aggregator/test_page.py",
-    "aggregator/test_prometheus.py",
-    "aggregator/test_scraping.py",
+    "aggregator/observe/test_page.py",
+    "aggregator/observe/test_metrics.py",
+    "aggregator/observe/test_scraping.py",
     "chaos",
-    "cli/test_bench.py",
-    "cli/test_launch.py",
+    "cli/bench/test_bench.py",
+    "cli/launch/test_launch.py",
     "deploy",
     "fuzz",
     "integration/test_security.py",

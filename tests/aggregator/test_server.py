@@ -16,7 +16,7 @@ import trustme
 
 from psum import client as psum
 from psum.aggregator import Server, Settings
-from psum.aggregator._data_port import DataPort
+from psum.aggregator.service.data_port import DataPort
 from tests.processes import running
 
 

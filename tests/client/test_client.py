@@ -10,7 +10,7 @@ import pytest
 import psum.client as psum
 from psum.aggregator import Server
 from psum.aggregator import Settings as AggregatorSettings
-from psum.client._thread import LoopThread
+from psum.client.transport.loop_thread import LoopThread
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_operations_behind_one_that_was_never_started_fail_in_time(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupt between reservation and start must not make all that follows on the key wait for ever."""
-    monkeypatch.setattr("psum.client._client._EXPIRY_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr("psum.client.client._EXPIRY_MARGIN_SECONDS", 0.0)
     with connect(address, round_timeout=0.5) as client:
         store = client.store()
         store.reserve("w", shape=(3,), element_type=psum.ElementType.FLOAT64)

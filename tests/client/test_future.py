@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from psum.client._future import Outcome
+from psum.client.future import Outcome
 from psum.wire.errors import ClosedError
 
 

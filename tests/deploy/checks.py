@@ -7,7 +7,7 @@ from typing import Any
 
 from psum.aggregator import Settings as AggregatorSettings
 from psum.client import Settings as WorkerSettings
-from psum.wire import declarations
+from psum.runtime import declarations
 from psum.wire.errors import ConfigurationError
 from tests.deploy import network
 from tests.deploy.manifests import VERSION, Pod, Resource, pods

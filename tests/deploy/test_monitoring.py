@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from psum.aggregator._exposition import METRICS, collect
-from psum.aggregator._server import Server
-from psum.aggregator._settings import Settings
+from psum.aggregator.observe.metrics import METRICS, collect
+from psum.aggregator.server import Server
+from psum.aggregator.settings import Settings
 from tests.deploy.manifests import ROOT, rendered
 
 MONITORING = ROOT / "deploy/monitoring"

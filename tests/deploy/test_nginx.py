@@ -15,7 +15,7 @@ import trustme
 from faults.aggregators import aggregators, free_port
 from faults.training import Training, undisturbed
 from psum import client as psum
-from psum.client._credentials import Credentials
+from psum.client.transport.credentials import Credentials
 from psum.wire import NO_PROXY
 from tests.deploy.manifests import ROOT
 

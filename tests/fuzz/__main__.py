@@ -11,7 +11,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import uvloop
 
-from psum.wire import keep_large_blocks
+from psum.runtime import keep_large_blocks
 from tests.fuzz.cases import Case
 from tests.fuzz.run import SHARES, run, run_case
 

@@ -9,12 +9,12 @@ from typing import Any, Final
 import grpc
 import numpy as np
 
-from psum.aggregator import _service
-from psum.aggregator._data_port import DataPort
-from psum.aggregator._handshakes import Handshakes
-from psum.aggregator._job import Job
-from psum.aggregator._service import Service
-from psum.aggregator._settings import Settings
+from psum.aggregator.access.handshakes import Handshakes
+from psum.aggregator.core.job import Job
+from psum.aggregator.service import service
+from psum.aggregator.service.data_port import DataPort
+from psum.aggregator.service.service import Service
+from psum.aggregator.settings import Settings
 from psum.client import ElementType, Operation
 from psum.v1 import aggregator_pb2 as pb
 from tests.fuzz.cases import LogWatch, ViolationError
@@ -50,7 +50,7 @@ class AggregatorTarget:
     async def start(self) -> None:
         """Starts the service and the healthy job."""
         # The time that the clock below makes pass does not shorten how long peers may take to end their streams.
-        self._last_word_seconds, _service._LAST_WORD_SECONDS = _service._LAST_WORD_SECONDS, 0.01
+        self._last_word_seconds, service._LAST_WORD_SECONDS = service._LAST_WORD_SECONDS, 0.01
         loop = asyncio.get_running_loop()
         self._service = Service(
             Settings(
@@ -200,7 +200,7 @@ class AggregatorTarget:
                 worker.leave()
             await asyncio.gather(*self._healthy_tasks)
             await self._service.close()
-        _service._LAST_WORD_SECONDS = self._last_word_seconds
+        service._LAST_WORD_SECONDS = self._last_word_seconds
 
     def _open(self, context: Context) -> "asyncio.Task[None]":
         return asyncio.get_running_loop().create_task(self._service._exchange(iter(()), context))  # type: ignore[arg-type]

@@ -6,10 +6,10 @@ from collections import Counter
 from random import Random
 from typing import Final, Protocol
 
-from psum.wire import TextFormatter
+from psum.runtime import TextFormatter
 
 #: Loggers that report errors only where the product itself is wrong.
-_NEVER_WRONG: Final = ("psum.aggregator._service", "asyncio", "grpc._cython.cygrpc")
+_NEVER_WRONG: Final = ("psum.aggregator.service.service", "asyncio", "grpc._cython.cygrpc")
 
 #: What gRPC says itself, with a traceback: of headers and names of methods that are no text, of a peer that has gone,
 #: and, in a process with many event loops, of a late event for one that was closed.

@@ -7,7 +7,7 @@ from random import Random
 from typing import Final
 
 from psum.client import ElementType, Operation
-from psum.client._placement import Placement, Shard, key_id
+from psum.client.core.placement import Placement, Shard, key_id
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, encode, to_columns
 from tests.fuzz.mutation import Mutator

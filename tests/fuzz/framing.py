@@ -7,7 +7,14 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, decode, encode, split, to_columns, to_rows
+from psum.wire import (
+    ShardRound,
+    decode,
+    encode,
+    split,
+    to_columns,
+    to_rows,
+)
 from psum.wire.errors import ProtocolError
 from tests.fuzz.cases import ViolationError
 from tests.fuzz.columns import lengths_of, well_formed

@@ -12,10 +12,12 @@ import grpc.aio
 import numpy as np
 
 from psum import client as psum
-from psum.client import _client, _data_connection
-from psum.client._thread import LoopThread
+from psum.client import client as _client
+from psum.client.transport import data_dialer
+from psum.client.transport.loop_thread import LoopThread
+from psum.planes import SECRET_BYTES, DataConnection
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import SECRET_BYTES, Pipe, encode
+from psum.wire import encode
 from psum.wire.errors import ProtocolError
 from tests.fuzz.cases import LogWatch, ViolationError
 from tests.fuzz.mutation import Mutator
@@ -70,7 +72,7 @@ class LinkTarget:
         self._patches = contextlib.ExitStack()
         for name in ("_EXPIRY_MARGIN_SECONDS", "_EXPIRY_SECONDS"):
             self._patches.enter_context(mock.patch.object(_client, name, 0.05))
-        self._patches.enter_context(mock.patch.object(_data_connection, "_PATIENCE_SECONDS", 0.05))
+        self._patches.enter_context(mock.patch.object(data_dialer, "_PATIENCE_SECONDS", 0.05))
         self._clients_thread = LoopThread("fuzzed-clients")
         self._thread = LoopThread("fuzzed-link")
         self._address = await asyncio.to_thread(self._thread.run, self._serve(), PATIENCE_SECONDS)
@@ -191,13 +193,13 @@ class LinkTarget:
 
     def _take(self) -> asyncio.BaseProtocol:
         """Somebody opens a data connection."""
-        pipe = Pipe(1 << 20, lambda _: True, keepalive=5)
+        pipe = DataConnection(1 << 20, lambda _: True, keepalive=5)
         task = asyncio.get_running_loop().create_task(self._talk(pipe))
         self._talks.add(task)
         task.add_done_callback(self._talks.discard)
         return pipe
 
-    async def _talk(self, pipe: Pipe) -> None:
+    async def _talk(self, pipe: DataConnection) -> None:
         """It is closed, silent, somebody else's, or an aggregator's, which may make mistakes there too."""
         random = self._random
         habit = random.choice(("closes", "is silent", "is another's", "answers", "answers"))

@@ -7,7 +7,8 @@ from random import Random
 from typing import Any, Final
 from unittest import mock
 
-from psum.wire import MAX_MESSAGE_BYTES, SECRET_BYTES, Pipe
+from psum.planes import SECRET_BYTES, DataConnection
+from psum.wire import MAX_MESSAGE_BYTES
 from psum.wire.errors import ProtocolError
 from tests.fuzz.cases import ViolationError
 from tests.fuzz.mutation import Mutator
@@ -36,7 +37,7 @@ class PipeTarget:
         sent = data = secret + b"".join(written(parcel) for parcel in parcels)
         if random.random() < 0.7:
             data = Mutator(random, ()).change_bytes(data)
-        pipe = Pipe(_MAX_WAITING_BYTES, lambda shown: shown == secret, keepalive=5)
+        pipe = DataConnection(_MAX_WAITING_BYTES, lambda shown: shown == secret, keepalive=5)
         transport = attached(pipe)
         here = deliver(random, pipe, transport, data)
         if data[:SECRET_BYTES] != secret[: len(data)] and here:
@@ -52,7 +53,7 @@ class PipeTarget:
         """Nothing is to be done."""
 
 
-def attached(pipe: Pipe) -> mock.Mock:
+def attached(pipe: DataConnection) -> mock.Mock:
     """Gives a pipe a transport that only remembers."""
     transport = mock.Mock()
     with socket.socket() as unconnected:
@@ -63,14 +64,14 @@ def attached(pipe: Pipe) -> mock.Mock:
 
 def written(parcel: _Parcel) -> bytes:
     """What a pipe sends of it."""
-    pipe = Pipe(1, keepalive=5)
+    pipe = DataConnection(1, keepalive=5)
     transport = attached(pipe)
     message, payloads = parcel
     taken(pipe.send(message, [memoryview(payload) for payload in payloads]))
     return b"".join(call.args[0] for call in transport.write.call_args_list)
 
 
-def deliver(random: Random, pipe: Pipe, transport: mock.Mock, data: bytes) -> list[_Parcel]:
+def deliver(random: Random, pipe: DataConnection, transport: mock.Mock, data: bytes) -> list[_Parcel]:
     """Gives a pipe bytes as an event loop does, and takes out what is whole, now and then or at the end.
 
     Raises:

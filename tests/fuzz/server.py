@@ -13,7 +13,7 @@ import numpy as np
 
 from psum import client as psum
 from psum.aggregator import Server, Settings
-from psum.client._thread import LoopThread
+from psum.client.transport.loop_thread import LoopThread
 from psum.v1 import aggregator_pb2 as pb
 from tests.fuzz.cases import LogWatch, ViolationError
 from tests.fuzz.conversations import Conversation, disturb, strangers

@@ -7,9 +7,10 @@ from random import Random
 
 from google.protobuf.message import DecodeError
 
-from psum.client import ElementType, Operation, PsumError, Ticket, _trace
-from psum.client._recorder import Recorder
-from psum.client._session import Session
+from psum.client import ElementType, Operation, PsumError, Ticket
+from psum.client.core.recorder import Recorder
+from psum.client.core.session import Session
+from psum.client.observe import trace
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, encode, to_columns, to_rows
 from psum.wire.errors import ProtocolError
@@ -249,7 +250,7 @@ class Life:
         report(take(self._session))
         self._session.check()
         if self._recorder is not None:
-            for one in _trace.slices(self._recorder):
+            for one in trace.slices(self._recorder):
                 if not (math.isfinite(one.start) and math.isfinite(one.end)):
                     raise ViolationError(f"a timeline has {one}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from psum.client import ElementType, Operation, PsumError, Ticket
-from psum.client._session import Session
+from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode
 from psum.wire.errors import ClosedError, FaultError

@@ -4,7 +4,7 @@ import ctypes
 import time
 
 import psum.mxnet
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 
 KEYS, STEPS, LARGE = 8, 30, 64 << 20
 

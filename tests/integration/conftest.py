@@ -12,8 +12,8 @@ import pytest
 
 from psum import client as psum
 from psum.aggregator import Server, Settings
-from psum.client._thread import LoopThread
-from psum.wire import DEFAULT_DIRECTORY
+from psum.client.transport.loop_thread import LoopThread
+from psum.planes import DEFAULT_DIRECTORY
 
 T = TypeVar("T")
 

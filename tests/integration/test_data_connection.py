@@ -13,10 +13,11 @@ import pytest
 import trustme
 
 from psum import client as psum
-from psum.aggregator._listener import Listener
-from psum.client import _data_connection
-from psum.client._data_connection import Prospects
-from psum.wire import SECRET_BYTES, Pipe, report_of
+from psum.aggregator.service.receiver import Receiver
+from psum.client.transport import data_dialer
+from psum.client.transport.data_dialer import DialProspects
+from psum.planes import SECRET_BYTES, DataConnection
+from psum.wire import report_of
 from tests.polling import wait_until
 
 
@@ -223,7 +224,7 @@ def test_a_port_that_leads_elsewhere_is_no_obstacle(
 ) -> None:
     """That a connection is accepted counts for nothing: messages stay on the stream, from the first one on. Each worker
     tries once and says so once, also where its stream is opened anew."""
-    monkeypatch.setattr(_data_connection, "_PATIENCE_SECONDS", 0.3 if habit is is_silent else 5.0)
+    monkeypatch.setattr(data_dialer, "_PATIENCE_SECONDS", 0.3 if habit is is_silent else 5.0)
     fleet = make_fleet(1)
     inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
     door = Door(fleet, habit)
@@ -263,7 +264,7 @@ def test_nor_does_it_matter_with_tls(
     habit: Habit,
 ) -> None:
     """What fails there is the handshake."""
-    monkeypatch.setattr(_data_connection, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(data_dialer, "_PATIENCE_SECONDS", 0.5)
     ca = trustme.CA()
     issued = ca.issue_cert("127.0.0.1")
     files = {name: str(tmp_path / f"{name}.pem") for name in ("tls_cert", "tls_key", "tls_ca")}
@@ -283,14 +284,14 @@ def test_an_answer_that_comes_too_late_is_left_aside(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The aggregator has taken the secret, and the worker has given up: both talk on the stream, which goes on."""
-    monkeypatch.setattr(_data_connection, "_PATIENCE_SECONDS", 0.2)
-    first_on = Listener._first_on
+    monkeypatch.setattr(data_dialer, "_PATIENCE_SECONDS", 0.2)
+    first_on = Receiver._first_on
 
-    async def late(self: Listener, pipe: Pipe) -> memoryview | None:
+    async def late(self: Receiver, pipe: DataConnection) -> memoryview | None:
         await asyncio.sleep(0.5)
         return await first_on(self, pipe)
 
-    monkeypatch.setattr(Listener, "_first_on", late)
+    monkeypatch.setattr(Receiver, "_first_on", late)
     fleet = make_fleet(1)
     with fleet.worker(0, 1, plane="direct") as client:
         assert client.planes == ("inline",)
@@ -342,7 +343,7 @@ def test_of_several_addresses_the_one_that_answers_is_taken(
         async def addresses_of(_host: str, _port: int) -> list[str]:
             return ["127.0.0.7", "127.0.0.8", "127.0.0.9", "127.0.0.1"]
 
-        monkeypatch.setattr(_data_connection, "addresses_of", addresses_of)
+        monkeypatch.setattr(data_dialer, "addresses_of", addresses_of)
         with fleet.worker(0, 1, plane="direct") as client:
             assert client.planes == ("direct",)
             few_sums(client)
@@ -360,7 +361,7 @@ def test_no_address_that_answers_is_told_with_all_reasons(
     async def addresses_of(_host: str, _port: int) -> list[str]:
         return ["127.0.0.7", "127.0.0.8"]
 
-    monkeypatch.setattr(_data_connection, "addresses_of", addresses_of)
+    monkeypatch.setattr(data_dialer, "addresses_of", addresses_of)
     with fleet.worker(0, 1, plane="direct") as client:
         assert client.planes == ("inline",)
     assert "127.0.0.8: it was accepted, and closed before the aggregator answered" in caplog.text
@@ -370,10 +371,10 @@ def test_no_address_that_answers_is_told_with_all_reasons(
 def test_an_older_aggregator_does_not_answer(make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its welcome does not say that it will: what is opened is used, as it always was."""
 
-    async def hear(_self: Listener, pipe: Pipe) -> memoryview:
+    async def hear(_self: Receiver, pipe: DataConnection) -> memoryview:
         return await pipe.receive()
 
-    monkeypatch.setattr(Listener, "_first_on", hear)
+    monkeypatch.setattr(Receiver, "_first_on", hear)
     fleet = make_fleet(1)
     choose = fleet.servers[0]._service._choose_plane
 
@@ -391,13 +392,13 @@ def test_an_older_worker_does_not_wait_for_an_answer(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, plane: str
 ) -> None:
     """It talks at once, and takes the answer for a message that says nothing."""
-    make = _data_connection._Attempt.make
+    make = data_dialer._Attempt.make
 
-    async def at_once(self: _data_connection._Attempt) -> Pipe:
+    async def at_once(self: data_dialer._Attempt) -> DataConnection:
         self._welcome.ClearField("data_answers")
         return await make(self)
 
-    monkeypatch.setattr(_data_connection._Attempt, "make", at_once)
+    monkeypatch.setattr(data_dialer._Attempt, "make", at_once)
     fleet = make_fleet(1)
     inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
     assert fleet.on_every_rank(2, few_sums, plane=plane) == inline
@@ -407,7 +408,7 @@ def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the midst of payloads, either side's: nothing is lost."""
-    monkeypatch.setattr(Prospects, "broke", lambda *_, **__: False)
+    monkeypatch.setattr(DialProspects, "broke", lambda *_, **__: False)
     inline = make_fleet(1).on_every_rank(2, sums, plane="inline")
     fleet = make_fleet(1)
     clients = [fleet.worker(rank, 2, plane="direct") for rank in range(2)]

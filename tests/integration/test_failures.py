@@ -164,7 +164,7 @@ def test_a_round_that_waits_too_long_fails_naming_the_missing_rank(make_fleet: A
 
 def test_a_client_gives_up_by_itself_when_nobody_answers(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the aggregator not even report the timeout, the client's own deadline ends the wait."""
-    monkeypatch.setattr("psum.client._client._EXPIRY_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr("psum.client.client._EXPIRY_MARGIN_SECONDS", 0.0)
     with fleet.worker(0, 2, round_timeout=0.3) as zero:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
         with pytest.raises(psum.RoundTimeoutError, match=rf"rank 0 has waited .* from {fleet.addresses[0]}"):
@@ -324,7 +324,7 @@ def test_a_worker_says_that_it_waits_for_an_aggregator(
     """With its address, the time it may take and what the last attempt came to, and again when it has waited twice as
     long.
     """
-    monkeypatch.setattr("psum.client._obstacle._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("psum.client.transport.connect_problem._PATIENCE_SECONDS", 0.2)
     with pytest.raises(psum.ConnectError):
         psum.connect(psum.Settings(aggregators=("127.0.0.1:1",), connect_timeout=1.0))
     # After 0.2 s, 0.4 s and 0.8 s, where no attempt takes long.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.client._fault_report import FaultReport
+from psum.client.observe.fault_report import FaultReport
 
 
 def test_a_worker_that_others_have_failed_reports_whom(fleet: Any, tmp_path: pathlib.Path) -> None:

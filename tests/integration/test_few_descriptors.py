@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.aggregator._descriptors import Descriptors
+from psum.aggregator.service.descriptor_budget import DescriptorBudget
 from tests.polling import wait_until
 
 
@@ -23,9 +23,9 @@ def sums(client: psum.Client) -> tuple[tuple[str, ...], float]:
     return client.planes, float(value[0])
 
 
-def ledger(fleet: Any) -> Descriptors:
+def ledger(fleet: Any) -> DescriptorBudget:
     """That of the first aggregator."""
-    found: Descriptors = fleet.servers[0]._service.descriptors
+    found: DescriptorBudget = fleet.servers[0]._service.descriptors
     return found
 
 

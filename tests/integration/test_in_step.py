@@ -166,7 +166,7 @@ def test_another_client_in_one_process(fleet: Fleet, monkeypatch: pytest.MonkeyP
         with pytest.raises(psum.TakenError, match=expected) as raised:
             fleet.worker(0, 2)
         assert raised.value.ranks == (0,)
-        monkeypatch.setattr("psum.client._clients._shared", client)
+        monkeypatch.setattr("psum.client.clients._shared", client)
         with pytest.raises(psum.TakenError, match=r"already.*: psum\.client\.shared_client\(\) gives it"):
             fleet.worker(0, 2)
     fleet.worker(0, 2, job="another").close()

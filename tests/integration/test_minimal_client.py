@@ -12,7 +12,7 @@ import pytest
 
 import minimal_client
 from psum import client as psum
-from psum.client._placement import Placement, key_id
+from psum.client.core.placement import Placement, key_id
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "protocol.md"
 PARTITION = 1 << 14

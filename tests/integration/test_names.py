@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.client import _split
-from psum.client._thread import LoopThread
+from psum.client.transport import split_addresses
+from psum.client.transport.loop_thread import LoopThread
 from psum.wire import split_address
 from tests.polling import wait_until
 
@@ -83,8 +83,8 @@ def balance() -> Iterator[Callable[..., Balancer]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers ask soon who is there."""
-    monkeypatch.setattr(_split, "_FIRST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(_split, "_CERTAIN_SECONDS", 0.2)
+    monkeypatch.setattr(split_addresses, "_FIRST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(split_addresses, "_CERTAIN_SECONDS", 0.2)
 
 
 def sum_of_ones(client: psum.Client) -> float:

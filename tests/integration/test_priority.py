@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psum.aggregator._job import Job
+from psum.aggregator.core.job import Job
 from psum.wire import BATCH_BYTES
 
 ELEMENTS = BATCH_BYTES // 4

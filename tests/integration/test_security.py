@@ -20,8 +20,8 @@ import pytest
 import trustme
 
 from psum import client as psum
-from psum.client._credentials import Credentials
-from psum.client._diagnosis import diagnose
+from psum.client.transport.credentials import Credentials
+from psum.client.transport.diagnosis import diagnose
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, decode, encode
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.client._ticket import Ticket
-from psum.wire import Slots
+from psum.client.core.ticket import Ticket
+from psum.planes import Slots
 from tests.polling import wait_until
 from tests.processes import running
 

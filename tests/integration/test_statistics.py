@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from psum import client as psum
-from psum.client._exporter import METRICS
-from psum.client._settings import next_port
+from psum.client.observe.exporter import METRICS
+from psum.client.settings import next_port
 from tests.polling import wait_until
 
 #: How long anything in these tests may take.

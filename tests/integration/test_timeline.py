@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from psum import client as psum
-from psum.aggregator._outbox import Outbox
-from psum.aggregator._sums import add_up
-from psum.cli._timeline import timeline
+from psum.aggregator.service.send_queue import SendQueue
+from psum.aggregator.sums.sums import add_up
+from psum.cli.timeline.command import timeline
 from tests.polling import wait_until
 from tests.trace_events import checked
 
@@ -99,7 +99,7 @@ def test_a_slow_sum_is_told_from_the_wire(fleet: Any, tmp_path: pathlib.Path, mo
         time.sleep(DELAY_SECONDS)
         add_up(*arguments)
 
-    monkeypatch.setattr("psum.aggregator._delivery.add_up", slowly)
+    monkeypatch.setattr("psum.aggregator.service.action_runner.add_up", slowly)
     together = threading.Barrier(2)
 
     def work(client: psum.Client) -> None:
@@ -164,7 +164,7 @@ def test_a_rank_that_fails_leaves_the_steps_before(fleet: Any, tmp_path: pathlib
 def test_without_a_directory_nothing_is_asked_for(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No timeline, no cost."""
     told: list[object] = []
-    monkeypatch.setattr(Outbox, "put_timing", lambda outbox, timing: told.append(timing))
+    monkeypatch.setattr(SendQueue, "put_timing", lambda outbox, timing: told.append(timing))
     with fleet.worker(0, 1) as client:
         train(client)
         assert client._session.recorder is None

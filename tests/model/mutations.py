@@ -2,17 +2,17 @@
 
 import pytest
 
-from psum.aggregator._farewells import Farewells
-from psum.aggregator._job import Job
-from psum.aggregator._key import Key as JobKey
-from psum.aggregator._past import PastJobs
-from psum.aggregator._round import RULES, Phase, ShardRounds, Timing, Verdict
-from psum.client._buffers import flat
-from psum.client._keys import Key
-from psum.client._placement import Shard
-from psum.client._scheduler import Scheduler
-from psum.client._session import Session
-from psum.client._ticket import Part, Ticket
+from psum.aggregator.core.departures import Departures
+from psum.aggregator.core.ended_jobs import EndedJobs
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.key import Key as JobKey
+from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict
+from psum.client.core.buffers import flat
+from psum.client.core.keys import Key
+from psum.client.core.placement import Shard
+from psum.client.core.scheduler import Scheduler
+from psum.client.core.session import Session
+from psum.client.core.ticket import Part, Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 
@@ -64,7 +64,7 @@ def credit_is_never_returned(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Farewells, "_who_may_need", lambda _self, _worker: set())
+    patch.setattr(Departures, "_who_may_need", lambda _self, _worker: set())
 
 
 def memory_of_a_failed_key_is_kept(patch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_job_that_a_rank_never_joined_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PastJobs, "of", lambda _self, _hello, _now: None)
+    patch.setattr(EndedJobs, "of", lambda _self, _hello, _now: None)
 
 
 ALL = [

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import mutations
-from simulation import Failure, History, Tally, run, shrink
+from simulation import Counters, Failure, History, run, shrink
 
 HISTORIES = 250
 
@@ -31,7 +31,7 @@ def _silence() -> Iterator[None]:
 
 def test_every_rank_gets_every_sum_once() -> None:
     """Whatever breaks: no operation fails without a reason, none hangs, none gets a wrong sum, nothing is left over."""
-    tally = Tally()
+    tally = Counters()
     try:
         for seed in range(HISTORIES):
             run(History.draw(seed), tally)
@@ -45,7 +45,7 @@ def test_a_history_repeats_itself() -> None:
     """The seed decides everything: what failed once can be looked at."""
     counts = []
     for _ in range(2):
-        tally = Tally()
+        tally = Counters()
         run(History.draw(12), tally)
         counts.append(dict(tally))
     assert counts[0] == counts[1]

@@ -18,7 +18,7 @@ import pytest
 from psum.aggregator import Server, Settings
 from psum.client import ElementType, Operation, PsumError, StoreNumber, connect
 from psum.client import Settings as ClientSettings
-from psum.client._thread import LoopThread
+from psum.client.transport.loop_thread import LoopThread
 
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 30.0
@@ -158,11 +158,11 @@ class FakeClient:
 @pytest.fixture
 def client() -> Iterator[FakeClient]:
     """A client whose operations the test ends; after the test none may be outstanding."""
-    from psum.mxnet import _engine
+    from psum.mxnet.engine import operations
 
     fake = FakeClient()
     yield fake
-    is_idle = _engine.wait_until_idle(5.0)
+    is_idle = operations.wait_until_idle(5.0)
     fake.fail(PsumError("the test left this operation behind"))
     assert is_idle
 
@@ -170,11 +170,12 @@ def client() -> Iterator[FakeClient]:
 @pytest.fixture
 def local_store() -> Iterator[Any]:
     """A store in a job of one worker, which needs no aggregator."""
-    from psum.mxnet import BytePS, _engine
+    from psum.mxnet import BytePS
+    from psum.mxnet.engine import operations
 
     with connect(ClientSettings()) as client:
         yield BytePS(client)
-        assert _engine.wait_until_idle(PATIENCE_SECONDS)
+        assert operations.wait_until_idle(PATIENCE_SECONDS)
 
 
 class Run:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from psum.mxnet import BytePS
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 
 ZEROS = mx.nd.zeros((2, 3))
 

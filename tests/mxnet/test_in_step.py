@@ -5,9 +5,16 @@ from typing import Any
 
 import pytest
 
-from psum.client import AbortedError, Comparison, Operation, OutOfStepError, Settings, connect
-from psum.mxnet import BytePS, _in_step, _kvstore, check_in_step
-from psum.mxnet._compat import MAJOR_VERSION, MXNetError, mx
+from psum.client import (
+    AbortedError,
+    Comparison,
+    Operation,
+    OutOfStepError,
+    Settings,
+    connect,
+)
+from psum.mxnet import BytePS, check_in_step, in_step, kvstore
+from psum.mxnet.compat import MAJOR_VERSION, MXNetError, mx
 
 array = mx.np.array if MAJOR_VERSION >= 2 else mx.nd.array
 
@@ -20,7 +27,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def compare(comparison: Any, named: Any) -> None:
         calls.append([name for name, _ in named])
 
-    monkeypatch.setattr(_in_step, "_compare", compare)
+    monkeypatch.setattr(in_step, "_compare", compare)
     return calls
 
 
@@ -85,7 +92,7 @@ def test_what_cannot_be_checked(what: object) -> None:
 def test_copies_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank whose own devices hold different copies is out of step, though it be the only one."""
     with connect(Settings()) as client:
-        monkeypatch.setattr(_in_step, "shared_client", lambda: client)
+        monkeypatch.setattr(in_step, "shared_client", lambda: client)
         net = network(devices=3)
         check_in_step(net)
         net[0].weight.list_data()[2][:] = 7
@@ -96,7 +103,7 @@ def test_copies_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parameters_that_are_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where shapes are not known yet there is nothing to compare, and no error."""
     with connect(Settings()) as client:
-        monkeypatch.setattr(_in_step, "shared_client", lambda: client)
+        monkeypatch.setattr(in_step, "shared_client", lambda: client)
         net = mx.gluon.nn.Dense(3)
         net.initialize()
         check_in_step(net)
@@ -106,7 +113,7 @@ def test_a_value_that_cannot_be_computed(client: Any, monkeypatch: pytest.Monkey
     """This rank gets MXNet's error, the others hear why it has nothing to compare."""
     told: list[str] = []
     monkeypatch.setattr(Comparison, "abort", lambda comparison, reason: told.append(reason))
-    monkeypatch.setattr(_in_step, "shared_client", lambda: client)
+    monkeypatch.setattr(in_step, "shared_client", lambda: client)
     failed = mx.nd.zeros((2,))
     BytePS(client).pushpull("w", failed)
     client.next_started().finish(error=AbortedError("division by zero"))
@@ -124,7 +131,7 @@ def test_every_so_many_updates(
     """Each Trainer counts its own, whether it steps or updates alone, and whoever else uses the store."""
     client.peers = lambda ticket: ticket.value
     client.settings = Settings(check_every=every)
-    monkeypatch.setattr(_kvstore, "shared_client", lambda: client)
+    monkeypatch.setattr(kvstore, "shared_client", lambda: client)
     store = BytePS(client)
     nets = [mx.gluon.nn.Dense(1, in_units=1, use_bias=False) for _ in range(2)]
     for net in nets:
@@ -155,7 +162,7 @@ def test_updates_of_a_module(client: Any, monkeypatch: pytest.MonkeyPatch, compa
     """A Module is checked as a Trainer is, and may be given to be checked."""
     client.peers = lambda ticket: ticket.value
     client.settings = Settings(check_every=2)
-    monkeypatch.setattr(_kvstore, "shared_client", lambda: client)
+    monkeypatch.setattr(kvstore, "shared_client", lambda: client)
     output = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=1, name="fc")
     output = mx.sym.LinearRegressionOutput(output, mx.sym.Variable("label"))
     module = mx.mod.Module(output, label_names=["label"])

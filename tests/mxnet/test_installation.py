@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from psum.mxnet import _compat
+from psum.mxnet import compat
 
 
 def test_the_sorted_imports_of_a_program_that_takes_mxnet_from_psum(run_python: Callable[..., Any]) -> None:
@@ -40,8 +40,8 @@ def test_two_wheels_of_mxnet_over_each_other_are_warned_of(tmp_path: pathlib.Pat
     install(tmp_path, "mxnet-cu117", "mxnet/__init__.py", "mxnet/libmxnet.so")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _compat._check_wheels(tmp_path / "mxnet")
+        compat._check_wheels(tmp_path / "mxnet")
     install(tmp_path, "mxnet", "mxnet/__init__.py", "mxnet/libmxnet.so")
     with pytest.warns(UserWarning, match="mxnet and mxnet-cu117 are installed over each other") as caught:
-        _compat._check_wheels(tmp_path / "mxnet")
+        compat._check_wheels(tmp_path / "mxnet")
     assert "pip uninstall mxnet mxnet-cu117, then pip install mxnet-cu117" in str(caught[0].message)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from psum.client import AbortedError, ElementType, Operation, PsumError
-from psum.mxnet import BytePS, StageStatistics, _engine, _kvstore
-from psum.mxnet._compat import MXNetError, mx
-from psum.mxnet._exchange import Exchange
+from psum.mxnet import BytePS, StageStatistics, kvstore
+from psum.mxnet.compat import MXNetError, mx
+from psum.mxnet.engine import operations
+from psum.mxnet.exchange import Exchange
 
 PATIENCE_SECONDS = 30.0
 
@@ -36,10 +37,10 @@ def failed_array(size: int = 2) -> Any:
     """An array whose computation fails."""
     array = mx.nd.zeros((size,))
 
-    def fail(operation: _engine.Operation) -> None:
+    def fail(operation: operations.Operation) -> None:
         operation.complete("division by zero")
 
-    _engine.push(array, _engine.Operation(fail, lambda: None))
+    operations.push(array, operations.Operation(fail, lambda: None))
     return array
 
 
@@ -47,14 +48,14 @@ def pending_array(gate: threading.Event, size: int = 2) -> Any:
     """An array of ones that is not there before the gate is open."""
     array = mx.nd.ones((size,))
 
-    def complete(operation: _engine.Operation) -> None:
+    def complete(operation: operations.Operation) -> None:
         gate.wait(PATIENCE_SECONDS)
         operation.complete()
 
-    def run(operation: _engine.Operation) -> None:
+    def run(operation: operations.Operation) -> None:
         threading.Thread(target=complete, args=(operation,)).start()
 
-    _engine.push(array, _engine.Operation(run, lambda: None))
+    operations.push(array, operations.Operation(run, lambda: None))
     return array
 
 
@@ -334,7 +335,7 @@ def test_failed_value_is_told_to_the_peers(client: Any, with_out: bool, through_
     assert "failed there" in ticket.reason
     with pytest.raises(MXNetError, match="division by zero"):
         out.wait_to_read()
-    assert _engine.wait_until_idle(PATIENCE_SECONDS)
+    assert operations.wait_until_idle(PATIENCE_SECONDS)
     assert store.stage_statistics == StageStatistics(allocated=0, in_use=0)
 
 
@@ -347,7 +348,7 @@ def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pyt
             super().__init__(*arguments, awaited=awaited)
             weakref.finalize(self, freed.release)
 
-    monkeypatch.setattr(_kvstore, "Exchange", Watched)
+    monkeypatch.setattr(kvstore, "Exchange", Watched)
     gc.collect()
     gc.disable()
     try:
@@ -380,7 +381,7 @@ def test_push_refused_by_the_engine(store: BytePS, client: Any, monkeypatch: pyt
     def refuse(*_: Any, **__: Any) -> None:
         raise MXNetError("engine is ending")
 
-    monkeypatch.setattr(_engine, "push", refuse)
+    monkeypatch.setattr(operations, "push", refuse)
     with pytest.raises(MXNetError, match="engine is ending"):
         store.pushpull("w", mx.nd.zeros((2,)))
     (ticket,) = client.reserved

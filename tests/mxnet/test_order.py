@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from psum.client import Operation, _clients
-from psum.client._numbering import Numbering
-from psum.mxnet import BytePS, _kvstore
-from psum.mxnet._compat import MAJOR_VERSION, mx
-from psum.mxnet._names import NumberedName
+from psum.client import Operation, clients
+from psum.client.core.store_numbers import StoreNumbers
+from psum.mxnet import BytePS, kvstore
+from psum.mxnet.compat import MAJOR_VERSION, mx
+from psum.mxnet.names import NumberedName
 
 needs_names = pytest.mark.skipif(MAJOR_VERSION >= 2, reason="networks of MXNet 2 have no names of their own")
 
@@ -19,8 +19,8 @@ def unconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has made no store yet, in a job of one worker."""
     for name in ("PSUM_AGGREGATORS", "PSUM_NUM_WORKERS", "DMLC_NUM_WORKER"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_clients, "_shared", None)
-    monkeypatch.setattr(_clients, "_upcoming", Numbering())
+    monkeypatch.setattr(clients, "_shared", None)
+    monkeypatch.setattr(clients, "_upcoming", StoreNumbers())
 
 
 def network(**named: Any) -> Any:
@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_program(unconnected: None) -> None:
     assert [made._kvstore._store.number for made in (first, given, second)] == [0, 1, 2]
     assert store._store.number == 1
     mx.nd.waitall()
-    _clients.shared_client().close()
+    clients.shared_client().close()
 
 
 def test_numbers_after_a_closed_client(unconnected: None) -> None:
@@ -87,13 +87,13 @@ def test_numbers_after_a_closed_client(unconnected: None) -> None:
     net = network()
     early = trainer(net)
     mx.kv.create("byteps")
-    _clients.shared_client().close()
+    clients.shared_client().close()
     late = trainer(network())
     assert late._kvstore_params["kvstore"].number.value == 0
     step(net, early)
     assert early._kvstore._store.number == 1
     mx.nd.waitall()
-    _clients.shared_client().close()
+    clients.shared_client().close()
 
 
 def test_a_trainer_connects_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_a_trainer_connects_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -
     def refuse() -> None:
         raise AssertionError("joined the job")
 
-    monkeypatch.setattr(_kvstore, "shared_client", refuse)
+    monkeypatch.setattr(kvstore, "shared_client", refuse)
     net = network()
     made = trainer(net, "BytePS")
     given = made._kvstore_params["kvstore"]
@@ -115,7 +115,7 @@ def test_a_trainer_connects_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -
 def test_labels(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a Trainer reserves says which parameter it is, under the store's name, an instance, and a plain list."""
     client.peers = lambda ticket: ticket.value
-    monkeypatch.setattr(_kvstore, "shared_client", lambda: client)
+    monkeypatch.setattr(kvstore, "shared_client", lambda: client)
     store = BytePS(client)
     for given in ("byteps", store):
         net = network()

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from psum.mxnet import BytePS, _integration
-from psum.mxnet._compat import mx
+from psum.mxnet import BytePS, integration
+from psum.mxnet.compat import mx
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_create(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_registration_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Taking the place of a store of the same name, which MXNet 2 ships, warns nobody."""
-    for module in map(_integration._find, _integration._USERS):
+    for module in map(integration._find, integration._USERS):
         for name in ("_create_kvstore", "_initialize_kvstore"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(module, name))
@@ -38,7 +38,7 @@ def test_registration_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mx.mod.Module, "update", mx.mod.Module.update)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _integration.install()
+        integration.install()
     assert mx.kvstore.KVStoreBase.kv_registry["byteps"] is BytePS
 
 

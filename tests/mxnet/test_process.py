@@ -16,8 +16,8 @@ from psum.aggregator import Settings
 OUTSTANDING = """
 import os, sys, threading
 import psum.mxnet
-from psum.mxnet import _engine, _lifecycle
-from psum.mxnet._compat import mx
+from psum.mxnet.engine import operations as _engine, lifecycle
+from psum.mxnet.compat import mx
 store = mx.kv.create("byteps")
 array = mx.nd.zeros((2,))
 running, operations = threading.Event(), []
@@ -72,7 +72,7 @@ def test_forks_between_sums_of_temporaries(run_python: Callable[..., Any]) -> No
     program = """
 import os
 import psum.mxnet
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 store = mx.kv.create("byteps")
 for _ in range(16):
     for key in range(20):
@@ -90,8 +90,8 @@ def test_fork_while_another_thread_pushes(run_python: Callable[..., Any]) -> Non
     program = """
 import os, threading, time
 import psum.mxnet
-from psum.mxnet import _engine
-from psum.mxnet._compat import mx
+from psum.mxnet.engine import operations as _engine
+from psum.mxnet.compat import mx
 store = mx.kv.create("byteps")
 arrays = [mx.nd.ones((10,)) for _ in range(5)]
 mx.nd.waitall()
@@ -148,7 +148,7 @@ import os, pathlib, time
 import numpy as np
 import psum.mxnet
 from psum.client import shared_client
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 here = pathlib.Path({str(tmp_path)!r})
 def wait_for(name):
     while not here.joinpath(name).exists():
@@ -200,7 +200,7 @@ def test_data_loader_that_forks(run_python: Callable[..., Any]) -> None:
     program = """
 import numpy as np
 import psum.mxnet
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 array = mx.np.array if mx.__version__[0] == "2" else mx.nd.array
 net = mx.gluon.nn.Dense(1, in_units=2, use_bias=False)
 net.initialize(mx.init.One())
@@ -222,9 +222,9 @@ def test_exit_with_outstanding_sum(run_python: Callable[..., Any], aggregator: s
     """A process with a sum under way that never comes ends soon all the same, and says so; a crash stays a crash."""
     program = """
 import psum.mxnet
-from psum.mxnet import _lifecycle
-from psum.mxnet._compat import mx
-_lifecycle.EXIT_PATIENCE_SECONDS = 0.1
+from psum.mxnet.engine import lifecycle
+from psum.mxnet.compat import mx
+lifecycle.EXIT_PATIENCE_SECONDS = 0.1
 array = mx.nd.zeros((2,))
 mx.kv.create("byteps").pushpull("w", array)
 dependent = array + 1
@@ -244,7 +244,7 @@ def test_interrupt_in_mid_step(
     program = """
 import pathlib, sys
 import psum.mxnet
-from psum.mxnet._compat import MXNetError, mx
+from psum.mxnet.compat import MXNetError, mx
 store, array = mx.kv.create("byteps"), mx.nd.zeros((2,))
 store.pushpull("first", array)
 array.wait_to_read()
@@ -277,7 +277,7 @@ except MXNetError as error:
 #: Waits for the outstanding operation, sends a signal meanwhile, and tells what happens.
 SIGNALLED = """
 import signal
-from psum.mxnet import _interrupts
+from psum.mxnet.engine import interrupts as _interrupts
 def send(number, seconds=0.2):
     threading.Timer(seconds, lambda: os.kill(os.getpid(), number)).start()
 """
@@ -376,7 +376,7 @@ def test_signal_in_mid_step(
     program = """
 import pathlib, signal, sys, time
 import psum.mxnet
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 store, array, here = mx.kv.create("byteps"), mx.nd.ones((2,)), pathlib.Path({!r})
 stopping = []
 def handle(*_):
@@ -453,13 +453,13 @@ def test_a_failed_sum_is_told_once(run_python: Callable[..., Any], aggregator: s
 import sys
 import psum.mxnet
 from psum.client import PsumError
-from psum.mxnet import _lifecycle
-from psum.mxnet._compat import mx
+from psum.mxnet.engine import lifecycle
+from psum.mxnet.compat import mx
 array, other = mx.nd.zeros((2,)), mx.nd.zeros((2,))
 store = mx.kv.create("byteps")
 store.pushpull("w", array)
 store.pushpull("v", other)
-next(iter(_lifecycle._clients)).fail(PsumError("everything fails"))
+next(iter(lifecycle._clients)).fail(PsumError("everything fails"))
 """
     job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
     run = run_python(program + last, **job).wait()
@@ -474,11 +474,11 @@ def test_fork_after_a_failed_sum(run_python: Callable[..., Any], aggregator: str
 import os
 import psum.mxnet
 from psum.client import PsumError
-from psum.mxnet import _engine, _lifecycle
-from psum.mxnet._compat import mx
+from psum.mxnet.engine import operations as _engine, lifecycle
+from psum.mxnet.compat import mx
 array = mx.nd.zeros((2,))
 mx.kv.create("byteps").pushpull("w", array)
-next(iter(_lifecycle._clients)).fail(PsumError("everything fails"))
+next(iter(lifecycle._clients)).fail(PsumError("everything fails"))
 assert _engine.wait_until_idle(20)
 child = os.fork()
 if child == 0:
@@ -501,7 +501,7 @@ def test_exit_waits_for_sums(run_python: Callable[..., Any], aggregator: str) ->
     program = """
 import sys
 import psum.mxnet
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 array = mx.nd.ones((1000, 1000))
 store = mx.kv.create("byteps")
 for key in range(10):
@@ -522,8 +522,8 @@ def test_exit_while_threads_push(run_python: Callable[..., Any]) -> None:
     program = """
 import threading
 import psum.mxnet
-from psum.mxnet import _lifecycle
-from psum.mxnet._compat import mx
+from psum.mxnet.engine import lifecycle
+from psum.mxnet.compat import mx
 store = mx.kv.create("byteps")
 stepped = threading.Event()
 def push(thread):
@@ -550,7 +550,7 @@ def test_interrupt_at_exit(run_python: Callable[..., Any], aggregator: str) -> N
     program = """
 import atexit, os, signal, threading, time
 import psum.mxnet
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 array = mx.nd.zeros((2,))
 mx.kv.create("byteps").pushpull("w", array)
 dependent = array + 1
@@ -583,7 +583,7 @@ def test_naive_engine(run_python: Callable[..., Any]) -> None:
 import numpy as np
 import psum.mxnet
 from psum.client import ClosedError, Settings, connect
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 client = connect(Settings())
 store = psum.mxnet.BytePS(client, in_place=lambda context: context == mx.cpu(0))
 value, outs = mx.nd.ones((2,)), [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in range(2)]

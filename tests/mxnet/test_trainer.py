@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from psum.client import AbortedError, Operation
-from psum.mxnet import BytePS, _kvstore
-from psum.mxnet._compat import MAJOR_VERSION, MXNetError, mx
+from psum.mxnet import BytePS, kvstore
+from psum.mxnet.compat import MAJOR_VERSION, MXNetError, mx
 
 ONE_DEVICE = (mx.cpu(0),)
 TWO_DEVICES = (mx.cpu(0), mx.cpu(1))
@@ -18,7 +18,7 @@ TWO_DEVICES = (mx.cpu(0), mx.cpu(1))
 def two_ranks(client: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A job in which the other rank has the same gradients, so that sums are doubled; stores made by name join it."""
     client.peers = lambda ticket: ticket.value * (2 if ticket.operation == Operation.SUM else 1)
-    monkeypatch.setattr(_kvstore, "shared_client", lambda: client)
+    monkeypatch.setattr(kvstore, "shared_client", lambda: client)
     return client
 
 
@@ -112,7 +112,7 @@ def test_trainer_without_a_store(two_ranks: Any) -> None:
 
 def test_two_trainers_interleaved(local_store: BytePS, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two Trainers with parameters of other shapes under the same keys do not meet."""
-    monkeypatch.setattr(_kvstore, "shared_client", lambda: local_store._client)
+    monkeypatch.setattr(kvstore, "shared_client", lambda: local_store._client)
     nets = [mx.gluon.nn.Dense(units, in_units=2) for units in (1, 3)]
     for net in nets:
         net.initialize(mx.init.One())

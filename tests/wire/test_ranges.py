@@ -3,7 +3,7 @@
 import pytest
 
 from psum.wire import parse_destinations
-from psum.wire._ranges import MAX_ADDRESSES
+from psum.wire.ranges import MAX_ADDRESSES
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 # Why an address cannot be listened on is said in an error.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from psum.aggregator._server import Server, run
-from psum.aggregator._settings import Settings
+from psum.aggregator.server import Server, run
+from psum.aggregator.settings import Settings
 
 __all__ = ["Server", "Settings", "run"]

@@ -1,5 +1,5 @@
 """The `psum` command."""
 
-from psum.cli._main import main
+from psum.cli.commands import main
 
 __all__ = ["main"]

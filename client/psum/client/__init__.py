@@ -21,17 +21,18 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # several addresses it knows only one where another is that of some other name too, as 127.0.0.1 is.
 os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
-from psum.client._client import Client
-from psum.client._clients import connect, reserve_store, shared_client
-from psum.client._in_step import ComparedTensor, Comparison, digest_of
-from psum.client._keys import Operation
-from psum.client._numbering import StoreNumber
-from psum.client._settings import Settings
-from psum.client._status import fetch_status
-from psum.client._store import Store, key_name
-from psum.client._tally import OperationStatistics, Statistics, Times
-from psum.client._ticket import Ticket
-from psum.wire import Block, ElementType
+from psum.client.client import Client
+from psum.client.clients import connect, reserve_store, shared_client
+from psum.client.core.counters import OperationStatistics, Statistics, Times
+from psum.client.core.keys import Operation
+from psum.client.core.store_numbers import StoreNumber
+from psum.client.core.ticket import Ticket
+from psum.client.in_step import ComparedTensor, Comparison, digest_of
+from psum.client.settings import Settings
+from psum.client.store import Store, key_name
+from psum.client.transport.aggregator_status import fetch_status
+from psum.planes import Block
+from psum.wire import ElementType
 from psum.wire.errors import (
     AbortedError,
     AggregatorLostError,

@@ -12,14 +12,15 @@ Importing this module registers the store, with MXNet 1.9 and 2.0, and makes its
 with a single device. The environment says which job the process belongs to; without, it is a job of one worker.
 """
 
-from psum.mxnet import _integration, _lifecycle, _waits
-from psum.mxnet._compat import mx
-from psum.mxnet._in_step import check_in_step
-from psum.mxnet._kvstore import BytePS
-from psum.mxnet._stages import StageStatistics
+from psum.mxnet import integration
+from psum.mxnet.compat import mx
+from psum.mxnet.engine import lifecycle, waits
+from psum.mxnet.in_step import check_in_step
+from psum.mxnet.kvstore import BytePS
+from psum.mxnet.staging.stages import StageStatistics
 
 __all__ = ["BytePS", "StageStatistics", "check_in_step", "mx"]
 
-_integration.install()
-_lifecycle.install()
-_waits.install()
+integration.install()
+lifecycle.install()
+waits.install()

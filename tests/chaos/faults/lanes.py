@@ -21,7 +21,7 @@ JOB_SECONDS = 150.0
 NOTICE_SECONDS = WORKER_TIMEOUT + 5 + 6
 
 
-class Lane:
+class SendWindow:
     """Runs one job after another on worker processes of its own.
 
     Attributes:

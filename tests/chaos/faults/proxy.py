@@ -5,7 +5,7 @@ import contextlib
 import functools
 import random
 
-from psum.client._thread import LoopThread
+from psum.client.transport.loop_thread import LoopThread
 
 PATIENCE_SECONDS = 30.0
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from faults.aggregators import AggregatorProcess
-from faults.lanes import Lane
+from faults.lanes import SendWindow
 from faults.processes import WorkerProcess
 from faults.proxy import Proxy
 
@@ -58,7 +58,7 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
 class Faults:
     """Does what the schedule says."""
 
-    def __init__(self, behind: list[AggregatorProcess], between: list[Proxy], lanes: list[Lane]) -> None:
+    def __init__(self, behind: list[AggregatorProcess], between: list[Proxy], lanes: list[SendWindow]) -> None:
         self._mortal = behind[1:]
         self._proxies = between
         self._lanes = lanes

@@ -15,7 +15,7 @@ from typing import Any
 
 from faults.aggregators import AggregatorProcess, aggregators
 from faults.jobs import LEFT_ALONE
-from faults.lanes import WORKER_TIMEOUT, Lane
+from faults.lanes import WORKER_TIMEOUT, SendWindow
 from faults.runs import proxies
 from faults.sampling import Sampler
 from faults.schedule import KINDS, Faults, schedule
@@ -60,8 +60,8 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         behind = stack.enter_context(aggregators(directory, AGGREGATORS, *flags))
         between = stack.enter_context(proxies(behind, seed))
         addresses = [proxy.address for proxy in between]
-        resident = Lane(directory, "resident", seed, 1, addresses)
-        lanes = [Lane(directory, f"lane{number}", seed, 2 + number % 2, addresses) for number in range(LANES)]
+        resident = SendWindow(directory, "resident", seed, 1, addresses)
+        lanes = [SendWindow(directory, f"lane{number}", seed, 2 + number % 2, addresses) for number in range(LANES)]
         for lane in (resident, *lanes):
             stack.callback(lane.close)
         # For all that is made on first use.

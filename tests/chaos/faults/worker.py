@@ -38,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from psum import client as psum
-from psum.client import _data_connection
+from psum.client.transport import data_dialer
 
 PATIENCE_SECONDS = 120.0
 
@@ -241,5 +241,5 @@ if __name__ == "__main__":
     sys.path[0] = os.path.dirname(sys.path[0])
     # While it tries a data port that is silent, it does not answer what others that leave ask of it, for which they
     # have 3 s: see schedule.py.
-    _data_connection._PATIENCE_SECONDS = 2.0
+    data_dialer._PATIENCE_SECONDS = 2.0
     Worker().run()

@@ -4,8 +4,8 @@ Real sessions and real registries, jobs, deliveries and outboxes are joined by q
 what the time is, is decided by random numbers from a seed. A trivial model says what each round's sum has to be.
 """
 
-from simulation._history import Failure, History, run, shrink
-from simulation._plan import Plan
-from simulation._tally import Tally
+from simulation.counters import Counters
+from simulation.history import Failure, History, run, shrink
+from simulation.plan import Plan
 
-__all__ = ["Failure", "History", "Plan", "Tally", "run", "shrink"]
+__all__ = ["Counters", "Failure", "History", "Plan", "run", "shrink"]

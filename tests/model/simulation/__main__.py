@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 
-from simulation import Failure, History, Tally, run, shrink
+from simulation import Counters, Failure, History, run, shrink
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
     # What the aggregators have to say of the failures that they are put through.
     logging.disable(logging.CRITICAL)
     began = time.monotonic()
-    tally = Tally()
+    tally = Counters()
     kinds: collections.Counter[str] = collections.Counter()
     for seed in range(arguments.seed, arguments.seed + arguments.histories):
         try:

@@ -3,7 +3,7 @@
 import numpy as np
 
 import psum.client
-from psum.mxnet._compat import MAJOR_VERSION, mx
+from psum.mxnet.compat import MAJOR_VERSION, mx
 
 array = mx.np.array if MAJOR_VERSION >= 2 else mx.nd.array
 net = mx.gluon.nn.Dense(1, in_units=1, use_bias=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from psum.client import OutOfStepError
 from psum.mxnet import check_in_step
-from psum.mxnet._compat import MAJOR_VERSION, mx
+from psum.mxnet.compat import MAJOR_VERSION, mx
 
 array = mx.np.array if MAJOR_VERSION >= 2 else mx.nd.array
 rank = mx.kv.create("byteps").rank

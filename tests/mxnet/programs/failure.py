@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from psum.mxnet._compat import MXNetError, mx
+from psum.mxnet.compat import MXNetError, mx
 
 store = mx.kv.create("byteps")
 guilty = store.rank == 1

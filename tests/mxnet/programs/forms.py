@@ -13,8 +13,8 @@ import numpy as np
 
 import psum.mxnet
 from psum.client import ElementType, shared_client
-from psum.mxnet._compat import mx
-from psum.mxnet._memory import usable_in_place
+from psum.mxnet.arrays.memory import usable_in_place
+from psum.mxnet.compat import mx
 
 #: Elements of the smaller one travel in messages, those of the larger one as the plane has it.
 SIZES = 7, 100_003

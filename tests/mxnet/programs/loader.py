@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from psum.mxnet._compat import MXNetError, mx
+from psum.mxnet.compat import MXNetError, mx
 
 array = mx.np.array if mx.__version__[0] == "2" else mx.nd.array
 net = mx.gluon.nn.Dense(1, in_units=2, use_bias=False)

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from psum.client import Settings
-from psum.mxnet._compat import MAJOR_VERSION, MXNetError, mx
+from psum.mxnet.compat import MAJOR_VERSION, MXNetError, mx
 
 array = mx.np.array if MAJOR_VERSION >= 2 else mx.nd.array
 rank = Settings.from_environment().rank

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from psum.mxnet._compat import mx
+from psum.mxnet.compat import mx
 
 store, other = mx.kv.create("byteps"), mx.kv.create("byteps")
 rank, count = store.rank, store.num_workers

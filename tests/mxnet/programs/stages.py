@@ -4,8 +4,8 @@ import numpy as np
 
 import psum.mxnet
 from psum.client import shared_client
-from psum.mxnet._compat import mx
-from psum.wire import Slots
+from psum.mxnet.compat import mx
+from psum.planes import Slots
 
 store = psum.mxnet.BytePS(in_place=lambda context: False)
 assert shared_client().planes == ("shm",)

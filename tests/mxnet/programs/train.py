@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from psum.mxnet._compat import MAJOR_VERSION, mx
+from psum.mxnet.compat import MAJOR_VERSION, mx
 
 STEPS = 4
 BATCH = 12

@@ -1,0 +1,60 @@
+"""The aggregator's side of TLS: certificates that are renewed without a restart."""
+
+import dataclasses
+import ssl
+from collections.abc import Callable
+
+import grpc
+
+from psum.runtime import TlsFiles, WatchedFiles
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Loaded:
+    for_streams: grpc.ServerCertificateConfiguration
+    for_data: ssl.SSLContext
+
+
+class ServerTls:
+    """TLS with the aggregator's certificate, and where there is a CA, only for clients that have a certificate from it.
+
+    The files are looked at in every handshake, and read again where they have changed: connections that exist go on as
+    they are, new ones see the new certificate and CA.
+
+    Args:
+        files: The files.
+
+    Raises:
+        ConfigurationError: The files cannot be used.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._watched = WatchedFiles(files.paths, self._load)
+
+    def credentials(self, begun: Callable[[], None]) -> grpc.ServerCredentials:
+        """What a gRPC server is given.
+
+        Args:
+            begun: Called when a handshake begins, in a thread of gRPC's.
+        """
+
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            begun()
+            return self._watched.get().for_streams
+
+        return grpc.dynamic_ssl_server_credentials(self._watched.get().for_streams, configuration, bool(self._files.ca))
+
+    def data_context(self) -> ssl.SSLContext:
+        """How the next data connection is encrypted. The secret that is shown there stands for a certificate."""
+        return self._watched.get().for_data
+
+    def _load(self) -> _Loaded:
+        pem = self._files.read()
+        assert pem.cert is not None
+        assert pem.key is not None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._files.cert, self._files.key)
+        return _Loaded(
+            grpc.ssl_server_certificate_configuration([(pem.key, pem.cert)], root_certificates=pem.ca), context
+        )

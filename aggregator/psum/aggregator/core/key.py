@@ -1,0 +1,134 @@
+"""A key as an aggregator knows it: what the ranks agreed on, and the rounds of the shards that it owns."""
+
+from typing import Final
+
+from psum.aggregator.core import agreement
+from psum.aggregator.core.round import ShardRounds
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import MAX_PARTITION_BYTES, ElementType, titled
+from psum.wire.errors import DisagreementError, FaultError, ProtocolError
+
+#: The longest name or label of a key in characters, and the most dimensions: they are kept for each key, and repeated
+#: in errors.
+_MAX_NAME: Final = 4096
+_MAX_DIMENSIONS: Final = 256
+
+
+class Key:
+    """One tensor under one operation.
+
+    Args:
+        declared: The first declaration of the key, which later ones must equal.
+        rank: The rank that made it.
+        num_workers: The size of the job.
+
+    Raises:
+        ProtocolError: The declaration contradicts itself.
+    """
+
+    def __init__(self, declared: pb.Key, rank: int, num_workers: int) -> None:
+        longest = max(len(declared.name), len(declared.label))
+        if longest > _MAX_NAME or len(declared.shape) > _MAX_DIMENSIONS:
+            raise ProtocolError(
+                f"key {declared.name[:80]!r} has a name or label of {longest} characters and {len(declared.shape)}"
+                f" dimensions; expected at most {_MAX_NAME} and {_MAX_DIMENSIONS}"
+            )
+        try:
+            self.element_type = ElementType(declared.type)
+        except ValueError:
+            raise ProtocolError(f"key {declared.name!r} has the unknown element type {declared.type}") from None
+        if declared.operation not in (pb.OPERATION_SUM, pb.OPERATION_BROADCAST):
+            raise ProtocolError(f"key {declared.name!r} has the unknown operation {declared.operation}")
+        self.id = declared.id
+        self.name = declared.name
+        self.label = declared.label
+        """What it stands for, as the first rank says that knows."""
+        self.label_rank = rank
+        """That rank; the first one while nobody has said."""
+        self.broadcast = declared.operation == pb.OPERATION_BROADCAST
+        self.declared = declared
+        self.first_rank = rank
+        """The rank whose declaration came first."""
+        self.sizes: dict[int, int] = {}
+        """Bytes of each shard that this aggregator owns."""
+        self.shards: dict[int, ShardRounds[object]] = {}
+        """Their rounds."""
+        self.failure: FaultError | None = None
+        """Why this key failed; then nothing of it is held any more."""
+        for shard in declared.shards:
+            size = shard.elements * self.element_type.itemsize
+            if not 0 < size <= MAX_PARTITION_BYTES or shard.index in self.sizes:
+                raise ProtocolError(
+                    f"key {declared.name!r} declares shard {shard.index} of {size} bytes; each shard is declared once,"
+                    f" with 1 to {MAX_PARTITION_BYTES} bytes"
+                )
+            self.sizes[shard.index] = size
+            self.shards[shard.index] = ShardRounds(num_workers, shard.round)
+
+    def __repr__(self) -> str:
+        return f"<Key {self.name!r} {self.describe(self.declared)}>"
+
+    @property
+    def title(self) -> str:
+        """What it is called where people read of it."""
+        return titled(self.name, self.label)
+
+    @staticmethod
+    def describe(declared: pb.Key) -> str:
+        """What ranks must agree on, in words."""
+        kind = "broadcast" if declared.operation == pb.OPERATION_BROADCAST else "pushpull"
+        try:
+            elements = ElementType(declared.type).label
+        except ValueError:
+            elements = f"unknown type {declared.type}"
+        return f"{kind} of {elements} {tuple(declared.shape[:_MAX_DIMENSIONS])}"
+
+    def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:
+        """What is wrong where another rank's declaration differs from the first, None where it does not.
+
+        A rank that gives no label agrees with any.
+        """
+        mine, label = self.declared, other.label[:_MAX_NAME]
+        labels_differ = bool(self.label and label) and self.label != label
+        if not labels_differ and (
+            (mine.name, mine.elements, mine.type, mine.operation)
+            == (other.name, other.elements, other.type, other.operation)
+            and agreement.same_shape(mine, other)
+            and agreement.shards(mine) == agreement.shards(other)
+        ):
+            if other.shape and not mine.shape:
+                # The next ones are compared with what is known by now.
+                self.declared, self.first_rank = other, rank
+            return None
+        names = f"keys {self.name!r} and {other.name[:_MAX_NAME]!r} (one id)"
+        what = names if mine.name != other.name else f"key {repr(self.name) if labels_differ else self.title}"
+        first, advice = self.first_rank, "make all ranks use this key alike"
+        here, there = self.describe(mine), self.describe(other)
+        if labels_differ:
+            # Whoever gave no label has declared the same shape as the first.
+            first = self.label_rank
+            here, there = f"{here} for {self.label}", f"{there} for {label}"
+            advice = (
+                "their sum would mix these. Make networks, stores and Trainers in the same order on all ranks, or give"
+                " each network a name of its own (in MXNet a prefix)"
+            )
+        return DisagreementError(
+            f"ranks disagree on {what}: rank {first} declared {here}, rank {rank} declared {there}; {advice}",
+            key=self.id,
+            ranks=sorted({first, rank}),
+        )
+
+    def learn(self, label: str, rank: int) -> None:
+        """A rank agrees, and says what the key stands for."""
+        if label and not self.label:
+            self.label, self.label_rank = label[:_MAX_NAME], rank
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all shards that this aggregator owns."""
+        return sum(self.sizes.values())
+
+    def fail(self, failure: FaultError) -> None:
+        """Remembers why, and lets go of everything that is held."""
+        self.failure = failure
+        self.shards.clear()

@@ -1,0 +1,45 @@
+"""One rank of a job, as its hello introduced it."""
+
+import dataclasses
+from collections import deque
+
+from psum.aggregator.core.key import Key
+from psum.v1 import aggregator_pb2 as pb
+
+
+@dataclasses.dataclass(slots=True)
+class Worker:
+    """One rank of a job. Times are those of the clock that the job is given.
+
+    Attributes:
+        hello: What it said of itself.
+        peer: The address that it is connected from.
+        joined: When it joined.
+        last_heard: When something came from it last.
+        connected: Whether its stream is open.
+        left: Whether it said goodbye.
+        taking_leave: Whether it did so on its present connection.
+        contributed: Whether it took part in any round; one that vanished before may be replaced.
+        awaited: Once it said goodbye, the ranks that may yet lack a sum that it has.
+        release_at: When it is let go, whether they do or not; None before its goodbye and after its release.
+        received_bytes: Payload received from it.
+        sent_bytes: Payload sent to it.
+        uncredited: Contributions that count against its credit: since when, key, shard, round.
+    """
+
+    hello: pb.Hello
+    peer: str
+    joined: float
+    last_heard: float
+    connected: bool = True
+    left: bool = False
+    taking_leave: bool = False
+    contributed: bool = False
+    awaited: set[int] = dataclasses.field(default_factory=set)
+    release_at: float | None = None
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)
+
+    def __str__(self) -> str:
+        return f"{self.hello.worker or 'unnamed worker'} ({self.peer})"

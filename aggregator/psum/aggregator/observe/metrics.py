@@ -1,0 +1,191 @@
+"""The aggregator's metrics: what they are called, and what they are now.
+
+The list is the documentation too. Labels have few values: the jobs in progress and those that ended lately, the
+operations, the kinds of faults; never keys, ranks or addresses.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import ProcessCollector
+from prometheus_client.metrics_core import Metric as Family
+
+from psum.aggregator.service.service import VERSION, Service
+from psum.runtime import Metric
+from psum.runtime.prometheus import Families
+
+# Not "job": that is what Prometheus itself calls what it scrapes.
+_JOB: Final = ("job_name",)
+_OPERATION: Final = (*_JOB, "operation")
+
+BUILD: Final = Metric("psum_build_info", "gauge", "1, with the version of this aggregator.", ("version",))
+READY: Final = Metric("psum_ready", "gauge", "Whether it takes workers: 1, or 0 while it is about to end, or full.")
+WORKER_CAPACITY: Final = Metric(
+    "psum_worker_capacity",
+    "gauge",
+    "Workers that file descriptors are enough for: those that are connected, and as many as may yet come.",
+)
+JOBS: Final = Metric("psum_jobs", "gauge", "Jobs in progress.")
+MEMORY_BUDGET: Final = Metric(
+    "psum_memory_budget_bytes", "gauge", "Memory that may be set aside for sums (PSUM_MEMORY_BUDGET); 0: no limit."
+)
+MEMORY_RESERVED: Final = Metric("psum_memory_reserved_bytes", "gauge", "Memory that is set aside for sums.")
+SUMS_WAITING: Final = Metric("psum_sums_waiting", "gauge", "Sums that wait for a thread.")
+LOOP_LAG: Final = Metric(
+    "psum_event_loop_lag_seconds", "histogram", "By how much the event loop was late, measured four times a second."
+)
+REFUSALS: Final = Metric(
+    "psum_refused_workers_total",
+    "counter",
+    "Workers that were refused before they belonged to a job; one that tries again later counts again.",
+    ("kind",),
+)
+REFUSED_CONNECTIONS: Final = Metric(
+    "psum_refused_connections_total",
+    "counter",
+    "Connections that ended before they belonged to a worker: on the port of gRPC those of which no call came, mostly"
+    " since their TLS handshake failed; on the data port by what was wrong (handshake, secret, silence).",
+    ("port", "kind"),
+)
+
+WORKERS: Final = Metric("psum_workers", "gauge", "The size of the job.", _JOB)
+WORKERS_CONNECTED: Final = Metric("psum_workers_connected", "gauge", "Workers whose stream is open.", _JOB)
+HELD: Final = Metric("psum_held_bytes", "gauge", "Bytes that contributions and sums hold now.", _JOB)
+ROUNDS_WAITING: Final = Metric("psum_rounds_waiting", "gauge", "Rounds of shards that wait for some rank.", _JOB)
+OLDEST_WAIT: Final = Metric(
+    "psum_oldest_round_wait_seconds", "gauge", "How long the oldest of the rounds that wait has waited.", _JOB
+)
+OLDEST_MISSING: Final = Metric(
+    "psum_oldest_round_missing_workers", "gauge", "How many workers the oldest of the rounds that wait lacks.", _JOB
+)
+MESSAGES_WAITING: Final = Metric(
+    "psum_messages_waiting", "gauge", "Messages that wait to be sent to workers, all workers together.", _JOB
+)
+FAULTS: Final = Metric(
+    "psum_faults_total", "counter", "Failures of keys and of whole jobs that were reported.", (*_JOB, "kind")
+)
+DUPLICATES: Final = Metric(
+    "psum_duplicate_contributions_total", "counter", "Contributions that came once more, as after a reconnect.", _JOB
+)
+RECONNECTS: Final = Metric("psum_reconnects_total", "counter", "Streams that workers opened anew.", _JOB)
+RESTORES: Final = Metric("psum_restored_sums_total", "counter", "Sums of another process that workers gave back.", _JOB)
+RETURNED_CREDITS: Final = Metric(
+    "psum_returned_credits_total",
+    "counter",
+    "Contributions whose credit was returned before their round was complete, since it waited for other workers.",
+    _JOB,
+)
+
+RECEIVED: Final = Metric("psum_received_bytes_total", "counter", "Payload received from workers.", _OPERATION)
+SENT: Final = Metric("psum_sent_bytes_total", "counter", "Payload sent to workers.", _OPERATION)
+CONTRIBUTIONS: Final = Metric("psum_contributions_total", "counter", "Contributions that counted.", _OPERATION)
+ROUND_DURATION: Final = Metric(
+    "psum_round_duration_seconds",
+    "histogram",
+    "From a round's first contribution to its result; its count is that of the rounds completed.",
+    _OPERATION,
+)
+ROUND_WAIT: Final = Metric(
+    "psum_round_wait_seconds",
+    "histogram",
+    "From a round's first contribution to its last: how long it waited for its slowest worker.",
+    _OPERATION,
+)
+SUM_TIME: Final = Metric(
+    "psum_sum_seconds",
+    "histogram",
+    "How long the sum of a shard of 64 KiB or more took to make.",
+    _OPERATION,
+)
+
+METRICS: Final = (
+    BUILD,
+    READY,
+    WORKER_CAPACITY,
+    JOBS,
+    MEMORY_BUDGET,
+    MEMORY_RESERVED,
+    SUMS_WAITING,
+    LOOP_LAG,
+    REFUSALS,
+    REFUSED_CONNECTIONS,
+    WORKERS,
+    WORKERS_CONNECTED,
+    HELD,
+    ROUNDS_WAITING,
+    OLDEST_WAIT,
+    OLDEST_MISSING,
+    MESSAGES_WAITING,
+    FAULTS,
+    DUPLICATES,
+    RECONNECTS,
+    RESTORES,
+    RETURNED_CREDITS,
+    RECEIVED,
+    SENT,
+    CONTRIBUTIONS,
+    ROUND_DURATION,
+    ROUND_WAIT,
+    SUM_TIME,
+)
+
+_PROCESS: Final = ProcessCollector(registry=None)
+
+
+def collect(service: Service, now: float) -> Iterator[Family]:
+    """All metrics as they are now. On the event loop; what it gives may be encoded in any thread."""
+    families = Families(METRICS)
+    _add_aggregator(families, service)
+    _add_jobs(families, service, now)
+    _add_tallies(families, service)
+    yield from families
+    yield from _PROCESS.collect()
+
+
+def _add_aggregator(families: Families, service: Service) -> None:
+    registry = service.registry
+    families.add(BUILD, 1, VERSION)
+    families.add(READY, int(service.ready))
+    families.add(WORKER_CAPACITY, service.connected + service.descriptors.left)
+    families.add(JOBS, len(registry.jobs))
+    families.add(MEMORY_BUDGET, registry.budget.limit_bytes)
+    families.add(MEMORY_RESERVED, registry.budget.reserved_bytes)
+    families.add(SUMS_WAITING, service.waiting_sums)
+    families.add(LOOP_LAG, service.pulse.lag)
+    for kind, count in registry.tallies.refusals.items():
+        families.add(REFUSALS, count, kind)
+    for (port, kind), count in service.refused_connections().items():
+        families.add(REFUSED_CONNECTIONS, count, port, kind)
+
+
+def _add_jobs(families: Families, service: Service, now: float) -> None:
+    queued = service.queued_messages()
+    for job in service.registry.jobs.values():
+        families.add(WORKERS, job.num_workers, job.name)
+        families.add(WORKERS_CONNECTED, sum(worker.connected for worker in job.workers.values()), job.name)
+        families.add(HELD, job.held_bytes, job.name)
+        families.add(ROUNDS_WAITING, len(job.waiting), job.name)
+        _, oldest = next(iter(job.waiting.values()), (None, None))
+        families.add(OLDEST_WAIT, 0.0 if oldest is None else now - (oldest.since or now), job.name)
+        families.add(OLDEST_MISSING, 0 if oldest is None else oldest.missing, job.name)
+        families.add(MESSAGES_WAITING, queued[job.name], job.name)
+
+
+def _add_tallies(families: Families, service: Service) -> None:
+    for name, tally in service.registry.tallies.items():
+        for kind, count in tally.faults.items():
+            families.add(FAULTS, count, name, kind)
+        families.add(DUPLICATES, tally.duplicates, name)
+        families.add(RECONNECTS, tally.reconnects, name)
+        families.add(RESTORES, tally.restores, name)
+        families.add(RETURNED_CREDITS, tally.returned_credits, name)
+        for label, operation in (("sum", tally.sum), ("broadcast", tally.broadcast)):
+            if not operation.contributions:
+                # Most jobs broadcast at their start only, and many not at all: no series for nothing.
+                continue
+            families.add(RECEIVED, operation.received_bytes, name, label)
+            families.add(SENT, operation.sent_bytes, name, label)
+            families.add(CONTRIBUTIONS, operation.contributions, name, label)
+            families.add(ROUND_DURATION, operation.duration, name, label)
+            families.add(ROUND_WAIT, operation.waiting, name, label)
+            families.add(SUM_TIME, operation.summing, name, label)

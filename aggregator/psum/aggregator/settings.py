@@ -1,0 +1,309 @@
+"""The aggregator's settings."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from psum.aggregator.former_names import without_workers_files
+from psum.planes import DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
+from psum.runtime import (
+    BaseSettings,
+    TlsFiles,
+    choice,
+    declarations,
+    duration,
+    integer,
+    items,
+    load,
+    processors,
+    setting,
+    size,
+)
+from psum.wire import is_local, parse_address, split_address
+
+#: A smaller budget is a number whose unit was forgotten.
+_LEAST_BUDGET_BYTES: Final = 1 << 20
+
+#: What a setting does that an old name gives.
+_EFFECTS: Final = {
+    "insecure": "whoever reaches its addresses can read and change sums",
+    "tls_cert": "it shows this certificate to workers",
+    "tls_key": "it uses this key",
+    "tls_client_ca": "workers must bring a certificate from this authority",
+    "token_file": "workers must bring a token from this file",
+}
+
+
+def _http_address(text: str) -> str:
+    if (address := parse_address(text if ":" in text else f"127.0.0.1:{text}")).startswith("unix:"):
+        raise ValueError("expected a port, host:port or [ipv6]:port")
+    return address
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(BaseSettings):
+    """What one aggregator is told. Every field is a flag of `psum aggregator` and an environment variable."""
+
+    listen: tuple[str, ...] = setting(
+        "PSUM_LISTEN",
+        default=("127.0.0.1:50051",),
+        default_text="127.0.0.1:50051",
+        parse=items(parse_address),
+        meaning="Addresses to serve on: host:port (port 0: a free one), [ipv6]:port or unix:/path.",
+    )
+    data_port: int = setting(
+        "PSUM_DATA_PORT",
+        default=0,
+        default_text="a free one",
+        parse=integer(0, 65535),
+        meaning="The port for data connections, on the same addresses; workers use them on the planes shm and direct.",
+    )
+    insecure: bool = setting(
+        "PSUM_AGGREGATOR_INSECURE",
+        deprecated=("PSUM_INSECURE",),
+        default=False,
+        default_text="off",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="Serve on addresses that other machines can reach, though anybody there could read and change sums.",
+    )
+    tls_cert: str = setting(
+        "PSUM_AGGREGATOR_TLS_CERT",
+        deprecated=("PSUM_TLS_CERT",),
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the aggregator's certificate, read again when it changes: TLS except on unix sockets.",
+    )
+    tls_key: str = setting(
+        "PSUM_AGGREGATOR_TLS_KEY",
+        deprecated=("PSUM_TLS_KEY",),
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the certificate's key.",
+    )
+    tls_client_ca: str = setting(
+        "PSUM_AGGREGATOR_TLS_CLIENT_CA",
+        deprecated=("PSUM_TLS_CA",),
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the authorities that a worker's certificate must come from; without, it needs none.",
+    )
+    token_file: str = setting(
+        "PSUM_AGGREGATOR_TOKEN_FILE",
+        deprecated=("PSUM_TOKEN_FILE",),
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A file with lines TOKEN or JOB TOKEN, read again when it changes: workers must bring their job's.",
+    )
+    worker_timeout: float = setting(
+        "PSUM_WORKER_TIMEOUT",
+        default=30.0,
+        default_text="30 s",
+        parse=duration,
+        meaning="How long the place of a worker that vanished is kept, before its job fails on all ranks.",
+    )
+    round_timeout: float = setting(
+        "PSUM_ROUND_TIMEOUT",
+        default=600.0,
+        default_text="600 s",
+        parse=duration,
+        meaning="How long a round may wait for its slowest rank.",
+    )
+    warn_after: float = setting(
+        "PSUM_WARN_AFTER",
+        default=30.0,
+        default_text="30 s",
+        parse=duration,
+        meaning="How long a round waits before the log and those who wait are told for whom; again when that doubles.",
+    )
+    keepalive: float = setting(
+        "PSUM_KEEPALIVE",
+        default=10.0,
+        default_text="10 s",
+        parse=duration,
+        meaning="Silence after which the other side is probed; as long again without an answer, and it is gone.",
+    )
+    hello_timeout: float = setting(
+        "PSUM_HELLO_TIMEOUT",
+        default=10.0,
+        default_text="10 s",
+        parse=duration,
+        meaning="How long a new connection may take to introduce itself.",
+    )
+    grace: float = setting(
+        "PSUM_GRACE",
+        default=10.0,
+        default_text="10 s",
+        parse=duration,
+        meaning="How long open rounds may take to be finished after SIGTERM.",
+    )
+    memory_budget: int = setting(
+        "PSUM_MEMORY_BUDGET",
+        default=0,
+        default_text="no limit",
+        parse=size,
+        meaning="Memory for the sums of all jobs; keys that do not fit are refused when they are declared.",
+    )
+    max_jobs: int = setting(
+        "PSUM_MAX_JOBS", default=1000, parse=integer(1, 10**9), meaning="Jobs that may be in progress."
+    )
+    max_shards: int = setting(
+        "PSUM_MAX_SHARDS",
+        default=500_000,
+        parse=integer(1, 10**9),
+        meaning="Shards that one job may declare; every key has at least one.",
+    )
+    max_streams: int = setting(
+        "PSUM_MAX_STREAMS",
+        default=1024,
+        parse=integer(1, 10**9),
+        meaning="Workers that may be connected from one host; all behind one proxy count as one.",
+    )
+    http: str = setting(
+        "PSUM_HTTP",
+        default="",
+        default_text="none",
+        parse=_http_address,
+        meaning="A port that only this machine reaches, or host:port, for the status page, metrics and probes."
+        " There is no TLS: whoever can reach it can read them.",
+    )
+    reflection: bool = setting(
+        "PSUM_REFLECTION",
+        default=False,
+        default_text="off",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="Tell gRPC tools such as grpcurl what services there are.",
+    )
+    shm_directory: str = setting(
+        "PSUM_SHM_DIRECTORY",
+        default=DEFAULT_DIRECTORY,
+        parse=str,
+        meaning="Where memory is shared with workers on the same host: a directory that is kept in memory.",
+    )
+    shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
+        "PSUM_SHM_LIMIT",
+        default=DEFAULT_LIMIT,
+        parse=Limit.parse,
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
+        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
+    )
+    threads: int = setting(
+        "PSUM_THREADS",
+        default=min(8, processors()),
+        default_text="the processors that it may use, at most 8",
+        parse=integer(1, 256),
+        meaning="Threads that sum. By default affinity and limits of processor time (cgroups) count.",
+    )
+    log_level: str = setting(
+        "PSUM_LOG_LEVEL",
+        default="info",
+        parse=choice("debug", "info", "warning", "error"),
+        meaning="What is logged at least: debug, info, warning or error.",
+    )
+    log_format: str = setting(
+        "PSUM_LOG_FORMAT",
+        default="text",
+        parse=choice("text", "json"),
+        meaning="How log lines are written: text or json.",
+    )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
+        """The settings that the environment gives, beaten by those given here (text is parsed, None is ignored).
+
+        Raises:
+            ConfigurationError: With every mistake that was found.
+        """
+        own, remarks = without_workers_files(environ, given)
+        return load(cls, own, given, remarks)
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files that TLS needs, none where it is not spoken."""
+        return TlsFiles(ca=self.tls_client_ca, cert=self.tls_cert, key=self.tls_key, ca_setting="tls_client_ca")
+
+    def _ports_twice(self) -> Iterator[str]:
+        """What would have to share a port."""
+        places = [("listen", *split_address(address)) for address in self.listen if not address.startswith("unix:")]
+        places += [("data_port", host, self.data_port) for host in dict.fromkeys(host for _, host, _ in places)]
+        if self.http:
+            places.append(("http", *split_address(self.http)))
+        for number, (name, host, port) in enumerate(places):
+            for other, other_host, other_port in places[:number]:
+                if port and port == other_port and (host == other_host or {host, other_host} & {"0.0.0.0", "::"}):
+                    yield f"{other} and {name}: both are port {port} on {host}; each needs one of its own"
+                    break
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with the values taken together."""
+        if not self.listen:
+            yield "listen: at least one address is needed"
+        if bool(self.tls_cert) is not bool(self.tls_key):
+            yield (
+                "tls_cert and tls_key: both are needed, or none"
+                " (PSUM_AGGREGATOR_TLS_CERT and PSUM_AGGREGATOR_TLS_KEY, or flags)"
+            )
+        if self.tls_client_ca and not self.tls_cert:
+            yield (
+                f"tls_client_ca={self.tls_client_ca}: to ask workers for certificates, this side needs tls_cert and"
+                " tls_key"
+            )
+        yield from self._ports_twice()
+        if not self.insecure:
+            yield from self._exposed()
+
+    def warnings(self) -> Iterator[str]:
+        """What can be used, but can hardly be meant."""
+        yield from self.remarks
+        for name, declared in declarations(Settings).items():
+            old = self.sources.get(name)
+            if old in declared.deprecated and (name != "insecure" or any(self._exposed())):
+                yield (
+                    f"{old} is a worker's setting, and is taken for this aggregator's own as before: {_EFFECTS[name]}."
+                    f" If that is meant, call it {declared.variables[0]}; otherwise unset {old} for this process"
+                )
+        if self.tls_cert and all(address.startswith("unix:") for address in self.listen):
+            yield "tls_cert has no effect: TLS is not spoken on unix sockets, and there is no other address"
+        if 0 < self.memory_budget < _LEAST_BUDGET_BYTES:
+            yield (
+                f"a memory budget of {self.memory_budget} bytes holds hardly any key; is a unit missing, as in 8GiB?"
+                " (PSUM_MEMORY_BUDGET)"
+            )
+        if self.round_timeout <= self.worker_timeout and "round_timeout" in self.sources:
+            yield (
+                f"a round fails after {self.round_timeout:g} s (PSUM_ROUND_TIMEOUT), before a vanished worker is given"
+                f" up after {self.worker_timeout:g} s (PSUM_WORKER_TIMEOUT): errors will name a slow worker where one"
+                " has died"
+            )
+        if self.warn_after >= self.round_timeout and "warn_after" in self.sources:
+            yield (
+                f"a round that waits is reported after {self.warn_after:g} s (PSUM_WARN_AFTER), but fails after"
+                f" {self.round_timeout:g} s (PSUM_ROUND_TIMEOUT): no report will come before"
+            )
+        if 2 * self.keepalive > self.round_timeout and "keepalive" in self.sources:
+            yield (
+                f"a silent connection is given up after twice {self.keepalive:g} s (PSUM_KEEPALIVE), but a round fails"
+                f" after {self.round_timeout:g} s (PSUM_ROUND_TIMEOUT): errors will name a slow worker where a"
+                " connection is broken"
+            )
+
+    def _exposed(self) -> Iterator[str]:
+        """What is open to other machines and needs a word, for each address."""
+        for address in self.listen:
+            if is_local(address):
+                continue
+            if not self.tls_cert:
+                yield (
+                    f"listen={address}: other machines can reach this address, and connections would not be encrypted;"
+                    " give a certificate (tls_cert, tls_key), listen on a loopback address or a unix socket, or say"
+                    " --insecure"
+                )
+            elif not self.tls_client_ca and not self.token_file:
+                yield (
+                    f"listen={address}: other machines can reach this address, and anybody there could join a job; ask"
+                    " workers for certificates (tls_client_ca) or for tokens (token_file), or say --insecure"
+                )

@@ -1,0 +1,256 @@
+"""One run of one system on one case, and what many runs say together."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Self
+
+from psum.cli.bench import rivals
+from psum.cli.bench.cases import Case, Effort, System
+from psum.cli.bench.measure import Measurement, Plan
+from psum.cli.bench.workloads import sizes
+from psum.cli.launch.local_job import LocalJob
+from psum.cli.launch.local_job import run as run_locally
+
+_GB: Final = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one run gives; its fields are those of a line of JSON.
+
+    Attributes:
+        system: 'psum' or a peer's name.
+        variant: What tells systems of one comparison apart: 'psum shm', 'dist_sync'.
+        version: The peer's, else empty.
+        workload: The workload's name.
+        workers: How many.
+        servers: How many aggregators, or servers of a peer.
+        hosts: On how many hosts it was as if they were.
+        plane: How psum's payloads crossed, else empty.
+        dtype: The element type.
+        through: What psum was used through, else empty.
+        round: Which round of alternating runs it belongs to, from 0.
+        load: How many processes of others and its own were running or about to, in the minute before it.
+        gb_per_s_per_worker: 10^9 bytes of payload of one worker, counted once for push and pull together, a second.
+        ms_per_step: From the first push-pull of a step until its last sum.
+        worker_cpu_s_per_gb: Processor seconds of rank 0's process for each GB, counted as above.
+        aggregator_cpu_s_per_gb: Processor seconds of all aggregators or servers together for each GB of one worker;
+            None where there are none.
+        worker_mib: What rank 0's process held at most beyond its tensors and sums, in MiB.
+        aggregator_mib: What all aggregators or servers together held at most, beyond what they hold without keys.
+        urgent_ms: Time from the push-pull of the most urgent tensor, issued last behind a whole step, until it can be
+            read; None where it was not measured.
+        urgent_step_ms: How long such a step took as a whole.
+        latency_ms: The same as urgent_ms for each tensor, the most urgent first.
+        idle_share: Processor seconds of all aggregators or servers for each second in which nothing is done.
+    """
+
+    system: str
+    variant: str
+    version: str
+    workload: str
+    workers: int
+    servers: int
+    hosts: int
+    plane: str
+    dtype: str
+    through: str
+    round: int
+    load: float
+    gb_per_s_per_worker: float
+    ms_per_step: float
+    worker_cpu_s_per_gb: float
+    aggregator_cpu_s_per_gb: float | None
+    worker_mib: float
+    aggregator_mib: float | None
+    urgent_ms: float | None
+    urgent_step_ms: float | None
+    latency_ms: list[float]
+    idle_share: float | None
+
+    @property
+    def case(self) -> Case:
+        """What was done."""
+        return Case(self.workload, self.workers, self.servers, self.hosts)
+
+
+#: The figures of a Run that are summed up, in the order in which people read them: name, title, decimals.
+FIGURES: Final = (
+    ("gb_per_s_per_worker", "GB/s per worker", 3),
+    ("ms_per_step", "ms per step", 1),
+    ("worker_cpu_s_per_gb", "CPU s per GB, worker", 2),
+    ("aggregator_cpu_s_per_gb", "CPU s per GB, aggregators", 2),
+    ("worker_mib", "MiB, worker", 0),
+    ("aggregator_mib", "MiB, aggregators", 0),
+    ("urgent_ms", "ms until the most urgent is back", 1),
+    ("urgent_step_ms", "ms of such a step", 1),
+    ("idle_share", "CPU s per idle s, aggregators", 4),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A figure in several runs."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Of at least one."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def show(self, decimals: int) -> str:
+        """'0.51', or '0.51 (0.49-0.60)' where runs differ."""
+        low, middle, high = (f"{value:.{decimals}f}" for value in (self.lowest, self.median, self.highest))
+        return middle if low == high else f"{middle} ({low}-{high})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """All runs of one system on one case.
+
+    Attributes:
+        case: What was done.
+        variant: By which system.
+        runs: In order.
+    """
+
+    case: Case
+    variant: str
+    runs: Sequence[Run]
+
+    def spread(self, figure: str) -> Spread | None:
+        """Of a field of Run; None where it was not measured."""
+        values = [value for run in self.runs if (value := getattr(run, figure)) is not None]
+        return Spread.of(values) if values else None
+
+    def latency_ms(self) -> list[float]:
+        """The median of each tensor's, the most urgent first."""
+        return [statistics.median(each) for each in zip(*(run.latency_ms for run in self.runs), strict=True)]
+
+    def as_json(self) -> dict[str, Any]:
+        """What a line of JSON says of it."""
+        first = self.runs[0]
+        named = ("system", "version", "workload", "workers", "servers", "hosts", "plane", "dtype", "through")
+        figures = {
+            name: {part: round(value, 4) for part, value in dataclasses.asdict(spread).items()}
+            for name, _, _ in FIGURES
+            if (spread := self.spread(name)) is not None
+        }
+        about = {name: getattr(first, name) for name in named}
+        load = dataclasses.asdict(Spread.of([run.load for run in self.runs]))
+        return {"variant": self.variant, **about, "rounds": len(self.runs), "load": load, **figures}
+
+
+def summarise(runs: Iterable[Run]) -> list[Summary]:
+    """Runs by case and system, in the order in which these came first."""
+    sorted_runs: dict[tuple[Case, str], list[Run]] = {}
+    for run in runs:
+        sorted_runs.setdefault((run.case, run.variant), []).append(run)
+    return [Summary(case, variant, found) for (case, variant), found in sorted_runs.items()]
+
+
+class FailedError(Exception):
+    """A run failed, and has said so.
+
+    Attributes:
+        status: The status to exit with.
+    """
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(status)
+
+
+def openmp_environment() -> dict[str, str]:
+    """How many threads OpenMP takes in every process, of psum and its peers: one, unless the user has said otherwise.
+
+    By default OpenMP takes one for each core, and they spin while they wait: on 16 cores that throttled the servers of
+    dist_sync to 0.36 GB/s, which make 0.91 with one thread.
+    """
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1"}
+
+
+def once(system: System, case: Case, effort: Effort, round: int = 0) -> Run:
+    """Puts a system to a case.
+
+    Raises:
+        FailedError: It failed, or was ended by a signal.
+    """
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="psum-bench-") as directory, _hosts(case.hosts) as hosts:
+        file = pathlib.Path(directory, "measurement")
+        plan = Plan(
+            system=system.through if system.peer is None else system.peer.name,
+            sizes=sizes(case.workload),
+            element_type=system.dtype,
+            warmup=effort.warmup,
+            steps=effort.steps,
+            latency_steps=effort.latency_steps,
+            idle_seconds=effort.idle_seconds,
+            measurement=str(file),
+            progress=system.peer is None and sys.stderr.isatty(),
+        )
+        if system.peer is None:
+            command = [sys.executable, "-m", "psum.cli.bench.worker", plan.dump()]
+            job = LocalJob(
+                command, case.workers, case.aggregators, system.plane, hosts=hosts, environ=openmp_environment()
+            )
+            status = asyncio.run(run_locally(job))
+        else:
+            status = rivals.run(
+                system.peer, plan, workers=case.workers, servers=case.aggregators, environ=openmp_environment()
+            )
+        if status != 0:
+            raise FailedError(status)
+        measured = Measurement.load(file.read_text())
+    return _report(system, case, effort, round, load, measured)
+
+
+def _report(system: System, case: Case, effort: Effort, round_: int, load: float, measured: Measurement) -> Run:
+    gigabytes = measured.payload_bytes / _GB
+    servers = measured.server_cpu_seconds
+    latency = [round(value, 3) for value in measured.latency_ms]
+    return Run(
+        system="psum" if system.peer is None else system.peer.name,
+        variant=system.name,
+        version="" if system.peer is None else system.peer.version,
+        workload=case.workload,
+        workers=case.workers,
+        servers=case.aggregators,
+        hosts=case.hosts,
+        plane=measured.plane,
+        dtype=system.dtype,
+        through=system.through if system.peer is None else "",
+        round=round_,
+        load=round(load, 2),
+        gb_per_s_per_worker=round(gigabytes / measured.seconds, 4),
+        ms_per_step=round(measured.seconds / effort.steps * 1e3, 2),
+        worker_cpu_s_per_gb=round(measured.cpu_seconds / gigabytes, 3),
+        aggregator_cpu_s_per_gb=None if servers is None else round(servers / gigabytes, 3),
+        worker_mib=round(measured.worker_mib, 1),
+        aggregator_mib=None if measured.server_mib is None else round(measured.server_mib, 1),
+        urgent_ms=latency[0] if latency else None,
+        urgent_step_ms=round(measured.latency_step_ms, 2) if latency else None,
+        latency_ms=latency,
+        idle_share=None if measured.idle_share is None else round(measured.idle_share, 5),
+    )
+
+
+@contextlib.contextmanager
+def _hosts(number: int) -> Iterator[list[str]]:
+    """Directories in memory, as many as hosts are to be imitated; none where it is as it is."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="psum-host-", dir="/dev/shm"))
+            for _ in range(number if number > 1 else 0)
+        ]

@@ -1,0 +1,249 @@
+"""The experiments behind docs/benchmarks.md, and what each is to show."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from psum.cli.bench.cases import Case, Effort, System
+from psum.cli.bench.rivals import Peer
+from psum.cli.bench.runs import Summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a comparison is to show: that the figures of two systems are at least, or at most, in some ratio.
+
+    Attributes:
+        case: On which case.
+        variant: The system whose figure it is.
+        against: The system that it is compared with; empty: the figure itself, without a ratio.
+        target: At least this often as fast; for other figures than GB/s at most this.
+        figure: The field of Run.
+        relative_to: The field of Run of the same system that it is divided by, where it is a share.
+        against_case: The other's case, where that is another.
+        total: All workers' figures together, for GB/s.
+    """
+
+    case: Case
+    variant: str
+    against: str
+    target: float
+    figure: str = "gb_per_s_per_worker"
+    relative_to: str = ""
+    against_case: Case | None = None
+    total: bool = False
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether the target is the least, and not the most."""
+        return self.figure == "gb_per_s_per_worker"
+
+    def reached(self, summaries: Sequence[Summary]) -> float | None:
+        """What was measured, by medians; None where one of the systems was not there."""
+
+        def median(case: Case, variant: str, figure: str) -> float | None:
+            values = self._figures(summaries, case, variant, figure).values()
+            return statistics.median(values) if values else None
+
+        ours, theirs = (median(*term) for term in self._terms())
+        return None if ours is None or not theirs else ours / theirs
+
+    def by_round(self, summaries: Sequence[Summary]) -> list[float]:
+        """What each round says of it by itself, in order: how far the figure is to be trusted."""
+        ours, theirs = (self._figures(summaries, *term) for term in self._terms())
+        return [ours[number] / theirs[number] for number in ours if theirs.get(number)]
+
+    def holds(self, reached: float) -> bool:
+        """Whether what was measured is enough."""
+        return reached >= self.target if self.more_is_better else reached <= self.target
+
+    def _terms(self) -> tuple[tuple[Case, str, str], tuple[Case, str, str]]:
+        """Case, system and figure of both sides of the ratio; without a figure the second one is 1."""
+        if self.relative_to:
+            second = self.case, self.variant, self.relative_to
+        elif self.against:
+            second = self.against_case or self.case, self.against, self.figure
+        else:
+            second = self.case, self.variant, ""
+        return (self.case, self.variant, self.figure), second
+
+    def _figures(self, summaries: Sequence[Summary], case: Case, variant: str, figure: str) -> dict[int, float]:
+        """By round."""
+        factor = case.workers if self.total else 1
+        runs = [run for found in summaries if (found.case, found.variant) == (case, variant) for run in found.runs]
+        values = {run.round: getattr(run, figure) if figure else 1.0 for run in runs}
+        return {number: value * factor for number, value in values.items() if value is not None}
+
+
+_EFFORT: Final = Effort(steps=8, warmup=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Cases that several systems are put to in turns.
+
+    Attributes:
+        about: A sentence for people.
+        cases: What is done.
+        systems: The ways to use psum.
+        peers: The names of the peers it is compared with.
+        effort: How much is done in one run.
+        claims: What it is to show.
+        only: Workloads that are for one element type only, with its label.
+    """
+
+    about: str
+    cases: Sequence[Case]
+    systems: Sequence[System]
+    peers: Sequence[str] = ()
+    effort: Effort = _EFFORT
+    claims: Sequence[Claim] = ()
+    only: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def pairs(self, peers: Sequence[Peer]) -> list[tuple[Case, System]]:
+        """What is done by whom: by psum, and by those of its peers that are there."""
+        systems = [*self.systems, *(System(peer=peer) for peer in peers if peer.name in self.peers)]
+        return [
+            (case, system)
+            for case in self.cases
+            for system in systems
+            if self.only.get(case.workload, system.dtype) == system.dtype
+        ]
+
+
+_INLINE, _DIRECT, _SHM, _AUTO = (System(plane=plane) for plane in ("inline", "direct", "shm", "auto"))
+_PLANES: Final = (_INLINE, _DIRECT, _SHM)
+_HALF: Final = tuple(System(plane=system.plane, dtype="float16") for system in _PLANES)
+_MXNET: Final = tuple(System(plane=system.plane, through="mxnet") for system in _PLANES)
+
+_BIG_2, _BIG_4 = Case("big", 2), Case("big", 4)
+_WIDE = Case("wide", 2)
+_RESNET_2, _RESNET_4 = Case("resnet50", 2), Case("resnet50", 4)
+_SMALL = Case("small", 2)
+_RESNET_HOSTS = Case("resnet50", 2, 2, hosts=2)
+
+_WORKERS: Final = tuple(Case("big", workers) for workers in (1, 2, 4, 8))
+_AGGREGATORS: Final = tuple(Case("big", 2, aggregators) for aggregators in (1, 2, 4))
+
+
+def _claims(case: Case, variant: str, **targets: float) -> list[Claim]:
+    return [Claim(case, variant, against, target) for against, target in targets.items()]
+
+
+EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
+    {
+        "big": Experiment(
+            "16 tensors of 4 MiB.",
+            (_BIG_2, _BIG_4),
+            _PLANES,
+            ("dist_sync", "gloo"),
+            claims=(
+                *_claims(_BIG_2, "psum inline", dist_sync=0.75),
+                *_claims(_BIG_2, "psum direct", dist_sync=1.5),
+                *_claims(_BIG_4, "psum direct", dist_sync=1.5),
+                *_claims(_BIG_2, "psum shm", gloo=1.4),
+                *_claims(_BIG_4, "psum shm", gloo=2),
+                Claim(_BIG_2, "psum inline", "", 1.8, "worker_cpu_s_per_gb"),
+                Claim(_BIG_2, "psum direct", "", 0.8, "worker_cpu_s_per_gb"),
+                Claim(_BIG_2, "psum shm", "", 0.5, "worker_cpu_s_per_gb"),
+            ),
+        ),
+        "small": Experiment(
+            "256 tensors of 4 KiB.",
+            (_SMALL,),
+            _PLANES,
+            ("dist_sync", "gloo"),
+            Effort(steps=60, warmup=5),
+            _claims(_SMALL, "psum inline", dist_sync=4),
+        ),
+        "many": Experiment(
+            "10,000 tensors of 1 KiB: what a key costs.",
+            (Case("many", 2),),
+            (_INLINE, System(plane="inline", through="mxnet")),
+            ("dist_sync",),
+            Effort(steps=3, warmup=1),
+        ),
+        "resnet50": Experiment(
+            "The 193 tensors of ResNet-50, 102 MB. The urgent tensor is the first layer's, pushed last behind a whole"
+            " step.",
+            (_RESNET_2, _RESNET_4),
+            _PLANES,
+            ("dist_sync", "gloo"),
+            Effort(steps=5, warmup=2, latency_steps=5),
+            (
+                *_claims(_RESNET_2, "psum direct", dist_sync=1.5),
+                *_claims(_RESNET_4, "psum direct", dist_sync=1.5),
+                *_claims(_RESNET_2, "psum shm", gloo=2),
+                *_claims(_RESNET_4, "psum shm", gloo=5, dist_sync=5),
+                *(
+                    Claim(_RESNET_2, system.name, "", 0.15, "urgent_ms", relative_to="urgent_step_ms")
+                    for system in _PLANES
+                ),
+            ),
+        ),
+        "hosts": Experiment(
+            "As on two hosts, each with a worker and an aggregator, which share memory; what crosses between hosts goes"
+            " over data connections.",
+            (_RESNET_HOSTS,),
+            (_AUTO,),
+            ("gloo",),
+            Effort(steps=5, warmup=2),
+            _claims(_RESNET_HOSTS, "psum auto", gloo=1),
+        ),
+        "float16": Experiment(
+            "As many bytes in half as wide elements, 2 Mi a tensor for 1 Mi: GB/s are to be the same.",
+            (_BIG_2, _WIDE),
+            (*_PLANES, *_HALF),
+            claims=[
+                Claim(_WIDE, half.name, full.name, 0.85, against_case=_BIG_2)
+                for half, full in zip(_HALF, _PLANES, strict=True)
+            ],
+            only={"big": "float32", "wide": "float16"},
+        ),
+        "mxnet": Experiment(
+            "`kv.pushpull` of NDArrays in place, as gluon.Trainer does it, and `waitall`, against NumPy arrays through"
+            " psum.client.",
+            (_BIG_2,),
+            (*_PLANES, *_MXNET),
+            claims=[
+                Claim(_BIG_2, through.name, plain.name, 0.85) for through, plain in zip(_MXNET, _PLANES, strict=True)
+            ],
+        ),
+        "workers": Experiment(
+            "More workers on one aggregator: all that it takes in a second is to stay the same.",
+            _WORKERS,
+            _PLANES,
+            effort=Effort(steps=5, warmup=1),
+            claims=[
+                Claim(_WORKERS[-1], system.name, system.name, 0.8, against_case=_WORKERS[0], total=True)
+                for system in _PLANES
+            ],
+        ),
+        "aggregators": Experiment(
+            "More aggregators for two workers: what a byte costs them is to stay the same.",
+            _AGGREGATORS,
+            (_SHM,),
+            # A tenth of a second of processor time is little beside what it takes to ask for it.
+            effort=Effort(steps=80, warmup=5),
+            claims=(
+                Claim(
+                    _AGGREGATORS[-1],
+                    _SHM.name,
+                    _SHM.name,
+                    1.15,
+                    "aggregator_cpu_s_per_gb",
+                    against_case=_AGGREGATORS[0],
+                ),
+            ),
+        ),
+        "idle": Experiment(
+            "An aggregator with eight connected workers that do nothing for ten seconds.",
+            (Case("small", 8),),
+            _PLANES,
+            effort=Effort(steps=3, warmup=1, idle_seconds=10),
+            claims=[Claim(Case("small", 8), system.name, "", 0.01, "idle_share") for system in _PLANES],
+        ),
+    }
+)

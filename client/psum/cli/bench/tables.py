@@ -1,0 +1,62 @@
+"""Results for people: tables at a terminal, lines elsewhere."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from psum.cli.bench.runs import FIGURES, Spread, Summary
+
+
+def show(summaries: Sequence[Summary]) -> None:
+    """Each case with all its systems: a table at a terminal, else a line for each figure."""
+    console = Console(highlight=False) if sys.stdout.isatty() else None
+    for case in dict.fromkeys(summary.case for summary in summaries):
+        compared = [summary for summary in summaries if summary.case == case]
+        if console is None:
+            print("\n".join(lines(compared)))
+        else:
+            console.print(title(compared), soft_wrap=True)
+            console.print(table(compared))
+
+
+def title(summaries: Sequence[Summary]) -> str:
+    """The case, how often each system was put to it, and how busy the machine was."""
+    rounds = max(len(summary.runs) for summary in summaries)
+    load = Spread.of([run.load for summary in summaries for run in summary.runs])
+    often = f", median (lowest-highest) of {rounds} rounds" if rounds > 1 else ""
+    return f"{summaries[0].case.title}{often}; load average {load.show(1)}"
+
+
+def label(summary: Summary) -> str:
+    """A system, with what it agreed on where it had the choice."""
+    plane = summary.runs[0].plane
+    return summary.variant.replace("psum auto", f"psum auto ({plane})", 1)
+
+
+def lines(summaries: Sequence[Summary]) -> list[str]:
+    """One case, without a terminal."""
+    found = [title(summaries)]
+    for summary in summaries:
+        found.append(label(summary))
+        found += [
+            f"  {name}: {spread.show(decimals)}"
+            for figure, name, decimals in FIGURES
+            if (spread := summary.spread(figure)) is not None
+        ]
+    return found
+
+
+def table(summaries: Sequence[Summary]) -> Table:
+    """One case: a row for each figure, a column for each system, narrow enough for five in a common terminal."""
+    shown = Table()
+    shown.add_column(style="bold")
+    for summary in summaries:
+        shown.add_column(label(summary), justify="right")
+    for figure, name, decimals in FIGURES:
+        spreads = [summary.spread(figure) for summary in summaries]
+        if any(spread is not None for spread in spreads):
+            cells = ["" if spread is None else spread.show(decimals) for spread in spreads]
+            shown.add_row(name, *(cell.replace(" (", "\n(") for cell in cells))
+    return shown

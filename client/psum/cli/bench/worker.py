@@ -1,0 +1,157 @@
+"""One rank of psum in a benchmark: `python -m psum.cli.bench.worker PLAN`, with PLAN as JSON."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from psum.cli.bench.measure import Plan, System, measure
+from psum.cli.bench.workloads import Values
+from psum.client import Client, ElementType, PsumError, connect, fetch_status
+
+
+class WrongSumError(PsumError):
+    """A sum came back that is not the sum of what was pushed."""
+
+
+class _Psum(System):
+    """What is the same with NumPy arrays and through a framework."""
+
+    def __init__(self, client: Client, plan: Plan) -> None:
+        self.rank = client.rank
+        self._client = client
+        self._meeting = client.store()
+        self._sizes = plan.sizes
+        self._element_type = ElementType[plan.element_type.upper()]
+        self._values = Values(self._element_type, client.num_workers)
+        self.servers = _aggregators() if self.rank == 0 else []
+
+    @property
+    def plane(self) -> str:  # type: ignore[override]
+        return "+".join(sorted(set(self._client.planes)))
+
+    def meet(self) -> None:
+        self._meeting.push_pull("all are here", np.zeros(1, np.float32))
+
+    def server_cpu_seconds(self) -> float:
+        settings = self._client.settings
+        return sum(fetch_status(address, settings=settings).cpu_seconds for address in settings.aggregators)
+
+    def _filled(self, number: int, turn: int) -> npt.NDArray[Any]:
+        tensor = np.empty(self._sizes[number], self._element_type.numpy)
+        self._values.fill(tensor, rank=self.rank, tensor=number, turn=turn)
+        return tensor
+
+    def _check(self, sums: Sequence[npt.NDArray[Any]], turn: int) -> None:
+        wrong = [n for n, out in enumerate(sums) if not self._values.is_sum(out, tensor=n, turn=turn)]
+        if wrong:
+            raise WrongSumError(
+                f"rank {self.rank} got wrong sums for {len(wrong)} of {len(sums)} tensors, the first of them number"
+                f" {wrong[0]}; please report this"
+            )
+
+
+class NumPy(_Psum):
+    """Arrays of NumPy, through psum.client."""
+
+    def __init__(self, client: Client, plan: Plan) -> None:
+        super().__init__(client, plan)
+        self._store = client.store()
+        self._tensors = [self._filled(number, 0) for number in range(len(self._sizes))]
+        self._sums = [np.zeros_like(tensor) for tensor in self._tensors]
+        self._pending: dict[int, Future[None]] = {}
+
+    def fill(self, turn: int) -> None:
+        for number, tensor in enumerate(self._tensors):
+            tensor[...] = self._filled(number, turn)
+        for out in self._sums:
+            out.fill(0)
+
+    def push_pull(self, number: int) -> None:
+        self._pending[number] = self._store.push_pull_async(
+            number, self._tensors[number], self._sums[number], priority=-number, element_type=self._element_type
+        )
+
+    def wait(self, number: int) -> None:
+        self._pending[number].result()
+
+    def wait_for_all(self) -> None:
+        for future in self._pending.values():
+            future.result()
+
+    def check(self, turn: int) -> None:
+        self._check(self._sums, turn)
+
+
+class MXNet(_Psum):
+    """NDArrays, through the KVStore: each gets its sum in place, as the gradients of gluon.Trainer do."""
+
+    def __init__(self, client: Client, plan: Plan) -> None:
+        super().__init__(client, plan)
+        from psum.mxnet import BytePS
+        from psum.mxnet.compat import mx
+
+        self._wait_for_all = mx.nd.waitall
+        self._store = BytePS(client)
+        self._tensors = [mx.nd.zeros((size,), dtype=self._element_type.numpy) for size in self._sizes]
+        mx.nd.waitall()
+
+    def fill(self, turn: int) -> None:
+        for number, tensor in enumerate(self._tensors):
+            tensor[:] = self._filled(number, turn)
+        self._wait_for_all()
+
+    def push_pull(self, number: int) -> None:
+        self._store.pushpull(str(number), self._tensors[number], priority=-number)
+
+    def wait(self, number: int) -> None:
+        self._tensors[number].wait_to_read()
+
+    def wait_for_all(self) -> None:
+        self._wait_for_all()
+
+    def check(self, turn: int) -> None:
+        # What the timed steps left are sums of sums.
+        self.fill(turn)
+        for number in range(len(self._tensors)):
+            self.push_pull(number)
+        self._check([tensor.asnumpy() for tensor in self._tensors], turn)
+
+
+def _aggregators() -> list[int]:
+    """The process ids of the aggregators: they and this process have the same parent, `psum bench`."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if int(parent) == os.getppid() and words[2:4] == [b"psum.cli", b"aggregator"]:
+                found.append(int(entry.name))
+    return found
+
+
+def main(argument: str) -> int:
+    """Runs one rank as the environment and the plan say; returns the exit status."""
+    plan = Plan.load(argument)
+    try:
+        with connect() as client:
+            system = {"numpy": NumPy, "mxnet": MXNet}[plan.system](client, plan)
+            measurement = measure(system, plan)
+            if client.rank == 0:
+                pathlib.Path(plan.measurement).write_text(measurement.dump())
+    except PsumError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,82 @@
+"""What a benchmark push-pulls: named lists of tensor sizes, and values whose sums are exact in every element type."""
+
+import importlib.resources
+import json
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from psum.wire import ElementType
+
+NAMES: Final = ("big", "wide", "small", "many", "resnet50", "vgg16")
+
+#: The largest whole number up to which an element type has every one.
+_EXACT_UP_TO: Final = {
+    ElementType.FLOAT32: 1 << 24,
+    ElementType.FLOAT64: 1 << 53,
+    ElementType.FLOAT16: 1 << 11,
+    ElementType.BFLOAT16: 1 << 8,
+    ElementType.UINT8: (1 << 8) - 1,
+    ElementType.INT8: (1 << 7) - 1,
+    ElementType.INT32: (1 << 31) - 1,
+    ElementType.INT64: (1 << 63) - 1,
+}
+
+#: Values need no longer period to tell ranks, tensors and positions apart; a prime does so best.
+_LONGEST_PERIOD: Final = 251
+
+#: The most workers whose sums stay exact in every element type.
+MAX_WORKERS: Final = 127
+
+
+def sizes(workload: str) -> list[int]:
+    """Element counts of a workload's tensors, in the order in which a Trainer numbers them.
+
+    `big` has 16 tensors of 1 Mi elements, `wide` 16 of 2 Mi, in float16 as many bytes as `big` in float32, `small` 256
+    of 1 Ki, `many` 10,000 of 256; `resnet50` and `vgg16` are the parameters of the networks of these names in Gluon's
+    model zoo.
+    """
+    if workload == "big":
+        return [1 << 20] * 16
+    if workload == "wide":
+        return [1 << 21] * 16
+    if workload == "small":
+        return [1 << 10] * 256
+    if workload == "many":
+        return [1 << 8] * 10_000
+    table = json.loads(importlib.resources.files("psum.cli.bench").joinpath("workloads.json").read_text())
+    counts: list[int] = table[workload]
+    return counts
+
+
+class Values:
+    """The tensors that a job of some size sums in one element type, and what their sums must be.
+
+    They are whole numbers, small enough that all sums are exact, and depend on rank, tensor, position and turn.
+    """
+
+    def __init__(self, element_type: ElementType, num_workers: int) -> None:
+        self._element_type = element_type
+        self._num_workers = num_workers
+        # With values below the period, the sum stays below period · workers.
+        self._period = min(_LONGEST_PERIOD, _EXACT_UP_TO[element_type] // num_workers + 1)
+
+    def fill(self, out: npt.NDArray[Any], *, rank: int, tensor: int, turn: int) -> None:
+        """Writes what a rank contributes into out, in the storage of the element type."""
+        out[...] = np.resize(self._stored(self._one(rank, tensor, turn)), out.shape)
+
+    def is_sum(self, array: npt.NDArray[Any], *, tensor: int, turn: int) -> bool:
+        """Whether an array holds the exact sum over all ranks."""
+        expected = sum(self._one(rank, tensor, turn) for rank in range(self._num_workers))
+        return np.array_equal(array, np.resize(self._stored(np.asarray(expected)), array.shape))
+
+    def _one(self, rank: int, tensor: int, turn: int) -> npt.NDArray[np.int64]:
+        """A rank's values over one period of positions."""
+        return (np.arange(self._period) * (turn + 1) + rank + tensor) % self._period
+
+    def _stored(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        if self._element_type is ElementType.BFLOAT16:
+            # It is the upper half of a float32, and these numbers have nothing in the lower half.
+            return (numbers.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return numbers.astype(self._element_type.numpy)

@@ -1,0 +1,56 @@
+"""The group of subcommands, each imported when it is used."""
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import click
+
+_COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "aggregator": "psum.cli.aggregator",
+        "bench": "psum.cli.bench.command",
+        "launch": "psum.cli.launch.command",
+        "status": "psum.cli.status.command",
+        "timeline": "psum.cli.timeline.command",
+    }
+)
+"""The module of each subcommand; it holds a command of that name."""
+
+
+class _LazyGroup(click.Group):
+    """Imports a subcommand when it is asked for: an aggregator does not load what a benchmark needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        try:
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("psum."):
+                raise
+            return _unusable(cmd_name, error.name)
+        return command
+
+
+def _unusable(name: str, missing: str) -> click.Command:
+    """Stands for a subcommand that is installed without what it needs."""
+    text = f"Needs {missing}, which is not installed: pip install 'psum[{name}]'"
+
+    def refuse() -> None:
+        raise click.ClickException(f"psum {name}: {text[0].lower()}{text[1:]}")
+
+    return click.Command(
+        name, callback=refuse, help=text, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+    )
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="psum")
+def main() -> None:
+    """Sum the gradients of many training workers."""

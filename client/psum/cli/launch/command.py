@@ -1,0 +1,38 @@
+"""`psum launch`: a training on this machine."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+import click
+
+from psum.cli.launch.local_job import LocalJob, run
+from psum.cli.options import aggregators_option, check_variables, plane_option
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("--workers", type=click.IntRange(1, 4096), required=True, help="How many copies of COMMAND to run.")
+@aggregators_option
+@plane_option
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long processes may take to end after SIGTERM, before they are killed.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def launch(workers: int, aggregators: int, plane: str, grace: float, command: Sequence[str]) -> None:
+    """Run COMMAND as the workers of one job on this machine, with aggregators on free ports.
+
+    Each copy of COMMAND finds its rank and the aggregators in its environment, and each line that it prints is prefixed
+    with its rank. When one fails, the others are ended, and its exit status is the command's own; the last line names
+    the first cause, where others ended before it since they lost it. Ctrl-C ends everything; a second one kills it.
+    SIGUSR1 and SIGUSR2 are passed on to the workers.
+
+    Example: psum launch --workers 2 -- python train.py
+    """
+    check_variables()
+    job = LocalJob(command, workers=workers, aggregators=aggregators, plane=plane, grace=grace)
+    sys.exit(asyncio.run(run(job)))

@@ -1,0 +1,271 @@
+"""A whole job on this machine: aggregators on free ports, workers that know them, and an end to all of them."""
+
+import asyncio
+import dataclasses
+import functools
+import os
+import pathlib
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from psum.cli.launch.display import Display
+from psum.cli.launch.guard import Guard
+from psum.cli.launch.processes import Child, describe, end, shell_status
+from psum.cli.launch.supervise import LaunchError, supervise
+from psum.cli.launch.verdict import Ending, cause, suspects
+from psum.client import ConnectError, Settings, fetch_status
+from psum.client.observe.fault_report import FaultReport
+
+#: How long aggregators may take to start.
+_START_SECONDS: Final = 30.0
+
+_POLL_SECONDS: Final = 0.02
+
+#: How long a worker that others say has failed may take to end at most, before one of those is called the cause.
+_CAUSE_SECONDS: Final = 10.0
+
+#: What is inherited must not contradict what is set here: files for aggregators elsewhere, and names by which other
+#: systems tell rank, size and role, of which DMLC_ROLE would turn `import mxnet` into a server.
+_FOREIGN: Final = (
+    "PSUM_TLS_CA",
+    "PSUM_TLS_CERT",
+    "PSUM_TLS_KEY",
+    "PSUM_TLS_SERVER_NAME",
+    "PSUM_AGGREGATOR_TLS_CERT",
+    "PSUM_AGGREGATOR_TLS_KEY",
+    "PSUM_AGGREGATOR_TLS_CLIENT_CA",
+    "DMLC_ROLE",
+    "DMLC_NUM_WORKER",
+    "DMLC_WORKER_ID",
+    "DMLC_NUM_SERVER",
+    "BYTEPS_GLOBAL_RANK",
+    "BYTEPS_LOCAL_RANK",
+    "BYTEPS_LOCAL_SIZE",
+    "JOB_COMPLETION_INDEX",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalJob:
+    """What runs on this machine.
+
+    Attributes:
+        command: What each worker runs.
+        workers: How many.
+        aggregators: How many, at least one.
+        plane: How payloads cross.
+        grace: Seconds that processes may take to end by themselves before they are killed.
+        hosts: Where it is to be as if the job ran on several hosts: a directory for the shared memory of each. Workers
+            and aggregators are dealt out to them in turn. Empty: all are on one host.
+        environ: What all processes have in their environment on top of this process's own.
+    """
+
+    command: Sequence[str]
+    workers: int
+    aggregators: int
+    plane: str
+    grace: float = 10.0
+    hosts: Sequence[str] = ()
+    environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+async def run(job: LocalJob) -> int:
+    """Runs a job to its end. Shows what its processes write, says what went wrong, and leaves nothing running.
+
+    SIGINT, SIGTERM and SIGHUP end everything; a second one does not wait for the grace period.
+
+    Returns:
+        The status to exit with: that of the worker that failed first as a shell would report it, 128 + the number of
+        the signal that ended everything, or 0.
+    """
+    return await supervise(functools.partial(_Fleet, job))
+
+
+class _Fleet:
+    """The processes of a job."""
+
+    def __init__(self, job: LocalJob, display: Display, guard: Guard, directory: pathlib.Path) -> None:
+        self._job = job
+        self._name = os.environ.get("PSUM_JOB") or "launch"
+        self._display = display
+        self._guard = guard
+        self._directory = directory
+        self._aggregators: list[Child] = []
+        self._workers: list[Child] = []
+        self._verdict: Ending | None = None
+        self._strangers: list[int] = []
+        """The ranks that have ended well and had not joined, of which the first was told of."""
+        self._cannot_ask = False
+        # Other users of this machine could connect to its loopback addresses: nobody else can read this file.
+        self._token_file = directory / "token"
+        self._token_file.write_text(secrets.token_urlsafe())
+
+    async def run(self) -> int:
+        """Starts everything, and waits until all workers have ended well, or until one process has not.
+
+        Raises:
+            LaunchError: A process could not be started.
+        """
+        addresses = await self._start_aggregators()
+        for rank in range(self._job.workers):
+            environ = self._environment(rank) | _worker_settings(rank, self._job, self._name, addresses)
+            environ["PSUM_FAULT_FILE"] = str(self._fault_file(rank))
+            try:
+                child = await self._start(str(rank), f"worker rank {rank}", self._job.command, environ)
+            except OSError as error:
+                text = f"cannot run {self._job.command[0]!r} as a worker: {error.strerror or error}"
+                raise LaunchError(text, 127 if isinstance(error, FileNotFoundError) else 126) from None
+            self._workers.append(child)
+        return await self._watch(addresses)
+
+    async def end(self, hurry: asyncio.Event) -> None:
+        """Ends what still runs: workers first, so that they can leave their aggregators in good order."""
+        await end(self._workers, self._job.grace, hurry)
+        await end(self._aggregators, self._job.grace, hurry)
+        if len(self._strangers) > 1:
+            self._display.note(f"worker {_ranks(self._strangers[1:])} ended without having joined the job, too")
+        # The last line of all: what others wrote when they were ended is above.
+        if self._verdict is not None and len(self._workers) > 1:
+            self._display.note(f"first failure: {self._verdict}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the workers."""
+        for child in self._workers:
+            child.signal(number)
+
+    def _environment(self, index: int) -> dict[str, str]:
+        """What the worker or the aggregator of this number has in its environment, as every process of the job has."""
+        inherited = {variable: value for variable, value in os.environ.items() if variable not in _FOREIGN}
+        hosts = self._job.hosts
+        host = {"PSUM_SHM_DIRECTORY": hosts[index % len(hosts)]} if hosts else {}
+        token = str(self._token_file)
+        return {
+            **inherited,
+            **self._job.environ,
+            **host,
+            "PSUM_TOKEN_FILE": token,
+            "PSUM_AGGREGATOR_TOKEN_FILE": token,
+        }
+
+    def _fault_file(self, rank: int) -> pathlib.Path:
+        return self._directory / f"fault-{rank}"
+
+    async def _start(self, name: str, title: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
+        return await Child.start(name, title, command, environ, self._display, self._guard)
+
+    async def _start_aggregators(self) -> list[str]:
+        files = [self._directory / f"aggregator-{index}" for index in range(self._job.aggregators)]
+        for index, file in enumerate(files):
+            command = [
+                sys.executable,
+                "-m",
+                "psum.cli",
+                "aggregator",
+                "--listen",
+                "127.0.0.1:0",
+                "--announce",
+                str(file),
+            ]
+            environ = {"PSUM_LOG_LEVEL": "warning", **self._environment(index)}
+            self._aggregators.append(await self._start(f"aggregator {index}", f"aggregator {index}", command, environ))
+        addresses: list[str] = []
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                for child, file in zip(self._aggregators, files, strict=True):
+                    while (address := _announced(file)) is None:
+                        if child.ended.done():
+                            how = describe(child.ended.result())
+                            raise LaunchError(f"{child.title} {how} before it served; what it wrote is above")
+                        await asyncio.sleep(_POLL_SECONDS)
+                    addresses.append(address)
+        except TimeoutError:
+            late = self._aggregators[len(addresses)].title
+            raise LaunchError(f"{late} did not serve within {_START_SECONDS:g} s of being started") from None
+        return addresses
+
+    async def _watch(self, addresses: Sequence[str]) -> int:
+        """Waits until all workers have ended well, or one process has not; returns the status to exit with."""
+        waiting = {child.ended: child for child in (*self._aggregators, *self._workers)}
+        running = set(range(len(self._workers)))
+        failed: list[Ending] = []
+        give_up: float | None = None
+        while running:
+            patience = None if give_up is None else max(0.0, give_up - time.monotonic())
+            done, _ = await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            ended = [waiting.pop(task) for task in list(waiting) if task in done]
+            for child in ended:
+                if child in self._aggregators:
+                    how, address = describe(child.ended.result()), addresses[self._aggregators.index(child)]
+                    self._display.note(f"{child.title} at {address} {how} while workers need it; ending them")
+                    return shell_status(child.ended.result()) or 1
+            ranks = [self._workers.index(child) for child in ended]
+            running.difference_update(ranks)
+            endings = [self._ending(rank) for rank in ranks]
+            failed += [ending for ending in endings if ending.code != 0]
+            await self._check_joined([ending.rank for ending in endings if ending.code == 0], addresses[0])
+            if failed:
+                give_up = give_up or time.monotonic() + min(self._job.grace, _CAUSE_SECONDS)
+                if not suspects(failed, running) or time.monotonic() >= give_up:
+                    self._verdict = cause(failed)
+                    text = f"worker rank {self._verdict.rank} {describe(self._verdict.code)}"
+                    self._display.note(text + ("; ending the others" if running else ""))
+                    return shell_status(self._verdict.code)
+        return 0
+
+    def _ending(self, rank: int) -> Ending:
+        child = self._workers[rank]
+        return Ending(rank, child.ended.result(), child.error, FaultReport.read(self._fault_file(rank)))
+
+    async def _check_joined(self, ranks: Sequence[int], address: str) -> None:
+        """Says so where workers that ended well never joined the job, while their peers may be waiting for them."""
+        if not ranks or self._cannot_ask:
+            return
+        try:
+            settings = Settings(token_file=str(self._token_file))
+            status = await asyncio.to_thread(fetch_status, address, job=self._name, settings=settings)
+        except ConnectError as error:
+            self._cannot_ask = True
+            self._display.note(f"cannot tell whether worker {_ranks(ranks)} joined the job: {error}")
+            return
+        joined = {rank for ended in status.ended for rank in ended.joined}
+        joined.update(worker.rank for job in status.jobs for worker in job.workers)
+        strangers = [rank for rank in ranks if rank not in joined]
+        if strangers and not self._strangers:
+            self._display.note(
+                f"worker rank {strangers[0]} ended without having joined the job: nothing was summed for it, and other"
+                " ranks would wait for it. A program joins when it creates the store or connects. On MXNet 1.9.1,"
+                " mx.kv.create('byteps') silently gives a store that knows no other worker unless the program takes"
+                " MXNet from psum: `from psum.mxnet import mx`"
+            )
+        self._strangers += strangers
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """As in 'rank 1' or 'ranks 1, 2, 3'."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _announced(file: pathlib.Path) -> str | None:
+    """The address that an aggregator has announced, None before."""
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _worker_settings(rank: int, job: LocalJob, name: str, addresses: Sequence[str]) -> dict[str, str]:
+    return {
+        # Lines are to be shown when they are printed.
+        "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED") or "1",
+        "PSUM_JOB": name,
+        "PSUM_AGGREGATORS": ",".join(addresses),
+        "PSUM_RANK": str(rank),
+        "PSUM_NUM_WORKERS": str(job.workers),
+        "PSUM_LOCAL_RANK": str(rank),
+        "PSUM_LOCAL_SIZE": str(job.workers),
+        "PSUM_PLANE": job.plane,
+    }

@@ -1,0 +1,58 @@
+"""Options that several subcommands have."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from psum.runtime import unknown_variables
+from psum.wire.errors import ConfigurationError
+
+PLANES: Final = ("auto", "inline", "direct", "shm")
+
+aggregators_option = click.option(
+    "--aggregators",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="How many aggregators to run.",
+)
+
+plane_option = click.option(
+    "--plane",
+    envvar="PSUM_PLANE",
+    type=click.Choice(PLANES),
+    default="auto",
+    show_default=True,
+    help="How payloads cross between workers and aggregators.",
+)
+
+
+def check_variables() -> None:
+    """Refuses misspelt variables before anything is started that would, once for each process.
+
+    Raises:
+        ClickException: The environment has a variable that is named as psum's are, and is none of them.
+    """
+    if unknown := list(unknown_variables(os.environ)):
+        raise click.ClickException(str(ConfigurationError(unknown)))
+
+
+class Several(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on only
+    """One or more values with commas between them; none where the text is empty.
+
+    Args:
+        one: The type of each.
+    """
+
+    def __init__(self, one: "click.ParamType[Any]") -> None:
+        self._one = one
+        self.name = f"{one.name},…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Sequence[Any]:
+        """The values, in order, none twice."""
+        if not isinstance(value, str):
+            return tuple(value)
+        words = [word.strip() for word in value.split(",")] if value else []
+        return tuple(dict.fromkeys(self._one.convert(word, param, ctx) for word in words))

@@ -1,0 +1,61 @@
+"""`psum timeline`: what the timelines of a job's ranks say together."""
+
+import json
+import pathlib
+import sys
+
+import click
+from rich.console import Console
+
+from psum.cli.timeline.step_times import Report
+from psum.cli.timeline.traces import Trace, TraceError, doubts, load, merged
+from psum.cli.timeline.view import as_json, show
+
+#: Wide enough that a pipe or a file has one line for each row.
+_PLAIN_WIDTH = 160
+
+
+@click.command()
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=pathlib.Path, dir_okay=False)
+)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="Write one timeline of all ranks, for ui.perfetto.dev or chrome://tracing.",
+)
+@click.option("--json", "as_document", is_flag=True, help="JSON for programs.")
+@click.option("--all", "everything", is_flag=True, help="All ranks and steps of a long timeline.")
+def timeline(files: tuple[pathlib.Path, ...], output: pathlib.Path | None, as_document: bool, everything: bool) -> None:
+    """Show where the time of a step went, and which rank the others waited for.
+
+    Takes the files that workers write where PSUM_TRACE_DIR is set, best those of all ranks. Averages are over ranks and
+    steps. See docs/slow-steps.md.
+    """
+    try:
+        traces = load(files)
+        report = Report(traces)
+        for doubt in doubts(traces):
+            click.echo(f"psum: {doubt}", err=True)
+        if output is not None:
+            _write(traces, output)
+    except TraceError as error:
+        raise click.ClickException(str(error)) from None
+    for trace in traces:
+        if trace.full:
+            click.echo(f"psum: {trace.path} ends early: its steps have too many shards", err=True)
+    if as_document:
+        print(json.dumps(as_json(traces, report)))
+    else:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+        console.print(show(traces, report, everything=everything))
+
+
+def _write(traces: list[Trace], output: pathlib.Path) -> None:
+    if any(output.exists() and output.samefile(trace.path) for trace in traces):
+        raise TraceError(f"{output} is one of the files to be merged")
+    try:
+        output.write_text(json.dumps(merged(traces), separators=(",", ":")), encoding="utf-8")
+    except OSError as error:
+        raise TraceError(f"{output} cannot be written: {error.strerror or error}") from None

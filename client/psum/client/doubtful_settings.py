@@ -1,0 +1,82 @@
+"""Settings of a worker that can be used, but can hardly be meant."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from psum.client.settings import Settings
+
+#: What is of use only with aggregators, by the setting's name.
+_FOR_AGGREGATORS: Final = {
+    "tls_ca": "PSUM_TLS_CA",
+    "tls_cert": "PSUM_TLS_CERT",
+    "token_file": "PSUM_TOKEN_FILE",
+}
+
+
+def doubts(settings: "Settings") -> Iterator[str]:
+    """A sentence for each, that says what will happen and what to change."""
+    yield from _alone(settings)
+    yield from _without_effect(settings)
+    if settings.local_size > settings.num_workers:
+        yield (
+            f"{settings.local_size} workers on this node (PSUM_LOCAL_SIZE) of {settings.num_workers} in the whole job"
+            " (PSUM_NUM_WORKERS)"
+        )
+    if settings.credit_bytes < settings.partition_bytes and settings.aggregators:
+        yield (
+            f"a credit of {settings.credit_bytes} bytes (PSUM_CREDIT_BYTES) is less than one shard of"
+            f" {settings.partition_bytes} bytes (PSUM_PARTITION_BYTES): shards travel one by one, which is slow"
+        )
+    if 2 * settings.keepalive > settings.round_timeout and "keepalive" in settings.sources:
+        yield (
+            f"a silent connection is given up after twice {settings.keepalive:g} s (PSUM_KEEPALIVE), but a sum is"
+            f" waited for only {settings.round_timeout:g} s (PSUM_ROUND_TIMEOUT): errors will name slow workers where a"
+            " connection is broken"
+        )
+
+
+def _alone(settings: "Settings") -> Iterator[str]:
+    """It trains by itself, and that was hardly meant. What the program itself has set is meant."""
+    if not settings.sources or "num_workers" in settings.sources:
+        pass
+    elif settings.aggregators:
+        yield (
+            "aggregators are named (PSUM_AGGREGATORS), but not how many workers there are (PSUM_NUM_WORKERS): this"
+            " worker takes itself for the only one, and trains alone"
+        )
+        return
+    elif "rank" in settings.sources:
+        yield (
+            f"this worker has rank {settings.rank}, but is not told how many workers there are (PSUM_NUM_WORKERS) nor"
+            " where aggregators are (PSUM_AGGREGATORS): it takes itself for the only one, and trains alone"
+        )
+        return
+    named = [variable for name, variable in _FOR_AGGREGATORS.items() if getattr(settings, name)]
+    if named and not settings.aggregators:
+        yield (
+            f"{' and '.join(named)} can be of use only with aggregators, and none are named (PSUM_AGGREGATORS): this"
+            " worker trains alone"
+        )
+
+
+def _without_effect(settings: "Settings") -> Iterator[str]:
+    """It changes nothing."""
+    if len(settings.aggregators) == 1 and settings.weights:
+        yield "weights (PSUM_AGGREGATOR_WEIGHTS) change nothing where there is one aggregator"
+    if settings.aggregators and all(address.startswith("unix:") for address in settings.aggregators):
+        if settings.tls:
+            yield (
+                "all aggregators are unix sockets, on which TLS is not spoken: PSUM_TLS_CA and the other files for TLS"
+                " have no effect"
+            )
+        if settings.plane == "direct":
+            yield (
+                "all aggregators are unix sockets, to which there are no data connections: with PSUM_PLANE=direct"
+                " everything goes in messages; auto or shm shares memory"
+            )
+    # Not where BytePS' names give the steps: there a switch turns the timeline on.
+    steps = [settings.sources.get(name) for name in ("trace_start_step", "trace_end_step")]
+    named = [source for source in steps if source is not None and not source.startswith("BYTEPS_")]
+    if named and not settings.trace_dir:
+        yield f"{' and '.join(named)}: there is no timeline without a directory for it (PSUM_TRACE_DIR)"

@@ -1,0 +1,154 @@
+"""Whether all ranks hold the same tensors, bit for bit, and where not, which.
+
+Only digests cross: a few numbers of each rank while all agree. Every rank receives the same, hence all come to the same
+verdict. Where they do not agree, the names and digests of one rank go to all, and each says in what it differs.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from psum.client.client import Client
+from psum.client.core.store_numbers import INTERNAL
+from psum.client.store import Store
+from psum.wire import ElementType
+from psum.wire.errors import OutOfStepError
+
+#: How many tensors a rank names, and how many ranks an error names.
+_MAX_NAMED: Final = 3
+_MAX_RANKS: Final = 8
+
+#: The bytes that each rank has to say in what it differs.
+_WORDS_BYTES: Final = 512
+
+#: What each rank tells first: how many tensors, digests of their names and of their values, the size of its list, and
+#: how many of its tensors have copies that differ.
+_COLUMNS: Final = 5
+
+
+class ComparedTensor(NamedTuple):
+    """A tensor as it is compared.
+
+    Attributes:
+        name: What it is called.
+        form: What else must be the same, in words, such as its type and shape.
+        digest: Of its value.
+        flaw: What is wrong with it on this rank alone, empty where nothing is.
+    """
+
+    name: str
+    form: str
+    digest: bytes
+    flaw: str = ""
+
+
+class Comparison:
+    """Comparisons of one thing that all ranks have, made by all of them, the same number of times.
+
+    Args:
+        client: This worker's membership in its job.
+        name: What all ranks call it.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._store = Store(client, INTERNAL)
+        self._rank, self._num_workers = client.rank, client.num_workers
+        self._name = name
+
+    def abort(self, reason: str) -> None:
+        """Tells the other ranks that this one has no tensors to compare, and why."""
+        self._store.reserve(self._name, shape=(self._num_workers, _COLUMNS), element_type=ElementType.INT64).abort(
+            reason
+        )
+
+    def compare(self, tensors: Sequence[ComparedTensor]) -> None:
+        """Compares this rank's tensors with those of all others, and waits for them.
+
+        Raises:
+            OutOfStepError: They are not the same; on all ranks alike.
+            PsumError: The others could not be asked.
+        """
+        listed = _listed(tensors)
+        told = self._gather(self._name, _COLUMNS, np.dtype(np.int64), self._summary(tensors, listed))
+        summaries = [tuple(row) for row in told[:, :4].tolist()]
+        flawed = told[:, 4].nonzero()[0].tolist()
+        # The rank that most agree with; of several the first.
+        model = summaries.index(Counter(summaries).most_common(1)[0][0])
+        apart = [rank for rank, summary in enumerate(summaries) if summary != summaries[model]]
+        if not apart and not flawed:
+            return
+        # Told by one rank, with nothing from the others: a sum, since a broadcast comes from rank 0.
+        size = int(told[model, 3])
+        theirs = np.zeros(size, np.uint8)
+        if self._rank == model:
+            theirs[:] = np.frombuffer(listed, np.uint8)
+        self._store.push_pull(f"{self._name}: list of {size} bytes", theirs)
+        words = _difference(tensors, json.loads(theirs.tobytes()), model).encode()[:_WORDS_BYTES]
+        spoken = self._gather(
+            f"{self._name}: differences",
+            _WORDS_BYTES,
+            np.dtype(np.uint8),
+            np.frombuffer(words.ljust(_WORDS_BYTES, b"\0"), np.uint8),
+        )
+        ranks = sorted({*apart, *flawed})
+        named = "; ".join(f"rank {rank} {_text(spoken[rank])}" for rank in ranks[:_MAX_RANKS])
+        more = f"; {len(ranks) - _MAX_RANKS} more ranks differ" if len(ranks) > _MAX_RANKS else ""
+        raise OutOfStepError(
+            f"the ranks are out of step, compared with rank {model}: {named}{more}."
+            " docs/drift.md lists the ways to this",
+            ranks=ranks,
+        )
+
+    def _gather(self, key: str, width: int, dtype: "np.dtype[Any]", row: Any) -> "np.ndarray[Any, Any]":
+        """A row from every rank: each adds its own to zeros."""
+        rows = np.zeros((self._num_workers, width), dtype)
+        rows[self._rank] = row
+        self._store.push_pull(key, rows)
+        return rows
+
+    @staticmethod
+    def _summary(tensors: Sequence[ComparedTensor], listed: bytes) -> "list[int]":
+        forms, values = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+        for tensor in tensors:
+            forms.update(f"{tensor.name}\0{tensor.form}\0".encode())
+            values.update(tensor.digest)
+        numbers = [int.from_bytes(each.digest(), "little", signed=True) for each in (forms, values)]
+        return [len(tensors), *numbers, len(listed), sum(bool(tensor.flaw) for tensor in tensors)]
+
+
+def digest_of(*values: Any) -> bytes:
+    """Eight bytes that stand for what C-contiguous buffers hold."""
+    digest = hashlib.blake2b(digest_size=8)
+    for value in values:
+        digest.update(value)
+    return digest.digest()
+
+
+def _listed(tensors: Sequence[ComparedTensor]) -> bytes:
+    return json.dumps([(tensor.name, tensor.form, tensor.digest.hex()) for tensor in tensors]).encode()
+
+
+def _difference(tensors: Sequence[ComparedTensor], theirs: Sequence[Sequence[str]], model: int) -> str:
+    """In what this rank's tensors differ from those of another rank, which goes on from 'rank 1'."""
+    flaws = [f"has different copies of {tensor.name}: {tensor.flaw}" for tensor in tensors if tensor.flaw]
+    if len(flaws) > _MAX_NAMED:
+        flaws[_MAX_NAMED:] = [f"and of {len(flaws) - _MAX_NAMED} more"]
+    for number, (mine, (name, form, _)) in enumerate(zip(tensors, theirs, strict=False)):
+        if (mine.name, mine.form) != (name, form):
+            there = f"{name}, {form}, on rank {model}"
+            return ", ".join([f"has {mine.name}, {mine.form}, as number {number}, which is {there}", *flaws])
+    if len(tensors) != len(theirs):
+        return ", ".join([f"has {len(tensors)} parameters, of which rank {model} has {len(theirs)}", *flaws])
+    differing = [mine.name for mine, (_, _, digest) in zip(tensors, theirs, strict=True) if mine.digest.hex() != digest]
+    if differing:
+        more = f" and {len(differing) - _MAX_NAMED} more" if len(differing) > _MAX_NAMED else ""
+        flaws.insert(0, f"differs in {', '.join(differing[:_MAX_NAMED])}{more} of {len(tensors)} parameters")
+    return ", ".join(flaws)
+
+
+def _text(row: "np.ndarray[Any, Any]") -> str:
+    return row.tobytes().rstrip(b"\0").decode(errors="replace")

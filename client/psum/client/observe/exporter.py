@@ -1,0 +1,137 @@
+"""A worker's metrics for Prometheus, where they are asked for (PSUM_METRICS_PORT)."""
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from psum.client.core.keys import Operation
+from psum.runtime import Metric, cannot_listen
+from psum.wire.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric as Family
+
+    from psum.client.client import Client
+
+_log = logging.getLogger(__name__)
+
+INFO: Final = Metric("psum_client_info", "gauge", "1, with this worker's job and rank.", ("job_name", "rank"))
+IN_PROGRESS: Final = Metric("psum_client_operations_in_progress", "gauge", "Operations under way.")
+SHARDS_WAITING: Final = Metric("psum_client_shards_waiting", "gauge", "Shards that wait to be sent.")
+UNDER_WAY: Final = Metric("psum_client_under_way_bytes", "gauge", "Bytes that count against the credit.")
+TOTAL: Final = Metric(
+    "psum_client_operation_seconds",
+    "histogram",
+    "From when an operation was begun to when its result was whole.",
+    ("operation",),
+)
+STAGE: Final = Metric(
+    "psum_client_stage_seconds",
+    "histogram",
+    "What of that each shard spent waiting to be sent (queue), then until its result was there (exchange).",
+    ("operation", "stage"),
+)
+SENT: Final = Metric("psum_client_sent_bytes_total", "counter", "Payload sent to aggregators.", ("operation",))
+RECEIVED: Final = Metric(
+    "psum_client_received_bytes_total", "counter", "Payload received from aggregators.", ("operation",)
+)
+STALLS: Final = Metric(
+    "psum_client_credit_stalls_total", "counter", "How often shards had to wait for credit (PSUM_CREDIT_BYTES)."
+)
+STALL_SECONDS: Final = Metric(
+    "psum_client_credit_stall_seconds_total", "counter", "For how long, all aggregators together."
+)
+RECONNECTS: Final = Metric("psum_client_reconnects_total", "counter", "Streams that were opened anew.")
+RESTORES: Final = Metric(
+    "psum_client_restored_sums_total", "counter", "Sums that were given back to an aggregator that was started again."
+)
+FAULTS: Final = Metric("psum_client_faults_total", "counter", "Failures that aggregators reported.", ("kind",))
+
+METRICS: Final = (
+    INFO,
+    IN_PROGRESS,
+    SHARDS_WAITING,
+    UNDER_WAY,
+    TOTAL,
+    STAGE,
+    SENT,
+    RECEIVED,
+    STALLS,
+    STALL_SECONDS,
+    RECONNECTS,
+    RESTORES,
+    FAULTS,
+)
+
+_OPERATIONS: Final = {Operation.SUM: "push_pull", Operation.BROADCAST: "broadcast"}
+
+
+class Exporter:
+    """Serves a client's metrics over HTTP in a thread of its own.
+
+    Args:
+        client: The client.
+        address: host:port, port 0 for a free one.
+
+    Attributes:
+        address: Where it listens, empty where it could not.
+
+    Raises:
+        ConfigurationError: Prometheus' library is not installed.
+    """
+
+    def __init__(self, client: "Client", address: str) -> None:
+        try:
+            from prometheus_client import start_http_server
+
+            from psum.runtime.prometheus import registry_of
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                [f"metrics_port={address}: needs {error.name}, which is not installed: pip install 'psum[metrics]'"]
+            ) from None
+        self.address = ""
+        host, _, port = address.rpartition(":")
+        try:
+            self._server, self._thread = start_http_server(
+                int(port), host.strip("[]"), registry_of(lambda: collect(client))
+            )
+        except (OSError, OverflowError) as error:
+            # Nothing that a training should fail for.
+            _log.warning("%s", cannot_listen("PSUM_METRICS_PORT", "metrics", address, error))
+            return
+        self.address = f"{host}:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Ends it."""
+        if self.address:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+
+def collect(client: "Client") -> "Iterator[Family]":
+    """All metrics as they are now."""
+    from psum.runtime.prometheus import Families
+
+    families = Families(METRICS)
+    tally, load = client.tally, client.load()
+    families.add(INFO, 1, client.settings.job, str(client.rank))
+    families.add(IN_PROGRESS, load.operations)
+    families.add(SHARDS_WAITING, load.waiting_shards)
+    families.add(UNDER_WAY, load.under_way_bytes)
+    for operation, name in _OPERATIONS.items():
+        counted = tally.operations[operation]
+        if not counted.queue.count and not counted.total.count:
+            continue
+        families.add(TOTAL, counted.total, name)
+        families.add(STAGE, counted.queue, name, "queue")
+        families.add(STAGE, counted.exchange, name, "exchange")
+        families.add(SENT, counted.sent_bytes, name)
+        families.add(RECEIVED, counted.received_bytes, name)
+    families.add(STALLS, tally.stalls)
+    families.add(STALL_SECONDS, tally.stall_seconds)
+    families.add(RECONNECTS, tally.reconnects)
+    families.add(RESTORES, tally.restores)
+    for kind, count in list(tally.faults.items()):
+        families.add(FAULTS, count, kind)
+    yield from families

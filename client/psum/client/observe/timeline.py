@@ -1,0 +1,71 @@
+"""A client's timeline: whether there is one, and when and where it is written."""
+
+import logging
+import os
+import pathlib
+import threading
+import time
+
+from psum.client.core.recorder import Recorder
+from psum.client.observe import process_name, trace
+from psum.client.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+class Timeline:
+    """What a worker records and writes to a file of PSUM_TRACE_DIR. Where that fails, the training goes on without.
+
+    Args:
+        settings: The worker's; those that a timeline is asked for with.
+
+    Attributes:
+        recorder: What the session is to tell, None where nothing can be written, or all was.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.recorder: Recorder | None = Recorder(settings.trace_start_step, settings.trace_end_step)
+        self._settings = settings
+        self._path = pathlib.Path(settings.trace_dir) / trace.file_name(settings.rank)
+        self._writing = threading.Lock()
+        if (reason := _unusable(self._path.parent)) is not None:
+            # Said now rather than after the last step.
+            _log.warning("no timeline in %s (PSUM_TRACE_DIR): %s", settings.trace_dir, reason)
+            self.recorder = None
+
+    def write(self) -> None:
+        """Writes what was recorded, the first time that this is called, and records no more. From any thread."""
+        with self._writing:
+            recorder, self.recorder = self.recorder, None
+            if recorder is None:
+                return
+            if not recorder.operations:
+                _log.warning(
+                    "no timeline: the training had no step from %d to %d (PSUM_TRACE_START_STEP, PSUM_TRACE_END_STEP)",
+                    self._settings.trace_start_step,
+                    self._settings.trace_end_step,
+                )
+                return
+            about = {
+                "job": self._settings.job,
+                "num_workers": self._settings.num_workers,
+                "worker": process_name.name(),
+            }
+            wall_offset = time.time() - time.monotonic()
+            try:
+                trace.write(self._path, recorder, rank=self._settings.rank, wall_offset=wall_offset, about=about)
+            except OSError as error:
+                _log.warning("no timeline in %s (PSUM_TRACE_DIR): %s", self._path, error.strerror or error)
+                return
+            if recorder.full:
+                _log.warning("the timeline ends with step %d: more is not kept in memory", recorder.last)
+            _log.info("the timeline from step %d on is in %s", recorder.first, self._path)
+
+
+def _unusable(directory: pathlib.Path) -> str | None:
+    """Makes a directory; why files cannot be written to it, None where they can."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if os.access(directory, os.W_OK | os.X_OK) else "it may not be written to"

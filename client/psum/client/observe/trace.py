@@ -1,0 +1,217 @@
+"""Writes what was recorded as a timeline: a file in the trace event format, which Perfetto and Chrome open.
+
+One process per rank, and below it a row of threads per stage; slices of one thread do not overlap, so a stage has as
+many threads as it had shards at once. Each slice has its key's name, and its step, round and shard in its arguments.
+What `psum timeline` needs beside the slices is in `otherData`.
+"""
+
+import heapq
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from psum.client.core.recorder import Recorder, ShardRecord
+
+#: Another number where a reader that knows only this one would misread a file.
+FORMAT: Final = 1
+
+
+class Stage(NamedTuple):
+    """A row of threads.
+
+    Attributes:
+        number: Its place, from the top.
+        kind: Where its time is counted: the category of its slices.
+        label: What its first thread is called.
+    """
+
+    number: int
+    kind: str
+    label: str
+
+
+STEP: Final = Stage(0, "step", "step")
+#: From the program's call until the value is there: being computed, or copied from its device.
+VALUE: Final = Stage(1, "value", "value")
+QUEUE: Final = Stage(2, "queue", "queue")
+COPY_IN: Final = Stage(3, "copy", "copy in")
+WIRE_OUT: Final = Stage(4, "wire", "wire, to the aggregator")
+WAIT: Final = Stage(5, "wait", "wait for the last rank")
+SUM: Final = Stage(6, "sum", "sum")
+WIRE_BACK: Final = Stage(7, "wire", "wire, from the aggregator")
+#: The four before in one, where the aggregator did not say how long it waited and summed.
+EXCHANGE: Final = Stage(8, "exchange", "wire and round")
+COPY_OUT: Final = Stage(9, "copy", "copy out")
+
+#: Threads of one stage at most; there are fewer shards.
+_THREADS: Final = 100_000
+
+Event = dict[str, Any]
+
+
+class Slice(NamedTuple):
+    """A shard, operation or step in one stage, in seconds."""
+
+    start: float
+    end: float
+    stage: Stage
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def file_name(rank: int) -> str:
+    """What the file of a rank is called."""
+    return f"rank-{rank}.json"
+
+
+def write(path: pathlib.Path, recorder: Recorder, *, rank: int, wall_offset: float, about: Mapping[str, Any]) -> None:
+    """Writes a file; it is there whole, or as it was before.
+
+    Args:
+        path: Where.
+        recorder: What was recorded.
+        rank: Whose it is.
+        wall_offset: The time of day, in seconds since 1970, at 0 s of the recorder's clock.
+        about: What else is to be told of this worker.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    operations = recorder.operations
+    origin = min((o.reserved for o in operations), default=0.0)
+    if recorder.before is not None:
+        origin = min(origin, recorder.before)
+    other = {"psum": FORMAT, "rank": rank, "wall_seconds": wall_offset + origin, "full": recorder.full, **about}
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            file.write(f'{{"displayTimeUnit":"ms","otherData":{json.dumps(other)},"traceEvents":[\n')
+            for number, event in enumerate(events(slices(recorder), rank, origin, str(about.get("worker", "")))):
+                file.write((",\n" if number else "") + json.dumps(event, separators=(",", ":")))
+            file.write("\n]}\n")
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def slices(recorder: Recorder) -> Iterator[Slice]:
+    """All that is shown of a recording."""
+    shards = recorder.shards()
+    yield from _steps(recorder, shards)
+    for operation in recorder.operations:
+        if operation.ready is not None and operation.step <= recorder.last:
+            arguments = {"step": operation.step, "round": operation.round}
+            yield Slice(operation.reserved, operation.ready, VALUE, operation.key, arguments)
+    for shard in shards:
+        yield from _stages(shard)
+
+
+def _steps(recorder: Recorder, shards: Iterable[ShardRecord]) -> Iterator[Slice]:
+    """Each whole step, from the end of the one before until its last result was in its place."""
+    ends: dict[int, float] = {}
+    for shard in shards:
+        step = shard.operation.step
+        if not shard.operation.broadcast and shard.written is not None:
+            ends[step] = max(ends.get(step, -math.inf), shard.written)
+    begun: dict[int, float] = {}
+    for operation in recorder.operations:
+        begun[operation.step] = min(begun.get(operation.step, math.inf), operation.reserved)
+    previous: tuple[int, float] | None = None
+    if recorder.before is not None:
+        previous = recorder.first - 1, recorder.before
+    for step in recorder.steps():
+        if step not in ends:
+            # All its tensors were empty, or the job has no aggregators.
+            continue
+        start = previous[1] if previous is not None and previous[0] == step - 1 else begun[step]
+        previous = step, max(start, ends[step])
+        yield Slice(start, previous[1], STEP, f"step {step}", {"step": step})
+
+
+def _stages(shard: ShardRecord) -> Iterator[Slice]:
+    operation = shard.operation
+    sent, copied, received, written = shard.sent, shard.copied, shard.received, shard.written
+    if sent is None or copied is None or received is None or written is None:
+        return
+    arguments: dict[str, Any] = {"step": operation.step, "round": operation.round, "shard": shard.index}
+    if operation.broadcast:
+        arguments["broadcast"] = True
+    yield Slice(shard.queued, sent, QUEUE, operation.key, arguments)
+    yield Slice(sent, copied, COPY_IN, operation.key, arguments)
+    if shard.last_rank is None:
+        yield Slice(copied, received, EXCHANGE, operation.key, arguments)
+    else:
+        arguments["last_rank"] = shard.last_rank
+        # What was sent again over a new connection may have waited there since before.
+        exchange = max(0.0, received - copied)
+        waiting = min(max(0.0, shard.waiting), exchange)
+        summing = min(max(0.0, shard.summing), exchange - waiting)
+        # How long each way took is not known, only both together.
+        arrived = copied + (exchange - waiting - summing) / 2
+        yield Slice(copied, arrived, WIRE_OUT, operation.key, arguments)
+        yield Slice(arrived, arrived + waiting, WAIT, operation.key, arguments)
+        yield Slice(arrived + waiting, arrived + waiting + summing, SUM, operation.key, arguments)
+        yield Slice(arrived + waiting + summing, received, WIRE_BACK, operation.key, arguments)
+    yield Slice(received, written, COPY_OUT, operation.key, {**arguments, "bytes": shard.size})
+
+
+def events(recorded: Iterable[Slice], rank: int, origin: float, worker: str) -> Iterator[Event]:
+    """The events of one rank's timeline: the names of its rows, and its slices.
+
+    Args:
+        recorded: What is to be shown.
+        rank: The rank, which is the process.
+        origin: The time that becomes 0.
+        worker: Where it runs.
+    """
+    yield _named("process_name", rank, 0, name=f"rank {rank}" + (f" ({worker})" if worker else ""))
+    yield _named("process_sort_index", rank, 0, sort_index=rank)
+    rows: dict[Stage, list[Slice]] = {}
+    for one in recorded:
+        rows.setdefault(one.stage, []).append(one)
+    for stage, row in sorted(rows.items()):
+        row.sort(key=lambda one: (one.start, one.end))
+        threads: set[int] = set()
+        for one, lane in _lanes(row):
+            tid = stage.number * _THREADS + lane
+            if tid not in threads:
+                threads.add(tid)
+                yield _named("thread_name", rank, tid, name=stage.label if lane == 0 else f"{stage.label} {lane + 1}")
+                yield _named("thread_sort_index", rank, tid, sort_index=tid)
+            # Both ends are rounded, so that slices which meet still do. To eighths of a microsecond, which are exact in
+            # binary: a reader that counts nanoseconds finds no slice to overlap the next.
+            start, end = (round((moment - origin) * 8e6) for moment in (one.start, one.end))
+            yield {
+                "name": one.name,
+                "cat": stage.kind,
+                "ph": "X",
+                "ts": start / 8,
+                "dur": max(0, end - start) / 8,
+                "pid": rank,
+                "tid": tid,
+                "args": one.arguments,
+            }
+
+
+def _named(what: str, pid: int, tid: int, **arguments: object) -> Event:
+    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": arguments}
+
+
+def _lanes(row: Iterable[Slice]) -> Iterator[tuple[Slice, int]]:
+    """Gives each slice, in order of their starts, the lowest lane that is free then."""
+    taken: list[tuple[float, int]] = []
+    free: list[int] = []
+    count = 0
+    for one in row:
+        while taken and taken[0][0] <= one.start:
+            heapq.heappush(free, heapq.heappop(taken)[1])
+        if free:
+            lane = heapq.heappop(free)
+        else:
+            lane, count = count, count + 1
+        heapq.heappush(taken, (max(one.end, one.start), lane))
+        yield one, lane

@@ -1,0 +1,317 @@
+"""A worker's settings."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from psum.client.doubtful_settings import doubts
+from psum.client.foreign_variables import remarks, with_derived
+from psum.planes import DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
+from psum.runtime import (
+    BaseSettings,
+    TlsFiles,
+    choice,
+    duration,
+    integer,
+    items,
+    load,
+    setting,
+    size,
+)
+from psum.wire import (
+    MAX_PARTITION_BYTES,
+    PAYLOAD_ALIGNMENT_BYTES,
+    is_local,
+    parse_address,
+    parse_destinations,
+)
+
+
+def _metrics_port(text: str) -> str:
+    if (address := parse_address(text if ":" in text else f"127.0.0.1:{text}")).startswith("unix:"):
+        raise ValueError("expected a port or host:port")
+    return address
+
+
+def next_port(address: str, number: int) -> str:
+    """The address with a port that is higher by this number, unless it is 0 for a free one."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number if int(port) else 0}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(BaseSettings):
+    """What one worker is told, mostly by its environment.
+
+    The names that BytePS, ps-lite and Kubernetes use are understood too, where psum's own are not set: with
+    `worker_id` from DMLC_WORKER_ID or JOB_COMPLETION_INDEX, rank = worker_id · local_size + local_rank, and
+    num_workers = DMLC_NUM_WORKER · local_size.
+    """
+
+    job: str = setting("PSUM_JOB", default="default", parse=str, meaning="The job's name.")
+    aggregators: tuple[str, ...] = setting(
+        "PSUM_AGGREGATORS",
+        default=(),
+        default_text="none",
+        parse=parse_destinations,
+        meaning="The aggregators, host:port or unix:/path, with commas; host-{0..15}:port stands for sixteen."
+        " The same list on every worker.",
+    )
+    weights: tuple[int, ...] = setting(
+        "PSUM_AGGREGATOR_WEIGHTS",
+        default=(),
+        default_text="all 1",
+        parse=items(integer(1, 1000)),
+        meaning="How many shards each aggregator takes in turn, with commas; the same list on every worker.",
+    )
+    rank: int = setting(
+        "PSUM_RANK",
+        "BYTEPS_GLOBAL_RANK",
+        default=0,
+        parse=integer(0, 4095),
+        meaning="This worker's rank, from 0.",
+    )
+    num_workers: int = setting(
+        "PSUM_NUM_WORKERS", default=1, parse=integer(1, 4096), meaning="The number of worker processes."
+    )
+    local_rank: int = setting(
+        "PSUM_LOCAL_RANK",
+        "BYTEPS_LOCAL_RANK",
+        default=0,
+        parse=integer(0, 4095),
+        meaning="This worker's rank among those on its node.",
+    )
+    local_size: int = setting(
+        "PSUM_LOCAL_SIZE",
+        "BYTEPS_LOCAL_SIZE",
+        default=1,
+        parse=integer(1, 4096),
+        meaning="The number of workers on this node.",
+    )
+    partition_bytes: int = setting(
+        "PSUM_PARTITION_BYTES",
+        "BYTEPS_PARTITION_BYTES",
+        default=2 << 20,
+        default_text="2 MiB",
+        parse=size,
+        meaning="The size of a shard; the same on every worker.",
+    )
+    credit_bytes: int = setting(
+        "PSUM_CREDIT_BYTES",
+        default=8 << 20,
+        default_text="8 MiB",
+        parse=size,
+        meaning="Bytes that may be under way to one aggregator. Less is more obedient to priorities; more is faster"
+        " over long distances.",
+    )
+    plane: str = setting(
+        "PSUM_PLANE",
+        default="auto",
+        parse=choice("auto", "inline", "direct", "shm"),
+        meaning="How large payloads cross: shm (memory shared on a host), direct (a data connection), inline or auto.",
+    )
+    shm_directory: str = setting(
+        "PSUM_SHM_DIRECTORY",
+        default=DEFAULT_DIRECTORY,
+        parse=str,
+        meaning="Where memory is shared with aggregators on the same host: a directory that is kept in memory.",
+    )
+    shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
+        "PSUM_SHM_LIMIT",
+        default=DEFAULT_LIMIT,
+        parse=Limit.parse,
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
+        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
+    )
+    connect_timeout: float = setting(
+        "PSUM_CONNECT_TIMEOUT",
+        default=60.0,
+        default_text="60 s",
+        parse=duration,
+        meaning="How long a worker waits at its start for aggregators that are not up yet.",
+    )
+    reconnect_timeout: float = setting(
+        "PSUM_RECONNECT_TIMEOUT",
+        default=120.0,
+        default_text="120 s",
+        parse=duration,
+        meaning="How long a worker tries to get back to an aggregator that went away.",
+    )
+    keepalive: float = setting(
+        "PSUM_KEEPALIVE",
+        default=10.0,
+        default_text="10 s",
+        parse=duration,
+        meaning="Silence after which the other side is probed; as long again without an answer, and it is gone.",
+    )
+    keep_sums: bool = setting(
+        "PSUM_KEEP_SUMS",
+        default=True,
+        default_text="1",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="1: keep the last sum of each shard, from which an aggregator that was started again can go on; or 0.",
+    )
+    round_timeout: float = setting(
+        "PSUM_ROUND_TIMEOUT",
+        default=600.0,
+        default_text="600 s",
+        parse=duration,
+        meaning="How long a push-pull may wait for its sum.",
+    )
+    check_every: int = setting(
+        "PSUM_CHECK_EVERY",
+        default=0,
+        default_text="never",
+        parse=integer(0, 2**63 - 1),
+        meaning="Every so many updates of a Trainer or Module, check that its parameters are the same on all ranks; the"
+        " same on every worker. See docs/drift.md.",
+    )
+    tls_ca: str = setting(
+        "PSUM_TLS_CA",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with the authorities of the aggregators' certificates: speak TLS, except on unix sockets.",
+    )
+    tls_cert: str = setting(
+        "PSUM_TLS_CERT",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A PEM file with this worker's certificate, where aggregators ask for one.",
+    )
+    tls_key: str = setting(
+        "PSUM_TLS_KEY", default="", default_text="none", parse=str, meaning="A PEM file with the certificate's key."
+    )
+    tls_server_name: str = setting(
+        "PSUM_TLS_SERVER_NAME",
+        default="",
+        default_text="the host in the address",
+        parse=str,
+        meaning="The name that the aggregators' certificates must have.",
+    )
+    token_file: str = setting(
+        "PSUM_TOKEN_FILE", default="", default_text="none", parse=str, meaning="A file with the job's token."
+    )
+    insecure: bool = setting(
+        "PSUM_INSECURE",
+        default=False,
+        default_text="off",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="Send the token to other machines without TLS, though anybody between could read and use it.",
+    )
+    metrics_port: str = setting(
+        "PSUM_METRICS_PORT",
+        default="",
+        default_text="none",
+        parse=_metrics_port,
+        meaning="A port, or host:port, where Prometheus can read this worker's metrics; one higher per local rank.",
+    )
+    trace_dir: str = setting(
+        "PSUM_TRACE_DIR",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A directory to write a timeline to, rank-N.json for each rank: see docs/slow-steps.md.",
+    )
+    trace_start_step: int = setting(
+        "PSUM_TRACE_START_STEP",
+        "BYTEPS_TRACE_START_STEP",
+        default=10,
+        parse=integer(0, 2**63 - 1),
+        meaning="The first step of the timeline; the training's first one is step 0.",
+    )
+    trace_end_step: int = setting(
+        "PSUM_TRACE_END_STEP",
+        "BYTEPS_TRACE_END_STEP",
+        default=20,
+        parse=integer(0, 2**63 - 1),
+        meaning="The last step of the timeline. It is written when that is over, or when the client is closed.",
+    )
+    fault_file: str = setting(
+        "PSUM_FAULT_FILE",
+        default="",
+        default_text="none",
+        parse=str,
+        meaning="A file that the first failure is written to of which an aggregator tells this worker. `psum launch`"
+        " sets it, to tell causes from consequences.",
+    )
+    log_level: str = setting(
+        "PSUM_LOG_LEVEL",
+        default="warning",
+        parse=choice("debug", "info", "warning", "error"),
+        meaning="What is logged at least: debug, info, warning or error.",
+    )
+    log_format: str = setting(
+        "PSUM_LOG_FORMAT",
+        default="text",
+        parse=choice("text", "json"),
+        meaning="How log lines are written: json, or text where the program has set up no logging of its own.",
+    )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
+        """The settings that the environment gives, beaten by those given here (text is parsed, None is ignored).
+
+        Raises:
+            ConfigurationError: With every mistake that was found.
+        """
+        return load(cls, with_derived(environ), given, remarks(environ))
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files that TLS needs, none where it is not spoken."""
+        return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
+
+    def warnings(self) -> Iterator[str]:
+        """What can be used, but can hardly be meant."""
+        yield from self.remarks
+        yield from doubts(self)
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with the values taken together."""
+        if self.rank >= self.num_workers:
+            yield (
+                f"rank {self.rank} of {self.num_workers} workers; ranks go from 0 to {self.num_workers - 1}"
+                " (PSUM_RANK, PSUM_NUM_WORKERS)"
+            )
+        if self.local_rank >= self.local_size:
+            yield (
+                f"local rank {self.local_rank} of {self.local_size} on this node; local ranks go from 0 to"
+                f" {self.local_size - 1} (PSUM_LOCAL_RANK, PSUM_LOCAL_SIZE)"
+            )
+        if self.num_workers > 1 and not self.aggregators:
+            yield (
+                f"{self.num_workers} workers need at least one aggregator: set PSUM_AGGREGATORS to its address,"
+                " or start everything with `psum launch`"
+            )
+        if len(set(self.aggregators)) != len(self.aggregators):
+            yield f"the list of aggregators (PSUM_AGGREGATORS) names one twice: {', '.join(self.aggregators)}"
+        if self.weights and len(self.weights) != len(self.aggregators):
+            yield f"{len(self.weights)} weights for {len(self.aggregators)} aggregators (PSUM_AGGREGATOR_WEIGHTS)"
+        if not PAYLOAD_ALIGNMENT_BYTES <= self.partition_bytes <= MAX_PARTITION_BYTES:
+            yield (
+                f"a partition of {self.partition_bytes} bytes; expected {PAYLOAD_ALIGNMENT_BYTES} to"
+                f" {MAX_PARTITION_BYTES} (PSUM_PARTITION_BYTES)"
+            )
+        if self.credit_bytes < 1:
+            yield "a credit of 0 bytes would let nothing pass (PSUM_CREDIT_BYTES)"
+        if not 0 < len(self.job) <= 253 or not self.job.isprintable():
+            yield f"job={self.job!r}: a job's name has 1 to 253 printable characters (PSUM_JOB)"
+        if bool(self.tls_cert) is not bool(self.tls_key):
+            yield "tls_cert and tls_key: both are needed, or none"
+        if (self.tls_cert or self.tls_server_name) and not self.tls_ca:
+            yield "tls_cert and tls_server_name are for TLS, which needs tls_ca"
+        if self.trace_dir and self.trace_end_step < self.trace_start_step:
+            yield (
+                f"a timeline from step {self.trace_start_step} to step {self.trace_end_step} has none"
+                " (PSUM_TRACE_START_STEP, PSUM_TRACE_END_STEP)"
+            )
+        if self.token_file and not self.tls_ca and not self.insecure:
+            for address in self.aggregators:
+                if not is_local(address):
+                    yield (
+                        f"token_file={self.token_file}: to {address} the token would travel unencrypted, for anybody"
+                        " between to read and use; set tls_ca to speak TLS, or PSUM_INSECURE=1"
+                    )

@@ -1,0 +1,138 @@
+"""Why a connection could not be made or secured, in words that can be acted on.
+
+gRPC says little more than that a handshake failed, or that a connection was closed. Python's own TLS says what is wrong
+with a certificate; so where gRPC fails, one more connection is made to find out.
+"""
+
+import contextlib
+import socket
+import ssl
+import time
+from typing import Final
+
+from psum.client.transport.credentials import Credentials
+
+#: How long finding out may take.
+_PATIENCE_SECONDS: Final = 3.0
+
+# X509_V_ERR_… of OpenSSL.
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+_WRONG_NAME: Final = (62, 64)
+
+#: How long after a connection was closed without a word another one is made, to tell a refusal from an end.
+_PAUSE_SECONDS: Final = 0.2
+
+_OTHER_PROTOCOL: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+
+
+def diagnose(address: str, credentials: Credentials) -> str | None:
+    """Connects to an aggregator, and says why it and this side cannot trust each other. May block for some seconds.
+
+    Returns:
+        A sentence, or None where TLS is not what keeps them apart.
+    """
+    if address.startswith("unix:"):
+        return None
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        if not credentials.encrypts(address):
+            with _connect(host, port) as connection:
+                return _expect_plain(connection)
+        for _ in range(2):
+            with _connect(host, port) as connection, contextlib.suppress(_SilentError):
+                return _try_tls(connection, credentials, credentials.server_name or host)
+            # An aggregator that is about to end closes its connections too. It takes no further ones.
+            time.sleep(_PAUSE_SECONDS)
+        return _unwanted(credentials.tls.cert)
+    except OSError:
+        # Not even a connection: that is for gRPC to report.
+        return None
+
+
+def unreachable(address: str) -> str | None:
+    """What the system says against connecting to an address, None where it can be. May block for a second."""
+    try:
+        if address.startswith("unix:"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(address.removeprefix("unix:"))
+        else:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except OSError as error:
+        return f"it cannot be connected to: {error.strerror or error}"
+    return None
+
+
+class _SilentError(Exception):
+    """The other side has closed a connection that was secured, without a word."""
+
+
+def _connect(host: str, port: str) -> socket.socket:
+    return socket.create_connection((host, int(port)), timeout=_PATIENCE_SECONDS)
+
+
+def _try_tls(connection: socket.socket, credentials: Credentials, name: str) -> str | None:
+    files = credentials.tls
+    context = ssl.create_default_context(cafile=files.ca)
+    context.set_alpn_protocols(["h2"])
+    if files.cert:
+        context.load_cert_chain(files.cert, files.key, password="")
+    try:
+        with context.wrap_socket(connection, server_hostname=name) as tls:
+            # With TLS 1.3 the server says only now what it thinks of this side's certificate; gRPC begins to talk at
+            # once where it likes it, and says nothing where it does not.
+            try:
+                silent = not tls.recv(1)
+            except ConnectionResetError:
+                silent = True
+            if silent:
+                raise _SilentError
+    except ssl.SSLCertVerificationError as error:
+        return _distrust(error, files.ca, name)
+    except ssl.SSLError as error:
+        return _refusal(error, files.cert)
+    return None
+
+
+def _distrust(error: ssl.SSLCertVerificationError, ca: str, name: str) -> str:
+    if error.verify_code == _EXPIRED:
+        return "its certificate has expired; renew it (its tls_cert), or set the clock right"
+    if error.verify_code == _NOT_YET_VALID:
+        return "its certificate is not valid yet; is the clock right?"
+    if error.verify_code in _WRONG_NAME:
+        return (
+            f"its certificate is not one for {name!r}; in PSUM_AGGREGATORS use a name that the certificate has, or set"
+            " PSUM_TLS_SERVER_NAME to one"
+        )
+    return f"its certificate does not come from an authority in {ca} (PSUM_TLS_CA): {error.verify_message}"
+
+
+def _refusal(error: ssl.SSLError, cert: str) -> str | None:
+    reason = error.reason or str(error)
+    if any(word in reason for word in _OTHER_PROTOCOL):
+        return "it does not speak TLS, but this side has PSUM_TLS_CA; give it a certificate, or unset that"
+    if "ALERT" in reason:
+        return _unwanted(cert)
+    if "EOF" in reason:
+        # It was closed before anything was said about certificates, as by a proxy that has nobody behind it.
+        return None
+    return f"the TLS handshake failed: {reason}"
+
+
+def _unwanted(cert: str) -> str:
+    if cert:
+        return f"it does not accept this side's certificate, {cert} (PSUM_TLS_CERT); is it from the right authority?"
+    return "it asks for a certificate; set PSUM_TLS_CERT and PSUM_TLS_KEY"
+
+
+def _expect_plain(connection: socket.socket) -> str | None:
+    """Says so where the other side answers to TLS, which this side does not speak."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with contextlib.suppress(OSError), context.wrap_socket(connection):
+        return "it speaks TLS, this side does not; set PSUM_TLS_CA to its authority's certificate"
+    return None

@@ -1,0 +1,174 @@
+"""Finding out that one address leads to several aggregators, such as a Service's with two replicas.
+
+Ranks that come to different processes wait for each other, and no process knows of the ranks at the others. So a worker
+that waits for its first sum connects to the address again now and then, and asks who is there. No other process at the
+same address is older than the worker's own connection unless there are several; those that end, and those that take
+their place, are not counted.
+"""
+
+import asyncio
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from psum.client.transport.aggregator_status import GET_STATUS
+from psum.client.transport.credentials import Credentials
+from psum.client.transport.data_dialer import addresses_of
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import NO_PROXY, join_address, split_address
+from psum.wire.errors import ConfigurationError, DisagreementError
+
+#: How long a worker waits for its first sum before it begins to ask, and between its questions at first and at last.
+_FIRST_PAUSE_SECONDS: Final = 2.0
+_LAST_PAUSE_SECONDS: Final = 60.0
+
+#: How long there must be several processes: where a new one takes an old one's place, both are there for a moment.
+_CERTAIN_SECONDS: Final = 5.0
+
+#: How long one question may take.
+_ANSWER_SECONDS: Final = 3.0
+
+#: As many ranks of a job ask at a time, of many thousands too.
+_ASKING: Final = 64
+
+#: As many of a host's addresses are asked.
+_MAX_ADDRESSES: Final = 4
+
+_CHANNEL_OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), NO_PROXY)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """Whose connection it is.
+
+    Attributes:
+        job: The job's name.
+        rank: The worker's rank.
+        num_workers: The job's size.
+    """
+
+    job: str
+    rank: int
+    num_workers: int
+
+
+def is_another(status: pb.GetStatusResponse, incarnation: int, age: float) -> bool:
+    """Whether a process that answers at an address is there beside the one that a worker is connected to.
+
+    Args:
+        status: What it says.
+        incarnation: Of the process that the worker is connected to.
+        age: How long ago the worker connected, in seconds. What was started since then may take that one's place.
+    """
+    return status.incarnation != incarnation and not status.draining and status.uptime_seconds > age
+
+
+def split(member: Member, address: str, status: pb.GetStatusResponse) -> DisagreementError | None:
+    """What is wrong where other ranks of the job are at another process, which says this; None where none is there."""
+    elsewhere = sorted(
+        worker.rank
+        for job in status.jobs
+        if job.name == member.job
+        for worker in job.workers
+        # Whoever has vanished there may have found out before this rank.
+        if worker.rank != member.rank and not worker.left
+    )
+    if not elsewhere:
+        return None
+    return DisagreementError(
+        f"address {address} leads to more than one aggregator: rank {member.rank} of job {member.job!r} came to one,"
+        f" rank {', '.join(map(str, elsewhere))} to another, so that they would wait for each other for ever."
+        " Give every aggregator an address of its own, and list all of them in PSUM_AGGREGATORS; in Kubernetes, use the"
+        " pods' names in a headless Service, or one Service for each pod, not one Service for several pods",
+        ranks=sorted({member.rank, *elsewhere}),
+    )
+
+
+async def watch_for_split(
+    member: Member,
+    address: str,
+    incarnation: int,
+    *,
+    credentials: Credentials,
+    waiting: Callable[[], bool | None],
+) -> None:
+    """Asks who is at an address while a worker waits for its first sum from there; ends when it has one.
+
+    Args:
+        member: The worker.
+        address: The address, no unix socket.
+        incarnation: The aggregator that it is connected to.
+        credentials: What to show there.
+        waiting: Whether it waits for a sum; None: it need not be asked any more.
+
+    Raises:
+        DisagreementError: Other ranks of the job are at another process there.
+    """
+    since = time.monotonic()
+
+    def another(status: pb.GetStatusResponse) -> bool:
+        return waiting() is True and is_another(status, incarnation, time.monotonic() - since)
+
+    for pause in pauses():
+        await asyncio.sleep(pause)
+        # Nobody waits yet, as long as a program takes to begin.
+        while not (state := waiting()):
+            if state is None:
+                return
+            await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+        if random.random() * member.num_workers >= _ASKING:
+            continue
+        for place in await _places(address, credentials):
+            status = await _ask(another, member.job, *place)
+            if status is not None and (error := split(member, address, status)) is not None:
+                raise error
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between questions: a few short ones, then longer and longer ones, jittered so that workers spread."""
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        yield pause * random.uniform(1, 1.25)
+        pause = min(_LAST_PAUSE_SECONDS, pause * 1.2)
+
+
+async def _places(address: str, credentials: Credentials) -> list[tuple[str, Credentials]]:
+    """Where to ask: each address of the host, or the only one twice, since a balancer deals connections out in turn."""
+    host, port = split_address(address)
+    try:
+        found = (await addresses_of(host, port))[:_MAX_ADDRESSES]
+    except OSError:
+        found = []
+    if len(found) < 2:
+        return [(address, credentials)] * 2
+    named = dataclasses.replace(credentials, server_name=credentials.server_name or host)
+    return [(join_address(one, port), named) for one in found]
+
+
+async def _ask(
+    another: Callable[[pb.GetStatusResponse], bool], job: str, address: str, credentials: Credentials
+) -> pb.GetStatusResponse | None:
+    """Asks who is there; what it says of the job where it is certainly another process."""
+    try:
+        async with credentials.aio_channel(address, _CHANNEL_OPTIONS) as channel:
+            call: Any = channel.unary_unary(
+                GET_STATUS,
+                request_serializer=pb.GetStatusRequest.SerializeToString,
+                response_deserializer=pb.GetStatusResponse.FromString,
+            )
+            given = {"metadata": credentials.metadata(), "timeout": _ANSWER_SECONDS}
+            status: pb.GetStatusResponse = await call(pb.GetStatusRequest(without_jobs=True), **given)
+            if not another(status):
+                return None
+            await asyncio.sleep(_CERTAIN_SECONDS)
+            # Over the same connection, hence of the same process.
+            status = await call(pb.GetStatusRequest(job=job), **given)
+            return status if another(status) else None
+    except (grpc.RpcError, ConfigurationError):
+        # That is not what keeps ranks apart, or it shows up elsewhere.
+        return None

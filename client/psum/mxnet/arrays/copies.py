@@ -1,0 +1,68 @@
+"""Copies and sums of arrays, made by MXNet's engine in the order in which they are queued."""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from psum.client import ElementType
+from psum.mxnet.arrays.inspection import context_of
+from psum.mxnet.compat import MAJOR_VERSION, QUICK, check_call, mx
+
+_Handles: Final = ctypes.POINTER(ctypes.c_void_p)
+_Storages: Final = ctypes.POINTER(ctypes.c_int)
+
+_invoke: Final = QUICK["MXImperativeInvoke" if MAJOR_VERSION >= 2 else "MXImperativeInvokeEx"]
+
+
+def _operator(name: bytes) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    check_call(QUICK.NNGetOpHandle(name, ctypes.byref(handle)))
+    return handle
+
+
+_copyto: Final = _operator(b"_copyto")
+
+#: Those that MXNet adds on a GPU. On the CPU it adds all that psum knows.
+_ADDED_ON_GPUS: Final = frozenset(ElementType) - {ElementType.INT8, ElementType.BFLOAT16}
+
+
+def copy(source: Any, target: Any) -> None:
+    """Queues a copy of an array to another of the same shape and type, on any device.
+
+    NDArray.copyto does the same and gives up the interpreter's lock twice, each time to one of the engine's threads.
+    """
+    if source is target:
+        return
+    inputs, outputs = ctypes.byref(source.handle), ctypes.byref(_Handles(target.handle))
+    storages = ctypes.byref(_Storages())
+    check_call(_invoke(_copyto, 1, inputs, ctypes.byref(ctypes.c_int(1)), outputs, 0, None, None, storages))
+
+
+def add(addends: Sequence[Any], target: Any, element_type: ElementType) -> None:
+    """Queues the sum of at least two arrays on any devices into one in host memory, which may be one of them.
+
+    They are added up where the first one is, if MXNet can, and only the sum is copied to the host.
+    """
+    device, host = context_of(addends[0]), context_of(target)
+    if device.device_type == "gpu" and element_type not in _ADDED_ON_GPUS:
+        device = host
+    brought = [item if context_of(item) == device else item.copyto(device) for item in addends]
+    if device == host:
+        mx.nd.add_n(*brought, out=target)
+    else:
+        copy(mx.nd.add_n(*brought), target)
+
+
+@contextlib.contextmanager
+def copying(shape: tuple[int, ...]) -> Iterator[None]:
+    """Keeps copies out of the graph that autograd may be recording, and allows them for arrays without dimensions."""
+    recording = mx.autograd.pause() if _is_recording() else contextlib.nullcontext()
+    with recording, mx.util.np_shape(True) if shape == () else contextlib.nullcontext():
+        yield
+
+
+def _is_recording() -> bool:
+    found = ctypes.c_bool()
+    check_call(QUICK.MXAutogradIsRecording(ctypes.byref(found)))
+    return found.value

@@ -1,0 +1,227 @@
+"""One push-pull or broadcast of NDArrays, on MXNet's engine from the first copy to the last."""
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from psum.client import Operation, PsumError, Ticket
+from psum.mxnet.arguments import Arrays
+from psum.mxnet.arrays import copies
+from psum.mxnet.arrays.inspection import context_of
+from psum.mxnet.arrays.memory import flat_bytes, queue_plain_layout
+from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError
+from psum.mxnet.engine import operations, waits
+from psum.mxnet.staging.host_memory import worker
+from psum.mxnet.staging.stages import VALUE_FAILED, StagePool, Turn
+
+
+class Exchange:
+    """What happens between a call of the store and the result in the outs.
+
+    Everything goes through one array in host memory, the target: one of the outs where one can be used in place, else a
+    stage. The values are copied (one) or added up (several) into the target, unless the only value is the target;
+    one asynchronous engine operation on the target exchanges it with the other ranks; the target is copied to the other
+    outs. All of these are queued at once, and the engine keeps them in order with each other and with whatever else
+    uses the arrays.
+
+    A stage may need an operation of its own before that. One that was just made is prepared, which may take long: the
+    engine waits for it, the caller does not. One at which an earlier round of the key has its turn is refused if that
+    round fails.
+
+    Args:
+        ticket: The announced operation. It is started or aborted here, whatever happens.
+        key: Whose operation it is: the store, the name, and what is done.
+        values: What this rank contributes; None where it only receives.
+        outs: Where the result goes.
+        stages: Where stages are taken from.
+        in_place: Whether the arrays of a context can be used in place.
+        awaited: Whether somebody will wait for its end.
+    """
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        key: tuple[object, str, Operation],
+        values: Arrays | None,
+        outs: Arrays,
+        stages: StagePool,
+        in_place: Callable[[Any], bool],
+        *,
+        awaited: bool,
+    ) -> None:
+        self._ticket = ticket
+        self._key = key
+        self._values = values
+        self._outs = outs
+        self._stages = stages
+        self._in_place = in_place
+        self._target: Any = None
+        self._turn: Turn | None = None
+        # Most are not waited for, and an event costs as much as all the rest of this.
+        self._ended = threading.Event() if awaited or ENGINE_IS_NAIVE else None
+        self._error: PsumError | None = None
+
+    def begin(self, priority: int) -> None:
+        """Queues it all and returns. Calls for operations on one key must come in the order of their rounds.
+
+        Args:
+            priority: The higher, the sooner, among the engine operations that are ready.
+
+        Raises:
+            MXNetError: MXNet refused the copies or the operation.
+        """
+        try:
+            self._choose_target(priority)
+            self._gather()
+            if not ENGINE_IS_NAIVE:
+                # Not kept here: in a cycle of references, the arrays would outlive their use by an unknown time.
+                operations.push(self._target, operations.Operation(self._run, self._skipped), priority=priority)
+        except BaseException as error:
+            self._withdraw(f"{type(error).__name__}: {error}")
+            raise
+        if not ENGINE_IS_NAIVE:
+            self._scatter()
+
+    def complete(self) -> None:
+        """With the NaiveEngine, does the rest of it, and waits for the result; else there is nothing to be done.
+
+        Raises:
+            MXNetError: The exchange failed.
+        """
+        if ENGINE_IS_NAIVE:
+            # The target is ready, as everything is.
+            self._run(None)
+            self._wait_for_end()
+            self._raise_error()
+            self._scatter()
+
+    def wait(self) -> None:
+        """Waits until the exchange has ended, well or not, and the outs can be read.
+
+        Raises:
+            MXNetError: It failed.
+        """
+        # An event, unlike wait_to_read, lets Ctrl-C through.
+        self._wait_for_end()
+        for out in self._outs.items:
+            out.wait_to_read()
+        # The engine raises an error at one reader only, which may have been another.
+        self._raise_error()
+
+    def _choose_target(self, priority: int) -> None:
+        # An empty array has no memory that would have to be somewhere.
+        usable = [out for out in self._outs.items if self._outs.nbytes == 0 or self._in_place(context_of(out))]
+        if usable:
+            only_value = self._values.items[0] if self._values is not None and len(self._values.items) == 1 else None
+            self._target = next((out for out in usable if out is only_value), usable[0])
+        else:
+            self._turn = self._stages.take(self._key, self._outs)
+            self._target = self._turn.array
+            self._queue_for_stage(self._turn, priority)
+
+    def _queue_for_stage(self, turn: Turn, priority: int) -> None:
+        """Queues what must be done before the stage is used."""
+        if turn.fresh:
+            prepare = functools.partial(turn.memory.prepare, self._stages.allocate, self._gpu())
+            if ENGINE_IS_NAIVE:
+                prepared = threading.Event()
+                worker.do(functools.partial(_then, prepare, prepared.set))
+                prepared.wait()
+                return
+
+            def begin_to_prepare(operation: operations.Operation) -> None:
+                worker.do(functools.partial(_then, prepare, operation.complete))
+
+            operations.push(turn.array, operations.Operation(begin_to_prepare, operations.ignore), priority=priority)
+        elif not turn.is_first:
+            name = self._key[1]
+
+            def check(operation: operations.Operation) -> None:
+                # An error of its own, whatever the array has of the earlier round: MXNet raises each error at one
+                # reader only, and the first may be a reader of that round. And nothing is written to the stage, which
+                # an aggregator may read yet for the other ranks.
+                obstacle = turn.obstacle()
+                operation.complete(obstacle and f"an earlier round of key {name!r} failed on this rank: {obstacle}")
+
+            operations.push(turn.array, operations.Operation(check, operations.ignore), priority=priority, always=True)
+
+    def _gpu(self) -> int | None:
+        """The number of a GPU that some of the arrays are on, None where none is."""
+        arrays = itertools.chain(self._outs.items, () if self._values is None else self._values.items)
+        contexts = map(context_of, arrays)
+        return next((context.device_id for context in contexts if context.device_type == "gpu"), None)
+
+    def _gather(self) -> None:
+        """Queues what brings the values into the target, in the plain layout."""
+        values = () if self._values is None or self._values.nbytes == 0 else self._values.items
+        if len(values) > 1:
+            with copies.copying(self._outs.shape):
+                copies.add(values, self._target, self._outs.element_type)
+        elif values and values[0] is not self._target:
+            with copies.copying(self._outs.shape):
+                copies.copy(values[0], self._target)
+        if self._turn is None or len(values) > 1:
+            # What is copied to a stage has that layout.
+            queue_plain_layout(self._target)
+
+    def _scatter(self) -> None:
+        """Queues what brings the target into the other outs."""
+        if self._outs.nbytes and (self._turn is not None or len(self._outs.items) > 1):
+            with copies.copying(self._outs.shape):
+                for out in self._outs.items:
+                    if out is not self._target:
+                        copies.copy(self._target, out)
+
+    def _run(self, operation: operations.Operation | None) -> None:
+        """The target is ready. (Called by the engine, with what is to be completed; None with the NaiveEngine.)"""
+        try:
+            view = flat_bytes(self._target, self._outs.nbytes)
+        except BaseException as error:
+            self._withdraw(f"its memory could not be accessed: {error}")
+            raise
+        self._ticket.start(
+            None if self._values is None else view,
+            view,
+            functools.partial(self._done, operation),
+            None if self._turn is None else self._turn.memory.place,
+        )
+
+    def _wait_for_end(self) -> None:
+        assert self._ended is not None
+        with waits.noting_interrupts():
+            self._ended.wait()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise MXNetError(str(self._error)) from self._error
+
+    def _skipped(self) -> None:
+        """The target will never be ready. (Called by the engine.)"""
+        self._withdraw(VALUE_FAILED)
+
+    def _withdraw(self, reason: str) -> None:
+        self._ticket.abort(reason)
+        if self._turn is not None:
+            self._stages.give_back(self._turn, reason)
+        if self._ended is not None:
+            self._ended.set()
+
+    def _done(self, operation: operations.Operation | None, error: PsumError | None) -> None:
+        """The exchange has ended. (Called by the client, from any thread.)"""
+        self._error = error
+        if self._turn is not None:
+            self._stages.give_back(self._turn, None if error is None else str(error))
+        if operation is not None:
+            operation.complete(None if error is None else str(error))
+        if self._ended is not None:
+            self._ended.set()
+
+
+def _then(do: Callable[[], None], do_afterwards: Callable[[], None]) -> None:
+    """Does one thing after another, whether the first raises or not."""
+    try:
+        do()
+    finally:
+        do_afterwards()

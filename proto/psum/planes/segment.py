@@ -1,0 +1,216 @@
+"""Memory that processes of one host share: files in a directory that is kept in memory, such as /dev/shm.
+
+A segment belongs to the process that made it. Its file can be opened by the same user only, has a random name, and is
+locked as long as its owner lives: what an owner that was killed left behind is known by its free lock, and `sweep`
+removes it. A file is sparse until memory is reserved for it, so that no write can find the directory full, which would
+end the process. What is reserved leaves room for others, whose writes would end them in the same way.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import pathlib
+import re
+import secrets
+import stat
+from typing import Final, Self
+
+from psum.planes.space_limit import DEFAULT_LIMIT, Limit, shortage, turn
+from psum.runtime.file_descriptors import lack_of_descriptors
+
+DEFAULT_DIRECTORY: Final = "/dev/shm"
+
+_NAME: Final = re.compile(r"psum-[0-9a-f]{32}")
+
+#: What is reserved in one turn, so that others wait for milliseconds only: an aggregator's event loop may be one.
+_TURN_BYTES: Final = 16 << 20
+
+# FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of Linux.
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+
+
+class SegmentError(Exception):
+    """A segment could not be made, opened or given more memory; the text says why.
+
+    Attributes:
+        scarce: Whether something was lacking of which the system has only so much. Else no memory can be shared there,
+            as with another host.
+    """
+
+    def __init__(self, text: str, *, scarce: bool = False) -> None:
+        self.scarce = scarce
+        super().__init__(text)
+
+    @classmethod
+    def of(cls, what: str, error: Exception) -> Self:
+        """For an error of the system, and what could not be done because of it."""
+        lack = lack_of_descriptors(error)
+        return cls(f"{what}: {lack or getattr(error, 'strerror', None) or error}", scarce=lack is not None)
+
+
+class Segment:
+    """A piece of shared memory.
+
+    Attributes:
+        name: The name of its file, by which others open it.
+        size: Its size in bytes; what was not reserved takes no memory.
+        view: Its content. A view of it that somebody keeps keeps the memory, whatever becomes of the file.
+    """
+
+    def __init__(
+        self, directory: str, name: str, descriptor: int, size: int, *, owned: bool, limit: Limit = DEFAULT_LIMIT
+    ) -> None:
+        self._directory = directory
+        self._limit = limit
+        self._descriptor = descriptor if owned else -1
+        self._owned = owned
+        self.name = name
+        self.size = size
+        self.view = memoryview(mmap.mmap(descriptor, size))
+
+    def __repr__(self) -> str:
+        return f"<Segment {self.name} of {self.size} bytes{' owned' if self._owned else ''}>"
+
+    @classmethod
+    def create(cls, directory: str, size: int, limit: Limit = DEFAULT_LIMIT) -> Self:
+        """A new segment, all zero.
+
+        Args:
+            directory: Where its file is to be.
+            size: Its size in bytes.
+            limit: Up to where what it reserves may fill the file system.
+
+        Raises:
+            SegmentError: There is no such directory, or its file system cannot hold one.
+        """
+        name = f"psum-{secrets.token_hex(16)}"
+        with contextlib.ExitStack() as undo:
+            try:
+                # It gets its name when it is locked: nobody ever sees it without an owner.
+                descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
+                undo.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(descriptor, size)
+                place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                undo.callback(os.close, place)
+                os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=True)
+                undo.callback(os.unlink, f"{directory}/{name}")
+                segment = cls(directory, name, descriptor, size, owned=True, limit=limit)
+            except (OSError, ValueError) as error:
+                raise SegmentError.of(f"no shared memory in {directory}", error) from None
+            os.close(place)
+            undo.pop_all()
+        return segment
+
+    @classmethod
+    def open(cls, directory: str, name: str) -> Self:
+        """Another process's segment.
+
+        Raises:
+            SegmentError: There is none of that name that this user owns.
+        """
+        if not _NAME.fullmatch(name):
+            raise SegmentError(f"{name!r} is no name of a segment")
+        try:
+            descriptor = os.open(f"{directory}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise SegmentError.of(f"{directory}/{name} cannot be opened", error) from None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                raise SegmentError(f"{directory}/{name} is not a file of this user alone")
+            # Only an owner needs more than the mapping.
+            return cls(directory, name, descriptor, status.st_size, owned=False)
+        except (OSError, ValueError) as error:
+            raise SegmentError.of(f"{directory}/{name} cannot be mapped", error) from None
+        finally:
+            os.close(descriptor)
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Makes sure that there is memory for a part, which may be written from then on. All of it, or nothing.
+
+        Raises:
+            SegmentError: There is not, or others need what there is; the text says what there is.
+        """
+        done = 0
+        try:
+            while done < size:
+                with turn(self._directory):
+                    # Asked for all the rest: whoever cannot have it is to hear that before it takes from others.
+                    if (reason := shortage(self._directory, size - done, self._limit)) is not None:
+                        raise SegmentError(reason, scarce=True)
+                    part = min(_TURN_BYTES, size - done)
+                    os.posix_fallocate(self._descriptor, offset + done, part)
+                done += part
+        except (OSError, SegmentError) as error:
+            _punch(self._descriptor, offset, done)
+            if isinstance(error, SegmentError):
+                raise
+            reason = lack_of_descriptors(error) or error.strerror or str(error)
+            raise SegmentError(
+                f"{size} bytes of shared memory could not be reserved in {self._directory} ({reason})"
+                f"{_free(self._directory)}",
+                scarce=True,
+            ) from None
+
+    def unlink(self) -> None:
+        """Takes the name away: nobody else can open it any more, and it goes with those who have."""
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self._directory}/{self.name}")
+
+    def close(self) -> None:
+        """Lets go of it, and of its name where it is this process's own. The memory goes with the last view of it."""
+        if self._owned:
+            self.unlink()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self.view = memoryview(b"")
+
+
+def sweep(directory: str) -> list[str]:
+    """Removes segments whose owners are gone; returns their names."""
+    swept = []
+    with contextlib.suppress(OSError):
+        for path in pathlib.Path(directory).iterdir():
+            if _NAME.fullmatch(path.name) and _abandoned(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    swept.append(path.name)
+    return swept
+
+
+def _abandoned(path: pathlib.Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        # Another user's, or gone already.
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _punch(descriptor: int, offset: int, size: int) -> None:
+    """Gives memory back that was reserved and not used yet."""
+    if size:
+        # Where the file system cannot do that, it goes with the file.
+        fallocate = ctypes.CDLL(None).fallocate
+        fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size))
+
+
+def _free(directory: str) -> str:
+    """How much is free there, as the end of a sentence."""
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return ""
+    return f"; {status.f_bavail * status.f_frsize} bytes are free there"

@@ -1,0 +1,100 @@
+"""What every process of psum needs to run: settings, logging, TLS files, metrics, file descriptors, waiting.
+
+It may import wire (for errors). Begin with settings.py; the names of all environment variables are in variables.py.
+"""
+
+from psum.runtime.file_descriptors import (
+    HOW_TO_RAISE,
+    descriptor_limit,
+    lack_of_descriptors,
+    lacks_descriptors,
+    open_descriptors,
+    raise_descriptor_limit,
+)
+from psum.runtime.first_to_end import (
+    first_to_end,
+)
+from psum.runtime.listen_errors import (
+    cannot_listen,
+)
+from psum.runtime.logging import (
+    JsonFormatter,
+    TextFormatter,
+)
+from psum.runtime.malloc import (
+    keep_large_blocks,
+)
+from psum.runtime.metrics import (
+    ROUND_BOUNDS_SECONDS,
+    Histogram,
+    Metric,
+)
+from psum.runtime.processors import (
+    processors,
+)
+from psum.runtime.settings import (
+    Declaration,
+    choice,
+    declarations,
+    duration,
+    integer,
+    items,
+    load,
+    setting,
+    size,
+)
+from psum.runtime.settings import (
+    Settings as BaseSettings,
+)
+from psum.runtime.tls_files import (
+    Pem,
+    TlsFiles,
+)
+from psum.runtime.variables import (
+    VARIABLES,
+    similar,
+    unknown_variables,
+)
+from psum.runtime.waiters import (
+    Waiters,
+)
+from psum.runtime.watched_files import (
+    WatchedFiles,
+    read_file,
+)
+
+__all__ = [
+    "HOW_TO_RAISE",
+    "ROUND_BOUNDS_SECONDS",
+    "VARIABLES",
+    "BaseSettings",
+    "Declaration",
+    "Histogram",
+    "JsonFormatter",
+    "Metric",
+    "Pem",
+    "TextFormatter",
+    "TlsFiles",
+    "Waiters",
+    "WatchedFiles",
+    "cannot_listen",
+    "choice",
+    "declarations",
+    "descriptor_limit",
+    "duration",
+    "first_to_end",
+    "integer",
+    "items",
+    "keep_large_blocks",
+    "lack_of_descriptors",
+    "lacks_descriptors",
+    "load",
+    "open_descriptors",
+    "processors",
+    "raise_descriptor_limit",
+    "read_file",
+    "setting",
+    "similar",
+    "size",
+    "unknown_variables",
+]

@@ -1,0 +1,112 @@
+"""Connections whose TLS handshake fails are counted and logged with their address, though gRPC says nothing."""
+
+import logging
+import socket
+from collections.abc import Collection
+
+import pytest
+
+from psum.aggregator.access.handshakes import Handshakes, Peer, connected
+
+STRANGER, WORKER = ("10.0.0.7", 41000), ("10.0.0.8", 42000)
+
+
+class Network:
+    """Who is connected, and the time; a look takes a while."""
+
+    def __init__(self) -> None:
+        self.open: set[Peer] = set()
+        self.now = 100.0
+        self.cost = 0.0
+        self.looks = 0
+
+    def peers(self, ports: Collection[int]) -> set[Peer]:
+        assert ports == (50051,)
+        self.looks += 1
+        self.now += self.cost
+        return set(self.open)
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+@pytest.fixture
+def handshakes(network: Network) -> Handshakes:
+    made = Handshakes(10.0, peers=network.peers, clock=lambda: network.now)
+    made.ports = (50051,)
+    return made
+
+
+def test_a_connection_that_is_gone_without_a_call_is_counted_and_named(
+    handshakes: Handshakes, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that makes a call is not, nor is one that stays open; and each counts once."""
+    network.open = {STRANGER, WORKER}
+    handshakes.begun()
+    handshakes.called("ipv4:10.0.0.8:42000")
+    network.open = {("10.0.0.9", 43000)}
+    handshakes.begun()
+    for _ in range(40):
+        network.now += 0.6
+        handshakes.tick()
+    assert handshakes.refused.counts == {"handshake": 1}
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "a connection from 10.0.0.7 port 41000 was ended in its TLS handshake" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["ipv6:%5B::ffff:10.0.0.8%5D:42000", "ipv4:10.0.0.8:42000"])
+def test_an_address_is_the_same_however_it_is_written(handshakes: Handshakes, network: Network, name: str) -> None:
+    """gRPC names a peer of IPv4 in one way or the other, by the socket that it listens on."""
+    network.open = {WORKER}
+    handshakes.begun()
+    handshakes.called(name)
+    network.open = set()
+    network.now += 5
+    handshakes.tick()
+    assert not handshakes.refused.counts
+
+
+def test_an_address_that_comes_again_is_another_connection(handshakes: Handshakes, network: Network) -> None:
+    """What was let in before it says nothing of it."""
+    network.open = {WORKER}
+    handshakes.begun()
+    handshakes.called("ipv4:10.0.0.8:42000")
+    network.open = {STRANGER}
+    handshakes.begun()
+    network.open = {STRANGER, WORKER}
+    handshakes.begun()
+    network.open = set()
+    network.now += 5
+    handshakes.tick()
+    assert handshakes.refused.counts == {"handshake": 2}
+
+
+def test_any_number_of_handshakes_takes_little_time(handshakes: Handshakes, network: Network) -> None:
+    """Where a look takes 10 ms, since there are thousands of connections, ten thousand handshakes in a second take a
+    tenth of it."""
+    network.cost = 0.01
+    for _ in range(10_000):
+        handshakes.begun()
+        network.now += 0.0001
+    assert network.looks < 12
+    network.now += 10
+    handshakes.begun()
+    assert network.looks < 13
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_system_says_who_is_connected(family: socket.AddressFamily, host: str) -> None:
+    """To the ports in question, for as long as it is."""
+    with socket.socket(family) as listener, socket.socket(family) as peer:
+        listener.bind((host, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert connected((port,)) == set()
+        peer.connect((host, port))
+        with listener.accept()[0]:
+            assert connected((port, 1)) == {peer.getsockname()[:2]}
+            assert connected((1,)) == set()
+        assert connected((port,)) == set()

@@ -1,0 +1,417 @@
+"""An aggregator that was started again learns from its workers what it has to know, and gives each what it lacks."""
+
+import pytest
+
+from psum.aggregator.core.actions import (
+    Action,
+    Ask,
+    Deliver,
+    Release,
+    Report,
+    Sum,
+    Sync,
+)
+from psum.aggregator.core.departures import RELEASE_SECONDS
+from psum.aggregator.core.job import CREDIT_HOLD_SECONDS, Job
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+from psum.wire.errors import DisagreementError, ProtocolError, TakenError, WorkerLostError
+
+FOUR = memoryview(b"abcd")
+
+
+def hello(rank: int, *, num_workers: int = 3, incarnation: int | None = None, resuming: bool = True) -> pb.Hello:
+    return pb.Hello(
+        job="night",
+        rank=rank,
+        num_workers=num_workers,
+        incarnation=100 + rank if incarnation is None else incarnation,
+        resuming=resuming,
+    )
+
+
+@pytest.fixture
+def job() -> Job:
+    """A job on an aggregator that was just started again, to which three workers have come back."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        assert job.join(hello(rank), "peer", 0.0) == ([], None)
+    return job
+
+
+def declare(job: Job, rank: int, round: int) -> list[Action]:
+    """A rank says which round it is at: the first one whose sum it lacks."""
+    key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4])
+    key.shards.append(pb.Shard(index=0, elements=4, round=round))
+    actions = job.declare(rank, key, 1.0)
+    job.check()
+    return actions
+
+
+def push(job: Job, rank: int, round: int) -> list[Action]:
+    actions = job.contribute(rank, ShardRound(id=7, round=round, length=4), FOUR, 1.0)
+    job.check()
+    return actions
+
+
+def give_back(job: Job, rank: int, round: int) -> list[Action]:
+    """A rank restores a sum, and the shell makes a message of it."""
+    [action] = job.restore(rank, ShardRound(id=7, round=round, length=4), FOUR)
+    assert isinstance(action, Sum)
+    assert action.restored
+    actions = job.restored(action.key, 0, round, "sum")
+    job.check()
+    return actions
+
+
+def test_the_round_goes_on_where_all_ranks_are(job: Job) -> None:
+    """Workers that all wait for round 5 push it again, and it is summed."""
+    for rank in range(3):
+        assert declare(job, rank, 5) == []
+    assert push(job, 2, 5) == []
+    assert push(job, 0, 5) == []
+    [action] = push(job, 1, 5)
+    assert isinstance(action, Sum)
+
+
+def test_a_rank_that_has_the_sum_gives_it_to_those_who_wait_for_it(job: Job) -> None:
+    """Two ranks push round 5 again; the third has its sum already, and is asked for it."""
+    for rank in range(2):
+        assert declare(job, rank, 5) == []
+        assert push(job, rank, 5) == []
+    assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
+    assert job.held_bytes == 0
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert (action.round, action.result, action.ranks) == (5, "sum", (0, 1))
+
+
+def test_a_rank_that_comes_late_gets_the_sum_from_one_that_came_first(job: Job) -> None:
+    """The holder declares first; who lacks its sum says so by pushing, and only then the holder is asked."""
+    assert declare(job, 2, 6) == []
+    assert declare(job, 0, 5) == []
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (0,)
+    # And another one even later is answered from it.
+    assert declare(job, 1, 5) == []
+    [action] = push(job, 1, 5)
+    assert isinstance(action, Deliver)
+    assert (action.result, action.ranks) == ("sum", (1,))
+
+
+def test_a_holder_that_vanishes_before_it_answers_is_asked_again(job: Job) -> None:
+    """When it is back and says where it is, it is asked once more."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    push(job, 0, 5)
+    job.lost(2, 2.0)
+    assert job.join(hello(2), "peer", 3.0) == ([], None)
+    assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
+
+
+def test_the_next_round_may_begin_before_the_sum_is_back(job: Job) -> None:
+    """Ranks that have the sum push round 6 while another still waits for that of round 5."""
+    declare(job, 0, 6)
+    declare(job, 1, 6)
+    declare(job, 2, 5)
+    push(job, 0, 6)
+    [ask] = push(job, 2, 5)
+    assert isinstance(ask, Ask)
+    push(job, 1, 6)
+    [action] = give_back(job, ask.rank, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (2,)
+    [action] = push(job, 2, 6)
+    assert isinstance(action, Sum)
+    assert (action.round, action.restored) == (6, False)
+
+
+def test_nobody_is_ahead_of_a_round_whose_last_sum_is_missed(job: Job) -> None:
+    """A rank waits for the sum of round 4, so no other can have that of round 5: who says so is told, and the rank that
+    waits hears of it instead of being forgotten."""
+    declare(job, 0, 5)
+    declare(job, 1, 4)
+    push(job, 1, 4)
+    [action] = declare(job, 2, 6)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert action.ranks == (0, 1, 2)
+
+
+def test_a_rank_that_begins_a_round_waits_for_the_last_sum_no_more(job: Job) -> None:
+    """A rank that asks for the last sum, and then contributes to the next round, has contradicted itself: it is no
+    waiter any more when that round is summed."""
+    for rank in range(3):
+        declare(job, rank, 5)
+    push(job, 0, 4)
+    for rank in range(3):
+        actions = push(job, rank, 5)
+    [action] = actions
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    job.check()
+
+
+def test_a_sum_that_is_given_back_twice_or_unasked_changes_nothing(job: Job) -> None:
+    """Only the first counts, and only where it is missing."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    push(job, 0, 5)
+    give_back(job, 2, 5)
+    entry = ShardRound(id=7, round=5, length=4)
+    assert job.restore(1, entry, FOUR) == []
+    assert job.restore(1, ShardRound(id=7, round=4, length=4), FOUR) == []
+    assert job.restore(1, ShardRound(id=99, round=5, length=4), FOUR) == []
+    assert job.held_bytes == 4
+
+
+def test_a_sum_of_the_wrong_size_breaks_the_protocol(job: Job) -> None:
+    """What is given back must be a whole shard."""
+    declare(job, 2, 6)
+    with pytest.raises(ProtocolError, match="gave back 3 bytes"):
+        job.restore(2, ShardRound(id=7, round=5, length=3), memoryview(b"abc"))
+
+
+@pytest.mark.parametrize("rounds", [(5, 7), (7, 5), (57, 0), (0, 57)])
+def test_ranks_that_are_further_apart_than_a_round_cannot_go_on(job: Job, rounds: tuple[int, int]) -> None:
+    """A worker that was started again in the midst of the job begins at round 0: all ranks hear of it."""
+    assert declare(job, 0, rounds[0]) == []
+    [action] = declare(job, 1, rounds[1])
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert action.ranks == (0, 1, 2)
+    assert f"rank 1 is at round {rounds[1]} of key 'w'" in str(action.fault)
+
+
+def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: Job) -> None:
+    """Its rank has contributed to them as another process, of which this aggregator process knows nothing."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    declare(job, 0, 1)
+    actions, refusal = job.join(hello(2, resuming=False), "peer", 1.0)
+    assert actions == []
+    assert isinstance(refusal, TakenError)
+    assert "rank 2 of job 'night' has taken part in it as another process" in str(refusal)
+    assert job.join(hello(2), "peer", 1.0) == ([], None)
+
+
+def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_rounds() -> None:
+    """The others' rounds tell: a single one is enough, since all ranks have contributed to it."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(2, resuming=False), "peer", 0.0)
+    declare(job, 2, 0)
+    push(job, 2, 0)
+    job.join(hello(0), "peer", 1.0)
+    [action] = declare(job, 0, 1)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert (action.fault.key, action.fault.ranks, action.ranks) == (None, (2,), (2, 0))
+
+
+def test_a_worker_that_is_late_may_join_an_aggregator_that_was_started_again() -> None:
+    """No round can have ended without it, so nobody declares one."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    job.join(hello(1), "peer", 0.0)
+    declare(job, 0, 0)
+    assert job.join(hello(2, resuming=False), "peer", 1.0) == ([], None)
+    assert declare(job, 2, 0) == []
+    assert declare(job, 1, 0) == []
+
+
+def test_a_worker_that_does_not_come_back_fails_the_job(job: Job) -> None:
+    """After a restart the missing rank is not known from before; it has worker_timeout to return."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    job.join(hello(2), "peer", 1.0)
+    assert job.tick(29.0) == []
+    [action] = job.tick(31.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, WorkerLostError)
+    assert action.fault.ranks == (1,)
+
+
+def test_ranks_that_have_not_joined_yet_are_not_missed() -> None:
+    """At the beginning of a job workers may take their time."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0, resuming=False), "peer", 0.0)
+    assert job.tick(1000.0) == []
+
+
+def test_the_same_process_may_come_back_before_its_old_connection_is_known_to_be_broken(job: Job) -> None:
+    """A silent cut is noticed by one side first; the rank's place is its own all the same."""
+    declare(job, 0, 0)
+    push(job, 0, 0)
+    assert job.join(hello(0), "new peer", 5.0) == ([], None)
+    assert job.workers[0].peer == "new peer"
+    assert push(job, 0, 0) == []
+    assert job.workers[0].connected
+
+
+def test_credit_comes_back_for_contributions_that_were_sent_again(job: Job) -> None:
+    """A duplicate counts against its sender's credit as any other, and the wait for a lost sum does too."""
+    for rank in range(2):
+        declare(job, rank, 0)
+    push(job, 0, 0)
+    job.tick(1.0 + 2 * CREDIT_HOLD_SECONDS)
+    push(job, 0, 0)
+    [action] = job.tick(1.0 + 4 * CREDIT_HOLD_SECONDS)
+    assert getattr(action, "rounds", None) == ((7, 0, 0),)
+    declare(job, 2, 1)
+    push(job, 0, 0)
+    [action] = job.tick(1.0 + 6 * CREDIT_HOLD_SECONDS)
+    assert getattr(action, "rounds", None) == ((7, 0, 0),)
+
+
+def summed_once(job: Job) -> None:
+    for rank in range(3):
+        declare(job, rank, 0)
+        actions = push(job, rank, 0)
+    [action] = actions
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+
+
+def test_a_worker_is_released_when_the_others_have_received_their_sums(job: Job) -> None:
+    """Its goodbye is answered when each rank that is still there has said so; who leaves too needs nothing more."""
+    summed_once(job)
+    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    assert job.synced(0, 2, 5.0) == []
+    assert job.leave(1, 5.0) == [Sync(1, (0,)), Release(2)]
+    assert job.synced(0, 1, 5.0) == [Release(1)]
+    assert job.leave(0, 6.0) == [Release(0)]
+    # Its memory is kept for as long as one of them may yet say something.
+    for rank in range(3):
+        assert not job.over
+        job.lost(rank, 6.0)
+    assert job.over
+
+
+def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
+    """A rank that cannot answer does not keep another one from ending."""
+    summed_once(job)
+    job.lost(0, 4.0)
+    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    assert job.synced(1, 2, 5.0) == []
+    assert job.tick(5.0 + RELEASE_SECONDS / 2) == []
+    assert job.tick(5.0 + RELEASE_SECONDS) == [Release(2)]
+    assert job.tick(6.0 + RELEASE_SECONDS) == []
+
+
+def test_a_worker_whose_connection_breaks_after_its_goodbye_says_it_again(job: Job) -> None:
+    """Were it refused, it would end, though other aggregators may yet need what it has."""
+    summed_once(job)
+    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    job.lost(2, 5.5)
+    assert job.join(hello(2), "peer", 6.0) == ([], None)
+    assert job.leave(2, 6.0) == [Sync(2, (0, 1))]
+    assert job.synced(0, 2, 6.0) == []
+    assert job.synced(1, 2, 6.0) == [Release(2)]
+    _, refusal = job.join(hello(2, incarnation=7), "peer", 7.0)
+    assert isinstance(refusal, TakenError)
+
+
+def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
+    """Nobody can need a sum of it."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        job.join(hello(rank, resuming=False), "peer", 0.0)
+    assert job.leave(1, 5.0) == [Release(1)]
+
+
+def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(job: Job) -> None:
+    """It has taken part in nothing since, but has sums that others may lack, who have not even come back yet."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(2), "peer", 0.0)
+    declare(job, 2, 6)
+    assert job.leave(2, 1.0) == [Sync(2, (0, 1))]
+    job.join(hello(0), "peer", 1.0)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (0,)
+
+
+def test_a_worker_that_leaves_does_not_fail_those_who_wait_for_a_sum_that_it_has(job: Job) -> None:
+    """They wait for the round before, to which it has contributed, and not for the next one."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    assert job.leave(2, 2.0) == [Sync(2, (0, 1))]
+    job.check()
+    [action] = give_back(job, 2, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (0,)
+
+
+def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
+    """An aggregator that is to end finishes these and no others."""
+    for rank in range(3):
+        declare(job, rank, 0)
+    assert job.open_rounds() == []
+    push(job, 1, 0)
+    assert job.open_rounds() == [(7, 0, 0)]
+    push(job, 0, 0)
+    [action] = push(job, 2, 0)
+    assert job.open_rounds() == [(7, 0, 0)]
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    assert job.open_rounds() == []
+
+
+def test_a_rank_may_be_new_where_no_round_has_ended() -> None:
+    """An aggregator that was started again while the workers joined: some come back, others come for the first time."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        job.join(hello(rank, resuming=rank == 0), "peer", 0.0)
+        assert declare(job, rank, 0) == []
+
+
+def test_a_round_that_waits_for_a_rank_that_is_gone_is_not_to_be_finished(job: Job) -> None:
+    """An aggregator that is to end takes no new streams, so that nobody could contribute to it any more."""
+    for rank in range(3):
+        declare(job, rank, 0)
+    push(job, 0, 0)
+    job.lost(0, 1.0)
+    assert job.open_rounds() == [(7, 0, 0)]
+    job.lost(1, 1.0)
+    assert job.open_rounds() == []
+
+
+def test_a_round_that_waits_for_a_rank_that_never_came_is_not_to_be_finished() -> None:
+    """As above."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer", 0.0)
+    declare(job, 0, 0)
+    push(job, 0, 0)
+    assert job.open_rounds() == []
+
+
+def test_what_a_rank_repeats_makes_no_work_for_others(job: Job) -> None:
+    """A push that comes again and again leads to one want, a goodbye that comes again to no more syncs."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
+    assert push(job, 0, 5) == []
+    assert push(job, 0, 5) == []
+    # The holder comes back without having answered: it is asked again, once.
+    assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
+    give_back(job, 2, 5)
+    job.leave(2, 2.0)
+    assert job.leave(2, 2.0) == []
+
+
+def test_a_rank_that_begins_a_round_without_the_sum_before_leaves_no_trace(job: Job) -> None:
+    """It breaks the protocol to its own harm: once the round is complete, nobody waits for the older sum."""
+    declare(job, 2, 6)
+    declare(job, 0, 5)
+    push(job, 0, 5)
+    push(job, 0, 6)
+    push(job, 1, 6)
+    [action] = job.contribute(2, ShardRound(id=7, round=6, length=4), FOUR, 1.0)
+    assert isinstance(action, Sum)
+    job.summed(action.key, action.shard, "sum")
+    job.check()

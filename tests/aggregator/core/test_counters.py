@@ -1,0 +1,107 @@
+"""What is counted, and for how long it is kept."""
+
+import numpy as np
+
+from psum.aggregator.core.counters import KEEP_SECONDS, AllCounters
+from psum.aggregator.core.registry import Registry
+from psum.aggregator.core.round import Verdict
+from psum.aggregator.settings import Settings
+from psum.runtime import Histogram
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import PROTOCOL_VERSION, ShardRound
+
+
+def test_jobs_that_ended_are_forgotten_after_some_time() -> None:
+    """Until then what they did last can be scraped; what they had done stays in the totals."""
+    tallies = AllCounters()
+    tallies.begin("a").contributed(False, Verdict.COMPLETE, 10, 0.5)
+    tallies.begin("b").contributed(True, Verdict.TAKE, 5, 0.0)
+    tallies.end("a", 100.0)
+    tallies.expire(100.0 + KEEP_SECONDS)
+    assert [name for name, _ in tallies.items()] == ["a", "b"]
+    tallies.expire(100.1 + KEEP_SECONDS)
+    assert [name for name, _ in tallies.items()] == ["b"]
+    assert tallies.totals() == (15, 0)
+
+
+def test_a_job_that_is_started_again_goes_on_counting() -> None:
+    """Under its name there is one series, which does not fall."""
+    tallies = AllCounters()
+    tallies.begin("a").contributed(False, Verdict.TAKE, 10, 0.0)
+    tallies.end("a", 100.0)
+    tallies.begin("a").contributed(False, Verdict.TAKE, 10, 0.0)
+    tallies.expire(100.0 + 2 * KEEP_SECONDS)
+    ((_, tally),) = tallies.items()
+    assert (tally.sum.contributions, tally.sum.received_bytes) == (2, 20)
+    tallies.end("a", 200.0)
+    tallies.expire(201.0 + KEEP_SECONDS)
+    assert len(tallies) == 0
+
+
+def test_a_job_of_the_registry_is_forgotten_too() -> None:
+    """By the passing of time alone."""
+    registry = fleet_of(1, 2)
+    (job,) = registry.jobs.values()
+    for rank in range(2):
+        job.leave(rank, 5.0)
+        job.lost(rank, 5.0)
+        registry.settle(job, 5.0)
+    list(registry.tick(5.0 + KEEP_SECONDS))
+    assert len(registry.tallies) == 1
+    list(registry.tick(6.0 + KEEP_SECONDS))
+    assert len(registry.tallies) == 0
+
+
+def test_however_many_jobs_come_and_go_no_more_is_exported() -> None:
+    """As when a program that fails is started again and again under new names."""
+    tallies = AllCounters()
+    for number in range(10_000):
+        tallies.begin(f"job-{number}").contributed(False, Verdict.TAKE, 1, 0.0)
+        tallies.end(f"job-{number}", 0.0)
+        tallies.expire(0.0)
+    assert len(tallies) == 100
+    assert tallies.totals() == (10_000, 0)
+
+
+def test_a_contribution_is_counted_by_what_became_of_it() -> None:
+    """Those that counted, those that came twice, and how long the last of a round was waited for."""
+    tally = AllCounters().begin("a")
+    for verdict in Verdict:
+        tally.contributed(False, verdict, 1, 0.3)
+    assert tally.sum.contributions == 2
+    assert tally.duplicates == 3
+    assert (tally.sum.waiting.count, tally.sum.waiting.sum) == (1, 0.3)
+
+
+def test_a_histogram_counts_as_prometheus_does() -> None:
+    """Each bucket has all values up to its bound, itself included."""
+    histogram = Histogram((0.1, 1.0))
+    for value in (0.1, 0.11, 1.0, 7.0):
+        histogram.observe(value)
+    assert histogram.buckets() == [("0.1", 1.0), ("1.0", 3.0), ("+Inf", 4.0)]
+    assert (histogram.count, round(histogram.sum, 2)) == (4, 8.21)
+
+
+def fleet_of(jobs: int, workers: int) -> Registry:
+    """Jobs whose workers all have contributed to a round."""
+    registry = Registry(Settings())
+    value = memoryview(np.ones(8, np.float32).tobytes())
+    for number in range(jobs):
+        for rank in range(workers):
+            hello = pb.Hello(
+                protocol_version=PROTOCOL_VERSION,
+                job=f"job-{number}",
+                rank=rank,
+                num_workers=workers,
+                incarnation=rank,
+                partition_bytes=1 << 20,
+                planes=[pb.PLANE_INLINE],
+            )
+            job, _, refusal = registry.join(hello, "ipv4:127.0.0.1:1", 0.0)
+            assert job is not None
+            assert refusal is None
+            key = pb.Key(id=1, name="w", elements=8, type=pb.ELEMENT_TYPE_FLOAT32, operation=pb.OPERATION_SUM)
+            key.shards.add(index=0, elements=8)
+            job.declare(rank, key, 0.0)
+            job.contribute(rank, ShardRound(id=1, shard=0, round=0), value, 1.0)
+    return registry

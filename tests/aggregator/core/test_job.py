@@ -1,0 +1,463 @@
+"""A job turns what its workers do into sums, deliveries, credit and faults."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from psum.aggregator.core.actions import Action, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator.core.job import CREDIT_HOLD_SECONDS, Job
+from psum.aggregator.core.job_status import job_status
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+from psum.wire.errors import (
+    AbortedError,
+    DisagreementError,
+    ProtocolError,
+    RoundTimeoutError,
+    TakenError,
+    WorkerLostError,
+)
+
+
+def hello(rank: int, change: Mapping[str, Any] | None = None) -> pb.Hello:
+    fields: dict[str, Any] = {
+        "job": "night",
+        "rank": rank,
+        "num_workers": 2,
+        "partition_bytes": 1024,
+        "aggregators": ["a:1"],
+        "worker": f"host pid {100 + rank}",
+    }
+    return pb.Hello(**fields | dict(change or {}))
+
+
+def key(
+    elements: int = 4, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, id: int = 7, round: int = 0
+) -> pb.Key:
+    return pb.Key(
+        id=id,
+        name="w",
+        elements=elements,
+        type=pb.ELEMENT_TYPE_UINT8,
+        operation=operation,
+        shape=[elements],
+        shards=[pb.Shard(index=0, elements=elements, round=round)],
+    )
+
+
+def entry(round: int = 0, *, id: int = 7, priority: int = 0, shard: int = 0, length: int = 4) -> ShardRound:
+    return ShardRound(id=id, shard=shard, round=round, priority=priority, length=length)
+
+
+FOUR = memoryview(b"abcd")
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    """A job of two workers, both there, that is checked for its invariants in the end."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    for rank in range(2):
+        assert job.join(hello(rank), f"peer:{rank}", now=0.0) == ([], None)
+    yield job
+    job.check()
+
+
+def run_round(job: Job, round: int) -> list[Action]:
+    assert job.contribute(0, entry(round), FOUR, now=1.0) == []
+    [action] = job.contribute(1, entry(round), FOUR, now=1.0)
+    assert isinstance(action, Sum)
+    return job.summed(action.key, action.shard, f"sum {round}")
+
+
+def declare(job: Job, message: pb.Key | None = None) -> None:
+    for rank in job.workers:
+        assert job.declare(rank, message or key(), now=0.0) == []
+
+
+def test_a_round_is_summed_in_rank_order_and_delivered_to_all(job: Job) -> None:
+    """Whoever comes first, the sum gets the contributions by rank, and the greatest urgency."""
+    declare(job)
+    one, two = memoryview(b"1111"), memoryview(b"2222")
+    assert job.contribute(1, entry(priority=-3), two, now=1.0) == []
+    [action] = job.contribute(0, entry(priority=-5), one, now=1.0)
+    assert isinstance(action, Sum)
+    assert (action.contributions, action.priority) == ((one, two), -3)
+    assert job.summed(action.key, 0, "sum") == [Deliver(action.key, 0, 0, -3, "sum", (0, 1))]
+    job.check()
+
+
+def test_rounds_follow_each_other_and_hold_one_result(job: Job) -> None:
+    """What is held does not grow with the rounds."""
+    declare(job)
+    for round in range(5):
+        run_round(job, round)
+        assert job.held_bytes == 4
+        job.check()
+    assert job.rounds_completed == 5
+
+
+def test_a_broadcast_delivers_the_roots_value_when_all_take_part(job: Job) -> None:
+    """Rank 0 pushes, the others pull; the value is delivered when every rank has asked."""
+    declare(job, key(operation=pb.OPERATION_BROADCAST))
+    assert job.contribute(1, entry(length=0), None, now=1.0) == []
+    [action] = job.contribute(0, entry(), FOUR, now=1.0)
+    assert isinstance(action, Sum)
+    assert action.contributions == (FOUR,)
+
+
+@pytest.mark.parametrize(("rank", "payload"), [(0, None), (1, FOUR)], ids=["the root pulls", "another rank pushes"])
+def test_the_wrong_part_in_a_broadcast_breaks_the_protocol(job: Job, rank: int, payload: memoryview | None) -> None:
+    """Only rank 0 has the value, and all others only ask."""
+    declare(job, key(operation=pb.OPERATION_BROADCAST))
+    with pytest.raises(ProtocolError, match=f"rank {rank} contributed"):
+        job.contribute(rank, entry(), payload, now=1.0)
+
+
+def test_a_lost_result_is_delivered_again_to_whom_lacks_it(job: Job) -> None:
+    """A contribution to the round before is answered from the kept result."""
+    declare(job)
+    run_round(job, 0)
+    [action] = job.contribute(1, entry(0), FOUR, now=2.0)
+    assert isinstance(action, Deliver)
+    assert (action.result, action.ranks) == ("sum 0", (1,))
+
+
+@pytest.mark.parametrize(
+    ("change", "both_sides"),
+    [
+        ({"num_workers": 3}, r"PSUM_NUM_WORKERS\): rank 0 has 2, rank 1 has 3"),
+        ({"partition_bytes": 2048}, r"PSUM_PARTITION_BYTES\): rank 0 has 1024, rank 1 has 2048"),
+        ({"aggregators": ["a:1", "b:1"]}, r"PSUM_AGGREGATORS\): rank 0 has \['a:1'\], rank 1 has \['a:1', 'b:1'\]"),
+        (
+            {"aggregator_index": 1},
+            "one and the same aggregator: rank 0 of job 'night' came by the first, rank 1",
+        ),
+    ],
+)
+def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object], both_sides: str) -> None:
+    """While ranks are missing, a worker that disagrees is one of them: the job fails for all, showing both sides."""
+    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job.join(hello(0), "peer:0", now=0.0)
+    actions, refusal = job.join(hello(1, change), "peer:1", now=1.0)
+    assert isinstance(refusal, DisagreementError)
+    assert actions == [Report(refusal, (0,))]
+    with pytest.raises(DisagreementError, match=both_sides):
+        raise refusal
+    assert job.join(hello(1), "peer:1", now=2.0) == ([], refusal)
+
+
+def test_a_stranger_does_not_end_a_complete_job(job: Job) -> None:
+    """Once all ranks are there, a worker that disagrees is refused and nobody else hears of it."""
+    actions, refusal = job.join(hello(0, {"num_workers": 5}), "peer:9", now=1.0)
+    assert isinstance(refusal, DisagreementError)
+    assert actions == []
+    assert job.failure is None
+
+
+def test_a_rank_is_taken_once(job: Job) -> None:
+    """The second claim is refused with who holds it; the first goes on."""
+    actions, refusal = job.join(hello(1, {"worker": "other pid 9", "incarnation": 9}), "peer:9", now=2.0)
+    assert isinstance(refusal, TakenError)
+    assert actions == []
+    assert "rank 1 of job 'night' is taken by host pid 101 (peer:1), connected 2.0 s ago" in str(refusal)
+    assert "refused other pid 9 (peer:9)" in str(refusal)
+
+
+def test_a_worker_that_vanished_before_it_took_part_may_be_replaced(job: Job) -> None:
+    """A restarted process takes its rank's place, as long as no round holds anything of the first; then no more."""
+    job.lost(1, now=1.0)
+    assert job.join(hello(1, {"worker": "host pid 9", "incarnation": 9}), "peer:9", now=2.0) == ([], None)
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=3.0)
+    job.lost(1, now=4.0)
+    _, refusal = job.join(hello(1, {"worker": "host pid 10", "incarnation": 10}), "peer:10", now=5.0)
+    assert isinstance(refusal, TakenError)
+    assert "taken by host pid 9 (peer:9), which vanished 1.0 s ago" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_INT8, operation=pb.OPERATION_SUM, shape=[4]),
+        pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[2, 2]),
+        pb.Key(id=7, name="w", elements=0, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[0]),
+        pb.Key(id=7, name="v", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4]),
+        pb.Key(id=7, name="w", elements=4, type=pb.ElementType.ValueType(69), operation=pb.OPERATION_SUM, shape=[4]),
+    ],
+    ids=["type", "shape", "size", "name", "unknown type"],
+)
+def test_ranks_that_disagree_on_a_key_all_hear_of_it(job: Job, other: pb.Key) -> None:
+    """The key fails on every rank, with both sides shown, and what it held is let go; other keys go on."""
+    if other.elements:
+        other.shards.append(pb.Shard(index=0, elements=4))
+    job.declare(0, key(), now=0.0)
+    job.contribute(0, entry(), FOUR, now=0.0)
+    [action] = job.declare(1, other, now=1.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert action.ranks == (0, 1)
+    assert "rank 0 declared pushpull of uint8 (4,), rank 1 declared pushpull of" in str(action.fault)
+    assert job.held_bytes == 0
+    assert job.contribute(0, entry(), FOUR, now=2.0) == []
+    declare(job, key(id=8))
+
+
+def labelled(label: str) -> pb.Key:
+    declared = key()
+    declared.label = label
+    return declared
+
+
+@pytest.mark.parametrize("labels", [("a", "b"), ("", "a", "b"), ("a", "", "b")])
+def test_ranks_that_use_a_key_for_different_things_hear_of_it(labels: tuple[str, ...]) -> None:
+    """Though the shapes are the same; with what either side uses it for. A rank that does not say agrees with any."""
+    job = Job(hello(0, {"num_workers": 3}), worker_timeout=30, round_timeout=600)
+    for rank in range(3):
+        job.join(hello(rank, {"num_workers": 3}), f"peer:{rank}", now=0.0)
+    *actions, last = (job.declare(rank, labelled(label), now=0.0) for rank, label in enumerate(labels))
+    assert not any(actions)
+    [action] = last
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert action.ranks == (0, 1, 2)
+    sides = [f"rank {rank} declared pushpull of uint8 (4,) for {label}" for rank, label in enumerate(labels) if label]
+    assert str(action.fault).startswith(f"ranks disagree on key 'w': {', '.join(sides)}; ")
+    assert action.fault.ranks == tuple(rank for rank, label in enumerate(labels) if label)
+    job.check()
+
+
+def test_what_a_key_stands_for_is_shown_with_it(job: Job) -> None:
+    """In the status, in warnings and in errors, also where only a later rank has said it."""
+    job.declare(0, key(), now=0.0)
+    job.declare(1, labelled("dense0_weight"), now=0.0)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    [waiting] = job_status(job, 2.0).rounds
+    assert (waiting.key, waiting.label) == ("w", "dense0_weight")
+    [report] = [action for action in job.tick(now=700.0) if isinstance(action, Report)]
+    assert "key 'w' (dense0_weight) round 0 has waited" in str(report.fault)
+
+
+def test_a_label_is_as_long_as_a_name_at_most(job: Job) -> None:
+    """The first ends its stream, later ones are cut: what is kept is bounded."""
+    with pytest.raises(ProtocolError, match="a name or label of 5000 characters"):
+        job.declare(0, labelled("x" * 5000), now=0.0)
+    job.declare(0, key(), now=0.0)
+    assert job.declare(1, labelled("x" * 5000), now=0.0) == []
+    assert job.keys[7].label == "x" * 4096
+
+
+def test_a_rank_that_waits_itself_is_told_to_wait(job: Job) -> None:
+    """Ranks that take keys in different orders wait for each other; the error of one shows the other's key."""
+    for id in (7, 8):
+        for rank in range(2):
+            job.declare(rank, key(id=id), now=0.0)
+    job.contribute(0, entry(id=7), FOUR, now=1.0)
+    job.contribute(1, entry(id=8), FOUR, now=1.0)
+    first, second = (report for report in job.tick(now=700.0) if isinstance(report, Report))
+    assert "it waits itself, for others in key 'w' round 0)" in str(first.fault)
+    assert "it waits itself" not in str(second.fault)
+
+
+def test_a_rank_that_uses_a_failed_key_later_hears_of_it(job: Job) -> None:
+    """Who declares a failed key is told why it failed."""
+    job.declare(0, key(), now=0.0)
+    [first] = job.declare(1, key(9), now=0.0)
+    assert isinstance(first, Report)
+    assert job.declare(1, key(), now=1.0) == [Report(first.fault, (1,))]
+
+
+def test_a_rank_that_cannot_contribute_fails_the_key_for_all(job: Job) -> None:
+    """An abort names the rank and its reason."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=0.0)
+    [action] = job.abort(1, pb.Abort(id=7, round=0, text="out of memory"))
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, AbortedError)
+    assert (action.fault.ranks, action.fault.round, action.ranks) == ((1,), 0, (0, 1))
+    assert "rank 1 of job 'night' could not contribute to key 'w' round 0: out of memory" in str(action.fault)
+
+
+def test_credit_is_returned_for_contributions_that_wait(job: Job) -> None:
+    """A round that waits for another rank does not hold its contributor's credit for long; it does so once."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=1.0)
+    assert job.uncredited
+    assert job.tick(1.0 + CREDIT_HOLD_SECONDS / 2) == []
+    assert job.tick(1.0 + CREDIT_HOLD_SECONDS * 2) == [ReturnCredit(1, ((7, 0, 0),))]
+    assert job.tick(2.0) == []
+    assert not job.uncredited
+
+
+def test_credit_of_completed_rounds_is_returned_by_their_results(job: Job) -> None:
+    """A contribution whose result is on its way needs no further word."""
+    declare(job)
+    run_round(job, 0)
+    assert job.tick(5.0) == []
+
+
+def test_a_round_that_waits_too_long_names_whom_it_waits_for(job: Job) -> None:
+    """After round_timeout the key fails on every rank, naming key, round, rank and time."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    assert not any(isinstance(a, Report) for a in job.tick(601.0))
+    [action] = job.tick(602.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, RoundTimeoutError)
+    assert "key 'w' round 0 has waited 601.0 s for rank 1 (host pid 101, last heard" in str(action.fault)
+
+
+def test_a_rank_that_never_joined_is_said_to() -> None:
+    """A timeout tells a rank that is slow from one that was never there."""
+    lonely = Job(hello(0), worker_timeout=30, round_timeout=1)
+    lonely.join(hello(0), "peer", now=0.0)
+    lonely.declare(0, key(), now=0.0)
+    lonely.contribute(0, entry(), FOUR, now=0.0)
+    *_, action = lonely.tick(2.0)
+    assert "rank 1 (never joined)" in str(action.fault if isinstance(action, Report) else "")
+
+
+def test_a_worker_that_vanished_fails_the_job_after_its_timeout(job: Job) -> None:
+    """Its peers are told which rank it was and when it was last heard; everything is let go."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    job.lost(1, now=2.0)
+    job.tick(31.0)
+    assert job.failure is None
+    [action] = job.tick(33.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, WorkerLostError)
+    assert (action.fault.key, action.fault.ranks, action.ranks) == (None, (1,), (0,))
+    assert "rank 1 of job 'night', host pid 101 (peer:1), vanished 31.0 s ago" in str(action.fault)
+    assert job.held_bytes == 0
+    assert not job.over
+    job.lost(0, now=34.0)
+    assert job.over
+
+
+def test_what_still_needs_a_worker_that_left_fails_at_once(job: Job) -> None:
+    """A rank that waits for one that said goodbye hears of it, now and on later contributions."""
+    declare(job)
+    declare(job, key(id=8))
+    job.contribute(0, entry(), FOUR, now=1.0)
+    action, *_ = job.leave(1, now=2.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, WorkerLostError)
+    assert "rank 1 (host pid 101) has left job 'night' without contributing to key 'w' round 0" in str(action.fault)
+    [action] = job.contribute(0, entry(id=8), FOUR, now=2.0)
+    assert isinstance(action, Report)
+    assert action.fault.key == 8
+
+
+def test_a_worker_that_left_does_not_disturb_what_it_contributed_to(job: Job) -> None:
+    """Its last contributions still count."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=1.0)
+    assert not any(isinstance(a, Report) for a in job.leave(1, now=2.0))
+    [action] = job.contribute(0, entry(), FOUR, now=2.0)
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    assert not job.over
+    job.leave(0, now=2.0)
+    job.lost(0, 1.0)
+    job.lost(1, 1.0)
+    assert job.over
+
+
+def test_a_sum_that_comes_after_the_job_failed_is_dropped(job: Job) -> None:
+    """What was being summed when everything ended leads to nothing."""
+    declare(job)
+    job.contribute(0, entry(), FOUR, now=1.0)
+    [action] = job.contribute(1, entry(), FOUR, now=1.0)
+    assert isinstance(action, Sum)
+    job.fail(WorkerLostError("gone"), now=1.0)
+    assert job.summed(action.key, 0, "sum") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "payload", "complaint"),
+    [
+        (entry(id=99), FOUR, "key id 0x63, which it has not declared"),
+        (entry(shard=5), FOUR, "shard 5 of key 'w', which is none"),
+        (entry(), memoryview(b"abc"), "3 bytes to shard 0 of key 'w'; expected 4"),
+        (entry(), None, "nothing to shard 0"),
+        (entry(round=1), FOUR, "round 1 of key 'w' shard 0, which is at round 0"),
+    ],
+)
+def test_contributions_that_cannot_be_meant_break_the_protocol(
+    job: Job, wrong: ShardRound, payload: memoryview | None, complaint: str
+) -> None:
+    """Unknown keys and shards, wrong sizes and wrong rounds end the sender's stream and change nothing."""
+    declare(job)
+    with pytest.raises(ProtocolError, match=complaint):
+        job.contribute(0, wrong, payload, now=1.0)
+    assert job.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pb.Key(id=1, name="w", elements=1, type=pb.ElementType.ValueType(77), operation=pb.OPERATION_SUM),
+        pb.Key(id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_INT8),
+        pb.Key(id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_INT8, operation=pb.OPERATION_SUM, shards=[pb.Shard()]),
+        pb.Key(
+            id=1,
+            name="w",
+            elements=1 << 40,
+            type=pb.ELEMENT_TYPE_INT8,
+            operation=pb.OPERATION_SUM,
+            shards=[pb.Shard(elements=1 << 40)],
+        ),
+    ],
+    ids=["type", "operation", "empty shard", "huge shard"],
+)
+def test_declarations_that_contradict_themselves_break_the_protocol(job: Job, wrong: pb.Key) -> None:
+    """A key must be of a known type and operation, its shards neither empty nor larger than a message."""
+    with pytest.raises(ProtocolError, match="key 'w'"):
+        job.declare(0, wrong, now=0.0)
+    assert 1 not in job.keys
+
+
+def test_the_status_says_whom_a_round_waits_for(job: Job) -> None:
+    """An operator sees workers, and the rounds in progress with their missing ranks."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=1.0)
+    status = job_status(job, now=4.0)
+    assert [(w.rank, w.connected, w.peer) for w in status.workers] == [(0, True, "peer:0"), (1, True, "peer:1")]
+    [round] = status.rounds
+    assert (round.key, round.round, round.waiting_seconds, list(round.waiting_for)) == ("w", 0, 3.0, [0])
+    assert (status.rounds_waiting, status.held_bytes, status.keys) == (1, 4, 1)
+
+
+def test_a_declaration_of_an_unknown_type_that_differs_is_a_disagreement(job: Job) -> None:
+    """protobuf lets unknown values of an enumeration pass; the first declaration of such a key is refused elsewhere."""
+    job.declare(0, key(), now=0.0)
+    strange = key()
+    # What a worker of another version might send: field 4, the type, is 99.
+    strange.ClearField("type")
+    [action] = job.declare(1, pb.Key.FromString(strange.SerializeToString() + b"\x20\x63"), now=0.0)
+    assert isinstance(action, Report)
+    assert isinstance(action.fault, DisagreementError)
+    assert "rank 1 declared pushpull of unknown type 99 (4,)" in str(action.fault)
+
+
+def test_what_a_worker_writes_into_names_and_reasons_is_limited(job: Job) -> None:
+    """Names are kept, and reasons go to the log and to all ranks: megabytes of either are refused or cut."""
+    endless = key()
+    endless.name = "w" * 5000
+    with pytest.raises(ProtocolError, match="5000 characters"):
+        job.declare(0, endless, now=0.0)
+    flat = key()
+    flat.shape.extend([1] * 300)
+    with pytest.raises(ProtocolError, match="301 dimensions"):
+        job.declare(0, flat, now=0.0)
+    declare(job)
+    endless.name = "x" * 10**6
+    endless.shape.extend([1] * 10**6)
+    [action] = job.declare(1, endless, now=0.0)
+    assert isinstance(action, Report)
+    assert len(str(action.fault)) < 10_000
+    job.declare(0, key(id=8), now=0.0)
+    [action] = job.abort(0, pb.Abort(id=8, text="x" * 10**6))
+    assert isinstance(action, Report)
+    assert len(str(action.fault)) < 5000

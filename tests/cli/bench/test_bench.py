@@ -1,0 +1,142 @@
+"""`psum bench` with real processes."""
+
+import importlib.util
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from psum.cli.bench import command
+
+FIGURES = ("gb_per_s_per_worker", "ms_per_step", "worker_cpu_s_per_gb", "aggregator_cpu_s_per_gb", "aggregator_mib")
+
+SHORT = ("--workload", "small", "--steps", "2", "--warmup", "1")
+
+
+def test_one_run_is_one_line_of_json(psum: Any) -> None:
+    """With the fields that all systems have, the aggregators' share of the work, and the planes: as if on two hosts,
+    each aggregator shares memory with the worker that is dealt out to its host, and with no other.
+    """
+    done = psum.run("bench", "--aggregators", "2", "--hosts", "2", *SHORT, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    report = json.loads(done.stdout)
+    figures = {name: report.pop(name) for name in FIGURES}
+    assert report.pop("load") >= 0
+    assert report.pop("worker_mib") >= 0
+    assert report == {
+        "system": "psum",
+        "variant": "psum auto",
+        "version": "",
+        "workload": "small",
+        "workers": 2,
+        "servers": 2,
+        "hosts": 2,
+        "plane": "direct+shm",
+        "dtype": "float32",
+        "through": "numpy",
+        "round": 0,
+        "urgent_ms": None,
+        "urgent_step_ms": None,
+        "latency_ms": [],
+        "idle_share": None,
+    }
+    assert all(figure > 0 for figure in figures.values())
+    # Two ways to say the same, but for rounding.
+    payload = 256 * 1024 * 4
+    assert figures["gb_per_s_per_worker"] == pytest.approx(payload / figures["ms_per_step"] / 1e6, rel=0.05)
+
+
+def test_planes_are_systems_of_their_own(psum: Any) -> None:
+    """A line for each run, then a line for each system with the spread of its runs."""
+    planes = ("--plane", "inline", "--plane", "shm", "--rounds", "1")
+    done = psum.run("bench", "--workers", "1", *planes, *SHORT, "--latency", "--json")
+    assert done.returncode == 0, done.stderr
+    *runs, inline, shm = map(json.loads, done.stdout.splitlines())
+    assert [(run["variant"], run["plane"]) for run in runs] == [("psum inline", "inline"), ("psum shm", "shm")]
+    for run in runs:
+        assert len(run["latency_ms"]) == 256
+        assert 0 < run["urgent_ms"] == run["latency_ms"][0] <= run["urgent_step_ms"]
+    assert (inline["variant"], shm["variant"], shm["rounds"]) == ("psum inline", "psum shm", 1)
+    assert shm["gb_per_s_per_worker"]["median"] == runs[1]["gb_per_s_per_worker"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
+def test_through_mxnet_and_against_dist_sync(psum: Any) -> None:
+    """Both by the same loop; the peer with the figures of its server, and nothing that it writes in between."""
+    options = ("--workers", "1", "--through", "mxnet", "--against", "dist_sync", "--rounds", "1")
+    done = psum.run("bench", *options, *SHORT, "--json")
+    assert done.returncode == 0, done.stderr
+    ours, peer, _, summary = map(json.loads, done.stdout.splitlines())
+    assert (ours["variant"], ours["through"]) == ("psum auto through mxnet", "mxnet")
+    assert (peer["variant"], peer["plane"], peer["through"]) == ("dist_sync", "", "")
+    assert peer["version"].startswith("MXNet ")
+    assert peer["gb_per_s_per_worker"] > 0
+    assert peer["aggregator_mib"] > 0
+    assert summary["gb_per_s_per_worker"]["median"] == peer["gb_per_s_per_worker"]
+
+
+def test_plain_lines_where_there_is_no_terminal(psum: Any) -> None:
+    """In another element type, without steps before the timed ones, and beside a peer that is not installed, of which
+    it is said what to install.
+    """
+    done = psum.run(
+        *("bench", "--workers", "1", "--workload", "small", "--steps", "1", "--warmup", "0", "--idle", "0.1"),
+        *("--plane", "inline", "--against", "gloo", "--gloo-python", "/bin/false"),
+    )
+    missing = "gloo is left out: /bin/false cannot import torch with Gloo; pip install torch"
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"psum: {missing}")
+    assert done.stderr.count("\n") == 1
+    title, system, *figures = done.stdout.splitlines()
+    assert title.startswith("small, 1 worker, 1 aggregator; load average ")
+    assert system == "psum inline"
+    assert [line.partition(":")[0] for line in figures] == [
+        "  GB/s per worker",
+        "  ms per step",
+        "  CPU s per GB, worker",
+        "  CPU s per GB, aggregators",
+        "  MiB, worker",
+        "  MiB, aggregators",
+        "  CPU s per idle s, aggregators",
+    ]
+
+
+def test_a_worker_that_fails_fails_the_benchmark(psum: Any) -> None:
+    """With what went wrong, and without figures."""
+    done = psum.run("bench", "--workload", "small", "--json", PSUM_CREDIT_BYTES="plenty")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "PSUM_CREDIT_BYTES='plenty'" in done.stderr
+    assert "ended with status 1" in done.stderr
+
+
+def test_a_misspelt_variable_is_told_before_anything_is_measured(psum: Any) -> None:
+    """Figures that were measured without it would be believed."""
+    done = psum.run("bench", *SHORT, PSUM_CREDIT_BYTE="8MiB")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "PSUM_CREDIT_BYTE: psum has no setting of this name; did you mean PSUM_CREDIT_BYTES?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--workload", "huge"], "'huge' is not one of 'big', 'wide', 'small', 'many', 'resnet50', 'vgg16'"),
+        (["--dtype", "complex64"], "'complex64' is not one of"),
+        (["--workers", "0"], "0 is not in the range"),
+        (["--aggregators", "0"], "0 is not in the range"),
+        (["--steps", "0"], "0 is not in the range"),
+        (["--workers", "2,0"], "0 is not in the range"),
+        (["--workers", "2,two"], "'two' is not a valid integer"),
+        (["--against", "horovod"], "'horovod' is not one of 'dist_sync', 'gloo'"),
+        (["--against", "gloo", "--dtype", "float16"], "--against compares in float32 only"),
+        (["--suite", "all"], "--suite needs --output"),
+        (["--suite", "fast", "--output", "docs"], "'fast' is not one of 'all', 'big'"),
+    ],
+)
+def test_wrong_usage_is_explained(arguments: list[str], complaint: str) -> None:
+    """Before anything is started."""
+    done = CliRunner().invoke(command.bench, arguments)
+    assert done.exit_code == 2
+    assert complaint in done.output

@@ -1,0 +1,162 @@
+"""What the suite of benchmarks is to show, and the page that it writes."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from psum.cli.bench import page as _page
+from psum.cli.bench.cases import Case
+from psum.cli.bench.page import Result
+from psum.cli.bench.rivals import NAMES, Peer
+from psum.cli.bench.runs import Run, summarise
+from psum.cli.bench.suite import EXPERIMENTS, Claim
+from psum.cli.bench.workloads import sizes
+from psum.wire import ElementType
+
+CASE = Case("big", 2, 1)
+
+
+def run(variant: str, speed: float, **others: object) -> Run:
+    """A run of a system with a speed, on CASE unless it says otherwise."""
+    values = dict.fromkeys((field.name for field in dataclasses.fields(Run)), None)
+    about = dict(system=variant.split()[0], version="", workload="big", workers=2, servers=1, hosts=1, plane="")
+    rest = dict(dtype="float32", through="", round=0, load=0.5, ms_per_step=1.0, latency_ms=[])
+    speeds = {"variant": variant, "gb_per_s_per_worker": speed}
+    return Run(**{**values, **about, **rest, **speeds, **others})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("ours", "reached", "holds"), [(3.0, 1.5, True), (2.8, 1.4, False)])
+def test_a_ratio_of_speeds(ours: float, reached: float, holds: bool) -> None:
+    """By medians, and at least the target."""
+    claim = Claim(CASE, "psum shm", "gloo", 1.5)
+    runs = [*(run("psum shm", speed, round=n) for n, speed in enumerate((ours, 0.0, 9.0))), run("gloo", 2.0)]
+    assert claim.reached(summarise(runs)) == pytest.approx(reached)
+    assert claim.holds(reached) is holds
+
+
+def test_each_round_has_a_ratio_of_its_own() -> None:
+    """Of the runs of that round, however they were ordered; a round that lacks a system has none."""
+    ours = [run("psum shm", speed, round=number) for number, speed in enumerate((2.0, 9.0, 6.0))]
+    theirs = [run("gloo", 2.0, round=2), run("gloo", 4.0, round=0)]
+    assert Claim(CASE, "psum shm", "gloo", 1.5).by_round(summarise([*ours, *theirs])) == [0.5, 3.0]
+
+
+def test_a_peer_that_was_not_there_leaves_a_claim_open() -> None:
+    """It is neither reached nor missed."""
+    assert Claim(CASE, "psum shm", "gloo", 1.5).reached(summarise([run("psum shm", 1.0)])) is None
+
+
+def test_a_figure_that_is_to_be_small() -> None:
+    """At most the target: by itself, or as a share of another figure of the same system."""
+    runs = summarise([run("psum shm", 1.0, worker_cpu_s_per_gb=0.4, urgent_ms=20.0, urgent_step_ms=100.0)])
+    cpu = Claim(CASE, "psum shm", "", 0.5, "worker_cpu_s_per_gb")
+    assert cpu.reached(runs) == 0.4
+    assert cpu.holds(0.4)
+    assert not cpu.holds(0.6)
+    assert Claim(CASE, "psum shm", "", 0.15, "urgent_ms", relative_to="urgent_step_ms").reached(runs) == 0.2
+
+
+def test_what_all_workers_have_together() -> None:
+    """Eight workers with an eighth of the speed lose nothing."""
+    alone, eight = Case("big", 1), Case("big", 8)
+    runs = summarise([run("psum shm", 2.0, workers=1), run("psum shm", 0.25, workers=8)])
+    assert Claim(eight, "psum shm", "psum shm", 0.8, against_case=alone, total=True).reached(runs) == 1
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_claim_is_on_what_the_experiment_measures(name: str) -> None:
+    """On cases that these systems are put to."""
+    experiment = EXPERIMENTS[name]
+    peers = [Peer(peer, "", "") for peer in NAMES]
+    done = {(case, system.name) for case, system in experiment.pairs(peers)}
+    for claim in experiment.claims:
+        assert (claim.case, claim.variant) in done
+        assert (claim.against_case or claim.case, claim.against or claim.variant) in done
+        assert experiment.effort.latency_steps or not claim.figure.startswith("urgent")
+        assert experiment.effort.idle_seconds or claim.figure != "idle_share"
+
+
+def test_peers_that_are_missing_take_no_part() -> None:
+    """psum is measured all the same."""
+    experiment = EXPERIMENTS["hosts"]
+    assert [system.name for _, system in experiment.pairs([])] == ["psum auto"]
+    assert [system.name for _, system in experiment.pairs([Peer("dist_sync", "", ""), Peer("gloo", "", "")])] == [
+        "psum auto",
+        "gloo",
+    ]
+
+
+def test_as_many_bytes_in_float16_as_in_float32() -> None:
+    """Or the ratio of their speeds would be of different work."""
+    bytes_by_type = {
+        system.dtype: sum(sizes(case.workload)) * ElementType[system.dtype.upper()].itemsize
+        for case, system in EXPERIMENTS["float16"].pairs([])
+    }
+    assert bytes_by_type["float16"] == bytes_by_type["float32"] == 64 << 20
+
+
+def test_the_page_says_what_was_reached_and_what_was_missed() -> None:
+    """And the date, the machine, the command, the peers' versions and the plots."""
+    runs = [
+        run("psum inline", 0.5, worker_cpu_s_per_gb=1.5),
+        run("psum direct", 0.5, worker_cpu_s_per_gb=1.5),
+        run("dist_sync", 0.5, version="MXNet 1.9.1"),
+    ]
+    page = _page.render({"big": Result("2026-11-23", "a machine", "psum bench", runs)}, {"big": ["plots/a.svg"]})
+    rows = [line for line in page.splitlines() if line.startswith("| big | big, 2 workers, 1 aggregator |")]
+    assert rows[0].endswith("| psum inline | GB/s per worker | dist_sync | ≥ 0.75 | 1.00 | reached |")
+    assert rows[1].endswith("| psum direct | GB/s per worker | dist_sync | ≥ 1.5 | 1.00 | **missed** |")
+    assert rows[2].endswith("| psum shm | GB/s per worker | gloo | ≥ 1.4 | not measured |  |")
+    assert "![a](plots/a.svg)" in page
+    about = page.splitlines()[-1]
+    assert about.startswith("2026-11-23; a machine; dist_sync is of MXNet 1.9.1; 1 round; load average")
+    assert about.endswith("`psum bench`")
+
+
+def test_memory_stands_beside_its_bound() -> None:
+    """64 MiB on two aggregators: the sums and the credit for a worker, twice the sums and all that is under way."""
+    runs = [run("psum shm", 1.0, servers=2, worker_mib=70.0, aggregator_mib=150.0), run("gloo", 1.0, servers=2)]
+    page = _page.render({"big": Result("today", "here", "psum", runs)}, {})
+    memory = page[page.index("## Memory") : page.index("## big")]
+    assert "| big | big, 2 workers, 2 aggregators | psum shm | 70 | 80 | 150 | 160 |" in memory
+    assert "gloo" not in memory
+
+
+def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> None:
+    """So that one experiment can be made again without the others."""
+    file = tmp_path / "docs" / "benchmarks.json"
+    assert _page.load(file) == {}
+    results = {name: Result("today", "here", "psum", [run("gloo", 1.0), run("gloo", 2.0)]) for name in ("big", "idle")}
+    _page.save(file, results)
+    assert _page.load(file) == results
+
+
+def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
+    """Each plot shows what was measured, and every one that the page shows is there."""
+    pytest.importorskip("matplotlib")
+    runs = [
+        run(variant, speed / workers, workers=workers, latency_ms=[1.0, 2.0])
+        for variant, speed in (("psum shm", 2.0), ("gloo", 1.0))
+        for workers in (1, 2, 4)
+    ]
+    written = _page.write(tmp_path, {"workers": Result("today", "here", "psum", runs)})
+    names = [file.relative_to(tmp_path).as_posix() for file in written]
+    plots = [f"benchmarks/workers-{name}.svg" for name in ("throughput", "latency", "scaling-workers")]
+    assert names == ["benchmarks.md", "benchmarks.json", *plots]
+    page = written[0].read_text()
+    assert all(f"]({plot})" in page for plot in plots)
+    for plot in plots:
+        drawing = (tmp_path / plot).read_text()
+        assert drawing.startswith("<?xml")
+        assert "psum shm" in drawing
+        assert "gloo" in drawing
+    assert _page.machine()
+
+
+def test_the_same_figures_give_the_same_plots(tmp_path: pathlib.Path) -> None:
+    """A page that is written again changes only where the figures do."""
+    pytest.importorskip("matplotlib")
+    results = {"big": Result("today", "here", "psum", [run("gloo", 1.0)])}
+    first, second = (_page.write(tmp_path / name, results) for name in ("first", "second"))
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]

@@ -1,0 +1,308 @@
+"""`psum status`: what it asks, and how it shows what it is told."""
+
+import contextlib
+import json
+import os
+import pathlib
+import pty
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from psum import client as core
+from psum.aggregator import Server, Settings
+from psum.cli.status.view import Fleet, ranks, seconds, size
+from psum.client.transport.loop_thread import LoopThread
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import report_of
+
+#: How long anything in these tests may take.
+PATIENCE_SECONDS = 30.0
+
+NASTY = "\x1b]0;owned\x07[red]\n"
+"""A key's name that would do something in a terminal that showed it as it is."""
+
+
+@pytest.fixture
+def fleet() -> Iterator[tuple[str, ...]]:
+    """The addresses of two aggregators."""
+    thread = LoopThread("fleet")
+    servers = [Server(Settings(listen=("127.0.0.1:0",))) for _ in range(2)]
+    for server in servers:
+        thread.run(server.start(), PATIENCE_SECONDS)
+    yield tuple(server.addresses[0] for server in servers)
+    for server in servers:
+        thread.run(server.stop(0), PATIENCE_SECONDS)
+    thread.stop()
+
+
+@pytest.fixture
+def stalled(fleet: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The same, with a job whose rank 1 is waited for."""
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(core.connect(core.Settings(aggregators=fleet, rank=rank, num_workers=2, job="stalled")))
+            for rank in range(2)
+        ]
+        fast, slow = (worker.store() for worker in workers)
+        result = fast.push_pull_async(NASTY, np.ones(3, np.float32))
+        yield fleet
+        slow.push_pull(NASTY, np.ones(3, np.float32))
+        result.result(PATIENCE_SECONDS)
+
+
+def wait_until_waiting(addresses: tuple[str, ...]) -> None:
+    """Until a round waits on one of them."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any(job.rounds for address in addresses for job in core.fetch_status(address).jobs):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_it_names_the_rank_that_is_waited_for(psum: Any, stalled: tuple[str, ...]) -> None:
+    """With the key as far as a terminal can bear it, and which aggregator it is on."""
+    wait_until_waiting(stalled)
+    done = psum.run("status", *stalled)
+    assert done.returncode == 0, done.stderr
+    assert "job stalled  2 of 2 workers" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("round 0 of ")]
+    assert "\N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}[red]\N{REPLACEMENT CHARACTER} shard 0 on" in line
+    assert line.rstrip().endswith("for rank 1")
+    assert "\x1b" not in done.stdout
+
+
+def test_json_has_one_document_a_line(psum: Any, stalled: tuple[str, ...]) -> None:
+    """With what each aggregator answered, under the address that it was asked at; the environment may name them."""
+    wait_until_waiting(stalled)
+    done = psum.run("status", "--json", "--job", "stalled", PSUM_AGGREGATORS=",".join(stalled))
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)["aggregators"]
+    assert [answer["address"] for answer in answers] == list(stalled)
+    rounds = [entry for answer in answers for job in answer["jobs"] for entry in job["rounds"]]
+    assert [(entry["key"], entry["waiting_for"]) for entry in rounds] == [(NASTY, [1])]
+    assert json.loads(psum.run("status", "--json", "--job", "other", stalled[0]).stdout)["aggregators"][0]["jobs"] == []
+
+
+def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: tuple[str, ...]) -> None:
+    """With status 1."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        done = psum.run("status", fleet[0], nobody, "--timeout", "0.5")
+        told = psum.run("status", "--json", fleet[0], nobody, "--timeout", "0.5")
+    assert (done.returncode, told.returncode) == (1, 1)
+    assert f"{fleet[0]}  serves" in done.stdout
+    assert f"{nobody}  no answer" in done.stdout
+    assert "No job is in progress on those that answered." in done.stdout
+    assert "it cannot be connected to: Connection refused" in json.loads(told.stdout)["aggregators"][1]["error"]
+
+
+def test_a_range_asks_all_of_its_addresses(psum: Any) -> None:
+    """Where no shell has expanded it, as in a container; nobody serves here, which is said of each."""
+    done = psum.run("status", "--json", "127.0.0.1:{1..3}", "--timeout", "0.5")
+    assert done.returncode == 1
+    answers = json.loads(done.stdout)["aggregators"]
+    assert [answer["address"] for answer in answers] == ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
+
+
+def test_what_nobody_answered_is_not_said() -> None:
+    """Whether a job is in progress is not known then; of one that was asked for no more is said than of that one."""
+
+    def shown(*answers: dict[str, Any], job: str = "") -> str:
+        console = Console(width=160)
+        with console.capture() as capture:
+            console.print(Fleet(everything=False, job=job).show(answers, 0.0))
+        return capture.get()
+
+    silent = {"address": "a:1", "error": "aggregator a:1 did not say its status: it is not there"}
+    own: dict[str, Any] = {"memory_budget_bytes": 0, "memory_reserved_bytes": 0, "draining": False}
+    own |= {"uptime_seconds": 1.0, "incarnation": "1", "loop_lag_seconds": 0.0}
+    idle = {"address": "b:1", "aggregator": own, "jobs": [], "ended": []}
+    assert "in progress" not in shown(silent)
+    assert "it is not there" in shown(silent)
+    assert "No job is in progress on those that answered." in shown(silent, idle)
+    assert "No job is in progress.\n" in shown(idle)
+    assert "Job night is not in progress.\n" in shown(idle, job="night")
+
+
+@contextlib.contextmanager
+def listening(answer: bytes) -> Iterator[str]:
+    """The address of something that gives everybody the same answer, or none."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    accepted.append(connection)
+                    if answer:
+                        connection.sendall(answer)
+                        connection.close()
+
+        accepted: list[socket.socket] = []
+        serving = pool.submit(serve)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        serving.result(PATIENCE_SECONDS)
+        for connection in accepted:
+            connection.close()
+
+
+def test_it_waits_as_long_as_it_says(tmp_path: pathlib.Path) -> None:
+    """Where nobody listens or answers; the error says which it was."""
+    with listening(b"") as silent:
+        missing = f"unix:{tmp_path}/none"
+        for address, text in ((silent, "can be connected to, and does not answer"), (missing, "No such file")):
+            begin = time.monotonic()
+            with pytest.raises(core.ConnectError, match=rf"did not say its status within 0\.[56] s: it .*{text}"):
+                core.fetch_status(address, timeout=0.5)
+            assert 0.5 <= time.monotonic() - begin < 2.0
+
+
+def test_what_waiting_does_not_change_is_said_at_once() -> None:
+    """Another program at the address, which speaks HTTP as a status page does."""
+    told = r"did not say its status: it speaks HTTP/1.*status page"
+    answer = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    with listening(answer) as page, pytest.raises(core.ConnectError, match=told):
+        core.fetch_status(page, timeout=PATIENCE_SECONDS)
+
+
+def test_an_aggregator_that_is_about_to_start_is_waited_for(unused_tcp_port: int) -> None:
+    """Nobody listens at first."""
+    thread = LoopThread("fleet")
+    server = Server(Settings(listen=(f"127.0.0.1:{unused_tcp_port}",)))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(core.fetch_status, f"127.0.0.1:{unused_tcp_port}", timeout=PATIENCE_SECONDS)
+        with pytest.raises(TimeoutError):
+            asked.result(0.3)
+        thread.run(server.start(), PATIENCE_SECONDS)
+        assert asked.result(PATIENCE_SECONDS).addresses == [f"127.0.0.1:{unused_tcp_port}"]
+    thread.run(server.stop(0), PATIENCE_SECONDS)
+    thread.stop()
+
+
+def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) -> None:
+    """Where the aggregator asks for one; without it, it says what is missing."""
+    (tmp_path / "token").write_text("0123456789abcdef0123\n")
+    thread = LoopThread("fleet")
+    server = Server(Settings(listen=("127.0.0.1:0",), token_file=str(tmp_path / "token")))
+    thread.run(server.start(), PATIENCE_SECONDS)
+    try:
+        assert psum.run("status", *server.addresses, PSUM_TOKEN_FILE=str(tmp_path / "token")).returncode == 0
+        refused = psum.run("status", *server.addresses)
+    finally:
+        thread.run(server.stop(0), PATIENCE_SECONDS)
+        thread.stop()
+    assert refused.returncode == 1
+    assert "none came" in " ".join(refused.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [((), "no address was given"), (("nonsense",), "is not an address"), (("a-{2..1}:1",), "begins behind its end")],
+)
+def test_what_cannot_be_asked_is_refused(psum: Any, arguments: tuple[str, ...], text: str) -> None:
+    """As a mistake in the command line."""
+    done = psum.run("status", *arguments, PSUM_AGGREGATORS="")
+    assert done.returncode == 2
+    assert text in done.stderr
+
+
+def test_it_watches_in_a_terminal_until_it_is_interrupted(psum: Any, fleet: tuple[str, ...]) -> None:
+    """The screen is its own meanwhile, and is given back."""
+    leader, follower = pty.openpty()
+    process = psum.start_writing_to(
+        follower, "status", "--watch", "--interval", "0.1", *fleet, TERM="xterm", COLUMNS="120", LINES="40"
+    )
+    os.close(follower)
+    seen = b""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while seen.count(b"serves") < 6 and time.monotonic() < deadline:
+        seen += os.read(leader, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):
+        while part := os.read(leader, 1 << 16):
+            seen += part
+    os.close(leader)
+    assert process.wait(PATIENCE_SECONDS) == 0
+    assert b"B/s" in seen
+    # The alternate screen was left again.
+    assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1
+
+
+def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
+    """The others are counted."""
+    workers = [
+        {
+            "rank": rank,
+            "worker": f"host-{rank}",
+            "state": "vanished" if rank == 70 else "connected",
+            "behind_seconds": 5.0 if rank == 77 else 0.0,
+            "way": "shm, stream" if rank == 77 else "shm",
+            "last_heard_seconds": 0.1,
+            "received_bytes": 0,
+            "sent_bytes": 0,
+        }
+        for rank in range(100)
+    ]
+    job = {"name": "large", "num_workers": 100, "workers": workers, "rounds": [], "not_joined": []}
+    job |= dict.fromkeys(("held_bytes", "received_bytes", "sent_bytes", "rounds_completed", "rounds_waiting"), 0)
+    own = dict.fromkeys(("uptime_seconds", "memory_budget_bytes", "memory_reserved_bytes", "loop_lag_seconds"), 0)
+    answer = {
+        "address": "a:1",
+        "aggregator": {**own, "incarnation": "1", "draining": False},
+        "jobs": [job],
+        "ended": [],
+    }
+
+    def shown(everything: bool) -> str:
+        console = Console(width=160)
+        with console.capture() as capture:
+            console.print(Fleet(everything=everything).show([answer], 0.0))
+        return capture.get()
+
+    (behind,) = [line for line in shown(False).splitlines() if "host-77" in line]
+    assert "shm, stream" in behind
+    assert "host-70" in shown(False)
+    assert "host-60" not in shown(False)
+    assert "… and 80 more workers (--all)" in shown(False)
+    assert "host-60" in shown(True)
+
+
+def test_a_key_that_is_a_number_is_shown_with_what_it_stands_for() -> None:
+    """As far as a terminal can bear it."""
+    waiting = pb.RoundStatus(key="0", label="dense0_weight\x1b", waiting_for=[1])
+    job = pb.JobStatus(name="job", num_workers=2, rounds=[waiting])
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(
+            Fleet(everything=False).show([{"address": "a:1", **report_of(pb.GetStatusResponse(jobs=[job]))}], 1.0)
+        )
+    assert "round 0 of 0 (dense0_weight\N{REPLACEMENT CHARACTER}) shard 0 on a:1" in capture.get()
+
+
+def test_numbers_are_for_people() -> None:
+    """With a unit that keeps them short."""
+    assert [size(n) for n in (0, 1023, 1536, 200 << 20, 5 << 40)] == ["0 B", "1023 B", "1.5 KiB", "200 MiB", "5.0 TiB"]
+    assert [seconds(n) for n in (0.25, 1.5, 61, 7200, 200_000)] == [
+        "250 ms",
+        "1.5 s",
+        "1 min 1 s",
+        "2 h 0 min",
+        "2 d 7 h",
+    ]
+    assert [ranks(n) for n in ([3], [0, 1, 2, 7, 9, 10])] == ["rank 3", "ranks 0-2, 7, 9-10"]
+
+
+def test_a_misspelt_variable_is_told(psum: Any) -> None:
+    """Otherwise the aggregator would be asked without the token."""
+    done = psum.run("status", "127.0.0.1:1", PSUM_TOKENFILE="token")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "PSUM_TOKENFILE: psum has no setting of this name; did you mean PSUM_TOKEN_FILE?" in done.stderr

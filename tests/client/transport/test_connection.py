@@ -1,0 +1,134 @@
+"""What an aggregator says that it must not is an error soon, and leaves nothing waiting."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import pytest
+
+from psum import client as psum
+from psum.client.transport.connection import AggregatorConnection
+from psum.v1 import aggregator_pb2 as pb
+from tests.scarcity import descriptors_left
+
+WELCOME = pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE))
+FAREWELL = pb.ExchangeResponse(farewell=pb.Farewell())
+
+
+class Aggregator:
+    """A server that answers hello with some messages, and says nothing more."""
+
+    def __init__(self, *answers: pb.ExchangeResponse) -> None:
+        self._answers = answers
+
+    async def __aenter__(self) -> psum.Settings:
+        self._server = grpc.aio.server()
+        method: Any = grpc.stream_stream_rpc_method_handler(self._exchange)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("psum.v1.AggregatorService", {"Exchange": method}),)
+        )
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        return psum.Settings(aggregators=(f"127.0.0.1:{port}",), num_workers=2, connect_timeout=0.5)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(0)
+
+    async def _exchange(self, requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            for answer in self._answers:
+                yield answer.SerializeToString()
+            await asyncio.Event().wait()
+
+
+async def test_a_farewell_that_nobody_asked_for_ends_the_operations() -> None:
+    """Otherwise they would wait for their last deadline, ten minutes later."""
+    async with Aggregator(WELCOME, FAREWELL) as settings:
+        client = await asyncio.to_thread(psum.connect, settings)
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(psum.ProtocolError, match="said farewell to a worker that has not left"):
+                    await asyncio.to_thread(client.store().push_pull, "w", np.ones(3, np.float32))
+        finally:
+            await asyncio.to_thread(client.close, 0.2)
+
+
+@pytest.mark.parametrize("plane", [pb.PLANE_UNSPECIFIED, pb.PLANE_SHM, pb.Plane.ValueType(99)])
+async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType) -> None:
+    """The error says what was wrong with the aggregator's answer."""
+    async with Aggregator(pb.ExchangeResponse(welcome=pb.Welcome(plane=plane))) as settings:
+        with pytest.raises(psum.ConnectError, match=f"it chose plane {plane}, which it was not offered"):
+            await asyncio.to_thread(psum.connect, settings)
+
+
+async def test_a_worker_that_lacks_descriptors_says_so() -> None:
+    """At once, and not that the aggregator could not be reached: before anything is opened, and later."""
+    async with Aggregator(WELCOME) as settings:
+        with (
+            descriptors_left(18),
+            pytest.raises(psum.ConnectError, match=r"rank 0 .* needs 19 file descriptors.*ulimit -n"),
+        ):
+            psum.Client(settings)
+        client = psum.Client(settings)
+        with (
+            descriptors_left(0),
+            pytest.raises(
+                psum.ConnectError, match=r"rank 0 cannot connect to .*its limit of file descriptors.*ulimit -n"
+            ),
+        ):
+            await asyncio.to_thread(client.connect)
+
+
+async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC says only 'Internal error from Core' where the refusal overtakes the hello; an earlier attempt knew more."""
+    nothing = grpc.aio.Metadata()
+    answers = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams as it may have (max_streams)")]
+
+    async def refuse(_link: AggregatorConnection, _hello: pb.Hello) -> pb.Welcome:
+        code, words = answers.pop() if answers else (grpc.StatusCode.INTERNAL, "Internal error from Core")
+        raise grpc.aio.AioRpcError(code, nothing, nothing, words)
+
+    monkeypatch.setattr(AggregatorConnection, "_introduce", refuse)
+    async with Aggregator(WELCOME) as settings:
+        with pytest.raises(psum.ConnectError, match="max_streams"):
+            await asyncio.to_thread(psum.connect, settings)
+    assert not answers
+
+
+class Breaking(Aggregator):
+    """A server that welcomes everybody, and then breaks every stream.
+
+    Attributes:
+        opened: When each stream was.
+        eighth: Set with the eighth stream.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[float] = []
+        self.eighth = asyncio.Event()
+
+    async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        self.opened.append(time.monotonic())
+        if len(self.opened) == 8:
+            self.eighth.set()
+        async for _ in requests:
+            yield WELCOME.SerializeToString()
+            await context.abort(grpc.StatusCode.INTERNAL, "no more")
+
+
+async def test_streams_that_break_at_once_are_opened_ever_more_slowly() -> None:
+    """Though each can be opened: a worker would otherwise do so hundreds of times a second, for as long as it runs."""
+    breaking = Breaking()
+    async with breaking as settings:
+        client = await asyncio.to_thread(psum.connect, settings)
+        try:
+            async with asyncio.timeout(20):
+                await breaking.eighth.wait()
+        finally:
+            await asyncio.to_thread(client.close, 0.2)
+    # The pauses are half to one and a half times as long as 50 ms, 80 ms …, 524 ms, 839 ms.
+    assert breaking.opened[7] - breaking.opened[0] > 0.9

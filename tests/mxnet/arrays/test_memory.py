@@ -1,0 +1,104 @@
+"""The memory of NDArrays."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum.mxnet.arrays.memory import flat_bytes, queue_plain_layout, usable_in_place
+from psum.mxnet.compat import MXNetError, mx
+
+DTYPES = ["float16", "float32", "float64", "uint8", "int8", "int32", "int64"]
+
+
+def convolution(*, out: Any = None) -> Any:
+    """A pending result, which oneDNN leaves in a layout of its own."""
+    data = mx.nd.arange(2 * 4 * 16 * 16).reshape((2, 4, 16, 16)) % 17
+    weight = mx.nd.arange(8 * 4 * 3 * 3).reshape((8, 4, 3, 3)) % 5
+    return mx.nd.Convolution(data, weight, no_bias=True, kernel=(3, 3), num_filter=8, out=out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bytes_are_the_elements(dtype: str) -> None:
+    """The bytes are those of the elements, and what is written to them is in the array."""
+    array = mx.nd.array(np.arange(6).reshape(2, 3), dtype=dtype)
+    array.wait_to_read()
+    view = flat_bytes(array, array.asnumpy().nbytes)
+    assert view.tobytes() == array.asnumpy().tobytes()
+    view[:] = array.asnumpy()[::-1].tobytes()
+    assert array.asnumpy().tolist() == [[3, 4, 5], [0, 1, 2]]
+
+
+def test_bytes_of_bfloat16() -> None:
+    """The elements of a bfloat16 array are the upper halves of float32."""
+    array = mx.nd.array([1.0, -2.0]).astype(np.dtype([("bfloat16", np.uint16)]))
+    array.wait_to_read()
+    assert np.frombuffer(flat_bytes(array, 4), np.uint16).tolist() == [0x3F80, 0xC000]
+
+
+def test_bytes_of_a_slice() -> None:
+    """The bytes of a slice begin where the slice does."""
+    array = mx.nd.arange(12).reshape((4, 3))
+    array.wait_to_read()
+    assert np.frombuffer(flat_bytes(array[1:3], 24), np.float32).tolist() == [3, 4, 5, 6, 7, 8]
+
+
+def test_bytes_of_an_empty_array() -> None:
+    """An empty array, which has no memory, has no bytes."""
+    with mx.util.np_shape(True):
+        assert len(flat_bytes(mx.nd.zeros((0, 3)), 0)) == 0
+
+
+def test_memory_is_freed() -> None:
+    """Taking the bytes of an array does not keep its memory for ever."""
+    import gc
+
+    seen = set()
+    for _ in range(6):
+        array = mx.nd.zeros((3, 1 << 20))
+        array.wait_to_read()
+        seen.add(np.frombuffer(flat_bytes(array, 12 << 20), np.uint8).ctypes.data)
+        del array
+        gc.collect()
+    assert len(seen) < 6
+
+
+def test_bytes_in_a_foreign_layout_are_refused() -> None:
+    """The bytes of an array in a layout of oneDNN's cannot be had: they would not be the elements in order."""
+    array = convolution()
+    array.wait_to_read()
+    with pytest.raises(MXNetError, match="data"):
+        flat_bytes(array, 4)
+
+
+@pytest.mark.parametrize("waited", [True, False])
+@pytest.mark.parametrize("reused", [True, False])
+def test_plain_layout_can_be_ordered(waited: bool, reused: bool) -> None:
+    """A convolution's result has the plain layout after it was asked for, whether it was computed then or pending."""
+    expected = convolution().asnumpy()
+    array = convolution(out=mx.nd.zeros(expected.shape)) if reused else convolution()
+    if waited:
+        array.wait_to_read()
+    queue_plain_layout(array)
+    array.wait_to_read()
+    assert flat_bytes(array, expected.nbytes).tobytes() == expected.tobytes()
+    assert array.asnumpy().tobytes() == expected.tobytes()
+
+
+def test_plain_arrays_stay_where_they_are() -> None:
+    """Asking for the plain layout of an array that has it changes neither value nor place."""
+    array = mx.nd.arange(5)
+    array.wait_to_read()
+    before = np.frombuffer(flat_bytes(array, 20), np.uint8).ctypes.data
+    queue_plain_layout(array)
+    array.wait_to_read()
+    assert np.frombuffer(flat_bytes(array, 20), np.uint8).ctypes.data == before
+    assert array.asnumpy().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_host_memory_is_usable_in_place() -> None:
+    """Arrays of the CPU and pinned ones are used in place, those of a GPU are not."""
+    assert usable_in_place(mx.cpu())
+    assert usable_in_place(mx.cpu(1))
+    assert usable_in_place(mx.cpu_pinned())
+    assert not usable_in_place(mx.gpu())

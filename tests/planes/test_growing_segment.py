@@ -1,0 +1,79 @@
+"""Shared memory that grows: blocks by the page, until there is no more."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from psum.planes import DEFAULT_DIRECTORY, GrowingSegment, Limit, Segment, SegmentError
+
+
+@pytest.fixture
+def directory() -> Iterator[str]:
+    """A directory in memory, in which nothing is left behind."""
+    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
+        yield name
+        assert list(pathlib.Path(name).iterdir()) == []
+
+
+def _fail(error: SegmentError) -> None:
+    raise error
+
+
+def test_blocks_lie_apart_where_others_find_them(directory: str) -> None:
+    """Each begins with a page, is of the size asked for, and is found at its place by whoever opens the segment."""
+    growing = GrowingSegment(directory, _fail)
+    blocks = [growing.allocate(size) for size in (1, 4096, 5000, 7)]
+    assert [block and (block.place, len(block.view)) for block in blocks] == [
+        (0, 1),
+        (4096, 4096),
+        (8192, 5000),
+        (16384, 7),
+    ]
+    assert blocks[3] is not None
+    blocks[3].view[:] = b"written"
+    other = Segment.open(directory, growing.name)
+    growing.close()
+    assert bytes(other.view[16384 : 16384 + 7]) == b"written"
+    assert growing.allocate(1) is None
+
+
+def test_a_lack_of_memory_is_told_once(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given out stays."""
+    told: list[SegmentError] = []
+    growing = GrowingSegment(directory, told.append)
+    first = growing.allocate(4096)
+    assert first is not None
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert [growing.allocate(8), growing.allocate(8)] == [None, None]
+    (error,) = told
+    assert str(error).startswith("8 bytes of shared memory could not be reserved in ")
+    first.view[:4] = b"kept"
+    growing.close()
+    assert bytes(first.view[:4]) == b"kept"
+
+
+def test_it_leaves_room_for_others(directory: str) -> None:
+    """It stops where the limit is reached, and says so once; what it gave out stays."""
+    told: list[SegmentError] = []
+    growing = GrowingSegment(directory, told.append, Limit(bytes=0))
+    assert [growing.allocate(4096), growing.allocate(4096)] == [None, None]
+    (error,) = told
+    assert "PSUM_SHM_LIMIT=0" in str(error)
+    growing.close()
+
+
+def test_more_than_its_addresses_is_not_to_be_had(directory: str) -> None:
+    """Such a request leaves it as it was."""
+    growing = GrowingSegment(directory, _fail)
+    assert growing.allocate(1 << 60) is None
+    block = growing.allocate(1)
+    assert block is not None
+    assert block.place == 0
+    growing.close()

@@ -1,0 +1,155 @@
+"""How much shared memory psum takes: others always find the part that is left to them."""
+
+import fcntl
+import os
+import pathlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from psum.planes import DEFAULT_DIRECTORY, Limit, Segment, SegmentError
+from psum.planes import space_limit as room
+
+_MIB = 1 << 20
+
+_FileSystem = Callable[[int], str]
+
+
+@pytest.fixture
+def file_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[_FileSystem]:
+    """Makes a directory that looks like a file system of so many bytes, which its files and nothing else fill."""
+    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as directory:
+
+        def make(total: int) -> str:
+            def statvfs(path: str) -> SimpleNamespace:
+                assert path == directory
+                used = 512 * sum(file.stat().st_blocks for file in pathlib.Path(directory).iterdir())
+                return SimpleNamespace(f_frsize=512, f_blocks=total // 512, f_bavail=(total - used) // 512)
+
+            monkeypatch.setattr(os, "statvfs", statvfs)
+            return directory
+
+        yield make
+
+
+@pytest.mark.parametrize(
+    ("text", "of_64_mib"),
+    [
+        ("50%", 32 * _MIB),
+        ("0%", 0),
+        ("100 %", 64 * _MIB),
+        ("12.5%", 8 * _MIB),
+        ("10MiB", 10 * _MIB),
+        ("1GiB", 64 * _MIB),
+    ],
+)
+def test_a_limit_is_a_part_or_a_size(text: str, of_64_mib: int) -> None:
+    """Never more than there is."""
+    assert Limit.parse(text).of(64 * _MIB) == of_64_mib
+    assert Limit.parse(str(Limit.parse(text))) == Limit.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "half", "101%", "-1%", "%", "5 apples"])
+def test_anything_else_is_refused_with_what_was_expected(text: str) -> None:
+    """Both forms are named."""
+    with pytest.raises(ValueError, match=r"from 0% to 100%, such as 50%, or a size such as 2GiB"):
+        Limit.parse(text)
+
+
+def test_what_is_left_to_others_is_not_taken(file_system: _FileSystem) -> None:
+    """To the byte, by default half, whoever has taken the rest; the text says what to set, and how large it is."""
+    directory = file_system(64 * _MIB)
+    segment = Segment.create(directory, 64 * _MIB)
+    segment.reserve(0, 20 * _MIB)
+    (pathlib.Path(directory) / "of another").write_bytes(bytes(4 * _MIB))
+    with pytest.raises(
+        SegmentError,
+        match=r"8\.0 MiB more do not fit .* 40\.0 MiB of its 64\.0 MiB are free.*leaves 32\.0 MiB.*LIMIT=50%",
+    ):
+        segment.reserve(20 * _MIB, 8 * _MIB + 4096)
+    segment.reserve(20 * _MIB, 8 * _MIB)
+    segment.close()
+
+
+def test_a_file_system_without_a_size_has_no_limit(file_system: _FileSystem) -> None:
+    """As a tmpfs that was mounted with size=0: nobody can run into its end."""
+    segment = Segment.create(file_system(0), 8192, Limit(bytes=4096))
+    segment.reserve(0, 8192)
+    segment.close()
+
+
+def test_many_that_reserve_at_once_take_no_more_together(file_system: _FileSystem) -> None:
+    """As workers that start together: as many as fit get their memory, the others nothing, and the rest stays free."""
+    directory = file_system(64 * _MIB)
+    start = threading.Barrier(8)
+    segments = [Segment.create(directory, 10 * _MIB) for _ in range(8)]
+
+    def reserve(segment: Segment) -> bool:
+        start.wait(10)
+        try:
+            segment.reserve(0, segment.size)
+        except SegmentError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(reserve, segments)) == 3
+    assert os.statvfs(directory).f_bavail * 512 == 34 * _MIB
+    for segment in segments:
+        segment.close()
+
+
+def test_what_cannot_be_had_whole_is_given_back(file_system: _FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large memory is reserved in pieces, so that nobody waits long; where others were faster, nothing is kept."""
+    directory = file_system(128 * _MIB)
+    segment = Segment.create(directory, 64 * _MIB)
+    segment.reserve(0, 4 * _MIB)
+    fallocate = os.posix_fallocate
+
+    def and_another(descriptor: int, offset: int, size: int) -> None:
+        fallocate(descriptor, offset, size)
+        (pathlib.Path(directory) / "of another").write_bytes(bytes(20 * _MIB))
+
+    monkeypatch.setattr(os, "posix_fallocate", and_another)
+    with pytest.raises(SegmentError, match=r"34\.0 MiB more do not fit"):
+        segment.reserve(4 * _MIB, 50 * _MIB)
+    assert (pathlib.Path(directory) / segment.name).stat().st_blocks * 512 == 4 * _MIB
+    segment.close()
+
+
+def test_a_directory_that_stays_locked_holds_up_nobody_for_long(file_system: _FileSystem) -> None:
+    """Anybody can lock it, such as a process that was stopped in its turn: the others go on without."""
+    directory = file_system(64 * _MIB)
+    segment = Segment.create(directory, 4096)
+    descriptor = os.open(directory, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    began = time.monotonic()
+    segment.reserve(0, 4096)
+    assert room._TURN_SECONDS <= time.monotonic() - began < 5
+    os.close(descriptor)
+    segment.close()
+
+
+def test_a_directory_that_cannot_be_locked_is_used_all_the_same(
+    file_system: _FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its file system has no locks, or this user may not read it."""
+    segment = Segment.create(file_system(64 * _MIB), 40 * _MIB)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        segment.reserve(0, 4096)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        segment.reserve(4096, 4096)
+        with pytest.raises(SegmentError, match="do not fit"):
+            segment.reserve(0, 40 * _MIB)
+    segment.close()

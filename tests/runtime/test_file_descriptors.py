@@ -1,0 +1,88 @@
+"""File descriptors: how many there are, and that a lack of them is told as what it is."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from psum.planes import DEFAULT_DIRECTORY, Segment, SegmentError
+from psum.runtime import (
+    descriptor_limit,
+    lack_of_descriptors,
+    lacks_descriptors,
+    open_descriptors,
+)
+from tests.scarcity import descriptors_left
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    """As any process may do; the limit that holds then is returned."""
+    program = (
+        "import resource; from psum.runtime import descriptor_limit, raise_descriptor_limit\n"
+        "print(descriptor_limit(), raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (60, 90)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["60", "90", "90", "90"]
+
+
+def test_those_that_are_open_are_counted() -> None:
+    """Each that is opened is one more; where none is left to count them with, they are all in use."""
+    before = open_descriptors()
+    assert 3 <= before == len(os.listdir("/proc/self/fd")) - 1
+    with open(os.devnull), open(os.devnull):
+        assert open_descriptors() == before + 2
+    with descriptors_left(0):
+        assert open_descriptors() >= descriptor_limit() - 1
+
+
+def test_a_lack_is_told_before_it_is_met() -> None:
+    """With the limit, the process, and what to do; asking takes none."""
+    before = open_descriptors()
+    with descriptors_left(3):
+        assert lacks_descriptors(3) is None
+        said = lacks_descriptors(4)
+        assert said == (
+            f"process {os.getpid()} may have no more than {descriptor_limit()} files and connections open (its limit of"
+            " file descriptors); raise it with ulimit -n, LimitNOFILE= in a systemd unit, or --ulimit nofile= of a"
+            " container"
+        )
+        assert lacks_descriptors(3) is None
+    assert open_descriptors() == before
+
+
+def test_whose_limit_it_is_depends_on_the_error() -> None:
+    """The process's, the machine's, or nobody's."""
+    assert "its limit of file descriptors" in str(lack_of_descriptors(OSError(errno.EMFILE, "")))
+    assert "fs.file-max" in str(lack_of_descriptors(OSError(errno.ENFILE, "")))
+    assert lack_of_descriptors(OSError(errno.ENOENT, "")) is None
+    assert lack_of_descriptors(ValueError()) is None
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_shared_memory_that_lacks_a_descriptor_says_so(left: int) -> None:
+    """Wherever in the making, the opening or the reserving it is; and keeps none of those that it had."""
+    mine = Segment.create(DEFAULT_DIRECTORY, 4096)
+    with descriptors_left(left):
+        before = open_descriptors()
+        with pytest.raises(SegmentError, match="limit of file descriptors") as caught:
+            Segment.create(DEFAULT_DIRECTORY, 4096)
+        assert caught.value.scarce
+        if left < 2:
+            with pytest.raises(SegmentError, match="limit of file descriptors"):
+                Segment.open(DEFAULT_DIRECTORY, mine.name)
+        if left < 1:
+            with pytest.raises(
+                SegmentError, match=r"4096 bytes of shared memory could not .* limit of file descriptors"
+            ):
+                mine.reserve(0, 4096)
+        assert open_descriptors() == before
+    mine.close()
