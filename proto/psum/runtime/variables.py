@@ -1,7 +1,7 @@
-"""The names of psum's environment variables, so that a misspelt one is an error instead of being ignored.
+"""The names of psum's environment variables. They make a misspelt name an error.
 
-Both sides' are here: each inherits the other's where one environment is exported for both, and either may be installed
-without what the other needs. A test keeps the list equal to what both declare.
+The list has the names of both sides. One environment may be exported for both, so each side must know the other's
+names, and either side may be installed alone. A test checks that the list equals what both sides declare.
 """
 
 import difflib
@@ -10,16 +10,16 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
-#: How alike two names must be for one to be suggested for the other, the beginning that they share left out.
+#: How similar two names must be, without their common prefix, for one to be suggested for the other.
 _ALIKE: Final = 0.75
 
-#: So alike are names of which one is the other with a typing error.
+#: Names that are at least this similar differ by a typing error.
 _TYPING_ERROR: Final = 0.9
 
-#: How much less alike the second of two suggestions may be.
+#: How much less similar than the best suggestion a further one may be.
 _SECOND: Final = 0.1
 
-#: How many suggestions are still of use.
+#: The most suggestions that are made.
 _SUGGESTIONS: Final = 3
 
 _PREFIX: Final = "PSUM_"
@@ -80,7 +80,7 @@ VARIABLES: Final = frozenset(
 
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each variable that is named as psum's are, is not empty, and is none of them.
+    """A sentence for each variable that begins with PSUM_, is not empty, and is not a setting of psum.
 
     The text does not show values: they could be secrets.
     """
@@ -98,19 +98,19 @@ def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def similar(name: str, known: Collection[str], alike: float = _ALIKE, *, by_words: bool = True) -> list[str]:
-    """Names that may be meant by one that is not known, the most alike first; none where nothing is alike.
+    """The known names that are similar to an unknown one, the most similar first.
 
     Args:
-        name: The name.
-        known: Those that there are.
-        alike: How alike they must be, from 0 to 1.
-        by_words: Whether names with the same words are alike too.
+        name: The unknown name.
+        known: The known names.
+        alike: How similar they must be, from 0 to 1.
+        by_words: Whether names with the same words in another order are similar too.
     """
     prefix, _, rest = name.partition("_")
     others = {other: other.removeprefix(f"{prefix}_") for other in known if other.startswith(f"{prefix}_")}
     ratios = {other: difflib.SequenceMatcher(None, rest, part).ratio() for other, part in others.items()}
     best = max(ratios.values(), default=0.0)
-    # The beginning of a name, or its words in another order.
+    # The unknown name is the beginning of a known one, or has its words in another order.
     found = [
         other
         for other, part in others.items()
@@ -123,9 +123,9 @@ def similar(name: str, known: Collection[str], alike: float = _ALIKE, *, by_word
 
 
 def without_service_links(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what Kubernetes puts there for each service of a namespace.
+    """The environment without the variables that Kubernetes sets for each service of a namespace.
 
-    Of a service that is called psum-data, this is PSUM_DATA_PORT=tcp://10.0.0.1:50052, among others.
+    For a service called psum-data, one of them is PSUM_DATA_PORT=tcp://10.0.0.1:50052.
     """
     return {name: value for name, value in environ.items() if not is_service_link(name, value)}
 
@@ -133,7 +133,7 @@ def without_service_links(environ: Mapping[str, str]) -> dict[str, str]:
 def is_service_link(name: str, value: str) -> bool:
     """Whether Kubernetes has set a variable, for a service whose name begins with psum.
 
-    Such a variable has one of seven forms, and a value that fits it.
+    These variables have one of seven forms, each with its own form of value.
     """
     for ending, fits in _SERVICE_LINKS:
         if ending.fullmatch(name):
@@ -162,6 +162,6 @@ _SERVICE_LINKS: Final[tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...]]
     (re.compile(rf"{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)_PROTO"), lambda text: text in ("tcp", "udp", "sctp")),
     (re.compile(rf"{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)_PORT"), str.isdecimal),
     (re.compile(rf"{_SERVICE}_PORT_\d+_(TCP|UDP|SCTP)_ADDR"), _is_address),
-    # The last, since the name alone says little: a misspelt setting may end in _PORT too.
+    # Last, because a misspelt setting may end in _PORT too: only the value distinguishes them.
     (re.compile(rf"{_SERVICE}_PORT"), _is_url),
 )

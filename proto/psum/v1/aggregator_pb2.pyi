@@ -4,9 +4,9 @@ isort:skip_file
 The protocol between the workers of a training job and the aggregators that sum their gradients.
 
 A worker opens one Exchange stream to each aggregator. It says hello, declares its keys, and pushes the shards that
-placement gives to this aggregator; each sum comes back as a result. A payload is the last field of its message, so
-that both sides may write and read it without passing it through protobuf; any protobuf implementation can speak it.
-docs/protocol.md says when to send what, how ids are made and keys are cut, and what a worker may leave out.
+placement gives to this aggregator. Each sum comes back as a result. A payload is the last field of its message, so
+both sides can write and read it without passing it through protobuf. Any protobuf implementation can be used.
+docs/protocol.md says when to send which message, how to make ids and cut keys, and what a worker may leave out.
 """
 
 from collections import abc as _abc
@@ -82,9 +82,9 @@ class _OperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operation.V
     OPERATION_UNSPECIFIED: _Operation.ValueType  # 0
     """Never valid."""
     OPERATION_SUM: _Operation.ValueType  # 1
-    """Every rank pushes; every rank receives the sum, taken in rank order."""
+    """Every rank pushes, and every rank receives the sum, added in rank order."""
     OPERATION_BROADCAST: _Operation.ValueType  # 2
-    """Rank 0 pushes, the others pull; every other rank receives rank 0's elements, rank 0 an empty result."""
+    """Rank 0 pushes, and the others pull. The others receive rank 0's elements. Rank 0 receives an empty result."""
 
 class Operation(_Operation, metaclass=_OperationEnumTypeWrapper):
     """What a round does with the contributions."""
@@ -92,9 +92,9 @@ class Operation(_Operation, metaclass=_OperationEnumTypeWrapper):
 OPERATION_UNSPECIFIED: Operation.ValueType  # 0
 """Never valid."""
 OPERATION_SUM: Operation.ValueType  # 1
-"""Every rank pushes; every rank receives the sum, taken in rank order."""
+"""Every rank pushes, and every rank receives the sum, added in rank order."""
 OPERATION_BROADCAST: Operation.ValueType  # 2
-"""Rank 0 pushes, the others pull; every other rank receives rank 0's elements, rank 0 an empty result."""
+"""Rank 0 pushes, and the others pull. The others receive rank 0's elements. Rank 0 receives an empty result."""
 Global___Operation: _TypeAlias = Operation  # noqa: Y015
 
 class _Plane:
@@ -146,14 +146,14 @@ class _FaultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultCode.V
     FAULT_CODE_ABORTED: _FaultCode.ValueType  # 6
     """A rank said that it cannot contribute."""
     FAULT_CODE_EXHAUSTED: _FaultCode.ValueType  # 7
-    """The aggregator has not the memory for what was declared."""
+    """The aggregator has not enough memory for the declared keys, or not enough of another resource."""
     FAULT_CODE_DENIED: _FaultCode.ValueType  # 8
     """The worker may not do this."""
     FAULT_CODE_INTERNAL: _FaultCode.ValueType  # 9
     """The aggregator itself failed."""
 
 class FaultCode(_FaultCode, metaclass=_FaultCodeEnumTypeWrapper):
-    """Why something failed; the wording is in the fault's text."""
+    """Why something failed. The fault's text explains it."""
 
 FAULT_CODE_UNSPECIFIED: FaultCode.ValueType  # 0
 """Never valid."""
@@ -170,7 +170,7 @@ FAULT_CODE_TIMEOUT: FaultCode.ValueType  # 5
 FAULT_CODE_ABORTED: FaultCode.ValueType  # 6
 """A rank said that it cannot contribute."""
 FAULT_CODE_EXHAUSTED: FaultCode.ValueType  # 7
-"""The aggregator has not the memory for what was declared."""
+"""The aggregator has not enough memory for the declared keys, or not enough of another resource."""
 FAULT_CODE_DENIED: FaultCode.ValueType  # 8
 """The worker may not do this."""
 FAULT_CODE_INTERNAL: FaultCode.ValueType  # 9
@@ -179,7 +179,7 @@ Global___FaultCode: _TypeAlias = FaultCode  # noqa: Y015
 
 @_typing.final
 class ExchangeRequest(_message.Message):
-    """What a worker sends: exactly one kind a message. Small shards may travel several to a message."""
+    """A message from a worker. It has exactly one kind. A message may carry several small shards."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -194,7 +194,7 @@ class ExchangeRequest(_message.Message):
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
-    """Aligns the payload in memory; its content means nothing."""
+    """Aligns the payload in memory. Ignore its content."""
     payload: _builtins.bytes
     """The shards of a push or restore, in their order, end to end. Always the last field."""
     @_builtins.property
@@ -223,7 +223,7 @@ class ExchangeRequest(_message.Message):
 
     @_builtins.property
     def goodbye(self) -> Global___Goodbye:
-        """This worker leaves the job in good order: it contributes no more, but still gives back what is wanted."""
+        """This worker leaves the job in good order. It contributes no more, but still gives back wanted sums."""
 
     @_builtins.property
     def synced(self) -> Global___Synced:
@@ -255,7 +255,7 @@ Global___ExchangeRequest: _TypeAlias = ExchangeRequest  # noqa: Y015
 
 @_typing.final
 class ExchangeResponse(_message.Message):
-    """What an aggregator sends: exactly one kind a message."""
+    """A message from an aggregator. It has exactly one kind."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -272,7 +272,7 @@ class ExchangeResponse(_message.Message):
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
-    """Aligns the payload in memory; its content means nothing."""
+    """Aligns the payload in memory. Ignore its content."""
     payload: _builtins.bytes
     """The shards of a result, in their order, end to end. Always the last field."""
     @_builtins.property
@@ -281,11 +281,11 @@ class ExchangeResponse(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___Result:
-        """Sums that are complete."""
+        """Complete sums."""
 
     @_builtins.property
     def taken(self) -> Global___Taken:
-        """Contributions whose bytes no longer count against the worker's credit, though their sums are not complete."""
+        """Contributions that no longer count against the worker's credit, although their sums are not complete."""
 
     @_builtins.property
     def want(self) -> Global___Want:
@@ -297,7 +297,7 @@ class ExchangeResponse(_message.Message):
 
     @_builtins.property
     def drain(self) -> Global___Drain:
-        """The aggregator is going to stop: begin no new rounds here."""
+        """The aggregator is about to stop: begin no new rounds here."""
 
     @_builtins.property
     def farewell(self) -> Global___Farewell:
@@ -305,7 +305,7 @@ class ExchangeResponse(_message.Message):
 
     @_builtins.property
     def sync(self) -> Global___Sync:
-        """Asks for an answer once this worker lacks no sum of what it has pushed."""
+        """Asks for an answer as soon as this worker has the sums of everything that it has pushed."""
 
     @_builtins.property
     def notice(self) -> Global___Notice:
@@ -313,7 +313,7 @@ class ExchangeResponse(_message.Message):
 
     @_builtins.property
     def timings(self) -> Global___Timings:
-        """What rounds waited for, ahead of their results, where that was asked for."""
+        """What rounds waited for. Comes before their results, if the worker asked for it."""
 
     def __init__(
         self,
@@ -369,38 +369,38 @@ class Hello(_message.Message):
     rank: _builtins.int
     """This worker's rank, from 0 to num_workers - 1."""
     num_workers: _builtins.int
-    """The size of the job; all ranks must agree."""
+    """The size of the job. All ranks must agree."""
     incarnation: _builtins.int
-    """A random number that this worker process keeps for its life; a restarted process has another. 0: it does not resume."""
+    """A random number that this worker process keeps for its life; a restarted process has another. 0: it never resumes."""
     partition_bytes: _builtins.int
-    """The largest size of a shard in bytes; all ranks must agree."""
+    """The largest size of a shard in bytes. All ranks must agree."""
     aggregator_index: _builtins.int
-    """Which of the addresses the worker believes it is talking to."""
+    """The index of this aggregator's address, as the worker believes."""
     worker: _builtins.str
     """Where the worker runs, for people: host name and process id."""
     age_seconds: _builtins.float
-    """How long ago the worker's process was started, to tell a restarted job from a late rank of a failed one."""
+    """How long ago the worker's process was started. Distinguishes a restarted job from a late rank of a failed one."""
     resuming: _builtins.bool
     """Whether this worker has been in the job before: its connection broke, or the aggregator was started again."""
     segment: _builtins.str
     """With PLANE_SHM: the name of the shared memory in which the worker places what it pushes."""
     staging: _builtins.str
-    """With PLANE_SHM: the name of more memory that the worker pushes from, empty where it has none. Places in it count on
-    from the end of the other.
+    """With PLANE_SHM: the name of further memory that the worker pushes from; empty if it has none. Places in it continue
+    from the end of the segment.
     """
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The addresses of the fleet as the worker has them; all ranks must agree, order included."""
+        """The addresses of the fleet as the worker knows them. All ranks must agree, also on the order."""
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The weights of the aggregators in placement, one each from 1, or none: all the same. All ranks must agree on the
+        """The weights of the aggregators in placement, from 1, one for each. None: all are equal. All ranks must agree on the
         ratio.
         """
 
     @_builtins.property
     def planes(self) -> _containers.RepeatedScalarFieldContainer[Global___Plane.ValueType]:
-        """The planes that the worker can use, best first; none: PLANE_INLINE."""
+        """The planes that the worker can use, best first. None: PLANE_INLINE."""
 
     def __init__(
         self,
@@ -449,9 +449,9 @@ class Welcome(_message.Message):
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
-    """The bytes that the worker may have under way to this aggregator at most; 0 leaves it to the worker."""
+    """The most bytes that the worker may have under way to this aggregator. 0 lets the worker choose."""
     max_message_bytes: _builtins.int
-    """The largest message that the aggregator takes."""
+    """The largest message that the aggregator accepts."""
     plane: Global___Plane.ValueType
     """The plane chosen from those offered."""
     worker_timeout_seconds: _builtins.float
@@ -462,19 +462,19 @@ class Welcome(_message.Message):
     """With PLANE_SHM: the name of the shared memory in which the aggregator places sums."""
     data_port: _builtins.int
     """With PLANE_SHM and PLANE_DIRECT: the port on the aggregator's host to which the worker may open a data connection.
-    Where it does, all further messages of both sides travel there, each behind 'm' and its length in four bytes, little
-    endian, and payloads behind 'p' and theirs; the stream stays open for as long, and its end ends both. The aggregator
-    sends there from the worker's first message there on, and on the stream until then.
+    If it does, all further messages of both sides travel there. A message follows 'm' and its length in four bytes,
+    little endian; a payload follows 'p' and its length. The stream stays open meanwhile, and its end ends both. The
+    aggregator sends on the stream until the worker's first message on the data connection, and then on that.
     """
     data_secret: _builtins.bytes
-    """What the worker sends there first. Good for one connection."""
+    """What the worker sends there first. Valid for one connection."""
     staging: _builtins.bool
     """With PLANE_SHM: whether the worker may push from its staging memory."""
     data_answers: _builtins.bool
-    """Whether the aggregator answers on a data connection that has shown the secret, with a message that says nothing: an
-    empty taken. A connection on which no answer comes leads elsewhere, whoever has accepted it; the worker closes it,
-    and everything stays on the stream. With the answer, the worker sends its first message there at once, if only an
-    empty declare. Older aggregators do not answer.
+    """Whether the aggregator answers on a data connection that has shown the secret. The answer is an empty taken. A
+    connection without an answer leads elsewhere, even if it was accepted. The worker closes it, and everything stays
+    on the stream. After the answer, the worker sends its first message there at once, at least an empty declare. Older
+    aggregators do not answer.
     """
     def __init__(
         self,
@@ -501,7 +501,7 @@ Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
 
 @_typing.final
 class Declare(_message.Message):
-    """Describes keys. A key that is declared again on a new stream must be the same as before."""
+    """Describes keys. A key that is declared again on a new stream must not change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -540,24 +540,24 @@ class Key(_message.Message):
     id: _builtins.int
     """The key's id on the wire: any number that all ranks of the job choose alike."""
     name: _builtins.str
-    """The name of the key as a person knows it, its store included."""
+    """The name of the key for people, including its store."""
     elements: _builtins.int
-    """The number of elements; all ranks must agree."""
+    """The number of elements. All ranks must agree."""
     type: Global___ElementType.ValueType
-    """The type of the elements; all ranks must agree."""
+    """The type of the elements. All ranks must agree."""
     operation: Global___Operation.ValueType
-    """What its rounds do; all ranks must agree."""
+    """What its rounds do. All ranks must agree."""
     label: _builtins.str
-    """What the key stands for, such as the name of a model's parameter, where its own name is a number. Ranks that say
-    so must agree; empty where a rank does not know.
+    """What the key stands for, such as the name of a model's parameter, if its own name is a number. Empty if a rank does
+    not know. Ranks that give it must agree.
     """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The shape, for people and for comparison; all ranks that say it must agree."""
+        """The shape, for people and for comparison. All ranks that give it must agree."""
 
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
-        """The shards that placement gives to this aggregator, with the round that this worker is at."""
+        """The shards that placement gives to this aggregator, each with this worker's round."""
 
     def __init__(
         self,
@@ -611,8 +611,8 @@ Global___Shard: _TypeAlias = Shard  # noqa: Y015
 
 @_typing.final
 class ShardRounds(_message.Message):
-    """Some shards, each with a round of it, column by column: what is at the same place of every column belongs together.
-    The ids say how many there are. Any other column has as many, or one, which then goes for all, or none: all are 0.
+    """Some shards, each with one of its rounds, as columns. Entries at the same position belong together. The ids set the
+    number of entries. Every other column has as many, or one entry that holds for all, or none: then all are 0.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -639,19 +639,19 @@ class ShardRounds(_message.Message):
 
     @_builtins.property
     def priorities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The more, the sooner: 0 is usual, negative less urgent."""
+        """A larger number is more urgent. 0 is usual, negative is less urgent."""
 
     @_builtins.property
     def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The bytes of each shard in the payload; 0 where it has none."""
+        """The bytes of each shard in the payload; 0 if it has none."""
 
     @_builtins.property
     def places(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """With PLANE_SHM: where the bytes begin in the sender's shared memory, if they are there instead."""
+        """With PLANE_SHM: where the bytes begin in the sender's shared memory, if they are there and not in the payload."""
 
     @_builtins.property
     def placed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """How many bytes are in shared memory, or come next on the data connection; 0 where they are in the payload."""
+        """How many bytes are in shared memory, or come next on the data connection; 0 if they are in the payload."""
 
     @_builtins.property
     def timed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
@@ -751,7 +751,7 @@ Global___Restore: _TypeAlias = Restore  # noqa: Y015
 
 @_typing.final
 class Abort(_message.Message):
-    """Says that this rank will not contribute: the round, and every later one of the key, fails on every rank."""
+    """Says that this rank will not contribute. The round and every later round of the key fail on every rank."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -798,7 +798,7 @@ Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
 class Synced(_message.Message):
-    """Says that this worker has the sums of all that it has pushed here."""
+    """Says that this worker has the sums of everything that it has pushed here."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -868,7 +868,7 @@ Global___Taken: _TypeAlias = Taken  # noqa: Y015
 
 @_typing.final
 class Want(_message.Message):
-    """Asks a worker that has it for the sum of a round."""
+    """Asks a worker for the sum of a round that it has."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -904,14 +904,14 @@ class Fault(_message.Message):
     code: Global___FaultCode.ValueType
     """What kind."""
     text: _builtins.str
-    """What happened, to whom, what was expected and what to do, for people."""
+    """For people: what happened to which rank, what was expected, and what to do."""
     id: _builtins.int
-    """The key that failed, with all its later rounds; without one the whole job failed for this worker."""
+    """The key that failed, with all its later rounds. Without it, the whole job failed for this worker."""
     round: _builtins.int
-    """The round, where one is meant."""
+    """The round, if the fault is about one."""
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ranks that it is about."""
+        """The ranks that the fault is about."""
 
     def __init__(
         self,
@@ -946,10 +946,10 @@ class Drain(_message.Message):
     GRACE_SECONDS_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     grace_seconds: _builtins.float
-    """How long open rounds still have."""
+    """How long open rounds may still take."""
     @_builtins.property
     def open(self) -> Global___ShardRounds:
-        """The rounds that some rank has contributed to: these, and no others, are still finished."""
+        """The rounds that some rank has contributed to. The aggregator finishes only these."""
 
     def __init__(
         self,
@@ -967,7 +967,7 @@ Global___Drain: _TypeAlias = Drain  # noqa: Y015
 
 @_typing.final
 class Farewell(_message.Message):
-    """Lets a worker go."""
+    """Lets a worker leave."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -990,7 +990,7 @@ class Sync(_message.Message):
 
     NUMBER_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """What the answer is to repeat."""
+    """The number that the answer must repeat."""
     def __init__(
         self,
         *,
@@ -1006,14 +1006,14 @@ Global___Sync: _TypeAlias = Sync  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
-    """What became of contributions whose senders asked for it."""
+    """The timings of contributions whose senders asked for them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TIMINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Timing]:
-        """One for each."""
+        """One for each contribution."""
 
     def __init__(
         self,
@@ -1030,7 +1030,7 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class Timing(_message.Message):
-    """Where the time of one contribution went, from when it came to the aggregator until its sum was made."""
+    """Where the time of one contribution went, from its arrival at the aggregator until its sum was complete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1049,9 +1049,9 @@ class Timing(_message.Message):
     last_rank: _builtins.int
     """The rank whose contribution came last."""
     waiting_seconds: _builtins.float
-    """From when this worker's contribution came until the last one did."""
+    """From the arrival of this worker's contribution until the arrival of the last one."""
     summing_seconds: _builtins.float
-    """From then until the sum was made, the wait for a thread included."""
+    """From then until the sum was complete, including the wait for a thread."""
     def __init__(
         self,
         *,
@@ -1072,7 +1072,7 @@ Global___Timing: _TypeAlias = Timing  # noqa: Y015
 
 @_typing.final
 class Notice(_message.Message):
-    """Tells what nothing has failed of yet, such as whom a round waits for."""
+    """Reports something that has caused no failure yet, such as the ranks that a round waits for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1101,9 +1101,9 @@ class GetStatusRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     WITHOUT_JOBS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
-    """Only this job; empty: all."""
+    """Only this job. Empty: all."""
     without_jobs: _builtins.bool
-    """Only the process, none of its jobs: this costs the aggregator next to nothing."""
+    """Only the process, and none of its jobs. This costs the aggregator almost nothing."""
     def __init__(
         self,
         *,
@@ -1146,11 +1146,11 @@ class GetStatusResponse(_message.Message):
     draining: _builtins.bool
     """Whether it is draining."""
     memory_reserved_bytes: _builtins.int
-    """Memory that is set aside for sums."""
+    """Memory that is reserved for sums."""
     memory_budget_bytes: _builtins.int
-    """How much may be set aside; 0: as much as there is."""
+    """How much may be reserved. 0: no limit."""
     loop_lag_seconds: _builtins.float
-    """How late its event loop was at most in the last seconds."""
+    """The longest delay of its event loop in the last seconds."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses that it listens on."""
@@ -1161,7 +1161,7 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedJob]:
-        """Some of the jobs that ended last, the last one first."""
+        """Some of the jobs that ended last, the latest first."""
 
     def __init__(
         self,
@@ -1207,7 +1207,7 @@ class JobStatus(_message.Message):
     keys: _builtins.int
     """How many keys are declared."""
     held_bytes: _builtins.int
-    """The bytes that contributions and sums of this job hold now."""
+    """The bytes that contributions and sums of this job occupy now."""
     rounds_completed: _builtins.int
     """How many rounds of shards were completed."""
     rounds_waiting: _builtins.int
@@ -1260,13 +1260,13 @@ class WorkerStatus(_message.Message):
     rank: _builtins.int
     """Its rank."""
     worker: _builtins.str
-    """Where it runs, as it says."""
+    """Where it runs, in its own words."""
     peer: _builtins.str
     """The address that it connected from."""
     connected: _builtins.bool
     """Whether its stream is open."""
     last_heard_seconds: _builtins.float
-    """Seconds since something was heard from it."""
+    """Seconds since the aggregator last heard from it."""
     received_bytes: _builtins.int
     """Payload bytes received from it."""
     sent_bytes: _builtins.int
@@ -1274,11 +1274,11 @@ class WorkerStatus(_message.Message):
     left: _builtins.bool
     """Whether it has left the job in good order."""
     behind_seconds: _builtins.float
-    """How long the oldest of the rounds listed that wait for it has waited; 0 where none does."""
+    """How long the oldest listed round that waits for it has waited; 0 if no round waits for it."""
     plane: Global___Plane.ValueType
-    """How large payloads cross between it and the aggregator; unspecified while it is not connected."""
+    """How large payloads cross between it and the aggregator. Unspecified while it is not connected."""
     data_connection: _builtins.bool
-    """Whether it has a data connection; without one its messages take the stream, which is slower."""
+    """Whether it has a data connection. Without one its messages take the stream, which is slower."""
     def __init__(
         self,
         *,
@@ -1323,7 +1323,7 @@ class RoundStatus(_message.Message):
     waiting_seconds: _builtins.float
     """Seconds since its first contribution."""
     label: _builtins.str
-    """What the key stands for, as its declaration says; empty where that does not say."""
+    """The label from the key's declaration; empty if it has none."""
     @_builtins.property
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ranks that have not contributed yet."""
@@ -1364,7 +1364,7 @@ class EndedJob(_message.Message):
     ended_seconds: _builtins.float
     """Seconds since it ended."""
     failure: _builtins.str
-    """Why it failed; empty where all went well."""
+    """Why it failed; empty if it did not."""
     @_builtins.property
     def joined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ranks that ever joined it."""

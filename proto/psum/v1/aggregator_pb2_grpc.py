@@ -59,7 +59,7 @@ class AggregatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """What an operator looks at: jobs, workers, and the rounds in progress with the ranks they wait for.
+        """The state for an operator: jobs, workers, and the rounds in progress with the ranks that they wait for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

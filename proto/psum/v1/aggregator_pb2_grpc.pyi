@@ -4,9 +4,9 @@ isort:skip_file
 The protocol between the workers of a training job and the aggregators that sum their gradients.
 
 A worker opens one Exchange stream to each aggregator. It says hello, declares its keys, and pushes the shards that
-placement gives to this aggregator; each sum comes back as a result. A payload is the last field of its message, so
-that both sides may write and read it without passing it through protobuf; any protobuf implementation can speak it.
-docs/protocol.md says when to send what, how ids are made and keys are cut, and what a worker may leave out.
+placement gives to this aggregator. Each sum comes back as a result. A payload is the last field of its message, so
+both sides can write and read it without passing it through protobuf. Any protobuf implementation can be used.
+docs/protocol.md says when to send which message, how to make ids and cut keys, and what a worker may leave out.
 """
 
 from collections import abc as _abc
@@ -42,7 +42,7 @@ class AggregatorServiceStub:
     Exchange: _grpc.StreamStreamMultiCallable[_aggregator_pb2.ExchangeRequest, _aggregator_pb2.ExchangeResponse]
     """The data path: one stream per worker and aggregator."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_aggregator_pb2.GetStatusRequest, _aggregator_pb2.GetStatusResponse]
-    """What an operator looks at: jobs, workers, and the rounds in progress with the ranks they wait for."""
+    """The state for an operator: jobs, workers, and the rounds in progress with the ranks that they wait for."""
 
 @_typing.type_check_only
 class AggregatorServiceAsyncStub(AggregatorServiceStub):
@@ -52,7 +52,7 @@ class AggregatorServiceAsyncStub(AggregatorServiceStub):
     Exchange: _aio.StreamStreamMultiCallable[_aggregator_pb2.ExchangeRequest, _aggregator_pb2.ExchangeResponse]  # type: ignore[assignment]
     """The data path: one stream per worker and aggregator."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_aggregator_pb2.GetStatusRequest, _aggregator_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """What an operator looks at: jobs, workers, and the rounds in progress with the ranks they wait for."""
+    """The state for an operator: jobs, workers, and the rounds in progress with the ranks that they wait for."""
 
 class AggregatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sums what the workers of many jobs push to it."""
@@ -71,6 +71,6 @@ class AggregatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aggregator_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aggregator_pb2.GetStatusResponse, _abc.Awaitable[_aggregator_pb2.GetStatusResponse]]:
-        """What an operator looks at: jobs, workers, and the rounds in progress with the ranks they wait for."""
+        """The state for an operator: jobs, workers, and the rounds in progress with the ranks that they wait for."""
 
 def add_AggregatorServiceServicer_to_server(servicer: AggregatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
