@@ -23,19 +23,23 @@ _TITLES: Final = {figure: title for figure, title, _ in FIGURES}
 _INTRODUCTION: Final = """\
 # Benchmarks
 
-Written by `psum bench --suite`; not to be edited. GB are 10^9 bytes of one worker's payload, counted once for push
-and pull together, and a step lasts from the first push-pull until the last sum can be read. All processes run on one
-machine. In each round every system runs once, in turns, so that a machine that is busy with other things is so to all
-of them. Figures are medians of the rounds, with the lowest and the highest where they differ. Ratios mean something
-on other machines too, and CPU seconds; single figures do not. MiB of a worker are what rank 0's process holds beyond
-its own tensors and sums, those of aggregators what all of them hold together beyond what they have at their start;
-memory that both share counts on either side.
+`psum bench --suite` writes this page; do not edit it.
+
+- GB are 10^9 bytes of one worker's payload, counted once for push and pull together.
+- A step lasts from the first push-pull until the last sum can be read.
+- All processes run on one machine. In each round every system runs once, so that other load on the machine affects all
+  systems.
+- Figures are medians of the rounds, with the lowest and the highest figure if they differ. Ratios and CPU seconds carry
+  over to other machines. Single figures do not.
+- MiB of a worker are what rank 0's process uses beyond its own tensors and sums. MiB of aggregators are what all of
+  them together use beyond their memory at the start. Memory that both share counts on both sides.
 """
 
 _MEMORY: Final = """\
-What psum is to need at most: a worker one partition for each shard, its last sum, and the credit of each aggregator;
-the aggregators together two partitions for each shard, the open round's and the last sum, and what all workers have
-under way. What allocators keep for later counts as needed, and so do contributions that wait for a rank that is late.
+The bounds are the most memory that psum should need. A worker needs one partition for each shard, which holds
+its last sum, and the credit of each aggregator. The aggregators together need two partitions for each shard, for the
+open round and the last sum, and what all workers have under way. Measured memory includes what allocators keep for
+later, and contributions that wait for a late rank.
 """
 
 _MIB: Final = 1 << 20
@@ -117,7 +121,7 @@ def render(results: Mapping[str, Result], plots: Mapping[str, Sequence[str]]) ->
         plots: The paths of each experiment's plots.
     """
     summaries = {name: summarise(result.runs) for name, result in results.items()}
-    parts = [_INTRODUCTION, "## What is to be shown\n", _claims(summaries), "## Memory\n", _MEMORY, _memory(summaries)]
+    parts = [_INTRODUCTION, "## Targets\n", _claims(summaries), "## Memory\n", _MEMORY, _memory(summaries)]
     for name, result in results.items():
         versions = dict.fromkeys(f"{run.variant} is of {run.version}" for run in result.runs if run.version)
         busy = Spread.of([run.load for run in result.runs])
@@ -141,7 +145,7 @@ def render(results: Mapping[str, Result], plots: Mapping[str, Sequence[str]]) ->
 
 def _claims(summaries: Mapping[str, Sequence[Summary]]) -> str:
     rows = [
-        "| experiment | case | system | figure | against | wanted | measured | |",
+        "| experiment | case | system | figure | against | target | measured | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in summaries.items():

@@ -1,4 +1,4 @@
-"""The experiments behind docs/benchmarks.md, and what each is to show."""
+"""The experiments behind docs/benchmarks.md, and the target of each."""
 
 import dataclasses
 import statistics
@@ -159,15 +159,15 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             _claims(_SMALL, "psum inline", dist_sync=4),
         ),
         "many": Experiment(
-            "10,000 tensors of 1 KiB: what a key costs.",
+            "10,000 tensors of 1 KiB: the cost of a key.",
             (Case("many", 2),),
             (_INLINE, System(plane="inline", through="mxnet")),
             ("dist_sync",),
             Effort(steps=3, warmup=1),
         ),
         "resnet50": Experiment(
-            "The 193 tensors of ResNet-50, 102 MB. The urgent tensor is the first layer's, pushed last behind a whole"
-            " step.",
+            "The 193 tensors of ResNet-50, 102 MB. The urgent tensor is the first layer's. It is pushed last, after the"
+            " rest of the step.",
             (_RESNET_2, _RESNET_4),
             _PLANES,
             ("dist_sync", "gloo"),
@@ -184,8 +184,8 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             ),
         ),
         "hosts": Experiment(
-            "As on two hosts, each with a worker and an aggregator, which share memory; what crosses between hosts goes"
-            " over data connections.",
+            "Simulates two hosts. Each has a worker and an aggregator, which share memory. Traffic between the hosts"
+            " goes over data connections.",
             (_RESNET_HOSTS,),
             (_AUTO,),
             ("gloo",),
@@ -193,7 +193,8 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             _claims(_RESNET_HOSTS, "psum auto", gloo=1),
         ),
         "float16": Experiment(
-            "As many bytes in half as wide elements, 2 Mi a tensor for 1 Mi: GB/s are to be the same.",
+            "The same number of bytes in elements of half the width, 2 Mi per tensor instead of 1 Mi. GB/s should be"
+            " the same.",
             (_BIG_2, _WIDE),
             (*_PLANES, *_HALF),
             claims=[
@@ -203,7 +204,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             only={"big": "float32", "wide": "float16"},
         ),
         "mxnet": Experiment(
-            "`kv.pushpull` of NDArrays in place, as gluon.Trainer does it, and `waitall`, against NumPy arrays through"
+            "`kv.pushpull` of NDArrays in place, as in gluon.Trainer, and `waitall`, compared with NumPy arrays through"
             " psum.client.",
             (_BIG_2,),
             (*_PLANES, *_MXNET),
@@ -212,7 +213,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             ],
         ),
         "workers": Experiment(
-            "More workers on one aggregator: all that it takes in a second is to stay the same.",
+            "More workers on one aggregator. Its total throughput should stay the same.",
             _WORKERS,
             _PLANES,
             effort=Effort(steps=5, warmup=1),
@@ -222,7 +223,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             ],
         ),
         "aggregators": Experiment(
-            "More aggregators for two workers: what a byte costs them is to stay the same.",
+            "More aggregators for two workers. Their cost of a byte should stay the same.",
             _AGGREGATORS,
             (_SHM,),
             # A tenth of a second of processor time is little beside what it takes to ask for it.
