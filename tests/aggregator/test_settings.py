@@ -89,7 +89,7 @@ def test_an_authority_that_does_not_count_any_more_is_warned_of() -> None:
         ("PSUM_TLS_KEY", "it uses this key"),
         ("PSUM_TLS_CA", "workers must bring a certificate from this authority"),
         ("PSUM_TOKEN_FILE", "workers must bring a token from this file"),
-        ("PSUM_INSECURE", "whoever reaches its addresses can read and change sums"),
+        ("PSUM_INSECURE", "anybody who reaches its addresses can read and change sums"),
     ],
 )
 def test_an_old_name_that_counts_is_warned_of(old: str, effect: str) -> None:

@@ -22,12 +22,12 @@ from psum.runtime import (
 )
 from psum.wire import is_local, parse_address, split_address
 
-#: A smaller budget is a number whose unit was forgotten.
+#: A smaller budget probably lacks its unit.
 _LEAST_BUDGET_BYTES: Final = 1 << 20
 
-#: What a setting does that an old name gives.
+#: The effects of settings that come by an old name, for the warning.
 _EFFECTS: Final = {
-    "insecure": "whoever reaches its addresses can read and change sums",
+    "insecure": "anybody who reaches its addresses can read and change sums",
     "tls_cert": "it shows this certificate to workers",
     "tls_key": "it uses this key",
     "tls_client_ca": "workers must bring a certificate from this authority",
@@ -43,21 +43,21 @@ def _http_address(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(BaseSettings):
-    """What one aggregator is told. Every field is a flag of `psum aggregator` and an environment variable."""
+    """The settings of one aggregator. Every field is a flag of `psum aggregator` and an environment variable."""
 
     listen: tuple[str, ...] = setting(
         "PSUM_LISTEN",
         default=("127.0.0.1:50051",),
         default_text="127.0.0.1:50051",
         parse=items(parse_address),
-        meaning="Addresses to serve on: host:port (port 0: a free one), [ipv6]:port or unix:/path.",
+        meaning="Addresses to serve on: host:port (port 0: any free port), [ipv6]:port or unix:/path.",
     )
     data_port: int = setting(
         "PSUM_DATA_PORT",
         default=0,
-        default_text="a free one",
+        default_text="any free port",
         parse=integer(0, 65535),
-        meaning="The port for data connections, on the same addresses; workers use them on the planes shm and direct.",
+        meaning="The port for data connections, on the same addresses. Workers use them on the planes shm and direct.",
     )
     insecure: bool = setting(
         "PSUM_AGGREGATOR_INSECURE",
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         default=False,
         default_text="off",
         parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="Serve on addresses that other machines can reach, though anybody there could read and change sums.",
+        meaning="Serve on addresses that other machines can reach. Anybody there can then read and change sums.",
     )
     tls_cert: str = setting(
         "PSUM_AGGREGATOR_TLS_CERT",
@@ -73,7 +73,8 @@ class Settings(BaseSettings):
         default="",
         default_text="none",
         parse=str,
-        meaning="A PEM file with the aggregator's certificate, read again when it changes: TLS except on unix sockets.",
+        meaning="A PEM file with the aggregator's certificate, read again when it changes. It enables TLS, except on"
+        " unix sockets.",
     )
     tls_key: str = setting(
         "PSUM_AGGREGATOR_TLS_KEY",
@@ -89,7 +90,8 @@ class Settings(BaseSettings):
         default="",
         default_text="none",
         parse=str,
-        meaning="A PEM file with the authorities that a worker's certificate must come from; without, it needs none.",
+        meaning="A PEM file with the authorities of the workers' certificates. Without it, workers need no"
+        " certificate.",
     )
     token_file: str = setting(
         "PSUM_AGGREGATOR_TOKEN_FILE",
@@ -97,14 +99,15 @@ class Settings(BaseSettings):
         default="",
         default_text="none",
         parse=str,
-        meaning="A file with lines TOKEN or JOB TOKEN, read again when it changes: workers must bring their job's.",
+        meaning="A file with lines TOKEN or JOB TOKEN, read again when it changes. Workers must send their job's"
+        " token.",
     )
     worker_timeout: float = setting(
         "PSUM_WORKER_TIMEOUT",
         default=30.0,
         default_text="30 s",
         parse=duration,
-        meaning="How long the place of a worker that vanished is kept, before its job fails on all ranks.",
+        meaning="How long the aggregator keeps the place of a worker that vanished. Then its job fails on all ranks.",
     )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",
@@ -118,91 +121,93 @@ class Settings(BaseSettings):
         default=30.0,
         default_text="30 s",
         parse=duration,
-        meaning="How long a round waits before the log and those who wait are told for whom; again when that doubles.",
+        meaning="After how long a wait the log and the waiting workers name the missing ranks; again when that time"
+        " doubles.",
     )
     keepalive: float = setting(
         "PSUM_KEEPALIVE",
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="Silence after which the other side is probed; as long again without an answer, and it is gone.",
+        meaning="The aggregator probes a connection after this much silence, and gives it up after as long again.",
     )
     hello_timeout: float = setting(
         "PSUM_HELLO_TIMEOUT",
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="How long a new connection may take to introduce itself.",
+        meaning="How long a new connection may take to send its first message.",
     )
     grace: float = setting(
         "PSUM_GRACE",
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="How long open rounds may take to be finished after SIGTERM.",
+        meaning="How long open rounds may take to finish after SIGTERM.",
     )
     memory_budget: int = setting(
         "PSUM_MEMORY_BUDGET",
         default=0,
         default_text="no limit",
         parse=size,
-        meaning="Memory for the sums of all jobs; keys that do not fit are refused when they are declared.",
+        meaning="Memory for the sums of all jobs. Keys that do not fit are refused when they are declared.",
     )
     max_jobs: int = setting(
-        "PSUM_MAX_JOBS", default=1000, parse=integer(1, 10**9), meaning="Jobs that may be in progress."
+        "PSUM_MAX_JOBS", default=1000, parse=integer(1, 10**9), meaning="How many jobs may be in progress."
     )
     max_shards: int = setting(
         "PSUM_MAX_SHARDS",
         default=500_000,
         parse=integer(1, 10**9),
-        meaning="Shards that one job may declare; every key has at least one.",
+        meaning="How many shards one job may declare; every key has at least one.",
     )
     max_streams: int = setting(
         "PSUM_MAX_STREAMS",
         default=1024,
         parse=integer(1, 10**9),
-        meaning="Workers that may be connected from one host; all behind one proxy count as one.",
+        meaning="How many workers may be connected from one host. A proxy with all workers behind it counts as one"
+        " host.",
     )
     http: str = setting(
         "PSUM_HTTP",
         default="",
         default_text="none",
         parse=_http_address,
-        meaning="A port that only this machine reaches, or host:port, for the status page, metrics and probes."
-        " There is no TLS: whoever can reach it can read them.",
+        meaning="A port on loopback, or host:port, for the status page, metrics and probes. It has no TLS: everybody"
+        " who can reach it can read them.",
     )
     reflection: bool = setting(
         "PSUM_REFLECTION",
         default=False,
         default_text="off",
         parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="Tell gRPC tools such as grpcurl what services there are.",
+        meaning="Describe the services to gRPC tools such as grpcurl.",
     )
     shm_directory: str = setting(
         "PSUM_SHM_DIRECTORY",
         default=DEFAULT_DIRECTORY,
         parse=str,
-        meaning="Where memory is shared with workers on the same host: a directory that is kept in memory.",
+        meaning="A directory on a tmpfs, for memory that is shared with workers on the same host.",
     )
     shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
         "PSUM_SHM_LIMIT",
         default=DEFAULT_LIMIT,
         parse=Limit.parse,
-        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
-        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further payloads"
+        " travel in messages. The rest is for other users, such as the processes of a DataLoader.",
     )
     threads: int = setting(
         "PSUM_THREADS",
         default=min(8, processors()),
-        default_text="the processors that it may use, at most 8",
+        default_text="one for each usable processor, at most 8",
         parse=integer(1, 256),
-        meaning="Threads that sum. By default affinity and limits of processor time (cgroups) count.",
+        meaning="Threads that sum. The default respects affinity and limits of processor time (cgroups).",
     )
     log_level: str = setting(
         "PSUM_LOG_LEVEL",
         default="info",
         parse=choice("debug", "info", "warning", "error"),
-        meaning="What is logged at least: debug, info, warning or error.",
+        meaning="The lowest level that is logged: debug, info, warning or error.",
     )
     log_format: str = setting(
         "PSUM_LOG_FORMAT",
@@ -213,21 +218,21 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
-        """The settings that the environment gives, beaten by those given here (text is parsed, None is ignored).
+        """The settings from the environment. Those given here take precedence (text is parsed, None is ignored).
 
         Raises:
-            ConfigurationError: With every mistake that was found.
+            ConfigurationError: Some settings are wrong; it lists all mistakes.
         """
         own, remarks = without_workers_files(environ, given)
         return load(cls, own, given, remarks)
 
     @property
     def tls(self) -> TlsFiles:
-        """The files that TLS needs, none where it is not spoken."""
+        """The files for TLS; empty without TLS."""
         return TlsFiles(ca=self.tls_client_ca, cert=self.tls_cert, key=self.tls_key, ca_setting="tls_client_ca")
 
     def _ports_twice(self) -> Iterator[str]:
-        """What would have to share a port."""
+        """A sentence for each pair of settings with the same port."""
         places = [("listen", *split_address(address)) for address in self.listen if not address.startswith("unix:")]
         places += [("data_port", host, self.data_port) for host in dict.fromkeys(host for _, host, _ in places)]
         if self.http:
@@ -239,7 +244,7 @@ class Settings(BaseSettings):
                     break
 
     def mistakes(self) -> Iterator[str]:
-        """What is wrong with the values taken together."""
+        """A sentence for each mistake in the combination of values."""
         if not self.listen:
             yield "listen: at least one address is needed"
         if bool(self.tls_cert) is not bool(self.tls_key):
@@ -257,7 +262,7 @@ class Settings(BaseSettings):
             yield from self._exposed()
 
     def warnings(self) -> Iterator[str]:
-        """What can be used, but can hardly be meant."""
+        """A sentence for each valid but unlikely setting."""
         yield from self.remarks
         for name, declared in declarations(Settings).items():
             old = self.sources.get(name)
@@ -292,7 +297,7 @@ class Settings(BaseSettings):
             )
 
     def _exposed(self) -> Iterator[str]:
-        """What is open to other machines and needs a word, for each address."""
+        """A sentence for each address that other machines can reach without authentication or encryption."""
         for address in self.listen:
             if is_local(address):
                 continue

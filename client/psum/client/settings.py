@@ -35,16 +35,16 @@ def _metrics_port(text: str) -> str:
 
 
 def next_port(address: str, number: int) -> str:
-    """The address with a port that is higher by this number, unless it is 0 for a free one."""
+    """The address with its port increased by this number. Port 0, for any free port, stays 0."""
     host, _, port = address.rpartition(":")
     return f"{host}:{int(port) + number if int(port) else 0}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(BaseSettings):
-    """What one worker is told, mostly by its environment.
+    """The settings of one worker, mostly from its environment.
 
-    The names that BytePS, ps-lite and Kubernetes use are understood too, where psum's own are not set: with
+    psum also understands the names of BytePS, ps-lite and Kubernetes where its own names are not set: with
     `worker_id` from DMLC_WORKER_ID or JOB_COMPLETION_INDEX, rank = worker_id · local_size + local_rank, and
     num_workers = DMLC_NUM_WORKER · local_size.
     """
@@ -55,15 +55,16 @@ class Settings(BaseSettings):
         default=(),
         default_text="none",
         parse=parse_destinations,
-        meaning="The aggregators, host:port or unix:/path, with commas; host-{0..15}:port stands for sixteen."
-        " The same list on every worker.",
+        meaning="The aggregators, as host:port or unix:/path, separated by commas; host-{0..15}:port stands for"
+        " sixteen. All workers must have the same list.",
     )
     weights: tuple[int, ...] = setting(
         "PSUM_AGGREGATOR_WEIGHTS",
         default=(),
         default_text="all 1",
         parse=items(integer(1, 1000)),
-        meaning="How many shards each aggregator takes in turn, with commas; the same list on every worker.",
+        meaning="How many shards each aggregator takes in turn, separated by commas. All workers must have the same"
+        " list.",
     )
     rank: int = setting(
         "PSUM_RANK",
@@ -95,62 +96,64 @@ class Settings(BaseSettings):
         default=2 << 20,
         default_text="2 MiB",
         parse=size,
-        meaning="The size of a shard; the same on every worker.",
+        meaning="The size of a shard. All workers must have the same.",
     )
     credit_bytes: int = setting(
         "PSUM_CREDIT_BYTES",
         default=8 << 20,
         default_text="8 MiB",
         parse=size,
-        meaning="Bytes that may be under way to one aggregator. Less is more obedient to priorities; more is faster"
-        " over long distances.",
+        meaning="Bytes that may be under way to one aggregator. Lower values honour priorities more strictly; higher"
+        " values are faster over long distances.",
     )
     plane: str = setting(
         "PSUM_PLANE",
         default="auto",
         parse=choice("auto", "inline", "direct", "shm"),
-        meaning="How large payloads cross: shm (memory shared on a host), direct (a data connection), inline or auto.",
+        meaning="How large payloads cross: shm (memory shared on a host), direct (a data connection), inline (gRPC),"
+        " auto.",
     )
     shm_directory: str = setting(
         "PSUM_SHM_DIRECTORY",
         default=DEFAULT_DIRECTORY,
         parse=str,
-        meaning="Where memory is shared with aggregators on the same host: a directory that is kept in memory.",
+        meaning="A directory on a tmpfs, for memory that is shared with aggregators on the same host.",
     )
     shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
         "PSUM_SHM_LIMIT",
         default=DEFAULT_LIMIT,
         parse=Limit.parse,
-        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB): past that,"
-        " payloads travel in messages. The rest is left to others, such as the processes of a DataLoader.",
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further payloads"
+        " travel in messages. The rest is for other users, such as the processes of a DataLoader.",
     )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",
         default=60.0,
         default_text="60 s",
         parse=duration,
-        meaning="How long a worker waits at its start for aggregators that are not up yet.",
+        meaning="How long a worker waits at its start for aggregators that do not run yet.",
     )
     reconnect_timeout: float = setting(
         "PSUM_RECONNECT_TIMEOUT",
         default=120.0,
         default_text="120 s",
         parse=duration,
-        meaning="How long a worker tries to get back to an aggregator that went away.",
+        meaning="How long a worker tries to reconnect to an aggregator.",
     )
     keepalive: float = setting(
         "PSUM_KEEPALIVE",
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="Silence after which the other side is probed; as long again without an answer, and it is gone.",
+        meaning="A worker probes a connection after this much silence, and gives it up after as long again.",
     )
     keep_sums: bool = setting(
         "PSUM_KEEP_SUMS",
         default=True,
         default_text="1",
         parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="1: keep the last sum of each shard, from which an aggregator that was started again can go on; or 0.",
+        meaning="1: keep the last sum of each shard, so that an aggregator that was started again can continue; 0: do"
+        " not.",
     )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",
@@ -164,22 +167,24 @@ class Settings(BaseSettings):
         default=0,
         default_text="never",
         parse=integer(0, 2**63 - 1),
-        meaning="Every so many updates of a Trainer or Module, check that its parameters are the same on all ranks; the"
-        " same on every worker. See docs/drift.md.",
+        meaning="After every how many updates a Trainer or Module checks that its parameters are the same on all"
+        " ranks. All"
+        " workers must have the same value. See docs/drift.md.",
     )
     tls_ca: str = setting(
         "PSUM_TLS_CA",
         default="",
         default_text="none",
         parse=str,
-        meaning="A PEM file with the authorities of the aggregators' certificates: speak TLS, except on unix sockets.",
+        meaning="A PEM file with the authorities of the aggregators' certificates. With it, psum uses TLS, except on"
+        " unix sockets.",
     )
     tls_cert: str = setting(
         "PSUM_TLS_CERT",
         default="",
         default_text="none",
         parse=str,
-        meaning="A PEM file with this worker's certificate, where aggregators ask for one.",
+        meaning="A PEM file with this worker's certificate, if aggregators ask for one.",
     )
     tls_key: str = setting(
         "PSUM_TLS_KEY", default="", default_text="none", parse=str, meaning="A PEM file with the certificate's key."
@@ -199,49 +204,50 @@ class Settings(BaseSettings):
         default=False,
         default_text="off",
         parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="Send the token to other machines without TLS, though anybody between could read and use it.",
+        meaning="Send the token to other machines without TLS. Anybody on the way can then read and use it.",
     )
     metrics_port: str = setting(
         "PSUM_METRICS_PORT",
         default="",
         default_text="none",
         parse=_metrics_port,
-        meaning="A port, or host:port, where Prometheus can read this worker's metrics; one higher per local rank.",
+        meaning="A port, or host:port, where Prometheus can read this worker's metrics; each local rank adds its"
+        " number.",
     )
     trace_dir: str = setting(
         "PSUM_TRACE_DIR",
         default="",
         default_text="none",
         parse=str,
-        meaning="A directory to write a timeline to, rank-N.json for each rank: see docs/slow-steps.md.",
+        meaning="A directory for a timeline: each rank writes rank-N.json. See docs/slow-steps.md.",
     )
     trace_start_step: int = setting(
         "PSUM_TRACE_START_STEP",
         "BYTEPS_TRACE_START_STEP",
         default=10,
         parse=integer(0, 2**63 - 1),
-        meaning="The first step of the timeline; the training's first one is step 0.",
+        meaning="The first step of the timeline. The training's first step is 0.",
     )
     trace_end_step: int = setting(
         "PSUM_TRACE_END_STEP",
         "BYTEPS_TRACE_END_STEP",
         default=20,
         parse=integer(0, 2**63 - 1),
-        meaning="The last step of the timeline. It is written when that is over, or when the client is closed.",
+        meaning="The last step of the timeline. psum writes the file after that step, or when the client is closed.",
     )
     fault_file: str = setting(
         "PSUM_FAULT_FILE",
         default="",
         default_text="none",
         parse=str,
-        meaning="A file that the first failure is written to of which an aggregator tells this worker. `psum launch`"
-        " sets it, to tell causes from consequences.",
+        meaning="A file for the first failure that an aggregator reports to this worker. `psum launch` sets it, to"
+        " distinguish causes from consequences.",
     )
     log_level: str = setting(
         "PSUM_LOG_LEVEL",
         default="warning",
         parse=choice("debug", "info", "warning", "error"),
-        meaning="What is logged at least: debug, info, warning or error.",
+        meaning="The lowest level that is logged: debug, info, warning or error.",
     )
     log_format: str = setting(
         "PSUM_LOG_FORMAT",
@@ -252,25 +258,25 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
-        """The settings that the environment gives, beaten by those given here (text is parsed, None is ignored).
+        """The settings from the environment. Those given here take precedence (text is parsed, None is ignored).
 
         Raises:
-            ConfigurationError: With every mistake that was found.
+            ConfigurationError: Some settings are wrong; it lists all mistakes.
         """
         return load(cls, with_derived(environ), given, remarks(environ))
 
     @property
     def tls(self) -> TlsFiles:
-        """The files that TLS needs, none where it is not spoken."""
+        """The files for TLS; empty without TLS."""
         return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
 
     def warnings(self) -> Iterator[str]:
-        """What can be used, but can hardly be meant."""
+        """A sentence for each valid but unlikely setting."""
         yield from self.remarks
         yield from doubts(self)
 
     def mistakes(self) -> Iterator[str]:
-        """What is wrong with the values taken together."""
+        """A sentence for each mistake in the combination of values."""
         if self.rank >= self.num_workers:
             yield (
                 f"rank {self.rank} of {self.num_workers} workers; ranks go from 0 to {self.num_workers - 1}"

@@ -19,60 +19,63 @@ _JOB: Final = ("job_name",)
 _OPERATION: Final = (*_JOB, "operation")
 
 BUILD: Final = Metric("psum_build_info", "gauge", "1, with the version of this aggregator.", ("version",))
-READY: Final = Metric("psum_ready", "gauge", "Whether it takes workers: 1, or 0 while it is about to end, or full.")
+READY: Final = Metric("psum_ready", "gauge", "1 while it takes workers; 0 while it ends or is full.")
 WORKER_CAPACITY: Final = Metric(
     "psum_worker_capacity",
     "gauge",
-    "Workers that file descriptors are enough for: those that are connected, and as many as may yet come.",
+    "How many workers the file descriptors are enough for, including the connected ones.",
 )
 JOBS: Final = Metric("psum_jobs", "gauge", "Jobs in progress.")
 MEMORY_BUDGET: Final = Metric(
-    "psum_memory_budget_bytes", "gauge", "Memory that may be set aside for sums (PSUM_MEMORY_BUDGET); 0: no limit."
+    "psum_memory_budget_bytes", "gauge", "Memory that may be reserved for sums (PSUM_MEMORY_BUDGET); 0: no limit."
 )
-MEMORY_RESERVED: Final = Metric("psum_memory_reserved_bytes", "gauge", "Memory that is set aside for sums.")
+MEMORY_RESERVED: Final = Metric("psum_memory_reserved_bytes", "gauge", "Memory that is reserved for sums.")
 SUMS_WAITING: Final = Metric("psum_sums_waiting", "gauge", "Sums that wait for a thread.")
 LOOP_LAG: Final = Metric(
-    "psum_event_loop_lag_seconds", "histogram", "By how much the event loop was late, measured four times a second."
+    "psum_event_loop_lag_seconds", "histogram", "How late the event loop was, measured four times a second."
 )
 REFUSALS: Final = Metric(
     "psum_refused_workers_total",
     "counter",
-    "Workers that were refused before they belonged to a job; one that tries again later counts again.",
+    "Workers that were refused before they belonged to a job. Each attempt counts.",
     ("kind",),
 )
 REFUSED_CONNECTIONS: Final = Metric(
     "psum_refused_connections_total",
     "counter",
-    "Connections that ended before they belonged to a worker: on the port of gRPC those of which no call came, mostly"
-    " since their TLS handshake failed; on the data port by what was wrong (handshake, secret, silence).",
+    "Connections that ended before they belonged to a worker. On the gRPC port: without a call, mostly because their"
+    " TLS handshake failed. On the data port: by kind (handshake, secret, silence).",
     ("port", "kind"),
 )
 
 WORKERS: Final = Metric("psum_workers", "gauge", "The size of the job.", _JOB)
 WORKERS_CONNECTED: Final = Metric("psum_workers_connected", "gauge", "Workers whose stream is open.", _JOB)
-HELD: Final = Metric("psum_held_bytes", "gauge", "Bytes that contributions and sums hold now.", _JOB)
-ROUNDS_WAITING: Final = Metric("psum_rounds_waiting", "gauge", "Rounds of shards that wait for some rank.", _JOB)
+HELD: Final = Metric("psum_held_bytes", "gauge", "Bytes that contributions and sums occupy now.", _JOB)
+ROUNDS_WAITING: Final = Metric("psum_rounds_waiting", "gauge", "Rounds of shards that wait for a rank.", _JOB)
 OLDEST_WAIT: Final = Metric(
-    "psum_oldest_round_wait_seconds", "gauge", "How long the oldest of the rounds that wait has waited.", _JOB
+    "psum_oldest_round_wait_seconds", "gauge", "How long the oldest waiting round has waited.", _JOB
 )
 OLDEST_MISSING: Final = Metric(
-    "psum_oldest_round_missing_workers", "gauge", "How many workers the oldest of the rounds that wait lacks.", _JOB
+    "psum_oldest_round_missing_workers", "gauge", "How many workers the oldest waiting round lacks.", _JOB
 )
 MESSAGES_WAITING: Final = Metric(
-    "psum_messages_waiting", "gauge", "Messages that wait to be sent to workers, all workers together.", _JOB
+    "psum_messages_waiting", "gauge", "Messages that wait to be sent, for all workers together.", _JOB
 )
-FAULTS: Final = Metric(
-    "psum_faults_total", "counter", "Failures of keys and of whole jobs that were reported.", (*_JOB, "kind")
-)
+FAULTS: Final = Metric("psum_faults_total", "counter", "Reported failures of keys and of whole jobs.", (*_JOB, "kind"))
 DUPLICATES: Final = Metric(
-    "psum_duplicate_contributions_total", "counter", "Contributions that came once more, as after a reconnect.", _JOB
+    "psum_duplicate_contributions_total",
+    "counter",
+    "Contributions that came a second time, for example after a reconnect.",
+    _JOB,
 )
-RECONNECTS: Final = Metric("psum_reconnects_total", "counter", "Streams that workers opened anew.", _JOB)
-RESTORES: Final = Metric("psum_restored_sums_total", "counter", "Sums of another process that workers gave back.", _JOB)
+RECONNECTS: Final = Metric("psum_reconnects_total", "counter", "Streams that workers opened again.", _JOB)
+RESTORES: Final = Metric(
+    "psum_restored_sums_total", "counter", "Sums of an earlier process that workers gave back.", _JOB
+)
 RETURNED_CREDITS: Final = Metric(
     "psum_returned_credits_total",
     "counter",
-    "Contributions whose credit was returned before their round was complete, since it waited for other workers.",
+    "Contributions whose credit was returned early, because their round waited for other workers.",
     _JOB,
 )
 
@@ -82,7 +85,7 @@ CONTRIBUTIONS: Final = Metric("psum_contributions_total", "counter", "Contributi
 ROUND_DURATION: Final = Metric(
     "psum_round_duration_seconds",
     "histogram",
-    "From a round's first contribution to its result; its count is that of the rounds completed.",
+    "From a round's first contribution to its result. Its count is the number of completed rounds.",
     _OPERATION,
 )
 ROUND_WAIT: Final = Metric(
@@ -94,7 +97,7 @@ ROUND_WAIT: Final = Metric(
 SUM_TIME: Final = Metric(
     "psum_sum_seconds",
     "histogram",
-    "How long the sum of a shard of 64 KiB or more took to make.",
+    "How long it took to sum a shard of 64 KiB or more.",
     _OPERATION,
 )
 

@@ -22,13 +22,13 @@ UNDER_WAY: Final = Metric("psum_client_under_way_bytes", "gauge", "Bytes that co
 TOTAL: Final = Metric(
     "psum_client_operation_seconds",
     "histogram",
-    "From when an operation was begun to when its result was whole.",
+    "From the beginning of an operation until its result is complete.",
     ("operation",),
 )
 STAGE: Final = Metric(
     "psum_client_stage_seconds",
     "histogram",
-    "What of that each shard spent waiting to be sent (queue), then until its result was there (exchange).",
+    "How long each shard waited to be sent (queue), and then for its result (exchange).",
     ("operation", "stage"),
 )
 SENT: Final = Metric("psum_client_sent_bytes_total", "counter", "Payload sent to aggregators.", ("operation",))
@@ -39,9 +39,9 @@ STALLS: Final = Metric(
     "psum_client_credit_stalls_total", "counter", "How often shards had to wait for credit (PSUM_CREDIT_BYTES)."
 )
 STALL_SECONDS: Final = Metric(
-    "psum_client_credit_stall_seconds_total", "counter", "For how long, all aggregators together."
+    "psum_client_credit_stall_seconds_total", "counter", "How long shards waited for credit, all aggregators together."
 )
-RECONNECTS: Final = Metric("psum_client_reconnects_total", "counter", "Streams that were opened anew.")
+RECONNECTS: Final = Metric("psum_client_reconnects_total", "counter", "Streams that were opened again.")
 RESTORES: Final = Metric(
     "psum_client_restored_sums_total", "counter", "Sums that were given back to an aggregator that was started again."
 )
