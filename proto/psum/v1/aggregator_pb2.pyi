@@ -146,7 +146,7 @@ class _FaultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultCode.V
     FAULT_CODE_ABORTED: _FaultCode.ValueType  # 6
     """A rank said that it cannot contribute."""
     FAULT_CODE_EXHAUSTED: _FaultCode.ValueType  # 7
-    """The aggregator has not enough memory for the declared keys, or not enough of another resource."""
+    """The aggregator has not enough memory for the declared keys, or no file descriptor for the worker."""
     FAULT_CODE_DENIED: _FaultCode.ValueType  # 8
     """The worker may not do this."""
     FAULT_CODE_INTERNAL: _FaultCode.ValueType  # 9
@@ -170,7 +170,7 @@ FAULT_CODE_TIMEOUT: FaultCode.ValueType  # 5
 FAULT_CODE_ABORTED: FaultCode.ValueType  # 6
 """A rank said that it cannot contribute."""
 FAULT_CODE_EXHAUSTED: FaultCode.ValueType  # 7
-"""The aggregator has not enough memory for the declared keys, or not enough of another resource."""
+"""The aggregator has not enough memory for the declared keys, or no file descriptor for the worker."""
 FAULT_CODE_DENIED: FaultCode.ValueType  # 8
 """The worker may not do this."""
 FAULT_CODE_INTERNAL: FaultCode.ValueType  # 9
