@@ -1,9 +1,9 @@
-"""Trains a small network on the handwritten digits of scikit-learn, with as many workers as there are.
+"""Trains a small network on the handwritten digits of scikit-learn, with any number of workers.
 
     psum launch --workers 2 -- python scripts/digits.py
 
-Each worker takes its share of every batch, and psum sums the gradients. At the end the test accuracy must be above
-95 %, and the parameters the same on all workers, bit for bit; else the exit status is 1.
+Each worker takes its share of every batch, and psum sums the gradients. At the end, the test accuracy must be above
+95 %, and the parameters must be the same on all workers, bit for bit. Otherwise the exit status is 1.
 """
 
 import argparse
@@ -24,18 +24,18 @@ BATCH_SIZE = 64
 LEAST_ACCURACY = 0.95
 
 Data = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
-"""Images of 8 × 8 pixels from 0 to 1, one a row, and the digits that they show."""
+"""Images of 8 × 8 pixels from 0 to 1, one per row, and the digits that they show."""
 
 
 def main() -> int:
-    """Trains, tests and compares; returns the exit status."""
+    """Trains, tests and compares. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
     epochs: int = parser.parse_args().epochs
     started = time.perf_counter()
 
     store = mx.kv.create("byteps")
-    # Every worker begins with other parameters: it is the store that gives all of them those of rank 0.
+    # Every worker begins with different parameters. The store then gives all workers the parameters of rank 0.
     mx.random.seed(store.rank)
     network = gluon.nn.HybridSequential()
     network.add(gluon.nn.Dense(64, activation="relu"), gluon.nn.Dense(10))
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def load_data() -> tuple[Data, Data]:
-    """Four fifths of the digits to train with, and one to test with."""
+    """Four fifths of the digits for training, and one fifth for testing."""
     images, digits = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(images))
@@ -79,7 +79,8 @@ def train_network(network: Any, trainer: Any, data: Data, epochs: int, store: An
             with autograd.record():
                 loss = criterion(network(mx.nd.array(images[mine])), mx.nd.array(digits[mine]))
             loss.backward()
-            # The gradients are summed over the workers, so the batch's size is that of all shares together.
+            # psum sums the gradients of all workers, so this is the size of the whole batch. All workers draw the same
+            # batches, so it is the same number on all of them, also for the smaller last batch.
             trainer.step(len(batch))
             losses.append(loss.mean())
         if store.rank == 0:
@@ -88,13 +89,13 @@ def train_network(network: Any, trainer: Any, data: Data, epochs: int, store: An
 
 
 def evaluate(network: Any, data: Data) -> float:
-    """The share of images that the network tells right."""
+    """The share of images that the network recognises."""
     images, digits = data
     return float((network(mx.nd.array(images)).asnumpy().argmax(axis=1) == digits).mean())
 
 
 def count_differing_workers(network: Any, store: Any) -> int:
-    """How many workers hold other parameters than rank 0, to the bit. Takes part on all workers."""
+    """How many workers hold other parameters than rank 0, bit for bit. All workers must call it."""
     digest = hashlib.sha256()
     for parameter in network.collect_params().values():
         digest.update(parameter.data().asnumpy().tobytes())

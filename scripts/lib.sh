@@ -1,14 +1,14 @@
-# Shell functions that the scripts share. To be sourced from the root of the repository.
+# Shell functions for the scripts. Source this file from the root of the repository.
 
-# Prints the path of a Python of one of the wanted versions ("3.11 3.12" by default), or says what to do.
+# Prints the path of a Python of one of the wanted versions ("3.11 3.12" by default). If there is none, says what to do.
 find_python() {
     for version in ${1:-3.11 3.12}; do
         for candidate in "python$version" python3 python \
             "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python "/usr/bin/python$version"; do
             path=$(command -v "$candidate" 2>/dev/null) || continue
-            # A pyenv shim exists for versions that are not selected; running it is the only way to know.
-            # In an active environment the name means that environment's Python, which goes when the environment is made
-            # anew: the one behind it is meant.
+            # A pyenv shim exists also for versions that are not selected. Only running it shows whether it works.
+            # In an active environment the name leads to that environment's Python, which disappears when the environment
+            # is made again. So take the Python behind it.
             found=$("$path" -c 'import os, sys, venv, ensurepip
 print(os.path.realpath(sys._base_executable), "%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
             if [ "${found##* }" = "$version" ]; then
@@ -27,26 +27,26 @@ TEXT
     return 1
 }
 
-# What scripts/setup installs, for whoever works on psum.
+# What scripts/setup installs, for work on psum.
 EVERYTHING='-e .[aggregator,mxnet,demo,dev]'
 
-# stamp_of PYTHON STAMP_FILE ARGUMENTS...: what an environment depends on. It holds absolute paths, so that a copy of it
-# elsewhere would still mean the original.
+# stamp_of PYTHON STAMP_FILE ARGUMENTS...: what an environment depends on, including its directory: an environment
+# contains absolute paths, so a copy elsewhere would still use the original.
 stamp_of() {
     python=$1 stamp_file=$2
     shift 2
     printf '%s\n' "$PWD" "$python" "$*" | cat - "$stamp_file" | cksum
 }
 
-# is_made DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: whether make_venv would find nothing to do.
+# is_made DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: whether make_venv has nothing to do.
 is_made() {
     directory=$1
     shift
     [ "$(cat "$directory/stamp" 2>/dev/null)" = "$(stamp_of "$@")" ]
 }
 
-# make_venv DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: a virtual environment with what `pip install ARGUMENTS` installs.
-# Made once, and again when STAMP_FILE's content, the arguments, the Python or the place changed.
+# make_venv DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: makes a virtual environment and runs `pip install ARGUMENTS` in it.
+# Does so once, and again if STAMP_FILE's content, the arguments, the Python or the directory has changed.
 make_venv() {
     is_made "$@" && return
     directory=$1 python=$2 stamp_file=$3
@@ -56,20 +56,20 @@ make_venv() {
     echo "setting up $directory, once: pip installs $* (1 to 5 minutes; needs the package registry)" >&2
     rm -rf "$directory"
     "$python" -m venv "$directory"
-    # Not quiet: what it prints shows how far it is.
+    # Not quiet: the output shows the progress.
     "$directory/bin/python" -m pip install --disable-pip-version-check "$@" >&2
     stamp_of "$python" "$stamp_file" "$@" >"$directory/stamp"
     echo "set up $directory in $(($(date +%s) - set_up_since)) s" >&2
 }
 
-# need_writable WHAT: ends with an error where the repository cannot be written to, which WHAT needs.
+# need_writable WHAT: ends with an error if the repository is read-only, because WHAT must be written to it.
 need_writable() {
     [ -w . ] && return
     cat >&2 <<TEXT
-$0: cannot write $1, since $PWD cannot be written to by $(id -un).
-The scripts keep what they need in the repository. Run them in a copy that can be written to:
+$0: cannot write $1: $(id -un) may not write to $PWD.
+The scripts keep their files in the repository. Run them in a copy that you can write to:
   cp -r $PWD ~/psum && cd ~/psum
-To use psum alone, install it into an environment of yours: pip install '$PWD[aggregator,mxnet]'
+To only use psum, install it into your own environment: pip install '$PWD[aggregator,mxnet]'
 TEXT
     exit 1
 }

@@ -116,7 +116,7 @@ def test_a_checkout_that_cannot_be_written_to_is_told_at_once(checkout: Checkout
     finally:
         directory.chmod(0o755)
     assert done.returncode == 1
-    assert f"since {directory} cannot be written to by" in done.stderr
+    assert f" may not write to {directory}." in done.stderr
     assert f"cp -r {directory} ~/psum" in done.stderr
     assert checkout.took() == []
 
