@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 DERIVED = {
     "PSUM_RANK": "BYTEPS_GLOBAL_RANK, or from DMLC_WORKER_ID or JOB_COMPLETION_INDEX",
     "PSUM_NUM_WORKERS": "from DMLC_NUM_WORKER",
-    "PSUM_TRACE_DIR": "BYTEPS_TRACE_DIR, where BYTEPS_TRACE_ON is 1",
+    "PSUM_TRACE_DIR": "BYTEPS_TRACE_DIR, if BYTEPS_TRACE_ON is 1",
 }
 
 

@@ -121,15 +121,16 @@ class Settings(BaseSettings):
         default=30.0,
         default_text="30 s",
         parse=duration,
-        meaning="After how long a wait the log and the waiting workers name the missing ranks; again when that time"
-        " doubles.",
+        meaning="How long a round waits until the log and the waiting workers name the missing ranks. They do so again each"
+        " time this doubles.",
     )
     keepalive: float = setting(
         "PSUM_KEEPALIVE",
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="The aggregator probes a connection after this much silence, and gives it up after as long again.",
+        meaning="Silence after which the aggregator probes a connection. It gives the connection up after as long again"
+        " without an answer.",
     )
     hello_timeout: float = setting(
         "PSUM_HELLO_TIMEOUT",
@@ -213,7 +214,7 @@ class Settings(BaseSettings):
         "PSUM_LOG_FORMAT",
         default="text",
         parse=choice("text", "json"),
-        meaning="How log lines are written: text or json.",
+        meaning="The format of log lines: text or json.",
     )
 
     @classmethod

@@ -145,7 +145,8 @@ class Settings(BaseSettings):
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="A worker probes a connection after this much silence, and gives it up after as long again.",
+        meaning="Silence after which a worker probes a connection. It gives the connection up after as long again without"
+        " an answer.",
     )
     keep_sums: bool = setting(
         "PSUM_KEEP_SUMS",
@@ -167,9 +168,8 @@ class Settings(BaseSettings):
         default=0,
         default_text="never",
         parse=integer(0, 2**63 - 1),
-        meaning="After every how many updates a Trainer or Module checks that its parameters are the same on all"
-        " ranks. All"
-        " workers must have the same value. See docs/drift.md.",
+        meaning="Number of updates after which a Trainer or Module checks that its parameters are the same on all ranks."
+        " All workers must have the same value. See docs/drift.md.",
     )
     tls_ca: str = setting(
         "PSUM_TLS_CA",
@@ -211,8 +211,8 @@ class Settings(BaseSettings):
         default="",
         default_text="none",
         parse=_metrics_port,
-        meaning="A port, or host:port, where Prometheus can read this worker's metrics; each local rank adds its"
-        " number.",
+        meaning="A port, or host:port, where Prometheus can read this worker's metrics. psum adds the local rank to"
+        " the port.",
     )
     trace_dir: str = setting(
         "PSUM_TRACE_DIR",
@@ -253,7 +253,7 @@ class Settings(BaseSettings):
         "PSUM_LOG_FORMAT",
         default="text",
         parse=choice("text", "json"),
-        meaning="How log lines are written: json, or text where the program has set up no logging of its own.",
+        meaning="The format of log lines: json or text. With text, the program's own logging takes precedence.",
     )
 
     @classmethod
