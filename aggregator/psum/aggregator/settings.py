@@ -121,16 +121,16 @@ class Settings(BaseSettings):
         default=30.0,
         default_text="30 s",
         parse=duration,
-        meaning="How long a round waits until the log and the waiting workers name the missing ranks. They do so again each"
-        " time this doubles.",
+        meaning="How long a round waits until the log and the waiting workers name the missing ranks. They do so again"
+        " each time this doubles.",
     )
     keepalive: float = setting(
         "PSUM_KEEPALIVE",
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="Silence after which the aggregator probes a connection. It gives the connection up after as long again"
-        " without an answer.",
+        meaning="Silence after which the aggregator probes a connection. It gives the connection up after as long"
+        " again without an answer.",
     )
     hello_timeout: float = setting(
         "PSUM_HELLO_TIMEOUT",
@@ -194,8 +194,8 @@ class Settings(BaseSettings):
         "PSUM_SHM_LIMIT",
         default=DEFAULT_LIMIT,
         parse=Limit.parse,
-        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further payloads"
-        " travel in messages. The rest is for other users, such as the processes of a DataLoader.",
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further"
+        " payloads travel in messages. The rest is for other users, such as the processes of a DataLoader.",
     )
     threads: int = setting(
         "PSUM_THREADS",

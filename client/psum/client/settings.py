@@ -123,8 +123,8 @@ class Settings(BaseSettings):
         "PSUM_SHM_LIMIT",
         default=DEFAULT_LIMIT,
         parse=Limit.parse,
-        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further payloads"
-        " travel in messages. The rest is for other users, such as the processes of a DataLoader.",
+        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further"
+        " payloads travel in messages. The rest is for other users, such as the processes of a DataLoader.",
     )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",
@@ -145,8 +145,8 @@ class Settings(BaseSettings):
         default=10.0,
         default_text="10 s",
         parse=duration,
-        meaning="Silence after which a worker probes a connection. It gives the connection up after as long again without"
-        " an answer.",
+        meaning="Silence after which a worker probes a connection. It gives the connection up after as long again"
+        " without an answer.",
     )
     keep_sums: bool = setting(
         "PSUM_KEEP_SUMS",
@@ -168,8 +168,8 @@ class Settings(BaseSettings):
         default=0,
         default_text="never",
         parse=integer(0, 2**63 - 1),
-        meaning="Number of updates after which a Trainer or Module checks that its parameters are the same on all ranks."
-        " All workers must have the same value. See docs/drift.md.",
+        meaning="Number of updates after which a Trainer or Module checks that its parameters are the same on all"
+        " ranks. All workers must have the same value. See docs/drift.md.",
     )
     tls_ca: str = setting(
         "PSUM_TLS_CA",
