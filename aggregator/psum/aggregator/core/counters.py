@@ -12,7 +12,7 @@ from psum.runtime import ROUND_BOUNDS_SECONDS, Histogram
 #: How long a job that ended is still exported, so that what it did last is scraped.
 KEEP_SECONDS: Final = 300.0
 
-#: A shard has a mebibyte by default, which takes about a millisecond for every few workers.
+#: A shard has 2 MiB by default. Its sum takes about a millisecond for every few workers.
 _SUM_BOUNDS_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 #: How many jobs that ended are exported at most, however many there were in that time.
