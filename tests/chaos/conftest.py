@@ -51,8 +51,8 @@ def make_worker(stack: contextlib.ExitStack, tmp_path: pathlib.Path) -> Callable
     """Starts a worker process, and has it join a job where settings are given."""
     made: list[WorkerProcess] = []
 
-    def make(**settings: Any) -> WorkerProcess:
-        made.append(WorkerProcess(tmp_path / f"worker-{len(made)}.log"))
+    def make(process_1: bool = False, **settings: Any) -> WorkerProcess:
+        made.append(WorkerProcess(tmp_path / f"worker-{len(made)}.log", process_1=process_1))
         stack.callback(made[-1].close)
         if settings:
             made[-1].send("join", settings={"connect_timeout": 30.0, "partition_bytes": 1 << 16} | settings)

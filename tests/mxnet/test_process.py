@@ -413,6 +413,42 @@ except mx.base.MXNetError as error:
         assert output.splitlines() == ["[4.0, 4.0] False", "[8.0, 8.0] False"]
 
 
+@pytest.mark.parametrize("wait", ["array.wait_to_read()", "mx.nd.contrib.boolean_mask(array, array)"])
+def test_a_signal_without_a_handler_in_mid_step(
+    run_python: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path, wait: str
+) -> None:
+    """It ends the process at once while MXNet waits for a sum, and the peer is told of it at once.
+
+    Where MXNet waits within an operator, no handler in Python could run.
+    """
+    program = """
+import pathlib
+import psum.mxnet
+from psum.mxnet.compat import mx
+store, array, here = mx.kv.create("byteps"), mx.nd.ones((2,)), pathlib.Path({!r})
+store.pushpull("first", array)
+array.wait_to_read()
+try:
+    store.pushpull(str(store.rank), array)
+    here.joinpath(str(store.rank)).touch()
+    {}
+except mx.base.MXNetError as error:
+    print(error)
+"""
+    job = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "2"}
+    text = program.format(str(tmp_path), wait)
+    peer, ended = (run_python(text, PSUM_RANK=rank, **job) for rank in "01")
+    wait_for_files(tmp_path / "0", tmp_path / "1")
+    # It waits for the sum by now, or soon.
+    time.sleep(0.3)
+    begin = time.monotonic()
+    ended.signal(signal.SIGTERM)
+    in_operator = "boolean_mask" in wait
+    assert ended.wait().status == (143 if in_operator else -signal.SIGTERM), ended.errors
+    assert "was ended by SIGTERM before its work was done" in peer.check()
+    assert time.monotonic() - begin < 10
+
+
 @pytest.mark.parametrize(
     "aggregator_settings", [Settings(listen=("127.0.0.1:0",), worker_timeout=1.0, keepalive=1.0)], ids=[""]
 )

@@ -8,9 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final, Self
 
+from psum.client import termination
 from psum.client.core.counters import Counters, Statistics, statistics
 from psum.client.core.keys import Operation
 from psum.client.core.session import Load, Session
@@ -98,6 +100,8 @@ class Client:
         self._closed = False
         self._exporter: Exporter | None = None
         self._links: list[AggregatorConnection] = []
+        self._parting = False
+        """Whether it leaves the job before its work is done."""
         self._tasks: list[asyncio.Task[None]] = []
         self._thread: LoopThread | None = LoopThread("psum-client") if settings.aggregators else None
 
@@ -218,6 +222,11 @@ class Client:
         return self._idle.wait_for(lambda: not (self._inbox or self._outstanding), timeout)
 
     @property
+    def title(self) -> str:
+        """Which worker this is, for people."""
+        return f"rank {self.rank} of job {self.settings.job!r}"
+
+    @property
     def is_current_thread(self) -> bool:
         """Whether this is psum's own thread, in which the callbacks of operations run."""
         return self._thread is not None and self._thread.is_current
@@ -249,6 +258,19 @@ class Client:
             self._fail_now(error)
         elif not self._closed:
             self._thread.call(lambda: self._fail_now(error))
+
+    def part(self, fault: FaultError) -> "Future[None] | None":
+        """Leaves the job at once, before its work is done: it fails with this, for all ranks, unless this worker has
+        taken part in nothing yet. From any thread and any handler of a signal, since it takes no lock.
+
+        The client is of no use any more after it. What is under way does not end by it.
+
+        Returns:
+            What is done when all aggregators have heard of it, None where there are none.
+        """
+        if self._thread is None or self._closed or process_name.pid != self._pid:
+            return None
+        return asyncio.run_coroutine_threadsafe(self._part(fault), self._thread.loop)
 
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the job: waits for outstanding operations, says goodbye, and ends the background thread.
@@ -284,6 +306,7 @@ class Client:
         finally:
             # However the leaving ended: nobody else would complete what is outstanding.
             self._closed = True
+            termination.forget(self)
             if self._exporter is not None:
                 self._exporter.close()
             if self._staging is not None:
@@ -303,6 +326,8 @@ class Client:
                 need is not installed.
         """
         set_up_logging(self.settings)
+        # From here on: also while it joins.
+        termination.watch(self)
         for text in self.settings.warnings():
             _log.warning("%s", text)
         if self._means.lack is not None:
@@ -324,6 +349,7 @@ class Client:
         except BaseException as error:
             self._report_fault(error)
             self._closed = True
+            termination.forget(self)
             if self._thread is not None:
                 self._thread.stop()
             if self._exporter is not None:
@@ -340,7 +366,7 @@ class Client:
         settings = self.settings
         credentials = Credentials.of(settings)
         credentials.check()
-        links = [
+        self._links = links = [
             AggregatorConnection(
                 index,
                 address,
@@ -361,6 +387,7 @@ class Client:
                         group.create_task(link.connect(settings.connect_timeout))
             except BaseException:
                 # Also where the program was interrupted: some may be connected already.
+                self._links = []
                 for link in links:
                     await link.abandon()
                 raise
@@ -369,7 +396,9 @@ class Client:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
-        self._links = links
+        if self._parting:
+            # The process ends, and nothing begins any more.
+            await asyncio.Event().wait()
         self._tasks = [asyncio.create_task(self._guard(self._run(link))) for link in links]
         self._tasks.append(asyncio.create_task(self._guard(self._expire())))
 
@@ -446,6 +475,13 @@ class Client:
         if self._timeline is not None:
             self._session.recorder = None
             self._timeline.write()
+
+    async def _part(self, fault: FaultError) -> None:
+        goodbye = pb.Goodbye(fault=fault.to_message(), replaceable=not self._session.took_part)
+        self._parting = True
+        for link in self._links:
+            link.part(goodbye)
+        await asyncio.gather(*(link.parted() for link in self._links), return_exceptions=True)
 
     async def _leave(self, patience: float) -> None:
         *running, expiry = self._tasks

@@ -781,16 +781,29 @@ Global___Abort: _TypeAlias = Abort  # noqa: Y015
 
 @_typing.final
 class Goodbye(_message.Message):
-    """Leaves the job."""
+    """Leaves the job, in good order or before its work is done."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    FAULT_FIELD_NUMBER: _builtins.int
+    REPLACEABLE_FIELD_NUMBER: _builtins.int
+    replaceable: _builtins.bool
+    """With a fault: this worker has taken part in nothing, at any aggregator. The job does not fail, and the rank's place is kept for
+    another process as after a lost connection.
+    """
+    @_builtins.property
+    def fault(self) -> Global___Fault:
+        """Why this worker ends before its work is done: the job fails with it at once, for all ranks. It names no key."""
+
     def __init__(
         self,
+        *,
+        fault: Global___Fault | None = ...,
+        replaceable: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "replaceable", b"replaceable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from psum.aggregator.core.actions import Action, Deliver, Report, ReturnCredit, Sum
+from psum.aggregator.core.actions import (
+    Action,
+    Deliver,
+    Release,
+    Report,
+    ReturnCredit,
+    Sum,
+    Warn,
+)
 from psum.aggregator.core.job import CREDIT_HOLD_SECONDS, Job
 from psum.aggregator.core.job_status import job_status
 from psum.v1 import aggregator_pb2 as pb
@@ -362,6 +370,42 @@ def test_a_worker_that_left_does_not_disturb_what_it_contributed_to(job: Job) ->
     job.lost(0, 1.0)
     job.lost(1, 1.0)
     assert job.over
+
+
+def goodbye(*, replaceable: bool = False) -> pb.Goodbye:
+    fault = WorkerLostError("rank 1 was ended by SIGTERM", ranks=[1, 9]).to_message()
+    return pb.Goodbye(fault=fault, replaceable=replaceable)
+
+
+def test_a_worker_that_ends_before_its_work_is_done_fails_the_job_at_once(job: Job) -> None:
+    """Its peers hear why, though they need nothing of it now; it is let go itself."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=1.0)
+    report, release = job.leave_early(1, goodbye(replaceable=True), now=2.0)
+    assert isinstance(report, Report)
+    assert isinstance(report.fault, WorkerLostError)
+    assert (str(report.fault), report.fault.ranks, report.ranks) == ("rank 1 was ended by SIGTERM", (1,), (0,))
+    assert release == Release(1)
+    assert job.leave_early(1, goodbye(), now=2.0) == []
+    job.lost(1, 2.0)
+    assert not job.over
+    job.lost(0, 2.0)
+    assert job.over
+
+
+def test_a_worker_that_ends_before_it_took_part_in_anything_can_be_replaced(job: Job) -> None:
+    """The others are warned. If it has not taken part here only, it says so, and the job fails here too."""
+    warning, release = job.leave_early(1, goodbye(replaceable=True), now=2.0)
+    assert isinstance(warning, Warn)
+    assert warning.ranks == (0,)
+    assert "rank 1 was ended by SIGTERM" in warning.text
+    assert "is kept for another process, for 30 s" in warning.text
+    assert release == Release(1)
+    job.lost(1, 2.0)
+    assert job.join(hello(1, {"incarnation": 7}), "peer:7", 3.0) == ([], None)
+    report, _ = job.leave_early(1, goodbye(), now=4.0)
+    assert isinstance(report, Report)
+    job.lost(1, 4.0)
 
 
 def test_a_sum_that_comes_after_the_job_failed_is_dropped(job: Job) -> None:

@@ -10,11 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Final
 
 from faults import worker
 
 PATIENCE_SECONDS = 60.0
+
+#: What makes a command process 1 of a namespace of its own, as in a container: the kernel keeps signals from it for
+#: which it has no handler.
+PROCESS_1: Final = ("unshare", "--pid", "--fork", "--kill-child")
 
 #: What a worker tells: its kind is under "event".
 Event = dict[str, Any]
@@ -37,17 +41,20 @@ class WorkerProcess:
 
     Args:
         log: The file that its standard error is appended to.
+        process_1: Whether it is process 1.
 
     Attributes:
-        process: The process.
+        process: The process, or its parent where it is process 1.
+        is_process_1: Whether it is that.
         events: All that it has told so far, in order.
     """
 
-    def __init__(self, log: pathlib.Path) -> None:
+    def __init__(self, log: pathlib.Path, *, process_1: bool = False) -> None:
         self._log = log
+        self.is_process_1 = process_1
         with log.open("a") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, worker.__file__],
+                [*(PROCESS_1 if process_1 else ()), sys.executable, worker.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -80,8 +87,11 @@ class WorkerProcess:
             self.process.stdin.flush()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal."""
-        os.kill(self.process.pid, number)
+        """Sends a signal to the worker itself."""
+        pid = self.process.pid
+        if self.is_process_1:
+            pid = int(pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        os.kill(pid, number)
 
     def next(self, *kinds: str, timeout: float = PATIENCE_SECONDS) -> Event:
         """The next event of these kinds; others that come before it are passed over.

@@ -12,6 +12,7 @@ Commands, by "do":
     close   leaves the job in good order                                        → closed
     fork    forks a child that "uses" psum or not, and "ends" in some way, or
             "stays" for as long as nobody ends it                               → child, forked
+    compute    is in one call into C for longer than any test waits
     raise   raises in the main thread, "within" a with statement or not
     exit, _exit    ends the process in this way, whatever is outstanding
 
@@ -101,6 +102,7 @@ class Worker:
             "work": self._work,
             "close": self._close,
             "fork": self._fork,
+            "compute": self._compute,
             "raise": self._raise,
             "exit": sys.exit,
             "_exit": lambda: os._exit(0),
@@ -189,6 +191,9 @@ class Worker:
                 self._store.push_pull("child", np.ones(3, np.float32))
             except psum.ForkedError as error:
                 self.tell("child", error=describe(error))
+
+    def _compute(self) -> None:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)
 
     def _raise(self, within: bool) -> None:
         assert self._client is not None

@@ -184,7 +184,10 @@ class AggregatorProcess:
             case "abort":
                 perform(job.abort(rank, request.abort))
             case "goodbye":
-                perform(job.leave(rank, now))
+                if request.goodbye.HasField("fault"):
+                    perform(job.leave_early(rank, request.goodbye, now))
+                else:
+                    perform(job.leave(rank, now))
             case "synced":
                 perform(job.synced(rank, request.synced.number, now))
             case kind:

@@ -15,6 +15,7 @@ from psum.wire.errors import (
     AbortedError,
     DisagreementError,
     ExhaustedError,
+    FaultError,
     RoundTimeoutError,
     TakenError,
     WorkerLostError,
@@ -218,6 +219,21 @@ def deserted(job: "Job", key: Key, shard: ShardRounds[object], gone: Sequence[in
         key=key.id,
         round=shard.round,
         ranks=gone,
+    )
+
+
+def ended_early(job: "Job", worker: Worker, told: pb.Fault) -> FaultError:
+    """A worker ends before its work is done, and says why; what it says is about the whole job."""
+    fault = FaultError.from_message(told)
+    text = str(fault)[:_MAX_REASON] or f"rank {worker.hello.rank} of job {job.name!r}, {worker}, ended too early"
+    return type(fault)(text, ranks=[rank for rank in fault.ranks[: job.num_workers] if rank < job.num_workers])
+
+
+def replaceable(job: "Job", worker: Worker, told: pb.Fault) -> str:
+    """A worker ends before it has taken part in anything."""
+    return (
+        f"{told.text[:_MAX_REASON] or 'a worker ended too early'}. It had taken part in nothing: the place of rank"
+        f" {worker.hello.rank} is kept for another process, for {job.worker_timeout:g} s; then the job fails"
     )
 
 

@@ -15,6 +15,7 @@ from psum.aggregator.core.actions import (
     Action,
     Ask,
     Deliver,
+    Release,
     Report,
     ReturnCredit,
     Sum,
@@ -348,6 +349,23 @@ class Job:
                 actions += self._fail_if_deserted(key, shard)
         return actions + farewell + self._farewells.releases(now)
 
+    def leave_early(self, rank: int, goodbye: pb.Goodbye, now: float) -> list[Action]:
+        """A worker leaves before its work is done: it is released at once, and the job fails.
+
+        Where it has taken part in nothing at all, the job waits for another process in its place instead.
+        """
+        worker = self.workers[rank]
+        if worker.taking_leave:
+            return []
+        worker.taking_leave = True
+        others = tuple(other for other in self._connected() if other != rank)
+        if self.failure is None and goodbye.replaceable and not worker.contributed:
+            # Its stream ends next, from when on its place is kept.
+            return [Warn(failures.replaceable(self, worker, goodbye.fault), others), Release(rank)]
+        worker.left, worker.release_at = True, None
+        self._farewells.left.add(rank)
+        return [*self.fail(failures.ended_early(self, worker, goodbye.fault), now, others), Release(rank)]
+
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
         """A worker lacks no sum any more; the number is that of the sync, which is the leaving rank."""
         self._farewells.synced(rank, number)
@@ -405,8 +423,14 @@ class Job:
             actions += self._fail_key(key, failures.timed_out(self, key, shard, now))
         return actions + self._warnings(now)
 
-    def fail(self, failure: FaultError, now: float) -> list[Action]:
-        """Ends the job for every rank, and lets go of everything that it holds."""
+    def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
+        """Ends the job for every rank, and lets go of everything that it holds.
+
+        Args:
+            failure: Why.
+            now: The time.
+            ranks: Who is told; None: all that are connected.
+        """
         if self.failure is not None:
             return []
         self.failure, self.failed_at = failure, now
@@ -418,7 +442,7 @@ class Job:
         self.held_bytes = 0
         for worker in self.workers.values():
             worker.uncredited.clear()
-        return [Report(failure, self._connected())]
+        return [Report(failure, self._connected() if ranks is None else ranks)]
 
     def check(self) -> None:
         """Asserts what always holds; for tests."""

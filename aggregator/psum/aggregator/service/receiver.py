@@ -147,6 +147,9 @@ class Receiver:
             case "abort":
                 self._delivery.perform(job, job.abort(rank, request.abort))
             case "goodbye":
+                if request.goodbye.HasField("fault"):
+                    self._delivery.perform(job, job.leave_early(rank, request.goodbye, now))
+                    return
                 if not worker.left:
                     # Else it has come back, to hear that it may go.
                     _log.info("job %s: rank %d left", job.name, rank)

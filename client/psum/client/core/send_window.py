@@ -44,6 +44,8 @@ class SendWindow:
         """What it shares with this worker, None where it does not."""
         self.piped = False
         """Whether large payloads go beside the messages, on a connection of their own."""
+        self.contributed = False
+        """Whether any shard was ever sent."""
         self.beside: list[memoryview] = []
         """Those that the last message has announced."""
         self.declarations: deque[pb.Key] = deque()
@@ -137,6 +139,7 @@ class SendWindow:
         """The message with these shards, all of one kind, which are under way from now on."""
         rows, payloads = [], []
         shared = self.shared
+        self.contributed = True
         recorded = False
         for part in batch:
             ticket, shard, size = part.ticket, part.shard, part.size

@@ -114,6 +114,11 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._keys)} running={len(self.running)}>"
 
+    @property
+    def took_part(self) -> bool:
+        """Whether an aggregator may have heard of some round from this worker."""
+        return any(lane.contributed for lane in self._lanes)
+
     def reserve(
         self,
         store: int,

@@ -117,6 +117,12 @@ class AggregatorConnection:
         self._leaving = False
         self._left = False
         """Whether the aggregator has let this worker go."""
+        self._parting: pb.Goodbye | None = None
+        """What is said next, before all that waits, and is the last."""
+        self._running = False
+        """Whether `run` sees to the stream."""
+        self._silent = asyncio.Event()
+        """Set once there is no more to hear after `part`."""
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
 
@@ -153,11 +159,19 @@ class AggregatorConnection:
         Raises:
             PsumError: It did not come back, refused this worker, or did not keep to the protocol.
         """
+        self._running = True
+        try:
+            await self._run(patience)
+        finally:
+            self._running = False
+            self._silent.set()
+
+    async def _run(self, patience: float) -> None:
         pauses = backoff()
         while not self._left:
             began = time.monotonic()
             cause = await self._converse()
-            if self._left or self._session.failure is not None:
+            if self._left or self._parting is not None or self._session.failure is not None:
                 return
             lost = time.monotonic()
             _log.warning(
@@ -202,6 +216,20 @@ class AggregatorConnection:
         """Says goodbye once everything was sent; `run` ends when the aggregator has answered."""
         self._leaving = True
         self._wake.set()
+
+    def part(self, goodbye: pb.Goodbye) -> None:
+        """Says goodbye at once, before its work is done: nothing else is sent any more. `run` ends soon."""
+        if self._parting is None:
+            self._parting, self._leaving = goodbye, True
+            self._wake.set()
+
+    async def parted(self) -> None:
+        """After `part`: waits until the aggregator has heard of it. Returns at once where there is no stream to it."""
+        if self._running:
+            await self._silent.wait()
+        elif self._call is not None and self.welcome is not None:
+            # It has joined here, and not everywhere yet.
+            await self._converse()
 
     async def abandon(self) -> None:
         """Closes the connection, whatever is under way."""
@@ -401,6 +429,10 @@ class AggregatorConnection:
     async def _send(self) -> None:
         said_goodbye = False
         while True:
+            if self._parting is not None:
+                await self._say(encode(pb.ExchangeRequest(goodbye=self._parting)))
+                # Until the answer ends the conversation.
+                await asyncio.Event().wait()
             message = self._session.next_message(self.index)
             if message is not None:
                 await self._say(message, self._session.beside(self.index))

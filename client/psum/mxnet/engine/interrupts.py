@@ -8,8 +8,8 @@ way: the wait fails, and Python raises the KeyboardInterrupt. It does not do so 
 program that goes on after its handler needs the sums.
 """
 
+import functools
 import signal
-import socket
 import sys
 import threading
 import time
@@ -17,6 +17,8 @@ import types
 from collections.abc import Callable
 from typing import Final
 
+from psum.client.wakeup import forget as forget_signal
+from psum.client.wakeup import listen
 from psum.mxnet.engine import operations
 
 #: How long the sums that an interrupted main thread waits for may take to come.
@@ -25,9 +27,6 @@ PATIENCE_SECONDS: Final = 2.0
 #: How often a thread that is about to return from a hook is looked after.
 _RETURN_SECONDS: Final = 0.001
 
-_sender: socket.socket | None = None
-"""Where Python writes the numbers of signals, once they are watched."""
-
 
 def watch(end_sums: Callable[[], None]) -> None:
     """Watches for interrupts, once. Does nothing outside of the main thread, or where the program watches signals.
@@ -35,27 +34,12 @@ def watch(end_sums: Callable[[], None]) -> None:
     Args:
         end_sums: Called from another thread to have every sum that is under way fail.
     """
-    global _sender
-    if _sender is not None or threading.current_thread() is not threading.main_thread():
-        return
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
-    if (others := signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)) != -1:
-        signal.set_wakeup_fd(others)
-        receiver.close()
-        sender.close()
-        return
-    _sender = sender
-    threading.Thread(target=_heed, args=(receiver, end_sums), name="psum-interrupts", daemon=True).start()
+    listen(signal.SIGINT, functools.partial(_heed, end_sums))
 
 
 def forget() -> None:
-    """To be called in a forked child: its signals are not for its parent."""
-    global _sender
-    if _sender is not None:
-        signal.set_wakeup_fd(-1)
-        _sender.close()
-        _sender = None
+    """Watches no longer."""
+    forget_signal(signal.SIGINT)
 
 
 def raise_after(function: Callable[[], None], error: BaseException) -> None:
@@ -87,19 +71,13 @@ def _is_in(thread: int, code: types.CodeType) -> bool:
     return frame is not None
 
 
-def _heed(receiver: socket.socket, end_sums: Callable[[], None]) -> None:
-    with receiver:
-        _heed_all(receiver, end_sums)
-
-
-def _heed_all(receiver: socket.socket, end_sums: Callable[[], None]) -> None:
-    while numbers := receiver.recv(64):
-        # A program that handles the signal by itself may want the step to be finished.
-        if signal.SIGINT not in numbers or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            continue
-        position = _main_position()
-        if not operations.wait_until_idle(PATIENCE_SECONDS) and _main_position() == position:
-            end_sums()
+def _heed(end_sums: Callable[[], None]) -> None:
+    # A program that handles the signal by itself may want the step to be finished.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    position = _main_position()
+    if not operations.wait_until_idle(PATIENCE_SECONDS) and _main_position() == position:
+        end_sums()
 
 
 def _main_position() -> tuple[int, int] | None:

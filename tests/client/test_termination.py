@@ -1,0 +1,94 @@
+"""Whose handler of SIGTERM counts, and when."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from psum import client as psum
+from psum.client import termination
+
+
+@pytest.fixture(autouse=True)
+def _default() -> Iterator[None]:
+    """The signal is as a program finds it, and as it was after the test."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def handler() -> Any:
+    return signal.getsignal(signal.SIGTERM)
+
+
+def test_there_is_one_as_long_as_a_client_is_open() -> None:
+    """From the first client of the process to the last."""
+    with psum.connect(psum.Settings()):
+        with psum.connect(psum.Settings()):
+            assert handler() is termination._handle
+        assert handler() is termination._handle
+    assert handler() is signal.SIG_DFL
+
+
+def test_none_is_left_by_a_client_that_could_not_connect() -> None:
+    """The signal is then as before."""
+    settings = psum.Settings(aggregators=("127.0.0.1:1",), connect_timeout=0.2)
+    with pytest.raises(psum.ConnectError):
+        psum.connect(settings)
+    assert handler() is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("own", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "handled"])
+def test_the_programs_own_is_left_alone(own: Any) -> None:
+    """Whether it was there before, or came later."""
+    signal.signal(signal.SIGTERM, own)
+    with psum.connect(psum.Settings()):
+        assert handler() is own
+    assert handler() is own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with psum.connect(psum.Settings()):
+        signal.signal(signal.SIGTERM, own)
+    assert handler() is own
+
+
+def test_there_is_none_in_a_forked_child() -> None:
+    """Such as the processes of a DataLoader, which are ended by this signal."""
+    with psum.connect(psum.Settings()):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if handler() is signal.SIG_DFL else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert handler() is termination._handle
+
+
+def test_a_client_of_another_thread_is_told_of_once_the_main_thread_makes_one() -> None:
+    """Only the main thread can have a handler."""
+    made: list[psum.Client] = []
+    thread = threading.Thread(target=lambda: made.append(psum.connect(psum.Settings())))
+    thread.start()
+    thread.join()
+    assert handler() is signal.SIG_DFL
+    with made[0], psum.connect(psum.Settings()):
+        assert handler() is termination._handle
+        assert set(termination._clients) >= set(made)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_program_with_an_event_loop_in_its_main_thread_ends(loop: str) -> None:
+    """The loop has signals tell it in the same way as psum does, of which there is one in a process."""
+    program = f"""
+import asyncio, os, signal, threading, uvloop
+import psum.client
+async def main():
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    await asyncio.sleep(20)
+with psum.client.connect(psum.client.Settings()):
+    {loop}.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")
