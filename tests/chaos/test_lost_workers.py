@@ -121,6 +121,50 @@ def test_a_worker_that_took_part_in_nothing_can_be_replaced(
         zero.send("push", key="w", size=1000)
 
 
+def test_a_worker_waits_for_the_end_of_the_process_that_had_its_rank(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """As where a pod is replaced whose program takes its time to end: the next run begins when the last one is over."""
+    addresses = [make_aggregator().address for _ in range(2)]
+    common = {"aggregators": addresses, "num_workers": 2}
+    zero, first = (make_worker(rank=rank, **common) for rank in range(2))
+    for worker in (zero, first):
+        worker.send("push", key="w", size=300_000)
+    for worker in (zero, first):
+        assert worker.next("sum")["right"]
+    second = make_worker(rank=1, **common)
+    wait_until(lambda: "PSUM_RANK_TIMEOUT) for the end of another" in second.log, what="it says that it waits")
+    for worker in (first, zero):
+        worker.send("close")
+        worker.next("closed")
+    second.next("joined")
+    third = make_worker(rank=0, **common)
+    for worker in (second, third):
+        worker.send("push", key="w", size=300_000)
+    for worker in (second, third):
+        assert worker.next("sum")["right"]
+
+
+def test_two_workers_with_one_rank_are_told_of_both_causes(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """The one that came later has an error in the end; the other one does not notice."""
+    common = {"aggregators": [make_aggregator().address], "num_workers": 2}
+    zero, first = (make_worker(rank=rank, **common) for rank in range(2))
+    for worker in (zero, first):
+        worker.next("joined")
+    begin = time.monotonic()
+    with pytest.raises(WorkerFailed, match=r"rank 1 of job 'default' is taken by .*, connected ") as caught:
+        make_worker(rank=1, rank_timeout=1.0, **common).next("joined")
+    assert time.monotonic() - begin > 1
+    assert caught.value.error["kind"] == "TakenError"
+    for part in ("still ending", "its own PSUM_RANK", "Waited for 1 s (PSUM_RANK_TIMEOUT)"):
+        assert part in caught.value.error["text"]
+    for worker in (zero, first):
+        worker.send("push", key="w", size=1000)
+    assert first.next("sum")["right"]
+
+
 @pytest.mark.parametrize("in_an_open_round", [False, True])
 def test_a_worker_that_took_part_cannot_be_replaced(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], in_an_open_round: bool
@@ -138,7 +182,7 @@ def test_a_worker_that_took_part_cannot_be_replaced(
     first.signal(signal.SIGKILL)
     wait_until(is_gone, address, 1, what="its end is noticed")
     with pytest.raises(WorkerFailed, match=r"rank 1 of job 'default' is taken by .* which vanished") as caught:
-        make_worker(rank=1, **common).next("joined")
+        make_worker(rank=1, rank_timeout=0.3, **common).next("joined")
     assert caught.value.error["kind"] == "TakenError"
     if in_an_open_round:
         zero.send("push", key="w", size=1000)
@@ -182,7 +226,7 @@ def test_a_replaced_worker_gets_no_old_sum_from_an_aggregator_that_was_started_a
     else:
         wait_until(has_keys, aggregator.address, what="the peer has come back")
         with pytest.raises(WorkerFailed, match="rank 1 of job 'default' has taken part in it as another process"):
-            make_worker(rank=1, **common).next("joined")
+            make_worker(rank=1, rank_timeout=0.3, **common).next("joined")
         zero.send("push", key="w", size=1000)
         error = zero.next("sum")["error"]
         assert (error["kind"], error["ranks"]) == ("WorkerLostError", [1])

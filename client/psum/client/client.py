@@ -18,6 +18,7 @@ from psum.client.core.keys import Operation
 from psum.client.core.session import Load, Session
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
 from psum.client.core.ticket import State, Ticket
+from psum.client.joining import join
 from psum.client.observe import process_name
 from psum.client.observe.exporter import Exporter
 from psum.client.observe.fault_report import write_report
@@ -316,8 +317,11 @@ class Client:
             self._look_into_inbox()
             self._write_timeline()
 
-    def connect(self) -> None:
+    def connect(self, *, waits_for_rank: bool = True) -> None:
         """Joins the job at every aggregator. Called once, by `connect`.
+
+        Args:
+            waits_for_rank: Whether to wait where another process has the rank, which may be about to end.
 
         Raises:
             ConnectError: An aggregator could not be reached in time, or one side does not trust the other.
@@ -345,7 +349,7 @@ class Client:
                         self._staging = GrowingSegment(
                             self.settings.shm_directory, _warn_of_copies, self.settings.shm_limit
                         )
-                self._thread.run(self._connect())
+                self._thread.run(self._connect(waits=waits_for_rank))
         except BaseException as error:
             self._report_fault(error)
             self._closed = True
@@ -362,44 +366,38 @@ class Client:
         if isinstance(error, FaultError) and self.settings.fault_file:
             write_report(error, self.settings.fault_file)
 
-    async def _connect(self) -> None:
+    async def _connect(self, *, waits: bool) -> None:
         settings = self.settings
         credentials = Credentials.of(settings)
         credentials.check()
-        self._links = links = [
-            AggregatorConnection(
-                index,
-                address,
-                self._session,
-                credentials=credentials,
-                keepalive=settings.keepalive,
-                hello=self._hello,
-                plane=self._means.plane,
-                share=self._share_memory,
-                settle=self._settle,
-            )
-            for index, address in enumerate(settings.aggregators)
-        ]
+
+        def make() -> list[AggregatorConnection]:
+            self._incarnation = secrets.randbits(64)
+            self._links = [
+                AggregatorConnection(
+                    index,
+                    address,
+                    self._session,
+                    credentials=credentials,
+                    keepalive=settings.keepalive,
+                    hello=self._hello,
+                    plane=self._means.plane,
+                    share=self._share_memory,
+                    settle=self._settle,
+                )
+                for index, address in enumerate(settings.aggregators)
+            ]
+            return self._links
+
         try:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for link in links:
-                        group.create_task(link.connect(settings.connect_timeout))
-            except BaseException:
-                # Also where the program was interrupted: some may be connected already.
-                self._links = []
-                for link in links:
-                    await link.abandon()
-                raise
-        except* PsumError as errors:
-            error: BaseException = errors
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
+            await join(make, settings, waits=waits)
+        except BaseException:
+            self._links = []
+            raise
         if self._parting:
             # The process ends, and nothing begins any more.
             await asyncio.Event().wait()
-        self._tasks = [asyncio.create_task(self._guard(self._run(link))) for link in links]
+        self._tasks = [asyncio.create_task(self._guard(self._run(link))) for link in self._links]
         self._tasks.append(asyncio.create_task(self._guard(self._expire())))
 
     def _hello(self, aggregator: int, resuming: bool) -> pb.Hello:

@@ -60,7 +60,8 @@ def reserve_store() -> StoreNumber:
 
 def _connected(client: Client) -> Client:
     try:
-        client.connect()
+        # What this process has itself does not end by waiting.
+        client.connect(waits_for_rank=_other_client(client) is None)
         _clients.add(client)
     except TakenError as error:
         if (holder := _other_client(client)) is None:

@@ -133,6 +133,14 @@ class Settings(BaseSettings):
         parse=duration,
         meaning="How long a worker waits at its start for aggregators that do not run yet.",
     )
+    rank_timeout: float = setting(
+        "PSUM_RANK_TIMEOUT",
+        default=45.0,
+        default_text="45 s",
+        parse=duration,
+        meaning="How long a worker waits at its start while another process has its rank: one that is being replaced"
+        " may take its whole grace period to end, which is 30 s on Kubernetes.",
+    )
     reconnect_timeout: float = setting(
         "PSUM_RECONNECT_TIMEOUT",
         default=120.0,

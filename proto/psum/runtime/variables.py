@@ -59,6 +59,7 @@ VARIABLES: Final = frozenset(
         "PSUM_PARTITION_BYTES",
         "PSUM_PLANE",
         "PSUM_RANK",
+        "PSUM_RANK_TIMEOUT",
         "PSUM_RECONNECT_TIMEOUT",
         "PSUM_REFLECTION",
         "PSUM_ROUND_TIMEOUT",

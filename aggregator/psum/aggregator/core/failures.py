@@ -92,10 +92,15 @@ def taken(job: "Job", holder: Worker, hello: pb.Hello, peer: str, now: float) ->
         state = f"connected {now - holder.joined:.1f} s ago"
     else:
         state = f"which vanished {now - holder.last_heard:.1f} s ago"
+    what_to_do = (
+        "Either that process is still ending, and this rank is free when it has ended; or both have the same rank for"
+        " good: then give every worker its own PSUM_RANK, and every job its own PSUM_JOB"
+    )
+    if hello.resuming:
+        what_to_do = "It was replaced while it could not be reached"
     return TakenError(
         f"rank {hello.rank} of job {job.name!r} is taken by {holder}, {state};"
-        f" refused {hello.worker or 'an unnamed worker'} ({peer})."
-        " Give every worker its own PSUM_RANK, and every job its own PSUM_JOB",
+        f" refused {hello.worker or 'an unnamed worker'} ({peer}). {what_to_do}",
         ranks=[hello.rank],
     )
 

@@ -1,0 +1,69 @@
+"""Joining a job: at every aggregator or at none, and as often as the process that had the rank before takes to end."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from psum.client.settings import Settings
+from psum.client.transport.connection import AggregatorConnection, backoff
+from psum.wire.errors import PsumError, TakenError
+
+_log = logging.getLogger(__name__)
+
+
+async def join(make: Callable[[], Sequence[AggregatorConnection]], settings: Settings, *, waits: bool) -> None:
+    """Joins at all aggregators.
+
+    Where one of them says that the rank is taken, it gives up all of them and begins anew, as another worker: what it
+    had joined elsewhere may be the run before, which ends meanwhile.
+
+    Args:
+        make: Makes the links of an attempt.
+        settings: The worker's.
+        waits: Whether to wait for a rank that is taken.
+
+    Raises:
+        TakenError: The rank was taken for rank_timeout.
+        PsumError: See AggregatorConnection.connect.
+    """
+    give_up: float | None = None
+    pauses = backoff()
+    while True:
+        try:
+            await _join_once(make(), settings.connect_timeout)
+            return
+        except TakenError as error:
+            if not waits:
+                raise
+            if give_up is None:
+                give_up = time.monotonic() + settings.rank_timeout
+                _log.warning(
+                    "rank %d waits up to %g s (PSUM_RANK_TIMEOUT) for the end of another process with this rank: %s",
+                    settings.rank,
+                    settings.rank_timeout,
+                    error,
+                )
+            elif time.monotonic() >= give_up:
+                raise TakenError(
+                    f"{error}. Waited for {settings.rank_timeout:g} s (PSUM_RANK_TIMEOUT)", ranks=error.ranks
+                ) from None
+        await asyncio.sleep(next(pauses))
+
+
+async def _join_once(links: Sequence[AggregatorConnection], patience: float) -> None:
+    try:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for link in links:
+                    group.create_task(link.connect(patience))
+        except BaseException:
+            # Also where the program was interrupted: some may be connected already.
+            for link in links:
+                await link.abandon()
+            raise
+    except* PsumError as errors:
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
