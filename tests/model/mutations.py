@@ -2,6 +2,7 @@
 
 import pytest
 
+from psum.aggregator.core.actions import Action, Release
 from psum.aggregator.core.departures import Departures
 from psum.aggregator.core.ended_jobs import EndedJobs
 from psum.aggregator.core.job import Job
@@ -15,6 +16,7 @@ from psum.client.core.session import Session
 from psum.client.core.ticket import Part, Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
+from psum.wire.errors import FaultError
 
 
 def waiters_are_forgotten_when_a_round_is_adopted(patch: pytest.MonkeyPatch) -> None:
@@ -134,6 +136,22 @@ def a_job_that_a_rank_never_joined_is_forgotten(patch: pytest.MonkeyPatch) -> No
     patch.setattr(EndedJobs, "of", lambda _self, _hello, _now: None)
 
 
+def nobody_hears_of_a_worker_that_was_told_to_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Job, "leave_early", lambda _self, rank, _goodbye, _now: [Release(rank)])
+
+
+def a_process_is_let_in_for_one_that_took_part(patch: pytest.MonkeyPatch) -> None:
+    join = Job.join
+
+    def mutant(self: Job, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
+        holder = self.workers.get(hello.rank)
+        if holder is not None and not holder.connected:
+            holder.contributed = False
+        return join(self, hello, peer, now)
+
+    patch.setattr(Job, "join", mutant)
+
+
 ALL = [
     waiters_are_forgotten_when_a_round_is_adopted,
     a_holder_that_comes_back_is_not_asked_again,
@@ -150,4 +168,6 @@ ALL = [
     an_item_larger_than_the_credit_never_passes,
     a_result_is_taken_for_any_round,
     a_job_that_a_rank_never_joined_is_forgotten,
+    nobody_hears_of_a_worker_that_was_told_to_end,
+    a_process_is_let_in_for_one_that_took_part,
 ]

@@ -498,6 +498,14 @@ class Client:
         self._session.fail(error)
         self._settle()
 
+    def _pass_on(self) -> None:
+        """What has ended the job at one aggregator ends it at the others too. Else those would know a job that is in
+        progress, in which a process that comes in the place of another could be let in."""
+        fault = self._session.failure
+        if isinstance(fault, FaultError) and fault.key is None:
+            for link in self._links:
+                link.part(pb.Goodbye(fault=fault.to_message()))
+
     def _hand_over(self, ticket: Ticket) -> None:
         self._check_process()
         self._inbox.append(ticket)
@@ -538,6 +546,9 @@ class Client:
             ticket.state = State.FINISHED
 
     def _settle(self) -> None:
+        if self._session.failure is not None:
+            # Before the program hears of it, which may close the client in good order then.
+            self._pass_on()
         self._report()
         for link in self._links:
             link.wake()

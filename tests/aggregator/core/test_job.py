@@ -14,7 +14,7 @@ from psum.aggregator.core.actions import (
     Sum,
     Warn,
 )
-from psum.aggregator.core.job import CREDIT_HOLD_SECONDS, Job
+from psum.aggregator.core.job import CREDIT_HOLD_SECONDS, REPLACED_SECONDS, Job
 from psum.aggregator.core.job_status import job_status
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
@@ -179,9 +179,52 @@ def test_a_worker_that_vanished_before_it_took_part_may_be_replaced(job: Job) ->
     declare(job)
     job.contribute(1, entry(), FOUR, now=3.0)
     job.lost(1, now=4.0)
-    _, refusal = job.join(hello(1, {"worker": "host pid 10", "incarnation": 10}), "peer:10", now=5.0)
+    late = hello(1, {"worker": "host pid 10", "incarnation": 10, "age_seconds": 60})
+    actions, refusal = job.join(late, "peer:10", now=5.0)
+    assert actions == []
     assert isinstance(refusal, TakenError)
     assert "taken by host pid 9 (peer:9), which vanished 1.0 s ago" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("age", "now"), [(0.5, 5.0), (60.0, 4.0 + REPLACED_SECONDS)], ids=["started since", "nobody has come back"]
+)
+def test_a_worker_that_vanished_is_not_waited_for_where_another_process_has_its_rank(
+    job: Job, age: float, now: float
+) -> None:
+    """Its peers hear of it at once, and the new process of the next run, which begins when they have gone."""
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=3.0)
+    job.lost(1, now=4.0)
+    late = hello(1, {"worker": "host pid 10", "incarnation": 10, "age_seconds": age})
+    [report], refusal = job.join(late, "peer:10", now)
+    assert isinstance(refusal, TakenError)
+    assert isinstance(report, Report)
+    assert isinstance(report.fault, WorkerLostError)
+    assert (report.fault.ranks, report.ranks) == ((1,), (0,))
+    assert "host pid 101 (peer:1), vanished" in str(report.fault)
+    assert "another process, host pid 10 (peer:10), has come in its place" in str(report.fault)
+    actions, refusal = job.join(late, "peer:10", now + 1)
+    assert actions == []
+    assert isinstance(refusal, TakenError)
+    assert "has failed and is still ending; still connected: rank 0 (host pid 100" in str(refusal)
+    # The one before, which a broken network kept away, is told what has become of the job.
+    assert job.join(hello(1, {"resuming": True}), "peer:1", now + 1)[1] is report.fault
+    job.lost(0, now + 2)
+    assert job.over
+
+
+def test_one_that_comes_back_does_not_end_the_job_of_the_process_that_has_its_rank(job: Job) -> None:
+    """It is refused itself, and told that it was replaced."""
+    job.lost(1, now=1.0)
+    job.join(hello(1, {"incarnation": 9}), "peer:9", now=2.0)
+    declare(job)
+    job.contribute(1, entry(), FOUR, now=3.0)
+    job.lost(1, now=4.0)
+    actions, refusal = job.join(hello(1, {"incarnation": 1, "resuming": True}), "peer:1", now=60.0)
+    assert actions == []
+    assert isinstance(refusal, TakenError)
+    assert "It was replaced while it could not be reached" in str(refusal)
 
 
 @pytest.mark.parametrize(

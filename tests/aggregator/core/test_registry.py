@@ -8,7 +8,13 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
-from psum.wire.errors import DisagreementError, FaultError, InvalidError, WorkerLostError
+from psum.wire.errors import (
+    DisagreementError,
+    FaultError,
+    InvalidError,
+    TakenError,
+    WorkerLostError,
+)
 
 
 def hello(rank: int = 0, *, num_workers: int = 2, age: float = 1000.0, job: str = "night") -> pb.Hello:
@@ -244,6 +250,26 @@ def test_a_job_whose_workers_all_vanished_gives_way_to_its_next_run(registry: Re
     assert join(registry, hello(0, age=1.0), 9.0) is None
     assert registry.jobs["night"] is not first
     assert isinstance(first.failure, WorkerLostError)
+
+
+def test_a_process_that_replaces_one_of_a_job_that_failed_begins_the_next_run(registry: Registry) -> None:
+    """Though it was started before the end, while the others were still there."""
+    for rank in range(2):
+        assert join(registry, hello(rank), 0.0) is None
+    job = registry.jobs["night"]
+    job.workers[1].contributed = True
+    job.lost(1, 5.0)
+    replacement = hello(1, age=1.0)
+    assert isinstance(join(registry, replacement, 7.0), TakenError)
+    assert isinstance(job.failure, WorkerLostError)
+    replacement.age_seconds = 3.0
+    assert isinstance(join(registry, replacement, 9.0), TakenError)
+    job.lost(0, 10.0)
+    registry.settle(job, 10.0)
+    replacement.age_seconds = 5.0
+    assert join(registry, replacement, 11.0) is None
+    assert registry.jobs["night"] is not job
+    assert join(registry, hello(0, age=0.5), 11.0) is None
 
 
 def test_jobs_side_by_side_do_not_know_of_each_other(registry: Registry) -> None:

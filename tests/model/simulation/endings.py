@@ -35,6 +35,11 @@ def doom(fleet: Fleet, random: Random) -> None:
                         if connection.rank == rank:
                             fleet.aggregators[index].lose(connection, fleet.now)  # type: ignore[union-attr]
             fleet.replace_worker(rank)
+        case Ending.TERMINATION:
+            ledger.excuse(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
+            fleet.terminate_worker(rank, random)
+            if random.random() < 0.6:
+                fleet.replace_worker(rank)
         case Ending.ABORT:
             place = random.choice(fleet.places())
             if fleet.reserve(rank, place, 0):

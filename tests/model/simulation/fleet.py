@@ -113,6 +113,8 @@ class Fleet:
         link = worker.links[index]
         if not worker.alive or rank in self.absent or aggregator is None or link.connection is not None or link.gone:
             return False
+        if self.now < worker.retry_at:
+            return False
         connection = Connection(rank)
         if not aggregator.accept(connection):
             return False
@@ -265,6 +267,21 @@ class Fleet:
         self.workers[rank].die()
         self.ledger.forget(rank)
         self.reserved[rank].clear()
+
+    def terminate_worker(self, rank: int, random: Random) -> None:
+        """A worker's process is told to end, and has as long for it as messages take."""
+        self.tally["fault: workers told to end"] += 1
+        worker = self.workers[rank]
+        told = all(link.connection is not None and link.welcomed for link in worker.links)
+        told = told and not any(a is None or a.draining for a in self.aggregators)
+        worker.terminate()
+        self.ledger.forget(rank)
+        self.reserved[rank].clear()
+        heard = told and worker.session.took_part
+        self.settle(random, reconnect=True)
+        worker.die()
+        if heard:
+            assert not self.ledger.open, "a worker was told to end, and its peers have not heard of it"
 
     def replace_worker(self, rank: int) -> None:
         """Another process takes the rank, and begins at the beginning."""

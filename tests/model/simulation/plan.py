@@ -32,6 +32,7 @@ class Ending(enum.Enum):
     ALL_LEAVE = "all ranks do the same and leave when they are done, while others are not yet"
     DEATH = "a worker is killed, and does not come back"
     REPLACEMENT = "a worker is killed, and another process takes its rank"
+    TERMINATION = "a worker is told to end, and perhaps another process takes its rank"
     ABORT = "a worker cannot contribute to some round"
     DESERTION = "a worker leaves before the others are through"
     LATENESS = "a worker joins when others have joined and left"

@@ -8,7 +8,14 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from psum.client import ElementType, FaultError, Operation, Ticket
+from psum.client import (
+    ElementType,
+    FaultError,
+    Operation,
+    TakenError,
+    Ticket,
+    WorkerLostError,
+)
 from psum.client.core.recorder import Recorder
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
@@ -20,6 +27,7 @@ Values = npt.NDArray[np.generic]
 
 _FAREWELL = encode(pb.ExchangeResponse(farewell=pb.Farewell()))
 _REPEATABLE = ("result", "taken", "want")
+RANK_TIMEOUT_SECONDS = 45.0
 _numbers = itertools.count(1)
 
 
@@ -56,6 +64,11 @@ class WorkerProcess:
         self.number = number
         self.alive = True
         self.leaving = False
+        self.retry_at = now
+        """When it may connect."""
+        self._ended_by: FaultError | None = None
+        self._give_up: float | None = None
+        """When it waits no longer for its rank, None before it has begun to wait."""
         self.plan = plan
         self._addresses = tuple(addresses)
         self._incarnation = next(_numbers)
@@ -78,6 +91,19 @@ class WorkerProcess:
     def joined(self) -> bool:
         """Whether it has got through to every aggregator once; before, its program has no store to use."""
         return all(link.resuming for link in self.links)
+
+    @property
+    def parting(self) -> pb.Goodbye | None:
+        """What it says to all aggregators before its work is done, None where it goes on."""
+        fault = self._ended_by or self.session.failure
+        if not isinstance(fault, FaultError) or fault.key is not None:
+            return None
+        replaceable = fault is self._ended_by and not self.session.took_part
+        return pb.Goodbye(fault=fault.to_message(), replaceable=replaceable)
+
+    def terminate(self) -> None:
+        """It gets SIGTERM. Counterpart of psum.client.termination."""
+        self._ended_by = WorkerLostError(f"rank {self.rank} of job 'model' was ended", ranks=[self.rank])
 
     @property
     def busy(self) -> bool:
@@ -133,7 +159,13 @@ class WorkerProcess:
         link = self.links[aggregator]
         if link.connection is None or not link.welcomed or len(link.connection.requests) >= window:
             return False
-        message = self.session.next_message(aggregator)
+        if (parting := self.parting) is not None:
+            if link.said_goodbye:
+                return False
+            message: bytes | None = encode(pb.ExchangeRequest(goodbye=parting))
+            link.said_goodbye = True
+        else:
+            message = self.session.next_message(aggregator)
         if message is None and self.leaving and not link.said_goodbye:
             message = encode(pb.ExchangeRequest(goodbye=pb.Goodbye()))
             link.said_goodbye = True
@@ -161,7 +193,7 @@ class WorkerProcess:
         message, _ = decode(pb.ExchangeResponse, data)
         kind = message.WhichOneof("kind")
         if not link.welcomed:
-            self._introduced(aggregator, message)
+            self._introduced(aggregator, message, now)
             return True
         for _ in range(2 if echoes and kind in _REPEATABLE and random.random() < echoes else 1):
             self.session.receive(aggregator, data, now)
@@ -196,7 +228,15 @@ class WorkerProcess:
             if done is not None:
                 done(error)
 
-    def _introduced(self, aggregator: int, message: pb.ExchangeResponse) -> None:
+    def _waits_for_rank(self, fault: pb.Fault, now: float) -> bool:
+        if self.joined or fault.code != TakenError.code:
+            return False
+        if self._give_up is None:
+            self._give_up = now + RANK_TIMEOUT_SECONDS
+        self.retry_at = now + 1.0
+        return now < self._give_up
+
+    def _introduced(self, aggregator: int, message: pb.ExchangeResponse, now: float) -> None:
         link = self.links[aggregator]
         match message.WhichOneof("kind"):
             case "welcome":
@@ -204,6 +244,12 @@ class WorkerProcess:
                 if link.resuming:
                     self.session.reconnected(aggregator)
                 link.resuming = True
+            case "fault" if self._waits_for_rank(message.fault, now):
+                # As psum.client.joining: nowhere, and then everywhere anew.
+                for other in range(len(self.links)):
+                    self.lose(other)
+                self.links = [_Link() for _ in self.links]
+                self._incarnation = next(_numbers)
             case "fault":
                 self.session.fail(FaultError.from_message(message.fault))
                 # Who was never in does without the others too.

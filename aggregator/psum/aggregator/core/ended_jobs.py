@@ -63,6 +63,10 @@ class EndedJobs:
         past = self._jobs.get(hello.job)
         if past is None or now - hello.age_seconds > past.at:
             return None
+        worker = past.job.workers.get(hello.rank)
+        if worker is not None and hello.incarnation and worker.hello.incarnation != hello.incarnation:
+            # Another process had its rank in it: this one is of the next run, though it may have come before the end.
+            return None
         # Whoever has no incarnation of its own may be another one each time: it is told once.
         told = hello.rank not in past.job.told or 0 != past.job.told[hello.rank] == hello.incarnation
         past.job.told.setdefault(hello.rank, hello.incarnation)

@@ -105,6 +105,27 @@ def taken(job: "Job", holder: Worker, hello: pb.Hello, peer: str, now: float) ->
     )
 
 
+def replaced(job: "Job", holder: Worker, hello: pb.Hello, peer: str, now: float) -> WorkerLostError:
+    """Another process has come in the place of a worker that vanished."""
+    return WorkerLostError(
+        f"rank {hello.rank} of job {job.name!r}, {holder}, vanished {now - holder.last_heard:.1f} s ago, and another"
+        f" process, {hello.worker or 'an unnamed worker'} ({peer}), has come in its place. That one begins at the"
+        " beginning, so the job ends here; start all workers again",
+        ranks=[hello.rank],
+    )
+
+
+def still_ending(job: "Job", holder: Worker, hello: pb.Hello, peer: str) -> TakenError:
+    """The job has failed, and a worker has come for the next run, while others of this one are still there."""
+    there = [f"rank {rank} ({worker})" for rank, worker in job.workers.items() if worker.connected]
+    still = f"; still connected: {', '.join(there[:_MAX_NAMED])}" if there else ""
+    return TakenError(
+        f"job {job.name!r}, in which rank {hello.rank} was {holder}, has failed and is still ending{still}. Refused"
+        f" {hello.worker or 'an unnamed worker'} ({peer}), which can join its next run when all of them have ended",
+        ranks=[hello.rank],
+    )
+
+
 def begun_without(job: "Job", hello: pb.Hello, peer: str) -> TakenError:
     """A process that was not in the job before comes to one whose ranks have all taken part in some round."""
     return TakenError(

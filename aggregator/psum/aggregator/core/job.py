@@ -37,6 +37,10 @@ from psum.wire.errors import FaultError, ProtocolError
 #: workers that push different keys first would wait for each other for ever.
 CREDIT_HOLD_SECONDS: Final = 0.01
 
+#: A worker that has vanished for this long is not about to be back, where another process has come for its rank: those
+#: that lose a connection to an aggregator that is there have another one within two seconds.
+REPLACED_SECONDS: Final = 3.0
+
 _NOTHING: Final = memoryview(b"")
 
 
@@ -84,6 +88,8 @@ class Job:
         self.failed_at: float | None = None
         self.told: dict[int, int] = {}
         """The incarnation of each rank that was refused with what ended the job, by rank."""
+        self._turned_away: dict[int, str] = {}
+        """The last process that was refused since its rank is taken, by rank."""
         self.ended = False
         """Whether it was told to `end`."""
         self.held_bytes = 0
@@ -136,15 +142,19 @@ class Job:
         Returns:
             What to do, and why the worker is refused (None: it has joined).
         """
+        holder = self.workers.get(hello.rank)
+        same = holder is not None and hello.incarnation and holder.hello.incarnation == hello.incarnation
         if self.failure is not None:
+            if holder is not None and hello.incarnation and not same and not hello.resuming:
+                # It is of the next run, which begins when all of this one are gone.
+                return [], failures.still_ending(self, holder, hello, peer)
             self.told[hello.rank] = hello.incarnation
             return [], self.failure
         if (refusal := failures.disagreement(self, hello, peer)) is not None:
             self.told[hello.rank] = hello.incarnation
             # A stranger must not end a job that is complete without it. While ranks are missing it is one of them.
             return ([] if self.complete else self.fail(refusal, now)), refusal
-        holder = self.workers.get(hello.rank)
-        if holder is not None and hello.incarnation and holder.hello.incarnation == hello.incarnation:
+        if holder is not None and same:
             # The same process: its connection broke, though the end of the old one may not have been seen yet. After
             # its goodbye too: it waits for the answer, and says it again.
             holder.connected, holder.peer, holder.last_heard = True, peer, now
@@ -154,14 +164,29 @@ class Job:
         if hello.rank in self._departed and not hello.resuming:
             self._departed.discard(hello.rank)
             self._farewells.left.discard(hello.rank)
-        elif holder is not None and (holder.connected or holder.left or holder.contributed):
-            return [], failures.taken(self, holder, hello, peer, now)
+        elif holder is not None and (
+            holder.connected or holder.left or holder.contributed or self._farewells.left - self._departed
+        ):
+            taken = failures.taken(self, holder, hello, peer, now)
+            if not self._is_replaced(holder, hello, now):
+                return [], taken
+            if not holder.contributed and self._connected():
+                # Some have left in good order, and the others are about to.
+                return [], taken
+            # The job cannot go on with a process that begins at the beginning, and the one before is not coming back.
+            return self.fail(failures.replaced(self, holder, hello, peer, now), now), taken
         if self._inherits and not hello.resuming:
             return [], failures.begun_without(self, hello, peer)
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
         return [], None
+
+    def turn_away(self, hello: pb.Hello) -> bool:
+        """Notes that a worker was refused since its rank is taken; returns whether it is the first time."""
+        first = self._turned_away.get(hello.rank) != hello.worker
+        self._turned_away[hello.rank] = hello.worker
+        return first
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action]:
         """A worker describes a key.
@@ -464,6 +489,17 @@ class Job:
         assert held == self.held_bytes
         assert len(self.timings) <= self.shards
         assert sum(self._need(key) for key in self.keys.values() if key.failure is None) <= self.budget.reserved_bytes
+
+    @staticmethod
+    def _is_replaced(holder: Worker, hello: pb.Hello, now: float) -> bool:
+        """Whether another process has come in the place of a worker that vanished, so that this one is not waited for.
+
+        One that was started when the worker had vanished was started because of that. One that was there before may be
+        a second worker with the same rank by mistake: it counts only when the first one has had time to come back.
+        """
+        if holder.connected or holder.left or hello.resuming:
+            return False
+        return now - hello.age_seconds > holder.last_heard or now - holder.last_heard >= REPLACED_SECONDS
 
     @staticmethod
     def _in_step(shard: ShardRounds[object], round: int) -> bool:

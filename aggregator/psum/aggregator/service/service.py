@@ -38,6 +38,7 @@ from psum.wire.errors import (
     InternalError,
     InvalidError,
     ProtocolError,
+    TakenError,
 )
 
 _log = logging.getLogger(__name__)
@@ -348,7 +349,10 @@ class Service:
                 who = hello.worker or "an unnamed worker"
                 _log.warning("job %s: refused rank %d, %s (%s), for that reason", job.name, hello.rank, who, peer)
             else:
-                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+                # A worker that waits for the end of another process comes again each second.
+                again = job is not None and isinstance(refusal, TakenError) and not job.turn_away(hello)
+                level = logging.DEBUG if again else logging.WARNING
+                _log.log(level, "job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
             # A job keeps why it failed: that must not hold the frames through which it is raised here.
             raise copy.copy(refusal or InternalError("refused without a reason"))
         if (replaced := self._lines.get((id(job), hello.rank))) is not None:
