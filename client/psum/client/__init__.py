@@ -27,6 +27,7 @@ from psum.client.core.counters import OperationStatistics, Statistics, Times
 from psum.client.core.keys import Operation
 from psum.client.core.store_numbers import StoreNumber
 from psum.client.core.ticket import Ticket
+from psum.client.exit_status import PEER_FAULT_STATUS
 from psum.client.in_step import ComparedTensor, Comparison, digest_of
 from psum.client.settings import Settings
 from psum.client.store import Store, key_name
@@ -55,6 +56,7 @@ from psum.wire.errors import (
 )
 
 __all__ = [
+    "PEER_FAULT_STATUS",
     "AbortedError",
     "AggregatorLostError",
     "Block",

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Final, Self
 
-from psum.client import termination
+from psum.client import exit_status, termination
 from psum.client.core.counters import Counters, Statistics, statistics
 from psum.client.core.keys import Operation
 from psum.client.core.session import Load, Session
@@ -363,8 +363,10 @@ class Client:
             raise
 
     def _report_fault(self, error: BaseException) -> None:
-        if isinstance(error, FaultError) and self.settings.fault_file:
-            write_report(error, self.settings.fault_file)
+        if isinstance(error, FaultError):
+            exit_status.note(error, self.rank)
+            if self.settings.fault_file:
+                write_report(error, self.settings.fault_file)
 
     async def _connect(self, *, waits: bool) -> None:
         settings = self.settings

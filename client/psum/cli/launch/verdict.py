@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from psum.cli.launch.processes import describe
+from psum.client.exit_status import PEER_FAULT_STATUS
 from psum.client.observe.fault_report import FaultReport
 
 _HINTS: Final = {
@@ -34,6 +35,8 @@ class Ending:
     @property
     def is_consequence(self) -> bool:
         """Whether it ended after it was told that other ranks had failed."""
+        if self.code == PEER_FAULT_STATUS:
+            return True
         return self.fault is not None and bool(self.fault.ranks) and self.rank not in self.fault.ranks
 
     def __str__(self) -> str:
