@@ -109,6 +109,14 @@ class Settings(BaseSettings):
         parse=duration,
         meaning="How long the aggregator keeps the place of a worker that vanished. Then its job fails on all ranks.",
     )
+    closed_timeout: float = setting(
+        "PSUM_CLOSED_TIMEOUT",
+        default=0.0,
+        default_text="as PSUM_WORKER_TIMEOUT",
+        parse=duration,
+        meaning="The same for a worker that had taken part in some round and whose connection was closed, as by the end"
+        " of its process, rather than silent. One that lives is back within two seconds, where nothing is in its way.",
+    )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",
         default=600.0,

@@ -34,6 +34,7 @@ VARIABLES: Final = frozenset(
         "PSUM_AGGREGATOR_TOKEN_FILE",
         "PSUM_AGGREGATOR_WEIGHTS",
         "PSUM_CHECK_EVERY",
+        "PSUM_CLOSED_TIMEOUT",
         "PSUM_CONNECT_TIMEOUT",
         "PSUM_CREDIT_BYTES",
         "PSUM_DATA_PORT",

@@ -186,6 +186,24 @@ def test_a_worker_that_vanished_before_it_took_part_may_be_replaced(job: Job) ->
     assert "taken by host pid 9 (peer:9), which vanished 1.0 s ago" in str(refusal)
 
 
+@pytest.mark.parametrize(("closed", "contributed", "kept"), [(True, True, 5), (False, True, 30), (True, False, 30)])
+def test_a_worker_whose_connection_was_closed_is_kept_a_place_for_less_long(
+    closed: bool, contributed: bool, kept: float
+) -> None:
+    """One that is silent may be out of reach; for one that had taken part in nothing, another one may yet come."""
+    job = Job(hello(0), worker_timeout=30, closed_timeout=5, round_timeout=600, warn_after=600)
+    for rank in range(2):
+        job.join(hello(rank), f"peer:{rank}", now=0.0)
+    declare(job)
+    if contributed:
+        job.contribute(1, entry(), FOUR, now=1.0)
+    job.lost(1, 2.0, closed=closed)
+    assert job.tick(2.0 + kept) == []
+    [report] = job.tick(2.1 + kept)
+    assert isinstance(report, Report)
+    assert f"within the worker timeout of {kept} s" in str(report.fault)
+
+
 @pytest.mark.parametrize(
     ("age", "now"), [(0.5, 5.0), (60.0, 4.0 + REPLACED_SECONDS)], ids=["started since", "nobody has come back"]
 )

@@ -268,7 +268,7 @@ def vanished(job: "Job", rank: int, now: float) -> WorkerLostError:
     worker = job.workers[rank]
     return WorkerLostError(
         f"rank {rank} of job {job.name!r}, {worker}, vanished {now - worker.last_heard:.1f} s ago and"
-        f" did not come back within the worker timeout of {job.worker_timeout:g} s;"
+        f" did not come back within the worker timeout of {job.kept_seconds(worker):g} s;"
         " look into its log, then start the job again",
         ranks=[rank],
     )

@@ -50,6 +50,7 @@ class Job:
     Args:
         hello: The first worker's hello, which says what all must agree on.
         worker_timeout: Seconds for which the place of a vanished worker is kept.
+        closed_timeout: The same where its stream was closed and it had taken part in some round; 0: as worker_timeout.
         round_timeout: Seconds for which a round may wait.
         warn_after: Seconds after which those who wait are told for whom.
         max_shards: How many shards it may declare; every key has at least one.
@@ -63,6 +64,7 @@ class Job:
         hello: pb.Hello,
         *,
         worker_timeout: float,
+        closed_timeout: float = 0.0,
         round_timeout: float,
         warn_after: float = 30.0,
         max_shards: int = 500_000,
@@ -73,6 +75,7 @@ class Job:
         self.name = hello.job
         self.num_workers: int = hello.num_workers if before is None else before.num_workers
         self.worker_timeout = worker_timeout
+        self._closed_timeout = min(closed_timeout, worker_timeout) or worker_timeout
         self.round_timeout = round_timeout
         self.max_shards = max_shards
         self.shards = 0
@@ -422,10 +425,14 @@ class Job:
             if shard.missing < self.num_workers and here.issuperset(shard.waiting_for())
         ]
 
-    def lost(self, rank: int, now: float) -> list[Action]:
-        """A worker's stream ended without a goodbye, or after one."""
+    def kept_seconds(self, worker: Worker) -> float:
+        """How long the place of a worker that vanished is kept."""
+        return self._closed_timeout if worker.closed and worker.contributed else self.worker_timeout
+
+    def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
+        """A worker's stream ended without a goodbye, or after one; whether it was closed, and not silent."""
         worker = self.workers[rank]
-        worker.connected = False
+        worker.connected, worker.closed = False, closed
         worker.last_heard = now
         worker.uncredited.clear()
         return []
@@ -436,7 +443,7 @@ class Job:
         if self._resumed_at is not None and not self.complete and now - self._resumed_at > self.worker_timeout:
             return self.fail(failures.not_back(self), now)
         for rank, worker in self.workers.items():
-            if not worker.connected and not worker.left and now - worker.last_heard > self.worker_timeout:
+            if not worker.connected and not worker.left and now - worker.last_heard > self.kept_seconds(worker):
                 return self.fail(failures.vanished(self, rank, now), now)
             if returned := tuple(self._credit_due(worker, now)):
                 actions.append(ReturnCredit(rank, returned))

@@ -106,6 +106,7 @@ class Registry:
                 hello,
                 max_shards=self._settings.max_shards,
                 worker_timeout=self._settings.worker_timeout,
+                closed_timeout=self._settings.closed_timeout,
                 round_timeout=self._settings.round_timeout,
                 warn_after=self._settings.warn_after,
                 budget=self.budget,

@@ -17,6 +17,7 @@ class Worker:
         joined: When it joined.
         last_heard: When something came from it last.
         connected: Whether its stream is open.
+        closed: Whether its last stream was closed, as by the end of its process, and not given up as silent.
         left: Whether it said goodbye.
         taking_leave: Whether it did so on its present connection.
         contributed: Whether it took part in any round; one that vanished before may be replaced.
@@ -32,6 +33,7 @@ class Worker:
     joined: float
     last_heard: float
     connected: bool = True
+    closed: bool = False
     left: bool = False
     taking_leave: bool = False
     contributed: bool = False

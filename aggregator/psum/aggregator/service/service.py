@@ -453,7 +453,10 @@ class Service:
             # It has another one already.
             return
         del self._lines[id(job), rank]
-        worker = job.workers[rank]
+        worker, now = job.workers[rank], self._loop.time()
+        # Probes find out later than this that nobody is there.
+        closed = now - worker.last_heard < self.settings.keepalive
+        actions = job.lost(rank, now, closed=closed)
         if worker.left or job.failure is not None:
             pass
         elif self.draining:
@@ -467,10 +470,9 @@ class Service:
                 rank,
                 worker,
                 why,
-                self.settings.worker_timeout,
+                job.kept_seconds(worker),
             )
-        now = self._loop.time()
-        self._delivery.perform(job, job.lost(rank, now))
+        self._delivery.perform(job, actions)
         self._registry.settle(job, now)
 
     async def _tick(self) -> None:
