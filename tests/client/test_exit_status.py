@@ -11,9 +11,9 @@ from psum.client import PEER_FAULT_STATUS
 
 PROGRAM = """
 import sys
-from psum.client import WorkerLostError, _exit_status
+from psum.client import WorkerLostError, exit_status
 fault = WorkerLostError("rank 1 of job 'j' vanished", ranks=[1])
-_exit_status.note(fault, int(sys.argv[1]))
+exit_status.note(fault, int(sys.argv[1]))
 """
 
 
@@ -52,7 +52,7 @@ def test_other_ends_have_their_own(text: str, rank: int, status: int) -> None:
 
 def test_the_programs_own_hook_shows_the_error() -> None:
     """The status is the same."""
-    text = "sys.excepthook = lambda *_: print('shown')\n_exit_status.note(fault, 0)\nraise fault"
+    text = "sys.excepthook = lambda *_: print('shown')\nexit_status.note(fault, 0)\nraise fault"
     ended = run(text)
     assert (ended.returncode, ended.stdout, ended.stderr) == (75, "shown\n", "")
 

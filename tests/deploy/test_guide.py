@@ -112,7 +112,7 @@ def test_numbers_are_those_of_the_manifests() -> None:
     assert f"the same worker fails {job['spec']['backoffLimitPerIndex'] + 1} times" in guide()
     job_set = next(r for r in rendered("workers/jobset") if r["kind"] == "JobSet")
     assert job_set["spec"]["failurePolicy"]["maxRestarts"] == 3
-    assert "three times at most" in " ".join(guide().split())
+    assert "at most three times" in " ".join(guide().split())
     ends = {r["spec"].get("ttlSecondsAfterFinished") for r in (job, job_set)}
     assert ends == {3 * 24 * 3600}
     for name in RENDERED:
