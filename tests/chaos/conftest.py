@@ -15,7 +15,7 @@ from faults.training import STEPS, Training, undisturbed
 
 @pytest.fixture
 def stack() -> Iterator[contextlib.ExitStack]:
-    """Ends what the fixtures below have made."""
+    """Close everything that the fixtures below create."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -24,7 +24,7 @@ def stack() -> Iterator[contextlib.ExitStack]:
 def make_aggregator(
     stack: contextlib.ExitStack, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., AggregatorProcess]:
-    """Starts aggregator processes with the given flags."""
+    """Start aggregator processes with the given flags."""
 
     def make(*flags: str) -> AggregatorProcess:
         made = AggregatorProcess(tmp_path_factory.mktemp("aggregator"), flags)
@@ -36,10 +36,10 @@ def make_aggregator(
 
 @pytest.fixture
 def make_proxy(stack: contextlib.ExitStack) -> Callable[..., Proxy]:
-    """Makes proxies in front of aggregators."""
+    """Create a proxy in front of an aggregator."""
 
-    def make(behind: AggregatorProcess) -> Proxy:
-        made = Proxy(behind.address, behind.data_port)
+    def make(target: AggregatorProcess) -> Proxy:
+        made = Proxy(target.address, target.data_port)
         stack.callback(made.close)
         return made
 
@@ -48,7 +48,7 @@ def make_proxy(stack: contextlib.ExitStack) -> Callable[..., Proxy]:
 
 @pytest.fixture
 def make_worker(stack: contextlib.ExitStack, tmp_path: pathlib.Path) -> Callable[..., WorkerProcess]:
-    """Starts a worker process, and has it join a job where settings are given."""
+    """Start a worker process. If settings are given, make it join a job."""
     made: list[WorkerProcess] = []
 
     def make(process_1: bool = False, **settings: Any) -> WorkerProcess:
@@ -63,7 +63,7 @@ def make_worker(stack: contextlib.ExitStack, tmp_path: pathlib.Path) -> Callable
 
 @pytest.fixture
 def make_training(stack: contextlib.ExitStack, tmp_path: pathlib.Path) -> Callable[..., Training]:
-    """Starts a training; see Training."""
+    """Start a training; see Training."""
 
     def make(addresses: list[str], **given: Any) -> Training:
         made = Training(tmp_path / "training", addresses, **given)
@@ -75,5 +75,5 @@ def make_training(stack: contextlib.ExitStack, tmp_path: pathlib.Path) -> Callab
 
 @pytest.fixture(scope="session")
 def undisturbed_result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all ranks of a training have in the end when nothing happens."""
+    """The result of a training without faults."""
     return undisturbed(tmp_path_factory.mktemp("undisturbed"), STEPS)

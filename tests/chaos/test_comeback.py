@@ -1,4 +1,4 @@
-"""Aggregators are killed and connections are cut in the midst of a training; its result is the same, bit for bit."""
+"""Killed aggregators and cut connections during a training do not change its result, bit for bit."""
 
 import os
 import pathlib
@@ -17,18 +17,18 @@ from psum import client as psum
 
 
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
-def test_killed_aggregators_come_back_without_a_trace(tmp_path: pathlib.Path, plane: str) -> None:
-    """kill -9 of either of two aggregators at random moments, and a new one on its address."""
+def test_killed_aggregators_do_not_change_the_result(tmp_path: pathlib.Path, plane: str) -> None:
+    """One of two aggregators is killed at random moments, and a new process starts on its address."""
     report = runs.kill_aggregators(tmp_path, kills=4, seed=1, plane=plane)
     assert report["same"]
-    # A worker may need one connection for two kills, where they come soon after each other.
+    # Two kills in quick succession may cost a worker only one reconnection.
     assert report["reconnections"] >= 4
 
 
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
-def test_harm_to_connections_leaves_no_trace(tmp_path: pathlib.Path, plane: str) -> None:
-    """Connections break in the midst of messages, either way, messages are late, and some stop without a word."""
-    report = runs.harm_connections(tmp_path, harms=3, seed=2, plane=plane)
+def test_connection_faults_do_not_change_the_result(tmp_path: pathlib.Path, plane: str) -> None:
+    """Connections break inside messages in both directions, data is delayed, and some connections stall."""
+    report = runs.disturb_connections(tmp_path, faults=3, seed=2, plane=plane)
     assert report["same"]
     assert report["silences"] > 0
     assert report["cuts at a random moment"] > 0
@@ -36,15 +36,17 @@ def test_harm_to_connections_leaves_no_trace(tmp_path: pathlib.Path, plane: str)
 
 
 @pytest.mark.parametrize("plane", ["direct", "shm"])
-def test_a_data_port_that_leads_nowhere_costs_no_step(
+def test_a_data_port_without_a_backend_costs_no_step(
     make_aggregator: Callable[..., Any],
     make_proxy: Callable[..., Any],
     make_training: Callable[..., Any],
     undisturbed_result: dict[str, Any],
     plane: str,
 ) -> None:
-    """From one connection to the next it accepts and closes, or says nothing: the training goes on, on the stream.
-    Every worker tries it once, however often its stream is cut."""
+    """If the data port starts to close connections or to stay silent, the training goes on over the stream.
+
+    Every worker tries it once, however often its stream is cut.
+    """
     aggregators = [make_aggregator() for _ in range(2)]
     proxies = [make_proxy(aggregator) for aggregator in aggregators]
     training = make_training([p.address for p in proxies], plane=plane)
@@ -62,13 +64,13 @@ def test_a_data_port_that_leads_nowhere_costs_no_step(
         assert worker.log.count("it cannot open a data connection") == 2
 
 
-def test_a_silent_network_is_noticed_and_gone_around(
+def test_a_silent_network_is_noticed_and_workers_reconnect(
     make_aggregator: Callable[..., Any],
     make_proxy: Callable[..., Any],
     make_training: Callable[..., Any],
     undisturbed_result: dict[str, Any],
 ) -> None:
-    """When nothing is forwarded any more, keepalive probes notice it within seconds, and a new connection goes on."""
+    """When forwarding stops, keepalive probes notice within seconds, and the training goes on over a new connection."""
     aggregators = [make_aggregator("--keepalive", "500ms") for _ in range(2)]
     proxies = [make_proxy(aggregator) for aggregator in aggregators]
     training = make_training([p.address for p in proxies], keepalive=0.5)
@@ -83,7 +85,7 @@ def test_a_silent_network_is_noticed_and_gone_around(
     assert proxies[0].connections > WORKERS
 
 
-def test_a_stopped_aggregator_is_as_a_silent_network(
+def test_a_stopped_aggregator_is_handled_as_a_silent_network(
     make_aggregator: Callable[..., Any], make_training: Callable[..., Any], undisturbed_result: dict[str, Any]
 ) -> None:
     """SIGSTOP for longer than the probes take, then SIGCONT: the training goes on."""
@@ -102,7 +104,7 @@ def test_a_stopped_aggregator_is_as_a_silent_network(
 def test_a_rolling_restart_costs_no_step(
     make_aggregator: Callable[..., Any], make_training: Callable[..., Any], undisturbed_result: dict[str, Any]
 ) -> None:
-    """SIGTERM to one aggregator after the other: each finishes its open rounds, ends with 0, and comes back."""
+    """Aggregators get SIGTERM one after the other. Each finishes its open rounds, exits with status 0 and restarts."""
     aggregators = [make_aggregator() for _ in range(2)]
     training = make_training([a.address for a in aggregators])
     for turn in range(3):
@@ -115,7 +117,7 @@ def test_a_rolling_restart_costs_no_step(
 
 
 def test_a_worker_may_leave_while_others_go_on(make_aggregator: Callable[..., Any]) -> None:
-    """A goodbye is answered as soon as the others have their sums, not after a time-out."""
+    """A goodbye is answered as soon as the other ranks have their sums, not after a time-out."""
     aggregator = make_aggregator()
 
     def join(rank: int) -> psum.Client:
@@ -133,7 +135,7 @@ def test_a_worker_may_leave_while_others_go_on(make_aggregator: Callable[..., An
 def test_an_aggregator_that_does_not_come_back_is_named(
     make_aggregator: Callable[..., Any], make_training: Callable[..., Any]
 ) -> None:
-    """After reconnect_timeout every rank gets an error with its address, the cause and the time."""
+    """After reconnect_timeout every rank gets an error with the aggregator's address, the cause and the time."""
     aggregators = [make_aggregator() for _ in range(2)]
     training = make_training([a.address for a in aggregators], steps=None, reconnect_timeout=1.0)
     training.wait_for_step(3)
@@ -145,8 +147,8 @@ def test_an_aggregator_that_does_not_come_back_is_named(
         assert caught.value.error["address"] == aggregators[1].address
 
 
-def test_without_kept_sums_an_aggregator_may_come_back_between_rounds(make_aggregator: Callable[..., Any]) -> None:
-    """With PSUM_KEEP_SUMS=0 a comeback between two rounds works: there no rank lacks a sum that another has."""
+def test_without_kept_sums_an_aggregator_can_restart_between_rounds(make_aggregator: Callable[..., Any]) -> None:
+    """With PSUM_KEEP_SUMS=0 a restart between two rounds works, because no rank lacks a sum that another has."""
     aggregator = make_aggregator()
 
     def join(rank: int) -> psum.Client:

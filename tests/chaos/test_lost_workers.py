@@ -1,4 +1,4 @@
-"""A worker is killed, and perhaps another process comes in its place."""
+"""A worker is killed, and another process may take its rank."""
 
 import signal
 import time
@@ -16,7 +16,7 @@ KEYS = ("a", "b", "c", "d")
 
 
 def has_keys(address: str) -> bool:
-    """Whether some worker has come back and declared its keys."""
+    """Return whether some worker has reconnected and declared its keys."""
     job = find_job(address)
     return job is not None and job.keys > 0
 
@@ -28,7 +28,7 @@ def all_keys_wait(addresses: list[str], job: str) -> bool:
 def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
 ) -> None:
-    """Every operation of every peer has its error in time, naming the rank; the aggregators let go of the memory."""
+    """Every operation of every peer fails in time with an error that names the rank. Aggregators free the memory."""
     aggregators = [make_aggregator("--worker-timeout", f"{WORKER_TIMEOUT:g}s") for _ in range(2)]
     addresses = [a.address for a in aggregators]
     workers = [make_worker() for _ in range(3)]
@@ -38,7 +38,7 @@ def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
             workers[-1] = make_worker()
         for rank, worker in enumerate(workers):
             worker.send("join", settings={"job": job, "aggregators": addresses, "rank": rank, "num_workers": 3})
-            # Some rounds have contributions of all but one, some of the one that goes, some of nobody else.
+            # Some rounds get contributions from all ranks, the others from all ranks but the killed one.
             for key in KEYS[: 3 if rank < 2 else 2]:
                 worker.send("push", key=key, size=1_000_000)
         for worker in workers:
@@ -71,10 +71,10 @@ def test_a_killed_worker_fails_all_peers_and_its_job_is_freed(
     assert all(last < first + (16 << 20) for first, last in zip(resident[0], resident[-1], strict=True))
 
 
-def test_a_worker_that_comes_when_another_has_left_hears_of_it_and_the_next_run_does_not(
+def test_a_worker_that_joins_after_another_has_left_gets_an_error_and_the_next_run_does_not(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
 ) -> None:
-    """Not the round time-out of ten minutes; and processes that are started afterwards are a run of their own."""
+    """It does not wait for the round time-out of ten minutes. Processes started later form a new run."""
     addresses = [make_aggregator().address for _ in range(2)]
     common = {"aggregators": addresses, "num_workers": 2, "partition_bytes": 1 << 16}
     late = make_worker()
@@ -92,7 +92,7 @@ def test_a_worker_that_comes_when_another_has_left_hears_of_it_and_the_next_run_
     assert "has left job 'default' without contributing" in error["text"]
     late.send("close")
     late.next("closed")
-    # Rank 0 is there long before rank 1.
+    # Rank 0 joins long before rank 1.
     zero = make_worker(rank=0, **common)
     zero.next("joined")
     zero.send("push", key="w", size=300_000)
@@ -103,7 +103,7 @@ def test_a_worker_that_comes_when_another_has_left_hears_of_it_and_the_next_run_
 def test_a_worker_that_took_part_in_nothing_can_be_replaced(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
 ) -> None:
-    """A new process takes the rank of one that was killed before its first push, and all sums are right."""
+    """A new process takes the rank of a worker that was killed before its first push, and all sums are right."""
     address = make_aggregator().address
     common = {"aggregators": [address], "num_workers": 2}
     zero, first = (make_worker(rank=rank, **common) for rank in range(2))
@@ -116,8 +116,8 @@ def test_a_worker_that_took_part_in_nothing_can_be_replaced(
     for round in range(2):
         second.send("push", key="w", size=1000)
         for worker in (zero, second):
-            told = worker.next("sum")
-            assert (told["round"], told["right"]) == (round, True)
+            event = worker.next("sum")
+            assert (event["round"], event["right"]) == (round, True)
         zero.send("push", key="w", size=1000)
 
 
@@ -169,10 +169,10 @@ def test_two_workers_with_one_rank_are_told_of_both_causes(
 def test_a_worker_that_took_part_is_replaced_in_the_next_run(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], in_an_open_round: bool
 ) -> None:
-    """A new process of its rank ends the job at once, for all; what the old one had contributed before counts.
+    """A new process of its rank ends the job at once for all ranks. What the old process contributed before still counts.
 
-    The place of one that vanished would be kept for 30 s. Nothing of the old process gets into a sum of the next run,
-    for which the new one waits until the others have gone. One of the aggregators has nothing of the job.
+    Otherwise the place of a vanished worker would be kept for 30 s. Nothing of the old process gets into a sum of the next
+    run, which the new process joins when the others have gone. One of the aggregators knows nothing of the job.
     """
     addresses = [make_aggregator().address for _ in range(2)]
     common = {"aggregators": addresses, "num_workers": 2}
@@ -188,6 +188,7 @@ def test_a_worker_that_took_part_is_replaced_in_the_next_run(
         wait_until(is_gone, address, 1, what="its end is noticed")
     if in_an_open_round:
         zero.send("push", key="w", size=1000)
+    # Contributions that the killed worker made before still count.
     assert zero.next("sum")["right"]
     zero.send("push", key="w", size=1000)
     begin = time.monotonic()
@@ -233,9 +234,9 @@ def test_a_second_worker_with_one_rank_does_no_harm_while_a_connection_is_opened
 def test_a_replaced_worker_gets_no_old_sum_from_an_aggregator_that_was_started_again(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], newcomer_first: bool
 ) -> None:
-    """Where worker and aggregator die together, as on one machine, a new process of the rank is not taken for the old.
+    """If worker and aggregator die together, as on one machine, a new process of the rank is not mistaken for the old.
 
-    It begins with the first round, of which its peer has the sum, with the old process's contribution in it.
+    The new process starts with the first round. Its peer has that round's sum, which contains the old process's values.
     """
     aggregator = make_aggregator("--worker-timeout", "2s")
     common = {"aggregators": [aggregator.address], "num_workers": 2}

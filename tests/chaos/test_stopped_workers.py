@@ -1,4 +1,4 @@
-"""A worker is stopped by SIGSTOP: its peers go on as far as they may, and it gets what is right when it goes on."""
+"""A worker is stopped by SIGSTOP. Its peers continue as far as they can, and it gets the right sums when it resumes."""
 
 import signal
 import time
@@ -11,7 +11,7 @@ from faults.processes import WorkerFailed
 from faults.training import STEPS, WORKERS
 from faults.watching import is_gone, is_over, rounds_waiting, wait_until
 
-#: More than the sockets hold, so that the stopped worker's sum is stuck halfway.
+#: More than the socket buffers hold, so that the stopped worker has received its sum only in part.
 SIZE = 2_000_000
 SHARD_BYTES = 1 << 20
 KEYS = ("v", "w")
@@ -21,18 +21,18 @@ SHARDS = len(KEYS) * -(-SIZE * 4 // SHARD_BYTES)
 def test_a_worker_stopped_between_push_and_sum_gets_exactly_that_sum(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
 ) -> None:
-    """The others get its round and begin the next one, which has to wait; nobody sees a torn or a newer sum."""
+    """The other ranks complete its round and start the next one, which waits. No rank sees a torn or a newer sum."""
     addresses = [make_aggregator().address for _ in range(2)]
     common = {"aggregators": addresses, "num_workers": WORKERS, "partition_bytes": SHARD_BYTES}
     *others, stopped = workers = [make_worker(rank=rank, **common) for rank in range(WORKERS)]
 
-    def push(pushing: list[Any]) -> None:
-        for worker in pushing:
+    def push(senders: list[Any]) -> None:
+        for worker in senders:
             for key in KEYS:
                 worker.send("push", key=key, size=SIZE)
 
-    def check(getting: list[Any], round: int) -> None:
-        for worker in getting:
+    def check(receivers: list[Any], round: int) -> None:
+        for worker in receivers:
             sums = [worker.next("sum") for _ in KEYS]
             assert [(s["round"], s["right"], s["error"]) for s in sums] == [(round, True, None)] * len(KEYS)
             assert {s["key"] for s in sums} == set(KEYS)
@@ -58,7 +58,7 @@ def test_a_worker_stopped_between_push_and_sum_gets_exactly_that_sum(
 def test_a_worker_stopped_for_longer_than_probes_take_comes_back(
     make_aggregator: Callable[..., Any], make_training: Callable[..., Any], undisturbed_result: dict[str, Any]
 ) -> None:
-    """The aggregators notice that it does not answer; within worker_timeout it goes on as if nothing had been."""
+    """The aggregators notice that it does not answer. If it resumes within worker_timeout, the result is unchanged."""
     aggregators = [make_aggregator("--keepalive", "500ms", "--worker-timeout", "30s") for _ in range(2)]
     training = make_training([a.address for a in aggregators], keepalive=0.5)
     training.wait_for_step(STEPS // 2)
@@ -70,12 +70,12 @@ def test_a_worker_stopped_for_longer_than_probes_take_comes_back(
 
 
 @pytest.mark.parametrize("forgotten", [False, True])
-def test_a_worker_stopped_for_too_long_is_an_error_for_everybody(
+def test_a_worker_stopped_for_too_long_is_an_error_for_all_ranks(
     make_aggregator: Callable[..., Any], make_training: Callable[..., Any], forgotten: bool
 ) -> None:
-    """Past worker_timeout the peers' errors name it, and its own comes as soon as it goes on, with the same reason.
+    """After worker_timeout its peers get errors that name it. It gets the same error as soon as it resumes.
 
-    That is so, too, where the aggregators have nothing left of the job but a line in their history.
+    This also holds if the aggregators keep nothing of the job but an entry in their history.
     """
     aggregators = [make_aggregator("--keepalive", "500ms", "--worker-timeout", "2s") for _ in range(2)]
     training = make_training([a.address for a in aggregators], steps=None, keepalive=0.5)
@@ -87,7 +87,7 @@ def test_a_worker_stopped_for_too_long_is_an_error_for_everybody(
         with pytest.raises(WorkerFailed, match=r"rank 2 of job 'default', .* vanished") as caught:
             peer.next("trained")
         assert caught.value.error["ranks"] == [2]
-    # A second of probes, then worker_timeout.
+    # 1 s for keepalive probes, 2 s worker_timeout, 5 s tolerance.
     assert time.monotonic() - begin < 1 + 2 + 5
     if forgotten:
         for peer in training.workers[:-1]:
@@ -95,7 +95,7 @@ def test_a_worker_stopped_for_too_long_is_an_error_for_everybody(
             peer.next("closed")
         for aggregator in aggregators:
             wait_until(is_over, aggregator.address, what="the job is over")
-        # Remembered for newcomers for worker_timeout.
+        # An aggregator remembers a failed job for worker_timeout.
         time.sleep(2.5)
     stopped.signal(signal.SIGCONT)
     begin = time.monotonic()

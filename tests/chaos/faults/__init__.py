@@ -1,4 +1,4 @@
-"""Processes that can be killed and stopped, connections that can be cut, and long runs of all that.
+"""The chaos test bench: processes to kill or stop, connections to cut, and long runs that inject faults at random.
 
-The tests of tests/chaos use it, and so do the scripts: `scripts/chaos` and `scripts/soak`.
+Used by the tests in tests/chaos and by `scripts/chaos` and `scripts/soak`.
 """

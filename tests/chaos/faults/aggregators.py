@@ -1,4 +1,4 @@
-"""Aggregators as processes that can be killed and come back on the same address."""
+"""Aggregator processes that can be killed and restarted on the same address."""
 
 import contextlib
 import os
@@ -13,23 +13,23 @@ from collections.abc import Iterator
 
 PATIENCE_SECONDS = 30.0
 
-#: Not the ports that the kernel gives to whoever connects: one of those could be taken while its aggregator is down.
+#: Outside the kernel's range of ephemeral ports: another process could get one of those while the aggregator is down.
 _PORTS = (12000, 30000)
 
-#: A loopback address that is not the proxies': they have the same port for data connections as the aggregator behind.
+#: Differs from the proxies' loopback address, because a proxy uses the same data port as its aggregator.
 _HOST = "127.0.0.2"
 
 
 class AggregatorProcess:
-    """`psum aggregator` on one address, to be killed and started again.
+    """A `psum aggregator` process that keeps its address across restarts.
 
     Args:
-        directory: Where its log is written.
-        flags: More flags.
+        directory: Directory for its log.
+        flags: Additional command-line flags.
 
     Attributes:
-        address: Where it listens, the same after every start.
-        data_port: Where it takes data connections, likewise.
+        address: Its listening address, the same after every start.
+        data_port: Its port for data connections, the same after every start.
     """
 
     def __init__(self, directory: pathlib.Path, flags: tuple[str, ...] = ()) -> None:
@@ -42,7 +42,7 @@ class AggregatorProcess:
         self.start()
 
     def start(self) -> None:
-        """Starts it and waits until it serves."""
+        """Start the process and wait until it serves."""
         self._announce.unlink(missing_ok=True)
         command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", self.address]
         command += ["--data-port", str(self.data_port), "--announce", str(self._announce), *self._flags]
@@ -56,24 +56,24 @@ class AggregatorProcess:
             time.sleep(0.01)
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Sends a signal and waits for the end; returns the status."""
+        """Send a signal, wait for the process to end and return its exit status."""
         os.kill(self.process.pid, number)
         return self.process.wait(PATIENCE_SECONDS)
 
     def close(self) -> None:
-        """Kills it where it runs."""
+        """Kill the process if it is running."""
         if self.process.poll() is None:
             self.end()
 
     @property
     def log(self) -> str:
-        """What it has logged since its first start."""
+        """Everything that it has logged since its first start."""
         return self._log.read_text()
 
 
 @contextlib.contextmanager
 def aggregators(directory: pathlib.Path, count: int, *flags: str) -> Iterator[list[AggregatorProcess]]:
-    """Some aggregators with the same flags, which end with the block."""
+    """Run `count` aggregators with the same flags until the end of the block."""
     with contextlib.ExitStack() as stack:
         made = []
         for number in range(count):
@@ -83,7 +83,7 @@ def aggregators(directory: pathlib.Path, count: int, *flags: str) -> Iterator[li
 
 
 def free_port() -> int:
-    """A port of all loopback addresses that nobody listens on, and that stays free while whoever uses it is down."""
+    """Find a port that is free on all loopback addresses and that the kernel does not assign while its user is down."""
     while True:
         port = random.SystemRandom().randrange(*_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Small jobs of which every sum is checked: what one does, how a worker process does its part, what may come of it."""
+"""Small random jobs with every sum checked: their specification, a worker's part in them, and the allowed outcomes."""
 
 import dataclasses
 import gc
@@ -14,29 +14,29 @@ import numpy as np
 from faults.worker import PATIENCE_SECONDS, Values, contribution, describe, expected_sum
 from psum import client as psum
 
-#: How long a worker may take to leave: another one may need a sum that it has, from an aggregator that is away.
-_LEAVING_SECONDS = 30.0
+#: Time limit for a worker's close, which waits while another rank may need one of the worker's sums.
+_CLOSE_TIMEOUT_SECONDS = 30.0
 
-#: How many rounds of a key are under way at once.
+#: Number of rounds in flight per key.
 _WINDOW = 2
 
-#: The end of a job in which a rank lacked a sum that only ranks which had left had: psum does not wait for ever there.
-LEFT_ALONE = "left alone"
+#: Outcome of a job in which a rank lacked a sum that only departed ranks had. psum fails such a job after a time limit.
+STRANDED = "stranded a rank"
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
-    """A job.
+class JobSpec:
+    """Specification of a job.
 
     Attributes:
-        name: Its name.
-        num_workers: The number of ranks.
-        rounds: How often each key is push-pulled.
-        sizes: The keys' numbers of elements.
-        partition_bytes: The size of a shard.
-        aggregators: Which aggregators it uses, by their number.
-        planes: How each rank's large payloads cross.
-        odd: Whether the last rank takes the last key for one element longer, which must fail that key on all ranks.
+        name: The job's name.
+        num_workers: Number of ranks.
+        rounds: Number of push-pulls per key.
+        sizes: Number of elements of each key.
+        partition_bytes: Size of a shard.
+        aggregators: Indices of the aggregators that it uses.
+        planes: Plane of each rank's large payloads.
+        mismatched: Whether the last rank declares the last key one element longer. That must fail the key on all ranks.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Spec:
     partition_bytes: int
     aggregators: tuple[int, ...]
     planes: tuple[str, ...]
-    odd: bool
+    mismatched: bool
 
     @staticmethod
-    def draw(chance: random.Random, name: str, num_workers: int, num_aggregators: int) -> "Spec":
-        """A random job, which always uses aggregator 0."""
+    def draw(chance: random.Random, name: str, num_workers: int, num_aggregators: int) -> "JobSpec":
+        """Draw a random job, which always uses aggregator 0."""
         sizes = tuple(int(10 ** chance.uniform(0, 5.2)) for _ in range(chance.randint(1, 6)))
         others = [a for a in range(1, num_aggregators) if chance.random() < 0.6]
-        return Spec(
+        return JobSpec(
             name=name,
             num_workers=num_workers,
             rounds=chance.randint(3, 40),
@@ -61,24 +61,24 @@ class Spec:
             partition_bytes=chance.choice([1 << 12, 1 << 16, 1 << 20]),
             aggregators=(0, *others),
             planes=tuple(chance.choice(["inline", "direct", "shm"]) for _ in range(num_workers)),
-            odd=chance.random() < 0.1 and num_workers > 1,
+            mismatched=chance.random() < 0.1 and num_workers > 1,
         )
 
     def keys(self, rank: int | None = None) -> list[tuple[str, int]]:
-        """Each key and its size, as a rank has it."""
+        """Return each key with the size that a rank declares."""
         sizes = list(self.sizes)
-        if self.odd and rank == self.num_workers - 1:
+        if self.mismatched and rank == self.num_workers - 1:
             sizes[-1] += 1
         return [(f"{self.name} {index}", size) for index, size in enumerate(sizes)]
 
 
 def work(tell: Callable[..., None], *, spec: dict[str, Any], ranks: Sequence[int], settings: dict[str, Any]) -> None:
-    """Does these ranks' part of a job, each in a thread, and tells `working` for each, then `worked` for all.
+    """Run these ranks of a job, each in a thread. Report a `working` event for each rank, then one `worked` event.
 
-    `worked` has "outcomes": for each rank, by its number as text, the number of sums "checked", those of them that were
-    "wrong", the "error" that ended its part, None where it came to its end, and when that was.
+    The `worked` event has "outcomes", a dictionary by rank (as text): the number of sums "checked", the number of
+    "wrong" ones, the "error" that ended the rank's work (None if it completed), and the time "at" which it ended.
     """
-    job = Spec(**spec)
+    job = JobSpec(**spec)
     settings |= {"job": job.name, "num_workers": job.num_workers, "partition_bytes": job.partition_bytes}
     settings["aggregators"] = tuple(settings["aggregators"])
 
@@ -92,7 +92,7 @@ def work(tell: Callable[..., None], *, spec: dict[str, Any], ranks: Sequence[int
                 for right in _sums(client, job):
                     checked.append(right)
             finally:
-                client.close(_LEAVING_SECONDS)
+                client.close(_CLOSE_TIMEOUT_SECONDS)
         except psum.PsumError as caught:
             error = caught
         return {
@@ -104,70 +104,70 @@ def work(tell: Callable[..., None], *, spec: dict[str, Any], ranks: Sequence[int
 
     with ThreadPoolExecutor(len(ranks)) as pool:
         outcomes = dict(zip(map(str, ranks), pool.map(begin, ranks), strict=True))
-    # Closed clients are in cycles, with threads of gRPC's: what is left after this is really kept.
+    # Closed clients are in reference cycles with gRPC's threads. After this, remaining memory is a leak.
     gc.collect()
     tell("worked", job=job.name, outcomes=outcomes)
 
 
-def _sums(client: psum.Client, job: Spec) -> Iterator[bool]:
-    """Push-pulls all rounds of all keys; yields for each sum whether it is right, and raises the first error."""
+def _sums(client: psum.Client, job: JobSpec) -> Iterator[bool]:
+    """Push-pull all rounds of all keys. Yield for each sum whether it is right, and raise the first error."""
     store = client.store()
-    under_way: deque[list[tuple[Future[None], Values, str, int]]] = deque()
+    in_flight: deque[list[tuple[Future[None], Values, str, int]]] = deque()
     for round in range(job.rounds + _WINDOW):
         if round < job.rounds:
-            begun = []
+            started = []
             for key, size in job.keys(client.rank):
                 value = contribution(key, round, client.rank, size)
-                begun.append((store.push_pull_async(key, value), value, key, round))
-            under_way.append(begun)
+                started.append((store.push_pull_async(key, value), value, key, round))
+            in_flight.append(started)
         if round >= _WINDOW:
-            for future, value, key, of_round in under_way.popleft():
+            for future, value, key, of_round in in_flight.popleft():
                 future.result(PATIENCE_SECONDS)
                 expected = expected_sum(key, of_round, range(client.num_workers), value.size)
                 yield bool(np.array_equal(value, expected))
 
 
-def judge(
-    spec: Spec, outcomes: dict[str, dict[str, Any]], killed: dict[int, float], patience: float
+def check_outcomes(
+    spec: JobSpec, outcomes: dict[str, dict[str, Any]], killed: dict[int, float], patience: float
 ) -> tuple[str, list[str]]:
-    """What became of a job, in a word, and what of it may not be.
+    """Return the outcome of a job in a few words, and the problems: outcomes that are not allowed.
 
     Args:
         spec: The job.
-        outcomes: As `work` tells them, of the ranks that lived to tell.
-        killed: The ranks that were killed, and when, by time.monotonic.
-        patience: Within how many seconds of that the others must have ended.
+        outcomes: Outcomes that `work` reported for the surviving ranks.
+        killed: The ranks that were killed, with the time.monotonic of the kill.
+        patience: Seconds after the last kill within which all other ranks must have ended.
     """
     problems = []
     kinds = set()
-    # A disagreement that is meant to be is an end too: who has heard of it leaves in order.
-    came_to_their_end = {
+    # An intended disagreement counts as completion: a rank that gets the error leaves in order.
+    completed = {
         int(rank)
         for rank, outcome in outcomes.items()
-        if outcome["error"] is None or (spec.odd and outcome["error"]["kind"] == "DisagreementError")
+        if outcome["error"] is None or (spec.mismatched and outcome["error"]["kind"] == "DisagreementError")
     }
     for rank, outcome in sorted(outcomes.items()):
         error = outcome["error"]
-        who = f"job {spec.name!r} rank {rank}"
+        name = f"job {spec.name!r} rank {rank}"
         kinds.add(error["kind"] if error else "done")
         if outcome["wrong"]:
-            problems.append(f"{who}: {outcome['wrong']} of {outcome['checked']} sums are wrong")
+            problems.append(f"{name}: {outcome['wrong']} of {outcome['checked']} sums are wrong")
         if error is None:
-            if spec.odd:
-                problems.append(f"{who}: has sums of a key on which the ranks disagree")
+            if spec.mismatched:
+                problems.append(f"{name}: got sums of a key on which the ranks disagree")
             elif outcome["checked"] != spec.rounds * len(spec.sizes):
-                problems.append(f"{who}: {outcome['checked']} sums of {spec.rounds * len(spec.sizes)}")
+                problems.append(f"{name}: got {outcome['checked']} of {spec.rounds * len(spec.sizes)} sums")
         elif error["kind"] == "WorkerLostError" and killed and set(error["ranks"]) & set(killed):
             late = outcome["at"] - max(killed.values()) - patience
             if late > 0:
-                problems.append(f"{who}: heard of the lost rank {late:.1f} s too late")
-        elif error["kind"] == "WorkerLostError" and set(error["ranks"]) <= came_to_their_end:
-            # It was away for longer than the others waited with their leaving, and then the aggregator was too.
-            kinds.add(LEFT_ALONE)
-        elif not (error["kind"] == "DisagreementError" and spec.odd):
-            problems.append(f"{who}: {error['kind']}: {error['text']}")
-    if LEFT_ALONE in kinds:
-        return LEFT_ALONE, problems
+                problems.append(f"{name}: got the error about the lost rank {late:.1f} s too late")
+        elif error["kind"] == "WorkerLostError" and set(error["ranks"]) <= completed:
+            # This rank was disconnected for longer than the others delayed their close, then the aggregator was lost.
+            kinds.add(STRANDED)
+        elif not (error["kind"] == "DisagreementError" and spec.mismatched):
+            problems.append(f"{name}: {error['kind']}: {error['text']}")
+    if STRANDED in kinds:
+        return STRANDED, problems
     if "WorkerLostError" in kinds:
         return "lost a worker", problems
     return "disagreed" if "DisagreementError" in kinds else "done", problems

@@ -1,4 +1,4 @@
-"""The other side of worker.py: starts worker processes, tells them what to do and hears what came of it."""
+"""The controlling side of worker.py: starts worker processes, sends them commands and reads their events."""
 
 import contextlib
 import json
@@ -16,19 +16,19 @@ from faults import worker
 
 PATIENCE_SECONDS = 60.0
 
-#: What makes a command process 1 of a namespace of its own, as in a container: the kernel keeps signals from it for
-#: which it has no handler.
+#: Prefix that makes a command process 1 of a PID namespace, as in a container. The kernel delivers to process 1 only
+#: signals that it has a handler for.
 PROCESS_1: Final = ("unshare", "--pid", "--fork", "--kill-child")
 
-#: What a worker tells: its kind is under "event".
+#: An event that a worker reports. Its kind is under "event".
 Event = dict[str, Any]
 
 
 class WorkerFailed(Exception):
-    """A worker told of an error.
+    """A worker reported an error.
 
     Attributes:
-        error: As `worker.describe` gives it.
+        error: The error in the form of `worker.describe`.
     """
 
     def __init__(self, error: dict[str, Any]) -> None:
@@ -40,13 +40,13 @@ class WorkerProcess:
     """A worker process.
 
     Args:
-        log: The file that its standard error is appended to.
-        process_1: Whether it is process 1.
+        log: File to which its standard error is appended.
+        process_1: Whether it is process 1 of a PID namespace.
 
     Attributes:
-        process: The process, or its parent where it is process 1.
-        is_process_1: Whether it is that.
-        events: All that it has told so far, in order.
+        process: The process, or its parent if it is process 1.
+        is_process_1: Whether it is process 1.
+        events: All events reported so far, in order.
     """
 
     def __init__(self, log: pathlib.Path, *, process_1: bool = False) -> None:
@@ -59,9 +59,9 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                # A group of its own, which its children are in too.
+                # A separate process group, so that close() also kills its children.
                 process_group=0,
-                # With one arena of the C allocator for all threads, what it keeps does not hide what is lost.
+                # One malloc arena for all threads: memory that several arenas keep would hide a leak.
                 env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
             )
         self.events: list[Event] = []
@@ -71,16 +71,16 @@ class WorkerProcess:
 
     @property
     def log(self) -> str:
-        """What it has written to its standard error."""
+        """Everything that it has written to its standard error."""
         return self._log.read_text()
 
     @property
     def last(self) -> str:
-        """The kind of the last event, '' before the first."""
+        """The kind of the last event, or '' before the first."""
         return self.events[-1]["event"] if self.events else ""
 
     def send(self, do: str, **arguments: Any) -> None:
-        """Gives a command; to a process that has ended it is lost."""
+        """Send a command. It is dropped if the process has ended."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
@@ -94,10 +94,10 @@ class WorkerProcess:
         os.kill(pid, number)
 
     def next(self, *kinds: str, timeout: float = PATIENCE_SECONDS) -> Event:
-        """The next event of these kinds; others that come before it are passed over.
+        """Return the next event of these kinds and skip other events before it.
 
         Raises:
-            WorkerFailed: It told of an error instead, and `error` was not asked for.
+            WorkerFailed: The worker reported an error instead, and `kinds` does not include `error`.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -105,20 +105,20 @@ class WorkerProcess:
                 event = self._untaken.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise AssertionError(
-                    f"no {' or '.join(kinds)} within {timeout:g} s; it told {self.events[-5:]} and wrote {self.log}"
+                    f"no {' or '.join(kinds)} event within {timeout:g} s; events {self.events[-5:]}, log {self.log}"
                 ) from None
             if event["event"] in kinds:
                 return event
             if event["event"] == "error":
                 raise WorkerFailed(event["error"])
-            assert event["event"] != "ended", f"it ended before {' or '.join(kinds)}: {self.log}"
+            assert event["event"] != "ended", f"the worker ended before {' or '.join(kinds)}: {self.log}"
 
     def wait(self, timeout: float = PATIENCE_SECONDS) -> int:
-        """Waits for its end; returns the status."""
+        """Wait for the process to end and return its exit status."""
         return self.process.wait(timeout)
 
     def close(self) -> None:
-        """Kills it and its children where they run, and lets go of it."""
+        """Kill the process and its children if they are running, and release its resources."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""A TCP proxy that does harm."""
+"""A TCP proxy that injects network faults."""
 
 import asyncio
 import contextlib
@@ -11,41 +11,42 @@ PATIENCE_SECONDS = 30.0
 
 
 class Proxy:
-    """Forwards TCP connections to an aggregator, and does harm to them on request.
+    """Forwards TCP connections to an aggregator and injects faults on request.
 
     Args:
-        target: The aggregator's address, not on the host 127.0.0.1, where the proxy is.
-        data_port: Its port for data connections, which is the proxy's too, since the aggregator names it.
-        seed: Of its chances.
+        target: The aggregator's address. Its host must not be 127.0.0.1, where the proxy listens.
+        data_port: The aggregator's port for data connections. The proxy uses the same port, because the aggregator
+            tells its number to the workers.
+        seed: Seed for random faults.
 
     Attributes:
-        address: Where to connect to instead.
-        connections: How many connections were made.
-        cuts: How many of them were cut after a random number of bytes.
-        dead_ends: How many of them were data connections that led nowhere.
+        address: The proxy's address, for workers to connect to.
+        connections: Number of connections accepted.
+        cuts: Number of connections cut after a random number of bytes.
+        dead_ends: Number of data connections that were not forwarded.
     """
 
     def __init__(self, target: str, data_port: int, seed: int = 0) -> None:
         self._host, _, port = target.rpartition(":")
         self._ports = {0: int(port), data_port: data_port}
-        self._behind_data_port = data_port
+        self._target_data_port = data_port
         self._random = random.Random(seed)
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = LoopThread("proxy")
         self.connections = self.cuts = self.dead_ends = 0
         self.cut_after: tuple[int, int] | None = None
-        """Cuts each connection after a random number of bytes between these, either way."""
+        """If set, cut each connection after a random number of bytes in this range, counted over both directions."""
         self.delay_seconds = 0.0
-        """Holds back everything by up to this."""
+        """Maximum delay of each piece of data."""
         self.data_port = "open"
-        """What becomes of new data connections: they are forwarded (open), or accepted and closed, or left silent."""
+        """Handling of new data connections: forward ("open"), accept and close ("closed"), do not answer ("silent")."""
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._servers = self._thread.run(self._start(), PATIENCE_SECONDS)
         self.address = "{}:{}".format(*self._servers[0].sockets[0].getsockname())
 
     def cut(self) -> None:
-        """Breaks all connections now."""
+        """Cut all connections now."""
 
         async def close() -> None:
             for writer in list(self._writers):
@@ -54,11 +55,11 @@ class Proxy:
         self._thread.run(close(), PATIENCE_SECONDS)
 
     def stall(self) -> None:
-        """Forwards nothing any more, without closing anything: as when a cable is pulled."""
+        """Stop forwarding without closing connections, as if a cable were pulled."""
         self._thread.call(self._flowing.clear)
 
     def flow(self) -> None:
-        """Forwards again."""
+        """Resume forwarding."""
         self._thread.call(self._flowing.set)
 
     def close(self) -> None:
@@ -69,14 +70,14 @@ class Proxy:
 
     async def _start(self) -> list[asyncio.Server]:
         return [
-            await asyncio.start_server(functools.partial(self._serve, behind), "127.0.0.1", port)
-            for port, behind in self._ports.items()
+            await asyncio.start_server(functools.partial(self._serve, target_port), "127.0.0.1", port)
+            for port, target_port in self._ports.items()
         ]
 
     async def _serve(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if port == self._behind_data_port and self.data_port != "open":
-            await self._lead_nowhere(reader, writer)
+        if port == self._target_data_port and self.data_port != "open":
+            await self._serve_dead_end(reader, writer)
             return
         try:
             other_reader, other_writer = await asyncio.open_connection(self._host, port)
@@ -94,11 +95,11 @@ class Proxy:
         for task in forwarding:
             task.cancel()
         self._writers -= pair
-        for one in pair:
-            one.transport.abort()
+        for each in pair:
+            each.transport.abort()
 
-    async def _lead_nowhere(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """As a port-forward or a balancer with nobody behind it."""
+    async def _serve_dead_end(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Behave as a port-forward or load balancer without a backend."""
         self.dead_ends += 1
         if self.data_port == "silent":
             self._writers.add(writer)

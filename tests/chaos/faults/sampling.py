@@ -1,24 +1,24 @@
-"""Whether a process grows."""
+"""Samples a process's memory, open files and threads, and detects growth."""
 
 import statistics
 import time
 
 from faults.watching import kinds_of_files, open_files, resident_bytes, threads
 
-#: By how much memory may differ that does not grow.
+#: Tolerance for memory that varies without growing.
 _NOISE_BYTES = 12 << 20
 
-#: The same for files and threads.
+#: The same tolerance for open files and threads.
 _NOISE_COUNT = 4
 
 
 class Sampler:
-    """Samples a process that must not grow.
+    """Collects samples of a process that must not grow.
 
     Attributes:
-        resident: Bytes of memory, one a second.
-        files: Open file descriptors.
-        threads: Threads.
+        resident: Resident memory in bytes, one sample per second.
+        files: Number of open file descriptors, sampled likewise.
+        threads: Number of threads, sampled likewise.
     """
 
     def __init__(self, name: str, pid: int) -> None:
@@ -29,47 +29,48 @@ class Sampler:
         self.threads: list[int] = []
 
     def sample(self) -> None:
-        """Takes one sample."""
+        """Take one sample."""
         self.resident.append(resident_bytes(self._pid))
         self.files.append(open_files(self._pid))
         self.threads.append(threads(self._pid))
 
-    def wait_for_rest(self, patience: float) -> None:
-        """Waits until it has no more files open than at first, or for so many seconds."""
+    def wait_until_idle(self, patience: float) -> None:
+        """Wait until the process has as few files open as in the first sample, for at most `patience` seconds."""
         deadline = time.monotonic() + patience
         while open_files(self._pid) > self.files[0] + _NOISE_COUNT and time.monotonic() < deadline:
             time.sleep(0.1)
 
     @property
     def problems(self) -> list[str]:
-        """What has grown: at rest, from the first sample to the last, and at work, from the second third to the last.
+        """The resources that have grown, each described in a line.
 
-        What a process takes at work depends on the jobs that it has just then, so that the least of each third counts.
+        Idle growth compares the first sample with the last one. Growth under load compares the second third of the
+        samples with the last third. Use under load depends on the current jobs, so the minimum of each third counts.
         """
         third = len(self.resident) // 3
         found = []
         least = [min(self.resident[n * third : (n + 1) * third]) for n in range(3)]
         for when, before, after in (
-            ("at rest", self.resident[0], self.resident[-1]),
-            ("at work", least[1], least[2]),
+            ("when idle", self.resident[0], self.resident[-1]),
+            ("under load", least[1], least[2]),
         ):
             if after > before * 1.05 + _NOISE_BYTES:
                 found.append(f"{self.name}: grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB {when}")
         if self.files[-1] > self.files[0] + _NOISE_COUNT:
             found.append(
-                f"{self.name}: had {self.files[0]} open files at rest, and has {self.files[-1]}:"
+                f"{self.name}: open files when idle grew from {self.files[0]} to {self.files[-1]}:"
                 f" {kinds_of_files(self._pid)}"
             )
         if self.threads[-1] > self.threads[0] + _NOISE_COUNT:
-            found.append(f"{self.name}: had {self.threads[0]} threads at rest, and has {self.threads[-1]}")
+            found.append(f"{self.name}: threads when idle grew from {self.threads[0]} to {self.threads[-1]}")
         return found
 
     def summary(self) -> dict[str, str]:
-        """First, median and last of each, for people."""
+        """The first, median and last sample of each resource, as text."""
 
         def line(values: list[int], unit: int = 1) -> str:
             first, middle, last = (round(v / unit) for v in (values[0], statistics.median(values), values[-1]))
-            return f"{first} at first, {middle} in between, {last} at last"
+            return f"first {first}, median {middle}, last {last}"
 
         return {
             f"{self.name}: MiB resident": line(self.resident, 1 << 20),

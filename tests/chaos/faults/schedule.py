@@ -1,4 +1,4 @@
-"""A random schedule of faults, and what causes them."""
+"""A random schedule of faults, and the injector that carries it out."""
 
 import contextlib
 import dataclasses
@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Callable
 
 from faults.aggregators import AggregatorProcess
-from faults.lanes import SendWindow
+from faults.job_runner import JobRunner
 from faults.processes import WorkerProcess
 from faults.proxy import Proxy
 
-#: Seconds between faults, on the average.
+#: Mean time between faults.
 _GAP_SECONDS = 1.5
 
-#: Kinds of faults, how often each comes, and how long it lasts, in seconds: long enough to be noticed by probes, and
-#: less than the 3 s for which a worker that leaves is kept for others that do not answer.
+#: For each kind of fault: its weight, and its shortest and longest duration in seconds. The longest is enough for
+#: keepalive probes to notice, and below the 3 s for which a leaving worker waits for ranks that do not answer.
 KINDS: dict[str, tuple[int, float, float]] = {
     "aggregator killed": (4, 0, 0),
     "aggregator told to stop": (2, 0, 0),
@@ -34,7 +34,14 @@ KINDS: dict[str, tuple[int, float, float]] = {
 
 @dataclasses.dataclass(order=True, frozen=True)
 class Fault:
-    """One fault: when, what, to which of those it can be done to (taken modulo their number), and for how long."""
+    """One fault.
+
+    Attributes:
+        at: Start time in seconds since the beginning of the run.
+        kind: A key of KINDS.
+        target: Selects the process or proxy, modulo their number.
+        seconds: Duration.
+    """
 
     at: float
     kind: str
@@ -43,7 +50,7 @@ class Fault:
 
 
 def schedule(seed: int, seconds: float) -> list[Fault]:
-    """The faults of a run, in order; the same for the same seed."""
+    """Draw the faults of a run, in order of time. The same seed gives the same faults."""
     chance = random.Random(seed)
     weights = [weight for weight, *_ in KINDS.values()]
     faults = []
@@ -55,18 +62,27 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
     return faults
 
 
-class Faults:
-    """Does what the schedule says."""
+class FaultInjector:
+    """Injects the scheduled faults.
 
-    def __init__(self, behind: list[AggregatorProcess], between: list[Proxy], lanes: list[SendWindow]) -> None:
-        self._mortal = behind[1:]
-        self._proxies = between
-        self._lanes = lanes
+    Args:
+        aggregators: The aggregators. The first one is never killed or stopped.
+        proxies: The proxies in front of them.
+        runners: The job runners whose workers are killed or stopped.
+
+    Attributes:
+        done: Number of injected faults by kind.
+    """
+
+    def __init__(self, aggregators: list[AggregatorProcess], proxies: list[Proxy], runners: list[JobRunner]) -> None:
+        self._killable = aggregators[1:]
+        self._proxies = proxies
+        self._runners = runners
         self._ends: list[tuple[float, int, Callable[[], None]]] = []
         self.done: Counter[str] = Counter()
 
     def run(self, faults: list[Fault], begin: float) -> None:
-        """Causes the faults, each when its time has come or as soon as those before are done, and ends all of them."""
+        """Inject each fault at its time, or as soon as those before it are done, and end all of them."""
         for fault in faults:
             self._end_until(begin + fault.at)
             self.done[fault.kind] += self._cause(fault)
@@ -81,9 +97,9 @@ class Faults:
             time.sleep(max(0.0, moment - time.monotonic()))
 
     def _cause(self, fault: Fault) -> bool:
-        victim = self._mortal[fault.target % len(self._mortal)]
+        victim = self._killable[fault.target % len(self._killable)]
         proxy = self._proxies[fault.target % len(self._proxies)]
-        lane = self._lanes[fault.target % len(self._lanes)]
+        runner = self._runners[fault.target % len(self._runners)]
         match fault.kind:
             case "aggregator killed":
                 victim.end()
@@ -101,16 +117,16 @@ class Faults:
                 proxy.delay_seconds = 0.02
                 self._end_after(fault.seconds, lambda: setattr(proxy, "delay_seconds", 0.0))
             case "data port closed" | "data port silent":
-                # For those who connect meanwhile, as all do whose connections are cut.
+                # The fault only affects new data connections. The cut makes all workers reconnect.
                 proxy.data_port = fault.kind.rpartition(" ")[2]
                 proxy.cut()
                 self._end_after(fault.seconds, lambda: setattr(proxy, "data_port", "open"))
             case "worker stopped":
-                worker = lane.workers[fault.target % len(lane.workers)]
+                worker = runner.workers[fault.target % len(runner.workers)]
                 _signal(worker, signal.SIGSTOP)
                 self._end_after(fault.seconds, lambda: _signal(worker, signal.SIGCONT))
             case "worker killed":
-                return lane.kill(fault.target)
+                return runner.kill(fault.target)
         return True
 
     def _end_after(self, seconds: float, end: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
-"""Random faults all the time, while jobs come and go: every sum is checked, and nothing may grow.
+"""The soak test: constant random faults while jobs start and end. Every sum is checked, and no resource may grow.
 
-Aggregator 0 and one client process live through the whole run; their memory, files and threads are sampled. All other
-processes are stopped and killed at random. The schedule of the faults follows from the seed; what they meet does not.
+Aggregator 0 and one client process live through the whole run; their memory, open files and threads are sampled. All
+other processes are stopped and killed at random. The seed fixes the schedule of faults, but not what they hit.
 """
 
 import contextlib
@@ -14,30 +14,30 @@ from collections.abc import Callable
 from typing import Any
 
 from faults.aggregators import AggregatorProcess, aggregators
-from faults.jobs import LEFT_ALONE
-from faults.lanes import WORKER_TIMEOUT, SendWindow
+from faults.job_runner import WORKER_TIMEOUT, JobRunner
+from faults.jobs import STRANDED
 from faults.runs import proxies
 from faults.sampling import Sampler
-from faults.schedule import KINDS, Faults, schedule
+from faults.schedule import KINDS, FaultInjector, schedule
 from faults.watching import find_jobs
 
 AGGREGATORS = 3
-LANES = 2
+RUNNERS = 2
 
-#: How long a process may take to let go of the connections of jobs that have ended.
-_REST_SECONDS = 20.0
+#: Time limit for a process to close the connections of ended jobs.
+_IDLE_TIMEOUT_SECONDS = 20.0
 
 
 @dataclasses.dataclass
 class Report:
-    """What was counted.
+    """Results of a soak test.
 
     Attributes:
-        jobs: Jobs by the end that they came to.
-        checked: Sums that were compared with what they must be.
-        faults: Faults by kind.
-        table: All that and more, for people.
-        problems: What may not have happened.
+        jobs: Number of jobs by outcome.
+        checked: Number of sums compared with the expected values.
+        faults: Number of faults by kind.
+        table: These and more results as text, by name.
+        problems: Outcomes that are not allowed, and growth.
     """
 
     jobs: Counter[str]
@@ -48,30 +48,32 @@ class Report:
 
 
 def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
-    """Runs it.
+    """Run the soak test.
 
     Args:
-        directory: Where logs are written.
-        minutes: For how long faults are caused and jobs begun.
-        seed: Of the schedule and the jobs.
+        directory: Directory for logs.
+        minutes: How long to inject faults and start jobs.
+        seed: Seed for the schedule and the jobs.
     """
     flags = ("--keepalive", "1s", "--worker-timeout", f"{WORKER_TIMEOUT:g}s", "--grace", "2s")
     with contextlib.ExitStack() as stack:
-        behind = stack.enter_context(aggregators(directory, AGGREGATORS, *flags))
-        between = stack.enter_context(proxies(behind, seed))
-        addresses = [proxy.address for proxy in between]
-        resident = SendWindow(directory, "resident", seed, 1, addresses)
-        lanes = [SendWindow(directory, f"lane{number}", seed, 2 + number % 2, addresses) for number in range(LANES)]
-        for lane in (resident, *lanes):
-            stack.callback(lane.close)
-        # For all that is made on first use.
+        targets = stack.enter_context(aggregators(directory, AGGREGATORS, *flags))
+        fronts = stack.enter_context(proxies(targets, seed))
+        addresses = [proxy.address for proxy in fronts]
+        resident = JobRunner(directory, "resident", seed, 1, addresses)
+        runners = [
+            JobRunner(directory, f"runner{number}", seed, 2 + number % 2, addresses) for number in range(RUNNERS)
+        ]
+        for runner in (resident, *runners):
+            stack.callback(runner.close)
+        # Warm up, so that the first samples include everything that is created on first use.
         resident.run(time.monotonic() + 3)
         failed: list[str] = []
-        _wait_until_idle(behind[0], failed)
-        samplers = [Sampler("aggregator", behind[0].process.pid), Sampler("client", resident.workers[0].process.pid)]
+        _wait_until_idle(targets[0], failed)
+        samplers = [Sampler("aggregator", targets[0].process.pid), Sampler("client", resident.workers[0].process.pid)]
         begin = time.monotonic()
         until = begin + 60 * minutes
-        faults = Faults(behind, between, [resident, *lanes])
+        faults = FaultInjector(targets, fronts, [resident, *runners])
         over = threading.Event()
 
         def guarded(work: Callable[..., None], *arguments: Any) -> threading.Thread:
@@ -93,24 +95,24 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         for sampler in samplers:
             sampler.sample()
         sampling = guarded(keep_sampling)
-        working = [guarded(lane.run, until) for lane in (resident, *lanes)]
+        working = [guarded(runner.run, until) for runner in (resident, *runners)]
         working.append(guarded(faults.run, schedule(seed, 60 * minutes), begin))
         for thread in working:
             thread.join()
         over.set()
         sampling.join()
-        _wait_until_idle(behind[0], failed)
+        _wait_until_idle(targets[0], failed)
         for sampler in samplers:
-            # Connections are let go of a moment after their jobs, the later the busier the machine is.
-            sampler.wait_for_rest(_REST_SECONDS)
+            # A process closes connections a moment after their jobs end, later on a busy machine.
+            sampler.wait_until_idle(_IDLE_TIMEOUT_SECONDS)
             sampler.sample()
 
-        parts = (resident, *lanes)
-        jobs = sum((lane.jobs for lane in parts), Counter[str]())
-        checked = sum(lane.checked for lane in parts)
-        problems = failed + [p for lane in parts for p in lane.problems] + [p for s in samplers for p in s.problems]
-        if jobs[LEFT_ALONE] > 1 + jobs.total() // 100:
-            problems.append(f"{jobs[LEFT_ALONE]} jobs had a rank that was left alone by the others")
+        parts = (resident, *runners)
+        jobs = sum((runner.jobs for runner in parts), Counter[str]())
+        checked = sum(runner.checked for runner in parts)
+        problems = failed + [p for runner in parts for p in runner.problems] + [p for s in samplers for p in s.problems]
+        if jobs[STRANDED] > 1 + jobs.total() // 100:
+            problems.append(f"{jobs[STRANDED]} jobs had a rank that needed a sum from ranks that had left")
         table = {
             "seed, seconds": f"{seed}, {time.monotonic() - begin:.0f}",
             "jobs": f"{jobs.total()}: " + ", ".join(f"{count} {how}" for how, count in sorted(jobs.items())),
@@ -123,10 +125,10 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
 
 
 def _wait_until_idle(aggregator: AggregatorProcess, failed: list[str]) -> None:
-    """Until nothing is left of the jobs, failed ones that are remembered for a while included."""
+    """Wait until the aggregator has forgotten all jobs, including failed ones, which it keeps for a while."""
     deadline = time.monotonic() + 30
     while find_jobs(aggregator.address):
         if time.monotonic() > deadline:
-            failed.append(f"jobs are left on the aggregator: {find_jobs(aggregator.address)}")
+            failed.append(f"the aggregator still has jobs: {find_jobs(aggregator.address)}")
             return
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A training over several worker processes."""
+"""A training with several worker processes."""
 
 import contextlib
 import pathlib
@@ -16,13 +16,13 @@ class Training:
     """Worker processes that train together; see worker.train.
 
     Args:
-        directory: Where their logs are written.
-        addresses: Those of the aggregators.
-        steps: How many steps; None: until `stop`.
-        settings: More of psum.client.Settings.
+        directory: Directory for their logs.
+        addresses: The aggregators' addresses.
+        steps: Number of steps. None means until `stop`.
+        settings: Additional fields of psum.client.Settings.
 
     Attributes:
-        workers: The processes, by rank.
+        workers: The processes by rank.
     """
 
     def __init__(
@@ -38,24 +38,24 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """How many steps rank 0 has done."""
+        """Number of steps that rank 0 has completed."""
         return next((e["step"] for e in reversed(self.workers[0].events) if e["event"] == "step"), 0)
 
     @property
     def running(self) -> bool:
-        """Whether some worker has not told the end of its training, or of itself."""
+        """Whether some worker process is running and has reported neither the end of its training nor an error."""
         return not all(w.process.poll() is not None or w.last in ("trained", "error") for w in self.workers)
 
     def stop(self) -> None:
-        """Has all workers leave off after the same step."""
+        """Make all workers stop after the same step."""
         self.workers[0].send("stop")
 
     def result(self) -> dict[str, Any]:
-        """What all ranks have in the end, after they have left: steps, parameters and sums.
+        """Wait for the training to end, close all workers and return the result: steps, parameters and sums.
 
         Raises:
-            WorkerFailed: What a worker told.
-            AssertionError: The ranks do not have the same.
+            WorkerFailed: A worker reported an error.
+            AssertionError: The ranks' results differ.
         """
         results = [worker.next("trained", timeout=120) for worker in self.workers]
         for worker in self.workers:
@@ -67,12 +67,12 @@ class Training:
         return first
 
     def wait_for_step(self, step: int) -> None:
-        """Waits until rank 0 has done this many steps."""
+        """Wait until rank 0 has completed this many steps."""
         while self.workers[0].next("step")["step"] < step:
             pass
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         for worker in self.workers:
             worker.close()
 
@@ -81,7 +81,7 @@ class Training:
 def training(
     directory: pathlib.Path, addresses: Sequence[str], steps: int | None = STEPS, **settings: Any
 ) -> Iterator[Training]:
-    """A training whose processes end with the block."""
+    """Run a training whose processes end with the block."""
     made = Training(directory, addresses, steps, **settings)
     try:
         yield made
@@ -90,7 +90,7 @@ def training(
 
 
 def undisturbed(directory: pathlib.Path, steps: int = STEPS) -> dict[str, Any]:
-    """The result of a training to which nothing happens."""
+    """Run a training without faults and return its result."""
     directory.mkdir(exist_ok=True)
     with (
         aggregators(directory, 2) as pair,

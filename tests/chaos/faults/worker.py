@@ -1,23 +1,23 @@
-"""A worker process that does what it is told, a line of JSON at a time, and tells what came of it in the same way.
+"""A worker process that reads commands from standard input and writes events to standard output, as lines of JSON.
 
     python worker.py < commands > events
 
 Commands, by "do":
 
-    join    joins a job: "settings" of psum.client.Settings                    → joined
+    join    joins a job with "settings" of psum.client.Settings                → joined
     push    push-pulls the next round of "key", "size" float32, without waiting → pushed, then sum
-    train   trains for "steps", or until "stop" comes                           → step …, trained
-    work    a whole job in threads for "ranks"; see _jobs.py                    → working, worked
-    stop    ends a training: all ranks leave off after the same step
-    close   leaves the job in good order                                        → closed
-    fork    forks a child that "uses" psum or not, and "ends" in some way, or
-            "stays" for as long as nobody ends it                               → child, forked
-    compute    is in one call into C for longer than any test waits
-    raise   raises in the main thread, "within" a with statement or not
-    exit, _exit    ends the process in this way, whatever is outstanding
+    train   trains for "steps", or until a "stop" command                       → step …, trained
+    work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
+    stop    ends a training: all ranks stop after the same step
+    close   leaves the job in order                                             → closed
+    fork    forks a child. "uses" says whether it calls psum, "ends" how it
+            ends; with "stays" it lives until it is killed                      → child, forked
+    compute    stays in one call into C for longer than any test waits
+    raise   raises in the main thread, inside a with statement if "within"
+    exit, _exit    ends the process in this way, with operations outstanding
 
-Every value that is pushed is `contribution(...)` of its key, round and rank, so every sum can be checked by everybody:
-the event says whether it was right. What psum raises is told as an event `error`, or as "error" of the sum.
+Every pushed value is `contribution(...)` of its key, round and rank. Any process can therefore check any sum, and the
+`sum` event says whether it was right. Errors of psum are reported as an `error` event or as "error" of a `sum` event.
 """
 
 import contextlib
@@ -43,19 +43,19 @@ from psum.client.transport import data_dialer
 
 PATIENCE_SECONDS = 120.0
 
-#: The tensors of a training.
+#: Sizes of a training's tensors, in elements.
 SIZES = (5, 70_000, 1000, 200_000, 1)
 
 Values = npt.NDArray[np.float32]
 
 
 def contribution(key: str, round: int, rank: int, size: int) -> Values:
-    """What a rank pushes: a shape of (size,) that is different for every key, round and rank."""
+    """Return the values that a rank pushes, of shape (size,). They differ for every key, round and rank."""
     return np.random.default_rng([zlib.crc32(key.encode()), round, rank]).standard_normal(size, np.float32)
 
 
 def expected_sum(key: str, round: int, ranks: Iterable[int], size: int) -> Values:
-    """What all ranks must get: the sum in rank order."""
+    """Return the sum that all ranks must get: the contributions added in rank order."""
     first, *others = ranks
     total = contribution(key, round, first, size)
     for rank in others:
@@ -64,7 +64,7 @@ def expected_sum(key: str, round: int, ranks: Iterable[int], size: int) -> Value
 
 
 def describe(error: BaseException | None) -> dict[str, Any] | None:
-    """An error as it is told to another process."""
+    """Convert an error to JSON-serialisable fields."""
     if error is None:
         return None
     return {
@@ -76,7 +76,7 @@ def describe(error: BaseException | None) -> dict[str, Any] | None:
 
 
 class Worker:
-    """One process's side of the conversation."""
+    """Executes the commands of one worker process."""
 
     def __init__(self) -> None:
         self._telling = threading.Lock()
@@ -88,13 +88,13 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def tell(self, event: str, **what: Any) -> None:
-        """Writes an event."""
+        """Write an event."""
         line = json.dumps({"event": event, **what}) + "\n"
         with self._telling:
             os.write(sys.stdout.fileno(), line.encode())
 
     def run(self) -> None:
-        """Does what comes until the input ends."""
+        """Execute commands until the input ends."""
         tasks: dict[str, Callable[..., None]] = {
             "join": self._join,
             "push": self._push,
@@ -115,7 +115,7 @@ class Worker:
                 self.tell("error", error=describe(error))
 
     def _listen(self) -> None:
-        # Not sys.stdin: a child of multiprocessing closes that, and would wait for the lock that this thread has.
+        # Not sys.stdin: a multiprocessing child closes it, and would block on the lock that this thread holds.
         with open(os.dup(0), buffering=1 << 16) as commands:
             for line in commands:
                 command = json.loads(line)
@@ -198,22 +198,22 @@ class Worker:
     def _raise(self, within: bool) -> None:
         assert self._client is not None
         with self._client if within else contextlib.nullcontext():
-            raise ValueError("told to")
+            raise ValueError("raised on command")
 
 
 def train(
     client: psum.Client, steps: int | None, stop: threading.Event, report: Callable[[int], None]
 ) -> dict[str, Any]:
-    """A stand-in for a training: every step's gradients depend on the rank, the step and the sums so far.
+    """Run a synthetic training: the gradients of each step depend on the rank, the step and all sums so far.
 
     Args:
-        client: A client that has joined.
-        steps: How many steps; None: until `stop` is set on some rank. All ranks leave off after the same step.
-        stop: See there.
-        report: Called with the number of steps done after each.
+        client: A client that has joined its job.
+        steps: Number of steps. None means no limit.
+        stop: When it is set on some rank, all ranks end the training after the same step.
+        report: Called after each step with the number of completed steps.
 
     Returns:
-        How many "steps" were done, and digests of the final "parameters" and of all "sums".
+        The number of completed "steps", and digests of the final "parameters" and of all "sums".
     """
     store = client.store()
     random = np.random.default_rng(client.rank)
@@ -225,9 +225,9 @@ def train(
     done = 0
     while done != steps:
         gradients = [np.roll(d, done) - p for d, p in zip(data, parameters, strict=True)]
-        leave_off = np.array([stop.is_set()], np.int32)
+        stop_votes = np.array([stop.is_set()], np.int32)
         futures = [store.push_pull_async(i, gradient, priority=-i) for i, gradient in enumerate(gradients)]
-        futures.append(store.push_pull_async("stop", leave_off))
+        futures.append(store.push_pull_async("stop", stop_votes))
         for future in futures:
             future.result(PATIENCE_SECONDS)
         for values, gradient in zip(parameters, gradients, strict=True):
@@ -235,16 +235,15 @@ def train(
             sums.update(gradient.data)
         done += 1
         report(done)
-        if leave_off[0]:
+        if stop_votes[0]:
             break
     digest = hashlib.blake2b(b"".join(values.tobytes() for values in parameters))
     return {"steps": done, "parameters": digest.hexdigest(), "sums": sums.hexdigest()}
 
 
 if __name__ == "__main__":
-    # The folder of the package, not that of this file.
+    # Import `faults` as a package: use its parent folder in place of this file's folder.
     sys.path[0] = os.path.dirname(sys.path[0])
-    # While it tries a data port that is silent, it does not answer what others that leave ask of it, for which they
-    # have 3 s: see schedule.py.
+    # A worker that tries a silent data port does not answer leaving ranks, which wait for at most 3 s; see schedule.py.
     data_dialer._PATIENCE_SECONDS = 2.0
     Worker().run()

@@ -1,4 +1,4 @@
-"""Runs one checked job after another on worker processes, some of which may be killed meanwhile."""
+"""Runs checked jobs one after another on worker processes, which may be killed during a job."""
 
 import dataclasses
 import pathlib
@@ -9,26 +9,26 @@ import time
 from collections import Counter
 from typing import Any
 
-from faults.jobs import Spec, judge
+from faults.jobs import JobSpec, check_outcomes
 from faults.processes import WorkerProcess
 
 WORKER_TIMEOUT = 8.0
 
-#: How long a job may take, whatever is done to it.
+#: Time limit for a job, whatever faults hit it.
 JOB_SECONDS = 150.0
 
-#: From the end of a worker to the errors of its peers: worker_timeout + 5 s, and 6 s where a proxy is silent meanwhile.
+#: Time limit from a worker's death to its peers' errors: worker_timeout + 5 s, and 6 s more for a stalled proxy.
 NOTICE_SECONDS = WORKER_TIMEOUT + 5 + 6
 
 
-class SendWindow:
-    """Runs one job after another on worker processes of its own.
+class JobRunner:
+    """Runs jobs one after another on its own worker processes.
 
     Attributes:
-        workers: The processes; those that were killed are replaced after the job.
-        jobs: How many jobs came to which end.
-        checked: How many sums were compared with what they must be.
-        problems: What may not have happened.
+        workers: The processes. Killed ones are replaced after the job.
+        jobs: Number of jobs by outcome.
+        checked: Number of sums compared with the expected values.
+        problems: Outcomes that are not allowed.
     """
 
     def __init__(self, directory: pathlib.Path, name: str, seed: int, processes: int, addresses: list[str]) -> None:
@@ -44,16 +44,16 @@ class SendWindow:
         self.problems: list[str] = []
 
     def run(self, until: float) -> None:
-        """Begins jobs until then, and ends with the last of them."""
+        """Start jobs until `until` (time.monotonic), and return when the last one has ended."""
         while time.monotonic() < until:
             try:
                 self._run_job()
             except Exception as error:
-                self.problems.append(f"lane {self._name}: {error!r}")
+                self.problems.append(f"runner {self._name}: {error!r}")
                 return
 
     def kill(self, target: int) -> bool:
-        """Kills a worker that is in the midst of a job; returns whether there was one."""
+        """Kill a worker in the middle of a job. Return False if no worker can be killed now."""
         with self._changing:
             rank = target % len(self.workers)
             worker = self.workers[rank]
@@ -64,7 +64,7 @@ class SendWindow:
             return True
 
     def close(self) -> None:
-        """Ends its processes."""
+        """End the worker processes."""
         for worker in self.workers:
             worker.close()
 
@@ -72,10 +72,10 @@ class SendWindow:
         return WorkerProcess(self._directory / f"{self._name}-{number}.log")
 
     def _run_job(self) -> None:
-        together = len(self.workers) == 1
-        num_workers = self._chance.randint(1, 3) if together else len(self.workers)
+        one_process = len(self.workers) == 1
+        num_workers = self._chance.randint(1, 3) if one_process else len(self.workers)
         number = sum(self.jobs.values())
-        spec = Spec.draw(self._chance, f"{self._name}-{number}", num_workers, len(self._addresses))
+        spec = JobSpec.draw(self._chance, f"{self._name}-{number}", num_workers, len(self._addresses))
         settings = {
             "aggregators": [self._addresses[a] for a in spec.aggregators],
             "keepalive": 1.0,
@@ -83,9 +83,9 @@ class SendWindow:
             "reconnect_timeout": 60.0,
             "round_timeout": 100.0,
         }
-        ranks = [[*range(num_workers)]] if together else [[rank] for rank in range(num_workers)]
-        for worker, its in zip(self.workers, ranks, strict=True):
-            worker.send("work", spec=dataclasses.asdict(spec), ranks=its, settings=settings)
+        ranks = [[*range(num_workers)]] if one_process else [[rank] for rank in range(num_workers)]
+        for worker, worker_ranks in zip(self.workers, ranks, strict=True):
+            worker.send("work", spec=dataclasses.asdict(spec), ranks=worker_ranks, settings=settings)
         outcomes: dict[str, Any] = {}
         deadline = time.monotonic() + JOB_SECONDS
         for rank, worker in enumerate(self.workers):
@@ -96,7 +96,7 @@ class SendWindow:
                 self.problems.append(f"job {spec.name!r}: the process of rank {rank} ended: {worker.log[-2000:]}")
                 self._killed[rank] = time.monotonic()
         with self._changing:
-            result, problems = judge(spec, outcomes, self._killed, NOTICE_SECONDS)
+            result, problems = check_outcomes(spec, outcomes, self._killed, NOTICE_SECONDS)
             self.jobs[result] += 1
             self.checked += sum(outcome["checked"] for outcome in outcomes.values())
             self.problems += problems
