@@ -1,4 +1,7 @@
-"""Mistakes, made on purpose, that random histories must find: small, plausible, and harmless to an undisturbed run."""
+"""Mutation tests: bugs injected into the product that random histories must find.
+
+Each mutation is small and plausible, and does not affect a run without faults.
+"""
 
 import pytest
 
@@ -55,7 +58,7 @@ def a_contribution_replaces_the_one_before(patch: pytest.MonkeyPatch) -> None:
     def mutant(
         self: ShardRounds[object], rank: int, round: int, payload: memoryview, priority: int, now: float
     ) -> Verdict:
-        # The round that a contribution is for is not looked at.
+        # Ignores the contribution's round.
         return contribute(self, rank, max(round, self.round), payload, priority, now)
 
     patch.setattr(ShardRounds, "contribute", mutant)
@@ -79,7 +82,7 @@ def ranks_are_declared_at_the_key_s_round(patch: pytest.MonkeyPatch) -> None:
     def mutant(self: Key, aggregator: int) -> pb.Key:
         declared = declaration(self, aggregator)
         for shard in declared.shards:
-            # Some shards of the running round may have their sums already.
+            # Wrong: some shards of the current round may have their sums already.
             shard.round = self.round
         return declared
 

@@ -1,6 +1,6 @@
-"""Sessions and jobs together, in random histories, against a trivial model: every rank gets every round's sum, once.
+"""Runs sessions and jobs in random histories of faults against a reference model: every rank gets every sum once.
 
-`scripts/model --histories 10000 --seed 0` runs more of them.
+`scripts/model --histories 10000 --seed 0` runs more histories.
 """
 
 import logging
@@ -13,51 +13,51 @@ from simulation import Counters, Failure, History, run, shrink
 
 HISTORIES = 250
 
-#: Of which a mutation must be caught by one; most are by one of the first twenty.
-PATIENCE = 400
+#: Maximum number of histories to find a mutation. Most are found within twenty.
+MUTATION_HISTORIES = 400
 
 
-# It only computes, some seconds where it has a processor to itself, and many times that where it has not.
+# CPU-bound: some seconds on an idle core, and many times that on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(autouse=True)
 def _silence() -> Iterator[None]:
-    """What the aggregators have to say of all the failures that they are put through."""
+    """Silence the aggregators' log messages about the injected faults."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
 
 
 def test_every_rank_gets_every_sum_once() -> None:
-    """Whatever breaks: no operation fails without a reason, none hangs, none gets a wrong sum, nothing is left over."""
-    tally = Counters()
+    """Under all faults no operation fails without cause, hangs or gets a wrong sum, and nothing is left over."""
+    counters = Counters()
     try:
         for seed in range(HISTORIES):
-            run(History.draw(seed), tally)
+            run(History.draw(seed), counters)
     except Failure as failure:
-        pytest.fail(shrink(failure).account)
-    assert tally["histories"] == HISTORIES
-    assert tally["deliveries"] > 10 * HISTORIES
+        pytest.fail(shrink(failure).report)
+    assert counters["histories"] == HISTORIES
+    assert counters["deliveries"] > 10 * HISTORIES
 
 
 def test_a_history_repeats_itself() -> None:
-    """The seed decides everything: what failed once can be looked at."""
+    """The seed determines a history completely, so a failure can be reproduced."""
     counts = []
     for _ in range(2):
-        tally = Counters()
-        run(History.draw(12), tally)
-        counts.append(dict(tally))
+        counters = Counters()
+        run(History.draw(12), counters)
+        counts.append(dict(counters))
     assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("mutate", mutations.ALL, ids=lambda mutation: mutation.__name__)
-def test_a_mistake_in_the_product_is_found(
+def test_a_bug_in_the_product_is_found(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The histories are such that each of these mistakes, once made on purpose, makes one of them fail."""
+    """Each injected bug makes at least one history fail."""
     mutate(monkeypatch)
-    assert any(_fails(seed) for seed in range(PATIENCE))
+    assert any(_fails(seed) for seed in range(MUTATION_HISTORIES))
 
 
 def _fails(seed: int) -> bool:

@@ -1,7 +1,8 @@
-"""Workers and aggregators in one thread, without network or clock, and random histories of what may happen to them.
+"""Model-based tests: random histories of faults on workers and aggregators in one thread, without network or clock.
 
-Real sessions and real registries, jobs, deliveries and outboxes are joined by queues; what moves next, what breaks and
-what the time is, is decided by random numbers from a seed. A trivial model says what each round's sum has to be.
+Real sessions, registries, jobs, action runners and send queues are connected by plain queues. Random numbers from a
+seed decide what moves next, what fails and what time it is. An oracle, a reference model, computes each round's sum.
+Begin to read at history.py; fleet.py holds the state, steps.py and endings.py say what can happen.
 """
 
 from simulation.counters import Counters

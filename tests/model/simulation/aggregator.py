@@ -1,4 +1,4 @@
-"""An aggregator process: everything of the real one but the streams and the threads, of which it does what they do."""
+"""A simulated aggregator process: the real registry, jobs and send queues, with simulated streams and sum threads."""
 
 from collections.abc import Callable
 from random import Random
@@ -14,16 +14,16 @@ from psum.aggregator.sums.pool import PriorityPool
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, split, to_columns, to_rows
 from psum.wire.errors import FaultError
-from simulation.connection import Connection
+from simulation.stream import Stream
 
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
-#: What harms nobody when it comes twice.
+#: Kinds of messages that the aggregator must accept twice.
 _REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced")
 
 
 class LatePool:
-    """Sums that are made later, in any order."""
+    """A stand-in for PriorityPool that computes sums later, in any order."""
 
     at_once_bytes = 0
 
@@ -37,73 +37,75 @@ class LatePool:
 
 
 class AggregatorProcess:
-    """One process from its start to its end. Counterpart of psum.aggregator.service.service.Service.
+    """One aggregator process from start to end. Counterpart of psum.aggregator.service.service.Service.
 
     Args:
-        settings: Its time-outs.
+        settings: The process's settings, including its time-outs.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.registry = Registry(settings)
-        self.connections: list[Connection] = []
-        """Streams that it has not seen the end of."""
-        self.lines: dict[tuple[int, int], WorkerConnection] = {}
+        self.streams: list[Stream] = []
+        """Streams whose end it has not seen."""
+        self.connections: dict[tuple[int, int], WorkerConnection] = {}
         self.draining = False
         self.grace_until = 0.0
         self._pool = LatePool()
-        self._delivery = ActionRunner(cast(PriorityPool, self._pool), lambda job, rank: self.lines.get((id(job), rank)))
+        self._runner = ActionRunner(
+            cast(PriorityPool, self._pool), lambda job, rank: self.connections.get((id(job), rank))
+        )
         self._drained: dict[int, set[tuple[int, int, int]]] = {}
 
-    def accept(self, connection: Connection) -> bool:
-        """A stream is opened; returns False where the process takes no more."""
+    def accept(self, stream: Stream) -> bool:
+        """Accept a new stream. Return False if the process is draining."""
         if not self.draining:
-            self.connections.append(connection)
+            self.streams.append(stream)
         return not self.draining
 
-    def read(self, connection: Connection, now: float, random: Random, echoes: float) -> bool:
-        """Takes the next message of a stream; returns False where there is none, or nobody who would read it."""
-        if not connection.requests or not connection.aggregator_open or connection.line.closing:
+    def read(self, stream: Stream, now: float, random: Random, duplicate_rate: float) -> bool:
+        """Read and handle the next message of a stream. Return False if there is none, or the stream is closing."""
+        if not stream.requests or not stream.aggregator_open or stream.connection.closing:
             return False
-        request, payload = decode(pb.ExchangeRequest, connection.requests.popleft())
-        if connection.joined is None:
-            self._hello(connection, request.hello, now)
+        request, payload = decode(pb.ExchangeRequest, stream.requests.popleft())
+        if stream.joined is None:
+            self._hello(stream, request.hello, now)
             return True
         kind = request.WhichOneof("kind")
-        for _ in range(2 if echoes and kind in _REPEATABLE and random.random() < echoes else 1):
-            self._handle(*connection.joined, request, payload, now)
+        for _ in range(2 if duplicate_rate and kind in _REPEATABLE and random.random() < duplicate_rate else 1):
+            self._handle(*stream.joined, request, payload, now)
         return True
 
-    def write(self, connection: Connection, now: float) -> bool:
-        """Sends the next message of a stream, or ends it where all was said."""
-        if not connection.aggregator_open:
+    def write(self, stream: Stream, now: float) -> bool:
+        """Send the next message of a stream, or end a closing stream. Return False if there was nothing to do."""
+        if not stream.aggregator_open:
             return False
-        if not connection.line.outbox:
-            if connection.line.closing:
-                self.lose(connection, now)
+        if not stream.connection.outbox:
+            if stream.connection.closing:
+                self.lose(stream, now)
                 return True
             return False
-        data = connection.line.outbox.take()
-        if connection.worker_open:
-            connection.responses.append(data)
+        data = stream.connection.outbox.take()
+        if stream.worker_open:
+            stream.responses.append(data)
         return True
 
-    def lose(self, connection: Connection, now: float) -> None:
-        """A stream is over, for whatever reason."""
-        if not connection.aggregator_open:
+    def lose(self, stream: Stream, now: float) -> None:
+        """Handle the end of a stream, whatever its cause."""
+        if not stream.aggregator_open:
             return
-        connection.close_aggregator_end()
-        self.connections.remove(connection)
-        if connection.joined is None:
+        stream.close_aggregator_end()
+        self.streams.remove(stream)
+        if stream.joined is None:
             return
-        job, rank = connection.joined
-        if self.lines.get((id(job), rank)) is not connection.line:
+        job, rank = stream.joined
+        if self.connections.get((id(job), rank)) is not stream.connection:
             return
-        del self.lines[id(job), rank]
-        self._delivery.perform(job, job.lost(rank, now))
+        del self.connections[id(job), rank]
+        self._runner.perform(job, job.lost(rank, now))
         self.registry.settle(job, now)
 
     def sum_one(self, random: Random) -> bool:
-        """Some sum is made; returns False where there is none to make."""
+        """Compute one pending sum, chosen at random. Return False if there is none."""
         tasks = self._pool.tasks
         if not tasks:
             return False
@@ -113,57 +115,59 @@ class AggregatorProcess:
         return True
 
     def tick(self, now: float) -> None:
-        """Looks for time-outs."""
+        """Check for time-outs."""
         for job, action in self.registry.tick(now):
-            self._delivery.perform(job, [action])
+            self._runner.perform(job, [action])
 
     def drain(self, until: float) -> None:
-        """Begins to end in order."""
+        """Begin an orderly shutdown that ends at `until` at the latest."""
         self.draining, self.grace_until = True, until
         self._drained = {id(job): set(job.open_rounds()) for job in self.registry.jobs.values()}
-        for (job_id, _), line in self.lines.items():
+        for (job_id, _), connection in self.connections.items():
             entries = [ShardRound(*place) for place in self._drained.get(job_id, ())]
-            line.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=10, open=to_columns(entries))))
+            connection.outbox.put_control(
+                pb.ExchangeResponse(drain=pb.Drain(grace_seconds=10, open=to_columns(entries)))
+            )
 
     def drained(self, now: float) -> bool:
-        """Whether it has nothing more to do, or no more time."""
+        """Return whether the shutdown is complete or its time is up."""
         return now >= self.grace_until or not (
-            any(line.outbox for line in self.lines.values())
+            any(connection.outbox for connection in self.connections.values())
             or any(set(job.open_rounds()) & self._drained.get(id(job), set()) for job in self.registry.jobs.values())
         )
 
     def die(self) -> None:
-        """All streams end; what was sent on them may yet arrive."""
-        for connection in self.connections:
-            connection.close_aggregator_end()
+        """End all streams abruptly. Messages that were sent may still arrive."""
+        for stream in self.streams:
+            stream.close_aggregator_end()
 
     def check(self) -> None:
-        """Asserts what always holds."""
+        """Assert the invariants."""
         for job in self.registry.jobs.values():
             job.check()
             for rank, worker in job.workers.items():
-                assert worker.connected == ((id(job), rank) in self.lines), f"rank {rank} of {job!r}"
+                assert worker.connected == ((id(job), rank) in self.connections), f"rank {rank} of {job!r}"
 
-    def _hello(self, connection: Connection, hello: pb.Hello, now: float) -> None:
-        job, actions, refusal = self.registry.join(hello, f"peer of rank {connection.rank}", now)
+    def _hello(self, stream: Stream, hello: pb.Hello, now: float) -> None:
+        job, actions, refusal = self.registry.join(hello, f"peer of rank {stream.rank}", now)
         for about, action in actions:
-            self._delivery.perform(about, [action])
-        line = connection.line
+            self._runner.perform(about, [action])
+        connection = stream.connection
         if job is None or refusal is not None:
             assert isinstance(refusal, FaultError)
-            line.outbox.put_control(pb.ExchangeResponse(fault=refusal.to_message()))
-            line.closing = True
+            connection.outbox.put_control(pb.ExchangeResponse(fault=refusal.to_message()))
+            connection.closing = True
             return
-        if (replaced := self.lines.get((id(job), hello.rank))) is not None:
+        if (replaced := self.connections.get((id(job), hello.rank))) is not None:
             replaced.outbox.clear()
             replaced.closing = True
-        self.lines[id(job), hello.rank] = line
-        connection.joined = job, hello.rank
-        line.outbox.put_control(pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE)))
+        self.connections[id(job), hello.rank] = connection
+        stream.joined = job, hello.rank
+        connection.outbox.put_control(pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE)))
 
     def _handle(self, job: Job, rank: int, request: pb.ExchangeRequest, payload: memoryview, now: float) -> None:
         job.workers[rank].last_heard = now
-        perform: Callable[[list[Action]], None] = lambda actions: self._delivery.perform(job, actions)  # noqa: E731
+        perform: Callable[[list[Action]], None] = lambda actions: self._runner.perform(job, actions)  # noqa: E731
         match request.WhichOneof("kind"):
             case "push":
                 entries = to_rows(request.push.shards)

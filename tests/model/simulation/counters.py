@@ -1,20 +1,20 @@
-"""What happened in histories, counted."""
+"""Counts of what happened in histories."""
 
 from collections import Counter
 
-#: The order and the words of the summary.
+#: Order and labels of the summary.
 _LINES = {
     "histories": "histories",
-    "rounds": "rounds that every rank asked for (and some of them failed on purpose)",
-    "deliveries": "results delivered to a rank, compared with the model",
-    "failures": "operations that ended with the error that was to be expected",
-    "messages": "messages that arrived",
-    "invariants": "times that both sides' invariants were checked",
+    "rounds": "rounds requested by every rank (some fail on purpose)",
+    "deliveries": "results delivered to a rank and compared with the model",
+    "failures": "operations that failed with an expected error",
+    "messages": "messages received",
+    "invariants": "checks of both sides' invariants",
 }
 
 
 class Counters(Counter[str]):
-    """Counts by kind; faults have names that begin with 'fault: ', endings with 'ending: '."""
+    """Counts by kind. The kinds of faults start with 'fault: ', those of endings with 'ending: '."""
 
     def __str__(self) -> str:
         lines = [f"{self[kind]:>12,} {words}" for kind, words in _LINES.items()]

@@ -1,4 +1,4 @@
-"""A job's workers and aggregators, and everything that can move among them."""
+"""A job's simulated workers and aggregators, and the moves between them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Set
@@ -10,163 +10,169 @@ import numpy as np
 from psum.aggregator.settings import Settings
 from psum.client import Operation, PsumError, Ticket
 from simulation.aggregator import AggregatorProcess
-from simulation.connection import Connection
 from simulation.counters import Counters
-from simulation.ledger import Ledger, Place, Use, value
+from simulation.oracle import Call, KeyOperation, Oracle, value
 from simulation.plan import Ending, Plan
+from simulation.stream import Stream
 from simulation.worker import WorkerProcess
 
 WORKER_TIMEOUT_SECONDS = 30.0
 ROUND_TIMEOUT_SECONDS = 90.0
 
-#: Where nothing moves for a while: what is done ("send", "read", "write" or "receive"), rank, aggregator.
+#: Moves that do not happen for a while: action ("send", "read", "write" or "receive"), rank, aggregator.
 Frozen = Set[tuple[str, int, int]]
 _NONE: Frozen = frozenset()
 
 
 class Fleet:
-    """The whole, and the time.
+    """All processes of a history, and the simulated time.
 
     Args:
-        plan: Its make-up.
-        tally: Where to count.
-        log: What happens is told to it, for people.
+        plan: The history's plan.
+        counters: Counters to update.
+        log: Called with lines that describe what happens.
     """
 
-    def __init__(self, plan: Plan, tally: Counters, log: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, counters: Counters, log: Callable[[str], None]) -> None:
         self.plan = plan
-        self.tally = tally
+        self.counters = counters
         self.log = log
         self.now = 1000.0
-        self.ledger = Ledger(plan.workers)
+        self.oracle = Oracle(plan.workers)
         self.settings = Settings(worker_timeout=WORKER_TIMEOUT_SECONDS, round_timeout=ROUND_TIMEOUT_SECONDS)
         self.addresses = [f"aggregator{i}:1" for i in range(plan.aggregators)]
         self.aggregators: list[AggregatorProcess | None] = [AggregatorProcess(self.settings) for _ in self.addresses]
-        """None where the process has ended and the next one was not started yet."""
+        """The processes by index. None if the process has ended and has not been restarted."""
         self.workers = [self.new_worker(rank, 0) for rank in range(plan.workers)]
         self.pairs = [(r, a) for r in range(plan.workers) for a in range(plan.aggregators)]
-        self.reserved: list[list[tuple[Ticket, Place]]] = [[] for _ in range(plan.workers)]
-        """Operations that were announced and not started, by rank."""
-        self.counts: dict[Place, list[int]] = {}
-        """How many times each rank has used a key."""
-        self.leavers: set[int] = set()
-        """Ranks that leave as soon as nothing of theirs is under way."""
-        self.absent: set[int] = set()
-        """Ranks that connect to nobody yet, though their processes run."""
-        if plan.ending is Ending.LATENESS and plan.workers > 1:
-            self.absent.add(plan.length % plan.workers)
-        self.spared = False
-        """Whether aggregators are killed no more. A process that took the rank of another and then saw an aggregator
-        go, before the others were back, is one that has been in the job before to the next process."""
+        self.reserved: list[list[tuple[Ticket, KeyOperation]]] = [[] for _ in range(plan.workers)]
+        """Operations that are reserved and not started, by rank."""
+        self.counts: dict[KeyOperation, list[int]] = {}
+        """Number of uses of each key, by rank."""
+        self.leaving_ranks: set[int] = set()
+        """Ranks that leave as soon as none of their operations is running."""
+        self.absent_ranks: set[int] = set()
+        """Ranks whose processes run, but do not connect yet."""
+        if plan.ending is Ending.LATE_JOIN and plan.workers > 1:
+            self.absent_ranks.add(plan.length % plan.workers)
+        self.keep_aggregators = False
+        """Whether aggregators are no longer killed. It is set when a process takes the rank of another one: if an
+        aggregator ended then, the next aggregator process could not tell the new process of the rank from the old."""
         for pair in self.pairs:
             self.connect(*pair)
 
     def new_worker(self, rank: int, number: int) -> WorkerProcess:
-        """A process for a rank."""
-        keep_sums = self.plan.ending is not Ending.FORGETFUL
+        """Create a process for a rank."""
+        keep_sums = self.plan.ending is not Ending.NO_KEPT_SUMS
         return WorkerProcess(self.plan, self.addresses, rank=rank, number=number, now=self.now, keep_sums=keep_sums)
 
-    # What the program does
+    # Operations of the program
 
-    def places(self) -> list[Place]:
-        """All that can be used."""
+    def key_operations(self) -> list[KeyOperation]:
+        """Return all keys with all operations."""
         return [(f"k{i}", operation) for i in range(len(self.plan.keys)) for operation in Operation]
 
-    def reserve(self, rank: int, place: Place, priority: int) -> bool:
-        """A rank announces its next use of a key; returns False where it cannot any more."""
+    def reserve(self, rank: int, key: KeyOperation, priority: int) -> bool:
+        """Reserve a rank's next operation on a key. Return False if the rank cannot any more."""
         worker = self.workers[rank]
-        if not worker.alive or rank in self.leavers or not worker.joined:
+        if not worker.alive or rank in self.leaving_ranks or not worker.joined:
             return False
-        elements, kind = self.plan.keys[int(place[0][1:])]
+        elements, kind = self.plan.keys[int(key[0][1:])]
         try:
-            ticket = worker.reserve(place[0], elements, kind, place[1], priority)
+            ticket = worker.reserve(key[0], elements, kind, key[1], priority)
         except PsumError:
-            if self.ledger.strict:
+            if self.oracle.strict:
                 raise
             return False
-        counts = self.counts.setdefault(place, [0] * self.plan.workers)
+        counts = self.counts.setdefault(key, [0] * self.plan.workers)
         assert ticket.round == counts[rank]
         counts[rank] += 1
-        self.reserved[rank].append((ticket, place))
+        self.reserved[rank].append((ticket, key))
         return True
 
     def start(self, rank: int, index: int) -> None:
-        """The value of one of the announced operations is ready."""
-        ticket, place = self.reserved[rank].pop(index)
+        """Start one of a rank's reserved operations."""
+        ticket, key = self.reserved[rank].pop(index)
         worker = self.workers[rank]
-        receives = place[1] is Operation.BROADCAST and rank > 0
-        elements, kind = self.plan.keys[int(place[0][1:])]
-        array = value(place[0], elements, kind, ticket.round, rank, worker.number).copy()
-        use = Use(rank, worker.number, place, ticket.round, kind, ticket, array)
+        receives = key[1] is Operation.BROADCAST and rank > 0
+        elements, kind = self.plan.keys[int(key[0][1:])]
+        array = value(key[0], elements, kind, ticket.round, rank, worker.number).copy()
+        call = Call(rank, worker.number, key, ticket.round, kind, ticket, array)
         if receives:
             array.view(np.uint8)[:] = 0xDD
         view = array.view(np.uint8).data
-        self.ledger.begin(use)
-        ticket.start(None if receives else view, view, lambda error: self.ledger.end(use, error))
+        self.oracle.begin(call)
+        ticket.start(None if receives else view, view, lambda error: self.oracle.end(call, error))
         worker.submit(self.now)
 
-    # What moves
+    # Moves
 
     def connect(self, rank: int, index: int) -> bool:
-        """A worker opens a stream, where it has none and the aggregator takes one."""
+        """Open a stream, if the worker has none and the aggregator accepts it. Return whether it was opened."""
         worker, aggregator = self.workers[rank], self.aggregators[index]
-        link = worker.links[index]
-        if not worker.alive or rank in self.absent or aggregator is None or link.connection is not None or link.gone:
+        connection = worker.connections[index]
+        if (
+            not worker.alive
+            or rank in self.absent_ranks
+            or aggregator is None
+            or connection.stream is not None
+            or connection.gone
+        ):
             return False
         if self.now < worker.retry_at:
             return False
-        connection = Connection(rank)
-        if not aggregator.accept(connection):
+        stream = Stream(rank)
+        if not aggregator.accept(stream):
             return False
-        connection.requests.append(worker.hello(index, self.now))
-        worker.connected(index, connection)
+        stream.requests.append(worker.hello(index, self.now))
+        worker.connected(index, stream)
         return True
 
     def send(self, rank: int, index: int) -> bool:
-        """A worker sends a message."""
-        if rank in self.leavers and not self.workers[rank].busy:
+        """Let a worker send a message."""
+        if rank in self.leaving_ranks and not self.workers[rank].busy:
             self.workers[rank].leaving = True
         return self.workers[rank].send(index, self.plan.window)
 
     def read(self, rank: int, index: int, random: Random) -> bool:
-        """An aggregator takes a message on one of the rank's streams."""
+        """Let an aggregator read a message from one of the rank's streams."""
         aggregator = self.aggregators[index]
         if aggregator is None:
             return False
-        for connection in aggregator.connections:
-            if connection.rank == rank and aggregator.read(connection, self.now, random, self.plan.echoes):
-                self.tally["messages"] += 1
+        for stream in aggregator.streams:
+            if stream.rank == rank and aggregator.read(stream, self.now, random, self.plan.duplicate_rate):
+                self.counters["messages"] += 1
                 return True
         return False
 
     def write(self, rank: int, index: int) -> bool:
-        """An aggregator sends a message on one of the rank's streams, or sees the end of one that the worker left."""
+        """Let an aggregator send a message on one of the rank's streams, or see the end of one."""
         aggregator = self.aggregators[index]
         if aggregator is None:
             return False
-        for connection in list(aggregator.connections):
-            if connection.rank != rank or len(connection.responses) >= self.plan.window:
+        for stream in list(aggregator.streams):
+            if stream.rank != rank or len(stream.responses) >= self.plan.window:
                 continue
-            if aggregator.write(connection, self.now):
+            if aggregator.write(stream, self.now):
                 return True
-            if not connection.worker_open and not connection.requests:
-                aggregator.lose(connection, self.now)
+            if not stream.worker_open and not stream.requests:
+                aggregator.lose(stream, self.now)
                 return True
         return False
 
     def receive(self, rank: int, index: int, random: Random) -> bool:
-        """A worker takes a message."""
-        if moved := self.workers[rank].receive(index, self.now, random, self.plan.echoes):
-            self.tally["messages"] += 1
+        """Let a worker receive a message."""
+        if moved := self.workers[rank].receive(index, self.now, random, self.plan.duplicate_rate):
+            self.counters["messages"] += 1
         return moved
 
     def sum_one(self, index: int, random: Random) -> bool:
-        """An aggregator's thread has made a sum."""
+        """Let an aggregator compute a sum."""
         aggregator = self.aggregators[index]
         return aggregator is not None and aggregator.sum_one(random)
 
     def move(self, random: Random, frozen: Frozen = _NONE) -> bool:
-        """Something by chance; returns False where that could not move."""
+        """Try one random move. Return False if it was not possible."""
         rank, index = random.choice(self.pairs)
         what = random.choice(("send", "read", "write", "receive", "sum"))
         if what == "sum":
@@ -185,12 +191,12 @@ class Fleet:
                 return self.receive(rank, index, random)
 
     def settle(self, random: Random, frozen: Frozen = _NONE, *, reconnect: bool = False) -> None:
-        """Everything moves until nothing does any more.
+        """Make all possible moves until none is left.
 
         Args:
-            random: Decides on the order.
-            frozen: What does not move.
-            reconnect: Whether broken connections are opened again, and aggregators that have ended started again.
+            random: Decides the order.
+            frozen: Moves that do not happen.
+            reconnect: Whether to reopen broken streams and restart ended aggregators.
         """
         directions = [(w, r, a) for w in ("send", "read", "write", "receive") for r, a in self.pairs]
         directions = [direction for direction in directions if direction not in frozen]
@@ -198,15 +204,15 @@ class Fleet:
             moved = False
             random.shuffle(directions)
             for what, rank, index in directions:
-                # Several at once, now and then: else all queues stay short.
+                # Sometimes several moves in a row, so that queues grow.
                 for _ in range(random.choice((1, 1, 3))):
                     moved |= self._move(what, rank, index, random)
             for index, aggregator in enumerate(self.aggregators):
                 moved |= self.sum_one(index, random)
                 if reconnect and aggregator is None:
-                    moved |= self.boot(index)
+                    moved |= self.start_aggregator(index)
                 elif aggregator is not None and aggregator.draining and aggregator.drained(self.now):
-                    self.kill(index, "has drained")
+                    self.kill_aggregator(index, "has drained")
                     moved = True
             if reconnect:
                 moved |= any([self.connect(*pair) for pair in self.pairs])
@@ -214,15 +220,15 @@ class Fleet:
                 self.pass_time(0.02)
                 moved = True
             if not moved and reconnect and any(a is not None and a.draining for a in self.aggregators):
-                # Some rank that it still needs is not connected, and it takes nobody in any more.
+                # It waits for a rank that is not connected, and accepts no new streams. Its grace period must end.
                 self.pass_time(1.0)
                 moved = True
             if not moved:
                 return
-        raise AssertionError("messages go round and round")
+        raise AssertionError("the fleet does not settle: messages keep moving")
 
     def pass_time(self, seconds: float) -> None:
-        """Time passes, and time-outs are looked for."""
+        """Advance the time and check for time-outs."""
         self.now += seconds
         for aggregator in self.aggregators:
             if aggregator is not None:
@@ -231,78 +237,78 @@ class Fleet:
             if worker.alive:
                 worker.expire(ROUND_TIMEOUT_SECONDS + 5, self.now)
 
-    # What breaks
+    # Faults
 
     def cut(self, rank: int, index: int, *, worker_knows: bool, aggregator_knows: bool) -> None:
-        """A connection breaks; whoever does not know yet learns it later, at the end of what is under way to it."""
-        connection = self.workers[rank].links[index].connection
+        """Break a stream. A side that does not know yet notices after it has received the messages in flight."""
+        stream = self.workers[rank].connections[index].stream
         aggregator = self.aggregators[index]
-        if connection is None:
+        if stream is None:
             return
-        self.tally["fault: connections cut"] += 1
+        self.counters["fault: connections cut"] += 1
         if aggregator_knows and aggregator is not None:
-            aggregator.lose(connection, self.now)
+            aggregator.lose(stream, self.now)
         if worker_knows:
             self.workers[rank].lose(index)
 
-    def kill(self, index: int, why: str) -> None:
-        """An aggregator's process ends."""
+    def kill_aggregator(self, index: int, why: str) -> None:
+        """End an aggregator process."""
         aggregator = self.aggregators[index]
-        if aggregator is not None and (aggregator.draining or not self.spared):
+        if aggregator is not None and (aggregator.draining or not self.keep_aggregators):
             self.log(f"  aggregator {index} {why}")
-            self.tally[f"fault: aggregators that ended: {why}"] += 1
+            self.counters[f"fault: aggregators that ended: {why}"] += 1
             aggregator.die()
             self.aggregators[index] = None
 
-    def boot(self, index: int) -> bool:
-        """An aggregator is started, where it is not."""
+    def start_aggregator(self, index: int) -> bool:
+        """Start an aggregator process if none runs at this index. Return whether one was started."""
         if self.aggregators[index] is not None:
             return False
         self.aggregators[index] = AggregatorProcess(self.settings)
         return True
 
     def kill_worker(self, rank: int) -> None:
-        """A worker's process is killed; the aggregators learn it later."""
-        self.tally["fault: workers killed"] += 1
+        """Kill a worker process. The aggregators notice later."""
+        self.counters["fault: workers killed"] += 1
         self.workers[rank].die()
-        self.ledger.forget(rank)
+        self.oracle.worker_killed(rank)
         self.reserved[rank].clear()
 
     def terminate_worker(self, rank: int, random: Random) -> None:
-        """A worker's process is told to end, and has as long for it as messages take."""
-        self.tally["fault: workers told to end"] += 1
+        """Send SIGTERM to a worker process, which ends when the messages in flight have been delivered."""
+        self.counters["fault: workers terminated"] += 1
         worker = self.workers[rank]
-        told = all(link.connection is not None and link.welcomed for link in worker.links)
-        told = told and not any(a is None or a.draining for a in self.aggregators)
+        heard = all(connection.stream is not None and connection.welcomed for connection in worker.connections)
+        heard = heard and not any(a is None or a.draining for a in self.aggregators)
         worker.terminate()
-        self.ledger.forget(rank)
+        self.oracle.worker_killed(rank)
         self.reserved[rank].clear()
-        heard = told and worker.session.took_part
+        heard = heard and worker.session.took_part
         self.settle(random, reconnect=True)
         worker.die()
         if heard:
-            assert not self.ledger.open, "a worker was told to end, and its peers have not heard of it"
+            assert not self.oracle.open, "a worker was terminated, and the other ranks have not heard of it"
 
     def replace_worker(self, rank: int) -> None:
-        """Another process takes the rank, and begins at the beginning."""
-        self.tally["fault: workers replaced"] += 1
-        self.spared = True
+        """Start another process for a rank. It begins with the first round."""
+        self.counters["fault: workers replaced"] += 1
+        self.keep_aggregators = True
         self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1)
         for counts in self.counts.values():
             counts[rank] = 0
 
-    def drain(self, index: int) -> None:
-        """An aggregator is told to end."""
+    def drain_aggregator(self, index: int) -> None:
+        """Tell an aggregator to shut down in order."""
         aggregator = self.aggregators[index]
-        if aggregator is not None and not aggregator.draining and not self.spared:
-            self.tally["fault: aggregators told to stop"] += 1
+        if aggregator is not None and not aggregator.draining and not self.keep_aggregators:
+            self.counters["fault: aggregators told to stop"] += 1
             aggregator.drain(self.now + 10)
 
-    # What holds
+    # Checks
 
     def check(self) -> None:
-        """Asserts what always holds on either side."""
-        self.tally["invariants"] += 1
+        """Assert the invariants of all processes."""
+        self.counters["invariants"] += 1
         for worker in self.workers:
             worker.session.check()
         for aggregator in self.aggregators:
@@ -310,12 +316,12 @@ class Fleet:
                 aggregator.check()
 
     def describe(self) -> Iterator[str]:
-        """Where everything stands, for people."""
-        for use in self.ledger.open:
-            yield f"  waits: {use}, {use.ticket!r}"
+        """Describe the state of all processes, in lines of text."""
+        for call in self.oracle.open:
+            yield f"  waits: {call}, {call.ticket!r}"
         for worker in self.workers:
-            links = "".join("-" if link.connection is None else "+" for link in worker.links)
-            yield f"  rank {worker.rank} process {worker.number}: links {links}, {worker.session.failure!r}"
+            connections = "".join("-" if connection.stream is None else "+" for connection in worker.connections)
+            yield f"  rank {worker.rank} process {worker.number}: connections {connections}, {worker.session.failure!r}"
         for index, aggregator in enumerate(self.aggregators):
             for job in aggregator.registry.jobs.values() if aggregator is not None else ():
                 yield f"  aggregator {index}: {job!r} {job.failure or ''}"
@@ -327,9 +333,9 @@ class Fleet:
 
 @contextlib.contextmanager
 def sizes_of(plan: Plan) -> Iterator[None]:
-    """Makes messages and sums small or large as the plan says."""
+    """Apply the plan's size limits for messages and inline sums until the end of the block."""
     with contextlib.ExitStack() as stack:
-        for module in ("aggregator._outbox", "client._scheduler", "client._session"):
+        for module in ("aggregator.service.send_queue", "client.core.scheduler", "client.core.session"):
             stack.enter_context(mock.patch(f"psum.{module}.BATCH_BYTES", plan.batch_bytes))
         stack.enter_context(mock.patch("psum.client.core.session._KEPT_VIEW_BYTES", plan.batch_bytes))
         stack.enter_context(mock.patch("psum.aggregator.service.action_runner.SHARED_BYTES", plan.inline_bytes))

@@ -1,27 +1,27 @@
-"""One history: drawn from a seed, carried out, and made short where it fails."""
+"""A history of random steps: drawn from a seed, executed, and shrunk if it fails."""
 
 import dataclasses
 import traceback
 from random import Random
 
 from simulation.counters import Counters
-from simulation.endings import doom, finish
+from simulation.endings import begin_ending, finish
 from simulation.fleet import Fleet, sizes_of
 from simulation.plan import Ending, Plan
 from simulation.steps import STEPS
 
 Step = tuple[str, int]
-"""Its name, and the seed of the numbers that it is carried out with."""
+"""A step's name, and the seed of its random numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What is to happen.
+    """The plan and the steps of one history.
 
     Attributes:
-        seed: From which it was drawn.
-        plan: Its make-up.
-        steps: What is done, before all ranks do the same and leave.
+        seed: The seed from which it was drawn.
+        plan: Sizes, faults and ending.
+        steps: The steps in order. After them all ranks catch up and leave.
     """
 
     seed: int
@@ -30,69 +30,69 @@ class History:
 
     @classmethod
     def draw(cls, seed: int) -> "History":
-        """A history by chance."""
+        """Draw a random history."""
         random = Random(seed)
         plan = Plan.draw(random)
         names = random.choices(list(plan.steps), list(plan.steps.values()), k=plan.length)
         if plan.ending is not Ending.ALL_LEAVE:
-            first = plan.ending in (Ending.FORGETFUL, Ending.LATENESS)
-            names.insert(0 if first else random.randint(0, len(names)), "doom")
+            first = plan.ending in (Ending.NO_KEPT_SUMS, Ending.LATE_JOIN)
+            names.insert(0 if first else random.randint(0, len(names)), "ending")
         return cls(seed, plan, (("begin", 0), *((name, random.getrandbits(32)) for name in names)))
 
 
 class Failure(Exception):
-    """Something did not hold.
+    """An assertion failed in a history, or the code under test raised an exception.
 
     Attributes:
-        history: In which history.
-        kind: What, in few words, to tell it from other failures.
-        account: What happened, for people.
+        history: The history that failed.
+        kind: A short text that distinguishes this failure from others: the exception and the function.
+        report: Description of what happened.
     """
 
-    def __init__(self, history: History, kind: str, account: str) -> None:
+    def __init__(self, history: History, kind: str, report: str) -> None:
         self.history = history
         self.kind = kind
-        self.account = account
-        super().__init__(account)
+        self.report = report
+        super().__init__(report)
 
 
-def run(history: History, tally: Counters | None = None) -> None:
-    """Carries a history out.
+def run(history: History, counters: Counters | None = None) -> None:
+    """Execute a history.
 
     Args:
         history: The history.
-        tally: Where to count.
+        counters: Counters to update.
 
     Raises:
-        Failure: Something did not hold.
+        Failure: The history failed.
     """
-    tally = Counters() if tally is None else tally
-    account: list[str] = []
+    counters = Counters() if counters is None else counters
+    report: list[str] = []
     with sizes_of(history.plan):
-        fleet = Fleet(history.plan, tally, account.append)
+        fleet = Fleet(history.plan, counters, report.append)
         try:
             for name, seed in history.steps:
-                account.append(name)
-                _carry_out(fleet, name, Random(seed))
+                report.append(name)
+                _execute(fleet, name, Random(seed))
                 fleet.check()
-            account.append("finish")
+            report.append("finish")
             finish(fleet, Random(history.seed))
         except Exception as error:
-            # Whatever an implementation raises that is wrong is a failure of the history, a KeyError too.
+            # Any exception is a failure of the history: a wrong implementation may raise KeyError, for instance.
             where = traceback.extract_tb(error.__traceback__)[-1]
             kind = f"{type(error).__name__} in {where.name}"
-            text = [f"seed {history.seed}: {type(error).__name__}: {error}", f"  {history.plan}", *account]
+            text = [f"seed {history.seed}: {type(error).__name__}: {error}", f"  {history.plan}", *report]
             text += [*fleet.describe(), "".join(traceback.format_tb(error.__traceback__)[-4:])]
             raise Failure(history, kind, "\n".join(text)) from error
-    tally["histories"] += 1
-    tally["rounds"] += sum(min(counts) for counts in fleet.counts.values())
-    tally["deliveries"] += fleet.ledger.deliveries
-    tally["failures"] += fleet.ledger.failures
-    tally[f"ending: {history.plan.ending.value}"] += 1
+    counters["histories"] += 1
+    counters["rounds"] += sum(min(counts) for counts in fleet.counts.values())
+    counters["deliveries"] += fleet.oracle.deliveries
+    counters["failures"] += fleet.oracle.failures
+    counters[f"ending: {history.plan.ending.value}"] += 1
 
 
 def shrink(failure: Failure, attempts: int = 400) -> Failure:
-    """A failure of the same kind in a history that is as short as was found within so many attempts."""
+    """Search for a shorter history with a failure of the same kind. Return the shortest one found."""
     best = failure
     size = max(1, len(best.history.steps) // 2)
     while size and attempts > 0:
@@ -111,11 +111,11 @@ def shrink(failure: Failure, attempts: int = 400) -> Failure:
     return best
 
 
-def _carry_out(fleet: Fleet, name: str, random: Random) -> None:
+def _execute(fleet: Fleet, name: str, random: Random) -> None:
     if name == "begin":
-        # Workers reach the aggregators, all or some.
+        # Connect the workers to the aggregators, except absent ranks.
         fleet.settle(random, reconnect=True)
-    elif name == "doom":
-        doom(fleet, random)
+    elif name == "ending":
+        begin_ending(fleet, random)
     else:
         STEPS[name](fleet, random)

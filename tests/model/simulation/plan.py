@@ -1,7 +1,7 @@
-"""What one history is made of: its sizes, which faults happen in it and how often.
+"""The plan of one history: its sizes, and which faults happen in it and how often.
 
-Drawn anew for each history, and unevenly on purpose: where every fault happens in every history, none lasts long enough
-to get anywhere, and what takes three faults of one kind in a row never comes about ("swarm testing").
+Each history gets its own plan, with a random subset of the faults ("swarm testing"). If every history had every fault,
+no state would last, and situations that need several faults of one kind in a row would not occur.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from random import Random
 
 from psum.client import ElementType
 
-#: What may be done in a history without any operation failing, and its weight where a plan has it.
+#: Steps and their weights. No step may make an operation fail.
 WORK = {"use": 6, "use_all": 3, "reserve": 3, "start": 3, "moves": 12, "settle": 2, "time": 2}
 FAULTS = {
     "cut": 4,
@@ -20,44 +20,44 @@ FAULTS = {
     "restart": 4,
     "restarts": 2,
     "skew": 5,
-    "return_in_turn": 4,
-    "lose_a_holder": 3,
+    "reconnect_one_by_one": 4,
+    "cut_during_restore": 3,
     "drain": 3,
 }
 
 
 class Ending(enum.Enum):
-    """What a history comes to, besides the faults that nobody may notice."""
+    """The ending of a history. Unlike faults, most endings make operations fail."""
 
-    ALL_LEAVE = "all ranks do the same and leave when they are done, while others are not yet"
-    DEATH = "a worker is killed, and does not come back"
+    ALL_LEAVE = "all ranks catch up, and leave as soon as they are done"
+    DEATH = "a worker is killed and not replaced"
     REPLACEMENT = "a worker is killed, and another process takes its rank"
     TERMINATION = "a worker is told to end, and perhaps another process takes its rank"
     ABORT = "a worker cannot contribute to some round"
-    DESERTION = "a worker leaves before the others are through"
-    LATENESS = "a worker joins when others have joined and left"
+    EARLY_LEAVE = "a worker leaves before the others are done"
+    LATE_JOIN = "a worker joins after others have joined and left"
     STALL = "a worker does not contribute to some round in time"
-    FORGETFUL = "workers do not keep their sums"
+    NO_KEPT_SUMS = "workers do not keep their sums"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The make-up of one history.
+    """The plan of one history.
 
     Attributes:
-        workers: The number of ranks.
-        aggregators: The number of aggregators.
-        weights: Their weights in placement, empty: all 1.
-        partition_bytes: The size of a shard.
-        credit_bytes: Bytes that may be under way to one aggregator.
-        batch_bytes: How much small shards share a message.
-        inline_bytes: Sums below this are made at once, others some time later.
-        window: Messages that a stream takes before its reader has read some.
-        echoes: How often a message that may come twice does.
-        keys: Elements and type of each key.
-        steps: The weight of each step that may be done.
-        length: The number of steps.
-        ending: What it comes to.
+        workers: Number of ranks.
+        aggregators: Number of aggregators.
+        weights: The aggregators' weights for placement. Empty means all 1.
+        partition_bytes: Size of a shard.
+        credit_bytes: Maximum number of bytes in flight to one aggregator.
+        batch_bytes: Maximum size of a message that carries several small shards.
+        inline_bytes: Smaller sums are computed at once, larger ones later.
+        window: Maximum number of unread messages in one direction of a stream.
+        duplicate_rate: Probability that a message which may arrive twice does.
+        keys: Number of elements and element type of each key.
+        steps: Weight of each possible step.
+        length: Number of steps.
+        ending: How the history ends.
     """
 
     workers: int
@@ -68,7 +68,7 @@ class Plan:
     batch_bytes: int
     inline_bytes: int
     window: int
-    echoes: float
+    duplicate_rate: float
     keys: tuple[tuple[int, ElementType], ...]
     steps: dict[str, int]
     length: int
@@ -76,7 +76,7 @@ class Plan:
 
     @classmethod
     def draw(cls, random: Random) -> "Plan":
-        """A plan by chance."""
+        """Draw a random plan."""
         aggregators = random.choice((1, 1, 2, 2, 3))
         faults = {name: weight * random.choice((1, 1, 4)) for name, weight in FAULTS.items() if random.random() < 0.4}
         if random.random() < 0.1:
@@ -96,7 +96,7 @@ class Plan:
             batch_bytes=random.choice((8, 64, 64 << 10)),
             inline_bytes=random.choice((0, 0, 32, 32 << 10)),
             window=random.choice((1, 3, 1000, 1000)),
-            echoes=random.choice((0, 0, 0.05, 0.5)),
+            duplicate_rate=random.choice((0, 0, 0.05, 0.5)),
             keys=tuple((n, random.choice((ElementType.INT32, ElementType.FLOAT32))) for n in sizes),
             steps={name: weight * random.choice((1, 1, 3)) for name, weight in WORK.items()} | faults,
             length=random.choice((10, 20, 20, 40)),

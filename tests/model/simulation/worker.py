@@ -1,4 +1,4 @@
-"""A worker process: a real session, and what its streams do."""
+"""A simulated worker process: a real session with simulated streams."""
 
 import itertools
 from collections import deque
@@ -20,8 +20,8 @@ from psum.client.core.recorder import Recorder
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, decode, encode
-from simulation.connection import Connection
 from simulation.plan import Plan
+from simulation.stream import Stream
 
 Values = npt.NDArray[np.generic]
 
@@ -31,30 +31,30 @@ RANK_TIMEOUT_SECONDS = 45.0
 _numbers = itertools.count(1)
 
 
-class _Link:
-    """The way to one aggregator. Counterpart of psum.client.transport.connection.AggregatorConnection."""
+class _AggregatorConnection:
+    """Connection state for one aggregator. Counterpart of psum.client.transport.connection.AggregatorConnection."""
 
     def __init__(self) -> None:
-        self.connection: Connection | None = None
+        self.stream: Stream | None = None
         self.welcomed = False
-        """Whether hello was answered on this connection."""
+        """Whether the aggregator answered hello on the current stream."""
         self.resuming = False
-        """Whether it was ever."""
+        """Whether it ever did."""
         self.said_goodbye = False
         self.gone = False
-        """Whether it is not to be opened any more."""
+        """Whether the worker opens no more streams to this aggregator."""
 
 
 class WorkerProcess:
-    """One process from its start to its end.
+    """One worker process from start to end.
 
     Args:
-        plan: The history's.
-        addresses: The aggregators.
+        plan: The history's plan.
+        addresses: The aggregators' addresses.
         rank: Its rank.
-        number: How many processes had this rank before.
-        now: The time.
-        keep_sums: Whether it keeps its sums.
+        number: Number of processes that had this rank before.
+        now: The current time in seconds.
+        keep_sums: Whether it keeps sums to restore them after a restart of an aggregator.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class WorkerProcess:
         """When it may connect."""
         self._ended_by: FaultError | None = None
         self._give_up: float | None = None
-        """When it waits no longer for its rank, None before it has begun to wait."""
+        """When it stops waiting for its rank, None before it has begun to wait."""
         self.plan = plan
         self._addresses = tuple(addresses)
         self._incarnation = next(_numbers)
         self._started_at = now
-        self.links = [_Link() for _ in addresses]
+        self.connections = [_AggregatorConnection() for _ in addresses]
         self._submitted: deque[Ticket] = deque()
         self.session = Session(
             addresses,
@@ -83,18 +83,18 @@ class WorkerProcess:
             credit_bytes=plan.credit_bytes,
             keep_sums=keep_sums,
             hand_over=self._submitted.append,
-            # Some ranks ask for timings, the others complete rounds of which they are told.
+            # Ranks with a recorder ask for timings; the others cover results without them.
             recorder=Recorder(0, 1 << 40) if rank % 2 else None,
         )
 
     @property
     def joined(self) -> bool:
-        """Whether it has got through to every aggregator once; before, its program has no store to use."""
-        return all(link.resuming for link in self.links)
+        """Whether every aggregator has accepted it once. Before that, a program has no store."""
+        return all(connection.resuming for connection in self.connections)
 
     @property
-    def parting(self) -> pb.Goodbye | None:
-        """What it says to all aggregators before its work is done, None where it goes on."""
+    def early_goodbye(self) -> pb.Goodbye | None:
+        """The goodbye to all aggregators before its work is done, None while it continues."""
         fault = self._ended_by or self.session.failure
         if not isinstance(fault, FaultError) or fault.key is not None:
             return None
@@ -102,21 +102,21 @@ class WorkerProcess:
         return pb.Goodbye(fault=fault.to_message(), replaceable=replaceable)
 
     def terminate(self) -> None:
-        """It gets SIGTERM. Counterpart of psum.client.termination."""
+        """Receive SIGTERM. Counterpart of psum.client.termination."""
         self._ended_by = WorkerLostError(f"rank {self.rank} of job 'model' was ended", ranks=[self.rank])
 
     @property
     def busy(self) -> bool:
-        """Whether an operation of it has not ended."""
+        """Whether any of its operations has not ended."""
         return bool(self.session.running) or any(key.waiting for key in self.session._keys.values())
 
     @property
     def gone(self) -> bool:
-        """Whether it has nothing to do with any aggregator any more."""
-        return not self.alive or all(link.gone for link in self.links)
+        """Whether it has left all aggregators, or was killed."""
+        return not self.alive or all(connection.gone for connection in self.connections)
 
     def hello(self, aggregator: int, now: float) -> bytes:
-        """Its introduction to an aggregator."""
+        """Return its hello message to an aggregator."""
         return encode(
             pb.ExchangeRequest(
                 hello=pb.Hello(
@@ -132,95 +132,95 @@ class WorkerProcess:
                     planes=[pb.PLANE_INLINE],
                     worker=f"process {self.number}",
                     age_seconds=now - self._started_at,
-                    resuming=self.links[aggregator].resuming,
+                    resuming=self.connections[aggregator].resuming,
                 )
             )
         )
 
     def reserve(self, name: str, elements: int, kind: ElementType, operation: Operation, priority: int) -> Ticket:
-        """Announces an operation."""
-        # Some ranks know what the key stands for.
+        """Reserve an operation."""
+        # Only some ranks label the key.
         label = f"{operation.name} of {name}" if self.rank % 2 else ""
         return self.session.reserve(0, name, (elements,), kind, operation, priority, label)
 
     def submit(self, now: float) -> None:
-        """Hands the session what was started or aborted."""
+        """Pass started and aborted operations to the session."""
         while self._submitted:
             self.session.submit(self._submitted.popleft(), now)
         self.report()
 
-    def connected(self, aggregator: int, connection: Connection) -> None:
-        """A stream was opened, on which nothing was said yet but hello."""
-        link = self.links[aggregator]
-        link.connection, link.welcomed, link.said_goodbye = connection, False, False
+    def connected(self, aggregator: int, stream: Stream) -> None:
+        """Record a new stream, on which only hello has been sent."""
+        connection = self.connections[aggregator]
+        connection.stream, connection.welcomed, connection.said_goodbye = stream, False, False
 
     def send(self, aggregator: int, window: int) -> bool:
-        """Sends the next message; returns False where there is none, or no way."""
-        link = self.links[aggregator]
-        if link.connection is None or not link.welcomed or len(link.connection.requests) >= window:
+        """Send the next message. Return False if there is none, or no stream can take it."""
+        connection = self.connections[aggregator]
+        if connection.stream is None or not connection.welcomed or len(connection.stream.requests) >= window:
             return False
-        if (parting := self.parting) is not None:
-            if link.said_goodbye:
+        if (early_goodbye := self.early_goodbye) is not None:
+            if connection.said_goodbye:
                 return False
-            message: bytes | None = encode(pb.ExchangeRequest(goodbye=parting))
-            link.said_goodbye = True
+            message: bytes | None = encode(pb.ExchangeRequest(goodbye=early_goodbye))
+            connection.said_goodbye = True
         else:
             message = self.session.next_message(aggregator)
-        if message is None and self.leaving and not link.said_goodbye:
+        if message is None and self.leaving and not connection.said_goodbye:
             message = encode(pb.ExchangeRequest(goodbye=pb.Goodbye()))
-            link.said_goodbye = True
+            connection.said_goodbye = True
         if message is None:
             return False
-        if link.connection.aggregator_open:
-            link.connection.requests.append(message)
+        if connection.stream.aggregator_open:
+            connection.stream.requests.append(message)
         return True
 
-    def receive(self, aggregator: int, now: float, random: Random, echoes: float) -> bool:
-        """Takes the next message, or sees the end of the stream; returns False where there is neither."""
-        link = self.links[aggregator]
-        if link.connection is None:
+    def receive(self, aggregator: int, now: float, random: Random, duplicate_rate: float) -> bool:
+        """Receive the next message, or notice the end of the stream. Return False if there is neither."""
+        connection = self.connections[aggregator]
+        if connection.stream is None:
             return False
-        if not link.connection.responses:
-            if link.connection.aggregator_open:
+        if not connection.stream.responses:
+            if connection.stream.aggregator_open:
                 return False
             self.lose(aggregator)
             return True
-        data = link.connection.responses.popleft()
+        data = connection.stream.responses.popleft()
         if data == _FAREWELL:
             self.lose(aggregator)
-            link.gone = True
+            connection.gone = True
             return True
         message, _ = decode(pb.ExchangeResponse, data)
         kind = message.WhichOneof("kind")
-        if not link.welcomed:
-            self._introduced(aggregator, message, now)
+        if not connection.welcomed:
+            self._receive_welcome(aggregator, message, now)
             return True
-        for _ in range(2 if echoes and kind in _REPEATABLE and random.random() < echoes else 1):
+        for _ in range(2 if duplicate_rate and kind in _REPEATABLE and random.random() < duplicate_rate else 1):
             self.session.receive(aggregator, data, now)
         self.report()
         return True
 
     def lose(self, aggregator: int) -> None:
-        """Gives a stream up."""
-        link = self.links[aggregator]
-        if link.connection is not None:
-            link.connection.close_worker_end()
-            link.connection = None
-            link.gone = link.gone or (link.welcomed and self.session.failure is not None)
+        """Close the stream to an aggregator."""
+        connection = self.connections[aggregator]
+        if connection.stream is not None:
+            connection.stream.close_worker_end()
+            connection.stream = None
+            connection.gone = connection.gone or (connection.welcomed and self.session.failure is not None)
 
     def die(self) -> None:
-        """The process is killed."""
+        """End the process as if it were killed."""
         self.alive = False
-        for aggregator in range(len(self.links)):
+        for aggregator in range(len(self.connections)):
             self.lose(aggregator)
 
     def expire(self, seconds: float, now: float) -> None:
-        """Gives up what has waited for longer than this."""
+        """Fail operations that have waited for longer than `seconds`."""
         self.session.expire(seconds, now)
         self.report()
 
     def report(self) -> None:
-        """Tells the program what has ended."""
+        """Report ended operations to the program."""
         finished, self.session.finished = self.session.finished, []
         for ticket, error in finished:
             done, ticket.done = ticket.done, None
@@ -236,26 +236,26 @@ class WorkerProcess:
         self.retry_at = now + 1.0
         return now < self._give_up
 
-    def _introduced(self, aggregator: int, message: pb.ExchangeResponse, now: float) -> None:
-        link = self.links[aggregator]
+    def _receive_welcome(self, aggregator: int, message: pb.ExchangeResponse, now: float) -> None:
+        connection = self.connections[aggregator]
         match message.WhichOneof("kind"):
             case "welcome":
-                link.welcomed = True
-                if link.resuming:
+                connection.welcomed = True
+                if connection.resuming:
                     self.session.reconnected(aggregator)
-                link.resuming = True
+                connection.resuming = True
             case "fault" if self._waits_for_rank(message.fault, now):
-                # As psum.client.joining: nowhere, and then everywhere anew.
-                for other in range(len(self.links)):
+                # As psum.client.joining: leave all aggregators, then join all of them anew.
+                for other in range(len(self.connections)):
                     self.lose(other)
-                self.links = [_Link() for _ in self.links]
+                self.connections = [_AggregatorConnection() for _ in self.connections]
                 self._incarnation = next(_numbers)
             case "fault":
                 self.session.fail(FaultError.from_message(message.fault))
-                # Who was never in does without the others too.
-                for other in (aggregator,) if self.joined else range(len(self.links)):
+                # A worker that never joined the job gives up the other aggregators too.
+                for other in (aggregator,) if self.joined else range(len(self.connections)):
                     self.lose(other)
-                    self.links[other].gone = True
+                    self.connections[other].gone = True
                 self.report()
             case kind:
                 raise AssertionError(f"hello was answered with {kind}")

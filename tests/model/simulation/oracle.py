@@ -1,0 +1,149 @@
+"""The reference model: each rank's contributions, each round's expected sum, and the result of each operation."""
+
+import dataclasses
+import functools
+import itertools
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from psum.client import ElementType, Operation, PsumError, Ticket
+
+Values = npt.NDArray[np.generic]
+KeyOperation = tuple[str, Operation]
+"""The name of a key, and the operation that it is used with."""
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One operation of one worker process.
+
+    Attributes:
+        rank: The worker's rank.
+        number: Index of the process among those of this rank.
+        key: The key and its operation.
+        round: The round.
+        kind: The element type.
+        ticket: The client's ticket.
+        array: Holds the contribution, and receives the result.
+        ends: The reported outcomes (None for success). In the end there must be exactly one.
+        process_killed: Whether its process was killed.
+    """
+
+    rank: int
+    number: int
+    key: KeyOperation
+    round: int
+    kind: ElementType
+    ticket: Ticket
+    array: Values
+    ends: list[PsumError | None] = dataclasses.field(default_factory=list)
+    process_killed: bool = False
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}'s {self.key[1].name.lower()} of {self.key[0]!r} round {self.round}"
+
+
+class Oracle:
+    """Records all operations of a history and checks their results.
+
+    Args:
+        workers: Number of ranks.
+
+    Attributes:
+        calls: All started operations.
+        deliveries: Number of successful operations.
+        failures: Number of failed operations.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.calls: list[Call] = []
+        self.deliveries = 0
+        self.failures = 0
+        self._agreed: dict[tuple[KeyOperation, int], Values] = {}
+        """The sum that the first successful rank got."""
+        self._processes: dict[tuple[KeyOperation, int, int], set[int]] = defaultdict(set)
+        """The processes that contributed for a rank, by key, round and rank."""
+        self._allowed: dict[KeyOperation | None, set[type[PsumError]]] = defaultdict(set)
+        self._forbidden: dict[KeyOperation, int] = {}
+
+    @property
+    def strict(self) -> bool:
+        """Whether no operation is allowed to fail."""
+        return not self._allowed
+
+    @property
+    def open(self) -> list[Call]:
+        """Operations that were started and have not ended, except those of killed processes."""
+        return [call for call in self.calls if not call.ends and not call.process_killed]
+
+    def allow(self, *errors: type[PsumError], key: KeyOperation | None = None) -> None:
+        """Allow operations to fail with these errors from now on; with `key`, only operations on that key."""
+        self._allowed[key].update(errors)
+
+    def forbid_results(self, key: KeyOperation, round: int) -> None:
+        """Forbid results for a key from this round on."""
+        self._forbidden[key] = round
+
+    def worker_killed(self, rank: int) -> None:
+        """Record that a rank's process was killed."""
+        for call in self.calls:
+            call.process_killed = call.process_killed or call.rank == rank
+        # A sum that only killed processes received does not bind the others.
+        known = {(call.key, call.round) for call in self.calls if call.ends == [None] and not call.process_killed}
+        self._agreed = {key: total for key, total in self._agreed.items() if key in known}
+
+    def begin(self, call: Call) -> None:
+        """Record that an operation was started."""
+        self.calls.append(call)
+        self._processes[call.key, call.round, call.rank].add(call.number)
+
+    def end(self, call: Call, error: PsumError | None) -> None:
+        """Record that the client reported the end of an operation, and check its result."""
+        call.ends.append(error)
+        assert len(call.ends) == 1, f"{call} ended twice: {call.ends}"
+        if error is not None:
+            self.failures += 1
+            allowed = self._allowed.get(None, set()) | self._allowed.get(call.key, set())
+            assert type(error) in allowed, f"{call} failed with an error that is not allowed: {error!r}"
+            return
+        self.deliveries += 1
+        forbidden = self._forbidden.get(call.key)
+        assert forbidden is None or call.round < forbidden or not call.array.size, f"{call} succeeded after an abort"
+        agreed = self._agreed.get((call.key, call.round))
+        if agreed is None:
+            agreed = self._agreed[call.key, call.round] = call.array.copy()
+            sums = self._sums(call)
+            assert any(np.array_equal(agreed.view(np.uint8), total.view(np.uint8)) for total in sums), (
+                f"{call} got {agreed[:8]}, which is not a sum of the ranks' contributions; expected {sums[0][:8]}"
+            )
+        assert np.array_equal(agreed.view(np.uint8), call.array.view(np.uint8)), (
+            f"{call} got {call.array[:8]}, but another rank got {agreed[:8]}"
+        )
+        # The memory belongs to the program again. Overwrite it, as a program might.
+        call.array.view(np.uint8)[:] = 0xEE
+
+    def _sums(self, call: Call) -> list[Values]:
+        """Return the possible sums of a round: for each contributing rank, one of its processes' values."""
+        ranks = range(1 if call.key[1] is Operation.BROADCAST else self.workers)
+        given = [sorted(self._processes[call.key, call.round, rank]) for rank in ranks]
+        name, elements = call.key[0], len(call.array)
+        sums = []
+        for numbers in itertools.product(*given):
+            values = [value(name, elements, call.kind, call.round, r, n) for r, n in zip(ranks, numbers, strict=True)]
+            with np.errstate(all="ignore"):
+                sums.append(functools.reduce(np.add, values))
+        assert sums or not elements, f"{call} has a result although some ranks have not contributed: {given}"
+        return sums or [np.empty(0, call.kind.numpy)]
+
+
+@functools.lru_cache(maxsize=4096)
+def value(name: str, elements: int, kind: ElementType, round: int, rank: int, number: int) -> Values:
+    """Return a process's contribution to a round. Float32 values make the order of addition visible in the sum."""
+    positions = np.arange(elements, dtype=np.int64)
+    mixed = (positions * 7919 + round * 104_729 + rank * 1_299_709 + number * 15_485_863 + len(name) * 31) % 65_521
+    if kind is ElementType.INT32:
+        return (mixed * 65_537).astype(np.int32)
+    return ((mixed - 32_000) * 10.0 ** ((positions + rank) % 9 - 4)).astype(np.float32)

@@ -1,0 +1,40 @@
+"""A simulated stream between a worker and an aggregator: a queue per direction, and two ends that close separately."""
+
+from collections import deque
+
+from psum.aggregator.core.job import Job
+from psum.aggregator.service.connection import WorkerConnection
+
+
+class Stream:
+    """The messages in flight in both directions.
+
+    A closed end neither sends nor receives. The other end may not know yet that it is closed.
+
+    Args:
+        rank: The worker's rank.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.requests: deque[bytes] = deque()
+        self.responses: deque[bytes] = deque()
+        self.worker_open = True
+        """Whether the worker's end is open."""
+        self.aggregator_open = True
+        """Whether the aggregator's end is open."""
+        self.connection = WorkerConnection()
+        """The aggregator's state of this stream, with the messages that it has yet to send."""
+        self.joined: tuple[Job, int] | None = None
+        """The job and rank that joined on this stream."""
+
+    def close_worker_end(self) -> None:
+        """Close the worker's end. Messages in flight to it are lost; those that it has sent may still arrive."""
+        self.worker_open = False
+        self.responses.clear()
+
+    def close_aggregator_end(self) -> None:
+        """Close the aggregator's end. Messages in flight to it are lost; those that it has sent may still arrive."""
+        self.aggregator_open = False
+        self.requests.clear()
+        self.connection.outbox.clear()
