@@ -1,4 +1,4 @@
-"""`scripts/fuzz`: feeds wrong input to everything in psum that parses bytes from the network."""
+"""`scripts/fuzz`: feeds invalid input to everything in psum that parses bytes from the network."""
 
 import argparse
 import os
@@ -6,23 +6,23 @@ import sys
 import time
 import traceback
 
-# gRPC reports each broken connection in lines of its own.
+# gRPC logs each broken connection.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import uvloop
 
 from psum.runtime import keep_large_blocks
-from tests.fuzz.cases import Case
+from tests.fuzz.harness import Case
 from tests.fuzz.run import SHARES, run, run_case
 
 
 def main() -> int:
-    """Returns 0 where nothing was found."""
+    """Run the fuzzer. Return 0 if nothing was found, else 1."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=200_000, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="decides them all (default: the time)")
-    parser.add_argument("--target", choices=tuple(SHARES), action="append", help="only this part; may be repeated")
-    parser.add_argument("--case", type=Case.parse, metavar="TARGET:SEED:NUMBER", help="feed this one again")
+    parser.add_argument("--inputs", type=int, default=200_000, help="number of inputs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of all inputs (default: the time)")
+    parser.add_argument("--target", choices=tuple(SHARES), action="append", help="only this target; may be repeated")
+    parser.add_argument("--case", type=Case.parse, metavar="TARGET:SEED:NUMBER", help="repeat one input")
     given = parser.parse_args()
     keep_large_blocks(one_arena=True)
     try:

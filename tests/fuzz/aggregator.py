@@ -1,4 +1,4 @@
-"""Fuzzes the aggregator's service: whole streams of messages into the real handler, beside a healthy job."""
+"""Fuzzes the aggregator's service: feeds whole streams of messages to the real handler while a healthy job runs."""
 
 import asyncio
 import traceback
@@ -17,12 +17,12 @@ from psum.aggregator.service.service import Service
 from psum.aggregator.settings import Settings
 from psum.client import ElementType, Operation
 from psum.v1 import aggregator_pb2 as pb
-from tests.fuzz.cases import LogWatch, ViolationError
-from tests.fuzz.companion import Companion
-from tests.fuzz.conversations import ADDRESSES, Conversation, Step, disturb, strangers
+from tests.fuzz.conforming_worker import ConformingWorker
+from tests.fuzz.conversations import ADDRESSES, Conversation, Step, foreign_messages, mutate_steps
+from tests.fuzz.harness import LogMonitor, ViolationError
 from tests.fuzz.streams import AbortedStream, Attacker, Context, Worker
 
-#: How long anything that one input leads to may take.
+#: Time limit for everything that one input causes.
 PATIENCE_SECONDS: Final = 20.0
 
 _HEALTHY: Final = "healthy"
@@ -32,24 +32,24 @@ _HEALTHY_TENSORS: Final = (("h", 7), ("i", 12_000))
 
 
 class AggregatorTarget:
-    """A service that two healthy workers use all the while. Time is the fuzzer's.
+    """A service that two healthy workers use throughout. The fuzzer controls its clock.
 
     Args:
-        log: What watches the log.
+        log: Monitors the log.
     """
 
-    def __init__(self, log: LogWatch) -> None:
+    def __init__(self, log: LogMonitor) -> None:
         self.outcomes: Counter[str] = Counter()
         self.messages = 0
-        """How many were fed."""
+        """Number of messages fed."""
         self.healthy_rounds = 0
-        """How many rounds of the healthy job were checked."""
+        """Number of checked rounds of the healthy job."""
         self._log = log
         self._number = 0
 
     async def start(self) -> None:
-        """Starts the service and the healthy job."""
-        # The time that the clock below makes pass does not shorten how long peers may take to end their streams.
+        """Start the service and the healthy job."""
+        # The fake clock does not shorten the service's wait for peers to end their streams.
         self._last_word_seconds, service._LAST_WORD_SECONDS = service._LAST_WORD_SECONDS, 0.01
         loop = asyncio.get_running_loop()
         self._service = Service(
@@ -85,54 +85,54 @@ class AggregatorTarget:
         self._reserved = self._registry.budget.reserved_bytes
 
     async def feed(self, random: Random) -> None:
-        """A conversation with mistakes; in some a real session takes part, which must not come to harm by them."""
+        """Feed a conversation with mistakes. In some, a conforming worker takes part and must not be affected."""
         self._number += 1
-        accompanied = random.random() < 0.35
-        conversation = Conversation.make(random, f"fuzz{self._number}", whole=accompanied)
-        companion_rank = random.randrange(conversation.num_workers) if accompanied else -1
-        ranks = [rank for rank in range(conversation.num_workers) if rank != companion_rank]
+        with_conforming = random.random() < 0.35
+        conversation = Conversation.make(random, f"fuzz{self._number}", order_independent=with_conforming)
+        conforming_rank = random.randrange(conversation.num_workers) if with_conforming else -1
+        ranks = [rank for rank in range(conversation.num_workers) if rank != conforming_rank]
         steps = conversation.steps(random, ranks)
-        disturbed = random.random() < 0.95
-        if disturbed:
-            disturb(random, steps, strangers(_HEALTHY) + strangers("other"))
-        elif accompanied:
-            # Whoever vanishes or aborts lets the companion's operations fail, rightly.
+        mutated = random.random() < 0.95
+        if mutated:
+            mutate_steps(random, steps, foreign_messages(_HEALTHY) + foreign_messages("other"))
+        elif with_conforming:
+            # A rank that vanishes or aborts rightly makes the conforming worker's operations fail.
             steps = [s for s in steps if not s.end and not s.seconds and (s.message is None or s.message.abort.id == 0)]
-        deaf = random.random() < 0.02
+        never_reads = random.random() < 0.02
         try:
-            await self.converse(conversation, steps, companion_rank, random, deaf=deaf, disturbed=disturbed)
+            await self.converse(conversation, steps, conforming_rank, random, never_reads=never_reads, mutated=mutated)
         except BaseException as error:
-            error.add_note("\n".join(map(str, [conversation, f"real session: rank {companion_rank}", *steps])))
+            error.add_note("\n".join(map(str, [conversation, f"conforming worker: rank {conforming_rank}", *steps])))
             raise
 
     async def converse(
         self,
         conversation: Conversation,
         steps: list[Step],
-        companion_rank: int = -1,
+        conforming_rank: int = -1,
         random: Random | None = None,
         *,
-        deaf: bool = False,
-        disturbed: bool = True,
+        never_reads: bool = False,
+        mutated: bool = True,
     ) -> None:
-        """Has a conversation with the service, and checks what must hold after it.
+        """Execute a conversation with the service, then check what must hold.
 
         Args:
-            conversation: What it was made from.
-            steps: What the attackers do.
-            companion_rank: The rank that a real session has, -1: none.
-            random: Decides whether each message waits for what the last one led to; None: all do.
-            deaf: Whether the attackers never take an answer.
-            disturbed: Whether anything is wrong with it.
+            conversation: The conversation that the steps are made from.
+            steps: The attackers' steps.
+            conforming_rank: Rank of the conforming worker, or -1 for none.
+            random: Decides before each message whether to wait until the service is idle. None means always.
+            never_reads: Whether the attackers never read an answer.
+            mutated: Whether the steps contain mistakes.
 
         Raises:
-            ViolationError: Something does not.
+            ViolationError: A check failed.
         """
         healthy = self._number % 8 == 0
         if healthy:
             self._begin_healthy_round()
-        companion = Companion(conversation, companion_rank) if companion_rank >= 0 else None
-        companion_task = self._open(companion.worker) if companion else None
+        conforming = ConformingWorker(conversation, conforming_rank) if conforming_rank >= 0 else None
+        conforming_task = self._open(conforming.worker) if conforming else None
         streams: dict[int, tuple[Attacker, asyncio.Task[None]]] = {}
         tasks: list[asyncio.Task[None]] = []
         sent: list[bytes] = []
@@ -144,7 +144,7 @@ class AggregatorTarget:
                 if step.stream not in streams or streams[step.stream][1].done():
                     if data is None:
                         continue
-                    attacker = Attacker(deaf=deaf)
+                    attacker = Attacker(never_reads=never_reads)
                     streams[step.stream] = attacker, self._open(attacker)
                     tasks.append(streams[step.stream][1])
                 attacker, task = streams[step.stream]
@@ -153,35 +153,35 @@ class AggregatorTarget:
                     sent.append(data)
                     self.messages += 1
                 if step.end:
-                    self._end(attacker, task, step.end)
+                    self._end_stream(attacker, task, step.end)
                     del streams[step.stream]
                 if random is None or random.random() < 0.8:
-                    await self._quiet(attacker, task)
-                if not disturbed and companion is not None and companion_task is not None:
-                    await self._ended(companion, companion_task)
+                    await self._wait_until_read(attacker, task)
+                if not mutated and conforming is not None and conforming_task is not None:
+                    await self._operations_ended(conforming, conforming_task)
                 if self._number % 16 == 0:
-                    await self._look_at_status()
+                    await self._query_status()
             for attacker, task in streams.values():
-                self._end(attacker, task, "ended")
+                self._end_stream(attacker, task, "ended")
             await asyncio.gather(*tasks, return_exceptions=True)
-            if companion is not None and companion_task is not None:
-                await self._leave(companion, companion_task, healthy=healthy)
-                companion.check(sent, disturbed=disturbed)
+            if conforming is not None and conforming_task is not None:
+                await self._leave_after_peers(conforming, conforming_task, healthy=healthy)
+                conforming.check(sent, mutated=mutated)
             if healthy:
                 await self._finish_healthy_round()
         for task in tasks:
-            self._judge(task)
+            self._check_ended(task)
         self._count(streams)
         await self.settle()
 
     async def settle(self) -> None:
-        """Nothing is left of what was fed."""
+        """Check that nothing is left of earlier inputs."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             await self._pool_idle()
             for job in self._registry.jobs.values():
                 job.check()
                 check_held(job)
-            # The first makes vanished workers lost, the second forgets the jobs that failed of it.
+            # The first pass declares vanished workers lost. The second one forgets the jobs that failed for that.
             for _ in range(2):
                 self._pass_time(_WORKER_TIMEOUT + 1)
             await self._pool_idle()
@@ -189,12 +189,12 @@ class AggregatorTarget:
         if set(self._registry.jobs) != {_HEALTHY}:
             raise ViolationError(f"jobs are left: {self._registry.jobs}")
         if self._registry.budget.reserved_bytes != self._reserved:
-            raise ViolationError(f"{self._registry.budget!r} after all is over, {self._reserved} before")
+            raise ViolationError(f"{self._registry.budget!r} after the input, {self._reserved} before")
         if len(self._service._lines) != 2:
-            raise ViolationError(f"lines are left: {self._service._lines}")
+            raise ViolationError(f"connections are left: {self._service._lines}")
 
     async def stop(self) -> None:
-        """Ends the healthy job and the service."""
+        """End the healthy job and the service."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             for worker in self._healthy:
                 worker.leave()
@@ -206,18 +206,18 @@ class AggregatorTarget:
         return asyncio.get_running_loop().create_task(self._service._exchange(iter(()), context))  # type: ignore[arg-type]
 
     @staticmethod
-    def _end(attacker: Attacker, task: "asyncio.Task[None]", how: str) -> None:
-        if how == "cut" or attacker.deaf:
+    def _end_stream(attacker: Attacker, task: "asyncio.Task[None]", how: str) -> None:
+        if how == "cut" or attacker.never_reads:
             task.cancel()
         else:
             attacker.put(grpc.aio.EOF)
 
-    def _judge(self, task: "asyncio.Task[None]") -> None:
+    def _check_ended(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled():
             return
         error = task.exception()
         if error is not None and not isinstance(error, AbortedStream):
-            raise ViolationError("a stream ended with\n" + "".join(traceback.format_exception(error)))
+            raise ViolationError("a stream ended with an exception:\n" + "".join(traceback.format_exception(error)))
 
     def _count(self, streams: dict[int, tuple[Attacker, "asyncio.Task[None]"]]) -> None:
         for attacker, _ in streams.values():
@@ -226,7 +226,7 @@ class AggregatorTarget:
             if kind == "fault":
                 kind = pb.FaultCode.Name(answer.fault.code).removeprefix("FAULT_CODE_").lower()
                 if answer.fault.code == pb.FAULT_CODE_INTERNAL:
-                    raise ViolationError(f"the service says that it failed: {answer.fault.text}")
+                    raise ViolationError(f"the service reports an internal error: {answer.fault.text}")
             self.outcomes[f"stream: {kind or 'not answered'}"] += 1
 
     def _pass_time(self, seconds: float) -> None:
@@ -234,12 +234,12 @@ class AggregatorTarget:
         for job, action in self._registry.tick(self._clock.time()):
             self._service._delivery.perform(job, [action])
 
-    async def _quiet(self, attacker: Attacker, task: "asyncio.Task[None]") -> None:
-        """Waits until the service has done with what it was sent, and waits for more."""
+    async def _wait_until_read(self, attacker: Attacker, task: "asyncio.Task[None]") -> None:
+        """Wait until the service has handled all input of a stream and waits for more."""
         turns = 0
-        while not (task.done() or attacker.hungry.is_set()):
+        while not (task.done() or attacker.waiting_for_input.is_set()):
             turns += 1
-            if attacker.deaf and turns > 20:
+            if attacker.never_reads and turns > 20:
                 break
             await asyncio.sleep(0 if turns < 100 else 0.001)
         await self._pool_idle()
@@ -249,38 +249,40 @@ class AggregatorTarget:
         while pool._idle < self._service.settings.threads or pool.waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.0002)
 
-    async def _leave(self, companion: "Companion", task: "asyncio.Task[None]", *, healthy: bool) -> None:
-        """Its peers are gone: the companion has its sums, or hears of it in time, and leaves."""
-        worker = companion.worker
-        if not await self._ended(companion, task):
+    async def _leave_after_peers(
+        self, conforming: "ConformingWorker", task: "asyncio.Task[None]", *, healthy: bool
+    ) -> None:
+        """Let the conforming worker leave after its peers. Its operations must end with a sum or an error in time."""
+        worker = conforming.worker
+        if not await self._operations_ended(conforming, task):
             self._pass_time(_WORKER_TIMEOUT + 1)
-        if not await self._ended(companion, task):
-            job = self._registry.jobs.get(companion.job)
+        if not await self._operations_ended(conforming, task):
+            job = self._registry.jobs.get(conforming.job)
             if job is not None and job.complete:
                 raise ViolationError(f"{worker.pending} operations wait for ranks that have gone, in {job!r}")
-            # For a rank that has never joined only the round's time-out helps.
+            # If a rank has never joined, only the round time-out ends the operations.
             if healthy:
                 await self._finish_healthy_round()
             self._pass_time(_ROUND_TIMEOUT + 1)
             if healthy:
                 self._begin_healthy_round()
-        if not await self._ended(companion, task):
-            raise ViolationError(f"{worker.pending} operations wait for ever")
+        if not await self._operations_ended(conforming, task):
+            raise ViolationError(f"{worker.pending} operations never end")
         worker.leave()
         while not task.done():
             self._pass_time(4.0)
             await asyncio.sleep(0)
-        worker.broken()
-        self._judge(task)
+        worker.connection_lost()
+        self._check_ended(task)
 
-    async def _ended(self, companion: "Companion", task: "asyncio.Task[None]") -> bool:
-        """Whether all the companion's operations have ended, once nothing happens any more."""
+    async def _operations_ended(self, conforming: "ConformingWorker", task: "asyncio.Task[None]") -> bool:
+        """Wait until the service is idle. Return whether all operations of the conforming worker have ended."""
         for _ in range(10):
             await asyncio.sleep(0)
             await self._pool_idle()
-        return task.done() or not companion.worker.pending
+        return task.done() or not conforming.worker.pending
 
-    async def _look_at_status(self) -> None:
+    async def _query_status(self) -> None:
         response = await self._service._get_status(pb.GetStatusRequest(), Context())
         pb.GetStatusResponse.FromString(response.SerializeToString())
 
@@ -300,7 +302,7 @@ class AggregatorTarget:
             turns += 1
             await asyncio.sleep(0 if turns < 100 else 0.001)
             if turns > 5000 or any(task.done() for task in self._healthy_tasks):
-                raise ViolationError("the healthy job is disturbed: its sums do not come")
+                raise ViolationError("the healthy job is disturbed: its sums do not arrive")
         for rank, worker in enumerate(self._healthy):
             for (ticket, value), (_, elements) in zip(self._values[rank], _HEALTHY_TENSORS, strict=True):
                 if worker.outcomes.pop(ticket) != [None]:
@@ -315,7 +317,11 @@ class AggregatorTarget:
 
 
 def check_held(job: Job) -> None:
-    """A job keeps little more of what it was sent than its contributions."""
+    """Check that a job's contributions do not keep much larger messages in memory.
+
+    Raises:
+        ViolationError: They do.
+    """
     for key in job.keys.values():
         for shard in key.shards.values():
             for kept in shard.contributions.values():
@@ -325,15 +331,15 @@ def check_held(job: Job) -> None:
 
 
 class Clock:
-    """An event loop whose time can be put forward."""
+    """An event loop whose clock can be advanced."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ahead = 0.0
-        """Seconds by which it is ahead of the loop."""
+        """Seconds that this clock is ahead of the loop's."""
         self._loop = loop
 
     def time(self) -> float:
-        """The time."""
+        """Return the current time in seconds."""
         return self._loop.time() + self.ahead
 
     def __getattr__(self, name: str) -> Any:

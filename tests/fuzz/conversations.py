@@ -1,4 +1,4 @@
-"""What workers of a job rightly send to an aggregator, as a list of steps; and the same with mistakes in it."""
+"""Conversations: valid sequences of messages from a job's workers to an aggregator, and mutations of them."""
 
 import dataclasses
 import functools
@@ -14,14 +14,15 @@ from tests.fuzz.mutation import Mutator
 
 ADDRESSES: Final = ("fuzzed:1",)
 
-#: Sizes in elements: alone and several to a message, one shard and several, summed at once and in a thread.
+#: Sizes in elements. They cover shards that share a message or not, keys of one or several shards, and sums computed at
+#: once or in a thread.
 _SIZES: Final = (1, 2, 3, 5, 17, 64, 300, 10_000)
-_WHOLE_TYPES: Final = (ElementType.INT32, ElementType.UINT8, ElementType.INT64, ElementType.INT8)
+_INTEGER_TYPES: Final = (ElementType.INT32, ElementType.UINT8, ElementType.INT64, ElementType.INT8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
-    """A key that all ranks use alike."""
+    """A key that all ranks use in the same way."""
 
     name: str
     elements: int
@@ -41,15 +42,15 @@ class Tensor:
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """Its shards, all on the one aggregator."""
+        """Its shards, all on one aggregator."""
         return Placement(self.partition_bytes, (1,)).shards(self.id, self.elements, self.element_type.itemsize)
 
     def value(self, rank: int, round: int) -> bytes:
-        """What a rank contributes to a round."""
+        """Return a rank's contribution to a round."""
         return Random(f"{self.name} {rank} {round}").randbytes(self.nbytes)
 
     def declaration(self, round: int) -> pb.Key:
-        """What a rank tells the aggregator that is at this round."""
+        """Return the declaration of a rank that is at this round."""
         size = self.element_type.itemsize
         return pb.Key(
             id=self.id,
@@ -65,15 +66,15 @@ class Tensor:
 
 @dataclasses.dataclass(slots=True)
 class Step:
-    """Something that happens on a rank's stream; a stream that is not open, or no more, is opened by it.
+    """One event on a rank's stream. It opens the stream if necessary.
 
     Attributes:
         stream: The rank.
-        message: What is sent, None where nothing is.
-        payload: Its payload.
-        data: What is sent in place of that, where it was changed.
-        end: What happens to the stream then: it is ended in order, or cut, or neither.
-        seconds: How much time passes.
+        message: The message to send, or None.
+        payload: The message's payload.
+        data: If set, these bytes are sent instead of the message.
+        end: How the stream ends after the message: "ended" in order, "cut", or "" for not at all.
+        seconds: Time that passes before the message.
     """
 
     stream: int
@@ -84,7 +85,7 @@ class Step:
     seconds: float = 0.0
 
     def encoded(self) -> bytes | None:
-        """What is sent."""
+        """Return the bytes to send, or None."""
         if self.data is not None or self.message is None:
             return self.data
         return encode(self.message, self.payload)
@@ -100,15 +101,15 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """A job and what its ranks do.
+    """A job and the behaviour of its ranks.
 
     Attributes:
-        job: Its name.
-        num_workers: Its size.
-        partition_bytes: The size of a shard.
-        tensors: Its keys.
-        first_round: The round that it begins at: above 0, the aggregator was started again.
-        rounds: How many rounds there are.
+        job: The job's name.
+        num_workers: Number of ranks.
+        partition_bytes: Size of a shard.
+        tensors: The job's keys.
+        first_round: The first round. If it is above 0, the ranks resume after a restart of the aggregator.
+        rounds: Number of rounds.
     """
 
     job: str
@@ -119,10 +120,13 @@ class Conversation:
     rounds: int
 
     @classmethod
-    def make(cls, random: Random, job: str, *, whole: bool = False) -> "Conversation":
-        """Any conversation; with whole, one of several ranks whose sums do not depend on their order."""
+    def make(cls, random: Random, job: str, *, order_independent: bool = False) -> "Conversation":
+        """Draw a random conversation.
+
+        With `order_independent`, it has several ranks, and its sums do not depend on the order of contributions.
+        """
         partition = random.choice((16, 64, 64, 1024, 1 << 20, 1 << 20))
-        types = _WHOLE_TYPES if whole else tuple(ElementType)
+        types = _INTEGER_TYPES if order_independent else tuple(ElementType)
         tensors = []
         for name in random.sample("abcd", random.choice((1, 1, 2, 3))):
             kind, elements = random.choice(types), random.choice(_SIZES)
@@ -132,15 +136,15 @@ class Conversation:
             tensors.append(Tensor(name, elements, kind, operation, partition))
         return cls(
             job,
-            random.choice((2, 2, 3)) if whole else random.choice((1, 2, 2, 3)),
+            random.choice((2, 2, 3)) if order_independent else random.choice((1, 2, 2, 3)),
             partition,
             tuple(tensors),
-            0 if whole else random.choice((0, 0, 0, 1, 7)),
+            0 if order_independent else random.choice((0, 0, 0, 1, 7)),
             random.choice((1, 1, 2, 3)),
         )
 
     def hello(self, rank: int) -> pb.Hello:
-        """A rank's introduction."""
+        """Return a rank's hello message."""
         return pb.Hello(
             protocol_version=1,
             job=self.job,
@@ -156,7 +160,7 @@ class Conversation:
         )
 
     def steps(self, random: Random, ranks: Sequence[int]) -> list[Step]:
-        """What these ranks do, in one of the orders that are right."""
+        """Return the steps of these ranks, in a random valid order."""
         ahead = {rank: random.randrange(2) if self.first_round else 0 for rank in ranks}
         if all(ahead.values()):
             ahead = dict.fromkeys(ranks, 0)
@@ -226,15 +230,15 @@ class Conversation:
             yield Step(rank, pb.ExchangeRequest(restore=pb.Restore(shards=to_columns([entry]))), payload)
 
 
-def disturb(random: Random, steps: list[Step], strangers: Sequence[pb.ExchangeRequest]) -> None:
-    """Puts one to five mistakes into a conversation.
+def mutate_steps(random: Random, steps: list[Step], foreign_messages: Sequence[pb.ExchangeRequest]) -> None:
+    """Insert one to five mistakes into a conversation.
 
     Args:
-        random: Where every decision comes from.
-        steps: The conversation, which is changed.
-        strangers: Messages of other jobs.
+        random: Generator of all decisions.
+        steps: The conversation's steps, changed in place.
+        foreign_messages: Messages of other jobs, as material for mutations.
     """
-    donors = [step.message for step in steps if step.message is not None] + list(strangers)
+    donors = [step.message for step in steps if step.message is not None] + list(foreign_messages)
     mutator = Mutator(random, donors)
 
     def change() -> None:
@@ -250,10 +254,10 @@ def disturb(random: Random, steps: list[Step], strangers: Sequence[pb.ExchangeRe
         step = steps.pop(random.randrange(len(steps)))
         steps.insert(random.randrange(len(steps) + 1), step)
 
-    def another_stream() -> None:
+    def swap_stream() -> None:
         random.choice(steps).stream = random.choice(steps).stream
 
-    def intrude() -> None:
+    def insert_foreign() -> None:
         message = random.choice(donors) if random.random() < 0.5 else mutator.random_message(donors[0].DESCRIPTOR)
         assert isinstance(message, pb.ExchangeRequest)
         payload = random.randbytes(random.choice((0, 0, 1, 64, 1000)))
@@ -271,13 +275,13 @@ def disturb(random: Random, steps: list[Step], strangers: Sequence[pb.ExchangeRe
         if len(steps) > 1:
             del steps[random.randrange(len(steps))]
 
-    mistakes: tuple[Callable[[], None], ...] = (change, repeat, move, another_stream, intrude, stop, wait, drop)
+    mistakes: tuple[Callable[[], None], ...] = (change, repeat, move, swap_stream, insert_foreign, stop, wait, drop)
     for _ in range(random.choice((1, 1, 2, 3, 5))):
         random.choices(mistakes, (8, 2, 2, 1, 2, 1, 1, 1))[0]()
 
 
 @functools.cache
-def strangers(job: str) -> tuple[pb.ExchangeRequest, ...]:
-    """What workers of another job send."""
+def foreign_messages(job: str) -> tuple[pb.ExchangeRequest, ...]:
+    """Return valid messages of another job's worker."""
     conversation = Conversation.make(Random(job), job)
     return tuple(s.message for s in conversation.steps(Random(job), [0]) if s.message is not None)

@@ -1,4 +1,4 @@
-"""Fuzzes decode and split: whatever comes, they raise ProtocolError or read what protobuf reads."""
+"""Fuzzes decode and split: for any bytes they must raise ProtocolError, or agree with protobuf."""
 
 from collections import Counter
 from random import Random
@@ -16,8 +16,8 @@ from psum.wire import (
     to_rows,
 )
 from psum.wire.errors import ProtocolError
-from tests.fuzz.cases import ViolationError
 from tests.fuzz.columns import lengths_of, well_formed
+from tests.fuzz.harness import ViolationError
 from tests.fuzz.mutation import Mutator
 
 _KINDS = (pb.ExchangeRequest, pb.ExchangeResponse)
@@ -25,23 +25,23 @@ _WITH_SHARDS = ("push", "restore", "result")
 
 
 class FramingTarget:
-    """The functions that both sides take messages apart with."""
+    """The functions that parse messages on both sides."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
 
     async def start(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
     async def feed(self, random: Random) -> None:
-        """A message of any kind with mistakes in it."""
+        """Feed a random message with mistakes."""
         kind = random.choice(_KINDS)
         mutator = Mutator(random, ())
         message = mutator.random_message(kind.DESCRIPTOR)
         assert isinstance(message, _KINDS)
         payload = random.randbytes(random.choice((0, 1, 15, 16, 100, 5000)))
         if random.random() < 0.5:
-            # One whose lengths add up.
+            # A message whose lengths add up.
             message = kind()
             what = message.result if isinstance(message, pb.ExchangeResponse) else message.push
             rest, rows = len(payload), []
@@ -53,17 +53,17 @@ class FramingTarget:
         self.outcomes[f"framing: {check(kind, data)}"] += 1
 
     async def settle(self) -> None:
-        """Nothing is left."""
+        """Do nothing: the functions have no state."""
 
     async def stop(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
 
 def check(kind: Any, data: bytes) -> str:
-    """What decode and split make of the bytes.
+    """Parse bytes with decode and split, and compare the results with protobuf's. Return a description of the outcome.
 
     Raises:
-        ViolationError: It is not what protobuf makes of them.
+        ViolationError: The results differ.
     """
     try:
         expected = kind.FromString(data)
@@ -73,14 +73,14 @@ def check(kind: Any, data: bytes) -> str:
         message, payload = decode(kind, data)
     except ProtocolError:
         if expected is not None:
-            raise ViolationError(f"{data.hex()} is a message, and was refused") from None
+            raise ViolationError(f"{data.hex()} is a valid message, but was refused") from None
         return "no message"
     if expected is None:
-        raise ViolationError(f"{data.hex()} is no message, and was taken as {message}")
+        raise ViolationError(f"{data.hex()} is not a valid message, but was read as {message}")
     if expected.payload != payload:
         raise ViolationError(f"the payload of {data.hex()} was read as {bytes(payload)!r}")
     expected.ClearField("payload")
-    # Compared as bytes: a NaN in the message differs from itself.
+    # Compare the encodings: a NaN in the message would not equal itself.
     if expected.SerializeToString(deterministic=True) != message.SerializeToString(deterministic=True):
         raise ViolationError(f"{data.hex()} was read as {message}")
     which = message.WhichOneof("kind")
@@ -91,18 +91,18 @@ def check(kind: Any, data: bytes) -> str:
         rows = to_rows(shards)
     except ProtocolError:
         if well_formed(shards):
-            raise ViolationError(f"the columns in {data.hex()} fit, and were refused") from None
+            raise ViolationError(f"the columns in {data.hex()} are valid, but were refused") from None
         return "columns that do not fit"
     if not well_formed(shards):
-        raise ViolationError(f"the columns in {data.hex()} do not fit, and were read as {rows}")
+        raise ViolationError(f"the columns in {data.hex()} are not valid, but were read as {rows}")
     lengths = lengths_of(shards)
     fits = sum(lengths) == len(payload)
     try:
         pieces = split(payload, rows)
     except ProtocolError:
         if fits:
-            raise ViolationError(f"the lengths in {data.hex()} add up, and were refused") from None
+            raise ViolationError(f"the lengths in {data.hex()} add up, but were refused") from None
         return "lengths that do not add up"
     if not fits or b"".join(pieces) != payload or [len(p) for p in pieces] != lengths:
-        raise ViolationError(f"the payload of {data.hex()} was cut into {[bytes(p) for p in pieces]}")
+        raise ViolationError(f"the payload of {data.hex()} was split into {[bytes(p) for p in pieces]}")
     return "a message with shards"

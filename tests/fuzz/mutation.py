@@ -1,7 +1,7 @@
-"""Makes messages that nobody should send out of messages that somebody might.
+"""Mutates valid protobuf messages into invalid or unusual ones.
 
-Three levels, each of which knows the structure of the one below: fields of messages, found by reflection over the
-generated classes; the fields of the encoding, with their tags, lengths and nesting; and plain bytes.
+Mutations work on three levels: the fields of a message, found by reflection; the fields of its encoding, with their
+tags, lengths and nesting; and plain bytes. A fourth kind changes the payload.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _BITS: Final = {
     FieldDescriptor.TYPE_ENUM: (1, 32),
 }
 
-#: Where programs tend to be wrong: around powers of two, and around what psum has as limits.
+#: Integers at which bugs are likely: around powers of two and psum's own limits.
 _EDGES: Final = sorted(
     {(1 << bits) + offset for bits in (0, 1, 2, 7, 8, 12, 16, 20, 26, 31, 32, 53, 63, 64) for offset in (-2, -1, 0, 1)}
     | {-1, -2, -(1 << 31), -(1 << 63), 80 << 20}
@@ -48,9 +48,9 @@ class Field:
     """One field of an encoded message.
 
     Attributes:
-        number: The field's number.
-        kind: Its wire type.
-        content: What follows the tag, without the length where it has one.
+        number: The field number.
+        kind: The wire type.
+        content: The bytes after the tag and the length, if any.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Field:
     content: bytes
 
     def encode(self) -> bytes:
-        """The field as it is on the wire."""
+        """Return the field's encoding."""
         length = varint(len(self.content)) if self.kind == _BYTES else b""
         return varint(self.number << 3 | self.kind) + length + self.content
 
@@ -67,8 +67,8 @@ class Mutator:
     """Mutates messages at random.
 
     Args:
-        random: Where every decision comes from.
-        donors: Messages of the same conversation and of others: their values, ids for instance, are put elsewhere.
+        random: Generator of all decisions.
+        donors: Messages of this and other conversations. Mutations reuse their values, such as key ids.
     """
 
     def __init__(self, random: Random, donors: Sequence[Message]) -> None:
@@ -76,7 +76,7 @@ class Mutator:
         self._donors = donors
 
     def mutate(self, message: Message, payload: bytes) -> bytes:
-        """The encoding of a message, changed in one to three places."""
+        """Return the encoding of a message with one to three changes."""
         random = self._random
         changed = type(message)()
         changed.CopyFrom(message)
@@ -96,7 +96,7 @@ class Mutator:
         return data
 
     def change_message(self, message: Message) -> None:
-        """Changes one field, anywhere in the message."""
+        """Change one field, at any depth of the message."""
         random = self._random
         owner = random.choice(_nested(message))
         fields = owner.DESCRIPTOR.fields
@@ -112,12 +112,12 @@ class Mutator:
             if random.random() < 0.3:
                 owner.ClearField(field.name)
             else:
-                getattr(owner, field.name).CopyFrom(self._another(field.message_type))
+                getattr(owner, field.name).CopyFrom(self._replacement(field.message_type))
         else:
             setattr(owner, field.name, self._scalar(field))
 
     def change_payload(self, payload: bytes) -> bytes:
-        """A payload that is longer, shorter, or another."""
+        """Return a longer, shorter or different payload."""
         random = self._random
         match random.randrange(5):
             case 0:
@@ -132,11 +132,11 @@ class Mutator:
                 return random.randbytes(len(payload))
 
     def change_encoding(self, data: bytes, descriptor: Any) -> bytes:
-        """Changes how the fields of an encoded message, or of one within it, are written."""
+        """Change the encoding of the fields of a message, or of a nested message."""
         random = self._random
         fields = split_fields(data)
         if not fields:
-            return data + self._strange_field(descriptor)
+            return data + self._malformed_field(descriptor)
         place = random.randrange(len(fields))
         field = fields[place]
         inner: Any = descriptor.fields_by_number.get(field.number)
@@ -152,8 +152,8 @@ class Mutator:
         changes: tuple[Callable[[], bytes], ...] = (
             lambda: b"",
             lambda: encoded[place] * 2,
-            lambda: self._strange_field(descriptor) + encoded[place],
-            lambda: encoded[place] + self._strange_field(descriptor),
+            lambda: self._malformed_field(descriptor) + encoded[place],
+            lambda: encoded[place] + self._malformed_field(descriptor),
             lambda: varint(field.number << 3 | random.randrange(8)) + field.content,
             lambda: varint(random.choice((0, field.number + 1, 15, 1 << 28)) << 3 | field.kind) + field.content,
             lambda: self._wrong_length(field),
@@ -166,7 +166,7 @@ class Mutator:
         return b"".join(encoded)
 
     def change_bytes(self, data: bytes) -> bytes:
-        """Changes bytes without regard to what they mean."""
+        """Change bytes regardless of their meaning."""
         random = self._random
         changed = bytearray(data)
         place = random.randrange(len(changed) + 1)
@@ -189,10 +189,10 @@ class Mutator:
         return bytes(changed)
 
     def random_message(self, descriptor: Descriptor) -> Message:
-        """A message with anything in it."""
+        """Return a message with random fields."""
         message = GetMessageClass(descriptor)()
         field: Any
-        # In any order, since of a oneof the last one stays.
+        # In random order, because the last field set in a oneof wins.
         for field in self._random.sample(list(descriptor.fields), len(descriptor.fields)):
             if self._random.random() < 0.4 or field.name == "payload":
                 continue
@@ -200,13 +200,13 @@ class Mutator:
                 for _ in range(self._random.choice((1, 1, 2, 5))):
                     self._append(getattr(message, field.name), field)
             elif field.type == FieldDescriptor.TYPE_MESSAGE:
-                getattr(message, field.name).CopyFrom(self._another(field.message_type))
+                getattr(message, field.name).CopyFrom(self._replacement(field.message_type))
             else:
                 setattr(message, field.name, self._scalar(field))
         return message
 
-    def _another(self, descriptor: Descriptor) -> Message:
-        """A message of this type: one from elsewhere, or any."""
+    def _replacement(self, descriptor: Descriptor) -> Message:
+        """Return a message of this type, from a donor or random."""
         if self._donors and self._random.random() < 0.5:
             known = [
                 m for m in _nested(self._random.choice(self._donors)) if m.DESCRIPTOR.full_name == descriptor.full_name
@@ -237,7 +237,7 @@ class Mutator:
 
     def _append(self, values: Any, field: Any) -> None:
         is_message = field.type == FieldDescriptor.TYPE_MESSAGE
-        values.append(self._another(field.message_type) if is_message else self._scalar(field))
+        values.append(self._replacement(field.message_type) if is_message else self._scalar(field))
 
     def _scalar(self, field: Any) -> Any:
         random = self._random
@@ -263,8 +263,8 @@ class Mutator:
                     return min(high, max(low, value + random.choice((-1, 0, 0, 0, 1))))
         return random.choice([n for n in _EDGES if low <= n <= high])
 
-    def _strange_field(self, descriptor: Any) -> bytes:
-        """A field that is unknown, misplaced, or not even one."""
+    def _malformed_field(self, descriptor: Any) -> bytes:
+        """Return the encoding of a field that is unknown, misplaced or malformed."""
         random = self._random
         number = random.choice((9, 13, 14, 15, 16, 100, 1 << 20, *(f.number for f in descriptor.fields)))
         match random.randrange(7):
@@ -295,7 +295,7 @@ class Mutator:
 
 
 def varint(value: int, width: int = 0) -> bytes:
-    """A number as protobuf writes it, with so many bytes at least."""
+    """Encode a number as a protobuf varint of at least `width` bytes."""
     encoded = bytearray()
     while value > 0x7F or len(encoded) < width - 1:
         encoded.append(value & 0x7F | 0x80)
@@ -305,7 +305,7 @@ def varint(value: int, width: int = 0) -> bytes:
 
 
 def split_fields(data: bytes) -> list[Field]:
-    """The fields of an encoded message, as far as they can be told apart."""
+    """Split an encoded message into its fields, as far as it is well formed."""
     fields = []
     place = 0
     while place < len(data):
@@ -337,7 +337,7 @@ def _read(data: bytes, place: int) -> tuple[int, int]:
 
 
 def _nested(message: Message) -> list[Message]:
-    """A message and all within it."""
+    """Return a message and all messages nested in it."""
     found = [message]
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:

@@ -1,4 +1,4 @@
-"""Feeds inputs to all targets, and sees to it that nothing grows."""
+"""Feeds inputs to the targets and checks that memory does not grow."""
 
 import asyncio
 import gc
@@ -10,76 +10,77 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tests.fuzz.aggregator import AggregatorTarget
-from tests.fuzz.cases import Case, LogWatch, Target, ViolationError
+from tests.fuzz.client import ClientTarget
+from tests.fuzz.data_connection import DataConnectionTarget
 from tests.fuzz.framing import FramingTarget
-from tests.fuzz.link import LinkTarget
-from tests.fuzz.pipe import PipeTarget
+from tests.fuzz.harness import Case, LogMonitor, Target, ViolationError
 from tests.fuzz.server import ServerTarget
 from tests.fuzz.session import SessionTarget
 
-#: How many of a thousand inputs each target gets. What is behind a real connection takes the longest by far.
+#: Each target's share of 1000 inputs. The targets with real connections (link, server) are the slowest by far.
+#: link is a whole client, pipe a data connection.
 SHARES: Final = {"framing": 350, "pipe": 50, "session": 280, "aggregator": 310, "link": 4, "server": 6}
 
-_MAKERS: Final[dict[str, Callable[[LogWatch], Target]]] = {
+_MAKERS: Final[dict[str, Callable[[LogMonitor], Target]]] = {
     "framing": lambda log: FramingTarget(),
-    "pipe": lambda log: PipeTarget(),
+    "pipe": lambda log: DataConnectionTarget(),
     "session": lambda log: SessionTarget(),
     "aggregator": AggregatorTarget,
-    "link": LinkTarget,
+    "link": ClientTarget,
     "server": ServerTarget,
 }
 
-#: How much of a run is for warming up: caches and the allocator's arenas fill.
+#: Fraction of a run that warms up caches and the allocator's arenas.
 _WARM_UP: Final = 0.2
 
-#: By how much resident memory may grow after that. It does by some MiB: gRPC's asyncio client, by which the fuzzer
-#: talks to the server, keeps some kilobytes of each call that broke.
+#: Allowed growth of resident memory after the warm-up. Some MiB are normal: the fuzzer talks to the server with gRPC's
+#: asyncio client, which keeps some kilobytes of each broken call.
 _GROWTH_BYTES: Final = 16 << 20
 
-#: Below this, what is still warming up is all that can be seen.
-_TELLING_INPUTS: Final = 50_000
+#: With fewer inputs, growth cannot be distinguished from warm-up.
+_MIN_INPUTS_FOR_GROWTH: Final = 50_000
 
-#: How often in a run it is looked at whether anything is left.
+#: Number of blocks in a run. After each block the targets check for leftovers.
 _BLOCKS: Final = 100
 _FEW_BLOCKS: Final = 5
 
 
-class Run:
-    """Many inputs.
+class FuzzRun:
+    """One fuzzing run.
 
     Args:
-        inputs: How many.
-        seed: Decides them all.
-        targets: Their names.
-        say: Takes lines for people.
+        inputs: Number of inputs.
+        seed: Seed of all inputs.
+        targets: Names of the targets.
+        progress: Called with lines about the progress.
     """
 
-    def __init__(self, inputs: int, seed: int, targets: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(self, inputs: int, seed: int, targets: Sequence[str], progress: Callable[[str], None]) -> None:
         self._seed = seed
-        self._say = say
-        self._log = LogWatch()
+        self._progress = progress
+        self._log = LogMonitor()
         self._targets = {name: _MAKERS[name](self._log) for name in targets}
         whole = sum(SHARES[name] for name in targets)
         self._inputs = {name: inputs * SHARES[name] // whole for name in targets}
         self._inputs[targets[0]] += inputs - sum(self._inputs.values())
         self._fed = dict.fromkeys(targets, 0)
         self.outcomes: Counter[str] = Counter()
-        """What came of the inputs, by kind."""
+        """Number of results of inputs, by kind."""
         self.grown_bytes = 0
-        """By how much resident memory grew after the warm-up."""
+        """Growth of resident memory after the warm-up."""
 
     async def feed(self, *, first: int = 0) -> None:
-        """Feeds them all, beginning with this number.
+        """Feed all inputs, numbered from `first`.
 
         Raises:
-            ViolationError: With the case as a note.
+            ViolationError: A target violated a rule. The case is attached as a note.
         """
         root, logger = logging.getLogger(), logging.getLogger("psum")
         level, propagate = logger.level, logger.propagate
         for log in (root, logger):
             log.addHandler(self._log)
         logger.setLevel(logging.DEBUG)
-        # A million lines are of no use to anybody else.
+        # Keep the flood of log lines from other handlers.
         logger.propagate = False
         started: list[Target] = []
         try:
@@ -118,7 +119,7 @@ class Run:
             fed = sum(self._fed.values())
             if block * 10 % blocks == 0:
                 seconds = time.perf_counter() - begin
-                self._say(
+                self._progress(
                     f"{fed} inputs in {seconds:.0f} s, {fed / seconds:.0f} a second, resident memory"
                     f" {before / 2**20:.0f} MiB before, {warm / 2**20:.0f} MiB warm, {now / 2**20:.0f} MiB now"
                 )
@@ -128,34 +129,34 @@ class Run:
         try:
             await target.feed(case.random())
         except BaseException as error:
-            error.add_note(f"case {case}; scripts/fuzz --case {case} feeds it again")
+            error.add_note(f"case {case}; repeat it with scripts/fuzz --case {case}")
             raise
 
 
-async def run(inputs: int, seed: int, targets: Sequence[str], say: Callable[[str], None]) -> Counter[str]:
-    """Feeds inputs to targets, and returns what came of them. That memory grows is only seen in thousands of them.
+async def run(inputs: int, seed: int, targets: Sequence[str], progress: Callable[[str], None]) -> Counter[str]:
+    """Feed inputs to targets. Return the number of results by kind. Growth is checked only in runs of many inputs.
 
     Raises:
-        ViolationError: The product did what it must not do, or memory grows.
+        ViolationError: A target violated a rule, or memory grew.
     """
-    fuzzing = Run(inputs, seed, targets, say)
+    fuzzing = FuzzRun(inputs, seed, targets, progress)
     await fuzzing.feed()
-    if inputs >= _TELLING_INPUTS and fuzzing.grown_bytes > _GROWTH_BYTES:
-        raise ViolationError(f"resident memory has grown by {fuzzing.grown_bytes} bytes after the warm-up")
+    if inputs >= _MIN_INPUTS_FOR_GROWTH and fuzzing.grown_bytes > _GROWTH_BYTES:
+        raise ViolationError(f"resident memory grew by {fuzzing.grown_bytes} bytes after the warm-up")
     return fuzzing.outcomes
 
 
 async def run_case(case: Case) -> None:
-    """Feeds one input, to a target that is as new."""
-    await Run(1, case.seed, [case.target], print).feed(first=case.number)
+    """Feed one input to a new target."""
+    await FuzzRun(1, case.seed, [case.target], print).feed(first=case.number)
 
 
 def resident_bytes() -> int:
-    """The memory that this process has now."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run_here(inputs: int, seed: int, targets: Sequence[str] = tuple(SHARES)) -> Counter[str]:
-    """The same in an event loop of its own, without a word; for tests."""
+def run_in_new_loop(inputs: int, seed: int, targets: Sequence[str] = tuple(SHARES)) -> Counter[str]:
+    """Run in a new event loop and without output, for tests. See run."""
     return asyncio.run(run(inputs, seed, targets, lambda line: None))

@@ -1,4 +1,4 @@
-"""Fuzzes a real aggregator over real connections: mutated streams through gRPC, and broken HTTP/2 on bare sockets."""
+"""Fuzzes a real aggregator over real connections: mutated streams through gRPC, and invalid HTTP/2 on plain sockets."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,8 @@ from psum import client as psum
 from psum.aggregator import Server, Settings
 from psum.client.transport.loop_thread import LoopThread
 from psum.v1 import aggregator_pb2 as pb
-from tests.fuzz.cases import LogWatch, ViolationError
-from tests.fuzz.conversations import Conversation, disturb, strangers
+from tests.fuzz.conversations import Conversation, foreign_messages, mutate_steps
+from tests.fuzz.harness import LogMonitor, ViolationError
 from tests.fuzz.mutation import Mutator
 
 PATIENCE_SECONDS: Final = 30.0
@@ -27,24 +27,24 @@ _DATA, _HEADERS, _SETTINGS, _END_HEADERS = 0, 1, 4, 4
 
 _BROKEN: Final = (grpc.aio.UsageError, grpc.aio.AioRpcError, asyncio.InvalidStateError)
 
-#: How long a bare socket listens for what the server makes of its bytes.
-_LISTEN_SECONDS: Final = 0.02
+#: How long a plain socket waits for the server's answer.
+_READ_SECONDS: Final = 0.02
 
 
 class ServerTarget:
     """An aggregator with two healthy workers, whose sums are checked after each input.
 
     Args:
-        log: What watches the log.
+        log: Monitors the log.
     """
 
-    def __init__(self, log: LogWatch) -> None:
+    def __init__(self, log: LogMonitor) -> None:
         self.outcomes: Counter[str] = Counter()
         self._log = log
         self._number = 0
 
     async def start(self) -> None:
-        """Starts the aggregator, in a thread of its own, and the workers."""
+        """Start the aggregator in its own thread, and the workers."""
         self._thread = LoopThread("fuzzed-server")
         self._server = Server(Settings(listen=("127.0.0.1:0",), worker_timeout=0.2, hello_timeout=1.0))
         await asyncio.to_thread(self._thread.run, self._server.start(), PATIENCE_SECONDS)
@@ -57,12 +57,12 @@ class ServerTarget:
         self._stores = [client.store() for client in self._clients]
 
     async def feed(self, random: Random) -> None:
-        """A mutated stream, a mutated question for the status, or bytes that are hardly HTTP/2."""
+        """Feed a mutated stream, a mutated status request, or invalid HTTP/2."""
         self._number += 1
         async with asyncio.timeout(PATIENCE_SECONDS):
             match random.randrange(10):
                 case 0:
-                    await self._ask(random)
+                    await self._query_status(random)
                 case 1 | 2 | 3 | 4:
                     await self._converse(random)
                 case _:
@@ -78,14 +78,14 @@ class ServerTarget:
         self._log.check()
 
     async def settle(self) -> None:
-        """The aggregator has but the healthy job."""
+        """Check that the aggregator has only the healthy job."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while set(await self._jobs()) != {"healthy"}:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         self._log.check()
 
     async def stop(self) -> None:
-        """Ends the workers and the aggregator."""
+        """Stop the workers and the aggregator."""
         await self._channel.close()
         for client in self._clients:
             await asyncio.to_thread(client.close)
@@ -98,7 +98,7 @@ class ServerTarget:
 
         return await asyncio.to_thread(self._thread.run, names(), PATIENCE_SECONDS)
 
-    async def _ask(self, random: Random) -> None:
+    async def _query_status(self, random: Random) -> None:
         request = pb.GetStatusRequest(job=random.choice(("", "healthy", "\n")))
         data = Mutator(random, ()).mutate(request, b"")
         try:
@@ -113,7 +113,7 @@ class ServerTarget:
     async def _converse(self, random: Random) -> None:
         conversation = Conversation.make(random, f"fuzz{self._number}")
         steps = conversation.steps(random, range(conversation.num_workers))
-        disturb(random, steps, strangers("healthy"))
+        mutate_steps(random, steps, foreign_messages("healthy"))
         calls: dict[int, Any] = {}
         broken: set[int] = set()
         for step in steps:
@@ -129,9 +129,9 @@ class ServerTarget:
             except _BROKEN:
                 broken.add(step.stream)
         for rank, call in calls.items():
-            await self._hear_out(call, broken=rank in broken)
+            await self._read_to_end(call, broken=rank in broken)
 
-    async def _hear_out(self, call: Any, *, broken: bool) -> None:
+    async def _read_to_end(self, call: Any, *, broken: bool) -> None:
         last = None
         try:
             await call.done_writing()
@@ -140,7 +140,7 @@ class ServerTarget:
         except _BROKEN:
             broken = True
         code = await call.code()
-        # To a write that comes after the end of the stream, gRPC's client answers with a status of its own.
+        # After a write to an ended stream, gRPC's client reports its own status instead of the server's.
         self.outcomes[f"server: {last}, then {'a broken stream' if broken else code.name}"] += 1
         ended = last is None and code is grpc.StatusCode.UNAVAILABLE
         if code is not grpc.StatusCode.OK and not broken and not ended:
@@ -151,7 +151,7 @@ class ServerTarget:
             try:
                 return await asyncio.open_connection(*self._address.split(":"))
             except ConnectionRefusedError:
-                # A method's name that was no text has ended gRPC's server; another takes its place in a moment.
+                # A method name that is not valid text makes gRPC's server end. The aggregator soon starts a new one.
                 await asyncio.sleep(0.02)
 
     async def _write_bytes(self, random: Random) -> None:
@@ -160,12 +160,12 @@ class ServerTarget:
         try:
             writer.write(data)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LISTEN_SECONDS):
+                async with asyncio.timeout(_READ_SECONDS):
                     while await reader.read(65536):
                         pass
                     self.outcomes["server: connection ended"] += 1
             if random.random() < 0.5:
-                # Closed with a reset instead of in order.
+                # Close with a reset.
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except ConnectionError:
             self.outcomes["server: connection reset"] += 1
@@ -176,7 +176,7 @@ class ServerTarget:
 
 
 def _broken_http2(random: Random, job: str) -> bytes:
-    """The bytes of a connection with one stream, with mistakes in them."""
+    """Return the bytes of an HTTP/2 connection with one stream, with mistakes."""
     conversation = Conversation.make(random, job)
     messages = [data for step in conversation.steps(random, [0]) if (data := step.encoded()) is not None]
     path = random.choice((b"Exchange", b"Exchange", b"Exchange", b"GetStatus", b"Nothing", b"\xff", b"x" * 5000))
@@ -214,7 +214,7 @@ def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
 
 
 def _hpack_text(text: bytes) -> bytes:
-    """A string as HPACK writes it without compression."""
+    """Encode a string as an uncompressed HPACK literal."""
     if len(text) < 127:
         return bytes((len(text),)) + text
     rest, length = len(text) - 127, bytearray((127,))

@@ -1,4 +1,4 @@
-"""Fuzzes the client's session with what an aggregator may send, and with what it may not."""
+"""Fuzzes the client's session with valid and invalid messages from aggregators."""
 
 import dataclasses
 import math
@@ -14,17 +14,24 @@ from psum.client.observe import trace
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, encode, to_columns, to_rows
 from psum.wire.errors import ProtocolError
-from tests.fuzz.cases import ViolationError, kind_of
 from tests.fuzz.columns import pieces_of
+from tests.fuzz.harness import ViolationError, error_signature
 from tests.fuzz.mutation import Mutator
-from tests.fuzz.streams import report, take
+from tests.fuzz.streams import report, take_finished
 
 _Place = tuple[int, int, int, int]  # aggregator, key's id, shard, round
 
 
 @dataclasses.dataclass(slots=True)
-class Begun:
-    """An operation that was begun, and what came of it."""
+class StartedOperation:
+    """A started operation and its outcomes.
+
+    Attributes:
+        ticket: The client's ticket.
+        value: The contribution.
+        target: Memory that receives the result.
+        outcomes: Reported outcomes, None for success. There must be exactly one in the end.
+    """
 
     ticket: Ticket
     value: bytes
@@ -32,20 +39,24 @@ class Begun:
     outcomes: list[PsumError | None]
 
 
-class Answers:
-    """An aggregator that keeps to the protocol, and answers with any sums."""
+class FakeAggregator:
+    """An aggregator that keeps to the protocol and answers with random sums."""
 
     def __init__(self, random: Random) -> None:
         self.waiting: deque[tuple[pb.ExchangeResponse, bytes]] = deque()
-        """What it has to say."""
-        self.said: list[pb.ExchangeResponse] = []
-        """The last that it had to say."""
+        """Messages to send, each with its payload."""
+        self.recent: list[pb.ExchangeResponse] = []
+        """The last messages that were sent, set by the caller."""
         self._random = random
         self._keys: dict[int, pb.Key] = {}
         self._answered: list[ShardRound] = []
 
-    def hear(self, data: bytes) -> None:
-        """Takes a message of the session, which must be in order whatever was sent to that."""
+    def receive(self, data: bytes) -> None:
+        """Receive a message of the session, which must be valid whatever the session was sent.
+
+        Raises:
+            ViolationError: It is not.
+        """
         message = pb.ExchangeRequest.FromString(data)
         match message.WhichOneof("kind"):
             case "declare":
@@ -64,8 +75,8 @@ class Answers:
             case kind:
                 raise ViolationError(f"the session sends {kind}")
 
-    def chat(self) -> None:
-        """Says something of its own accord."""
+    def send_unsolicited(self) -> None:
+        """Queue a message that does not answer a request."""
         random = self._random
         entries = random.choices(self._answered, k=random.choice((1, 2))) if self._answered else []
         fault = pb.Fault(code=pb.FAULT_CODE_ABORTED, text="no", id=random.choice([*self._keys, 5]), ranks=[1])
@@ -118,31 +129,31 @@ class Answers:
 
 
 class SessionTarget:
-    """A session between aggregators that answer wrongly."""
+    """A session whose aggregators send invalid messages."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
 
     async def start(self) -> None:
-        """Nothing is to be done: each input has a session of its own."""
+        """Do nothing: each input has its own session."""
 
     async def feed(self, random: Random) -> None:
-        """A session's life, with mistakes in some of what it is sent."""
-        Life(random, self.outcomes).live()
+        """Run one session and mutate some of the messages to it."""
+        SessionRun(random, self.outcomes).run()
 
     async def settle(self) -> None:
-        """Nothing is left."""
+        """Do nothing."""
 
     async def stop(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
 
-class Life:
+class SessionRun:
     """One session from its first operation to its end.
 
     Args:
-        random: Where every decision comes from.
-        outcomes: What is to be counted.
+        random: Generator of all decisions.
+        outcomes: Counters to update.
     """
 
     def __init__(self, random: Random, outcomes: Counter[str]) -> None:
@@ -161,32 +172,32 @@ class Life:
             hand_over=self._submitted.append,
             recorder=self._recorder,
         )
-        self._peers = [Answers(random) for _ in range(self._aggregators)]
-        self._begun: list[Begun] = []
-        self._got: dict[_Place, set[bytes]] = {}
-        """What the session was sent in results that are in order."""
+        self._fake_aggregators = [FakeAggregator(random) for _ in range(self._aggregators)]
+        self._started: list[StartedOperation] = []
+        self._sent_results: dict[_Place, set[bytes]] = {}
+        """Payloads of valid results sent to the session."""
         self._now = 0.0
 
-    def live(self) -> None:
-        """Lives through it.
+    def run(self) -> None:
+        """Run the session.
 
         Raises:
-            ViolationError: The session did what it must not do.
+            ViolationError: The session violated a rule.
         """
         random, session = self._random, self._session
         for _ in range(random.choice((5, 15, 40))):
             aggregator = random.randrange(self._aggregators)
             match random.choices(range(7), (4, 6, 8, 2, 0.3, 0.2, 0.1))[0]:
                 case 0:
-                    self._begin()
+                    self._start()
                 case 1:
                     self._send(aggregator)
                 case 2:
                     self._receive(aggregator, mutated=random.random() < 0.2)
                 case 3:
-                    self._peers[aggregator].chat()
+                    self._fake_aggregators[aggregator].send_unsolicited()
                 case 4:
-                    self._peers[aggregator].waiting.clear()
+                    self._fake_aggregators[aggregator].waiting.clear()
                     session.reconnected(aggregator)
                 case 5:
                     session.expire(random.choice((0.5, 5.0)), self._now)
@@ -195,10 +206,10 @@ class Life:
             self._settle()
         session.expire(0.0, self._now + 1)
         self._settle()
-        for begun in self._begun:
-            self._check(begun)
+        for started in self._started:
+            self._check(started)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         random = self._random
         name, elements, kind = random.choice(
             (("a", 1, ElementType.UINT8), ("b", 9, ElementType.INT32), ("c", 500, ElementType.FLOAT16))
@@ -209,37 +220,37 @@ class Life:
         except PsumError:
             return
         value = random.randbytes(elements * kind.itemsize)
-        begun = Begun(ticket, value, bytearray(value), [])
-        view = memoryview(begun.target)
+        started = StartedOperation(ticket, value, bytearray(value), [])
+        view = memoryview(started.target)
         if random.random() < 0.03:
             ticket.abort("fuzzed")
         else:
             pulls = operation is Operation.BROADCAST and self._session.rank > 0
-            ticket.start(None if pulls else view, view, begun.outcomes.append)
-            self._begun.append(begun)
+            ticket.start(None if pulls else view, view, started.outcomes.append)
+            self._started.append(started)
         self._session.submit(self._submitted.pop(), self._now)
 
     def _send(self, aggregator: int) -> None:
         data = self._session.next_message(aggregator)
         if data is not None:
-            self._peers[aggregator].hear(data)
+            self._fake_aggregators[aggregator].receive(data)
 
     def _receive(self, aggregator: int, *, mutated: bool) -> None:
-        random, peer = self._random, self._peers[aggregator]
-        if not peer.waiting:
+        random, fake = self._random, self._fake_aggregators[aggregator]
+        if not fake.waiting:
             return
         if random.random() < 0.1:
-            peer.waiting.rotate(1)
-        message, payload = peer.waiting[0] if random.random() < 0.1 else peer.waiting.popleft()
-        peer.said = [*peer.said[-8:], message]
-        mutator = Mutator(random, peer.said)
+            fake.waiting.rotate(1)
+        message, payload = fake.waiting[0] if random.random() < 0.1 else fake.waiting.popleft()
+        fake.recent = [*fake.recent[-8:], message]
+        mutator = Mutator(random, fake.recent)
         data = mutator.mutate(message, payload) if mutated else encode(message, payload)
-        self._note(aggregator, data)
+        self._record(aggregator, data)
         try:
             self._session.receive(aggregator, data, self._now)
         except ProtocolError as error:
-            self._outcomes[f"session: {kind_of(str(error)) if len(self._outcomes) < 60 else 'refused'}"] += 1
-            # As the client does.
+            self._outcomes[f"session: {error_signature(str(error)) if len(self._outcomes) < 60 else 'refused'}"] += 1
+            # The client does the same.
             self._session.fail(error)
         else:
             self._outcomes["session: taken"] += 1
@@ -247,37 +258,39 @@ class Life:
             raise ViolationError(f"the session failed with {self._session.failure!r}")
 
     def _settle(self) -> None:
-        report(take(self._session))
+        report(take_finished(self._session))
         self._session.check()
         if self._recorder is not None:
             for one in trace.slices(self._recorder):
                 if not (math.isfinite(one.start) and math.isfinite(one.end)):
                     raise ViolationError(f"a timeline has {one}")
 
-    def _note(self, aggregator: int, data: bytes) -> None:
-        """Remembers the results in a message, as protobuf reads it and not as psum does."""
+    def _record(self, aggregator: int, data: bytes) -> None:
+        """Record the results in a message, parsed by protobuf and not by psum."""
         try:
             message = pb.ExchangeResponse.FromString(data)
         except DecodeError:
             return
         for where, piece in pieces_of(message.result.shards, message.payload):
-            self._got.setdefault((aggregator, *where), set()).add(piece)
+            self._sent_results.setdefault((aggregator, *where), set()).add(piece)
 
-    def _check(self, begun: Begun) -> None:
-        """An operation ended once; its result is what was sent for it, by those who should."""
-        if len(begun.outcomes) != 1:
-            raise ViolationError(f"{begun.ticket!r} ended {len(begun.outcomes)} times: {begun.outcomes}")
-        [error] = begun.outcomes
+    def _check(self, started: StartedOperation) -> None:
+        """Check that an operation ended once, and that its result came from the right aggregators."""
+        if len(started.outcomes) != 1:
+            raise ViolationError(f"{started.ticket!r} ended {len(started.outcomes)} times: {started.outcomes}")
+        [error] = started.outcomes
         self._outcomes[f"operation: {'done' if error is None else type(error).__name__}"] += 1
         if error is not None:
             return
-        key = begun.ticket.key
+        key = started.ticket.key
         own = key.operation is Operation.BROADCAST and self._session.rank == 0
         for shard in key.shards:
-            sent = self._got.get((shard.aggregator, key.id, shard.index, begun.ticket.round), set())
+            sent = self._sent_results.get((shard.aggregator, key.id, shard.index, started.ticket.round), set())
             if own:
-                fits = begun.target == begun.value and b"" in sent
+                fits = started.target == started.value and b"" in sent
             else:
-                fits = bytes(begun.target[shard.start : shard.stop]) in sent
+                fits = bytes(started.target[shard.start : shard.stop]) in sent
             if not fits:
-                raise ViolationError(f"{begun.ticket!r} shard {shard.index} has what nobody sent for it")
+                raise ViolationError(
+                    f"{started.ticket!r} shard {shard.index} has a result that no aggregator sent for it"
+                )

@@ -1,4 +1,4 @@
-"""The two ends of a stream without gRPC: what the service is given as context, driven by a fuzzer or a real session."""
+"""Streams without gRPC: contexts for the service's handler, driven by the fuzzer or by a real session."""
 
 import asyncio
 from collections import deque
@@ -12,69 +12,69 @@ from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode
 from psum.wire.errors import ClosedError, FaultError
-from tests.fuzz.cases import ViolationError
+from tests.fuzz.harness import ViolationError
 
 
 class AbortedStream(Exception):
-    """The service refused a stream with a status."""
+    """The service refused a stream with a gRPC status."""
 
 
 class Context:
-    """What the service is told of a call, besides its messages."""
+    """A stand-in for grpc.aio.ServicerContext."""
 
     def peer(self) -> str:
-        """Where it comes from."""
+        """Return the peer's address."""
         return "fuzz:1"
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What it brought with it."""
+        """Return no metadata."""
         return ()
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
-        """Refuses it."""
+        """Abort the call."""
         raise AbortedStream(f"{code.name}: {details}")
 
 
 class Attacker(Context):
-    """A stream whose messages the fuzzer puts in.
+    """A stream whose messages come from the fuzzer.
 
     Args:
-        deaf: Whether it never takes an answer.
+        never_reads: Whether it never reads an answer.
     """
 
-    def __init__(self, *, deaf: bool = False) -> None:
-        self.hungry = asyncio.Event()
-        """Set while the service waits for more."""
+    def __init__(self, *, never_reads: bool = False) -> None:
+        self.waiting_for_input = asyncio.Event()
+        """Set while the service waits for a message."""
         self.last: bytes | None = None
         """The last answer."""
-        self.deaf = deaf
+        self.never_reads = never_reads
         self._inbox: deque[Any] = deque()
         self._filled = asyncio.Event()
 
     def put(self, data: Any) -> None:
-        """Adds what the service is to read."""
+        """Add a message for the service to read, or EOF."""
         self._inbox.append(data)
-        self.hungry.clear()
+        self.waiting_for_input.clear()
         self._filled.set()
 
     async def read(self) -> Any:
-        """The next message, or the end."""
+        """Return the next message, or EOF."""
         while not self._inbox:
-            self.hungry.set()
+            self.waiting_for_input.set()
             self._filled.clear()
             await self._filled.wait()
         return self._inbox.popleft()
 
     async def write(self, data: bytes) -> None:
-        """Takes an answer, which must be a message whatever was sent."""
-        if self.deaf:
+        """Receive an answer, which must be a valid message whatever was sent."""
+        if self.never_reads:
             await asyncio.Event().wait()
         message = pb.ExchangeResponse.FromString(data)
         if message.WhichOneof("kind") is None:
-            raise ViolationError(f"the answer {data!r} says nothing")
+            raise ViolationError(f"the answer {data!r} has no kind")
         self.last = data
-        if is_last_word(message):
-            # As gRPC's clients do; the service would wait some seconds for it.
+        if is_final(message):
+            # gRPC's clients do the same. Otherwise the service would wait some seconds for it.
             self.put(grpc.aio.EOF)
 
 
@@ -82,12 +82,12 @@ class Worker(Context):
     """A stream whose other end is a real session that keeps to the protocol.
 
     Args:
-        hello: Its introduction.
+        hello: The worker's hello message.
     """
 
     def __init__(self, hello: pb.Hello) -> None:
         self.left = False
-        """Whether the aggregator let it go."""
+        """Whether the aggregator answered its goodbye."""
         self._hello = hello
         self._said_hello = self._welcome = self._leaving = self._said_goodbye = self._over = False
         self._wake = asyncio.Event()
@@ -102,12 +102,12 @@ class Worker(Context):
         )
         self.outcomes: dict[Ticket, list[PsumError | None]] = {}
         self.pending = 0
-        """Operations that have not ended."""
+        """Number of operations that have not ended."""
 
     def begin(
         self, name: str, element_type: ElementType, operation: Operation, value: bytearray
     ) -> tuple[Ticket, bytearray]:
-        """Begins an operation in place; returns it with the memory that its result goes to."""
+        """Start an operation in place. Return its ticket and the memory that receives the result."""
         elements = len(value) // element_type.itemsize
         ticket = self.session.reserve(0, name, (elements,), element_type, operation, 0)
         target = memoryview(value)
@@ -120,17 +120,17 @@ class Worker(Context):
         return ticket, value
 
     def leave(self) -> None:
-        """Says goodbye after all else."""
+        """Say goodbye after all other messages."""
         self._leaving = True
         self._wake.set()
 
-    def broken(self) -> None:
-        """The stream has ended: an operation that has not is failed, as a client would that cannot come back."""
+    def connection_lost(self) -> None:
+        """Fail the remaining operations after the end of the stream, as a client does that cannot reconnect."""
         self.session.fail(ClosedError("the stream has ended"))
         self.settle()
 
     async def read(self) -> Any:
-        """What the session sends next."""
+        """Return the session's next message, or EOF."""
         while True:
             if self._over:
                 return grpc.aio.EOF
@@ -148,9 +148,9 @@ class Worker(Context):
             await self._wake.wait()
 
     async def write(self, data: bytes) -> None:
-        """Gives the session what the aggregator says."""
+        """Pass a message of the aggregator to the session."""
         message, _ = decode(pb.ExchangeResponse, data)
-        self._over = is_last_word(message)
+        self._over = is_final(message)
         match message.WhichOneof("kind"):
             case "welcome":
                 self._welcome = True
@@ -162,13 +162,13 @@ class Worker(Context):
         self.settle()
 
     def settle(self) -> None:
-        """Reports what has ended."""
-        report(take(self.session))
+        """Report ended operations."""
+        report(take_finished(self.session))
         self._wake.set()
 
     @property
     def refused(self) -> bool:
-        """Whether the aggregator told it that its job has failed."""
+        """Whether the aggregator reported the failure of the job."""
         return isinstance(self.session.failure, FaultError)
 
     def _count(self, outcomes: list[PsumError | None]) -> Callable[[PsumError | None], None]:
@@ -181,20 +181,20 @@ class Worker(Context):
         return done
 
 
-def is_last_word(message: pb.ExchangeResponse) -> bool:
-    """Whether the service says nothing more after this."""
+def is_final(message: pb.ExchangeResponse) -> bool:
+    """Return whether this is the service's last message on the stream."""
     kind = message.WhichOneof("kind")
     return kind == "farewell" or (kind == "fault" and not message.fault.HasField("id"))
 
 
-def take(session: Session) -> list[tuple[Ticket, PsumError | None]]:
-    """What has ended since the last call."""
+def take_finished(session: Session) -> list[tuple[Ticket, PsumError | None]]:
+    """Return the operations that have ended since the last call."""
     finished, session.finished = session.finished, []
     return finished
 
 
 def report(finished: Iterable[tuple[Ticket, PsumError | None]]) -> None:
-    """Tells the owners of operations that they have ended."""
+    """Report ended operations to their owners."""
     for ticket, error in finished:
         if error is not None and not isinstance(error, PsumError):
             raise ViolationError(f"{ticket!r} ended with {error!r}")

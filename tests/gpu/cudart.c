@@ -1,6 +1,6 @@
-// A CUDA runtime whose devices are this process's own memory. Copies are real and at once, kernels do nothing, and a
-// context is made where CUDA would make one: on the current device, by whatever needs it, and by setting the device.
-// What MXNet needs of the runtime beyond that is made by stand_in.py, and returns an error.
+// A fake CUDA runtime that uses the process's own memory as device memory. Copies are real and synchronous; kernels do
+// nothing. As in CUDA, a call that needs a context creates it on the current device, and so does cudaSetDevice.
+// stand_in.py adds the other symbols that MXNet needs from the runtime; those return an error.
 
 #include <pthread.h>
 #include <stdio.h>
@@ -45,7 +45,7 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     return OK;
 }
 int cudaGetDeviceProperties(char *properties, int device) {
-    // The struct of CUDA 11: 712 bytes, the total memory at 288.
+    // CUDA 11's struct has 712 bytes, with the total memory at offset 288.
     memset(properties, 0, 712);
     snprintf(properties, 256, "stand-in %d", device);
     *(size_t *)(properties + 288) = (size_t)16 << 30;
@@ -116,7 +116,7 @@ int cudaMemsetAsync(void *memory, int value, size_t size, stream s) {
     return OK;
 }
 
-// Streams and events: whatever is asked for is done when the call returns.
+// Streams and events: all work is complete when a call returns.
 
 int cudaStreamCreate(void **s) { return allocate(s, 8); }
 int cudaStreamDestroy(void *s) { free(s); return OK; }
@@ -150,7 +150,7 @@ int cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **arguments
     return OK;
 }
 int cudaFuncGetAttributes(int *attributes, const void *kernel) {
-    // 56 bytes in CUDA 11; the seventh is how many threads a block may have.
+    // CUDA 11's struct has 56 bytes. The seventh int is the maximum number of threads per block.
     memset(attributes, 0, 56);
     attributes[6] = 1024;
     return OK;
@@ -168,7 +168,7 @@ const char *cudaGetErrorString(int code) {
 }
 const char *cudaGetErrorName(int code) { return cudaGetErrorString(code); }
 
-// Of the driver: whether the process has a context on a device.
+// Driver functions: whether the process has a context on a device.
 
 int cuDeviceGet(int *device, int number) { *device = number; return number < DEVICES ? OK : NO_DEVICE; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {

@@ -1,4 +1,4 @@
-"""Sums arrays of the last GPU alone: no other one is touched, and queueing ahead costs neither memory nor time."""
+"""Sums arrays on the last GPU only. No other GPU may be used, and queueing ahead must cost neither memory nor time."""
 
 import ctypes
 import time
@@ -12,7 +12,7 @@ driver = ctypes.CDLL("libcuda.so.1")
 
 
 def devices_with_a_context() -> list[int]:
-    """Those on which this process takes memory."""
+    """Return the GPUs on which this process has a CUDA context, and thus uses memory."""
     found = []
     for number in range(mx.context.num_gpus()):
         device, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
@@ -50,7 +50,7 @@ print(f"{STEPS} steps of {KEYS} keys: queued in {1e3 * queued:.0f} ms, {stages} 
 assert stages == KEYS
 for key, array in enumerate(arrays):
     total = sum(key + rank for rank in range(store.num_workers)) * store.num_workers ** (STEPS - 1)
-    # Equal on all ranks, and a power of two times a small number: exact, as long as it is one.
+    # All ranks have the same values. With 2 workers a total is a small number times a power of two, so it is exact.
     assert set(array.asnumpy()) == {float(total)}, (key, total)
 
 found = devices_with_a_context()

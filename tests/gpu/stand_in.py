@@ -1,7 +1,7 @@
-"""Makes the libraries that MXNet's GPU wheel needs, for a machine without a GPU.
+"""Builds fake versions of the CUDA libraries that MXNet's GPU wheel needs, for a machine without a GPU.
 
-The CUDA runtime is cudart.c beside this file. Of all others there is only what the wheel looks for when it is loaded;
-each function does nothing and says that all is well, since copies need none of them. Needs gcc and binutils.
+The CUDA runtime is cudart.c in this folder. The other libraries only have the symbols that the wheel needs to load.
+Their functions do nothing and return success, because copies do not use them. The script needs gcc and binutils.
 
 usage: stand_in.py LIBMXNET DIRECTORY
 """
@@ -15,7 +15,7 @@ from typing import Final
 
 _RUNTIME: Final = pathlib.Path(__file__).with_name("cudart.c")
 
-#: What belongs to CUDA among the libraries that are needed, and among the symbols that name no library.
+#: CUDA's libraries among those that the wheel needs, and CUDA's symbols among those without a library.
 _LIBRARIES: Final = re.compile(r"lib(cu|nv|nccl)\w*\.so[.\d]*")
 _SYMBOLS: Final = re.compile(r"(cu|nccl|nvtx)[A-Z]\w+")
 
@@ -25,7 +25,7 @@ def run(*command: object) -> str:
 
 
 def wanted_symbols(libmxnet: pathlib.Path, driver: str) -> dict[str, set[str]]:
-    """The symbols that it wants of each library; what names none is taken for the driver's."""
+    """Return the symbols that MXNet needs from each library. Symbols without a library go to the driver."""
     needed = re.findall(r"NEEDED\s+(\S+)", run("objdump", "-p", libmxnet))
     wanted: dict[str, set[str]] = {library: set() for library in needed if _LIBRARIES.fullmatch(library)}
     for line in run("objdump", "-T", libmxnet).splitlines():
@@ -40,14 +40,14 @@ def wanted_symbols(libmxnet: pathlib.Path, driver: str) -> dict[str, set[str]]:
 
 
 def build(directory: pathlib.Path, library: str, symbols: set[str]) -> None:
-    """Compiles one library, with the runtime's source where it is that, or calls into it."""
+    """Compile one library. The runtime gets its real source, and the driver is linked against the runtime."""
     source, versions = directory / f"{library}.c", directory / f"{library}.map"
     text, more = "", []
     status = 0
     if library.startswith("libcudart"):
         text, status = _RUNTIME.read_text(), 1
     elif library.startswith("libcuda."):
-        # The runtime answers for the driver too.
+        # The runtime's source also defines functions of the driver.
         more = ["-Wl,--no-as-needed", *directory.glob("libcudart.so*[0-9]")]
     defined = set(re.findall(r"\b(\w+)\(", _RUNTIME.read_text()))
     text += "".join(f"long {symbol}(void) {{ return {status}; }}\n" for symbol in sorted(symbols - defined))
@@ -68,7 +68,7 @@ def build(directory: pathlib.Path, library: str, symbols: set[str]) -> None:
 def main(libmxnet: pathlib.Path, directory: pathlib.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, set[str]] = collections.defaultdict(set, wanted_symbols(libmxnet, "libcuda.so.1"))
-    # The runtime first, which the driver needs.
+    # The runtime comes first, because the driver is linked against it.
     for library in sorted(wanted, key=lambda name: not name.startswith("libcudart")):
         build(directory, library, wanted[library])
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 
 from psum.planes import SECRET_BYTES, DataConnection
 from psum.wire.errors import ProtocolError
-from tests.fuzz.pipe import attached
+from tests.fuzz.data_connection import attached
 from tests.scarcity import descriptors_left
 
 SIZES = [1, 4, 5, 6, 4090, 4096, 65_536, 3_000_000, 1, 5_000_000]

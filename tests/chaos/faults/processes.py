@@ -105,7 +105,7 @@ class WorkerProcess:
                 event = self._untaken.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise AssertionError(
-                    f"no {' or '.join(kinds)} event within {timeout:g} s; events {self.events[-5:]}, log {self.log}"
+                    f"no {' or '.join(kinds)} event within {timeout:g} s; last: {self.events[-5:]}, log: {self.log}"
                 ) from None
             if event["event"] in kinds:
                 return event

@@ -1,4 +1,4 @@
-"""A worker that keeps to the protocol beside others that do not, and what its sums may be."""
+"""A conforming worker in a job whose other workers break the protocol, and a check of its sums."""
 
 import itertools
 
@@ -7,18 +7,18 @@ from google.protobuf.message import DecodeError
 
 from psum.client import Operation
 from psum.v1 import aggregator_pb2 as pb
-from tests.fuzz.cases import ViolationError
 from tests.fuzz.columns import pieces_of
 from tests.fuzz.conversations import Conversation, Tensor
+from tests.fuzz.harness import ViolationError
 from tests.fuzz.streams import Worker
 
 
-class Companion:
-    """A worker that keeps to the protocol, in a job with others that do not.
+class ConformingWorker:
+    """A worker that keeps to the protocol in a job whose other workers do not.
 
     Args:
-        conversation: The job.
-        rank: Its rank.
+        conversation: The job's conversation.
+        rank: The worker's rank.
     """
 
     def __init__(self, conversation: Conversation, rank: int) -> None:
@@ -38,12 +38,15 @@ class Companion:
             for tensor in conversation.tensors
         ]
 
-    def check(self, sent: list[bytes], *, disturbed: bool) -> None:
-        """Each operation ended once; each sum is one of what was contributed to its round.
+    def check(self, sent: list[bytes], *, mutated: bool) -> None:
+        """Check that each operation ended once, and that each sum fits the contributions to its round.
 
         Args:
-            sent: All that the others sent.
-            disturbed: Whether that was not as it should be, so that operations may have failed.
+            sent: All messages of the other workers.
+            mutated: Whether the messages contain mistakes, so that operations may fail.
+
+        Raises:
+            ViolationError: A check failed.
         """
         pushed: dict[tuple[int, int, int], set[bytes]] = {}
         restored: dict[tuple[int, int, int], set[bytes]] = {}
@@ -52,8 +55,8 @@ class Companion:
         for round, tensor, ticket, value in self._operations:
             [error] = self.worker.outcomes[ticket]
             if error is not None:
-                if not disturbed:
-                    raise ViolationError(f"{ticket!r} failed though nothing was wrong: {error}")
+                if not mutated:
+                    raise ViolationError(f"{ticket!r} failed although no input was wrong: {error}")
                 continue
             own = self._value(tensor, round)
             for shard in tensor.shards:
@@ -63,10 +66,12 @@ class Companion:
                     continue
                 mine = bytes(own[shard.start : shard.stop])
                 if got not in self._possible(tensor, mine, pushed.get(place, set())):
-                    raise ViolationError(f"{ticket!r} shard {shard.index} is {got[:50]!r}, which nobody contributed to")
+                    raise ViolationError(
+                        f"{ticket!r} shard {shard.index} is {got[:50]!r}, which does not fit any contributions"
+                    )
 
     def _possible(self, tensor: Tensor, mine: bytes, others: set[bytes]) -> set[bytes]:
-        """What the sum may be, given what the other ranks contributed."""
+        """Return the possible sums, given the other ranks' contributions."""
         if tensor.operation is Operation.BROADCAST:
             return {mine} if self._rank == 0 else others
         dtype = tensor.element_type.numpy
@@ -86,7 +91,7 @@ class Companion:
 def _collect(
     data: bytes, pushed: dict[tuple[int, int, int], set[bytes]], restored: dict[tuple[int, int, int], set[bytes]]
 ) -> None:
-    """What a message contributes, as protobuf reads it and not as psum does."""
+    """Collect a message's contributions, parsed by protobuf and not by psum."""
     try:
         message = pb.ExchangeRequest.FromString(data)
     except DecodeError:

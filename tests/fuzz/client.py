@@ -1,4 +1,4 @@
-"""Fuzzes whole clients with a real gRPC server that answers wrongly."""
+"""Fuzzes whole clients with a real gRPC server that sends invalid answers."""
 
 import asyncio
 import contextlib
@@ -19,18 +19,18 @@ from psum.planes import SECRET_BYTES, DataConnection
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
 from psum.wire.errors import ProtocolError
-from tests.fuzz.cases import LogWatch, ViolationError
+from tests.fuzz.harness import LogMonitor, ViolationError
 from tests.fuzz.mutation import Mutator
-from tests.fuzz.session import Answers
+from tests.fuzz.session import FakeAggregator
 
 PATIENCE_SECONDS: Final = 30.0
 
-#: What the clients under test are told to wait at most, and their last resort on top of it.
+#: The time-outs of the clients under test.
 _TIMEOUT_SECONDS: Final = 0.15
 
 
-class Lent:
-    """The thread of one client after another: gRPC keeps each event loop that it ever saw, as long as it is in use."""
+class SharedThread:
+    """A LoopThread that one client after another uses, because gRPC keeps every event loop that it ever saw."""
 
     def __init__(self, thread: LoopThread) -> None:
         self.run = thread.run
@@ -39,11 +39,11 @@ class Lent:
 
     @property
     def is_current(self) -> bool:
-        """Whether it is this thread that asks."""
+        """Whether the caller runs in this thread."""
         return self._thread.is_current
 
     def stop(self) -> None:
-        """Ends what the client has left running."""
+        """Cancel the tasks that the client has left running."""
         self.run(self._end_all(), PATIENCE_SECONDS)
 
     @staticmethod
@@ -54,21 +54,21 @@ class Lent:
         await asyncio.gather(*left, return_exceptions=True)
 
 
-class LinkTarget:
-    """Clients that talk to an aggregator which does not keep to the protocol.
+class ClientTarget:
+    """Clients that talk to an aggregator which breaks the protocol.
 
     Args:
-        log: What watches the log.
+        log: Monitors the log.
     """
 
-    def __init__(self, log: LogWatch) -> None:
+    def __init__(self, log: LogMonitor) -> None:
         self.outcomes: Counter[str] = Counter()
         self._log = log
         self._random = Random()
-        self._talks: set[asyncio.Task[None]] = set()
+        self._data_tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Starts the wrong aggregator, in a thread of its own."""
+        """Start the faulty aggregator in its own thread."""
         self._patches = contextlib.ExitStack()
         for name in ("_EXPIRY_MARGIN_SECONDS", "_EXPIRY_SECONDS"):
             self._patches.enter_context(mock.patch.object(_client, name, 0.05))
@@ -78,22 +78,22 @@ class LinkTarget:
         self._address = await asyncio.to_thread(self._thread.run, self._serve(), PATIENCE_SECONDS)
 
     async def feed(self, random: Random) -> None:
-        """A client's life with an aggregator that makes mistakes."""
+        """Run one client, from connect to close, with the faulty aggregator."""
         self._random = random
-        await asyncio.wait_for(asyncio.to_thread(self._live, random.randrange(5)), PATIENCE_SECONDS)
+        await asyncio.wait_for(asyncio.to_thread(self._run_client, random.randrange(5)), PATIENCE_SECONDS)
         self._log.check()
 
     async def settle(self) -> None:
-        """Nothing is left."""
+        """Do nothing: no client outlives its input."""
 
     async def stop(self) -> None:
-        """Ends the aggregator."""
+        """Stop the aggregator."""
         self._patches.close()
         await asyncio.to_thread(self._thread.run, self._end(), PATIENCE_SECONDS)
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._clients_thread.stop)
 
-    def _live(self, operations: int) -> None:
+    def _run_client(self, operations: int) -> None:
         settings = psum.Settings(
             aggregators=(self._address,),
             num_workers=2,
@@ -103,14 +103,14 @@ class LinkTarget:
             partition_bytes=1024,
         )
         try:
-            with mock.patch.object(_client, "LoopThread", return_value=Lent(self._clients_thread)):
+            with mock.patch.object(_client, "LoopThread", return_value=SharedThread(self._clients_thread)):
                 client = psum.connect(settings)
         except psum.PsumError as error:
             self.outcomes[f"link: {type(error).__name__}"] += 1
             return
         try:
             if client.planes not in [("inline",), ("direct",), ()]:
-                raise ViolationError(f"the client believes in the planes {client.planes}")
+                raise ViolationError(f"the client reports the planes {client.planes}")
             store = client.store()
             futures = []
             with contextlib.suppress(psum.PsumError):
@@ -133,55 +133,55 @@ class LinkTarget:
         self._server.add_generic_rpc_handlers((handler,))
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
-        self._data_server = await asyncio.get_running_loop().create_server(self._take, "127.0.0.1", 0)
+        self._data_server = await asyncio.get_running_loop().create_server(self._accept_data, "127.0.0.1", 0)
         return f"127.0.0.1:{port}"
 
     async def _end(self) -> None:
         self._data_server.close()
-        for task in self._talks:
+        for task in self._data_tasks:
             task.cancel()
-        await asyncio.gather(*self._talks, return_exceptions=True)
+        await asyncio.gather(*self._data_tasks, return_exceptions=True)
         await self._server.stop(0)
 
     async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         random = self._random
-        answers = Answers(random)
-        sloppy = random.choice((0.0, 0.05, 0.3))
+        fake = FakeAggregator(random)
+        error_rate = random.choice((0.0, 0.05, 0.3))
         async for data in requests:
-            for answer in self._answer(answers, data, sloppy):
+            for answer in self._answer(fake, data, error_rate):
                 yield answer
-            if random.random() < sloppy / 4:
+            if random.random() < error_rate / 4:
                 code = random.choice((None, *grpc.StatusCode))
                 if code is None:
                     return
                 if code is not grpc.StatusCode.OK:
                     await context.abort(code, "fuzzed \n\0é")
 
-    def _answer(self, answers: Answers, data: bytes, sloppy: float) -> Iterator[bytes]:
-        """What it says to a message, some of it changed or left out."""
+    def _answer(self, fake: FakeAggregator, data: bytes, error_rate: float) -> Iterator[bytes]:
+        """Yield the answers to a message. Some are mutated or left out."""
         random = self._random
         message = pb.ExchangeRequest.FromString(data)
         kind = message.WhichOneof("kind")
         if kind == "hello":
-            answers.waiting.append((pb.ExchangeResponse(welcome=self._welcome()), b""))
+            fake.waiting.append((pb.ExchangeResponse(welcome=self._welcome()), b""))
         elif kind == "goodbye":
-            answers.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
+            fake.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
         else:
-            answers.hear(data)
+            fake.receive(data)
         if kind != "hello" and random.random() < 0.1:
-            answers.chat()
-        if random.random() < sloppy / 10:
-            answers.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
-        while answers.waiting:
-            answer, payload = answers.waiting.popleft()
-            answers.said = [*answers.said[-8:], answer]
-            if random.random() < sloppy:
-                yield Mutator(random, answers.said).mutate(answer, payload)
-            elif random.random() >= sloppy / 4:
+            fake.send_unsolicited()
+        if random.random() < error_rate / 10:
+            fake.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
+        while fake.waiting:
+            answer, payload = fake.waiting.popleft()
+            fake.recent = [*fake.recent[-8:], answer]
+            if random.random() < error_rate:
+                yield Mutator(random, fake.recent).mutate(answer, payload)
+            elif random.random() >= error_rate / 4:
                 yield encode(answer, payload)
 
     def _welcome(self) -> pb.Welcome:
-        """With a data connection or without; what becomes of that is left to chance."""
+        """Return a welcome message, at random with a data port or without."""
         random = self._random
         welcome = pb.Welcome(incarnation=5, plane=pb.PLANE_INLINE, max_message_bytes=1 << 20)
         if random.random() < 0.5:
@@ -191,38 +191,38 @@ class LinkTarget:
             welcome.data_answers = random.random() < 0.8
         return welcome
 
-    def _take(self) -> asyncio.BaseProtocol:
-        """Somebody opens a data connection."""
-        pipe = DataConnection(1 << 20, lambda _: True, keepalive=5)
-        task = asyncio.get_running_loop().create_task(self._talk(pipe))
-        self._talks.add(task)
-        task.add_done_callback(self._talks.discard)
-        return pipe
+    def _accept_data(self) -> asyncio.BaseProtocol:
+        """Accept a data connection."""
+        connection = DataConnection(1 << 20, lambda _: True, keepalive=5)
+        task = asyncio.get_running_loop().create_task(self._serve_data(connection))
+        self._data_tasks.add(task)
+        task.add_done_callback(self._data_tasks.discard)
+        return connection
 
-    async def _talk(self, pipe: DataConnection) -> None:
-        """It is closed, silent, somebody else's, or an aggregator's, which may make mistakes there too."""
+    async def _serve_data(self, connection: DataConnection) -> None:
+        """Serve a data connection: close it, stay silent, or answer as another service or as a faulty aggregator."""
         random = self._random
-        habit = random.choice(("closes", "is silent", "is another's", "answers", "answers"))
-        self.outcomes[f"link: a data connection that {habit}"] += 1
-        answers = Answers(random)
-        sloppy = random.choice((0.0, 0.05, 0.3))
+        behaviour = random.choice(("closes", "is silent", "belongs to another service", "answers", "answers"))
+        self.outcomes[f"link: a data connection that {behaviour}"] += 1
+        fake = FakeAggregator(random)
+        error_rate = random.choice((0.0, 0.05, 0.3))
         try:
             with contextlib.suppress(ConnectionResetError, ProtocolError):
-                if habit == "closes":
+                if behaviour == "closes":
                     return
-                if habit == "is silent":
-                    await pipe.discard()
-                if habit == "is another's":
+                if behaviour == "is silent":
+                    await connection.discard()
+                if behaviour == "belongs to another service":
                     await asyncio.sleep(0.01)
-                    pipe.show(random.randbytes(random.choice((1, 5, 300))))
-                    await pipe.discard()
+                    connection.show(random.randbytes(random.choice((1, 5, 300))))
+                    await connection.discard()
                 await asyncio.sleep(0.01)
-                await pipe.send(encode(pb.ExchangeResponse(taken=pb.Taken())))
+                await connection.send(encode(pb.ExchangeResponse(taken=pb.Taken())))
                 while True:
-                    kind, frame = await pipe._next()
-                    for answer in self._answer(answers, bytes(frame), sloppy) if kind == b"m" else ():
-                        await pipe.send(answer)
-                    if random.random() < sloppy / 4:
+                    kind, frame = await connection._next()
+                    for answer in self._answer(fake, bytes(frame), error_rate) if kind == b"m" else ():
+                        await connection.send(answer)
+                    if random.random() < error_rate / 4:
                         return
         finally:
-            pipe.close()
+            connection.close()
