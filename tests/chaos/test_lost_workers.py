@@ -169,10 +169,10 @@ def test_two_workers_with_one_rank_are_told_of_both_causes(
 def test_a_worker_that_took_part_is_replaced_in_the_next_run(
     make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], in_an_open_round: bool
 ) -> None:
-    """A new process of its rank ends the job at once for all ranks. What the old process contributed before still counts.
+    """A new process of its rank ends the job at once for all ranks. What the old process contributed still counts.
 
-    Otherwise the place of a vanished worker would be kept for 30 s. Nothing of the old process gets into a sum of the next
-    run, which the new process joins when the others have gone. One of the aggregators knows nothing of the job.
+    Otherwise the place of a vanished worker would be kept for 30 s. Nothing of the old process gets into a sum of the
+    next run, which the new process joins when the others have gone. One of the aggregators knows nothing of the job.
     """
     addresses = [make_aggregator().address for _ in range(2)]
     common = {"aggregators": addresses, "num_workers": 2}
