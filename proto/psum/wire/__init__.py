@@ -25,6 +25,7 @@ from psum.wire.channel import (
 )
 from psum.wire.elements import (
     ElementType,
+    NumberKind,
 )
 from psum.wire.framing import (
     PAYLOAD_ALIGNMENT_BYTES,
@@ -62,6 +63,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "SHARED_BYTES",
     "ElementType",
+    "NumberKind",
     "ShardRound",
     "allocate",
     "canonical",

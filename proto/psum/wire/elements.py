@@ -1,4 +1,8 @@
-"""The element types that can be summed."""
+"""The table of element types that psum can sum.
+
+Everything that depends on an element type follows from this table. A new type needs a line here and a value in the
+protocol.
+"""
 
 import enum
 from typing import Any, Final
@@ -8,35 +12,67 @@ import numpy as np
 from psum.v1 import aggregator_pb2 as pb
 
 
-class ElementType(enum.IntEnum):
-    """The type of a key's elements; the values are those of the protocol."""
+class NumberKind(enum.IntEnum):
+    """The kind of number. The values are the type codes of DLPack."""
 
-    FLOAT32 = pb.ELEMENT_TYPE_FLOAT32
-    FLOAT64 = pb.ELEMENT_TYPE_FLOAT64
-    FLOAT16 = pb.ELEMENT_TYPE_FLOAT16
-    BFLOAT16 = pb.ELEMENT_TYPE_BFLOAT16
-    UINT8 = pb.ELEMENT_TYPE_UINT8
-    INT8 = pb.ELEMENT_TYPE_INT8
-    INT32 = pb.ELEMENT_TYPE_INT32
-    INT64 = pb.ELEMENT_TYPE_INT64
+    INTEGER = 0
+    UNSIGNED = 1
+    FLOAT = 2
+    BFLOAT = 4
+
+
+class ElementType(enum.IntEnum):
+    """The type of a key's elements. The values are those of the protocol.
+
+    Attributes:
+        numpy: The little-endian NumPy type of the same storage.
+        kind: The kind of number.
+        digits: How many binary digits a whole number may have without being rounded, the sign left out.
+        itemsize: Bytes per element.
+    """
+
+    # Protocol's value, NumPy type of the storage, kind of number, digits.
+    FLOAT32 = pb.ELEMENT_TYPE_FLOAT32, "float32", NumberKind.FLOAT, 24
+    FLOAT64 = pb.ELEMENT_TYPE_FLOAT64, "float64", NumberKind.FLOAT, 53
+    FLOAT16 = pb.ELEMENT_TYPE_FLOAT16, "float16", NumberKind.FLOAT, 11
+    BFLOAT16 = pb.ELEMENT_TYPE_BFLOAT16, "uint16", NumberKind.BFLOAT, 8  # NumPy has no bfloat16.
+    UINT8 = pb.ELEMENT_TYPE_UINT8, "uint8", NumberKind.UNSIGNED, 8
+    INT8 = pb.ELEMENT_TYPE_INT8, "int8", NumberKind.INTEGER, 7
+    INT32 = pb.ELEMENT_TYPE_INT32, "int32", NumberKind.INTEGER, 31
+    INT64 = pb.ELEMENT_TYPE_INT64, "int64", NumberKind.INTEGER, 63
+
+    numpy: np.dtype[Any]
+    kind: NumberKind
+    digits: int
+    itemsize: int
+    _value_: int
+
+    def __new__(cls, value: int, *columns: Any) -> "ElementType":
+        """Make the member of one line of the table."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        storage, member.kind, member.digits = columns
+        member.numpy = np.dtype(storage).newbyteorder("<")
+        member.itemsize = member.numpy.itemsize
+        return member
+
+    # Enum's own __hash__ is slow enough to matter for small tensors.
+    __hash__ = int.__hash__
 
     @property
     def label(self) -> str:
-        """The name as NumPy writes it, such as 'float32'."""
+        """The name in lower case, such as 'float32'. NumPy uses the same names."""
         return self.name.lower()
 
-    # The one that an Enum has of itself is as slow as the rest of what is done with a small tensor.
-    __hash__ = int.__hash__
+    @property
+    def is_float(self) -> bool:
+        """Whether the numbers are floating point."""
+        return self.kind in (NumberKind.FLOAT, NumberKind.BFLOAT)
 
-    numpy: np.dtype[Any]
-    """The NumPy type of the same storage; bfloat16, which NumPy lacks, is kept in uint16."""
-
-    itemsize: int
-    """Bytes per element."""
-
-    def __init__(self, _: int) -> None:
-        self.numpy = np.dtype(np.uint16 if self.name == "BFLOAT16" else self.name.lower()).newbyteorder("<")
-        self.itemsize = self.numpy.itemsize
+    @property
+    def in_numpy(self) -> bool:
+        """Whether NumPy has this type itself, and not only its storage."""
+        return self.numpy.name == self.label
 
     @property
     def wire(self) -> pb.ElementType.ValueType:
@@ -45,15 +81,15 @@ class ElementType(enum.IntEnum):
 
     @classmethod
     def of(cls, dtype: object) -> "ElementType":
-        """The element type of a NumPy dtype, of its name, or of another library's bfloat16.
+        """Return the element type for a NumPy dtype, for its name, or for another library's bfloat16.
 
         Raises:
-            TypeError: It is none of those that can be summed.
+            TypeError: psum cannot sum this type.
         """
         if isinstance(dtype, cls):
             return dtype
         try:
-            return _KNOWN[dtype]
+            return _BY_DTYPE[dtype]
         except (KeyError, TypeError):
             pass
         name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
@@ -64,5 +100,5 @@ class ElementType(enum.IntEnum):
             raise TypeError(f"psum cannot sum elements of type {dtype!r}; it sums {supported}") from None
 
 
-#: What is asked for most: to find the name of a NumPy dtype takes longer than all else that is done with a tensor.
-_KNOWN: Final[dict[object, ElementType]] = {t.numpy: t for t in ElementType if t is not ElementType.BFLOAT16}
+#: The common case. Finding the name of a NumPy dtype takes longer than all other work on a small tensor.
+_BY_DTYPE: Final[dict[object, ElementType]] = {t.numpy: t for t in ElementType if t.in_numpy}

@@ -44,6 +44,7 @@ def plan(**changes: object) -> Plan:
         system="numpy",
         sizes=[10, 20, 30],
         element_type="float16",
+        item_bytes=2,
         warmup=1,
         steps=2,
         latency_steps=0,

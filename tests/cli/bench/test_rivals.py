@@ -14,7 +14,7 @@ from psum.cli.bench.rivals import MissingError, Peer, find
 from psum.cli.bench.runs import FailedError, once
 from tests.polling import wait_until
 
-PLAN = Plan("gloo", [1], "float32", 0, 1, 0, 0.0, "", False)
+PLAN = Plan("gloo", [1], "float32", 4, 0, 1, 0, 0.0, "", False)
 
 Interpreter = Callable[[str], str]
 

@@ -6,7 +6,7 @@ precision straight from the bytes, and reports no overflow: with NumPy, the latt
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numkong
 import numpy as np
@@ -16,12 +16,11 @@ from psum.wire import ElementType
 #: Elements that are accumulated at a time: 128 KiB of single precision, within any processor's second-level cache.
 _BLOCK_ELEMENTS: Final = 32 << 10
 
-#: The letters of the buffer protocol for what numkong adds as NumPy does.
-_FLOATS: Final[dict[ElementType, Literal["f", "d"]]] = {ElementType.FLOAT32: "f", ElementType.FLOAT64: "d"}
+#: Floating point types with fewer bits than single precision, by the names that numkong has for them.
+_NARROW: Final[dict[ElementType, Any]] = {t: t.label for t in ElementType if t.is_float and t.itemsize < 4}
 
-_NarrowType = Literal["float16", "bfloat16"]
-
-_NARROW: Final[dict[ElementType, _NarrowType]] = {ElementType.FLOAT16: "float16", ElementType.BFLOAT16: "bfloat16"}
+#: The buffer protocol's letters of the other floating point types. numkong adds these as NumPy does.
+_FLOATS: Final[dict[ElementType, Any]] = {t: t.numpy.char for t in ElementType if t.is_float and t not in _NARROW}
 
 
 def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: memoryview) -> None:
@@ -37,7 +36,7 @@ def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: 
     if len(contributions) == 1:
         out[:] = contributions[0]
     elif element_type in _NARROW:
-        _add_up_narrow(_NARROW[element_type], contributions, out)
+        _add_up_narrow(element_type, contributions, out)
     elif element_type in _FLOATS:
         letter = _FLOATS[element_type]
         _add_up_blocks(numkong.add, [c.cast(letter) for c in contributions], out.cast(letter))
@@ -60,16 +59,17 @@ def _add_up_blocks(add: Callable[..., object], contributions: Sequence[Any], tot
             add(total[block], other[block], out=total[block])
 
 
-def _add_up_narrow(kind: _NarrowType, contributions: Sequence[memoryview], out: memoryview) -> None:
-    arrays = [np.frombuffer(buffer, np.uint16) for buffer in (*contributions, out)]
-    elements = len(arrays[0])
+def _add_up_narrow(element_type: ElementType, contributions: Sequence[memoryview], out: memoryview) -> None:
+    name, itemsize = _NARROW[element_type], element_type.itemsize
+    arrays = [np.frombuffer(buffer, np.uint8) for buffer in (*contributions, out)]
+    elements = len(out) // itemsize
     # A sum of two is rounded once however it is made: single precision has more than twice the bits and two.
     size = elements if len(contributions) == 2 else min(_BLOCK_ELEMENTS, elements)
     accumulator = np.empty(size, np.float32) if len(contributions) > 2 else None
     for start in range(0, elements, size):
         count = min(size, elements - start)
         first, *middle, last, result = (
-            numkong.from_pointer(array.ctypes.data + 2 * start, (count,), kind) for array in arrays
+            numkong.from_pointer(array.ctypes.data + itemsize * start, (count,), name) for array in arrays
         )
         if accumulator is None:
             # Eight times as fast as by way of an accumulator.

@@ -301,8 +301,9 @@ def _check_through(through: Sequence[str], dtypes: Sequence[str]) -> None:
         return
     if not _has_mxnet():
         raise click.ClickException("--through mxnet needs MXNet: pip install 'psum[mxnet]'")
-    if "bfloat16" in dtypes:
-        raise click.UsageError("--through mxnet: NDArrays made from NumPy have no bfloat16")
+    for dtype in dtypes:
+        if not ElementType.of(dtype).in_numpy:
+            raise click.UsageError(f"--through mxnet: NDArrays made from NumPy have no {dtype}")
 
 
 def _has_mxnet() -> bool:

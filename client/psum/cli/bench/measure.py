@@ -29,6 +29,7 @@ class Plan:
         system: What is measured: 'numpy' or 'mxnet' on psum, or a peer's name.
         sizes: Element counts of the tensors.
         element_type: The label of the element type.
+        item_bytes: Bytes per element.
         warmup: Steps before the timed ones.
         steps: Timed steps.
         latency_steps: Steps after those, in which the time of each single tensor is taken.
@@ -41,6 +42,7 @@ class Plan:
     system: str
     sizes: list[int]
     element_type: str
+    item_bytes: int
     warmup: int
     steps: int
     latency_steps: int
@@ -183,12 +185,11 @@ def measure(system: System, plan: Plan) -> Measurement:
         idle_share = None if used is None or left is None else (left - used) / plan.idle_seconds
     show(" ")
     system.meet()
-    item_bytes = _ITEM_BYTES[plan.element_type]
     return Measurement(
         seconds=seconds,
         cpu_seconds=cpu_seconds,
         server_cpu_seconds=None if used_before is None or used_after is None else used_after - used_before,
-        payload_bytes=plan.steps * sum(plan.sizes) * item_bytes,
+        payload_bytes=plan.steps * sum(plan.sizes) * plan.item_bytes,
         plane=system.plane,
         worker_mib=max(own_after - own_before, 0.0),
         server_mib=max(servers_after - servers_before, 0.0) if system.servers else None,
@@ -196,18 +197,6 @@ def measure(system: System, plan: Plan) -> Measurement:
         latency_step_ms=latency_step_ms,
         idle_share=idle_share,
     )
-
-
-_ITEM_BYTES = {
-    "float32": 4,
-    "float64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "uint8": 1,
-    "int8": 1,
-    "int32": 4,
-    "int64": 8,
-}
 
 
 def _step(system: System, numbers: range) -> None:

@@ -170,7 +170,7 @@ def _memory(summaries: Mapping[str, Sequence[Summary]]) -> str:
     ]
     for experiment, summary in ((name, found) for name in summaries for found in _of_psum(summaries[name])):
         case, run = summary.case, summary.runs[0]
-        payload = sum(sizes(case.workload)) * ElementType[run.dtype.upper()].itemsize
+        payload = sum(sizes(case.workload)) * ElementType.of(run.dtype).itemsize
         under_way = credit * case.aggregators
         worker, servers = summary.spread("worker_mib"), summary.spread("aggregator_mib")
         cells = [

@@ -17,6 +17,7 @@ from psum.cli.bench.measure import Measurement, Plan
 from psum.cli.bench.workloads import sizes
 from psum.cli.launch.local_job import LocalJob
 from psum.cli.launch.local_job import run as run_locally
+from psum.wire import ElementType
 
 _GB: Final = 1e9
 
@@ -193,6 +194,7 @@ def once(system: System, case: Case, effort: Effort, round: int = 0) -> Run:
             system=system.through if system.peer is None else system.peer.name,
             sizes=sizes(case.workload),
             element_type=system.dtype,
+            item_bytes=ElementType.of(system.dtype).itemsize,
             warmup=effort.warmup,
             steps=effort.steps,
             latency_steps=effort.latency_steps,

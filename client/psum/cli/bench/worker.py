@@ -27,7 +27,7 @@ class _Psum(System):
         self._client = client
         self._meeting = client.store()
         self._sizes = plan.sizes
-        self._element_type = ElementType[plan.element_type.upper()]
+        self._element_type = ElementType.of(plan.element_type)
         self._values = Values(self._element_type, client.num_workers)
         self.servers = _aggregators() if self.rank == 0 else []
 

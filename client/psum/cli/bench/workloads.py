@@ -7,21 +7,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from psum.wire import ElementType
+from psum.wire import ElementType, NumberKind
 
 NAMES: Final = ("big", "wide", "small", "many", "resnet50", "vgg16")
 
-#: The largest whole number up to which an element type has every one.
-_EXACT_UP_TO: Final = {
-    ElementType.FLOAT32: 1 << 24,
-    ElementType.FLOAT64: 1 << 53,
-    ElementType.FLOAT16: 1 << 11,
-    ElementType.BFLOAT16: 1 << 8,
-    ElementType.UINT8: (1 << 8) - 1,
-    ElementType.INT8: (1 << 7) - 1,
-    ElementType.INT32: (1 << 31) - 1,
-    ElementType.INT64: (1 << 63) - 1,
-}
 
 #: Values need no longer period to tell ranks, tensors and positions apart; a prime does so best.
 _LONGEST_PERIOD: Final = 251
@@ -60,7 +49,8 @@ class Values:
         self._element_type = element_type
         self._num_workers = num_workers
         # With values below the period, the sum stays below period · workers.
-        self._period = min(_LONGEST_PERIOD, _EXACT_UP_TO[element_type] // num_workers + 1)
+        most = (1 << element_type.digits) - 1
+        self._period = min(_LONGEST_PERIOD, most // num_workers + 1)
 
     def fill(self, out: npt.NDArray[Any], *, rank: int, tensor: int, turn: int) -> None:
         """Writes what a rank contributes into out, in the storage of the element type."""
@@ -76,7 +66,7 @@ class Values:
         return (np.arange(self._period) * (turn + 1) + rank + tensor) % self._period
 
     def _stored(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        if self._element_type is ElementType.BFLOAT16:
-            # It is the upper half of a float32, and these numbers have nothing in the lower half.
+        if self._element_type.kind is NumberKind.BFLOAT:
+            # A bfloat16 is the upper half of a float32. The lower half of these numbers is 0.
             return (numbers.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         return numbers.astype(self._element_type.numpy)

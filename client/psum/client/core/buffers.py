@@ -17,8 +17,12 @@ def flat(memory: Memory) -> memoryview:
     return memory if isinstance(memory, memoryview) else memory.data.cast("B")
 
 
-# NumPy's own types that can be summed, by its letters, which are those of the buffer protocol too.
-_LETTERS: Final = frozenset("efdbBHilq")
+#: The type letters of the buffer protocol for the storage of all element types.
+_LETTERS: Final = frozenset(
+    letter
+    for letter in np.typecodes["AllInteger"] + np.typecodes["AllFloat"]
+    if np.dtype(letter) in {element_type.numpy for element_type in ElementType}
+)
 
 
 class Buffer(NamedTuple):

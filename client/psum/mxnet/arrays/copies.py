@@ -23,8 +23,17 @@ def _operator(name: bytes) -> ctypes.c_void_p:
 
 _copyto: Final = _operator(b"_copyto")
 
-#: Those that MXNet adds on a GPU. On the CPU it adds all that psum knows.
-_ADDED_ON_GPUS: Final = frozenset(ElementType) - {ElementType.INT8, ElementType.BFLOAT16}
+#: The types for which MXNet's add_n has a kernel on GPUs. It adds the others on the host only.
+_ADDED_ON_GPUS: Final = frozenset(
+    {
+        ElementType.FLOAT32,
+        ElementType.FLOAT64,
+        ElementType.FLOAT16,
+        ElementType.UINT8,
+        ElementType.INT32,
+        ElementType.INT64,
+    }
+)
 
 
 def copy(source: Any, target: Any) -> None:

@@ -12,9 +12,6 @@ from psum.mxnet.compat import MAJOR_VERSION, QUICK, check_call, mx
 
 _CPU: Final = 1
 
-#: The codes of DLPack for kinds of numbers.
-_INTEGER, _UNSIGNED, _FLOAT, _BFLOAT = 0, 1, 2, 4
-
 
 class _Tensor(ctypes.Structure):
     """A tensor as DLPack describes it."""
@@ -77,7 +74,7 @@ def array_at(address: int, shape: tuple[int, ...], element_type: ElementType) ->
     """
     # Of at least one item, so that it has an address.
     sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-    code, bits = _code(element_type), 8 * element_type.itemsize
+    code, bits = element_type.kind, 8 * element_type.itemsize
     tensor = _Tensor(address, _CPU, 0, len(shape), code, bits, 1, ctypes.addressof(sizes), None, 0)
     handle = ctypes.c_void_p()
     # An array without dimensions is one of unknown shape otherwise.
@@ -89,9 +86,3 @@ def array_at(address: int, shape: tuple[int, ...], element_type: ElementType) ->
 
 
 _from_dlpack: Final = QUICK["MXNDArrayFromDLPack" if MAJOR_VERSION >= 2 else "MXNDArrayFromDLPackEx"]
-
-
-def _code(element_type: ElementType) -> int:
-    if element_type is ElementType.BFLOAT16:
-        return _BFLOAT
-    return {"f": _FLOAT, "i": _INTEGER, "u": _UNSIGNED}[element_type.numpy.kind]

@@ -20,16 +20,15 @@ _get_context: Final = QUICK["MXNDArrayGetContext"]
 #: mxnet::NDArrayStorageType.
 UNDEFINED, DENSE = -1, 0
 
-#: mshadow's numbers of those element types that can be summed.
+#: The names of MXNet's element types, in the order of mshadow's numbers.
+_NAMES: Final = (
+    *("float32", "float64", "float16", "uint8", "int32", "int8", "int64"),
+    *("bool", "int16", "uint16", "uint32", "uint64", "bfloat16"),
+)
+
+#: The element types that psum can sum, by mshadow's numbers.
 _ELEMENT_TYPES: Final = {
-    0: ElementType.FLOAT32,
-    1: ElementType.FLOAT64,
-    2: ElementType.FLOAT16,
-    3: ElementType.UINT8,
-    4: ElementType.INT32,
-    5: ElementType.INT8,
-    6: ElementType.INT64,
-    12: ElementType.BFLOAT16,
+    number: ElementType[name.upper()] for number, name in enumerate(_NAMES) if name.upper() in ElementType.__members__
 }
 
 
