@@ -15,9 +15,8 @@ SHORT = ("--workload", "small", "--steps", "2", "--warmup", "1")
 
 
 def test_one_run_is_one_line_of_json(psum: Any) -> None:
-    """With the fields that all systems have, the aggregators' share of the work, and the planes: as if on two hosts,
-    each aggregator shares memory with the worker that is dealt out to its host, and with no other.
-    """
+    """The line has the fields of all systems, the aggregators' CPU seconds, and the planes of two simulated hosts,
+    where both share memory with one aggregator only."""
     done = psum.run("bench", "--aggregators", "2", "--hosts", "2", *SHORT, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
@@ -49,7 +48,7 @@ def test_one_run_is_one_line_of_json(psum: Any) -> None:
 
 
 def test_planes_are_systems_of_their_own(psum: Any) -> None:
-    """A line for each run, then a line for each system with the spread of its runs."""
+    """Each run prints a line, then each system prints a line with the spread of its runs."""
     planes = ("--plane", "inline", "--plane", "shm", "--rounds", "1")
     done = psum.run("bench", "--workers", "1", *planes, *SHORT, "--latency", "--json")
     assert done.returncode == 0, done.stderr
@@ -64,28 +63,26 @@ def test_planes_are_systems_of_their_own(psum: Any) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
 def test_through_mxnet_and_against_dist_sync(psum: Any) -> None:
-    """Both by the same loop; the peer with the figures of its server, and nothing that it writes in between."""
+    """One loop times both. The rival has figures of its server, and its output is not shown."""
     options = ("--workers", "1", "--through", "mxnet", "--against", "dist_sync", "--rounds", "1")
     done = psum.run("bench", *options, *SHORT, "--json")
     assert done.returncode == 0, done.stderr
-    ours, peer, _, summary = map(json.loads, done.stdout.splitlines())
+    ours, rival, _, summary = map(json.loads, done.stdout.splitlines())
     assert (ours["variant"], ours["through"]) == ("psum auto through mxnet", "mxnet")
-    assert (peer["variant"], peer["plane"], peer["through"]) == ("dist_sync", "", "")
-    assert peer["version"].startswith("MXNet ")
-    assert peer["gb_per_s_per_worker"] > 0
-    assert peer["aggregator_mib"] > 0
-    assert summary["gb_per_s_per_worker"]["median"] == peer["gb_per_s_per_worker"]
+    assert (rival["variant"], rival["plane"], rival["through"]) == ("dist_sync", "", "")
+    assert rival["version"].startswith("MXNet ")
+    assert rival["gb_per_s_per_worker"] > 0
+    assert rival["aggregator_mib"] > 0
+    assert summary["gb_per_s_per_worker"]["median"] == rival["gb_per_s_per_worker"]
 
 
 def test_plain_lines_where_there_is_no_terminal(psum: Any) -> None:
-    """In another element type, without steps before the timed ones, and beside a peer that is not installed, of which
-    it is said what to install.
-    """
+    """Lines show another element type without warm-up steps, and a note says how to install a missing rival."""
     done = psum.run(
         *("bench", "--workers", "1", "--workload", "small", "--steps", "1", "--warmup", "0", "--idle", "0.1"),
         *("--plane", "inline", "--against", "gloo", "--gloo-python", "/bin/false"),
     )
-    missing = "gloo is left out: /bin/false cannot import torch with Gloo; pip install torch"
+    missing = "skipping gloo: /bin/false cannot import torch with Gloo; pip install torch"
     assert done.returncode == 0
     assert done.stderr.startswith(f"psum: {missing}")
     assert done.stderr.count("\n") == 1
@@ -104,7 +101,7 @@ def test_plain_lines_where_there_is_no_terminal(psum: Any) -> None:
 
 
 def test_a_worker_that_fails_fails_the_benchmark(psum: Any) -> None:
-    """With what went wrong, and without figures."""
+    """The error is shown, and no figures."""
     done = psum.run("bench", "--workload", "small", "--json", PSUM_CREDIT_BYTES="plenty")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -113,7 +110,7 @@ def test_a_worker_that_fails_fails_the_benchmark(psum: Any) -> None:
 
 
 def test_a_misspelt_variable_is_told_before_anything_is_measured(psum: Any) -> None:
-    """Figures that were measured without it would be believed."""
+    """Users would take figures without the setting for figures with it."""
     done = psum.run("bench", *SHORT, PSUM_CREDIT_BYTE="8MiB")
     assert (done.returncode, done.stdout) == (1, "")
     assert "PSUM_CREDIT_BYTE: psum has no setting of this name; did you mean PSUM_CREDIT_BYTES?" in done.stderr
@@ -130,13 +127,13 @@ def test_a_misspelt_variable_is_told_before_anything_is_measured(psum: Any) -> N
         (["--workers", "2,0"], "0 is not in the range"),
         (["--workers", "2,two"], "'two' is not a valid integer"),
         (["--against", "horovod"], "'horovod' is not one of 'dist_sync', 'gloo'"),
-        (["--against", "gloo", "--dtype", "float16"], "--against compares in float32 only"),
+        (["--against", "gloo", "--dtype", "float16"], "--against works with --dtype float32 only"),
         (["--suite", "all"], "--suite needs --output"),
         (["--suite", "fast", "--output", "docs"], "'fast' is not one of 'all', 'big'"),
     ],
 )
 def test_wrong_usage_is_explained(arguments: list[str], complaint: str) -> None:
-    """Before anything is started."""
+    """The error comes before any process starts."""
     done = CliRunner().invoke(command.bench, arguments)
     assert done.exit_code == 2
     assert complaint in done.output

@@ -13,7 +13,7 @@ from psum.cli.bench.measure import Measurement, Plan, System
 
 
 class Recorder(System):
-    """Writes down what it is told. Its server is this very process."""
+    """A system that records its calls. Its server is this process."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -39,7 +39,7 @@ class Recorder(System):
 
 
 def plan(**changes: object) -> Plan:
-    """Three tensors, one step before two timed ones."""
+    """Return a plan with three tensors, one warm-up step and two timed steps."""
     values = dict(
         system="numpy",
         sizes=[10, 20, 30],
@@ -56,7 +56,7 @@ def plan(**changes: object) -> Plan:
 
 
 def test_steps_before_and_steps_that_are_timed() -> None:
-    """New values in between, so that a sum that was left over from before is found."""
+    """Tensors get new values before the timed steps, so that the check detects sums left over from warm-up."""
     system = Recorder()
     measured = measure.measure(system, plan())
     step = ["push 0", "push 1", "push 2", "wait"]
@@ -76,7 +76,7 @@ def test_latency_is_taken_as_a_backward_pass_pushes_and_a_forward_pass_reads() -
 
 
 def test_idle_share_is_of_one_second() -> None:
-    """Of servers that use 50 ms from each look to the next, while 200 ms pass."""
+    """Servers that use 50 ms between two looks, with 200 ms of idling, have a share of 0.25."""
 
     class Busy(Recorder):
         used = 0.0
@@ -91,8 +91,8 @@ def test_idle_share_is_of_one_second() -> None:
     assert Measurement.load(measured.dump()) == measured
 
 
-def test_what_a_peer_needs_is_the_standard_library() -> None:
-    """Its interpreter need not have psum: nothing but the standard library is imported before the peer is."""
+def test_what_a_rival_needs_is_the_standard_library() -> None:
+    """A rival's interpreter may lack psum, so the file imports only the standard library before the rival."""
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); print([n for n in ('psum', 'numpy') if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, str(measure.__file__)], capture_output=True, text=True, timeout=30
@@ -101,7 +101,7 @@ def test_what_a_peer_needs_is_the_standard_library() -> None:
 
 
 def test_memory_and_processor_time_are_the_systems_own_figures(tmp_path: pathlib.Path) -> None:
-    """Of this process, whose figures are known from elsewhere; a process that has ended counts nothing."""
+    """Figures of this process agree with other sources. A process that has ended counts as 0."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     own = measure._memory("VmRSS", [os.getpid()])
@@ -112,7 +112,7 @@ def test_memory_and_processor_time_are_the_systems_own_figures(tmp_path: pathlib
 
 
 def test_a_plan_crosses_to_another_process() -> None:
-    """As JSON."""
+    """A plan survives conversion to JSON and back."""
     sent = plan(servers=[1, 2])
     assert Plan.load(sent.dump()) == sent
     assert json.loads(sent.dump())["sizes"] == [10, 20, 30]

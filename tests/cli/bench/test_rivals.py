@@ -1,4 +1,4 @@
-"""psum's peers: looked for, and run."""
+"""Finding psum's rivals and running them."""
 
 import pathlib
 import signal
@@ -10,7 +10,7 @@ import pytest
 from psum.cli.bench import rivals
 from psum.cli.bench.cases import Case, Effort, System
 from psum.cli.bench.measure import Plan
-from psum.cli.bench.rivals import MissingError, Peer, find
+from psum.cli.bench.rivals import MissingError, Rival, find
 from psum.cli.bench.runs import FailedError, once
 from tests.polling import wait_until
 
@@ -21,7 +21,7 @@ Interpreter = Callable[[str], str]
 
 @pytest.fixture
 def interpreter(tmp_path: pathlib.Path) -> Interpreter:
-    """Makes a shell script that stands for a Python."""
+    """Make a shell script that stands for a Python interpreter."""
 
     def make(script: str) -> str:
         python = tmp_path / "python"
@@ -32,16 +32,16 @@ def interpreter(tmp_path: pathlib.Path) -> Interpreter:
     return make
 
 
-def test_a_peer_in_another_interpreter(interpreter: Interpreter, tmp_path: pathlib.Path) -> None:
-    """It is found by running that, and tells its version."""
+def test_a_rival_in_another_interpreter(interpreter: Interpreter, tmp_path: pathlib.Path) -> None:
+    """gloo is found by running the other interpreter, which prints PyTorch's version."""
     python = interpreter("echo 2.15.0")
-    assert find("gloo", python) == Peer("gloo", "PyTorch 2.15.0", python)
-    with pytest.raises(MissingError, match="cannot be run"):
+    assert find("gloo", python) == Rival("gloo", "PyTorch 2.15.0", python)
+    with pytest.raises(MissingError, match="cannot run"):
         find("gloo", str(tmp_path / "none"))
 
 
 def test_dist_sync_needs_mxnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named with what to install."""
+    """The error says how to install MXNet."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install 'psum\[mxnet\]'"):
         find("dist_sync")
@@ -57,43 +57,46 @@ def test_dist_sync_needs_mxnet(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_dist_sync_of_any_wheel(monkeypatch: pytest.MonkeyPatch, wheels: list[str], version: str) -> None:
-    """MXNet's package comes from a wheel of another name where that is for CUDA, and from none where it was built."""
+    """Wheels for CUDA have other names, and a build from source has no wheel."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"mxnet": wheels} if wheels else {})
     monkeypatch.setattr("importlib.metadata.version", {name: "1.9.1" for name in wheels}.__getitem__)
-    assert find("dist_sync") == Peer("dist_sync", version, sys.executable)
+    assert find("dist_sync") == Rival("dist_sync", version, sys.executable)
 
 
-def test_what_a_peer_writes_is_not_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:
-    """It would be among the results."""
-    assert rivals.run(Peer("gloo", "", interpreter("echo chatter; echo more >&2")), PLAN, workers=2, servers=1) == 0
+def test_what_a_rival_writes_is_not_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:
+    """The output of a successful job would clutter the results."""
+    assert rivals.run(Rival("gloo", "", interpreter("echo chatter; echo more >&2")), PLAN, workers=2, servers=1) == 0
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_a_peer_that_fails_wrote_is_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:
-    """As errors, with its status; the other ranks, which would wait for ever, are ended."""
-    peer = Peer("gloo", "", interpreter('echo "rank $RANK of $WORLD_SIZE"; [ "$RANK" = 0 ] || exit 7; exec sleep 600'))
-    assert rivals.run(peer, PLAN, workers=2, servers=1) == 7
+def test_what_a_rival_that_fails_wrote_is_shown(interpreter: Interpreter, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its output goes to standard error and its status is returned. The other ranks are ended: they would wait
+    indefinitely."""
+    rival = Rival(
+        "gloo", "", interpreter('echo "rank $RANK of $WORLD_SIZE"; [ "$RANK" = 0 ] || exit 7; exec sleep 600')
+    )
+    assert rivals.run(rival, PLAN, workers=2, servers=1) == 7
     out, error = capfd.readouterr()
     assert out == ""
     assert "[1] rank 1 of 2\n" in error
     assert "psum: gloo rank 1 ended with status 7; ending the others\n" in error
 
 
-def test_a_peer_that_hangs_is_ended(
+def test_a_rival_that_hangs_is_ended(
     interpreter: Interpreter, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a time that is far beyond what it needs."""
-    monkeypatch.setattr(rivals, "_PATIENCE_SECONDS", 0.2)
-    assert rivals.run(Peer("gloo", "", interpreter("exec sleep 600")), PLAN, workers=1, servers=1) == 1
-    assert "gloo was not done after 0.2 s" in capfd.readouterr().err
+    """A job that takes longer than the time limit is ended with an error."""
+    monkeypatch.setattr(rivals, "_JOB_TIMEOUT_SECONDS", 0.2)
+    assert rivals.run(Rival("gloo", "", interpreter("exec sleep 600")), PLAN, workers=1, servers=1) == 1
+    assert "gloo did not finish within 0.2 s" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("given", "threads"), [(None, "1"), ("", "1"), ("4", "4")])
 def test_all_systems_have_as_many_openmp_threads(
     interpreter: Interpreter, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
 ) -> None:
-    """One for each process, unless another number is set: psum's workers and aggregators, and those of its peers."""
+    """Every process has one thread unless the user sets another number: psum's workers and aggregators, and all rivals."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
@@ -101,34 +104,34 @@ def test_all_systems_have_as_many_openmp_threads(
     python = interpreter(f'echo "$OMP_NUM_THREADS" >>{file}; exit 5')
     # Instead of a worker of psum.
     monkeypatch.setattr(sys, "executable", python)
-    for peer in (None, Peer("gloo", "", python), Peer("dist_sync", "", python)):
+    for rival in (None, Rival("gloo", "", python), Rival("dist_sync", "", python)):
         file.unlink(missing_ok=True)
         with pytest.raises(FailedError):
-            once(System(peer=peer), Case("small", 1, 1, 1), Effort(1, 0, 0, 0.0))
+            once(System(rival=rival), Case("small", 1, 1, 1), Effort(1, 0, 0, 0.0))
         wait_until(file.exists)
         assert set(file.read_text().split()) == {threads}
 
 
-def test_signals_are_handled_as_before_when_a_peer_has_run(interpreter: Interpreter) -> None:
-    """By whoever handled them: a run is a part of a program that goes on."""
+def test_signals_are_handled_as_before_when_a_rival_has_run(interpreter: Interpreter) -> None:
+    """A run restores the signal handlers of the program around it."""
 
     def handler(*_: object) -> None: ...
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        rivals.run(Peer("gloo", "", interpreter("true")), PLAN, workers=1, servers=1)
+        rivals.run(Rival("gloo", "", interpreter("true")), PLAN, workers=1, servers=1)
         assert [signal.getsignal(number) for number in before] == [handler] * 3
     finally:
         for number, old in before.items():
             signal.signal(number, old)
 
 
-def test_the_environment_of_a_peer_is_its_own(
+def test_the_environment_of_a_rival_is_its_own(
     interpreter: Interpreter, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What this interpreter imports is not for another one, and a role that others gave is not for it."""
+    """Import paths of this interpreter and roles set by other launchers are removed."""
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("DMLC_ROLE", "server")
     python = interpreter('echo "path=$PYTHONPATH role=$DMLC_ROLE at $MASTER_ADDR"; exit 1')
-    assert rivals.run(Peer("gloo", "", python), PLAN, workers=1, servers=1) == 1
+    assert rivals.run(Rival("gloo", "", python), PLAN, workers=1, servers=1) == 1
     assert "path= role= at 127.0.0.1\n" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""What many runs of a benchmark say together, and how it is told."""
+"""Summaries of many benchmark runs, and how they are shown."""
 
 import dataclasses
 import io
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from psum.cli.bench import command
+from psum.cli.bench import turns
 from psum.cli.bench.cases import Case, Effort, System, cases, psum_systems
-from psum.cli.bench.rivals import Peer
+from psum.cli.bench.rivals import Rival
 from psum.cli.bench.runs import FailedError, Run, Spread, summarise
 from psum.cli.bench.tables import lines, table, title
 
@@ -56,12 +56,12 @@ def runs(like: Run, *speeds: float, **others: Any) -> list[Run]:
     [([0.5], "0.50"), ([3, 1, 2], "2.00 (1.00-3.00)"), ([1, 2, 3, 10], "2.50 (1.00-10.00)"), ([1.0, 1.001], "1.00")],
 )
 def test_spread(values: list[float], shown: str) -> None:
-    """The median, and the lowest and the highest where they can be told apart."""
+    """The text has the median, and the lowest and highest value if they differ visibly."""
     assert Spread.of(values).show(2) == shown
 
 
 def test_runs_are_summed_up_by_case_and_system() -> None:
-    """In the order in which these came first, however they alternated."""
+    """Summaries are in order of first appearance, whatever the order of runs."""
     four = runs(RUN, 0.5, workers=4)
     first, second = runs(RUN, 1.0, 2.0)
     found = summarise([first, GLOO, *four, second])
@@ -74,7 +74,7 @@ def test_runs_are_summed_up_by_case_and_system() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    """Not counted as nothing: neither in a summary nor in what is printed."""
+    """A missing figure is not counted as 0, neither in a summary nor in what is printed."""
     summary = summarise([GLOO])[0]
     assert summary.spread("aggregator_mib") is None
     assert "aggregator_mib" not in summary.as_json()
@@ -82,13 +82,13 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 
 def test_latency_is_the_median_of_each_tensor() -> None:
-    """Not of each run."""
+    """The median is taken for each tensor over all runs, not within each run."""
     both = [dataclasses.replace(RUN, latency_ms=latency) for latency in ([1.0, 5.0], [3.0, 3.0], [2.0, 9.0])]
     assert summarise(both)[0].latency_ms() == [2.0, 5.0]
 
 
 def test_a_summary_as_json() -> None:
-    """What it is of, how often, how busy the machine was, and each figure with its spread."""
+    """The object has the case, the number of rounds, the load, and each figure with its spread."""
     line = summarise(runs(RUN, 1.0, 3.0, 2.0))[0].as_json()
     assert (line["variant"], line["plane"], line["rounds"]) == ("psum auto", "shm", 3)
     assert line["gb_per_s_per_worker"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
@@ -96,7 +96,7 @@ def test_a_summary_as_json() -> None:
 
 
 def test_a_table_has_a_column_for_each_system() -> None:
-    """With what was agreed on, and empty cells for what a system has not."""
+    """A column's title has the plane that psum chose. Figures that a system lacks are empty cells."""
     output = io.StringIO()
     compared = summarise([*runs(RUN, 1.0, 3.0), GLOO])
     Console(file=output, width=80).print(table(compared))
@@ -111,19 +111,19 @@ def test_a_table_has_a_column_for_each_system() -> None:
 
 
 def test_the_title_says_how_often_and_how_busy_the_machine_was() -> None:
-    """Which a reader must know to judge the figures."""
+    """Readers need the number of rounds and the load to judge the figures."""
     assert title(summarise([*runs(RUN, 1.0, 3.0), GLOO])) == (
         "big, 2 workers, 1 aggregator, median (lowest-highest) of 2 rounds; load average 1.0 (1.0-3.0)"
     )
 
 
 def test_every_combination_once() -> None:
-    """Of cases, and of ways to use psum; each has a name of its own."""
+    """Cases and systems have no duplicates, and every system has a unique name."""
     assert len(cases(["big", "small", "big"], [1, 2], [1])) == 4
     systems = psum_systems(["inline", "shm", "inline"], ["numpy", "mxnet"], ["float32", "float16"])
     assert len({system.name for system in systems}) == len(systems) == 8
     assert systems[3].name == "psum inline through mxnet in float16"
-    assert System(peer=Peer("gloo", "PyTorch 2", "python")).name == "gloo"
+    assert System(rival=Rival("gloo", "PyTorch 2", "python")).name == "gloo"
     assert Case("big", 1, 2, 2).title == "big, 1 worker, 2 aggregators, as on 2 hosts"
 
 
@@ -150,19 +150,19 @@ class Machine:
         """Two systems on two cases in two rounds."""
         systems = psum_systems(["inline", "shm"], ["numpy"], ["float32"])
         pairs = itertools.product(cases(["big"], [1, 2], [1]), systems)
-        return list(command._runs(pairs, Effort(), 2, False, failed))
+        return list(turns.take_turns(pairs, Effort(), 2, False, failed))
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """What `psum bench` runs systems on."""
     machine = Machine()
-    monkeypatch.setattr(command, "once", machine.once)
+    monkeypatch.setattr(turns, "once", machine.once)
     return machine
 
 
 def test_systems_run_in_turns(machine: Machine) -> None:
-    """In each round every system is put to every case, so that a machine that gets busy is so to all."""
+    """Every round runs each system on each case, so that load on the machine affects all systems."""
     found = machine.run()
     once = [(1, "inline"), (1, "shm"), (2, "inline"), (2, "shm")]
     assert machine.order == [(number, *what) for number in (0, 1) for what in once]
@@ -170,7 +170,7 @@ def test_systems_run_in_turns(machine: Machine) -> None:
 
 
 def test_a_run_that_fails_ends_a_comparison(machine: Machine) -> None:
-    """With its status."""
+    """The error has the exit status of the run."""
     machine.statuses[1, "shm"] = 7
     with pytest.raises(FailedError) as caught:
         machine.run()
@@ -179,17 +179,17 @@ def test_a_run_that_fails_ends_a_comparison(machine: Machine) -> None:
 
 
 def test_a_run_that_fails_does_not_end_a_suite(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    """The system is left out of that case, and its status is kept."""
+    """Later rounds leave the system out of that case, and the status is kept."""
     machine.statuses[1, "shm"] = 7
     failed: list[int] = []
     assert len(machine.run(failed)) == 6
     assert failed == [7]
     assert machine.order.count((1, 1, "shm")) == 0
-    assert "psum shm failed on big, 1 worker, 1 aggregator, and is left out there" in capsys.readouterr().err
+    assert "psum shm failed on big, 1 worker, 1 aggregator; later rounds leave it out" in capsys.readouterr().err
 
 
 def test_who_ends_a_suite_ends_all_of_it(machine: Machine) -> None:
-    """Ctrl-C is no failure of one run."""
+    """Ctrl-C ends the suite: it is not the failure of one run."""
     machine.statuses[1, "shm"] = 128 + signal.SIGINT
     with pytest.raises(FailedError):
         machine.run([])

@@ -1,4 +1,4 @@
-"""What the suite of benchmarks is to show, and the page that it writes."""
+"""The targets of the benchmark suite, and the page that it writes."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 from psum.cli.bench import page as _page
 from psum.cli.bench.cases import Case
 from psum.cli.bench.page import Result
-from psum.cli.bench.rivals import NAMES, Peer
+from psum.cli.bench.rivals import NAMES, Rival
 from psum.cli.bench.runs import Run, summarise
 from psum.cli.bench.suite import EXPERIMENTS, Claim
 from psum.cli.bench.workloads import sizes
@@ -28,7 +28,7 @@ def run(variant: str, speed: float, **others: object) -> Run:
 
 @pytest.mark.parametrize(("ours", "reached", "holds"), [(3.0, 1.5, True), (2.8, 1.4, False)])
 def test_a_ratio_of_speeds(ours: float, reached: float, holds: bool) -> None:
-    """By medians, and at least the target."""
+    """The ratio is of medians, and must be at least the target."""
     claim = Claim(CASE, "psum shm", "gloo", 1.5)
     runs = [*(run("psum shm", speed, round=n) for n, speed in enumerate((ours, 0.0, 9.0))), run("gloo", 2.0)]
     assert claim.reached(summarise(runs)) == pytest.approx(reached)
@@ -36,19 +36,19 @@ def test_a_ratio_of_speeds(ours: float, reached: float, holds: bool) -> None:
 
 
 def test_each_round_has_a_ratio_of_its_own() -> None:
-    """Of the runs of that round, however they were ordered; a round that lacks a system has none."""
+    """A ratio uses runs of one round, in any order. A round without one of the systems has none."""
     ours = [run("psum shm", speed, round=number) for number, speed in enumerate((2.0, 9.0, 6.0))]
     theirs = [run("gloo", 2.0, round=2), run("gloo", 4.0, round=0)]
     assert Claim(CASE, "psum shm", "gloo", 1.5).by_round(summarise([*ours, *theirs])) == [0.5, 3.0]
 
 
-def test_a_peer_that_was_not_there_leaves_a_claim_open() -> None:
-    """It is neither reached nor missed."""
+def test_a_rival_that_was_not_there_leaves_a_claim_open() -> None:
+    """The target is neither reached nor missed."""
     assert Claim(CASE, "psum shm", "gloo", 1.5).reached(summarise([run("psum shm", 1.0)])) is None
 
 
 def test_a_figure_that_is_to_be_small() -> None:
-    """At most the target: by itself, or as a share of another figure of the same system."""
+    """Other figures than speeds must be at most the target, alone or divided by another figure of the same system."""
     runs = summarise([run("psum shm", 1.0, worker_cpu_s_per_gb=0.4, urgent_ms=20.0, urgent_step_ms=100.0)])
     cpu = Claim(CASE, "psum shm", "", 0.5, "worker_cpu_s_per_gb")
     assert cpu.reached(runs) == 0.4
@@ -58,7 +58,7 @@ def test_a_figure_that_is_to_be_small() -> None:
 
 
 def test_what_all_workers_have_together() -> None:
-    """Eight workers with an eighth of the speed lose nothing."""
+    """Eight workers with an eighth of the speed each have the same total."""
     alone, eight = Case("big", 1), Case("big", 8)
     runs = summarise([run("psum shm", 2.0, workers=1), run("psum shm", 0.25, workers=8)])
     assert Claim(eight, "psum shm", "psum shm", 0.8, against_case=alone, total=True).reached(runs) == 1
@@ -66,10 +66,10 @@ def test_what_all_workers_have_together() -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_claim_is_on_what_the_experiment_measures(name: str) -> None:
-    """On cases that these systems are put to."""
+    """Each target names a case and systems of its experiment."""
     experiment = EXPERIMENTS[name]
-    peers = [Peer(peer, "", "") for peer in NAMES]
-    done = {(case, system.name) for case, system in experiment.pairs(peers)}
+    rivals = [Rival(rival, "", "") for rival in NAMES]
+    done = {(case, system.name) for case, system in experiment.pairs(rivals)}
     for claim in experiment.claims:
         assert (claim.case, claim.variant) in done
         assert (claim.against_case or claim.case, claim.against or claim.variant) in done
@@ -77,18 +77,18 @@ def test_every_claim_is_on_what_the_experiment_measures(name: str) -> None:
         assert experiment.effort.idle_seconds or claim.figure != "idle_share"
 
 
-def test_peers_that_are_missing_take_no_part() -> None:
-    """psum is measured all the same."""
+def test_rivals_that_are_missing_take_no_part() -> None:
+    """psum is measured without them."""
     experiment = EXPERIMENTS["hosts"]
     assert [system.name for _, system in experiment.pairs([])] == ["psum auto"]
-    assert [system.name for _, system in experiment.pairs([Peer("dist_sync", "", ""), Peer("gloo", "", "")])] == [
+    assert [system.name for _, system in experiment.pairs([Rival("dist_sync", "", ""), Rival("gloo", "", "")])] == [
         "psum auto",
         "gloo",
     ]
 
 
 def test_as_many_bytes_in_float16_as_in_float32() -> None:
-    """Or the ratio of their speeds would be of different work."""
+    """Otherwise the ratio of their speeds would compare different work."""
     bytes_by_type = {
         system.dtype: sum(sizes(case.workload)) * ElementType[system.dtype.upper()].itemsize
         for case, system in EXPERIMENTS["float16"].pairs([])
@@ -97,7 +97,7 @@ def test_as_many_bytes_in_float16_as_in_float32() -> None:
 
 
 def test_the_page_says_what_was_reached_and_what_was_missed() -> None:
-    """And the date, the machine, the command, the peers' versions and the plots."""
+    """The page also has the date, the machine, the command, the rivals' versions and the plots."""
     runs = [
         run("psum inline", 0.5, worker_cpu_s_per_gb=1.5),
         run("psum direct", 0.5, worker_cpu_s_per_gb=1.5),
@@ -115,7 +115,8 @@ def test_the_page_says_what_was_reached_and_what_was_missed() -> None:
 
 
 def test_memory_stands_beside_its_bound() -> None:
-    """64 MiB on two aggregators: the sums and the credit for a worker, twice the sums and all that is under way."""
+    """For 64 MiB on two aggregators, a worker's bound is the sums and the credit; the aggregators' bound is twice the
+    sums and all credit."""
     runs = [run("psum shm", 1.0, servers=2, worker_mib=70.0, aggregator_mib=150.0), run("gloo", 1.0, servers=2)]
     page = _page.render({"big": Result("today", "here", "psum", runs)}, {})
     memory = page[page.index("## Memory") : page.index("## big")]
@@ -124,7 +125,7 @@ def test_memory_stands_beside_its_bound() -> None:
 
 
 def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> None:
-    """So that one experiment can be made again without the others."""
+    """One experiment can run again without the others."""
     file = tmp_path / "docs" / "benchmarks.json"
     assert _page.load(file) == {}
     results = {name: Result("today", "here", "psum", [run("gloo", 1.0), run("gloo", 2.0)]) for name in ("big", "idle")}
@@ -133,7 +134,7 @@ def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> 
 
 
 def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
-    """Each plot shows what was measured, and every one that the page shows is there."""
+    """Each plot shows the measured figures, and every plot on the page exists."""
     pytest.importorskip("matplotlib")
     runs = [
         run(variant, speed / workers, workers=workers, latency_ms=[1.0, 2.0])
@@ -155,7 +156,7 @@ def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_same_figures_give_the_same_plots(tmp_path: pathlib.Path) -> None:
-    """A page that is written again changes only where the figures do."""
+    """Writing the page again changes it only if figures change."""
     pytest.importorskip("matplotlib")
     results = {"big": Result("today", "here", "psum", [run("gloo", 1.0)])}
     first, second = (_page.write(tmp_path / name, results) for name in ("first", "second"))

@@ -1,4 +1,4 @@
-"""What benchmarks sum, and how they tell that the sums are right."""
+"""The tensors of benchmarks, and the check of their sums."""
 
 from typing import Any
 
@@ -24,12 +24,12 @@ Array = npt.NDArray[Any]
     ],
 )
 def test_sizes(workload: str, tensors: int, elements: int) -> None:
-    """The networks have as many parameters as those of the model zoo have to train."""
+    """The networks have as many parameters as their models in the model zoo."""
     assert (len(sizes(workload)), sum(sizes(workload))) == (tensors, elements)
 
 
 def test_every_workload_has_sizes() -> None:
-    """Those that the command offers."""
+    """Every workload that the command offers has sizes."""
     assert all(sizes(name) for name in NAMES)
 
 
@@ -57,7 +57,7 @@ def _contributions(values: Values, element_type: ElementType, workers: int, turn
 @pytest.mark.parametrize("workers", [1, 2, 7, MAX_WORKERS])
 @pytest.mark.parametrize("element_type", list(ElementType), ids=lambda t: t.label)
 def test_sums_are_exact_in_every_element_type(element_type: ElementType, workers: int) -> None:
-    """The sum survives the way into the element type and back, and is recognised."""
+    """The exact sum can be stored in the element type without rounding, and the check accepts it."""
     values = Values(element_type, workers)
     total = sum(_contributions(values, element_type, workers))
     stored = _narrowed(np.asarray(total), element_type)
@@ -67,7 +67,8 @@ def test_sums_are_exact_in_every_element_type(element_type: ElementType, workers
 
 @pytest.mark.parametrize("element_type", list(ElementType), ids=lambda t: t.label)
 def test_wrong_sums_are_noticed(element_type: ElementType) -> None:
-    """A rank left out or counted twice, another tensor's or another turn's sum, one element that is wrong."""
+    """The check rejects a sum with a rank missing or counted twice, a sum of another tensor or turn, and one wrong
+    element."""
     values = Values(element_type, 3)
     first, second, third = _contributions(values, element_type, 3)
     for wrong in (first + second, first + second + second, first + second + second + third):

@@ -1,36 +1,36 @@
-"""What a benchmark compares: systems, and cases that each of them is put to."""
+"""The systems that a benchmark compares, and the cases that each of them runs."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from psum.cli.bench.rivals import Peer
+from psum.cli.bench.rivals import Rival
 
 THROUGH: Final = ("numpy", "mxnet")
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """psum in one way of using it, or a peer.
+    """One way to use psum, or a rival.
 
     Attributes:
-        plane: How psum's payloads are to cross; empty for a peer.
-        through: What psum is used through: 'numpy' or 'mxnet'.
-        dtype: The element type.
-        peer: The peer, None for psum.
+        plane: The plane for psum's payloads, empty for a rival.
+        through: The interface to psum, 'numpy' or 'mxnet'.
+        dtype: The label of the element type.
+        rival: The rival, None for psum.
     """
 
     plane: str = ""
     through: str = "numpy"
     dtype: str = "float32"
-    peer: Peer | None = None
+    rival: Rival | None = None
 
     @property
     def name(self) -> str:
-        """What it is called in the results; no two systems of a comparison have the same."""
-        if self.peer is not None:
-            return self.peer.name
+        """The name in the results, unique within a comparison."""
+        if self.rival is not None:
+            return self.rival.name
         words = ["psum", self.plane]
         if self.through != "numpy":
             words.append(f"through {self.through}")
@@ -41,13 +41,13 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What every system does.
+    """What every system runs.
 
     Attributes:
-        workload: Its name.
-        workers: How many.
-        aggregators: How many aggregators, or servers.
-        hosts: On how many hosts it is to be as if they were; memory is shared within one only. 1 is as it is.
+        workload: The name of the workload.
+        workers: The number of workers.
+        aggregators: The number of aggregators, or of a rival's servers.
+        hosts: The number of hosts to simulate. Memory is shared within one host only. 1 simulates nothing.
     """
 
     workload: str
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The case for people, such as 'big, 2 workers, 1 aggregator'."""
         return f"{self.workload}, {count(self.workers, 'worker')}, {count(self.aggregators, 'aggregator')}" + (
             f", as on {self.hosts} hosts" if self.hosts > 1 else ""
         )
@@ -65,13 +65,13 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much is done in one run.
+    """How much each run does.
 
     Attributes:
-        steps: Timed steps.
-        warmup: Steps before those.
-        latency_steps: Steps in which the latency of each tensor is taken.
-        idle_seconds: How long nothing is done then, while servers' processor time is taken.
+        steps: The number of timed steps.
+        warmup: Steps before the timed ones.
+        latency_steps: Steps after those that measure the latency of each tensor.
+        idle_seconds: How long all workers idle at the end, to measure the processor time of idle servers.
     """
 
     steps: int = 10
@@ -81,15 +81,15 @@ class Effort:
 
 
 def psum_systems(planes: Iterable[str], through: Iterable[str], dtypes: Iterable[str]) -> list[System]:
-    """psum in every combination, in order, none twice."""
+    """Return psum in every combination, in order and without duplicates."""
     return [
-        System(plane=plane, through=means, dtype=dtype)
-        for plane, means, dtype in dict.fromkeys(itertools.product(planes, through, dtypes))
+        System(plane=plane, through=interface, dtype=dtype)
+        for plane, interface, dtype in dict.fromkeys(itertools.product(planes, through, dtypes))
     ]
 
 
 def cases(workloads: Sequence[str], workers: Sequence[int], aggregators: Sequence[int], hosts: int = 1) -> list[Case]:
-    """Every combination, in order, none twice."""
+    """Return every combination, in order and without duplicates."""
     return [
         Case(workload, number, servers, hosts)
         for workload, number, servers in dict.fromkeys(itertools.product(workloads, workers, aggregators))
@@ -97,5 +97,5 @@ def cases(workloads: Sequence[str], workers: Sequence[int], aggregators: Sequenc
 
 
 def count(number: int, noun: str) -> str:
-    """'1 worker', '2 workers'."""
+    """Return a number with its noun, such as '1 worker' or '2 workers'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,7 +1,7 @@
-"""The one loop that times every system, and the peers it times: MXNet's dist_sync and Gloo.
+"""The one loop that times every system, and the rivals that it times: MXNet's dist_sync and Gloo.
 
-`python measure.py PLAN` is a worker of a peer, with PLAN as JSON. It needs the standard library and the peer alone,
-since Gloo's PyTorch may be in an interpreter that has no psum.
+`python measure.py PLAN` is a worker of a rival, with PLAN as JSON. It needs only the standard library and the rival,
+because PyTorch may be in an interpreter that has no psum. So this is one file, and it imports nothing of psum.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Plan:
     """What every rank does.
 
     Attributes:
-        system: What is measured: 'numpy' or 'mxnet' on psum, or a peer's name.
+        system: The system: 'numpy' or 'mxnet' for psum, or a rival's name.
         sizes: Element counts of the tensors.
         element_type: The label of the element type.
         item_bytes: Bytes per element.
         warmup: Steps before the timed ones.
         steps: Timed steps.
-        latency_steps: Steps after those, in which the time of each single tensor is taken.
-        idle_seconds: How long all ranks do nothing afterwards, while the servers' processor time is taken.
-        measurement: The file that rank 0 writes its measurement to.
-        progress: Whether rank 0 shows on standard error what it is doing.
-        servers: The process ids of a peer's servers.
+        latency_steps: Steps after those that measure the time of each tensor.
+        idle_seconds: How long all ranks idle at the end, to measure the servers' processor time.
+        measurement: The file for rank 0's measurement.
+        progress: Whether rank 0 shows its progress on standard error.
+        servers: The process ids of a rival's servers.
     """
 
     system: str
@@ -52,12 +52,12 @@ class Plan:
     servers: list[int] = dataclasses.field(default_factory=list)
 
     def dump(self) -> str:
-        """As JSON."""
+        """Return the plan as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def load(cls, text: str) -> Plan:
-        """From JSON."""
+        """Return the plan from JSON."""
         return cls(**json.loads(text))
 
 
@@ -67,18 +67,17 @@ class Measurement:
 
     Attributes:
         seconds: From the first push-pull of the timed steps until the last sum.
-        cpu_seconds: Processor time of rank 0's process meanwhile.
-        server_cpu_seconds: Processor time of all servers together meanwhile; None where there is none.
-        payload_bytes: Bytes that one worker push-pulled, counted once for there and back.
-        plane: How psum's payloads crossed; where it differed between aggregators, all of the ways. Else empty.
-        worker_mib: What rank 0's process held at most during the timed steps, in MiB, beyond what it held before the
-            first step with its tensors and sums.
-        server_mib: What all servers together held at most, in MiB, beyond what they held before the first step.
-        latency_ms: For each tensor, the median time from its push-pull until it can be read, where all are pushed last
-            tensor first, and read first tensor first. Empty where that was not measured.
+        cpu_seconds: Processor time of rank 0's process in that time.
+        server_cpu_seconds: Processor time of all servers together in that time. None without servers.
+        payload_bytes: Bytes that one worker push-pulled, counted once for both directions.
+        plane: The plane of psum's payloads. If aggregators use different planes, all of them. Empty for rivals.
+        worker_mib: The peak memory of rank 0's process in the timed steps, in MiB, beyond its memory before the first
+            step, which includes the tensors and sums.
+        server_mib: The peak memory of all servers together, in MiB, beyond their memory before the first step.
+        latency_ms: For each tensor, the median time from its push-pull until it can be read. All tensors are pushed in
+            descending order and read in ascending order. Empty if not measured.
         latency_step_ms: The median time of such a step.
-        idle_share: Processor seconds of all servers together for each second in which nobody does anything; None where
-            that was not measured.
+        idle_share: Processor seconds of all servers together per second of idling. None if not measured.
     """
 
     seconds: float
@@ -93,22 +92,22 @@ class Measurement:
     idle_share: float | None
 
     def dump(self) -> str:
-        """As JSON."""
+        """Return the measurement as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def load(cls, text: str) -> Measurement:
-        """From JSON."""
+        """Return the measurement from JSON."""
         return cls(**json.loads(text))
 
 
 class System:
-    """One rank of something that sums tensors over all ranks.
+    """One rank of a system that sums tensors over all ranks.
 
     Attributes:
-        rank: This one's.
-        plane: As in Measurement; known once the first step is done.
-        servers: The process ids of its servers.
+        rank: The number of this rank.
+        plane: As in Measurement. Known after the first step.
+        servers: The process ids of the system's servers.
     """
 
     rank = 0
@@ -116,41 +115,41 @@ class System:
     servers: list[int] = []  # noqa: RUF012
 
     def fill(self, turn: int) -> None:
-        """Gives every tensor new values. By default, they stay what they are."""
+        """Give every tensor new values. By default, tensors keep their values."""
 
     def push_pull(self, number: int) -> None:
-        """Begins to sum a tensor over all ranks, the smaller numbers the more urgent, and does not wait."""
+        """Start to sum a tensor over all ranks and return at once. Tensors with smaller numbers are more urgent."""
         raise NotImplementedError
 
     def wait(self, number: int) -> None:
-        """Waits until a tensor's sum can be read."""
+        """Wait until a tensor's sum can be read."""
         raise NotImplementedError
 
     def wait_for_all(self) -> None:
-        """Waits until every tensor's sum can be read."""
+        """Wait until every tensor's sum can be read."""
         raise NotImplementedError
 
     def meet(self) -> None:
-        """Waits until all ranks are here."""
+        """Wait until all ranks have called this."""
         raise NotImplementedError
 
     def check(self, turn: int) -> None:
-        """Raises where a sum is not that of the values of this turn. By default, nothing is checked."""
+        """Raise if a sum differs from the sum of this turn's values. By default, check nothing."""
 
     def server_cpu_seconds(self) -> float:
-        """Processor time of all servers since they were started."""
+        """Return the processor time of all servers since their start."""
         return sum(map(_cpu_seconds, self.servers))
 
 
 def measure(system: System, plan: Plan) -> Measurement:
-    """Runs a plan on one rank. What is returned means something on rank 0 only."""
+    """Run a plan on one rank. The measurement is valid on rank 0 only."""
 
     def show(text: str) -> None:
         if plan.progress and system.rank == 0:
             print(text, end="\r", file=sys.stderr)
 
     def servers_used() -> float | None:
-        # All wait while rank 0 asks, so that nothing of it is within the timed steps.
+        # All ranks wait while rank 0 asks, so that the question takes no time within the timed steps.
         system.meet()
         used = system.server_cpu_seconds() if system.rank == 0 and system.servers else None
         system.meet()
@@ -178,7 +177,7 @@ def measure(system: System, plan: Plan) -> Measurement:
     latency_ms, latency_step_ms = _latencies(system, numbers, plan.latency_steps) if plan.latency_steps else ([], 0.0)
     idle_share = None
     if plan.idle_seconds:
-        show("being idle")
+        show("idling")
         used = servers_used()
         time.sleep(plan.idle_seconds)
         left = servers_used()
@@ -206,7 +205,7 @@ def _step(system: System, numbers: range) -> None:
 
 
 def _latencies(system: System, numbers: range, steps: int) -> tuple[list[float], float]:
-    """The backward pass makes the first layer's gradient last, and the next forward pass reads it first."""
+    """Push tensors as a backward pass does, the first layer's last, and read them as a forward pass does."""
     each: list[list[float]] = [[] for _ in numbers]
     whole = []
     for _ in range(steps):
@@ -226,14 +225,14 @@ def _latencies(system: System, numbers: range, steps: int) -> tuple[list[float],
 
 def _cpu_seconds(process: int) -> float:
     with contextlib.suppress(OSError):
-        # The command in parentheses may contain anything.
+        # The command stands in parentheses and may contain any character.
         fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
     return 0.0
 
 
 def _memory(figure: str, processes: list[int]) -> float:
-    """MiB of processes together: VmRSS, what they have now, or VmHWM, the most that they had."""
+    """Return the total memory of processes in MiB: VmRSS for the present value, VmHWM for the peak."""
     total = 0
     for process in processes:
         with contextlib.suppress(OSError):
@@ -244,14 +243,14 @@ def _memory(figure: str, processes: list[int]) -> float:
 
 
 def _forget_peak() -> None:
-    """What was needed to make the values is not the system's."""
-    # Not every kernel lets a process do so.
+    """Reset this process's peak memory, which includes memory for making the values."""
+    # Some kernels do not allow this.
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 class DistSync(System):
-    """MXNet's own KVStore dist_sync, ps-lite, in the wheel of MXNet 1.9.1."""
+    """MXNet's own KVStore dist_sync (ps-lite), from the wheel of MXNet 1.9.1."""
 
     def __init__(self, plan: Plan) -> None:
         mx = import_mxnet()
@@ -278,13 +277,13 @@ class DistSync(System):
 
 
 class Gloo(System):
-    """Gloo's all-reduce through torch.distributed. It sums in place and knows neither servers nor priorities."""
+    """Gloo's all-reduce through torch.distributed. It sums in place, without servers and priorities."""
 
     def __init__(self, plan: Plan) -> None:
         import torch
         import torch.distributed
 
-        # More threads than one a rank only get in each other's way where all ranks are on one machine.
+        # With all ranks on one machine, more threads per rank only slow each other down.
         torch.set_num_threads(1)
         self._distributed = torch.distributed
         self._distributed.init_process_group("gloo")
@@ -293,7 +292,7 @@ class Gloo(System):
         self._handles: dict[int, Any] = {}
 
     def fill(self, turn: int) -> None:
-        # Its sums would be infinite after a hundred steps, since they are summed again.
+        # Each step sums the previous sums, which would be infinite after a hundred steps.
         for tensor in self._tensors:
             tensor.fill_(1)
 
@@ -313,15 +312,15 @@ class Gloo(System):
         self._distributed.barrier()
 
 
-PEERS = {"dist_sync": DistSync, "gloo": Gloo}
+RIVALS = {"dist_sync": DistSync, "gloo": Gloo}
 
 
 def import_mxnet() -> Any:
-    """MXNet. A scheduler or a server of dist_sync does not come back from this before its job ends."""
+    """Import MXNet. For a scheduler or a server of dist_sync, this returns only after the job has ended."""
     import numpy as np
 
     if "bool" not in vars(np):
-        # MXNet names numpy.bool, which NumPy 1.24 took away.
+        # MXNet uses numpy.bool, which NumPy 1.24 removed.
         vars(np)["bool"] = bool
     import mxnet
 
@@ -329,12 +328,12 @@ def import_mxnet() -> Any:
 
 
 def main(argument: str) -> None:
-    """Runs one process of a peer, as the environment and the plan say."""
+    """Run one process of a rival. The environment gives its role, the plan its work."""
     plan = Plan.load(argument)
     if os.environ.get("DMLC_ROLE") in ("scheduler", "server"):
         import_mxnet()
         return
-    system = PEERS[plan.system](plan)
+    system = RIVALS[plan.system](plan)
     measurement = measure(system, plan)
     if system.rank == 0:
         pathlib.Path(plan.measurement).write_text(measurement.dump())

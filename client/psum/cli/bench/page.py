@@ -1,4 +1,4 @@
-"""What the suite writes: its runs as JSON, plots of them, and a page that says what they show."""
+"""Write the results of the suite: runs as JSON, plots, and a page with tables."""
 
 import dataclasses
 import importlib.metadata
@@ -9,8 +9,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from psum.cli.bench import plots as _plots
 from psum.cli.bench.cases import count
+from psum.cli.bench.plots import draw
 from psum.cli.bench.runs import FIGURES, Run, Spread, Summary, summarise
 from psum.cli.bench.suite import EXPERIMENTS, Claim
 from psum.cli.bench.tables import label
@@ -47,13 +47,13 @@ _MIB: Final = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An experiment that was made.
+    """The result of an experiment.
 
     Attributes:
-        date: When, as 2026-11-23.
-        machine: On what.
-        command: By which command.
-        runs: All its runs.
+        date: The date, such as 2026-11-23.
+        machine: A description of the machine.
+        command: The command that ran it.
+        runs: All runs.
     """
 
     date: str
@@ -63,7 +63,7 @@ class Result:
 
 
 def machine() -> str:
-    """This machine in a line."""
+    """Describe this machine in one line."""
     cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "")
     version = importlib.metadata.version("psum")
@@ -75,7 +75,7 @@ def machine() -> str:
 
 
 def load(file: pathlib.Path) -> dict[str, Result]:
-    """The results that a file holds, by the experiments' names; none where it is not there."""
+    """Read the results of a file, by name of experiment. A missing file has none."""
     if not file.exists():
         return {}
     found: dict[str, Any] = json.loads(file.read_text())
@@ -85,7 +85,7 @@ def load(file: pathlib.Path) -> dict[str, Result]:
 
 
 def save(file: pathlib.Path, results: Mapping[str, Result]) -> None:
-    """Writes them; one run a line, so that changes can be read."""
+    """Write results as JSON, with one run per line so that diffs are readable."""
     parts = []
     for name, result in results.items():
         runs = ",\n".join("   " + json.dumps(dataclasses.asdict(run)) for run in result.runs)
@@ -98,26 +98,26 @@ def save(file: pathlib.Path, results: Mapping[str, Result]) -> None:
 
 
 def write(directory: pathlib.Path, results: Mapping[str, Result]) -> list[pathlib.Path]:
-    """Writes benchmarks.md, benchmarks.json and the plots.
+    """Write benchmarks.md, benchmarks.json and the plots, and return their paths.
 
     Raises:
-        NoPlotsError: There is nothing to draw with.
+        NoPlotsError: matplotlib is not installed.
     """
     ordered = {name: results[name] for name in EXPERIMENTS if name in results}
     save(directory / "benchmarks.json", ordered)
     plots: dict[str, list[pathlib.Path]] = {}
     for name, result in ordered.items():
-        plots[name] = _plots.draw(result.runs, directory / "benchmarks", f"{name}-")
+        plots[name] = draw(result.runs, directory / "benchmarks", f"{name}-")
     page = directory / "benchmarks.md"
     page.write_text(render(ordered, {name: [f"benchmarks/{file.name}" for file in plots[name]] for name in plots}))
     return [page, directory / "benchmarks.json", *(file for files in plots.values() for file in files)]
 
 
 def render(results: Mapping[str, Result], plots: Mapping[str, Sequence[str]]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        results: By the experiments' names.
+        results: The results by name of experiment.
         plots: The paths of each experiment's plots.
     """
     summaries = {name: summarise(result.runs) for name, result in results.items()}

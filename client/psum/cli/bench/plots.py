@@ -1,4 +1,4 @@
-"""Results as SVG, drawn with matplotlib."""
+"""Draw results as SVG with matplotlib."""
 
 import contextlib
 import pathlib
@@ -11,21 +11,21 @@ from psum.cli.bench.workloads import sizes
 
 _MISSING: Final = "plots need matplotlib, which is not installed: pip install 'psum[bench]'"
 
-#: Colours that people who see few of them can tell apart too (Okabe and Ito).
+#: Colours that colour-blind people can distinguish (Okabe and Ito).
 _COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999", "#f0e442")
 
 _SIZE: Final = (8.0, 4.2)
 
 
 class NoPlotsError(Exception):
-    """There is nothing to draw with. The text says what to install."""
+    """matplotlib is not installed. The text says how to install it."""
 
 
 def check() -> None:
-    """Whether there is something to draw with.
+    """Check that plots can be drawn.
 
     Raises:
-        NoPlotsError: There is not.
+        NoPlotsError: matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
@@ -34,13 +34,13 @@ def check() -> None:
 
 
 def draw(runs: Sequence[Run], directory: pathlib.Path, prefix: str = "") -> list[pathlib.Path]:
-    """Draws what the runs have: throughput, latency where it was measured, scaling where sizes of jobs differ.
+    """Draw throughput, latency if it was measured, and scaling if job sizes differ.
 
     Returns:
-        The files, which are named after what they show.
+        The files, named after their content.
 
     Raises:
-        NoPlotsError: There is nothing to draw with.
+        NoPlotsError: matplotlib is not installed.
     """
     check()
     directory.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def draw(runs: Sequence[Run], directory: pathlib.Path, prefix: str = "") -> list
 
 
 def throughput(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
-    """GB/s per worker as bars, in groups by workload and size of the job. Whiskers go from the lowest to the highest.
+    """Draw GB/s per worker as bars, grouped by case, with whiskers from the lowest to the highest.
 
     Returns:
         Whether there was anything to draw.
@@ -91,7 +91,11 @@ def throughput(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
 
 
 def latency(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
-    """How long after its push-pull each tensor can be read, by its urgency, on the case with most to push."""
+    """Draw the time from each tensor's push-pull until it can be read, by urgency, for the largest measured case.
+
+    Returns:
+        Whether there was anything to draw.
+    """
     measured = [summary for summary in summaries if summary.latency_ms()]
     if not measured:
         return False
@@ -110,12 +114,12 @@ def latency(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
 
 
 def scaling_over_workers(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
-    """What all workers together push-pull, over their number."""
+    """Draw the total throughput over the number of workers. Returns as `throughput` does."""
     return _scaling(summaries, file, "workers", "servers")
 
 
 def scaling_over_aggregators(summaries: Sequence[Summary], file: pathlib.Path) -> bool:
-    """What all workers together push-pull, over the number of aggregators."""
+    """Draw the total throughput over the number of aggregators. Returns as `throughput` does."""
     return _scaling(summaries, file, "servers", "workers")
 
 
@@ -123,13 +127,13 @@ def _scaling(summaries: Sequence[Summary], file: pathlib.Path, over: str, fixed:
     lines: dict[tuple[str, str, int], dict[int, Spread]] = {}
     for summary in summaries:
         run = summary.runs[0]
-        # As on several hosts is another thing, and so is no line in this one.
+        # Runs on simulated hosts are not comparable with the others.
         if run.hosts == 1:
             spread = _spread(summary, "gb_per_s_per_worker")
             workers = run.workers
             total = Spread(spread.median * workers, spread.lowest * workers, spread.highest * workers)
             lines.setdefault((summary.variant, run.workload, getattr(run, fixed)), {})[getattr(run, over)] = total
-    # Two points are no scaling, but all that a short comparison has.
+    # A line needs at least two points.
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines:
         return False
@@ -157,7 +161,7 @@ def _figure(file: pathlib.Path, height: float = _SIZE[1]) -> Iterator[Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Text stays text, and the same figures give the same file.
+    # Keep text as text, and make the file reproducible.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "psum", "font.size": 9, "axes.axisbelow": True}):
         figure = Figure(figsize=(_SIZE[0], height), layout="constrained", facecolor="white")
         FigureCanvasSVG(figure)

@@ -1,4 +1,4 @@
-"""psum's peers on this machine: which are installed, and a job of one of them."""
+"""psum's rivals on this machine: find those that are installed, and run a job of one of them."""
 
 import asyncio
 import dataclasses
@@ -21,29 +21,29 @@ from psum.cli.launch.guard import Guard
 from psum.cli.launch.processes import Child, describe, end, shell_status
 from psum.cli.launch.supervise import LaunchError, supervise
 
-NAMES: Final = tuple(measure.PEERS)
+NAMES: Final = tuple(measure.RIVALS)
 
-#: How long one job of a peer may take: they hang where one of their processes fails.
-_PATIENCE_SECONDS: Final = 900.0
+#: The longest time for one job of a rival. Rivals hang if one of their processes fails.
+_JOB_TIMEOUT_SECONDS: Final = 900.0
 
-#: How long it may take to look whether an interpreter has PyTorch.
-_LOOK_SECONDS: Final = 60.0
+#: The longest time for finding out whether an interpreter has PyTorch.
+_PROBE_TIMEOUT_SECONDS: Final = 60.0
 
 _GRACE_SECONDS: Final = 2.0
 
-_LOOK: Final = (
+_PROBE: Final = (
     "import torch.distributed as d, torch; assert d.is_available() and d.is_gloo_available(); print(torch.__version__)"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Peer:
-    """A peer that is installed.
+class Rival:
+    """An installed rival.
 
     Attributes:
-        name: What it is called.
-        version: What there is of it, for people.
-        python: The interpreter that has it.
+        name: Its name, one of NAMES.
+        version: Its version for people, such as 'PyTorch 2.5.1'.
+        python: The path of the interpreter that has it.
     """
 
     name: str
@@ -52,62 +52,64 @@ class Peer:
 
 
 class MissingError(Exception):
-    """A peer is not installed. The text says what to install."""
+    """A rival is not installed. The text says how to install it."""
 
 
-def find(name: str, gloo_python: str | None = None) -> Peer:
-    """Looks for a peer.
+def find(name: str, gloo_python: str | None = None) -> Rival:
+    """Find an installed rival.
 
     Args:
         name: One of NAMES.
-        gloo_python: An interpreter that has PyTorch, if this one has not.
+        gloo_python: The path of an interpreter with PyTorch, if this one has none.
 
     Raises:
-        MissingError: It is not there.
+        MissingError: The rival is not installed.
     """
     if name == "dist_sync":
         if importlib.util.find_spec("mxnet") is None:
-            raise MissingError("dist_sync is left out: it is part of MXNet; pip install 'psum[mxnet]'")
-        return Peer(name, _mxnet_version(), sys.executable)
+            raise MissingError(
+                "skipping dist_sync: it is part of MXNet, which is not installed; pip install 'psum[mxnet]'"
+            )
+        return Rival(name, _mxnet_version(), sys.executable)
     python = gloo_python or sys.executable
     try:
-        looked = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, timeout=_LOOK_SECONDS)
+        probe = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise MissingError(f"gloo is left out: {python} cannot be run: {error}") from None
-    if looked.returncode != 0:
+        raise MissingError(f"skipping gloo: cannot run {python}: {error}") from None
+    if probe.returncode != 0:
         raise MissingError(
-            f"gloo is left out: {python} cannot import torch with Gloo; pip install torch, here or in an environment of"
-            " its own that --gloo-python names"
+            f"skipping gloo: {python} cannot import torch with Gloo; pip install torch, here or in another environment,"
+            " and pass its interpreter to --gloo-python"
         )
-    return Peer(name, f"PyTorch {looked.stdout.strip()}", python)
+    return Rival(name, f"PyTorch {probe.stdout.strip()}", python)
 
 
 def _mxnet_version() -> str:
-    """The version of MXNet for people, with the name of its wheel where that is not mxnet, as with those for CUDA."""
+    """Return the version of MXNet for people. If the wheel is not called mxnet (CUDA builds), include its name."""
     names = sorted(set(importlib.metadata.packages_distributions().get("mxnet", ())))
     if not names:
-        # Built from source, and found by its path.
+        # MXNet was built from source and is on the path without a wheel.
         return "MXNet"
     version = f"MXNet {importlib.metadata.version(names[-1])}"
     return version if names == ["mxnet"] else f"{version} ({' over '.join(reversed(names))})"
 
 
 def run(
-    peer: Peer, plan: measure.Plan, *, workers: int, servers: int, environ: Mapping[str, str] = MappingProxyType({})
+    rival: Rival, plan: measure.Plan, *, workers: int, servers: int, environ: Mapping[str, str] = MappingProxyType({})
 ) -> int:
-    """Runs a job of a peer to its end. What it writes is shown only if it fails.
+    """Run a job of a rival to its end. Show its output only if it fails.
 
     Args:
-        peer: Which.
+        rival: The rival.
         plan: What every rank does.
-        workers: How many.
-        servers: How many, where the peer has any.
-        environ: What all processes have in their environment on top of this process's own.
+        workers: The number of workers.
+        servers: The number of servers, for rivals that have servers.
+        environ: Additional environment variables for all processes.
 
     Returns:
-        0, or the status to exit with.
+        The exit status, 0 for success.
     """
-    return asyncio.run(supervise(functools.partial(_Fleet, peer, plan, workers, servers, environ), quiet=True))
+    return asyncio.run(supervise(functools.partial(_Fleet, rival, plan, workers, servers, environ), quiet=True))
 
 
 class _Fleet:
@@ -115,7 +117,7 @@ class _Fleet:
 
     def __init__(
         self,
-        peer: Peer,
+        rival: Rival,
         plan: measure.Plan,
         workers: int,
         servers: int,
@@ -124,20 +126,20 @@ class _Fleet:
         guard: Guard,
         directory: pathlib.Path,
     ) -> None:
-        self._peer = peer
+        self._rival = rival
         self._plan = plan
         self._num_workers = workers
         self._environ = environ
-        self._num_servers = servers if peer.name == "dist_sync" else 0
+        self._num_servers = servers if rival.name == "dist_sync" else 0
         self._display = display
         self._guard = guard
         self._servers: list[Child] = []
         self._workers: list[Child] = []
 
     async def run(self) -> int:
-        """Starts all of it and waits for the workers; see Fleet."""
+        """Start all processes and wait for the workers; see Fleet."""
         port = str(_free_port())
-        if self._peer.name == "dist_sync":
+        if self._rival.name == "dist_sync":
             environ = {
                 "DMLC_NUM_WORKER": str(self._num_workers),
                 "DMLC_NUM_SERVER": str(self._num_servers),
@@ -161,36 +163,36 @@ class _Fleet:
         for rank, settings in enumerate(ranks):
             await self._start(str(rank), plan, settings, self._workers)
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_JOB_TIMEOUT_SECONDS):
                 return await self._watch()
         except TimeoutError:
-            raise LaunchError(f"{self._peer.name} was not done after {_PATIENCE_SECONDS:g} s") from None
+            raise LaunchError(f"{self._rival.name} did not finish within {_JOB_TIMEOUT_SECONDS:g} s") from None
 
     async def end(self, hurry: asyncio.Event) -> None:
-        """Ends what still runs; servers that are not needed any more are not all quick to go."""
+        """End all processes that still run. Some servers take long to end after their job."""
         await end((*self._workers, *self._servers), _GRACE_SECONDS, hurry)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the workers."""
+        """Send a signal to the workers."""
         for child in self._workers:
             child.signal(number)
 
     async def _start(self, name: str, plan: measure.Plan, settings: Mapping[str, str], children: list[Child]) -> None:
-        command = [self._peer.python, str(measure.__file__), plan.dump()]
-        # What this interpreter imports is not for another one, and what other launchers set is not for this job.
-        dropped = ("PYTHONPATH", "PYTHONHOME") if self._peer.python != sys.executable else ()
+        command = [self._rival.python, str(measure.__file__), plan.dump()]
+        # Import paths of this interpreter are wrong for another one, and variables of other launchers for this job.
+        dropped = ("PYTHONPATH", "PYTHONHOME") if self._rival.python != sys.executable else ()
         inherited = {
             variable: value
             for variable, value in os.environ.items()
             if variable not in dropped and not variable.startswith(("DMLC_", "TORCHELASTIC_", "PS_"))
         }
-        title = f"{self._peer.name} {name if not name.isdecimal() else f'rank {name}'}"
+        title = f"{self._rival.name} {name if not name.isdecimal() else f'rank {name}'}"
         try:
             child = await Child.start(
                 name, title, command, {**inherited, **self._environ, **settings}, self._display, self._guard
             )
         except OSError as error:
-            raise LaunchError(f"cannot run {self._peer.python!r}: {error.strerror or error}") from None
+            raise LaunchError(f"cannot run {self._rival.python!r}: {error.strerror or error}") from None
         children.append(child)
 
     async def _watch(self) -> int:
@@ -206,7 +208,7 @@ class _Fleet:
 
 
 def _free_port() -> int:
-    """A port that is free now, and is not given to others soon."""
+    """Return a port that is free now. The kernel does not assign it again soon."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""One run of one system on one case, and what many runs say together."""
+"""One run of one system on one case, and summaries of many runs."""
 
 import asyncio
 import contextlib
@@ -24,33 +24,33 @@ _GB: Final = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run gives; its fields are those of a line of JSON.
+    """The results of one run. `--json` prints these fields.
 
     Attributes:
-        system: 'psum' or a peer's name.
-        variant: What tells systems of one comparison apart: 'psum shm', 'dist_sync'.
-        version: The peer's, else empty.
+        system: 'psum' or a rival's name.
+        variant: The system's unique name within a comparison, such as 'psum shm' or 'dist_sync'.
+        version: The rival's version, empty for psum.
         workload: The workload's name.
-        workers: How many.
-        servers: How many aggregators, or servers of a peer.
-        hosts: On how many hosts it was as if they were.
-        plane: How psum's payloads crossed, else empty.
-        dtype: The element type.
-        through: What psum was used through, else empty.
-        round: Which round of alternating runs it belongs to, from 0.
-        load: How many processes of others and its own were running or about to, in the minute before it.
-        gb_per_s_per_worker: 10^9 bytes of payload of one worker, counted once for push and pull together, a second.
-        ms_per_step: From the first push-pull of a step until its last sum.
-        worker_cpu_s_per_gb: Processor seconds of rank 0's process for each GB, counted as above.
-        aggregator_cpu_s_per_gb: Processor seconds of all aggregators or servers together for each GB of one worker;
-            None where there are none.
-        worker_mib: What rank 0's process held at most beyond its tensors and sums, in MiB.
-        aggregator_mib: What all aggregators or servers together held at most, beyond what they hold without keys.
-        urgent_ms: Time from the push-pull of the most urgent tensor, issued last behind a whole step, until it can be
-            read; None where it was not measured.
-        urgent_step_ms: How long such a step took as a whole.
-        latency_ms: The same as urgent_ms for each tensor, the most urgent first.
-        idle_share: Processor seconds of all aggregators or servers for each second in which nothing is done.
+        workers: The number of workers.
+        servers: The number of aggregators, or of a rival's servers.
+        hosts: The number of simulated hosts.
+        plane: The plane of psum's payloads, empty for a rival.
+        dtype: The label of the element type.
+        through: The interface to psum, empty for a rival.
+        round: The number of the round, from 0.
+        load: The machine's load average of the minute before the run.
+        gb_per_s_per_worker: 10^9 bytes of one worker's payload per second, counted once for push and pull together.
+        ms_per_step: Milliseconds from the first push-pull of a step until its last sum.
+        worker_cpu_s_per_gb: Processor seconds of rank 0's process per GB, counted as above.
+        aggregator_cpu_s_per_gb: Processor seconds of all aggregators or servers together per GB of one worker. None
+            without servers.
+        worker_mib: The peak memory of rank 0's process beyond its tensors and sums, in MiB.
+        aggregator_mib: The peak memory of all aggregators or servers together beyond their memory without keys, in MiB.
+        urgent_ms: Milliseconds from the push-pull of the most urgent tensor until it can be read. It is pushed last,
+            after the rest of the step. None if not measured.
+        urgent_step_ms: Milliseconds of such a step as a whole.
+        latency_ms: As urgent_ms for each tensor, the most urgent first.
+        idle_share: Processor seconds of all aggregators or servers per second of idling.
     """
 
     system: str
@@ -78,11 +78,11 @@ class Run:
 
     @property
     def case(self) -> Case:
-        """What was done."""
+        """The case that was run."""
         return Case(self.workload, self.workers, self.servers, self.hosts)
 
 
-#: The figures of a Run that are summed up, in the order in which people read them: name, title, decimals.
+#: The figures of a Run that summaries have, in the order of tables: field, title, decimals.
 FIGURES: Final = (
     ("gb_per_s_per_worker", "GB/s per worker", 3),
     ("ms_per_step", "ms per step", 1),
@@ -98,7 +98,7 @@ FIGURES: Final = (
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A figure in several runs."""
+    """The distribution of one figure over several runs."""
 
     median: float
     lowest: float
@@ -106,11 +106,11 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of at least one."""
+        """Return the spread of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
     def show(self, decimals: int) -> str:
-        """'0.51', or '0.51 (0.49-0.60)' where runs differ."""
+        """Return the spread as text, such as '0.51', or '0.51 (0.49-0.60)' if runs differ."""
         low, middle, high = (f"{value:.{decimals}f}" for value in (self.lowest, self.median, self.highest))
         return middle if low == high else f"{middle} ({low}-{high})"
 
@@ -120,9 +120,9 @@ class Summary:
     """All runs of one system on one case.
 
     Attributes:
-        case: What was done.
-        variant: By which system.
-        runs: In order.
+        case: The case.
+        variant: The name of the system.
+        runs: The runs, by round.
     """
 
     case: Case
@@ -130,16 +130,16 @@ class Summary:
     runs: Sequence[Run]
 
     def spread(self, figure: str) -> Spread | None:
-        """Of a field of Run; None where it was not measured."""
+        """Return the spread of a field of Run, or None if it was not measured."""
         values = [value for run in self.runs if (value := getattr(run, figure)) is not None]
         return Spread.of(values) if values else None
 
     def latency_ms(self) -> list[float]:
-        """The median of each tensor's, the most urgent first."""
+        """Return the median latency of each tensor, the most urgent first."""
         return [statistics.median(each) for each in zip(*(run.latency_ms for run in self.runs), strict=True)]
 
     def as_json(self) -> dict[str, Any]:
-        """What a line of JSON says of it."""
+        """Return the object that `--json` prints for this summary."""
         first = self.runs[0]
         named = ("system", "version", "workload", "workers", "servers", "hosts", "plane", "dtype", "through")
         figures = {
@@ -153,18 +153,18 @@ class Summary:
 
 
 def summarise(runs: Iterable[Run]) -> list[Summary]:
-    """Runs by case and system, in the order in which these came first."""
-    sorted_runs: dict[tuple[Case, str], list[Run]] = {}
+    """Group runs by case and system, in order of first appearance."""
+    grouped: dict[tuple[Case, str], list[Run]] = {}
     for run in runs:
-        sorted_runs.setdefault((run.case, run.variant), []).append(run)
-    return [Summary(case, variant, found) for (case, variant), found in sorted_runs.items()]
+        grouped.setdefault((run.case, run.variant), []).append(run)
+    return [Summary(case, variant, found) for (case, variant), found in grouped.items()]
 
 
 class FailedError(Exception):
-    """A run failed, and has said so.
+    """A run failed, and has written an error message.
 
     Attributes:
-        status: The status to exit with.
+        status: The exit status.
     """
 
     def __init__(self, status: int) -> None:
@@ -173,25 +173,25 @@ class FailedError(Exception):
 
 
 def openmp_environment() -> dict[str, str]:
-    """How many threads OpenMP takes in every process, of psum and its peers: one, unless the user has said otherwise.
+    """Return the variable for OpenMP's threads in all processes: one thread, unless the user has set it.
 
-    By default OpenMP takes one for each core, and they spin while they wait: on 16 cores that throttled the servers of
-    dist_sync to 0.36 GB/s, which make 0.91 with one thread.
+    OpenMP's default is one thread per core. They spin while they wait. On 16 cores this slowed the servers of dist_sync
+    down from 0.91 GB/s with one thread to 0.36 GB/s.
     """
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1"}
 
 
 def once(system: System, case: Case, effort: Effort, round: int = 0) -> Run:
-    """Puts a system to a case.
+    """Run a system on a case.
 
     Raises:
-        FailedError: It failed, or was ended by a signal.
+        FailedError: The run failed, or a signal ended it.
     """
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="psum-bench-") as directory, _hosts(case.hosts) as hosts:
         file = pathlib.Path(directory, "measurement")
         plan = Plan(
-            system=system.through if system.peer is None else system.peer.name,
+            system=system.through if system.rival is None else system.rival.name,
             sizes=sizes(case.workload),
             element_type=system.dtype,
             item_bytes=ElementType.of(system.dtype).itemsize,
@@ -200,9 +200,9 @@ def once(system: System, case: Case, effort: Effort, round: int = 0) -> Run:
             latency_steps=effort.latency_steps,
             idle_seconds=effort.idle_seconds,
             measurement=str(file),
-            progress=system.peer is None and sys.stderr.isatty(),
+            progress=system.rival is None and sys.stderr.isatty(),
         )
-        if system.peer is None:
+        if system.rival is None:
             command = [sys.executable, "-m", "psum.cli.bench.worker", plan.dump()]
             job = LocalJob(
                 command, case.workers, case.aggregators, system.plane, hosts=hosts, environ=openmp_environment()
@@ -210,7 +210,7 @@ def once(system: System, case: Case, effort: Effort, round: int = 0) -> Run:
             status = asyncio.run(run_locally(job))
         else:
             status = rivals.run(
-                system.peer, plan, workers=case.workers, servers=case.aggregators, environ=openmp_environment()
+                system.rival, plan, workers=case.workers, servers=case.aggregators, environ=openmp_environment()
             )
         if status != 0:
             raise FailedError(status)
@@ -223,16 +223,16 @@ def _report(system: System, case: Case, effort: Effort, round_: int, load: float
     servers = measured.server_cpu_seconds
     latency = [round(value, 3) for value in measured.latency_ms]
     return Run(
-        system="psum" if system.peer is None else system.peer.name,
+        system="psum" if system.rival is None else system.rival.name,
         variant=system.name,
-        version="" if system.peer is None else system.peer.version,
+        version="" if system.rival is None else system.rival.version,
         workload=case.workload,
         workers=case.workers,
         servers=case.aggregators,
         hosts=case.hosts,
         plane=measured.plane,
         dtype=system.dtype,
-        through=system.through if system.peer is None else "",
+        through=system.through if system.rival is None else "",
         round=round_,
         load=round(load, 2),
         gb_per_s_per_worker=round(gigabytes / measured.seconds, 4),
@@ -250,7 +250,7 @@ def _report(system: System, case: Case, effort: Effort, round_: int, load: float
 
 @contextlib.contextmanager
 def _hosts(number: int) -> Iterator[list[str]]:
-    """Directories in memory, as many as hosts are to be imitated; none where it is as it is."""
+    """Create a directory in memory for each simulated host. A number of 1 creates none."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(tempfile.TemporaryDirectory(prefix="psum-host-", dir="/dev/shm"))

@@ -7,23 +7,23 @@ from types import MappingProxyType
 from typing import Final
 
 from psum.cli.bench.cases import Case, Effort, System
-from psum.cli.bench.rivals import Peer
+from psum.cli.bench.rivals import Rival
 from psum.cli.bench.runs import Summary
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a comparison is to show: that the figures of two systems are at least, or at most, in some ratio.
+    """The target of a comparison: the least or the most that the ratio of two figures should be.
 
     Attributes:
-        case: On which case.
-        variant: The system whose figure it is.
-        against: The system that it is compared with; empty: the figure itself, without a ratio.
-        target: At least this often as fast; for other figures than GB/s at most this.
+        case: The case.
+        variant: The name of the system.
+        against: The name of the system to compare with. If empty, the target is for the figure itself.
+        target: The lowest ratio for GB/s, the highest ratio for other figures.
         figure: The field of Run.
-        relative_to: The field of Run of the same system that it is divided by, where it is a share.
-        against_case: The other's case, where that is another.
-        total: All workers' figures together, for GB/s.
+        relative_to: Another field of Run. If set, the figure is divided by this field of the same system.
+        against_case: The case of the system to compare with, if it differs.
+        total: Whether to take the total of all workers, for GB/s.
     """
 
     case: Case
@@ -37,11 +37,11 @@ class Claim:
 
     @property
     def more_is_better(self) -> bool:
-        """Whether the target is the least, and not the most."""
+        """Whether the target is a lower bound."""
         return self.figure == "gb_per_s_per_worker"
 
     def reached(self, summaries: Sequence[Summary]) -> float | None:
-        """What was measured, by medians; None where one of the systems was not there."""
+        """Return the measured ratio of medians, or None if a system was not measured."""
 
         def median(case: Case, variant: str, figure: str) -> float | None:
             values = self._figures(summaries, case, variant, figure).values()
@@ -51,16 +51,16 @@ class Claim:
         return None if ours is None or not theirs else ours / theirs
 
     def by_round(self, summaries: Sequence[Summary]) -> list[float]:
-        """What each round says of it by itself, in order: how far the figure is to be trusted."""
+        """Return the ratio within each round, in order. Their spread shows how reliable the ratio is."""
         ours, theirs = (self._figures(summaries, *term) for term in self._terms())
         return [ours[number] / theirs[number] for number in ours if theirs.get(number)]
 
     def holds(self, reached: float) -> bool:
-        """Whether what was measured is enough."""
+        """Return whether a measured ratio meets the target."""
         return reached >= self.target if self.more_is_better else reached <= self.target
 
     def _terms(self) -> tuple[tuple[Case, str, str], tuple[Case, str, str]]:
-        """Case, system and figure of both sides of the ratio; without a figure the second one is 1."""
+        """Return case, system and figure of numerator and denominator. Without a figure, the denominator is 1."""
         if self.relative_to:
             second = self.case, self.variant, self.relative_to
         elif self.against:
@@ -70,7 +70,7 @@ class Claim:
         return (self.case, self.variant, self.figure), second
 
     def _figures(self, summaries: Sequence[Summary], case: Case, variant: str, figure: str) -> dict[int, float]:
-        """By round."""
+        """Return a figure by round."""
         factor = case.workers if self.total else 1
         runs = [run for found in summaries if (found.case, found.variant) == (case, variant) for run in found.runs]
         values = {run.round: getattr(run, figure) if figure else 1.0 for run in runs}
@@ -82,29 +82,33 @@ _EFFORT: Final = Effort(steps=8, warmup=2)
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Cases that several systems are put to in turns.
+    """Cases that several systems run in turns.
 
     Attributes:
-        about: A sentence for people.
-        cases: What is done.
-        systems: The ways to use psum.
-        peers: The names of the peers it is compared with.
-        effort: How much is done in one run.
-        claims: What it is to show.
-        only: Workloads that are for one element type only, with its label.
+        about: A description in one or two sentences.
+        cases: The cases.
+        systems: The variants of psum.
+        rivals: The names of the rivals.
+        effort: How much each run does.
+        claims: The targets.
+        only: The label of the element type for workloads that run in one type only.
     """
 
     about: str
     cases: Sequence[Case]
     systems: Sequence[System]
-    peers: Sequence[str] = ()
+    rivals: Sequence[str] = ()
     effort: Effort = _EFFORT
     claims: Sequence[Claim] = ()
     only: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def pairs(self, peers: Sequence[Peer]) -> list[tuple[Case, System]]:
-        """What is done by whom: by psum, and by those of its peers that are there."""
-        systems = [*self.systems, *(System(peer=peer) for peer in peers if peer.name in self.peers)]
+    def pairs(self, rivals: Sequence[Rival]) -> list[tuple[Case, System]]:
+        """Return all cases with all systems: psum, and the rivals that are installed.
+
+        Args:
+            rivals: The installed rivals.
+        """
+        systems = [*self.systems, *(System(rival=rival) for rival in rivals if rival.name in self.rivals)]
         return [
             (case, system)
             for case in self.cases
@@ -226,7 +230,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             "More aggregators for two workers. Their cost of a byte should stay the same.",
             _AGGREGATORS,
             (_SHM,),
-            # A tenth of a second of processor time is little beside what it takes to ask for it.
+            # Many steps, because asking aggregators for their processor time costs some of it.
             effort=Effort(steps=80, warmup=5),
             claims=(
                 Claim(

@@ -1,4 +1,4 @@
-"""Results for people: tables at a terminal, lines elsewhere."""
+"""Show results for people: as tables on a terminal, otherwise as lines."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from psum.cli.bench.runs import FIGURES, Spread, Summary
 
 
 def show(summaries: Sequence[Summary]) -> None:
-    """Each case with all its systems: a table at a terminal, else a line for each figure."""
+    """Print each case with all its systems."""
     console = Console(highlight=False) if sys.stdout.isatty() else None
     for case in dict.fromkeys(summary.case for summary in summaries):
         compared = [summary for summary in summaries if summary.case == case]
@@ -22,7 +22,7 @@ def show(summaries: Sequence[Summary]) -> None:
 
 
 def title(summaries: Sequence[Summary]) -> str:
-    """The case, how often each system was put to it, and how busy the machine was."""
+    """Return a headline with the case, the number of rounds and the load of the machine."""
     rounds = max(len(summary.runs) for summary in summaries)
     load = Spread.of([run.load for summary in summaries for run in summary.runs])
     often = f", median (lowest-highest) of {rounds} rounds" if rounds > 1 else ""
@@ -30,13 +30,13 @@ def title(summaries: Sequence[Summary]) -> str:
 
 
 def label(summary: Summary) -> str:
-    """A system, with what it agreed on where it had the choice."""
+    """Return the name of a system. For psum auto, include the plane that it chose."""
     plane = summary.runs[0].plane
     return summary.variant.replace("psum auto", f"psum auto ({plane})", 1)
 
 
 def lines(summaries: Sequence[Summary]) -> list[str]:
-    """One case, without a terminal."""
+    """Return one case as lines of text."""
     found = [title(summaries)]
     for summary in summaries:
         found.append(label(summary))
@@ -49,7 +49,7 @@ def lines(summaries: Sequence[Summary]) -> list[str]:
 
 
 def table(summaries: Sequence[Summary]) -> Table:
-    """One case: a row for each figure, a column for each system, narrow enough for five in a common terminal."""
+    """Return one case with a row per figure and a column per system. Five systems fit in a common terminal."""
     shown = Table()
     shown.add_column(style="bold")
     for summary in summaries:

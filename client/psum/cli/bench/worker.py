@@ -16,16 +16,16 @@ from psum.client import Client, ElementType, PsumError, connect, fetch_status
 
 
 class WrongSumError(PsumError):
-    """A sum came back that is not the sum of what was pushed."""
+    """A sum differs from the sum of the pushed values."""
 
 
 class _Psum(System):
-    """What is the same with NumPy arrays and through a framework."""
+    """The common part of both interfaces to psum."""
 
     def __init__(self, client: Client, plan: Plan) -> None:
         self.rank = client.rank
         self._client = client
-        self._meeting = client.store()
+        self._barrier = client.store()
         self._sizes = plan.sizes
         self._element_type = ElementType.of(plan.element_type)
         self._values = Values(self._element_type, client.num_workers)
@@ -36,7 +36,7 @@ class _Psum(System):
         return "+".join(sorted(set(self._client.planes)))
 
     def meet(self) -> None:
-        self._meeting.push_pull("all are here", np.zeros(1, np.float32))
+        self._barrier.push_pull("barrier", np.zeros(1, np.float32))
 
     def server_cpu_seconds(self) -> float:
         settings = self._client.settings
@@ -51,13 +51,13 @@ class _Psum(System):
         wrong = [n for n, out in enumerate(sums) if not self._values.is_sum(out, tensor=n, turn=turn)]
         if wrong:
             raise WrongSumError(
-                f"rank {self.rank} got wrong sums for {len(wrong)} of {len(sums)} tensors, the first of them number"
-                f" {wrong[0]}; please report this"
+                f"rank {self.rank} got wrong sums for {len(wrong)} of {len(sums)} tensors, first for number {wrong[0]};"
+                " please report this bug"
             )
 
 
 class NumPy(_Psum):
-    """Arrays of NumPy, through psum.client."""
+    """NumPy arrays with psum.client."""
 
     def __init__(self, client: Client, plan: Plan) -> None:
         super().__init__(client, plan)
@@ -89,7 +89,7 @@ class NumPy(_Psum):
 
 
 class MXNet(_Psum):
-    """NDArrays, through the KVStore: each gets its sum in place, as the gradients of gluon.Trainer do."""
+    """NDArrays with the KVStore. Sums replace the values in place, as with gradients of gluon.Trainer."""
 
     def __init__(self, client: Client, plan: Plan) -> None:
         super().__init__(client, plan)
@@ -116,7 +116,7 @@ class MXNet(_Psum):
         self._wait_for_all()
 
     def check(self, turn: int) -> None:
-        # What the timed steps left are sums of sums.
+        # The timed steps leave sums of sums, so take one more step with this turn's values.
         self.fill(turn)
         for number in range(len(self._tensors)):
             self.push_pull(number)
@@ -124,7 +124,7 @@ class MXNet(_Psum):
 
 
 def _aggregators() -> list[int]:
-    """The process ids of the aggregators: they and this process have the same parent, `psum bench`."""
+    """Return the process ids of the aggregators. This process has the same parent, `psum bench`."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -139,7 +139,7 @@ def _aggregators() -> list[int]:
 
 
 def main(argument: str) -> int:
-    """Runs one rank as the environment and the plan say; returns the exit status."""
+    """Run one rank and return the exit status. The environment gives its rank, the plan its work."""
     plan = Plan.load(argument)
     try:
         with connect() as client:

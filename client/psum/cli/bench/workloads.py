@@ -1,4 +1,4 @@
-"""What a benchmark push-pulls: named lists of tensor sizes, and values whose sums are exact in every element type."""
+"""Named lists of tensor sizes, and values whose sums are exact in every element type."""
 
 import importlib.resources
 import json
@@ -12,18 +12,19 @@ from psum.wire import ElementType, NumberKind
 NAMES: Final = ("big", "wide", "small", "many", "resnet50", "vgg16")
 
 
-#: Values need no longer period to tell ranks, tensors and positions apart; a prime does so best.
+#: The longest period of values. A longer one would not distinguish more. A prime distinguishes ranks, tensors and
+#: positions best.
 _LONGEST_PERIOD: Final = 251
 
-#: The most workers whose sums stay exact in every element type.
+#: The largest number of workers for which sums are exact in every element type.
 MAX_WORKERS: Final = 127
 
 
 def sizes(workload: str) -> list[int]:
-    """Element counts of a workload's tensors, in the order in which a Trainer numbers them.
+    """Return the element counts of a workload's tensors, in the order of a Trainer's numbers.
 
-    `big` has 16 tensors of 1 Mi elements, `wide` 16 of 2 Mi, in float16 as many bytes as `big` in float32, `small` 256
-    of 1 Ki, `many` 10,000 of 256; `resnet50` and `vgg16` are the parameters of the networks of these names in Gluon's
+    `big` has 16 tensors of 1 Mi elements. `wide` has 16 of 2 Mi: in float16 as many bytes as `big` in float32. `small`
+    has 256 of 1 Ki, `many` has 10,000 of 256. `resnet50` and `vgg16` have the parameters of these networks in Gluon's
     model zoo.
     """
     if workload == "big":
@@ -40,29 +41,29 @@ def sizes(workload: str) -> list[int]:
 
 
 class Values:
-    """The tensors that a job of some size sums in one element type, and what their sums must be.
+    """The values of all tensors in a job, in one element type, and their sums.
 
-    They are whole numbers, small enough that all sums are exact, and depend on rank, tensor, position and turn.
+    Values are whole numbers, small enough that all sums are exact. They depend on rank, tensor, position and turn.
     """
 
     def __init__(self, element_type: ElementType, num_workers: int) -> None:
         self._element_type = element_type
         self._num_workers = num_workers
-        # With values below the period, the sum stays below period · workers.
+        # Values are below the period, so a sum is below period · workers.
         most = (1 << element_type.digits) - 1
         self._period = min(_LONGEST_PERIOD, most // num_workers + 1)
 
     def fill(self, out: npt.NDArray[Any], *, rank: int, tensor: int, turn: int) -> None:
-        """Writes what a rank contributes into out, in the storage of the element type."""
+        """Write a rank's contribution to out, in the storage of the element type."""
         out[...] = np.resize(self._stored(self._one(rank, tensor, turn)), out.shape)
 
     def is_sum(self, array: npt.NDArray[Any], *, tensor: int, turn: int) -> bool:
-        """Whether an array holds the exact sum over all ranks."""
+        """Return whether an array holds the exact sum over all ranks."""
         expected = sum(self._one(rank, tensor, turn) for rank in range(self._num_workers))
         return np.array_equal(array, np.resize(self._stored(np.asarray(expected)), array.shape))
 
     def _one(self, rank: int, tensor: int, turn: int) -> npt.NDArray[np.int64]:
-        """A rank's values over one period of positions."""
+        """Return a rank's values for one period of positions."""
         return (np.arange(self._period) * (turn + 1) + rank + tensor) % self._period
 
     def _stored(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
