@@ -1,4 +1,4 @@
-"""The `psum` command as a real process, and a look at what it leaves behind."""
+"""The `psum` command as a real process, and a check that no process is left over."""
 
 import contextlib
 import os
@@ -12,29 +12,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
-#: How long anything in these tests may take.
+#: The longest time for any step of these tests.
 PATIENCE_SECONDS = 30.0
 
 _MARK = "TEST_PSUM_MARK"
 
 
 class Command:
-    """Starts `psum` with an environment variable by which all that it starts, however deep, is found again."""
+    """Start `psum` with an environment variable that marks all descendants, so that they can be found."""
 
     def __init__(self) -> None:
         self._mark = secrets.token_hex(8)
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
-        """Starts it with these arguments, and these variables on top of this process's own."""
+        """Start it with these arguments and additional environment variables."""
         return self.start_writing_to(subprocess.PIPE, *arguments, **environ)
 
     def start_writing_to(self, stdout: int, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
-        """The same, with its output going to a file descriptor."""
+        """As `start`, with standard output going to a file descriptor."""
         return self._start([], stdout, arguments, environ)
 
     def start_with(self, prefix: Sequence[str], *arguments: str, **environ: str) -> "subprocess.Popen[str]":
-        """The same, by a command that becomes it."""
+        """As `start`, through a command that becomes `psum`, such as nohup."""
         return self._start(prefix, subprocess.PIPE, arguments, environ)
 
     def _start(
@@ -57,7 +57,7 @@ class Command:
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
     def left(self) -> dict[int, str]:
-        """The processes that run and were started by this, by process id with their command lines."""
+        """Return the running descendants' command lines by process id."""
         return {
             int(entry.name): command
             for entry in pathlib.Path("/proc").iterdir()
@@ -65,14 +65,14 @@ class Command:
         }
 
     def wait_until_nothing_is_left(self) -> None:
-        """Waits, as init may take a moment to bury the orphans that were killed."""
+        """Wait for all descendants to end. Init may take a moment to reap killed orphans."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while left := self.left():
             assert time.monotonic() < deadline, f"still running: {left}"
             time.sleep(0.02)
 
     def close(self) -> None:
-        """Kills what runs, with all that it started."""
+        """Kill all descendants."""
         for process in self.started:
             process.kill()
         for pid in self.left():
@@ -96,7 +96,7 @@ class Command:
 
 @pytest.fixture
 def psum() -> Iterator[Command]:
-    """The `psum` command; after each test nothing that it started is left."""
+    """The `psum` command. After each test, no descendant may be left."""
     command = Command()
     try:
         yield command
@@ -107,7 +107,7 @@ def psum() -> Iterator[Command]:
 
 @pytest.fixture
 def launch(psum: Command) -> "Callable[..., subprocess.CompletedProcess[str]]":
-    """Runs `psum launch` to its end with a shell script or a Python program as the workers."""
+    """Run `psum launch` to its end with a shell script or a Python program as the workers."""
 
     def run(
         *options: str, shell: str | None = None, python: str | None = None, **environ: str

@@ -9,14 +9,14 @@ import pytest
 
 
 def test_version(psum: Any) -> None:
-    """That of the installed distribution."""
+    """It prints the version of the installed distribution."""
     done = psum.run("--version")
     assert (done.returncode, done.stdout) == (0, f"psum, version {importlib.metadata.version('psum')}\n")
 
 
 @pytest.mark.parametrize("command", ["aggregator", "bench", "launch", "status", "timeline"])
 def test_every_subcommand_explains_itself(psum: Any, command: str) -> None:
-    """It is in the list, and has a help text of its own."""
+    """It is in the list, and has its own help text."""
     assert f"\n  {command} " in psum.run("--help").stdout
     done = psum.run(command, "--help")
     assert done.returncode == 0
@@ -24,14 +24,14 @@ def test_every_subcommand_explains_itself(psum: Any, command: str) -> None:
 
 
 def test_an_unknown_subcommand_is_refused(psum: Any) -> None:
-    """By name."""
+    """The error names it."""
     done = psum.run("fly")
     assert done.returncode == 2
     assert "No such command 'fly'" in done.stderr
 
 
 def test_an_aggregator_loads_nothing_of_the_other_subcommands() -> None:
-    """Neither the client, nor what draws tables."""
+    """It loads neither the client nor the libraries for tables."""
     program = (
         "import sys\n"
         "from psum.cli import main\n"
@@ -43,7 +43,7 @@ def test_an_aggregator_loads_nothing_of_the_other_subcommands() -> None:
 
 
 def test_a_missing_extra_is_named() -> None:
-    """By the subcommand that needs it; the others and the list of all work without."""
+    """Only the subcommand that needs the extra fails. The others work, and so does the list."""
     program = (
         "import sys\nsys.modules['numkong'] = None\nfrom psum.cli import main\nmain(sys.argv[1:], prog_name='psum')"
     )

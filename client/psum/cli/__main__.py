@@ -1,4 +1,4 @@
-"""`python -m psum.cli` is the `psum` command, for where the scripts of an environment are not on PATH."""
+"""`python -m psum.cli` runs the `psum` command if an environment's scripts are not on PATH."""
 
 from psum.cli import main
 

@@ -1,4 +1,4 @@
-"""`psum aggregator`: one aggregator process."""
+"""`psum aggregator`: run one aggregator process."""
 
 import pathlib
 from typing import Any
@@ -11,7 +11,7 @@ from psum.wire.errors import ConfigurationError
 
 
 def _flags(command: click.Command) -> click.Command:
-    """Gives the command a flag for every setting, named, documented and parsed as the setting is."""
+    """Give the command a flag for every setting, with the setting's name, meaning and default."""
     for name, declared in declarations(Settings).items():
         flag = "--" + name.replace("_", "-")
         help_text = f"{declared.meaning} [{declared.variables[0]}; default: {declared.default_text}]"
@@ -21,7 +21,7 @@ def _flags(command: click.Command) -> click.Command:
         else:
             option = click.Option([flag], multiple=name == "listen", metavar="VALUE", help=help_text)
         command.params.append(option)
-    # What --tls-client-ca was called before.
+    # The former name of --tls-client-ca.
     command.params.append(click.Option(["--tls-ca"], hidden=True))
     return command
 
@@ -30,16 +30,16 @@ def _flags(command: click.Command) -> click.Command:
 @click.option(
     "--announce",
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
-    help="Write the addresses, one a line, to this file once they can be connected to.",
+    help="Write the addresses to this file, one per line, as soon as the aggregator accepts connections.",
 )
 def aggregator(announce: pathlib.Path | None, **given: Any) -> None:
-    """Sum the gradients that workers stream to it, until SIGTERM.
+    """Sum the gradients that workers send, until SIGTERM.
 
-    Each flag may be given in the environment instead, under the name in brackets.
+    Each flag can be set by the environment variable in brackets instead.
     """
     given["listen"] = ",".join(given["listen"]) or None
     if (ca := given.pop("tls_ca")) is not None:
-        click.echo("psum: --tls-ca is called --tls-client-ca now; the old name will go", err=True)
+        click.echo("psum: --tls-ca is now called --tls-client-ca; the old name will be removed", err=True)
         given["tls_client_ca"] = given["tls_client_ca"] or ca
     try:
         run(Settings.from_environment(**given), announce=announce)

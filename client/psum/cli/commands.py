@@ -1,4 +1,4 @@
-"""The group of subcommands, each imported when it is used."""
+"""The group of subcommands. Each is imported only when it is used."""
 
 import importlib
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "timeline": "psum.cli.timeline.command",
     }
 )
-"""The module of each subcommand; it holds a command of that name."""
+"""The module of each subcommand. It defines a command of the same name."""
 
 
 class _LazyGroup(click.Group):
-    """Imports a subcommand when it is asked for: an aggregator does not load what a benchmark needs."""
+    """Import a subcommand only when it is used, so that an aggregator does not load the libraries of a benchmark."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
@@ -39,7 +39,7 @@ class _LazyGroup(click.Group):
 
 
 def _unusable(name: str, missing: str) -> click.Command:
-    """Stands for a subcommand that is installed without what it needs."""
+    """Return a command that says how to install what a subcommand needs."""
     text = f"Needs {missing}, which is not installed: pip install 'psum[{name}]'"
 
     def refuse() -> None:

@@ -1,4 +1,4 @@
-"""Options that several subcommands have."""
+"""Options that several subcommands share."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ aggregators_option = click.option(
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="How many aggregators to run.",
+    help="The number of aggregators.",
 )
 
 plane_option = click.option(
@@ -30,20 +30,20 @@ plane_option = click.option(
 
 
 def check_variables() -> None:
-    """Refuses misspelt variables before anything is started that would, once for each process.
+    """Reject misspelt variables once, before each started process would reject them.
 
     Raises:
-        ClickException: The environment has a variable that is named as psum's are, and is none of them.
+        ClickException: The environment has a variable that begins with PSUM_ and is not a setting of psum.
     """
     if unknown := list(unknown_variables(os.environ)):
         raise click.ClickException(str(ConfigurationError(unknown)))
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on only
-    """One or more values with commas between them; none where the text is empty.
+    """Values separated by commas. An empty text has no values.
 
     Args:
-        one: The type of each.
+        one: The type of each value.
     """
 
     def __init__(self, one: "click.ParamType[Any]") -> None:
@@ -51,7 +51,7 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # generic from click 
         self.name = f"{one.name},…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Sequence[Any]:
-        """The values, in order, none twice."""
+        """Return the values in order and without duplicates."""
         if not isinstance(value, str):
             return tuple(value)
         words = [word.strip() for word in value.split(",")] if value else []

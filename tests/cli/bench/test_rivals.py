@@ -96,7 +96,7 @@ def test_a_rival_that_hangs_is_ended(
 def test_all_systems_have_as_many_openmp_threads(
     interpreter: Interpreter, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
 ) -> None:
-    """Every process has one thread unless the user sets another number: psum's workers and aggregators, and all rivals."""
+    """Every process of psum and of its rivals has one thread unless the user sets another number."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)

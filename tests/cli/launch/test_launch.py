@@ -34,14 +34,14 @@ with psum.client.connect() as client:
 
 
 def wait_until_ready(process: "subprocess.Popen[str]", workers: int) -> None:
-    """Reads what a launcher prints until all workers have said that they are ready."""
+    """Read a launcher's output until all workers have said that they are ready."""
     assert process.stdout is not None
     lines = {process.stdout.readline() for _ in range(workers)}
     assert lines == {f"[{rank}] ready\n" for rank in range(workers)}
 
 
 def test_lines_are_prefixed_with_the_rank_of_who_wrote_them(launch: Launch) -> None:
-    """Output and errors keep apart, and a last line without an end is shown too."""
+    """Standard output and standard error stay apart. A last line without an end is shown too."""
     done = launch("--workers", "2", shell="echo out $PSUM_RANK; echo err $PSUM_RANK >&2; printf 'no end'")
     assert done.returncode == 0
     assert sorted(done.stdout.splitlines()) == ["[0] no end", "[0] out 0", "[1] no end", "[1] out 1"]
@@ -49,7 +49,7 @@ def test_lines_are_prefixed_with_the_rank_of_who_wrote_them(launch: Launch) -> N
 
 
 def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:
-    """Names of other systems, which would contradict it, are not handed on."""
+    """Contradicting names of other systems are removed."""
     names = "JOB AGGREGATORS RANK NUM_WORKERS LOCAL_RANK LOCAL_SIZE PLANE"
     script = "echo " + " ".join(f"$PSUM_{name}" for name in names.split()) + ' "<$DMLC_ROLE$BYTEPS_LOCAL_RANK>"'
     done = launch(
@@ -67,7 +67,7 @@ def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:
 
 
 def test_the_plane_is_that_of_the_environment_where_no_other_is_asked_for(launch: Launch) -> None:
-    """As for a worker that is started without the launcher."""
+    """PSUM_PLANE counts, as for a worker that is started without the launcher."""
     done = launch("--workers", "1", shell="echo $PSUM_PLANE", PSUM_PLANE="inline")
     assert done.stdout == "[0] inline\n"
     done = launch("--workers", "1", "--plane", "auto", shell="echo $PSUM_PLANE", PSUM_PLANE="inline")
@@ -75,14 +75,14 @@ def test_the_plane_is_that_of_the_environment_where_no_other_is_asked_for(launch
 
 
 def test_the_sum_of_two_workers_over_two_aggregators(launch: Launch) -> None:
-    """A job from start to end, with nothing to complain about."""
+    """A job runs from start to end without any complaint."""
     done = launch("--workers", "2", "--aggregators", "2", python=SUM)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == ["[0] 3.0 3.0 3.0", "[1] 3.0 3.0 3.0"]
 
 
 def test_a_worker_that_never_joined_is_named(launch: Launch) -> None:
-    """It ended well, but trained by itself; the other one, in a job of one, is not named."""
+    """It ended successfully, but trained alone. A worker that joined a job of one is not reported."""
     script = f"import os\nif os.environ['PSUM_RANK'] == '0':\n os.environ['PSUM_NUM_WORKERS'] = '1'\n exec('''{SUM}''')"
     done = launch("--workers", "2", python=script)
     assert done.returncode == 0
@@ -92,22 +92,22 @@ def test_a_worker_that_never_joined_is_named(launch: Launch) -> None:
 
 
 def test_workers_that_never_joined_are_explained_once(launch: Launch) -> None:
-    """The first at once and at length, the others in a line."""
+    """The first is reported at once with an explanation, the others at the end in one line."""
     done = launch("--workers", "4", shell="sleep 0.$PSUM_RANK")
     assert done.returncode == 0
     first, rest = done.stderr.splitlines()
     assert first.startswith("psum: worker rank 0 ended without having joined the job: nothing was summed for it")
-    assert rest == "psum: worker ranks 1, 2, 3 ended without having joined the job, too"
+    assert rest == "psum: worker ranks 1, 2, 3 also ended without having joined the job"
 
 
 def test_progress_that_is_rewritten_is_left_out_where_there_is_no_terminal(launch: Launch) -> None:
-    """Only its last state stays."""
+    """Only its last state is shown."""
     done = launch("--workers", "1", shell=r"printf '1 %%\r2 %%\r'; printf '3 %%\r'; echo done; printf '4\r5\r'")
     assert done.stdout == "[0] done\n[0] 5\n"
 
 
 def test_a_terminal_shows_progress_in_colour_as_it_goes(psum: Any) -> None:
-    """Each rank has a row at the bottom, which is gone in the end."""
+    """Each rank has a row at the bottom, which disappears in the end."""
     reading, writing = pty.openpty()
     script = r"printf 'step 1\r'; sleep 0.3; printf 'step 2\r'; sleep 0.3; printf '      \r'; echo finished"
     process = psum.start_writing_to(writing, "launch", "--workers", "2", "--", "sh", "-c", script, TERM="xterm")
@@ -117,7 +117,7 @@ def test_a_terminal_shows_progress_in_colour_as_it_goes(psum: Any) -> None:
         while data := os.read(reading, 1 << 16):
             shown += data
     except OSError:
-        # This is how a pseudo-terminal says that the other side was closed.
+        # A pseudo-terminal reports this error when the other side was closed.
         pass
     finally:
         os.close(reading)
@@ -131,7 +131,7 @@ def test_a_terminal_shows_progress_in_colour_as_it_goes(psum: Any) -> None:
 
 
 def test_the_first_failing_worker_gives_the_status_and_ends_the_others(launch: Launch) -> None:
-    """It is named."""
+    """The last line names it."""
     done = launch("--workers", "3", shell='[ "$PSUM_RANK" != 1 ] || exit 3; sleep 600')
     assert done.returncode == 3
     assert done.stderr == (
@@ -159,18 +159,18 @@ except psum.client.PsumError as error:
     ("fails", "others", "status", "verdict"),
     [
         ("raise RuntimeError('no more data')", "raise", 1, "rank 1, RuntimeError: no more data"),
-        # It leaves in good order, and the others have ended when it does.
+        # It leaves the job in good order, after the others have ended.
         ("store.client.close(); time.sleep(1.5); raise KeyError('x')", "raise", 1, "rank 1, KeyError: 'x'"),
-        # Nothing is shown by those who hear of it, nor by the cause.
+        # Neither the cause nor the others print an error.
         ("store.client.close(); time.sleep(1); sys.exit(5)", "sys.exit(1)", 5, "rank 1, which ended with status 5"),
-        # What the others show is nothing of psum's.
+        # The others print an error that is not psum's.
         (
             "store.client.close(); time.sleep(1); sys.exit(5)",
             "raise ValueError",
             5,
             "rank 1, which ended with status 5",
         ),
-        # The cause ended well.
+        # The cause ended with status 0.
         ("sys.exit()", "sys.exit(6)", 6, r"rank [02], which ended with status 6 after it was told: rank 1 \(.*"),
     ],
     ids=["raises", "raises late", "exits late", "others hide it", "ends well"],
@@ -178,14 +178,14 @@ except psum.client.PsumError as error:
 def test_the_first_cause_is_named_and_not_who_ended_first(
     launch: Launch, fails: str, others: str, status: int, verdict: str
 ) -> None:
-    """In the last line, after all that the others have to say of it; its status is that of the launch."""
+    """The last line, after the output of all others, names the cause. Its status is the launcher's."""
     done = launch("--workers", "3", python=FAIL.format(fails, others))
     assert done.returncode == status, done.stderr
     assert re.fullmatch(f"psum: first failure: {verdict}", done.stderr.splitlines()[-1])
 
 
 def test_a_worker_that_is_said_to_have_failed_and_does_not_end_is_not_waited_for_long(launch: Launch) -> None:
-    """Then the first that heard of it is named, with what it heard."""
+    """Then the first worker with a report about it is named, with the report."""
     program = FAIL.format("store.client.close(); time.sleep(600)", "raise")
     done = launch("--workers", "2", "--grace", "0.5", python=program)
     assert done.returncode == 75
@@ -193,27 +193,27 @@ def test_a_worker_that_is_said_to_have_failed_and_does_not_end_is_not_waited_for
 
 
 def test_what_to_do_about_mxnet_imported_before_psum(launch: Launch) -> None:
-    """On Python 3.12 it is MXNet itself that fails, in a line of the user's program."""
+    """On Python 3.12, MXNet itself fails in a line of the user's program."""
     done = launch("--workers", "2", python="raise AttributeError(\"module 'numpy' has no attribute 'bool'.\\nmore\")")
     assert "first failure: rank" in done.stderr
     assert "take it by `from psum.mxnet import mx`" in done.stderr
 
 
 def test_a_worker_that_was_killed_gives_the_status_that_a_shell_would(launch: Launch) -> None:
-    """128 and the number of the signal."""
+    """The status is 128 plus the number of the signal."""
     done = launch("--workers", "2", shell='[ "$PSUM_RANK" != 0 ] || kill -KILL $$; sleep 600')
     assert done.returncode == 128 + signal.SIGKILL
     assert "worker rank 0 was killed by SIGKILL" in done.stderr
 
 
 def test_a_job_that_broke_off_in_mid_round_ends_at_once(psum: Any) -> None:
-    """The aggregator waits for no contribution of workers that have ended."""
+    """The aggregator does not wait for contributions of workers that have ended."""
     program = """
 import os, numpy as np, psum.client
 store = psum.client.connect().store()
 if store.client.rank == 0:
     waiting = store.push_pull_async('x', np.ones(3))
-# What rank 0 sent before has come, too, once this is there.
+# When this sum is there, rank 0's earlier contribution has arrived too.
 store.push_pull('y', np.ones(3))
 if store.client.rank == 1:
     os.abort()
@@ -226,14 +226,14 @@ waiting.result()
 
 
 def test_what_a_worker_started_ends_with_it(launch: Launch) -> None:
-    """Even where it holds the worker's output open."""
+    """This holds even if it keeps the worker's output open."""
     done = launch("--workers", "1", shell="sleep 600 & echo done")
     assert (done.returncode, done.stdout) == (0, "[0] done\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything(psum: Any, number: signal.Signals) -> None:
-    """Workers, what they started, and aggregators; the fixture looks whether anything is left."""
+    """Workers, their children and aggregators end. The fixture checks that no process is left."""
     process = psum.start("launch", "--workers", "2", "--aggregators", "2", "--", "sh", "-c", WAIT)
     wait_until_ready(process, 2)
     process.send_signal(number)
@@ -242,7 +242,7 @@ def test_a_signal_ends_everything(psum: Any, number: signal.Signals) -> None:
 
 
 def test_a_signal_that_is_ignored_from_the_start_ends_nothing(psum: Any) -> None:
-    """As under nohup, so that a launch outlives its terminal."""
+    """Under nohup, a launch outlives its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         process = psum.start("launch", "--workers", "1", "--", "sh", "-c", WAIT)
@@ -256,7 +256,7 @@ def test_a_signal_that_is_ignored_from_the_start_ends_nothing(psum: Any) -> None
 
 
 def test_signals_of_schedulers_are_passed_on_to_workers(psum: Any) -> None:
-    """Such as Slurm's before the time of a job is over: the program may save what it has and end well."""
+    """Slurm sends such a signal before a job's time is over, so that the program can save its state."""
     script = "trap 'echo saved; kill $!; exit 0' USR1; sleep 600 & echo ready; wait"
     process = psum.start("launch", "--workers", "2", "--", "sh", "-c", script)
     wait_until_ready(process, 2)
@@ -274,7 +274,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def test_as_process_1_it_leaves_no_zombies(psum: Any, tmp_path: pathlib.Path) -> None:
-    """Orphans that end are waited for while the workers go on; what it started itself ends as ever."""
+    """It reaps orphans while workers run. Its own children end as usual."""
     file, end = tmp_path / "orphans", tmp_path / "end"
     orphan = f"(setsid sh -c 'echo $$ >>{file}; exit 3' &)"
     script = f"{orphan}; {orphan}; {orphan}; echo ready; until [ -e {end} ]; do sleep 0.05; done; exit 4"
@@ -287,7 +287,7 @@ def test_as_process_1_it_leaves_no_zombies(psum: Any, tmp_path: pathlib.Path) ->
 
 
 def test_it_runs_where_the_end_of_children_is_ignored(psum: Any) -> None:
-    """A program that ignores SIGCHLD hands that on; with it the system would forget how a worker ended."""
+    """A parent that ignores SIGCHLD passes this on, and the system would then discard the status of workers."""
     ignore = (
         "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     )
@@ -296,7 +296,7 @@ def test_it_runs_where_the_end_of_children_is_ignored(psum: Any) -> None:
 
 
 def test_what_does_not_end_on_sigterm_is_killed_after_the_grace_period(psum: Any) -> None:
-    """So that nothing is left of it either."""
+    """Processes that ignore SIGTERM do not outlive the launcher."""
     process = psum.start("launch", "--workers", "2", "--grace", "0.2", "--", "sh", "-c", WAIT_DEAF)
     wait_until_ready(process, 2)
     process.terminate()
@@ -304,7 +304,7 @@ def test_what_does_not_end_on_sigterm_is_killed_after_the_grace_period(psum: Any
 
 
 def test_a_worker_that_is_stopped_ends_without_the_grace_period(launch: Launch, tmp_path: pathlib.Path) -> None:
-    """It is told to go on, so that it hears that it is to end."""
+    """SIGCONT lets a stopped worker handle SIGTERM."""
     file = tmp_path / "pid"
     stopped = f"until grep -q ') T ' /proc/$(cat {file})/stat; do :; done"
     script = f"if [ $PSUM_RANK = 0 ]; then echo $$ > {file}; kill -STOP $$; sleep 600; fi; {stopped}; exit 3"
@@ -315,18 +315,18 @@ def test_a_worker_that_is_stopped_ends_without_the_grace_period(launch: Launch, 
 
 
 def test_a_second_signal_does_not_wait_for_the_grace_period(psum: Any) -> None:
-    """The grace period here is longer than the test may take."""
+    """The grace period is longer here than the test may take."""
     process = psum.start("launch", "--workers", "2", "--grace", "3600", "--", "sh", "-c", WAIT_DEAF)
     wait_until_ready(process, 2)
     process.terminate()
-    # Only when the first one was taken note of is the other one the second.
+    # Send the second signal after the launcher has handled the first.
     assert "ending all processes" in process.stderr.readline()
     process.terminate()
     assert process.wait() == 128 + signal.SIGTERM
 
 
 def test_a_launcher_that_is_killed_leaves_nothing_running(psum: Any) -> None:
-    """Though it can end nothing any more itself; the fixture looks whether anything is left."""
+    """The guard ends its processes. The fixture checks that no process is left."""
     process = psum.start("launch", "--workers", "2", "--", "sh", "-c", WAIT)
     wait_until_ready(process, 2)
     process.kill()
@@ -334,7 +334,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_running(psum: Any) -> None:
 
 
 def test_an_aggregator_that_dies_ends_the_job(psum: Any) -> None:
-    """It is named."""
+    """The error names the aggregator."""
     process = psum.start("launch", "--workers", "2", "--aggregators", "2", "--", "sh", "-c", WAIT)
     wait_until_ready(process, 2)
     victim = next(pid for pid, command in psum.left().items() if "psum.cli aggregator" in command)
@@ -346,16 +346,16 @@ def test_an_aggregator_that_dies_ends_the_job(psum: Any) -> None:
 
 
 def test_an_aggregator_that_cannot_start_ends_the_launch_with_its_own_words(launch: Launch) -> None:
-    """No worker is started then."""
+    """No worker is started."""
     done = launch("--workers", "1", shell="echo started", PSUM_THREADS="many")
     assert (done.returncode, done.stdout) == (1, "")
     assert "[aggregator 0]" in done.stderr
     assert "PSUM_THREADS='many'" in done.stderr
-    assert "aggregator 0 ended with status 1 before it served" in done.stderr
+    assert "aggregator 0 ended with status 1 before it was ready" in done.stderr
 
 
 def test_a_misspelt_variable_is_told_before_anything_is_started(launch: Launch) -> None:
-    """Once, and not by each process."""
+    """The error appears once, not for each process."""
     done = launch("--workers", "2", shell="echo started", PSUM_NUM_WORKER="2")
     assert (done.returncode, done.stdout) == (1, "")
     assert "PSUM_NUM_WORKER: psum has no setting of this name; did you mean PSUM_NUM_WORKERS?" in done.stderr
@@ -363,7 +363,7 @@ def test_a_misspelt_variable_is_told_before_anything_is_started(launch: Launch) 
 
 
 def test_what_secures_other_aggregators_is_left_aside(launch: Launch) -> None:
-    """Files for TLS and tokens of aggregators elsewhere, of either side, and what Kubernetes sets for their service."""
+    """TLS files and tokens for other aggregators are removed, and so are the variables of Kubernetes for their service."""
     names = ["TLS_CA", "TLS_CERT", "TLS_KEY", "TOKEN_FILE"]
     elsewhere = {f"PSUM_{name}": "/nowhere" for name in names}
     elsewhere |= {f"PSUM_AGGREGATOR_{name}": "/nowhere" for name in ("TLS_CLIENT_CA", *names[1:])}
@@ -374,14 +374,14 @@ def test_what_secures_other_aggregators_is_left_aside(launch: Launch) -> None:
 
 
 def test_a_command_that_does_not_exist_is_named(psum: Any) -> None:
-    """With the status that a shell would give."""
+    """The status is the one that a shell would give."""
     done = psum.run("launch", "--workers", "2", "--", "no-such-command")
     assert done.returncode == 127
     assert done.stderr == "psum: cannot run 'no-such-command' as a worker: No such file or directory\n"
 
 
 def test_everything_ends_when_nobody_reads_the_output_any_more(psum: Any) -> None:
-    """As in a pipe to `head`."""
+    """This happens in a pipe to `head`."""
     process = psum.start("launch", "--workers", "1", "--", sys.executable, "-c", "while True: print('line')")
     assert process.stdout.readline() == "[0] line\n"
     process.stdout.close()
@@ -400,7 +400,7 @@ def test_everything_ends_when_nobody_reads_the_output_any_more(psum: Any) -> Non
     ],
 )
 def test_wrong_usage_is_explained(psum: Any, arguments: list[str], complaint: str) -> None:
-    """Before anything is started."""
+    """The error comes before any process starts."""
     done = psum.run("launch", *arguments)
     assert done.returncode == 2
     assert complaint in done.stderr

@@ -1,4 +1,4 @@
-"""Taking apart what programs print."""
+"""Splitting the output of programs."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ from psum.cli.launch.lines import LineSplitter
     ],
 )
 def test_lines_and_rows(written: str, lines: list[str], row: str | None, last: list[str]) -> None:
-    """What is complete, what is being rewritten, and what is left when the stream ends."""
+    """Complete lines, the row that is being rewritten, and the rest at the end of the stream."""
     splitter = LineSplitter()
     assert splitter.feed(written.encode()) == lines
     assert splitter.row == row
@@ -32,7 +32,7 @@ def test_lines_and_rows(written: str, lines: list[str], row: str | None, last: l
 
 @given(st.text(alphabet="ab €\r\n"), st.integers(1, 4))
 def test_the_pieces_that_output_comes_in_make_no_difference(text: str, size: int) -> None:
-    """Lines and the last row are the same, whatever a read returns at a time."""
+    """Lines and the last row do not depend on the sizes of reads."""
     data = text.encode()
     whole, pieces = LineSplitter(), LineSplitter()
     lines = whole.feed(data)
@@ -42,14 +42,14 @@ def test_the_pieces_that_output_comes_in_make_no_difference(text: str, size: int
 
 
 def test_bytes_that_are_no_text_do_not_end_anything() -> None:
-    """They are shown as such, also where the stream ends within a character."""
+    """Invalid bytes become replacement characters, also if the stream ends within a character."""
     splitter = LineSplitter()
     assert splitter.feed(b"\xff\n\xe2\x82") == ["\N{REPLACEMENT CHARACTER}"]
     assert splitter.close() == ["\N{REPLACEMENT CHARACTER}"]
 
 
 def test_a_line_without_an_end_does_not_grow_for_ever() -> None:
-    """It is passed on in pieces, of which none is lost."""
+    """A long line is passed on in pieces without loss."""
     splitter = LineSplitter()
     pieces = [line for _ in range(100) for line in splitter.feed(b"x" * 10_000)]
     assert len(pieces) > 10

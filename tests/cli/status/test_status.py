@@ -1,4 +1,4 @@
-"""`psum status`: what it asks, and how it shows what it is told."""
+"""What `psum status` asks aggregators, and how it shows their answers."""
 
 import contextlib
 import json
@@ -18,7 +18,8 @@ from rich.console import Console
 
 from psum import client as core
 from psum.aggregator import Server, Settings
-from psum.cli.status.view import Fleet, ranks, seconds, size
+from psum.cli.formatting import ranks, seconds, size
+from psum.cli.status.view import Fleet
 from psum.client.transport.loop_thread import LoopThread
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import report_of
@@ -67,7 +68,7 @@ def wait_until_waiting(addresses: tuple[str, ...]) -> None:
 
 
 def test_it_names_the_rank_that_is_waited_for(psum: Any, stalled: tuple[str, ...]) -> None:
-    """With the key as far as a terminal can bear it, and which aggregator it is on."""
+    """The line also has the key, without control characters, and its aggregator."""
     wait_until_waiting(stalled)
     done = psum.run("status", *stalled)
     assert done.returncode == 0, done.stderr
@@ -79,7 +80,7 @@ def test_it_names_the_rank_that_is_waited_for(psum: Any, stalled: tuple[str, ...
 
 
 def test_json_has_one_document_a_line(psum: Any, stalled: tuple[str, ...]) -> None:
-    """With what each aggregator answered, under the address that it was asked at; the environment may name them."""
+    """Each answer stands under the address that was asked. The environment may give the addresses."""
     wait_until_waiting(stalled)
     done = psum.run("status", "--json", "--job", "stalled", PSUM_AGGREGATORS=",".join(stalled))
     assert done.returncode == 0, done.stderr
@@ -91,7 +92,7 @@ def test_json_has_one_document_a_line(psum: Any, stalled: tuple[str, ...]) -> No
 
 
 def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: tuple[str, ...]) -> None:
-    """With status 1."""
+    """The exit status is 1."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -100,12 +101,12 @@ def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: 
     assert (done.returncode, told.returncode) == (1, 1)
     assert f"{fleet[0]}  serves" in done.stdout
     assert f"{nobody}  no answer" in done.stdout
-    assert "No job is in progress on those that answered." in done.stdout
+    assert "No job is in progress on the aggregators that answered." in done.stdout
     assert "it cannot be connected to: Connection refused" in json.loads(told.stdout)["aggregators"][1]["error"]
 
 
 def test_a_range_asks_all_of_its_addresses(psum: Any) -> None:
-    """Where no shell has expanded it, as in a container; nobody serves here, which is said of each."""
+    """A range is expanded without a shell, as in a container. Nothing listens, so each address has an error."""
     done = psum.run("status", "--json", "127.0.0.1:{1..3}", "--timeout", "0.5")
     assert done.returncode == 1
     answers = json.loads(done.stdout)["aggregators"]
@@ -113,7 +114,7 @@ def test_a_range_asks_all_of_its_addresses(psum: Any) -> None:
 
 
 def test_what_nobody_answered_is_not_said() -> None:
-    """Whether a job is in progress is not known then; of one that was asked for no more is said than of that one."""
+    """Without any answer, nothing is said about jobs. With --job, only that job is mentioned."""
 
     def shown(*answers: dict[str, Any], job: str = "") -> str:
         console = Console(width=160)
@@ -127,7 +128,7 @@ def test_what_nobody_answered_is_not_said() -> None:
     idle = {"address": "b:1", "aggregator": own, "jobs": [], "ended": []}
     assert "in progress" not in shown(silent)
     assert "it is not there" in shown(silent)
-    assert "No job is in progress on those that answered." in shown(silent, idle)
+    assert "No job is in progress on the aggregators that answered." in shown(silent, idle)
     assert "No job is in progress.\n" in shown(idle)
     assert "Job night is not in progress.\n" in shown(idle, job="night")
 
@@ -156,7 +157,7 @@ def listening(answer: bytes) -> Iterator[str]:
 
 
 def test_it_waits_as_long_as_it_says(tmp_path: pathlib.Path) -> None:
-    """Where nobody listens or answers; the error says which it was."""
+    """It waits for an address where nothing listens or answers. The error says which."""
     with listening(b"") as silent:
         missing = f"unix:{tmp_path}/none"
         for address, text in ((silent, "can be connected to, and does not answer"), (missing, "No such file")):
@@ -167,7 +168,7 @@ def test_it_waits_as_long_as_it_says(tmp_path: pathlib.Path) -> None:
 
 
 def test_what_waiting_does_not_change_is_said_at_once() -> None:
-    """Another program at the address, which speaks HTTP as a status page does."""
+    """If another program listens, such as an HTTP server, waiting would not help."""
     told = r"did not say its status: it speaks HTTP/1.*status page"
     answer = b"HTTP/1.1 400 Bad Request\r\n\r\n"
     with listening(answer) as page, pytest.raises(core.ConnectError, match=told):
@@ -175,7 +176,7 @@ def test_what_waiting_does_not_change_is_said_at_once() -> None:
 
 
 def test_an_aggregator_that_is_about_to_start_is_waited_for(unused_tcp_port: int) -> None:
-    """Nobody listens at first."""
+    """Nothing listens at first."""
     thread = LoopThread("fleet")
     server = Server(Settings(listen=(f"127.0.0.1:{unused_tcp_port}",)))
     with ThreadPoolExecutor(1) as pool:
@@ -189,7 +190,7 @@ def test_an_aggregator_that_is_about_to_start_is_waited_for(unused_tcp_port: int
 
 
 def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) -> None:
-    """Where the aggregator asks for one; without it, it says what is missing."""
+    """An aggregator that requires a token answers with it. Without it, the error says what is missing."""
     (tmp_path / "token").write_text("0123456789abcdef0123\n")
     thread = LoopThread("fleet")
     server = Server(Settings(listen=("127.0.0.1:0",), token_file=str(tmp_path / "token")))
@@ -206,17 +207,17 @@ def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [((), "no address was given"), (("nonsense",), "is not an address"), (("a-{2..1}:1",), "begins behind its end")],
+    [((), "no address is given"), (("nonsense",), "is not an address"), (("a-{2..1}:1",), "begins behind its end")],
 )
 def test_what_cannot_be_asked_is_refused(psum: Any, arguments: tuple[str, ...], text: str) -> None:
-    """As a mistake in the command line."""
+    """Wrong arguments are usage errors."""
     done = psum.run("status", *arguments, PSUM_AGGREGATORS="")
     assert done.returncode == 2
     assert text in done.stderr
 
 
 def test_it_watches_in_a_terminal_until_it_is_interrupted(psum: Any, fleet: tuple[str, ...]) -> None:
-    """The screen is its own meanwhile, and is given back."""
+    """It uses the alternate screen and restores the terminal."""
     leader, follower = pty.openpty()
     process = psum.start_writing_to(
         follower, "status", "--watch", "--interval", "0.1", *fleet, TERM="xterm", COLUMNS="120", LINES="40"
@@ -238,7 +239,7 @@ def test_it_watches_in_a_terminal_until_it_is_interrupted(psum: Any, fleet: tupl
 
 
 def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
-    """The others are counted."""
+    """The other workers are only counted."""
     workers = [
         {
             "rank": rank,
@@ -277,7 +278,7 @@ def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
 
 
 def test_a_key_that_is_a_number_is_shown_with_what_it_stands_for() -> None:
-    """As far as a terminal can bear it."""
+    """The label is shown without control characters."""
     waiting = pb.RoundStatus(key="0", label="dense0_weight\x1b", waiting_for=[1])
     job = pb.JobStatus(name="job", num_workers=2, rounds=[waiting])
     console = Console(width=200)
@@ -289,7 +290,7 @@ def test_a_key_that_is_a_number_is_shown_with_what_it_stands_for() -> None:
 
 
 def test_numbers_are_for_people() -> None:
-    """With a unit that keeps them short."""
+    """Units keep numbers short."""
     assert [size(n) for n in (0, 1023, 1536, 200 << 20, 5 << 40)] == ["0 B", "1023 B", "1.5 KiB", "200 MiB", "5.0 TiB"]
     assert [seconds(n) for n in (0.25, 1.5, 61, 7200, 200_000)] == [
         "250 ms",

@@ -1,4 +1,4 @@
-"""`psum timeline`: where the time of a step went, from files that are written for each test."""
+"""`psum timeline` on files that each test writes."""
 
 import itertools
 import json
@@ -15,8 +15,20 @@ from hypothesis import strategies as st
 from psum.cli.timeline.command import timeline
 from psum.cli.timeline.step_times import KINDS, Report, step_times
 from psum.cli.timeline.traces import Trace, load, merged, offsets
-from psum.client.observe import trace as _trace
-from psum.client.observe.trace import Slice, Stage
+from psum.client.observe.trace import (
+    COPY_IN,
+    COPY_OUT,
+    EXCHANGE,
+    FORMAT,
+    QUEUE,
+    STEP,
+    SUM,
+    WAIT,
+    WIRE_OUT,
+    Slice,
+    Stage,
+    events,
+)
 from tests.trace_events import check, checked
 
 Span = tuple[float, float]
@@ -35,13 +47,13 @@ def shard(
 ) -> list[Slice]:
     """The slices of one shard."""
     arguments = {"step": step, "round": step, "shard": 0, "last_rank": last_rank}
-    spans = {_trace.QUEUE: queue, _trace.WIRE_OUT: wire, _trace.WAIT: wait, _trace.SUM: sum}
+    spans = {QUEUE: queue, WIRE_OUT: wire, WAIT: wait, SUM: sum}
     slices = [Slice(*span, stage, key, arguments) for stage, span in spans.items() if span is not None]
-    return [*slices, Slice(*copy_out, _trace.COPY_OUT, key, {**arguments, "bytes": 4})]
+    return [*slices, Slice(*copy_out, COPY_OUT, key, {**arguments, "bytes": 4})]
 
 
 def step(number: int, begin: float, end: float) -> Slice:
-    return Slice(begin, end, _trace.STEP, f"step {number}", {"step": number})
+    return Slice(begin, end, STEP, f"step {number}", {"step": number})
 
 
 def document(slices: list[Slice], rank: int = 0, **other: Any) -> dict[str, Any]:
@@ -49,8 +61,8 @@ def document(slices: list[Slice], rank: int = 0, **other: Any) -> dict[str, Any]
     about = {"job": "night", "num_workers": 3, "worker": f"host pid {rank}", "full": False, "wall_seconds": 1e9}
     return {
         "displayTimeUnit": "ms",
-        "otherData": {"psum": _trace.FORMAT, "rank": rank, **about, **other},
-        "traceEvents": list(_trace.events(slices, rank, 0.0, f"host pid {rank}")),
+        "otherData": {"psum": FORMAT, "rank": rank, **about, **other},
+        "traceEvents": list(events(slices, rank, 0.0, f"host pid {rank}")),
     }
 
 
@@ -108,7 +120,7 @@ def slow_job(
 
 
 def test_the_slow_rank_is_named_with_the_cause(write: Callable[..., pathlib.Path]) -> None:
-    """Which is what it does for longer than the others: computing here."""
+    """The cause is what the rank spends more time on than the others: here computing."""
     done = run(*slow_job(write, computing=7, wire=1))
     assert done.exit_code == 0, done.output
     assert "job night  2 steps from 0 to 1, 10000 ms a step\n" in done.output
@@ -123,21 +135,21 @@ def test_the_slow_rank_is_named_with_the_cause(write: Callable[..., pathlib.Path
 
 
 def test_a_rank_whose_wire_is_slow_is_told_from_one_that_computes(write: Callable[..., pathlib.Path]) -> None:
-    """The others wait for it all the same."""
+    """The others wait for it too, but the cause is the wire."""
     done = run("--json", *slow_job(write, computing=1, wire=7))
     (slowest,) = json.loads(done.output)["slowest"]
     assert (slowest["rank"], slowest["cause"], slowest["own_seconds"], slowest["usual_seconds"]) == (2, "wire", 7, 1)
 
 
 def test_the_cause_is_what_differs_most(write: Callable[..., pathlib.Path]) -> None:
-    """Not what takes longest: all ranks compute for long here."""
+    """The cause is not the longest time: here all ranks compute for long."""
     done = run("--json", *slow_job(write, computing=5, wire=3, usual=4))
     (slowest,) = json.loads(done.output)["slowest"]
     assert (slowest["cause"], slowest["own_seconds"], slowest["usual_seconds"]) == ("wire", 3, 1)
 
 
 def test_json_has_the_numbers(write: Callable[..., pathlib.Path]) -> None:
-    """Of each rank and step, in seconds."""
+    """The document has the times of each rank and step, in seconds."""
     paths = slow_job(write, computing=7, wire=1)
     found = json.loads(run("--json", *paths).output)
     assert (found["job"], found["num_workers"]) == ("night", 3)
@@ -170,22 +182,22 @@ def test_json_has_the_numbers(write: Callable[..., pathlib.Path]) -> None:
 
 
 def test_one_file_is_enough_to_name_the_rank(write: Callable[..., pathlib.Path]) -> None:
-    """But not to know why: the headline says whose files are missing."""
+    """The cause needs the slow rank's own file. The headline lists the missing ones."""
     done = run(slow_job(write, computing=7, wire=1)[1])
-    assert "without ranks 0, 2" in done.output
+    assert "files of ranks 0, 2 are missing" in done.output
     last = "The others waited for rank 2: 5000 ms a step, the longest wait in 2 of 2 steps."
     assert done.output.rstrip().endswith(last)
 
 
 def test_nobody_is_blamed_for_little(write: Callable[..., pathlib.Path]) -> None:
-    """Some rank is always the last."""
+    """Some rank is always last, so short waits are not reported."""
     done = run(*slow_job(write, computing=2, wire=1.4))
-    assert "No rank was waited for more than a little." in done.output
+    assert "The ranks hardly waited for each other." in done.output
     assert json.loads(run("--json", *slow_job(write, computing=2, wire=1.4)).output)["slowest"] == []
 
 
 def test_ranks_that_wait_for_each_other_are_all_named(write: Callable[..., pathlib.Path]) -> None:
-    """Each with the steps in which it was the one; no reason is made up where they do the same."""
+    """Each has its number of steps. No cause is given if they do the same."""
     paths = []
     for rank in range(2):
         slices = []
@@ -203,7 +215,7 @@ def test_ranks_that_wait_for_each_other_are_all_named(write: Callable[..., pathl
 
 
 def test_what_happens_at_once_shares_the_time() -> None:
-    """In proportion to the shards; those that are queued count where nothing else goes on."""
+    """Time is divided in proportion to shards. Queued shards count only if no others are under way."""
     trace = traced(
         [
             step(0, 0, 10),
@@ -229,7 +241,7 @@ def traced(slices: list[Slice], rank: int = 0, **other: Any) -> Trace:
 
 TIMES = st.integers(0, 400).map(lambda number: number / 8)
 SPANS = st.tuples(TIMES, TIMES).map(lambda ends: (min(ends), max(ends)))
-STAGES = st.sampled_from([_trace.QUEUE, _trace.COPY_IN, _trace.WIRE_OUT, _trace.WAIT, _trace.SUM, _trace.EXCHANGE])
+STAGES = st.sampled_from([QUEUE, COPY_IN, WIRE_OUT, WAIT, SUM, EXCHANGE])
 
 
 @given(
@@ -237,7 +249,7 @@ STAGES = st.sampled_from([_trace.QUEUE, _trace.COPY_IN, _trace.WIRE_OUT, _trace.
     st.lists(TIMES, min_size=2, max_size=6, unique=True).map(sorted),
 )
 def test_every_moment_of_a_step_is_counted_once(busy: list[tuple[Span, Stage, int]], boundaries: list[float]) -> None:
-    """Whatever overlaps with what, and whatever is outside of all steps."""
+    """This holds for any overlap of stages, and for stages outside of steps."""
     steps = [step(number, *ends) for number, ends in enumerate(itertools.pairwise(boundaries))]
     slices = [
         Slice(*span, stage, "w", {"step": 0, "round": 0, "shard": 0, "last_rank": last_rank})
@@ -265,7 +277,7 @@ def covered(spans: list[Span], begin: float, end: float) -> float:
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 8_000_000), min_size=1, max_size=4), st.integers(1, 6))
 def test_clocks_are_brought_together_by_what_all_received(ahead: list[int], rounds: int) -> None:
-    """However far apart they are; the numbers of a rank do not depend on its clock."""
+    """This holds for any difference of clocks. A rank's own figures do not depend on its clock."""
     shifts = [0.0, *(number / 8 for number in ahead)]
     traces = []
     for rank, shift in enumerate(shifts):
@@ -289,7 +301,7 @@ def test_clocks_are_brought_together_by_what_all_received(ahead: list[int], roun
 def test_a_merged_timeline_has_a_process_for_each_rank(
     write: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
-    """And all that the files had."""
+    """It also has all events of the files."""
     paths = slow_job(write, computing=7, wire=1)
     output = tmp_path / "all.json"
     assert run(*paths, "--output", output).exit_code == 0
@@ -302,14 +314,14 @@ def test_a_merged_timeline_has_a_process_for_each_rank(
 
 
 def test_names_from_workers_do_nothing_to_the_terminal(write: Callable[..., pathlib.Path]) -> None:
-    """A job's name is shown, nothing of it carried out."""
+    """Control characters in a job's name are replaced."""
     done = run(write([step(0, 0, 1), *shard(0, copy_out=(0, 1))], job="\x1b]0;owned\x07[red]"))
     assert "job \N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}[red]  step 0, 1000 ms a step" in done.output
     assert "\x1b" not in done.output
 
 
 def test_of_a_long_timeline_the_longest_steps_are_shown(write: Callable[..., pathlib.Path]) -> None:
-    """All of them where that is asked for."""
+    """--all lists all steps."""
     slices = []
     for number in range(30):
         begin = 100.0 * number
@@ -328,28 +340,28 @@ ONE_STEP = [step(3, 0, 1), *shard(3, copy_out=(0, 1))]
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("{", "is no JSON: "),
-        ("[" * 100_000, "is no JSON: "),
-        ("\xff", "is no JSON: "),
-        ("[]", "is no timeline of psum's"),
-        ('{"traceEvents": []}', "is no timeline of psum's"),
-        (document(ONE_STEP, psum=2), "has the form 2; this version of psum reads 1"),
-        (document(ONE_STEP, psum=None), "has the form None"),
+        ("{", "is not JSON: "),
+        ("[" * 100_000, "is not JSON: "),
+        ("\xff", "is not JSON: "),
+        ("[]", "is not a timeline of psum"),
+        ('{"traceEvents": []}', "is not a timeline of psum"),
+        (document(ONE_STEP, psum=2), "has format 2; this version of psum reads format 1"),
+        (document(ONE_STEP, psum=None), "has format None"),
         (document(ONE_STEP, job=7), "is damaged: job is 7"),
         (document(ONE_STEP, num_workers=True), "is damaged: num_workers is True"),
         (document(ONE_STEP, wall_seconds=math.inf), "is damaged: wall_seconds is inf"),
         ({**document(ONE_STEP), "traceEvents": {}}, "is damaged: traceEvents is {}"),
         ({**document(ONE_STEP), "traceEvents": [7]}, "is damaged: its event 0 is 7"),
         ({**document(ONE_STEP), "traceEvents": [{"ph": "B", "args": {}}]}, "is damaged: its event 0"),
-        (document([]), "has no whole step"),
+        (document([]), "has no complete step"),
         (
             {**document(ONE_STEP), "otherData": {"merged": [0]}},
-            "is a merged timeline; give the files that the ranks wrote",
+            "is a merged timeline; pass the files that the ranks wrote",
         ),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path: pathlib.Path, content: object, complaint: str) -> None:
-    """In a line that names it."""
+    """One line names the file and its fault."""
     path = tmp_path / "bad.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="latin-1")
     done = run(path)
@@ -361,9 +373,9 @@ def test_a_file_that_is_none_is_refused(tmp_path: pathlib.Path, content: object,
 @pytest.mark.parametrize("field", ["name", "cat", "ts", "dur", "pid", "tid", "args"])
 @pytest.mark.parametrize("value", [None, -1.5, "x", [], math.nan])
 def test_an_event_that_is_none_is_refused(tmp_path: pathlib.Path, field: str, value: object) -> None:
-    """Whichever part of it is not what psum writes."""
+    """Any field that psum would not write so is an error."""
     content = document([*shard(3, wait=(0, 1), copy_out=(0, 1)), *ONE_STEP])
-    event = next(e for e in content["traceEvents"] if e.get("cat") == _trace.WAIT.kind)
+    event = next(e for e in content["traceEvents"] if e.get("cat") == WAIT.kind)
     if isinstance(value, str) and isinstance(event[field], str):
         del event[field]
     else:
@@ -376,7 +388,7 @@ def test_an_event_that_is_none_is_refused(tmp_path: pathlib.Path, field: str, va
 
 
 def test_files_that_do_not_belong_together_are_refused(write: Callable[..., pathlib.Path]) -> None:
-    """By name, both of them."""
+    """The error names both files."""
     first = write(ONE_STEP)
     for slices, other, complaint in (
         (ONE_STEP, {"job": "day"}, f"{first} is of job 'night' with 3 workers, "),
@@ -384,9 +396,13 @@ def test_files_that_do_not_belong_together_are_refused(write: Callable[..., path
         (
             [step(4, 0, 1), *shard(4, copy_out=(0, 1))],
             {},
-            f"there is no step that all files have: {first} has 3 to 3, ",
+            f"the files have no step in common: {first} has 3 to 3, ",
         ),
-        ([step(3, 0, 1), *shard(3, copy_out=(0, 1), key="v")], {}, "have no round in common; are they of one run?"),
+        (
+            [step(3, 0, 1), *shard(3, copy_out=(0, 1), key="v")],
+            {},
+            "have no round in common; are they of the same run?",
+        ),
     ):
         second = write(slices, 1, **other)
         done = run(first, second)
@@ -396,7 +412,7 @@ def test_files_that_do_not_belong_together_are_refused(write: Callable[..., path
 
 
 def test_the_same_rank_twice_is_refused(write: Callable[..., pathlib.Path], tmp_path: pathlib.Path) -> None:
-    """Even as two files."""
+    """This also holds for two different files."""
     first = write(ONE_STEP)
     second = tmp_path / "copy.json"
     second.write_bytes(first.read_bytes())
@@ -412,7 +428,7 @@ def test_files_of_different_runs_are_doubted(write: Callable[..., pathlib.Path])
 
 
 def test_no_file_that_is_read_is_written_over(write: Callable[..., pathlib.Path], tmp_path: pathlib.Path) -> None:
-    """Nor is there a trace of Python's where one cannot be written."""
+    """--output refuses an input file. A file that cannot be written is an error without a traceback."""
     path = write(ONE_STEP)
     before = path.read_bytes()
     assert run(path, "--output", path).output == f"Error: {path} is one of the files to be merged\n"
@@ -424,12 +440,12 @@ def test_no_file_that_is_read_is_written_over(write: Callable[..., pathlib.Path]
 
 
 def test_a_timeline_that_ends_early_says_so(write: Callable[..., pathlib.Path]) -> None:
-    """Else one would look for the steps that are missing."""
+    """Otherwise users would look for the missing steps."""
     path = write(ONE_STEP, full=True)
     assert f"psum: {path} ends early" in run(path).output
 
 
 def test_the_traces_are_sorted_by_rank(write: Callable[..., pathlib.Path]) -> None:
-    """In whatever order they are given."""
+    """The order of the arguments does not matter."""
     paths = slow_job(write, computing=7, wire=1)
     assert [trace.rank for trace in load(paths[::-1])] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""`psum launch`: a training on this machine."""
+"""`psum launch`: run a training on this machine."""
 
 import asyncio
 import sys
@@ -11,7 +11,7 @@ from psum.cli.options import aggregators_option, check_variables, plane_option
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--workers", type=click.IntRange(1, 4096), required=True, help="How many copies of COMMAND to run.")
+@click.option("--workers", type=click.IntRange(1, 4096), required=True, help="The number of copies of COMMAND.")
 @aggregators_option
 @plane_option
 @click.option(
@@ -20,16 +20,16 @@ from psum.cli.options import aggregators_option, check_variables, plane_option
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long processes may take to end after SIGTERM, before they are killed.",
+    help="How long processes may take to end after SIGTERM before they are killed.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(workers: int, aggregators: int, plane: str, grace: float, command: Sequence[str]) -> None:
     """Run COMMAND as the workers of one job on this machine, with aggregators on free ports.
 
-    Each copy of COMMAND finds its rank and the aggregators in its environment, and each line that it prints is prefixed
-    with its rank. When one fails, the others are ended, and its exit status is the command's own; the last line names
-    the first cause, where others ended before it since they lost it. Ctrl-C ends everything; a second one kills it.
-    SIGUSR1 and SIGUSR2 are passed on to the workers.
+    The environment of each copy has its rank and the aggregators' addresses. Each line that a copy prints is prefixed
+    with its rank. If a copy fails, the others are ended. Its exit status becomes that of this command, and the last
+    line names the first failure, even if other copies ended before it as a consequence. Ctrl-C ends everything, a
+    second Ctrl-C kills it. SIGUSR1 and SIGUSR2 are passed on to the workers.
 
     Example: psum launch --workers 2 -- python train.py
     """

@@ -1,4 +1,4 @@
-"""What the children of a launcher write, line by line with the name of who wrote it, and progress as one row each."""
+"""Show the output of child processes: lines prefixed with the process's name, and progress as one row per process."""
 
 import functools
 import os
@@ -17,14 +17,15 @@ _COLOURS: Final = ("cyan", "green", "magenta", "yellow", "blue", "bright_red", "
 
 
 class Display:
-    """Shows what many programs write. A context manager, during which a terminal's lower rows are its own.
+    """Show the output of many programs. A context manager, which uses the bottom rows of a terminal while it is active.
 
-    Lines go to standard output or standard error as they were written. Where one of them is a terminal, progress is one
-    row per writer at the bottom, overwritten in place; elsewhere it is left out, but for a row's last state.
+    Lines go to the stream that they were written to, standard output or standard error. If one of these is a terminal,
+    each program's progress is a row at the bottom that is overwritten in place. Without a terminal, only the last state
+    of a row is shown.
 
     Args:
-        lost: Called when an output cannot be written to any more, since its reader has gone. It is left alone then.
-        held: What programs write is kept until `release`, all of it for standard error, and there is no progress.
+        lost: Called when an output stream's reader has gone. Nothing is written to the stream any more.
+        held: Whether to hold all output back until `release`. It then goes to standard error, without progress.
     """
 
     def __init__(self, lost: Callable[[], None] = lambda: None, *, held: bool = False) -> None:
@@ -46,21 +47,27 @@ class Display:
             self._attempt(self._terminal.file, self._terminal.stop)
 
     def source(self, name: str, *, error: bool, heard: Callable[[str], None] = lambda line: None) -> "Source":
-        """What takes the output of a program, or its errors, to be shown under a name. `heard` gets each line, too."""
+        """Return a source for a program's standard output, or for its standard error.
+
+        Args:
+            name: The prefix of its lines.
+            error: Whether it is for standard error.
+            heard: Also called with each line.
+        """
         return Source(self, name, sys.stderr if error or self._held is not None else sys.stdout, heard)
 
     def note(self, text: str) -> None:
-        """Shows something that psum itself has to say, as an error message."""
+        """Show a message of psum itself on standard error."""
         self._print(sys.stderr, lambda: Text(f"psum: {text}", style="bold"), lambda: f"psum: {text}\n")
 
     def release(self) -> None:
-        """Shows what was held, and from now on what comes."""
+        """Show the output held back so far, and hold back no more."""
         held, self._held = self._held, None
         for source, lines in held or ():
             self.show(source, lines, None)
 
     def show(self, source: "Source", lines: list[str], row: str | None) -> None:
-        """Shows lines that a program has written, and the row that it is rewriting, if any."""
+        """Show lines of a program, and the row that it is rewriting, if any."""
         if self._held is not None:
             self._held.append((source, lines))
             return
@@ -82,8 +89,8 @@ class Display:
         try:
             write()
         except OSError:
-            # A pipe whose reader has ended, or a terminal that was closed. What Python still holds of the output must
-            # not fail once more when this process ends.
+            # A pipe's reader has ended, or a terminal was closed. Python flushes its buffer again at exit, which must
+            # not fail, so redirect the stream.
             self._lost.add(file)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, file.fileno())
@@ -92,7 +99,7 @@ class Display:
 
 
 class _Terminal:
-    """A terminal with rows at its bottom that stay there while lines scroll by above them."""
+    """A terminal with fixed rows at the bottom. Lines scroll above them."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -104,7 +111,7 @@ class _Terminal:
         self.stop = self._live.stop
 
     def set_row(self, source: "Source", row: str | None) -> None:
-        """Shows the row of a source, or none."""
+        """Show or remove the row of a source."""
         known = self._rows.pop(source, None)
         if row is not None:
             self._rows[source] = _coloured(source, [row])
@@ -114,16 +121,16 @@ class _Terminal:
             self._live.update(rows, refresh=True)
 
     def print(self, text: Text) -> None:
-        """Shows lines above the rows."""
+        """Show lines above the rows."""
         self._live.console.print(text)
 
 
 class Source:
-    """One output stream of a program, on its way to the display.
+    """One output stream of a program.
 
     Attributes:
-        name: What its lines are prefixed with.
-        file: Where they go.
+        name: The prefix of its lines.
+        file: The stream that its lines go to.
     """
 
     def __init__(self, display: Display, name: str, file: TextIO, heard: Callable[[str], None]) -> None:
@@ -134,11 +141,11 @@ class Source:
         self._splitter = LineSplitter()
 
     def feed(self, data: bytes) -> None:
-        """The program has written these bytes."""
+        """Take bytes that the program has written."""
         self._take(self._splitter.feed(data), self._splitter.row)
 
     def close(self) -> None:
-        """It will write no more."""
+        """Take the end of the stream."""
         self._take(self._splitter.close(), None)
 
     def _take(self, lines: list[str], row: str | None) -> None:
@@ -148,7 +155,7 @@ class Source:
 
 
 def _plain(source: Source, lines: list[str]) -> str:
-    # Not through rich: what a program wrote is passed on as it is.
+    # Not through rich, which would change the text.
     return "".join(f"[{source.name}] {line}\n" for line in lines)
 
 
@@ -158,6 +165,6 @@ def _coloured(source: Source, lines: list[str]) -> Text:
 
 
 def _write(file: TextIO, text: str) -> None:
-    # As bytes: a terminal's or a file's encoding may lack what the programs write.
+    # As bytes, because the stream's encoding may lack characters that programs write.
     file.buffer.write(text.encode(errors="replace"))
     file.flush()

@@ -1,8 +1,9 @@
 """A small process that ends the children of a launcher that was killed.
 
-A launcher that gets SIGKILL can end nothing any more. The guard holds the reading end of a pipe whose writing end the
-launcher alone has: when the pipe ends, the launcher has ended, and whatever process groups it has not called over are
-ended too, grandchildren included. This file is also the program that the guard runs, on the standard library alone.
+A launcher that receives SIGKILL cannot end its children. The guard reads from a pipe whose writing end only the
+launcher has. When the pipe ends, the launcher has ended, and the guard ends all process groups that the launcher has
+not reported as ended, including grandchildren. This file is also the guard's program. It needs only the standard
+library.
 """
 
 import contextlib
@@ -19,11 +20,11 @@ _POLL_SECONDS: Final = 0.05
 
 
 class Guard:
-    """The launcher's end: says which process groups are to end with it. A context manager."""
+    """The launcher's side: reports the process groups that must end with it. A context manager."""
 
     def __init__(self) -> None:
         self._groups: set[int] = set()
-        # In a session of its own: what ends the launcher's group must not end the guard.
+        # In a new session, so that signals to the launcher's group do not end the guard.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
@@ -45,35 +46,35 @@ class Guard:
 
     @property
     def children(self) -> set[int]:
-        """The processes that this one has started and waits for itself: the leaders of the groups, and the guard."""
+        """The process ids that the launcher waits for itself: the leaders of the groups, and the guard."""
         return {self._process.pid, *self._groups}
 
     def watch(self, group: int) -> None:
-        """A process group was started."""
+        """Report that a process group was started."""
         self._groups.add(group)
         self._tell(f"+{group}\n")
 
     def forget(self, group: int) -> None:
-        """A process group has ended; its number may soon be another's."""
+        """Report that a process group has ended. The system may reuse its number."""
         self._groups.discard(group)
         self._tell(f"-{group}\n")
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
-        # A guard that somebody killed is no reason to end the job.
+        # The job goes on if the guard was killed.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line.encode())
 
 
 def group_runs(group: int) -> bool:
-    """Whether a process group has a process that runs; one that has ended and was not waited for yet does not."""
-    # Closed here: what is left to the collector warns at another time, of something else.
+    """Return whether a process group has a running process. Zombies do not count."""
+    # Close the iterator here. The garbage collector would warn later, in another place.
     with os.scandir("/proc") as entries:
         for entry in entries:
             if entry.name.isdecimal():
-                # A process may end while it is looked at.
+                # The process may end in the meantime.
                 with contextlib.suppress(OSError), open(f"/proc/{entry.name}/stat", "rb") as file:
-                    # The command in parentheses may contain anything; then come state, parent and process group.
+                    # The command stands in parentheses and may contain any character. State, parent and group follow.
                     state, _, found = file.read().rpartition(b")")[2].split()[:3]
                     if int(found) == group and state not in (b"Z", b"X"):
                         return True
@@ -81,7 +82,7 @@ def group_runs(group: int) -> bool:
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Sends a signal to every process of a group; nothing happens where it has none."""
+    """Send a signal to every process of a group, if it has any."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 

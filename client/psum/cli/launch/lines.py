@@ -1,33 +1,33 @@
-"""What a program prints, taken apart into the lines that stay and the row that it keeps rewriting."""
+"""Split a program's output into complete lines and the row that it is rewriting."""
 
 import codecs
 from typing import Final
 
-#: A line that grows longer than this without an end is passed on in pieces, so that memory stays bounded.
+#: Longer lines are passed on in pieces, so that memory stays bounded.
 _MAX_LINE_CHARACTERS: Final = 1 << 16
 
 
 class LineSplitter:
-    """Follows one output stream of a program.
+    """Split one output stream of a program.
 
-    A progress bar rewrites its row by '\\r'. Of what was rewritten a terminal shows the last state alone, and so does
-    this: a line that is complete is what stays of it, and `row` is the state of one that is still being rewritten. A
-    row of blanks is none; so do progress bars remove themselves.
+    A progress bar rewrites its row after '\\r'. As on a terminal, only the last state of a row counts: a complete line
+    is its last state, and `row` is the present state of an incomplete line. A blank row counts as no row, because
+    progress bars remove themselves that way.
     """
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._rest = ""
-        """The line that has no end yet, without the states that were overwritten."""
+        """The incomplete line, without overwritten states."""
 
     @property
     def row(self) -> str | None:
-        """The present state of a line that is being rewritten, None where there is no such line."""
+        """The present state of the line that is being rewritten, None without such a line."""
         state = _visible(self._rest) if "\r" in self._rest else ""
         return state if state.strip() else None
 
     def feed(self, data: bytes) -> list[str]:
-        """Takes the next bytes, and returns the lines that they complete, without their ends."""
+        """Take the next bytes and return the lines that they complete, without line ends."""
         *lines, rest = (self._rest + self._decode(data)).split("\n")
         overwritten, rewritten, last = rest.rpartition("\r")
         self._rest = f"{_visible(overwritten)}\r{last}" if rewritten else rest
@@ -37,11 +37,11 @@ class LineSplitter:
         return [_visible(line) for line in lines]
 
     def close(self) -> list[str]:
-        """The stream ended: returns what had no end as a line, where there is something."""
+        """Take the end of the stream and return the incomplete line, if any."""
         rest, self._rest = _visible(self._rest + self._decode(b"", True)), ""
         return [rest] if rest.strip() else []
 
 
 def _visible(line: str) -> str:
-    """What a terminal shows of a line in the end. A '\\r' right before the end is part of the end."""
+    """Return the last state of a line, as a terminal shows it. A '\\r' right before the end belongs to the line end."""
     return next((state for state in reversed(line.split("\r")) if state), "")

@@ -1,4 +1,4 @@
-"""A whole job on this machine: aggregators on free ports, workers that know them, and an end to all of them."""
+"""Run a whole job on this machine: start aggregators on free ports and workers, watch them, and end them."""
 
 import asyncio
 import dataclasses
@@ -25,11 +25,11 @@ _START_SECONDS: Final = 30.0
 
 _POLL_SECONDS: Final = 0.02
 
-#: How long a worker that others say has failed may take to end at most, before one of those is called the cause.
+#: The longest wait for a worker to end that others report as failed. After that, one of the others counts as the cause.
 _CAUSE_SECONDS: Final = 10.0
 
-#: What is inherited must not contradict what is set here: files for aggregators elsewhere, and names by which other
-#: systems tell rank, size and role, of which DMLC_ROLE would turn `import mxnet` into a server.
+#: Variables that processes do not inherit because they would contradict this job: TLS files for other aggregators, and
+#: rank, size and role in the names of other systems. DMLC_ROLE would make `import mxnet` a server.
 _FOREIGN: Final = (
     "PSUM_TLS_CA",
     "PSUM_TLS_CERT",
@@ -51,17 +51,17 @@ _FOREIGN: Final = (
 
 @dataclasses.dataclass(frozen=True)
 class LocalJob:
-    """What runs on this machine.
+    """A job on this machine.
 
     Attributes:
-        command: What each worker runs.
-        workers: How many.
-        aggregators: How many, at least one.
-        plane: How payloads cross.
-        grace: Seconds that processes may take to end by themselves before they are killed.
-        hosts: Where it is to be as if the job ran on several hosts: a directory for the shared memory of each. Workers
-            and aggregators are dealt out to them in turn. Empty: all are on one host.
-        environ: What all processes have in their environment on top of this process's own.
+        command: The command of each worker.
+        workers: The number of workers.
+        aggregators: The number of aggregators, at least one.
+        plane: The plane of payloads.
+        grace: How many seconds processes may take to end before they are killed.
+        hosts: To simulate several hosts, a directory for the shared memory of each. Workers and aggregators are
+            distributed over them in turn. Empty for one host.
+        environ: Additional environment variables for all processes.
     """
 
     command: Sequence[str]
@@ -74,13 +74,13 @@ class LocalJob:
 
 
 async def run(job: LocalJob) -> int:
-    """Runs a job to its end. Shows what its processes write, says what went wrong, and leaves nothing running.
+    """Run a job to its end. Show its output, report failures, and leave no process running.
 
-    SIGINT, SIGTERM and SIGHUP end everything; a second one does not wait for the grace period.
+    SIGINT, SIGTERM and SIGHUP end everything. A second signal skips the grace period.
 
     Returns:
-        The status to exit with: that of the worker that failed first as a shell would report it, 128 + the number of
-        the signal that ended everything, or 0.
+        The exit status: that of the worker that failed first as a shell would report it, 128 + the number of the signal
+        that ended everything, or 0.
     """
     return await supervise(functools.partial(_Fleet, job))
 
@@ -97,15 +97,15 @@ class _Fleet:
         self._aggregators: list[Child] = []
         self._workers: list[Child] = []
         self._verdict: Ending | None = None
-        self._strangers: list[int] = []
-        """The ranks that have ended well and had not joined, of which the first was told of."""
+        self._not_joined: list[int] = []
+        """Ranks that ended successfully without having joined the job. The first one was reported."""
         self._cannot_ask = False
-        # Other users of this machine could connect to its loopback addresses: nobody else can read this file.
+        # Other users of this machine can connect to loopback addresses, but cannot read this file.
         self._token_file = directory / "token"
         self._token_file.write_text(secrets.token_urlsafe())
 
     async def run(self) -> int:
-        """Starts everything, and waits until all workers have ended well, or until one process has not.
+        """Start all processes, and wait until all workers have succeeded or one process has failed.
 
         Raises:
             LaunchError: A process could not be started.
@@ -123,22 +123,22 @@ class _Fleet:
         return await self._watch(addresses)
 
     async def end(self, hurry: asyncio.Event) -> None:
-        """Ends what still runs: workers first, so that they can leave their aggregators in good order."""
+        """End all processes that still run: workers first, so that they can leave the job in good order."""
         await end(self._workers, self._job.grace, hurry)
         await end(self._aggregators, self._job.grace, hurry)
-        if len(self._strangers) > 1:
-            self._display.note(f"worker {_ranks(self._strangers[1:])} ended without having joined the job, too")
-        # The last line of all: what others wrote when they were ended is above.
+        if len(self._not_joined) > 1:
+            self._display.note(f"worker {_ranks(self._not_joined[1:])} also ended without having joined the job")
+        # This must be the last line, after the output of the processes that were ended.
         if self._verdict is not None and len(self._workers) > 1:
             self._display.note(f"first failure: {self._verdict}")
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the workers."""
+        """Send a signal to the workers."""
         for child in self._workers:
             child.signal(number)
 
     def _environment(self, index: int) -> dict[str, str]:
-        """What the worker or the aggregator of this number has in its environment, as every process of the job has."""
+        """Return the common environment variables of the worker and the aggregator with this number."""
         inherited = {variable: value for variable, value in os.environ.items() if variable not in _FOREIGN}
         hosts = self._job.hosts
         host = {"PSUM_SHM_DIRECTORY": hosts[index % len(hosts)]} if hosts else {}
@@ -179,23 +179,23 @@ class _Fleet:
                     while (address := _announced(file)) is None:
                         if child.ended.done():
                             how = describe(child.ended.result())
-                            raise LaunchError(f"{child.title} {how} before it served; what it wrote is above")
+                            raise LaunchError(f"{child.title} {how} before it was ready; its output is above")
                         await asyncio.sleep(_POLL_SECONDS)
                     addresses.append(address)
         except TimeoutError:
             late = self._aggregators[len(addresses)].title
-            raise LaunchError(f"{late} did not serve within {_START_SECONDS:g} s of being started") from None
+            raise LaunchError(f"{late} was not ready within {_START_SECONDS:g} s of its start") from None
         return addresses
 
     async def _watch(self, addresses: Sequence[str]) -> int:
-        """Waits until all workers have ended well, or one process has not; returns the status to exit with."""
+        """Wait until all workers have succeeded or one process has failed, and return the exit status."""
         waiting = {child.ended: child for child in (*self._aggregators, *self._workers)}
         running = set(range(len(self._workers)))
         failed: list[Ending] = []
         give_up: float | None = None
         while running:
-            patience = None if give_up is None else max(0.0, give_up - time.monotonic())
-            done, _ = await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            timeout = None if give_up is None else max(0.0, give_up - time.monotonic())
+            done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             ended = [waiting.pop(task) for task in list(waiting) if task in done]
             for child in ended:
                 if child in self._aggregators:
@@ -221,7 +221,7 @@ class _Fleet:
         return Ending(rank, child.ended.result(), child.error, FaultReport.read(self._fault_file(rank)))
 
     async def _check_joined(self, ranks: Sequence[int], address: str) -> None:
-        """Says so where workers that ended well never joined the job, while their peers may be waiting for them."""
+        """Report workers that succeeded without having joined the job. Other ranks may be waiting for them."""
         if not ranks or self._cannot_ask:
             return
         try:
@@ -233,24 +233,24 @@ class _Fleet:
             return
         joined = {rank for ended in status.ended for rank in ended.joined}
         joined.update(worker.rank for job in status.jobs for worker in job.workers)
-        strangers = [rank for rank in ranks if rank not in joined]
-        if strangers and not self._strangers:
+        not_joined = [rank for rank in ranks if rank not in joined]
+        if not_joined and not self._not_joined:
             self._display.note(
-                f"worker rank {strangers[0]} ended without having joined the job: nothing was summed for it, and other"
+                f"worker rank {not_joined[0]} ended without having joined the job: nothing was summed for it, and other"
                 " ranks would wait for it. A program joins when it creates the store or connects. On MXNet 1.9.1,"
-                " mx.kv.create('byteps') silently gives a store that knows no other worker unless the program takes"
-                " MXNet from psum: `from psum.mxnet import mx`"
+                " mx.kv.create('byteps') silently returns a store without other workers unless the program imports"
+                " MXNet by `from psum.mxnet import mx`"
             )
-        self._strangers += strangers
+        self._not_joined += not_joined
 
 
 def _ranks(ranks: Sequence[int]) -> str:
-    """As in 'rank 1' or 'ranks 1, 2, 3'."""
+    """Return ranks as text, such as 'rank 1' or 'ranks 1, 2, 3'."""
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def _announced(file: pathlib.Path) -> str | None:
-    """The address that an aggregator has announced, None before."""
+    """Return the address that an aggregator has announced, or None if it has not yet."""
     try:
         return file.read_text().strip()
     except FileNotFoundError:
@@ -259,7 +259,7 @@ def _announced(file: pathlib.Path) -> str | None:
 
 def _worker_settings(rank: int, job: LocalJob, name: str, addresses: Sequence[str]) -> dict[str, str]:
     return {
-        # Lines are to be shown when they are printed.
+        # Show lines as soon as they are printed.
         "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED") or "1",
         "PSUM_JOB": name,
         "PSUM_AGGREGATORS": ",".join(addresses),

@@ -1,4 +1,4 @@
-"""Child processes, each in a group of its own: their lines are shown, and they end with all that they started."""
+"""Child processes, each in its own process group. Their output is shown, and the whole group is ended."""
 
 import asyncio
 import contextlib
@@ -14,20 +14,20 @@ from psum.cli.launch.display import Display, Source
 from psum.cli.launch.guard import Guard, group_runs, signal_group
 from psum.cli.launch.tracebacks import TracebackReader
 
-#: How often it is looked whether a process group that was asked to end has done so.
+#: The interval of checks whether a process group has ended.
 _POLL_SECONDS: Final = 0.02
 
-#: How long the output of a process that has ended may stay open. What it started may have left the group with it.
+#: How long to read the output of an ended process. A process that left the group may keep the output open.
 _OUTPUT_SECONDS: Final = 1.0
 
 
 class Child:
-    """A process in a session of its own, whose lines are shown under a name.
+    """A process in its own session, with its output shown under a name.
 
     Attributes:
-        name: What its lines are prefixed with.
-        title: What it is called in messages.
-        ended: Done, with the return code, when the process has ended and what it wrote is shown.
+        name: The prefix of its lines.
+        title: Its name in messages.
+        ended: A task that returns the return code after the process has ended and its output is shown.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Child:
     async def start(
         cls, name: str, title: str, command: Sequence[str], environ: Mapping[str, str], display: Display, guard: Guard
     ) -> Self:
-        """Starts a command.
+        """Start a command.
 
         Raises:
-            OSError: It cannot be run.
+            OSError: The command cannot be run.
         """
         loop = asyncio.get_running_loop()
         outputs, ends = [], []
@@ -73,46 +73,46 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The number of the process, and of its group."""
+        """The id of the process and of its group."""
         return self._process.pid
 
     @property
     def error(self) -> str:
-        """The exception that it ended with, as its standard error shows it; '' where that shows none."""
+        """The exception that ended the process, as on its standard error; '' without one."""
         return self._traceback.error
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process alone, which may have ended."""
-        # Not by Popen, which would take the end of the process for itself.
+        """Send a signal to the process only, if it still runs."""
+        # Not with Popen, which would reap the process.
         if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
     async def end(self, grace: float, hurry: asyncio.Event) -> None:
-        """Ends the process and all that is left in its group: asked first, killed after the grace period.
+        """End all processes of the group by SIGTERM, and after the grace period by SIGKILL.
 
         Args:
-            grace: Seconds.
-            hurry: Cuts the grace period short when it is set.
+            grace: The grace period in seconds.
+            hurry: Ends the grace period when it is set.
         """
         group = self._process.pid
         signal_group(group, signal.SIGTERM)
-        # One that was stopped, as by Ctrl-Z in a debugger, would not hear of it.
+        # A stopped process, as after Ctrl-Z in a debugger, handles SIGTERM only after SIGCONT.
         signal_group(group, signal.SIGCONT)
         deadline = time.monotonic() + grace
-        # Nothing tells when the last process of a group ends, so that it has to be looked for.
+        # The system does not report the end of a group, so poll.
         while group_runs(group) and not hurry.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_SECONDS)
         signal_group(group, signal.SIGKILL)
         await self.ended
         self._guard.forget(group)
-        # Only now may the system give the number of the process and its group to others.
+        # From here on the system may reuse the number of the process and its group.
         self._process.wait()
 
     async def _run(self) -> int:
         pid = self._process.pid
         code = await _return_code(pid)
-        # What it started has no business without it, and may hold its output open.
+        # Its descendants are not needed any more, and may keep its output open.
         signal_group(pid, signal.SIGTERM)
         await asyncio.wait([output.closed for output in self._outputs], timeout=_OUTPUT_SECONDS)
         for output in self._outputs:
@@ -123,14 +123,14 @@ class Child:
 def _start_guarded(
     command: Sequence[str], environ: Mapping[str, str], output: int, errors: int, guard: Guard
 ) -> "subprocess.Popen[bytes]":
-    # Not by asyncio: it lets a child run, and this process show what it prints, before it tells which child it is.
+    # Not with asyncio, which lets the child run and print before this process knows its id.
     process = subprocess.Popen(
         command,
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=errors,
-        # A terminal's Ctrl-C then reaches the launcher alone, which ends its children in order.
+        # Ctrl-C in a terminal then reaches only the launcher, which ends its children in order.
         start_new_session=True,
     )
     guard.watch(process.pid)
@@ -138,7 +138,7 @@ def _start_guarded(
 
 
 async def _return_code(pid: int) -> int:
-    """Waits until a child has ended, but leaves it a zombie, so that its number stays its own."""
+    """Wait until a child has ended. Leave it a zombie, so that the system does not reuse its number."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     descriptor = os.pidfd_open(pid)
@@ -161,7 +161,7 @@ class _Output(asyncio.Protocol):
     """The reading end of a pipe that a child writes to.
 
     Attributes:
-        closed: Done when nobody can write to it any more, or when it was closed.
+        closed: Done when the pipe has no writer any more, or when this end was closed.
     """
 
     def __init__(self, source: Source) -> None:
@@ -180,7 +180,7 @@ class _Output(asyncio.Protocol):
         self.close()
 
     def close(self) -> None:
-        """Reads no more, and shows what has come."""
+        """Stop reading, and show what was read."""
         if not self.closed.done():
             self.closed.set_result(None)
             self._source.close()
@@ -189,12 +189,12 @@ class _Output(asyncio.Protocol):
 
 
 async def end(children: Iterable[Child], grace: float, hurry: asyncio.Event) -> None:
-    """Ends several processes at once; see Child.end."""
+    """End several processes at the same time; see Child.end."""
     await asyncio.gather(*(child.end(grace, hurry) for child in children))
 
 
 def describe(code: int) -> str:
-    """How a process with this return code ended, in words."""
+    """Describe a return code, such as 'ended with status 1' or 'was killed by SIGKILL'."""
     if code >= 0:
         return f"ended with status {code}"
     name = str(-code)
@@ -204,5 +204,5 @@ def describe(code: int) -> str:
 
 
 def shell_status(code: int) -> int:
-    """A return code as a shell would report it."""
+    """Convert a return code to the exit status that a shell would report."""
     return code if code >= 0 else 128 - code

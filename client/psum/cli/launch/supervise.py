@@ -1,4 +1,4 @@
-"""What runs processes on this machine has a display, a guard and an end, whatever ends it."""
+"""Run a fleet of processes with a display and a guard, and end all of them."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from psum.cli.launch.display import Display
 from psum.cli.launch.guard import Guard
-from psum.cli.launch.orphans import bury
+from psum.cli.launch.orphans import reap
 from psum.wire.errors import PsumError
 
 
@@ -18,7 +18,7 @@ class LaunchError(PsumError):
     """A process of the job could not be started.
 
     Attributes:
-        status: The status to exit with.
+        status: The exit status.
     """
 
     def __init__(self, text: str, status: int = 1) -> None:
@@ -30,32 +30,32 @@ class Fleet(Protocol):
     """Processes that are started, watched and ended together."""
 
     async def run(self) -> int:
-        """Starts all, waits until they have done their work or one has failed, and returns the status to exit with.
+        """Start all processes, wait until they are done or one has failed, and return the exit status.
 
         Raises:
             LaunchError: A process could not be started.
         """
 
     async def end(self, hurry: asyncio.Event) -> None:
-        """Ends what still runs, without a grace period once hurry is set."""
+        """End all processes that still run, without a grace period once hurry is set."""
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the processes that do the work."""
+        """Send a signal to the workers."""
 
 
 async def supervise(make: Callable[[Display, Guard, pathlib.Path], Fleet], *, quiet: bool = False) -> int:
-    """Runs processes to their end, says what went wrong, and leaves nothing running.
+    """Run a fleet to its end, report failures, and leave no process running.
 
-    SIGINT, SIGTERM and SIGHUP end everything; a second one does not wait for the grace period. SIGUSR1 and SIGUSR2, by
-    which schedulers announce the end of a program's time, are passed on. As process 1 it waits for orphans, too.
+    SIGINT, SIGTERM and SIGHUP end everything. A second signal skips the grace period. SIGUSR1 and SIGUSR2, with which
+    schedulers announce the end of a job's time, are passed on. As process 1, this also waits for orphans.
 
     Args:
-        make: Makes the fleet, given where its output is shown, what ends it if this process is killed, and a directory
-            that lasts as long as the fleet and that other users cannot read.
-        quiet: What the processes write is shown only if they fail.
+        make: Makes the fleet from the display for its output, the guard that ends it if this process is killed, and a
+            directory that exists as long as the fleet and that other users cannot read.
+        quiet: Whether to show the output only if the fleet fails.
 
     Returns:
-        What the fleet returned, or 128 + the number of the signal that ended everything.
+        The fleet's exit status, or 128 + the number of the signal that ended everything.
     """
     stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     hurry = asyncio.Event()
@@ -76,7 +76,7 @@ async def supervise(make: Callable[[Display, Guard, pathlib.Path], Fleet], *, qu
     ):
         fleet = make(display, guard, pathlib.Path(directory))
         stack.enter_context(_signals_call((signal.SIGUSR1, signal.SIGUSR2), fleet.signal))
-        stack.enter_context(_signals_call((signal.SIGCHLD,), lambda _: bury(guard.children)))
+        stack.enter_context(_signals_call((signal.SIGCHLD,), lambda _: reap(guard.children)))
         work = asyncio.create_task(fleet.run())
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -96,7 +96,7 @@ async def supervise(make: Callable[[Display, Guard, pathlib.Path], Fleet], *, qu
 
 @contextlib.contextmanager
 def _signals_call(numbers: Sequence[signal.Signals], call: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has signals call something, unless the process was started to ignore them; SIGCHLD in any case."""
+    """Call a function on signals, except on those that the process was started to ignore. SIGCHLD is never ignored."""
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in numbers}
     heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN or number is signal.SIGCHLD]
@@ -107,6 +107,6 @@ def _signals_call(numbers: Sequence[signal.Signals], call: Callable[[signal.Sign
     finally:
         for number in heeded:
             loop.remove_signal_handler(number)
-            # The loop leaves the default behind. None: whoever set it was not Python.
+            # The loop has restored the default handler instead. None means that the handler is not Python's.
             if (handler := before[number]) is not None:
                 signal.signal(number, handler)

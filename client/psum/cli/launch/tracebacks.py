@@ -1,27 +1,27 @@
-"""The error that a program ended with, as far as its standard error shows it."""
+"""Find the exception that ended a program, from its standard error."""
 
 import re
 from typing import Final
 
-#: A traceback with more lines than this after it is not what the program ended with.
+#: If more lines than this follow a traceback, the program went on after it.
 _MAX_LINES_SINCE: Final = 50
 
-#: How much of an error is told, in characters.
+#: The most characters of an error that are shown.
 _MAX_CHARACTERS: Final = 300
 
 _HEADER: Final = re.compile(r"Traceback \(most recent call last\):$")
 
-#: What Python draws in front of the lines of an exception group.
+#: The prefix of lines within an exception group.
 _GROUP: Final = re.compile(r"^ *\| ")
 
-#: An exception's module, its name and what follows.
+#: An exception's module, name and text.
 _EXCEPTION: Final = re.compile(r"(?:\w+\.)*(\w+)(: .*)?$")
 
 _SYNTAX_ERROR: Final = re.compile(r"(SyntaxError|IndentationError|TabError): ")
 
 
 class TracebackReader:
-    """Follows the lines that a program writes to standard error, for the exception of the last Python traceback."""
+    """Read a program's standard error line by line, and find the exception of the last Python traceback."""
 
     def __init__(self) -> None:
         self._error = ""
@@ -32,15 +32,15 @@ class TracebackReader:
 
     @property
     def error(self) -> str:
-        """The exception's name and the first line of its text; '' where the program did not end with a traceback."""
+        """The exception's name and the first line of its text, '' if the program did not end with a traceback."""
         return self._error if self._since <= _MAX_LINES_SINCE else ""
 
     def feed(self, line: str) -> None:
-        """The program has written a line."""
+        """Take a line of standard error."""
         self._since += 1
         line = _GROUP.sub("", line)
         if line.startswith("Exception ignored in"):
-            # As Python says of what fails while it tidies up after the error.
+            # Python reports errors in destructors this way, after the error that ended the program.
             self._ignored = True
         elif _HEADER.search(line):
             self._inside = True
@@ -50,7 +50,7 @@ class TracebackReader:
                 self._take(line)
             self._ignored = False
         elif self._indented and _SYNTAX_ERROR.match(line):
-            # That of the program's own file has no header.
+            # A syntax error in the program's own file has no traceback header.
             self._take(line)
         self._indented = line[:1].isspace()
 

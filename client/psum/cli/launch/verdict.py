@@ -1,4 +1,4 @@
-"""Which of the workers that ended is the cause, and which only found that others were gone."""
+"""Decide which failed worker is the cause, and which workers only failed because others were gone."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -10,10 +10,10 @@ from psum.client.observe.fault_report import FaultReport
 
 _HINTS: Final = {
     "module 'numpy' has no attribute 'bool'": "MXNet cannot be imported with this NumPy unless psum.mxnet was imported"
-    " before it; take it by `from psum.mxnet import mx` instead of `import mxnet as mx`, as tools that sort imports put"
+    " before it; write `from psum.mxnet import mx` instead of `import mxnet as mx`, because tools that sort imports put"
     " mxnet first",
 }
-"""What to do about errors that say nothing of it, by a part of their text."""
+"""Advice for errors whose text gives none, by a part of the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Ending:
     """How a worker ended.
 
     Attributes:
-        rank: Its rank.
-        code: Its return code, negative for a signal.
-        error: The exception that it ended with, '' where none is known.
-        fault: The first failure that its aggregators told it of, if any.
+        rank: The worker's rank.
+        code: The return code, negative for a signal.
+        error: The exception that ended it, '' if unknown.
+        fault: The first failure that its aggregators reported to it, if any.
     """
 
     rank: int
@@ -34,13 +34,13 @@ class Ending:
 
     @property
     def is_consequence(self) -> bool:
-        """Whether it ended after it was told that other ranks had failed."""
+        """Whether the worker ended because other ranks had failed, by its exit status or its report."""
         if self.code == PEER_FAULT_STATUS:
             return True
         return self.fault is not None and bool(self.fault.ranks) and self.rank not in self.fault.ranks
 
     def __str__(self) -> str:
-        """For people, as in 'rank 1, RuntimeError: no more data'."""
+        """Return a description, such as 'rank 1, RuntimeError: no more data'."""
         if self.error:
             how = self.error if self.code > 0 else f"{self.error}; it {describe(self.code)}"
         elif self.is_consequence and self.fault is not None:
@@ -52,12 +52,12 @@ class Ending:
 
 
 def cause(failed: Sequence[Ending]) -> Ending:
-    """The first of the workers that failed by themselves, or the first of all where each was told of others."""
+    """Return the first worker that failed by itself. If all are consequences of others, return the first."""
     return next((ending for ending in failed if not ending.is_consequence), failed[0])
 
 
 def suspects(failed: Sequence[Ending], running: Collection[int]) -> set[int]:
-    """The ranks that still run and are said to have failed, while no worker that ended is the cause."""
+    """Return running ranks that are reported as failed, if all ended workers are consequences."""
     if not failed or not all(ending.is_consequence for ending in failed):
         return set()
     return {rank for ending in failed if ending.fault is not None for rank in ending.fault.ranks} & set(running)

@@ -1,4 +1,4 @@
-"""`psum status`: what a fleet of aggregators does, for people and for programs.
+"""`psum status`: show what a fleet of aggregators does, for people or for programs.
 
 It may import psum.client. Begin with command.py.
 """

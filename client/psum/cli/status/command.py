@@ -1,4 +1,4 @@
-"""`psum status`: what a fleet of aggregators does, for people or for programs."""
+"""`psum status`: show what a fleet of aggregators does, for people or for programs."""
 
 import contextlib
 import itertools
@@ -10,16 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.live import Live
 
+from psum.cli.formatting import console
 from psum.cli.status.view import Fleet
 from psum.client import ConnectError, Settings, fetch_status
 from psum.wire import parse_destinations, report_of
 from psum.wire.errors import ConfigurationError
-
-#: Wide enough that a pipe or a file has one line for each row.
-_PLAIN_WIDTH = 160
 
 Look = Callable[[], list[dict[str, Any]]]
 
@@ -33,16 +30,16 @@ def _parsed(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...
 
 @click.command()
 @click.argument("addresses", nargs=-1, callback=_parsed, metavar="[ADDRESS]...")
-@click.option("--job", default="", metavar="NAME", help="Only this job.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for programs.")
-@click.option("--watch", is_flag=True, help="Look again and again, until interrupted.")
+@click.option("--job", default="", metavar="NAME", help="Show only this job.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for programs.")
+@click.option("--watch", is_flag=True, help="Update until interrupted.")
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds between two looks."
+    "--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds between updates."
 )
 @click.option(
     "--timeout", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="Seconds to wait for answers."
 )
-@click.option("--all", "everything", is_flag=True, help="All workers of a large job, not only those that are behind.")
+@click.option("--all", "everything", is_flag=True, help="List all workers of a large job, not only slow ones.")
 def status(
     addresses: tuple[str, ...],
     job: str,
@@ -52,17 +49,17 @@ def status(
     timeout: float,
     everything: bool,
 ) -> None:
-    """Show what aggregators do: jobs, workers, and whom rounds wait for.
+    """Show what aggregators do: jobs, workers, and which ranks rounds wait for.
 
-    By default those of PSUM_AGGREGATORS. The environment says too what files TLS and tokens need (PSUM_TLS_CA,
-    PSUM_TOKEN_FILE …). Exits with status 1 where one did not answer.
+    The default addresses are those of PSUM_AGGREGATORS. The environment also names the files for TLS and tokens
+    (PSUM_TLS_CA, PSUM_TOKEN_FILE, …). The exit status is 1 if an aggregator does not answer.
     """
     try:
         settings = Settings.from_environment(aggregators=addresses or None)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from None
     if not settings.aggregators:
-        raise click.UsageError("no address was given, and PSUM_AGGREGATORS has none")
+        raise click.UsageError("no address is given, and PSUM_AGGREGATORS is not set")
 
     with ThreadPoolExecutor(min(64, len(settings.aggregators))) as pool:
 
@@ -93,16 +90,16 @@ def _as_json(look: Look, interval: float | None) -> Sequence[dict[str, Any]]:
 
 
 def _as_tables(look: Look, interval: float | None, fleet: Fleet) -> Sequence[dict[str, Any]]:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    output = console()
     if interval is None:
         answers = look()
-        console.print(fleet.show(answers, time.monotonic()))
+        output.print(fleet.show(answers, time.monotonic()))
         return answers
-    if not console.is_terminal:
+    if not output.is_terminal:
         while True:
-            console.print(fleet.show(look(), time.monotonic()))
+            output.print(fleet.show(look(), time.monotonic()))
             time.sleep(interval)
-    with Live(console=console, auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
+    with Live(console=output, auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
         while True:
             live.update(fleet.show(look(), time.monotonic()), refresh=True)
             time.sleep(interval)

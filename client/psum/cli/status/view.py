@@ -1,4 +1,4 @@
-"""How `psum status` shows a fleet: its aggregators, and each job over all of them."""
+"""The tables of `psum status`: the aggregators of a fleet, and each job over all of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -7,39 +7,37 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from psum.cli.formatting import printable, ranks, seconds, size
 from psum.wire import captioned
 
-#: Workers of one job that are listed unless all are asked for.
+#: The most workers of a job that are listed without --all.
 _MAX_WORKERS: Final = 20
 
-#: Jobs that ended that are listed.
+#: The most ended jobs that are listed.
 _MAX_ENDED: Final = 5
 
-#: Runs of ranks that are named.
-_MAX_RUNS: Final = 8
-
-#: A rank that is waited for this long is worth a colour.
+#: Ranks that others have waited for at least this long are coloured.
 _BEHIND_SECONDS: Final = 1.0
 
 Answer = dict[str, Any]
 
 
 class Fleet:
-    """Shows answers one after another, with the throughput between two of them.
+    """Show answers of a fleet one after another, with the throughput since the previous answer.
 
     Args:
-        everything: Whether all workers of large jobs are listed.
-        job: The only job that was asked for, empty: all.
+        everything: Whether to list all workers of large jobs.
+        job: The requested job, empty for all.
     """
 
     def __init__(self, *, everything: bool, job: str = "") -> None:
         self._everything = everything
         self._only = job
         self._before: dict[tuple[str, str], tuple[float, int, int]] = {}
-        """By address and incarnation: when, and bytes received and sent until then."""
+        """The time of the previous answer, and the bytes received and sent until then, by address and incarnation."""
 
     def show(self, answers: Sequence[Answer], now: float) -> RenderableType:
-        """What the aggregators have answered, each with its address and either a report or an error."""
+        """Return tables of the aggregators' answers. Each answer has an address and either a report or an error."""
         parts: list[RenderableType] = [self._aggregators(answers, now)]
         jobs: dict[str, list[tuple[str, Answer]]] = {}
         for answer in answers:
@@ -47,20 +45,20 @@ class Fleet:
                 jobs.setdefault(job["name"], []).append((answer["address"], job))
         for name, places in jobs.items():
             parts += ["", *self._job(name, places)]
-        if not jobs and (told := self._nothing(answers)):
-            parts += ["", Text(told)]
+        if not jobs and (text := self._without_jobs(answers)):
+            parts += ["", Text(text)]
         if ended := _ended(answers):
             parts += ["", ended]
-        parts += [Text(clean(answer["error"]), style="red") for answer in answers if "error" in answer]
+        parts += [Text(printable(answer["error"]), style="red") for answer in answers if "error" in answer]
         return Group(*parts)
 
-    def _nothing(self, answers: Sequence[Answer]) -> str:
-        """That no job is in progress, as far as that is known; empty where nobody has answered."""
+    def _without_jobs(self, answers: Sequence[Answer]) -> str:
+        """Return a sentence that no job is in progress. Empty if no aggregator has answered."""
         silent = sum("error" in answer for answer in answers)
         if silent == len(answers):
             return ""
-        what = f"Job {clean(self._only)} is not" if self._only else "No job is"
-        return f"{what} in progress{' on those that answered' if silent else ''}."
+        subject = f"Job {printable(self._only)} is not" if self._only else "No job is"
+        return f"{subject} in progress{' on the aggregators that answered' if silent else ''}."
 
     def _aggregators(self, answers: Sequence[Answer], now: float) -> Table:
         table = _table("aggregator", "state", "up", "jobs", "workers", "received", "sent", "memory", "late by")
@@ -99,7 +97,7 @@ class Fleet:
         rounds = sum(job["rounds_completed"] for job in jobs)
         yield Text.assemble(
             ("job ", "bold"),
-            (clean(name), "bold"),
+            (printable(name), "bold"),
             f"  {connected} of {jobs[0]['num_workers']} workers, {rounds} rounds done,"
             f" {sum(job['rounds_waiting'] for job in jobs)} in progress,"
             f" holds {size(sum(job['held_bytes'] for job in jobs))}",
@@ -109,7 +107,7 @@ class Fleet:
             oldest, address = max(waiting, key=lambda entry: entry[0]["waiting_seconds"])
             key = captioned(oldest["key"], oldest["label"])
             yield Text(
-                f"round {oldest['round']} of {clean(key)} shard {oldest['shard']} on {address} has waited"
+                f"round {oldest['round']} of {printable(key)} shard {oldest['shard']} on {address} has waited"
                 f" {seconds(oldest['waiting_seconds'])} for {ranks(oldest['waiting_for'])}",
                 style="yellow" if oldest["waiting_seconds"] >= _BEHIND_SECONDS else "",
             )
@@ -134,7 +132,7 @@ class Fleet:
                 size(worker["received_bytes"]),
                 size(worker["sent_bytes"]),
                 " + ".join(sorted(worker["ways"])),
-                Text(clean(worker["worker"])),
+                Text(printable(worker["worker"])),
             )
         yield table
         if len(shown) < len(workers):
@@ -142,7 +140,7 @@ class Fleet:
 
 
 def _merged(jobs: Sequence[Answer]) -> list[Answer]:
-    """The workers of a job over all aggregators, by rank."""
+    """Return the workers of a job, merged over all aggregators, by rank."""
     merged: dict[int, Answer] = {}
     for job in jobs:
         for worker in job["workers"]:
@@ -154,7 +152,7 @@ def _merged(jobs: Sequence[Answer]) -> list[Answer]:
                 known["behind_seconds"] = max(known["behind_seconds"], worker["behind_seconds"])
                 known["last_heard_seconds"] = min(known["last_heard_seconds"], worker["last_heard_seconds"])
             known["seen"] = True
-            # An older aggregator does not say.
+            # Older aggregators do not report the plane.
             known["ways"] |= {worker["way"]} - {""}
             if worker["state"] != "connected":
                 known["state"] = worker["state"]
@@ -168,10 +166,10 @@ def _ended(answers: Sequence[Answer]) -> Table | None:
     table = _table("job that ended", "on", "ago", "how")
     for address, ended in sorted(found, key=lambda entry: float(entry[1]["ended_seconds"]))[:_MAX_ENDED]:
         table.add_row(
-            Text(clean(ended["name"])),
+            Text(printable(ended["name"])),
             Text(address),
             seconds(ended["ended_seconds"]),
-            Text(clean(ended["failure"]) or "well", style="red" if ended["failure"] else ""),
+            Text(printable(ended["failure"]) or "well", style="red" if ended["failure"] else ""),
         )
     return table
 
@@ -184,43 +182,3 @@ def _table(*columns: str) -> Table:
             column, justify="left" if column in words else "right", no_wrap=column not in ("how", "runs at")
         )
     return table
-
-
-def clean(text: str) -> str:
-    """A name as it may be shown in a terminal, which others' control characters could make do anything."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def ranks(numbers: Sequence[int]) -> str:
-    """Ranks, those in a row together: ranks 0-2, 7."""
-    runs: list[list[int]] = []
-    for rank in numbers:
-        if runs and runs[-1][-1] == rank - 1:
-            runs[-1][1:] = [rank]
-        else:
-            runs.append([rank])
-    named = ", ".join("-".join(map(str, run)) for run in runs[:_MAX_RUNS])
-    return f"rank{'' if len(numbers) == 1 else 's'} {named}{', …' if len(runs) > _MAX_RUNS else ''}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while count >= 1024 and len(units) > 1:
-        count /= 1024
-        del units[0]
-    return f"{count:.0f} {units[0]}" if units[0] == "B" or count >= 100 else f"{count:.1f} {units[0]}"
-
-
-def seconds(count: float) -> str:
-    """A time for people."""
-    if count < 1:
-        return f"{count * 1000:.0f} ms"
-    if count < 60:
-        return f"{count:.1f} s"
-    minutes, rest = divmod(round(count), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

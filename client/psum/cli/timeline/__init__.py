@@ -1,4 +1,4 @@
-"""`psum timeline`: where the time of each step went, from the timelines of a job's ranks.
+"""`psum timeline`: where the time of each step goes, from the timelines of a job's ranks.
 
 It may import psum.client.observe. Begin with traces.py.
 """

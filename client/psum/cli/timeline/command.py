@@ -1,18 +1,14 @@
-"""`psum timeline`: what the timelines of a job's ranks say together."""
+"""`psum timeline`: read the timelines of a job's ranks, and show where the time of a step goes."""
 
 import json
 import pathlib
-import sys
 
 import click
-from rich.console import Console
 
+from psum.cli.formatting import console
 from psum.cli.timeline.step_times import Report
 from psum.cli.timeline.traces import Trace, TraceError, doubts, load, merged
 from psum.cli.timeline.view import as_json, show
-
-#: Wide enough that a pipe or a file has one line for each row.
-_PLAIN_WIDTH = 160
 
 
 @click.command()
@@ -25,13 +21,13 @@ _PLAIN_WIDTH = 160
     type=click.Path(path_type=pathlib.Path, dir_okay=False),
     help="Write one timeline of all ranks, for ui.perfetto.dev or chrome://tracing.",
 )
-@click.option("--json", "as_document", is_flag=True, help="JSON for programs.")
-@click.option("--all", "everything", is_flag=True, help="All ranks and steps of a long timeline.")
+@click.option("--json", "as_document", is_flag=True, help="Print JSON for programs.")
+@click.option("--all", "everything", is_flag=True, help="List all ranks and steps of a long timeline.")
 def timeline(files: tuple[pathlib.Path, ...], output: pathlib.Path | None, as_document: bool, everything: bool) -> None:
-    """Show where the time of a step went, and which rank the others waited for.
+    """Show where the time of a step goes, and which rank the others wait for.
 
-    Takes the files that workers write where PSUM_TRACE_DIR is set, best those of all ranks. Averages are over ranks and
-    steps. See docs/slow-steps.md.
+    FILE is a timeline that a worker writes if PSUM_TRACE_DIR is set. Give the files of all ranks if you can. Averages
+    are over ranks and steps. See docs/slow-steps.md.
     """
     try:
         traces = load(files)
@@ -44,12 +40,11 @@ def timeline(files: tuple[pathlib.Path, ...], output: pathlib.Path | None, as_do
         raise click.ClickException(str(error)) from None
     for trace in traces:
         if trace.full:
-            click.echo(f"psum: {trace.path} ends early: its steps have too many shards", err=True)
+            click.echo(f"psum: {trace.path} ends early because its steps have too many shards", err=True)
     if as_document:
         print(json.dumps(as_json(traces, report)))
     else:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-        console.print(show(traces, report, everything=everything))
+        console().print(show(traces, report, everything=everything))
 
 
 def _write(traces: list[Trace], output: pathlib.Path) -> None:

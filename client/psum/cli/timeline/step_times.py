@@ -1,4 +1,4 @@
-"""Where the time of each step went, from the timelines of some ranks."""
+"""Where the time of each step goes, computed from the timelines of some ranks."""
 
 import dataclasses
 import statistics
@@ -7,41 +7,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from psum.cli.timeline.traces import Trace, common_steps
-from psum.client.observe import trace as _trace
+from psum.client.observe.trace import COPY_IN, EXCHANGE, QUEUE, STEP, SUM, WAIT, WIRE_OUT
 
-#: What the time of a step is divided into, each with its name for people.
+#: The kinds of time that a step consists of, with their names for people.
 KINDS: Final[Mapping[str, str]] = {
     "computing": "computing",
-    _trace.WAIT.kind: "waiting",
-    _trace.WIRE_OUT.kind: "wire",
-    _trace.SUM.kind: "summing",
-    _trace.COPY_IN.kind: "copying",
-    _trace.QUEUE.kind: "queued",
-    _trace.EXCHANGE.kind: "unknown",
+    WAIT.kind: "waiting",
+    WIRE_OUT.kind: "wire",
+    SUM.kind: "summing",
+    COPY_IN.kind: "copying",
+    QUEUE.kind: "queued",
+    EXCHANGE.kind: "unknown",
 }
 
-#: Where the cause of a rank's being late can be.
-_CAUSES: Final = ("computing", _trace.WIRE_OUT.kind, _trace.COPY_IN.kind, _trace.QUEUE.kind)
+#: The kinds of time that can make a rank late.
+_CAUSES: Final = ("computing", WIRE_OUT.kind, COPY_IN.kind, QUEUE.kind)
 
-#: A rank is only named where the others lost this part of their time to it.
-_NOTABLE: Final = 0.05
+#: A rank is reported as slow if the others spend at least this share of their time waiting for it.
+_NOTABLE_SHARE: Final = 0.05
 
-
-#: What it does more than the others is only named where it explains this part of their waiting.
-_CAUSAL: Final = 0.25
+#: A cause is reported if it explains at least this share of the others' waiting.
+_CAUSAL_SHARE: Final = 0.25
 
 
 @dataclasses.dataclass(slots=True)
 class StepTimes:
-    """One step of one rank, in seconds.
+    """The time of one step of one rank, in seconds.
 
-    Each moment of it belongs to what the rank's shards were doing then; where they did several things at once, to each
-    in proportion to how many did it. Shards that were queued count only while no other was under way, since it is for
-    those that they wait. With no shard anywhere, the rank was computing, or doing something else of its own.
+    Each moment counts as what the rank's shards did then. If shards did several things, the moment is divided in
+    proportion to the number of shards. Queued shards wait for the shards under way, so they count only while there are
+    no others. Without any shard, the rank was computing or busy with other work.
 
     Attributes:
-        seconds: By kind.
-        waited_for: Of the waiting, how much was for which rank.
+        seconds: The time by kind.
+        waited_for: The part of the waiting by the rank that was waited for.
     """
 
     seconds: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
@@ -49,18 +48,24 @@ class StepTimes:
 
     @property
     def total(self) -> float:
-        """How long it took."""
+        """The duration of the step."""
         return sum(self.seconds.values())
 
     def add(self, lasted: float, shards: Mapping[str, int], waits: Mapping[int, int]) -> None:
-        """For this long so many shards were in each stage, those that waited by the rank they waited for."""
-        queued = shards.get(_trace.QUEUE.kind, 0)
+        """Add an interval.
+
+        Args:
+            lasted: The length of the interval.
+            shards: The number of shards in each stage.
+            waits: The number of waiting shards by the rank that they waited for.
+        """
+        queued = shards.get(QUEUE.kind, 0)
         under_way = sum(shards.values()) - queued
         if not under_way:
-            self.seconds[_trace.QUEUE.kind if queued else "computing"] += lasted
+            self.seconds[QUEUE.kind if queued else "computing"] += lasted
             return
         for kind, count in shards.items():
-            if kind != _trace.QUEUE.kind and count:
+            if kind != QUEUE.kind and count:
                 self.seconds[kind] += lasted * count / under_way
         for rank, count in waits.items():
             if count:
@@ -69,15 +74,15 @@ class StepTimes:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slowest:
-    """A rank for which the others waited.
+    """A rank that the others waited for.
 
     Attributes:
-        rank: Which.
-        steps: In how many steps the others waited longer for it than for any other rank.
-        waiting: How long each of the others waited for it, in seconds a step on average.
-        cause: The kind of time of which it needs more than the others, '' where that is not known.
-        own: How much of that it needs, in seconds a step.
-        usual: How much the others need: their median.
+        rank: The rank.
+        steps: The number of steps in which the others waited longer for it than for any other rank.
+        waiting: How long each other rank waited for it, in seconds per step on average.
+        cause: The kind of time that it spends more of than the others, '' if unknown.
+        own: Its own time of that kind, in seconds per step.
+        usual: The other ranks' median time of that kind, in seconds per step.
     """
 
     rank: int
@@ -89,14 +94,14 @@ class Slowest:
 
 
 class Report:
-    """Where the time went in the steps that all timelines have.
+    """Where the time went in the steps that all timelines share.
 
     Attributes:
-        steps: Those steps.
+        steps: The numbers of these steps.
         by_rank: The times by rank and step.
 
     Raises:
-        TraceError: They have no step in common.
+        TraceError: The timelines share no step.
     """
 
     def __init__(self, traces: Sequence[Trace]) -> None:
@@ -104,7 +109,7 @@ class Report:
         self.by_rank = {trace.rank: step_times(trace, self.steps) for trace in traces}
 
     def mean(self, ranks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> dict[str, float]:
-        """How long a step took on average over ranks and steps, by default all of them, by kind, in seconds."""
+        """Return the average time of a step by kind, in seconds, over the given ranks and steps or over all."""
         cells = [
             self.by_rank[rank][step]
             for rank in (self.by_rank if ranks is None else ranks)
@@ -113,7 +118,7 @@ class Report:
         return {kind: sum(cell.seconds[kind] for cell in cells) / len(cells) for kind in KINDS}
 
     def waited_for(self, steps: Sequence[int]) -> dict[int, float]:
-        """How long each of the other ranks waited for a rank on average, in seconds a step."""
+        """Return by rank how long each other rank waited for it on average, in seconds per step."""
         waited: defaultdict[int, float] = defaultdict(float)
         for times in self.by_rank.values():
             for step in steps:
@@ -124,11 +129,11 @@ class Report:
         }
 
     def slowest_in(self, step: int) -> int | None:
-        """The rank that was waited for longest in a step, None where hardly anybody waited."""
+        """Return the rank that the others waited for longest in a step, or None if they hardly waited."""
         return next((rank for rank, _ in self._notable([step])), None)
 
     def slowest(self) -> list[Slowest]:
-        """The ranks that were waited for more than a little, the one that was waited for longest first."""
+        """Return the ranks that the others noticeably waited for, the longest waiting first."""
         firsts = Counter(self.slowest_in(step) for step in self.steps)
         return [
             self._explained(Slowest(rank, steps=firsts[rank], waiting=waiting))
@@ -136,40 +141,40 @@ class Report:
         ]
 
     def _notable(self, steps: Sequence[int]) -> list[tuple[int, float]]:
-        """Ranks for which the others waited long, the longest first, with how long: in seconds a step."""
-        least = _NOTABLE * sum(self.mean(steps=steps).values())
+        """Return the ranks that the others waited long for, the longest first, with the seconds per step."""
+        least = _NOTABLE_SHARE * sum(self.mean(steps=steps).values())
         waited = sorted(self.waited_for(steps).items(), key=lambda item: (-item[1], item[0]))
         return [(rank, seconds) for rank, seconds in waited if seconds and seconds >= least]
 
     def _explained(self, found: Slowest) -> Slowest:
-        """With what the rank does for longer than the others, where that is known."""
+        """Add the kind of time that the rank spends more of than the others, if it explains the waiting."""
         others = self.by_rank.keys() - {found.rank}
         if found.rank not in self.by_rank or not others:
             return found
         own = self.mean([found.rank])
         usual = {kind: statistics.median(self.mean([other])[kind] for other in others) for kind in _CAUSES}
         cause = max(_CAUSES, key=lambda kind: own[kind] - usual[kind])
-        if own[cause] - usual[cause] < _CAUSAL * found.waiting:
+        if own[cause] - usual[cause] < _CAUSAL_SHARE * found.waiting:
             return found
         return dataclasses.replace(found, cause=cause, own=own[cause], usual=usual[cause])
 
 
 def step_times(trace: Trace, steps: Iterable[int]) -> dict[int, StepTimes]:
-    """Where the time of these steps went on one rank."""
+    """Return the times of these steps on one rank, by step."""
     found = {step: StepTimes() for step in steps}
     counted = KINDS.keys() - {"computing"}
-    # Stages and steps begin and end; between two such moments nothing changes.
+    # Nothing changes between two moments at which a stage or step begins or ends.
     changes: list[tuple[float, int, str, int]] = []
     for event in trace.slices:
         if event["cat"] in counted and event["dur"]:
-            last_rank = event["args"].get("last_rank", -1) if event["cat"] == _trace.WAIT.kind else -1
+            last_rank = event["args"].get("last_rank", -1) if event["cat"] == WAIT.kind else -1
             changes.append((event["ts"], 1, event["cat"], last_rank))
             changes.append((event["ts"] + event["dur"], -1, event["cat"], last_rank))
     for step in found:
         begin, end = trace.steps[step]
         if begin < end:
-            changes.append((begin, 1, _trace.STEP.kind, step))
-            changes.append((end, -1, _trace.STEP.kind, step))
+            changes.append((begin, 1, STEP.kind, step))
+            changes.append((end, -1, STEP.kind, step))
     shards: Counter[str] = Counter()
     waits: Counter[int] = Counter()
     current: int | None = None
@@ -178,11 +183,11 @@ def step_times(trace: Trace, steps: Iterable[int]) -> dict[int, StepTimes]:
         if current is not None and moment > now:
             found[current].add((moment - now) / 1e6, shards, waits)
         now = moment
-        if kind == _trace.STEP.kind:
-            # What ends at a moment is sorted before what begins then.
+        if kind == STEP.kind:
+            # Ends sort before beginnings at the same moment.
             current = number if change > 0 else None
             continue
         shards[kind] += change
-        if kind == _trace.WAIT.kind:
+        if kind == WAIT.kind:
             waits[number] += change
     return found

@@ -1,4 +1,4 @@
-"""Timelines of ranks as their files have them: reading, bringing their clocks together, and making one of many."""
+"""Read the timelines of ranks, align their clocks, and merge them into one."""
 
 import json
 import math
@@ -7,39 +7,39 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, Final
 
-from psum.client.observe import trace as _trace
+from psum.client.observe.trace import COPY_OUT, FORMAT, STEP, WAIT
 
-#: Clocks of hosts are not this far apart, but runs are.
+#: Files whose clocks differ by more than this are probably of different runs.
 _SUSPICIOUS_SECONDS: Final = 300.0
 
 Event = dict[str, Any]
 
-#: A shard of a round: the key's name, whether it is broadcast, the round, the shard's number.
+#: One round of a shard: the key's name, whether it is broadcast, the round, the shard's number.
 Place = tuple[str, bool, int, int]
 
 
 class TraceError(Exception):
-    """A file that cannot be used, or files that do not belong together; the text names them."""
+    """A file cannot be used, or files do not belong together. The text names the files."""
 
 
 class Trace:
-    """One rank's timeline.
+    """The timeline of one rank.
 
     Args:
-        path: Where it is from, for errors.
-        content: What is there.
+        path: The file, for errors.
+        content: The parsed JSON of the file.
 
     Attributes:
-        path: Its file.
-        rank, job, num_workers, worker: Whose it is.
-        wall_seconds: The time of day at its 0, in seconds since 1970, by the clock of its host.
-        full: Whether it ends early, since it had become too large.
+        path: The file.
+        rank, job, num_workers, worker: The rank's own description.
+        wall_seconds: The time at the timeline's 0 by its host's clock, in seconds since 1970.
+        full: Whether the timeline ends early because it had become too large.
         names: The events that name its rows.
-        slices: Its slices, in microseconds.
-        steps: Begin and end of each whole step, in microseconds.
+        slices: Its slices, with times in microseconds.
+        steps: Begin and end of each complete step, in microseconds.
 
     Raises:
-        TraceError: It is no timeline of psum's.
+        TraceError: The content is not a timeline of psum.
     """
 
     def __init__(self, path: pathlib.Path, content: Any) -> None:
@@ -59,11 +59,11 @@ class Trace:
                 raise TraceError(f"{path} is damaged: its event {number} is {str(event)[:100]}")
 
     def delivered(self) -> dict[Place, float]:
-        """When each result came, in microseconds."""
+        """Return when each result arrived, in microseconds."""
         return {
             _place(event): event["ts"]
             for event in self.slices
-            if event["cat"] == _trace.COPY_OUT.kind and "bytes" in event["args"]
+            if event["cat"] == COPY_OUT.kind and "bytes" in event["args"]
         }
 
     def _field(self, where: Any, name: str, kind: Any) -> Any:
@@ -77,7 +77,7 @@ class Trace:
         return value
 
     def _take(self, event: Any) -> bool:
-        """Adds an event; returns False where it is none that psum writes."""
+        """Add an event. Return False if psum writes no such event."""
         if not isinstance(event, dict) or not isinstance(event.get("args"), dict):
             return False
         if event.get("ph") == "M":
@@ -94,20 +94,20 @@ class Trace:
             or not isinstance(arguments.get("round", 0), int)
             or not isinstance(arguments.get("shard", 0), int)
             or not isinstance(arguments.get("last_rank", 0), int)
-            or (event["cat"] == _trace.WAIT.kind and "last_rank" not in arguments)
+            or (event["cat"] == WAIT.kind and "last_rank" not in arguments)
         ):
             return False
-        if event["cat"] == _trace.STEP.kind:
+        if event["cat"] == STEP.kind:
             self.steps[arguments["step"]] = event["ts"], event["ts"] + event["dur"]
         self.slices.append(event)
         return True
 
 
 def load(paths: Sequence[pathlib.Path]) -> list[Trace]:
-    """The timelines of some ranks of one job, by rank.
+    """Read the timelines of some ranks of one job, sorted by rank.
 
     Raises:
-        TraceError: One cannot be used, or they do not belong together.
+        TraceError: A file cannot be used, or the files do not belong together.
     """
     by_rank: dict[int, Trace] = {}
     for path in paths:
@@ -119,49 +119,49 @@ def load(paths: Sequence[pathlib.Path]) -> list[Trace]:
     for trace in others:
         if (trace.job, trace.num_workers) != (first.job, first.num_workers):
             raise TraceError(
-                f"{first.path} is of job {first.job!r} with {first.num_workers} workers, {trace.path} of job"
+                f"{first.path} is of job {first.job!r} with {first.num_workers} workers, but {trace.path} is of job"
                 f" {trace.job!r} with {trace.num_workers}"
             )
     for trace in traces:
         if not trace.steps:
-            raise TraceError(f"{trace.path} has no whole step")
+            raise TraceError(f"{trace.path} has no complete step")
     return traces
 
 
 def common_steps(traces: Sequence[Trace]) -> list[int]:
-    """The steps that all have.
+    """Return the steps that all timelines have.
 
     Raises:
-        TraceError: There are none.
+        TraceError: There is no such step.
     """
     steps = sorted(set.intersection(*(set(trace.steps) for trace in traces)))
     if not steps:
         ranges = (f"{trace.path} has {min(trace.steps)} to {max(trace.steps)}" for trace in traces)
-        raise TraceError(f"there is no step that all files have: {', '.join(ranges)}")
+        raise TraceError(f"the files have no step in common: {', '.join(ranges)}")
     return steps
 
 
 def offsets(traces: Sequence[Trace]) -> list[float]:
-    """What is to be added to each timeline's microseconds, so that those of the first are meant.
+    """Return the microseconds to add to each timeline to convert it to the clock of the first.
 
-    A result is sent to all ranks at once; so the median of how much later it came by another rank's clock is what that
-    clock is ahead. This needs no clock that is right, and errs by how much longer results take to one rank.
+    An aggregator sends each result to all ranks at the same time. So the median difference of arrival times is the
+    difference of two clocks. It does not need correct clocks. Its error is the difference of the results' travel times.
 
     Raises:
-        TraceError: Two have no round in common.
+        TraceError: Two timelines have no round in common.
     """
     first = traces[0].delivered()
     found = [0.0]
     for trace in traces[1:]:
         differences = [first[place] - came for place, came in trace.delivered().items() if place in first]
         if not differences:
-            raise TraceError(f"{traces[0].path} and {trace.path} have no round in common; are they of one run?")
+            raise TraceError(f"{traces[0].path} and {trace.path} have no round in common; are they of the same run?")
         found.append(statistics.median(differences))
     return found
 
 
 def doubts(traces: Sequence[Trace]) -> list[str]:
-    """What speaks against that the files are of one run."""
+    """Return a sentence for each file that is probably of another run than the first."""
     found = []
     for trace, offset in zip(traces, offsets(traces), strict=True):
         ahead = trace.wall_seconds - traces[0].wall_seconds - offset / 1e6
@@ -173,12 +173,12 @@ def doubts(traces: Sequence[Trace]) -> list[str]:
 
 
 def merged(traces: Sequence[Trace]) -> dict[str, Any]:
-    """One timeline of many, with a process per rank, by the clock of the first."""
+    """Merge timelines into one with a process per rank, by the clock of the first."""
     shifts = offsets(traces)
     begin = min(event["ts"] + shift for trace, shift in zip(traces, shifts, strict=True) for event in trace.slices)
     events: list[Event] = []
     for trace, shift in zip(traces, shifts, strict=True):
-        # All slices of a rank by the same, and in eighths of a microsecond again: see psum.client.observe.trace.
+        # All slices of a rank move by the same amount, a multiple of 1/8 µs: see psum.client.observe.trace.
         moved = round((shift - begin) * 8) / 8
         events += trace.names
         events += [{**event, "ts": max(0.0, event["ts"] + moved)} for event in trace.slices]
@@ -192,18 +192,18 @@ def _read(path: pathlib.Path) -> Any:
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise TraceError(f"{path} is no JSON: {error}") from None
+        raise TraceError(f"{path} is not JSON: {error}") from None
 
 
 def _about(path: pathlib.Path, content: Any) -> dict[str, Any]:
-    """What a file tells beside its events."""
+    """Return a file's description of its rank."""
     other = content.get("otherData") if isinstance(content, dict) else None
     if isinstance(other, dict) and "merged" in other:
-        raise TraceError(f"{path} is a merged timeline; give the files that the ranks wrote")
+        raise TraceError(f"{path} is a merged timeline; pass the files that the ranks wrote")
     if not isinstance(other, dict) or "psum" not in other:
-        raise TraceError(f"{path} is no timeline of psum's")
-    if other["psum"] != _trace.FORMAT:
-        raise TraceError(f"{path} has the form {str(other['psum'])[:20]}; this version of psum reads {_trace.FORMAT}")
+        raise TraceError(f"{path} is not a timeline of psum")
+    if other["psum"] != FORMAT:
+        raise TraceError(f"{path} has format {str(other['psum'])[:20]}; this version of psum reads format {FORMAT}")
     return other
 
 

@@ -1,4 +1,4 @@
-"""How `psum timeline` shows where the time of a step went."""
+"""The tables and sentences of `psum timeline`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -7,29 +7,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from psum.cli.status.view import clean, ranks
+from psum.cli.formatting import printable, ranks
 from psum.cli.timeline.step_times import KINDS, Report, Slowest
 from psum.cli.timeline.traces import Trace
 
-#: Steps that are listed unless all are asked for.
+#: The most steps that are listed without --all.
 _MAX_STEPS: Final = 20
 
-#: Ranks that are named as slow, with the reason.
+#: The most ranks that are named as slow, with the cause.
 _MAX_NAMED: Final = 3
 
-#: Ranks that are listed unless all are asked for.
+#: The most ranks that are listed without --all.
 _MAX_RANKS: Final = 20
 
 _CAUSES: Final = {
     "computing": "it computes for",
-    "wire": "its bytes take",
-    "copy": "its copies take",
+    "wire": "its bytes are on the wire for",
+    "copy": "it copies for",
     "queue": "its shards are queued for",
 }
 
 
 def show(traces: Sequence[Trace], report: Report, *, everything: bool) -> RenderableType:
-    """All of it, for people."""
+    """Return the report for people."""
     kinds = [kind for kind in KINDS if kind != "exchange" or report.mean()["exchange"]]
     return Group(
         _headline(traces, report),
@@ -43,13 +43,13 @@ def show(traces: Sequence[Trace], report: Report, *, everything: bool) -> Render
 
 
 def _verdict(slowest: Sequence[Slowest], steps: int) -> Iterator[Text]:
-    """In a sentence or some, whom the others waited for, and why."""
+    """Return sentences about the ranks that the others waited for, and why."""
     if not slowest:
-        yield Text("No rank was waited for more than a little.", style="green")
+        yield Text("The ranks hardly waited for each other.", style="green")
     for one in slowest[:_MAX_NAMED]:
         yield _sentence(one, steps)
     if len(slowest) > _MAX_NAMED:
-        yield Text(f"So they did for {ranks(sorted(one.rank for one in slowest[_MAX_NAMED:]))}, not as long.")
+        yield Text(f"They also waited, less long, for {ranks(sorted(one.rank for one in slowest[_MAX_NAMED:]))}.")
 
 
 def _sentence(slowest: Slowest, steps: int) -> Text:
@@ -66,7 +66,7 @@ def _sentence(slowest: Slowest, steps: int) -> Text:
 
 
 def as_json(traces: Sequence[Trace], report: Report) -> dict[str, Any]:
-    """All of it, for programs; times in seconds, those of several steps or ranks on average."""
+    """Return the report for programs. Times are in seconds, averaged over steps and ranks."""
     return {
         "job": traces[0].job,
         "num_workers": traces[0].num_workers,
@@ -110,7 +110,7 @@ def as_json(traces: Sequence[Trace], report: Report) -> dict[str, Any]:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time for people, in milliseconds, as steps are compared by it."""
+    """Return a time as text, always in milliseconds so that steps can be compared."""
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds * 1000:.0f} ms"
 
 
@@ -123,12 +123,12 @@ def _headline(traces: Sequence[Trace], report: Report) -> Text:
     missing = sorted(set(range(traces[0].num_workers)) - {trace.rank for trace in traces})
     text = Text.assemble(
         ("job ", "bold"),
-        (clean(traces[0].job), "bold"),
+        (printable(traces[0].job), "bold"),
         f"  {f'step {first}' if count == 1 else f'{count} steps from {first} to {last}'},"
         f" {milliseconds(sum(report.mean().values()))} a step",
     )
     if missing:
-        text.append(f"; without {ranks(missing)}", style="yellow")
+        text.append(f"; files of {ranks(missing)} are missing", style="yellow")
     return text
 
 
@@ -139,7 +139,7 @@ def _by_rank(report: Report, kinds: Sequence[str], *, everything: bool) -> Table
     means = {rank: report.mean([rank]) for rank in report.by_rank}
     shown = sorted(means)
     if not everything and len(shown) > _MAX_RANKS:
-        # Those that differ most from the others by what they do themselves, and so may be the slow ones.
+        # The ranks that compute longest are the most likely slow ones.
         shown = sorted(sorted(means, key=lambda rank: -means[rank]["computing"])[:_MAX_RANKS])
     for rank in shown:
         table.add_row(f"rank {rank}", *_row(means[rank], kinds))
