@@ -159,7 +159,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(
         with caplog.at_level(logging.ERROR), fleet.worker(0, 1, job="other", tls_ca=files.other_ca) as after:
             assert total(after) == 1.0
         [message] = [record.getMessage() for record in caplog.records]
-        assert "going on with what they said before: tls_cert=" in message
+        assert "keeping their previous content: tls_cert=" in message
         assert "server-key.pem" in message
 
 

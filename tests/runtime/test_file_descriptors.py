@@ -1,4 +1,4 @@
-"""File descriptors: how many there are, and that a lack of them is told as what it is."""
+"""Counting file descriptors, and clear errors when there are too few."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tests.scarcity import descriptors_left
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
-    """As any process may do; the limit that holds then is returned."""
+    """Any process may do this. The new limit is returned."""
     program = (
         "import resource; from psum.runtime import descriptor_limit, raise_descriptor_limit\n"
         "print(descriptor_limit(), raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
@@ -35,7 +35,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
 
 
 def test_those_that_are_open_are_counted() -> None:
-    """Each that is opened is one more; where none is left to count them with, they are all in use."""
+    """Each opened descriptor counts. If none is left for counting, the limit is returned."""
     before = open_descriptors()
     assert 3 <= before == len(os.listdir("/proc/self/fd")) - 1
     with open(os.devnull), open(os.devnull):
@@ -45,7 +45,7 @@ def test_those_that_are_open_are_counted() -> None:
 
 
 def test_a_lack_is_told_before_it_is_met() -> None:
-    """With the limit, the process, and what to do; asking takes none."""
+    """The sentence has the limit, the process and advice. The check keeps no descriptor."""
     before = open_descriptors()
     with descriptors_left(3):
         assert lacks_descriptors(3) is None
@@ -60,7 +60,7 @@ def test_a_lack_is_told_before_it_is_met() -> None:
 
 
 def test_whose_limit_it_is_depends_on_the_error() -> None:
-    """The process's, the machine's, or nobody's."""
+    """The limit may be that of the process or of the machine. Other errors are not about limits."""
     assert "its limit of file descriptors" in str(lack_of_descriptors(OSError(errno.EMFILE, "")))
     assert "fs.file-max" in str(lack_of_descriptors(OSError(errno.ENFILE, "")))
     assert lack_of_descriptors(OSError(errno.ENOENT, "")) is None
@@ -69,7 +69,7 @@ def test_whose_limit_it_is_depends_on_the_error() -> None:
 
 @pytest.mark.parametrize("left", [0, 1, 2])
 def test_shared_memory_that_lacks_a_descriptor_says_so(left: int) -> None:
-    """Wherever in the making, the opening or the reserving it is; and keeps none of those that it had."""
+    """This holds at each step of making, opening and reserving it. No descriptor is leaked."""
     mine = Segment.create(DEFAULT_DIRECTORY, 4096)
     with descriptors_left(left):
         before = open_descriptors()

@@ -1,4 +1,4 @@
-"""The log cannot be written to by those whom it is about, and every line says whom it is about."""
+"""Peers cannot forge log lines, and every line has the job and rank that it is about."""
 
 import json
 import logging
@@ -10,18 +10,18 @@ from psum.runtime import JsonFormatter, TextFormatter
 
 
 def record(template: str, *arguments: object) -> logging.LogRecord:
-    """What is logged with this template."""
+    """Return a record for this template."""
     return logging.LogRecord("psum", logging.INFO, "file", 1, template, arguments, None)
 
 
 def worker() -> dict[str, Any]:
-    """What a process that is one worker knows of itself."""
+    """Return what a process that is one worker knows about itself."""
     return {"job": "digits", "rank": 3}
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 def test_what_a_peer_sends_stays_on_one_line(formatter: logging.Formatter) -> None:
-    """Neither a forged line nor a terminal's control sequence gets through; letters of all languages do."""
+    """Line breaks and control sequences are escaped. Letters of all languages are kept."""
     name = "job\n2026-01-01 00:00:00 ERROR all is lost\x1b[2J\r é"
     line = formatter.format(record("job %s: joined", name))
     assert line.isprintable()
@@ -29,7 +29,7 @@ def test_what_a_peer_sends_stays_on_one_line(formatter: logging.Formatter) -> No
 
 
 def test_a_traceback_has_lines() -> None:
-    """An exception of the aggregator's own is shown as usual."""
+    """An exception of the aggregator itself is shown as usual."""
     try:
         raise ValueError("wrong")
     except ValueError as error:
@@ -53,7 +53,7 @@ def test_a_traceback_has_lines() -> None:
 def test_json_has_the_job_and_the_rank_that_a_message_names(
     template: str, arguments: tuple[object, ...], subjects: dict[str, object]
 ) -> None:
-    """As fields of their own, so that nobody has to parse a sentence."""
+    """They are separate fields, so that nobody has to parse a sentence."""
     entry = json.loads(JsonFormatter().format(record(template, *arguments)))
     assert {name: entry[name] for name in ("job", "rank") if name in entry} == subjects
     assert entry["level"] == "info"
@@ -61,14 +61,14 @@ def test_json_has_the_job_and_the_rank_that_a_message_names(
 
 
 def test_json_has_what_is_told_beside_the_message() -> None:
-    """Where its text was made elsewhere; text has it as it was made."""
+    """`extra` gives the job and rank of a text from elsewhere. The text format does not add them."""
     told = logging.makeLogRecord({"msg": "%s", "args": ("job 'a' key 'w' waits",), "job": "a"})
     assert json.loads(JsonFormatter().format(told))["job"] == "a"
     assert TextFormatter().format(told).endswith(" job 'a' key 'w' waits")
 
 
 def test_a_worker_says_who_it_is_in_every_line() -> None:
-    """Unless the message itself names a rank, which then need not be its own."""
+    """A rank in the message itself takes precedence, which may be another one."""
     lines = [record("no timeline"), record("rank %d lost its connection", 5)]
     told = [json.loads(JsonFormatter(worker).format(line)) for line in lines]
     assert [(entry["job"], entry["rank"]) for entry in told] == [("digits", 3), ("digits", 5)]

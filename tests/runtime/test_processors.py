@@ -1,4 +1,4 @@
-"""The processors that a process may use are those of its affinity, within the limits of its control groups."""
+"""The number of processors follows from the affinity and the limits of control groups."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 
 from psum.runtime.processors import cpu_limits, processors, within_limits
 
-#: Mounts of version 2, and of version 1 as systems have it that use both.
+#: Mounts of version 2, and of version 1 on systems that use both.
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct"
 OTHERS = (
@@ -19,7 +19,7 @@ OTHERS = (
 
 
 def system(root: pathlib.Path, cgroup: str, *mounts: str, **files: str) -> pathlib.Path:
-    """A system of files: what /proc says, and files by their paths under /sys/fs/cgroup."""
+    """Make the files of a system: those in /proc, and files by their paths under /sys/fs/cgroup."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(cgroup)
     (root / "proc/self/mountinfo").write_text("".join(f"{line}\n" for line in (*OTHERS, *mounts)))
@@ -80,12 +80,12 @@ def system(root: pathlib.Path, cgroup: str, *mounts: str, **files: str) -> pathl
 def test_limits_are_those_of_the_group_and_of_all_around_it(
     tmp_path: pathlib.Path, cgroup: str, mounts: list[str], files: dict[str, str], limits: list[float]
 ) -> None:
-    """In either version of control groups, from within a container too."""
+    """This holds for both versions of control groups, also within a container."""
     assert list(cpu_limits(system(tmp_path, f"{cgroup}\n", *mounts, **files))) == limits
 
 
 def test_a_system_without_control_groups_has_no_limits(tmp_path: pathlib.Path) -> None:
-    """Nor has one where /proc is hidden."""
+    """The same holds if /proc is hidden."""
     assert list(cpu_limits(tmp_path)) == []
 
 
@@ -94,12 +94,12 @@ def test_a_system_without_control_groups_has_no_limits(tmp_path: pathlib.Path) -
     [(8, [], 8), (8, [3.9, 16.0], 3), (2, [4.0], 2), (4, [0.5], 1), (1, [], 1)],
 )
 def test_the_least_of_all_counts_in_whole_processors(affinity: int, limits: list[float], expected: int) -> None:
-    """Half a processor is one: something has to sum."""
+    """Limits are rounded down, but at least one processor remains."""
     assert within_limits(affinity, iter(limits)) == expected
 
 
 def test_this_process_may_use_no_more_than_it_may_run_on() -> None:
-    """Of a machine with many processors, one that is pinned to a single one has that."""
+    """A process that is pinned to one processor may use one."""
     assert 1 <= processors() <= len(os.sched_getaffinity(0))
     pinned = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
     program = f"{pinned}\nfrom psum.aggregator import Settings\nprint(Settings().threads)"

@@ -1,4 +1,4 @@
-"""Settings are parsed, checked together, and every mistake is reported at once."""
+"""Settings are parsed and checked together, and one error reports all mistakes."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def test_defaults_hold_where_nothing_is_given() -> None:
 
 
 def test_a_setting_is_read_from_its_first_variable_that_is_set() -> None:
-    """The own name beats the alias, and what is given beats both; None and empty text are not given."""
+    """Its own name precedes aliases, and given values precede both. None and empty text count as not given."""
     assert load(Example, {"COUNT": "2", "OLD_COUNT": "3"}, {}).count == 2
     assert load(Example, {"COUNT": "", "OLD_COUNT": "3"}, {}).count == 3
     assert load(Example, {"COUNT": "2"}, {"count": "4", "wait": None}).count == 4
@@ -39,18 +39,18 @@ def test_a_setting_is_read_from_its_first_variable_that_is_set() -> None:
 
 
 def test_every_mistake_is_listed() -> None:
-    """One error names each wrong variable with its value and what was expected."""
+    """One error lists each wrong variable with its value and what was expected."""
     with pytest.raises(ConfigurationError) as caught:
         load(Example, {"OLD_COUNT": "ten", "WAIT": "soon"}, {"colour": "red"})
     text = str(caught.value)
     assert "OLD_COUNT='ten': expected a whole number from 1 to 9" in text
     assert "WAIT='soon': expected a time such as" in text
-    assert "there is no setting 'colour'; there are count, wait" in text
+    assert "there is no setting 'colour'; the settings are count, wait" in text
     assert len(caught.value.mistakes) == 3
 
 
 def test_declarations_tell_names_defaults_and_meanings() -> None:
-    """What documents a setting comes from where it is declared."""
+    """The documentation of a setting comes from its declaration."""
     declared = declarations(Example)["wait"]
     assert (declared.variables, declared.default_text, declared.meaning) == (("WAIT",), "2 s", "How long.")
 
@@ -72,20 +72,20 @@ def test_times_have_units(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "1 MiB extra", "one", "1TiB!"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    """Text that is no size raises ValueError."""
+    """Text that is not a size raises ValueError."""
     with pytest.raises(ValueError, match="expected a size"):
         size(text)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "inf", "3 days", "0.9ms", "481h"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    """Text that is no time above zero raises ValueError."""
+    """Text that is not a time above zero raises ValueError."""
     with pytest.raises(ValueError, match="expected a time"):
         duration(text)
 
 
 def test_choices_and_lists() -> None:
-    """Words are matched case aside; lists leave out empty items."""
+    """Words match in any case. Lists ignore empty items."""
     assert choice("auto", "inline")(" Inline") == "inline"
     with pytest.raises(ValueError, match="expected one of auto, inline"):
         choice("auto", "inline")("fast")
@@ -104,25 +104,25 @@ def test_addresses_are_accepted_as_they_are(text: str) -> None:
     "text", ["", "host", "host:", ":50051", "host:99999", "::1:50051", "http://host:1", "unix:", "unix:" + "x" * 108]
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    """Anything else raises ValueError."""
+    """Other text raises ValueError."""
     with pytest.raises(ValueError, match=r"expected|at most"):
         parse_address(text)
 
 
 def test_local_addresses_are_told_from_those_that_others_can_reach() -> None:
-    """Loopback and unix sockets are local; names and other addresses are not."""
+    """Loopback addresses and unix sockets are local. Names and other addresses are not."""
     assert all(map(is_local, ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/x"]))
     assert not any(map(is_local, ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "psum-0.psum:1"]))
 
 
 def test_a_size_beyond_all_memory_is_a_mistake_in_words() -> None:
-    """Digits without end overflow no number."""
+    """Any number of digits gives a clear error."""
     with pytest.raises(ValueError, match="less than"):
         size("9" * 400)
 
 
 @pytest.mark.parametrize("keepalive", [0.0001, 1e9])
 def test_any_keepalive_gives_options_that_grpc_takes(keepalive: float) -> None:
-    """gRPC's options are whole numbers of 31 bits, and 0 would mean another thing."""
+    """gRPC's options are whole numbers of 31 bits, and 0 has another meaning."""
     assert all(0 <= value < 2**31 for _, value in grpc_options(keepalive))
     assert dict(grpc_options(keepalive))["grpc.keepalive_time_ms"] > 0

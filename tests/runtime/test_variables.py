@@ -1,4 +1,4 @@
-"""A misspelt variable is an error that names the right one; what Kubernetes sets for services is none."""
+"""A misspelt variable is an error that suggests the right name. Variables of Kubernetes for services are accepted."""
 
 import pytest
 
@@ -7,7 +7,7 @@ import psum.client
 from psum.runtime import VARIABLES, declarations, similar, unknown_variables
 from psum.runtime.variables import is_service_link, without_service_links
 
-#: As a kubelet sets them for a service of that name with a port called grpc, in an IPv4 and in an IPv6 cluster.
+#: The variables of a kubelet for a service of that name with a port called grpc, in an IPv4 and in an IPv6 cluster.
 SERVICE = {
     "PSUM_AGGREGATOR_SERVICE_HOST": "10.96.0.7",
     "PSUM_AGGREGATOR_SERVICE_PORT": "50051",
@@ -26,7 +26,7 @@ SERVICE = {
 
 
 def test_the_list_has_the_names_that_both_sides_declare() -> None:
-    """And no others: whoever adds a setting adds its name."""
+    """It has no other names. A new setting needs its name here."""
     declared = {
         variable
         for kind in (psum.client.Settings, psum.aggregator.Settings)
@@ -52,12 +52,13 @@ def test_the_list_has_the_names_that_both_sides_declare() -> None:
     ],
 )
 def test_what_is_meant_is_suggested(name: str, meant: list[str]) -> None:
-    """Where one name is like it, or begins so, or has the same words; a wrong suggestion would be worse than none."""
+    """Suggestions are similar names, longer names, and names with the same words. No suggestion is better than a wrong
+    one."""
     assert similar(name, VARIABLES) == meant
 
 
 def test_a_misspelt_variable_is_told_and_its_value_is_not_shown() -> None:
-    """It might be a secret. Empty variables are as if they were not set."""
+    """The value may be a secret. Empty variables count as not set."""
     environ = {"PSUM_TOKEN": "secret", "PSUM_MINE": "1", "PSUM_RANK": "0", "PSUM_GONE": "", "PSUMMER": "1"}
     mine, token = unknown_variables(environ)
     assert token.startswith("PSUM_TOKEN: psum has no setting of this name; did you mean PSUM_TOKEN_FILE? If it is")
@@ -66,7 +67,7 @@ def test_a_misspelt_variable_is_told_and_its_value_is_not_shown() -> None:
 
 
 def test_what_kubernetes_sets_for_a_service_is_no_mistake() -> None:
-    """Nor does it give a setting its value, where a service's name makes it that setting's name."""
+    """Such a variable also gives no value to a setting of the same name."""
     assert [name for name, value in SERVICE.items() if not is_service_link(name, value)] == []
     assert list(unknown_variables(SERVICE)) == []
     assert without_service_links(SERVICE | {"PSUM_RANK": "1"}) == {"PSUM_RANK": "1"}
@@ -88,5 +89,5 @@ def test_what_kubernetes_sets_for_a_service_is_no_mistake() -> None:
     ],
 )
 def test_what_only_looks_like_a_service_is_not_left_aside(name: str, value: str) -> None:
-    """Name and value must both be as Kubernetes writes them."""
+    """Both name and value must have the form that Kubernetes uses."""
     assert not is_service_link(name, value)

@@ -1,4 +1,4 @@
-"""Waiting without a lock that others need."""
+"""Waiting without a lock that other threads need."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from psum.runtime import Waiters
 
 
 def test_each_waits_for_its_own() -> None:
-    """All that wait look again when woken; those whose condition is not true go on waiting."""
+    """All waiting threads check again when woken. Those whose predicate is false wait on."""
     waiters = Waiters()
     true: set[int] = set()
     got: list[int] = []
@@ -32,7 +32,7 @@ def test_each_waits_for_its_own() -> None:
 
 
 def test_it_gives_up_in_time() -> None:
-    """After a time-out, at once with one of 0; nobody waits any more then."""
+    """It gives up after the timeout, or at once for 0, and is not left in the queue."""
     waiters = Waiters()
     begin = time.monotonic()
     assert not waiters.wait_for(lambda: False, 0)
@@ -44,7 +44,7 @@ def test_it_gives_up_in_time() -> None:
 
 
 def test_no_wake_is_lost() -> None:
-    """Two threads that take turns a thousand times never miss each other."""
+    """Two threads that take turns a thousand times never miss a wake."""
     waiters = Waiters()
     turns: list[int] = []
 
@@ -63,7 +63,7 @@ def test_no_wake_is_lost() -> None:
 
 
 def test_a_handler_that_raises_ends_the_wait() -> None:
-    """The handler of a signal runs in the midst of it, and nobody waits any more afterwards."""
+    """The signal handler runs during the wait, and the thread is not left in the queue."""
     waiters = Waiters()
 
     def interrupt(*_: object) -> None:

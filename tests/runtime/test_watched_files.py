@@ -11,7 +11,7 @@ from tests.scarcity import descriptors_left
 def test_a_file_that_changes_while_descriptors_are_lacking_is_read_afterwards(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A certificate that was renewed at that moment is not left aside until the next renewal."""
+    """A certificate that is renewed at that moment is read as soon as there are descriptors."""
     file = tmp_path / "token"
     file.write_text("old")
     watched = WatchedFiles([str(file)], lambda: read_file(str(file), "token_file"))

@@ -1,4 +1,4 @@
-"""Element types are recognised by whatever name or object a caller has for them."""
+"""Element types are recognised by their names, NumPy dtypes and other libraries' objects."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_numpy_types_and_their_names_are_known(name: str) -> None:
 
 
 def test_bfloat16_is_known_by_name_and_kept_in_uint16() -> None:
-    """NumPy has no bfloat16: it goes by its name, or by any dtype object of that name."""
+    """NumPy has no bfloat16. Its name and any dtype object of that name are accepted."""
 
     class OtherLibrarysType:
         name = "bfloat16"
@@ -29,6 +29,6 @@ def test_bfloat16_is_known_by_name_and_kept_in_uint16() -> None:
     "dtype", ["complex64", np.dtype("uint16"), np.dtype(bool), "nonsense", object(), np.dtype("M8[s]")]
 )
 def test_other_types_are_refused_with_the_list_of_those_that_work(dtype: object) -> None:
-    """What cannot be summed is a TypeError that says what can."""
+    """The TypeError lists the types that can be summed."""
     with pytest.raises(TypeError, match=r"it sums float32, .*bfloat16"):
         ElementType.of(dtype)

@@ -1,4 +1,4 @@
-"""Faults cross the wire as what they are."""
+"""Faults survive the wire."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from psum.wire import errors
 
 @pytest.mark.parametrize("code", [c for c in pb.FaultCode.values() if c != pb.FAULT_CODE_UNSPECIFIED])
 def test_every_code_has_an_exception_that_survives_the_wire(code: pb.FaultCode.ValueType) -> None:
-    """Each code stands for one class; text, key, round and ranks arrive."""
+    """Each code has its class. Text, key, round and ranks are preserved."""
     sent = errors.FaultError.from_message(pb.Fault(code=code, text="what happened", id=0, round=0, ranks=[2, 5]))
     assert type(sent) is not errors.FaultError
     received = errors.FaultError.from_message(sent.to_message())
@@ -17,7 +17,7 @@ def test_every_code_has_an_exception_that_survives_the_wire(code: pb.FaultCode.V
 
 
 def test_a_fault_without_key_means_the_job() -> None:
-    """Key and round stay absent where they were not given, rather than turning into 0."""
+    """A key or round that was not given stays None and does not become 0."""
     fault = errors.FaultError.from_message(errors.WorkerLostError("gone", ranks=[1]).to_message())
     assert (fault.key, fault.round) == (None, None)
 

@@ -1,4 +1,4 @@
-"""The framing writes and reads what protobuf does, without protobuf touching the payload."""
+"""The framing is compatible with protobuf, and keeps the payload away from protobuf."""
 
 import time
 
@@ -48,7 +48,7 @@ def test_plain_protobuf_reads_what_is_encoded(message: pb.ExchangeRequest, piece
 
 @given(pushes, payloads)
 def test_what_plain_protobuf_writes_is_decoded(message: pb.ExchangeRequest, pieces: list[bytes]) -> None:
-    """A message that the generated class serialised is taken apart into the same fields and payload."""
+    """A message that the generated class serialised gives the same fields and payload."""
     whole = pb.ExchangeRequest(push=message.push, payload=b"".join(pieces))
     parsed, payload = decode(pb.ExchangeRequest, whole.SerializeToString())
     assert parsed == message
@@ -57,7 +57,7 @@ def test_what_plain_protobuf_writes_is_decoded(message: pb.ExchangeRequest, piec
 
 @given(pushes, payloads)
 def test_encoding_and_decoding_gives_the_message_back(message: pb.ExchangeRequest, pieces: list[bytes]) -> None:
-    """Decoding an encoded message gives its fields and its payload."""
+    """A decoded message has the fields and the payload that were encoded."""
     parsed, payload = decode(pb.ExchangeRequest, encode(message, *pieces))
     assert parsed.push == message.push
     assert payload == b"".join(pieces)
@@ -65,13 +65,13 @@ def test_encoding_and_decoding_gives_the_message_back(message: pb.ExchangeReques
 
 @given(pushes, st.integers(1, 1000))
 def test_the_payload_is_aligned(message: pb.ExchangeRequest, size: int) -> None:
-    """A payload begins at a multiple of 16 bytes in memory, so that NumPy takes it as it is."""
+    """A payload begins at a multiple of 16 bytes in memory, so that NumPy can use it without a copy."""
     _, payload = decode(pb.ExchangeRequest, encode(message, bytes(size)))
     assert np.frombuffer(payload, np.uint8).ctypes.data % PAYLOAD_ALIGNMENT_BYTES == 0
 
 
 def test_an_allocated_message_holds_what_is_written_into_its_payload() -> None:
-    """A sum that is written in place is what the peer reads."""
+    """The receiver reads the sum that was written in place."""
     entry = ShardRound(id=7, shard=1, round=2, length=8)
     message, place = allocate(pb.ExchangeResponse(result=pb.Result(shards=to_columns([entry]))), 8)
     np.frombuffer(place, np.float32)[:] = [1.5, -2.0]
@@ -92,7 +92,7 @@ def test_fields_in_another_order_are_understood() -> None:
 
 
 def test_unknown_fields_are_passed_over() -> None:
-    """A field that a later version adds does not hinder this one."""
+    """Fields of a later version are ignored."""
     unknown = bytes([13 << 3 | 2, 3]) + b"new" + bytes([12 << 3 | 0, 5])
     push = pb.ExchangeRequest(push=pb.Push(shards=to_columns([ShardRound(id=1, length=2)])), payload=b"ab")
     parsed, payload = decode(pb.ExchangeRequest, unknown + push.SerializeToString())
@@ -102,7 +102,7 @@ def test_unknown_fields_are_passed_over() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
-    """Bytes from the network raise nothing but ProtocolError, and what is accepted protobuf accepts too."""
+    """Bytes from the network raise only ProtocolError, and protobuf accepts everything that is accepted."""
     try:
         parsed, payload = decode(pb.ExchangeRequest, data)
     except ProtocolError:
@@ -115,7 +115,7 @@ def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
 def test_a_cut_message_is_a_protocol_error_or_shorter(
     message: pb.ExchangeRequest, payload: bytes, data: st.DataObject
 ) -> None:
-    """A message that was cut never yields the whole payload, and raises nothing but ProtocolError."""
+    """A truncated message never gives the whole payload, and raises only ProtocolError."""
     whole = encode(message, payload)
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
     try:
@@ -126,7 +126,7 @@ def test_a_cut_message_is_a_protocol_error_or_shorter(
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes as protobuf writes it, in a message that has nothing else."""
+    """Return a field of bytes as protobuf writes it, as a whole message."""
     return pb.ExchangeRequest(padding=content).SerializeToString().replace(b"\x72", bytes((number << 3 | 2,)), 1)
 
 
@@ -144,8 +144,8 @@ def _take_apart(data: bytes) -> None:
     ],
 )
 def test_a_message_that_is_all_header_is_refused_at_once(hostile: bytes) -> None:
-    """Whoever reads it serves others too: neither minutes nor gigabytes may be spent on one message."""
+    """One message must not take minutes or gigabytes, because the reader serves others too."""
     begin = time.process_time()
-    with pytest.raises(ProtocolError, match=r"besides its payload|70000 shards"):
+    with pytest.raises(ProtocolError, match=r"before its payload|70000 shards"):
         _take_apart(hostile)
     assert time.process_time() - begin < 1.0

@@ -1,4 +1,4 @@
-"""Rounds of shards cross as columns, and nothing but rows or a ProtocolError comes of what is received."""
+"""Rounds of shards cross as columns. Received columns give rows or a ProtocolError."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, sizes_beside, split, to_columns, to_rows
 from psum.wire.errors import ProtocolError
 
-# Few values, so that columns which are the same for all, or 0, come often.
+# Few values, so that columns with one value or with zeros only are frequent.
 numbers = st.sampled_from((0, 0, 1, 7))
 rows = st.builds(
     ShardRound,
@@ -28,36 +28,36 @@ columns = st.lists(st.integers(0, 3), max_size=4)
 
 @given(st.lists(rows, max_size=5))
 def test_rows_come_back_from_their_columns(given: list[ShardRound]) -> None:
-    """What is written column by column is read as the same rows."""
+    """Columns give the rows that they were made from."""
     whole = to_columns(given).SerializeToString()
     assert to_rows(pb.ShardRounds.FromString(whole)) == given
 
 
 def test_columns_that_are_the_same_for_all_are_short() -> None:
-    """A message says once what goes for all its shards, and nothing of what is 0."""
+    """A column with one value for all shards has it once, and a column of zeros is empty."""
     short = to_columns([ShardRound(id, round=5, length=64) for id in (1, 2, 3)])
     assert short == pb.ShardRounds(ids=[1, 2, 3], rounds=[5], lengths=[64])
 
 
 def test_columns_may_be_written_out() -> None:
-    """A client that knows nothing of short columns writes one value for each shard."""
+    """A simple client may write one value for each shard."""
     long = pb.ShardRounds(ids=[1, 2], shards=[0, 0], rounds=[5, 5], lengths=[64, 64], timed=[False, False])
     assert to_rows(long) == [ShardRound(1, round=5, length=64), ShardRound(2, round=5, length=64)]
 
 
 @given(columns, st.fixed_dictionaries({}, optional={f.name: columns for f in pb.ShardRounds.DESCRIPTOR.fields[1:]}))
 def test_columns_of_different_lengths_are_refused(ids: list[int], others: dict[str, Any]) -> None:
-    """A column has as many values as there are ids, one, or none; everything else raises ProtocolError."""
+    """A column has as many values as there are ids, one, or none. Other lengths raise ProtocolError."""
     message = pb.ShardRounds(ids=ids, **others)
     if all(len(column) in (0, 1, len(ids)) for column in others.values()):
         assert len(to_rows(message)) == len(ids)
     else:
-        with pytest.raises(ProtocolError, match="expected as many, one for all, or none"):
+        with pytest.raises(ProtocolError, match="expected the same number, one, or none"):
             to_rows(message)
 
 
 def test_more_shards_than_are_expected_are_refused() -> None:
-    """The number of rows is bounded before they are made."""
+    """The number of rows is checked before they are made."""
     message = pb.ShardRounds(ids=range(5))
     assert len(to_rows(message, 5)) == 5
     with pytest.raises(ProtocolError, match="5 shards; expected at most 4"):
@@ -65,16 +65,16 @@ def test_more_shards_than_are_expected_are_refused() -> None:
 
 
 def test_what_lies_beside_is_counted_by_shard() -> None:
-    """One size for all shards means as many payloads as there are shards."""
+    """One size for all shards means one payload for each shard."""
     assert sizes_beside(pb.ShardRounds(ids=[1, 2], placed=[9])) == [9, 9]
     assert sizes_beside(pb.ShardRounds(ids=[1, 2], placed=[0, 8])) == [8]
     assert sizes_beside(pb.ShardRounds(ids=[1, 2])) == []
 
 
 def test_lengths_that_do_not_add_up_are_refused() -> None:
-    """The shards' lengths must give the payload's size exactly."""
+    """The sum of the shards' lengths must be the payload's size."""
     shards = [ShardRound(1, length=3), ShardRound(2, length=2)]
     assert [bytes(p) for p in split(memoryview(b"abcde"), shards)] == [b"abc", b"de"]
     for payload in (b"abcd", b"abcdef", b""):
-        with pytest.raises(ProtocolError, match="5 bytes together"):
+        with pytest.raises(ProtocolError, match="a total of 5 bytes"):
             split(memoryview(payload), shards)

@@ -1,6 +1,6 @@
-"""What every process of psum needs to run: settings, logging, TLS files, metrics, file descriptors, waiting.
+"""What every process of psum needs: settings, logging, TLS files, metrics, file descriptors, waiting.
 
-It may import wire (for errors). Begin with settings.py; the names of all environment variables are in variables.py.
+It may import wire (for errors). Begin with settings.py. The names of all environment variables are in variables.py.
 """
 
 from psum.runtime.file_descriptors import (
@@ -11,8 +11,8 @@ from psum.runtime.file_descriptors import (
     open_descriptors,
     raise_descriptor_limit,
 )
-from psum.runtime.first_to_end import (
-    first_to_end,
+from psum.runtime.first_completed import (
+    first_completed,
 )
 from psum.runtime.listen_errors import (
     cannot_listen,
@@ -82,7 +82,7 @@ __all__ = [
     "declarations",
     "descriptor_limit",
     "duration",
-    "first_to_end",
+    "first_completed",
     "integer",
     "items",
     "keep_large_blocks",

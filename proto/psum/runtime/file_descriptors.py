@@ -1,4 +1,4 @@
-"""File descriptors: how many this process may have, and what to say where one is lacking."""
+"""File descriptors: this process's limit and number, and the error when there are too few."""
 
 import contextlib
 import errno
@@ -7,45 +7,45 @@ import resource
 import sys
 from typing import Final
 
-#: What sets a limit, in the places where aggregators and workers are started.
+#: How to raise the limit where aggregators and workers are started.
 HOW_TO_RAISE: Final = "raise it with ulimit -n, LimitNOFILE= in a systemd unit, or --ulimit nofile= of a container"
 
 _OURS: Final = "/proc/self/fd"
 
 
 def raise_descriptor_limit() -> int:
-    """Raises this process's soft limit to the hard one, which any process may do; returns the limit that holds then.
+    """Raise this process's soft limit to the hard limit, which any process may do, and return the new limit.
 
-    For processes of psum's own. The limit of a program that psum is only a library of is left alone: what uses select()
-    fails with descriptors from 1024 on.
+    Use this in psum's own processes only. In a program that uses psum as a library, other code may use select(), which
+    fails with descriptors above 1023.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # Where a sandbox does not allow it, the soft one does too.
+        # If a sandbox forbids it, go on with the soft limit.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return descriptor_limit()
 
 
 def descriptor_limit() -> int:
-    """How many descriptors this process may have."""
+    """Return the number of descriptors that this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has, all of them where that cannot be counted for lack of one."""
+    """Return the number of open descriptors. If counting fails for lack of a descriptor, return the limit."""
     try:
-        # Linux tells the number from 6.2 on, without one more descriptor and at no cost.
+        # Linux 6.2 and later give the number without another descriptor and at no cost.
         return os.stat(_OURS).st_size or len(os.listdir(_OURS)) - 1
     except OSError:
         return descriptor_limit()
 
 
 def lacks_descriptors(wanted: int) -> str | None:
-    """Says so where this process cannot open so many more files and connections: a sentence, else None."""
+    """Return an error sentence if this process cannot open so many more descriptors, otherwise None."""
     if descriptor_limit() - open_descriptors() < wanted:
-        # Not found out by taking them all: meanwhile another thread may need one, and gRPC ends the process then.
+        # Do not find out by taking all: if another thread needs one meanwhile, gRPC ends the process.
         return lack_of_descriptors(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     taken: list[int] = []
     try:
@@ -60,7 +60,7 @@ def lacks_descriptors(wanted: int) -> str | None:
 
 
 def lack_of_descriptors(error: BaseException) -> str | None:
-    """Says so where an error means that there are no more file descriptors: a sentence, else None."""
+    """Return a sentence if an error means that there are no more file descriptors, otherwise None."""
     match getattr(error, "errno", None):
         case errno.EMFILE:
             return (
@@ -68,5 +68,5 @@ def lack_of_descriptors(error: BaseException) -> str | None:
                 f" limit of file descriptors); {HOW_TO_RAISE}"
             )
         case errno.ENFILE:
-            return "this machine may have no more files and connections open; raise its fs.file-max (sysctl)"
+            return "this machine has reached its limit of open files and connections; raise fs.file-max (sysctl)"
     return None

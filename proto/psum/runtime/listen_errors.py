@@ -1,23 +1,23 @@
-"""Why an address cannot be listened on, and what to do: in the same words for whatever listens."""
+"""The error text for an address that cannot be listened on, with advice. All listeners use it."""
 
 import errno
 import socket
 
 _REASONS = {
-    errno.EADDRINUSE: "the port is in use already; stop what listens there, or choose another port",
+    errno.EADDRINUSE: "the port is in use already; stop the program that listens there, or choose another port",
     errno.EADDRNOTAVAIL: "this machine has no such address; choose one that it has, or 0.0.0.0 or [::] for all",
-    errno.EACCES: "this process may not listen there; ports below 1024 and some paths need more rights",
+    errno.EACCES: "permission denied; ports below 1024 and some paths need more rights",
 }
 
 
 def cannot_listen(setting: str, purpose: str, address: str, error: OSError | OverflowError | None) -> str:
-    """Says what could not be listened on.
+    """Return the error text.
 
     Args:
-        setting: Where the address comes from, such as data_port=50052.
-        purpose: What is to be served there.
+        setting: The setting that the address comes from, such as data_port=50052.
+        purpose: The service for this address, such as 'data connections'.
         address: host:port, [ipv6]:port or unix:/path.
-        error: What the system says against it, None where that is not known.
+        error: The error of the system, None if unknown.
     """
     if error is None:
         reason = "the reason is not known"

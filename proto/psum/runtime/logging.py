@@ -1,7 +1,7 @@
-"""How lines of a log are written: as text or as JSON, each with the job and the rank that it is about.
+"""Log formatters for text and JSON. Each line has the job and the rank that it is about.
 
-They need not be given twice: a message's template names them, as `job %s: rank %d joined` does, and a process that is
-one worker knows its own. Where the text comes from elsewhere, `extra` has them.
+They come from the message's template, such as `job %s: rank %d joined`, from `extra`, or from the process if it is one
+worker.
 """
 
 import json
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-#: What is known of every line, for what its own template does not name.
+#: Returns the job and rank for records that have none themselves.
 Known = Callable[[], Mapping[str, object]]
 
-#: A place in a template, with the word before it.
+#: A placeholder in a template, with the word before it if that is job or rank.
 _PLACE: Final = re.compile(r"(?:\b(job|rank) )?%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-z])")
 
 _TEXT: Final = "%(asctime)s %(levelname)-7s %(message)s"
@@ -25,7 +25,7 @@ def _nothing() -> Mapping[str, object]:
 
 
 def subjects(record: logging.LogRecord) -> dict[str, object]:
-    """The job and the rank that a record is about, as far as it says so itself."""
+    """Return the job and the rank that a record itself has."""
     found: dict[str, object] = {name: vars(record)[name] for name in ("job", "rank") if name in vars(record)}
     if not isinstance(record.msg, str) or not isinstance(record.args, tuple):
         return found
@@ -37,10 +37,10 @@ def subjects(record: logging.LogRecord) -> dict[str, object]:
 
 
 class TextFormatter(logging.Formatter):
-    """Writes a record as one line of text; what peers send cannot make it look like two.
+    """Format a record as one line of text. Line breaks in the message are escaped.
 
     Args:
-        known: What of every line is known.
+        known: Returns the job and rank for records that have none themselves.
     """
 
     def __init__(self, known: Known = _nothing) -> None:
@@ -48,20 +48,20 @@ class TextFormatter(logging.Formatter):
         self._known = known
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line, with what cannot be printed as escapes; a traceback is added to it later."""
-        named = subjects(record)
-        if untold := ", ".join(f"{name} {value}" for name, value in self._known().items() if name not in named):
-            record.message = f"{untold}: {record.message}"
+        """Return the line, with unprintable characters escaped. The base class appends tracebacks."""
+        own = subjects(record)
+        if prefix := ", ".join(f"{name} {value}" for name, value in self._known().items() if name not in own):
+            record.message = f"{prefix}: {record.message}"
         return "".join(
             c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().formatMessage(record)
         )
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record as one line of JSON.
+    """Format a record as one line of JSON.
 
     Args:
-        known: What of every line is known.
+        known: Returns the job and rank for records that have none themselves.
     """
 
     def __init__(self, known: Known = _nothing) -> None:
@@ -69,7 +69,7 @@ class JsonFormatter(logging.Formatter):
         self._known = known
 
     def format(self, record: logging.LogRecord) -> str:
-        """An object with the time, the level, the logger, the message, and the job and the rank where there are any."""
+        """Return an object with the time, the level, the logger, the message, and the job and rank if there are any."""
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -80,5 +80,5 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        # Whatever it is, it must not keep a line from being written.
+        # default=str, because a value of any type must not prevent the line.
         return json.dumps(entry, default=str)

@@ -1,7 +1,7 @@
-"""Keeps glibc from giving large blocks back to the kernel after every message.
+"""Keep glibc from returning large blocks to the kernel after every message.
 
-By default a message of a megabyte is mapped, faulted in page by page and unmapped again each time; that costs as much
-as summing it. Raising the thresholds once, before threads start, keeps such blocks in the heap for reuse.
+By default, glibc maps and unmaps the memory of each large message, and every page faults again. That costs as much as
+the sum. Higher thresholds, set once before threads start, keep such blocks in the heap for reuse.
 """
 
 import ctypes
@@ -13,18 +13,18 @@ _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
-# The most that glibc takes for the mmap threshold on 64 bits.
+# The largest mmap threshold that glibc accepts on 64 bits.
 _KEPT_BYTES: Final = 32 << 20
 _TRIM_BYTES: Final = 512 << 20
 _GROWTH_BYTES: Final = 16 << 20
 
 
 def keep_large_blocks(*, one_arena: bool) -> bool:
-    """Tunes the C allocator of this process; returns whether there is one that takes it (glibc on Linux).
+    """Tune the C allocator of this process, and return whether it accepted the options (glibc on Linux does).
 
     Args:
-        one_arena: Whether all threads share one arena too, so that a block freed by one is there for another. Right for
-            a process of psum's own; a program that psum is only a library of decides that for itself.
+        one_arena: Whether all threads share one arena, so that any thread can reuse a block that another has freed. Use
+            it in psum's own processes only. A program that uses psum as a library decides for itself.
     """
     if not sys.platform.startswith("linux"):
         return False

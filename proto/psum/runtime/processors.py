@@ -1,4 +1,4 @@
-"""How many processors this process may use: those that it may run on, within the limits of its control groups."""
+"""The number of processors that this process may use, by its affinity and the limits of its control groups."""
 
 import os
 import pathlib
@@ -10,25 +10,24 @@ _ROOT: Final = pathlib.Path("/")
 
 
 def processors() -> int:
-    """The number of processors that this process may keep busy, at least 1.
+    """Return the number of processors that this process may keep busy, at least 1.
 
-    A limit of processor time counts by its whole processors: with one thread more, all of them would be stopped for a
-    part of each period.
+    A limit of processor time is rounded down: with one more thread, the kernel would stop all threads for a part of
+    each period.
     """
     return within_limits(len(os.sched_getaffinity(0)), cpu_limits(_ROOT))
 
 
 def within_limits(affinity: int, limits: Iterator[float]) -> int:
-    """The whole processors that are left of an affinity by limits of processor time, at least 1."""
+    """Return the number of processors for an affinity within limits of processor time, at least 1."""
     return max(1, int(min((affinity, *limits))))
 
 
 def cpu_limits(root: pathlib.Path) -> Iterator[float]:
-    """The limits of processor time that hold for this process, in processors: of its own control group, and of each
-    group around it.
+    """Return the limits of this process's control group and of each enclosing group, in processors.
 
     Args:
-        root: Where `proc` and the mounts that it names are.
+        root: The directory that contains `proc` and the mounts that it lists.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -37,7 +36,7 @@ def cpu_limits(root: pathlib.Path) -> Iterator[float]:
         return
     paths: dict[str, str] = {}
     for line in groups:
-        # hierarchy:controllers:path; version 2 has number 0 and names no controllers.
+        # hierarchy:controllers:path. Version 2 has number 0 and lists no controllers.
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
             paths["cgroup2"] = path
@@ -56,15 +55,15 @@ def cpu_limits(root: pathlib.Path) -> Iterator[float]:
 
 
 def _upwards(top: pathlib.Path, mounted: str, path: str) -> Iterator[pathlib.Path]:
-    """The directories of a group and of those around it, as far as they can be seen.
+    """Return the directories of a group and of its enclosing groups, as far as they are visible.
 
     Args:
-        top: Where the hierarchy is mounted.
+        top: The mount point of the hierarchy.
         mounted: The group that is mounted there.
         path: The process's group.
     """
     within = pathlib.PurePosixPath(path)
-    # In a container, the path may be the host's, of which only what is mounted can be seen.
+    # In a container, the path may be the host's. Only the mounted part of it is visible.
     if within.is_relative_to(mounted) and ".." not in within.parts:
         directory = top / within.relative_to(mounted)
         while directory != top:
@@ -74,7 +73,7 @@ def _upwards(top: pathlib.Path, mounted: str, path: str) -> Iterator[pathlib.Pat
 
 
 def _limit(directory: pathlib.Path) -> float | None:
-    """The processors that a group may keep busy, None where it has no limit."""
+    """Return the number of processors that a group may keep busy, or None without a limit."""
     try:
         if (directory / "cpu.max").exists():
             quota, period = (directory / "cpu.max").read_text().split()
@@ -83,11 +82,11 @@ def _limit(directory: pathlib.Path) -> float | None:
             period = (directory / "cpu.cfs_period_us").read_text()
         limit = int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
-        # Also "max", which is no limit, and the root of version 2, which has no such file.
+        # This includes "max", which means no limit, and the root of version 2, which has no such file.
         return None
     return limit if limit > 0 else None
 
 
 def _unescaped(text: str) -> str:
-    r"""A path as mountinfo writes it: spaces and the like are octal, as in \040."""
+    r"""Decode a path from mountinfo, which writes spaces and some other characters in octal, such as \040."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -1,6 +1,7 @@
-"""Metrics in the form of Prometheus' client library, which must be installed: import this where they are asked for.
+"""Metrics in the form of Prometheus' client library.
 
-What is counted are plain objects, looked at when Prometheus asks: see `Families`.
+The library may be missing, so import this module only when metrics are asked for. `Families` reads the plain objects of
+psum.runtime.metrics at that time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +18,10 @@ __all__ = ["Collector", "Families", "encode", "registry_of"]
 
 
 class Families:
-    """Collects the present values of some metrics.
+    """Collect the present values of metrics.
 
     Args:
-        metrics: All that may be added, in the order of the exposition.
+        metrics: All metrics that may be added, in the order of the exposition.
     """
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
@@ -30,7 +31,7 @@ class Families:
             self._families[metric] = kind[metric.kind](metric.name, metric.meaning, labels=metric.labels)
 
     def add(self, metric: Metric, value: float | Histogram, *labels: str) -> None:
-        """Adds the value that a metric has under these labels."""
+        """Add the value of a metric with these labels."""
         family = self._families[metric]
         if isinstance(value, Histogram):
             assert isinstance(family, HistogramMetricFamily)
@@ -40,7 +41,7 @@ class Families:
             family.add_metric(labels, value)
 
     def __iter__(self) -> Iterator[Family]:
-        """Those that have a value."""
+        """Iterate over the metrics that have a value."""
         return (family for family in self._families.values() if family.samples)
 
 
@@ -49,7 +50,7 @@ class _Collector(Collector):
         self._collect = collect
 
     def describe(self) -> Iterable[Family]:
-        # Asked at registration, when there may be nothing to collect from yet.
+        # Prometheus calls this at registration, when there may be no values yet.
         return ()
 
     def collect(self) -> Iterable[Family]:
@@ -57,14 +58,14 @@ class _Collector(Collector):
 
 
 def registry_of(collect: Callable[[], Iterable[Family]]) -> CollectorRegistry:
-    """A registry whose metrics are what a call gives."""
+    """Return a registry that calls a function for its metrics."""
     registry = CollectorRegistry()
     registry.register(_Collector(collect))
     return registry
 
 
 def encode(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
-    """The exposition and its content type: OpenMetrics where the Accept header asks for it, else Prometheus' text."""
+    """Return the exposition and its content type: OpenMetrics if the Accept header has it, else Prometheus' text."""
     encoder, content_type = choose_encoder(accept)
     collected = list(families)
     return encoder(registry_of(lambda: collected)), content_type

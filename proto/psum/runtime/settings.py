@@ -1,7 +1,7 @@
-"""Settings: frozen dataclasses read from the environment, every mistake reported at once.
+"""Settings: frozen dataclasses that are read from the environment. One error reports all mistakes.
 
-A side declares its settings as fields made by `setting`; `load` reads them. The same declarations give the command
-line its flags and the documentation its table, so that there is one place that knows a name, a default and a meaning.
+Each side declares its settings as fields made by `setting`, and `load` reads them. The flags of the command line and
+the tables in the documentation come from the same declarations.
 """
 
 import dataclasses
@@ -15,21 +15,21 @@ from psum.wire.errors import ConfigurationError
 
 
 class Settings:
-    """Base of a side's settings: a frozen dataclass of fields made by `setting`."""
+    """Base class of a side's settings, which is a frozen dataclass of fields made by `setting`."""
 
     sources: Mapping[str, str] = MappingProxyType({})
-    """What gave each value that is not a default: a variable, or the setting's own name where the program did. Empty
-    where the settings were not made by `load`."""
+    """Where each value that is not a default came from: a variable, or the setting's own name if the program gave it.
+    Empty if the settings were not made by `load`."""
 
     remarks: tuple[str, ...] = ()
-    """What the environment says that does not count, though it looks as if it should."""
+    """Sentences about variables that have no effect although they look as if they had."""
 
     def mistakes(self) -> Iterable[str]:
-        """What is wrong with the values taken together."""
+        """Return a sentence for each error in the combination of values."""
         return ()
 
     def warnings(self) -> Iterable[str]:
-        """What can be used, but can hardly be meant: a sentence for each, to be logged once at the start."""
+        """Return a sentence for each valid but unlikely combination of values. They are logged once at the start."""
         return self.remarks
 
 
@@ -38,14 +38,14 @@ S = TypeVar("S", bound=Settings)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Declaration:
-    """What is known about one setting.
+    """The declaration of one setting.
 
     Attributes:
-        variables: The environment variables that give it, the first that is set wins; the first is its own name.
-        deprecated: Further ones, that it had as its own name before.
-        parse: Turns text into the value; raises ValueError with a text that says what was expected.
+        variables: The environment variables for it. The first one is its own name. The first one that is set counts.
+        deprecated: Its former names, which are tried last.
+        parse: Converts text to the value. Raises ValueError with a text that says what was expected.
         meaning: One sentence for people.
-        default_text: The default as people write it.
+        default_text: The default as text.
     """
 
     variables: tuple[str, ...]
@@ -63,32 +63,32 @@ def setting(
     default_text: str | None = None,
     deprecated: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field that `load` can read; see Declaration."""
+    """Return a dataclass field that `load` can read; see Declaration."""
     text = str(default) if default_text is None else default_text
     declared = Declaration(variables, parse, meaning, text, deprecated)
     return dataclasses.field(default=default, metadata={"psum": declared}, kw_only=True)
 
 
 def declarations(kind: type[Settings]) -> dict[str, Declaration]:
-    """The declarations of a settings class by field name."""
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # The base has none itself.
+    """Return the declarations of a settings class by field name."""
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # The base class itself is no dataclass.
     return {field.name: field.metadata["psum"] for field in fields}
 
 
 def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any], remarks: Iterable[str] = ()) -> S:
-    """Reads settings from the environment; what is given beats what the environment says.
+    """Read settings from the environment and from given values, which take precedence.
 
-    A variable whose name begins with PSUM_ and that is none of psum's is a mistake.
+    An unknown variable whose name begins with PSUM_ is a mistake.
 
     Args:
         kind: The settings class.
         environ: The environment variables.
-        given: Values by field name. Text is parsed as the environment's would be, other values are taken as they are;
-            None stands for not given.
+        given: Values by field name. Text is parsed as in the environment, other values are taken unchanged. None means
+            not given.
         remarks: See Settings.remarks.
 
     Raises:
-        ConfigurationError: With every mistake that was found.
+        ConfigurationError: There are mistakes. The error lists all of them.
     """
     mistakes = list(unknown_variables(environ))
     environ = without_service_links(environ)
@@ -96,7 +96,7 @@ def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any], re
     sources: dict[str, str] = {}
     known = declarations(kind)
     for unknown in sorted(given.keys() - known.keys()):
-        mistakes.append(f"there is no setting {unknown!r}; there are {', '.join(sorted(known))}")
+        mistakes.append(f"there is no setting {unknown!r}; the settings are {', '.join(sorted(known))}")
     for name, declared in known.items():
         source, value = name, given.get(name)
         if value is None:
@@ -110,13 +110,13 @@ def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any], re
         except ValueError as error:
             mistakes.append(f"{source}={value!r}: {error}")
     settings = kind(**values)
-    # Not fields: two settings with the same values are the same.
+    # These are not fields, so that settings with the same values are equal.
     object.__setattr__(settings, "sources", sources)
     object.__setattr__(settings, "remarks", tuple(remarks))
     if not mistakes:
         mistakes.extend(settings.mistakes())
         if mistakes:
-            # They may be the reason.
+            # A variable without effect may be the cause.
             mistakes.extend(settings.remarks)
     if mistakes:
         raise ConfigurationError(mistakes)
@@ -124,7 +124,7 @@ def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any], re
 
 
 def integer(least: int, most: int) -> Callable[[str], int]:
-    """Parses a whole number within limits, both included."""
+    """Return a parser for a whole number from `least` to `most`, both included."""
 
     def parse(text: str) -> int:
         try:
@@ -142,7 +142,7 @@ _SIZE_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib
 
 
 def size(text: str) -> int:
-    """Parses a size such as 1048576, 512KiB or 8GiB into bytes."""
+    """Parse a size such as 1048576, 512KiB or 8GiB. Return bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _SIZE_UNITS:
         raise ValueError("expected a size such as 1048576, 512KiB, 16MiB or 8GiB")
@@ -154,13 +154,13 @@ def size(text: str) -> int:
 
 _TIME_UNITS: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
-#: gRPC takes whole milliseconds in 31 bits.
+#: Within the limits of gRPC, which takes milliseconds in 31 bits.
 _LEAST_SECONDS: Final = 0.001
 _MOST_SECONDS: Final = 480 * 3600.0
 
 
 def duration(text: str) -> float:
-    """Parses a time such as 30, 30s, 1.5m or 200ms into seconds."""
+    """Parse a time such as 30, 30s, 1.5m or 200ms. Return seconds."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _TIME_UNITS:
         raise ValueError("expected a time such as 30, 30s, 200ms or 2m")
@@ -171,7 +171,7 @@ def duration(text: str) -> float:
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
-    """Parses one of the words, case aside."""
+    """Return a parser for one of these words in any case."""
 
     def parse(text: str) -> str:
         word = text.strip().lower()
@@ -183,5 +183,5 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def items(parse: Callable[[str], Any] = str) -> Callable[[str], tuple[Any, ...]]:
-    """Parses a list with commas, empty items left out."""
+    """Return a parser for a comma-separated list. It ignores empty items."""
     return lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())

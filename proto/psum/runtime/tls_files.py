@@ -1,4 +1,4 @@
-"""The files that TLS needs, checked in words before gRPC sees them."""
+"""The files for TLS, checked with clear errors before gRPC reads them."""
 
 import dataclasses
 import ssl
@@ -9,7 +9,7 @@ from psum.wire.errors import ConfigurationError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pem:
-    """The contents of TLS files; None where there is no such file."""
+    """The contents of TLS files, each None if there is no such file."""
 
     ca: bytes | None
     cert: bytes | None
@@ -18,13 +18,13 @@ class Pem:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files, empty where there is none.
+    """Paths of PEM files, each empty if there is no such file.
 
     Attributes:
-        ca: Certificates of the authorities that the other side's certificate must come from.
-        cert: This side's certificate, followed by those between it and its authority.
-        key: The private key of that certificate, not encrypted.
-        ca_setting: What the setting is called that names `ca`.
+        ca: Certificates of the authorities that must have issued the other side's certificate.
+        cert: This side's certificate, followed by its intermediate certificates.
+        key: The private key of this certificate, not encrypted.
+        ca_setting: The name of the setting for `ca`.
     """
 
     ca: str
@@ -33,20 +33,19 @@ class TlsFiles:
     ca_setting: str = "tls_ca"
 
     def __bool__(self) -> bool:
-        """Whether there are any, hence TLS is spoken."""
+        """Return whether TLS is used, which means that there are any files."""
         return bool(self.paths)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Those that there are."""
+        """The paths that are not empty."""
         return tuple(path for path in (self.ca, self.cert, self.key) if path)
 
     def read(self) -> Pem:
-        """Reads and checks the files.
+        """Read and check the files.
 
         Raises:
-            ConfigurationError: One cannot be read, is not what it should be, or certificate and key do not belong
-                together.
+            ConfigurationError: A file cannot be read or has the wrong content, or certificate and key do not match.
         """
         pem = Pem(
             ca=read_file(self.ca, self.ca_setting) if self.ca else None,
@@ -62,7 +61,7 @@ class TlsFiles:
                 raise ConfigurationError([text]) from None
         if self.cert:
             try:
-                # The password is for an encrypted key: without it, the user would be asked at the terminal.
+                # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
                 context.load_cert_chain(self.cert, self.key, password="")
             except (OSError, ValueError) as error:
                 raise ConfigurationError(

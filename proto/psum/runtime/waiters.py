@@ -1,4 +1,4 @@
-"""Waiting for what other threads do, in a way in which a signal's handler may interrupt and may wait itself."""
+"""Wait for other threads so that signal handlers can interrupt the wait, and can wait themselves."""
 
 import contextlib
 import threading
@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 
 class Waiters:
-    """Threads that wait until something is true.
+    """Threads that wait until a predicate is true.
 
-    Python runs the handlers of signals in the main thread, between any two of its instructions, and while it waits for
-    a lock. A handler may take long, and may wait for sums. So no thread may hold a lock then that another one needs in
-    order to go on: a Condition's lock, for example. Here each waiting thread has a lock of its own, which nobody else
-    waits for.
+    Python runs signal handlers in the main thread, between any two instructions and while it waits for a lock. A
+    handler may take long, and may wait for sums. So the interrupted code must not hold a lock that another thread
+    needs, such as a Condition's lock. Here each waiting thread has its own lock, which no other thread waits for.
     """
 
     __slots__ = ("_sleeping",)
@@ -22,14 +21,14 @@ class Waiters:
         self._sleeping: deque[threading.Lock] = deque()
 
     def __bool__(self) -> bool:
-        """Whether a thread waits."""
+        """Return whether any thread waits."""
         return bool(self._sleeping)
 
     def wait_for(self, predicate: Callable[[], object], timeout: float | None = None) -> bool:
-        """Waits until the predicate is true; returns False where it is not after timeout seconds.
+        """Wait until the predicate is true. Return False if it is still false after `timeout` seconds.
 
-        Whoever makes it true must call `wake` after that. In the main thread, handlers of signals run at once; what
-        they raise ends the wait.
+        The thread that makes it true must call `wake` afterwards. In the main thread, signal handlers run at once. An
+        exception of a handler ends the wait.
         """
         if predicate():
             return True
@@ -38,7 +37,7 @@ class Waiters:
         alarm.acquire()
         try:
             while True:
-                # In this order: whoever makes it true from here on wakes this thread.
+                # Enqueue first, then check: a thread that makes the predicate true after the check wakes this one.
                 self._sleeping.append(alarm)
                 if predicate():
                     return True
@@ -50,8 +49,8 @@ class Waiters:
                 self._sleeping.remove(alarm)
 
     def wake(self) -> None:
-        """Has all that wait look again; from any thread."""
-        # Those that look and go on waiting are not woken again: they are behind these.
+        """Make all waiting threads check their predicates again. Any thread may call this."""
+        # The count excludes threads that check and wait again meanwhile: they are at the end of the queue.
         for _ in range(len(self._sleeping)):
             try:
                 self._sleeping.popleft().release()

@@ -1,4 +1,4 @@
-"""Files that are read again when they change, as certificates and secrets that are renewed under a running process."""
+"""Files that are read again when they change, such as certificates and secrets that are renewed at run time."""
 
 import logging
 import os
@@ -14,19 +14,19 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _Stamp = tuple[tuple[int, int, int], ...]
 
-#: How often files that change while they are read are read again before what they say is taken as it is.
+#: How often files that change during reading are read again before the last content counts.
 _ATTEMPTS: Final = 5
 
 
 class WatchedFiles(Generic[T]):
-    """What some files say. Its methods may be called from any thread.
+    """The content of files. Any thread may call its methods.
 
     Args:
         paths: The files.
-        read: Reads and checks them all; raises ConfigurationError.
+        read: Reads and checks all files. Raises ConfigurationError.
 
     Raises:
-        ConfigurationError: They cannot be used.
+        ConfigurationError: The files cannot be used.
     """
 
     def __init__(self, paths: Sequence[str], read: Callable[[], T]) -> None:
@@ -36,22 +36,22 @@ class WatchedFiles(Generic[T]):
         self._stamp, self._content = self._load()
 
     def get(self) -> T:
-        """What the files say now. Where they have changed and cannot be used, it is what they said before; the log has
-        an error then."""
+        """Return the present content. If the files have changed and cannot be used, log an error and return the
+        previous content."""
         with self._lock:
             try:
                 stamp = self._stamps()
                 if stamp != self._stamp:
-                    # Remembered first, so that a mistake is reported once.
+                    # Remember the stamp first, so that a mistake is reported once only.
                     self._stamp = stamp
                     self._stamp, self._content = self._load()
-                    _log.info("read again, since they have changed: %s", ", ".join(self._paths))
+                    _log.info("files have changed and were read again: %s", ", ".join(self._paths))
             except ConfigurationError as error:
                 if lacks_descriptors(1) is not None:
-                    # No mistake of theirs: they are to be read again as soon as that is over.
+                    # The files may be fine. Read them again as soon as there are descriptors.
                     self._stamp = ()
                 _log.error(
-                    "files have changed and cannot be used; going on with what they said before: %s",
+                    "files have changed and cannot be used; keeping their previous content: %s",
                     "; ".join(error.mistakes),
                 )
             return self._content
@@ -61,7 +61,7 @@ class WatchedFiles(Generic[T]):
             stamp = self._stamps()
             content = self._read()
             if self._stamps() == stamp:
-                # Else some are of before a renewal, others of after it.
+                # Otherwise some may be from before a renewal, and others from after it.
                 break
         return stamp, content
 
@@ -69,16 +69,20 @@ class WatchedFiles(Generic[T]):
         try:
             stats = [os.stat(path) for path in self._paths]
         except OSError:
-            # The reader says it better.
+            # The reader reports this error with more detail.
             return ()
         return tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
 
 
 def read_file(path: str, what: str) -> bytes:
-    """The content of a file that the settings name.
+    """Return the content of a file.
+
+    Args:
+        path: The file.
+        what: The name of its setting, for errors.
 
     Raises:
-        ConfigurationError: It cannot be read.
+        ConfigurationError: The file cannot be read.
     """
     try:
         with open(path, "rb") as file:

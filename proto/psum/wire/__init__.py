@@ -1,10 +1,13 @@
 """What crosses the wire: messages and their framing, rounds as columns, element types, addresses, and errors.
 
-It may import the generated protocol (psum.v1) and nothing else of psum. Begin with framing.py, then rounds.py; every
+It may import the generated protocol (psum.v1) and nothing else of psum. Begin with framing.py, then rounds.py. Every
 exception that psum raises on purpose is in errors.py.
 """
 
 from psum.wire import errors
+from psum.wire.address_ranges import (
+    parse_destinations,
+)
 from psum.wire.addresses import (
     canonical,
     is_local,
@@ -32,9 +35,6 @@ from psum.wire.framing import (
     allocate,
     decode,
     encode,
-)
-from psum.wire.ranges import (
-    parse_destinations,
 )
 from psum.wire.rounds import (
     MAX_SHARDS_PER_PAYLOAD,

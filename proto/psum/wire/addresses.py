@@ -8,10 +8,10 @@ _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:/\[\]\s]+):(\d{1,5})")
 
 
 def parse_address(text: str) -> str:
-    """Checks an address and returns it in the form that gRPC takes.
+    """Check an address and return it in gRPC's form.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not an address.
     """
     text = text.strip()
     if text.startswith("unix:"):
@@ -19,7 +19,7 @@ def parse_address(text: str) -> str:
         if not path:
             raise ValueError("expected a path after unix:")
         if len(path.encode()) > 107:
-            raise ValueError(f"a unix socket's path has at most 107 bytes, this one has {len(path.encode())}")
+            raise ValueError(f"the path of a unix socket has {len(path.encode())} bytes; expected at most 107")
         return f"unix:{path}"
     match = _HOST_PORT.fullmatch(text)
     if match is None or int(match[2]) > 65535:
@@ -28,35 +28,35 @@ def parse_address(text: str) -> str:
 
 
 def parse_destination(text: str) -> str:
-    """The same for an address to connect to, which has no port 0.
+    """Check an address to connect to, as `parse_address` does. Its port must not be 0.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not such an address.
     """
     address = parse_address(text)
     if not address.startswith("unix:") and split_address(address)[1] == 0:
         raise ValueError(
-            f"{address!r} has port 0, which to an aggregator's --listen means any free port; expected the port that it"
-            " listens on, which its log and --announce tell"
+            f"{address!r} has port 0, which only means 'any free port' in an aggregator's --listen; expected the port"
+            " that the aggregator listens on, which is in its log and in the file of --announce"
         )
     return address
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host, without the brackets of IPv6, and port of an address that is no unix socket's."""
+    """Split an address into host and port. The host has no brackets. Unix sockets are not allowed."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def join_address(host: str, port: int) -> str:
-    """The address of a host and a port, with IPv6 in brackets."""
+    """Join host and port to an address, with IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def canonical(address: str) -> str:
-    """The one way in which addresses are written that mean the same; what is no address stays as it is.
+    """Return the canonical spelling of an address. Other text is returned unchanged.
 
-    It does not look names up: a name and its address are two.
+    This does not resolve names: a host's name and its IP address stay different.
     """
     try:
         address = parse_address(address)
@@ -71,7 +71,7 @@ def canonical(address: str) -> str:
 
 
 def is_local(address: str) -> bool:
-    """Whether only this machine can reach the address: a unix socket or a loopback address."""
+    """Return whether only this machine can reach the address, as with unix sockets and loopback addresses."""
     if address.startswith("unix:"):
         return True
     host = address.rpartition(":")[0].strip("[]")

@@ -1,42 +1,41 @@
-"""What both ends of a gRPC connection agree on: the protocol's version, the options of channel and server.
+"""What both ends of a gRPC connection must agree on: the protocol version, size limits, and channel options.
 
-The options are those that made large messages fast where they were measured: one HTTP/2 frame and a large read-ahead
-for a whole shard, and no bandwidth probing, which shrinks the window that was just configured.
+Measurements showed that these options make large messages fast: one HTTP/2 frame and a large read-ahead for a whole
+shard, and no bandwidth probing, which would shrink the configured window.
 """
 
 from typing import Final
 
 PROTOCOL_VERSION: Final = 1
 
-#: The largest message that either side takes. A shard is at most MAX_PARTITION_BYTES, the rest is room for its header
-#: and for declarations of many keys.
+#: The largest message. A shard has at most MAX_PARTITION_BYTES. The rest is room for headers and many declarations.
 MAX_MESSAGE_BYTES: Final = 80 << 20
 MAX_PARTITION_BYTES: Final = 64 << 20
 
-#: Payloads below this travel several to a message, up to this much together.
+#: A message carries several smaller payloads, up to this total size.
 BATCH_BYTES: Final = 512 << 10
 
-#: The same for what one message announces that lies in shared memory, where it is copied in about a millisecond, or
-#: follows on a data connection. An urgent one is behind as much.
+#: A message announces several payloads outside of it, up to this total size. They lie in shared memory, where a copy
+#: takes about a millisecond, or follow on a data connection. An urgent payload waits behind at most this much.
 BESIDE_BYTES: Final = 4 << 20
 
-#: Payloads from this size on lie in shared memory where both sides have it.
+#: Payloads of at least this size go through shared memory if both sides have it.
 SHARED_BYTES: Final = 64 << 10
 
 
-#: gRPC would go to aggregators through the proxy that http_proxy names, even to one on this machine. A proxy is for the
-#: world outside; most of them pass on neither plain HTTP/2 nor a stream that stays open.
+#: By default, gRPC connects through the proxy in http_proxy, even to aggregators on this machine. Most proxies support
+#: neither plain HTTP/2 nor long-lived streams.
 NO_PROXY: Final = ("grpc.enable_http_proxy", 0)
 
 
 def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
-    """The options of a channel or server.
+    """Return the options of a channel or server.
 
     Args:
-        keepalive: Seconds of silence after which the peer is probed, and again that many for its answer, after which it
-            counts as gone.
+        keepalive: Seconds of silence before a probe, and seconds to wait for its answer before the connection counts as
+            lost.
     """
-    # gRPC takes whole milliseconds of 31 bits: some weeks are as good as ever.
+    # gRPC takes milliseconds in 31 bits, which are about three weeks.
     milliseconds = max(1, min(int(keepalive * 1000), 2**31 - 1))
     return (
         NO_PROXY,
@@ -48,7 +47,7 @@ def grpc_options(keepalive: float) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_time_ms", milliseconds),
         ("grpc.keepalive_timeout_ms", milliseconds),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Whoever is silent may be probed as often as the other side likes.
+        # Allow any number of probes on silent connections.
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.ping_timeout_ms", milliseconds),

@@ -1,25 +1,25 @@
 """Every exception that psum raises on purpose.
 
 PsumError
-├── ConfigurationError      settings that cannot be used (also a ValueError)
+├── ConfigurationError      the settings cannot be used (also a ValueError)
 ├── ConnectError            an aggregator could not be reached, or did not answer
 ├── AggregatorLostError     the stream to an aggregator broke
-├── ProtocolError           a peer sent what the protocol does not allow
+├── ProtocolError           the other side violated the protocol
 ├── ClosedError             the client was closed, or its process is ending
-├── ForkedError             the client belongs to the process that this one was forked from
-├── OutOfStepError          ranks were to hold the same tensors, and do not
+├── ForkedError             the client belongs to the parent process of this fork
+├── OutOfStepError          ranks hold different tensors where they should hold the same
 └── FaultError              an aggregator reported a failure
-    ├── InvalidError        this process broke the protocol, says the aggregator
-    ├── DisagreementError   ranks disagree on what they must agree on
+    ├── InvalidError        this process violated the protocol
+    ├── DisagreementError   ranks disagree on a key or on the job
     ├── TakenError          the rank or the job's name is taken
-    ├── WorkerLostError     a worker vanished, or left while others still needed it
+    ├── WorkerLostError     a worker vanished, or left while others needed it
     ├── RoundTimeoutError   a round waited too long for its slowest rank
-    ├── AbortedError        a rank said that it cannot contribute
-    ├── ExhaustedError      the aggregator lacks the memory for what was declared, or a file descriptor for the worker
+    ├── AbortedError        a rank reported that it cannot contribute
+    ├── ExhaustedError      the aggregator has not enough memory for the keys, or no file descriptor for the worker
     ├── DeniedError         the worker may not do this
     └── InternalError       the aggregator itself failed
 
-A FaultError is what one rank's aggregator tells to all: its text is the same on every rank.
+An aggregator reports a FaultError to all ranks with the same text.
 """
 
 from collections.abc import Iterable
@@ -29,14 +29,14 @@ from psum.v1 import aggregator_pb2 as pb
 
 
 class PsumError(Exception):
-    """Base of everything that psum raises on purpose. The text is written for the person who reads it."""
+    """Base of all exceptions that psum raises on purpose. The text explains the error to a person."""
 
 
 class ConfigurationError(PsumError, ValueError):
-    """Settings that cannot be used; lists every mistake at once.
+    """The settings cannot be used. The text lists all mistakes.
 
     Attributes:
-        mistakes: One sentence for each.
+        mistakes: One sentence for each mistake.
     """
 
     def __init__(self, mistakes: Iterable[str]) -> None:
@@ -45,7 +45,7 @@ class ConfigurationError(PsumError, ValueError):
 
 
 class ConnectError(PsumError):
-    """An aggregator could not be reached, or did not answer, within the time allowed.
+    """An aggregator could not be reached, or did not answer in time.
 
     Attributes:
         address: The aggregator's address as configured.
@@ -69,22 +69,22 @@ class AggregatorLostError(PsumError):
 
 
 class ProtocolError(PsumError):
-    """A peer sent what the protocol does not allow. Ends the stream, touches nothing else."""
+    """The other side violated the protocol. This ends the stream and affects nothing else."""
 
 
 class ClosedError(PsumError):
-    """The client was closed, or the process is ending, before the operation was complete."""
+    """The client was closed, or the process ended, before the operation was complete."""
 
 
 class ForkedError(PsumError):
-    """The client belongs to the process that this one was forked from, and cannot be used here."""
+    """The client belongs to the parent process of this fork, and cannot be used here."""
 
 
 class OutOfStepError(PsumError):
-    """Ranks were to hold the same tensors and do not; the text, the same on every rank, names the first that differ.
+    """Ranks hold different tensors where they should hold the same. The text, the same on every rank, names the first.
 
     Attributes:
-        ranks: The ranks that hold something else than most do, or than rank 0 where as many do.
+        ranks: The ranks that differ from the majority, or from rank 0 if there is no majority.
     """
 
     def __init__(self, text: str, *, ranks: Iterable[int]) -> None:
@@ -96,9 +96,9 @@ class FaultError(PsumError):
     """An aggregator reported a failure.
 
     Attributes:
-        key: The key's id on the wire, or None where the whole job failed.
-        round: The round, where one is meant.
-        ranks: The ranks that the failure is about.
+        key: The key's id on the wire, or None if the whole job failed.
+        round: The round, or None if the failure is not about a round.
+        ranks: The ranks that caused the failure.
     """
 
     code: ClassVar[pb.FaultCode.ValueType] = pb.FAULT_CODE_UNSPECIFIED
@@ -113,16 +113,16 @@ class FaultError(PsumError):
 
     @property
     def kind(self) -> str:
-        """What kind of failure it is, in a word such as worker_lost."""
+        """The kind of failure as one word, such as worker_lost."""
         return pb.FaultCode.Name(self.code).removeprefix("FAULT_CODE_").lower()
 
     def to_message(self) -> pb.Fault:
-        """The fault as it crosses the wire."""
+        """Return the protocol's message for this fault."""
         return pb.Fault(code=self.code, text=str(self), id=self.key, round=self.round, ranks=self.ranks)
 
     @staticmethod
     def from_message(message: pb.Fault) -> "FaultError":
-        """The exception that a received fault stands for; an unknown code gives a plain FaultError."""
+        """Return the exception for a received fault. An unknown code gives a plain FaultError."""
         return _CLASSES.get(message.code, FaultError)(
             message.text,
             key=message.id if message.HasField("id") else None,
@@ -132,13 +132,13 @@ class FaultError(PsumError):
 
 
 class InvalidError(FaultError):
-    """This process sent what the aggregator does not allow: its ProtocolError, seen from the other side."""
+    """This process violated the protocol. The aggregator has raised a ProtocolError for it."""
 
     code = pb.FAULT_CODE_INVALID
 
 
 class DisagreementError(FaultError):
-    """Ranks disagree on what they must agree on; the text shows both sides."""
+    """Ranks disagree on a key or on the job. The text shows both versions."""
 
     code = pb.FAULT_CODE_DISAGREEMENT
 
@@ -150,7 +150,7 @@ class TakenError(FaultError):
 
 
 class WorkerLostError(FaultError):
-    """A worker vanished, or left while others still needed it."""
+    """A worker vanished, or left while others needed it."""
 
     code = pb.FAULT_CODE_WORKER_LOST
 
@@ -162,13 +162,13 @@ class RoundTimeoutError(FaultError):
 
 
 class AbortedError(FaultError):
-    """A rank said that it cannot contribute."""
+    """A rank reported that it cannot contribute."""
 
     code = pb.FAULT_CODE_ABORTED
 
 
 class ExhaustedError(FaultError):
-    """The aggregator lacks the memory for what was declared, or a file descriptor for the worker."""
+    """The aggregator has not enough memory for the declared keys, or no file descriptor for the worker."""
 
     code = pb.FAULT_CODE_EXHAUSTED
 
@@ -180,7 +180,7 @@ class DeniedError(FaultError):
 
 
 class InternalError(FaultError):
-    """The aggregator itself failed; its log says more."""
+    """The aggregator itself failed. Its log has the details."""
 
     code = pb.FAULT_CODE_INTERNAL
 

@@ -1,15 +1,15 @@
-"""Messages with their payload, written and read without passing the payload through protobuf.
+"""Write and read messages with a payload without passing the payload through protobuf.
 
 ExchangeRequest and ExchangeResponse both end in `bytes payload = 15`, with `bytes padding = 14` before it. On the wire
-that is a tag, a length and the bytes, so a message can be put together as
+each of these fields is a tag, a length and the bytes. So a message is written as
 
-    the message without payload | padding field | payload's tag and length | payload
+    message without payload | padding field | payload's tag and length | payload
 
-and taken apart by walking over the few top-level fields before the payload. What is written here is what protobuf
-would write for the same fields, and what any protobuf implementation writes is read here.
+and read by walking over the few top-level fields before the payload. The output is what protobuf would write for the
+same fields. The input may come from any protobuf implementation.
 
-The padding makes the payload begin at a multiple of 16 bytes from the message's start. CPython keeps the content of a
-bytes object at a multiple of 16 too, hence a received payload can be summed in place.
+The padding makes the payload begin at a multiple of 16 bytes from the message's start. CPython also aligns the content
+of a bytes object to 16 bytes, so a received payload can be summed in place.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ _PADDING_TAG: Final = 14 << 3 | 2
 _PAYLOAD_TAG: Final = 15 << 3 | 2
 _LENGTH_DELIMITED: Final = 2
 
-#: The most that a message has besides its payload. What protobuf makes of it takes some 20 times as much memory; a
-#: drain that names half a million rounds fits.
+#: The largest message without its payload. Parsed, it takes about 20 times as much memory. A Drain message for half a
+#: million rounds is smaller.
 MAX_HEADER_BYTES: Final = 16 << 20
 
-# Fields that are looked at for the payload: a message has a kind, a padding and a payload. Each takes a turn of a slow
-# loop, of which a hostile message could ask for millions.
+# The most fields that are searched for the payload. A message has three: its kind, padding and payload. The loop is
+# slow, and a hostile message could have millions of fields.
 _MAX_FIELDS: Final = 16
 
 # A bytes object's content begins after its header; __basicsize__ counts the closing NUL byte too.
@@ -44,11 +44,11 @@ Envelope = TypeVar("Envelope", pb.ExchangeRequest, pb.ExchangeResponse)
 
 
 def encode(message: pb.ExchangeRequest | pb.ExchangeResponse, *payloads: bytes | memoryview) -> bytes:
-    """The wire form of a message whose payload is the given buffers, end to end.
+    """Return the wire form of a message whose payload is the concatenation of buffers.
 
     Args:
-        message: The message with its payload unset.
-        payloads: Contiguous byte buffers; each is copied once, into the result.
+        message: The message without payload.
+        payloads: Contiguous byte buffers. Each is copied once, into the result.
     """
     size = sum(map(len, payloads))
     header = message.SerializeToString()
@@ -56,17 +56,17 @@ def encode(message: pb.ExchangeRequest | pb.ExchangeResponse, *payloads: bytes |
 
 
 def allocate(message: pb.ExchangeRequest | pb.ExchangeResponse, size: int) -> tuple[bytes, memoryview]:
-    """The wire form of a message whose payload is yet to be written.
+    """Return the wire form of a message with room for its payload, and a writable view of this room.
 
-    The second value is a writable view of the payload's place within the first, so that a sum is computed right where
-    it is sent from. The view must not be used after the bytes object was let go, nor written once it was handed on.
+    A sum is computed directly into the view, without another copy. The view does not keep the bytes object alive: do
+    not use it after the bytes object is released, and do not write to it after the bytes object is passed on.
 
     Args:
-        message: The message with its payload unset.
+        message: The message without payload.
         size: The payload's size in bytes, above 0.
     """
     lead = _lead(message.SerializeToString(), size)
-    # The C API allows to fill a new bytes object before anybody else has seen it.
+    # The C API allows filling a new bytes object before other code has seen it.
     whole: bytes = _new_bytes(None, len(lead) + size)
     address = id(whole) + _BYTES_HEADER
     ctypes.memmove(address, lead, len(lead))
@@ -74,41 +74,41 @@ def allocate(message: pb.ExchangeRequest | pb.ExchangeResponse, size: int) -> tu
 
 
 def decode(kind: type[Envelope], data: bytes | memoryview) -> tuple[Envelope, memoryview]:
-    """A received message without its payload, and a view of the payload.
+    """Return a received message without its payload, and a view of the payload.
 
     Raises:
-        ProtocolError: The bytes are no such message.
+        ProtocolError: The bytes are not such a message.
     """
     try:
         place = _payload_place(data)
         header = len(data) if place is None else place[0]
         if header > MAX_HEADER_BYTES:
             raise ProtocolError(
-                f"a message with {header} bytes besides its payload, which is to be the last field; expected at most"
+                f"a message with {header} bytes before its payload, which must be the last field; expected at most"
                 f" {MAX_HEADER_BYTES}"
             )
         if place is not None:
             field, start = place
             # FromString takes any buffer, though the stubs only know bytes.
             return kind.FromString(memoryview(data)[:field]), memoryview(data)[start:]  # type: ignore[arg-type]
-        # Legal, though no sender is known that writes so: fields after the payload, or the payload twice.
+        # Legal, but no known sender does this: fields after the payload, or two payloads.
         message = kind.FromString(data)  # type: ignore[arg-type]
     except DecodeError as error:
-        raise ProtocolError(f"{len(data)} bytes are not a psum.v1.{kind.DESCRIPTOR.name}: {error}") from None
+        raise ProtocolError(f"{len(data)} bytes are not a valid psum.v1.{kind.DESCRIPTOR.name}: {error}") from None
     payload = memoryview(message.payload)
     message.ClearField("payload")
     return message, payload
 
 
 def _lead(header: bytes, size: int) -> bytes:
-    """Everything of a message that precedes a payload of so many bytes."""
+    """Return all bytes of a message before its payload of this size."""
     tail = bytes((_PAYLOAD_TAG,)) + _varint(size)
     padding = -(len(header) + 2 + len(tail)) % PAYLOAD_ALIGNMENT_BYTES
     return b"".join((header, bytes((_PADDING_TAG, padding)), bytes(padding), tail))
 
 
 def _payload_place(data: bytes | memoryview) -> tuple[int, int] | None:
-    """Where the payload's field and the payload begin, None where it is not the last of a few fields."""
+    """Return where the payload's field and the payload begin, or None if it is not the last of a few fields."""
     position, end = 0, len(data)
     for _ in range(_MAX_FIELDS):
         if position >= end:
@@ -133,7 +133,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
-    """The number at the position and the position after it."""
+    """Return the number at a position, and the position after it."""
     value = shift = 0
     while shift < 64:
         if position >= len(data):

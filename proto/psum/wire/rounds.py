@@ -1,7 +1,7 @@
-"""Rounds of shards, which the protocol has column by column, as rows.
+"""Convert rounds of shards between rows and the protocol's columns.
 
-protobuf writes and reads a column of numbers at once; as a message of its own, each row would take it longer than all
-else that becomes of a small shard.
+protobuf writes and reads a column of numbers in one operation. If each row were a message of its own, protobuf would
+take longer than all other work on a small shard.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ProtocolError
 
-#: Shards in the payload of one message; honest senders put at most some hundreds into one.
+#: The most shards in the payload of one message. Honest senders use at most some hundreds.
 MAX_SHARDS_PER_PAYLOAD: Final = 1 << 16
 
 
 class ShardRound(NamedTuple):
-    """One round of one shard: a row of psum.v1.ShardRounds, which says what each field means."""
+    """One round of one shard: a row of psum.v1.ShardRounds, which documents the fields."""
 
     id: int
     shard: int = 0
@@ -32,15 +32,15 @@ class ShardRound(NamedTuple):
 # In the order of the row's fields.
 _COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places", "placed", "timed")
 
-# What NamedTuple's own _make does, without the interpreter.
+# Does the same as NamedTuple's _make, but runs in C.
 _row = partial(tuple.__new__, ShardRound)
 
 
 def to_columns(rows: Sequence[tuple[int, int, int, int, int, int, int, bool]]) -> pb.ShardRounds:
-    """The rows for a message; a column that is the same in all rows has it once, or is empty where it is 0.
+    """Return rows as columns. A column with the same value in all rows has it once, or is empty if the value is 0.
 
     Args:
-        rows: Each a ShardRound, or a tuple with the same fields, which is made faster.
+        rows: ShardRounds, or tuples with the same fields, which are faster to create.
     """
     if not rows:
         return pb.ShardRounds()
@@ -57,18 +57,18 @@ def to_columns(rows: Sequence[tuple[int, int, int, int, int, int, int, bool]]) -
 
 
 def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound]:
-    """The rows of a message.
+    """Return the rows of received columns.
 
     Args:
-        columns: What came.
-        most: How many there may be, None where that is not limited.
+        columns: The received columns.
+        most: The most rows that are allowed, None for no limit.
 
     Raises:
-        ProtocolError: There are more, or a column is neither as long as the others nor the same for all.
+        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0 or 1.
     """
     count = len(columns.ids)
     if most is not None and count > most:
-        raise ProtocolError(f"a message of {count} shards; expected at most {most}")
+        raise ProtocolError(f"a message with {count} shards; expected at most {most}")
     values: list[Iterable[int]] = [columns.ids[:]]
     for name in _COLUMNS[1:]:
         column = getattr(columns, name)
@@ -78,27 +78,27 @@ def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound
         elif length <= 1:
             values.append(repeat(column[0] if length else 0, count))
         else:
-            raise ProtocolError(f"{length} {name} for {count} ids; expected as many, one for all, or none")
+            raise ProtocolError(f"{length} {name} for {count} ids; expected the same number, one, or none")
     return list(map(_row, zip(*values, strict=True)))
 
 
 def sizes_beside(columns: pb.ShardRounds) -> list[int]:
-    """The sizes of the payloads that follow a message on the data connection, in their order.
+    """Return the sizes of the payloads that follow a message on the data connection, in their order.
 
     Raises:
-        ProtocolError: As `to_rows` does.
+        ProtocolError: As for `to_rows`.
     """
-    # Mostly there are none.
+    # Most messages have none.
     return [row.placed for row in to_rows(columns, MAX_SHARDS_PER_PAYLOAD) if row.placed] if columns.placed else []
 
 
 def split(payload: memoryview, rows: Sequence[ShardRound]) -> list[memoryview]:
-    """The payload cut into the pieces that the shards' lengths give.
+    """Split a payload into the shards' pieces, by their lengths.
 
     Raises:
-        ProtocolError: The lengths do not add up to the payload's.
+        ProtocolError: The sum of the lengths is not the payload's length.
     """
     ends = list(accumulate([row.length for row in rows], initial=0))
     if ends[-1] != len(payload):
-        raise ProtocolError(f"a payload of {len(payload)} bytes for shards of {ends[-1]} bytes together")
+        raise ProtocolError(f"a payload of {len(payload)} bytes for shards with a total of {ends[-1]} bytes")
     return [payload[start:end] for start, end in pairwise(ends)]

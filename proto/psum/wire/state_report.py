@@ -1,4 +1,4 @@
-"""The state of an aggregator as JSON has it: the same over HTTP and from the command line."""
+"""The state of an aggregator as JSON, the same over HTTP and from the command line."""
 
 import urllib.parse
 from typing import Any
@@ -7,11 +7,11 @@ from psum.v1 import aggregator_pb2 as pb
 
 
 def report_of(status: pb.GetStatusResponse) -> dict[str, Any]:
-    """An answer to GetStatus as a dictionary of aggregator, jobs and ended, all numbers in bytes and seconds."""
+    """Return an answer to GetStatus as a dictionary of aggregator, jobs and ended. Units are bytes and seconds."""
     return {
         "aggregator": {
             "version": status.version,
-            # As text: numbers of 64 bits are too large for JavaScript.
+            # As text, because JavaScript has no 64 bit integers.
             "incarnation": f"{status.incarnation:016x}",
             "addresses": list(status.addresses),
             "uptime_seconds": round(status.uptime_seconds, 3),
@@ -53,7 +53,7 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
                 "worker": worker.worker,
                 "address": _address(worker.peer),
                 "state": "left" if worker.left else "connected" if worker.connected else "vanished",
-                "way": _way(worker),
+                "way": _plane(worker),
                 "last_heard_seconds": round(worker.last_heard_seconds, 3),
                 "behind_seconds": round(worker.behind_seconds, 3),
                 "received_bytes": worker.received_bytes,
@@ -75,9 +75,9 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
     }
 
 
-def _way(worker: pb.WorkerStatus) -> str:
-    """How payloads cross, empty while the worker is not connected: shm, direct or inline, and "shm, stream" where its
-    messages take the stream for want of a data connection."""
+def _plane(worker: pb.WorkerStatus) -> str:
+    """Return the plane of a worker's payloads: shm, direct or inline, or "shm, stream" if the worker has no data
+    connection and sends its messages on the stream. Empty while the worker is not connected."""
     if not worker.plane:
         return ""
     plane = pb.Plane.Name(worker.plane).removeprefix("PLANE_").lower()
@@ -85,5 +85,5 @@ def _way(worker: pb.WorkerStatus) -> str:
 
 
 def _address(peer: str) -> str:
-    """What gRPC calls a peer, without the part that says what kind of address follows."""
+    """Return gRPC's name of a peer without the prefix for the kind of address."""
     return urllib.parse.unquote(peer.removeprefix("ipv4:").removeprefix("ipv6:"))

@@ -1,11 +1,11 @@
-"""What a key is called where people read of it: by its name, and by what it stands for where somebody knows."""
+"""The name of a key in text for people, with its label if it has one."""
 
 
 def titled(name: str, label: str) -> str:
-    """For sentences: '0' (dense0_weight), or 'w' where the label is empty."""
+    """Return the name for sentences, such as "'0' (dense0_weight)", or "'w'" without a label."""
     return f"{name!r} ({label})" if label else repr(name)
 
 
 def captioned(name: str, label: str) -> str:
-    """For tables and pictures: 0 (dense0_weight), or w where the label is empty."""
+    """Return the name for tables and pictures, such as "0 (dense0_weight)", or "w" without a label."""
     return f"{name} ({label})" if label else name

@@ -363,7 +363,7 @@ def test_a_misspelt_variable_is_told_before_anything_is_started(launch: Launch) 
 
 
 def test_what_secures_other_aggregators_is_left_aside(launch: Launch) -> None:
-    """TLS files and tokens for other aggregators are removed, and so are the variables of Kubernetes for their service."""
+    """TLS files and tokens for other aggregators are removed, and Kubernetes' variables for their service are too."""
     names = ["TLS_CA", "TLS_CERT", "TLS_KEY", "TOKEN_FILE"]
     elsewhere = {f"PSUM_{name}": "/nowhere" for name in names}
     elsewhere |= {f"PSUM_AGGREGATOR_{name}": "/nowhere" for name in ("TLS_CLIENT_CA", *names[1:])}

@@ -207,7 +207,11 @@ def test_a_token_of_the_environment_is_shown(psum: Any, tmp_path: pathlib.Path) 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [((), "no address is given"), (("nonsense",), "is not an address"), (("a-{2..1}:1",), "begins behind its end")],
+    [
+        ((), "no address is given"),
+        (("nonsense",), "is not an address"),
+        (("a-{2..1}:1",), "has its larger number first"),
+    ],
 )
 def test_what_cannot_be_asked_is_refused(psum: Any, arguments: tuple[str, ...], text: str) -> None:
     """Wrong arguments are usage errors."""

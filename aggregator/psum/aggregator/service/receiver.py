@@ -13,7 +13,7 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.planes import DataConnection
-from psum.runtime import first_to_end
+from psum.runtime import first_completed
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_SHARDS_PER_PAYLOAD, decode, encode, split, to_rows
 from psum.wire.errors import ProtocolError
@@ -64,7 +64,7 @@ class Receiver:
             FaultError: It is not to go on.
             ConnectionResetError: Its data connection broke.
         """
-        await first_to_end(self._hear_stream(context), self._hear_pipe())
+        await first_completed(self._hear_stream(context), self._hear_pipe())
 
     async def _hear_stream(self, context: Any) -> None:
         while True:

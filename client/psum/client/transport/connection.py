@@ -18,7 +18,7 @@ from psum.client.transport.diagnosis import diagnose
 from psum.client.transport.shared_memory import SharedMemory
 from psum.client.transport.split_addresses import Member, watch_for_split
 from psum.planes import DataConnection, SegmentError
-from psum.runtime import first_to_end, lacks_descriptors
+from psum.runtime import first_completed, lacks_descriptors
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, grpc_options, sizes_beside
 from psum.wire.errors import (
@@ -423,7 +423,7 @@ class AggregatorConnection:
             try:
                 await asyncio.gather(sender, receiver, return_exceptions=True)
             finally:
-                # What they raised holds this frame: see first_to_end.
+                # What they raised holds this frame: see first_completed.
                 del sender, receiver
 
     async def _send(self) -> None:
@@ -463,7 +463,7 @@ class AggregatorConnection:
             ways.append(self._receive_pipe(self._pipe))
         if not self.address.startswith("unix:"):
             ways.append(self._watch_address())
-        return await first_to_end(*ways)
+        return await first_completed(*ways)
 
     async def _watch_address(self) -> str:
         """Raises an error where the address leads to several aggregators, which keeps the ranks apart."""

@@ -3,7 +3,7 @@
 import pytest
 
 from psum.wire import parse_destinations
-from psum.wire.ranges import MAX_ADDRESSES
+from psum.wire.address_ranges import MAX_ADDRESSES
 
 
 @pytest.mark.parametrize(
@@ -24,35 +24,35 @@ from psum.wire.ranges import MAX_ADDRESSES
     ],
 )
 def test_a_range_stands_for_its_addresses_in_order(text: str, expected: tuple[str, ...]) -> None:
-    """Between the others of the list; a leading 0 is kept, as a shell does it."""
+    """They replace the range within the list. Leading zeros are kept, as in a shell."""
     assert parse_destinations(text) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("a-{2..0}:1", r"\{2\.\.0\} .* begins behind its end"),
+        ("a-{2..0}:1", r"\{2\.\.0\} .* has its larger number first"),
         ("a-{0..4096}:1", r"\{0\.\.4096\} .* has 4097 numbers; at most 4096"),
         ("a-{0..999999999}:1", "at most 4096"),
-        ("a-{0..9999999999}:1", "braces that are no range"),
+        ("a-{0..9999999999}:1", "braces without a range"),
         ("a-{0..1}.b-{0..1}:1", "more than one range"),
         ("a-{0..1}}:1", "more than one range"),
-        ("a-{0,1}:1", "braces that are no range"),
-        ("a-{0..}:1", "braces that are no range"),
-        ("a-{-1..1}:1", "braces that are no range"),
-        ("a-{x..z}:1", r"expected one such as \{0\.\.15\}"),
+        ("a-{0,1}:1", "braces without a range"),
+        ("a-{0..}:1", "braces without a range"),
+        ("a-{-1..1}:1", "braces without a range"),
+        ("a-{x..z}:1", r"expected a range such as \{0\.\.15\}"),
         ("a-{0..2}", "expected host:port"),
         ("a:{65535..65536}", "'a:65536' is not an address"),
     ],
 )
 def test_what_is_no_range_is_refused(text: str, complaint: str) -> None:
-    """In words that show the item and what was expected, before any long list is made."""
+    """The error shows the item and what was expected, and no long list is made before."""
     with pytest.raises(ValueError, match=complaint):
         parse_destinations(text)
 
 
 def test_a_list_of_several_ranges_is_bounded_as_well() -> None:
-    """Not only each of them."""
+    """The limit holds for the whole list too."""
     assert len(parse_destinations(f"a{{1..{MAX_ADDRESSES}}}:1")) == MAX_ADDRESSES
-    with pytest.raises(ValueError, match=f"a list of {MAX_ADDRESSES + 1} addresses"):
+    with pytest.raises(ValueError, match=f"the list has {MAX_ADDRESSES + 1} addresses"):
         parse_destinations(f"a{{1..{MAX_ADDRESSES}}}:1,b:1")

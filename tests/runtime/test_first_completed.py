@@ -1,4 +1,4 @@
-"""The first of several to end ends the others, and nothing of them stays."""
+"""The first coroutine that ends cancels the others, and no reference to them remains."""
 
 import asyncio
 import contextlib
@@ -7,11 +7,11 @@ import weakref
 
 import pytest
 
-from psum.runtime import first_to_end
+from psum.runtime import first_completed
 
 
 class Held:
-    """What a coroutine has."""
+    """An object that a coroutine holds."""
 
 
 async def _hold(held: Held, ended: list[Held]) -> str:
@@ -19,7 +19,7 @@ async def _hold(held: Held, ended: list[Held]) -> str:
         await asyncio.Event().wait()
         return "never"
     finally:
-        # Others have ended when the result is there, also those that take a while for it.
+        # Cleanup that takes a while also finishes before the result is returned.
         await asyncio.sleep(0)
         ended.append(held)
 
@@ -33,15 +33,15 @@ async def _break(held: Held) -> str:
 
 
 async def test_the_result_is_that_of_the_first_and_the_others_have_ended() -> None:
-    """Whatever these do on their way out is done by then."""
+    """The others have also finished their cleanup by then."""
     ended: list[Held] = []
     held = Held()
-    assert await first_to_end(_hold(held, ended), _say("this")) == "this"
+    assert await first_completed(_hold(held, ended), _say("this")) == "this"
     assert ended == [held]
 
 
 async def test_what_the_first_raises_is_raised_and_nothing_stays() -> None:
-    """No exception, frame or task keeps what the coroutines had, though nobody looks for circles."""
+    """No exception, frame or task keeps the coroutines' objects alive, even without the garbage collector."""
     held = Held(), Held()
     watched = [weakref.ref(one) for one in held]
     ended: list[Held] = []
@@ -49,11 +49,11 @@ async def test_what_the_first_raises_is_raised_and_nothing_stays() -> None:
     gc.disable()
     try:
         with contextlib.suppress(ConnectionResetError):
-            await first_to_end(_break(held[0]), _break(held[1]), _hold(held[0], ended))
+            await first_completed(_break(held[0]), _break(held[1]), _hold(held[0], ended))
             pytest.fail("nothing was raised")
         del held
         ended.clear()
-        # asyncio holds the last exception until its next turn.
+        # asyncio keeps the last exception until its next iteration.
         await asyncio.sleep(0)
         assert [one() for one in watched] == [None, None]
     finally:
@@ -61,10 +61,10 @@ async def test_what_the_first_raises_is_raised_and_nothing_stays() -> None:
 
 
 async def test_a_cancelled_wait_cancels_all() -> None:
-    """And waits until they have ended."""
+    """It also waits until they have ended."""
     ended: list[Held] = []
     held = Held(), Held()
-    waiting = asyncio.create_task(first_to_end(*(_hold(one, ended) for one in held)))
+    waiting = asyncio.create_task(first_completed(*(_hold(one, ended) for one in held)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     waiting.cancel()
