@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Hooks and fixtures for all tests."""
 
 import pathlib
 import time
@@ -11,11 +11,11 @@ import pytest
 from tests.processes import Leftovers, Moment
 from tests.signals import heed_signals
 
-# A machine that does other work too may take any time for an example; pytest's own time-out ends what hangs.
+# On a busy machine, an example may take any time. pytest's timeout ends tests that hang.
 hypothesis.settings.register_profile("psum", deadline=None)
 hypothesis.settings.load_profile("psum")
 
-#: What takes long, and shows something of protocols, processes and files rather than of one version of Python.
+#: Slow tests whose subject is protocols, processes and files, and does not depend on the version of Python.
 _ONCE: Final = (
     "aggregator/observe/test_page.py",
     "aggregator/observe/test_metrics.py",
@@ -31,7 +31,7 @@ _ONCE: Final = (
 
 _HERE: Final = pathlib.Path(__file__).parent
 
-#: How long processes may take to end by themselves after the last test.
+#: How long processes may take to end after the last test.
 _ENDING_SECONDS: Final = 5.0
 
 _leftovers: Final = pytest.StashKey[Leftovers]()
@@ -40,13 +40,13 @@ _failed: Final = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What tests start has the default signals, and is found again."""
+    """Give processes that tests start the default signals, and a mark by which they are found."""
     heed_signals()
     config.stash[_leftovers] = Leftovers()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that scripts/test runs on one interpreter only."""
+    """Mark the tests that scripts/test runs on one interpreter only."""
     for item in items:
         if any(item.path.is_relative_to(_HERE / part) for part in _ONCE):
             item.add_marker(pytest.mark.once)
@@ -54,13 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _moment_of_start(request: pytest.FixtureRequest) -> None:
-    """Comes after the fixtures that tests share, whose processes are not of this test."""
+    """Record when the test started, after shared fixtures, whose processes do not belong to this test."""
     request.node.stash[_started] = Moment()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remembers which tests failed."""
+    """Record which tests failed."""
     report = yield
     if report.failed:
         item.stash[_failed] = True
@@ -69,7 +69,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Ends what a test that failed has left running: the next one would meet it."""
+    """End processes that a failed test has left running, so that they do not disturb the next test."""
     result = yield
     if item.stash.get(_failed, False) and _started in item.stash:
         item.config.stash[_leftovers].end(item.stash[_started])
@@ -77,7 +77,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Nothing runs on when all tests have passed; after others it is ended."""
+    """Fail a run whose tests pass and leave processes running. End all leftovers."""
     leftovers = session.config.stash[_leftovers]
     deadline = time.monotonic() + _ENDING_SECONDS
     while leftovers.running() and not session.testsfailed and time.monotonic() < deadline:

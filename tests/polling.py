@@ -1,4 +1,4 @@
-"""Waiting for what tells nobody when it happens, since it does so in another thread or process."""
+"""Polling for events in other threads or processes that nothing reports."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Polls until it holds."""
+    """Poll until the condition is true."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Processes that tests start: each ends with the block or the test that started it, also where that fails."""
+"""Processes that tests start. Each ends with its block or test, also on failure."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-#: The environment variable by which all that tests start, however deep, is found again.
+#: The environment variable that marks all descendants of tests.
 _MARK: Final = "STARTED_BY_TESTS"
 
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -19,7 +19,7 @@ _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 @contextlib.contextmanager
 def running(command: Sequence[str], **options: Any) -> "Iterator[subprocess.Popen[Any]]":
-    """Starts a command, and kills it at the end of the block. Popen's own block would wait for it, also for ever."""
+    """Start a command, and kill it at the end of the block. Popen's own block would wait for it without a limit."""
     with subprocess.Popen(command, **options) as process:
         try:
             yield process
@@ -29,12 +29,12 @@ def running(command: Sequence[str], **options: Any) -> "Iterator[subprocess.Pope
 
 @dataclasses.dataclass(frozen=True)
 class Left:
-    """A process that runs.
+    """A running process.
 
     Attributes:
-        pid: Its number.
-        started: When it was started, in the system's clock ticks since boot.
-        command: Its command line.
+        pid: The process id.
+        started: The time of its start, in clock ticks since boot.
+        command: The command line.
     """
 
     pid: int
@@ -43,12 +43,12 @@ class Left:
 
 
 class Moment:
-    """Now, to be compared with when processes were started."""
+    """The present moment, for comparison with the start of processes."""
 
     def __init__(self) -> None:
         self._children: set[int] = set()
         self._ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _CLOCK_TICKS)
-        # A tick is long. Not every kernel has this file; then what was started within the tick counts as later.
+        # Several processes may start within one tick. Without this file, all of them count as started later.
         with contextlib.suppress(OSError):
             self._children = {
                 int(pid)
@@ -57,39 +57,39 @@ class Moment:
             }
 
     def is_after(self, pid: int, started: int) -> bool:
-        """Whether it came after the start of a process."""
+        """Return whether this moment is after the start of a process."""
         return started < self._ticks or (started == self._ticks and pid in self._children)
 
 
 class Leftovers:
-    """Finds what this process has started and what still runs of it, grandchildren and orphans included."""
+    """Find running descendants of this process, including orphans."""
 
     def __init__(self) -> None:
         self._mark = secrets.token_hex(8)
         os.environ[_MARK] = self._mark
 
     def running(self, since: Moment | None = None) -> list[Left]:
-        """The processes that were started since a moment, by default all of them."""
+        """Return the processes that were started since a moment, or all."""
         found = []
         for entry in pathlib.Path("/proc").iterdir():
             if entry.name.isdecimal() and entry.name != str(os.getpid()):
-                # A process may end while it is looked at.
+                # The process may end in the meantime.
                 with contextlib.suppress(OSError):
-                    # The command in parentheses may contain anything; field 22 is the start.
+                    # The command stands in parentheses and may contain any character. Field 22 is the start.
                     fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
                     state, parent, started = fields[0], int(fields[1]), int(fields[19])
                     if state in b"ZX" or (since is not None and since.is_after(int(entry.name), started)):
                         continue
-                    # What was forked has the environment that this process was started with.
+                    # A forked child has the environment of this process's start, without the mark.
                     if parent == os.getpid() or f"{_MARK}={self._mark}".encode() in (entry / "environ").read_bytes():
                         command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                         found.append(Left(int(entry.name), started, command))
         return found
 
     def end(self, since: Moment | None = None) -> list[Left]:
-        """Kills the processes that were started since a moment, by default all of them; returns them."""
+        """Kill and return the processes that were started since a moment, or all."""
         ended: list[Left] = []
-        # What is killed may just be starting another one.
+        # A process may start another one just before it is killed.
         while left := [process for process in self.running(since) if process not in ended]:
             for process in left:
                 with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A process that has run out of file descriptors."""
+"""A process without free file descriptors."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
-    """This process can open so many files and connections, and no more, until the end of the block."""
+    """Let this process open so many files and connections, and no more, until the end of the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Numbers are given out from the lowest on: the limit is just above those that are in use.
+    # The system assigns the lowest free number, so set the limit just above the highest used one.
     highest = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
     taken: list[int] = []

@@ -1,4 +1,4 @@
-"""Signals of the process that runs tests or scripts, and what the processes that it starts inherit of them."""
+"""Signals of the process that runs tests or scripts, and what its children inherit."""
 
 import contextlib
 import signal
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 
 def heed_signals() -> None:
-    """Gives processes that are started from now on the default for the signals that ask a process to end.
+    """Give processes that are started from now on the default handling of signals that end a process.
 
-    A process that was started with one of them ignored (in the background of a shell script, under nohup) hands that
-    on: a child could not be interrupted, and Python would not raise KeyboardInterrupt in it. A handler is not handed
-    on. This process still does nothing on these signals.
+    Children inherit ignored signals, as of a process under nohup or in the background of a shell script. They could not
+    be interrupted, and Python would not raise KeyboardInterrupt in them. Children do not inherit handlers, so this sets
+    handlers that do nothing.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -19,7 +19,7 @@ def heed_signals() -> None:
 
 @contextlib.contextmanager
 def interrupts_raise() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt in the main thread, however this process was started."""
+    """Make SIGINT raise KeyboardInterrupt in the main thread, however this process was started."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is installed where, and what is said where something that psum.mxnet needs is missing."""
+"""What an installation contains, and the errors if psum.mxnet lacks something."""
 
 import pathlib
 import subprocess
@@ -12,13 +12,13 @@ PYPROJECT = tomllib.loads((pathlib.Path(__file__).parent.parent / "pyproject.tom
 
 
 def required(extra: str, python: str) -> set[str]:
-    """The names of what an extra installs on a version of Python."""
+    """Return the names of the packages that an extra installs on a version of Python."""
     requirements = map(Requirement, PYPROJECT["project"]["optional-dependencies"][extra])
     return {r.name for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python})}
 
 
 def test_the_extra_for_mxnet_is_empty_where_mxnet_cannot_run() -> None:
-    """It must not build a NumPy for it there; where MXNet runs, it has what MXNet needs."""
+    """There it must not build a NumPy for MXNet. Elsewhere it has everything that MXNet needs."""
     assert required("mxnet", "3.11") == {"mxnet", "numpy"}
     assert required("mxnet", "3.12") == {"mxnet", "numpy", "setuptools"}
     assert required("mxnet", "3.13") == required("mxnet", "3.14") == set()
@@ -28,7 +28,7 @@ def test_the_extra_for_mxnet_is_empty_where_mxnet_cannot_run() -> None:
     ("python", "has_mxnet", "numpy", "complaint"),
     [
         ((3, 11), False, "1.26.4", "needs MXNet, which is not installed here: pip install 'psum[mxnet]', or for a GPU"),
-        # What is missing comes before what is too new for it.
+        # A missing package is reported before one that is too new.
         ((3, 12), False, "2.1.0", "needs MXNet, which is not installed here"),
         ((3, 12), True, "2.1.0", "MXNet cannot be used with NumPy 2.1.0: pip install 'numpy<2'"),
         ((3, 13), False, "2.1.0", "needs MXNet, which runs on Python 3.11 and 3.12 and not on Python 3.13"),
@@ -38,7 +38,7 @@ def test_the_extra_for_mxnet_is_empty_where_mxnet_cannot_run() -> None:
 def test_importing_psum_mxnet_says_what_is_missing(
     tmp_path: pathlib.Path, python: tuple[int, int], has_mxnet: bool, numpy: str, complaint: str
 ) -> None:
-    """In one sentence that can be followed there. The core client needs none of it."""
+    """One sentence says how to install it. The core client needs none of it."""
     (tmp_path / "mxnet.py").write_text("raise SystemExit('imported')")
     program = f"""
 import sys, psum.client, numpy
@@ -59,7 +59,7 @@ except ImportError as error:
 
 
 def test_psum_brings_no_mxnet_unasked() -> None:
-    """Beside a CUDA wheel it would be installed over it."""
+    """It would be installed over a CUDA wheel."""
     project = PYPROJECT["project"]
     extras = {name for name, needs in project["optional-dependencies"].items() if "mxnet" in map(_name, needs)}
     assert extras == {"mxnet"}

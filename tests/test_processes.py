@@ -1,4 +1,4 @@
-"""What holds for the processes of all tests: tests/conftest.py, seen from outside by running pytest."""
+"""The handling of processes in tests/conftest.py, tested by running pytest."""
 
 import pathlib
 import subprocess
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run_pytest(directory: pathlib.Path, program: str, shell: str = "") -> "subprocess.CompletedProcess[str]":
-    """Runs tests as those of this directory are run, after some words to the shell."""
+    """Run tests with the configuration of this directory, after some shell commands."""
     file = directory / "test_it.py"
     file.write_text(program)
     command = [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", "-p", "tests.conftest"]
@@ -24,7 +24,7 @@ def run_pytest(directory: pathlib.Path, program: str, shell: str = "") -> "subpr
 
 
 def test_what_a_failed_test_started_is_ended_and_what_tests_share_is_not(tmp_path: pathlib.Path) -> None:
-    """Also where it has a session of its own and its parent has ended."""
+    """This also holds for a process in its own session whose parent has ended."""
     done = run_pytest(
         tmp_path,
         """
@@ -56,7 +56,7 @@ def test_meets_nothing(shared, file):
 
 
 def test_tests_that_pass_and_leave_something_running_fail_the_run(tmp_path: pathlib.Path) -> None:
-    """It is named and ended."""
+    """The process is named and ended."""
     program = 'import subprocess\ndef test_it(): subprocess.Popen("exec sleep 601 & true", shell=True).wait()'
     done = run_pytest(tmp_path, program)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -68,9 +68,7 @@ def test_tests_that_pass_and_leave_something_running_fail_the_run(tmp_path: path
 
 @pytest.mark.parametrize("shell", ["", "trap '' INT TERM HUP QUIT"])
 def test_processes_of_tests_heed_signals_however_the_tests_were_started(tmp_path: pathlib.Path, shell: str) -> None:
-    """Under nohup or in the background of a script signals are ignored, for tests themselves, and not for what they
-    start.
-    """
+    """Under nohup or in the background of a script, tests ignore signals, but processes that they start do not."""
     done = run_pytest(
         tmp_path,
         f"""
@@ -89,7 +87,7 @@ def test_it():
 
 
 def test_a_block_that_fails_does_not_wait_for_its_process() -> None:
-    """The error is what is seen, and not a time-out."""
+    """The test shows its error, not a timeout."""
     started = time.monotonic()
     with pytest.raises(ZeroDivisionError), running(["sleep", "600"]) as process:
         _ = 1 / 0

@@ -1,4 +1,4 @@
-"""The programs of the README and of pages for those who write trainings run as they stand."""
+"""The programs of the README and of pages for users run unchanged."""
 
 import importlib.util
 import pathlib
@@ -13,22 +13,22 @@ README = ROOT / "README.md"
 
 
 def program(section: str) -> str:
-    """The Python program in a section of the README."""
+    """Return the Python program of a section of the README."""
     text = README.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     (found,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return str(found)
 
 
 def launch(text: str) -> "subprocess.CompletedProcess[str]":
-    """Runs a program as two workers."""
+    """Run a program with two workers."""
     command = [sys.executable, "-m", "psum.cli", "launch", "--workers", "2", "--", sys.executable, "-c", text]
     return subprocess.run(command, capture_output=True, text=True, timeout=50)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
 def test_the_training_example_trains() -> None:
-    """Word for word, but for the data: two workers run it and hold the same parameters in the end, though one has a
-    smaller last batch."""
+    """It runs unchanged, except for its data. Two workers have the same parameters in the end, though one has a smaller
+    last batch."""
     setup, loop = program("Train with it").split("for data, label in", 1)
     data = (
         "mx.random.seed(store.rank)\n"
@@ -44,14 +44,14 @@ def test_the_training_example_trains() -> None:
 
 
 def test_the_example_without_mxnet_runs() -> None:
-    """Word for word: two push-pulls of ones by two workers."""
+    """It runs unchanged: two workers push-pull ones twice."""
     done = launch(program("Without MXNet") + 'print("got", gradient[0])\n')
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("got [4. 4. 4.]") == 2
 
 
 def test_the_example_of_averaging_runs() -> None:
-    """Word for word: both workers have the same counts, hence the same accuracy."""
+    """It runs unchanged: both workers have the same counts, and so the same accuracy."""
     (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/averaging.md").read_text(), re.DOTALL)
     done = launch(str(text) + 'print("counts", counts.tolist())\n')
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The scripts for users and developers, as far as they can be run here without a package registry."""
+"""The scripts for users and developers, as far as they run without a package registry."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-#: Stands for a Python whose environments have a Python that writes down what it is asked for and does nothing.
+#: A fake Python. The Pythons of its environments only record their arguments.
 PYTHON = """#!/bin/sh
 case "$*" in
     "-m venv "*)
@@ -31,7 +31,7 @@ class Checkout:
     """A copy of the scripts, with a Python that installs nothing.
 
     Attributes:
-        directory: Where it is.
+        directory: The directory of the copy.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -47,14 +47,14 @@ class Checkout:
             python.chmod(0o755)
 
     def run(self, *command: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-        """Runs a script."""
+        """Run a script."""
         environ = {**os.environ, "PATH": f"{self._programs}:{os.environ['PATH']}"}
         return subprocess.run(
             [*prefix, *command], cwd=self.directory, env=environ, capture_output=True, text=True, timeout=30
         )
 
     def took(self) -> list[str]:
-        """What programs of environments were run with since the last time, without where that is."""
+        """Return the arguments of programs in environments since the last call, without paths."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         self._log.unlink(missing_ok=True)
         return [line.removeprefix(f"{self.directory}/") for line in lines]
@@ -62,14 +62,13 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: pathlib.Path) -> Checkout:
-    """A checkout in which nothing was set up."""
+    """A checkout without any environment."""
     return Checkout(tmp_path / "psum")
 
 
 def test_the_demo_installs_what_it_needs_alone(checkout: Checkout) -> None:
-    """In an environment of its own, which leaves scripts/setup's as it is; it says what takes how long, and pip shows
-    how far it is.
-    """
+    """It uses its own environment, leaves that of scripts/setup alone, says how long each step takes, and shows pip's
+    progress."""
     done = checkout.run("scripts/demo", "--epochs", "3")
     assert done.returncode == 0, done.stderr
     assert checkout.took() == [
@@ -79,13 +78,13 @@ def test_the_demo_installs_what_it_needs_alone(checkout: Checkout) -> None:
     assert "setting up .venv-demo, once: pip installs -e .[aggregator,mxnet,demo] (1 to 5 minutes" in done.stderr
     assert "set up .venv-demo in 0 s" in done.stderr or "set up .venv-demo in 1 s" in done.stderr
     assert not (checkout.directory / ".venv").exists()
-    # Once.
+    # The second time, nothing is installed.
     checkout.run("scripts/demo")
     assert len(checkout.took()) == 1
 
 
 def test_the_demo_uses_what_is_set_up(checkout: Checkout) -> None:
-    """As long as nothing changed; and setting up again after the demo takes no time either."""
+    """This holds as long as nothing has changed. After the demo, setting up again takes no time."""
     checkout.run("scripts/setup")
     assert len(checkout.took()) == 1
     checkout.run("scripts/demo")
@@ -99,11 +98,11 @@ def test_the_demo_uses_what_is_set_up(checkout: Checkout) -> None:
 
 @pytest.mark.parametrize("script", ["demo", "setup", "test", "check"])
 def test_a_checkout_that_cannot_be_written_to_is_told_at_once(checkout: Checkout, script: str) -> None:
-    """With what cannot be written, and what to do."""
+    """The error says what cannot be written, and what to do."""
     directory = checkout.directory
     prefix: tuple[str, ...]
     if os.getuid() == 0:
-        # Nothing keeps this user from writing but a file system.
+        # Only a read-only file system stops this user from writing.
         mount = f"mount --bind {directory} {directory} && mount -o remount,bind,ro {directory} && cd {directory}"
         prefix = ("unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh")
         if subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
@@ -122,7 +121,7 @@ def test_a_checkout_that_cannot_be_written_to_is_told_at_once(checkout: Checkout
 
 
 def test_all_tests_say_how_far_they_are(checkout: Checkout) -> None:
-    """Which environment of how many, and since when; the last line has the sums."""
+    """Each line has the environment, its number and the time since the start. The last line has the sums."""
     done = checkout.run("scripts/test")
     assert done.returncode == 0, done.stderr
     assert re.sub(r"0:0\d", "0:00", done.stdout).splitlines() == [
@@ -137,13 +136,13 @@ def test_all_tests_say_how_far_they_are(checkout: Checkout) -> None:
 
 
 def test_setting_up_leaves_the_clock_of_all_tests_alone(checkout: Checkout) -> None:
-    """Variables of the shell's functions are everybody's: the time since the start would begin anew."""
+    """Variables of shell functions are global, and could overwrite the start time."""
     program = '. scripts/lib.sh; begun=7; make_venv .venv python3.11 pyproject.toml -e .; echo "$begun"'
     assert checkout.run("sh", "-c", program).stdout.split()[-1] == "7"
 
 
 def test_the_scripts_are_valid_shell() -> None:
-    """Also the parts that are not run here."""
+    """This includes parts that these tests do not run."""
     for script in (ROOT / "scripts").iterdir():
         if script.is_file() and script.suffix != ".py":
             done = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True)
@@ -151,7 +150,7 @@ def test_the_scripts_are_valid_shell() -> None:
 
 
 def test_the_demo_runs_with_the_interpreter_at_hand() -> None:
-    """The program itself, on every Python that has MXNet: two workers learn, and end with the same parameters."""
+    """It runs on every Python with MXNet: two workers learn, and have the same parameters in the end."""
     pytest.importorskip("sklearn")
     pytest.importorskip("psum.mxnet")
     command = [sys.executable, "-m", "psum.cli", "launch", "--workers", "2", "--", sys.executable, "scripts/digits.py"]

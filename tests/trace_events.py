@@ -1,7 +1,7 @@
-"""What a file must be for Perfetto and chrome://tracing to show all of it.
+"""The rules for files that Perfetto and chrome://tracing show completely.
 
-The rules are those of the trace event format's description, and of Perfetto's importer where that is stricter: slices
-of one thread that overlap without one being within the other are shown wrongly there.
+They are the rules of the trace event format, and the stricter ones of Perfetto's importer: it shows partly overlapping
+slices of one thread wrongly.
 """
 
 import itertools
@@ -18,7 +18,7 @@ _NAMING = {
 
 
 def checked(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a file, which must keep to all rules."""
+    """Return the content of a file after checking all rules."""
     text = path.read_text(encoding="utf-8")
     document: dict[str, Any] = json.loads(text, parse_constant=_refuse)
     assert document.keys() == {"displayTimeUnit", "otherData", "traceEvents"}
@@ -29,7 +29,7 @@ def checked(path: pathlib.Path) -> dict[str, Any]:
 
 
 def check(events: list[dict[str, Any]]) -> None:
-    """Asserts that these events keep to all rules."""
+    """Assert that events follow all rules."""
     assert isinstance(events, list)
     named: set[tuple[str, int, int]] = set()
     threads: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -37,7 +37,7 @@ def check(events: list[dict[str, Any]]) -> None:
         assert isinstance(event["name"], str)
         assert event["name"]
         for field in ("pid", "tid"):
-            # Both are 32 bits wide there.
+            # Both are 32 bits wide in Perfetto.
             assert type(event[field]) is int
             assert 0 <= event[field] < 2**31
         assert isinstance(event["args"], dict)
@@ -64,7 +64,7 @@ def check(events: list[dict[str, Any]]) -> None:
 
 
 def _nanoseconds(microseconds: object) -> int:
-    """A time as Perfetto takes it: whatever is less than a nanosecond is cut off."""
+    """Return a time in nanoseconds. Perfetto truncates smaller fractions."""
     assert type(microseconds) in (int, float)
     assert isinstance(microseconds, int | float)
     assert 0 <= microseconds < 2**53 / 1000
@@ -73,4 +73,4 @@ def _nanoseconds(microseconds: object) -> int:
 
 
 def _refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not JSON")

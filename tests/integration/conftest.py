@@ -1,4 +1,4 @@
-"""Real aggregators and real clients in one process, joined by real gRPC."""
+"""Real aggregators and real clients in one process, connected by real gRPC."""
 
 import contextlib
 import pathlib
@@ -17,15 +17,15 @@ from psum.planes import DEFAULT_DIRECTORY
 
 T = TypeVar("T")
 
-#: How long anything in these tests may take.
+#: The longest time for any step of these tests.
 PATIENCE_SECONDS = 30.0
 
 
 class Fleet:
-    """Aggregators on free ports in a thread of their own.
+    """Aggregators on free ports in their own thread.
 
     Attributes:
-        addresses: Where they listen.
+        addresses: The addresses that they listen on.
     """
 
     def __init__(self, settings: list[Settings]) -> None:
@@ -40,14 +40,14 @@ class Fleet:
         self.addresses = tuple(server.addresses[0] for server in self.servers)
 
     def worker(self, rank: int, num_workers: int, *, staging: bool = False, **settings: Any) -> psum.Client:
-        """A client that has joined."""
+        """Return a client that has joined."""
         given = {"connect_timeout": PATIENCE_SECONDS, "round_timeout": PATIENCE_SECONDS} | settings
         given.setdefault("aggregators", self.addresses)
         given.setdefault("shm_directory", self.servers[0].settings.shm_directory)
         return psum.connect(psum.Settings(rank=rank, num_workers=num_workers, **given), staging=staging)
 
     def on_every_rank(self, num_workers: int, work: Callable[[psum.Client], T], **settings: Any) -> list[T]:
-        """Joins all ranks and does the work on each in a thread of its own; the results by rank."""
+        """Join all ranks, do the work on each in its own thread, and return the results by rank."""
 
         def run(rank: int) -> T:
             with self.worker(rank, num_workers, **settings) as client:
@@ -57,7 +57,7 @@ class Fleet:
             return list(pool.map(run, range(num_workers), timeout=PATIENCE_SECONDS))
 
     def cut(self) -> None:
-        """Ends the streams of all workers, as a broken connection would."""
+        """End the streams of all workers as a broken connection would."""
 
         def end() -> None:
             for server in self.servers:
@@ -68,7 +68,7 @@ class Fleet:
         self.thread.call(end)
 
     def restart(self, **settings: Any) -> None:
-        """Ends the only aggregator without a farewell, and starts another one at its address, with other settings."""
+        """Stop the only aggregator without notice to workers, and start another with other settings at its address."""
         self.cut()
         self.thread.run(self.servers[0].stop(0), PATIENCE_SECONDS)
         self.servers = [Server(Settings(listen=self.addresses, **settings))]
@@ -82,7 +82,7 @@ class Fleet:
 
 @pytest.fixture
 def directory() -> Iterator[pathlib.Path]:
-    """A directory in memory of this test's own, in which nothing is left behind after it."""
+    """A directory in memory for this test, which must be empty afterwards."""
     with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
         yield pathlib.Path(name)
         assert list(pathlib.Path(name).iterdir()) == []
@@ -90,7 +90,7 @@ def directory() -> Iterator[pathlib.Path]:
 
 @pytest.fixture
 def make_fleet() -> Iterator[Callable[..., Fleet]]:
-    """Starts aggregators: how many, and their settings where they differ from the defaults."""
+    """Starts a number of aggregators with the given settings."""
     with contextlib.ExitStack() as stack:
 
         def make(count: int = 1, **settings: Any) -> Fleet:
@@ -109,7 +109,7 @@ def fleet(make_fleet: Callable[..., Fleet]) -> Fleet:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_running() -> Iterator[None]:
-    """After each test no thread of a client or a fleet is left."""
+    """After each test, no thread of a client or a fleet may be left."""
     yield
     left = [t.name for t in threading.enumerate() if t.name.startswith(("psum-client", "fleet"))]
     assert not left

@@ -1,4 +1,4 @@
-"""What goes wrong is an error on every rank that it concerns, in words, and soon."""
+"""Failures are clear errors on every affected rank, and soon."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def outcomes(futures: list["Future[None]"]) -> list[BaseException | None]:
 def test_ranks_that_disagree_on_a_key_all_get_an_error_with_both_sides(
     make_fleet: Any, values: list[Any], both_sides: list[str]
 ) -> None:
-    """The push-pull fails on every rank within seconds, and so does the next one on that key; others work."""
+    """The push-pull fails on every rank within seconds, and so does the next one on that key. Other keys work."""
     fleet = make_fleet(2)
     with (
         fleet.worker(0, 2, partition_bytes=1 << 14) as zero,
@@ -44,7 +44,7 @@ def test_ranks_that_disagree_on_a_key_all_get_an_error_with_both_sides(
     ):
         stores = [zero.store(), one.store()]
         futures = [store.push_pull_async("w", value) for store, value in zip(stores, values, strict=True)]
-        # A rank that has nothing to send waits for nobody.
+        # A rank without a contribution of its own waits for no other rank.
         for future in [f for f, value in zip(futures, values, strict=True) if value.size]:
             error = future.exception(10)
             assert isinstance(error, psum.DisagreementError)
@@ -66,7 +66,7 @@ def test_ranks_that_disagree_on_a_key_all_get_an_error_with_both_sides(
 def test_ranks_that_disagree_on_settings_all_get_an_error_with_both_sides(
     fleet: Any, change: dict[str, Any], both_sides: str
 ) -> None:
-    """The worker that joined first fails in its next operation, the other one while it joins."""
+    """The worker that joined first fails in its next operation, the other one when it joins."""
     with fleet.worker(0, 2) as zero:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
         with pytest.raises(psum.DisagreementError, match=both_sides):
@@ -78,7 +78,7 @@ def test_ranks_that_disagree_on_settings_all_get_an_error_with_both_sides(
 
 
 def test_ranks_that_disagree_on_the_list_of_aggregators_get_an_error(make_fleet: Any) -> None:
-    """A list in another order would put shards elsewhere."""
+    """Another order would assign shards to other aggregators."""
     fleet = make_fleet(2)
     with fleet.worker(0, 2) as zero:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
@@ -88,7 +88,7 @@ def test_ranks_that_disagree_on_the_list_of_aggregators_get_an_error(make_fleet:
 
 
 def test_ranks_that_disagree_on_the_weights_get_an_error(make_fleet: Any) -> None:
-    """Those would put shards elsewhere too; [2, 2] would not."""
+    """Other ratios would also assign shards to other aggregators. [2, 2] would not."""
     fleet = make_fleet(2)
     with fleet.worker(0, 3) as zero, fleet.worker(1, 3, weights=(2, 2)):
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
@@ -98,7 +98,7 @@ def test_ranks_that_disagree_on_the_weights_get_an_error(make_fleet: Any) -> Non
 
 
 def test_the_second_claim_on_a_rank_is_refused(fleet: Any) -> None:
-    """The first worker goes on undisturbed."""
+    """The first worker is not affected."""
     with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
         with pytest.raises(psum.TakenError, match="this process is rank 1 of job 'default' already"):
             fleet.worker(1, 2)
@@ -107,7 +107,7 @@ def test_the_second_claim_on_a_rank_is_refused(fleet: Any) -> None:
 
 
 def test_an_aggregator_that_is_not_there_is_named_with_the_cause(unused_tcp_port: int) -> None:
-    """Joining fails after connect_timeout, with the address and what gRPC said last."""
+    """Joining fails after connect_timeout, with the address and gRPC's last error."""
     settings = psum.Settings(aggregators=(f"127.0.0.1:{unused_tcp_port}",), connect_timeout=0.7)
     with pytest.raises(psum.ConnectError, match=rf"127.0.0.1:{unused_tcp_port} within 0.7 s.*UNAVAILABLE") as caught:
         psum.connect(settings)
@@ -115,7 +115,7 @@ def test_an_aggregator_that_is_not_there_is_named_with_the_cause(unused_tcp_port
 
 
 def test_something_else_at_the_address_is_named_with_the_cause() -> None:
-    """A server that is no aggregator is an error within connect_timeout too, as is one that never answers."""
+    """A server that is not an aggregator is an error within connect_timeout, and so is one that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(psum.ConnectError, match=address):
@@ -141,7 +141,7 @@ def test_a_worker_waits_for_aggregators_that_are_not_up_yet(
 
 
 def test_a_rank_that_cannot_contribute_fails_the_key_on_every_rank(fleet: Any) -> None:
-    """An aborted operation is an error that names the rank and the reason, everywhere."""
+    """An aborted operation is an error on all ranks, with the rank and the reason."""
     with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
         store = one.store()
@@ -154,7 +154,7 @@ def test_a_rank_that_cannot_contribute_fails_the_key_on_every_rank(fleet: Any) -
 
 
 def test_a_round_that_waits_too_long_fails_naming_the_missing_rank(make_fleet: Any) -> None:
-    """round_timeout bounds how long the slowest rank is waited for."""
+    """round_timeout limits the wait for the slowest rank."""
     fleet = make_fleet(round_timeout=0.3)
     with fleet.worker(0, 2) as zero, fleet.worker(1, 2):
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
@@ -163,7 +163,7 @@ def test_a_round_that_waits_too_long_fails_naming_the_missing_rank(make_fleet: A
 
 
 def test_a_client_gives_up_by_itself_when_nobody_answers(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Should the aggregator not even report the timeout, the client's own deadline ends the wait."""
+    """If the aggregator does not even report the timeout, the client's own deadline ends the wait."""
     monkeypatch.setattr("psum.client.client._EXPIRY_MARGIN_SECONDS", 0.0)
     with fleet.worker(0, 2, round_timeout=0.3) as zero:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
@@ -183,7 +183,8 @@ sys.stdin.read()
 
 @pytest.fixture
 def other_process(make_fleet: Any) -> Any:
-    """A fleet whose worker_timeout is short, rank 0 here, and rank 1 in a process that has summed once and waits."""
+    """A fleet with a short worker_timeout, rank 0 in this process, and rank 1 in another one that has summed once and
+    waits."""
     fleet = make_fleet(2, worker_timeout=0.5)
     command = [sys.executable, "-c", WORKER, ",".join(fleet.addresses)]
     with (
@@ -195,12 +196,12 @@ def other_process(make_fleet: Any) -> Any:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield fleet, store, process
-        # It is not waited for when rank 0 leaves.
+        # Rank 0 does not wait for it when leaving.
         process.kill()
 
 
 def test_a_worker_that_was_killed_fails_its_peers_by_name(other_process: Any) -> None:
-    """After worker_timeout the others get an error that names the rank, on the waiting operation and the next one."""
+    """After worker_timeout, the waiting operation and the next one fail with an error that names the rank."""
     fleet, store, process = other_process
     future = store.push_pull_async("w", np.ones(3, np.float32))
     os.kill(process.pid, signal.SIGKILL)
@@ -211,14 +212,14 @@ def test_a_worker_that_was_killed_fails_its_peers_by_name(other_process: Any) ->
     assert caught.value.ranks == (1,)
     with pytest.raises(psum.WorkerLostError):
         store.push_pull("v", np.ones(3, np.float32))
-    # Each aggregator comes to this by itself, the other one perhaps a moment later.
+    # Each aggregator detects this by itself, the other one perhaps a moment later.
     deadline = time.monotonic() + 10
     while any(job.held_bytes for address in fleet.addresses for job in psum.fetch_status(address).jobs):
         assert time.monotonic() < deadline
 
 
 def test_a_worker_that_left_fails_those_who_still_need_it(other_process: Any) -> None:
-    """A goodbye in the midst of others' rounds is told to them at once."""
+    """A rank that leaves during the others' rounds is reported at once."""
     _, store, process = other_process
     future = store.push_pull_async("w", np.ones(3, np.float32))
     process.stdin.close()
@@ -228,7 +229,7 @@ def test_a_worker_that_left_fails_those_who_still_need_it(other_process: Any) ->
 
 
 def test_an_aggregator_that_goes_away_fails_its_operations_by_name(make_fleet: Any) -> None:
-    """The error names the aggregator, on the waiting operation and on the next one."""
+    """The error of the waiting operation and of the next one names the aggregator."""
     fleet = make_fleet()
     with fleet.worker(0, 2, reconnect_timeout=0.5) as zero:
         store = zero.store()
@@ -243,7 +244,7 @@ def test_an_aggregator_that_goes_away_fails_its_operations_by_name(make_fleet: A
 def test_an_aggregator_logs_few_of_the_keys_that_fail_for_one_reason(
     make_fleet: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A network has hundreds of keys: the first are logged, then a hint; each fails by its own name all the same."""
+    """A network has hundreds of keys. The first are logged, then a hint. Each key still fails by name."""
     fleet = make_fleet(round_timeout=0.3)
     with fleet.worker(0, 2) as zero:
         store = zero.store()
@@ -255,7 +256,7 @@ def test_an_aggregator_logs_few_of_the_keys_that_fail_for_one_reason(
 
 
 def test_closing_a_client_fails_what_is_outstanding(fleet: Any) -> None:
-    """close waits for its timeout, and then nothing is left waiting."""
+    """close waits for its timeout. After that, no operation waits."""
     zero = fleet.worker(0, 2)
     store = zero.store()
     future = store.push_pull_async("w", np.ones(3, np.float32))
@@ -267,7 +268,7 @@ def test_closing_a_client_fails_what_is_outstanding(fleet: Any) -> None:
 
 
 def test_a_forked_child_is_told_that_it_cannot_use_the_client(fleet: Any) -> None:
-    """The child gets an error instead of a hang, and the parent's connection is not disturbed."""
+    """The child gets an error instead of a hang, and the parent's connection is not affected."""
     with fleet.worker(0, 1) as client:
         store = client.store()
         store.push_pull("w", np.ones(3, np.float32))
@@ -290,7 +291,7 @@ def test_keys_of_other_types_are_refused(key: Any) -> None:
 
 
 def test_arguments_that_do_not_fit_are_refused_at_the_call() -> None:
-    """Shape and type of out are those of value, and a key keeps its own."""
+    """`out` must have the shape and type of `value`, and a key keeps its shape and type."""
     with psum.connect(psum.Settings()) as client:
         store = client.store()
         with pytest.raises(ValueError, match=r"value is float32 \(3,\), out is float32 \(4,\)"):
@@ -305,7 +306,7 @@ def test_arguments_that_do_not_fit_are_refused_at_the_call() -> None:
 def test_a_worker_hears_for_whom_it_waits_before_anything_fails(
     make_fleet: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its log names the key, the round, the rank that is slow and where that runs; so does the aggregator's."""
+    """Its log names the key, the round, and the slow rank with its host. The aggregator's log does too."""
     fleet = make_fleet(warn_after=0.1)
     with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
@@ -321,13 +322,11 @@ def test_a_worker_hears_for_whom_it_waits_before_anything_fails(
 def test_a_worker_says_that_it_waits_for_an_aggregator(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its address, the time it may take and what the last attempt came to, and again when it has waited twice as
-    long.
-    """
+    """The log has the address, the timeout and the last attempt's error. It repeats this when the wait has doubled."""
     monkeypatch.setattr("psum.client.transport.connect_problem._PATIENCE_SECONDS", 0.2)
     with pytest.raises(psum.ConnectError):
         psum.connect(psum.Settings(aggregators=("127.0.0.1:1",), connect_timeout=1.0))
-    # After 0.2 s, 0.4 s and 0.8 s, where no attempt takes long.
+    # After 0.2 s, 0.4 s and 0.8 s, unless an attempt takes longer.
     assert 1 <= len(caplog.records) <= 3
     [text] = {record.getMessage() for record in caplog.records}
     assert text.startswith("rank 0 waits for aggregator 127.0.0.1:1, for up to 1 s (PSUM_CONNECT_TIMEOUT): UNAVAILABLE")
@@ -340,7 +339,7 @@ def test_a_worker_says_that_it_waits_for_an_aggregator(
 def test_a_priority_that_cannot_be_used_is_refused_at_the_call(
     fleet: Any, priority: Any, error: type[Exception], text: str
 ) -> None:
-    """It harms nothing else: the client goes on."""
+    """The client still works afterwards."""
     with fleet.worker(0, 1) as client:
         store = client.store()
         with pytest.raises(error, match=text):
@@ -350,7 +349,7 @@ def test_a_priority_that_cannot_be_used_is_refused_at_the_call(
 
 @pytest.mark.parametrize("aggregators", [0, 1])
 def test_a_closed_client_says_that_it_was_closed(make_fleet: Any, aggregators: int) -> None:
-    """And not that an operation was cut short."""
+    """The error does not say that an operation was interrupted."""
     settings = psum.Settings(aggregators=make_fleet().addresses if aggregators else ())
     with psum.connect(settings) as client:
         store = client.store()
@@ -359,7 +358,7 @@ def test_a_closed_client_says_that_it_was_closed(make_fleet: Any, aggregators: i
 
 
 def test_proxies_of_the_environment_are_left_aside(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An aggregator is reached directly, though http_proxy is set, as on many machines of companies it is."""
+    """Clients connect directly to aggregators even if http_proxy is set, as on many companies' machines."""
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.delenv("no_proxy", raising=False)

@@ -1,4 +1,4 @@
-"""Where file descriptors are few, workers go on without what takes many; the sums are the same."""
+"""With few file descriptors, workers use fewer connections, and the sums are the same."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from tests.polling import wait_until
 
 
 def sums(client: psum.Client) -> tuple[tuple[str, ...], float]:
-    """How payloads cross, and a sum of ranks counted from 1."""
+    """Return the planes, and the sum of all ranks counted from 1."""
     value = np.full(300_000, client.rank + 1, np.float32)
     client.store().push_pull("w", value)
     assert (value == value[0]).all()
@@ -30,7 +30,7 @@ def ledger(fleet: Any) -> DescriptorBudget:
 
 
 def leave(fleet: Any, count: int) -> None:
-    """The aggregator has so many descriptors left."""
+    """Leave the aggregator so many descriptors."""
     fleet.thread.call(lambda: ledger(fleet).take(ledger(fleet).left - count))
     wait_until(lambda: ledger(fleet).left == count)
 
@@ -38,7 +38,7 @@ def leave(fleet: Any, count: int) -> None:
 def test_an_aggregator_with_few_gives_every_rank_a_stream(
     make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rather than everything to some: all sum in messages, and both sides say why, once for each worker."""
+    """All workers use messages, instead of some using everything. Both sides log the reason once for each worker."""
     fleet = make_fleet(1)
     leave(fleet, 3)
     assert fleet.on_every_rank(3, sums) == [(("inline",), 6.0)] * 3
@@ -52,7 +52,7 @@ def test_an_aggregator_with_few_gives_every_rank_a_stream(
 def test_a_worker_too_many_hears_so_at_once_and_so_do_its_peers(
     make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With an error that names the limit, long before any time-out."""
+    """The error names the limit, long before any timeout."""
     fleet = make_fleet(1)
     leave(fleet, 2)
     peers = [fleet.worker(rank, 3) for rank in range(2)]
@@ -67,7 +67,7 @@ def test_a_worker_too_many_hears_so_at_once_and_so_do_its_peers(
 
 @pytest.mark.parametrize(("staging", "each"), [(False, 3), (True, 4)])
 def test_what_workers_had_is_free_again(make_fleet: Callable[..., Any], staging: bool, each: int) -> None:
-    """As many as they really have: stream, data connection, shared memory, and two for the job's sums."""
+    """The numbers are exact: stream, data connection, shared memory, and two for the job's sums."""
     fleet = make_fleet(1)
     before = ledger(fleet).left
     workers = [fleet.worker(rank, 2, staging=staging) for rank in range(2)]
@@ -101,7 +101,7 @@ with descriptors_left(int(sys.argv[1])):
     ("left", "plane"), [(21, "inline"), (23, "inline"), (24, "direct"), (32, "direct"), (33, "shm")]
 )
 def test_a_worker_with_few_does_with_what_there_is(make_fleet: Callable[..., Any], left: int, plane: str) -> None:
-    """Where they are not enough for the best way to all aggregators, it takes another one, and says why."""
+    """If they are not enough for the best plane to all aggregators, it uses another plane and logs the reason."""
     fleet = make_fleet(3)
     done = subprocess.run(
         [sys.executable, "-c", _WORKER, str(left)],

@@ -1,4 +1,4 @@
-"""Priority on the wire, and asynchrony: what the aggregator receives, and when the caller goes on."""
+"""Priorities on the wire, and asynchronous calls: the order of contributions, and when calls return."""
 
 import threading
 from typing import Any
@@ -14,7 +14,7 @@ ELEMENTS = BATCH_BYTES // 4
 
 @pytest.fixture
 def received(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of the contributions in the order in which the aggregator takes them."""
+    """The keys of contributions in the order in which the aggregator receives them."""
     keys: list[str] = []
     contribute = Job.contribute
 
@@ -27,11 +27,11 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_late_urgent_key_overtakes_all_that_wait_for_credit(fleet: Any, received: list[str]) -> None:
-    """With credit for one shard, only the shard that is under way is ahead of an urgent one."""
+    """With credit for one shard, an urgent shard waits only for the shard under way."""
     issued = threading.Event()
     with fleet.worker(0, 1, credit_bytes=1, partition_bytes=BATCH_BYTES) as client:
         store = client.store()
-        # However fast the aggregator is, it answers nothing before all is issued.
+        # A fast aggregator must not answer before all operations are issued.
         fleet.thread.call(lambda: issued.wait(30))
         futures = [
             store.push_pull_async(f"layer {i}", np.ones(ELEMENTS, np.float32), priority=-i) for i in range(40, 0, -1)
@@ -48,7 +48,7 @@ def test_a_late_urgent_key_overtakes_all_that_wait_for_credit(fleet: Any, receiv
 
 
 def test_a_push_pull_returns_before_its_sum_is_there(fleet: Any) -> None:
-    """While the other rank holds back, the future is not done and the caller goes on."""
+    """While the other rank has not contributed, the future is not done and the caller continues."""
     with fleet.worker(0, 2) as zero, fleet.worker(1, 2) as one:
         value = np.ones(3, np.float32)
         future = zero.store().push_pull_async("w", value)

@@ -1,4 +1,4 @@
-"""Sums through real aggregators are exact, the same on every rank, and the same in every run."""
+"""Sums through real aggregators are exact, and the same on every rank and in every run."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (1023,), (3, 5, 11), (40_009,),
 
 
 def narrow(numbers: Any) -> np.ndarray[Any, Any]:
-    """Numbers that bfloat16 has exactly, as the uint16 that it is kept in."""
+    """Return numbers that are exact in bfloat16, as the uint16 of their storage."""
     bits: np.ndarray[Any, Any] = numbers.view(np.uint32) >> 16
     return bits.astype(np.uint16)
 
@@ -23,7 +23,7 @@ def wide(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def value(rank: int, shape: tuple[int, ...], element_type: psum.ElementType) -> np.ndarray[Any, Any]:
-    """Values of which every sum is exact in each type."""
+    """Return values whose sums are exact in each type."""
     numbers = (np.arange(np.prod(shape, dtype=int)) * 3 + rank * 5) % 16
     if element_type is psum.ElementType.BFLOAT16:
         return narrow(numbers.astype(np.float32)).reshape(shape)
@@ -40,7 +40,7 @@ def total(num_workers: int, shape: tuple[int, ...], element_type: psum.ElementTy
 @pytest.mark.parametrize("aggregators", [1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_sums_are_exact_over_all_types_and_odd_sizes(make_fleet: Any, workers: int, aggregators: int) -> None:
-    """Any number of workers and aggregators, every element type, sizes from none to many odd shards."""
+    """This holds for any number of workers and aggregators, every element type, and sizes from 0 to many odd shards."""
 
     def work(client: psum.Client) -> list[bytes]:
         store = client.store()
@@ -69,7 +69,7 @@ def test_sums_are_exact_over_all_types_and_odd_sizes(make_fleet: Any, workers: i
 
 
 def test_floats_are_the_same_bits_on_all_ranks_and_in_a_second_run(make_fleet: Callable[..., Any]) -> None:
-    """The sum is taken in rank order whatever arrives first, so that a run repeats bit for bit."""
+    """Sums are in rank order, whatever arrives first, so that runs repeat bit for bit."""
 
     def work(client: psum.Client) -> bytes:
         store, random = client.store(), np.random.default_rng(client.rank)
@@ -84,7 +84,7 @@ def test_floats_are_the_same_bits_on_all_ranks_and_in_a_second_run(make_fleet: C
 
 
 def test_value_is_untouched_where_out_is_another_array(fleet: Any) -> None:
-    """A push-pull with out leaves its value alone; without, the value becomes the sum."""
+    """With `out`, the value stays unchanged. Without `out`, the sum replaces the value."""
 
     def work(client: psum.Client) -> None:
         store = client.store()
@@ -99,7 +99,7 @@ def test_value_is_untouched_where_out_is_another_array(fleet: Any) -> None:
 
 
 def test_a_broadcast_gives_all_ranks_the_value_of_rank_0(make_fleet: Any) -> None:
-    """What other ranks had, NaN included, is replaced; rank 0's value stays."""
+    """It replaces the values of other ranks, including NaN. Rank 0 keeps its value."""
 
     def work(client: psum.Client) -> None:
         store = client.store()
@@ -114,7 +114,7 @@ def test_a_broadcast_gives_all_ranks_the_value_of_rank_0(make_fleet: Any) -> Non
 
 
 def test_many_rounds_of_one_key_can_be_under_way(fleet: Any) -> None:
-    """Calls on one key are rounds in the order of the calls, however many are issued at once."""
+    """Calls on one key are rounds in the order of calls, for any number of calls at once."""
 
     def work(client: psum.Client) -> None:
         store = client.store()
@@ -127,7 +127,7 @@ def test_many_rounds_of_one_key_can_be_under_way(fleet: Any) -> None:
 
 
 def test_stores_are_namespaces_of_their_own(fleet: Any) -> None:
-    """The same key in two stores may have different shapes; 3 and '3' are one key within a store."""
+    """A key may have different shapes in two stores. Within a store, 3 and '3' are the same key."""
 
     def work(client: psum.Client) -> None:
         one, two = client.store(), client.store()
@@ -161,7 +161,7 @@ def test_jobs_share_a_fleet_without_touching_each_other(make_fleet: Any) -> None
 
 
 def test_workers_that_push_different_keys_first_do_not_block_each_other(fleet: Any) -> None:
-    """With hardly any credit and opposite orders, credit comes back while rounds wait for the other worker."""
+    """With very little credit and opposite orders, credit returns while rounds wait for the other worker."""
 
     def work(client: psum.Client) -> None:
         store = client.store()
@@ -197,7 +197,7 @@ def test_any_thread_may_use_a_client(fleet: Any) -> None:
 
 
 def test_a_fleet_can_be_reached_through_unix_sockets(make_fleet: Any, tmp_path: Any) -> None:
-    """An address may be a path, also beside a port; its socket is for the aggregator's user alone."""
+    """An address may be a path, also beside a port. Only the aggregator's user can use its socket."""
     path = tmp_path / "psum.sock"
     fleet = make_fleet(listen=(f"unix:{path}", "127.0.0.1:0"))
     assert path.stat().st_mode & 0o777 == 0o600
@@ -212,7 +212,7 @@ def test_a_fleet_can_be_reached_through_unix_sockets(make_fleet: Any, tmp_path: 
 
 
 def test_one_worker_needs_no_aggregator() -> None:
-    """With nothing configured the sum is the value itself."""
+    """Without any configuration, the sum is the value itself."""
     with psum.connect(psum.Settings()) as client:
         store = client.store()
         value, out = np.arange(5, dtype=np.float32), np.zeros(5, np.float32)
@@ -231,14 +231,14 @@ def test_a_job_frees_everything_when_its_last_worker_has_left(fleet: Any) -> Non
 
 
 def test_clients_that_come_and_go_disturb_no_other(fleet: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """What gRPC has still to say of a client that was closed does not end up in the event loop of another one."""
+    """gRPC's late events for a closed client do not reach the event loop of another client."""
     for _ in range(20):
         fleet.on_every_rank(3, lambda client: client.store().push_pull("w", np.ones(100_000, np.float32)))
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_the_end_of_a_job_is_logged_once(fleet: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """However many workers it had."""
+    """This holds for any number of workers."""
     with caplog.at_level("INFO", "psum.aggregator"):
         fleet.on_every_rank(3, lambda client: client.store().push_pull("w", np.ones(3, np.float32)))
         while not psum.fetch_status(fleet.addresses[0]).ended:

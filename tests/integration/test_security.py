@@ -1,4 +1,4 @@
-"""Who may not, does not: TLS, certificates and tokens, their renewal, and errors that a person can act on."""
+"""TLS, certificates and tokens keep others out, can be renewed, and give errors with advice."""
 
 import contextlib
 import datetime
@@ -29,7 +29,7 @@ NIGHT, DAY, GENERAL, UNKNOWN = "night-0123456789", "day-0123456789ab", "general-
 
 
 class Files:
-    """PEM files and token files of a test."""
+    """The PEM files and token files of a test."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
@@ -41,14 +41,14 @@ class Files:
         return self.write(f"{name}-ca.pem", ca.cert_pem.bytes())
 
     def write(self, name: str, content: bytes | str) -> str:
-        """Replaces a file as Kubernetes does: at once, by another one."""
+        """Replace a file atomically, as Kubernetes does."""
         part = self.directory / f"{name}.part"
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         part.rename(self.directory / name)
         return str(self.directory / name)
 
     def certificate(self, name: str, *hosts: str, ca: trustme.CA | None = None, **given: Any) -> dict[str, Any]:
-        """The settings that name a new certificate."""
+        """Return the settings for a new certificate."""
         issued = (ca or self.ours).issue_cert(*hosts, **given)
         return {
             "tls_cert": self.write(f"{name}.pem", issued.cert_chain_pems[0].bytes()),
@@ -62,7 +62,7 @@ def files(tmp_path: pathlib.Path) -> Files:
 
 
 def total(client: psum.Client) -> float:
-    """What a push-pull of 1 gives."""
+    """Return the result of a push-pull of 1."""
     value = np.ones(100_000, np.float32)
     client.store().push_pull("w", value)
     assert (value == value[0]).all()
@@ -72,7 +72,7 @@ def total(client: psum.Client) -> float:
 def test_sums_travel_over_tls_to_workers_that_bring_certificates_and_tokens(
     make_fleet: Callable[..., Any], files: Files
 ) -> None:
-    """Mutual TLS and a token together, over two aggregators."""
+    """Mutual TLS and a token work together, with two aggregators."""
     fleet = make_fleet(
         2, **files.certificate("server", "127.0.0.1"), tls_client_ca=files.ca, token_file=files.write("tokens", GENERAL)
     )
@@ -98,7 +98,7 @@ def test_sums_travel_over_tls_to_workers_that_bring_certificates_and_tokens(
 def test_sides_that_do_not_trust_each_other_say_why_at_once(
     make_fleet: Callable[..., Any], files: Files, server: str, worker: str, text: str
 ) -> None:
-    """The error names the aggregator, what is wrong and what to set, for a worker as for a look at the status."""
+    """The error names the aggregator, the cause and the settings, for a worker and for a status request."""
     servers: dict[str, dict[str, Any]] = {
         "good": files.certificate("server", "127.0.0.1"),
         "plain": {},
@@ -114,7 +114,7 @@ def test_sides_that_do_not_trust_each_other_say_why_at_once(
     }
     fleet = make_fleet(**servers[server])
     with pytest.raises(psum.ConnectError, match=f"aggregator {fleet.addresses[0]}.*{text}"):
-        # In much less than the connect timeout.
+        # It takes much less than the connect timeout.
         fleet.worker(0, 1, **workers[worker])
     with pytest.raises(psum.ConnectError, match=f"aggregator {fleet.addresses[0]}.*{text}"):
         psum.fetch_status(fleet.addresses[0], timeout=1, settings=psum.Settings(**workers[worker]))
@@ -123,13 +123,13 @@ def test_sides_that_do_not_trust_each_other_say_why_at_once(
 def test_a_certificate_may_be_for_another_name_where_the_worker_says_so(
     make_fleet: Callable[..., Any], files: Files
 ) -> None:
-    """As for addresses that are found by other means than the names in certificates."""
+    """This is for addresses that differ from the names in certificates."""
     fleet = make_fleet(**files.certificate("named", "aggregator.example"))
     assert fleet.on_every_rank(1, total, tls_ca=files.ca, tls_server_name="aggregator.example") == [1.0]
 
 
 def test_unix_sockets_need_no_tls(make_fleet: Callable[..., Any], files: Files, tmp_path: pathlib.Path) -> None:
-    """They belong to a user, and to nobody else; a token is asked for all the same."""
+    """Only one user can connect to them. They still require a token."""
     path = tmp_path / "psum.sock"
     fleet = make_fleet(
         listen=(f"unix:{path}",),
@@ -146,7 +146,7 @@ def test_unix_sockets_need_no_tls(make_fleet: Callable[..., Any], files: Files, 
 def test_a_renewed_certificate_is_used_without_a_restart(
     make_fleet: Callable[..., Any], files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New connections get the new one, those that exist go on; a renewal that went wrong is reported and not used."""
+    """New connections use it, and existing ones stay. An invalid renewal is reported and not used."""
     fleet = make_fleet(**files.certificate("server", "127.0.0.1"))
     with fleet.worker(0, 1, tls_ca=files.ca) as before:
         files.certificate("server", "127.0.0.1", ca=files.others)
@@ -164,7 +164,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(
 
 
 def test_a_worker_reads_its_files_again_when_it_connects_again(make_fleet: Callable[..., Any], files: Files) -> None:
-    """Both sides change authority and token under a running job; a worker whose stream breaks comes back with them."""
+    """Both sides change authority and token during a job. A worker reconnects with the new files."""
     token = files.write("token", GENERAL)
     fleet = make_fleet(**files.certificate("server", "127.0.0.1"), token_file=files.write("tokens", GENERAL))
     with fleet.worker(0, 1, tls_ca=files.ca, token_file=token) as client:
@@ -175,7 +175,7 @@ def test_a_worker_reads_its_files_again_when_it_connects_again(make_fleet: Calla
         fleet.cut()
         future = store.push_pull_async("w", np.ones(3, np.float32))
         with pytest.raises(TimeoutError):
-            # Neither the authority nor the token is the one it has.
+            # Now both the authority and the token differ from the worker's.
             future.result(1)
         files.authority(files.others, "ours")
         files.write("token", DAY)
@@ -202,9 +202,8 @@ def test_a_worker_that_cannot_come_back_says_why(
     after: str,
     text: str,
 ) -> None:
-    """An aggregator that was started again with other settings: the log names the reason at once, as at the start of a
-    worker, and so does the error when the time is over. Meanwhile the worker keeps trying: files may be renewed.
-    """
+    """After a restart with other settings, the log has the reason at once, and the error has it after the timeout.
+    Meanwhile the worker keeps trying, because files may be renewed."""
     servers: dict[str, Callable[[], dict[str, Any]]] = {
         "good": lambda: files.certificate("server", "127.0.0.1"),
         "plain": dict,
@@ -231,9 +230,8 @@ def test_a_worker_that_cannot_come_back_says_why(
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_an_end_is_not_taken_for_a_refusal(files: Files, silent: bool) -> None:
-    """An aggregator that is about to end closes a secured connection without a word, as one does that wants another
-    certificate. The latter goes on to take connections.
-    """
+    """An aggregator closes a TLS connection silently when it is about to end, and when it requires another certificate.
+    Only in the second case it accepts further connections."""
     certificate = files.certificate("server", "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate["tls_cert"], certificate["tls_key"])
@@ -250,7 +248,7 @@ def test_an_end_is_not_taken_for_a_refusal(files: Files, silent: bool) -> None:
 
 
 def test_a_connection_that_is_closed_at_once_says_nothing_of_certificates(files: Files) -> None:
-    """As by a proxy that has nobody behind it."""
+    """A proxy without a server behind it closes connections like this."""
     credentials = Credentials.of(psum.Settings(tls_ca=files.ca))
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         listener.settimeout(10)
@@ -278,7 +276,7 @@ TOKENS = f"# of the night shift\nnight {NIGHT}\n\nnight shift two {DAY}\n{GENERA
 def test_a_job_is_open_to_its_token_only(
     make_fleet: Callable[..., Any], files: Files, job: str, token: str | None, allowed: bool
 ) -> None:
-    """A token that stands alone opens jobs that have none of their own. Whoever is refused learns what to do."""
+    """A token without a job opens all jobs that have no token of their own. The error says what to do."""
     fleet = make_fleet(token_file=files.write("tokens", TOKENS))
     given = {"token_file": files.write("token", token)} if token else {}
     if allowed:
@@ -293,7 +291,7 @@ def test_a_job_is_open_to_its_token_only(
 def test_without_its_token_a_job_can_be_neither_seen_nor_disturbed(
     make_fleet: Callable[..., Any], files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not by the status, not by joining, not by a wrong hello, which would fail a job that waits for its ranks."""
+    """This holds for the status, for joining, and for a wrong hello, which would fail a job that waits for ranks."""
     fleet = make_fleet(token_file=files.write("tokens", f"night {NIGHT}\nday {DAY}\n"))
     night, day = (files.write(name, token) for name, token in (("n", NIGHT), ("d", DAY)))
     with fleet.worker(0, 2, job="night", token_file=night) as zero:
@@ -304,7 +302,7 @@ def test_without_its_token_a_job_can_be_neither_seen_nor_disturbed(
             psum.fetch_status(fleet.addresses[0])
         with pytest.raises(psum.DeniedError):
             fleet.worker(1, 3, job="night", token_file=day)
-        # Another process of the same rank, which a job without tokens would refuse with words about the first.
+        # Another process of the same rank. A job without tokens would refuse it with details of the first.
         with pytest.raises(psum.DeniedError, match="its token is not one of this job's"):
             fleet.worker(0, 2, job="night", token_file=day)
         with fleet.worker(1, 2, job="night", token_file=night) as one:
@@ -314,7 +312,7 @@ def test_without_its_token_a_job_can_be_neither_seen_nor_disturbed(
 
 
 def test_tokens_are_replaced_without_a_restart(make_fleet: Callable[..., Any], files: Files) -> None:
-    """Two are good while one replaces the other; one that was taken out opens nothing any more."""
+    """Both tokens are valid during a replacement. A removed token is not."""
     fleet = make_fleet(token_file=files.write("tokens", GENERAL))
     old, new = files.write("old", GENERAL), files.write("new", DAY)
     files.write("tokens", f"{GENERAL}\n{DAY}\n")
@@ -331,7 +329,7 @@ def test_tokens_are_replaced_without_a_restart(make_fleet: Callable[..., Any], f
 def test_a_token_file_that_cannot_be_used_is_refused_without_showing_it(
     make_fleet: Callable[..., Any], files: Files, content: str, text: str
 ) -> None:
-    """The error has the file and the line."""
+    """The error has the file and the line, but not the token."""
     with pytest.raises(psum.ConfigurationError, match=text) as caught:
         make_fleet(token_file=files.write("tokens", content))
     assert not re.search("short|d[?]", str(caught.value))
@@ -342,7 +340,7 @@ def test_a_token_file_that_cannot_be_used_is_refused_without_showing_it(
     [(None, "cannot be read: No such file"), ("two words", "expected one token"), ("\x00ab", "expected one token")],
 )
 def test_a_worker_with_a_bad_token_file_says_so(fleet: Any, files: Files, content: str | None, text: str) -> None:
-    """Before it connects anywhere."""
+    """The error comes before any connection."""
     path = files.write("token", content) if content is not None else str(files.directory / "none")
     with pytest.raises(psum.ConfigurationError, match=text):
         fleet.worker(0, 1, token_file=path)
@@ -350,7 +348,7 @@ def test_a_worker_with_a_bad_token_file_says_so(fleet: Any, files: Files, conten
 
 @pytest.mark.parametrize("wrong", ["missing", "no certificate", "another's key"])
 def test_tls_files_that_cannot_be_used_are_named(make_fleet: Callable[..., Any], files: Files, wrong: str) -> None:
-    """At the start, on either side, in words."""
+    """Both sides report them at the start."""
     good, other = files.certificate("one", "127.0.0.1"), files.certificate("two", "127.0.0.1")
     match wrong:
         case "missing":
@@ -367,7 +365,7 @@ def test_tls_files_that_cannot_be_used_are_named(make_fleet: Callable[..., Any],
 
 
 def test_a_host_has_a_limited_number_of_streams(make_fleet: Callable[..., Any]) -> None:
-    """One more is refused with words, and may come when another has ended."""
+    """One more is refused with an error, and accepted after another has ended."""
     fleet = make_fleet(max_streams=2)
     with fleet.worker(0, 3) as _, fleet.worker(1, 3), pytest.raises(psum.ConnectError, match="max_streams"):
         fleet.worker(2, 3, connect_timeout=2.0)
@@ -375,7 +373,7 @@ def test_a_host_has_a_limited_number_of_streams(make_fleet: Callable[..., Any]) 
 
 
 def test_an_aggregator_has_a_limited_number_of_jobs(make_fleet: Callable[..., Any]) -> None:
-    """One more is refused with words, those in progress go on."""
+    """One more is refused with an error. Running jobs are not affected."""
     fleet = make_fleet(max_jobs=1)
     with fleet.worker(0, 1, job="first") as client:
         with pytest.raises(psum.ExhaustedError, match=r"job 'second' was refused: 1 jobs .* \(max_jobs\)"):
@@ -391,7 +389,7 @@ def push_new_keys(client: psum.Client, steps: int) -> None:
 
 
 def test_a_job_has_a_limited_number_of_shards(make_fleet: Callable[..., Any]) -> None:
-    """A program that makes new keys in every step is told so, instead of filling the aggregator's memory."""
+    """A program that makes new keys in every step gets an error before it fills the aggregator's memory."""
     fleet = make_fleet(max_shards=20)
     with fleet.worker(0, 1, partition_bytes=1 << 10) as client, pytest.raises(psum.ExhaustedError, match="max_shards"):
         push_new_keys(client, 30)
@@ -399,7 +397,7 @@ def test_a_job_has_a_limited_number_of_shards(make_fleet: Callable[..., Any]) ->
 
 @contextlib.contextmanager
 def stream(address: str) -> Iterator[Any]:
-    """A stream of bytes as any gRPC client could open it, with what it takes to write and read on it."""
+    """Open a stream of bytes as any gRPC client could, and return functions to write and read."""
     channel = Credentials.of(psum.Settings()).channel(address, ())
     with channel:
         requests: list[bytes] = []
@@ -426,7 +424,7 @@ def stream(address: str) -> Iterator[Any]:
 
 
 def test_a_stranger_who_sends_nothing_is_shown_the_door(make_fleet: Callable[..., Any]) -> None:
-    """After the hello timeout the stream ends with an error in words."""
+    """After the hello timeout, the stream ends with an error."""
     fleet = make_fleet(hello_timeout=0.2)
     with stream(fleet.addresses[0]) as (call, _):
         message, _ = decode(pb.ExchangeResponse, next(call))
@@ -436,7 +434,7 @@ def test_a_stranger_who_sends_nothing_is_shown_the_door(make_fleet: Callable[...
 def test_a_stranger_without_a_token_is_refused_before_anything_is_read(
     make_fleet: Callable[..., Any], files: Files
 ) -> None:
-    """The answer comes though no message was sent."""
+    """The error comes without any message from the client."""
     fleet = make_fleet(token_file=files.write("tokens", GENERAL))
     with stream(fleet.addresses[0]) as (call, _):
         message, _ = decode(pb.ExchangeResponse, next(call))
@@ -444,7 +442,7 @@ def test_a_stranger_without_a_token_is_refused_before_anything_is_read(
 
 
 def test_a_hello_of_megabytes_is_refused(fleet: Any) -> None:
-    """Nothing of it is kept."""
+    """The aggregator keeps nothing of it."""
     with stream(fleet.addresses[0]) as (call, write):
         hello = pb.Hello(protocol_version=PROTOCOL_VERSION, job="j", num_workers=1, worker="x" * (2 << 20))
         write(encode(pb.ExchangeRequest(hello=hello)))
@@ -453,7 +451,7 @@ def test_a_hello_of_megabytes_is_refused(fleet: Any) -> None:
 
 
 def test_secrets_are_not_in_the_command_line_the_log_or_the_errors(files: Files) -> None:
-    """A flag for the token itself does not exist; the file's path is all that `ps` can show."""
+    """There is no flag for the token itself. `ps` shows only the file's path."""
     command = [sys.executable, "-m", "psum.cli", "aggregator", "--token-file", files.write("t", f"bad line {NIGHT}!")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1

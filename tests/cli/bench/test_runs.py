@@ -128,11 +128,11 @@ def test_every_combination_once() -> None:
 
 
 class Machine:
-    """Stands for what runs a system on a case once.
+    """A fake of `once`, which runs a system on a case.
 
     Attributes:
-        order: What was run: round, workers, plane.
-        statuses: Those that fail, by workers and plane, with their status.
+        order: The runs: round, workers, plane.
+        statuses: The exit statuses of runs that fail, by workers and plane.
     """
 
     def __init__(self) -> None:

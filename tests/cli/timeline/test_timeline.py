@@ -86,9 +86,10 @@ def run(*arguments: object) -> Result:
 def slow_job(
     write: Callable[..., pathlib.Path], *, computing: float, wire: float, usual: float = 1
 ) -> list[pathlib.Path]:
-    """Three ranks and two steps of 10 s; the last of them computes for so long, and its bytes take so long.
+    """Write the files of three ranks with two steps of 10 s.
 
-    The others compute for the usual time, are queued for 1 s, and have their bytes on the wire for 1 s.
+    The last rank computes and has its bytes on the wire for the given seconds. The others compute for `usual` seconds,
+    are queued for 1 s, and have their bytes on the wire for 1 s.
     """
     came = computing + wire
     paths = []
