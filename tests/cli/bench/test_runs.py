@@ -147,7 +147,7 @@ class Machine:
         return dataclasses.replace(RUN, variant=system.name, workers=case.workers, round=number)
 
     def run(self, failed: list[int] | None = None) -> list[Run]:
-        """Two systems on two cases in two rounds."""
+        """Run two systems on two cases in two rounds."""
         systems = psum_systems(["inline", "shm"], ["numpy"], ["float32"])
         pairs = itertools.product(cases(["big"], [1, 2], [1]), systems)
         return list(turns.take_turns(pairs, Effort(), 2, False, failed))
@@ -155,7 +155,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """What `psum bench` runs systems on."""
+    """Replace `once` by a fake."""
     machine = Machine()
     monkeypatch.setattr(turns, "once", machine.once)
     return machine

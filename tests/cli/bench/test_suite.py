@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from psum.cli.bench import page as _page
+from psum.cli.bench import page as bench_page
 from psum.cli.bench.cases import Case
 from psum.cli.bench.page import Result
 from psum.cli.bench.rivals import NAMES, Rival
@@ -103,7 +103,7 @@ def test_the_page_says_what_was_reached_and_what_was_missed() -> None:
         run("psum direct", 0.5, worker_cpu_s_per_gb=1.5),
         run("dist_sync", 0.5, version="MXNet 1.9.1"),
     ]
-    page = _page.render({"big": Result("2026-11-23", "a machine", "psum bench", runs)}, {"big": ["plots/a.svg"]})
+    page = bench_page.render({"big": Result("2026-11-23", "a machine", "psum bench", runs)}, {"big": ["plots/a.svg"]})
     rows = [line for line in page.splitlines() if line.startswith("| big | big, 2 workers, 1 aggregator |")]
     assert rows[0].endswith("| psum inline | GB/s per worker | dist_sync | ≥ 0.75 | 1.00 | reached |")
     assert rows[1].endswith("| psum direct | GB/s per worker | dist_sync | ≥ 1.5 | 1.00 | **missed** |")
@@ -118,7 +118,7 @@ def test_memory_stands_beside_its_bound() -> None:
     """For 64 MiB on two aggregators, a worker's bound is the sums and the credit; the aggregators' bound is twice the
     sums and all credit."""
     runs = [run("psum shm", 1.0, servers=2, worker_mib=70.0, aggregator_mib=150.0), run("gloo", 1.0, servers=2)]
-    page = _page.render({"big": Result("today", "here", "psum", runs)}, {})
+    page = bench_page.render({"big": Result("today", "here", "psum", runs)}, {})
     memory = page[page.index("## Memory") : page.index("## big")]
     assert "| big | big, 2 workers, 2 aggregators | psum shm | 70 | 80 | 150 | 160 |" in memory
     assert "gloo" not in memory
@@ -127,10 +127,10 @@ def test_memory_stands_beside_its_bound() -> None:
 def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> None:
     """One experiment can run again without the others."""
     file = tmp_path / "docs" / "benchmarks.json"
-    assert _page.load(file) == {}
+    assert bench_page.load(file) == {}
     results = {name: Result("today", "here", "psum", [run("gloo", 1.0), run("gloo", 2.0)]) for name in ("big", "idle")}
-    _page.save(file, results)
-    assert _page.load(file) == results
+    bench_page.save(file, results)
+    assert bench_page.load(file) == results
 
 
 def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
@@ -141,7 +141,7 @@ def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
         for variant, speed in (("psum shm", 2.0), ("gloo", 1.0))
         for workers in (1, 2, 4)
     ]
-    written = _page.write(tmp_path, {"workers": Result("today", "here", "psum", runs)})
+    written = bench_page.write(tmp_path, {"workers": Result("today", "here", "psum", runs)})
     names = [file.relative_to(tmp_path).as_posix() for file in written]
     plots = [f"benchmarks/workers-{name}.svg" for name in ("throughput", "latency", "scaling-workers")]
     assert names == ["benchmarks.md", "benchmarks.json", *plots]
@@ -152,12 +152,12 @@ def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
         assert drawing.startswith("<?xml")
         assert "psum shm" in drawing
         assert "gloo" in drawing
-    assert _page.machine()
+    assert bench_page.machine()
 
 
 def test_the_same_figures_give_the_same_plots(tmp_path: pathlib.Path) -> None:
     """Writing the page again changes it only if figures change."""
     pytest.importorskip("matplotlib")
     results = {"big": Result("today", "here", "psum", [run("gloo", 1.0)])}
-    first, second = (_page.write(tmp_path / name, results) for name in ("first", "second"))
+    first, second = (bench_page.write(tmp_path / name, results) for name in ("first", "second"))
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]

@@ -171,7 +171,7 @@ except psum.client.PsumError as error:
             "rank 1, which ended with status 5",
         ),
         # The cause ended with status 0.
-        ("sys.exit()", "sys.exit(6)", 6, r"rank [02], which ended with status 6 after it was told: rank 1 \(.*"),
+        ("sys.exit()", "sys.exit(6)", 6, r"rank [02], which ended with status 6 after the report: rank 1 \(.*"),
     ],
     ids=["raises", "raises late", "exits late", "others hide it", "ends well"],
 )
@@ -196,7 +196,7 @@ def test_what_to_do_about_mxnet_imported_before_psum(launch: Launch) -> None:
     """On Python 3.12, MXNet itself fails in a line of the user's program."""
     done = launch("--workers", "2", python="raise AttributeError(\"module 'numpy' has no attribute 'bool'.\\nmore\")")
     assert "first failure: rank" in done.stderr
-    assert "take it by `from psum.mxnet import mx`" in done.stderr
+    assert "write `from psum.mxnet import mx`" in done.stderr
 
 
 def test_a_worker_that_was_killed_gives_the_status_that_a_shell_would(launch: Launch) -> None:

@@ -40,11 +40,11 @@ def test_how_an_ending_is_told() -> None:
     assert str(ending(1, 0, error="ValueError: x")) == "rank 1, ValueError: x"
     assert str(ending(1, code=-9)) == "rank 1, which was killed by SIGKILL"
     assert str(ending(1, code=-6, error="ValueError: x")) == "rank 1, ValueError: x; it was killed by SIGABRT"
-    assert str(ending(1, 0)) == "rank 1, which ended with status 1 after it was told: somebody is gone"
+    assert str(ending(1, 0)) == "rank 1, which ended with status 1 after the report: somebody is gone"
 
 
 def test_the_status_tells_a_consequence_too() -> None:
-    """Also where the file with what a worker was told could not be written."""
+    """It does so even if the file with the worker's report could not be written."""
     victim = Ending(0, 75, "WorkerLostError: rank 1 is gone", None)
     assert cause([victim, ending(1)]) == ending(1)
     assert suspects([victim], {1}) == set()

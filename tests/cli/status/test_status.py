@@ -28,7 +28,7 @@ from psum.wire import report_of
 PATIENCE_SECONDS = 30.0
 
 NASTY = "\x1b]0;owned\x07[red]\n"
-"""A key's name that would do something in a terminal that showed it as it is."""
+"""A key's name whose characters would control a terminal."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def fleet() -> Iterator[tuple[str, ...]]:
 
 @pytest.fixture
 def stalled(fleet: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The same, with a job whose rank 1 is waited for."""
+    """The addresses of two aggregators with a job that waits for rank 1."""
     with contextlib.ExitStack() as stack:
         workers = [
             stack.enter_context(core.connect(core.Settings(aggregators=fleet, rank=rank, num_workers=2, job="stalled")))
@@ -60,7 +60,7 @@ def stalled(fleet: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def wait_until_waiting(addresses: tuple[str, ...]) -> None:
-    """Until a round waits on one of them."""
+    """Wait until a round waits on one of the aggregators."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not any(job.rounds for address in addresses for job in core.fetch_status(address).jobs):
         assert time.monotonic() < deadline
@@ -135,7 +135,7 @@ def test_what_nobody_answered_is_not_said() -> None:
 
 @contextlib.contextmanager
 def listening(answer: bytes) -> Iterator[str]:
-    """The address of something that gives everybody the same answer, or none."""
+    """Listen at an address, and give everybody the same answer, or none if it is empty."""
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
 
         def serve() -> None:

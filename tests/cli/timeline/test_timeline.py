@@ -57,7 +57,7 @@ def step(number: int, begin: float, end: float) -> Slice:
 
 
 def document(slices: list[Slice], rank: int = 0, **other: Any) -> dict[str, Any]:
-    """What the file of a rank has."""
+    """Return the content of a rank's file."""
     about = {"job": "night", "num_workers": 3, "worker": f"host pid {rank}", "full": False, "wall_seconds": 1e9}
     return {
         "displayTimeUnit": "ms",
@@ -68,7 +68,7 @@ def document(slices: list[Slice], rank: int = 0, **other: Any) -> dict[str, Any]
 
 @pytest.fixture
 def write(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-    """Writes the file of a rank."""
+    """Write the file of a rank."""
 
     def write(slices: list[Slice], rank: int = 0, **other: Any) -> pathlib.Path:
         path = tmp_path / f"rank-{rank}.json"
@@ -235,7 +235,7 @@ def test_what_happens_at_once_shares_the_time() -> None:
 
 
 def traced(slices: list[Slice], rank: int = 0, **other: Any) -> Trace:
-    """A timeline as it is read from its file."""
+    """Return a rank's timeline."""
     path = pathlib.Path("/nowhere") / f"rank-{rank}.json"
     return Trace(path, document(slices, rank, **other))
 
@@ -266,7 +266,7 @@ def test_every_moment_of_a_step_is_counted_once(busy: list[tuple[Span, Stage, in
 
 
 def covered(spans: list[Span], begin: float, end: float) -> float:
-    """How much of the time between is in some span."""
+    """Return how much of the time from begin to end is within any span."""
     total, reached = 0.0, begin
     for start, stop in sorted(spans):
         start, stop = max(start, reached), min(stop, end)

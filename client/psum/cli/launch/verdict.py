@@ -44,7 +44,7 @@ class Ending:
         if self.error:
             how = self.error if self.code > 0 else f"{self.error}; it {describe(self.code)}"
         elif self.is_consequence and self.fault is not None:
-            how = f"which {describe(self.code)} after it was told: {self.fault.text}"
+            how = f"which {describe(self.code)} after the report: {self.fault.text}"
         else:
             how = f"which {describe(self.code)}"
         hints = [hint for part, hint in _HINTS.items() if part in self.error]
