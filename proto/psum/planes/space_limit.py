@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from psum.runtime.settings import size
+from psum.runtime.parsers import size
 
 #: How long another process's turn to reserve memory may take. Its turns are short: see Segment.reserve. An aggregator's
 #: event loop may be what waits.

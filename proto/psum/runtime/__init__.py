@@ -29,19 +29,21 @@ from psum.runtime.metrics import (
     Histogram,
     Metric,
 )
+from psum.runtime.parsers import (
+    choice,
+    duration,
+    integer,
+    items,
+    size,
+)
 from psum.runtime.processors import (
     processors,
 )
 from psum.runtime.settings import (
     Declaration,
-    choice,
     declarations,
-    duration,
-    integer,
-    items,
     load,
     setting,
-    size,
 )
 from psum.runtime.settings import (
     Settings as BaseSettings,

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psum.cli.timeline.command import timeline
+from psum.cli.timeline.merging import merged, offsets
 from psum.cli.timeline.step_times import KINDS, Report, step_times
-from psum.cli.timeline.traces import Trace, load, merged, offsets
+from psum.cli.timeline.traces import Trace, load
 from psum.client.observe.trace import (
     COPY_IN,
     COPY_OUT,

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from psum.cli.launch.display import Display
+from psum.cli.launch.environment import common_environment, worker_environment
 from psum.cli.launch.guard import Guard
+from psum.cli.launch.join_check import JoinCheck
 from psum.cli.launch.processes import Child, describe, end, shell_status
 from psum.cli.launch.supervise import LaunchError, supervise
 from psum.cli.launch.verdict import Ending, cause, suspects
-from psum.client import ConnectError, Settings, fetch_status
 from psum.client.observe.fault_report import FaultReport
 
 #: How long aggregators may take to start.
@@ -27,26 +28,6 @@ _POLL_SECONDS: Final = 0.02
 
 #: The longest wait for a worker to end that others report as failed. After that, one of the others counts as the cause.
 _CAUSE_SECONDS: Final = 10.0
-
-#: Variables that processes do not inherit because they would contradict this job: TLS files for other aggregators, and
-#: rank, size and role in the names of other systems. DMLC_ROLE would make `import mxnet` a server.
-_FOREIGN: Final = (
-    "PSUM_TLS_CA",
-    "PSUM_TLS_CERT",
-    "PSUM_TLS_KEY",
-    "PSUM_TLS_SERVER_NAME",
-    "PSUM_AGGREGATOR_TLS_CERT",
-    "PSUM_AGGREGATOR_TLS_KEY",
-    "PSUM_AGGREGATOR_TLS_CLIENT_CA",
-    "DMLC_ROLE",
-    "DMLC_NUM_WORKER",
-    "DMLC_WORKER_ID",
-    "DMLC_NUM_SERVER",
-    "BYTEPS_GLOBAL_RANK",
-    "BYTEPS_LOCAL_RANK",
-    "BYTEPS_LOCAL_SIZE",
-    "JOB_COMPLETION_INDEX",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +78,10 @@ class _Fleet:
         self._aggregators: list[Child] = []
         self._workers: list[Child] = []
         self._verdict: Ending | None = None
-        self._not_joined: list[int] = []
-        """Ranks that ended successfully without having joined the job. The first one was reported."""
-        self._cannot_ask = False
         # Other users of this machine can connect to loopback addresses, but cannot read this file.
         self._token_file = directory / "token"
         self._token_file.write_text(secrets.token_urlsafe())
+        self._join_check = JoinCheck(self._name, str(self._token_file), display.note)
 
     async def run(self) -> int:
         """Start all processes, and wait until all workers have succeeded or one process has failed.
@@ -112,8 +91,14 @@ class _Fleet:
         """
         addresses = await self._start_aggregators()
         for rank in range(self._job.workers):
-            environ = self._environment(rank) | _worker_settings(rank, self._job, self._name, addresses)
-            environ["PSUM_FAULT_FILE"] = str(self._fault_file(rank))
+            environ = self._environment(rank) | worker_environment(
+                job=self._name,
+                addresses=addresses,
+                rank=rank,
+                num_workers=self._job.workers,
+                plane=self._job.plane,
+                fault_file=str(self._fault_file(rank)),
+            )
             try:
                 child = await self._start(str(rank), f"worker rank {rank}", self._job.command, environ)
             except OSError as error:
@@ -126,8 +111,7 @@ class _Fleet:
         """End all processes that still run: workers first, so that they can leave the job in good order."""
         await end(self._workers, self._job.grace, hurry)
         await end(self._aggregators, self._job.grace, hurry)
-        if len(self._not_joined) > 1:
-            self._display.note(f"worker {_ranks(self._not_joined[1:])} also ended without having joined the job")
+        self._join_check.close()
         # This must be the last line, after the output of the processes that were ended.
         if self._verdict is not None and len(self._workers) > 1:
             self._display.note(f"first failure: {self._verdict}")
@@ -139,17 +123,9 @@ class _Fleet:
 
     def _environment(self, index: int) -> dict[str, str]:
         """Return the common environment variables of the worker and the aggregator with this number."""
-        inherited = {variable: value for variable, value in os.environ.items() if variable not in _FOREIGN}
         hosts = self._job.hosts
-        host = {"PSUM_SHM_DIRECTORY": hosts[index % len(hosts)]} if hosts else {}
-        token = str(self._token_file)
-        return {
-            **inherited,
-            **self._job.environ,
-            **host,
-            "PSUM_TOKEN_FILE": token,
-            "PSUM_AGGREGATOR_TOKEN_FILE": token,
-        }
+        directory = hosts[index % len(hosts)] if hosts else ""
+        return common_environment(self._job.environ, str(self._token_file), directory)
 
     def _fault_file(self, rank: int) -> pathlib.Path:
         return self._directory / f"fault-{rank}"
@@ -206,7 +182,7 @@ class _Fleet:
             running.difference_update(ranks)
             endings = [self._ending(rank) for rank in ranks]
             failed += [ending for ending in endings if ending.code != 0]
-            await self._check_joined([ending.rank for ending in endings if ending.code == 0], addresses[0])
+            await self._join_check.check([ending.rank for ending in endings if ending.code == 0], addresses[0])
             if failed:
                 give_up = give_up or time.monotonic() + min(self._job.grace, _CAUSE_SECONDS)
                 if not suspects(failed, running) or time.monotonic() >= give_up:
@@ -220,34 +196,6 @@ class _Fleet:
         child = self._workers[rank]
         return Ending(rank, child.ended.result(), child.error, FaultReport.read(self._fault_file(rank)))
 
-    async def _check_joined(self, ranks: Sequence[int], address: str) -> None:
-        """Report workers that succeeded without having joined the job. Other ranks may be waiting for them."""
-        if not ranks or self._cannot_ask:
-            return
-        try:
-            settings = Settings(token_file=str(self._token_file))
-            status = await asyncio.to_thread(fetch_status, address, job=self._name, settings=settings)
-        except ConnectError as error:
-            self._cannot_ask = True
-            self._display.note(f"cannot tell whether worker {_ranks(ranks)} joined the job: {error}")
-            return
-        joined = {rank for ended in status.ended for rank in ended.joined}
-        joined.update(worker.rank for job in status.jobs for worker in job.workers)
-        not_joined = [rank for rank in ranks if rank not in joined]
-        if not_joined and not self._not_joined:
-            self._display.note(
-                f"worker rank {not_joined[0]} ended without having joined the job: nothing was summed for it, and other"
-                " ranks would wait for it. A program joins when it creates the store or connects. On MXNet 1.9.1,"
-                " mx.kv.create('byteps') silently returns a store without other workers unless the program imports"
-                " MXNet by `from psum.mxnet import mx`"
-            )
-        self._not_joined += not_joined
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    """Return ranks as text, such as 'rank 1' or 'ranks 1, 2, 3'."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
 
 def _announced(file: pathlib.Path) -> str | None:
     """Return the address that an aggregator has announced, or None if it has not yet."""
@@ -255,17 +203,3 @@ def _announced(file: pathlib.Path) -> str | None:
         return file.read_text().strip()
     except FileNotFoundError:
         return None
-
-
-def _worker_settings(rank: int, job: LocalJob, name: str, addresses: Sequence[str]) -> dict[str, str]:
-    return {
-        # Show lines as soon as they are printed.
-        "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED") or "1",
-        "PSUM_JOB": name,
-        "PSUM_AGGREGATORS": ",".join(addresses),
-        "PSUM_RANK": str(rank),
-        "PSUM_NUM_WORKERS": str(job.workers),
-        "PSUM_LOCAL_RANK": str(rank),
-        "PSUM_LOCAL_SIZE": str(job.workers),
-        "PSUM_PLANE": job.plane,
-    }

@@ -6,8 +6,9 @@ import pathlib
 import click
 
 from psum.cli.formatting import console
+from psum.cli.timeline.merging import doubts, merged
 from psum.cli.timeline.step_times import Report
-from psum.cli.timeline.traces import Trace, TraceError, doubts, load, merged
+from psum.cli.timeline.traces import Trace, TraceError, load
 from psum.cli.timeline.view import as_json, show
 
 
