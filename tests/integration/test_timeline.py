@@ -222,4 +222,4 @@ def test_a_job_of_one_without_aggregators_has_nothing_to_show(tmp_path: pathlib.
         train(client)
     checked(tmp_path / "rank-0.json")
     done = CliRunner().invoke(timeline, [str(tmp_path / "rank-0.json")])
-    assert done.output == f"Error: {tmp_path / 'rank-0.json'} has no whole step\n"
+    assert done.output == f"Error: {tmp_path / 'rank-0.json'} has no complete step\n"

@@ -39,7 +39,7 @@ def aggregator(announce: pathlib.Path | None, **given: Any) -> None:
     """
     given["listen"] = ",".join(given["listen"]) or None
     if (ca := given.pop("tls_ca")) is not None:
-        click.echo("psum: --tls-ca is now called --tls-client-ca; the old name will be removed", err=True)
+        click.echo("psum: --tls-ca is called --tls-client-ca now; the old name will be removed", err=True)
         given["tls_client_ca"] = given["tls_client_ca"] or ca
     try:
         run(Settings.from_environment(**given), announce=announce)

@@ -1,4 +1,4 @@
-"""`psum bench`: measures psum beside the systems that its users would take instead, and writes docs/benchmarks.md.
+"""`psum bench`: measure psum and its rivals, and write docs/benchmarks.md.
 
-It may import launch. Begin with runs.py; measure.py is the one loop that times every system.
+It may import launch. Begin with runs.py. measure.py has the loop that times every system.
 """
