@@ -39,6 +39,9 @@ DNS_TTL_SECONDS = 30
 _GONE_SECONDS = 10
 _GONE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
+#: How soon the others hear of a worker that was killed, in seconds.
+_CLOSED_SECONDS = 5
+
 #: What cert-manager writes into a certificate's secret.
 _CERTIFICATE_KEYS = {"ca.crt", "tls.crt", "tls.key"}
 
@@ -55,6 +58,7 @@ def mistakes(resources: Sequence[Resource]) -> list[str]:
             told = [text for check in (_aggregator_ports, _ending, _room, _patience) for text in check(pod)]
         if not pod.is_aggregator:
             told += _moves(pod)
+            told += [text for text in _waits(pod) if not told]
         found += [f"{pod.owner}: {text}" for text in told]
     return list(dict.fromkeys(found))
 
@@ -174,6 +178,16 @@ def _budgets(resources: Sequence[Resource]) -> Iterator[str]:
             )
 
 
+def _killed(resources: Sequence[Resource]) -> Iterator[str]:
+    """Of a worker that was killed the others hear soon, where no proxy closes connections by itself."""
+    if _of_kind(resources, "Ingress"):
+        return
+    for pod in pods(resources):
+        timeout = pod.environ.get("PSUM_CLOSED_TIMEOUT", "")
+        if pod.is_aggregator and not 0 < float(timeout.removesuffix("s") or "inf") <= _CLOSED_SECONDS:
+            yield f"{pod.owner}: of a worker that was killed the others hear late; PSUM_CLOSED_TIMEOUT is {timeout!r}"
+
+
 def _updates(resources: Sequence[Resource]) -> Iterator[str]:
     """An apply updates all aggregators, and each of them finds a node when its own is gone."""
     for resource in _of_kind(resources, "StatefulSet"):
@@ -225,6 +239,7 @@ _OF_ALL: tuple[Callable[[Sequence[Resource]], Iterator[str]], ...] = (
     _names,
     _unchanged,
     _budgets,
+    _killed,
     _updates,
     _namespaces,
     _replaced,
@@ -298,6 +313,14 @@ def _moves(pod: Pod) -> Iterator[str]:
     for key in _GONE:
         if not 0 <= (seconds := tolerated.get(key, 300)) <= _GONE_SECONDS:
             yield f"it stays for {seconds} s on a node that is {key}; tolerate that for {_GONE_SECONDS} s"
+
+
+def _waits(pod: Pod) -> Iterator[str]:
+    """When it is replaced, the new one waits for the end of the old one for as long as that can take."""
+    timeout = WorkerSettings.from_environment(pod.environ).rank_timeout
+    grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+    if timeout < grace + CLOSING_SECONDS:
+        yield f"PSUM_RANK_TIMEOUT is {timeout:g} s; the one before may take {grace} s and {CLOSING_SECONDS} s to end"
 
 
 def _volumes(pod: Pod) -> Iterator[str]:

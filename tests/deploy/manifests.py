@@ -53,7 +53,8 @@ class Pod:
 
     Attributes:
         owner: The resource, as kind/name.
-        name: The pod's name; '' where it is not known before.
+        name: The pod's name; for a Job's pods without the random end, which is their host name.
+        subdomain: The service below which it is known by its name; '' where it is not.
         labels: Its labels, with those that its controller gives it.
         spec: Its specification.
         given: The environment that its controller gives to its containers.
@@ -61,6 +62,7 @@ class Pod:
 
     owner: str
     name: str
+    subdomain: str
     labels: dict[str, str]
     spec: Resource
     given: dict[str, str]
@@ -114,12 +116,15 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
             case "StatefulSet":
                 for ordinal in range(spec["replicas"]):
                     name = f"{resource['metadata']['name']}-{ordinal}"
-                    yield _pod(owner, spec["template"], name, {"statefulset.kubernetes.io/pod-name": name})
+                    labels = {"statefulset.kubernetes.io/pod-name": name}
+                    yield _pod(owner, spec["template"], name, labels, subdomain=spec["serviceName"])
             case "Job":
-                yield from _indexed(owner, spec)
+                yield from _indexed(owner, spec, resource["metadata"]["name"])
             case "JobSet":
                 for job in spec["replicatedJobs"]:
-                    yield from _indexed(f"{owner}/{job['name']}", job["template"]["spec"])
+                    name = f"{resource['metadata']['name']}-{job['name']}-0"
+                    subdomain = resource["metadata"]["name"] if spec["network"]["enableDNSHostnames"] else ""
+                    yield from _indexed(f"{owner}/{job['name']}", job["template"]["spec"], name, subdomain)
             case "MXJob":
                 (replicas,) = spec["mxReplicaSpecs"].values()
                 for index in range(replicas["replicas"]):
@@ -127,6 +132,7 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
                     yield _pod(
                         owner,
                         replicas["template"],
+                        f"{resource['metadata']['name']}-worker-{index}",
                         given={
                             "DMLC_PS_ROOT_URI": "",
                             "DMLC_PS_ROOT_PORT": "0",
@@ -139,25 +145,47 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
                     )
 
 
-def entrypoint() -> list[str]:
-    """The command that the aggregator's image runs."""
-    text = (ROOT / "deploy/containers/aggregator.Containerfile").read_text()
-    found = re.search(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)
-    assert found is not None
-    command: list[str] = yaml.safe_load(found[1])
-    return command
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """What an image of deploy/containers says about the processes that run in it.
+
+    Attributes:
+        command: What it runs.
+        environ: The environment that it gives, but for PATH.
+        files: Files of the repository that are copied as they are, by where they are in it.
+    """
+
+    command: list[str]
+    environ: dict[str, str]
+    files: dict[str, pathlib.Path]
 
 
-def _indexed(owner: str, spec: Resource) -> Iterator[Pod]:
+@functools.cache
+def image(name: str) -> Image:
+    """The image "aggregator" or "worker", as its final stage in the Containerfile says."""
+    text = (ROOT / f"deploy/containers/{name}.Containerfile").read_text()
+    final = text.rpartition("\nFROM ")[2].replace("\\\n", " ")
+    (command,) = re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", final, re.MULTILINE)
+    (variables,) = re.findall(r"^ENV (.*)$", final, re.MULTILINE)
+    environ = dict(entry.split("=", 1) for entry in variables.split())
+    del environ["PATH"]
+    files = re.findall(r"^COPY (?!--)(\S+) (\S+)$", final, re.MULTILINE)
+    return Image(yaml.safe_load(command), environ, {target: ROOT / source for source, target in files})
+
+
+def _indexed(owner: str, spec: Resource, name: str, subdomain: str = "") -> Iterator[Pod]:
     for index in range(spec["completions"]):
-        yield _pod(owner, spec["template"], given={"JOB_COMPLETION_INDEX": str(index)})
+        given = {"JOB_COMPLETION_INDEX": str(index)}
+        yield _pod(owner, spec["template"], f"{name}-{index}", given=given, subdomain=subdomain)
 
 
 def _pod(
     owner: str,
     template: Resource,
-    name: str = "",
+    name: str,
     labels: dict[str, str] | None = None,
     given: dict[str, str] | None = None,
+    subdomain: str = "",
 ) -> Pod:
-    return Pod(owner, name, template["metadata"]["labels"] | (labels or {}), template["spec"], given or {})
+    labels = template["metadata"]["labels"] | (labels or {})
+    return Pod(owner, name, subdomain, labels, template["spec"], given or {})

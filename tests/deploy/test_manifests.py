@@ -23,7 +23,7 @@ from tests.deploy.manifests import (
     VERSION,
     Pod,
     Resource,
-    entrypoint,
+    image,
     kustomize,
     pods,
     rendered,
@@ -190,6 +190,7 @@ MISTAKES = {
     "would delete all that is in it": lambda r: r.append(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "psum"}}
     ),
+    "the others hear late": set_variable("PSUM_CLOSED_TIMEOUT", "30s"),
     "told an old address": set_variable("PSUM_WORKER_TIMEOUT", "30s"),
 }
 
@@ -198,6 +199,7 @@ WORKERS_MISTAKES: dict[str, Callable[[Any], object]] = {
     "share one delay": lambda spec: spec.update(backoffLimit=12),
     "would wait for it; set maxFailedIndexes": lambda spec: spec.pop("maxFailedIndexes"),
     "would never be replaced": lambda spec: spec.update(podReplacementPolicy="Failed"),
+    "the one before may take 60 s": lambda spec: spec["template"]["spec"].update(terminationGracePeriodSeconds=60),
     "would stay for ever": lambda spec: spec.pop("ttlSecondsAfterFinished"),
     "stays for 300 s on a node": lambda spec: spec["template"]["spec"].pop("tolerations"),
     "asks for nvidia.com/gpu": lambda spec: spec["template"]["spec"]["containers"][0]["resources"]["limits"].update(
@@ -410,7 +412,7 @@ def test_the_image_runs_as_the_user_that_the_manifests_name() -> None:
     user = re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE)
     context = next(pods(rendered("production"))).spec["securityContext"]
     assert user == [(str(context["runAsUser"]), str(context["runAsGroup"]))]
-    assert entrypoint() == ["psum", "aggregator"]
+    assert image("aggregator").command == ["psum", "aggregator"]
 
 
 @pytest.mark.parametrize("name", ["aggregator", "worker"])

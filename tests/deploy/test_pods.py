@@ -2,7 +2,10 @@
 
 import contextlib
 import pathlib
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,22 +14,34 @@ import pytest
 from faults.training import STEPS, Training, undisturbed
 from psum import client as psum
 from psum.client import Settings as WorkerSettings
+from tests.deploy import containers
 from tests.deploy.checks import CLOSING_SECONDS
 from tests.deploy.manifests import pods, rendered
-from tests.deploy.processes import PodProcess, running, secrets, worker_settings
+from tests.deploy.processes import Cluster, PodProcess, running, secrets, worker_settings
+
+pytestmark = pytest.mark.skipif(containers.lack() != "", reason=containers.lack())
 
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 40.0
 
 
+@pytest.fixture
+def directory() -> Iterator[pathlib.Path]:
+    """For the pods' files. Not pytest's folder, which nobody but this user may look into."""
+    made = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
+    yield made
+    shutil.rmtree(made)
+
+
 @pytest.mark.parametrize("name", ["single-node", "production", "production, large", "workers/jobset"])
-def test_a_pod_is_ready_drains_and_ends(name: str, tmp_path: pathlib.Path) -> None:
+def test_a_pod_is_ready_drains_and_ends(name: str, directory: pathlib.Path) -> None:
     """On SIGTERM it is not ready any more, but alive; it finishes the round that is open, and ends with 0 at once."""
     pod = next(pod for pod in pods(rendered(name)) if pod.is_aggregator)
-    files = secrets(rendered(name), "127.0.0.1")
-    process = PodProcess(pod, tmp_path, files)
-    settings = worker_settings(files, tmp_path) | {"aggregators": (process.address,), "num_workers": 2}
+    files = secrets(rendered(name))
+    process = PodProcess(pod, Cluster(directory, files))
     with running(process):
+        settings = worker_settings(pod, files, directory / "worker")
+        settings |= {"aggregators": (process.address,), "num_workers": 2}
         zero, one = (psum.connect(psum.Settings(rank=rank, **settings)) for rank in range(2))
         future = zero.store().push_pull_async("w", np.ones(100_000, np.float32))
         wait_for_open_round(process.address, settings)
@@ -35,7 +50,7 @@ def test_a_pod_is_ready_drains_and_ends(name: str, tmp_path: pathlib.Path) -> No
         while process.probe("readinessProbe") != 503:
             assert time.monotonic() < deadline
         assert process.probe("livenessProbe") == 200
-        assert process.process.poll() is None
+        assert process.status is None
         one.store().push_pull("w", np.ones(100_000, np.float32))
         future.result(PATIENCE_SECONDS)
         assert process.wait() == 0
@@ -47,16 +62,16 @@ def test_a_pod_is_ready_drains_and_ends(name: str, tmp_path: pathlib.Path) -> No
 
 def wait_for_open_round(address: str, settings: dict[str, Any]) -> None:
     """Waits until the aggregator has somebody's contribution."""
-    files = psum.Settings(**{k: v for k, v in settings.items() if k in ("tls_ca", "token_file")})
+    files = psum.Settings(**{k: v for k, v in settings.items() if k in ("tls_ca", "token_file", "tls_server_name")})
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not any(job.rounds for job in psum.fetch_status(address, settings=files).jobs):
         assert time.monotonic() < deadline
 
 
-def test_a_pod_is_gone_within_its_grace_period(tmp_path: pathlib.Path) -> None:
+def test_a_pod_is_gone_within_its_grace_period(directory: pathlib.Path) -> None:
     """Where a round is never finished, in the time that the manifest leaves after PSUM_GRACE, which is short here."""
     pod = next(pods(rendered("single-node")))
-    process = PodProcess(pod, tmp_path, {}, PSUM_GRACE="500ms")
+    process = PodProcess(pod, Cluster(directory, {}), PSUM_GRACE="500ms")
     with running(process):
         settings: dict[str, Any] = {"aggregators": (process.address,), "num_workers": 2}
         zero, one = (psum.connect(psum.Settings(rank=rank, **settings)) for rank in range(2))
@@ -70,59 +85,47 @@ def test_a_pod_is_gone_within_its_grace_period(tmp_path: pathlib.Path) -> None:
             client.close(timeout=0.1)
 
 
-def test_what_prometheus_is_told_to_scrape_is_served(tmp_path: pathlib.Path) -> None:
+def test_what_prometheus_is_told_to_scrape_is_served(directory: pathlib.Path) -> None:
     """The path in the ServiceMonitor, at the port that it names."""
     (monitor,) = (r for r in rendered("production") if r["kind"] == "ServiceMonitor")
-    process = PodProcess(next(pods(rendered("production"))), tmp_path, secrets(rendered("production")))
+    process = PodProcess(next(pods(rendered("production"))), Cluster(directory, secrets(rendered("production"))))
     with running(process):
         for endpoint in monitor["spec"]["endpoints"]:
             assert process.get(endpoint["port"], endpoint["path"]) == 200
         assert process.get("http", "/no-such-path") == 404
 
 
-@pytest.mark.parametrize(
-    ("workers", "fleet", "count"),
-    [
-        ("workers/indexed-job", "production", 4),
-        ("workers/mxjob", "production", 4),
-        ("workers/jobset", "workers/jobset", 4),
-        ("workers/single-node", "single-node", 2),
-    ],
-)
-def test_the_workers_of_a_job_make_a_sum(workers: str, fleet: str, count: int, tmp_path: pathlib.Path) -> None:
+def test_the_workers_of_an_mxjob_make_a_sum(directory: pathlib.Path) -> None:
     """All of them, by what their controller and their manifest tell them, but for addresses and files."""
-    aggregator = next(pod for pod in pods(rendered(fleet)) if pod.is_aggregator)
-    files = secrets(rendered(fleet), "127.0.0.1")
-    process = PodProcess(aggregator, tmp_path, files)
-    given = worker_settings(files, tmp_path) | {"aggregators": (process.address,)}
+    aggregator = next(pods(rendered("production")))
+    files = secrets(rendered("production"))
+    process = PodProcess(aggregator, Cluster(directory, files))
     with running(process), contextlib.ExitStack() as stack:
+        given = worker_settings(aggregator, files, directory / "worker") | {"aggregators": (process.address,)}
         futures = []
-        for pod in pods(rendered(workers)):
-            if not pod.is_aggregator:
-                client = stack.enter_context(psum.connect(WorkerSettings.from_environment(pod.environ, **given)))
-                value = np.full(3, 2.0**client.rank, np.float32)
-                futures.append((value, client.store().push_pull_async("w", value)))
+        for pod in pods(rendered("workers/mxjob")):
+            client = stack.enter_context(psum.connect(WorkerSettings.from_environment(pod.environ, **given)))
+            value = np.full(3, 2.0**client.rank, np.float32)
+            futures.append((value, client.store().push_pull_async("w", value)))
+        assert len(futures) == 4
         for value, future in futures:
             future.result(PATIENCE_SECONDS)
-            assert value.tolist() == [2.0 ** len(futures) - 1] * 3
-    assert len(futures) == count
+            assert value.tolist() == [2.0**4 - 1] * 3
 
 
 @pytest.mark.timeout(120)
-def test_a_rolling_update_of_the_fleet_costs_no_step(tmp_path: pathlib.Path) -> None:
+def test_a_rolling_update_of_the_fleet_costs_no_step(directory: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Three aggregators of the production overlay are replaced one by one, from the last to the first as a StatefulSet
     does it, under a training with TLS and a token. Its result is that of an undisturbed one, bit for bit.
     """
     resources = rendered("production")
     files = secrets(resources)
-    fleet = [PodProcess(pod, tmp_path / pod.name, files) for pod in pods(resources)]
+    cluster = Cluster(directory, files)
+    fleet = [PodProcess(pod, cluster) for pod in pods(resources)]
     assert len(fleet) == 3
-    # The certificate is for the names that workers use, not for addresses of this machine: one of them is asked for.
     worker = WorkerSettings.from_environment(next(pods(rendered("workers/indexed-job"))).environ)
-    settings = worker_settings(files, tmp_path / "worker") | {
-        "tls_server_name": worker.aggregators[0].rpartition(":")[0],
-        "reconnect_timeout": worker.reconnect_timeout,
-    }
+    settings = worker_settings(fleet[0].pod, files, tmp_path / "worker")
+    settings["reconnect_timeout"] = worker.reconnect_timeout
     with running(*fleet):
         training = Training(tmp_path / "training", [p.address for p in fleet], **settings)
         try:
