@@ -1,0 +1,176 @@
+"""The example's worker as process 1: it heeds SIGTERM in every phase, and its peers hear of it at once."""
+
+import pathlib
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from faults.watching import find_job, rounds_waiting
+from psum import client as psum
+from tests.deploy import containers
+from tests.deploy.manifests import pods, rendered
+from tests.deploy.processes import Cluster, PodProcess, secrets
+
+pytestmark = [
+    pytest.mark.skipif(containers.lack() != "", reason=containers.lack()),
+    pytest.mark.timeout(120),
+]
+
+PATIENCE_SECONDS = 40.0
+
+#: How soon a worker that is asked to end has ended, and how soon its peers have.
+ENDING_SECONDS = 3.0
+
+#: How long ranks have for coming back to an aggregator that was started again; in the manifests it is a minute.
+COMING_BACK_SECONDS = 5.0
+
+#: What a worker ends with that was asked to: 128 and the signal's number, as that of a process that it killed.
+ENDED = 128 + signal.SIGTERM
+
+#: What a worker warns of when its aggregator is gone.
+LOST = "lost its connection"
+
+#: The example ends by itself after thirty of them.
+EPOCHS = ("--epochs", "100000")
+
+
+class Example:
+    """The two workers of the example and their aggregator, which share memory on a node.
+
+    Attributes:
+        aggregator: The aggregator.
+        workers: The workers' processes, by rank.
+        started_seconds: How long it last took to have all train.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._cluster = Cluster(directory, secrets(rendered("single-node")))
+        self._pods = list(pods(rendered("workers/single-node")))
+        (pod,) = (pod for pod in pods(rendered("single-node")) if pod.is_aggregator)
+        self.aggregator = PodProcess(pod, self._cluster)
+        self.started_seconds = 0.0
+        self.workers: dict[int, PodProcess] = {}
+
+    def launch(self, *ranks: int) -> None:
+        """Starts new processes for ranks, whose old ones have ended."""
+        self._launched = time.monotonic()
+        for rank in ranks:
+            self.workers[rank] = PodProcess(self._pods[rank], self._cluster, arguments=EPOCHS)
+            self.workers[rank].launch()
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits until something is so."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            logs = "\n".join(w.log.read_text()[-2000:] for w in (*self.workers.values(), self.aggregator))
+            assert time.monotonic() < deadline, f"not so: {what}\n{logs}"
+            time.sleep(0.02)
+
+    def train(self) -> None:
+        """Waits until all train, and none of them has failed."""
+        self.wait_for(lambda: any(line.startswith("epoch") for line in self.workers[0].lines), "all train")
+        assert [worker.status for worker in self.workers.values()] == [None, None]
+        self.started_seconds = time.monotonic() - self._launched
+
+    def be_training(self) -> None:
+        """Has all train that do not yet, as after a test that has failed."""
+        if [worker.status for worker in self.workers.values()] != [None, None]:
+            self.restart()
+            self.launch(0, 1)
+        self.train()
+
+    def restart(self) -> None:
+        """Starts the aggregator anew, and no worker."""
+        self.close()
+        self.workers.clear()
+        self.aggregator.environ.clear()
+        self.aggregator.start()
+
+    def has_joined(self, rank: int) -> bool:
+        """Whether the aggregator has a rank's process."""
+        job = find_job(self.aggregator.address, "training")
+        return job is not None and any(worker.rank == rank for worker in job.workers)
+
+    def waits_for(self, rank: int) -> bool:
+        """Whether a round waits for a rank alone."""
+        return any(missing == (rank,) for _, _, missing in rounds_waiting([self.aggregator.address], "training"))
+
+    def terminate(self, rank: int) -> None:
+        """SIGTERM ends the rank's process in time, with the status that says so."""
+        self.workers[rank].terminate()
+        assert self.workers[rank].wait(ENDING_SECONDS) == ENDED, self.workers[rank].log.read_text()
+
+    def hears(self, rank: int, of: int, seconds: float = ENDING_SECONDS) -> None:
+        """The rank's process ends in time, by default at once, by an error that names another rank."""
+        status = self.workers[rank].wait(seconds)
+        text = self.workers[rank].log.read_text()
+        assert status == psum.PEER_FAULT_STATUS, text
+        assert f"rank {of} of job 'training'" in text, text
+
+    def close(self) -> None:
+        """Kills all that runs."""
+        for process in (*self.workers.values(), self.aggregator):
+            process.close()
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[Example]:
+    """The example, whose processes go on from one test to the next."""
+    # Not pytest's folder, which nobody but this user may look into.
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
+    made = Example(directory)
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(directory)
+
+
+def test_it_ends_while_it_joins(example: Example) -> None:
+    """Alone, before the others have come: a replacement takes its place, and all train."""
+    example.restart()
+    example.launch(0)
+    example.wait_for(lambda: example.has_joined(0), "rank 0 has joined")
+    example.terminate(0)
+    example.launch(0, 1)
+    example.train()
+
+
+def test_it_ends_while_it_trains(example: Example) -> None:
+    """Its peer hears of it at once; both are replaced, and train."""
+    example.be_training()
+    example.terminate(0)
+    example.hears(1, of=0)
+    example.launch(0, 1)
+    example.train()
+
+
+def test_it_ends_while_it_waits_for_a_peer(example: Example) -> None:
+    """The peer, which was stopped, hears of it as soon as it goes on; both are replaced, and train."""
+    example.be_training()
+    example.workers[1].signal(signal.SIGSTOP)
+    example.wait_for(lambda: example.waits_for(1), "rank 0 waits for rank 1")
+    example.terminate(0)
+    example.workers[1].signal(signal.SIGCONT)
+    example.hears(1, of=0)
+    example.launch(0, 1)
+    example.train()
+
+
+def test_it_ends_while_it_waits_for_an_aggregator(example: Example) -> None:
+    """For one that was killed, so that nobody can be told. Once that is back, the peer waits for no longer than all
+    ranks have for coming back; both are replaced, and train.
+    """
+    example.be_training()
+    example.aggregator.kill()
+    example.wait_for(lambda: LOST in example.workers[0].log.read_text(), "rank 0 waits for the aggregator")
+    example.terminate(0)
+    example.aggregator.environ["PSUM_WORKER_TIMEOUT"] = f"{COMING_BACK_SECONDS:g}s"
+    example.aggregator.start()
+    example.hears(1, of=0, seconds=COMING_BACK_SECONDS + ENDING_SECONDS + example.started_seconds)
+    example.launch(0, 1)
+    example.train()
