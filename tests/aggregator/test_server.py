@@ -85,7 +85,7 @@ async def test_a_path_that_is_in_use_is_refused(tmp_path: pathlib.Path) -> None:
             await Server(Settings(listen=(f"unix:{path}",))).start()
     file = tmp_path / "file"
     file.write_text("precious")
-    with pytest.raises(psum.ConfigurationError, match="which is no socket"):
+    with pytest.raises(psum.ConfigurationError, match="that is not a socket"):
         await Server(Settings(listen=(f"unix:{file}",))).start()
     assert file.read_text() == "precious"
 

@@ -65,7 +65,7 @@ async def exported() -> dict[str, set[str]]:
     """What an aggregator exports: the names of the series, with the labels of each."""
     server = Server(Settings(listen=("127.0.0.1:0",)))
     await server.start()
-    families = list(collect(server._service, 0.0))
+    families = list(collect(server._service, server._loop_monitor, 0.0))
     await server.stop(0)
     found: dict[str, tuple[str, set[str]]] = {metric.name: (metric.kind, set(metric.labels)) for metric in METRICS}
     found |= {

@@ -4,14 +4,14 @@ import asyncio
 import traceback
 from collections import Counter
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import numpy as np
 
 from psum.aggregator.access.handshakes import Handshakes
 from psum.aggregator.core.job import Job
-from psum.aggregator.service import service
+from psum.aggregator.service import stream
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.service import Service
 from psum.aggregator.settings import Settings
@@ -50,8 +50,8 @@ class AggregatorTarget:
     async def start(self) -> None:
         """Start the service and the healthy job."""
         # The fake clock does not shorten the service's wait for peers to end their streams.
-        self._last_word_seconds, service._LAST_WORD_SECONDS = service._LAST_WORD_SECONDS, 0.01
-        loop = asyncio.get_running_loop()
+        self._last_message_seconds, stream._LAST_MESSAGE_SECONDS = stream._LAST_MESSAGE_SECONDS, 0.01
+        self._clock = Clock(asyncio.get_running_loop())
         self._service = Service(
             Settings(
                 worker_timeout=_WORKER_TIMEOUT,
@@ -62,9 +62,10 @@ class AggregatorTarget:
             ),
             DataPort((), 0, patience=PATIENCE_SECONDS, keepalive=10),
             Handshakes(PATIENCE_SECONDS),
+            loop_lag=lambda: 0.0,
+            clock=self._clock.time,
         )
-        self._clock = self._service._loop = Clock(loop)  # type: ignore[assignment]
-        self._registry = self._service._registry
+        self._registry = self._service.registry
         hellos = [
             pb.Hello(
                 protocol_version=1,
@@ -190,8 +191,8 @@ class AggregatorTarget:
             raise ViolationError(f"jobs are left: {self._registry.jobs}")
         if self._registry.budget.reserved_bytes != self._reserved:
             raise ViolationError(f"{self._registry.budget!r} after the input, {self._reserved} before")
-        if len(self._service._lines) != 2:
-            raise ViolationError(f"connections are left: {self._service._lines}")
+        if len(self._service.connections) != 2:
+            raise ViolationError(f"connections are left: {self._service.connections}")
 
     async def stop(self) -> None:
         """End the healthy job and the service."""
@@ -200,7 +201,7 @@ class AggregatorTarget:
                 worker.leave()
             await asyncio.gather(*self._healthy_tasks)
             await self._service.close()
-        service._LAST_WORD_SECONDS = self._last_word_seconds
+        stream._LAST_MESSAGE_SECONDS = self._last_message_seconds
 
     def _open(self, context: Context) -> "asyncio.Task[None]":
         return asyncio.get_running_loop().create_task(self._service._exchange(iter(()), context))  # type: ignore[arg-type]
@@ -232,7 +233,7 @@ class AggregatorTarget:
     def _pass_time(self, seconds: float) -> None:
         self._clock.ahead += seconds
         for job, action in self._registry.tick(self._clock.time()):
-            self._service._delivery.perform(job, [action])
+            self._service._runner.perform(job, [action])
 
     async def _wait_until_read(self, attacker: Attacker, task: "asyncio.Task[None]") -> None:
         """Wait until the service has handled all input of a stream and waits for more."""
@@ -341,9 +342,6 @@ class Clock:
     def time(self) -> float:
         """Return the current time in seconds."""
         return self._loop.time() + self.ahead
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
 
 
 def _healthy_value(rank: int, round: int, elements: int) -> bytearray:

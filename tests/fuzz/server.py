@@ -94,7 +94,7 @@ class ServerTarget:
 
     async def _jobs(self) -> list[str]:
         async def names() -> list[str]:
-            return list(self._server._service._registry.jobs)
+            return list(self._server._service.registry.jobs)
 
         return await asyncio.to_thread(self._thread.run, names(), PATIENCE_SECONDS)
 

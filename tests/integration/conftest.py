@@ -61,7 +61,7 @@ class Fleet:
 
         def end() -> None:
             for server in self.servers:
-                for line in server._service._lines.values():
+                for line in server._service.connections:
                     line.closing = True
                     line.filled.set()
 

@@ -39,7 +39,7 @@ def test_a_job_s_life_has_a_line_for_each_event(make_fleet: Any, log: Callable[[
     fleet = make_fleet()
     with fleet.worker(0, 1) as client:
         push(client)
-        [line] = fleet.servers[0]._service._lines.values()
+        [line] = fleet.servers[0]._service.connections
         fleet.thread.call(line.pipe.close)
         wait_until(lambda: any("came back" in line for line in log()))
     wait_until(lambda: log()[-1].endswith("ended"))
@@ -174,7 +174,7 @@ def test_a_refused_worker_is_counted_once(make_fleet: Any, tmp_path: Any, log: C
     """It hears why, though it is refused before it has said anything; else it would try again."""
     (tmp_path / "tokens").write_text("0123456789abcdef\n")
     fleet = make_fleet(token_file=str(tmp_path / "tokens"))
-    refusals = fleet.servers[0]._service.registry.tallies.refusals
+    refusals = fleet.servers[0]._service.registry.counters.refusals
     with grpc.insecure_channel(fleet.addresses[0]) as channel:
 
         def late() -> Iterator[pb.ExchangeRequest]:
@@ -196,5 +196,5 @@ def test_streams_beyond_those_that_a_host_may_have_are_counted(make_fleet: Any, 
     fleet = make_fleet(max_streams=1)
     with fleet.worker(0, 2), pytest.raises(psum.ConnectError, match="max_streams"):
         fleet.worker(1, 2, connect_timeout=1.0)
-    assert fleet.servers[0]._service.registry.tallies.refusals["exhausted"] > 1
+    assert fleet.servers[0]._service.registry.counters.refusals["exhausted"] > 1
     assert len([line for line in log() if "refused another stream" in line]) == 1

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psum.aggregator.core.job import Job
+from psum.aggregator.core.job_rounds import JobRounds
 from psum.wire import BATCH_BYTES
 
 ELEMENTS = BATCH_BYTES // 4
@@ -16,13 +16,13 @@ ELEMENTS = BATCH_BYTES // 4
 def received(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of contributions in the order in which the aggregator receives them."""
     keys: list[str] = []
-    contribute = Job.contribute
+    contribute = JobRounds.contribute
 
-    def record(job: Job, rank: int, entry: Any, *rest: Any) -> Any:
-        keys.append(job.keys[entry.id].name)
-        return contribute(job, rank, entry, *rest)
+    def record(rounds: JobRounds, rank: int, entry: Any, *rest: Any) -> Any:
+        keys.append(rounds.keys[entry.id].name)
+        return contribute(rounds, rank, entry, *rest)
 
-    monkeypatch.setattr(Job, "contribute", record)
+    monkeypatch.setattr(JobRounds, "contribute", record)
     return keys
 
 

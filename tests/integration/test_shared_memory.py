@@ -67,7 +67,7 @@ def open_segments() -> int:
 
 
 def _break_connections(fleet: Any) -> None:
-    for line in fleet.servers[0]._service._lines.values():
+    for line in fleet.servers[0]._service.connections:
         assert line.pipe is not None
         line.pipe.close()
 
@@ -114,7 +114,7 @@ def test_an_interrupted_connect_leaves_no_memory(make_fleet: Callable[..., Any])
     with socket.create_server(("127.0.0.1", 0)) as silent:
 
         def interrupt() -> None:
-            wait_until(lambda: fleet.servers[0]._service._lines)
+            wait_until(lambda: fleet.servers[0]._service.connections)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         waiting = threading.Thread(target=interrupt)

@@ -82,7 +82,7 @@ def test_reconnects_and_failures_are_counted(fleet: Any) -> None:
         wait_until(lambda: client.statistics().reconnects)
         store.push_pull("w", np.ones(5, np.float32))
         assert client.statistics().reconnects == 1
-        assert fleet.servers[0]._service.registry.tallies.items()[0][1].reconnects == 1
+        assert fleet.servers[0]._service.registry.counters.items()[0][1].reconnects == 1
         with fleet.worker(0, 2, job="other") as one, fleet.worker(1, 2, job="other") as two:
             results = [c.store().push_pull_async("w", np.ones(n, np.float32)) for c, n in ((one, 3), (two, 4))]
             for result in results:

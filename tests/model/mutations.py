@@ -6,9 +6,10 @@ Each mutation is small and plausible, and does not affect a run without faults.
 import pytest
 
 from psum.aggregator.core.actions import Action, Release
+from psum.aggregator.core.credit import CreditReturns
 from psum.aggregator.core.departures import Departures
 from psum.aggregator.core.ended_jobs import EndedJobs
-from psum.aggregator.core.job import Job
+from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key as JobKey
 from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict
 from psum.client.core.buffers import flat
@@ -34,14 +35,14 @@ def waiters_are_forgotten_when_a_round_is_adopted(patch: pytest.MonkeyPatch) -> 
 
 
 def a_holder_that_comes_back_is_not_asked_again(patch: pytest.MonkeyPatch) -> None:
-    reconcile = Job._reconcile
+    reconcile = JobRounds._reconcile
 
-    def mutant(self: Job, key: JobKey, declared: pb.Shard, rank: int, now: float) -> bool:
+    def mutant(self: JobRounds, key: JobKey, declared: pb.Shard, rank: int, now: float) -> bool:
         before = key.shards[declared.index].round
         asked = reconcile(self, key, declared, rank, now)
         return asked and key.shards[declared.index].round != before
 
-    patch.setattr(Job, "_reconcile", mutant)
+    patch.setattr(JobRounds, "_reconcile", mutant)
 
 
 def a_late_copy_of_the_round_before_is_refused(patch: pytest.MonkeyPatch) -> None:
@@ -65,7 +66,7 @@ def a_contribution_replaces_the_one_before(patch: pytest.MonkeyPatch) -> None:
 
 
 def credit_is_never_returned(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Job, "_credit_due", lambda _self, worker, _now: worker.uncredited.clear() or ())
+    patch.setattr(CreditReturns, "_rounds_due", lambda _self, worker, _now: worker.uncredited.clear() or ())
 
 
 def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,7 @@ def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None
 
 
 def memory_of_a_failed_key_is_kept(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Job, "_let_go", lambda _self, key, failure: key.failure or key.fail(failure))
+    patch.setattr(JobRounds, "_let_go", lambda _self, key, failure: key.failure or key.fail(failure))
 
 
 def ranks_are_declared_at_the_key_s_round(patch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,12 @@
-"""The aggregator: an asyncio gRPC service that sums what the workers of many jobs push to it.
+"""The aggregator: an asyncio gRPC service that sums the contributions of the workers of many jobs.
 
 `run` is the whole process as `psum aggregator` starts it; `Server` serves within a running event loop.
 """
 
 import os
 
-# Of handshakes that fail gRPC writes lines that do not name the peer; clients say what is wrong.
-# Why an address cannot be listened on is said in an error.
+# gRPC's own log lines about failed handshakes and addresses are less useful than psum's errors, which name the peer and
+# the reason.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from psum.aggregator.server import Server, run

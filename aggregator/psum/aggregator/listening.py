@@ -1,4 +1,4 @@
-"""Why an address cannot be listened on, which gRPC does not tell."""
+"""Finds out why an address cannot be listened on. gRPC does not report the reason."""
 
 import os
 import socket
@@ -6,8 +6,8 @@ import socket
 from psum.wire import split_address
 
 
-def obstacle(address: str) -> OSError | None:
-    """What the system says against listening on an address, None where it is not known."""
+def listen_error(address: str) -> OSError | None:
+    """The error with which the system refuses to listen on an address; None if it does not refuse."""
     try:
         if address.startswith("unix:"):
             path = address.removeprefix("unix:")

@@ -1,4 +1,4 @@
-"""One aggregator process: its event loop, its listening addresses, its signals."""
+"""One aggregator process: its event loop, its addresses, and its signals."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,18 @@ import signal
 import socket
 import stat
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 import uvloop
 
 from psum.aggregator.access.handshakes import Handshakes
 from psum.aggregator.access.tls import ServerTls
-from psum.aggregator.listening import obstacle
+from psum.aggregator.listening import listen_error
 from psum.aggregator.observe.health import Health
 from psum.aggregator.observe.logging import set_up_logging
+from psum.aggregator.observe.loop_monitor import LoopMonitor
+from psum.aggregator.observe.throughput import Throughput
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.service import Service
 from psum.aggregator.settings import Settings
@@ -38,32 +40,31 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: How soon it is noticed that gRPC's server has ended by itself, and how often it is then tried to listen again.
-_WATCH_SECONDS = 0.2
+#: How often the gRPC server is checked for an unexpected end, and how often listening is then tried again.
+_WATCH_SECONDS: Final = 0.2
 
-#: As long as streams of a server that has ended may go on: for as long as they like.
-_FOR_EVER = 10.0**9
+#: The grace period for open streams of a server that has ended: no limit.
+_NO_LIMIT_SECONDS: Final = 10.0**9
 
+#: A connection without a call for this long is closed.
+_IDLE_SECONDS: Final = 60
 
-#: After this long without a call, a connection is closed: nobody is to keep one for nothing.
-_IDLE_SECONDS = 60
+#: The most calls on one connection. A worker makes one call, but a proxy may forward several workers on one connection.
+_CALLS_PER_CONNECTION: Final = 1024
 
-#: Calls on one connection; a worker makes one, and a proxy may put several workers' together.
-_CALLS_PER_CONNECTION = 1024
+#: The descriptors that an aggregator needs for itself.
+_OWN_DESCRIPTORS: Final = 32
 
-#: So many descriptors a process has at least, once it listens.
-_OWN_DESCRIPTORS = 32
-
-#: So many more objects than before make the collector look for circles of them.
-_COLLECT_AFTER = 10_000
+#: The garbage collector runs each time this many more objects have been allocated than freed.
+_COLLECT_AFTER: Final = 10_000
 
 
 class Server:
     """An aggregator that serves on the running event loop, between `start` and `stop`.
 
     Attributes:
-        addresses: Where it listens, with the ports that were really bound, once it was started.
-        http_address: The same for HTTP, empty where that is not asked for.
+        addresses: Where it listens, with the ports that were bound; empty before it was started.
+        http_address: The same for HTTP; empty if HTTP is off.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -75,7 +76,7 @@ class Server:
         self._health = Health(self._handshakes.called)
 
     async def start(self) -> None:
-        """Begins to serve.
+        """Starts to serve.
 
         Raises:
             ConfigurationError: An address cannot be listened on, or a file cannot be used.
@@ -90,9 +91,17 @@ class Server:
             patience=self.settings.hello_timeout,
             keepalive=self.settings.keepalive,
         )
-        self._service = Service(self.settings, self._data_port, self._handshakes)
+        self._loop_monitor = LoopMonitor()
+        try:
+            self._service = Service(
+                self.settings, self._data_port, self._handshakes, loop_lag=self._loop_monitor.recent_lag_seconds
+            )
+        except BaseException:
+            self._loop_monitor.close()
+            raise
+        self._throughput = Throughput(self._service.registry.counters.totals)
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
-        self._grpc = await self._make()
+        self._grpc = await self._make_grpc_server()
         try:
             self.addresses = tuple(self._bind(address) for address in self.settings.listen)
             await self._data_port.start()
@@ -100,9 +109,9 @@ class Server:
             self._count_descriptors()
         except ConfigurationError:
             await self._data_port.close()
-            await self._service.close()
+            await self._close_service()
             raise
-        self._service.addresses = self.addresses
+        self._service.listening_on(self.addresses)
         if tls is not None:
             self._handshakes.ports = tuple(int(a.rpartition(":")[2]) for a in self.addresses if a[:5] != "unix:")
         await self._grpc.start()
@@ -116,7 +125,7 @@ class Server:
             _log.info("listening on %s%s", address, " with TLS" if encrypted else "")
 
     async def stop(self, grace: float | None = None) -> None:
-        """Finishes open rounds within the grace period (by default that of the settings), and frees everything."""
+        """Finishes open rounds within the grace period (by default that of the settings), and releases everything."""
         await self._health.drain()
         await self._service.drain(self.settings.grace if grace is None else grace)
         self._watch.cancel()
@@ -124,18 +133,23 @@ class Server:
             self._watch, *(server.stop(0) for server in (self._grpc, *self._ended)), return_exceptions=True
         )
         await self._data_port.close()
-        # Last of what listens: while rounds are finished, probes are still answered.
+        # HTTP ends last, because probes are answered while rounds are finished.
         if self._http is not None:
             await self._http.close()
-        await self._service.close()
+        await self._close_service()
         _remove_sockets(self.addresses)
 
-    async def _make(self) -> grpc.aio.Server:
-        """A server of gRPC's that listens nowhere yet."""
+    async def _close_service(self) -> None:
+        self._loop_monitor.close()
+        self._throughput.close()
+        await self._service.close()
+
+    async def _make_grpc_server(self) -> grpc.aio.Server:
+        """A gRPC server that does not listen yet."""
         server = grpc.aio.server(
             options=(
                 *grpc_options(self.settings.keepalive),
-                # By default gRPC lets several processes listen on one port, and the kernel deals out the connections.
+                # By default several processes can listen on one port, and the kernel spreads connections over them.
                 ("grpc.so_reuseport", 0),
                 ("grpc.server_handshake_timeout_ms", int(self.settings.hello_timeout * 1000)),
                 ("grpc.max_connection_idle_ms", _IDLE_SECONDS * 1000),
@@ -149,10 +163,11 @@ class Server:
         return server
 
     async def _keep_serving(self) -> None:
-        """Serves again where gRPC's server has ended by itself.
+        """Replaces the gRPC server whenever it ends unexpectedly.
 
-        It takes no new streams once its own code has raised an exception, which a method's name that is not UTF-8 makes
-        it do: one request would have ended the aggregator for all. The streams that it has open go on.
+        gRPC's server accepts no new streams after its own code has raised an exception, and a request whose method name
+        is not UTF-8 makes it raise one. Without this, one such request would end the aggregator for all workers. Open
+        streams continue.
         """
         while True:
             try:
@@ -162,30 +177,30 @@ class Server:
                 _log.error("gRPC's server ended and is replaced: %r", error)
             else:
                 return
-            # Its address may be taken for a while: until then nobody should be sent here.
+            # The address may be in use for a while. Until it is free, probes must report that workers cannot connect.
             self._service.serving = False
             ended = self._grpc
-            self._ended[ended] = asyncio.create_task(self._see_out(ended))
+            self._ended[ended] = asyncio.create_task(self._free(ended))
             await self._listen_again()
 
-    async def _see_out(self, server: grpc.aio.Server) -> None:
-        """Frees a server that has ended once its last stream has."""
-        await server.stop(_FOR_EVER)
+    async def _free(self, server: grpc.aio.Server) -> None:
+        """Frees a server that has ended, after its last stream has ended."""
+        await server.stop(_NO_LIMIT_SECONDS)
         self._ended.pop(server, None)
 
     async def _listen_again(self) -> None:
-        """Listens where the last server did, as soon as its addresses are free."""
-        self._grpc = await self._make()
+        """Listens on the addresses of the last server as soon as they are free."""
+        self._grpc = await self._make_grpc_server()
         for address in self.addresses:
-            # Polled, since nobody tells when an address is free; with one server for all tries, since one that is not
-            # started keeps what it could bind.
-            while not self._may_bind(address):  # noqa: ASYNC110
+            # Polled, because the system does not report when an address becomes free. All tries use one server, because
+            # a server that is not started keeps the addresses that it has bound.
+            while not self._try_bind(address):  # noqa: ASYNC110
                 await asyncio.sleep(_WATCH_SECONDS)
         await self._grpc.start()
         self._service.serving = True
         await self._health.ready()
 
-    def _may_bind(self, address: str) -> bool:
+    def _try_bind(self, address: str) -> bool:
         try:
             self._bind(address)
         except ConfigurationError:
@@ -195,28 +210,28 @@ class Server:
     async def _start_http(self) -> None:
         if not self.settings.http:
             return
-        # Takes a while to import, and is not always wanted.
+        # Imported only if it is needed, because aiohttp takes long to import.
         from psum.aggregator.observe.http import Http
 
-        self._http = Http(self._service)
+        self._http = Http(self._service, self._loop_monitor, self._throughput)
         self.http_address = await self._http.start(self.settings.http)
         _log.info("status page, metrics and probes at http://%s/", self.http_address)
 
     def _count_descriptors(self) -> None:
-        """Now that it listens everywhere, it is known how many descriptors are left for workers.
+        """Counts the descriptors that are left for workers, now that the server listens on all addresses.
 
         Raises:
-            ConfigurationError: None is.
+            ConfigurationError: None are left.
         """
         descriptors = self._service.descriptors
         descriptors.recount(open_descriptors())
         if not descriptors.left:
-            raise ConfigurationError([descriptors.lack("no worker could come")])
+            raise ConfigurationError([descriptors.lack("no worker could connect")])
 
     def _bind(self, address: str) -> str:
         if address.startswith("unix:"):
             _remove_stale_socket(pathlib.Path(address.removeprefix("unix:")))
-        # Whoever may open a unix socket may use the aggregator: its user alone.
+        # Everyone who may open a unix socket may use the aggregator, so only its own user may.
         mask = os.umask(stat.S_IXUSR | stat.S_IRWXG | stat.S_IRWXO)
         try:
             if self._tls is None or address.startswith("unix:"):
@@ -228,7 +243,7 @@ class Server:
         finally:
             os.umask(mask)
         if port == 0:
-            raise ConfigurationError([cannot_listen("listen", "workers", address, obstacle(address))])
+            raise ConfigurationError([cannot_listen("listen", "workers", address, listen_error(address))])
         if address.startswith("unix:"):
             return address
         return f"{address.rpartition(':')[0]}:{port}"
@@ -239,21 +254,21 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
 
     Args:
         settings: The settings.
-        announce: A file that is to hold the addresses, one a line, once they can be connected to.
+        announce: A file to which the addresses are written, one on each line, as soon as they accept connections.
 
     Raises:
-        ConfigurationError: An address cannot be listened on, a file cannot be used or written, or this process may have
-            too few file descriptors.
+        ConfigurationError: An address cannot be listened on, a file cannot be used or written, or the limit of file
+            descriptors is too low.
     """
     raise_descriptor_limit()
-    # gRPC ends the process where it lacks one.
+    # gRPC aborts the process when it cannot open a descriptor.
     if (lack := lacks_descriptors(_OWN_DESCRIPTORS)) is not None:
         raise ConfigurationError(
             [f"{lack}. An aggregator needs {_OWN_DESCRIPTORS} for itself, and up to 4 for each worker"]
         )
     keep_large_blocks(one_arena=True)
-    # Contributions, sums and messages refer to each other in no circles: hundreds of thousands come and go, and to look
-    # through those that are under way again and again finds nothing. What is loaded by now stays for good.
+    # Contributions, sums and messages form no reference cycles, and there are hundreds of thousands of them: frequent
+    # collections would scan them for nothing. Everything that is loaded by now stays until the process ends.
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
     set_up_logging(settings)
@@ -295,7 +310,7 @@ def _add_reflection(server: grpc.aio.Server) -> None:
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or nothing.
+    """Writes a file so that a reader sees all of the text or no file.
 
     Raises:
         ConfigurationError: It cannot be written.
@@ -315,10 +330,10 @@ def _remove_sockets(addresses: Iterable[str]) -> None:
 
 
 def _remove_stale_socket(path: pathlib.Path) -> None:
-    """Removes what an aggregator that was killed left behind; gRPC refuses to listen on an existing path."""
+    """Removes the socket of a killed aggregator, because gRPC refuses to listen on an existing path."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.stat().st_mode):
-            raise ConfigurationError([f"listen=unix:{path}: there is a file of that name which is no socket"])
+            raise ConfigurationError([f"listen=unix:{path}: there is a file of that name that is not a socket"])
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(str(path))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psum.aggregator import Settings
 from psum.aggregator.core import agreement
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.client.core.placement import Placement
 from psum.v1 import aggregator_pb2 as pb
@@ -31,7 +31,7 @@ def hello(rank: int, **given: Any) -> pb.Hello:
 
 def refusal(one: dict[str, Any], other: dict[str, Any]) -> FaultError | None:
     """What becomes of two workers that say these things."""
-    registry = Registry(Settings())
+    registry = Registry(Limits())
     assert registry.join(hello(0, **one), "peer", 0.0)[2] is None
     return registry.join(hello(1, **other), "peer", 0.0)[2]
 
@@ -146,7 +146,7 @@ def test_a_shape_that_is_said_later_counts_from_then_on() -> None:
 
 def test_workers_without_an_incarnation_are_not_taken_for_one() -> None:
     """A worker that does not come back need not have one; two of a rank are two all the same."""
-    registry = Registry(Settings())
+    registry = Registry(Limits())
     assert registry.join(hello(0), "peer", 0.0)[2] is None
     with pytest.raises(FaultError, match="rank 0 of job 'j' is taken"):
         raise registry.join(hello(0), "other peer", 1.0)[2] or AssertionError("no refusal")

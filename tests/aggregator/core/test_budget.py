@@ -7,13 +7,14 @@ import pytest
 from psum.aggregator.core.actions import Report
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import ExhaustedError, ProtocolError, WorkerLostError
 
 
 def make(name: str, budget: Budget) -> Job:
-    job = Job(pb.Hello(job=name, num_workers=2), worker_timeout=30, round_timeout=600, budget=budget)
+    job = Job(pb.Hello(job=name, num_workers=2), Limits(worker_timeout=30, round_timeout=600), budget=budget)
     for rank in range(2):
         job.join(pb.Hello(job=name, rank=rank, num_workers=2, incarnation=rank), "peer", 0.0)
     return job
@@ -34,7 +35,7 @@ def test_a_key_that_does_not_fit_fails_in_words_on_every_rank() -> None:
     assert isinstance(action.fault, ExhaustedError)
     assert action.ranks == (0, 1)
     assert "needs 150 bytes on this aggregator for key 'w2'" in str(action.fault)
-    assert "budget of 1000 bytes 100 are left" in str(action.fault)
+    assert "100 bytes of its memory budget of 1000 are left" in str(action.fault)
     assert job.declare(1, key(2, 50), 0.0) == [Report(action.fault, (1,))]
     assert job.declare(1, key(3, 20), 0.0) == []
     job.check()
@@ -76,7 +77,7 @@ def test_without_a_limit_everything_fits(size: int) -> None:
 
 def test_a_declaration_takes_memory_for_its_shards_and_not_for_each_rank_of_each() -> None:
     """A message of 150 kB that declares 20,000 shards in a job of 4,096 workers does not take hundreds of megabytes."""
-    job = Job(pb.Hello(job="night", num_workers=4096), worker_timeout=30, round_timeout=600)
+    job = Job(pb.Hello(job="night", num_workers=4096), Limits(worker_timeout=30, round_timeout=600))
     job.join(pb.Hello(job="night", num_workers=4096), "peer", 0.0)
     declared = pb.Key(id=1, name="w", elements=20_000, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM)
     declared.shards.extend(pb.Shard(index=index, elements=1) for index in range(20_000))
@@ -94,7 +95,7 @@ def test_a_declaration_takes_memory_for_its_shards_and_not_for_each_rank_of_each
 
 def test_a_refused_declaration_does_not_count_against_the_number_of_shards() -> None:
     """What breaks the protocol changes nothing: the key may be declared rightly afterwards."""
-    job = Job(pb.Hello(job="night", num_workers=2), worker_timeout=30, round_timeout=600, max_shards=1)
+    job = Job(pb.Hello(job="night", num_workers=2), Limits(worker_timeout=30, round_timeout=600, max_shards=1))
     job.join(pb.Hello(job="night", num_workers=2), "peer", 0.0)
     with pytest.raises(ProtocolError, match="0 bytes"):
         job.declare(0, key(1, 0), 0.0)

@@ -11,8 +11,10 @@ from psum.aggregator.core.actions import (
     Sum,
     Sync,
 )
+from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.departures import RELEASE_SECONDS
-from psum.aggregator.core.job import CREDIT_HOLD_SECONDS, Job
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, ProtocolError, TakenError, WorkerLostError
@@ -33,7 +35,7 @@ def hello(rank: int, *, num_workers: int = 3, incarnation: int | None = None, re
 @pytest.fixture
 def job() -> Job:
     """A job on an aggregator that was just started again, to which three workers have come back."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         assert job.join(hello(rank), "peer", 0.0) == ([], None)
     return job
@@ -187,7 +189,7 @@ def test_ranks_that_are_further_apart_than_a_round_cannot_go_on(job: Job, rounds
 
 def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: Job) -> None:
     """Its rank has contributed to them as another process, of which this aggregator process knows nothing."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     declare(job, 0, 1)
     actions, refusal = job.join(hello(2, resuming=False), "peer", 1.0)
@@ -199,7 +201,7 @@ def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: 
 
 def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_rounds() -> None:
     """The others' rounds tell: a single one is enough, since all ranks have contributed to it."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(2, resuming=False), "peer", 0.0)
     declare(job, 2, 0)
     push(job, 2, 0)
@@ -212,7 +214,7 @@ def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_ro
 
 def test_a_worker_that_is_late_may_join_an_aggregator_that_was_started_again() -> None:
     """No round can have ended without it, so nobody declares one."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     job.join(hello(1), "peer", 0.0)
     declare(job, 0, 0)
@@ -223,7 +225,7 @@ def test_a_worker_that_is_late_may_join_an_aggregator_that_was_started_again() -
 
 def test_a_worker_that_does_not_come_back_fails_the_job(job: Job) -> None:
     """After a restart the missing rank is not known from before; it has worker_timeout to return."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     job.join(hello(2), "peer", 1.0)
     assert job.tick(29.0) == []
@@ -235,7 +237,7 @@ def test_a_worker_that_does_not_come_back_fails_the_job(job: Job) -> None:
 
 def test_ranks_that_have_not_joined_yet_are_not_missed() -> None:
     """At the beginning of a job workers may take their time."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0, resuming=False), "peer", 0.0)
     assert job.tick(1000.0) == []
 
@@ -315,7 +317,7 @@ def test_a_worker_whose_connection_breaks_after_its_goodbye_says_it_again(job: J
 
 def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
     """Nobody can need a sum of it."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         job.join(hello(rank, resuming=False), "peer", 0.0)
     assert job.leave(1, 5.0) == [Release(1)]
@@ -323,7 +325,7 @@ def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
 
 def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(job: Job) -> None:
     """It has taken part in nothing since, but has sums that others may lack, who have not even come back yet."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(2), "peer", 0.0)
     declare(job, 2, 6)
     assert job.leave(2, 1.0) == [Sync(2, (0, 1))]
@@ -364,7 +366,7 @@ def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
 
 def test_a_rank_may_be_new_where_no_round_has_ended() -> None:
     """An aggregator that was started again while the workers joined: some come back, others come for the first time."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         job.join(hello(rank, resuming=rank == 0), "peer", 0.0)
         assert declare(job, rank, 0) == []
@@ -383,7 +385,7 @@ def test_a_round_that_waits_for_a_rank_that_is_gone_is_not_to_be_finished(job: J
 
 def test_a_round_that_waits_for_a_rank_that_never_came_is_not_to_be_finished() -> None:
     """As above."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     declare(job, 0, 0)
     push(job, 0, 0)

@@ -3,9 +3,9 @@
 import numpy as np
 
 from psum.aggregator.core.counters import KEEP_SECONDS, AllCounters
+from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.aggregator.core.round import Verdict
-from psum.aggregator.settings import Settings
 from psum.runtime import Histogram
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, ShardRound
@@ -47,9 +47,9 @@ def test_a_job_of_the_registry_is_forgotten_too() -> None:
         job.lost(rank, 5.0)
         registry.settle(job, 5.0)
     list(registry.tick(5.0 + KEEP_SECONDS))
-    assert len(registry.tallies) == 1
+    assert len(registry.counters) == 1
     list(registry.tick(6.0 + KEEP_SECONDS))
-    assert len(registry.tallies) == 0
+    assert len(registry.counters) == 0
 
 
 def test_however_many_jobs_come_and_go_no_more_is_exported() -> None:
@@ -84,7 +84,7 @@ def test_a_histogram_counts_as_prometheus_does() -> None:
 
 def fleet_of(jobs: int, workers: int) -> Registry:
     """Jobs whose workers all have contributed to a round."""
-    registry = Registry(Settings())
+    registry = Registry(Limits())
     value = memoryview(np.ones(8, np.float32).tobytes())
     for number in range(jobs):
         for rank in range(workers):

@@ -5,17 +5,12 @@ from typing import Any
 
 import pytest
 
-from psum.aggregator.core.actions import (
-    Action,
-    Deliver,
-    Release,
-    Report,
-    ReturnCredit,
-    Sum,
-    Warn,
-)
-from psum.aggregator.core.job import CREDIT_HOLD_SECONDS, REPLACED_SECONDS, Job
+from psum.aggregator.core.actions import Action, Deliver, Release, Report, ReturnCredit, Sum, Warn
+from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
+from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_status import job_status
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.membership import REPLACED_SECONDS
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import (
@@ -64,7 +59,7 @@ FOUR = memoryview(b"abcd")
 @pytest.fixture
 def job() -> Iterator[Job]:
     """A job of two workers, both there, that is checked for its invariants in the end."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(2):
         assert job.join(hello(rank), f"peer:{rank}", now=0.0) == ([], None)
     yield job
@@ -102,7 +97,7 @@ def test_rounds_follow_each_other_and_hold_one_result(job: Job) -> None:
         run_round(job, round)
         assert job.held_bytes == 4
         job.check()
-    assert job.rounds_completed == 5
+    assert job.rounds.completed == 5
 
 
 def test_a_broadcast_delivers_the_roots_value_when_all_take_part(job: Job) -> None:
@@ -145,7 +140,7 @@ def test_a_lost_result_is_delivered_again_to_whom_lacks_it(job: Job) -> None:
 )
 def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object], both_sides: str) -> None:
     """While ranks are missing, a worker that disagrees is one of them: the job fails for all, showing both sides."""
-    job = Job(hello(0), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer:0", now=0.0)
     actions, refusal = job.join(hello(1, change), "peer:1", now=1.0)
     assert isinstance(refusal, DisagreementError)
@@ -281,7 +276,7 @@ def labelled(label: str) -> pb.Key:
 @pytest.mark.parametrize("labels", [("a", "b"), ("", "a", "b"), ("a", "", "b")])
 def test_ranks_that_use_a_key_for_different_things_hear_of_it(labels: tuple[str, ...]) -> None:
     """Though the shapes are the same; with what either side uses it for. A rank that does not say agrees with any."""
-    job = Job(hello(0, {"num_workers": 3}), worker_timeout=30, round_timeout=600)
+    job = Job(hello(0, {"num_workers": 3}), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         job.join(hello(rank, {"num_workers": 3}), f"peer:{rank}", now=0.0)
     *actions, last = (job.declare(rank, labelled(label), now=0.0) for rank, label in enumerate(labels))
@@ -351,11 +346,11 @@ def test_credit_is_returned_for_contributions_that_wait(job: Job) -> None:
     """A round that waits for another rank does not hold its contributor's credit for long; it does so once."""
     declare(job)
     job.contribute(1, entry(), FOUR, now=1.0)
-    assert job.uncredited
+    assert job.credit.pending
     assert job.tick(1.0 + CREDIT_HOLD_SECONDS / 2) == []
     assert job.tick(1.0 + CREDIT_HOLD_SECONDS * 2) == [ReturnCredit(1, ((7, 0, 0),))]
     assert job.tick(2.0) == []
-    assert not job.uncredited
+    assert not job.credit.pending
 
 
 def test_credit_of_completed_rounds_is_returned_by_their_results(job: Job) -> None:
@@ -378,7 +373,7 @@ def test_a_round_that_waits_too_long_names_whom_it_waits_for(job: Job) -> None:
 
 def test_a_rank_that_never_joined_is_said_to() -> None:
     """A timeout tells a rank that is slow from one that was never there."""
-    lonely = Job(hello(0), worker_timeout=30, round_timeout=1)
+    lonely = Job(hello(0), Limits(worker_timeout=30, round_timeout=1))
     lonely.join(hello(0), "peer", now=0.0)
     lonely.declare(0, key(), now=0.0)
     lonely.contribute(0, entry(), FOUR, now=0.0)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from psum.aggregator import Settings
 from psum.aggregator.core.actions import Action, Report, Sum
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
@@ -33,7 +33,7 @@ def hello(rank: int = 0, *, num_workers: int = 2, age: float = 1000.0, job: str 
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry(Settings(worker_timeout=30))
+    return Registry(Limits(worker_timeout=30))
 
 
 def join(registry: Registry, message: pb.Hello, now: float) -> FaultError | None:

@@ -6,6 +6,7 @@ import pytest
 
 from psum.aggregator.core.actions import Warn
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.stall_warnings import StallWarnings
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
@@ -13,22 +14,23 @@ from psum.wire import ShardRound
 
 def test_a_warning_comes_after_some_time_and_each_time_that_has_doubled() -> None:
     """Ten minutes of waiting are worth a handful of lines."""
-    impatience = StallWarnings(10)
-    assert [second for second in range(601) if impatience.due("w", second)] == [10, 20, 40, 80, 160, 320]
+    warnings_ = StallWarnings(10)
+    assert [second for second in range(601) if warnings_.due("w", second)] == [10, 20, 40, 80, 160, 320]
 
 
 def test_each_thing_that_waits_has_its_own_time() -> None:
     """What was said of one round does not silence the next."""
-    impatience = StallWarnings(10)
-    assert impatience.due("round 1", 100)
-    assert not impatience.due("round 2", 5)
-    assert impatience.due("round 2", 11)
+    warnings_ = StallWarnings(10)
+    assert warnings_.due("round 1", 100)
+    assert not warnings_.due("round 2", 5)
+    assert warnings_.due("round 2", 11)
 
 
 @pytest.fixture
 def job() -> Iterator[Job]:
     job = Job(
-        pb.Hello(job="night", num_workers=3), worker_timeout=1000, round_timeout=600, warn_after=30, max_shards=1000
+        pb.Hello(job="night", num_workers=3),
+        Limits(worker_timeout=1000, round_timeout=600, warn_after=30, max_shards=1000),
     )
     for rank in range(2):
         job.join(pb.Hello(job="night", rank=rank, num_workers=3, worker=f"host{rank} pid 7"), "peer", 0.0)
@@ -56,7 +58,8 @@ def test_the_oldest_round_that_waits_is_told_to_those_who_wait_for_it(job: Job) 
     assert warning.ranks == (0,)
     assert warning.text == (
         "job 'night' key 'w1' round 0 waits for rank 1 (host1 pid 7, last heard 2.0 s ago; it waits itself, for others"
-        " in key 'w2' round 0), rank 2 (never joined) since 31 s, and will fail after 600 s; 1 more shards wait"
+        " in key 'w2' round 0), rank 2 (never joined). It has waited 31 s, and will fail after 600 s; 1 more"
+        " shards wait"
     )
     assert warnings(job, 33.0) == []
     assert len(warnings(job, 64.0)) == 1

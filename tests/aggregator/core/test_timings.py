@@ -7,6 +7,7 @@ import pytest
 
 from psum.aggregator.core.actions import Action, Deliver, Sum, TellTiming
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.timings import Timings
 from psum.aggregator.service.send_queue import SendQueue
 from psum.aggregator.sums.results import Results
@@ -35,8 +36,8 @@ def clock() -> Clock:
 def job(clock: Clock) -> Iterator[Job]:
     """A job of three workers with one key of two shards, that is checked for its invariants in the end."""
     fields: dict[str, Any] = {"job": "night", "num_workers": 3, "partition_bytes": 4, "aggregators": ["a:1"]}
-    job = Job(pb.Hello(**fields), worker_timeout=30, round_timeout=600)
-    job.timings = Timings(clock)
+    job = Job(pb.Hello(**fields), Limits(worker_timeout=30, round_timeout=600))
+    job.rounds.timings = Timings(clock)
     key = pb.Key(
         id=7,
         name="w",
@@ -79,7 +80,7 @@ def test_the_wait_of_each_rank_is_until_the_last_one_came(job: Job, clock: Clock
     told = timing_of(job.summed(sum_up.key, 0, b"sum"))
     assert told is not None
     assert (told.last_rank, dict(told.waiting), told.summing) == (1, {2: 9.0, 0: 7.0, 1: 0.0}, 0.5)
-    assert not job.timings
+    assert not job.rounds.timings
 
 
 def test_only_those_who_asked_are_told(job: Job, clock: Clock) -> None:
@@ -97,7 +98,7 @@ def test_nothing_is_kept_where_nobody_asks(job: Job) -> None:
     """As is usual."""
     for rank in range(3):
         (*_, last) = [None, *push(job, rank, timed=False)]
-        assert not job.timings
+        assert not job.rounds.timings
     assert isinstance(last, Sum)
     assert timing_of(job.summed(last.key, 0, b"sum")) is None
 
@@ -121,7 +122,7 @@ def test_shards_are_told_apart(job: Job, clock: Clock) -> None:
             clock.now += 1.0
             for action in push(job, rank, shard=shard):
                 sums[shard] = action
-    assert len(job.timings) == 2
+    assert len(job.rounds.timings) == 2
     for shard, last_rank in ((1, 0), (0, 2)):
         action = sums[shard]
         assert isinstance(action, Sum)
@@ -133,25 +134,25 @@ def test_shards_are_told_apart(job: Job, clock: Clock) -> None:
 def test_a_round_that_ended_without_a_sum_leaves_nothing_to_the_next(job: Job, clock: Clock) -> None:
     """As where a worker has its sum from another process of the aggregator."""
     key = job.keys[7]
-    job.timings.contributed(key, 0, 3, 0, asked=True, complete=False)
+    job.rounds.timings.contributed(key, 0, 3, 0, asked=True, complete=False)
     clock.now = 10.0
-    job.timings.contributed(key, 0, 4, 1, asked=True, complete=False)
+    job.rounds.timings.contributed(key, 0, 4, 1, asked=True, complete=False)
     clock.now = 12.0
-    job.timings.contributed(key, 0, 4, 0, asked=False, complete=True)
-    (told,) = job.timings.summed(key, 0, 4)
+    job.rounds.timings.contributed(key, 0, 4, 0, asked=False, complete=True)
+    (told,) = job.rounds.timings.summed(key, 0, 4)
     assert dict(told.waiting) == {1: 2.0}
-    job.timings.contributed(key, 0, 5, 0, asked=True, complete=False)
-    job.timings.contributed(key, 0, 6, 1, asked=False, complete=True)
-    assert job.timings.summed(key, 0, 6) == []
+    job.rounds.timings.contributed(key, 0, 5, 0, asked=True, complete=False)
+    job.rounds.timings.contributed(key, 0, 6, 1, asked=False, complete=True)
+    assert job.rounds.timings.summed(key, 0, 6) == []
 
 
 def test_nothing_is_left_of_a_key_or_job_that_fails(job: Job) -> None:
     """Nobody will ask for it any more."""
     push(job, 0)
     push(job, 0, shard=1)
-    assert len(job.timings) == 2
+    assert len(job.rounds.timings) == 2
     job.abort(1, pb.Abort(id=7, round=0, text="no"))
-    assert not job.timings
+    assert not job.rounds.timings
 
 
 def test_timings_share_a_message_ahead_of_their_results() -> None:

@@ -377,7 +377,7 @@ async def test_the_throughput_of_the_last_minutes_is_told(
     serve: Serve, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As bytes per second of what was received and sent."""
-    monkeypatch.setattr("psum.aggregator.observe.loop_monitor.SAMPLE_SECONDS", 0.2)
+    monkeypatch.setattr("psum.aggregator.observe.throughput.SAMPLE_SECONDS", 0.2)
     begin = time.monotonic()
     server = await serve()
     client = await asyncio.to_thread(worker, server)

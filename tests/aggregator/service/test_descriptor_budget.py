@@ -17,7 +17,7 @@ import grpc.aio
 import pytest
 
 from psum.aggregator.service import descriptor_budget
-from psum.aggregator.service.descriptor_budget import DescriptorBudget, Watch, reserve
+from psum.aggregator.service.descriptor_budget import DescriptorBudget, DescriptorMonitor, reserve
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 
@@ -62,11 +62,11 @@ async def test_an_aggregator_that_ran_out_nevertheless_says_so_once_a_minute(
 
     monkeypatch.setattr(descriptor_budget, "descriptor_limit", lambda: 48)
     monkeypatch.setattr(descriptor_budget, "open_descriptors", open_descriptors)
-    watch = Watch()
+    monitor = DescriptorMonitor()
     async with asyncio.timeout(10):
         for _ in range(5):
             await looks.get()
-    watch.close()
+    monitor.close()
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert record.getMessage().startswith("47 of 48 file descriptors are in use: new connections wait or are closed")

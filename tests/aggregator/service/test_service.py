@@ -177,7 +177,7 @@ async def test_a_contribution_does_not_keep_the_rest_of_its_message(server: Serv
     await call.write(padded)
     answers = [await call.read() for _ in range(2)]
     assert [answer.WhichOneof("kind") for answer in answers] == ["welcome", "taken"]
-    [job] = server._service._registry.jobs.values()
+    [job] = server._service.registry.jobs.values()
     [kept] = job.keys[5].shards[0].contributions.values()
     assert memoryview(kept.obj).nbytes == 3
     call.cancel()
@@ -208,7 +208,7 @@ async def test_who_takes_no_answers_is_not_listened_to(server: Server, monkeypat
     service = server._service
     task = asyncio.create_task(service._exchange(None, Deaf()))  # type: ignore[arg-type]
     async with asyncio.timeout(30):
-        while not service._lines or len(next(iter(service._lines.values())).outbox) <= 10:  # noqa: ASYNC110
+        while not service.connections or len(next(iter(service.connections)).outbox) <= 10:  # noqa: ASYNC110
             await asyncio.sleep(0)
         before = read
         for _ in range(100):

@@ -6,10 +6,10 @@ from typing import cast
 
 from psum.aggregator.core.actions import Action
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
-from psum.aggregator.settings import Settings
 from psum.aggregator.sums.pool import PriorityPool
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, split, to_columns, to_rows
@@ -40,11 +40,11 @@ class AggregatorProcess:
     """One aggregator process from start to end. Counterpart of psum.aggregator.service.service.Service.
 
     Args:
-        settings: The process's settings, including its time-outs.
+        limits: The process's limits, including its time-outs.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.registry = Registry(settings)
+    def __init__(self, limits: Limits) -> None:
+        self.registry = Registry(limits)
         self.streams: list[Stream] = []
         """Streams whose end it has not seen."""
         self.connections: dict[tuple[int, int], WorkerConnection] = {}

@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from psum.aggregator.settings import Settings
+from psum.aggregator.core.limits import Limits
 from psum.client import Operation, PsumError, Ticket
 from simulation.aggregator import AggregatorProcess
 from simulation.counters import Counters
@@ -39,9 +39,9 @@ class Fleet:
         self.log = log
         self.now = 1000.0
         self.oracle = Oracle(plan.workers)
-        self.settings = Settings(worker_timeout=WORKER_TIMEOUT_SECONDS, round_timeout=ROUND_TIMEOUT_SECONDS)
+        self.limits = Limits(worker_timeout=WORKER_TIMEOUT_SECONDS, round_timeout=ROUND_TIMEOUT_SECONDS)
         self.addresses = [f"aggregator{i}:1" for i in range(plan.aggregators)]
-        self.aggregators: list[AggregatorProcess | None] = [AggregatorProcess(self.settings) for _ in self.addresses]
+        self.aggregators: list[AggregatorProcess | None] = [AggregatorProcess(self.limits) for _ in self.addresses]
         """The processes by index. None if the process has ended and has not been restarted."""
         self.workers = [self.new_worker(rank, 0) for rank in range(plan.workers)]
         self.pairs = [(r, a) for r in range(plan.workers) for a in range(plan.aggregators)]
@@ -264,7 +264,7 @@ class Fleet:
         """Start an aggregator process if none runs at this index. Return whether one was started."""
         if self.aggregators[index] is not None:
             return False
-        self.aggregators[index] = AggregatorProcess(self.settings)
+        self.aggregators[index] = AggregatorProcess(self.limits)
         return True
 
     def kill_worker(self, rank: int) -> None:

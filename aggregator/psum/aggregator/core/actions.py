@@ -1,6 +1,6 @@
-"""What a job wants done: the shell carries these out and feeds what comes of them back as events.
+"""The actions of a job: the shell carries them out, and feeds the outcome back as events.
 
-Those that come once a round are not frozen, which would make them twice as slow to create.
+The actions that occur in each round are not frozen: frozen ones take twice as long to create.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from psum.wire.errors import FaultError
 
 @dataclasses.dataclass(slots=True)
 class Sum:
-    """Add up the contributions to a round, then tell the job `summed`.
+    """Add up the contributions to a round, then call the job's `summed`.
 
     Attributes:
         key: The key.
@@ -20,7 +20,7 @@ class Sum:
         round: The round.
         priority: How urgent it is.
         contributions: One of each rank, in rank order.
-        restored: Whether this is no sum, but one that a rank gave back: tell the job `restored` instead.
+        restored: The only contribution is a sum that a rank gave back: call `restored` instead.
     """
 
     key: Key
@@ -40,8 +40,8 @@ class Deliver:
         shard: The shard's number within it.
         round: The round.
         priority: How urgent it is.
-        result: What the job was told when it was `summed`.
-        ranks: Who is to receive it.
+        result: What the shell passed to `summed`.
+        ranks: The receivers.
     """
 
     key: Key
@@ -80,11 +80,11 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sync:
-    """Ask some ranks to say when they have received all that was sent to them until now.
+    """Ask some ranks to confirm that they have received everything that was sent to them before.
 
     Attributes:
-        number: What they are to repeat.
-        ranks: Who is asked.
+        number: The number that they repeat in the answer.
+        ranks: The ranks to ask.
     """
 
     number: int
@@ -93,7 +93,7 @@ class Sync:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Release:
-    """Let a rank go that has said goodbye.
+    """Send the farewell to a rank that has said goodbye.
 
     Attributes:
         rank: The rank.
@@ -107,8 +107,8 @@ class Report:
     """Tell some ranks about a failure.
 
     Attributes:
-        fault: The failure; with a key, that key failed, without one the job.
-        ranks: Who is to hear of it.
+        fault: The failure of a key or, if it names no key, of the job.
+        ranks: The ranks to tell.
     """
 
     fault: FaultError
@@ -117,11 +117,11 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Warn:
-    """Tell an operator, and those who wait, whom a round waits for.
+    """Log a warning, and send it to some ranks.
 
     Attributes:
-        text: What to tell.
-        ranks: Those who wait.
+        text: The warning.
+        ranks: The ranks to tell, mostly those that wait.
     """
 
     text: str
@@ -130,15 +130,15 @@ class Warn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellTiming:
-    """Tell ranks that asked where the time of a round went.
+    """Tell the ranks that asked for timings how long the phases of a round took.
 
     Attributes:
         key: The key.
         shard: The shard's number within it.
         round: The round.
         last_rank: The rank whose contribution came last.
-        waiting: From when a rank's contribution came until the last one did, in seconds, by rank.
-        summing: From then until the sum was made, in seconds.
+        waiting: Seconds from a rank's contribution to the last one, by rank.
+        summing: Seconds from the last contribution to the sum.
     """
 
     key: Key

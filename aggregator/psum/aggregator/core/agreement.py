@@ -1,4 +1,4 @@
-"""What ranks must agree on, in the one form that everything has that means the same."""
+"""What ranks must agree on, in canonical form: equal values mean the same."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from psum.wire import canonical
 
 
 def weights(hello: pb.Hello) -> tuple[int, ...]:
-    """The weights of the aggregators. Only their ratio counts; without any, all are equal."""
+    """The weights of the aggregators, reduced because only their ratio counts; empty if all are equal."""
     divisor = math.gcd(*hello.weights)
     reduced = tuple(weight // divisor for weight in hello.weights) if divisor else tuple(hello.weights)
     return () if set(reduced) == {1} else reduced
@@ -20,10 +20,10 @@ def aggregators(hello: pb.Hello) -> tuple[str, ...]:
 
 
 def same_shape(one: pb.Key, other: pb.Key) -> bool:
-    """Whether the shapes of a key may be the same: where a rank does not say it, or has a scalar, it has none."""
+    """Whether the shapes of a key agree. A rank that declares no shape, as for a scalar, agrees with any."""
     return not one.shape or not other.shape or one.shape == other.shape
 
 
 def shards(key: pb.Key) -> Sequence[tuple[int, int]]:
-    """The shards of a key, whatever the order in which they are named: index and elements."""
+    """The shards of a key as (index, elements), sorted by index."""
     return sorted((shard.index, shard.elements) for shard in key.shards)

@@ -1,16 +1,17 @@
-"""What an operator wants to know of a job."""
+"""The state of a job for operators."""
 
 import itertools
+from typing import Final
 
 from psum.aggregator.core.job import Job
 from psum.v1 import aggregator_pb2 as pb
 
-#: Rounds that are listed; of those that wait, the oldest.
-_MAX_ROUNDS = 64
+#: The most waiting rounds that are listed, the oldest first.
+_MAX_ROUNDS: Final = 64
 
 
 def job_status(job: Job, now: float) -> pb.JobStatus:
-    """The state of a job, with the rounds that wait longest and whom they wait for."""
+    """The state of a job, with its oldest waiting rounds and the ranks that they wait for."""
     rounds = [
         pb.RoundStatus(
             key=key.name,
@@ -45,7 +46,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         ],
         keys=len(job.keys),
         held_bytes=job.held_bytes,
-        rounds_completed=job.rounds_completed,
+        rounds_completed=job.rounds.completed,
         rounds_waiting=len(job.waiting),
         rounds=rounds,
     )

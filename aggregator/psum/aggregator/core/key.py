@@ -1,4 +1,4 @@
-"""A key as an aggregator knows it: what the ranks agreed on, and the rounds of the shards that it owns."""
+"""A key on one aggregator: what the ranks agreed on, and the rounds of the shards that the aggregator owns."""
 
 from typing import Final
 
@@ -8,8 +8,8 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, ElementType, titled
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError
 
-#: The longest name or label of a key in characters, and the most dimensions: they are kept for each key, and repeated
-#: in errors.
+#: The longest name or label of a key in characters, and the most dimensions. They are kept for each key and repeated in
+#: errors.
 _MAX_NAME: Final = 4096
 _MAX_DIMENSIONS: Final = 256
 
@@ -18,7 +18,7 @@ class Key:
     """One tensor under one operation.
 
     Args:
-        declared: The first declaration of the key, which later ones must equal.
+        declared: The first declaration of the key, which all others must agree with.
         rank: The rank that made it.
         num_workers: The size of the job.
 
@@ -42,19 +42,20 @@ class Key:
         self.id = declared.id
         self.name = declared.name
         self.label = declared.label
-        """What it stands for, as the first rank says that knows."""
+        """What the key stands for, from the first rank that gave a label."""
         self.label_rank = rank
-        """That rank; the first one while nobody has said."""
+        """The rank that gave the label; the first rank while there is none."""
         self.broadcast = declared.operation == pb.OPERATION_BROADCAST
         self.declared = declared
+        """The declaration that others are compared with."""
         self.first_rank = rank
-        """The rank whose declaration came first."""
+        """The rank that made it."""
         self.sizes: dict[int, int] = {}
-        """Bytes of each shard that this aggregator owns."""
+        """Bytes of each shard that this aggregator owns, by shard number."""
         self.shards: dict[int, ShardRounds[object]] = {}
-        """Their rounds."""
+        """The rounds of each of these shards, by shard number."""
         self.failure: FaultError | None = None
-        """Why this key failed; then nothing of it is held any more."""
+        """Why the key failed; a failed key holds nothing."""
         for shard in declared.shards:
             size = shard.elements * self.element_type.itemsize
             if not 0 < size <= MAX_PARTITION_BYTES or shard.index in self.sizes:
@@ -70,12 +71,12 @@ class Key:
 
     @property
     def title(self) -> str:
-        """What it is called where people read of it."""
+        """The key's name for people: its name and label."""
         return titled(self.name, self.label)
 
     @staticmethod
     def describe(declared: pb.Key) -> str:
-        """What ranks must agree on, in words."""
+        """A declaration in words: operation, element type and shape."""
         kind = "broadcast" if declared.operation == pb.OPERATION_BROADCAST else "pushpull"
         try:
             elements = ElementType(declared.type).label
@@ -84,9 +85,9 @@ class Key:
         return f"{kind} of {elements} {tuple(declared.shape[:_MAX_DIMENSIONS])}"
 
     def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:
-        """What is wrong where another rank's declaration differs from the first, None where it does not.
+        """How another rank's declaration differs from the first; None if they agree.
 
-        A rank that gives no label agrees with any.
+        A rank that gives no label agrees with any label.
         """
         mine, label = self.declared, other.label[:_MAX_NAME]
         labels_differ = bool(self.label and label) and self.label != label
@@ -97,7 +98,7 @@ class Key:
             and agreement.shards(mine) == agreement.shards(other)
         ):
             if other.shape and not mine.shape:
-                # The next ones are compared with what is known by now.
+                # Later declarations are compared with this one, which says more.
                 self.declared, self.first_rank = other, rank
             return None
         names = f"keys {self.name!r} and {other.name[:_MAX_NAME]!r} (one id)"
@@ -105,7 +106,7 @@ class Key:
         first, advice = self.first_rank, "make all ranks use this key alike"
         here, there = self.describe(mine), self.describe(other)
         if labels_differ:
-            # Whoever gave no label has declared the same shape as the first.
+            # The rank that gave the label, which need not be the first one.
             first = self.label_rank
             here, there = f"{here} for {self.label}", f"{there} for {label}"
             advice = (
@@ -119,7 +120,7 @@ class Key:
         )
 
     def learn(self, label: str, rank: int) -> None:
-        """A rank agrees, and says what the key stands for."""
+        """Takes over the label of a rank that agrees, if there is none yet."""
         if label and not self.label:
             self.label, self.label_rank = label[:_MAX_NAME], rank
 
@@ -129,6 +130,6 @@ class Key:
         return sum(self.sizes.values())
 
     def fail(self, failure: FaultError) -> None:
-        """Remembers why, and lets go of everything that is held."""
+        """Fails the key, and releases everything that it holds."""
         self.failure = failure
         self.shards.clear()

@@ -1,19 +1,20 @@
-"""The rounds of one shard: who has contributed, when to sum, what to keep. Everything that decides it is in this file.
+"""The rounds of one shard: who has contributed, when to sum, and what to keep. This file has the whole decision.
 
-A shard has one current round. It gathers the contributions of all ranks, is summed, and its result becomes the last
-result while the next round gathers. A contribution belongs to
+A shard has one current round. It gathers the contributions of all ranks and is summed. Its result becomes the last
+result, and the next round gathers. A contribution belongs to
 
     EARLY      a round after the current one
     CURRENT    the current round
     LAST       the round before, whose result is kept
-    STALE      any round before that
+    STALE      any earlier round
 
-and RULES says what becomes of it. A rank can only begin round r+1 when it has the sum of round r; so once all have
-contributed to the current round, the last result is needed no more, and is let go before the new sum is made. A result
-is never written to after it was made: a slow reader sees the round that it asked for, or none.
+and RULES says what happens to it. A rank begins round r+1 only after it has received the sum of round r. So once all
+ranks have contributed to the current round, nobody needs the last result, and it is released before the new sum is
+made. A result is never written to after it was made: a slow reader sees the round that it asked for, or none.
 
-An aggregator that was started again knows nothing. It learns the current round from what the ranks declare; the sum of
-the round before, should a rank lack it, it has from a rank that has it. Until then that rank is a waiter.
+An aggregator that was started again knows no rounds. It learns the current round from what the ranks declare. If a rank
+lacks the sum of the round before, the aggregator gets it from a rank that has it; until then the first rank is a
+waiter.
 """
 
 import enum
@@ -24,9 +25,9 @@ Result = TypeVar("Result")
 
 
 class Phase(enum.Enum):
-    """Where the current round stands."""
+    """The phase of the current round."""
 
-    # Members are one object each. The hash that an Enum has of itself is as slow as the rest of a contribution.
+    # Hashing by identity: Enum's own hash takes as long as the rest of a contribution.
     __hash__ = object.__hash__
 
     GATHERING = "waits for contributions"
@@ -36,7 +37,7 @@ class Phase(enum.Enum):
 class Timing(enum.Enum):
     """How a contribution's round relates to the current one."""
 
-    # Members are one object each. The hash that an Enum has of itself is as slow as the rest of a contribution.
+    # Hashing by identity: Enum's own hash takes as long as the rest of a contribution.
     __hash__ = object.__hash__
 
     EARLY = "a later round"
@@ -46,25 +47,25 @@ class Timing(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """What becomes of a contribution."""
+    """What happens to a contribution."""
 
     TAKE = "it counts"
     COMPLETE = "it counts, and was the last one missing"
     IGNORE = "a duplicate of one that counted"
-    REPLAY = "a duplicate whose sender lacks the result: send it again"
-    WAIT = "the same, but the result was lost with another aggregator process: ask a rank that has it"
+    REPLAY = "a duplicate whose sender lacks the result: send the result again"
+    WAIT = "a duplicate whose sender lacks the result, which an earlier aggregator process made: ask a rank for it"
     REFUSE = "the sender breaks the protocol"
 
 
-#: What becomes of a contribution by phase, timing, and whether its rank has contributed to the current round already.
-#: TAKE turns into COMPLETE where it was the last one missing, REPLAY into WAIT where the result is not here.
+#: What happens to a contribution, by phase, timing, and whether its rank has already contributed to the current round.
+#: TAKE becomes COMPLETE if it was the last one missing, and REPLAY becomes WAIT if the result is not here.
 RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
     (Phase.GATHERING, Timing.EARLY, False): Verdict.REFUSE,
     (Phase.GATHERING, Timing.EARLY, True): Verdict.REFUSE,
     (Phase.GATHERING, Timing.CURRENT, False): Verdict.TAKE,
     (Phase.GATHERING, Timing.CURRENT, True): Verdict.IGNORE,
     (Phase.GATHERING, Timing.LAST, False): Verdict.REPLAY,
-    # It has begun the current round, so it has the result: this is a copy that was under way for long.
+    # The rank has begun the current round, so it has the result. This is a late copy.
     (Phase.GATHERING, Timing.LAST, True): Verdict.IGNORE,
     (Phase.GATHERING, Timing.STALE, False): Verdict.REFUSE,
     (Phase.GATHERING, Timing.STALE, True): Verdict.REFUSE,
@@ -75,7 +76,7 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
 }
 
 
-# Found faster than as attributes of their classes, which are asked for with each contribution.
+# Cached at module level: these lookups are on the hot path.
 _TAKE: Final = Verdict.TAKE
 _CURRENT: Final = Timing.CURRENT
 
@@ -83,12 +84,12 @@ _CURRENT: Final = Timing.CURRENT
 class ShardRounds(Generic[Result]):
     """The rounds of one shard.
 
-    Invariant: in GATHERING at least one rank is missing; in SUMMING none is, and no result is kept. There are waiters
+    Invariant: in GATHERING at least one rank is missing. In SUMMING none is, and no result is kept. There are waiters
     only while the last result is not here.
 
     Args:
         num_workers: The number of ranks.
-        first_round: The round that is gathered first.
+        first_round: The first round to gather.
     """
 
     __slots__ = (
@@ -111,18 +112,20 @@ class ShardRounds(Generic[Result]):
         self.num_workers = num_workers
         """The number of ranks."""
         self.contributions: dict[int, memoryview] = {}
-        """What ranks contributed to the current round; b'' from a rank that only receives. No place for those that have
-        not: a job of thousands of workers may declare many thousands of shards."""
+        """The contributions to the current round by rank; b'' from a rank that only receives.
+
+        Missing ranks have no entry: a job of thousands of workers may declare many thousands of shards.
+        """
         self.priority: int | None = None
-        """The most urgent of the contributions' priorities, None while there are none."""
+        """The highest priority of the contributions; None without any."""
         self.since: float | None = None
-        """When the first contribution or waiter of the current round came, None while there are none."""
+        """When the first contribution or waiter of the current round came; None without any."""
         self.last_result: Result | None = None
-        """The result of the round before, None where it is needed no more, or not here."""
+        """The result of the round before; None if nobody needs it any more, or it is not here."""
         self.inherited = True
-        """Whether no round was completed here: then the ranks know better which round is the current one."""
+        """Whether this process has completed no round yet. Then the ranks know better which round is current."""
         self.holder: int | None = None
-        """A rank that has the last result, where that is not here."""
+        """A rank that has the last result while it is not here."""
         self.waiters: set[int] = set()
         """Ranks that lack the last result while it is not here."""
 
@@ -136,7 +139,7 @@ class ShardRounds(Generic[Result]):
         return f"<ShardRounds round={self.round} {self.phase.name} missing=[{missing}]>"
 
     def contribute(self, rank: int, round: int, payload: memoryview, priority: int, now: float) -> Verdict:
-        """A rank's contribution to a round; on COMPLETE the caller sums and then calls `complete`."""
+        """Handles a rank's contribution to a round. On COMPLETE the caller sums, then calls `complete`."""
         contributions = self.contributions
         timing = _CURRENT if round == self.round else self._timing(round)
         verdict = RULES[self.phase, timing, rank in contributions]
@@ -149,7 +152,7 @@ class ShardRounds(Generic[Result]):
             return verdict
         contributions[rank] = payload
         if self.waiters:
-            # It has begun this round, so it has the last result, even if it said otherwise before.
+            # The rank has begun this round, so it has the last result, even if it asked for it before.
             self.waiters.discard(rank)
         if self.priority is None or priority > self.priority:
             self.priority = priority
@@ -162,9 +165,9 @@ class ShardRounds(Generic[Result]):
         return Verdict.COMPLETE
 
     def complete(self, result: Result) -> None:
-        """The sum of the current round is there: it becomes the last result, and the next round begins."""
+        """Makes the sum of the current round the last result, and begins the next round."""
         if self.phase is not Phase.SUMMING:
-            raise RuntimeError(f"a sum for {self!r}, which has not gathered all contributions")
+            raise RuntimeError(f"a sum came for {self!r}, which has not gathered all contributions")
         self.contributions = {}
         self.priority = self.since = None
         self.last_result = result
@@ -173,15 +176,15 @@ class ShardRounds(Generic[Result]):
         self.inherited = False
         self.holder = None
         if self.waiters:
-            # Honest ranks do not begin a round while they lack the sum of the one before.
+            # Correct workers do not begin a round while they lack the sum of the one before.
             self.waiters.clear()
 
     def copy(self, rank: int) -> None:
-        """Replaces a rank's contribution by a copy: its memory is much more than itself, or not to be relied on."""
+        """Replaces a rank's contribution by a copy, so that the memory it lies in can be released."""
         self.contributions[rank] = memoryview(bytes(self.contributions[rank]))
 
     def adopt(self, holder: int, now: float) -> None:
-        """A rank has the sum of the current round: the next one begins, and whoever contributed waits for that sum."""
+        """Begins the next round because a rank has the sum of the current one. Ranks that contributed wait for it."""
         self.waiters = set(self.contributions)
         self.contributions = {}
         self.priority = None
@@ -190,7 +193,7 @@ class ShardRounds(Generic[Result]):
         self.holder = holder
 
     def restore(self, result: Result) -> tuple[int, ...]:
-        """The last result was given back by a rank that has it; returns the ranks that wait for it."""
+        """Takes the last result from a rank that gave it back. Returns the ranks that wait for it."""
         waiters = tuple(sorted(self.waiters))
         self.waiters.clear()
         self.last_result = result
@@ -204,11 +207,11 @@ class ShardRounds(Generic[Result]):
         return (rank for rank in range(self.num_workers) if rank not in self.contributions)
 
     def in_rank_order(self) -> tuple[memoryview, ...]:
-        """The contributions to the current round, whatever the order in which they came."""
+        """The contributions to the current round, sorted by rank."""
         return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
 
     def _timing(self, round: int) -> Timing:
-        """That of any round but the current one."""
+        """The timing of a round other than the current one."""
         if round > self.round:
             return Timing.EARLY
         return Timing.LAST if round == self.round - 1 else Timing.STALE

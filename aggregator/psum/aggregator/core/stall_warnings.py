@@ -1,10 +1,10 @@
-"""When to speak of what waits: soon enough to act on it, and not again and again."""
+"""When to warn of something that waits: early enough to act, and seldom enough not to fill the log."""
 
 from collections.abc import Hashable
 
 
 class StallWarnings:
-    """Says when a wait has become worth a warning: first after some time, then each time it has doubled.
+    """Decides when a wait is worth a warning: after some time, and again each time the wait has doubled.
 
     Args:
         after: Seconds until the first warning.
@@ -16,7 +16,7 @@ class StallWarnings:
         self._next = after
 
     def due(self, what: Hashable, waited: float) -> bool:
-        """Whether to warn now of this, which has waited so many seconds; it then counts as warned of."""
+        """Whether to warn now of something that has waited this many seconds; True counts as a warning given."""
         if what != self._what:
             self._what, self._next = what, self._after
         if waited < self._next:

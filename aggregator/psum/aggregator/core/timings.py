@@ -1,4 +1,4 @@
-"""When contributions came, for the workers that want to know what their rounds waited for."""
+"""Records when contributions came, for workers that want to know what their rounds waited for."""
 
 import dataclasses
 import time
@@ -14,42 +14,42 @@ class _Gathering:
 
     round: int
     came: dict[int, float] = dataclasses.field(default_factory=dict)
-    """When the contributions came whose senders asked, by rank."""
+    """When the contributions of the ranks that asked came, by rank."""
     last_rank: int = 0
     complete_at: float = 0.0
 
 
 class Timings:
-    """Those of one job's rounds. `rounds` is empty, and nothing costs anything, while nobody asks.
+    """The timings of one job's rounds. While no rank asks, `rounds` is empty and recording costs nothing.
 
     Args:
-        clock: The time now. A clock of its own: the event loop's has whole milliseconds, and stands still while
-            messages are taken apart.
+        clock: The time in seconds. The event loop's clock is too coarse: it counts whole milliseconds, and stands still
+            while a message is handled.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.rounds: dict[tuple[int, int], _Gathering] = {}
-        """Those of which somebody wants to know, by (key's id, shard); never more than the job has shards."""
+        """The rounds that some rank asked for, by (key's id, shard); never more than the job has shards."""
 
     def __len__(self) -> int:
         return len(self.rounds)
 
     def contributed(self, key: Key, shard: int, round: int, rank: int, *, asked: bool, complete: bool) -> None:
-        """A contribution counted.
+        """Records a contribution that counted.
 
         Args:
             key: The key.
             shard: The shard's number within it.
             round: The round.
-            rank: Whose it was.
-            asked: Whether it is to be told.
+            rank: The rank that contributed.
+            asked: Whether it wants the timing.
             complete: Whether it was the last one missing.
         """
         gathering = self.rounds.get((key.id, shard))
         if gathering is None or gathering.round != round:
             if not asked:
-                # What is left of an earlier round, which ended in another way than with a sum, is of no use.
+                # An earlier round may have ended without a sum; its record is useless.
                 self.rounds.pop((key.id, shard), None)
                 return
             gathering = self.rounds[key.id, shard] = _Gathering(round)
@@ -60,7 +60,7 @@ class Timings:
             gathering.last_rank, gathering.complete_at = rank, now
 
     def summed(self, key: Key, shard: int, round: int) -> list[TellTiming]:
-        """The sum of a round was made."""
+        """The timing to tell now that the sum of a round is made; empty if no rank asked."""
         gathering = self.rounds.pop((key.id, shard), None)
         if gathering is None:
             return []
@@ -69,10 +69,10 @@ class Timings:
         return [TellTiming(key, shard, round, gathering.last_rank, waiting, self._clock() - complete_at)]
 
     def forget(self, key: Key) -> None:
-        """The key has failed."""
+        """Drops the records of a key that has failed."""
         for shard in key.sizes:
             self.rounds.pop((key.id, shard), None)
 
     def clear(self) -> None:
-        """The job has ended."""
+        """Drops all records, because the job has ended."""
         self.rounds.clear()

@@ -9,20 +9,20 @@ from psum.v1 import aggregator_pb2 as pb
 
 @dataclasses.dataclass(slots=True)
 class Worker:
-    """One rank of a job. Times are those of the clock that the job is given.
+    """One rank of a job. Times are those of the clock that the shell passes to the job.
 
     Attributes:
-        hello: What it said of itself.
+        hello: Its hello.
         peer: The address that it is connected from.
         joined: When it joined.
-        last_heard: When something came from it last.
+        last_heard: When its last message came.
         connected: Whether its stream is open.
         closed: Whether its last stream was closed, as by the end of its process, and not given up as silent.
         left: Whether it said goodbye.
-        taking_leave: Whether it did so on its present connection.
-        contributed: Whether it took part in any round; one that vanished before may be replaced.
-        awaited: Once it said goodbye, the ranks that may yet lack a sum that it has.
-        release_at: When it is let go, whether they do or not; None before its goodbye and after its release.
+        taking_leave: Whether it said goodbye on its present connection.
+        contributed: Whether it took part in any round. A worker that vanished before may be replaced.
+        awaited: After its goodbye, the ranks that may still lack a sum that it has.
+        release_at: When it is released at the latest; None before its goodbye and after its release.
         received_bytes: Payload received from it.
         sent_bytes: Payload sent to it.
         uncredited: Contributions that count against its credit: since when, key, shard, round.

@@ -1,4 +1,4 @@
-"""What operators see: probes, metrics, the status page, logs, and how late the event loop is.
+"""What operators see: probes, metrics, the status page, logs, and monitors of the event loop and the throughput.
 
-It may import all other folders; none but server.py imports it. Begin with http.py.
+It may import the service, the settings, planes, wire and runtime; only server.py imports it. Begin with http.py.
 """

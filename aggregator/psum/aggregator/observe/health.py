@@ -1,4 +1,4 @@
-"""The standard health service, in step with whether this aggregator takes workers."""
+"""gRPC's standard health service: whether this aggregator accepts workers."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,12 +12,12 @@ from psum.v1 import aggregator_pb2 as pb
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
-#: Whose state can be asked for: the aggregator as a whole, and its one service.
+#: The names whose state can be asked for: the aggregator as a whole, and its one service.
 _NAMES: Final = (OVERALL_HEALTH, pb.DESCRIPTOR.services_by_name["AggregatorService"].full_name)
 
 
 class _Servicer(aio.HealthServicer):
-    """Says who asks."""
+    """The health service, which reports its callers."""
 
     def __init__(self, called: Callable[[str], None]) -> None:
         super().__init__()
@@ -36,24 +36,24 @@ class Health:
     """The health service of one gRPC server.
 
     Args:
-        called: Told who makes a call, by gRPC's name of the peer.
+        called: Called with gRPC's name of the peer for each call.
     """
 
     def __init__(self, called: Callable[[str], None]) -> None:
         self._servicer = _Servicer(called)
 
     async def register(self, server: grpc.aio.Server) -> None:
-        """Adds the service to a server that has not begun to serve."""
-        # A new servicer would say that all is well.
+        """Adds the service to a server that has not been started."""
+        # A new servicer reports SERVING by default.
         for name in _NAMES:
             await self._servicer.set(name, _NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def ready(self) -> None:
-        """Workers may come."""
+        """Reports that workers may connect."""
         for name in _NAMES:
             await self._servicer.set(name, _SERVING)
 
     async def drain(self) -> None:
-        """No worker should come any more; whoever watches is told."""
+        """Reports that no worker should connect any more, to watchers too."""
         await self._servicer.enter_graceful_shutdown()

@@ -1,6 +1,6 @@
-"""Probes, metrics and the status page over HTTP: to be read only, on the event loop that does the work.
+"""Probes, metrics and the status page over HTTP, read only, served on the event loop that does the work.
 
-A probe that is answered shows that this loop turns; a server in a thread of its own would say so of a loop that hangs.
+An answered probe shows that this loop runs. A server in a thread of its own would answer even if the loop hangs.
 """
 
 import asyncio
@@ -13,8 +13,10 @@ from typing import Final
 
 from aiohttp import web
 
+from psum.aggregator.observe.loop_monitor import LoopMonitor
 from psum.aggregator.observe.metrics import collect
 from psum.aggregator.observe.report import report
+from psum.aggregator.observe.throughput import Throughput
 from psum.aggregator.service.service import Service
 from psum.runtime import cannot_listen
 from psum.runtime.prometheus import encode
@@ -25,7 +27,8 @@ _log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-#: The page's scripts and styles are files of their own, so that nothing within it is ever run, whatever names say.
+#: The page's scripts and styles are separate files, so that no inline code is allowed: names of jobs and keys cannot
+#: inject any.
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none';"
@@ -45,7 +48,7 @@ _FILES: Final = {
     "/status.svg": ("status.svg", "image/svg+xml"),
 }
 
-#: For how long one report is good: many who look at a page cost no more than one.
+#: For how long one report is reused: many viewers of the page cost no more than one.
 _REPORT_SECONDS: Final = 1.0
 
 _CLOSING_SECONDS: Final = 1.0
@@ -55,11 +58,15 @@ class Http:
     """The HTTP server of one aggregator.
 
     Args:
-        service: What it tells of.
+        service: The service to report on.
+        loop_monitor: Measures the lag of the event loop.
+        throughput: Samples the throughput.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, loop_monitor: LoopMonitor, throughput: Throughput) -> None:
         self._service = service
+        self._loop_monitor = loop_monitor
+        self._throughput = throughput
         self._loop = asyncio.get_running_loop()
         self._report = b""
         self._reported_at = -_REPORT_SECONDS
@@ -77,10 +84,10 @@ class Http:
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_CLOSING_SECONDS)
 
     async def start(self, address: str) -> str:
-        """Begins to listen at host:port, and returns the address with the port that was really bound.
+        """Starts to listen at host:port. Returns the address with the port that was bound.
 
         Raises:
-            ConfigurationError: It cannot listen there.
+            ConfigurationError: The address cannot be listened on.
         """
         host, _, port = address.rpartition(":")
         self._local = is_local(address)
@@ -93,14 +100,14 @@ class Http:
         return f"{host}:{self._runner.addresses[0][1]}"
 
     async def close(self) -> None:
-        """Listens no more."""
+        """Stops listening."""
         await self._runner.cleanup()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        # A page from elsewhere in a browser on this machine may have its own name point here, and read what is here.
+        # DNS rebinding: a foreign page in a browser on this machine may make its own name resolve to this address.
         if self._local and not _is_of_this_machine(request.host):
-            raise web.HTTPMisdirectedRequest(text="this is served to this machine only, by address or as localhost\n")
+            raise web.HTTPMisdirectedRequest(text="served to this machine only, by IP address or as localhost\n")
         return await handler(request)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
@@ -111,21 +118,21 @@ class Http:
             return web.Response(text="ready\n")
         why = "draining" if self._service.draining else "starting"
         if self._service.full:
-            why = self._service.descriptors.lack("no further worker can come")
+            why = self._service.descriptors.lack("no further worker can connect")
         return web.Response(status=503, text=f"{why}\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        families = list(collect(self._service, self._loop.time()))
-        # Most of the work is to write it down, which need not hold up the loop.
+        families = list(collect(self._service, self._loop_monitor, self._loop.time()))
+        # Encoding is most of the work, and need not block the loop.
         body, content_type = await asyncio.to_thread(encode, families, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _status(self, _request: web.Request) -> web.Response:
         async with self._reporting:
             if self._loop.time() - self._reported_at >= _REPORT_SECONDS:
-                status, throughput = self._service.status(), self._service.pulse.throughput
+                status, rates = self._service.status(), self._throughput.rates
                 self._report = await asyncio.to_thread(
-                    lambda: json.dumps(report(status, self._service.settings, throughput)).encode()
+                    lambda: json.dumps(report(status, self._service.settings, rates)).encode()
                 )
                 self._reported_at = self._loop.time()
         return web.Response(body=self._report, content_type="application/json")
@@ -143,7 +150,7 @@ def _file(content: bytes, content_type: str) -> _Handler:
 
 
 def _is_of_this_machine(host: str) -> bool:
-    """Whether a Host header names an address or localhost, which no other site can be called."""
+    """Whether a Host header is an address or localhost, which cannot be the name of a foreign site."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     try:
         ipaddress.ip_address(name.strip("[]"))

@@ -1,4 +1,4 @@
-"""The aggregator's log: one line per event that matters, on standard error."""
+"""The aggregator's log on standard error."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from psum.runtime import JsonFormatter, TextFormatter
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Sends psum's log to standard error, as the settings say."""
+    """Sends psum's log to standard error, in the format and from the level of the settings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     log = logging.getLogger("psum")

@@ -1,7 +1,7 @@
-"""The aggregator's metrics: what they are called, and what they are now.
+"""The aggregator's metrics: their declarations and their present values.
 
-The list is the documentation too. Labels have few values: the jobs in progress and those that ended lately, the
-operations, the kinds of faults; never keys, ranks or addresses.
+docs/metrics.md is made from the declarations. Labels have few values: the jobs in progress and recently ended ones, the
+operations, and the kinds of faults; never keys, ranks or addresses.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,13 @@ from typing import Final
 from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric as Family
 
-from psum.aggregator.service.service import VERSION, Service
+from psum.aggregator.observe.loop_monitor import LoopMonitor
+from psum.aggregator.service.service import Service
+from psum.aggregator.service.status import VERSION
 from psum.runtime import Metric
 from psum.runtime.prometheus import Families
 
-# Not "job": that is what Prometheus itself calls what it scrapes.
+# Not "job": Prometheus sets that label itself, to the name of the scrape job.
 _JOB: Final = ("job_name",)
 _OPERATION: Final = (*_JOB, "operation")
 
@@ -135,27 +137,27 @@ METRICS: Final = (
 _PROCESS: Final = ProcessCollector(registry=None)
 
 
-def collect(service: Service, now: float) -> Iterator[Family]:
-    """All metrics as they are now. On the event loop; what it gives may be encoded in any thread."""
+def collect(service: Service, loop_monitor: LoopMonitor, now: float) -> Iterator[Family]:
+    """All metrics with their present values. Call it on the event loop; the result may be encoded in any thread."""
     families = Families(METRICS)
-    _add_aggregator(families, service)
+    _add_aggregator(families, service, loop_monitor)
     _add_jobs(families, service, now)
-    _add_tallies(families, service)
+    _add_counters(families, service)
     yield from families
     yield from _PROCESS.collect()
 
 
-def _add_aggregator(families: Families, service: Service) -> None:
+def _add_aggregator(families: Families, service: Service, loop_monitor: LoopMonitor) -> None:
     registry = service.registry
     families.add(BUILD, 1, VERSION)
     families.add(READY, int(service.ready))
-    families.add(WORKER_CAPACITY, service.connected + service.descriptors.left)
+    families.add(WORKER_CAPACITY, len(service.connections) + service.descriptors.left)
     families.add(JOBS, len(registry.jobs))
     families.add(MEMORY_BUDGET, registry.budget.limit_bytes)
     families.add(MEMORY_RESERVED, registry.budget.reserved_bytes)
     families.add(SUMS_WAITING, service.waiting_sums)
-    families.add(LOOP_LAG, service.pulse.lag)
-    for kind, count in registry.tallies.refusals.items():
+    families.add(LOOP_LAG, loop_monitor.lag)
+    for kind, count in registry.counters.refusals.items():
         families.add(REFUSALS, count, kind)
     for (port, kind), count in service.refused_connections().items():
         families.add(REFUSED_CONNECTIONS, count, port, kind)
@@ -174,17 +176,17 @@ def _add_jobs(families: Families, service: Service, now: float) -> None:
         families.add(MESSAGES_WAITING, queued[job.name], job.name)
 
 
-def _add_tallies(families: Families, service: Service) -> None:
-    for name, tally in service.registry.tallies.items():
-        for kind, count in tally.faults.items():
+def _add_counters(families: Families, service: Service) -> None:
+    for name, counters in service.registry.counters.items():
+        for kind, count in counters.faults.items():
             families.add(FAULTS, count, name, kind)
-        families.add(DUPLICATES, tally.duplicates, name)
-        families.add(RECONNECTS, tally.reconnects, name)
-        families.add(RESTORES, tally.restores, name)
-        families.add(RETURNED_CREDITS, tally.returned_credits, name)
-        for label, operation in (("sum", tally.sum), ("broadcast", tally.broadcast)):
+        families.add(DUPLICATES, counters.duplicates, name)
+        families.add(RECONNECTS, counters.reconnects, name)
+        families.add(RESTORES, counters.restores, name)
+        families.add(RETURNED_CREDITS, counters.returned_credits, name)
+        for label, operation in (("sum", counters.sum), ("broadcast", counters.broadcast)):
             if not operation.contributions:
-                # Most jobs broadcast at their start only, and many not at all: no series for nothing.
+                # Many jobs never broadcast: no series for an operation without contributions.
                 continue
             families.add(RECEIVED, operation.received_bytes, name, label)
             families.add(SENT, operation.sent_bytes, name, label)

@@ -1,10 +1,10 @@
-"""What the status page shows, as JSON has it."""
+"""The data of the status page, as JSON."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from psum.aggregator.observe.loop_monitor import SAMPLE_SECONDS
+from psum.aggregator.observe.throughput import SAMPLE_SECONDS
 from psum.aggregator.settings import Settings
 from psum.planes import Limit
 from psum.runtime import Declaration, declarations, duration, size
@@ -15,31 +15,31 @@ from psum.wire import report_of
 def report(
     status: pb.GetStatusResponse, settings: Settings, throughput: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """The state with the settings and the throughput.
+    """The status with the settings and the throughput.
 
     Args:
-        status: The state.
-        settings: The aggregator's. They hold paths of secrets, but no secrets.
+        status: The status.
+        settings: The aggregator's settings. They hold paths of secrets, but no secrets.
         throughput: Bytes per second received and sent, over SAMPLE_SECONDS each, the oldest first.
     """
-    told = report_of(status)
+    result = report_of(status)
     values = {
         declared.variables[0]: (getattr(settings, name), declared) for name, declared in declarations(Settings).items()
     }
-    told["aggregator"]["settings"] = {variable: _plain(value) for variable, (value, _) in values.items()}
-    # For people: with units, and with words for what is nothing.
-    told["aggregator"]["settings_text"] = {variable: _text(*setting) for variable, setting in values.items()}
-    told["aggregator"]["settings_changed"] = [
+    result["aggregator"]["settings"] = {variable: _plain(value) for variable, (value, _) in values.items()}
+    # For people: with units, and the default's text instead of an empty value.
+    result["aggregator"]["settings_text"] = {variable: _text(*setting) for variable, setting in values.items()}
+    result["aggregator"]["settings_changed"] = [
         declarations(Settings)[field.name].variables[0]
         for field in dataclasses.fields(Settings)
         if getattr(settings, field.name) != field.default
     ]
-    told["throughput"] = {
+    result["throughput"] = {
         "seconds": SAMPLE_SECONDS,
         "received_bytes_per_second": [round(received) for received, _ in throughput],
         "sent_bytes_per_second": [round(sent) for _, sent in throughput],
     }
-    return told
+    return result
 
 
 def _plain(value: object) -> object:

@@ -129,7 +129,7 @@ class ActionRunner:
     def _tell_others(self, job: Job, action: Action) -> None:
         match action:
             case ReturnCredit(rank, rounds):
-                job.tally.returned_credits += len(rounds)
+                job.counters.returned_credits += len(rounds)
                 taken = pb.Taken(shards=to_columns([ShardRound(*place) for place in rounds]))
                 self._tell(job, rank, pb.ExchangeResponse(taken=taken))
             case Ask(rank, rounds):
@@ -147,7 +147,7 @@ class ActionRunner:
                 for rank in ranks:
                     self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
             case Report(fault, ranks):
-                job.tally.faults[fault.kind] += 1
+                job.counters.faults[fault.kind] += 1
                 self._log_fault(job, fault)
                 for rank in ranks:
                     self._tell(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
@@ -255,15 +255,15 @@ class ActionRunner:
     def _made(job: Job, action: Sum, result: object, seconds: float | None = None) -> list[Action]:
         """A sum is there, and took so many seconds, None where that is not counted; returns what follows."""
         if action.restored:
-            job.tally.restores += 1
+            job.counters.restores += 1
             return job.restored(action.key, action.shard, action.round, result)
         shard = action.key.shards.get(action.shard)
         since = None if shard is None else shard.since
         if (actions := job.summed(action.key, action.shard, result)) and since is not None:
-            tally = job.tally.of(broadcast=action.key.broadcast)
+            counters = job.counters.of(broadcast=action.key.broadcast)
             if seconds is not None:
-                tally.summing.observe(seconds)
-            tally.duration.observe(time.monotonic() - since)
+                counters.summing.observe(seconds)
+            counters.duration.observe(time.monotonic() - since)
         return actions
 
     def _deliver(self, job: Job, actions: Iterable[Deliver]) -> None:
@@ -283,7 +283,7 @@ class ActionRunner:
                 line.outbox.put(results.on(line) if isinstance(results, Large) else results)
                 job.workers[rank].sent_bytes += size
                 sent += size
-            job.tally.of(broadcast=key.broadcast).sent_bytes += sent
+            job.counters.of(broadcast=key.broadcast).sent_bytes += sent
 
 
 def _batches(actions: Iterable[Deliver]) -> Iterator[list[Deliver]]:

@@ -158,7 +158,7 @@ class Receiver:
                 self._delivery.perform(job, job.synced(rank, request.synced.number, now))
             case kind:
                 raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
-        if job.uncredited:
+        if job.credit.pending:
             self._uncredited()
         if line.outbox.crowded:
             line.room.clear()

@@ -1,0 +1,352 @@
+"""The keys of one job: what their declarations, contributions and sums lead to.
+
+A method that raises ProtocolError has changed nothing.
+"""
+
+from typing import Final
+
+from psum.aggregator.core import failures
+from psum.aggregator.core.actions import Action, Ask, Deliver, Report, Sum
+from psum.aggregator.core.counters import JobCounters
+from psum.aggregator.core.key import Key
+from psum.aggregator.core.membership import Membership
+from psum.aggregator.core.memory import JobMemory
+from psum.aggregator.core.round import Phase, ShardRounds, Verdict
+from psum.aggregator.core.timings import Timings
+from psum.aggregator.core.waiting import WaitingRounds
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+from psum.wire.errors import FaultError, ProtocolError
+
+_NOTHING: Final = memoryview(b"")
+
+
+class JobRounds:
+    """The keys that a job has declared, and the rounds of their shards.
+
+    Args:
+        members: The job's workers.
+        waiting: The rounds that wait.
+        memory: The bytes that the keys reserve and hold.
+        counters: Where contributions are counted.
+        max_shards: How many shards the job may declare; every key has at least one.
+    """
+
+    def __init__(
+        self,
+        members: Membership,
+        waiting: WaitingRounds,
+        memory: JobMemory,
+        counters: JobCounters,
+        max_shards: int,
+    ) -> None:
+        self.keys: dict[int, Key] = {}
+        """The declared keys by id."""
+        self.shards = 0
+        """How many shards they have."""
+        self.completed = 0
+        """How many rounds were completed."""
+        self.timings = Timings()
+        """When contributions came whose senders asked for timings."""
+        self._name = members.first.job
+        self._members = members
+        self._workers = members.workers
+        self._left = members.departures.left
+        self._num_workers = members.num_workers
+        self._ranks = tuple(range(members.num_workers))
+        self._waiting = waiting.shards
+        self._memory = memory
+        self._counters = counters
+        self._max_shards = max_shards
+        self._failed = False
+        """Whether the job failed: then what still arrives is ignored."""
+
+    def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
+        """Handles a worker's declaration of a key.
+
+        Returns:
+            The actions that follow, or why the whole job fails.
+
+        Raises:
+            ProtocolError: The declaration contradicts itself.
+        """
+        key = self.keys.get(declared.id)
+        if key is None:
+            shards = self.shards + max(1, len(declared.shards))
+            if shards > self._max_shards:
+                return failures.too_many_shards(self._name, len(self.keys), declared, shards, self._max_shards)
+            self.keys[declared.id] = key = Key(declared, rank, self._num_workers)
+            self.shards = shards
+            if not self._memory.reserve(key):
+                # `fail_key` would release what was not reserved.
+                need, budget = self._memory.need(key), self._memory.budget
+                failure = failures.exhausted(self._name, key, self._num_workers, need, budget)
+                key.fail(failure)
+                return [Report(failure, self._members.connected())]
+        if key.failure is not None:
+            return [Report(key.failure, (rank,))]
+        if (disagreement := key.disagreement(declared, rank)) is not None:
+            return self.fail_key(key, disagreement)
+        key.learn(declared.label, rank)
+        if any(shard.round > 0 and key.shards[shard.index].inherited for shard in declared.shards) and (
+            job_failure := self._members.inherit()
+        ):
+            return job_failure
+        for shard in declared.shards:
+            if not self._in_step(key.shards[shard.index], shard.round):
+                return self.fail_key(key, failures.out_of_step(self._name, key, shard, rank))
+        wanted = [
+            (key.id, shard.index, key.shards[shard.index].round - 1)
+            for shard in declared.shards
+            if self._reconcile(key, shard, rank, now)
+        ]
+        return [Ask(rank, tuple(wanted))] if wanted else []
+
+    def contribute(
+        self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
+    ) -> list[Action]:
+        """Handles a worker's push of a shard (payload), or its pull of a broadcast shard (None).
+
+        Args:
+            rank: The worker.
+            entry: The shard and its round.
+            payload: The shard's value. The job keeps the view until the round is summed or the key fails.
+            now: The time.
+            message_bytes: How many bytes a view of the payload keeps alive; 0 if hardly more than itself.
+
+        Raises:
+            ProtocolError: The key or shard is unknown, or the payload or the round is not what is expected.
+        """
+        if self._failed:
+            return []
+        key_id, index, round = entry.id, entry.shard, entry.round
+        key = self.keys.get(key_id)
+        if key is None:
+            raise ProtocolError(f"rank {rank} contributed to key id {key_id:#x}, which it has not declared")
+        if key.failure is not None:
+            return []
+        shard = key.shards.get(index)
+        if shard is None:
+            raise ProtocolError(
+                f"rank {rank} contributed to shard {index} of key {key.title}, which is none of those declared"
+            )
+        whole, sends = key.sizes[index], not key.broadcast or rank == 0
+        size = len(payload) if payload is not None else 0
+        if (payload is not None) is not sends or (sends and size != whole):
+            raise ProtocolError(
+                f"rank {rank} contributed {'nothing' if payload is None else f'{size} bytes'} to shard {index} of key"
+                f" {key.name!r}; expected {whole if sends else 'a pull'}"
+            )
+        # When a round completes, every rank has the result of the round before, and that result is released.
+        kept = whole if shard.last_result is not None else 0
+        asked = bool(shard.waiters)
+        verdict = shard.contribute(rank, round, _NOTHING if payload is None else payload, entry.priority, now)
+        worker = self._workers[rank]
+        self._counters.contributed(key.broadcast, verdict, size, now - (shard.since or now))
+        if (entry.timed or self.timings.rounds) and verdict in (Verdict.TAKE, Verdict.COMPLETE):
+            complete = verdict is Verdict.COMPLETE
+            self.timings.contributed(key, entry.shard, entry.round, rank, asked=entry.timed, complete=complete)
+        match verdict:
+            case Verdict.TAKE:
+                worker.contributed = True
+                self._memory.held_bytes += size
+                self._waiting[key_id, index] = (key, shard)
+                if 2 * size < message_bytes:
+                    # While the round waits, the view would keep the whole message alive, which no budget counts.
+                    shard.copy(rank)
+                if payload:
+                    worker.uncredited.append((now, key, index, round))
+                return self.fail_if_deserted(key, shard) if self._left else []
+            case Verdict.COMPLETE:
+                worker.contributed = True
+                self._memory.held_bytes += size - kept
+                self._waiting.pop((key_id, index), None)
+                given = shard.in_rank_order()
+                contributions = given[:1] if key.broadcast else given
+                return [Sum(key, index, round, shard.priority or 0, contributions)]
+            case Verdict.REPLAY:
+                return [Deliver(key, index, round, entry.priority, shard.last_result, (rank,))]
+            case Verdict.WAIT:
+                self._waiting.setdefault((key_id, index), (key, shard))
+                worker.uncredited.append((now, key, index, round))
+                if shard.holder is None or asked:
+                    return []
+                return [Ask(shard.holder, ((key_id, index, round),))]
+            case Verdict.IGNORE:
+                # The sender has charged its credit again for the duplicate.
+                worker.uncredited.append((now, key, index, round))
+                return []
+            case Verdict.REFUSE:
+                raise ProtocolError(
+                    f"rank {rank} contributed to round {round} of key {key.title} shard {index},"
+                    f" which is at round {shard.round}"
+                )
+
+    def summed(self, key: Key, index: int, result: object) -> list[Action]:
+        """Takes the sum that a Sum action asked for."""
+        shard = key.shards.get(index)
+        if shard is None or shard.phase is not Phase.SUMMING:
+            # The key or the job has failed in the meantime.
+            return []
+        round, priority = shard.round, shard.priority or 0
+        # In a broadcast one rank has contributed bytes, otherwise all have.
+        self._memory.held_bytes -= 0 if key.broadcast else key.sizes[index] * (self._num_workers - 1)
+        shard.complete(result)
+        self.completed += 1
+        deliver = Deliver(key, index, round, priority, result, self._ranks)
+        return [*self.timings.summed(key, index, round), deliver] if self.timings.rounds else [deliver]
+
+    def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
+        """Takes the sum of a round from a worker; an earlier aggregator process made that sum.
+
+        Raises:
+            ProtocolError: It does not have the shard's size.
+        """
+        key = self.keys.get(entry.id)
+        shard = key.shards.get(entry.shard) if key is not None else None
+        if key is None or shard is None or shard.last_result is not None or entry.round != shard.round - 1:
+            # The key has failed, or another rank has given the sum back already.
+            return []
+        if len(payload) != key.sizes[entry.shard]:
+            raise ProtocolError(
+                f"rank {rank} gave back {len(payload)} bytes as the sum of key {key.title} shard {entry.shard};"
+                f" expected {key.sizes[entry.shard]}"
+            )
+        return [Sum(key, entry.shard, entry.round, entry.priority, (payload,), restored=True)]
+
+    def restored(self, key: Key, index: int, round: int, result: object) -> list[Action]:
+        """Sends a sum that was given back to the ranks that wait for it."""
+        shard = key.shards.get(index)
+        if shard is None or shard.last_result is not None or shard.round != round + 1:
+            return []
+        if shard.phase is Phase.SUMMING:
+            # All ranks have begun the next round, so they have this sum.
+            return []
+        self._memory.held_bytes += key.sizes[index]
+        waiters = shard.restore(result)
+        if shard.since is None:
+            self._waiting.pop((key.id, index), None)
+        return [Deliver(key, index, round, shard.priority or 0, result, waiters)]
+
+    def abort(self, rank: int, message: pb.Abort) -> list[Action]:
+        """Fails a key because a worker will not contribute to a round of it."""
+        key = self.keys.get(message.id)
+        if key is None or key.failure is not None:
+            return []
+        return self.fail_key(key, failures.aborted(self._name, key, rank, message))
+
+    def fail_deserted(self) -> list[Action]:
+        """Fails the keys whose current round needs a rank that has left."""
+        actions: list[Action] = []
+        for key, shard in list(self._waiting.values()):
+            # Without any contribution, some rank waits for the sum of the round before, and for no other rank.
+            if shard.missing < self._num_workers:
+                actions += self.fail_if_deserted(key, shard)
+        return actions
+
+    def fail_if_deserted(self, key: Key, shard: ShardRounds[object]) -> list[Action]:
+        """Fails a key if the current round of a shard needs a rank that has left."""
+        if key.failure is not None:
+            return []
+        gone = sorted(self._left - shard.contributions.keys())
+        if not gone:
+            return []
+        return self.fail_key(key, failures.deserted(key, shard, [self._workers[rank] for rank in gone]))
+
+    def fail_key(self, key: Key, failure: FaultError) -> list[Action]:
+        """Fails a key on all ranks, and releases what it holds."""
+        for index in key.shards:
+            self._waiting.pop((key.id, index), None)
+        self._memory.drop(key)
+        self._let_go(key, failure)
+        self.timings.forget(key)
+        return [Report(failure, self._members.connected())]
+
+    def fail(self, failure: FaultError) -> None:
+        """Fails all keys because the job has failed, and releases what they hold."""
+        self._failed = True
+        for key in self.keys.values():
+            self._let_go(key, failure)
+        self._clear()
+
+    def end(self) -> None:
+        """Releases everything when the job ends."""
+        for key in self.keys.values():
+            # Other objects, such as `Worker.uncredited`, may outlive the job and refer to the key.
+            key.shards.clear()
+            if key.failure is None:
+                self._memory.release(key)
+        self._clear()
+
+    def open_rounds(self) -> list[tuple[int, int, int]]:
+        """The rounds to finish before this aggregator ends: (key's id, shard, round).
+
+        Some rank has contributed to them, there is no result yet, and all missing ranks are connected. A round that
+        waits for another rank cannot be finished, because a draining aggregator accepts no streams.
+        """
+        here = set(self._members.connected())
+        return [
+            (key.id, index, shard.round)
+            for key in self.keys.values()
+            for index, shard in key.shards.items()
+            if shard.missing < self._num_workers and here.issuperset(shard.waiting_for())
+        ]
+
+    def check(self) -> None:
+        """Asserts the invariants; for tests."""
+        held = 0
+        waiting = set()
+        for key in self.keys.values():
+            assert key.failure is None or not key.shards
+            for index, shard in key.shards.items():
+                held += sum(map(len, shard.contributions.values()))
+                held += key.sizes[index] if shard.last_result is not None else 0
+                assert shard.missing == len(list(shard.waiting_for()))
+                assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
+                begun = shard.missing < self._num_workers or bool(shard.waiters)
+                assert (shard.since is not None) == begun
+                assert not shard.waiters or shard.last_result is None
+                if shard.phase is Phase.GATHERING and begun:
+                    waiting.add((key.id, index))
+        assert waiting == set(self._waiting)
+        assert held == self._memory.held_bytes
+        assert len(self.timings) <= self.shards
+        reserved = sum(self._memory.need(key) for key in self.keys.values() if key.failure is None)
+        assert reserved <= self._memory.budget.reserved_bytes
+
+    @staticmethod
+    def _in_step(shard: ShardRounds[object], round: int) -> bool:
+        """Whether a rank can be at this round of a shard.
+
+        A rank is at the current round, or at the one before, whose result it then lacks. If this aggregator process
+        has completed no round of the shard, it can also be at the next one.
+        """
+        # While a rank waits for the sum of the round before, no rank can have the sum of this one.
+        ahead = shard.inherited and shard.phase is Phase.GATHERING and not shard.waiters
+        return shard.round - 1 <= round <= shard.round + (1 if ahead else 0)
+
+    def _reconcile(self, key: Key, declared: pb.Shard, rank: int, now: float) -> bool:
+        """Compares the round that a rank is at with the shard's. Returns whether to ask the rank for its last sum."""
+        shard = key.shards[declared.index]
+        if declared.round > shard.round:
+            self._memory.held_bytes -= sum(map(len, shard.contributions.values()))
+            self._waiting.pop((key.id, declared.index), None)
+            shard.adopt(rank, now)
+            if shard.waiters:
+                self._waiting[key.id, declared.index] = (key, shard)
+        if declared.round != shard.round or shard.round == 0 or shard.last_result is not None:
+            return False
+        if shard.phase is Phase.GATHERING and shard.inherited:
+            shard.holder = rank
+        return bool(shard.waiters)
+
+    def _let_go(self, key: Key, failure: FaultError) -> None:
+        if key.failure is None:
+            self._memory.release(key)
+            key.fail(failure)
+
+    def _clear(self) -> None:
+        self.keys.clear()
+        self._waiting.clear()
+        self.timings.clear()
+        self._memory.held_bytes = 0

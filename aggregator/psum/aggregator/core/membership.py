@@ -1,0 +1,105 @@
+"""The workers of one job: who joined, who may come back, who takes over a rank, and who has left."""
+
+from psum.aggregator.core import failures
+from psum.aggregator.core.departures import Departures
+from psum.aggregator.core.worker import Worker
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import FaultError
+
+
+class Membership:
+    """The ranks of one job and the workers that hold them.
+
+    Args:
+        hello: The first worker's hello, which all others must agree with.
+        worker_timeout: Seconds for which the place of a vanished worker is kept.
+        before: The membership of the ended job of this name, if the worker comes too late for that job: all who had
+            joined it have left.
+    """
+
+    def __init__(self, hello: pb.Hello, worker_timeout: float, before: "Membership | None" = None) -> None:
+        self.first: pb.Hello = hello if before is None else before.first
+        """The first hello, which all others must agree with."""
+        self.num_workers: int = self.first.num_workers
+        """The number of ranks."""
+        self.workers: dict[int, Worker] = {}
+        """The workers that joined, by rank; they stay here after they left."""
+        self.told: dict[int, int] = {}
+        """The incarnation of each refused worker that was told why the job ended, by rank."""
+        self.departures = Departures(self.num_workers, self.workers)
+        self._worker_timeout = worker_timeout
+        self._left_before: set[int] = set()
+        """Ranks that had left before this job began. They may join it again."""
+        self._resumed_at: float | None = None
+        """When the first worker came back that had joined the job in an earlier aggregator process."""
+        self._inherits = False
+        """Whether some rank has a sum that an earlier aggregator process made.
+
+        All ranks took part in that sum, so every process that belongs to the job was in it then.
+        """
+        if before is not None:
+            self.workers |= before.workers
+            self._left_before |= before.workers.keys()
+            self.departures.left |= self._left_before
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank has joined."""
+        return len(self.workers) == self.num_workers
+
+    def connected(self) -> tuple[int, ...]:
+        """The ranks whose stream is open."""
+        return tuple(rank for rank, worker in self.workers.items() if worker.connected)
+
+    def disagreement(self, hello: pb.Hello, peer: str) -> FaultError | None:
+        """How a worker's settings differ from those of the first; None if they agree."""
+        return failures.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
+
+    def join(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
+        """Lets a worker in whose settings agree. Returns why it is refused; None: it has joined."""
+        holder = self.workers.get(hello.rank)
+        if holder is not None and hello.incarnation and holder.hello.incarnation == hello.incarnation:
+            # The same process opened another stream; the end of the old one may not have been noticed yet. A worker
+            # that said goodbye comes back too, and repeats it, because it waits for the farewell.
+            holder.connected, holder.peer, holder.last_heard = True, peer, now
+            holder.uncredited.clear()
+            holder.taking_leave = False
+            return None
+        if hello.rank in self._left_before and not hello.resuming:
+            self._left_before.discard(hello.rank)
+            self.departures.left.discard(hello.rank)
+        elif holder is not None and (holder.connected or holder.left or holder.contributed):
+            return failures.taken(holder, hello, peer, now)
+        if self._inherits and not hello.resuming:
+            return failures.begun_without(hello, peer)
+        self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
+        if hello.resuming and self._resumed_at is None:
+            self._resumed_at = now
+        return None
+
+    def inherit(self) -> FaultError | None:
+        """Notes that some rank has a sum of an earlier aggregator process.
+
+        Returns:
+            Why the job fails; None if all workers that joined had been in it by then.
+        """
+        self._inherits = True
+        newcomers = [worker for worker in self.workers.values() if not worker.hello.resuming]
+        return failures.started_again(newcomers) if newcomers else None
+
+    def lose(self, rank: int, now: float) -> None:
+        """Notes that a worker's stream has ended, with or without a goodbye."""
+        worker = self.workers[rank]
+        worker.connected = False
+        worker.last_heard = now
+        worker.uncredited.clear()
+
+    def overdue(self, now: float) -> FaultError | None:
+        """Why the job fails if some worker did not come back in time; None otherwise."""
+        if self._resumed_at is not None and not self.complete and now - self._resumed_at > self._worker_timeout:
+            missing = sorted(set(range(self.num_workers)) - set(self.workers))
+            return failures.not_back(self.first.job, missing, self._worker_timeout)
+        for worker in self.workers.values():
+            if not worker.connected and not worker.left and now - worker.last_heard > self._worker_timeout:
+                return failures.vanished(worker, self._worker_timeout, now)
+        return None

@@ -1,0 +1,69 @@
+"""Draining: finishing the open rounds before this process ends."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from psum.aggregator.core.registry import Registry
+from psum.aggregator.service.connections import Connections
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound, to_columns
+
+_log = logging.getLogger(__name__)
+
+#: How often the open rounds are checked.
+_POLL_SECONDS: Final = 0.01
+
+
+class Draining:
+    """Finishes the open rounds of all jobs, and begins no others: workers keep them for the next process.
+
+    Args:
+        registry: The jobs.
+        connections: The connections of workers.
+    """
+
+    def __init__(self, registry: Registry, connections: Connections) -> None:
+        self.begun = False
+        """Whether this process is about to end, and accepts no streams."""
+        self._registry = registry
+        self._connections = connections
+        self._open_rounds: dict[int, list[tuple[int, int, int]]] = {}
+        """The rounds to finish, by the job's id()."""
+
+    async def run(self, grace: float) -> None:
+        """Drains for at most this many seconds."""
+        self.begun = True
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        self._open_rounds = {id(job): job.open_rounds() for job in self._registry.jobs.values()}
+        jobs = {job_id for job_id, _ in self._connections.by_job()}
+        if jobs:
+            _log.info(
+                "draining for up to %g s (PSUM_GRACE): %d open rounds of %d jobs are finished, all others wait for the"
+                " next process",
+                grace,
+                sum(map(len, self._open_rounds.values())),
+                len(jobs),
+            )
+        for job_id, connection in self._connections.by_job():
+            open_here = to_columns([ShardRound(*place) for place in self._open_rounds.get(job_id, ())])
+            connection.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
+            connection.filled.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                # Polled, because the state changes in many places, and this is awaited once in a process's life.
+                while self._busy():  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_SECONDS)
+        if left := self._unfinished():
+            _log.warning("drained for %g s; %d rounds are not finished, the next process makes them again", grace, left)
+        elif jobs:
+            _log.info("drained in %.1f s", loop.time() - begin)
+
+    def _unfinished(self) -> int:
+        jobs = self._registry.jobs.values()
+        return sum(len(set(job.open_rounds()) & set(self._open_rounds.get(id(job), ()))) for job in jobs)
+
+    def _busy(self) -> bool:
+        return any(connection.outbox for connection in self._connections) or self._unfinished() > 0

@@ -1,0 +1,180 @@
+"""The begin of a stream: the token, the hello, and the welcome that makes the peer a worker of a job."""
+
+import asyncio
+import copy
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+
+from psum.aggregator.access.admission import Admission
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.registry import Registry
+from psum.aggregator.service.action_runner import ActionRunner
+from psum.aggregator.service.connection import WorkerConnection
+from psum.aggregator.service.connections import Connections
+from psum.aggregator.service.descriptor_budget import DescriptorBudget
+from psum.aggregator.service.plane_choice import PlaneChoice
+from psum.aggregator.settings import Settings
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import MAX_MESSAGE_BYTES, decode
+from psum.wire.errors import ExhaustedError, InternalError, InvalidError, ProtocolError
+
+_log = logging.getLogger(__name__)
+
+#: The longest hello: it has room for the addresses of thousands of aggregators.
+_MAX_HELLO_BYTES: Final = 1 << 20
+
+
+class Joining:
+    """Lets peers join jobs.
+
+    Args:
+        settings: The aggregator's settings.
+        incarnation: The number that identifies this process to workers.
+        admission: Checks tokens.
+        registry: The jobs.
+        connections: The connections of workers; those of new workers are added.
+        runner: Carries out the jobs' actions.
+        descriptors: The process's file descriptors.
+        plane_choice: Chooses how payloads travel.
+        clock: The time in seconds that jobs are given.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        incarnation: int,
+        *,
+        admission: Admission,
+        registry: Registry,
+        connections: Connections,
+        runner: ActionRunner,
+        descriptors: DescriptorBudget,
+        plane_choice: PlaneChoice,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._incarnation = incarnation
+        self._admission = admission
+        self._registry = registry
+        self._connections = connections
+        self._runner = runner
+        self._descriptors = descriptors
+        self._plane_choice = plane_choice
+        self._clock = clock
+        self._incomplete: weakref.WeakSet[Job] = weakref.WeakSet()
+        """Jobs whose workers were told that one of their ranks was refused."""
+
+    def token(self, context: Any) -> bytes:
+        """The token that a peer brings. Reads nothing from the stream.
+
+        Raises:
+            DeniedError: The token opens no job here.
+        """
+        return self._admission.token(context.invocation_metadata() or (), context.peer())
+
+    async def join(self, token: bytes, connection: WorkerConnection, context: Any) -> tuple[Job, int]:
+        """Reads the hello of a stream, and lets its worker join the job. Queues the welcome.
+
+        Args:
+            token: The peer's token.
+            connection: The worker's connection.
+            context: The stream's grpc.aio.ServicerContext.
+
+        Returns:
+            The job, and the worker's rank.
+
+        Raises:
+            FaultError: The worker is refused.
+            ProtocolError: There is no valid hello.
+        """
+        hello = await self._receive_hello(context)
+        peer = context.peer()
+        self._admission.permit(token, hello, peer)
+        await self._take_descriptor(hello, connection, context)
+        return self._enter(hello, connection, peer), hello.rank
+
+    async def _receive_hello(self, context: Any) -> pb.Hello:
+        try:
+            async with asyncio.timeout(self._settings.hello_timeout):
+                data = await context.read()
+        except TimeoutError:
+            raise InvalidError(f"no hello within {self._settings.hello_timeout:g} s of connecting") from None
+        if data is grpc.aio.EOF:
+            raise ProtocolError("the stream ended before hello")
+        if len(data) > _MAX_HELLO_BYTES:
+            raise ProtocolError(f"a first message of {len(data)} bytes; a hello has at most {_MAX_HELLO_BYTES}")
+        request, _ = decode(pb.ExchangeRequest, data)
+        if request.WhichOneof("kind") != "hello":
+            raise ProtocolError(f"the first message of a stream is hello, not {request.WhichOneof('kind')}")
+        return request.hello
+
+    async def _take_descriptor(self, hello: pb.Hello, connection: WorkerConnection, context: Any) -> None:
+        """Takes a file descriptor for a worker's stream.
+
+        Raises:
+            ExhaustedError: There is none. A worker that comes back is told to try again instead: others may leave
+                before it gives up.
+        """
+        replaced = self._connections.get(self._registry.jobs.get(hello.job), hello.rank) is not None
+        # A replaced stream is about to end, and frees its descriptor.
+        if self._descriptors.fits(0 if replaced else 1):
+            connection.descriptors += 1
+            self._descriptors.take(1)
+            return
+        text = self._descriptors.lack(
+            f"rank {hello.rank} of job {hello.job!r} ({hello.worker or context.peer()}) was refused,"
+            f" {len(self._connections)} workers are connected"
+        )
+        if hello.resuming:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        _log.warning("%s", text)
+        self._tell_others(hello, text)
+        raise ExhaustedError(text, ranks=[hello.rank])
+
+    def _tell_others(self, hello: pb.Hello, text: str) -> None:
+        """Tells a job's workers that a rank was refused, because they will wait for it; once for each job."""
+        job = self._registry.jobs.get(hello.job)
+        if job is None or hello.rank in job.workers or job in self._incomplete:
+            return
+        self._incomplete.add(job)
+        self._connections.tell(job, pb.ExchangeResponse(notice=pb.Notice(text=text)))
+
+    def _enter(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Job:
+        job, actions, refusal = self._registry.join(hello, peer, self._clock())
+        for about, action in actions:
+            self._runner.perform(about, [action])
+        if job is None or refusal is not None:
+            if job is not None and refusal is job.failure:
+                # The failure itself was logged when it happened.
+                who = hello.worker or "an unnamed worker"
+                _log.warning("job %s: refused rank %d, %s (%s), for that reason", job.name, hello.rank, who, peer)
+            else:
+                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+            # A copy: the job keeps its failure, whose traceback would keep the frames of this stream alive.
+            raise copy.copy(refusal or InternalError("refused without a reason"))
+        self._connections.add(job, hello.rank, connection)
+        job.counters.reconnects += hello.resuming
+        did = "came back" if hello.resuming else "joined"
+        worker = job.workers[hello.rank]
+        _log.info("job %s: rank %d of %d %s, %s", job.name, hello.rank, job.num_workers, did, worker)
+        welcome = self._welcome()
+        lack = self._plane_choice.choose(job, hello, connection, welcome)
+        connection.outbox.put_control(pb.ExchangeResponse(welcome=welcome))
+        if lack is not None:
+            _log.warning("job %s: %s", job.name, lack)
+            connection.outbox.put_control(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
+        connection.filled.set()
+        return job
+
+    def _welcome(self) -> pb.Welcome:
+        return pb.Welcome(
+            incarnation=self._incarnation,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            plane=pb.PLANE_INLINE,
+            worker_timeout_seconds=self._settings.worker_timeout,
+            round_timeout_seconds=self._settings.round_timeout,
+        )
