@@ -1,6 +1,5 @@
 """The status of an aggregator with its jobs, and the call GetStatus that returns it."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -55,7 +54,7 @@ class Status:
         self._admission = admission
         self._loop_lag = loop_lag
         self._clock = clock
-        self._started = asyncio.get_running_loop().time()
+        self._started = clock()
 
     def all(self) -> pb.GetStatusResponse:
         """The status with all jobs."""
@@ -92,7 +91,7 @@ class Status:
             version=VERSION,
             incarnation=self._incarnation,
             addresses=self.addresses,
-            uptime_seconds=asyncio.get_running_loop().time() - self._started,
+            uptime_seconds=self._clock() - self._started,
             cpu_seconds=time.process_time(),
             jobs=jobs,
             ended=ended,
