@@ -191,7 +191,7 @@ def test_a_worker_reads_its_files_again_when_it_connects_again(make_fleet: Calla
         ("good", "other authority", r"does not come from an authority in .*ours-ca.pem \(PSUM_TLS_CA\)"),
         ("good", "plain", "it does not speak TLS, but this side has PSUM_TLS_CA"),
         ("plain", "good", "it speaks TLS, this side does not; set PSUM_TLS_CA"),
-        ("plain", "token", r"was refused: this aggregator asks for a token, and none came; .* PSUM_TOKEN_FILE"),
+        ("plain", "token", r"was refused: this aggregator requires a token, and none came; .* PSUM_TOKEN_FILE"),
     ],
 )
 def test_a_worker_that_cannot_come_back_says_why(
@@ -324,7 +324,7 @@ def test_tokens_are_replaced_without_a_restart(make_fleet: Callable[..., Any], f
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("", "there is no token in it"), ("short", "line 1: expected TOKEN or JOB TOKEN"), ("a\nb c d?\n", "line 2")],
+    [("", "it contains no token"), ("short", "line 1: expected TOKEN or JOB TOKEN"), ("a\nb c d?\n", "line 2")],
 )
 def test_a_token_file_that_cannot_be_used_is_refused_without_showing_it(
     make_fleet: Callable[..., Any], files: Files, content: str, text: str

@@ -1,13 +1,13 @@
-"""Variables that were an aggregator's too, and are a worker's alone now: when they still count, and what is said then.
+"""Former names of an aggregator's variables that are only a worker's now: when they still count, and what is warned.
 
-An aggregator and its workers had the same names for different things. With PSUM_TLS_CA exported for workers, an
-aggregator that was started in the same shell asked its workers for certificates that they did not have.
+An aggregator and its workers once used the same names for different files. If PSUM_TLS_CA was exported for workers, an
+aggregator that was started in the same shell required certificates of its workers, which had none.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-#: The pair that is an aggregator's certificate under the old names; a worker may have such a pair too.
+#: The former names of an aggregator's certificate and key. A worker may have such a pair too.
 _OLD_PAIR: Final = ("PSUM_TLS_CERT", "PSUM_TLS_KEY")
 
 _OLD_CA: Final = "PSUM_TLS_CA"
@@ -20,14 +20,17 @@ _OWN: Final = {
 
 
 def without_workers_files(environ: Mapping[str, str], given: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """The environment as an aggregator reads it, without the files for TLS that are a worker's, and remarks on that.
+    """Removes a worker's TLS files from the environment.
 
-    The old names count as a whole: where certificate and key both come by them, so does the authority. An aggregator
-    that has its certificate by a flag or by a name of its own takes no file by an old name.
+    The former names count together: if certificate and key are given by them, so is the authority. An aggregator that
+    has its certificate from a flag or a name of its own takes no file from a former name.
 
     Args:
         environ: The environment.
-        given: What flags say, by field name.
+        given: The values of flags, by field name.
+
+    Returns:
+        The environment without the ignored variables, and remarks for the operator.
     """
     by_flag = [field for field in _OWN if given.get(field) is not None]
     by_name = [field for field, variable in _OWN.items() if environ.get(variable)]
@@ -37,11 +40,11 @@ def without_workers_files(environ: Mapping[str, str], given: Mapping[str, Any]) 
     elif all(environ.get(variable) for variable in _OLD_PAIR):
         dropped = ()
     else:
-        # No aggregator could be started with an authority alone: it is there for workers.
+        # An authority without a certificate is no valid setting of an aggregator, so it is meant for workers.
         dropped = (_OLD_CA,)
     remarks = []
     if has_certificate and "tls_client_ca" not in (*by_flag, *by_name) and environ.get(_OLD_CA):
-        # It counted until now, so whoever relied on it must hear of it.
+        # It counted in earlier versions, and an operator may rely on it.
         remarks.append(
             f"{_OLD_CA}={environ[_OLD_CA]} is a worker's setting and does not count here: workers are not asked for"
             f" certificates. To ask for them, give --tls-client-ca or {_OWN['tls_client_ca']}; otherwise unset"

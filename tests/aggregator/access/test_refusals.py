@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from psum.aggregator.access.refusals import Sparing
+from psum.aggregator.access.refusals import LimitedLog
 
 
 def test_of_each_kind_and_host_there_is_a_line_a_minute_that_counts_the_others(
@@ -12,24 +12,24 @@ def test_of_each_kind_and_host_there_is_a_line_a_minute_that_counts_the_others(
 ) -> None:
     """Other hosts and other kinds have lines of their own."""
     now = 0.0
-    sparing = Sparing(logging.getLogger("psum.test"), lambda: now)
+    limited = LimitedLog(logging.getLogger("psum.test"), lambda: now)
     for number in range(50):
-        sparing.warn("token", "ipv4:10.0.0.7", "refused %d", number)
-    sparing.warn("token", "ipv4:10.0.0.8", "refused another")
-    sparing.warn("streams", "ipv4:10.0.0.7", "refused for another reason")
+        limited.warn("token", "ipv4:10.0.0.7", "refused %d", number)
+    limited.warn("token", "ipv4:10.0.0.8", "refused another")
+    limited.warn("streams", "ipv4:10.0.0.7", "refused for another reason")
     now = 61.0
-    sparing.warn("token", "ipv4:10.0.0.7", "refused %d", 50)
+    limited.warn("token", "ipv4:10.0.0.7", "refused %d", 50)
     assert [record.getMessage() for record in caplog.records] == [
         "refused 0",
         "refused another",
         "refused for another reason",
-        "refused 50 (and 49 times more since it was said last)",
+        "refused 50 (and 49 more times since the last such line)",
     ]
 
 
 def test_what_is_remembered_is_bounded() -> None:
     """However many hosts there are."""
-    sparing = Sparing(logging.getLogger("psum.test"), lambda: 0.0)
+    limited = LimitedLog(logging.getLogger("psum.test"), lambda: 0.0)
     for number in range(3000):
-        sparing.warn("token", f"host {number}", "refused")
-    assert len(sparing._known) == 1000
+        limited.warn("token", f"host {number}", "refused")
+    assert len(limited._known) == 1000

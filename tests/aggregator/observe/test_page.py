@@ -241,14 +241,14 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
     assert not await page.value("document.body.classList.contains('stale')")
 
 
-async def test_a_rate_is_of_the_time_between_two_looks(stalled: Aggregator, page: Page) -> None:
+async def test_a_rate_is_of_the_time_between_two_refreshes(stalled: Aggregator, page: Page) -> None:
     """Looks that follow each other at once, as where a page is opened behind another, say nothing of it: not 0 B/s."""
     await page.call("Page.navigate", url=f"http://{stalled.http}/")
     await page.text_with("resnet-50", "serving")
     await page.value("rates.clear(); refresh(); refresh(); document.dispatchEvent(new Event('visibilitychange'))")
-    await page.until("!looking")
+    await page.until("!refreshing")
     await page.value("refresh()")
-    await page.until("!looking")
+    await page.until("!refreshing")
     assert "/s in" not in str(await page.value("document.querySelector('.job').innerText"))
     await page.text_with("0\u00a0B/s in, 0\u00a0B/s out")
 

@@ -1,4 +1,4 @@
-"""Who may come in: TLS, tokens, limits on streams, and how those who are turned away are counted and logged.
+"""Who may connect: TLS, tokens, limits on streams, and how refused peers are counted and logged.
 
-It imports no other folder of the aggregator. Begin with admission.py.
+It may import the settings, wire and runtime, but no other folder of the aggregator. Begin with admission.py.
 """

@@ -1,9 +1,9 @@
-"""Who may open a stream, and to which job it may belong."""
+"""Decides who may open a stream, and which jobs its token opens."""
 
 import logging
 from collections.abc import Callable, Iterable
 
-from psum.aggregator.access.refusals import Sparing
+from psum.aggregator.access.refusals import LimitedLog
 from psum.aggregator.access.stream_limits import StreamLimits, host_of
 from psum.aggregator.access.tokens import Tokens, bearer
 from psum.aggregator.settings import Settings
@@ -16,10 +16,10 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Admission:
-    """Lets peers in, or refuses them.
+    """Admits peers, or refuses them.
 
     Args:
-        settings: The settings.
+        settings: The aggregator's settings.
 
     Raises:
         ConfigurationError: The token file cannot be used.
@@ -27,47 +27,47 @@ class Admission:
 
     def __init__(self, settings: Settings) -> None:
         self._tokens = Tokens.watched(settings.token_file) if settings.token_file else None
-        self._peers = StreamLimits(settings.max_streams)
-        self._sparing = Sparing(_log)
+        self._limits = StreamLimits(settings.max_streams)
+        self._limited_log = LimitedLog(_log)
 
     def enter(self, peer: str) -> str | None:
-        """A stream begins; returns why it is refused, None where it is counted until it leaves."""
-        if self._peers.enter(peer):
+        """Counts a stream that begins. Returns why it is refused; None: it counts until `leave`."""
+        if self._limits.enter(peer):
             return None
         host = host_of(peer)
-        text = f"{host} has {self._peers.limit} streams open, as many as it may have (max_streams)"
-        self._sparing.warn("streams", host, "refused another stream: %s", text)
+        text = f"{host} has {self._limits.limit} streams open, as many as it may have (max_streams)"
+        self._limited_log.warn("streams", host, "refused another stream: %s", text)
         return text
 
     def leave(self, peer: str) -> None:
-        """A stream that was let in has ended."""
-        self._peers.leave(peer)
+        """Stops counting an admitted stream that has ended."""
+        self._limits.leave(peer)
 
     def token(self, metadata: Metadata, peer: str) -> bytes:
-        """The token that a peer brings.
+        """The token that a peer sends.
 
         Raises:
-            DeniedError: It opens nothing here.
+            DeniedError: A token is required, and this one opens no job.
         """
         token = bearer(metadata)
         if self._tokens is not None and not self._tokens.get().known(token):
             kind = "unknown" if token else "no"
-            self._sparing.warn(f"{kind} token", host_of(peer), "peer %s: refused, %s token", peer, kind)
+            self._limited_log.warn(f"{kind} token", host_of(peer), "peer %s: refused, %s token", peer, kind)
             raise DeniedError(
-                f"{peer} was refused: this aggregator asks for a token, and"
+                f"{peer} was refused: this aggregator requires a token, and"
                 f" {'it does not know the one that came' if token else 'none came'}; put the job's token into a file,"
                 " and its path into PSUM_TOKEN_FILE"
             )
         return token
 
     def permit(self, token: bytes, hello: pb.Hello, peer: str) -> None:
-        """A peer wants to join a job.
+        """Checks whether a peer's token opens the job that it wants to join.
 
         Raises:
-            DeniedError: Its token does not open this one.
+            DeniedError: It does not.
         """
         if self._tokens is not None and not self._tokens.get().permits(token, hello.job):
-            self._sparing.warn(
+            self._limited_log.warn(
                 f"token of {hello.job}",
                 host_of(peer),
                 "peer %s, rank %d: refused, its token is not one of job %r",
@@ -81,6 +81,6 @@ class Admission:
             )
 
     def opens(self, token: bytes) -> Callable[[str], bool]:
-        """Whether a token opens a job, by its name."""
+        """Returns a function that tells whether a token opens the job of a name."""
         tokens = self._tokens.get() if self._tokens is not None else None
         return lambda name: tokens is None or tokens.permits(token, name)

@@ -1,4 +1,4 @@
-"""Who was turned away: all are counted, and logged so that nobody can fill the log by trying again and again."""
+"""Counts and logs refused connections, so that no peer can fill the log by repeated attempts."""
 
 import logging
 import time
@@ -6,18 +6,18 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-#: Of what one host is refused for, one line in this time.
+#: One line is logged in this time for each host and kind of refusal.
 _LOG_SECONDS: Final = 60.0
 
-#: Hosts and kinds of refusals that are kept apart.
+#: The most pairs of host and kind that are told apart.
 _MAX_KNOWN: Final = 1000
 
 
-class Sparing:
-    """Logs warnings, of each kind and host one a minute; the next one says how many were left out.
+class LimitedLog:
+    """Logs at most one warning a minute for each kind and host. The next one says how many were left out.
 
     Args:
-        log: Where.
+        log: The log.
         clock: The time in seconds.
     """
 
@@ -25,16 +25,16 @@ class Sparing:
         self._log = log
         self._clock = clock
         self._known: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
-        """When the last line was written, and how many were left out since, by kind and host."""
+        """The time of the last line and how many were left out since, by kind and host."""
 
     def warn(self, kind: str, host: str, text: str, *arguments: object) -> None:
-        """Something happened that a host may make happen again at once.
+        """Logs a warning about something that a host can repeat at will.
 
         Args:
-            kind: What, in a word.
-            host: Whose doing it is.
-            text: The line, with places for the arguments.
-            arguments: What stands in those places.
+            kind: What happened, in a word.
+            host: The host that caused it.
+            text: The line, with placeholders for the arguments.
+            arguments: The arguments.
         """
         now = self._clock()
         last, left_out = self._known.get((kind, host), (-_LOG_SECONDS, 0.0))
@@ -46,24 +46,24 @@ class Sparing:
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
         if left_out:
-            self._log.warning(f"{text} (and %d times more since it was said last)", *arguments, int(left_out))
+            self._log.warning(f"{text} (and %d more times since the last such line)", *arguments, int(left_out))
         else:
             self._log.warning(text, *arguments)
 
 
 class Refusals:
-    """Connections to one port that were ended before they belonged to a worker.
+    """The connections to one port that were closed before they belonged to a worker.
 
     Args:
-        log: Where they are logged.
+        log: The log.
     """
 
     def __init__(self, log: logging.Logger) -> None:
         self.counts: Counter[str] = Counter()
-        """How many there were, by kind."""
-        self._sparing = Sparing(log)
+        """How many there were, by kind of refusal."""
+        self._limited_log = LimitedLog(log)
 
     def note(self, kind: str, host: str, text: str, *arguments: object) -> None:
-        """One was ended; see Sparing.warn."""
+        """Counts and logs one; see LimitedLog.warn."""
         self.counts[kind] += 1
-        self._sparing.warn(kind, host, text, *arguments)
+        self._limited_log.warn(kind, host, text, *arguments)

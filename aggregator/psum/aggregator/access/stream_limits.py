@@ -1,13 +1,13 @@
-"""How many streams each host has open, so that none can have them all."""
+"""Limits how many streams each host may have open."""
 
 from collections import Counter
 
 
 class StreamLimits:
-    """Counts streams by the host that they come from.
+    """Counts open streams by host.
 
     Args:
-        limit: How many a host may have.
+        limit: How many streams a host may have open.
     """
 
     def __init__(self, limit: int) -> None:
@@ -15,7 +15,7 @@ class StreamLimits:
         self._streams: Counter[str] = Counter()
 
     def enter(self, peer: str) -> bool:
-        """A stream begins; returns False, and does not count it, where its host has as many as it may have."""
+        """Counts a stream that begins. Returns False, and does not count it, if its host is at the limit."""
         host = host_of(peer)
         if self._streams[host] >= self.limit:
             return False
@@ -23,7 +23,7 @@ class StreamLimits:
         return True
 
     def leave(self, peer: str) -> None:
-        """A stream that was counted has ended."""
+        """Stops counting a stream that has ended."""
         host = host_of(peer)
         self._streams[host] -= 1
         if not self._streams[host]:
@@ -31,5 +31,5 @@ class StreamLimits:
 
 
 def host_of(peer: str) -> str:
-    """The host in gRPC's name of a peer, such as ipv4:10.0.0.7:41234; all processes on a unix socket are one."""
+    """The host in gRPC's name of a peer, such as ipv4:10.0.0.7:41234. All peers on unix sockets count as one host."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer.partition(":")[0]

@@ -1,4 +1,4 @@
-"""The aggregator's side of TLS: certificates that are renewed without a restart."""
+"""TLS on the aggregator's side. Certificates can be renewed without a restart."""
 
 import dataclasses
 import ssl
@@ -16,10 +16,10 @@ class _Loaded:
 
 
 class ServerTls:
-    """TLS with the aggregator's certificate, and where there is a CA, only for clients that have a certificate from it.
+    """TLS with the aggregator's certificate. With a CA, only clients with a certificate from that CA are accepted.
 
-    The files are looked at in every handshake, and read again where they have changed: connections that exist go on as
-    they are, new ones see the new certificate and CA.
+    Each handshake checks whether the files have changed, and reads them again if so. Existing connections continue; new
+    ones use the new certificate and CA.
 
     Args:
         files: The files.
@@ -33,7 +33,7 @@ class ServerTls:
         self._watched = WatchedFiles(files.paths, self._load)
 
     def credentials(self, begun: Callable[[], None]) -> grpc.ServerCredentials:
-        """What a gRPC server is given.
+        """The credentials for a gRPC server.
 
         Args:
             begun: Called when a handshake begins, in a thread of gRPC's.
@@ -46,7 +46,7 @@ class ServerTls:
         return grpc.dynamic_ssl_server_credentials(self._watched.get().for_streams, configuration, bool(self._files.ca))
 
     def data_context(self) -> ssl.SSLContext:
-        """How the next data connection is encrypted. The secret that is shown there stands for a certificate."""
+        """The TLS context of the next data connection. It asks for no certificate, because the worker shows a secret."""
         return self._watched.get().for_data
 
     def _load(self) -> _Loaded:

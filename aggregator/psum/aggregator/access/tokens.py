@@ -1,4 +1,4 @@
-"""Bearer tokens: which of them opens which job."""
+"""Bearer tokens, and the jobs that they open."""
 
 import hmac
 import re
@@ -8,23 +8,23 @@ from typing import Final
 from psum.runtime import WatchedFiles, read_file
 from psum.wire.errors import ConfigurationError
 
-#: What RFC 6750 allows in a token, and long enough not to be guessed.
+#: The characters that RFC 6750 allows in a token, and enough of them that it cannot be guessed.
 _TOKEN: Final = re.compile(rb"[A-Za-z0-9._~+/=-]{16,4096}")
 
 
 class Tokens:
-    """What a token file says.
+    """The tokens of a token file.
 
-    Each line has a token, or a job's name and a token. A job that is named can be opened by its own tokens only, every
-    other job by the tokens that stand alone. Several for the same are all good, so that one can be replaced by another
-    while both are in use. Empty lines and lines that begin with # mean nothing.
+    Each line has a token, or a job's name and a token. Only its own tokens open a job that is named; the tokens without
+    a name open every other job. Several tokens for the same job are all valid, so that a token can be replaced while
+    both are in use. Empty lines and lines that begin with # are ignored.
 
     Args:
         content: The file's content.
-        path: Its path, for the errors, which never show a token.
+        path: Its path, for errors. Errors never show a token.
 
     Raises:
-        ConfigurationError: With every line that cannot be used.
+        ConfigurationError: Some lines cannot be used; it lists all of them.
     """
 
     def __init__(self, content: bytes, path: str) -> None:
@@ -45,7 +45,7 @@ class Tokens:
             else:
                 self._general.append(token)
         if not mistakes and not self._general and not self._of_job:
-            mistakes.append(f"token_file={path}: there is no token in it")
+            mistakes.append(f"token_file={path}: it contains no token")
         if mistakes:
             raise ConfigurationError(mistakes)
 
@@ -68,7 +68,7 @@ class Tokens:
 
 
 def bearer(metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """The token that a call brings in its metadata, empty where there is none."""
+    """The token in a call's metadata; empty if there is none."""
     for name, value in metadata:
         if name == "authorization":
             scheme, _, token = (value.encode() if isinstance(value, str) else value).partition(b" ")
@@ -78,7 +78,7 @@ def bearer(metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
 
 
 def _equals_any(token: bytes, tokens: Iterable[bytes]) -> bool:
-    """Compares with all of them, in a time that says nothing of how much was right."""
+    """Whether a token equals any of these. The time that it takes reveals nothing about them."""
     found = False
     for one in tokens:
         found |= hmac.compare_digest(token, one)

@@ -1,14 +1,14 @@
 "use strict";
 
-// Everything that is shown goes in as text, never as markup: names come from workers. The page's
-// Content-Security-Policy would let nothing else through either.
+// All data is inserted as text, never as markup, because names come from workers. The page's
+// Content-Security-Policy blocks everything else too.
 
 const REFRESH_MS = 2000;
 const HIDDEN_REFRESH_MS = 15000;
 const ANSWER_MS = 5000;
-const RATE_MS = 1000; // Over less time than this no rate is told.
+const RATE_MS = 1000; // No rate is shown for a shorter time than this.
 const ROWS_AT_FIRST = 20;
-const ROUNDS_AT_FIRST = 12; // They mostly say the same: whom all of them wait for stands above them.
+const ROUNDS_AT_FIRST = 12; // Most rounds wait for the same ranks, which are shown above them.
 const ALERTS = 5;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -52,7 +52,7 @@ function duration(seconds) {
 }
 
 function ranks(list) {
-  // 0, 1, 2, 5 as 0–2, 5.
+  // 0, 1, 2, 5 becomes 0–2, 5.
   const runs = [];
   for (const rank of list) {
     const last = runs[runs.length - 1];
@@ -86,7 +86,7 @@ function table(columns, rows, cards) {
 }
 
 function chart(throughput) {
-  // Received upwards and sent downwards: the two are mostly the same, and one line would hide the other.
+  // Received goes up and sent goes down: they are often equal, and one curve would hide the other.
   const received = throughput.received_bytes_per_second, sent = throughput.sent_bytes_per_second;
   const width = 600, height = 120, middle = height / 2, slots = 150;
   const most = Math.max(1, ...received, ...sent);
@@ -121,7 +121,7 @@ function facts(aggregator, report) {
     ["jobs", report.jobs.length],
     ["workers connected", workers],
     ["memory for sums", `${bytes(aggregator.memory_reserved_bytes)} of ${budget ? bytes(budget) : "no limit"}`],
-    ["event loop late by", duration(aggregator.loop_lag_seconds)],
+    ["event loop lag", duration(aggregator.loop_lag_seconds)],
     ["up for", duration(aggregator.uptime_seconds)],
     ["processor time", duration(aggregator.cpu_seconds)],
     ["version", aggregator.version],
@@ -131,11 +131,11 @@ function facts(aggregator, report) {
 }
 
 const opened = new Map();   // Whether the reader opened or closed a job, by its name.
-const whole = new Set();    // Jobs of which all workers and rounds are to be shown.
-let rates = new Map();      // By job: bytes received and sent at a time, and the rate until then in words.
+const whole = new Set();    // The names of jobs whose workers and rounds are all shown.
+let rates = new Map();      // By job: bytes received and sent at a time, and the rate until then as text.
 
 function rateOf(job, now) {
-  // Of two looks that follow each other at once, as where the page is shown anew, nothing can be told.
+  // Two refreshes in quick succession, as when the page becomes visible, give no useful rate.
   const before = rates.get(job.name);
   const known = before && job.received_bytes >= before.received && job.sent_bytes >= before.sent;
   if (known && now - before.at < RATE_MS) return before;
@@ -151,7 +151,7 @@ function oldestWait(job) {
 }
 
 function attention(report) {
-  // What hurts, before everything else: on a phone the rest is below the screen.
+  // Problems come first: on a phone everything else is below the screen.
   const waiting = report.jobs.filter(oldestWait);
   const lines = waiting.slice(0, ALERTS).map((job) => {
     const name = element("a", { href: "#jobs" }, job.name);
@@ -194,7 +194,7 @@ function showAll(job, number) {
 }
 
 function foremost(workers) {
-  // Of a large job, whoever vanished or is waited for, in the order of the ranks as always.
+  // In a large job, the workers that vanished or are waited for, sorted by rank.
   const behind = (worker) => (worker.behind_seconds >= 1 ? worker.behind_seconds : 0);
   return [...workers].sort((a, b) =>
     (b.state === "vanished") - (a.state === "vanished") || behind(b) - behind(a) || a.rank - b.rank)
@@ -268,15 +268,15 @@ function say(text, bad, stale = false) {
 }
 
 let timer = 0;
-let looking = false;
+let refreshing = false;
 let incarnation = "";
 let answered = 0;
-let came = false;           // Whether it was started anew while the page was open.
+let restarts = 0;           // How often the aggregator was restarted while the page was open.
 
 async function refresh() {
-  // One look at a time: two would each be followed by others, for ever.
-  if (looking) return;
-  looking = true;
+  // Only one refresh at a time: each schedules the next one, so two would go on side by side.
+  if (refreshing) return;
+  refreshing = true;
   clearTimeout(timer);
   try {
     const response = await fetch("api/status", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) });
@@ -285,16 +285,16 @@ async function refresh() {
     const restarted = incarnation && incarnation !== report.aggregator.incarnation;
     incarnation = report.aggregator.incarnation;
     answered = Date.now();
-    if (restarted) { rates.clear(); came = true; }
+    if (restarted) { rates.clear(); restarts += 1; }
     show(report);
     const since = report.aggregator.uptime_seconds;
-    if (report.aggregator.draining) say("about to end: finishes open rounds", true);
-    else say(came && since < 60 ? "serving again: it was started anew" : "serving", false);
+    if (report.aggregator.draining) say("shutting down: finishing open rounds", true);
+    else say(restarts && since < 60 ? "serving again after a restart" : "serving", false);
   } catch (error) {
-    const since = answered ? ` for ${duration((Date.now() - answered) / 1000)}; what is below is from then` : "";
+    const since = answered ? ` for ${duration((Date.now() - answered) / 1000)}; the data below is from that time` : "";
     say(`no answer${since}; trying again`, true, true);
   }
-  looking = false;
+  refreshing = false;
   timer = setTimeout(refresh, document.hidden ? HIDDEN_REFRESH_MS : REFRESH_MS);
 }
 
