@@ -376,13 +376,13 @@ def test_an_older_aggregator_does_not_answer(make_fleet: Callable[..., Any], mon
 
     monkeypatch.setattr(Receiver, "_first_on", hear)
     fleet = make_fleet(1)
-    choose = fleet.servers[0]._service._plane_choice.choose
+    choose = fleet.servers[0]._service._joining._choose_plane
 
     def choose_as_ever(job: Any, hello: Any, line: Any, welcome: Any) -> None:
         choose(job, hello, line, welcome)
         welcome.ClearField("data_answers")
 
-    monkeypatch.setattr(fleet.servers[0]._service._plane_choice, "choose", choose_as_ever)
+    monkeypatch.setattr(fleet.servers[0]._service._joining, "_choose_plane", choose_as_ever)
     inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
     assert fleet.on_every_rank(2, few_sums, plane="direct") == inline
 

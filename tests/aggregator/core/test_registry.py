@@ -231,11 +231,11 @@ def test_what_is_remembered_of_jobs_that_not_all_had_joined_is_bounded(registry:
         job.leave(1, 1.0)
         job.lost(1, 1.0)
         registry.settle(job, 1.0)
-    assert len(registry._past) == 100
+    assert len(registry._ended_jobs) == 100
     list(registry.tick(600.0))
-    assert len(registry._past) == 100
+    assert len(registry._ended_jobs) == 100
     list(registry.tick(602.0))
-    assert len(registry._past) == 0
+    assert len(registry._ended_jobs) == 0
 
 
 def test_a_job_whose_workers_all_vanished_gives_way_to_its_next_run(registry: Registry) -> None:

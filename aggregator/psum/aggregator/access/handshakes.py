@@ -35,9 +35,9 @@ _AT_ONCE_SECONDS: Final = 0.05
 
 _TEXT: Final = (
     "a connection from %s port %d was ended in its TLS handshake, or the peer closed it before it made a call. A"
-    " handshake fails if a certificate is required and the peer sends none or one of another authority, if the peer does"
-    " not trust this aggregator's certificate, or if it does not speak TLS. GRPC_VERBOSITY=info in the environment makes"
-    " gRPC log the reason"
+    " handshake fails if a certificate is required and the peer sends none or one of another authority, if the peer"
+    " does not trust this aggregator's certificate, or if it does not speak TLS. GRPC_VERBOSITY=info in the environment"
+    " makes gRPC log the reason"
 )
 
 

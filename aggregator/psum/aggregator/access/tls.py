@@ -46,7 +46,7 @@ class ServerTls:
         return grpc.dynamic_ssl_server_credentials(self._watched.get().for_streams, configuration, bool(self._files.ca))
 
     def data_context(self) -> ssl.SSLContext:
-        """The TLS context of the next data connection. It asks for no certificate, because the worker shows a secret."""
+        """The context of the next data connection. It asks for no certificate, because the worker shows a secret."""
         return self._watched.get().for_data
 
     def _load(self) -> _Loaded:

@@ -70,7 +70,7 @@ class Registry:
         """Jobs in progress, and failed ones that some worker is still connected to."""
         self.ended: deque[Ended] = deque(maxlen=_HISTORY)
         """The jobs that ended last, the newest first."""
-        self._past = EndedJobs(limits.round_timeout, limits.worker_timeout)
+        self._ended_jobs = EndedJobs(limits.round_timeout, limits.worker_timeout)
 
     def join(
         self, hello: pb.Hello, peer: str, now: float
@@ -96,12 +96,12 @@ class Registry:
             self._end(job, now, abandoned=True)
             job = None
         if job is None:
-            past = self._past.of(hello, now)
-            if past is not None and past.failure is not None:
-                return None, actions, past.failure
-            if past is not None and (refusal := past.members.disagreement(hello, peer)) is not None:
+            ended = self._ended_jobs.of(hello, now)
+            if ended is not None and ended.failure is not None:
+                return None, actions, ended.failure
+            if ended is not None and (refusal := ended.members.disagreement(hello, peer)) is not None:
                 # Refused only once: the worker may also be the first of a new run with other settings.
-                self._past.forget(hello.job)
+                self._ended_jobs.forget(hello.job)
                 return None, actions, refusal
             if len(self.jobs) >= self._limits.max_jobs:
                 refusal = ExhaustedError(
@@ -115,10 +115,10 @@ class Registry:
                 budget=self.budget,
                 counters=self.counters.begin(hello.job),
                 # A worker that comes back was in the job with all others, so it is not late.
-                before=None if hello.resuming else past,
+                before=None if hello.resuming else ended,
                 lent=self._lent,
             )
-            self._past.forget(hello.job)
+            self._ended_jobs.forget(hello.job)
         more, refused = job.join(hello, peer, now)
         return job, actions + [(job, action) for action in more], refused
 
@@ -126,7 +126,7 @@ class Registry:
         """Ends a job if it is over. Call it after a worker left or was lost."""
         if job.over and self.jobs.get(job.name) is job:
             self._end(job, now)
-            self._past.remember(job, now)
+            self._ended_jobs.remember(job, now)
 
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Handles time-outs; yields the actions that follow with the job of each. Call it several times a second."""
@@ -135,7 +135,7 @@ class Registry:
             for action in job.tick(now):
                 yield job, action
             self.settle(job, now)
-        self._past.expire(now)
+        self._ended_jobs.expire(now)
 
     @property
     def uncredited(self) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -56,6 +56,8 @@ class Joining:
         plane_choice: PlaneChoice,
         clock: Callable[[], float],
     ) -> None:
+        self.addresses: Sequence[str] = ()
+        """Where the server listens; empty before it does."""
         self._settings = settings
         self._incarnation = incarnation
         self._admission = admission
@@ -162,13 +164,22 @@ class Joining:
         worker = job.workers[hello.rank]
         _log.info("job %s: rank %d of %d %s, %s", job.name, hello.rank, job.num_workers, did, worker)
         welcome = self._welcome()
-        lack = self._plane_choice.choose(job, hello, connection, welcome)
+        lack = self._choose_plane(job, hello, connection, welcome)
         connection.outbox.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:
             _log.warning("job %s: %s", job.name, lack)
             connection.outbox.put_control(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
         connection.filled.set()
         return job
+
+    def _choose_plane(self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome) -> str | None:
+        """Gives a worker the best plane that both sides have. Returns what this process lacks for a better one."""
+        awaited = max(0, sum(job.num_workers for job in self._registry.jobs.values()) - len(self._connections))
+        if self._plane_choice.choose(job, hello, connection, welcome, awaited=awaited):
+            return None
+        return self._descriptors.lack(
+            f"rank {hello.rank} has only its stream to {', '.join(self.addresses)}, which is slower"
+        )
 
     def _welcome(self) -> pb.Welcome:
         return pb.Welcome(

@@ -20,7 +20,6 @@ from psum.aggregator.service.descriptor_budget import DescriptorBudget, Descript
 from psum.aggregator.service.draining import Draining
 from psum.aggregator.service.joining import Joining
 from psum.aggregator.service.plane_choice import PlaneChoice
-from psum.aggregator.service.shared_memory import SharedMemories
 from psum.aggregator.service.status import Status, parse_request
 from psum.aggregator.service.stream import Streams
 from psum.aggregator.service.ticker import Ticker
@@ -65,32 +64,30 @@ class Service:
         self._handshakes = handshakes
         self._admission = Admission(settings)
         self._descriptor_monitor = DescriptorMonitor()
-        self._shared_memories = SharedMemories(settings.shm_directory, self.descriptors, settings.shm_limit)
-        self.registry = Registry(_limits(settings), self._shared_memories.release, _is_lent)
+        self._plane_choice = PlaneChoice(settings.shm_directory, self.descriptors, data_port, settings.shm_limit)
+        self.registry = Registry(_limits(settings), self._plane_choice.release, _is_lent)
         """The jobs."""
         self.connections = Connections()
         """The connections of workers that have joined a job."""
         self._pool = PriorityPool(settings.threads)
-        self._runner = ActionRunner(self._pool, self.connections.get, self._shared_memories.arena)
+        self._runner = ActionRunner(self._pool, self.connections.get, self._plane_choice.arena)
         self._draining = Draining(self.registry, self.connections)
         self._ticker = Ticker(self.registry, self._runner, clock, handshakes.tick)
-        self._plane_choice = PlaneChoice(
-            self.descriptors, self._shared_memories, data_port, self.registry, self.connections
-        )
         incarnation = random.SystemRandom().getrandbits(64)
+        self._joining = Joining(
+            settings,
+            incarnation,
+            admission=self._admission,
+            registry=self.registry,
+            connections=self.connections,
+            runner=self._runner,
+            descriptors=self.descriptors,
+            plane_choice=self._plane_choice,
+            clock=clock,
+        )
         self._streams = Streams(
             settings,
-            Joining(
-                settings,
-                incarnation,
-                admission=self._admission,
-                registry=self.registry,
-                connections=self.connections,
-                runner=self._runner,
-                descriptors=self.descriptors,
-                plane_choice=self._plane_choice,
-                clock=clock,
-            ),
+            self._joining,
             registry=self.registry,
             connections=self.connections,
             runner=self._runner,
@@ -126,7 +123,7 @@ class Service:
 
     def listening_on(self, addresses: Sequence[str]) -> None:
         """Notes where the server listens, for the status and for warnings."""
-        self._status.addresses = self._plane_choice.addresses = addresses
+        self._status.addresses = self._joining.addresses = addresses
 
     def status(self) -> pb.GetStatusResponse:
         """The status of the aggregator with all its jobs."""
@@ -171,7 +168,7 @@ class Service:
         self._descriptor_monitor.close()
         await self._ticker.close()
         await asyncio.get_running_loop().run_in_executor(None, self._pool.close)
-        self._shared_memories.close()
+        self._plane_choice.close()
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: Any) -> None:
         self._handshakes.called(context.peer())
@@ -206,6 +203,6 @@ def _is_lent(payload: memoryview) -> bool:
     """Whether a payload lies in shared memory that its worker takes back with the credit.
 
     Those payloads are views of a mapping. Staging memory is different: the worker leaves it unchanged until it has the
-    sum, and SharedMemories passes it on as NumPy's memory.
+    sum, so it is passed on as NumPy's memory.
     """
     return isinstance(payload.obj, mmap.mmap)
