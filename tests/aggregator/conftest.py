@@ -1,4 +1,4 @@
-"""An aggregator as a process of its own."""
+"""An aggregator in a process of its own."""
 
 import dataclasses
 import re
@@ -43,7 +43,7 @@ def start_process() -> Iterator[Callable[..., Served]]:
         log = ""
         while (line := process.stderr.readline()) and "listening on" not in (log := log + line):
             pass
-        # Whatever it says from now on: it must not wait for somebody to read it.
+        # Drain its output, so that it never blocks on a full pipe.
         drain = threading.Thread(target=process.stderr.read)
         drain.start()
         started.append((process, drain))
@@ -63,6 +63,6 @@ def start_process() -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture
 def serve_process(start_process: Callable[..., Served]) -> tuple[str, str]:
-    """A running `psum aggregator`: its address, and that of its HTTP server."""
+    """A running `psum aggregator`: its address, and the address of its HTTP server."""
     served = start_process()
     return served.address, served.http

@@ -31,7 +31,7 @@ async def test_a_port_that_is_taken_is_refused() -> None:
 
 
 async def test_a_data_port_that_is_taken_is_refused() -> None:
-    """In the same words as the others."""
+    """The message is like that of other ports."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         server = Server(Settings(listen=("127.0.0.1:0",), data_port=port))
@@ -43,7 +43,7 @@ async def test_a_data_port_that_is_taken_is_refused() -> None:
 
 
 async def test_a_free_data_port_is_free_on_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is free on the first address and taken on another is not an error: nobody has asked for that one."""
+    """A port that is free on the first address and taken on another is replaced, because no port was asked for."""
     listen = DataPort._listen
     taken: list[socket.socket] = []
 
@@ -64,7 +64,7 @@ async def test_a_free_data_port_is_free_on_all_addresses(monkeypatch: pytest.Mon
 
 
 async def test_the_socket_of_a_killed_aggregator_is_replaced(tmp_path: pathlib.Path) -> None:
-    """A path on which nobody listens any more is taken over, and removed at the end."""
+    """A socket on which no process listens is replaced, and removed at the end."""
     path = tmp_path / "psum.sock"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
@@ -139,7 +139,7 @@ async def test_a_method_that_is_no_text_ends_nothing(
             assert server._service.ready
             writer.close()
             assert len((await asyncio.to_thread(psum.fetch_status, address)).jobs) == 1
-            # gRPC does not carry the end of a stream whose server has ended: the client waits for it in vain.
+            # gRPC does not deliver the end of a stream whose server has ended: the client would wait in vain.
             await asyncio.to_thread(client.close, 0.1)
         while server._ended:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -164,7 +164,7 @@ def test_the_process_announces_its_addresses_and_ends_on_a_signal(
         _, log = process.communicate(timeout=20)
     assert process.returncode == 0
     data_port, *lines = (json.loads(line)["message"] for line in log.splitlines())
-    # Any free one, which a firewall has to be told.
+    # Any free port; operators need it for their firewall.
     assert re.fullmatch(r"data connections on port \d+", data_port)
     assert lines == [
         *(f"listening on {address}" for address in addresses),
@@ -211,7 +211,7 @@ def test_a_workers_authority_does_not_make_an_aggregator_ask_for_certificates(
 
 
 def test_settings_that_cannot_be_used_are_told_without_a_traceback() -> None:
-    """All mistakes are listed, with the flag or variable that has them."""
+    """All mistakes are listed, each with its flag or variable."""
     command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "0.0.0.0:1", "--threads", "none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
@@ -230,7 +230,7 @@ def test_settings_that_cannot_be_used_are_told_without_a_traceback() -> None:
 def test_what_cannot_be_served_is_told_in_words_alone(
     arguments: list[str], status: int, complaint: str, tmp_path: pathlib.Path
 ) -> None:
-    """With the system's reason, and neither a traceback nor a line of gRPC's."""
+    """The message has the system's reason, and there is neither a traceback nor a line from gRPC."""
     command = [sys.executable, "-m", "psum.cli", "aggregator", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
     assert done.returncode == status

@@ -1,4 +1,4 @@
-"""The aggregator's settings refuse what would harm."""
+"""The aggregator's settings refuse harmful values."""
 
 import re
 
@@ -15,7 +15,7 @@ def test_several_addresses_can_be_listened_on() -> None:
 
 
 def test_an_address_that_others_can_reach_needs_a_word() -> None:
-    """Serving beyond this machine in plain text takes --insecure."""
+    """Serving other machines in plain text needs --insecure."""
     with pytest.raises(ConfigurationError, match=r"0\.0\.0\.0:1.*--insecure"):
         Settings.from_environment({}, listen="0.0.0.0:1")
     assert Settings.from_environment({}, listen="0.0.0.0:1", insecure=True).insecure
@@ -23,7 +23,7 @@ def test_an_address_that_others_can_reach_needs_a_word() -> None:
 
 
 def test_flags_beat_the_environment() -> None:
-    """What the command line says wins."""
+    """Flags take precedence."""
     environ = {"PSUM_WORKER_TIMEOUT": "5s", "PSUM_ROUND_TIMEOUT": "7"}
     settings = Settings.from_environment(environ, worker_timeout="9")
     assert (settings.worker_timeout, settings.round_timeout) == (9, 7)
@@ -78,7 +78,7 @@ def test_an_authority_that_does_not_count_any_more_is_warned_of() -> None:
     with pytest.raises(ConfigurationError, match=r"anybody there could join a job.*tls_client_ca") as caught:
         Settings.from_environment({"PSUM_TLS_CA": "ca.pem"}, listen="10.0.0.5:1", **FLAGS)
     assert warning in caught.value.mistakes
-    # Nor beside its own names, as when these come with new manifests.
+    # Nor beside the new names, for example from new manifests.
     assert list(Settings.from_environment({"PSUM_TLS_CA": "ca.pem", **OWN}).warnings()) == [warning]
 
 
@@ -93,7 +93,7 @@ def test_an_authority_that_does_not_count_any_more_is_warned_of() -> None:
     ],
 )
 def test_an_old_name_that_counts_is_warned_of(old: str, effect: str) -> None:
-    """With what it does here, how it is called now, and what to do where it is a worker's. The new name is not."""
+    """The warning names the effect, the new name, and what to do if it is for workers. The new name gives none."""
     environ = OLD if old in OLD else {old: "1", "PSUM_LISTEN": "0.0.0.0:1", "PSUM_AGGREGATOR_INSECURE": "1"}
     if old == "PSUM_INSECURE":
         del environ["PSUM_AGGREGATOR_INSECURE"]
@@ -120,20 +120,20 @@ def test_a_word_for_workers_is_no_news_where_it_opens_nothing() -> None:
     ],
 )
 def test_what_can_hardly_be_meant_is_warned_of(environ: dict[str, str], text: str) -> None:
-    """It can be used, but does not do what it seems to."""
+    """The values are valid, but do not do what they seem to."""
     [warning] = Settings.from_environment(environ).warnings()
     assert re.search(text, warning)
 
 
 def test_the_defaults_are_meant() -> None:
-    """And so is a whole worker's environment that an aggregator inherits."""
+    """Neither the defaults nor an inherited worker's environment give warnings."""
     assert list(Settings().warnings()) == []
     worker = {"PSUM_AGGREGATORS": "a:1", "PSUM_RANK": "0", "PSUM_NUM_WORKERS": "2", "PSUM_TLS_CA": "ca.pem"}
     assert list(Settings.from_environment(worker).warnings()) == []
 
 
 def test_a_misspelt_variable_is_refused() -> None:
-    """With all other mistakes, and what may be meant."""
+    """The error lists all other mistakes too, and the names that may be meant."""
     with pytest.raises(ConfigurationError, match=r"PSUM_TREADS: .* did you mean PSUM_THREADS") as caught:
         Settings.from_environment({"PSUM_TREADS": "2", "PSUM_GRACE": "long"})
     assert len(caught.value.mistakes) == 2
@@ -149,12 +149,12 @@ def test_a_misspelt_variable_is_refused() -> None:
     ],
 )
 def test_two_settings_do_not_share_a_port(given: dict[str, str], clash: str) -> None:
-    """Listening would fail, with another process being suspected."""
+    """Otherwise listening would fail, and another process would be suspected."""
     with pytest.raises(ConfigurationError, match=clash):
         Settings.from_environment({}, **given)
 
 
 def test_free_ports_and_other_hosts_are_no_clash() -> None:
-    """Port 0 is another one each time."""
+    """Port 0 stands for another free port each time."""
     Settings.from_environment({}, listen="127.0.0.1:0,127.0.0.2:0", http="0")
     Settings.from_environment({}, listen="127.0.0.1:5", http="127.0.0.2:5")

@@ -1,4 +1,4 @@
-"""Connections whose TLS handshake fails are counted and logged with their address, though gRPC says nothing."""
+"""Connections whose TLS handshake fails are counted and logged with their address, although gRPC reports nothing."""
 
 import logging
 import socket
@@ -12,7 +12,7 @@ STRANGER, WORKER = ("10.0.0.7", 41000), ("10.0.0.8", 42000)
 
 
 class Network:
-    """Who is connected, and the time; a look takes a while."""
+    """The connected peers and the time; listing the peers takes some time."""
 
     def __init__(self) -> None:
         self.open: set[Peer] = set()
@@ -42,7 +42,7 @@ def handshakes(network: Network) -> Handshakes:
 def test_a_connection_that_is_gone_without_a_call_is_counted_and_named(
     handshakes: Handshakes, network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that makes a call is not, nor is one that stays open; and each counts once."""
+    """A connection that makes a call or stays open does not count, and each counts once."""
     network.open = {STRANGER, WORKER}
     handshakes.begun()
     handshakes.called("ipv4:10.0.0.8:42000")
@@ -59,7 +59,7 @@ def test_a_connection_that_is_gone_without_a_call_is_counted_and_named(
 
 @pytest.mark.parametrize("name", ["ipv6:%5B::ffff:10.0.0.8%5D:42000", "ipv4:10.0.0.8:42000"])
 def test_an_address_is_the_same_however_it_is_written(handshakes: Handshakes, network: Network, name: str) -> None:
-    """gRPC names a peer of IPv4 in one way or the other, by the socket that it listens on."""
+    """gRPC's name of an IPv4 peer depends on the socket that it listens on."""
     network.open = {WORKER}
     handshakes.begun()
     handshakes.called(name)
@@ -70,7 +70,7 @@ def test_an_address_is_the_same_however_it_is_written(handshakes: Handshakes, ne
 
 
 def test_an_address_that_comes_again_is_another_connection(handshakes: Handshakes, network: Network) -> None:
-    """What was let in before it says nothing of it."""
+    """A connection that was accepted before from the same address does not hide a refused one."""
     network.open = {WORKER}
     handshakes.begun()
     handshakes.called("ipv4:10.0.0.8:42000")
@@ -99,7 +99,7 @@ def test_any_number_of_handshakes_takes_little_time(handshakes: Handshakes, netw
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_the_system_says_who_is_connected(family: socket.AddressFamily, host: str) -> None:
-    """To the ports in question, for as long as it is."""
+    """The peers of the given ports, as long as they are connected."""
     with socket.socket(family) as listener, socket.socket(family) as peer:
         listener.bind((host, 0))
         listener.listen()

@@ -1,4 +1,4 @@
-"""What strangers are refused for is logged, but not as often as they like."""
+"""Refusals are logged, but a peer cannot fill the log with them."""
 
 import logging
 
@@ -10,7 +10,7 @@ from psum.aggregator.access.refusals import LimitedLog
 def test_of_each_kind_and_host_there_is_a_line_a_minute_that_counts_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Other hosts and other kinds have lines of their own."""
+    """Other hosts and other kinds have their own lines."""
     now = 0.0
     limited = LimitedLog(logging.getLogger("psum.test"), lambda: now)
     for number in range(50):
@@ -28,7 +28,7 @@ def test_of_each_kind_and_host_there_is_a_line_a_minute_that_counts_the_others(
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """However many hosts there are."""
+    """The number of remembered hosts has a limit."""
     limited = LimitedLog(logging.getLogger("psum.test"), lambda: 0.0)
     for number in range(3000):
         limited.warn("token", f"host {number}", "refused")

@@ -1,4 +1,4 @@
-"""What means the same is the same, however a worker writes it; what does not is a disagreement."""
+"""Values that mean the same agree, however a worker writes them; other values are a disagreement."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def hello(rank: int, **given: Any) -> pb.Hello:
 
 
 def refusal(one: dict[str, Any], other: dict[str, Any]) -> FaultError | None:
-    """What becomes of two workers that say these things."""
+    """The outcome when two workers join with these hellos."""
     registry = Registry(Limits())
     assert registry.join(hello(0, **one), "peer", 0.0)[2] is None
     return registry.join(hello(1, **other), "peer", 0.0)[2]
@@ -51,7 +51,7 @@ def refusal(one: dict[str, Any], other: dict[str, Any]) -> FaultError | None:
     ],
 )
 def test_what_means_the_same_is_no_disagreement(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Whoever comes first."""
+    """The order in which the workers join does not matter."""
     assert refusal(one, other) is None
     assert refusal(other, one) is None
 
@@ -71,21 +71,21 @@ def test_what_means_the_same_is_no_disagreement(one: dict[str, Any], other: dict
 def test_what_does_not_is_one_and_is_shown_as_it_was_said(
     one: dict[str, Any], other: dict[str, Any], text: str
 ) -> None:
-    """Shards would be sent to where nobody else sends them."""
+    """Otherwise ranks would send their shards to different aggregators."""
     with pytest.raises(DisagreementError, match=text):
         raise refusal(one, other) or AssertionError("no refusal")
 
 
 @pytest.mark.parametrize("weights", [[1], [1, 2, 3], [0, 0], [0, 1]])
 def test_weights_that_cannot_be_meant_are_refused(weights: list[int]) -> None:
-    """There is one for each aggregator, and none takes nothing."""
+    """A hello has one weight for each aggregator, and no weight is zero."""
     with pytest.raises(InvalidError, match="expected none, or one for each, from 1"):
         raise refusal({}, {"weights": weights}) or AssertionError("no refusal")
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.lists(st.integers(1, 6), min_size=1, max_size=5))
 def test_weights_are_the_same_where_they_place_alike(one: list[int], other: list[int]) -> None:
-    """Two lists are taken for the same exactly where all shards of all keys go to the same aggregators."""
+    """Two lists agree exactly if they place all shards of all keys on the same aggregators."""
 
     def owners(weights: list[int]) -> list[list[int]]:
         placement = Placement(1, weights)
@@ -101,7 +101,7 @@ def test_weights_are_the_same_where_they_place_alike(one: list[int], other: list
 
 @pytest.mark.parametrize("address", ["host:1", "[::1]:50051", "10.0.0.5:1", "unix:/run/psum.sock", "nonsense", ""])
 def test_the_usual_form_of_an_address_stays(address: str) -> None:
-    """As does what is none."""
+    """So does an address that cannot be parsed."""
     assert canonical(address) == address
 
 
@@ -124,7 +124,7 @@ SHARDS = [(0, 2), (2, 2)]
     ],
 )
 def test_keys_that_mean_the_same_agree(one: pb.Key, other: pb.Key) -> None:
-    """Shards in another order, and a shape that a worker leaves out."""
+    """Another order of the shards, and a shape that a worker omits, are no disagreement."""
     assert Key(one, 0, 2).disagreement(other, 1) is None
 
 
@@ -132,12 +132,12 @@ def test_keys_that_mean_the_same_agree(one: pb.Key, other: pb.Key) -> None:
     "other", [key(SHARDS, shape=[3, 2]), key([(0, 2), (2, 1)], shape=[2, 3]), key([(0, 2), (1, 2)], shape=[2, 3])]
 )
 def test_keys_that_do_not_disagree(other: pb.Key) -> None:
-    """Another shape, or other shards."""
+    """Another shape, or other shards, are a disagreement."""
     assert isinstance(Key(key(SHARDS, shape=[2, 3]), 0, 2).disagreement(other, 1), DisagreementError)
 
 
 def test_a_shape_that_is_said_later_counts_from_then_on() -> None:
-    """The first rank does not say it, the second does, the third has another."""
+    """The first rank omits the shape, the second declares it, and the third declares another one."""
     agreed = Key(key(SHARDS), 0, 3)
     assert agreed.disagreement(key(SHARDS, shape=[2, 3]), 1) is None
     with pytest.raises(DisagreementError, match=r"rank 1 declared .* \(2, 3\), rank 2 declared .* \(3, 2\)"):
@@ -145,7 +145,7 @@ def test_a_shape_that_is_said_later_counts_from_then_on() -> None:
 
 
 def test_workers_without_an_incarnation_are_not_taken_for_one() -> None:
-    """A worker that does not come back need not have one; two of a rank are two all the same."""
+    """A worker without an incarnation can join, and a second one with its rank is refused."""
     registry = Registry(Limits())
     assert registry.join(hello(0), "peer", 0.0)[2] is None
     with pytest.raises(FaultError, match="rank 0 of job 'j' is taken"):

@@ -1,4 +1,4 @@
-"""What jobs will need is known when they declare their keys, and refused in words where it does not fit."""
+"""Memory is reserved when keys are declared; a key that does not fit is refused with a reason."""
 
 import tracemalloc
 
@@ -27,7 +27,7 @@ def key(id: int, elements: int) -> pb.Key:
 
 
 def test_a_key_that_does_not_fit_fails_in_words_on_every_rank() -> None:
-    """Three times its size is needed with two workers; the error says what was needed, what is left, and what to do."""
+    """Two workers need three times its size; the error says what is needed, what is left, and what to do."""
     job = make("night", Budget(1000))
     assert job.declare(0, key(1, 300), 0.0) == []
     [action] = job.declare(0, key(2, 50), 0.0)
@@ -42,7 +42,7 @@ def test_a_key_that_does_not_fit_fails_in_words_on_every_rank() -> None:
 
 
 def test_jobs_share_the_budget_and_give_it_back_when_they_end() -> None:
-    """What one job has set aside another cannot have, until the first has ended or failed."""
+    """Another job cannot have what one job has reserved, until that job has ended or failed."""
     budget = Budget(1000)
     one, two = make("one", budget), make("two", budget)
     one.declare(0, key(1, 200), 0.0)
@@ -56,7 +56,7 @@ def test_jobs_share_the_budget_and_give_it_back_when_they_end() -> None:
 
 
 def test_a_key_that_fails_gives_its_share_back_once() -> None:
-    """Neither a second failure nor the end of the job counts it again."""
+    """Neither a second failure nor the end of the job releases it again."""
     budget = Budget(1000)
     job = make("night", budget)
     job.declare(0, key(1, 100), 0.0)
@@ -69,7 +69,7 @@ def test_a_key_that_fails_gives_its_share_back_once() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 10**15])
 def test_without_a_limit_everything_fits(size: int) -> None:
-    """0 stands for no limit."""
+    """0 means no limit."""
     budget = Budget()
     assert budget.reserve(size)
     assert budget.reserved_bytes == size
@@ -94,7 +94,7 @@ def test_a_declaration_takes_memory_for_its_shards_and_not_for_each_rank_of_each
 
 
 def test_a_refused_declaration_does_not_count_against_the_number_of_shards() -> None:
-    """What breaks the protocol changes nothing: the key may be declared rightly afterwards."""
+    """A declaration that breaks the protocol changes nothing: the key can be declared correctly afterwards."""
     job = Job(pb.Hello(job="night", num_workers=2), Limits(worker_timeout=30, round_timeout=600, max_shards=1))
     job.join(pb.Hello(job="night", num_workers=2), "peer", 0.0)
     with pytest.raises(ProtocolError, match="0 bytes"):

@@ -1,4 +1,4 @@
-"""An aggregator that was started again learns from its workers what it has to know, and gives each what it lacks."""
+"""An aggregator that was started again learns the rounds from its workers, and gives each the sums that it lacks."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def job() -> Job:
 
 
 def declare(job: Job, rank: int, round: int) -> list[Action]:
-    """A rank says which round it is at: the first one whose sum it lacks."""
+    """A rank declares the round that it is at: the first one whose sum it lacks."""
     key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4])
     key.shards.append(pb.Shard(index=0, elements=4, round=round))
     actions = job.declare(rank, key, 1.0)
@@ -57,7 +57,7 @@ def push(job: Job, rank: int, round: int) -> list[Action]:
 
 
 def give_back(job: Job, rank: int, round: int) -> list[Action]:
-    """A rank restores a sum, and the shell makes a message of it."""
+    """A rank gives back a sum, and the shell makes a message of it."""
     [action] = job.restore(rank, ShardRound(id=7, round=round, length=4), FOUR)
     assert isinstance(action, Sum)
     assert action.restored
@@ -89,14 +89,14 @@ def test_a_rank_that_has_the_sum_gives_it_to_those_who_wait_for_it(job: Job) -> 
 
 
 def test_a_rank_that_comes_late_gets_the_sum_from_one_that_came_first(job: Job) -> None:
-    """The holder declares first; who lacks its sum says so by pushing, and only then the holder is asked."""
+    """The holder declares first. A rank that lacks its sum pushes, and only then the holder is asked."""
     assert declare(job, 2, 6) == []
     assert declare(job, 0, 5) == []
     assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
     [action] = give_back(job, 2, 5)
     assert isinstance(action, Deliver)
     assert action.ranks == (0,)
-    # And another one even later is answered from it.
+    # A rank that comes even later is answered with it.
     assert declare(job, 1, 5) == []
     [action] = push(job, 1, 5)
     assert isinstance(action, Deliver)
@@ -104,7 +104,7 @@ def test_a_rank_that_comes_late_gets_the_sum_from_one_that_came_first(job: Job) 
 
 
 def test_a_holder_that_vanishes_before_it_answers_is_asked_again(job: Job) -> None:
-    """When it is back and says where it is, it is asked once more."""
+    """When it is back and declares its round, it is asked once more."""
     declare(job, 2, 6)
     declare(job, 0, 5)
     push(job, 0, 5)
@@ -157,7 +157,7 @@ def test_a_rank_that_begins_a_round_waits_for_the_last_sum_no_more(job: Job) -> 
 
 
 def test_a_sum_that_is_given_back_twice_or_unasked_changes_nothing(job: Job) -> None:
-    """Only the first counts, and only where it is missing."""
+    """Only the first counts, and only if the sum is missing."""
     declare(job, 2, 6)
     declare(job, 0, 5)
     push(job, 0, 5)
@@ -170,7 +170,7 @@ def test_a_sum_that_is_given_back_twice_or_unasked_changes_nothing(job: Job) -> 
 
 
 def test_a_sum_of_the_wrong_size_breaks_the_protocol(job: Job) -> None:
-    """What is given back must be a whole shard."""
+    """The sum must have the size of the shard."""
     declare(job, 2, 6)
     with pytest.raises(ProtocolError, match="gave back 3 bytes"):
         job.restore(2, ShardRound(id=7, round=5, length=3), memoryview(b"abc"))
@@ -178,7 +178,7 @@ def test_a_sum_of_the_wrong_size_breaks_the_protocol(job: Job) -> None:
 
 @pytest.mark.parametrize("rounds", [(5, 7), (7, 5), (57, 0), (0, 57)])
 def test_ranks_that_are_further_apart_than_a_round_cannot_go_on(job: Job, rounds: tuple[int, int]) -> None:
-    """A worker that was started again in the midst of the job begins at round 0: all ranks hear of it."""
+    """A worker that was started again in the middle of the job begins at round 0: all ranks are told."""
     assert declare(job, 0, rounds[0]) == []
     [action] = declare(job, 1, rounds[1])
     assert isinstance(action, Report)
@@ -188,7 +188,7 @@ def test_ranks_that_are_further_apart_than_a_round_cannot_go_on(job: Job, rounds
 
 
 def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: Job) -> None:
-    """Its rank has contributed to them as another process, of which this aggregator process knows nothing."""
+    """Its rank has contributed to them as another process, which this aggregator process does not know."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     declare(job, 0, 1)
@@ -200,7 +200,7 @@ def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: 
 
 
 def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_rounds() -> None:
-    """The others' rounds tell: a single one is enough, since all ranks have contributed to it."""
+    """One round of the others is enough proof, because all ranks have contributed to it."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(2, resuming=False), "peer", 0.0)
     declare(job, 2, 0)
@@ -213,7 +213,7 @@ def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_ro
 
 
 def test_a_worker_that_is_late_may_join_an_aggregator_that_was_started_again() -> None:
-    """No round can have ended without it, so nobody declares one."""
+    """No round can have ended without it, so no rank declares one."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     job.join(hello(1), "peer", 0.0)
@@ -236,14 +236,14 @@ def test_a_worker_that_does_not_come_back_fails_the_job(job: Job) -> None:
 
 
 def test_ranks_that_have_not_joined_yet_are_not_missed() -> None:
-    """At the beginning of a job workers may take their time."""
+    """When a job begins, its workers may join late."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0, resuming=False), "peer", 0.0)
     assert job.tick(1000.0) == []
 
 
 def test_the_same_process_may_come_back_before_its_old_connection_is_known_to_be_broken(job: Job) -> None:
-    """A silent cut is noticed by one side first; the rank's place is its own all the same."""
+    """One side may notice a broken connection first; the worker keeps its rank."""
     declare(job, 0, 0)
     push(job, 0, 0)
     assert job.join(hello(0), "new peer", 5.0) == ([], None)
@@ -253,7 +253,7 @@ def test_the_same_process_may_come_back_before_its_old_connection_is_known_to_be
 
 
 def test_credit_comes_back_for_contributions_that_were_sent_again(job: Job) -> None:
-    """A duplicate counts against its sender's credit as any other, and the wait for a lost sum does too."""
+    """A duplicate and a wait for a lost sum count against their sender's credit, which is returned."""
     for rank in range(2):
         declare(job, rank, 0)
     push(job, 0, 0)
@@ -277,14 +277,14 @@ def summed_once(job: Job) -> None:
 
 
 def test_a_worker_is_released_when_the_others_have_received_their_sums(job: Job) -> None:
-    """Its goodbye is answered when each rank that is still there has said so; who leaves too needs nothing more."""
+    """Its goodbye is answered when each connected rank has confirmed; a rank that leaves too needs nothing more."""
     summed_once(job)
     assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
     assert job.synced(0, 2, 5.0) == []
     assert job.leave(1, 5.0) == [Sync(1, (0,)), Release(2)]
     assert job.synced(0, 1, 5.0) == [Release(1)]
     assert job.leave(0, 6.0) == [Release(0)]
-    # Its memory is kept for as long as one of them may yet say something.
+    # Its memory is kept as long as one of them may still answer.
     for rank in range(3):
         assert not job.over
         job.lost(rank, 6.0)
@@ -292,7 +292,7 @@ def test_a_worker_is_released_when_the_others_have_received_their_sums(job: Job)
 
 
 def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
-    """A rank that cannot answer does not keep another one from ending."""
+    """A rank that does not answer delays another one's end only for a while."""
     summed_once(job)
     job.lost(0, 4.0)
     assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
@@ -303,7 +303,7 @@ def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
 
 
 def test_a_worker_whose_connection_breaks_after_its_goodbye_says_it_again(job: Job) -> None:
-    """Were it refused, it would end, though other aggregators may yet need what it has."""
+    """If it were refused, it would end, although other aggregators may still need its sums."""
     summed_once(job)
     assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
     job.lost(2, 5.5)
@@ -316,7 +316,7 @@ def test_a_worker_whose_connection_breaks_after_its_goodbye_says_it_again(job: J
 
 
 def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
-    """Nobody can need a sum of it."""
+    """No rank can need a sum of it."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         job.join(hello(rank, resuming=False), "peer", 0.0)
@@ -324,7 +324,7 @@ def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
 
 
 def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(job: Job) -> None:
-    """It has taken part in nothing since, but has sums that others may lack, who have not even come back yet."""
+    """It has contributed to nothing since, but it may have sums that ranks lack that have not come back yet."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(2), "peer", 0.0)
     declare(job, 2, 6)
@@ -338,7 +338,7 @@ def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(
 
 
 def test_a_worker_that_leaves_does_not_fail_those_who_wait_for_a_sum_that_it_has(job: Job) -> None:
-    """They wait for the round before, to which it has contributed, and not for the next one."""
+    """They wait for the round before, to which it has contributed, not for the next one."""
     declare(job, 2, 6)
     declare(job, 0, 5)
     assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
@@ -350,7 +350,7 @@ def test_a_worker_that_leaves_does_not_fail_those_who_wait_for_a_sum_that_it_has
 
 
 def test_open_rounds_are_those_that_somebody_contributed_to(job: Job) -> None:
-    """An aggregator that is to end finishes these and no others."""
+    """A draining aggregator finishes these and no others."""
     for rank in range(3):
         declare(job, rank, 0)
     assert job.open_rounds() == []
@@ -373,7 +373,7 @@ def test_a_rank_may_be_new_where_no_round_has_ended() -> None:
 
 
 def test_a_round_that_waits_for_a_rank_that_is_gone_is_not_to_be_finished(job: Job) -> None:
-    """An aggregator that is to end takes no new streams, so that nobody could contribute to it any more."""
+    """A draining aggregator accepts no streams, so a missing rank could not contribute."""
     for rank in range(3):
         declare(job, rank, 0)
     push(job, 0, 0)
@@ -384,7 +384,7 @@ def test_a_round_that_waits_for_a_rank_that_is_gone_is_not_to_be_finished(job: J
 
 
 def test_a_round_that_waits_for_a_rank_that_never_came_is_not_to_be_finished() -> None:
-    """As above."""
+    """A draining aggregator accepts no streams, so a missing rank could not give its sum back."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     declare(job, 0, 0)
@@ -393,13 +393,13 @@ def test_a_round_that_waits_for_a_rank_that_never_came_is_not_to_be_finished() -
 
 
 def test_what_a_rank_repeats_makes_no_work_for_others(job: Job) -> None:
-    """A push that comes again and again leads to one want, a goodbye that comes again to no more syncs."""
+    """A repeated push leads to one want, and a repeated goodbye to no more syncs."""
     declare(job, 2, 6)
     declare(job, 0, 5)
     assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
     assert push(job, 0, 5) == []
     assert push(job, 0, 5) == []
-    # The holder comes back without having answered: it is asked again, once.
+    # The holder comes back without having answered, and is asked again once.
     assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
     give_back(job, 2, 5)
     job.leave(2, 2.0)
@@ -407,7 +407,7 @@ def test_what_a_rank_repeats_makes_no_work_for_others(job: Job) -> None:
 
 
 def test_a_rank_that_begins_a_round_without_the_sum_before_leaves_no_trace(job: Job) -> None:
-    """It breaks the protocol to its own harm: once the round is complete, nobody waits for the older sum."""
+    """Such a rank breaks the protocol and harms only itself: once the round is complete, the older sum is dropped."""
     declare(job, 2, 6)
     declare(job, 0, 5)
     push(job, 0, 5)

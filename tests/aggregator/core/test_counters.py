@@ -1,4 +1,4 @@
-"""What is counted, and for how long it is kept."""
+"""What the counters count, and for how long they are kept."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from psum.wire import PROTOCOL_VERSION, ShardRound
 
 
 def test_jobs_that_ended_are_forgotten_after_some_time() -> None:
-    """Until then what they did last can be scraped; what they had done stays in the totals."""
+    """Until then their last values can be scraped; afterwards they stay in the totals."""
     tallies = AllCounters()
     tallies.begin("a").contributed(False, Verdict.COMPLETE, 10, 0.5)
     tallies.begin("b").contributed(True, Verdict.TAKE, 5, 0.0)
@@ -25,7 +25,7 @@ def test_jobs_that_ended_are_forgotten_after_some_time() -> None:
 
 
 def test_a_job_that_is_started_again_goes_on_counting() -> None:
-    """Under its name there is one series, which does not fall."""
+    """There is one series for the name, and it does not decrease."""
     tallies = AllCounters()
     tallies.begin("a").contributed(False, Verdict.TAKE, 10, 0.0)
     tallies.end("a", 100.0)
@@ -39,7 +39,7 @@ def test_a_job_that_is_started_again_goes_on_counting() -> None:
 
 
 def test_a_job_of_the_registry_is_forgotten_too() -> None:
-    """By the passing of time alone."""
+    """Time alone is enough."""
     registry = fleet_of(1, 2)
     (job,) = registry.jobs.values()
     for rank in range(2):
@@ -53,7 +53,7 @@ def test_a_job_of_the_registry_is_forgotten_too() -> None:
 
 
 def test_however_many_jobs_come_and_go_no_more_is_exported() -> None:
-    """As when a program that fails is started again and again under new names."""
+    """For example when a failing program is started again and again under new names."""
     tallies = AllCounters()
     for number in range(10_000):
         tallies.begin(f"job-{number}").contributed(False, Verdict.TAKE, 1, 0.0)
@@ -64,7 +64,7 @@ def test_however_many_jobs_come_and_go_no_more_is_exported() -> None:
 
 
 def test_a_contribution_is_counted_by_what_became_of_it() -> None:
-    """Those that counted, those that came twice, and how long the last of a round was waited for."""
+    """Contributions that counted, duplicates, and how long each round waited for its last contribution."""
     tally = AllCounters().begin("a")
     for verdict in Verdict:
         tally.contributed(False, verdict, 1, 0.3)
@@ -74,7 +74,7 @@ def test_a_contribution_is_counted_by_what_became_of_it() -> None:
 
 
 def test_a_histogram_counts_as_prometheus_does() -> None:
-    """Each bucket has all values up to its bound, itself included."""
+    """Each bucket counts all values up to its bound, including the bound."""
     histogram = Histogram((0.1, 1.0))
     for value in (0.1, 0.11, 1.0, 7.0):
         histogram.observe(value)
@@ -83,7 +83,7 @@ def test_a_histogram_counts_as_prometheus_does() -> None:
 
 
 def fleet_of(jobs: int, workers: int) -> Registry:
-    """Jobs whose workers all have contributed to a round."""
+    """Jobs whose workers have all contributed to a round."""
     registry = Registry(Limits())
     value = memoryview(np.ones(8, np.float32).tobytes())
     for number in range(jobs):

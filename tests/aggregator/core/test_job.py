@@ -58,7 +58,7 @@ FOUR = memoryview(b"abcd")
 
 @pytest.fixture
 def job() -> Iterator[Job]:
-    """A job of two workers, both there, that is checked for its invariants in the end."""
+    """A job of two workers, both there, whose invariants are checked at the end."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(2):
         assert job.join(hello(rank), f"peer:{rank}", now=0.0) == ([], None)
@@ -79,7 +79,7 @@ def declare(job: Job, message: pb.Key | None = None) -> None:
 
 
 def test_a_round_is_summed_in_rank_order_and_delivered_to_all(job: Job) -> None:
-    """Whoever comes first, the sum gets the contributions by rank, and the greatest urgency."""
+    """The sum gets the contributions in rank order, whichever comes first, and the highest priority."""
     declare(job)
     one, two = memoryview(b"1111"), memoryview(b"2222")
     assert job.contribute(1, entry(priority=-3), two, now=1.0) == []
@@ -91,7 +91,7 @@ def test_a_round_is_summed_in_rank_order_and_delivered_to_all(job: Job) -> None:
 
 
 def test_rounds_follow_each_other_and_hold_one_result(job: Job) -> None:
-    """What is held does not grow with the rounds."""
+    """The held bytes do not grow with the rounds."""
     declare(job)
     for round in range(5):
         run_round(job, round)
@@ -111,14 +111,14 @@ def test_a_broadcast_delivers_the_roots_value_when_all_take_part(job: Job) -> No
 
 @pytest.mark.parametrize(("rank", "payload"), [(0, None), (1, FOUR)], ids=["the root pulls", "another rank pushes"])
 def test_the_wrong_part_in_a_broadcast_breaks_the_protocol(job: Job, rank: int, payload: memoryview | None) -> None:
-    """Only rank 0 has the value, and all others only ask."""
+    """Only rank 0 may push, and all others may only pull."""
     declare(job, key(operation=pb.OPERATION_BROADCAST))
     with pytest.raises(ProtocolError, match=f"rank {rank} contributed"):
         job.contribute(rank, entry(), payload, now=1.0)
 
 
 def test_a_lost_result_is_delivered_again_to_whom_lacks_it(job: Job) -> None:
-    """A contribution to the round before is answered from the kept result."""
+    """A contribution to the round before is answered with the kept result."""
     declare(job)
     run_round(job, 0)
     [action] = job.contribute(1, entry(0), FOUR, now=2.0)
@@ -151,7 +151,7 @@ def test_ranks_that_disagree_on_settings_all_hear_of_it(change: dict[str, object
 
 
 def test_a_stranger_does_not_end_a_complete_job(job: Job) -> None:
-    """Once all ranks are there, a worker that disagrees is refused and nobody else hears of it."""
+    """Once all ranks have joined, a worker that disagrees is refused, and no rank is told."""
     actions, refusal = job.join(hello(0, {"num_workers": 5}), "peer:9", now=1.0)
     assert isinstance(refusal, DisagreementError)
     assert actions == []
@@ -159,7 +159,7 @@ def test_a_stranger_does_not_end_a_complete_job(job: Job) -> None:
 
 
 def test_a_rank_is_taken_once(job: Job) -> None:
-    """The second claim is refused with who holds it; the first goes on."""
+    """The second worker is refused with the name of the first; the first goes on."""
     actions, refusal = job.join(hello(1, {"worker": "other pid 9", "incarnation": 9}), "peer:9", now=2.0)
     assert isinstance(refusal, TakenError)
     assert actions == []
@@ -168,7 +168,7 @@ def test_a_rank_is_taken_once(job: Job) -> None:
 
 
 def test_a_worker_that_vanished_before_it_took_part_may_be_replaced(job: Job) -> None:
-    """A restarted process takes its rank's place, as long as no round holds anything of the first; then no more."""
+    """A restarted process takes over its rank only if the first process has contributed to no round."""
     job.lost(1, now=1.0)
     assert job.join(hello(1, {"worker": "host pid 9", "incarnation": 9}), "peer:9", now=2.0) == ([], None)
     declare(job)
@@ -252,7 +252,7 @@ def test_one_that_comes_back_does_not_end_the_job_of_the_process_that_has_its_ra
     ids=["type", "shape", "size", "name", "unknown type"],
 )
 def test_ranks_that_disagree_on_a_key_all_hear_of_it(job: Job, other: pb.Key) -> None:
-    """The key fails on every rank, with both sides shown, and what it held is let go; other keys go on."""
+    """The key fails on every rank, the error shows both sides, and its memory is released; other keys go on."""
     if other.elements:
         other.shards.append(pb.Shard(index=0, elements=4))
     job.declare(0, key(), now=0.0)
@@ -275,7 +275,7 @@ def labelled(label: str) -> pb.Key:
 
 @pytest.mark.parametrize("labels", [("a", "b"), ("", "a", "b"), ("a", "", "b")])
 def test_ranks_that_use_a_key_for_different_things_hear_of_it(labels: tuple[str, ...]) -> None:
-    """Though the shapes are the same; with what either side uses it for. A rank that does not say agrees with any."""
+    """Even if the shapes agree. The error shows both labels. A rank without a label agrees with any."""
     job = Job(hello(0, {"num_workers": 3}), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         job.join(hello(rank, {"num_workers": 3}), f"peer:{rank}", now=0.0)
@@ -292,7 +292,7 @@ def test_ranks_that_use_a_key_for_different_things_hear_of_it(labels: tuple[str,
 
 
 def test_what_a_key_stands_for_is_shown_with_it(job: Job) -> None:
-    """In the status, in warnings and in errors, also where only a later rank has said it."""
+    """In the status, in warnings and in errors, even if only a later rank has given the label."""
     job.declare(0, key(), now=0.0)
     job.declare(1, labelled("dense0_weight"), now=0.0)
     job.contribute(0, entry(), FOUR, now=1.0)
@@ -303,7 +303,7 @@ def test_what_a_key_stands_for_is_shown_with_it(job: Job) -> None:
 
 
 def test_a_label_is_as_long_as_a_name_at_most(job: Job) -> None:
-    """The first ends its stream, later ones are cut: what is kept is bounded."""
+    """A first long label ends its sender's stream, and later ones are cut: the kept text is bounded."""
     with pytest.raises(ProtocolError, match="a name or label of 5000 characters"):
         job.declare(0, labelled("x" * 5000), now=0.0)
     job.declare(0, key(), now=0.0)
@@ -312,7 +312,7 @@ def test_a_label_is_as_long_as_a_name_at_most(job: Job) -> None:
 
 
 def test_a_rank_that_waits_itself_is_told_to_wait(job: Job) -> None:
-    """Ranks that take keys in different orders wait for each other; the error of one shows the other's key."""
+    """Ranks that use keys in different orders wait for each other; the error of one names the other's key."""
     for id in (7, 8):
         for rank in range(2):
             job.declare(rank, key(id=id), now=0.0)
@@ -324,7 +324,7 @@ def test_a_rank_that_waits_itself_is_told_to_wait(job: Job) -> None:
 
 
 def test_a_rank_that_uses_a_failed_key_later_hears_of_it(job: Job) -> None:
-    """Who declares a failed key is told why it failed."""
+    """A rank that declares a failed key is told why it failed."""
     job.declare(0, key(), now=0.0)
     [first] = job.declare(1, key(9), now=0.0)
     assert isinstance(first, Report)
@@ -343,7 +343,7 @@ def test_a_rank_that_cannot_contribute_fails_the_key_for_all(job: Job) -> None:
 
 
 def test_credit_is_returned_for_contributions_that_wait(job: Job) -> None:
-    """A round that waits for another rank does not hold its contributor's credit for long; it does so once."""
+    """A round that waits for another rank returns its contributor's credit soon, and only once."""
     declare(job)
     job.contribute(1, entry(), FOUR, now=1.0)
     assert job.credit.pending
@@ -354,7 +354,7 @@ def test_credit_is_returned_for_contributions_that_wait(job: Job) -> None:
 
 
 def test_credit_of_completed_rounds_is_returned_by_their_results(job: Job) -> None:
-    """A contribution whose result is on its way needs no further word."""
+    """Credit is not returned separately for a contribution whose result is being sent."""
     declare(job)
     run_round(job, 0)
     assert job.tick(5.0) == []
@@ -372,7 +372,7 @@ def test_a_round_that_waits_too_long_names_whom_it_waits_for(job: Job) -> None:
 
 
 def test_a_rank_that_never_joined_is_said_to() -> None:
-    """A timeout tells a rank that is slow from one that was never there."""
+    """A timeout tells a slow rank from one that never joined."""
     lonely = Job(hello(0), Limits(worker_timeout=30, round_timeout=1))
     lonely.join(hello(0), "peer", now=0.0)
     lonely.declare(0, key(), now=0.0)
@@ -382,7 +382,7 @@ def test_a_rank_that_never_joined_is_said_to() -> None:
 
 
 def test_a_worker_that_vanished_fails_the_job_after_its_timeout(job: Job) -> None:
-    """Its peers are told which rank it was and when it was last heard; everything is let go."""
+    """Its peers are told which rank it was and when it was last heard; all memory is released."""
     declare(job)
     job.contribute(0, entry(), FOUR, now=1.0)
     job.lost(1, now=2.0)
@@ -400,7 +400,7 @@ def test_a_worker_that_vanished_fails_the_job_after_its_timeout(job: Job) -> Non
 
 
 def test_what_still_needs_a_worker_that_left_fails_at_once(job: Job) -> None:
-    """A rank that waits for one that said goodbye hears of it, now and on later contributions."""
+    """A rank that waits for one that said goodbye gets an error, now and on later contributions."""
     declare(job)
     declare(job, key(id=8))
     job.contribute(0, entry(), FOUR, now=1.0)
@@ -465,7 +465,7 @@ def test_a_worker_that_ends_before_it_took_part_in_anything_can_be_replaced(job:
 
 
 def test_a_sum_that_comes_after_the_job_failed_is_dropped(job: Job) -> None:
-    """What was being summed when everything ended leads to nothing."""
+    """A sum that is finished after the job ended is dropped."""
     declare(job)
     job.contribute(0, entry(), FOUR, now=1.0)
     [action] = job.contribute(1, entry(), FOUR, now=1.0)
@@ -519,7 +519,7 @@ def test_declarations_that_contradict_themselves_break_the_protocol(job: Job, wr
 
 
 def test_the_status_says_whom_a_round_waits_for(job: Job) -> None:
-    """An operator sees workers, and the rounds in progress with their missing ranks."""
+    """The status lists workers, and the rounds in progress with their missing ranks."""
     declare(job)
     job.contribute(1, entry(), FOUR, now=1.0)
     status = job_status(job, now=4.0)
@@ -530,7 +530,7 @@ def test_the_status_says_whom_a_round_waits_for(job: Job) -> None:
 
 
 def test_a_declaration_of_an_unknown_type_that_differs_is_a_disagreement(job: Job) -> None:
-    """protobuf lets unknown values of an enumeration pass; the first declaration of such a key is refused elsewhere."""
+    """protobuf accepts unknown values of an enumeration. Another test refuses the first declaration of such a key."""
     job.declare(0, key(), now=0.0)
     strange = key()
     # What a worker of another version might send: field 4, the type, is 99.
@@ -542,7 +542,7 @@ def test_a_declaration_of_an_unknown_type_that_differs_is_a_disagreement(job: Jo
 
 
 def test_what_a_worker_writes_into_names_and_reasons_is_limited(job: Job) -> None:
-    """Names are kept, and reasons go to the log and to all ranks: megabytes of either are refused or cut."""
+    """Names are kept, and reasons are logged and sent to all ranks, so megabytes of either are refused or cut."""
     endless = key()
     endless.name = "w" * 5000
     with pytest.raises(ProtocolError, match="5000 characters"):

@@ -1,4 +1,4 @@
-"""Jobs begin with their first worker, end with their last, and a failed one is told from its next run."""
+"""Jobs begin with their first worker and end with their last; late ranks of a job are told from its next run."""
 
 import pytest
 
@@ -79,7 +79,7 @@ def test_a_leaving_worker_may_come_back_until_it_is_let_go(registry: Registry) -
 
 
 def test_a_late_rank_of_a_failed_job_is_told_why(registry: Registry) -> None:
-    """A worker that was already running when its job failed hears of the failure instead of waiting for ever."""
+    """A worker that was already running when its job failed is told of the failure, and does not wait."""
     assert join(registry, hello(0, num_workers=3), 0.0) is None
     assert isinstance(join(registry, hello(1, num_workers=4), 1.0), DisagreementError)
     registry.jobs["night"].lost(0, 1.0)
@@ -88,7 +88,7 @@ def test_a_late_rank_of_a_failed_job_is_told_why(registry: Registry) -> None:
 
 
 def test_a_new_run_of_a_failed_job_begins_afresh(registry: Registry) -> None:
-    """Workers that were started after the failure are another run."""
+    """Workers that were started after the failure belong to a new run."""
     assert join(registry, hello(0, num_workers=3), 0.0) is None
     join(registry, hello(1, num_workers=4), 1.0)
     registry.jobs["night"].lost(0, 1.0)
@@ -97,7 +97,7 @@ def test_a_new_run_of_a_failed_job_begins_afresh(registry: Registry) -> None:
 
 
 def test_a_failed_job_is_forgotten_after_a_while(registry: Registry) -> None:
-    """A late rank is told for as long as a round may wait; what is remembered of failed jobs does not pile up."""
+    """A late rank is told for as long as a round may wait; then the failed job is forgotten."""
     join(registry, hello(0, num_workers=3), 0.0)
     join(registry, hello(1, num_workers=4), 1.0)
     registry.jobs["night"].lost(0, 1.0)
@@ -109,13 +109,13 @@ def test_a_failed_job_is_forgotten_after_a_while(registry: Registry) -> None:
 
 
 def test_whoever_knows_how_a_job_failed_begins_the_next_one(registry: Registry) -> None:
-    """A late rank is told once: when the same process connects again, as a notebook does, that is another run."""
+    """A late rank is told once. If the same process connects again, as a notebook does, it begins a new run."""
     join(registry, hello(0, num_workers=3), 0.0)
     refused = hello(1, num_workers=4)
     assert isinstance(join(registry, refused, 1.0), DisagreementError)
     registry.jobs["night"].lost(0, 1.0)
     late = hello(2, num_workers=3)
-    # Twice with one incarnation: the first answer may have been lost with its connection.
+    # The same incarnation twice: the first answer may have been lost with its connection.
     assert all(isinstance(join(registry, late, 40.0), DisagreementError) for _ in range(2))
     late.incarnation += 1000
     refused.incarnation += 1000
@@ -126,7 +126,7 @@ def test_whoever_knows_how_a_job_failed_begins_the_next_one(registry: Registry) 
 
 
 def leave(registry: Registry, rank: int, now: float) -> None:
-    """A rank says goodbye, is let go, and ends its stream."""
+    """A rank says goodbye, is released, and ends its stream."""
     job = registry.jobs["night"]
     job.leave(rank, now)
     job.lost(rank, now)
@@ -141,7 +141,7 @@ def use(job: Job, rank: int, now: float) -> list[Action]:
 
 
 def test_a_rank_that_comes_when_another_has_left_is_told_at_its_first_contribution(registry: Registry) -> None:
-    """All who had joined have left before it came: without them its round would wait for the round time-out."""
+    """All workers that had joined have left before it comes: its round would wait for them until the round timeout."""
     join(registry, hello(1, num_workers=3), 0.0)
     join(registry, hello(2, num_workers=3), 0.0)
     leave(registry, 1, 1.0)
@@ -157,13 +157,13 @@ def test_a_rank_that_comes_when_another_has_left_is_told_at_its_first_contributi
     assert "rank 1 (host pid 1), rank 2 (host pid 1) has left job 'night'" in str(report.fault)
     leave(registry, 0, 301.0)
     assert registry.jobs == {}
-    # All have been there: there is nobody to be told any more.
+    # All ranks have joined, so no late rank can come.
     assert join(registry, hello(0, num_workers=3), 302.0) is None
     assert sorted(registry.jobs["night"].workers) == [0]
 
 
 def test_the_next_run_of_a_job_that_not_all_had_joined_begins_afresh(registry: Registry) -> None:
-    """Its processes were started after the end of the last run, or one of them was in that with another client."""
+    """Its processes started after the end of the last run, or one of them took part in that with another client."""
     join(registry, hello(1), 0.0)
     leave(registry, 1, 1.0)
     assert join(registry, hello(0, age=3.0), 5.0) is None
@@ -179,7 +179,7 @@ def test_the_next_run_of_a_job_that_not_all_had_joined_begins_afresh(registry: R
 
 
 def test_a_rank_that_had_left_may_come_again_to_the_one_that_came_late(registry: Registry) -> None:
-    """As where every rank looks first whether it can connect: the second time all of them are there together."""
+    """For example when every rank first checks that it can connect: the second time all ranks join together."""
     join(registry, hello(1), 0.0)
     leave(registry, 1, 1.0)
     assert join(registry, hello(0), 2.0) is None
@@ -192,7 +192,7 @@ def test_a_rank_that_had_left_may_come_again_to_the_one_that_came_late(registry:
 
 
 def test_a_late_rank_with_other_settings_is_told_what_differs(registry: Registry) -> None:
-    """Though those whose settings they are have left already."""
+    """Even if the workers with the other settings have left already."""
     join(registry, hello(1, num_workers=3), 0.0)
     leave(registry, 1, 1.0)
     refusal = join(registry, hello(0, num_workers=2), 2.0)
@@ -201,7 +201,7 @@ def test_a_late_rank_with_other_settings_is_told_what_differs(registry: Registry
 
 
 def test_a_late_rank_with_other_settings_does_not_spoil_the_next_run(registry: Registry) -> None:
-    """Processes that outlive a run, as notebooks do, may begin another one with settings that were corrected."""
+    """Processes that outlive a run, as notebooks do, may begin another one with corrected settings."""
     join(registry, hello(0, num_workers=2), 0.0)
     leave(registry, 0, 1.0)
     assert isinstance(join(registry, hello(2, num_workers=3), 100.0), DisagreementError)
@@ -213,7 +213,7 @@ def test_a_late_rank_with_other_settings_does_not_spoil_the_next_run(registry: R
 
 
 def test_a_late_rank_without_an_incarnation_is_told_once(registry: Registry) -> None:
-    """It could be another process each time: it is not refused for as long as the job is remembered."""
+    """It could be another process each time, so it is refused only once."""
     join(registry, hello(0, num_workers=3), 0.0)
     join(registry, hello(1, num_workers=4), 1.0)
     registry.jobs["night"].lost(0, 1.0)
@@ -224,7 +224,7 @@ def test_a_late_rank_without_an_incarnation_is_told_once(registry: Registry) -> 
 
 
 def test_what_is_remembered_of_jobs_that_not_all_had_joined_is_bounded(registry: Registry) -> None:
-    """In time, by how long a round may wait, and in number."""
+    """Jobs are remembered for a limited time, and only a limited number of them."""
     for number in range(200):
         join(registry, hello(1, job=f"job {number}"), 0.0)
         job = registry.jobs[f"job {number}"]
@@ -239,7 +239,7 @@ def test_what_is_remembered_of_jobs_that_not_all_had_joined_is_bounded(registry:
 
 
 def test_a_job_whose_workers_all_vanished_gives_way_to_its_next_run(registry: Registry) -> None:
-    """After kill -9 of a whole run, the next one need not wait for the worker timeout."""
+    """After kill -9 of a whole run, the next run does not wait for the worker timeout."""
     for rank in range(2):
         join(registry, hello(rank), 0.0)
     first = registry.jobs["night"]
@@ -293,7 +293,7 @@ def test_jobs_side_by_side_do_not_know_of_each_other(registry: Registry) -> None
     ],
 )
 def test_a_hello_that_cannot_be_meant_is_refused(registry: Registry, change: dict[str, object], complaint: str) -> None:
-    """It is answered in words, and makes no job."""
+    """It is refused with a reason, and creates no job."""
     message = hello()
     for name, value in change.items():
         setattr(message, name, value)
@@ -305,7 +305,7 @@ def test_a_hello_that_cannot_be_meant_is_refused(registry: Registry, change: dic
 
 
 def test_a_worker_that_offers_no_plane_that_is_there_is_refused(registry: Registry) -> None:
-    """The inline plane is what everybody has."""
+    """Every worker must offer the inline plane."""
     message = hello()
     message.planes[:] = [pb.PLANE_SHM]
     with pytest.raises(InvalidError, match="inline"):
@@ -313,7 +313,7 @@ def test_a_worker_that_offers_no_plane_that_is_there_is_refused(registry: Regist
 
 
 def test_a_worker_that_comes_back_after_the_end_of_its_job_is_told_how_it_ended(registry: Registry) -> None:
-    """One that was stopped for long is neither let in anew, nor into the next run of that name."""
+    """A worker that was stopped for long can join neither its ended job nor the next run of that name."""
     stopped = hello(1, age=60)
     for message in (hello(0, age=60), stopped):
         assert join(registry, message, 0.0) is None
@@ -334,7 +334,7 @@ def test_a_worker_that_comes_back_after_the_end_of_its_job_is_told_how_it_ended(
 
 
 def test_more_failed_jobs_than_the_history_holds_keep_their_times(registry: Registry) -> None:
-    """Failed jobs are remembered for their late ranks; that must not put them into the history again and again."""
+    """Failed jobs are remembered for late ranks, but appear in the history only once."""
     for number in range(40):
         assert join(registry, hello(job=f"job {number}"), float(number)) is None
         job = registry.jobs[f"job {number}"]
@@ -348,7 +348,7 @@ def test_more_failed_jobs_than_the_history_holds_keep_their_times(registry: Regi
 
 
 def test_a_worker_that_was_away_when_another_came_goes_on_with_it(registry: Registry) -> None:
-    """A cut before the others were started makes the job look abandoned: the first worker comes into the new one."""
+    """A broken connection before the others were started makes the job look abandoned: its worker joins the new job."""
     first = hello(0, age=5)
     assert join(registry, first, 0.0) is None
     registry.jobs["night"].lost(0, 1.0)

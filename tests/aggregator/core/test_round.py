@@ -17,7 +17,7 @@ def gathered(num_workers: int, ranks: list[int], round: int = 0) -> ShardRounds[
 
 
 def test_the_last_missing_rank_completes_the_round() -> None:
-    """Contributions count until none is missing; then the sum is due, and the next round begins with its result."""
+    """When no contribution is missing, the sum is due; then the next round begins with its result."""
     shard: ShardRounds[str] = ShardRounds(3)
     assert shard.contribute(2, 0, memoryview(b"c"), -5, 1.0) is Verdict.TAKE
     assert shard.contribute(0, 0, memoryview(b"a"), -9, 2.0) is Verdict.TAKE
@@ -33,7 +33,7 @@ def test_the_last_missing_rank_completes_the_round() -> None:
 
 
 def test_a_contribution_sent_twice_counts_once() -> None:
-    """A duplicate is ignored, whatever it holds."""
+    """A duplicate is ignored, even if its content differs."""
     shard = gathered(2, [0])
     assert shard.contribute(0, 0, memoryview(b"x"), 9, 2.0) is Verdict.IGNORE
     assert shard.contributions[0] == ONE
@@ -43,7 +43,7 @@ def test_a_contribution_sent_twice_counts_once() -> None:
 
 
 def test_a_rank_that_lost_its_result_gets_it_again() -> None:
-    """A contribution to the round before is answered from its result, until its rank has begun the next."""
+    """A contribution to the round before is answered with its result, until its rank has begun the next."""
     shard = gathered(2, [0, 1])
     shard.complete("sum")
     assert shard.contribute(0, 0, ONE, 0, 2.0) is Verdict.REPLAY
@@ -53,7 +53,7 @@ def test_a_rank_that_lost_its_result_gets_it_again() -> None:
 
 
 def test_a_result_is_let_go_when_every_rank_has_begun_the_next_round() -> None:
-    """Beginning round r+1 proves that a rank has the sum of round r."""
+    """A rank that begins round r+1 has the sum of round r."""
     shard = gathered(2, [0, 1])
     shard.complete("sum")
     shard.contribute(0, 1, ONE, 0, 2.0)
@@ -64,7 +64,7 @@ def test_a_result_is_let_go_when_every_rank_has_begun_the_next_round() -> None:
 
 @pytest.mark.parametrize("round", [0, 1, 4, 5])
 def test_rounds_that_cannot_be_meant_are_refused(round: int) -> None:
-    """Rounds that are not open yet, or long over, are the sender's mistake and are never mixed in."""
+    """Contributions to rounds that are not open yet, or long over, are the sender's mistake and never count."""
     shard = gathered(2, [0, 1], 2)
     shard.complete("sum")
     assert shard.contribute(0, round, ONE, 0, 2.0) is Verdict.REFUSE
@@ -88,7 +88,7 @@ def test_a_sum_that_was_not_due_is_a_mistake_of_ours() -> None:
 
 
 def test_the_table_has_a_rule_for_everything_that_can_be() -> None:
-    """In SUMMING every rank has contributed; apart from that all combinations have a rule."""
+    """All combinations have a rule, except those in SUMMING without a contribution."""
     assert set(RULES) == {
         (phase, timing, contributed)
         for phase in Phase
@@ -100,7 +100,7 @@ def test_the_table_has_a_rule_for_everything_that_can_be() -> None:
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 1), st.booleans()), max_size=60))
 def test_any_history_keeps_each_round_whole(num_workers: int, history: list[tuple[int, int, bool]]) -> None:
-    """However contributions come, a completed round has exactly one of each rank, made for that round."""
+    """In any order of contributions, a completed round has exactly one of each rank, made for that round."""
     shard: ShardRounds[int] = ShardRounds(num_workers)
     for rank, offset, finish in history:
         rank %= num_workers

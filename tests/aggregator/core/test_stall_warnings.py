@@ -1,4 +1,4 @@
-"""A round that waits for long is spoken of before it fails: for whom it waits, to those who wait."""
+"""A round that waits for long is reported before it fails: the waiting ranks learn which ranks are missing."""
 
 from collections.abc import Iterator
 
@@ -13,13 +13,13 @@ from psum.wire import ShardRound
 
 
 def test_a_warning_comes_after_some_time_and_each_time_that_has_doubled() -> None:
-    """Ten minutes of waiting are worth a handful of lines."""
+    """Ten minutes of waiting give a handful of warnings."""
     warnings_ = StallWarnings(10)
     assert [second for second in range(601) if warnings_.due("w", second)] == [10, 20, 40, 80, 160, 320]
 
 
 def test_each_thing_that_waits_has_its_own_time() -> None:
-    """What was said of one round does not silence the next."""
+    """A warning about one round does not suppress one about the next."""
     warnings_ = StallWarnings(10)
     assert warnings_.due("round 1", 100)
     assert not warnings_.due("round 2", 5)
@@ -66,7 +66,7 @@ def test_the_oldest_round_that_waits_is_told_to_those_who_wait_for_it(job: Job) 
 
 
 def test_a_rank_that_vanished_is_told_to_have_vanished(job: Job) -> None:
-    """It is not the same as one that is slow."""
+    """The warning tells a vanished rank from a slow one."""
     job.contribute(0, ShardRound(id=1), memoryview(b"abcd"), 1.0)
     job.lost(1, 20.0)
     [warning] = warnings(job, 40.0)

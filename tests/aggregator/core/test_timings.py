@@ -1,4 +1,4 @@
-"""A worker that asks is told how long its contribution waited, for whom, and how long the sum took."""
+"""A worker that asks learns how long its contribution waited, for which rank, and how long the sum took."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ FOUR = memoryview(b"abcd")
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def job(clock: Clock) -> Iterator[Job]:
-    """A job of three workers with one key of two shards, that is checked for its invariants in the end."""
+    """A job of three workers with one key of two shards, whose invariants are checked at the end."""
     fields: dict[str, Any] = {"job": "night", "num_workers": 3, "partition_bytes": 4, "aggregators": ["a:1"]}
     job = Job(pb.Hello(**fields), Limits(worker_timeout=30, round_timeout=600))
     job.rounds.timings = Timings(clock)
@@ -61,7 +61,7 @@ def push(job: Job, rank: int, round: int = 0, *, timed: bool = True, shard: int 
 
 
 def timing_of(actions: list[Action]) -> TellTiming | None:
-    """What is told, ahead of the result."""
+    """The timings that are told before the result."""
     *told, result = actions
     assert isinstance(result, Deliver)
     for action in told:
@@ -71,7 +71,7 @@ def timing_of(actions: list[Action]) -> TellTiming | None:
 
 
 def test_the_wait_of_each_rank_is_until_the_last_one_came(job: Job, clock: Clock) -> None:
-    """The last one waited for nobody; the sum is apart from that."""
+    """The last rank waited for nobody, and the time of the sum is separate."""
     for clock.now, rank in ((1.0, 2), (3.0, 0), (10.0, 1)):
         actions = push(job, rank)
     (sum_up,) = actions
@@ -84,7 +84,7 @@ def test_the_wait_of_each_rank_is_until_the_last_one_came(job: Job, clock: Clock
 
 
 def test_only_those_who_asked_are_told(job: Job, clock: Clock) -> None:
-    """Of a last rank too that has not asked."""
+    """The last rank is named even if it has not asked."""
     for clock.now, rank, timed in ((1.0, 0, True), (2.0, 2, False), (5.0, 1, False)):
         actions = push(job, rank, timed=timed)
     (sum_up,) = actions
@@ -95,7 +95,7 @@ def test_only_those_who_asked_are_told(job: Job, clock: Clock) -> None:
 
 
 def test_nothing_is_kept_where_nobody_asks(job: Job) -> None:
-    """As is usual."""
+    """No rank asks by default."""
     for rank in range(3):
         (*_, last) = [None, *push(job, rank, timed=False)]
         assert not job.rounds.timings
@@ -104,7 +104,7 @@ def test_nothing_is_kept_where_nobody_asks(job: Job) -> None:
 
 
 def test_a_contribution_that_comes_twice_counts_from_the_first(job: Job, clock: Clock) -> None:
-    """What was sent again over a new connection had been here before."""
+    """A contribution that is sent again over a new connection keeps its first time."""
     for clock.now, rank in ((1.0, 0), (2.0, 0), (3.0, 1), (4.0, 2)):
         actions = push(job, rank)
     (sum_up,) = actions
@@ -115,7 +115,7 @@ def test_a_contribution_that_comes_twice_counts_from_the_first(job: Job, clock: 
 
 
 def test_shards_are_told_apart(job: Job, clock: Clock) -> None:
-    """Each has a round of its own."""
+    """Each shard has its own round."""
     sums = {}
     for shard, order in ((0, (0, 1, 2)), (1, (2, 1, 0))):
         for rank in order:
@@ -132,7 +132,7 @@ def test_shards_are_told_apart(job: Job, clock: Clock) -> None:
 
 
 def test_a_round_that_ended_without_a_sum_leaves_nothing_to_the_next(job: Job, clock: Clock) -> None:
-    """As where a worker has its sum from another process of the aggregator."""
+    """For example when a worker got the sum from an earlier aggregator process."""
     key = job.keys[7]
     job.rounds.timings.contributed(key, 0, 3, 0, asked=True, complete=False)
     clock.now = 10.0
@@ -147,7 +147,7 @@ def test_a_round_that_ended_without_a_sum_leaves_nothing_to_the_next(job: Job, c
 
 
 def test_nothing_is_left_of_a_key_or_job_that_fails(job: Job) -> None:
-    """Nobody will ask for it any more."""
+    """Records of failed keys and jobs are dropped."""
     push(job, 0)
     push(job, 0, shard=1)
     assert len(job.rounds.timings) == 2
@@ -156,7 +156,7 @@ def test_nothing_is_left_of_a_key_or_job_that_fails(job: Job) -> None:
 
 
 def test_timings_share_a_message_ahead_of_their_results() -> None:
-    """And never become more than there are shards, however little the worker reads."""
+    """There are never more than shards, even if the worker does not read."""
     outbox = SendQueue()
     for round in range(3):
         for shard in range(5):

@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def stub(channel: grpc.aio.Channel) -> Any:
-    """The health service's; its methods are made at run time."""
+    """A stub of the health service; its methods are made at run time."""
     return health_pb2_grpc.HealthStub(channel)
 
 
@@ -38,14 +38,14 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.mark.parametrize("name", ["", SERVICE])
 async def test_it_serves_once_it_was_started(server: Server, name: str) -> None:
-    """As a whole and by the name of its service, as Kubernetes' gRPC probes ask."""
+    """Both the empty name and the name of its service report SERVING, as Kubernetes' gRPC probes expect."""
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
         response = await stub(channel).Check(health_pb2.HealthCheckRequest(service=name))
     assert response.status == SERVING
 
 
 async def test_an_unknown_service_is_not_found(server: Server) -> None:
-    """As the health protocol wants it."""
+    """The health protocol requires NOT_FOUND."""
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub(channel).Check(health_pb2.HealthCheckRequest(service="psum.Other"))
@@ -53,7 +53,7 @@ async def test_an_unknown_service_is_not_found(server: Server) -> None:
 
 
 async def test_who_watches_hears_of_the_drain_while_rounds_are_finished(server: Server) -> None:
-    """Before the streams of the workers end."""
+    """A watcher is told of the drain before the streams of the workers end."""
     fast, slow = await asyncio.gather(
         *(
             asyncio.to_thread(psum.connect, psum.Settings(aggregators=server.addresses, rank=rank, num_workers=2))
@@ -81,7 +81,7 @@ async def test_who_watches_hears_of_the_drain_while_rounds_are_finished(server: 
 
 
 async def test_reflection_names_the_services(server: Server) -> None:
-    """So that grpcurl and the like work, where that is asked for."""
+    """With the setting, tools such as grpcurl find the services."""
 
     def ask() -> list[str]:
         with grpc.insecure_channel(server.addresses[0]) as channel:
@@ -91,7 +91,7 @@ async def test_reflection_names_the_services(server: Server) -> None:
 
 
 async def test_by_default_there_is_no_reflection() -> None:
-    """Nobody is told more than is needed."""
+    """Reflection is off by default."""
     server = Server(Settings(listen=("127.0.0.1:0",)))
     await server.start()
 

@@ -1,4 +1,4 @@
-"""What an aggregator says over HTTP, asked for by a real client while real workers are connected."""
+"""The HTTP server of an aggregator, read by a real client while real workers are connected."""
 
 import asyncio
 import importlib.resources
@@ -83,7 +83,7 @@ async def status_when(
 
 
 def parse(text: str) -> list[Family]:
-    """What Prometheus' text says."""
+    """The samples in Prometheus' text format."""
     return list(text_string_to_metric_families(text))
 
 
@@ -94,7 +94,7 @@ async def samples(http: aiohttp.ClientSession, server: Server) -> dict[tuple[str
 
 
 async def test_the_report_says_whom_a_round_waits_for(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """And which worker is behind since when, whose names are whatever the workers say they are."""
+    """It also says for how long each worker has been behind, and repeats any name that workers give."""
     server = await serve(memory_budget=3 << 30)
 
     def job() -> tuple[psum.Client, psum.Client, Any]:
@@ -171,13 +171,13 @@ async def test_the_metrics_of_a_small_job_are_exact(serve: Serve, http: aiohttp.
     for client in clients:
         await asyncio.to_thread(client.close)
     found = await samples(http, server)
-    # What it did last can still be scraped; what it is no more is gone.
+    # Counters of an ended job can still be scraped; its gauges are gone.
     assert found["psum_contributions_total", NASTY, "sum"] == 6
     assert ("psum_workers", NASTY) not in found
 
 
 async def test_what_is_exported_is_what_is_documented(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """No metric of psum is without a declaration, and none has labels that it was not declared with."""
+    """Every exported metric of psum is declared, with the same labels."""
     server = await serve()
     client = await asyncio.to_thread(worker, server)
     await asyncio.to_thread(client.store().push_pull, "w", np.ones(5, np.float32))
@@ -194,7 +194,7 @@ async def test_what_is_exported_is_what_is_documented(serve: Serve, http: aiohtt
 
 
 async def test_the_accept_header_chooses_the_format(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """OpenMetrics for those who ask for it, as Prometheus does, else Prometheus' own."""
+    """OpenMetrics for clients that ask for it, as Prometheus does, otherwise Prometheus' text format."""
     server = await serve()
     url = f"http://{server.http_address}/metrics"
     async with http.get(url) as response:
@@ -210,7 +210,7 @@ async def test_the_accept_header_chooses_the_format(serve: Serve, http: aiohttp.
 async def test_a_refused_worker_is_counted_by_the_reason(
     serve: Serve, http: aiohttp.ClientSession, tmp_path: pathlib.Path
 ) -> None:
-    """Under no job: its name was only claimed."""
+    """It counts for no job, because the worker only claimed the name."""
     (tmp_path / "tokens").write_text("0123456789abcdef0123\n")
     server = await serve(token_file=str(tmp_path / "tokens"))
     with pytest.raises(psum.DeniedError):
@@ -222,7 +222,7 @@ async def test_a_refused_worker_is_counted_by_the_reason(
 
 
 async def test_a_failure_is_counted_by_its_kind(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """Under its job."""
+    """The count has the job as a label."""
     server = await serve()
     client = await asyncio.to_thread(worker, server, job="faulty")
 
@@ -241,7 +241,7 @@ async def test_a_failure_is_counted_by_its_kind(serve: Serve, http: aiohttp.Clie
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_nothing_can_be_changed(serve: Serve, http: aiohttp.ClientSession, path: str) -> None:
-    """Every path can be read only, and tells the browser to run and embed nothing that it does not itself serve."""
+    """Every path is read only, and its headers let a browser run and embed nothing from elsewhere."""
     server = await serve()
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
         async with http.request(method, f"http://{server.http_address}{path}", data=b"x") as response:
@@ -256,7 +256,7 @@ async def test_nothing_can_be_changed(serve: Serve, http: aiohttp.ClientSession,
 
 
 async def test_an_unknown_path_has_the_same_headers(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """Errors are pages too."""
+    """Error pages have the same headers."""
     server = await serve()
     async with http.get(f"http://{server.http_address}/../../etc/passwd%00<script>") as response:
         assert response.status == 404
@@ -265,7 +265,7 @@ async def test_an_unknown_path_has_the_same_headers(serve: Serve, http: aiohttp.
 
 
 def test_the_page_puts_in_names_as_text_only() -> None:
-    """It has no way to turn a string into markup or code, no scripts or styles within, and nothing from elsewhere."""
+    """Its code never turns a string into markup or code, has nothing inline, and loads nothing from elsewhere."""
     page = importlib.resources.files("psum.aggregator.observe").joinpath("page")
     script, html, css = (page.joinpath(name).read_text() for name in ("status.js", "status.html", "status.css"))
     ways = r"(inner|outer)HTML|insertAdjacent|document\.write|\beval\b|Function\(|DOMParser|ContextualFragment"
@@ -290,7 +290,7 @@ def test_the_page_puts_in_names_as_text_only() -> None:
 async def test_on_loopback_no_other_name_is_answered(
     serve: Serve, http: aiohttp.ClientSession, host: str, status: int
 ) -> None:
-    """A page from elsewhere cannot read it by having its own name point to this machine."""
+    """A foreign page cannot read it by pointing its own name at this machine."""
     server = await serve()
     answered, text = await get(http, server, "/api/status", Host=host)
     assert answered == status
@@ -298,7 +298,7 @@ async def test_on_loopback_no_other_name_is_answered(
 
 
 async def test_in_a_cluster_it_answers_to_any_name(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """Once it listens on more than this machine, which has to be asked for."""
+    """It listens on other addresses than loopback only if that is set."""
     server = await serve(http="0.0.0.0:0")
     port = server.http_address.rpartition(":")[2]
     async with http.get(f"http://127.0.0.1:{port}/readyz", headers={"Host": "psum-0.psum"}) as response:
@@ -314,7 +314,7 @@ async def test_without_the_setting_nothing_listens() -> None:
 
 
 async def test_a_port_that_is_taken_is_refused(serve: Serve) -> None:
-    """And what had been started is ended, so that the process can say why."""
+    """What had been started is stopped, so that the process can report the reason."""
     server = await serve()
     second = Server(Settings(listen=("127.0.0.1:0",), http=server.http_address))
     with pytest.raises(psum.ConfigurationError, match=rf"http: cannot listen on {server.http_address} for HTTP"):
@@ -322,19 +322,19 @@ async def test_a_port_that_is_taken_is_refused(serve: Serve) -> None:
 
 
 def test_a_port_alone_is_one_of_this_machine() -> None:
-    """Other machines reach it only where that was asked for."""
+    """Other machines reach it only if that is set."""
     assert Settings.from_environment({"PSUM_HTTP": "8080"}).http == "127.0.0.1:8080"
 
 
 @pytest.mark.parametrize("text", ["unix:/tmp/psum", "host", "99999", "host:99999"])
 def test_an_address_that_cannot_be_used_is_refused(text: str) -> None:
-    """Before anything is started."""
+    """It is refused before anything is started."""
     with pytest.raises(psum.ConfigurationError, match="PSUM_HTTP="):
         Settings.from_environment({"PSUM_HTTP": text})
 
 
 async def test_a_loop_that_hangs_is_not_alive(serve: Serve) -> None:
-    """Its probe is not answered, since no other thread would answer it."""
+    """Its probe is not answered, because the event loop itself would have to answer."""
     server = await serve()
 
     def probe() -> int:
@@ -343,13 +343,13 @@ async def test_a_loop_that_hangs_is_not_alive(serve: Serve) -> None:
 
     assert await asyncio.to_thread(probe) == 200
     with ThreadPoolExecutor(1) as pool, pytest.raises(TimeoutError):
-        # Waited for by the event loop itself, which does nothing else meanwhile.
+        # The event loop itself waits, and does nothing else.
         pool.submit(probe).result(PATIENCE_SECONDS)
     assert await asyncio.to_thread(probe) == 200
 
 
 async def test_while_it_drains_it_is_alive_but_not_ready(serve: Serve, http: aiohttp.ClientSession) -> None:
-    """Kubernetes sends no workers then, and does not kill it."""
+    """So Kubernetes sends no workers, and does not kill it."""
     server = await serve()
     assert await get(http, server, "/readyz") == (200, "ready\n")
     fast, slow = await asyncio.gather(*(asyncio.to_thread(worker, server, rank, 2) for rank in range(2)))
@@ -376,14 +376,14 @@ async def test_while_it_drains_it_is_alive_but_not_ready(serve: Serve, http: aio
 async def test_the_throughput_of_the_last_minutes_is_told(
     serve: Serve, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As bytes per second of what was received and sent."""
+    """The report has received and sent bytes per second."""
     monkeypatch.setattr("psum.aggregator.observe.throughput.SAMPLE_SECONDS", 0.2)
     begin = time.monotonic()
     server = await serve()
     client = await asyncio.to_thread(worker, server)
     await asyncio.to_thread(client.store().push_pull, "w", np.ones(1_000_000, np.float32))
     names = ("received_bytes_per_second", "sent_bytes_per_second")
-    # Until nothing more came for one sample: all of it is in those before.
+    # When one sample is zero, the earlier samples have all bytes.
     report = await status_when(
         http, server, lambda r: all(any(r["throughput"][n]) and not r["throughput"][n][-1] for n in names)
     )
@@ -396,7 +396,7 @@ async def test_the_throughput_of_the_last_minutes_is_told(
 async def test_a_probe_is_answered_within_a_second_at_full_load(
     serve_process: Any, http: aiohttp.ClientSession
 ) -> None:
-    """While workers keep every thread that sums busy."""
+    """Workers keep all summing threads busy meanwhile."""
     address, probed = serve_process
     over = threading.Event()
     rounds = [0, 0]

@@ -28,7 +28,7 @@ pytestmark = [
 
 
 def fetch(url: str) -> bytes:
-    """What is served there."""
+    """The content at a URL."""
     with urllib.request.urlopen(url, timeout=10) as response:
         content: bytes = response.read()
     return content
@@ -36,7 +36,7 @@ def fetch(url: str) -> bytes:
 
 @pytest.fixture
 def running_job(serve_process: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """A job that has done something, and waits for a rank: where its aggregator's and a worker's metrics are."""
+    """A job that has completed rounds and waits for a rank: the URLs of its aggregator's and a worker's metrics."""
     address, probed = serve_process
     first, second = (
         psum.Settings(aggregators=(address,), job="scraped", rank=rank, num_workers=2, metrics_port="127.0.0.1:0")
@@ -53,7 +53,7 @@ def running_job(serve_process: tuple[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def test_promtool_finds_nothing_to_object_to(running_job: tuple[str, str]) -> None:
-    """Neither the names nor the units nor the help texts, on either side."""
+    """Names, units and help texts of both sides follow the conventions."""
     for address in running_job:
         text = fetch(f"http://{address}/metrics")
         command = ["promtool", "check", "metrics"]
@@ -63,7 +63,7 @@ def test_promtool_finds_nothing_to_object_to(running_job: tuple[str, str]) -> No
 
 @pytest.mark.timeout(90)
 def test_prometheus_scrapes_a_running_job(running_job: tuple[str, str], tmp_path: pathlib.Path) -> None:
-    """And answers from it how many workers are connected, how long a round waits and how long rounds took."""
+    """Its queries tell how many workers are connected, how long a round waits and how long rounds took."""
     aggregator, worker = running_job
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -24,7 +24,7 @@ from psum import client as psum
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 40.0
 
-#: Where pictures of the page go, for people to look at, where that is set.
+#: A directory for pictures of the page, for people to look at, if it is set.
 PICTURES = os.environ.get("TEST_PSUM_PICTURES")
 
 NASTY = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -34,22 +34,22 @@ _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shut
 pytestmark = [
     pytest.mark.skipif(_CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
     pytest.mark.timeout(120),
-    # It shows something of the page, not of a version of Python.
+    # It tests the page, which does not depend on the version of Python.
     pytest.mark.once,
 ]
 
 
 class Page:
-    """A page in a browser, spoken to by the browser's debugging protocol."""
+    """A page in a browser, controlled by the browser's debugging protocol."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self.log: list[str] = []
-        """What the browser had to say of the page: errors, warnings and what its policy refused."""
+        """The browser's messages about the page: errors, warnings and violations of its policy."""
 
     async def call(self, method: str, **parameters: Any) -> Any:
-        """Has the browser do something, and returns what it answers."""
+        """Calls a method of the browser, and returns its answer."""
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -64,12 +64,12 @@ class Page:
                     return answer["result"]
 
     async def value(self, expression: str) -> Any:
-        """The value that an expression has in the page."""
+        """The value of an expression in the page."""
         answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         return answer["result"].get("value")
 
     async def text_with(self, *parts: str) -> str:
-        """What the page shows, once it shows all of this."""
+        """The text of the page, as soon as it contains all of these parts."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             text = str(await self.value("document.body.innerText"))
@@ -88,7 +88,7 @@ class Page:
             await asyncio.sleep(0.1)
 
     async def picture(self, name: str, width: int, height: int) -> None:
-        """Has the page at this size, and a picture of it."""
+        """Sets the size of the page, and takes a picture of it."""
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -171,7 +171,7 @@ def aggregator(tmp_path: pathlib.Path) -> Iterator[Aggregator]:
 
 @pytest.fixture
 def stalled(aggregator: Aggregator) -> Iterator[Aggregator]:
-    """The same with a job of which rank 1 is waited for, and another one that goes on."""
+    """The same with a job that waits for rank 1, and another one that goes on."""
     with contextlib.ExitStack() as stack:
         fast, slow = (
             stack.enter_context(
@@ -182,7 +182,7 @@ def stalled(aggregator: Aggregator) -> Iterator[Aggregator]:
         stores = fast.store(), slow.store()
         for future in [store.push_pull_async("dense/weight", np.ones(500_000, np.float32)) for store in stores]:
             future.result(PATIENCE_SECONDS)
-        # More than are listed at first; the oldest is the one that is named.
+        # More rounds than are listed at first; the oldest one is named.
         keys = NASTY, *range(19)
         waiting = [stores[0].push_pull_async(key, np.ones(1000, np.float32)) for key in keys]
         other = stack.enter_context(psum.connect(psum.Settings(aggregators=(aggregator.address,), job="resnet-50")))
@@ -194,13 +194,13 @@ def stalled(aggregator: Aggregator) -> Iterator[Aggregator]:
 
 
 async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregator, page: Page) -> None:
-    """Nothing that workers are called becomes part of the page, and nobody has to load it again."""
+    """Names of workers never become markup, and the page needs no reload after a restart."""
     await page.call("Page.navigate", url=f"http://{stalled.http}/")
     text = await page.text_with("for rank 1", "serving", NASTY, "resnet-50")
     assert f"Round 0 of {NASTY}, shard 0, has waited" in text
     assert "2 of 2 workers" in text
     assert "the oldest 12 of 20" in text
-    # The answer comes first, where a phone shows it without scrolling, and leads to the job.
+    # The alert comes first, where a phone shows it without scrolling, and links to the job.
     assert "for rank 1." in str(await page.value("document.getElementById('attention').innerText"))
     await page.value("document.querySelector('#attention a').click()")
     assert await page.value("document.querySelector('.job').open")
@@ -213,16 +213,16 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
 
     for name, width, height in (("desktop", 1280, 900), ("phone", 390, 844)):
         await page.picture(name, width, height)
-        # Readable without moving sideways.
+        # No horizontal scrolling is needed.
         assert await page.value("document.documentElement.scrollWidth") <= width
     await page.value("document.querySelector('.job button').click()")
     await page.until("document.querySelectorAll('.job')[0].querySelectorAll('tbody')[1].rows.length === 20")
-    # Of a hundred workers, those who vanished or are waited for are among the first.
+    # Of a hundred workers, those that vanished or are waited for are listed at first.
     many = """Array.from({length: 100}, (_, rank) => ({rank, behind_seconds: rank === 57 ? 5 : 0.5,
         state: rank === 80 ? "vanished" : "connected"}))"""
     assert await page.value(f"foremost({many}).map((w) => w.rank).join()") == ",".join(map(str, [*range(18), 57, 80]))
     assert "the oldest" not in str(await page.value("document.body.innerText"))
-    # A key that is a number, with what it stands for.
+    # A key that is a number is shown with its label.
     assert (
         await page.value(
             "waits({rounds: [{key: '0', label: 'dense0_weight', round: 3, shard: 1, waiting_seconds: 2,"
@@ -242,7 +242,7 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
 
 
 async def test_a_rate_is_of_the_time_between_two_refreshes(stalled: Aggregator, page: Page) -> None:
-    """Looks that follow each other at once, as where a page is opened behind another, say nothing of it: not 0 B/s."""
+    """Refreshes in quick succession, as when the page becomes visible, give no rate rather than 0 B/s."""
     await page.call("Page.navigate", url=f"http://{stalled.http}/")
     await page.text_with("resnet-50", "serving")
     await page.value("rates.clear(); refresh(); refresh(); document.dispatchEvent(new Event('visibilitychange'))")
@@ -259,5 +259,5 @@ async def test_a_rate_is_of_the_time_between_two_refreshes(stalled: Aggregator, 
     told = [await page.value(look(*then)) for then in ((0, 0, 0), (50, 50, 9), (2048, 4096, 2000), (2048, 4096, 2010))]
     rate = ", 1.0\u00a0KiB/s in, 2.0\u00a0KiB/s out"
     assert told == ["", "", rate, rate]
-    # Another job of that name.
+    # A new job of the same name.
     assert await page.value(look(1, 4096, 5000)) == ""

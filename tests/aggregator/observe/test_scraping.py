@@ -1,4 +1,4 @@
-"""What it costs an aggregator to be watched, with many jobs of many workers on real streams."""
+"""The cost of scraping an aggregator, with many jobs of many workers on real streams."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from psum.wire import PROTOCOL_VERSION, ShardRound, to_columns
 JOBS = 50
 WORKERS = 100
 
-#: As deploy/kubernetes/components/monitoring has it.
+#: The interval of deploy/kubernetes/components/monitoring.
 SCRAPE_INTERVAL_SECONDS = 15
 
 #: How long all workers together may take to join, and any answer to come.
@@ -51,9 +51,9 @@ async def work(stub: Any, job: int, rank: int) -> Any:
 async def busy(start_process: Callable[..., Any]) -> AsyncIterator[Any]:
     """An aggregator with all workers of all jobs connected, each of which has had a sum."""
     served = await asyncio.to_thread(start_process, "--max-streams", str(2 * JOBS * WORKERS))
-    # One job after another: nobody is kept waiting for so long that it has to be told of it.
+    # One job after another, so that no round waits long enough for a warning.
     room = asyncio.Semaphore(WORKERS)
-    # A connection for each job: gRPC would give all of them the same one.
+    # A separate connection for each job: by default gRPC would share one.
     options = (("grpc.use_local_subchannel_pool", 1),)
     channels = [grpc.aio.insecure_channel(served.address, options) for _ in range(JOBS)]
 
@@ -64,7 +64,7 @@ async def busy(start_process: Callable[..., Any]) -> AsyncIterator[Any]:
     joining = [asyncio.create_task(join(job, rank)) for job in range(JOBS) for rank in range(WORKERS)]
     streams = await asyncio.gather(*joining)
     yield served
-    # What its workers would still have to say to each other at their end is of no interest here.
+    # The workers' orderly end is not part of this test.
     os.kill(served.pid, signal.SIGKILL)
     for stream in streams:
         stream.cancel()

@@ -1,4 +1,4 @@
-"""An aggregator knows how many workers its file descriptors are enough for, and says so to the next one."""
+"""An aggregator knows how many workers its file descriptors are enough for, and tells the next one so."""
 
 import asyncio
 import logging
@@ -21,19 +21,19 @@ from psum.aggregator.service.descriptor_budget import DescriptorBudget, Descript
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 
-#: Connections that are not shared.
+#: Each channel has a connection of its own.
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(16, 8), (48, 8), (1024, 64), (20_000, 512), (2**63 - 1, 512)])
 def test_some_are_kept_back(limit: int, kept: int) -> None:
-    """Few of few, so that small limits are of use, and never more than hundreds."""
+    """A part of the limit within bounds: few for small limits, and never more than hundreds."""
     assert reserve(limit) == kept
     assert DescriptorBudget(limit, 10).left == max(0, limit - 10 - kept)
 
 
 def test_what_was_promised_is_not_promised_again() -> None:
-    """Until it is given back; what others wait for counts too."""
+    """Until they are given back; `leaving` is respected too."""
     ledger = DescriptorBudget(limit=48, used=20)
     ledger.recount(30)
     assert ledger.left == 10
@@ -52,7 +52,7 @@ def test_what_was_promised_is_not_promised_again() -> None:
 async def test_an_aggregator_that_ran_out_nevertheless_says_so_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The libraries that accept connections do not."""
+    """The libraries that accept connections do not log it."""
     monkeypatch.setattr(descriptor_budget, "_LOOK_SECONDS", 0.01)
     looks: asyncio.Queue[int] = asyncio.Queue()
 
@@ -108,7 +108,7 @@ async def get(http: str, path: str) -> tuple[int, str]:
 
 
 async def capacity(http: str) -> int:
-    """How many workers fit, those that are there included."""
+    """How many workers fit, including the connected ones."""
     _, text = await get(http, "/metrics")
     found = re.search(r"^psum_worker_capacity (\S+)", text, re.MULTILINE)
     assert found is not None
@@ -124,7 +124,7 @@ def ticks(pid: int) -> int:
 async def test_as_many_as_fit_are_taken_and_the_next_is_refused_in_words(
     start_process: Callable[..., Any],
 ) -> None:
-    """At once, without processor time, and readable by those who operate it; once one has left, another may come."""
+    """At once, without processor time, and visible to operators. After one has left, another can connect."""
     served = start_process(descriptors=48)
     async with asyncio.timeout(60):
         fits = await capacity(served.http)
@@ -149,19 +149,19 @@ async def test_as_many_as_fit_are_taken_and_the_next_is_refused_in_words(
                 r" aggregator on \S+ may have 48 files .* each worker takes 1 to 4; raise it with ulimit -n,",
                 fault.text,
             )
-        # Those who wait for it hear why, once.
+        # The workers that wait for it are told why, once.
         assert (await calls[0].read()).notice.text.startswith("rank 40 of job 'many' (host pid 40) was refused")
-        # One that comes back may try again: a fault would end its training.
+        # A worker that comes back may try again: a fault would end its training.
         async with stream(served.address, 50, resuming=True) as call:
             with pytest.raises(grpc.aio.AioRpcError, match="was refused") as refusal:
                 await call.read()
             assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        # One whose stream is still open here takes its place over.
+        # A worker whose old stream is still open here replaces it.
         async with stream(served.address, 3, resuming=True) as call:
             assert (await call.read()).HasField("welcome")
 
             before = ticks(served.pid)
-            # Nothing happens: that is what is measured.
+            # The processor time of an idle aggregator is measured.
             await asyncio.sleep(1)
             assert ticks(served.pid) - before < 20
 
@@ -169,7 +169,7 @@ async def test_as_many_as_fit_are_taken_and_the_next_is_refused_in_words(
             await one.__aexit__(None, None, None)
         async with stream(served.address, 1, resuming=True) as call:
             assert (await call.read()).HasField("welcome")
-        # A stream that ends has its descriptors until its last words are out.
+        # A stream that ends keeps its descriptors until its last messages are sent.
         while await capacity(served.http) != fits:
             pass
 
@@ -189,7 +189,7 @@ async def test_rather_all_in_messages_than_some_not_at_all(start_process: Callab
 
 @pytest.mark.parametrize("limit", [14, 20, 30])
 def test_a_limit_that_is_enough_for_nothing_is_told_in_words_alone(limit: int) -> None:
-    """gRPC would end the process without any."""
+    """gRPC would abort the process without a message."""
     done = subprocess.run(
         [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),

@@ -1,4 +1,4 @@
-"""The service speaks plain protobuf: the generated stub of any language can use it, and nothing it sends does harm."""
+"""The service speaks plain protobuf: any generated stub can use it, and no message from a client does harm."""
 
 import asyncio
 import tracemalloc
@@ -85,7 +85,7 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
     for call in calls:
         assert (await call.read()).WhichOneof("kind") == "farewell"
         if size > 1:
-            # It is the worker's to end the stream. Where it does not, the aggregator does after a while.
+            # The worker ends the stream. If it does not, the aggregator does after a while.
             await call.done_writing()
         assert await call.read() is grpc.aio.EOF
     assert [e.name for e in (await stub.GetStatus(pb.GetStatusRequest())).ended] == ["foreign"]
@@ -112,7 +112,7 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
 async def test_what_breaks_the_protocol_is_answered_in_words_and_ends_the_stream(
     stub: Any, messages: list[pb.ExchangeRequest], complaint: str
 ) -> None:
-    """The fault says what was wrong; the next worker is served as if nothing had been."""
+    """The fault says what was wrong, and the next worker is served as usual."""
     call = stub.Exchange()
     for message in messages:
         await call.write(message)
@@ -129,14 +129,14 @@ async def test_what_breaks_the_protocol_is_answered_in_words_and_ends_the_stream
 
 
 async def test_a_connection_that_says_nothing_is_ended(stub: Any) -> None:
-    """A stream without hello does not stay."""
+    """A stream without a hello is ended."""
     call = stub.Exchange()
     answers = [m async for m in call]
     assert "no hello within 0.5 s" in answers[-1].fault.text
 
 
 async def test_the_last_word_reaches_a_worker_that_still_sends(server: Server, stub: Any) -> None:
-    """The stream stays open after the farewell, for the worker to end it, and its job is over all the same."""
+    """The stream stays open after the farewell until the worker ends it, although the job is over."""
     call = stub.Exchange()
     await call.write(hello())
     await call.write(pb.ExchangeRequest(goodbye=pb.Goodbye()))
@@ -168,7 +168,7 @@ async def test_bytes_that_are_no_question_are_refused(server: Server, caplog: py
 
 
 async def test_a_contribution_does_not_keep_the_rest_of_its_message(server: Server, stub: Any) -> None:
-    """A message may be padded to any size: what is kept of it until the round is complete is the contribution alone."""
+    """A message may be padded to any size; until the round is complete, only its contribution is kept."""
     call = stub.Exchange()
     for message in (hello(0, 2), declare(3)):
         await call.write(message)
@@ -184,7 +184,7 @@ async def test_a_contribution_does_not_keep_the_rest_of_its_message(server: Serv
 
 
 async def test_who_takes_no_answers_is_not_listened_to(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Questions that are answered with much more than they cost do not fill the memory of an aggregator."""
+    """Cheap requests with large answers do not fill the memory of an aggregator."""
     monkeypatch.setattr("psum.aggregator.service.send_queue._MAX_CONTROL", 10)
     taken, read = asyncio.Event(), 0
     again = pb.ExchangeRequest(declare=pb.Declare(keys=[pb.Key(id=5, name="other", type=pb.ELEMENT_TYPE_UINT8)]))
@@ -239,7 +239,7 @@ async def test_the_status_shows_rounds_that_wait_and_for_whom(stub: Any) -> None
 
 
 async def test_what_came_before_something_wrong_in_a_message_counts(stub: Any) -> None:
-    """A round that the first shard of a message completes has its sum, though the second ends the sender's stream."""
+    """The first shard of a message completes a round, although the second one ends the sender's stream."""
     calls = [stub.Exchange() for _ in range(2)]
     for rank, call in enumerate(calls):
         await call.write(hello(rank, 2))
@@ -256,7 +256,7 @@ async def test_what_came_before_something_wrong_in_a_message_counts(stub: Any) -
 
 
 async def test_a_contribution_that_waits_does_not_keep_the_rest_of_its_message(stub: Any) -> None:
-    """Four bytes in a message of megabytes hold four bytes, as the budget counts them."""
+    """Four bytes in a message of megabytes keep only four bytes, as the budget counts them."""
     call = stub.Exchange()
     await call.write(hello(0, 2))
     await call.read()
@@ -268,7 +268,7 @@ async def test_a_contribution_that_waits_does_not_keep_the_rest_of_its_message(s
             await call.write(declared)
             pushed = pb.Push(shards=to_columns([ShardRound(id=id, length=4)]))
             await call.write(pb.ExchangeRequest(push=pushed, padding=bytes(3 << 20), payload=b"abcd"))
-            # Credit comes back once the contribution was taken.
+            # Credit is returned after the contribution was copied.
             assert (await call.read()).WhichOneof("kind") == "taken"
         assert tracemalloc.get_traced_memory()[0] < 6 << 20
     finally:
@@ -276,7 +276,7 @@ async def test_a_contribution_that_waits_does_not_keep_the_rest_of_its_message(s
 
 
 async def test_a_job_that_failed_ends_though_a_worker_does_not_read() -> None:
-    """The worker's stream is ended after a while; its job's name and memory are free again."""
+    """The worker's stream is ended after a while, and its job's name and memory are free again."""
     settings = Settings(listen=("127.0.0.1:0",), hello_timeout=0.2, max_shards=1)
     server = Server(settings)
     await server.start()
@@ -288,7 +288,7 @@ async def test_a_job_that_failed_ends_though_a_worker_does_not_read() -> None:
             await call.read()
         size = 1 << 20
         await calls[0].write(declare(size))
-        # One worker reads its results; the other goes on without, until the connection takes no more for it.
+        # One worker reads its results. The other does not, until its connection is full.
         for round in range(12):
             for call in calls:
                 await call.write(push(bytes(size), round))
@@ -300,7 +300,7 @@ async def test_a_job_that_failed_ends_though_a_worker_does_not_read() -> None:
         while (answer := await calls[0].read()).WhichOneof("kind") != "fault":
             pass
         assert "max_shards" in answer.fault.text
-        # There is nothing to wait for: the end of a job is told to nobody.
+        # There is no event to wait for: nobody is told of the end of a job.
         while (await stub.GetStatus(pb.GetStatusRequest())).jobs:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await server.stop(0.1)
@@ -310,7 +310,7 @@ async def test_a_job_that_failed_ends_though_a_worker_does_not_read() -> None:
 async def test_a_sum_that_cannot_be_made_fails_the_job_on_every_rank(
     stub: Any, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it is made at once or in a thread, nobody waits for it."""
+    """Both on the event loop and in a thread."""
 
     def out_of_memory(*_arguments: object) -> None:
         raise MemoryError
