@@ -259,7 +259,7 @@ def test_a_replaced_worker_gets_no_old_sum_from_an_aggregator_that_was_started_a
             error = worker.next("sum")["error"]
             assert error is not None
             assert "rank 1" in error["text"]
-            assert "started again in the midst of the job" in error["text"]
+            assert "started again in the middle of the job" in error["text"]
     else:
         wait_until(has_keys, aggregator.address, what="the peer has come back")
         with pytest.raises(WorkerFailed, match="rank 1 of job 'default' has taken part in it as another process"):

@@ -70,7 +70,7 @@ def test_an_address_is_the_same_however_it_is_written(handshakes: Handshakes, ne
 
 
 def test_an_address_that_comes_again_is_another_connection(handshakes: Handshakes, network: Network) -> None:
-    """A connection that was accepted before from the same address does not hide a refused one."""
+    """A refused connection counts although an earlier one from the same address was accepted."""
     network.open = {WORKER}
     handshakes.begun()
     handshakes.called("ipv4:10.0.0.8:42000")

@@ -145,7 +145,7 @@ def test_a_shape_that_is_said_later_counts_from_then_on() -> None:
 
 
 def test_workers_without_an_incarnation_are_not_taken_for_one() -> None:
-    """A worker without an incarnation can join, and a second one with its rank is refused."""
+    """The second of two workers with one rank and without incarnations is refused."""
     registry = Registry(Limits())
     assert registry.join(hello(0), "peer", 0.0)[2] is None
     with pytest.raises(FaultError, match="rank 0 of job 'j' is taken"):

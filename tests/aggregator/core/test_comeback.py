@@ -384,7 +384,7 @@ def test_a_round_that_waits_for_a_rank_that_is_gone_is_not_to_be_finished(job: J
 
 
 def test_a_round_that_waits_for_a_rank_that_never_came_is_not_to_be_finished() -> None:
-    """A draining aggregator accepts no streams, so a missing rank could not give its sum back."""
+    """A draining aggregator accepts no streams, so a rank that has not joined could not contribute."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(0), "peer", 0.0)
     declare(job, 0, 0)

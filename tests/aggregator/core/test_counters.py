@@ -13,29 +13,29 @@ from psum.wire import PROTOCOL_VERSION, ShardRound
 
 def test_jobs_that_ended_are_forgotten_after_some_time() -> None:
     """Until then their last values can be scraped; afterwards they stay in the totals."""
-    tallies = AllCounters()
-    tallies.begin("a").contributed(False, Verdict.COMPLETE, 10, 0.5)
-    tallies.begin("b").contributed(True, Verdict.TAKE, 5, 0.0)
-    tallies.end("a", 100.0)
-    tallies.expire(100.0 + KEEP_SECONDS)
-    assert [name for name, _ in tallies.items()] == ["a", "b"]
-    tallies.expire(100.1 + KEEP_SECONDS)
-    assert [name for name, _ in tallies.items()] == ["b"]
-    assert tallies.totals() == (15, 0)
+    all_counters = AllCounters()
+    all_counters.begin("a").contributed(False, Verdict.COMPLETE, 10, 0.5)
+    all_counters.begin("b").contributed(True, Verdict.TAKE, 5, 0.0)
+    all_counters.end("a", 100.0)
+    all_counters.expire(100.0 + KEEP_SECONDS)
+    assert [name for name, _ in all_counters.items()] == ["a", "b"]
+    all_counters.expire(100.1 + KEEP_SECONDS)
+    assert [name for name, _ in all_counters.items()] == ["b"]
+    assert all_counters.totals() == (15, 0)
 
 
 def test_a_job_that_is_started_again_goes_on_counting() -> None:
     """There is one series for the name, and it does not decrease."""
-    tallies = AllCounters()
-    tallies.begin("a").contributed(False, Verdict.TAKE, 10, 0.0)
-    tallies.end("a", 100.0)
-    tallies.begin("a").contributed(False, Verdict.TAKE, 10, 0.0)
-    tallies.expire(100.0 + 2 * KEEP_SECONDS)
-    ((_, tally),) = tallies.items()
-    assert (tally.sum.contributions, tally.sum.received_bytes) == (2, 20)
-    tallies.end("a", 200.0)
-    tallies.expire(201.0 + KEEP_SECONDS)
-    assert len(tallies) == 0
+    all_counters = AllCounters()
+    all_counters.begin("a").contributed(False, Verdict.TAKE, 10, 0.0)
+    all_counters.end("a", 100.0)
+    all_counters.begin("a").contributed(False, Verdict.TAKE, 10, 0.0)
+    all_counters.expire(100.0 + 2 * KEEP_SECONDS)
+    ((_, counters),) = all_counters.items()
+    assert (counters.sum.contributions, counters.sum.received_bytes) == (2, 20)
+    all_counters.end("a", 200.0)
+    all_counters.expire(201.0 + KEEP_SECONDS)
+    assert len(all_counters) == 0
 
 
 def test_a_job_of_the_registry_is_forgotten_too() -> None:
@@ -54,23 +54,23 @@ def test_a_job_of_the_registry_is_forgotten_too() -> None:
 
 def test_however_many_jobs_come_and_go_no_more_is_exported() -> None:
     """For example when a failing program is started again and again under new names."""
-    tallies = AllCounters()
+    all_counters = AllCounters()
     for number in range(10_000):
-        tallies.begin(f"job-{number}").contributed(False, Verdict.TAKE, 1, 0.0)
-        tallies.end(f"job-{number}", 0.0)
-        tallies.expire(0.0)
-    assert len(tallies) == 100
-    assert tallies.totals() == (10_000, 0)
+        all_counters.begin(f"job-{number}").contributed(False, Verdict.TAKE, 1, 0.0)
+        all_counters.end(f"job-{number}", 0.0)
+        all_counters.expire(0.0)
+    assert len(all_counters) == 100
+    assert all_counters.totals() == (10_000, 0)
 
 
 def test_a_contribution_is_counted_by_what_became_of_it() -> None:
     """Contributions that counted, duplicates, and how long each round waited for its last contribution."""
-    tally = AllCounters().begin("a")
+    counters = AllCounters().begin("a")
     for verdict in Verdict:
-        tally.contributed(False, verdict, 1, 0.3)
-    assert tally.sum.contributions == 2
-    assert tally.duplicates == 3
-    assert (tally.sum.waiting.count, tally.sum.waiting.sum) == (1, 0.3)
+        counters.contributed(False, verdict, 1, 0.3)
+    assert counters.sum.contributions == 2
+    assert counters.duplicates == 3
+    assert (counters.sum.waiting.count, counters.sum.waiting.sum) == (1, 0.3)
 
 
 def test_a_histogram_counts_as_prometheus_does() -> None:

@@ -48,8 +48,8 @@ def warnings(job: Job, now: float) -> list[Warn]:
 
 
 def test_the_oldest_round_that_waits_is_told_to_those_who_wait_for_it(job: Job) -> None:
-    """With the ranks that it waits for, where they run, when they were heard last, what they wait for themselves, and
-    when the round will fail."""
+    """The warning names the missing ranks, their processes, when they were heard last, what they wait for themselves,
+    and when the round will fail."""
     job.contribute(0, ShardRound(id=1), memoryview(b"abcd"), 1.0)
     job.contribute(1, ShardRound(id=2), memoryview(b"abcd"), 2.0)
     job.workers[1].last_heard = 30.0

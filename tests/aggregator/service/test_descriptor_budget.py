@@ -34,19 +34,19 @@ def test_some_are_kept_back(limit: int, kept: int) -> None:
 
 def test_what_was_promised_is_not_promised_again() -> None:
     """Until they are given back; `leaving` is respected too."""
-    ledger = DescriptorBudget(limit=48, used=20)
-    ledger.recount(30)
-    assert ledger.left == 10
-    assert ledger.fits(4, leaving=6)
-    assert not ledger.fits(4, leaving=7)
-    ledger.take(4)
-    ledger.take(6)
-    assert ledger.left == 0
-    assert not ledger.fits(1)
-    ledger.take(1)
-    assert ledger.left == 0
-    ledger.give(2)
-    assert ledger.left == 1
+    budget = DescriptorBudget(limit=48, used=20)
+    budget.recount(30)
+    assert budget.left == 10
+    assert budget.fits(4, leaving=6)
+    assert not budget.fits(4, leaving=7)
+    budget.take(4)
+    budget.take(6)
+    assert budget.left == 0
+    assert not budget.fits(1)
+    budget.take(1)
+    assert budget.left == 0
+    budget.give(2)
+    assert budget.left == 1
 
 
 async def test_an_aggregator_that_ran_out_nevertheless_says_so_once_a_minute(

@@ -46,8 +46,8 @@ class Registry:
     """The jobs in progress.
 
     A job begins with the hello of its first worker and ends when all who joined it have left. A rank that comes later,
-    although its process started before the end, is told why the job failed, or joins ranks that have left. A new run of
-    the same name begins anew.
+    although its process started before the end, is told why the job failed, or joins ranks that have left. A process
+    that started after the end begins a new job of the same name.
 
     Args:
         limits: The limits of jobs.
