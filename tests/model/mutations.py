@@ -9,6 +9,7 @@ from psum.aggregator.core.actions import Action, Release
 from psum.aggregator.core.credit import CreditReturns
 from psum.aggregator.core.departures import Departures
 from psum.aggregator.core.ended_jobs import EndedJobs
+from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key as JobKey
 from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict

@@ -186,7 +186,7 @@ def test_a_worker_whose_connection_was_closed_is_kept_a_place_for_less_long(
     closed: bool, contributed: bool, kept: float
 ) -> None:
     """One that is silent may be out of reach; for one that had taken part in nothing, another one may yet come."""
-    job = Job(hello(0), worker_timeout=30, closed_timeout=5, round_timeout=600, warn_after=600)
+    job = Job(hello(0), Limits(worker_timeout=30, closed_timeout=5, round_timeout=600, warn_after=600))
     for rank in range(2):
         job.join(hello(rank), f"peer:{rank}", now=0.0)
     declare(job)

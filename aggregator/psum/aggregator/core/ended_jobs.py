@@ -64,6 +64,10 @@ class EndedJobs:
         if ended is None or now - hello.age_seconds > ended.at:
             return None
         members = ended.job.members
+        worker = members.workers.get(hello.rank)
+        if worker is not None and hello.incarnation and worker.hello.incarnation != hello.incarnation:
+            # Another process had the rank, so this one belongs to the next run, even if it came before the end.
+            return None
         # Workers without an incarnation cannot be told apart, so each rank of them is told only once.
         told = hello.rank not in members.told or 0 != members.told[hello.rank] == hello.incarnation
         members.told.setdefault(hello.rank, hello.incarnation)

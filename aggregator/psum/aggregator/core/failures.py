@@ -16,6 +16,7 @@ from psum.wire.errors import (
     AbortedError,
     DisagreementError,
     ExhaustedError,
+    FaultError,
     RoundTimeoutError,
     TakenError,
     WorkerLostError,
@@ -93,10 +94,36 @@ def taken(holder: Worker, hello: pb.Hello, peer: str, now: float) -> TakenError:
         state = f"connected {now - holder.joined:.1f} s ago"
     else:
         state = f"which vanished {now - holder.last_heard:.1f} s ago"
+    what_to_do = (
+        "Either that process is still ending, and this rank is free when it has ended; or both have the same rank for"
+        " good: then give every worker its own PSUM_RANK, and every job its own PSUM_JOB"
+    )
+    if hello.resuming:
+        what_to_do = "It was replaced while it could not be reached"
     return TakenError(
         f"rank {hello.rank} of job {hello.job!r} is taken by {holder}, {state};"
-        f" refused {hello.worker or 'an unnamed worker'} ({peer})."
-        " Give every worker its own PSUM_RANK, and every job its own PSUM_JOB",
+        f" refused {hello.worker or 'an unnamed worker'} ({peer}). {what_to_do}",
+        ranks=[hello.rank],
+    )
+
+
+def replaced(holder: Worker, hello: pb.Hello, peer: str, now: float) -> WorkerLostError:
+    """Another process has come in the place of a worker that vanished."""
+    return WorkerLostError(
+        f"rank {hello.rank} of job {hello.job!r}, {holder}, vanished {now - holder.last_heard:.1f} s ago, and another"
+        f" process, {hello.worker or 'an unnamed worker'} ({peer}), has come in its place. That one starts from the"
+        " first round, so the job ends here; start all workers again",
+        ranks=[hello.rank],
+    )
+
+
+def still_ending(workers: Mapping[int, Worker], holder: Worker, hello: pb.Hello, peer: str) -> TakenError:
+    """A worker has come for the next run of a failed job, while some workers of this run are still connected."""
+    there = [f"rank {rank} ({worker})" for rank, worker in workers.items() if worker.connected]
+    still = f"; still connected: {', '.join(there[:_MAX_NAMED])}" if there else ""
+    return TakenError(
+        f"job {hello.job!r}, in which rank {hello.rank} was {holder}, has failed and is still ending{still}. Refused"
+        f" {hello.worker or 'an unnamed worker'} ({peer}), which can join its next run when all of them have ended",
         ranks=[hello.rank],
     )
 
@@ -233,6 +260,23 @@ def deserted(key: Key, shard: ShardRounds[object], gone: Sequence[Worker]) -> Wo
         key=key.id,
         round=shard.round,
         ranks=[worker.hello.rank for worker in gone],
+    )
+
+
+def ended_early(worker: Worker, num_workers: int, told: pb.Fault) -> FaultError:
+    """A worker ends before its work is done, and says why. The failure is that of the whole job."""
+    fault = FaultError.from_message(told)
+    text = str(fault)[:_MAX_REASON] or (
+        f"rank {worker.hello.rank} of job {worker.hello.job!r}, {worker}, ended too early"
+    )
+    return type(fault)(text, ranks=[rank for rank in fault.ranks[:num_workers] if rank < num_workers])
+
+
+def replaceable(worker: Worker, told: pb.Fault, timeout: float) -> str:
+    """A worker ends before it has taken part in any round."""
+    return (
+        f"{told.text[:_MAX_REASON] or 'a worker ended too early'}. It had taken part in nothing: the place of rank"
+        f" {worker.hello.rank} is kept for another process, for {timeout:g} s; then the job fails"
     )
 
 

@@ -10,7 +10,8 @@ and CreditReturns when credit is returned. A Job connects them.
 
 from collections.abc import Callable
 
-from psum.aggregator.core.actions import Action, Report
+from psum.aggregator.core import failures
+from psum.aggregator.core.actions import Action, Release, Report, Warn
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.counters import JobCounters
 from psum.aggregator.core.credit import CreditReturns
@@ -47,7 +48,7 @@ class Job:
     ) -> None:
         self.name = hello.job
         self.counters = counters or JobCounters()
-        self.members: Membership = Membership(hello, limits.worker_timeout, None if before is None else before.members)
+        self.members: Membership = Membership(hello, limits, None if before is None else before.members)
         self.num_workers = self.members.num_workers
         self.workers = self.members.workers
         """The workers that joined, by rank; they stay here after they left."""
@@ -98,6 +99,8 @@ class Job:
             The actions that follow, and why the worker is refused (None: it has joined).
         """
         if self.failure is not None:
+            if (refusal := self.members.next_run(hello, peer)) is not None:
+                return [], refusal
             self.members.told[hello.rank] = hello.incarnation
             return [], self.failure
         if (refusal := self.members.disagreement(hello, peer)) is not None:
@@ -105,7 +108,8 @@ class Job:
             # While ranks are missing, the worker may be one of them, and the job cannot go on without it. If the job is
             # complete, the worker is a stranger, which must not end it.
             return ([] if self.complete else self.fail(refusal, now)), refusal
-        return [], self.members.join(hello, peer, now)
+        refusal, failure = self.members.join(hello, peer, now)
+        return [] if failure is None else self.fail(failure, now), refusal
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action]:
         """Handles a worker's declaration of a key.
@@ -128,14 +132,33 @@ class Job:
         sync = departures.begin(rank, now)
         return self.rounds.fail_deserted() + sync + departures.releases(now)
 
+    def leave_early(self, rank: int, goodbye: pb.Goodbye, now: float) -> list[Action]:
+        """Handles the goodbye of a worker whose work is not done: it is released at once, and the job fails.
+
+        If the worker has taken part in nothing at all, the job waits for another process in its place instead.
+        """
+        worker = self.workers[rank]
+        if worker.taking_leave:
+            return []
+        worker.taking_leave = True
+        others = tuple(other for other in self.members.connected() if other != rank)
+        if self.failure is None and goodbye.replaceable and not worker.contributed:
+            # Its place is kept from the end of its stream on.
+            warning = failures.replaceable(worker, goodbye.fault, self.members.kept_seconds(worker))
+            return [Warn(warning, others), Release(rank)]
+        worker.left, worker.release_at = True, None
+        self.members.departures.left.add(rank)
+        failure = failures.ended_early(worker, self.num_workers, goodbye.fault)
+        return [*self.fail(failure, now, others), Release(rank)]
+
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
         """A worker has received all sums that the leaving rank may have; the number is that of the leaving rank."""
         self.members.departures.synced(rank, number)
         return self.members.departures.releases(now)
 
-    def lost(self, rank: int, now: float) -> list[Action]:
-        """A worker's stream has ended, with or without a goodbye."""
-        self.members.lose(rank, now)
+    def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
+        """A worker's stream has ended, with or without a goodbye; it was closed, or given up as silent."""
+        self.members.lose(rank, now, closed=closed)
         return []
 
     def tick(self, now: float) -> list[Action]:
@@ -147,15 +170,21 @@ class Job:
             actions += self.rounds.fail_key(*overdue)
         return actions + self._waiting.warnings(now)
 
-    def fail(self, failure: FaultError, now: float) -> list[Action]:
-        """Ends the job for every rank, and releases everything that it holds."""
+    def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
+        """Ends the job for every rank, and releases everything that it holds.
+
+        Args:
+            failure: The reason.
+            now: The time.
+            ranks: The ranks to tell; None: all that are connected.
+        """
         if self.failure is not None:
             return []
         self.failure, self.failed_at = failure, now
         self.rounds.fail(failure)
         for worker in self.workers.values():
             worker.uncredited.clear()
-        return [Report(failure, self.members.connected())]
+        return [Report(failure, self.members.connected() if ranks is None else ranks)]
 
     def end(self) -> None:
         """Releases everything: all workers have left."""

@@ -9,6 +9,7 @@ class Limits:
 
     Attributes:
         worker_timeout: Seconds for which the place of a vanished worker is kept.
+        closed_timeout: The same if its stream was closed and it had taken part in some round; 0: as worker_timeout.
         round_timeout: Seconds for which a round may wait.
         warn_after: Seconds after which a round that waits is reported.
         max_shards: How many shards one job may declare; every key has at least one.
@@ -17,6 +18,7 @@ class Limits:
     """
 
     worker_timeout: float = 30.0
+    closed_timeout: float = 0.0
     round_timeout: float = 600.0
     warn_after: float = 30.0
     max_shards: int = 500_000

@@ -1,10 +1,17 @@
 """The workers of one job: who joined, who may come back, who takes over a rank, and who has left."""
 
+from typing import Final
+
 from psum.aggregator.core import failures
 from psum.aggregator.core.departures import Departures
+from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
+
+#: If another process comes for the rank of a worker that vanished this long ago, that worker is not expected back: a
+#: worker that loses its connection to a running aggregator reconnects within two seconds.
+REPLACED_SECONDS: Final = 3.0
 
 
 class Membership:
@@ -12,12 +19,12 @@ class Membership:
 
     Args:
         hello: The first worker's hello, which all others must agree with.
-        worker_timeout: Seconds for which the place of a vanished worker is kept.
+        limits: How long the place of a vanished worker is kept.
         before: The membership of the ended job of this name, if the worker comes too late for that job: all who had
             joined it have left.
     """
 
-    def __init__(self, hello: pb.Hello, worker_timeout: float, before: "Membership | None" = None) -> None:
+    def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
         self.first: pb.Hello = hello if before is None else before.first
         """The first hello, which all others must agree with."""
         self.num_workers: int = self.first.num_workers
@@ -27,7 +34,10 @@ class Membership:
         self.told: dict[int, int] = {}
         """The incarnation of each refused worker that was told why the job ended, by rank."""
         self.departures = Departures(self.num_workers, self.workers)
-        self._worker_timeout = worker_timeout
+        self._worker_timeout = limits.worker_timeout
+        self._closed_timeout = min(limits.closed_timeout, limits.worker_timeout) or limits.worker_timeout
+        self._turned_away: dict[int, str] = {}
+        """The last process that was refused because its rank is taken, by rank."""
         self._left_before: set[int] = set()
         """Ranks that had left before this job began. They may join it again."""
         self._resumed_at: float | None = None
@@ -55,27 +65,53 @@ class Membership:
         """How a worker's settings differ from those of the first; None if they agree."""
         return failures.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
 
-    def join(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
-        """Lets a worker in whose settings agree. Returns why it is refused; None: it has joined."""
+    def next_run(self, hello: pb.Hello, peer: str) -> FaultError | None:
+        """Why a worker must wait if it belongs to the next run of this failed job; None if it belongs to this one."""
         holder = self.workers.get(hello.rank)
-        if holder is not None and hello.incarnation and holder.hello.incarnation == hello.incarnation:
+        if holder is None or not hello.incarnation or hello.resuming or _same_process(holder, hello):
+            return None
+        return failures.still_ending(self.workers, holder, hello, peer)
+
+    def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
+        """Lets a worker in whose settings agree.
+
+        Returns:
+            Why the worker is refused (None: it has joined), and why the whole job fails (None: it goes on).
+        """
+        holder = self.workers.get(hello.rank)
+        if holder is not None and _same_process(holder, hello):
             # The same process opened another stream; the end of the old one may not have been noticed yet. A worker
             # that said goodbye comes back too, and repeats it, because it waits for the farewell.
             holder.connected, holder.peer, holder.last_heard = True, peer, now
             holder.uncredited.clear()
             holder.taking_leave = False
-            return None
+            return None, None
         if hello.rank in self._left_before and not hello.resuming:
             self._left_before.discard(hello.rank)
             self.departures.left.discard(hello.rank)
-        elif holder is not None and (holder.connected or holder.left or holder.contributed):
-            return failures.taken(holder, hello, peer, now)
+        elif holder is not None and (
+            holder.connected or holder.left or holder.contributed or self.departures.left - self._left_before
+        ):
+            taken = failures.taken(holder, hello, peer, now)
+            if not _is_replaced(holder, hello, now):
+                return taken, None
+            if not holder.contributed and self.connected():
+                # Some workers have left in good order, and the others are about to.
+                return taken, None
+            # The job cannot go on with a process that starts from the first round, and the other will not come back.
+            return taken, failures.replaced(holder, hello, peer, now)
         if self._inherits and not hello.resuming:
-            return failures.begun_without(hello, peer)
+            return failures.begun_without(hello, peer), None
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
-        return None
+        return None, None
+
+    def turn_away(self, hello: pb.Hello) -> bool:
+        """Notes that a worker was refused because its rank is taken. Returns whether it is the first time."""
+        first = self._turned_away.get(hello.rank) != hello.worker
+        self._turned_away[hello.rank] = hello.worker
+        return first
 
     def inherit(self) -> FaultError | None:
         """Notes that some rank has a sum of an earlier aggregator process.
@@ -87,10 +123,14 @@ class Membership:
         newcomers = [worker for worker in self.workers.values() if not worker.hello.resuming]
         return failures.started_again(newcomers) if newcomers else None
 
-    def lose(self, rank: int, now: float) -> None:
-        """Notes that a worker's stream has ended, with or without a goodbye."""
+    def kept_seconds(self, worker: Worker) -> float:
+        """How long the place of a vanished worker is kept."""
+        return self._closed_timeout if worker.closed and worker.contributed else self._worker_timeout
+
+    def lose(self, rank: int, now: float, *, closed: bool) -> None:
+        """Notes that a worker's stream has ended, with or without a goodbye; it was closed, or given up as silent."""
         worker = self.workers[rank]
-        worker.connected = False
+        worker.connected, worker.closed = False, closed
         worker.last_heard = now
         worker.uncredited.clear()
 
@@ -100,6 +140,21 @@ class Membership:
             missing = sorted(set(range(self.num_workers)) - set(self.workers))
             return failures.not_back(self.first.job, missing, self._worker_timeout)
         for worker in self.workers.values():
-            if not worker.connected and not worker.left and now - worker.last_heard > self._worker_timeout:
-                return failures.vanished(worker, self._worker_timeout, now)
+            if not worker.connected and not worker.left and now - worker.last_heard > self.kept_seconds(worker):
+                return failures.vanished(worker, self.kept_seconds(worker), now)
         return None
+
+
+def _same_process(holder: Worker, hello: pb.Hello) -> bool:
+    return bool(hello.incarnation) and holder.hello.incarnation == hello.incarnation
+
+
+def _is_replaced(holder: Worker, hello: pb.Hello, now: float) -> bool:
+    """Whether another process has come in the place of a vanished worker, so that nobody waits for that one.
+
+    A process that started after the worker had vanished was started because of that. A process that started before may
+    be a second worker with the same rank by mistake: it counts only after the first one has had time to come back.
+    """
+    if holder.connected or holder.left or hello.resuming:
+        return False
+    return now - hello.age_seconds > holder.last_heard or now - holder.last_heard >= REPLACED_SECONDS

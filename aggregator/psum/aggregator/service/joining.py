@@ -20,7 +20,7 @@ from psum.aggregator.service.plane_choice import PlaneChoice
 from psum.aggregator.settings import Settings
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_MESSAGE_BYTES, decode
-from psum.wire.errors import ExhaustedError, InternalError, InvalidError, ProtocolError
+from psum.wire.errors import ExhaustedError, InternalError, InvalidError, ProtocolError, TakenError
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,10 @@ class Joining:
                 who = hello.worker or "an unnamed worker"
                 _log.warning("job %s: refused rank %d, %s (%s), for that reason", job.name, hello.rank, who, peer)
             else:
-                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+                # A worker that waits for the end of another process comes again each second.
+                again = job is not None and isinstance(refusal, TakenError) and not job.members.turn_away(hello)
+                level = logging.DEBUG if again else logging.WARNING
+                _log.log(level, "job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
             # A copy: the job keeps its failure, whose traceback would keep the frames of this stream alive.
             raise copy.copy(refusal or InternalError("refused without a reason"))
         self._connections.add(job, hello.rank, connection)

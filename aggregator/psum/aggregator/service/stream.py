@@ -178,7 +178,10 @@ class Streams:
         """Tells the job that a worker's stream has ended, unless the worker has another one already."""
         if not self._connections.remove(job, rank, connection):
             return
-        worker = job.workers[rank]
+        worker, now = job.workers[rank], self._clock()
+        # Keepalive probes take longer than this to find out that a peer is gone.
+        closed = now - worker.last_heard < self._settings.keepalive
+        actions = job.lost(rank, now, closed=closed)
         if worker.left or job.failure is not None:
             pass
         elif self._draining.begun:
@@ -192,10 +195,9 @@ class Streams:
                 rank,
                 worker,
                 why,
-                self._settings.worker_timeout,
+                job.members.kept_seconds(worker),
             )
-        now = self._clock()
-        self._runner.perform(job, job.lost(rank, now))
+        self._runner.perform(job, actions)
         self._registry.settle(job, now)
 
 
