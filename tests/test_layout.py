@@ -22,7 +22,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "v1": (),
     "wire": ("v1",),
     "runtime": ("wire",),
-    "planes": ("runtime", "wire"),
+    "planes": ("runtime", "v1", "wire"),
     "aggregator.core": ("runtime", "v1", "wire"),
     "aggregator.sums": ("planes", "v1", "wire"),
     "aggregator.access": ("aggregator", "runtime", "v1", "wire"),

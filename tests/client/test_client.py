@@ -80,7 +80,7 @@ def test_an_operation_that_cannot_be_begun_fails(address: str, monkeypatch: pyte
     def broken(_key: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(client._session, "_declare", broken)
+    monkeypatch.setattr(client._session._operations, "_declare", broken)
     with pytest.raises(psum.PsumError, match="could not be begun"):
         store.push_pull_async("w", np.ones(3)).result(timeout=5)
     assert client.drain(timeout=5)

@@ -69,7 +69,7 @@ def test_kubernetes_gives_the_rank_of_an_indexed_job() -> None:
         ({"PSUM_AGGREGATORS": "a:1,a:1"}, "names one twice"),
         ({"PSUM_AGGREGATORS": "somewhere"}, "expected host:port"),
         ({"PSUM_AGGREGATORS": "a-{0..1}:1,a-1:1"}, "names one twice: a-0:1, a-1:1, a-1:1"),
-        ({"PSUM_AGGREGATORS": "a-{3..1}:1"}, "PSUM_AGGREGATORS=.*expected the lower number first"),
+        ({"PSUM_AGGREGATORS": "a-{3..1}:1"}, "PSUM_AGGREGATORS=.*expected the smaller number first"),
         ({"PSUM_AGGREGATORS": "a-{0..2}:1", "PSUM_AGGREGATOR_WEIGHTS": "1"}, "1 weights for 3 aggregators"),
         ({"PSUM_AGGREGATORS": "a:1,b:1", "PSUM_AGGREGATOR_WEIGHTS": "1"}, "1 weights for 2 aggregators"),
         ({"PSUM_PARTITION_BYTES": "1"}, "expected 16 to"),

@@ -189,7 +189,8 @@ def is_final(message: pb.ExchangeResponse) -> bool:
 
 def take_finished(session: Session) -> list[tuple[Ticket, PsumError | None]]:
     """Return the operations that have ended since the last call."""
-    finished, session.finished = session.finished, []
+    finished = list(session.finished)
+    session.finished.clear()
     return finished
 
 

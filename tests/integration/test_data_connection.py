@@ -1,4 +1,4 @@
-"""Workers on other hosts send large payloads on a data connection: same sums, and messages where it cannot be."""
+"""Workers on other hosts send large payloads on a data connection: same sums, and messages if there is none."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ import pytest
 import trustme
 
 from psum import client as psum
+from psum.aggregator.service.plane_choice import PlaneChoice
 from psum.aggregator.service.receiver import Receiver
 from psum.client.transport import data_dialer
 from psum.client.transport.data_dialer import DialProspects
@@ -22,7 +23,7 @@ from tests.polling import wait_until
 
 
 def sums(client: psum.Client, sizes: tuple[int, ...] = (3, 20_000, 700_000, 1_000_001), rounds: int = 4) -> list[bytes]:
-    """What some rounds of keys of many sizes give."""
+    """The values after some rounds with keys of many sizes."""
     chance = np.random.default_rng(client.rank)
     store = client.store()
     values = [chance.standard_normal(size).astype(np.float32) for size in sizes]
@@ -36,12 +37,12 @@ def sums(client: psum.Client, sizes: tuple[int, ...] = (3, 20_000, 700_000, 1_00
 
 
 def few_sums(client: psum.Client) -> list[bytes]:
-    """The same of less."""
+    """The same with less data."""
     return sums(client, (3, 20_000, 100_000), 2)
 
 
 def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., Any]) -> None:
-    """On two aggregators, also where each of three workers uses another plane."""
+    """With two aggregators, also if each of three workers uses another plane."""
     inline = make_fleet(2).on_every_rank(3, sums, plane="inline")
     assert make_fleet(2).on_every_rank(3, sums, plane="direct") == inline
     fleet = make_fleet(2)
@@ -55,7 +56,7 @@ def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., An
 def test_large_payloads_do_not_travel_in_messages(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the messages have is little, whatever the tensors' size."""
+    """Messages stay small with tensors of any size."""
     fleet = make_fleet(1)
     with fleet.worker(0, 1, plane="direct") as client:
         sent = []
@@ -74,11 +75,11 @@ def test_large_payloads_do_not_travel_in_messages(
 
 @pytest.mark.parametrize("plane", ["direct", "shm"])
 def test_messages_travel_on_it_too(make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, plane: str) -> None:
-    """Once it is open, a worker says nothing on the stream any more, to its goodbye."""
+    """After it is open, a worker sends nothing on the stream any more, up to its goodbye."""
     fleet = make_fleet(1)
     clients = [fleet.worker(rank, 2, plane=plane) for rank in range(2)]
     for client in clients:
-        monkeypatch.setattr(client._links[0]._call, "write", None)
+        monkeypatch.setattr(client._links[0].stream._call, "write", None)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(sums, clients, timeout=60))
         list(pool.map(psum.Client.close, clients))
@@ -92,7 +93,7 @@ def way(fleet: Any) -> str:
 
 @pytest.mark.parametrize("plane", ["direct", "shm", "inline"])
 def test_the_status_says_how_payloads_cross(make_fleet: Callable[..., Any], plane: str) -> None:
-    """For each worker."""
+    """The status names each worker's plane."""
     fleet = make_fleet(1)
     with fleet.worker(0, 1, plane=plane):
         wait_until(lambda: way(fleet) == plane)
@@ -102,8 +103,8 @@ def test_the_status_says_how_payloads_cross(make_fleet: Callable[..., Any], plan
 def test_a_port_that_cannot_be_reached_is_no_obstacle(
     make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture, plane: str, left: str, told: str
 ) -> None:
-    """As behind a firewall or a proxy: messages stay on the stream, with all that memory does not share; the log says
-    why, and the status that it is so."""
+    """As behind a firewall or a proxy: everything but shared memory stays on the stream. The log says why, and the
+    status shows it."""
     fleet = make_fleet(1)
     fleet.thread.run(fleet.servers[0]._data_port.close(), 10)
     with fleet.worker(0, 1, plane=plane) as client:
@@ -117,35 +118,35 @@ Habit = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 
 
 async def closes(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """As a port-forward that leads nowhere."""
+    """As a port-forward that leads nowhere does."""
 
 
 async def reads_and_closes(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """As a sidecar that finds out late."""
+    """As a sidecar does that finds out late."""
     await reader.read(1)
 
 
 async def is_silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """As a balancer without anybody behind it."""
+    """As a load balancer without servers does."""
     while await reader.read(1 << 16):
         pass
 
 
 async def echoes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Shows the secret itself."""
+    """Sends the secret back."""
     while data := await reader.read(1 << 16):
         writer.write(data)
 
 
 async def speaks_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """As another service of that port."""
+    """As another service on that port does."""
     await reader.read(1)
     writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     await reader.read(1 << 16)
 
 
 async def says_something_else(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A message, but not the one that is due."""
+    """Sends a message, but not the expected one."""
     await reader.read(1)
     writer.write(b"m\x02\0\0\0\x3a\0")
     await reader.read(1 << 16)
@@ -153,7 +154,7 @@ async def says_something_else(reader: asyncio.StreamReader, writer: asyncio.Stre
 
 @contextlib.contextmanager
 def workers(fleet: Any, plane: str) -> Iterator[list[psum.Client]]:
-    """Both ranks of a job, which are closed whatever happens."""
+    """Both ranks of a job, closed in any case."""
     with contextlib.ExitStack() as stack:
         made = [fleet.worker(rank, 2, plane=plane) for rank in range(2)]
         for client in made:
@@ -177,7 +178,7 @@ class Door:
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def lead_there(self) -> None:
-        """Has the aggregator name this port to its workers."""
+        """Makes the aggregator name this port to its workers."""
         self._fleet.servers[0]._data_port.port = self.port
 
     def close(self) -> None:
@@ -222,8 +223,8 @@ def test_a_port_that_leads_elsewhere_is_no_obstacle(
     reason: str,
     plane: str,
 ) -> None:
-    """That a connection is accepted counts for nothing: messages stay on the stream, from the first one on. Each worker
-    tries once and says so once, also where its stream is opened anew."""
+    """An accepted connection alone counts for nothing: messages stay on the stream, from the first one on. Each worker
+    tries once and says so once, also if its stream is opened again."""
     monkeypatch.setattr(data_dialer, "_PATIENCE_SECONDS", 0.3 if habit is is_silent else 5.0)
     fleet = make_fleet(1)
     inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
@@ -245,14 +246,14 @@ def test_a_port_that_leads_elsewhere_is_no_obstacle(
 def test_a_port_that_leads_to_another_aggregator_is_no_obstacle(
     make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That one knows nothing of the secret; and nothing of this job comes to it."""
+    """The other aggregator does not know the secret, and gets nothing of this job."""
     fleet, other = make_fleet(1), make_fleet(1)
     fleet.servers[0]._data_port.port = other.servers[0]._data_port.port
     with fleet.worker(0, 1, plane="direct") as client:
         assert client.planes == ("inline",)
         few_sums(client)
     assert "closed before the aggregator answered; does that port lead to this aggregator's data port?" in caplog.text
-    assert "its secret is none of those given out" in caplog.text
+    assert "its secret was not given out" in caplog.text
 
 
 @pytest.mark.parametrize("habit", [closes, is_silent, speaks_http])
@@ -263,7 +264,7 @@ def test_nor_does_it_matter_with_tls(
     monkeypatch: pytest.MonkeyPatch,
     habit: Habit,
 ) -> None:
-    """What fails there is the handshake."""
+    """The TLS handshake fails there."""
     monkeypatch.setattr(data_dialer, "_PATIENCE_SECONDS", 0.5)
     ca = trustme.CA()
     issued = ca.issue_cert("127.0.0.1")
@@ -283,13 +284,13 @@ def test_nor_does_it_matter_with_tls(
 def test_an_answer_that_comes_too_late_is_left_aside(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The aggregator has taken the secret, and the worker has given up: both talk on the stream, which goes on."""
+    """The aggregator has taken the secret after the worker gave up: both go on with the stream."""
     monkeypatch.setattr(data_dialer, "_PATIENCE_SECONDS", 0.2)
     first_on = Receiver._first_on
 
-    async def late(self: Receiver, pipe: DataConnection) -> memoryview | None:
+    async def late(self: Receiver, connection: DataConnection) -> memoryview | None:
         await asyncio.sleep(0.5)
-        return await first_on(self, pipe)
+        return await first_on(self, connection)
 
     monkeypatch.setattr(Receiver, "_first_on", late)
     fleet = make_fleet(1)
@@ -306,13 +307,13 @@ def test_an_answer_that_comes_too_late_is_left_aside(
 def test_a_data_connection_that_breaks_each_time_is_done_without(
     make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture, plane: str
 ) -> None:
-    """The third time in a row: its stream would otherwise be opened anew for ever. No sum is lost by it."""
+    """It is given up the third time in a row: otherwise the stream would be opened again and again. No sum is lost."""
     fleet = make_fleet(1)
     inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
     behind = fleet.servers[0]._data_port.port
 
     async def cuts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Forwards what makes an aggregator answer, and a little more."""
+        """Forwards the secret, which makes the aggregator answer, and a little more."""
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", behind)
         there_writer.write(await reader.readexactly(SECRET_BYTES))
         writer.write(await there_reader.read(1 << 16))
@@ -334,7 +335,7 @@ def test_a_data_connection_that_breaks_each_time_is_done_without(
 def test_of_several_addresses_the_one_that_answers_is_taken(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A host's first address may have nobody, another aggregator, or somebody who is silent."""
+    """A host's first address may have no server, another aggregator, or a server that is silent."""
     fleet = make_fleet(1)
     port = fleet.servers[0]._data_port.port
     other = make_fleet(1, listen=("127.0.0.8:0",), data_port=port)
@@ -369,20 +370,23 @@ def test_no_address_that_answers_is_told_with_all_reasons(
 
 
 def test_an_older_aggregator_does_not_answer(make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its welcome does not say that it will: what is opened is used, as it always was."""
+    """Its welcome does not promise an answer, so the connection is used at once."""
 
-    async def hear(_self: Receiver, pipe: DataConnection) -> memoryview:
-        return await pipe.receive()
+    async def hear(_self: Receiver, connection: DataConnection) -> memoryview:
+        return await connection.receive()
 
     monkeypatch.setattr(Receiver, "_first_on", hear)
     fleet = make_fleet(1)
-    choose = fleet.servers[0]._service._joining._choose_plane
+    choose = PlaneChoice.choose
 
-    def choose_as_ever(job: Any, hello: Any, line: Any, welcome: Any) -> None:
-        choose(job, hello, line, welcome)
+    def choose_without_answers(
+        self: PlaneChoice, job: Any, hello: Any, connection: Any, welcome: Any, **given: Any
+    ) -> Any:
+        chosen = choose(self, job, hello, connection, welcome, **given)
         welcome.ClearField("data_answers")
+        return chosen
 
-    monkeypatch.setattr(fleet.servers[0]._service._joining, "_choose_plane", choose_as_ever)
+    monkeypatch.setattr(PlaneChoice, "choose", choose_without_answers)
     inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
     assert fleet.on_every_rank(2, few_sums, plane="direct") == inline
 
@@ -391,7 +395,7 @@ def test_an_older_aggregator_does_not_answer(make_fleet: Callable[..., Any], mon
 def test_an_older_worker_does_not_wait_for_an_answer(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, plane: str
 ) -> None:
-    """It talks at once, and takes the answer for a message that says nothing."""
+    """It talks at once, and takes the answer for an empty message."""
     make = data_dialer._Attempt.make
 
     async def at_once(self: data_dialer._Attempt) -> DataConnection:
@@ -407,7 +411,7 @@ def test_an_older_worker_does_not_wait_for_an_answer(
 def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the midst of payloads, either side's: nothing is lost."""
+    """Also in the middle of a payload from either side. Nothing is lost."""
     monkeypatch.setattr(DialProspects, "broke", lambda *_, **__: False)
     inline = make_fleet(1).on_every_rank(2, sums, plane="inline")
     fleet = make_fleet(1)
@@ -417,8 +421,9 @@ def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(
 
         def cut() -> None:
             for client in clients:
-                if client._thread is not None and client._links[0]._pipe is not None:
-                    client._thread.call(client._links[0]._pipe.close)
+                stream = client._links[0].stream
+                if client._thread is not None and stream is not None and stream.data_connection is not None:
+                    client._thread.call(stream.data_connection.close)
 
         for _ in range(5):
             time.sleep(0.02)
@@ -428,7 +433,7 @@ def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(
 
 
 def test_it_is_encrypted_where_the_stream_is(make_fleet: Callable[..., Any], tmp_path: Any) -> None:
-    """With the same files; without TLS nothing is taken there."""
+    """The same files are used, and connections without TLS are refused."""
     ca = trustme.CA()
     issued = ca.issue_cert("127.0.0.1")
     files = {name: str(tmp_path / f"{name}.pem") for name in ("tls_cert", "tls_key", "tls_ca")}
@@ -444,7 +449,7 @@ def test_it_is_encrypted_where_the_stream_is(make_fleet: Callable[..., Any], tmp
 
 
 def assert_ended(stranger: socket.socket) -> None:
-    """The other side ends the connection, whatever it may say before."""
+    """Asserts that the other side ends the connection."""
     stranger.settimeout(10)
     try:
         while stranger.recv(4096):
@@ -458,11 +463,11 @@ def assert_ended(stranger: socket.socket) -> None:
     [b"", b"GET / HTTP/1.1\n", bytes(SECRET_BYTES), bytes(1 << 20)],
 )
 def test_a_stranger_is_turned_away(make_fleet: Callable[..., Any], said: bytes) -> None:
-    """Who says nothing or too little, or shows a secret that was not given out, whatever follows it."""
+    """A stranger that sends nothing, too little, or an unknown secret is refused."""
     fleet = make_fleet(1, hello_timeout=0.3)
     with fleet.worker(0, 1, plane="direct") as client:
         with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as stranger:
-            # It may be turned away before it has said all.
+            # It may be refused before it has sent everything.
             with contextlib.suppress(ConnectionError):
                 stranger.sendall(said)
             assert_ended(stranger)
@@ -473,8 +478,9 @@ def test_a_secret_is_good_once(make_fleet: Callable[..., Any]) -> None:
     """A second connection with it is turned away, and the first is not disturbed."""
     fleet = make_fleet(1)
     with fleet.worker(0, 1, plane="direct") as client:
-        welcome = client._links[0].welcome
-        assert welcome is not None
+        stream = client._links[0].stream
+        assert stream is not None
+        welcome = stream.welcome
         sums(client)
         with socket.create_connection(("127.0.0.1", welcome.data_port), 10) as stranger:
             stranger.sendall(welcome.data_secret)

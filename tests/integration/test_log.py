@@ -40,7 +40,7 @@ def test_a_job_s_life_has_a_line_for_each_event(make_fleet: Any, log: Callable[[
     with fleet.worker(0, 1) as client:
         push(client)
         [line] = fleet.servers[0]._service.connections
-        fleet.thread.call(line.pipe.close)
+        fleet.thread.call(line.data_connection.close)
         wait_until(lambda: any("came back" in line for line in log()))
     wait_until(lambda: log()[-1].endswith("ended"))
     cause = " (the data connection broke: it was closed)"

@@ -1,4 +1,4 @@
-"""Workers on an aggregator's host share memory with it: same sums, nothing left behind, messages where it cannot be."""
+"""Workers on an aggregator's host share memory with it: same sums, nothing left behind, messages if it cannot be."""
 
 import contextlib
 import errno
@@ -25,12 +25,12 @@ from tests.signals import interrupts_raise
 
 @pytest.fixture
 def make_fleet(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> Callable[..., Any]:
-    """Aggregators that share memory there."""
+    """Aggregators that share memory in the directory."""
     return lambda count, **settings: make_fleet(count, **{"shm_directory": str(directory)} | settings)
 
 
 def sums(client: psum.Client) -> list[bytes]:
-    """What some rounds of keys of many sizes give."""
+    """The values after some rounds with keys of many sizes."""
     chance = np.random.default_rng(client.rank)
     store = client.store()
     values = [chance.standard_normal(size).astype(np.float32) for size in (3, 20_000, 700_000, 1_000_001)]
@@ -44,7 +44,7 @@ def sums(client: psum.Client) -> list[bytes]:
 
 
 def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., Any]) -> None:
-    """On two aggregators, also where one worker of three sends messages while the others share memory."""
+    """With two aggregators, also if one of three workers sends messages while the others share memory."""
     inline = make_fleet(2).on_every_rank(3, sums, plane="inline")
     assert make_fleet(2).on_every_rank(3, sums, plane="shm") == inline
 
@@ -61,22 +61,22 @@ def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., An
 
 
 def open_segments() -> int:
-    """How many descriptors of this process are of segments; a mapping has one too."""
+    """How many file descriptors of this process belong to segments; a mapping has one too."""
     links = (os.path.realpath(link) for link in pathlib.Path("/proc/self/fd").iterdir())
     return sum("/psum-" in link for link in links)
 
 
 def _break_connections(fleet: Any) -> None:
-    for line in fleet.servers[0]._service.connections:
-        assert line.pipe is not None
-        line.pipe.close()
+    for connection in fleet.servers[0]._service.connections:
+        assert connection.data_connection is not None
+        connection.data_connection.close()
 
 
 @pytest.mark.parametrize(
     "end", ["in order", "by a disagreement", "by a worker that left early", "after a broken connection"]
 )
 def test_jobs_that_end_leave_no_memory_mapped(make_fleet: Callable[..., Any], end: str) -> None:
-    """Neither in the aggregator nor in the clients, however the job ended, though nobody looks for circles."""
+    """Neither in the aggregator nor in the clients, however the job ended, and without the garbage collector."""
     fleet = make_fleet(1, worker_timeout=2 if end == "after a broken connection" else 0.2)
     gc.collect()
     gc.disable()
@@ -109,7 +109,7 @@ def test_jobs_that_end_leave_no_memory_mapped(make_fleet: Callable[..., Any], en
 
 
 def test_an_interrupted_connect_leaves_no_memory(make_fleet: Callable[..., Any]) -> None:
-    """Where Ctrl-C comes while one aggregator is there and the other one is not."""
+    """Ctrl-C comes while one aggregator is there and the other one is not."""
     fleet = make_fleet(1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
 
@@ -130,7 +130,7 @@ def test_an_interrupted_connect_leaves_no_memory(make_fleet: Callable[..., Any])
 def test_large_payloads_do_not_travel_in_messages(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes over the stream is little, whatever the tensors' size."""
+    """Messages stay small with tensors of any size."""
     fleet = make_fleet(1)
     with fleet.worker(0, 1) as client:
         assert client.planes == ("shm",)
@@ -152,11 +152,11 @@ def test_large_payloads_do_not_travel_in_messages(
 def test_where_the_directory_is_full_everything_travels_in_messages(
     make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, side: str
 ) -> None:
-    """Each side says so once, in words, and the sums are right."""
+    """Each side logs it once, and the sums are right."""
     reserve = os.posix_fallocate
 
     def full(descriptor: int, offset: int, size: int) -> None:
-        # A worker reserves all of its segment, an aggregator one place after the other.
+        # A worker reserves its whole segment, an aggregator one place after another.
         if (size > 4 << 20) is (side == "psum.client"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         reserve(descriptor, offset, size)
@@ -174,7 +174,7 @@ def test_where_the_directory_is_full_everything_travels_in_messages(
 def test_without_a_common_directory_there_is_no_shared_memory(
     make_fleet: Callable[..., Any], tmp_path: pathlib.Path, side: str
 ) -> None:
-    """As between hosts, or where one side has none at all."""
+    """As between hosts, or if one side has no shared memory."""
     if side == "worker":
         fleet = make_fleet(1, shm_directory="/nowhere")
         given = {"shm_directory": str(tmp_path)}
@@ -188,7 +188,7 @@ def test_without_a_common_directory_there_is_no_shared_memory(
 
 @pytest.mark.parametrize("victim", ["worker", "aggregator"])
 def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib.Path, victim: str) -> None:
-    """Of a worker nothing is there anyhow; what an aggregator leaves goes when it is started again."""
+    """A worker's memory has no name. An aggregator's goes when the aggregator is started again."""
     announce = tmp_path / "address"
     command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--announce", str(announce)]
     command += ["--shm-directory", str(directory)]
@@ -211,7 +211,7 @@ def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline().strip() == "shm"
-            # The aggregator's sums; what the worker pushes has no name any more.
+            # The aggregator's sums; the worker's segment has no name any more.
             assert len(list(directory.iterdir())) == 1
             for one in (process, aggregator) if victim == "worker" else (aggregator, process):
                 one.send_signal(signal.SIGKILL)

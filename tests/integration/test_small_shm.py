@@ -44,7 +44,7 @@ fleet.close()
 
 
 def _in_namespace(*command: str) -> list[str]:
-    """The command in a mount namespace of its own; skips the test where this user may not have one."""
+    """The command in its own mount namespace; skips the test if this user may not have one."""
     unshare = shutil.which("unshare")
     for options in (["--mount"], ["--user", "--map-root-user", "--mount"]):
         probe = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
@@ -67,7 +67,7 @@ def test_whoever_comes_later_finds_half_of_it() -> None:
     )
     assert done.returncode == 0, done.stderr
     said = dict(line.split() for line in done.stdout.splitlines())
-    # But for less than a shard of 2 MiB, all of its half was used.
+    # psum used its whole half, except for less than a shard of 2 MiB.
     assert 8 << 20 <= int(said["free"]) < 10 << 20
     # Not 7, SIGBUS.
     assert said["status"] == "0"

@@ -1,4 +1,4 @@
-"""What lies in memory that aggregators read from is pushed without a copy; same sums, and nothing left behind."""
+"""Values in staging memory are pushed without a copy: same sums, and nothing left behind."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ def begin(store: psum.Store, name: str, block: psum.Block) -> threading.Event:
 
 
 def sums(client: psum.Client) -> list[bytes]:
-    """What some rounds of keys of many sizes give, all in staging memory where there is some."""
+    """The values after some rounds with keys of many sizes, all in staging memory if there is some."""
     chance = np.random.default_rng(client.rank)
     store = client.store()
     blocks = []
@@ -50,7 +50,7 @@ def sums(client: psum.Client) -> list[bytes]:
 
 @pytest.fixture
 def make_pair(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> Callable[[], Any]:
-    """Two aggregators that share memory there."""
+    """Two aggregators that share memory in the directory."""
     return lambda: make_fleet(2, shm_directory=str(directory))
 
 
@@ -66,7 +66,7 @@ def on_both(fleet: Any, work: Callable[[psum.Client], list[bytes]]) -> list[list
 def test_nothing_is_copied_to_where_aggregators_read(
     make_pair: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not one payload takes room in the memory for copies, and the sums are those of messages, bit for bit."""
+    """No payload takes room in the worker's segment, and the sums are the same bits as with messages."""
     inline = make_pair().on_every_rank(2, lambda client: [bytes(b) for b in sums(client)], plane="inline")
     taken: list[int] = []
     monkeypatch.setattr(Slots, "take", lambda _, size: taken.append(size))
@@ -75,14 +75,14 @@ def test_nothing_is_copied_to_where_aggregators_read(
 
 
 def test_connections_that_break_do_no_harm(make_pair: Callable[[], Any]) -> None:
-    """The memory is opened again over each new stream."""
+    """The staging memory is opened again on each new stream."""
     fleet = make_pair()
     undisturbed = on_both(fleet, sums)
     fleet = make_pair()
     over = threading.Event()
 
     def disturb() -> None:
-        # More often, and workers would mostly wait to try again.
+        # If it were more often, workers would mostly wait to try again.
         while not over.wait(0.1):
             fleet.cut()
 
@@ -96,7 +96,7 @@ def test_connections_that_break_do_no_harm(make_pair: Callable[[], Any]) -> None
 
 
 def test_a_round_that_waits_keeps_no_copy(make_pair: Callable[[], Any]) -> None:
-    """The worker leaves its value as it is until it has the sum, however late the other one is."""
+    """The worker does not change its value until it has the sum, however late the other rank is."""
     fleet = make_pair()
     with fleet.worker(0, 2, staging=True) as zero, fleet.worker(1, 2, staging=True) as one:
         blocks = [client.allocate(4 << 20) for client in (zero, one)]
@@ -105,7 +105,7 @@ def test_a_round_that_waits_keeps_no_copy(make_pair: Callable[[], Any]) -> None:
         for block in blocks:
             np.frombuffer(block.view, np.float32)[:] = 1.5
         first = begin(zero.store(), "w", blocks[0])
-        # Its credit is returned when the aggregators have waited for a while.
+        # The aggregators return its credit after they have waited for a while.
         wait_until(
             lambda: zero.load().waiting_shards == zero.load().under_way_bytes == 0 and zero.load().operations > 0
         )
@@ -126,7 +126,7 @@ def test_a_round_that_waits_keeps_no_copy(make_pair: Callable[[], Any]) -> None:
 def test_without_more_memory_there_is_none(
     directory: pathlib.Path, make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the directory is full, where no memory is shared, and where it was not asked for."""
+    """The directory is full, no memory is shared, or staging was not asked for."""
     fleet = make_fleet(1, shm_directory=str(directory))
     for settings in ({"plane": "inline", "staging": True}, {}):
         with fleet.worker(0, 1, **settings) as client:
@@ -138,7 +138,7 @@ def test_without_more_memory_there_is_none(
 
 
 def test_nothing_is_left_of_a_worker_after_kill_9(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> None:
-    """Its aggregator removes it, at the latest when the place of the worker is kept no longer."""
+    """The aggregator removes it, at the latest when it gives up the worker's place."""
     fleet = make_fleet(1, shm_directory=str(directory), worker_timeout=0.2)
     program = (
         "import psum.client as psum, sys, time\n"

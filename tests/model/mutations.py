@@ -13,12 +13,13 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key as JobKey
 from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict
+from psum.client.core import session
 from psum.client.core.buffers import flat
-from psum.client.core.keys import Key
+from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.placement import Shard
 from psum.client.core.scheduler import Scheduler
 from psum.client.core.session import Session
-from psum.client.core.ticket import Part, Ticket
+from psum.client.core.ticket import Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError
@@ -79,16 +80,16 @@ def memory_of_a_failed_key_is_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def ranks_are_declared_at_the_key_s_round(patch: pytest.MonkeyPatch) -> None:
-    declaration = Key.declaration
+    declaration = KeyRounds.declaration
 
-    def mutant(self: Key, aggregator: int) -> pb.Key:
+    def mutant(self: KeyRounds, aggregator: int) -> pb.Key:
         declared = declaration(self, aggregator)
         for shard in declared.shards:
             # Wrong: some shards of the current round may have their sums already.
             shard.round = self.round
         return declared
 
-    patch.setattr(Key, "declaration", mutant)
+    patch.setattr(KeyRounds, "declaration", mutant)
 
 
 def the_kept_sum_is_the_program_s_memory(patch: pytest.MonkeyPatch) -> None:
@@ -97,14 +98,14 @@ def the_kept_sum_is_the_program_s_memory(patch: pytest.MonkeyPatch) -> None:
             return bytes(payload)
         return flat(ticket.source)[shard.start : shard.stop]
 
-    patch.setattr(Session, "_kept", staticmethod(mutant))
+    patch.setattr(session, "kept", mutant)
 
 
 def what_was_postponed_is_not_sent_to_the_next_process(patch: pytest.MonkeyPatch) -> None:
     reconnected = Session.reconnected
 
     def mutant(self: Session, aggregator: int) -> None:
-        self._lanes[aggregator].postponed.clear()
+        self._windows[aggregator].postponed.clear()
         reconnected(self, aggregator)
 
     patch.setattr(Session, "reconnected", mutant)
@@ -129,7 +130,7 @@ def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
     result = Session._result
 
     def mutant(self: Session, aggregator: int, entry: ShardRound, payload: memoryview, now: float) -> None:
-        part = self._lanes[aggregator].outstanding.get((entry.id, entry.shard))
+        part = self._windows[aggregator].outstanding.get((entry.id, entry.shard))
         if part is not None:
             entry = entry._replace(round=part.ticket.round)
         result(self, aggregator, entry, payload, now)

@@ -1,4 +1,4 @@
-"""Shared memory that grows: blocks by the page, until there is no more."""
+"""Shared memory that grows by blocks of whole pages, until there is not enough memory."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from psum.planes import DEFAULT_DIRECTORY, GrowingSegment, Limit, Segment, Segme
 
 @pytest.fixture
 def directory() -> Iterator[str]:
-    """A directory in memory, in which nothing is left behind."""
+    """A directory in memory; the test must leave it empty."""
     with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
         yield name
         assert list(pathlib.Path(name).iterdir()) == []
@@ -23,7 +23,7 @@ def _fail(error: SegmentError) -> None:
 
 
 def test_blocks_lie_apart_where_others_find_them(directory: str) -> None:
-    """Each begins with a page, is of the size asked for, and is found at its place by whoever opens the segment."""
+    """Each block begins at a page, has the size asked for, and is found at its place in the segment."""
     growing = GrowingSegment(directory, _fail)
     blocks = [growing.allocate(size) for size in (1, 4096, 5000, 7)]
     assert [block and (block.place, len(block.view)) for block in blocks] == [
@@ -41,7 +41,7 @@ def test_blocks_lie_apart_where_others_find_them(directory: str) -> None:
 
 
 def test_a_lack_of_memory_is_told_once(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was given out stays."""
+    """Blocks that were allocated stay valid."""
     told: list[SegmentError] = []
     growing = GrowingSegment(directory, told.append)
     first = growing.allocate(4096)
@@ -60,7 +60,7 @@ def test_a_lack_of_memory_is_told_once(directory: str, monkeypatch: pytest.Monke
 
 
 def test_it_leaves_room_for_others(directory: str) -> None:
-    """It stops where the limit is reached, and says so once; what it gave out stays."""
+    """Allocation stops at the limit and says so once; blocks that were allocated stay valid."""
     told: list[SegmentError] = []
     growing = GrowingSegment(directory, told.append, Limit(bytes=0))
     assert [growing.allocate(4096), growing.allocate(4096)] == [None, None]
@@ -70,7 +70,7 @@ def test_it_leaves_room_for_others(directory: str) -> None:
 
 
 def test_more_than_its_addresses_is_not_to_be_had(directory: str) -> None:
-    """Such a request leaves it as it was."""
+    """A request that is too large changes nothing."""
     growing = GrowingSegment(directory, _fail)
     assert growing.allocate(1 << 60) is None
     block = growing.allocate(1)

@@ -1,4 +1,4 @@
-"""Shared memory: who may open it, what happens where there is none, and that nothing of it is left behind."""
+"""Shared memory: who may open it, what happens without it, and that nothing is left behind."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from tests.processes import running
 
 
 def test_what_one_process_writes_another_reads() -> None:
-    """The second opens it by name; it sees what comes later too."""
+    """The second process opens it by name, and sees later writes too."""
     mine = Segment.create(DEFAULT_DIRECTORY, 1 << 20)
     mine.reserve(0, mine.size)
     other = Segment.open(DEFAULT_DIRECTORY, mine.name)
@@ -28,7 +28,7 @@ def test_what_one_process_writes_another_reads() -> None:
 
 
 def test_a_view_outlives_the_segment() -> None:
-    """A sum that is kept stays as it was, though both sides have let go of the memory."""
+    """A sum that is kept stays unchanged after both sides have closed the memory."""
     mine = Segment.create(DEFAULT_DIRECTORY, 4096)
     mine.view[:3] = b"sum"
     kept = Segment.open(DEFAULT_DIRECTORY, mine.name).view[:3]
@@ -47,7 +47,7 @@ def test_memory_is_taken_only_where_it_was_reserved() -> None:
 
 
 def test_a_directory_that_is_full_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what was wanted, where, and what there is."""
+    """The error says what was wanted, where, and what there is."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -60,7 +60,7 @@ def test_a_directory_that_is_full_is_told_in_words(monkeypatch: pytest.MonkeyPat
 
 
 def test_where_there_is_no_such_directory_there_is_no_shared_memory() -> None:
-    """As on a machine that has none."""
+    """As on a machine without shared memory."""
     with pytest.raises(SegmentError, match="no shared memory in /nowhere"):
         Segment.create("/nowhere", 4096)
     assert sweep("/nowhere") == []
@@ -75,7 +75,7 @@ def test_only_segments_can_be_opened(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["readable by others", "a link", "a directory"])
 def test_what_does_not_belong_to_this_user_alone_is_not_opened(kind: str, tmp_path: pathlib.Path) -> None:
-    """Though it has the name of a segment."""
+    """Even if the file has the name of a segment."""
     path = tmp_path / f"psum-{'a' * 32}"
     match kind:
         case "readable by others":
@@ -91,7 +91,7 @@ def test_what_does_not_belong_to_this_user_alone_is_not_opened(kind: str, tmp_pa
 
 
 def test_what_a_killed_owner_left_is_swept_and_nothing_else() -> None:
-    """A segment whose owner lives stays, whoever sweeps."""
+    """A segment whose owner lives is never removed."""
     program = (
         "from psum.planes import Segment; import time\n"
         "segment = Segment.create('/dev/shm', 4096); print(segment.name, flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""Places in a piece of memory never overlap, and what was given back can be taken again."""
+"""Places in a piece of memory never overlap, and a place that was freed can be taken again."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ SIZE = 4096
 
 @hypothesis.given(st.lists(st.one_of(st.integers(1, 1500), st.integers(-20, -1)), max_size=80))
 def test_places_never_overlap_and_come_back(steps: list[int]) -> None:
-    """In any order of taking (a size) and giving back (which of those that are taken)."""
+    """Steps are sizes to take, or numbers of taken places to free, in any order."""
     slots = Slots(SIZE)
     taken: list[tuple[int, int]] = []
     for step in steps:
@@ -32,7 +32,7 @@ def test_places_never_overlap_and_come_back(steps: list[int]) -> None:
 
 
 def test_where_no_piece_is_large_enough_there_is_no_place() -> None:
-    """However much is free in all."""
+    """Even if enough bytes are free in several pieces."""
     slots = Slots(192)
     first, _, last = (slots.take(64) for _ in range(3))
     assert first is not None

@@ -1,4 +1,4 @@
-"""How much shared memory psum takes: others always find the part that is left to them."""
+"""How much shared memory psum takes: the part that is left to other programs stays free."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ _FileSystem = Callable[[int], str]
 
 @pytest.fixture
 def file_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[_FileSystem]:
-    """Makes a directory that looks like a file system of so many bytes, which its files and nothing else fill."""
+    """Makes a directory look like a file system of this many bytes that only the directory's files fill."""
     with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as directory:
 
         def make(total: int) -> str:
@@ -49,20 +49,20 @@ def file_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[_FileSystem]:
     ],
 )
 def test_a_limit_is_a_part_or_a_size(text: str, of_64_mib: int) -> None:
-    """Never more than there is."""
+    """The limit is never more than the file system's size."""
     assert Limit.parse(text).of(64 * _MIB) == of_64_mib
     assert Limit.parse(str(Limit.parse(text))) == Limit.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "half", "101%", "-1%", "%", "5 apples"])
 def test_anything_else_is_refused_with_what_was_expected(text: str) -> None:
-    """Both forms are named."""
+    """The error names both forms."""
     with pytest.raises(ValueError, match=r"from 0% to 100%, such as 50%, or a size such as 2GiB"):
         Limit.parse(text)
 
 
 def test_what_is_left_to_others_is_not_taken(file_system: _FileSystem) -> None:
-    """To the byte, by default half, whoever has taken the rest; the text says what to set, and how large it is."""
+    """The limit holds to the byte, by default half, and counts all programs; the text says what to set."""
     directory = file_system(64 * _MIB)
     segment = Segment.create(directory, 64 * _MIB)
     segment.reserve(0, 20 * _MIB)
@@ -77,14 +77,14 @@ def test_what_is_left_to_others_is_not_taken(file_system: _FileSystem) -> None:
 
 
 def test_a_file_system_without_a_size_has_no_limit(file_system: _FileSystem) -> None:
-    """As a tmpfs that was mounted with size=0: nobody can run into its end."""
+    """A tmpfs that was mounted with size=0 cannot become full."""
     segment = Segment.create(file_system(0), 8192, Limit(bytes=4096))
     segment.reserve(0, 8192)
     segment.close()
 
 
 def test_many_that_reserve_at_once_take_no_more_together(file_system: _FileSystem) -> None:
-    """As workers that start together: as many as fit get their memory, the others nothing, and the rest stays free."""
+    """As when workers start together: as many as fit get memory, the others get nothing, and the rest stays free."""
     directory = file_system(64 * _MIB)
     start = threading.Barrier(8)
     segments = [Segment.create(directory, 10 * _MIB) for _ in range(8)]
@@ -105,7 +105,7 @@ def test_many_that_reserve_at_once_take_no_more_together(file_system: _FileSyste
 
 
 def test_what_cannot_be_had_whole_is_given_back(file_system: _FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large memory is reserved in pieces, so that nobody waits long; where others were faster, nothing is kept."""
+    """Large memory is reserved in pieces, so that nobody waits long. If others were faster, nothing is kept."""
     directory = file_system(128 * _MIB)
     segment = Segment.create(directory, 64 * _MIB)
     segment.reserve(0, 4 * _MIB)
@@ -123,7 +123,7 @@ def test_what_cannot_be_had_whole_is_given_back(file_system: _FileSystem, monkey
 
 
 def test_a_directory_that_stays_locked_holds_up_nobody_for_long(file_system: _FileSystem) -> None:
-    """Anybody can lock it, such as a process that was stopped in its turn: the others go on without."""
+    """Any process can lock it, such as one that was stopped during its turn. The others go on without the lock."""
     directory = file_system(64 * _MIB)
     segment = Segment.create(directory, 4096)
     descriptor = os.open(directory, os.O_RDONLY)
@@ -138,7 +138,7 @@ def test_a_directory_that_stays_locked_holds_up_nobody_for_long(file_system: _Fi
 def test_a_directory_that_cannot_be_locked_is_used_all_the_same(
     file_system: _FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where its file system has no locks, or this user may not read it."""
+    """Its file system may have no locks, or this user may not read it."""
     segment = Segment.create(file_system(64 * _MIB), 40 * _MIB)
 
     def refuse(*_: object) -> None:

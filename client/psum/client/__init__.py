@@ -24,7 +24,7 @@ os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 from psum.client.client import Client
 from psum.client.clients import connect, reserve_store, shared_client
 from psum.client.core.counters import OperationStatistics, Statistics, Times
-from psum.client.core.keys import Operation
+from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import StoreNumber
 from psum.client.core.ticket import Ticket
 from psum.client.exit_status import PEER_FAULT_STATUS

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from psum.client import exit_status, termination
 from psum.client.core.counters import Counters, Statistics, statistics
-from psum.client.core.keys import Operation
+from psum.client.core.operation import Operation
 from psum.client.core.session import Load, Session
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
 from psum.client.core.ticket import State, Ticket
@@ -29,8 +29,8 @@ from psum.client.store import Store
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.loop_thread import LoopThread
-from psum.client.transport.shared_memory import SharedMemory
-from psum.client.transport.usable_planes import means_for
+from psum.client.transport.plane_offers import PlaneOffers
+from psum.client.transport.usable_planes import usable_planes
 from psum.planes import Block, GrowingSegment, SegmentError
 from psum.runtime import Waiters, keep_large_blocks
 from psum.v1 import aggregator_pb2 as pb
@@ -38,8 +38,6 @@ from psum.wire import PROTOCOL_VERSION, ElementType
 from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError
 
 _log = logging.getLogger(__name__)
-
-_PLANE_NAMES: Final = {pb.PLANE_INLINE: "inline", pb.PLANE_SHM: "shm", pb.PLANE_DIRECT: "direct"}
 
 #: How often operations that wait too long are looked for.
 _EXPIRY_SECONDS = 0.5
@@ -66,12 +64,11 @@ class Client:
     """
 
     def __init__(self, settings: Settings, *, staging: bool = False, numbering: StoreNumbers | None = None) -> None:
-        self._means = means_for(settings, staging=staging)
+        self._planes = usable_planes(settings, staging=staging)
         self.settings = settings
         self.numbering = numbering or StoreNumbers()
         self._wants_staging = staging
         self._staging: GrowingSegment | None = None
-        self._warned_of_messages = False
         self._pid = process_name.pid
         self._incarnation = secrets.randbits(64)
         self._session = Session(
@@ -140,7 +137,7 @@ class Client:
     @property
     def planes(self) -> tuple[str, ...]:
         """How large payloads cross to each aggregator, as agreed with it: 'shm', 'direct' or 'inline'."""
-        return tuple(_PLANE_NAMES[link.welcome.plane] for link in self._links if link.welcome is not None)
+        return tuple(link.plane_name for link in self._links if link.plane_name)
 
     @property
     def local_rank(self) -> int:
@@ -158,13 +155,13 @@ class Client:
         return self._exporter.address if self._exporter is not None else ""
 
     @property
-    def tally(self) -> Counters:
+    def counters(self) -> Counters:
         """What it counts."""
-        return self._session.tally
+        return self._session.counters
 
     def statistics(self) -> Statistics:
         """What it did until now: how long operations took and where that time went, bytes, stalls and failures."""
-        return statistics(self.tally, len(self._inbox) + self._outstanding)
+        return statistics(self.counters, len(self._inbox) + self._outstanding)
 
     def load(self) -> Load:
         """What is under way now."""
@@ -334,8 +331,8 @@ class Client:
         termination.watch(self)
         for text in self.settings.warnings():
             _log.warning("%s", text)
-        if self._means.lack is not None:
-            _log.warning("%s", self._means.lack)
+        if self._planes.lack is not None:
+            _log.warning("%s", self._planes.lack)
         if self.settings.trace_dir:
             self._timeline = Timeline(self.settings)
             self._session.recorder = self._timeline.recorder
@@ -344,7 +341,7 @@ class Client:
                 self._exporter = Exporter(self, next_port(self.settings.metrics_port, self.settings.local_rank))
             if self._thread is not None:
                 keep_large_blocks(one_arena=False)
-                if self._wants_staging and self._means.shares_memory:
+                if self._wants_staging and self._planes.shares_memory:
                     with contextlib.suppress(SegmentError):
                         self._staging = GrowingSegment(
                             self.settings.shm_directory, _warn_of_copies, self.settings.shm_limit
@@ -372,6 +369,7 @@ class Client:
         settings = self.settings
         credentials = Credentials.of(settings)
         credentials.check()
+        planes = PlaneOffers(settings, self._planes.planes, self._staging)
 
         def make() -> list[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)
@@ -383,8 +381,7 @@ class Client:
                     credentials=credentials,
                     keepalive=settings.keepalive,
                     hello=self._hello,
-                    plane=self._means.plane,
-                    share=self._share_memory,
+                    planes=planes,
                     settle=self._settle,
                 )
                 for index, address in enumerate(settings.aggregators)
@@ -414,35 +411,10 @@ class Client:
             aggregators=settings.aggregators,
             weights=settings.weights,
             aggregator_index=aggregator,
-            planes=[pb.PLANE_INLINE],
             worker=process_name.name(),
             age_seconds=process_name.age_seconds(),
             resuming=resuming,
         )
-
-    def _share_memory(self) -> SharedMemory | None:
-        settings = self.settings
-        if not self._means.shares_memory:
-            return None
-        try:
-            credit = max(settings.credit_bytes, settings.partition_bytes)
-            return SharedMemory(
-                settings.shm_directory,
-                credit,
-                self._staging,
-                settings.shm_limit,
-                lacking=self._warn_of_messages,
-            )
-        except SegmentError as error:
-            level = logging.WARNING if settings.plane == "shm" or error.scarce else logging.DEBUG
-            _log.log(level, "no shared memory: %s", error)
-            return None
-
-    def _warn_of_messages(self, error: SegmentError) -> None:
-        # Once, for all aggregators and reconnections: it is the same file system.
-        if not self._warned_of_messages:
-            self._warned_of_messages = True
-            _log.warning("what is pushed travels in messages, though an aggregator is on this host: %s", error)
 
     async def _run(self, link: AggregatorConnection) -> None:
         try:
@@ -556,7 +528,7 @@ class Client:
             link.wake()
 
     def _report(self) -> None:
-        recalled, self._session.recalled = self._session.recalled, set()
+        recalled = self._session.take_recalled()
         for link in self._links:
             if link.index in recalled:
                 link.recall()

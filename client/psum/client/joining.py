@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from psum.client.settings import Settings
-from psum.client.transport.connection import AggregatorConnection, backoff
+from psum.client.transport.connection import AggregatorConnection
+from psum.client.transport.opening import backoff
 from psum.wire.errors import PsumError, TakenError
 
 _log = logging.getLogger(__name__)

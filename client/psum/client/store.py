@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from psum.client.core.buffers import Buffer
-from psum.client.core.keys import Operation
+from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
 from psum.client.future import Outcome

@@ -1,21 +1,41 @@
-"""How payloads cross: within gRPC messages, over a data connection, or in memory shared by processes of one host.
+"""How payloads cross between a worker and an aggregator: in messages, in shared memory, or beside the messages.
 
-It may import wire and runtime. Begin with data_connection.py for other hosts, and segment.py for the same host.
+It may import runtime, v1 and wire. Begin with plane.py, which says what a plane promises; inline.py, direct.py and
+shm.py have both ends of one plane each, and table.py lists them.
 """
 
 from psum.planes.data_connection import (
     SECRET_BYTES,
     DataConnection,
 )
+from psum.planes.errors import (
+    PlaneError,
+)
 from psum.planes.growing_segment import (
     Block,
     GrowingSegment,
+)
+from psum.planes.inline import (
+    InlineAggregator,
+    InlineWorker,
+)
+from psum.planes.plane import (
+    AggregatorPlane,
+    Location,
+    Offer,
+    WorkerPlane,
+    WorkerTerms,
 )
 from psum.planes.segment import (
     DEFAULT_DIRECTORY,
     Segment,
     SegmentError,
     sweep,
+)
+from psum.planes.shm import (
+    ARENA_DESCRIPTORS,
+    Arena,
+    is_lent,
 )
 from psum.planes.slots import (
     Slots,
@@ -24,17 +44,38 @@ from psum.planes.space_limit import (
     DEFAULT_LIMIT,
     Limit,
 )
+from psum.planes.table import (
+    NAMES,
+    PLANES,
+    Plane,
+    offered_by,
+)
 
 __all__ = [
+    "ARENA_DESCRIPTORS",
     "DEFAULT_DIRECTORY",
     "DEFAULT_LIMIT",
+    "NAMES",
+    "PLANES",
     "SECRET_BYTES",
+    "AggregatorPlane",
+    "Arena",
     "Block",
     "DataConnection",
     "GrowingSegment",
+    "InlineAggregator",
+    "InlineWorker",
     "Limit",
+    "Location",
+    "Offer",
+    "Plane",
+    "PlaneError",
     "Segment",
     "SegmentError",
     "Slots",
+    "WorkerPlane",
+    "WorkerTerms",
+    "is_lent",
+    "offered_by",
     "sweep",
 ]

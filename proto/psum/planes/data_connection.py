@@ -1,10 +1,10 @@
-"""A connection of its own for what a stream would carry: messages, and payloads from memory and into memory.
+"""A TCP connection that carries a stream's messages and payloads, which go straight from and into memory.
 
-A message in gRPC costs ten times as much processor time as one here, and a large payload some copies more. Whoever
-takes a message that announces payloads takes those next: they follow it in the order in which it names them.
+A message costs a tenth of gRPC's processor time here, and a large payload saves some copies. Payloads follow the
+message that announces them, in the order in which it names them.
 
-On the wire are frames, each behind a letter that says what it is and its length. The side that connects first shows a
-secret, without which nothing is read.
+Each frame on the wire begins with a letter for its kind and its length. The side that connects first shows a secret;
+without it, nothing is read.
 """
 
 import asyncio
@@ -28,44 +28,44 @@ _MESSAGE: Final = b"m"
 _PAYLOAD: Final = b"p"
 _LIMITS: Final = {_MESSAGE: MAX_MESSAGE_BYTES, _PAYLOAD: MAX_PARTITION_BYTES}
 
-#: What may wait to be handed to the kernel: an urgent payload is behind this much of others at most.
+#: How many bytes may wait for the kernel. An urgent payload waits for at most this much of others.
 _WRITE_BUFFER_BYTES: Final = 256 << 10
 
-#: What is read where it is not known yet how long the next frame is: several messages at once, and little of a payload,
-#: since that part of it is copied.
+#: How much is read while the length of the next frame is not known: enough for several messages, but little of a
+#: payload, because that part of it is copied.
 _STAGE_BYTES: Final = 4 << 10
 
-#: Without pacing: a loopback has no queue to spare. Pacing, as BBR does it, takes a quarter of the time there.
+#: Congestion control without pacing, which a loopback does not need: BBR's takes a quarter of the time there.
 _LOOPBACK_CONGESTION_CONTROL: Final = b"reno"
 
 
 class DataConnection(asyncio.BufferedProtocol):
-    """One end of a connection. To be used on its event loop.
+    """One end of a connection. Used on its event loop.
 
     Args:
-        max_waiting_bytes: What nobody has taken yet, beyond which no more is read.
-        admit: Given the secret that the other side shows first, says whether it may send more; None: it shows none.
-        keepalive: Seconds of silence after which the other side is probed, and again that many for its answer, after
-            which the connection breaks; six times as many for what it does not take.
+        max_waiting_bytes: How many received bytes may wait to be taken before reading pauses.
+        admit: Decides by the secret that the other side shows first whether it may send more; None: it shows none.
+        keepalive: Seconds of silence after which the other side is probed. The connection breaks if no answer comes
+            within as many seconds, or if the other side acknowledges nothing for six times as long.
     """
 
     def __init__(
         self, max_waiting_bytes: int, admit: Callable[[bytes], bool] | None = None, *, keepalive: float
     ) -> None:
         self.peer = "a stranger"
-        """The other side's address, once there is a connection."""
+        """The other side's address, for people."""
         self._max_waiting_bytes = max_waiting_bytes
         self._admit = admit
         self._keepalive = keepalive
         self._transport: asyncio.Transport | None = None
         self._stage = memoryview(bytearray(_STAGE_BYTES))
         self._staged = 0
-        """How much of the stage is filled."""
+        """How many bytes of the stage are filled."""
         self._kind = _MESSAGE
         self._frame: memoryview | None = None
-        """The frame that is being received, None while its header is not here."""
+        """The frame that is being received, None until its header is here."""
         self._filled = 0
-        """How much of it is here."""
+        """How many bytes of the frame are here."""
         self._received: deque[tuple[bytes, memoryview]] = deque()
         self._waiting_bytes = 0
         self._paused = False
@@ -76,18 +76,18 @@ class DataConnection(asyncio.BufferedProtocol):
         self._writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are none of asyncio's classes.
+        # uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         address = transport.get_extra_info("peername")
         if address is None or self._closed:
-            # The other side is gone already; or it was turned away while it shook hands for TLS.
+            # The other side is gone already, or was turned away during its TLS handshake.
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self.peer = str(address)
-        # It takes options, though it is none of Python's sockets: no descriptor of its own is needed for them.
+        # Not one of Python's sockets, but it takes options, and needs no file descriptor of its own.
         connection = cast(socket.socket, transport.get_extra_info("socket"))
-        # A connection that is broken by now takes no options; it is told soon enough.
+        # A connection that is broken by now takes no options; connection_lost follows.
         with contextlib.suppress(OSError):
             _probe_when_silent(connection, self._keepalive)
         if ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
@@ -98,7 +98,7 @@ class DataConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._error is not None:
-            # It is being closed.
+            # The connection is being closed.
             return
         if self._frame is None:
             self._staged += nbytes
@@ -128,10 +128,10 @@ class DataConnection(asyncio.BufferedProtocol):
         self._writable.set()
 
     async def receive(self) -> memoryview:
-        """The next message.
+        """Waits for the next message.
 
         Raises:
-            ProtocolError: A payload came that no message has announced.
+            ProtocolError: A payload came that no message announced.
             ConnectionResetError: The connection broke before it came.
         """
         kind, message = await self._next()
@@ -140,10 +140,10 @@ class DataConnection(asyncio.BufferedProtocol):
         return message
 
     async def receive_payload(self, size: int) -> memoryview:
-        """The next payload, which must have this size.
+        """Waits for the next payload, which must have this size.
 
         Raises:
-            ProtocolError: It has not, or a message came instead.
+            ProtocolError: It has another size, or a message came instead.
             ConnectionResetError: The connection broke before it came.
         """
         kind, payload = await self._next()
@@ -153,13 +153,13 @@ class DataConnection(asyncio.BufferedProtocol):
         return payload
 
     async def discard(self) -> None:
-        """Leaves aside what comes, until the other side ends the connection."""
+        """Ignores everything that comes, until the other side ends the connection."""
         with contextlib.suppress(ConnectionResetError):
             while True:
                 await self._next()
 
     def show(self, secret: bytes) -> None:
-        """Sends the secret that the other side asks for first.
+        """Sends the secret that the other side expects first.
 
         Raises:
             ConnectionResetError: The connection broke as soon as it was open.
@@ -169,8 +169,12 @@ class DataConnection(asyncio.BufferedProtocol):
         self._transport.write(secret)
 
     async def send(self, message: bytes, payloads: Sequence[memoryview] = ()) -> None:
-        """Sends a message and the payloads that it announces, which must not change until they were received; waits
-        while others are in the way.
+        """Sends a message and the payloads that it announces. Waits while the write buffer is full.
+
+        Args:
+            message: The message.
+            payloads: The payloads, in the order in which the message announces them. They must not change until the
+                other side has received them.
 
         Raises:
             ConnectionResetError: The connection broke.
@@ -178,7 +182,7 @@ class DataConnection(asyncio.BufferedProtocol):
         lead = _HEADER.pack(_MESSAGE, len(message)) + message
         for payload in payloads:
             await self._write(lead + _HEADER.pack(_PAYLOAD, len(payload)))
-            # Not writelines, which in asyncio of Python 3.12 does not say when the buffer is full.
+            # Not writelines: in Python 3.12, asyncio's does not tell when the buffer is full.
             self._transport.write(payload)  # type: ignore[union-attr]
             lead = b""
         if lead:
@@ -186,16 +190,16 @@ class DataConnection(asyncio.BufferedProtocol):
 
     @property
     def broken(self) -> str | None:
-        """Why the connection has ended, None while it has not."""
+        """Why the connection has ended, None if it has not."""
         return None if self._error is None else str(self._error)
 
     @property
     def flushed(self) -> bool:
-        """Whether all that was sent is in the kernel's hands, so that its memory may change."""
+        """Whether the kernel has taken everything that was sent, so that its memory may change."""
         return self._transport is None or not self._transport.get_write_buffer_size()
 
     def close(self) -> None:
-        """Ends it at once, whatever is under way; where there is no connection yet, as soon as there is one."""
+        """Ends the connection at once, or as soon as it is made."""
         self._closed = True
         if self._transport is not None:
             self._transport.abort()
@@ -210,8 +214,8 @@ class DataConnection(asyncio.BufferedProtocol):
     async def _next(self) -> tuple[bytes, memoryview]:
         while not self._received:
             if self._error is not None:
-                # A new one each time: the traceback of one that is kept here would hold this, in a circle, and with it
-                # all that those have who wait, such as shared memory.
+                # A new exception each time. The traceback of one that is kept here would refer to this object in a
+                # circle, and to everything that its waiters hold, such as shared memory.
                 raise type(self._error)(*self._error.args)
             self._arrived.clear()
             await self._arrived.wait()
@@ -223,10 +227,10 @@ class DataConnection(asyncio.BufferedProtocol):
         return kind, frame
 
     def _take_apart(self) -> None:
-        """Looks at what is in the stage: whole frames, and the beginning of one.
+        """Takes complete frames out of the stage, and begins an incomplete one.
 
         Raises:
-            ProtocolError: It is none of that, or the secret is not known.
+            ProtocolError: The stage holds something else, or the secret is not known.
         """
         position = 0
         if self._admit is not None:
@@ -240,14 +244,14 @@ class DataConnection(asyncio.BufferedProtocol):
             kind, size = _HEADER.unpack_from(self._stage, position)
             limit = _LIMITS.get(kind)
             if limit is None or not 0 < size <= limit:
-                raise ProtocolError(f"a frame of kind {kind!r} and {size} bytes, which is none of psum's")
+                raise ProtocolError(f"a frame of kind {kind!r} and {size} bytes, which psum does not know")
             position += _HEADER.size
             here = self._stage[position : min(position + size, self._staged)]
             position += len(here)
             if len(here) == size:
                 self._hand_over(kind, memoryview(bytes(here)))
                 continue
-            # Memory that nobody has written to yet, hence without the cost of clearing it.
+            # Uninitialized memory: clearing it would cost time.
             self._kind, self._frame, self._filled = kind, np.empty(size, np.uint8).data, len(here)
             self._frame[: self._filled] = here
         rest = self._staged - position
@@ -260,7 +264,7 @@ class DataConnection(asyncio.BufferedProtocol):
         self._arrived.set()
 
     def _fail(self, error: Exception) -> None:
-        # No circle: its traceback has the frames in which it was raised, and they have this.
+        # Without its traceback, whose frames refer to this object in a circle.
         self._admit = None
         if self._error is None:
             self._error = error.with_traceback(None)
@@ -270,18 +274,18 @@ class DataConnection(asyncio.BufferedProtocol):
 
 
 def _probe_when_silent(connection: socket.socket, keepalive: float) -> None:
-    # The kernel takes whole seconds up to some hours for the one, milliseconds of 31 bits for the other.
+    # The kernel takes whole seconds up to some hours for the probes, and milliseconds of 31 bits for the time-out.
     seconds = max(1, min(round(keepalive), 32767))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
-    # Where something is under way there are no probes. A process that is busy may leave it unread for a while; of a
-    # host that is gone, the stream's own probes tell sooner.
+    # There are no probes while something is not acknowledged. A busy process may leave it unread for a while, and the
+    # stream's own probes find out sooner that a host is gone.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 6000 * seconds)
 
 
 def _do_not_pace(connection: socket.socket) -> None:
-    # Where it cannot be had, the system's own does too.
+    # Without it, the system's default does too.
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LOOPBACK_CONGESTION_CONTROL)

@@ -1,4 +1,4 @@
-"""Shared memory that grows with what is asked of it."""
+"""Shared memory that grows as blocks of it are allocated."""
 
 import threading
 from collections.abc import Callable
@@ -7,19 +7,19 @@ from typing import Final, NamedTuple
 from psum.planes.segment import Segment, SegmentError
 from psum.planes.space_limit import DEFAULT_LIMIT, Limit
 
-#: Addresses that it may use: it takes memory only for what was allocated.
+#: The address space of a segment. Only allocated blocks take memory.
 _ADDRESS_SPACE_BYTES: Final = 1 << 38
 
-#: Every block begins with a page, so that each can be had, or not be had, by itself.
+#: Every block begins at a page, so that memory can be reserved for each block alone.
 _PAGE_BYTES: Final = 4096
 
 
 class Block(NamedTuple):
-    """A piece of it.
+    """A block of shared memory.
 
     Attributes:
-        place: Its offset.
-        view: Its content.
+        place: Its offset in the segment, in bytes.
+        view: Its content, writable.
     """
 
     place: int
@@ -27,15 +27,15 @@ class Block(NamedTuple):
 
 
 class GrowingSegment:
-    """Gives out memory and takes none back: it is for what is used again and again for as long as it is there.
+    """Allocates blocks, and never takes one back: blocks are reused by their owners as long as the segment exists.
 
     Args:
         directory: Where shared memory is kept.
-        lacking: Told once that there is no more memory, with what was wanted and what there is.
-        limit: Up to where it may fill the file system.
+        lacking: Told once when there is not enough memory, with what was wanted and what there is.
+        limit: How full psum may make the file system.
 
     Raises:
-        SegmentError: There is no shared memory there.
+        SegmentError: There is no shared memory in the directory.
     """
 
     def __init__(self, directory: str, lacking: Callable[[SegmentError], None], limit: Limit = DEFAULT_LIMIT) -> None:
@@ -47,11 +47,11 @@ class GrowingSegment:
 
     @property
     def name(self) -> str:
-        """By which other processes open it."""
+        """The name by which other processes open it."""
         return self._segment.name
 
     def allocate(self, size: int) -> Block | None:
-        """A block of so many bytes, at least one; None where there is no more memory. From any thread."""
+        """A block of this many bytes, at least 1; None if there is not enough memory. From any thread."""
         with self._lock:
             place = self._end
             if self._full or place + size > self._segment.size:
@@ -66,7 +66,7 @@ class GrowingSegment:
             return Block(place, self._segment.view[place : place + size])
 
     def close(self) -> None:
-        """Nobody opens it any more. The memory goes with the last view of it."""
+        """Removes its name, so that no other process can open it. The memory goes with the last view of it."""
         with self._lock:
             self._full = True
             self._segment.close()

@@ -1,9 +1,9 @@
 """Memory that processes of one host share: files in a directory that is kept in memory, such as /dev/shm.
 
-A segment belongs to the process that made it. Its file can be opened by the same user only, has a random name, and is
-locked as long as its owner lives: what an owner that was killed left behind is known by its free lock, and `sweep`
-removes it. A file is sparse until memory is reserved for it, so that no write can find the directory full, which would
-end the process. What is reserved leaves room for others, whose writes would end them in the same way.
+A segment belongs to the process that made it. Only the same user can open its file, which has a random name. Its owner
+holds a lock on it; `sweep` removes files without a lock, whose owners were killed. A file is sparse until memory is
+reserved for it. Memory is reserved before it is written, because a write to a full file system ends the process with
+SIGBUS. Reservations leave room for other processes, which a full file system would end in the same way.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import secrets
 import stat
 from typing import Final, Self
 
+from psum.planes.errors import PlaneError
 from psum.planes.space_limit import DEFAULT_LIMIT, Limit, shortage, turn
 from psum.runtime.file_descriptors import lack_of_descriptors
 
@@ -24,7 +25,7 @@ DEFAULT_DIRECTORY: Final = "/dev/shm"
 
 _NAME: Final = re.compile(r"psum-[0-9a-f]{32}")
 
-#: What is reserved in one turn, so that others wait for milliseconds only: an aggregator's event loop may be one.
+#: How much is reserved in one turn. Other processes wait for it, such as an aggregator's event loop, for milliseconds.
 _TURN_BYTES: Final = 16 << 20
 
 # FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of Linux.
@@ -32,32 +33,23 @@ _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 
 
-class SegmentError(Exception):
-    """A segment could not be made, opened or given more memory; the text says why.
-
-    Attributes:
-        scarce: Whether something was lacking of which the system has only so much. Else no memory can be shared there,
-            as with another host.
-    """
-
-    def __init__(self, text: str, *, scarce: bool = False) -> None:
-        self.scarce = scarce
-        super().__init__(text)
+class SegmentError(PlaneError):
+    """A segment could not be made, opened or given more memory; the text says why."""
 
     @classmethod
     def of(cls, what: str, error: Exception) -> Self:
-        """For an error of the system, and what could not be done because of it."""
+        """The error for an exception of the system, and for what could not be done because of it."""
         lack = lack_of_descriptors(error)
         return cls(f"{what}: {lack or getattr(error, 'strerror', None) or error}", scarce=lack is not None)
 
 
 class Segment:
-    """A piece of shared memory.
+    """A file of shared memory, mapped.
 
     Attributes:
-        name: The name of its file, by which others open it.
-        size: Its size in bytes; what was not reserved takes no memory.
-        view: Its content. A view of it that somebody keeps keeps the memory, whatever becomes of the file.
+        name: The name of its file, by which other processes open it.
+        size: Its size in bytes. Parts that were not reserved take no memory.
+        view: Its content, writable; empty after `close`. Slices of it stay valid as long as they are held.
     """
 
     def __init__(
@@ -76,20 +68,20 @@ class Segment:
 
     @classmethod
     def create(cls, directory: str, size: int, limit: Limit = DEFAULT_LIMIT) -> Self:
-        """A new segment, all zero.
+        """Makes a new segment, all zero.
 
         Args:
-            directory: Where its file is to be.
+            directory: Where its file is made.
             size: Its size in bytes.
-            limit: Up to where what it reserves may fill the file system.
+            limit: How full reservations may make the file system.
 
         Raises:
-            SegmentError: There is no such directory, or its file system cannot hold one.
+            SegmentError: There is no such directory, or its file system cannot hold segments.
         """
         name = f"psum-{secrets.token_hex(16)}"
         with contextlib.ExitStack() as undo:
             try:
-                # It gets its name when it is locked: nobody ever sees it without an owner.
+                # It gets its name after it is locked, so that it never seems to be without an owner.
                 descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
                 undo.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,13 +99,13 @@ class Segment:
 
     @classmethod
     def open(cls, directory: str, name: str) -> Self:
-        """Another process's segment.
+        """Opens another process's segment.
 
         Raises:
-            SegmentError: There is none of that name that this user owns.
+            SegmentError: There is no segment of that name that this user owns.
         """
         if not _NAME.fullmatch(name):
-            raise SegmentError(f"{name!r} is no name of a segment")
+            raise SegmentError(f"{name!r} is not the name of a segment")
         try:
             descriptor = os.open(f"{directory}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
@@ -122,7 +114,7 @@ class Segment:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
                 raise SegmentError(f"{directory}/{name} is not a file of this user alone")
-            # Only an owner needs more than the mapping.
+            # Only the owner needs the descriptor after mapping it.
             return cls(directory, name, descriptor, status.st_size, owned=False)
         except (OSError, ValueError) as error:
             raise SegmentError.of(f"{directory}/{name} cannot be mapped", error) from None
@@ -130,16 +122,20 @@ class Segment:
             os.close(descriptor)
 
     def reserve(self, offset: int, size: int) -> None:
-        """Makes sure that there is memory for a part, which may be written from then on. All of it, or nothing.
+        """Reserves memory for a part of the segment, which may be written from then on. Reserves all of it or nothing.
+
+        Args:
+            offset: Where the part begins.
+            size: Its size in bytes.
 
         Raises:
-            SegmentError: There is not, or others need what there is; the text says what there is.
+            SegmentError: There is not enough memory, or the limit does not allow it; the text says what there is.
         """
         done = 0
         try:
             while done < size:
                 with turn(self._directory):
-                    # Asked for all the rest: whoever cannot have it is to hear that before it takes from others.
+                    # Checks the whole rest, to fail before it takes memory that others could use.
                     if (reason := shortage(self._directory, size - done, self._limit)) is not None:
                         raise SegmentError(reason, scarce=True)
                     part = min(_TURN_BYTES, size - done)
@@ -157,12 +153,12 @@ class Segment:
             ) from None
 
     def unlink(self) -> None:
-        """Takes the name away: nobody else can open it any more, and it goes with those who have."""
+        """Removes the name: no other process can open it any more, and the file goes with the last mapping."""
         with contextlib.suppress(OSError):
             os.unlink(f"{self._directory}/{self.name}")
 
     def close(self) -> None:
-        """Lets go of it, and of its name where it is this process's own. The memory goes with the last view of it."""
+        """Closes it, and removes its name if this process owns it. The memory goes with the last view of it."""
         if self._owned:
             self.unlink()
         if self._descriptor >= 0:
@@ -172,7 +168,7 @@ class Segment:
 
 
 def sweep(directory: str) -> list[str]:
-    """Removes segments whose owners are gone; returns their names."""
+    """Removes the segments in a directory whose owners are gone, and returns their names."""
     swept = []
     with contextlib.suppress(OSError):
         for path in pathlib.Path(directory).iterdir():
@@ -187,7 +183,7 @@ def _abandoned(path: pathlib.Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        # Another user's, or gone already.
+        # It is another user's, or gone already.
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,15 +196,15 @@ def _abandoned(path: pathlib.Path) -> bool:
 
 
 def _punch(descriptor: int, offset: int, size: int) -> None:
-    """Gives memory back that was reserved and not used yet."""
+    """Gives back memory that was reserved and is not used."""
     if size:
-        # Where the file system cannot do that, it goes with the file.
+        # If the file system cannot do that, the memory goes with the file.
         fallocate = ctypes.CDLL(None).fallocate
         fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size))
 
 
 def _free(directory: str) -> str:
-    """How much is free there, as the end of a sentence."""
+    """How much is free in a directory, as the end of a sentence."""
     try:
         status = os.statvfs(directory)
     except OSError:

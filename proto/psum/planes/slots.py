@@ -1,28 +1,28 @@
-"""Deals out places in a piece of memory."""
+"""Allocates places in a fixed piece of memory."""
 
 import bisect
 
 
 class Slots:
-    """First fit over a fixed number of bytes.
+    """A first-fit allocator.
 
     Args:
-        size: How many bytes there are.
+        size: The size of the memory in bytes.
         alignment: Every place begins at a multiple of this.
     """
 
     def __init__(self, size: int, alignment: int = 64) -> None:
         self._alignment = alignment
         self._free: list[tuple[int, int]] = [(0, size)] if size else []
-        """What is free, as (offset, size), by offset; no two touch."""
+        """Free pieces as (offset, size), by offset; no two pieces touch."""
 
     @property
     def free_bytes(self) -> int:
-        """What is free, in one piece or several."""
+        """How many bytes are free, in one piece or several."""
         return sum(size for _, size in self._free)
 
     def take(self, size: int) -> int | None:
-        """The offset of a free place of so many bytes, above 0; None where there is none."""
+        """Takes a place of this many bytes, at least 1; returns its offset, None if no free piece is large enough."""
         size = self._rounded(size)
         for index, (offset, available) in enumerate(self._free):
             if available >= size:
@@ -34,7 +34,7 @@ class Slots:
         return None
 
     def give(self, offset: int, size: int) -> None:
-        """A place that was taken, with the size that was asked for, is free again."""
+        """Frees a place that was taken with this size."""
         size = self._rounded(size)
         index = bisect.bisect(self._free, (offset, 0))
         if index < len(self._free) and offset + size == self._free[index][0]:

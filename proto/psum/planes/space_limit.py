@@ -1,7 +1,7 @@
-"""How much of a file system psum takes, so that others who need room there find it.
+"""How much of a shared memory file system psum takes, so that other programs find room there.
 
-Whoever writes to a shared memory file system that is full, such as a DataLoader's process that has mapped a file of
-its own, is ended by SIGBUS. psum reserves its memory early and for long, so it has to leave room for what comes later.
+SIGBUS ends a process that writes to a mapped file when the file system is full, such as a worker process of a
+DataLoader. psum reserves memory early and keeps it long, so it leaves room for what comes later.
 """
 
 import contextlib
@@ -16,25 +16,25 @@ from typing import Final
 
 from psum.runtime.parsers import size
 
-#: How long another process's turn to reserve memory may take. Its turns are short: see Segment.reserve. An aggregator's
-#: event loop may be what waits.
+#: How long to wait for another process's turn to reserve memory. Turns are short, see Segment.reserve, and an
+#: aggregator's event loop may be what waits.
 _TURN_SECONDS: Final = 0.1
 _POLL_SECONDS: Final = 0.001
 
-#: Where a directory cannot be locked: it cannot be read by this user, or its file system has no locks.
+#: Errors of a directory that cannot be locked: this user may not read it, or its file system has no locks.
 _NO_LOCK: Final = (errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limit:
-    """Up to where psum may fill a file system, whoever has filled it to there.
+    """How full psum may make a file system.
 
-    A limit on what is in use by all, rather than by psum, needs no agreement between the processes that share the file
-    system: what is free tells each of them the same.
+    The limit counts what all programs use, not only psum. So the processes that share the file system need not agree
+    on anything: each of them sees how much is free.
 
     Attributes:
-        percent: As a part of the file system, used where there is no size.
-        bytes: As a size, None where it is a part.
+        percent: The limit as a part of the file system, used if `bytes` is None.
+        bytes: The limit in bytes, None if it is a part.
     """
 
     percent: float = 50.0
@@ -48,7 +48,7 @@ class Limit:
         """Parses a part such as 50% or a size such as 2GiB.
 
         Raises:
-            ValueError: It is neither; the text says what was expected.
+            ValueError: The text is neither; the error says what was expected.
         """
         if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text):
             if float(match[1]) <= 100:
@@ -59,19 +59,18 @@ class Limit:
         raise ValueError("expected a part of the file system from 0% to 100%, such as 50%, or a size such as 2GiB")
 
     def of(self, total: int) -> int:
-        """How many bytes of a file system of this size may be in use."""
+        """How many bytes of a file system of this size may be used."""
         return min(total, int(total * self.percent / 100) if self.bytes is None else self.bytes)
 
 
-#: Half for psum, half for all others.
+#: psum leaves half of the file system to others.
 DEFAULT_LIMIT: Final = Limit()
 
 
 def shortage(directory: str, wanted: int, limit: Limit) -> str | None:
-    """Why so many bytes may not be taken in a directory, None where they may.
+    """Why this many bytes may not be taken in a directory, None if they may.
 
-    A file system without a size of its own, as a tmpfs with size=0, has no end that anybody could run into: there is no
-    limit then.
+    A file system without a size of its own, such as a tmpfs with size=0, cannot become full, so it has no limit.
 
     Raises:
         OSError: There is no such directory.
@@ -84,14 +83,15 @@ def shortage(directory: str, wanted: int, limit: Limit) -> str | None:
     return (
         f"{_people(wanted)} more do not fit in {directory}: {_people(free)} of its {_people(total)} are free,"
         f" and psum leaves {_people(left_to_others)} to others (PSUM_SHM_LIMIT={limit}). Make it larger (docker run"
-        " --shm-size, or an emptyDir of medium Memory), or raise PSUM_SHM_LIMIT where nobody else needs it"
+        " --shm-size, or an emptyDir of medium Memory), or raise PSUM_SHM_LIMIT if no other program needs it"
     )
 
 
 @contextlib.contextmanager
 def turn(directory: str) -> Iterator[None]:
-    """Holds up all other processes that reserve memory in a directory: what one of them finds free is still free when
-    it takes it. Where the directory cannot be locked, or somebody keeps it locked, nobody is held up.
+    """Makes other processes that reserve memory in a directory wait, so that what this one finds free stays free.
+
+    If the directory cannot be locked, or another process keeps it locked, nobody waits.
 
     Raises:
         OSError: There is no such directory, or no file descriptor for it.
@@ -108,7 +108,7 @@ def turn(directory: str) -> Iterator[None]:
             yield
         finally:
             if locked:
-                # Said, and not left to closing: a child that was forked meanwhile has the descriptor too.
+                # Explicit: closing does not unlock it while a child that was forked meanwhile has the descriptor.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         if descriptor >= 0:
@@ -116,16 +116,16 @@ def turn(directory: str) -> Iterator[None]:
 
 
 def _lock(descriptor: int) -> bool:
-    """Locks a directory; returns False where that cannot be done, or where another process keeps it locked."""
+    """Locks a directory; returns False if it cannot be locked, or if another process keeps it locked."""
     deadline = time.monotonic() + _TURN_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                # Anybody can lock it. The limit is for the good of all, and not worth waiting for a stopped process.
+                # Any process can lock it. The limit is not worth waiting for a process that is stopped.
                 return False
-            # A lock of a file has no waiting with a deadline.
+            # File locks cannot be waited for with a deadline.
             time.sleep(_POLL_SECONDS)
         except OSError as error:
             if error.errno not in _NO_LOCK:
@@ -136,5 +136,5 @@ def _lock(descriptor: int) -> bool:
 
 
 def _people(count: int) -> str:
-    """A size for people."""
+    """A size in bytes, for people."""
     return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 2**10:g} KiB"

@@ -26,6 +26,12 @@ from psum.wire.channel import (
     SHARED_BYTES,
     grpc_options,
 )
+from psum.wire.codecs import (
+    CODECS,
+    IDENTITY,
+    Codec,
+    codec_of,
+)
 from psum.wire.elements import (
     ElementType,
     NumberKind,
@@ -55,6 +61,8 @@ from psum.wire.titles import (
 __all__ = [
     "BATCH_BYTES",
     "BESIDE_BYTES",
+    "CODECS",
+    "IDENTITY",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
     "MAX_SHARDS_PER_PAYLOAD",
@@ -62,12 +70,14 @@ __all__ = [
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
     "SHARED_BYTES",
+    "Codec",
     "ElementType",
     "NumberKind",
     "ShardRound",
     "allocate",
     "canonical",
     "captioned",
+    "codec_of",
     "decode",
     "encode",
     "errors",

@@ -101,7 +101,7 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
         ([hello(), declare(3), push(b"abc", 7)], "round 7 .* which is at round 0"),
         (
             [hello(), pb.ExchangeRequest(push=pb.Push(shards=pb.ShardRounds(ids=[5, 6, 7], rounds=[0, 0])))],
-            "2 rounds for 3 ids; expected as many, one for all, or none",
+            "2 rounds for 3 ids; expected the same number, one, or none",
         ),
         ([hello(), hello()], "sent hello, which nobody asked it for"),
         ([hello(), pb.ExchangeRequest()], "sent None"),
@@ -208,7 +208,7 @@ async def test_who_takes_no_answers_is_not_listened_to(server: Server, monkeypat
     service = server._service
     task = asyncio.create_task(service._exchange(None, Deaf()))  # type: ignore[arg-type]
     async with asyncio.timeout(30):
-        while not service.connections or len(next(iter(service.connections)).outbox) <= 10:  # noqa: ASYNC110
+        while not service.connections or len(next(iter(service.connections)).queue) <= 10:  # noqa: ASYNC110
             await asyncio.sleep(0)
         before = read
         for _ in range(100):

@@ -1,4 +1,4 @@
-"""The thread pool keeps urgency."""
+"""The thread pool runs the most urgent task first."""
 
 import asyncio
 import threading
@@ -10,13 +10,13 @@ from psum.aggregator.sums.pool import PriorityPool
 
 
 async def test_the_most_urgent_waiting_task_runs_next() -> None:
-    """While the only thread is busy, tasks line up by priority and, of equals, by age."""
+    """While the only thread is busy, tasks queue by priority, and equal ones by age."""
     pool = PriorityPool(1)
     release = threading.Event()
     order: list[str] = []
     finished: asyncio.Queue[BaseException | None] = asyncio.Queue()
     pool.submit(0, lambda: (release.wait(10), None)[1], finished.put_nowait)
-    # What is submitted in one turn is handed out together.
+    # Tasks that are submitted in one turn are handed out together.
     await asyncio.sleep(0)
     for name, priority in (("late", -5), ("first", 3), ("second", 1), ("third", 1)):
         pool.submit(priority, partial(order.append, name), finished.put_nowait)
@@ -29,7 +29,7 @@ async def test_the_most_urgent_waiting_task_runs_next() -> None:
 
 
 async def test_a_failing_task_reports_its_exception() -> None:
-    """What a task raises reaches its callback on the event loop, and the thread goes on."""
+    """A task's exception reaches its callback on the event loop, and the thread goes on."""
     pool = PriorityPool(1)
     results: asyncio.Queue[BaseException | None] = asyncio.Queue()
 

@@ -60,7 +60,7 @@ def test_integers_wrap_around(name: str, workers: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_half_precision_is_the_single_precision_sum_rounded_once(workers: int, size: int) -> None:
-    """float16 and bfloat16 are accumulated in float32; only the end is rounded."""
+    """float16 and bfloat16 are accumulated in float32; only the result is rounded."""
     random = np.random.default_rng(size)
     exact = [
         (random.standard_normal(size) * 10.0 ** random.integers(-3, 3, size)).astype(np.float32) for _ in range(workers)
@@ -106,7 +106,7 @@ def test_infinity_and_nan_come_through(name: str) -> None:
 
 @pytest.mark.parametrize("element_type", list(ElementType))
 def test_contributions_need_no_alignment_and_are_not_changed(element_type: ElementType) -> None:
-    """A payload that some other client did not align gives the same sum, and stays as it was."""
+    """A payload that another client did not align gives the same sum, and is not changed."""
     random = np.random.default_rng(1)
     values = [random.integers(0, 100, 501).astype(element_type.numpy) for _ in range(3)]
     shifted = []

@@ -1,4 +1,4 @@
-"""Anything with the buffer protocol can be push-pulled; what cannot is refused in words."""
+"""Everything with the buffer protocol can be push-pulled; other values are refused with a clear error."""
 
 import array
 from typing import Any
@@ -22,7 +22,7 @@ from psum.client.core.buffers import Buffer, flat
     ],
 )
 def test_shape_and_type_come_from_the_buffer(value: Any, shape: tuple[int, ...], element_type: ElementType) -> None:
-    """Arrays of NumPy, of the standard library, and plain bytes are understood, down to none and one element."""
+    """NumPy arrays, arrays of the standard library and bytes are accepted, also with no or one element."""
     buffer = Buffer.of(value, "value", writable=True)
     assert (buffer.shape, buffer.element_type) == (shape, element_type)
     assert len(flat(buffer.memory)) == np.prod(shape) * element_type.itemsize
@@ -36,7 +36,7 @@ def test_a_buffer_is_the_memory_itself() -> None:
 
 
 def test_bfloat16_in_other_storage_is_named_by_the_caller() -> None:
-    """Where the buffer cannot say its type the caller does, and the sizes must match."""
+    """The caller names a type that the buffer cannot tell, and the sizes must match."""
     assert Buffer.of(np.zeros(4, np.uint16), "value", "bfloat16").element_type is ElementType.BFLOAT16
     with pytest.raises(TypeError, match="elements of 4 bytes, bfloat16 has 2"):
         Buffer.of(np.zeros(4, np.float32), "value", "bfloat16")
@@ -53,6 +53,6 @@ def test_bfloat16_in_other_storage_is_named_by_the_caller() -> None:
     ],
 )
 def test_what_cannot_be_used_is_refused(value: Any, error: type[Exception], complaint: str) -> None:
-    """The error says which argument it is, and what is wrong with it."""
+    """The error names the argument, and says what is wrong with it."""
     with pytest.raises(error, match=complaint):
         Buffer.of(value, "value", writable=True)

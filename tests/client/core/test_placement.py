@@ -27,7 +27,7 @@ def test_shards_cover_a_key_without_gap_or_overlap(
 
 @given(st.integers(0, 2**64 - 1), weights)
 def test_each_turn_deals_by_weight(key: int, weights: list[int]) -> None:
-    """Of every sum(weights) shards in a row each aggregator takes its weight, the first where `first` says."""
+    """Of every sum(weights) consecutive shards each aggregator gets its weight, and `first` names the first one."""
     placement = Placement(16, weights)
     shards = placement.shards(key, sum(weights) * 3, 16)
     assert Counter(s.aggregator for s in shards) == {a: 3 * w for a, w in enumerate(weights)}

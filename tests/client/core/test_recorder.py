@@ -1,4 +1,4 @@
-"""Which operations are recorded, as which step, and what becomes of that."""
+"""Which operations are recorded, and to which step they belong."""
 
 import pytest
 
@@ -12,25 +12,25 @@ ONE_SHARD = 16
 
 
 def key(name: str, operation: Operation = Operation.SUM, shards: int = 1) -> Key:
-    """A key with so many shards."""
+    """A key with this many shards."""
     placement = Placement(ONE_SHARD, (1,))
     return Key(0, name, (shards * ONE_SHARD,), ElementType.UINT8, operation, placement, OperationCounters())
 
 
 def step_of(record: OperationRecord | None) -> int | None:
-    """The step that an operation belongs to, None where it is not recorded."""
+    """The step that an operation belongs to, None if it is not recorded."""
     return None if record is None else record.step
 
 
 def end(recorder: Recorder, record: OperationRecord | None, now: float) -> None:
-    """An operation is over."""
+    """Ends an operation."""
     recorder.completed(record, now)
     if record is not None:
         recorder.ended(record)
 
 
 def test_where_every_key_is_summed_once_a_step_its_round_is_the_step() -> None:
-    """Those from the first to the last are recorded, both included."""
+    """The steps from the first to the last one are recorded, both included."""
     recorder = Recorder(2, 3)
     keys = [key("a"), key("b")]
     steps = [[step_of(recorder.reserved(k, round, 0.0)) for k in keys] for round in range(5)]
@@ -39,7 +39,7 @@ def test_where_every_key_is_summed_once_a_step_its_round_is_the_step() -> None:
 
 
 def test_a_key_that_is_used_now_and_then_belongs_to_the_step_it_is_used_in() -> None:
-    """Not to that of its own round, which would stretch an early step over half of the training."""
+    """The step of its own round would stretch over half of the training."""
     recorder = Recorder(0, 100)
     often, seldom = key("gradient"), key("loss")
     for round in range(50):
@@ -50,7 +50,7 @@ def test_a_key_that_is_used_now_and_then_belongs_to_the_step_it_is_used_in() -> 
 
 
 def test_a_second_training_goes_on_counting() -> None:
-    """Its keys are new ones, whose rounds begin at 0 again."""
+    """The second training has new keys, whose rounds begin at 0 again."""
     recorder = Recorder(0, 100)
     for training in range(2):
         keys = [key(f"{name} of {training}") for name in "ab"]
@@ -62,7 +62,7 @@ def test_a_second_training_goes_on_counting() -> None:
 
 
 def test_a_key_that_is_used_twice_a_step_makes_two_steps_of_it() -> None:
-    """The other keys belong to the one that they come in."""
+    """Keys that are used rarely belong to the step in which they are used."""
     recorder = Recorder(0, 100)
     twice, once = key("twice"), key("once")
     for round in range(3):
@@ -73,7 +73,7 @@ def test_a_key_that_is_used_twice_a_step_makes_two_steps_of_it() -> None:
 
 
 def test_broadcasts_make_no_step() -> None:
-    """They are recorded in the step that they fall into, before the first in none."""
+    """Broadcasts are recorded in the step in which they happen; before the first step they are not recorded."""
     recorder = Recorder(0, 1)
     weights = key("w", Operation.BROADCAST)
     assert recorder.reserved(weights, 0, 0.0) is None
@@ -86,7 +86,7 @@ def test_broadcasts_make_no_step() -> None:
 
 
 def test_it_is_over_when_a_later_step_has_begun_and_all_is_answered() -> None:
-    """Well or not: a failed operation is waited for no longer."""
+    """A recording does not wait for an operation that failed."""
     recorder = Recorder(0, 0)
     records = [recorder.reserved(key(name), 0, 0.0) for name in "ab"]
     end(recorder, records[0], 1.0)
@@ -102,7 +102,7 @@ def test_it_is_over_when_a_later_step_has_begun_and_all_is_answered() -> None:
 
 
 def test_a_step_is_whole_when_all_its_operations_succeeded() -> None:
-    """Only such steps are counted."""
+    """Only complete steps are counted."""
     recorder = Recorder(0, 5)
     for round in range(3):
         for name in "ab":
@@ -113,7 +113,7 @@ def test_a_step_is_whole_when_all_its_operations_succeeded() -> None:
 
 
 def test_the_end_of_the_step_before_is_known() -> None:
-    """Else the first step would begin with its first call, and hide what was computed until then."""
+    """Otherwise the first step would begin with its first call, and hide the computation before it."""
     recorder = Recorder(2, 2)
     sums = key("a")
     for round in range(4):
@@ -124,7 +124,7 @@ def test_the_end_of_the_step_before_is_known() -> None:
 
 @pytest.mark.parametrize(("room", "whole"), [(5, [0]), (6, [0, 1]), (8, [0, 1]), (2, [])])
 def test_what_is_recorded_is_bounded(room: int, whole: list[int]) -> None:
-    """Where there is no more room it ends with the last step that is whole."""
+    """A recording that reaches its limit ends with the last complete step."""
     recorder = Recorder(0, 9, max_shards=room)
     for round in range(4):
         for name, shards in (("a", 1), ("b", 2)):

@@ -31,7 +31,7 @@ def test_higher_priorities_come_first_and_equals_in_order() -> None:
 
 
 def test_a_late_urgent_item_overtakes_what_waits_for_credit() -> None:
-    """Only what was sent before is ahead of it."""
+    """Only shards that were sent before are ahead of it."""
     scheduler: Scheduler[Item] = Scheduler(BATCH_BYTES)
     for name in "abc":
         scheduler.add(Item(name, -9))
@@ -44,7 +44,7 @@ def test_a_late_urgent_item_overtakes_what_waits_for_credit() -> None:
 
 
 def test_an_item_larger_than_the_credit_passes_alone() -> None:
-    """Credit never blocks for ever."""
+    """Credit never blocks an item forever."""
     scheduler: Scheduler[Item] = Scheduler(10)
     scheduler.add(Item("large", size=1000))
     scheduler.add(Item("small", size=1))
@@ -63,7 +63,7 @@ def test_small_items_of_one_kind_travel_together() -> None:
 
 
 def test_cancelled_items_are_not_sent() -> None:
-    """What failed meanwhile is passed over and takes no credit."""
+    """Items that failed meanwhile are skipped and take no credit."""
     scheduler: Scheduler[Item] = Scheduler(1 << 30)
     scheduler.add(Item("a", cancelled=True))
     scheduler.add(Item("b"))
@@ -81,7 +81,7 @@ def test_cancelled_items_are_not_sent() -> None:
 def test_everything_is_sent_once_within_credit_and_no_batch_grows_large(
     credit: int, items: list[tuple[int, int]], random: object
 ) -> None:
-    """Whatever the sizes, all items pass, the credit holds unless one is alone, and batches stay small."""
+    """With any sizes, all items pass, the credit holds unless an item is alone, and batches stay small."""
     scheduler: Scheduler[Item] = Scheduler(credit)
     for index, (priority, size) in enumerate(items):
         scheduler.add(Item(str(index), priority, size))

@@ -30,7 +30,7 @@ def sent(session: Session) -> list[pb.ExchangeRequest]:
 
 
 def test_a_sync_is_answered_when_no_sum_is_lacking(session: Session) -> None:
-    """Not before what is queued was sent, nor before its result came: only the rank that leaves may have that."""
+    """The answer waits until everything queued was sent and answered: only the leaving rank may have those sums."""
     session.receive(0, encode(pb.ExchangeResponse(sync=pb.Sync(number=3))), 0.0)
     declare, push = sent(session)
     assert [declare.WhichOneof("kind"), push.WhichOneof("kind")] == ["declare", "push"]
@@ -41,7 +41,7 @@ def test_a_sync_is_answered_when_no_sum_is_lacking(session: Session) -> None:
 
 
 def test_a_sync_of_a_stream_that_broke_is_not_answered_on_the_next_one(session: Session) -> None:
-    """The aggregator may be another process, in which nobody has asked."""
+    """The aggregator may be another process, which did not ask."""
     session.receive(0, encode(pb.ExchangeResponse(sync=pb.Sync(number=3))), 0.0)
     session.reconnected(0)
     [_, push] = sent(session)
@@ -54,8 +54,8 @@ def reserve(session: Session, label: str, key: str = "0") -> Ticket:
 
 
 def test_what_a_key_stands_for_may_change_but_not_back(session: Session) -> None:
-    """One part of a program after another may use a store. Parts that take turns would get each other's sums, where
-    ranks take turns in another order."""
+    """Parts of a program may use a store one after another. If they took turns, and another rank took turns in another
+    order, each part would get the other's sums."""
     for label in ("", "a", "a", "", "b", "b", "", "c"):
         reserve(session, label)
     for label in ("a", "b"):
@@ -67,19 +67,19 @@ def test_what_a_key_stands_for_may_change_but_not_back(session: Session) -> None
 
 
 def test_sums_of_a_value_whose_broadcast_failed_fail_too(session: Session) -> None:
-    """Ranks would go on from different values. Where nobody says that the two are one value, they are apart."""
+    """Otherwise ranks would go on with different values. Keys without a common label are independent."""
     for key, label in (("0", "weight"), ("1", "")):
-        session.reserve(0, key, (4,), ElementType.INT32, Operation.BROADCAST, 0, label)
+        broadcast = session.reserve(0, key, (4,), ElementType.INT32, Operation.BROADCAST, 0, label)
         reserve(session, label, key)
-        [failed] = [k for k in session._keys.values() if k.name == key and k.operation is Operation.BROADCAST]
-        session._fail_key(failed, AbortedError("rank 0 was lost"))
+        fault = AbortedError("rank 0 was lost", key=broadcast.key.id, ranks=[0])
+        session.receive(0, encode(pb.ExchangeResponse(fault=fault.to_message())), 0.0)
     with pytest.raises(AbortedError, match="rank 0 was lost"):
         reserve(session, "weight", "0")
     reserve(session, "", "1")
 
 
 def test_aggregators_are_told_one_label_always(session: Session) -> None:
-    """That of the first operation: ranks that are at different rounds when an aggregator comes back must agree."""
+    """It is the first operation's label: ranks at different rounds must agree when an aggregator comes back."""
     view = np.zeros(4, np.int32).view(np.uint8).data
     for label in ("a", "b"):
         ticket = reserve(session, label)

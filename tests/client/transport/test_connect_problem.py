@@ -1,16 +1,16 @@
-"""What keeps a worker from an aggregator is said with the best reason that is known, and not too often."""
+"""The log names the best known reason why a worker cannot connect, and not too often."""
 
 from psum.client.transport.connect_problem import ConnectProblem
 from psum.wire.errors import ConfigurationError, DeniedError
 
 
 def said(obstacle: ConnectProblem, *times: float) -> list[float]:
-    """Those of the times at which the log is to name the cause."""
+    """The times at which the log names the cause."""
     return [now for now in times if obstacle.should_say(now)]
 
 
 def test_what_passes_by_itself_is_said_when_it_lasts() -> None:
-    """After 5 s, and again whenever the time has doubled."""
+    """The log names it after 5 s, and again whenever the time has doubled."""
     obstacle = ConnectProblem(100.0)
     obstacle.failed("connection refused")
     assert said(obstacle, *(100.0 + second for second in range(45))) == [105.0, 110.0, 120.0, 140.0]
@@ -18,7 +18,7 @@ def test_what_passes_by_itself_is_said_when_it_lasts() -> None:
 
 
 def test_what_only_a_person_can_change_is_said_at_once() -> None:
-    """Once for each such reason, and again when it lasts."""
+    """The log names each such reason once, and again while it lasts."""
     obstacle = ConnectProblem(0.0)
     obstacle.diagnosed("it asks for a certificate", 0.1)
     obstacle.failed("Socket closed")
@@ -28,7 +28,7 @@ def test_what_only_a_person_can_change_is_said_at_once() -> None:
 
 
 def test_a_refusal_that_names_another_port_each_time_is_no_new_reason() -> None:
-    """Otherwise there would be a line for every attempt."""
+    """Otherwise every attempt would log a line."""
     obstacle = ConnectProblem(0.0)
     obstacle.refused(DeniedError("peer 127.0.0.1:1 was refused"))
     assert said(obstacle, 0.0) == [0.0]
@@ -40,7 +40,7 @@ def test_a_refusal_that_names_another_port_each_time_is_no_new_reason() -> None:
 
 
 def test_what_was_found_out_counts_more_than_the_words_of_grpc() -> None:
-    """Until it is looked again, when it may be another reason."""
+    """It counts until the next diagnosis, which may find another reason."""
     obstacle = ConnectProblem(0.0)
     assert obstacle.cause == ""
     assert obstacle.should_diagnose(0.0)
@@ -53,7 +53,7 @@ def test_what_was_found_out_counts_more_than_the_words_of_grpc() -> None:
 
 
 def test_it_is_found_out_soon_and_then_more_and_more_rarely() -> None:
-    """An aggregator that is being started again takes no connections at first; finding out costs a connection."""
+    """An aggregator that is being started again accepts no connections at first, and a diagnosis costs a connection."""
     obstacle = ConnectProblem(0.0)
     looks = []
     for tenths in range(300):

@@ -1,4 +1,4 @@
-"""What an aggregator says that it must not is an error soon, and leaves nothing waiting."""
+"""An aggregator that breaks the protocol causes an error soon, and leaves nothing waiting."""
 
 import asyncio
 import time
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.client.transport.connection import AggregatorConnection
+from psum.client.transport.opening import StreamOpener
+from psum.client.transport.stream import Stream
 from psum.v1 import aggregator_pb2 as pb
 from tests.scarcity import descriptors_left
 
@@ -19,7 +20,7 @@ FAREWELL = pb.ExchangeResponse(farewell=pb.Farewell())
 
 
 class Aggregator:
-    """A server that answers hello with some messages, and says nothing more."""
+    """A server that answers hello with some messages and then is silent."""
 
     def __init__(self, *answers: pb.ExchangeResponse) -> None:
         self._answers = answers
@@ -65,7 +66,7 @@ async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType
 
 
 async def test_a_worker_that_lacks_descriptors_says_so() -> None:
-    """At once, and not that the aggregator could not be reached: before anything is opened, and later."""
+    """The error comes at once and names descriptors, not the aggregator, before anything is opened and later."""
     async with Aggregator(WELCOME) as settings:
         with (
             descriptors_left(18),
@@ -83,15 +84,15 @@ async def test_a_worker_that_lacks_descriptors_says_so() -> None:
 
 
 async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC says only 'Internal error from Core' where the refusal overtakes the hello; an earlier attempt knew more."""
+    """gRPC says only 'Internal error from Core' if the refusal overtakes hello; an earlier attempt knew the reason."""
     nothing = grpc.aio.Metadata()
     answers = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams as it may have (max_streams)")]
 
-    async def refuse(_link: AggregatorConnection, _hello: pb.Hello) -> pb.Welcome:
+    async def refuse(_opener: StreamOpener, _stream: Stream, _hello: pb.Hello) -> None:
         code, words = answers.pop() if answers else (grpc.StatusCode.INTERNAL, "Internal error from Core")
         raise grpc.aio.AioRpcError(code, nothing, nothing, words)
 
-    monkeypatch.setattr(AggregatorConnection, "_introduce", refuse)
+    monkeypatch.setattr(StreamOpener, "_introduce", refuse)
     async with Aggregator(WELCOME) as settings:
         with pytest.raises(psum.ConnectError, match="max_streams"):
             await asyncio.to_thread(psum.connect, settings)
@@ -99,7 +100,7 @@ async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: 
 
 
 class Breaking(Aggregator):
-    """A server that welcomes everybody, and then breaks every stream.
+    """A server that welcomes every worker, and then breaks every stream.
 
     Attributes:
         opened: When each stream was.
@@ -121,7 +122,7 @@ class Breaking(Aggregator):
 
 
 async def test_streams_that_break_at_once_are_opened_ever_more_slowly() -> None:
-    """Though each can be opened: a worker would otherwise do so hundreds of times a second, for as long as it runs."""
+    """Each can be opened, so a worker would otherwise open hundreds of them a second."""
     breaking = Breaking()
     async with breaking as settings:
         client = await asyncio.to_thread(psum.connect, settings)

@@ -1,4 +1,4 @@
-"""Whether a data connection is worth trying: what fails costs little, however often its stream is opened anew."""
+"""Whether a data connection is worth trying: failures cost little, however often the stream is opened again."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from psum.client.transport.data_dialer import DialProspects
 
 
 def test_what_cannot_be_opened_is_left_aside_for_longer_and_longer() -> None:
-    """A minute at first, an hour at last; with a stream that breaks each second that is 15 attempts in a day or two."""
+    """The pause grows from a minute to an hour, even if the stream breaks each second: few attempts in a day."""
     prospects, attempts = DialProspects(), []
     for now in range(2 * 24 * 3600):
         if prospects.worth_trying(now):
@@ -19,7 +19,7 @@ def test_what_cannot_be_opened_is_left_aside_for_longer_and_longer() -> None:
 
 @pytest.mark.parametrize(("lasting", "useful"), [(0.1, True), (60, False)])
 def test_the_third_that_breaks_early_or_without_a_sum_is_the_last(lasting: float, useful: bool) -> None:
-    """One may be an accident; and one that only swallows what is sent there is given up by probes late, but no use."""
+    """One may be an accident. A connection that lasts until probes give it up, but brings no sum, counts as short."""
     prospects, now = DialProspects(), 0.0
     ends = []
     for _ in range(3):
@@ -33,7 +33,7 @@ def test_the_third_that_breaks_early_or_without_a_sum_is_the_last(lasting: float
 
 
 def test_one_that_has_worked_clears_what_was_before() -> None:
-    """Accidents that are far between do not add up, and the next pause is short again."""
+    """Rare accidents do not add up, and the next pause is short again."""
     prospects = DialProspects()
     prospects.failed(0)
     prospects.failed(60)

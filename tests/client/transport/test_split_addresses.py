@@ -1,4 +1,4 @@
-"""Two aggregators behind one address are told from one that takes another's place."""
+"""Two aggregators behind one address are distinguished from one that replaces another."""
 
 import pytest
 
@@ -19,17 +19,17 @@ MEMBER = Member("night", 0, 3)
     ids=["beside it", "the same", "started since", "about to end"],
 )
 def test_a_rolling_restart_is_no_reason(status: pb.GetStatusResponse, another: bool) -> None:
-    """What was started after this worker connected may be the next process, and what drains the one before."""
+    """A process that was started after this worker connected may be the next one; one that drains, the previous one."""
     assert is_another(status, 1, 30) is another
 
 
 def job(name: str, *workers: pb.WorkerStatus) -> pb.GetStatusResponse:
-    """What a process says of a job."""
+    """A process's answer about a job."""
     return pb.GetStatusResponse(jobs=[pb.JobStatus(name=name, num_workers=3, workers=workers)])
 
 
 def test_the_error_says_who_is_where_and_what_to_do() -> None:
-    """Those who have vanished there since count too: they may have found out first."""
+    """Ranks that have vanished there count too: they may have found out first."""
     error = split(MEMBER, "psum:50051", job("night", pb.WorkerStatus(rank=2, connected=True), pb.WorkerStatus(rank=1)))
     assert error is not None
     assert error.ranks == (0, 1, 2)
@@ -45,17 +45,17 @@ def test_the_error_says_who_is_where_and_what_to_do() -> None:
         job("night"),
         job("other", pb.WorkerStatus(rank=1)),
         job("night", pb.WorkerStatus(rank=1, left=True)),
-        # This worker's own former connection.
+        # This worker's own earlier connection.
         job("night", pb.WorkerStatus(rank=0)),
     ],
 )
 def test_without_other_ranks_there_is_no_harm(status: pb.GetStatusResponse) -> None:
-    """As where the other process serves other jobs."""
+    """As when the other process serves other jobs."""
     assert split(MEMBER, "psum:50051", status) is None
 
 
 def test_questions_come_soon_and_then_seldom() -> None:
-    """The first after two seconds; in the ten minutes of a round's time-out few enough for thousands of workers."""
+    """The first comes after two seconds. Within a round's time-out there are few enough for thousands of workers."""
     at, times = 0.0, []
     for pause in pauses():
         at += pause

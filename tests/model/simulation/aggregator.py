@@ -79,12 +79,12 @@ class AggregatorProcess:
         """Send the next message of a stream, or end a closing stream. Return False if there was nothing to do."""
         if not stream.aggregator_open:
             return False
-        if not stream.connection.outbox:
+        if not stream.connection.queue:
             if stream.connection.closing:
                 self.lose(stream, now)
                 return True
             return False
-        data = stream.connection.outbox.take()
+        data = stream.connection.queue.take()
         if stream.worker_open:
             stream.responses.append(data)
         return True
@@ -125,14 +125,14 @@ class AggregatorProcess:
         self._drained = {id(job): set(job.open_rounds()) for job in self.registry.jobs.values()}
         for (job_id, _), connection in self.connections.items():
             entries = [ShardRound(*place) for place in self._drained.get(job_id, ())]
-            connection.outbox.put_control(
+            connection.queue.put_control(
                 pb.ExchangeResponse(drain=pb.Drain(grace_seconds=10, open=to_columns(entries)))
             )
 
     def drained(self, now: float) -> bool:
         """Return whether the shutdown is complete or its time is up."""
         return now >= self.grace_until or not (
-            any(connection.outbox for connection in self.connections.values())
+            any(connection.queue for connection in self.connections.values())
             or any(set(job.open_rounds()) & self._drained.get(id(job), set()) for job in self.registry.jobs.values())
         )
 
@@ -155,15 +155,15 @@ class AggregatorProcess:
         connection = stream.connection
         if job is None or refusal is not None:
             assert isinstance(refusal, FaultError)
-            connection.outbox.put_control(pb.ExchangeResponse(fault=refusal.to_message()))
+            connection.queue.put_control(pb.ExchangeResponse(fault=refusal.to_message()))
             connection.closing = True
             return
         if (replaced := self.connections.get((id(job), hello.rank))) is not None:
-            replaced.outbox.clear()
+            replaced.queue.clear()
             replaced.closing = True
         self.connections[id(job), hello.rank] = connection
         stream.joined = job, hello.rank
-        connection.outbox.put_control(pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE)))
+        connection.queue.put_control(pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE)))
 
     def _handle(self, job: Job, rank: int, request: pb.ExchangeRequest, payload: memoryview, now: float) -> None:
         job.workers[rank].last_heard = now

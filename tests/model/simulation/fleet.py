@@ -335,9 +335,9 @@ class Fleet:
 def sizes_of(plan: Plan) -> Iterator[None]:
     """Apply the plan's size limits for messages and inline sums until the end of the block."""
     with contextlib.ExitStack() as stack:
-        for module in ("aggregator.service.send_queue", "client.core.scheduler", "client.core.session"):
+        for module in ("aggregator.service.send_queue", "client.core.scheduler"):
             stack.enter_context(mock.patch(f"psum.{module}.BATCH_BYTES", plan.batch_bytes))
-        stack.enter_context(mock.patch("psum.client.core.session._KEPT_VIEW_BYTES", plan.batch_bytes))
+        stack.enter_context(mock.patch("psum.client.core.kept_sums._KEPT_VIEW_BYTES", plan.batch_bytes))
         stack.enter_context(mock.patch("psum.aggregator.service.action_runner.SHARED_BYTES", plan.inline_bytes))
         stack.enter_context(mock.patch("simulation.aggregator.LatePool.at_once_bytes", plan.inline_bytes))
         yield

@@ -37,4 +37,4 @@ class Stream:
         """Close the aggregator's end. Messages in flight to it are lost; those that it has sent may still arrive."""
         self.aggregator_open = False
         self.requests.clear()
-        self.connection.outbox.clear()
+        self.connection.queue.clear()

@@ -108,7 +108,7 @@ class WorkerProcess:
     @property
     def busy(self) -> bool:
         """Whether any of its operations has not ended."""
-        return bool(self.session.running) or any(key.waiting for key in self.session._keys.values())
+        return self.session.busy
 
     @property
     def gone(self) -> bool:
@@ -221,7 +221,8 @@ class WorkerProcess:
 
     def report(self) -> None:
         """Report ended operations to the program."""
-        finished, self.session.finished = self.session.finished, []
+        finished = list(self.session.finished)
+        self.session.finished.clear()
         for ticket, error in finished:
             done, ticket.done = ticket.done, None
             ticket.source = ticket.target = None

@@ -5,7 +5,7 @@ from typing import Final
 from psum.aggregator.core import agreement
 from psum.aggregator.core.round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_PARTITION_BYTES, ElementType, titled
+from psum.wire import MAX_PARTITION_BYTES, ElementType, codec_of, titled
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError
 
 #: The longest name or label of a key in characters, and the most dimensions. They are kept for each key and repeated in
@@ -48,6 +48,8 @@ class Key:
         self.broadcast = declared.operation == pb.OPERATION_BROADCAST
         self.declared = declared
         """The declaration that others are compared with."""
+        self.codec = codec_of()
+        """Encodes payloads on the wire; None leaves them as they are."""
         self.first_rank = rank
         """The rank that made it."""
         self.sizes: dict[int, int] = {}

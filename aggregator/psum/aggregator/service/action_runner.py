@@ -1,4 +1,4 @@
-"""Carries out a job's actions: makes sums in threads, and puts what is to be sent into the workers' outboxes."""
+"""Carries out a job's actions: makes sums in threads, and puts messages into the workers' queues."""
 
 import asyncio
 import logging
@@ -23,86 +23,46 @@ from psum.aggregator.core.actions import (
 from psum.aggregator.core.job import Job
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.send_queue import MAX_BATCH
-from psum.aggregator.sums.arena import Arena
+from psum.aggregator.sums.large_sum import LargeSum
 from psum.aggregator.sums.pool import PriorityPool
-from psum.aggregator.sums.results import Results, result_message
+from psum.aggregator.sums.results import Results
 from psum.aggregator.sums.sums import add_up
+from psum.planes import Arena
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, SHARED_BYTES, ShardRound, allocate, to_columns
+from psum.wire import BATCH_BYTES, SHARED_BYTES, Codec, ShardRound, allocate, to_columns
 from psum.wire.errors import FaultError, InternalError
 
 _log = logging.getLogger(__name__)
 
 _NOTHING: Final = memoryview(b"")
 
-#: How many keys of a job that fail for the same kind of reason are logged as warnings.
+#: How many failed keys of a job are logged as warnings for each kind of failure.
 _FAULTS_LOGGED = 3
 
 
-class Large:
-    """The sum of a large shard, in shared memory, in a message or in both, as its receivers want it.
-
-    Args:
-        row: Which it is, without where it lies.
-        place: Its offset in the job's shared memory, None where it lies in a message.
-        memory: The sum.
-        message: The message that it lies in.
-    """
-
-    __slots__ = ("_inline", "_row", "memory", "piped", "placed")
-
-    def __init__(self, row: ShardRound, place: int | None, memory: memoryview, message: bytes | None) -> None:
-        # What `allocate` gives for writing must not outlive the message; this does not.
-        self.memory = memory if message is None else memoryview(message)[-len(memory) :]
-        size, priority = len(memory), row.priority
-        self.piped = Results((row._replace(placed=size),), beside=(self.memory,), priority=priority)
-        """What announces it on a data connection."""
-        self.placed: Results | None = None
-        """What tells a worker that shares the memory."""
-        if place is not None:
-            self.placed = Results((row._replace(place=place, placed=size),), priority=priority)
-        self._row = row
-        self._inline = None if message is None else Results((row,), priority=priority, message=message)
-
-    def on(self, line: WorkerConnection) -> Results:
-        """What one worker is sent."""
-        if line.segment is not None and self.placed is not None:
-            return self.placed
-        if line.pipe is not None and line.segment is None:
-            return self.piped
-        return self._with_value()
-
-    def _with_value(self) -> Results:
-        """The sum within its message, made once."""
-        if self._inline is None:
-            message = result_message((self._row._replace(length=len(self.memory)),), (self.memory,))
-            self._inline = Results((self._row,), priority=self._row.priority, message=message)
-        return self._inline
-
-
 class ActionRunner:
-    """Carries out actions, and feeds what comes of them back into the job.
+    """Carries out actions, and tells the job when a sum is made.
 
     Args:
-        pool: Where sums are made.
-        lines: The line of a job's rank, None where it is not connected.
-        arena: Where a job's sums lie that are read from shared memory, None where nobody does.
+        pool: Makes sums in threads.
+        connections: The connection of a job's rank, None if it is not connected.
+        arena: A job's shared memory for sums, None if none of its workers shares memory.
     """
 
     def __init__(
         self,
         pool: PriorityPool,
-        lines: Callable[[Job, int], WorkerConnection | None],
+        connections: Callable[[Job, int], WorkerConnection | None],
         arena: Callable[[Job], Arena | None] = lambda job: None,
     ) -> None:
         self._pool = pool
-        self._lines = lines
+        self._connections = connections
         self._arena = arena
         self._faults: WeakKeyDictionary[Job, Counter[int]] = WeakKeyDictionary()
-        """How many keys failed, by job and code."""
+        """How many keys of each job failed, by code."""
 
     def perform(self, job: Job, actions: Iterable[Action]) -> None:
-        """Carries out the actions of one job, in order; sums and results that come one after another together."""
+        """Carries out the actions of one job in order; consecutive sums or results are carried out together."""
         sums: list[Sum] = []
         results: list[Deliver] = []
         for action in actions:
@@ -112,7 +72,7 @@ class ActionRunner:
                 case Deliver():
                     results.append(action)
                 case TellTiming():
-                    # In each outbox it goes ahead of results, so it may do so here.
+                    # In each queue it goes ahead of results anyway.
                     self._tell_timing(job, action)
                 case _:
                     self._sum_and_deliver(job, sums, results)
@@ -137,9 +97,9 @@ class ActionRunner:
                 self._tell(job, rank, pb.ExchangeResponse(want=wanted))
             case Sync(number, ranks):
                 for rank in ranks:
-                    if (line := self._lines(job, rank)) is not None:
-                        line.outbox.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
-                        line.filled.set()
+                    if (connection := self._connections(job, rank)) is not None:
+                        connection.queue.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
+                        connection.filled.set()
             case Release(rank):
                 self._tell(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
             case Warn(text, ranks):
@@ -154,9 +114,9 @@ class ActionRunner:
 
     def _tell_timing(self, job: Job, action: TellTiming) -> None:
         for rank, waiting in action.waiting.items():
-            if (line := self._lines(job, rank)) is not None:
-                # The result, which follows at once, wakes the sender.
-                line.outbox.put_timing(
+            if (connection := self._connections(job, rank)) is not None:
+                # The result follows at once, and wakes the sender.
+                connection.queue.put_timing(
                     pb.Timing(
                         id=action.key.id,
                         shard=action.shard,
@@ -174,7 +134,7 @@ class ActionRunner:
         if fault.key is None:
             _log.error("%s", text, extra=about)
             return
-        # What fails one key mostly fails all of them, of which a network has hundreds.
+        # A failure of one key mostly fails all keys, and a network has hundreds.
         counts = self._faults.setdefault(job, Counter())
         counts[fault.code] += 1
         if counts[fault.code] == _FAULTS_LOGGED:
@@ -182,12 +142,12 @@ class ActionRunner:
         _log.log(logging.WARNING if counts[fault.code] <= _FAULTS_LOGGED else logging.DEBUG, "%s", text, extra=about)
 
     def _tell(self, job: Job, rank: int, message: pb.ExchangeResponse, *, last: bool = False) -> None:
-        if (line := self._lines(job, rank)) is not None:
+        if (connection := self._connections(job, rank)) is not None:
             if last:
-                line.outbox.clear()
-                line.closing = True
-            line.outbox.put_control(message)
-            line.filled.set()
+                connection.queue.clear()
+                connection.closing = True
+            connection.queue.put_control(message)
+            connection.filled.set()
 
     def _sum(self, job: Job, actions: Iterable[Sum]) -> None:
         made: list[Action] = []
@@ -195,7 +155,7 @@ class ActionRunner:
             try:
                 made += self._begin_sum(job, action)
             except Exception as error:
-                # Else the stream that brought the last contribution would end, and the round wait for a sum for ever.
+                # Otherwise the stream of the last contribution would end, and the round would wait for its sum.
                 self.perform(job, made)
                 made = []
                 self._sum_failed(job, action, error)
@@ -203,7 +163,7 @@ class ActionRunner:
 
     def _sum_failed(self, job: Job, action: Sum, error: BaseException) -> None:
         _log.error("job %s: the sum of %r failed", job.name, action.key, exc_info=error)
-        # Its traceback has all contributions.
+        # Its traceback holds all contributions.
         error.__traceback__ = None
         failure = InternalError(
             f"the aggregator could not sum key {action.key.title} round {action.round} of job {job.name!r}: {error!r}"
@@ -211,25 +171,27 @@ class ActionRunner:
         self.perform(job, job.fail(failure, asyncio.get_running_loop().time()))
 
     def _begin_sum(self, job: Job, action: Sum) -> list[Action]:
-        """Makes a sum, and returns what follows, or has a thread make it."""
+        """Makes a small sum and returns the actions that follow, or has a thread make a large one."""
         key, contributions = action.key, action.contributions
         size = key.sizes[action.shard]
         result: object
-        if size < SHARED_BYTES:
+        if size < SHARED_BYTES or key.codec is not None:
             result = total = memoryview(bytearray(size))
         else:
-            result, total = self._large(job, ShardRound(key.id, action.shard, action.round, action.priority), size)
+            result, total = self._large(job, _row(action), size)
         seconds = 0.0
 
         def make() -> None:
-            nonlocal seconds
+            nonlocal seconds, result
             begin = time.perf_counter()
             add_up(key.element_type, contributions, total)
+            if key.codec is not None:
+                result = self._encoded(job, action, key.codec, total)
             seconds = time.perf_counter() - begin
 
         if size * len(contributions) <= self._pool.at_once_bytes:
             make()
-            # To count the small ones would take as long as to make them.
+            # Observing the small ones would take as long as making them.
             return self._made(job, action, result, seconds if size >= SHARED_BYTES else None)
 
         def done(error: BaseException | None) -> None:
@@ -241,19 +203,39 @@ class ActionRunner:
         self._pool.submit(action.priority, make, done, size * len(contributions))
         return []
 
-    def _large(self, job: Job, row: ShardRound, size: int) -> tuple[Large, memoryview]:
-        """Where a sum is to be made: where it is sent from, in memory that workers share or within its message."""
+    def _encoded(self, job: Job, action: Sum, codec: Codec, total: memoryview) -> LargeSum | memoryview:
+        """A sum in its key's encoding, where it is sent from. In any thread."""
+        data = codec.encode(total)
+        if len(total) < SHARED_BYTES:
+            return data
+        arena = self._arena(job)
+        # A place is as large as any sum of the shard may become.
+        block = None if arena is None else arena.place(action.key.id, action.shard, codec.most(len(total)))
+        if block is None:
+            return LargeSum(_row(action), None, data, None)
+        block.view[: len(data)] = data
+        return LargeSum(_row(action), block.place, block.view[: len(data)], None)
+
+    def _large(self, job: Job, row: ShardRound, size: int) -> tuple[LargeSum, memoryview]:
+        """A large sum, and the memory to make it in: where it is sent from, in shared memory or in its message."""
         arena = self._arena(job)
         if arena is not None and (found := arena.place(row.id, row.shard, size)) is not None:
             place, total = found
-            return Large(row, place, total, None), total
+            return LargeSum(row, place, total, None), total
         columns = to_columns((row._replace(length=size),))
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
-        return Large(row, None, total, message), total
+        return LargeSum(row, None, total, message), total
 
     @staticmethod
     def _made(job: Job, action: Sum, result: object, seconds: float | None = None) -> list[Action]:
-        """A sum is there, and took so many seconds, None where that is not counted; returns what follows."""
+        """Tells the job that a sum is made; returns the actions that follow.
+
+        Args:
+            job: The job.
+            action: The sum's action.
+            result: The sum.
+            seconds: How long it took, None if that is not observed.
+        """
         if action.restored:
             job.counters.restores += 1
             return job.restored(action.key, action.shard, action.round, result)
@@ -269,25 +251,28 @@ class ActionRunner:
     def _deliver(self, job: Job, actions: Iterable[Deliver]) -> None:
         for batch in _batches(actions):
             key, ranks, result = batch[0].key, batch[0].ranks, batch[0].result
-            results = result if isinstance(result, Large) else _small(batch)
+            results = result if isinstance(result, LargeSum) else _small(batch)
             size, sent = sum([action.key.sizes[action.shard] for action in batch]), 0
             for rank in ranks:
-                line = self._lines(job, rank)
-                if line is None:
+                connection = self._connections(job, rank)
+                if connection is None:
                     continue
-                line.filled.set()
+                connection.filled.set()
                 if key.broadcast and rank == 0:
-                    # It has the value; this says that everybody asked for it.
-                    line.outbox.put(_empty(batch))
+                    # The root has the value; this tells it that all ranks have asked for it.
+                    connection.queue.put(_empty(batch))
                     continue
-                line.outbox.put(results.on(line) if isinstance(results, Large) else results)
+                if isinstance(results, LargeSum):
+                    connection.queue.put(results.at(connection.plane.locate(len(results.memory), results.place)))
+                else:
+                    connection.queue.put(results)
                 job.workers[rank].sent_bytes += size
                 sent += size
             job.counters.of(broadcast=key.broadcast).sent_bytes += sent
 
 
 def _batches(actions: Iterable[Deliver]) -> Iterator[list[Deliver]]:
-    """Small results for the same ranks, as many as one message takes; a large one by itself."""
+    """Groups results for the same ranks: as many small ones as fit in one message, or one large one."""
     batch: list[Deliver] = []
     size = 0
     for action in actions:
@@ -310,13 +295,18 @@ def _batches(actions: Iterable[Deliver]) -> Iterator[list[Deliver]]:
 
 
 def _small(batch: Sequence[Deliver]) -> Results:
-    """Small results with their values."""
+    """Small results with their values, in one message."""
     payloads: list[Any] = [action.result for action in batch]
     rows = [ShardRound(a.key.id, a.shard, a.round, a.priority, len(p)) for a, p in zip(batch, payloads, strict=True)]
     return Results(rows, payloads, priority=max([row.priority for row in rows]))
 
 
 def _empty(batch: Sequence[Deliver]) -> Results:
-    """The same without."""
+    """The same results without their values, as the root of a broadcast is sent them."""
     rows = [ShardRound(action.key.id, action.shard, action.round, action.priority) for action in batch]
     return Results(rows, [_NOTHING] * len(rows), priority=max([row.priority for row in rows]))
+
+
+def _row(action: Sum) -> ShardRound:
+    """Which sum an action makes."""
+    return ShardRound(action.key.id, action.shard, action.round, action.priority)

@@ -32,7 +32,7 @@ class Connections:
         """Adds a worker's connection, and closes the one that it replaces, if any."""
         if (replaced := self.get(job, rank)) is not None:
             # The worker reconnected before the end of its old connection was noticed.
-            replaced.outbox.clear()
+            replaced.queue.clear()
             replaced.closing = True
             replaced.filled.set()
         self._connections[id(job), rank] = connection
@@ -53,7 +53,7 @@ class Connections:
         """Sends a message without payload to all connected workers of a job."""
         for job_id, connection in self.by_job():
             if job_id == id(job):
-                connection.outbox.put_control(message)
+                connection.queue.put_control(message)
                 connection.filled.set()
 
     def queued_messages(self, jobs: Iterable[Job]) -> Counter[str]:
@@ -62,5 +62,5 @@ class Connections:
         queued: Counter[str] = Counter()
         for job_id, connection in self.by_job():
             if job_id in names:
-                queued[names[job_id]] += len(connection.outbox)
+                queued[names[job_id]] += len(connection.queue)
         return queued

@@ -1,4 +1,4 @@
-"""Where workers on other hosts open data connections, each invited over its stream."""
+"""The port for data connections. Each worker is invited over its stream."""
 
 import asyncio
 import errno
@@ -19,22 +19,22 @@ from psum.wire.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
-#: How many connections wait to be accepted.
+#: How many connections may wait to be accepted.
 _BACKLOG: Final = 1024
 
-#: After how long it is tried again to accept connections, where that is not possible.
+#: How long to wait before accepting again after an error.
 _RETRY_SECONDS: Final = 1.0
 
-#: How often a free port is looked for that is free on all addresses.
+#: How often to look for a port that is free on all addresses.
 _ATTEMPTS: Final = 8
 
-#: Connections that have shown no secret yet.
+#: The most connections that have shown no secret yet.
 _MAX_STRANGERS: Final = 256
 
-#: How a client begins that speaks TLS: a handshake record of version 3, whatever follows.
+#: The first bytes of a client that speaks TLS: a handshake record of version 3.
 _TLS_HELLO: Final = b"\x16\x03"
 
-#: What may wait here of one worker, messages and payloads.
+#: How many received bytes of one worker may wait here to be taken.
 _AHEAD_BYTES: Final = 16 << 20
 
 
@@ -47,12 +47,12 @@ class _Stranger(NamedTuple):
 
 
 class DataPort:
-    """Listens for data connections. Whoever connects must first show the secret of an invitation, which is good once.
+    """Listens for data connections. A connection must first show the secret of an invitation, which is good once.
 
     Args:
-        hosts: Where to listen.
+        hosts: The addresses to listen on.
         port: The port, 0 for a free one.
-        context: How the next connection is encrypted, None where none is: as the streams are.
+        context: Makes the TLS context of a connection, as the streams have it; None without TLS.
         patience: Seconds within which a connection must show its secret.
         keepalive: Seconds of silence after which a worker is probed.
     """
@@ -67,9 +67,9 @@ class DataPort:
         keepalive: float,
     ) -> None:
         self.port = port
-        """The port, once it listens."""
+        """The port, known after `start`."""
         self.refused = Refusals(_log)
-        """Connections that did not become a worker's."""
+        """Counts connections that were refused."""
         self._hosts = tuple(hosts)
         self._context = context
         self._patience = patience
@@ -77,14 +77,14 @@ class DataPort:
         self._invited: dict[bytes, WorkerConnection] = {}
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        """What accepts connections, and what makes them ready."""
+        """Tasks that accept connections, and that shake hands."""
         self._strangers: dict[DataConnection, _Stranger] = {}
 
     async def start(self) -> None:
-        """Begins to listen.
+        """Starts listening.
 
         Raises:
-            ConfigurationError: It cannot listen there.
+            ConfigurationError: It cannot listen on an address.
         """
         given = self.port
         for attempt in range(_ATTEMPTS):
@@ -97,19 +97,19 @@ class DataPort:
                 await self.close()
                 if given or error.errno != errno.EADDRINUSE or attempt == _ATTEMPTS - 1:
                     raise ConfigurationError([cannot_listen("data_port", "data connections", address, error)]) from None
-                # What is free on one address was taken on another.
+                # The port was free on one address and taken on another.
                 self.port = given
         for listener in self._listeners:
             self._begin(self._accept(listener))
 
     async def close(self) -> None:
-        """Listens no more, and ends the connections that have shown no secret."""
+        """Stops listening, and ends the connections that have shown no secret."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for pipe, stranger in self._strangers.items():
+        for data_connection, stranger in self._strangers.items():
             stranger.patience.cancel()
-            pipe.close()
+            data_connection.close()
         self._strangers.clear()
         for listener in self._listeners:
             listener.close()
@@ -123,7 +123,7 @@ class DataPort:
             try:
                 listener = socket.socket(family, kind, protocol)
             except OSError as error:
-                # A kernel without IPv6, where a name has an address of IPv6 all the same.
+                # The kernel has no IPv6, though the name has an IPv6 address.
                 if error.errno != errno.EAFNOSUPPORT or len(found) == 1:
                     raise
                 continue
@@ -131,15 +131,15 @@ class DataPort:
             _bind(listener, (address[0], self.port, *address[2:]))
             self.port = listener.getsockname()[1]
 
-    def invite(self, line: WorkerConnection) -> bytes:
-        """A secret by which a worker's data connection is known."""
+    def invite(self, connection: WorkerConnection) -> bytes:
+        """Makes a secret by which a worker's data connection is recognized."""
         secret = secrets.token_bytes(SECRET_BYTES)
-        self._invited[secret] = line
+        self._invited[secret] = connection
         return secret
 
-    def uninvite(self, line: WorkerConnection) -> None:
-        """The worker's stream has ended: it may open no data connection for it any more."""
-        self._invited = {secret: other for secret, other in self._invited.items() if other is not line}
+    def uninvite(self, connection: WorkerConnection) -> None:
+        """Forgets the invitation of a worker whose stream has ended."""
+        self._invited = {secret: other for secret, other in self._invited.items() if other is not connection}
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -158,33 +158,35 @@ class DataPort:
                 self._begin(self._greet(connection, address[0], address[1]))
 
     async def _greet(self, connection: socket.socket, host: str, port: int) -> None:
-        """Shakes hands with whoever has connected, where connections are encrypted; then it must show a secret."""
-        pipe = self._make(host, port)
+        """Shakes hands if connections are encrypted. Then the other side must show a secret."""
+        data_connection = self._make(host, port)
         context = None if self._context is None else self._context()
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: pipe,
+                lambda: data_connection,
                 connection,
                 ssl=context,
                 ssl_handshake_timeout=None if context is None else self._patience,
             )
         except OSError as error:
-            # Where it was turned away meanwhile, that is said already.
-            if (stranger := self._strangers.pop(pipe, None)) is not None:
+            # If it was turned away meanwhile, that was counted already.
+            if (stranger := self._strangers.pop(data_connection, None)) is not None:
                 stranger.patience.cancel()
                 self._note("handshake", stranger, f"refused in its TLS handshake: {_reason(error)}")
 
     def _make(self, host: str, port: int) -> DataConnection:
-        pipe = DataConnection(_AHEAD_BYTES, lambda secret: self._admit(pipe, secret), keepalive=self._keepalive)
-        patience = asyncio.get_running_loop().call_later(self._patience, self._turn_away, pipe)
-        self._strangers[pipe] = _Stranger(host, port, patience)
+        data_connection = DataConnection(
+            _AHEAD_BYTES, lambda secret: self._admit(data_connection, secret), keepalive=self._keepalive
+        )
+        patience = asyncio.get_running_loop().call_later(self._patience, self._turn_away, data_connection)
+        self._strangers[data_connection] = _Stranger(host, port, patience)
         if len(self._strangers) > _MAX_STRANGERS:
-            # The one that has had the most time.
+            # The oldest one.
             self._turn_away(next(iter(self._strangers)))
-        return pipe
+        return data_connection
 
-    def _admit(self, pipe: DataConnection, shown: bytes) -> bool:
-        stranger = self._strangers.pop(pipe, None)
+    def _admit(self, data_connection: DataConnection, shown: bytes) -> bool:
+        stranger = self._strangers.pop(data_connection, None)
         if stranger is None:
             return False
         stranger.patience.cancel()
@@ -194,19 +196,17 @@ class DataPort:
             self._note(
                 "secret",
                 stranger,
-                "refused: it speaks TLS, this port does not"
-                if encrypted
-                else "refused: its secret is none of those given out",
+                "refused: it speaks TLS, this port does not" if encrypted else "refused: its secret was not given out",
             )
             return False
-        self._invited.pop(found[0]).offer(pipe)
+        self._invited.pop(found[0]).offer(data_connection)
         return True
 
-    def _turn_away(self, pipe: DataConnection) -> None:
-        stranger = self._strangers.pop(pipe)
+    def _turn_away(self, data_connection: DataConnection) -> None:
+        stranger = self._strangers.pop(data_connection)
         stranger.patience.cancel()
         self._note("silence", stranger, "closed: it did not show a secret in time")
-        pipe.close()
+        data_connection.close()
 
     def _note(self, kind: str, stranger: _Stranger, what: str) -> None:
         text = "a data connection from %s port %d was %s"
@@ -217,7 +217,7 @@ def _bind(listener: socket.socket, address: tuple[str | int, ...]) -> None:
     listener.setblocking(False)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if listener.family == socket.AF_INET6:
-        # Else it could not be bound beside the same port of IPv4.
+        # Otherwise it could not listen on the same port as IPv4.
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     listener.bind(address)
     listener.listen(_BACKLOG)

@@ -49,7 +49,7 @@ class Draining:
             )
         for job_id, connection in self._connections.by_job():
             open_here = to_columns([ShardRound(*place) for place in self._open_rounds.get(job_id, ())])
-            connection.outbox.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
+            connection.queue.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
             connection.filled.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
@@ -66,4 +66,4 @@ class Draining:
         return sum(len(set(job.open_rounds()) & set(self._open_rounds.get(id(job), ()))) for job in jobs)
 
     def _busy(self) -> bool:
-        return any(connection.outbox for connection in self._connections) or self._unfinished() > 0
+        return any(connection.queue for connection in self._connections) or self._unfinished() > 0

@@ -168,10 +168,10 @@ class Joining:
         _log.info("job %s: rank %d of %d %s, %s", job.name, hello.rank, job.num_workers, did, worker)
         welcome = self._welcome()
         lack = self._choose_plane(job, hello, connection, welcome)
-        connection.outbox.put_control(pb.ExchangeResponse(welcome=welcome))
+        connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:
             _log.warning("job %s: %s", job.name, lack)
-            connection.outbox.put_control(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
+            connection.queue.put_control(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
         connection.filled.set()
         return job
 

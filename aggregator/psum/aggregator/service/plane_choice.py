@@ -1,30 +1,30 @@
-"""Chooses how a worker's large payloads travel: the best plane that both sides can use."""
+"""Which plane each worker gets."""
+
+import logging
 
 from psum.aggregator.core.job import Job
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.descriptor_budget import DescriptorBudget
-from psum.aggregator.service.shared_memory import SharedMemories
-from psum.aggregator.sums.arena import Arena
-from psum.planes import DEFAULT_LIMIT, Limit
+from psum.aggregator.service.job_memory import JobMemories
+from psum.planes import PLANES, AggregatorPlane, Arena, PlaneError
 from psum.v1 import aggregator_pb2 as pb
+
+_log = logging.getLogger(__name__)
 
 
 class PlaneChoice:
-    """Chooses planes for workers that join, and keeps each job's shared memory for sums.
+    """Gives each worker the best plane that both sides have.
 
     Args:
-        directory: Where shared memory is kept.
-        descriptors: The process's file descriptors.
+        memories: The shared memory of each job.
+        descriptors: The file descriptors of this process.
         data_port: Where workers may open data connections.
-        limit: How far psum may fill the file system of the directory.
     """
 
-    def __init__(
-        self, directory: str, descriptors: DescriptorBudget, data_port: DataPort, limit: Limit = DEFAULT_LIMIT
-    ) -> None:
+    def __init__(self, memories: JobMemories, descriptors: DescriptorBudget, data_port: DataPort) -> None:
+        self._memories = memories
         self._descriptors = descriptors
-        self._shared_memories = SharedMemories(directory, descriptors, limit)
         self._data_port = data_port
 
     def choose(
@@ -35,38 +35,61 @@ class PlaneChoice:
         Args:
             job: The worker's job.
             hello: The worker's hello.
-            connection: The worker's connection.
-            welcome: The answer to the hello.
-            awaited: How many workers are not connected yet. Descriptors for their streams are left: it is better that
-                all workers can connect, if only with a stream, than that some cannot connect at all.
+            connection: The worker's connection, which gets the plane and its file descriptors.
+            welcome: The answer.
+            awaited: How many workers are still to come. There must be file descriptors for their streams: it is better
+                that all workers send messages than that some cannot come.
 
         Returns:
-            Whether there are enough file descriptors for a better plane than the stream.
+            Whether there are enough file descriptors for a better plane than messages.
         """
-        if not set(hello.planes) - {pb.PLANE_INLINE}:
+        offered = [plane for plane in PLANES if plane.kind in hello.planes]
+        if not {plane.kind for plane in offered} - {pb.PLANE_INLINE}:
             return True
-        needed = self._shared_memories.needs(job, hello) + bool(self._data_port.port)
+        host = _Host(self._memories, self._data_port.port, job, hello.rank)
+        needed = max(plane.needs(hello, host) for plane in offered) + bool(self._data_port.port)
         if not self._descriptors.fits(needed, leaving=awaited):
             return False
-        if self._shared_memories.accept(job, hello, connection, welcome):
-            welcome.plane = pb.PLANE_SHM
-        elif pb.PLANE_DIRECT in hello.planes and self._data_port.port:
-            welcome.plane = pb.PLANE_DIRECT
-        if welcome.plane != pb.PLANE_INLINE and self._data_port.port:
-            welcome.data_port, welcome.data_secret = self._data_port.port, self._data_port.invite(connection)
-            welcome.data_answers = True
-            connection.descriptors += 1
-            self._descriptors.take(1)
+        for plane in offered:
+            try:
+                accepted = plane.accept(hello, welcome, host)
+            except PlaneError as error:
+                host.without(f"plane {plane.name}", error)
+                continue
+            if accepted is not None:
+                welcome.plane = plane.kind
+                self._use(accepted, connection, welcome)
+                break
         return True
 
-    def arena(self, job: Job) -> Arena | None:
-        """The shared memory for a job's sums; None if none of its workers shares memory."""
-        return self._shared_memories.arena(job)
+    def _use(self, plane: AggregatorPlane, connection: WorkerConnection, welcome: pb.Welcome) -> None:
+        connection.plane = plane
+        descriptors = plane.descriptors
+        if plane.uses_data_connection and self._data_port.port:
+            welcome.data_port, welcome.data_secret = self._data_port.port, self._data_port.invite(connection)
+            welcome.data_answers = True
+            descriptors += 1
+        connection.descriptors += descriptors
+        self._descriptors.take(descriptors)
 
-    def release(self, job: Job) -> None:
-        """Releases the memory of a job that has ended."""
-        self._shared_memories.release(job)
 
-    def close(self) -> None:
-        """Releases all memory."""
-        self._shared_memories.close()
+class _Host:
+    """What planes that accept one worker may use."""
+
+    def __init__(self, memories: JobMemories, data_port: int, job: Job, rank: int) -> None:
+        self.shm_directory = memories.directory
+        self.data_port = data_port
+        self._memories = memories
+        self._job = job
+        self._rank = rank
+
+    @property
+    def has_memory(self) -> bool:
+        return self._memories.of(self._job) is not None
+
+    def memory(self) -> Arena:
+        return self._memories.make(self._job)
+
+    def without(self, what: str, error: PlaneError) -> None:
+        level = logging.WARNING if error.scarce else logging.DEBUG
+        _log.log(level, "job %s: rank %d goes on without %s: %s", self._job.name, self._rank, what, error)

@@ -1,4 +1,4 @@
-"""Hears one worker: takes its messages apart, and hands what they say to its job."""
+"""Receives from one worker: takes its messages apart, and hands what they say to the worker's job."""
 
 import asyncio
 import logging
@@ -15,150 +15,160 @@ from psum.aggregator.service.connection import WorkerConnection
 from psum.planes import DataConnection
 from psum.runtime import first_completed
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, decode, encode, split, to_rows
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, codec_of, decode, encode, split, to_rows
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
 
-#: The answer on a data connection: a message that says nothing, from which the worker knows where the connection leads.
+#: The answer on a data connection. It says nothing; the worker sees from it where the connection leads.
 _HERE: Final = encode(pb.ExchangeResponse(taken=pb.Taken()))
 
 
 class Receiver:
-    """Hears a worker over its stream and, once there is one, over its data connection.
+    """Receives from a worker on its stream and on its data connection, as soon as there is one.
 
     Args:
         job: The worker's job.
-        rank: Its rank.
-        line: The way to it.
-        delivery: Carries out what follows.
-        clock: The time, as the job is given it elsewhere too.
-        uncredited: Called where something counts against a worker's credit that may have to be returned soon.
+        rank: The worker's rank.
+        connection: The connection to the worker.
+        runner: Carries out what follows from the messages.
+        clock: The time now, by the clock that the job is given elsewhere.
+        uncredited: Called when a contribution counts against the worker's credit, which may have to be returned soon.
     """
 
     def __init__(
         self,
         job: Job,
         rank: int,
-        line: WorkerConnection,
-        delivery: ActionRunner,
+        connection: WorkerConnection,
+        runner: ActionRunner,
         *,
         clock: Callable[[], float],
         uncredited: Callable[[], None],
     ) -> None:
         self._job = job
         self._rank = rank
-        self._line = line
-        self._delivery = delivery
+        self._connection = connection
+        self._runner = runner
         self._clock = clock
         self._uncredited = uncredited
+        self._codecs: dict[int, Codec] = {}
+        """The codecs of the worker's keys by id, without those that change nothing."""
 
     async def listen(self, context: Any) -> None:
-        """Hears the worker until its stream ends.
+        """Receives until the worker's stream ends.
 
         Args:
             context: The stream's grpc.aio.ServicerContext.
 
         Raises:
-            ProtocolError: It said what it must not say.
-            FaultError: It is not to go on.
-            ConnectionResetError: Its data connection broke.
+            ProtocolError: The worker did not keep to the protocol.
+            FaultError: The worker must not go on.
+            ConnectionResetError: The worker's data connection broke.
         """
-        await first_completed(self._hear_stream(context), self._hear_pipe())
+        await first_completed(self._receive_on_stream(context), self._receive_on_data_connection())
 
-    async def _hear_stream(self, context: Any) -> None:
+    async def _receive_on_stream(self, context: Any) -> None:
         while True:
-            await self._line.room.wait()
+            await self._connection.room.wait()
             data = await context.read()
             if data is grpc.aio.EOF:
                 return
-            # What comes after the last word to the worker is left aside.
-            if not self._line.closing:
-                await self._hear(data, None)
+            # What comes after the last message to the worker is ignored.
+            if not self._connection.closing:
+                await self._take(data, None)
 
-    async def _hear_pipe(self) -> None:
-        pipe = await self._line.offered()
-        if (data := await self._first_on(pipe)) is None:
-            # The answer has not reached the worker in time, or at all: it says everything on the stream.
+    async def _receive_on_data_connection(self) -> None:
+        data_connection = await self._connection.offered()
+        if (data := await self._first_on(data_connection)) is None:
+            # The answer did not reach the worker in time, or at all. The worker goes on with the stream.
             await asyncio.Event().wait()
             return
-        self._line.use_pipe()
+        self._connection.use_data_connection()
         while True:
-            if self._line.closing:
-                await pipe.discard()
+            if self._connection.closing:
+                await data_connection.discard()
                 return
-            await self._hear(data, pipe)
-            await self._line.room.wait()
-            data = await pipe.receive()
+            await self._take(data, data_connection)
+            await self._connection.room.wait()
+            data = await data_connection.receive()
 
-    async def _first_on(self, pipe: DataConnection) -> memoryview | None:
-        """Answers on a data connection; the worker's first message there, None where the connection ends before."""
+    async def _first_on(self, data_connection: DataConnection) -> memoryview | None:
+        """Answers on a data connection; returns the worker's first message there, None if the connection ends first."""
         try:
-            await pipe.send(_HERE)
-            return await pipe.receive()
+            await data_connection.send(_HERE)
+            return await data_connection.receive()
         except ConnectionResetError as error:
             _log.debug("job %s: rank %d does not use its data connection: %s", self._job.name, self._rank, error)
             return None
 
-    async def _hear(self, data: bytes | memoryview, pipe: DataConnection | None) -> None:
-        """The worker says something, over its data connection or else over the stream."""
-        job, rank, line = self._job, self._rank, self._line
+    async def _take(self, data: bytes | memoryview, data_connection: DataConnection | None) -> None:
+        """Takes one message, which came on the data connection or else on the stream."""
+        job, rank, connection = self._job, self._rank, self._connection
         worker = job.workers[rank]
         now = worker.last_heard = self._clock()
         request, payload = decode(pb.ExchangeRequest, data)
         match request.WhichOneof("kind"):
             case "push":
-                entries = to_rows(request.push.shards, MAX_SHARDS_PER_PAYLOAD)
+                rows = to_rows(request.push.shards, MAX_SHARDS_PER_PAYLOAD)
+                plane, codecs = connection.plane, self._codecs
                 actions: list[Action] = []
                 try:
-                    for entry, value in zip(entries, split(payload, entries), strict=True):
-                        if entry.placed and line.segment is not None:
-                            value = line.placed(entry)
-                        elif entry.placed:
-                            if pipe is None:
-                                raise ProtocolError(
-                                    "a payload was announced that comes neither in the message nor elsewhere"
-                                )
-                            # It may have to be waited for; what is complete does not wait with it.
-                            self._delivery.perform(job, actions)
-                            actions = []
-                            value = await pipe.receive_payload(entry.placed)
+                    for row, value in zip(rows, split(payload, rows), strict=True):
+                        if row.placed:
+                            placed = plane.get(row)
+                            if placed is None:
+                                # It may not be here yet. What is complete does not wait for it.
+                                self._runner.perform(job, actions)
+                                actions = []
+                                placed = await plane.receive(row, data_connection)
+                            value = placed
+                        if codecs and (codec := codecs.get(row.id)) is not None:
+                            value = self._decoded(codec, row, value)
                         worker.received_bytes += len(value)
-                        actions += job.contribute(rank, entry, value, now, len(data))
+                        actions += job.contribute(rank, row, value, now, len(data))
                 finally:
                     # What came before something wrong counts.
-                    self._delivery.perform(job, actions)
+                    self._runner.perform(job, actions)
             case "pull":
-                entries = to_rows(request.pull.shards, MAX_SHARDS_PER_PAYLOAD)
+                rows = to_rows(request.pull.shards, MAX_SHARDS_PER_PAYLOAD)
                 actions = []
                 try:
-                    # Nothing to cut, but to be held to the same limits.
-                    for entry, _ in zip(entries, split(payload, entries), strict=True):
-                        actions += job.contribute(rank, entry, None, now)
+                    # There is no payload to split, but the same limits apply.
+                    for row, _ in zip(rows, split(payload, rows), strict=True):
+                        actions += job.contribute(rank, row, None, now)
                 finally:
-                    self._delivery.perform(job, actions)
+                    self._runner.perform(job, actions)
             case "declare":
                 for key in request.declare.keys:
-                    self._delivery.perform(job, job.declare(rank, key, now))
+                    self._runner.perform(job, job.declare(rank, key, now))
+                    if (codec := codec_of()) is not None:
+                        self._codecs[key.id] = codec
             case "restore":
-                entries = to_rows(request.restore.shards, MAX_SHARDS_PER_PAYLOAD)
-                for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    self._delivery.perform(job, job.restore(rank, entry, piece))
+                rows = to_rows(request.restore.shards, MAX_SHARDS_PER_PAYLOAD)
+                for row, piece in zip(rows, split(payload, rows), strict=True):
+                    self._runner.perform(job, job.restore(rank, row, piece))
             case "abort":
-                self._delivery.perform(job, job.abort(rank, request.abort))
+                self._runner.perform(job, job.abort(rank, request.abort))
             case "goodbye":
                 if request.goodbye.HasField("fault"):
-                    self._delivery.perform(job, job.leave_early(rank, request.goodbye, now))
+                    self._runner.perform(job, job.leave_early(rank, request.goodbye, now))
                     return
                 if not worker.left:
-                    # Else it has come back, to hear that it may go.
+                    # Otherwise it has come back to hear that it may leave.
                     _log.info("job %s: rank %d left", job.name, rank)
-                self._delivery.perform(job, job.leave(rank, now))
+                self._runner.perform(job, job.leave(rank, now))
             case "synced":
-                self._delivery.perform(job, job.synced(rank, request.synced.number, now))
+                self._runner.perform(job, job.synced(rank, request.synced.number, now))
             case kind:
                 raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
         if job.credit.pending:
             self._uncredited()
-        if line.outbox.crowded:
-            line.room.clear()
+        if connection.queue.crowded:
+            connection.room.clear()
+
+    def _decoded(self, codec: Codec, row: ShardRound, data: memoryview) -> memoryview:
+        """A contribution as its key's elements. The job refuses it if its key or shard is not declared."""
+        key = self._job.keys.get(row.id)
+        size = None if key is None else key.sizes.get(row.shard)
+        return data if size is None else codec.decode(data, size)

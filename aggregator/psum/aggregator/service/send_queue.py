@@ -1,8 +1,8 @@
-"""What waits to be sent to one worker: the most urgent first, small results several to a message.
+"""What waits to be sent to one worker: the most urgent first, several small results in one message.
 
-It stays small even where the worker does not read. Of each shard there is one result at most, since a worker that
-begins a round has that of the round before; and `crowded` says when its other messages have become so many that it
-should not be heard before it has read some.
+The queue stays small even if the worker does not read. It has at most one result of each shard, because a worker that
+begins a round has the result of the previous one. `crowded` says when there are so many other messages that nothing
+should be read from the worker until it has read some.
 """
 
 import heapq
@@ -15,22 +15,22 @@ from psum.aggregator.sums.results import Results, result_message
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, BESIDE_BYTES
 
-#: Most results in one message; some, as those of the root of a broadcast, have no bytes that would limit them.
+#: The most results in one message. Results without bytes, as for the root of a broadcast, are limited by nothing else.
 MAX_BATCH: Final = 1024
 
-#: Messages without payload from which on an outbox is crowded.
+#: A queue with more messages without payload than this is crowded.
 _MAX_CONTROL: Final = 1000
 
-#: Results and where they stand in line: urgency, order of arrival, and they themselves.
+#: What the heap sorts: urgency, order of arrival, and the results.
 _Entry = list[Any]
 
 
 class SendQueue:
-    """The messages for one stream, in the order in which they are to be sent.
+    """The messages for one stream, in the order in which they are sent.
 
-    Control messages go first, in order of arrival; then timings, so that each is there before the result that it tells
-    of. Results follow by urgency, equals in order of arrival. Those that came together stay together, in a message that
-    is made once for all workers; where they are few, other results travel with them.
+    Control messages go first, in order of arrival. Timings go next, so that each arrives before its result. Results
+    follow by urgency, and equally urgent ones in order of arrival. Results that came together stay together, in a
+    message that is made once for all workers; if they are few, other results travel with them.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,8 @@ class SendQueue:
         """By (key's id, shard)."""
         self._results: list[_Entry] = []
         self._by_place: dict[tuple[int, int], _Entry] = {}
-        self.beside: list[memoryview] = []
-        """What the message that was taken last announces: to be sent on the data connection right after it."""
+        self.following: list[memoryview] = []
+        """The payloads that must follow the last message on the data connection."""
         self._order = itertools.count()
 
     def __bool__(self) -> bool:
@@ -54,21 +54,21 @@ class SendQueue:
         self._control.append(message.SerializeToString())
 
     def put_timing(self, timing: pb.Timing) -> None:
-        """Adds what is to be told of a round ahead of its result, in place of any other of its key and shard."""
+        """Adds the timing of a round, which goes ahead of its result. It replaces an earlier one of the same shard."""
         self._timings[timing.id, timing.shard] = timing
 
     @property
     def crowded(self) -> bool:
-        """Whether the worker has left so much unread that it should not be given reason to be sent more."""
+        """Whether the worker has left so many messages unread that it should not cause more."""
         return len(self._control) > _MAX_CONTROL
 
     def put(self, results: Results) -> None:
-        """Adds results, each in place of any other of its (key's id, shard)."""
+        """Adds results. Each replaces an earlier one of the same (key's id, shard)."""
         if results.repeats or not self._by_place.keys().isdisjoint(results.places):
             for number, place in enumerate(results.places):
                 single = results.only(number) if len(results.places) > 1 else results
                 if (entry := self._by_place.get(place)) is not None:
-                    # It keeps its place in the line.
+                    # It keeps its place in the queue.
                     entry[2] = entry[2].replaced(place, single)
                 else:
                     self._add(single)
@@ -76,13 +76,13 @@ class SendQueue:
             self._add(results)
 
     def put_last(self, message: pb.ExchangeResponse) -> None:
-        """Adds a message without payload that is to follow all that is here now."""
+        """Adds a message without payload that is sent after everything that is here now."""
         last = Results((), priority=-math.inf, message=message.SerializeToString())
         heapq.heappush(self._results, [math.inf, next(self._order), last])
 
     def take(self) -> bytes:
-        """The next message to send; there must be one. What it announces is in `beside` afterwards."""
-        self.beside = []
+        """The next message to send; there must be one. `following` then has the payloads that must follow it."""
+        self.following = []
         if self._control:
             return self._control.popleft()
         if self._timings:
@@ -90,26 +90,26 @@ class SendQueue:
             timings = [self._timings.pop(place) for place in places]
             return pb.ExchangeResponse(timings=pb.Timings(timings=timings)).SerializeToString()
         batch = [first := self._pop()]
-        count, size, size_beside = len(first.rows), first.size, first.size_beside
+        count, size, size_following = len(first.rows), first.size, first.size_following
         while self._results and not first.alone:
-            following: Results = self._results[0][2]
-            count += len(following.rows)
-            size += following.size
-            size_beside += following.size_beside
-            if following.alone or count > MAX_BATCH or size > BATCH_BYTES or size_beside > BESIDE_BYTES:
+            upcoming: Results = self._results[0][2]
+            count += len(upcoming.rows)
+            size += upcoming.size
+            size_following += upcoming.size_following
+            if upcoming.alone or count > MAX_BATCH or size > BATCH_BYTES or size_following > BESIDE_BYTES:
                 break
             batch.append(self._pop())
         if len(batch) == 1:
-            self.beside = list(first.beside)
+            self.following = list(first.following)
             return first.message()
-        self.beside = [payload for results in batch for payload in results.beside]
+        self.following = [payload for results in batch for payload in results.following]
         return result_message(
             [row for results in batch for row in results.rows],
             [payload for results in batch for payload in results.payloads],
         )
 
     def clear(self) -> None:
-        """Drops everything."""
+        """Removes everything."""
         self._control.clear()
         self._timings.clear()
         self._results.clear()

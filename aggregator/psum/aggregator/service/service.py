@@ -1,7 +1,6 @@
 """The gRPC service of an aggregator: connects streams, jobs, sums and the status."""
 
 import asyncio
-import mmap
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +17,7 @@ from psum.aggregator.service.connections import Connections
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.descriptor_budget import DescriptorBudget, DescriptorMonitor
 from psum.aggregator.service.draining import Draining
+from psum.aggregator.service.job_memory import JobMemories
 from psum.aggregator.service.joining import Joining
 from psum.aggregator.service.plane_choice import PlaneChoice
 from psum.aggregator.service.status import Status, parse_request
@@ -25,6 +25,7 @@ from psum.aggregator.service.stream import Streams
 from psum.aggregator.service.ticker import Ticker
 from psum.aggregator.settings import Settings
 from psum.aggregator.sums.pool import PriorityPool
+from psum.planes import is_lent
 from psum.runtime import descriptor_limit, open_descriptors
 from psum.v1 import aggregator_pb2 as pb
 
@@ -64,13 +65,13 @@ class Service:
         self._handshakes = handshakes
         self._admission = Admission(settings)
         self._descriptor_monitor = DescriptorMonitor()
-        self._plane_choice = PlaneChoice(settings.shm_directory, self.descriptors, data_port, settings.shm_limit)
-        self.registry = Registry(_limits(settings), self._plane_choice.release, _is_lent)
+        self._job_memories = JobMemories(settings.shm_directory, self.descriptors, settings.shm_limit)
+        self.registry = Registry(_limits(settings), self._job_memories.release, is_lent)
         """The jobs."""
         self.connections = Connections()
         """The connections of workers that have joined a job."""
         self._pool = PriorityPool(settings.threads)
-        self._runner = ActionRunner(self._pool, self.connections.get, self._plane_choice.arena)
+        self._runner = ActionRunner(self._pool, self.connections.get, self._job_memories.of)
         self._draining = Draining(self.registry, self.connections)
         self._ticker = Ticker(self.registry, self._runner, clock, handshakes.tick)
         incarnation = random.SystemRandom().getrandbits(64)
@@ -82,7 +83,7 @@ class Service:
             connections=self.connections,
             runner=self._runner,
             descriptors=self.descriptors,
-            plane_choice=self._plane_choice,
+            plane_choice=PlaneChoice(self._job_memories, self.descriptors, data_port),
             clock=clock,
         )
         self._streams = Streams(
@@ -168,7 +169,7 @@ class Service:
         self._descriptor_monitor.close()
         await self._ticker.close()
         await asyncio.get_running_loop().run_in_executor(None, self._pool.close)
-        self._plane_choice.close()
+        self._job_memories.close()
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: Any) -> None:
         self._handshakes.called(context.peer())
@@ -198,12 +199,3 @@ def _limits(settings: Settings) -> Limits:
         max_jobs=settings.max_jobs,
         memory_budget=settings.memory_budget,
     )
-
-
-def _is_lent(payload: memoryview) -> bool:
-    """Whether a payload lies in shared memory that its worker takes back with the credit.
-
-    Those payloads are views of a mapping. Staging memory is different: the worker leaves it unchanged until it has the
-    sum, so it is passed on as NumPy's memory.
-    """
-    return isinstance(payload.obj, mmap.mmap)

@@ -86,7 +86,7 @@ class Status:
             about = self._registry.jobs.get(job.name)
             for worker in job.workers:
                 if (connection := self._connections.get(about, worker.rank)) is not None:
-                    worker.plane, worker.data_connection = connection.plane, connection.pipe is not None
+                    worker.plane, worker.data_connection = connection.plane.kind, connection.data_connection is not None
         return pb.GetStatusResponse(
             version=VERSION,
             incarnation=self._incarnation,

@@ -94,7 +94,7 @@ class Streams:
         except ConnectionResetError as error:
             # The stream ends with its data connection, and the worker opens both again.
             why = f" ({error})"
-            connection.outbox.clear()
+            connection.queue.clear()
         except (FaultError, ProtocolError) as error:
             why = " (it broke the protocol, and was told so)"
             self._refuse(error, context.peer(), joined, connection)
@@ -126,8 +126,8 @@ class Streams:
         fault = error if isinstance(error, FaultError) else InvalidError(str(error))
         faults = self._registry.counters.refusals if joined is None else joined[0].counters.faults
         faults[fault.kind] += 1
-        connection.outbox.clear()
-        connection.outbox.put_control(pb.ExchangeResponse(fault=fault.to_message()))
+        connection.queue.clear()
+        connection.queue.put_control(pb.ExchangeResponse(fault=fault.to_message()))
 
     async def _converse(
         self, connection: WorkerConnection, receiver: "asyncio.Task[None]", sender: "asyncio.Task[None]"

@@ -1,4 +1,4 @@
-"""Adds up: sums in rank order, the threads that make them, and the memory and messages that results lie in.
+"""Adds up: sums in rank order, the threads that make them, and the messages in which results are sent.
 
 It may import core. Begin with sums.py.
 """

@@ -1,4 +1,4 @@
-"""A thread pool that takes the most urgent task first."""
+"""A thread pool that runs the most urgent task first."""
 
 import asyncio
 import heapq
@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
-#: How much a thread is given to do at once; an urgent task waits for as much, which takes one or two milliseconds. To
-#: hand something to a thread and back takes as long as to add up some hundred kilobytes.
+#: How many bytes a thread adds up before it takes further tasks. An urgent task waits for as much, one or two
+#: milliseconds. Handing a task to a thread and back takes as long as adding up some hundred kilobytes.
 _BATCH_BYTES: Final = 16 << 20
 
-#: So many bytes are better added up by the caller: handing them to a thread would take longer.
+#: The caller adds up this many bytes itself, since handing them to a thread would take longer.
 _AT_ONCE_BYTES: Final = 512 << 10
 
-#: The same where there are no processors to spare, so that a thread only changes places with the caller: eight workers'
-#: shards of 2 MiB, which take one or two milliseconds.
+#: The same if no processor is spare, so that a thread would only take the caller's place: the shards of 2 MiB of eight
+#: workers, which take one or two milliseconds.
 _AT_ONCE_WITHOUT_SPARE_BYTES: Final = 16 << 20
 _SPARE_THREADS: Final = 3
 
 
 class _Task(NamedTuple):
-    """What waits for a thread; the smallest is the most urgent."""
+    """A task that waits for a thread; the smallest one is the most urgent."""
 
     urgency: int
     order: int
@@ -31,13 +31,16 @@ class _Task(NamedTuple):
 
 
 class PriorityPool:
-    """Runs tasks in threads, the most urgent first and, of equals, the oldest.
+    """Runs tasks in threads, the most urgent first, and equally urgent ones in order of arrival.
 
-    An executor's own queue is first come, first served; so no more is handed to it than it has threads, and the others
-    wait here. A thread takes several small tasks at once. To be used from one event loop's thread.
+    An executor's own queue knows no urgency. So it is given no more tasks than it has threads, and the others wait
+    here. A thread takes several small tasks at once. Used from the thread of one event loop.
+
+    Args:
+        threads: How many threads there are.
 
     Attributes:
-        at_once_bytes: What is better added up without it.
+        at_once_bytes: How many bytes the caller should rather add up itself.
     """
 
     def __init__(self, threads: int) -> None:
@@ -48,7 +51,7 @@ class PriorityPool:
         self._order = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._due = False
-        """Whether tasks will be handed out in the next turn of the event loop."""
+        """Whether the next turn of the event loop hands out tasks."""
 
     @property
     def waiting(self) -> int:
@@ -58,13 +61,13 @@ class PriorityPool:
     def submit(
         self, priority: int, task: Callable[[], None], done: Callable[[BaseException | None], None], size: int = 0
     ) -> None:
-        """Runs task in a thread, then done on the event loop, with the exception that task raised or None.
+        """Runs a task in a thread, then calls `done` on the event loop with what the task raised, or None.
 
         Args:
-            priority: The more, the sooner.
-            task: What is to be done.
-            done: What is to be told.
-            size: How many bytes are added up.
+            priority: Higher values run first.
+            task: The task.
+            done: Called after it.
+            size: How many bytes the task adds up.
         """
         heapq.heappush(self._waiting, _Task(-priority, next(self._order), size, task, done))
         if self._idle and not self._due:
@@ -72,7 +75,7 @@ class PriorityPool:
             self._loop.call_soon(self._dispatch)
 
     def close(self) -> None:
-        """Drops what waits, and waits for what runs."""
+        """Drops the tasks that wait, and waits for those that run."""
         self._waiting.clear()
         self._executor.shutdown()
 
@@ -98,7 +101,7 @@ class PriorityPool:
 
 
 def _run(batch: Sequence[_Task]) -> list[BaseException | None]:
-    """What each of the tasks raised."""
+    """Runs tasks; returns what each of them raised, or None."""
     errors: list[BaseException | None] = []
     for task in batch:
         try:

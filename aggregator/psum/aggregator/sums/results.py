@@ -1,4 +1,4 @@
-"""Sums as they are sent: put together once, for all workers that receive them alike."""
+"""Sums as they are sent: each message is made once for all workers that receive the same."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -11,63 +11,63 @@ class Results:
     """Some sums that stay together on their way to workers.
 
     Args:
-        rows: Which they are.
-        payloads: Those that go in the message, in the rows' order.
-        beside: Those that go on the data connection after it.
-        priority: How urgent the most urgent is.
-        message: The message where it is there already; then nothing else may be in it.
+        rows: Which sums they are.
+        payloads: The payloads in the message, in the rows' order.
+        following: The payloads that follow the message on the data connection.
+        priority: The priority of the most urgent sum.
+        message: The message if it was made already; then no other sums may travel in it.
     """
 
     __slots__ = (
         "_message",
         "alone",
-        "beside",
+        "following",
         "payloads",
         "places",
         "priority",
         "repeats",
         "rows",
         "size",
-        "size_beside",
+        "size_following",
     )
 
     def __init__(
         self,
         rows: Sequence[ShardRound],
         payloads: Sequence[memoryview] = (),
-        beside: Sequence[memoryview] = (),
+        following: Sequence[memoryview] = (),
         *,
         priority: float,
         message: bytes | None = None,
     ) -> None:
         self.rows = rows
         self.payloads = payloads
-        self.beside = beside
+        self.following = following
         self.priority = priority
         self.alone = message is not None
         """Whether no other sums may travel in the same message."""
         self.places: list[tuple[int, int]] = [(row.id, row.shard) for row in rows]
-        """(key's id, shard) of each."""
+        """(key's id, shard) of each sum."""
         self.repeats = len(rows) > 1 and len(set(self.places)) < len(rows)
-        """Whether some are of one place, as where a worker asks twice in one message."""
+        """Whether two sums are of the same shard, as when a worker asks twice in one message."""
         self.size = sum(map(len, payloads))
-        """Bytes in the message."""
-        self.size_beside = sum(map(len, beside))
-        """Bytes that follow it."""
+        """Payload bytes in the message."""
+        self.size_following = sum(map(len, following))
+        """Payload bytes that follow the message."""
         self._message = message
 
     def message(self) -> bytes:
-        """The message with these and no others, made once."""
+        """The message with these sums and no others, made once."""
         if self._message is None:
             self._message = result_message(self.rows, self.payloads)
         return self._message
 
     def only(self, number: int) -> Self:
-        """One of several that all have their payloads in the message."""
+        """One of several sums, all of which have their payloads in the message."""
         return type(self)(self.rows[number : number + 1], self.payloads[number : number + 1], priority=self.priority)
 
     def replaced(self, place: tuple[int, int], other: "Results") -> "Results":
-        """The same with another sum, the only one there, in place of that of this (key's id, shard)."""
+        """The same sums, with a single other one in place of that of this (key's id, shard)."""
         if len(self.rows) == 1:
             return other
         number = self.places.index(place)

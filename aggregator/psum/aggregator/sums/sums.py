@@ -1,8 +1,8 @@
-"""Sums of contributions, taken in rank order, so that a run repeats bit for bit.
+"""Sums of contributions in rank order, so that a run repeats bit for bit.
 
-Half precision is accumulated in single precision and rounded once, block by block, so that the accumulator stays in the
-processor's cache. Integers wrap around, as they do in NumPy; numkong's would saturate. numkong takes single and double
-precision straight from the bytes, and reports no overflow: with NumPy, the latter costs more than a small sum.
+Half precision is accumulated in single precision and rounded once, in blocks whose accumulator fits in the processor's
+cache. Integers wrap around, as in NumPy; numkong would saturate them. numkong adds single and double precision straight
+from the bytes. It does not report overflows, which costs more in NumPy than a small sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from psum.wire import ElementType
 
-#: Elements that are accumulated at a time: 128 KiB of single precision, within any processor's second-level cache.
+#: How many elements are accumulated at a time: 128 KiB of single precision, which fits in any second-level cache.
 _BLOCK_ELEMENTS: Final = 32 << 10
 
 #: Floating point types with fewer bits than single precision, by the names that numkong has for them.
@@ -24,14 +24,12 @@ _FLOATS: Final[dict[ElementType, Any]] = {t: t.numpy.char for t in ElementType i
 
 
 def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: memoryview) -> None:
-    """Writes the sum of the contributions to out.
-
-    Runs without the interpreter's lock for the most part, hence in any thread.
+    """Writes the sum of the contributions to `out`. In any thread, mostly without the interpreter's lock.
 
     Args:
-        element_type: What the bytes are.
-        contributions: By rank, at least one, each of the same size in bytes. Not changed.
-        out: Writable, of that size too, none of the contributions' memory.
+        element_type: The type of the elements.
+        contributions: The contributions in rank order, at least one, all of the same size in bytes. Not changed.
+        out: Where the sum is written: writable, of the same size, and apart from the contributions' memory.
     """
     if len(contributions) == 1:
         out[:] = contributions[0]
@@ -48,7 +46,7 @@ def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: 
 def _add_up_blocks(add: Callable[..., object], contributions: Sequence[Any], total: Any) -> None:
     first, second, *others = contributions
     if not others:
-        # Blocks let several additions find the partial sum in the cache. One addition has no use for that, and each
+        # Blocks keep the partial sum in the cache for the next addition. A single addition does not need that, and each
         # call takes the interpreter's lock again.
         add(first, second, out=total)
         return
@@ -63,7 +61,7 @@ def _add_up_narrow(element_type: ElementType, contributions: Sequence[memoryview
     name, itemsize = _NARROW[element_type], element_type.itemsize
     arrays = [np.frombuffer(buffer, np.uint8) for buffer in (*contributions, out)]
     elements = len(out) // itemsize
-    # A sum of two is rounded once however it is made: single precision has more than twice the bits and two.
+    # A sum of two is rounded once in any case: single precision has more than twice as many bits plus two.
     size = elements if len(contributions) == 2 else min(_BLOCK_ELEMENTS, elements)
     accumulator = np.empty(size, np.float32) if len(contributions) > 2 else None
     for start in range(0, elements, size):
@@ -72,7 +70,7 @@ def _add_up_narrow(element_type: ElementType, contributions: Sequence[memoryview
             numkong.from_pointer(array.ctypes.data + itemsize * start, (count,), name) for array in arrays
         )
         if accumulator is None:
-            # Eight times as fast as by way of an accumulator.
+            # Eight times as fast as with an accumulator.
             numkong.add(first, last, out=result)
             continue
         partial = accumulator[:count]

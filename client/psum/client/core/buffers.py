@@ -1,4 +1,4 @@
-"""Anything that has the buffer protocol, as flat bytes with a shape and an element type."""
+"""Tensors of any library with the buffer protocol, as flat bytes with a shape and an element type."""
 
 from typing import Any, Final, NamedTuple
 
@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 from psum.wire import ElementType
 
-#: Memory that is C-contiguous, in a form that `flat` makes bytes of. A view of bytes is two objects for the collector,
-#: which would look again and again through those of the thousands of operations that wait; an array is none.
+#: C-contiguous memory that `flat` turns into bytes. Waiting operations keep arrays rather than views of bytes: the
+#: garbage collector does not track an array, but tracks two objects for each view.
 Memory = memoryview | npt.NDArray[Any]
 
 
 def flat(memory: Memory) -> memoryview:
-    """Its bytes."""
+    """The memory as flat bytes."""
     return memory if isinstance(memory, memoryview) else memory.data.cast("B")
 
 
@@ -26,12 +26,12 @@ _LETTERS: Final = frozenset(
 
 
 class Buffer(NamedTuple):
-    """A tensor in somebody else's memory.
+    """A tensor in the caller's memory.
 
     Attributes:
-        memory: The memory, whose owner it keeps alive.
-        shape: Its shape.
-        element_type: What its elements are.
+        memory: The memory. It keeps its owner alive.
+        shape: The tensor's shape.
+        element_type: The type of its elements.
     """
 
     memory: Memory
@@ -43,14 +43,14 @@ class Buffer(NamedTuple):
         """A view of an object's memory.
 
         Args:
-            value: A C-contiguous array, memoryview, bytearray, array.array, … ; bytes where it is only read.
-            what: What the caller calls it, for errors.
-            element_type: What the elements are, where the object's own type does not say: bfloat16 kept in uint16, say.
-            writable: Whether it is to be written to.
+            value: A C-contiguous array, memoryview, bytearray, array.array, …, or bytes if it is only read.
+            what: The name of the value in errors.
+            element_type: The type of the elements if the object does not tell it, such as bfloat16 kept in uint16.
+            writable: Whether it will be written to.
 
         Raises:
-            TypeError: It has no such memory, or elements that cannot be summed.
-            ValueError: It is not contiguous, or read-only where it is to be written.
+            TypeError: The object has no buffer, or elements that cannot be summed.
+            ValueError: It is not contiguous, or it is read-only and will be written to.
         """
         if not isinstance(value, np.ndarray):
             given: Any = value
@@ -70,7 +70,7 @@ class Buffer(NamedTuple):
             raise ValueError(f"{what} is read-only, and the result is to be written to it")
         shape = value.shape
         if dtype.char not in _LETTERS or not value.size:
-            # It cannot be cast to bytes, as one of a type that the buffer protocol has no letter for.
+            # Neither an empty array nor a type without a letter can be cast to bytes.
             value = (value.reshape(-1).view(np.uint8) if value.size else np.empty(0, np.uint8)).data
-        # What NamedTuple's own constructor does, without the interpreter.
+        # What NamedTuple's own constructor does, without its overhead.
         return tuple.__new__(cls, (value, shape, kind))

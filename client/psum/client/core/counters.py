@@ -1,52 +1,52 @@
-"""What a worker counts: written to in the client's thread, read in any."""
+"""What a worker counts. The client's thread writes, any thread may read."""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 
-from psum.client.core.keys import Operation
+from psum.client.core.operation import Operation
 from psum.runtime import ROUND_BOUNDS_SECONDS, Histogram
 
 
 class OperationCounters:
-    """What became of one kind of operation."""
+    """Counters of one kind of operation."""
 
     __slots__ = ("exchange", "queue", "received_bytes", "sent_bytes", "total")
 
     def __init__(self) -> None:
         self.queue = Histogram(ROUND_BOUNDS_SECONDS)
-        """Seconds that a shard waited to be sent: for its turn, and for credit."""
+        """Seconds that a shard waited to be sent, for its turn and for credit."""
         self.exchange = Histogram(ROUND_BOUNDS_SECONDS)
-        """Seconds from when a shard was sent to its result: the wire, the other ranks, and the sum."""
+        """Seconds from sending a shard to its result: the wire, the other ranks, and the sum."""
         self.total = Histogram(ROUND_BOUNDS_SECONDS)
-        """Seconds from when an operation was begun to when its result was whole."""
+        """Seconds from the beginning of an operation to its complete result."""
         self.sent_bytes = 0
         self.received_bytes = 0
 
 
 class Counters:
-    """What one client did."""
+    """Counters of one client."""
 
     def __init__(self) -> None:
         self.operations = {operation: OperationCounters() for operation in Operation}
         self.stalls = 0
-        """How often shards that could have been sent had to wait for credit."""
+        """How often shards had to wait for credit."""
         self.stall_seconds = 0.0
         self.reconnects = 0
         self.restores = 0
-        """Sums that were given back to an aggregator that was started again."""
+        """Sums that this worker gave back to an aggregator that was started again."""
         self.faults: Counter[str] = Counter()
-        """What aggregators reported, by kind."""
+        """Failures that aggregators reported, by kind."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Times:
-    """How long something took.
+    """A distribution of durations.
 
     Attributes:
-        count: How often it happened.
-        seconds: All of them together.
-        buckets: How often it took at most that many seconds, by the bound as text, '+Inf' last.
+        count: How many there were.
+        seconds: Their sum.
+        buckets: How many took at most this many seconds, by the bound as text, '+Inf' last.
     """
 
     count: int
@@ -55,19 +55,19 @@ class Times:
 
     @property
     def mean_seconds(self) -> float:
-        """The average, 0 where there was none."""
+        """The mean, 0 if there was none."""
         return self.seconds / self.count if self.count else 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OperationStatistics:
-    """What became of one kind of operation.
+    """Statistics of one kind of operation.
 
     Attributes:
-        total: From when an operation was begun (its value was there, the round before of its key was complete) to when
-            its result was whole; one for each operation that succeeded.
-        queue: Of that, how long each shard waited to be sent: for its turn, and for credit.
-        exchange: How long each shard's result took from then on: the wire, the other ranks, and the sum.
+        total: From the beginning of an operation to its complete result, one for each operation that succeeded. An
+            operation begins when its value is there and the previous round of its key is complete.
+        queue: How long each shard waited to be sent, for its turn and for credit.
+        exchange: How long each shard's result took after that: the wire, the other ranks, and the sum.
         sent_bytes: Payload sent.
         received_bytes: Payload received.
     """
@@ -81,16 +81,16 @@ class OperationStatistics:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statistics:
-    """What one client did until now.
+    """What one client has done so far.
 
     Attributes:
         push_pull: Its push-pulls.
         broadcast: Its broadcasts.
-        in_progress: Operations under way now.
-        credit_stalls: How often shards that could have been sent had to wait for credit (PSUM_CREDIT_BYTES).
-        credit_stall_seconds: For how long, all aggregators together.
-        reconnects: Streams that were opened anew.
-        restored_sums: Sums that were given back to an aggregator that was started again.
+        in_progress: Operations in progress.
+        credit_stalls: How often shards had to wait for credit (PSUM_CREDIT_BYTES).
+        credit_stall_seconds: For how long, over all aggregators.
+        reconnects: Streams that were opened again.
+        restored_sums: Sums that this worker gave back to an aggregator that was started again.
         faults: Failures that aggregators reported, by kind.
     """
 
@@ -104,27 +104,32 @@ class Statistics:
     faults: Mapping[str, int]
 
 
-def statistics(tally: Counters, in_progress: int) -> Statistics:
-    """What was counted until now."""
+def statistics(counters: Counters, in_progress: int) -> Statistics:
+    """The statistics so far.
+
+    Args:
+        counters: What was counted.
+        in_progress: Operations in progress.
+    """
     return Statistics(
-        push_pull=_operation(tally.operations[Operation.SUM]),
-        broadcast=_operation(tally.operations[Operation.BROADCAST]),
+        push_pull=_operation(counters.operations[Operation.SUM]),
+        broadcast=_operation(counters.operations[Operation.BROADCAST]),
         in_progress=in_progress,
-        credit_stalls=tally.stalls,
-        credit_stall_seconds=tally.stall_seconds,
-        reconnects=tally.reconnects,
-        restored_sums=tally.restores,
-        faults=dict(tally.faults),
+        credit_stalls=counters.stalls,
+        credit_stall_seconds=counters.stall_seconds,
+        reconnects=counters.reconnects,
+        restored_sums=counters.restores,
+        faults=dict(counters.faults),
     )
 
 
-def _operation(tally: OperationCounters) -> OperationStatistics:
+def _operation(counters: OperationCounters) -> OperationStatistics:
     return OperationStatistics(
-        total=_times(tally.total),
-        queue=_times(tally.queue),
-        exchange=_times(tally.exchange),
-        sent_bytes=tally.sent_bytes,
-        received_bytes=tally.received_bytes,
+        total=_times(counters.total),
+        queue=_times(counters.queue),
+        exchange=_times(counters.exchange),
+        sent_bytes=counters.sent_bytes,
+        received_bytes=counters.received_bytes,
     )
 
 

@@ -1,25 +1,26 @@
-"""Why a key fails on this worker, in words: what it did, with which key and round, and what to look at."""
+"""The errors with which a key fails on this worker: what it did, with which key and round, and what to look at."""
 
 from collections.abc import Iterable
 
+from psum.client.core.key_rounds import KeyRounds
 from psum.client.core.keys import Key
 from psum.client.core.placement import Shard
 from psum.client.core.ticket import Ticket
 from psum.wire.errors import AbortedError, ProtocolError, RoundTimeoutError
 
 
-def never_started(rank: int, key: Key, seconds: float) -> RoundTimeoutError:
+def never_started(rank: int, rounds: KeyRounds, seconds: float) -> RoundTimeoutError:
     """A round was reserved and neither started nor aborted, while a later one waits for it."""
     return RoundTimeoutError(
-        f"rank {rank} has waited {seconds:.1f} s to begin round {min(key.waiting)} of key {key.title}: round"
-        f" {key.round} was reserved before it, and neither started nor aborted; was the program interrupted there?",
-        key=key.id,
-        round=key.round,
+        f"rank {rank} has waited {seconds:.1f} s to begin round {min(rounds.waiting)} of key {rounds.key.title}: round"
+        f" {rounds.round} was reserved before it, and neither started nor aborted; was the program interrupted there?",
+        key=rounds.key.id,
+        round=rounds.round,
     )
 
 
 def overdue(rank: int, ticket: Ticket, seconds: float, addresses: Iterable[str]) -> RoundTimeoutError:
-    """No result came from these aggregators, none: it was not sent to any yet."""
+    """No result came from these aggregators; with none given, the operation was not sent to any yet."""
     where = ", ".join(addresses) or "its aggregators, to which it was not yet sent"
     return RoundTimeoutError(
         f"rank {rank} has waited {seconds:.1f} s for the result of key {ticket.key.title} round {ticket.round} from"
@@ -30,7 +31,7 @@ def overdue(rank: int, ticket: Ticket, seconds: float, addresses: Iterable[str])
 
 
 def aborted(rank: int, ticket: Ticket) -> AbortedError:
-    """This worker's value will never be there."""
+    """This worker aborted the round: its value will never be there."""
     return AbortedError(
         f"rank {rank} could not contribute to key {ticket.key.title} round {ticket.round}: {ticket.reason}",
         key=ticket.key.id,
@@ -40,7 +41,7 @@ def aborted(rank: int, ticket: Ticket) -> AbortedError:
 
 
 def wrong_size(address: str, key: Key, shard: Shard, received: int, expected: int) -> ProtocolError:
-    """A result has not the size of its shard."""
+    """A result does not have the size of its shard."""
     return ProtocolError(
         f"aggregator {address} answered shard {shard.index} of key {key.title} with {received} bytes; expected"
         f" {expected}"

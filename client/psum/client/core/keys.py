@@ -1,34 +1,20 @@
-"""A key as this worker knows it."""
+"""A key as this worker knows it: what it is, where its shards go, and whether it has failed."""
 
-import enum
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from psum.client.core.counters import OperationCounters
+from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement, key_id
-from psum.client.core.ticket import Part, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ElementType, titled
+from psum.wire import ElementType, codec_of, titled
 from psum.wire.errors import PsumError
-
-if TYPE_CHECKING:
-    from psum.client.core.counters import OperationCounters
-
-
-class Operation(enum.IntEnum):
-    """What is done with a key; the values are those of the protocol."""
-
-    # The one that an Enum has of itself is slow, and an operation is part of what a key is found by.
-    __hash__ = int.__hash__
-
-    SUM = pb.OPERATION_SUM
-    BROADCAST = pb.OPERATION_BROADCAST
-
 
 _NAMES: Final = {Operation.SUM: "pushpull", Operation.BROADCAST: "broadcast"}
 
 
 class Key:
-    """One tensor under one operation, within one store.
+    """One tensor under one operation, within one store. Its rounds are in KeyRounds.
 
     Args:
         store: The number of the store.
@@ -36,9 +22,9 @@ class Key:
         shape: The shape of the tensor, () for a scalar.
         element_type: The type of its elements.
         operation: What its rounds do.
-        placement: Where its shards go.
-        tally: Where what becomes of its operations is counted.
-        label: What it stands for, such as a parameter's name; empty where nobody says.
+        placement: Where its shards go, None without aggregators.
+        counters: Where its operations are counted.
+        label: What it stands for, such as a parameter's name; empty if nobody says.
     """
 
     def __init__(
@@ -49,16 +35,16 @@ class Key:
         element_type: ElementType,
         operation: Operation,
         placement: Placement | None,
-        tally: "OperationCounters",
+        counters: OperationCounters,
         label: str = "",
     ) -> None:
-        self.tally = tally
+        self.counters = counters
         self.id = key_id(store, key, pb.Operation.ValueType(operation))
         self.name = key if store <= 0 else f"{key} (store {store})"
         self.label = label
-        """What the aggregators are told that it stands for, with each declaration the same."""
+        """The label that every declaration tells the aggregators."""
         self._stands_for = label
-        """The label of its last operation that had one."""
+        """The label of the last operation that had one."""
         self._stood_for: set[str] = set()
         """The labels before that."""
         self.shape = shape
@@ -66,52 +52,39 @@ class Key:
         self.operation = operation
         self.elements = math.prod(shape)
         self.nbytes = self.elements * element_type.itemsize
+        self.codec = codec_of()
+        """How its payloads are encoded; None: not at all."""
         self.shards = () if placement is None else placement.shards(self.id, self.elements, element_type.itemsize)
         self.aggregators: frozenset[int] = frozenset()
-        """Those that are told of this key: the owners of its shards, and the owner-to-be of shard 0 of an empty key,
-        where ranks that disagree on the shape would meet."""
+        """The aggregators that are told of this key: the owners of its shards, and the one that owns shard 0 or would
+        own it. An empty key is declared there too, so that ranks that disagree on its shape hear of it."""
         if placement is not None:
             self.aggregators = frozenset(s.aggregator for s in self.shards) | {placement.first(self.id)}
         self.reserved = 0
         """The next round to be reserved."""
-        self.round = 0
-        """The round that is running, or is to run next."""
-        self.waiting: dict[int, Ticket] = {}
-        """Started or aborted operations by round, whose turn has not come."""
-        self.running: Ticket | None = None
-        self.parts: list[Part] = []
-        """Its shards as they are scheduled, made with the first operation."""
-        self.next_rounds = [0] * len(self.shards)
-        """The first round of each shard whose result this worker does not have."""
-        self.sums: dict[int, memoryview | bytes] = {}
-        """The last result of each shard, for an aggregator that was started again."""
-        self.abort: pb.Abort | None = None
-        """What the aggregators were told where this worker could not contribute."""
-        self.declared = False
-        """Whether the aggregators have been told of it."""
         self.failure: PsumError | None = None
         """Why every operation on it fails from now on."""
         self.begins_with: Key | None = None
-        """The broadcast of the value that its sums change. A training that nobody waited for to begin must not go on
-        where that has failed: MXNet tells one reader of an array only."""
+        """The broadcast of the value that its sums change. If it has failed, sums fail too: MXNet tells only one reader
+        of an array about the error, and the training must not go on without it."""
 
     def __repr__(self) -> str:
-        return f"<Key {self.title} {self.describe()} round={self.round}>"
+        return f"<Key {self.title} {self.describe()}>"
 
     @property
     def title(self) -> str:
-        """What it is called where people read of it."""
+        """Its name and label, for people."""
         return titled(self.name, self.label)
 
     def describe(self) -> str:
-        """What must not change from call to call, in words."""
+        """What must be the same in every call, for people."""
         return f"{_NAMES[self.operation]} of {self.element_type.label} {self.shape}"
 
     def check(self, shape: tuple[int, ...], element_type: ElementType, label: str) -> None:
-        """Checks that an operation uses it as those before did.
+        """Checks that an operation uses the key as earlier operations did.
 
         Raises:
-            ValueError: Its shape or element type is another one, or it stands for what it stood for earlier: then
+            ValueError: The shape or the element type differs; or the label is an earlier one again, which shows that
                 several parts of the program take turns in one store.
         """
         last = self._stands_for
@@ -126,26 +99,8 @@ class Key:
             if label in self._stood_for:
                 raise ValueError(
                     f"key {self.name!r} stood for {label}, then for {last}, and stands for {label} again: several parts"
-                    " of the program take turns in one store. Where ranks take turns in another order, each would get"
+                    " of the program take turns in one store. If another rank takes turns in another order, each gets"
                     " the other's sums. Give each Trainer a store of its own"
                 )
             self._stood_for.add(last)
         self._stands_for = label or last
-
-    def declaration(self, aggregator: int) -> pb.Key:
-        """What one aggregator is told."""
-        itemsize = self.element_type.itemsize
-        return pb.Key(
-            id=self.id,
-            name=self.name,
-            elements=self.elements,
-            type=self.element_type.wire,
-            operation=pb.Operation.ValueType(self.operation),
-            shape=self.shape,
-            shards=[
-                pb.Shard(index=shard.index, elements=shard.size // itemsize, round=self.next_rounds[shard.index])
-                for shard in self.shards
-                if shard.aggregator == aggregator
-            ],
-            label=self.label,
-        )

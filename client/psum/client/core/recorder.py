@@ -1,20 +1,21 @@
 """Records when each shard passed each stage, for some steps of a training.
 
-The recorder sees operations as the session takes them through their stages, and does nothing else: no I/O, no clock of
-its own. What it has recorded is written to a file by psum.client.observe.trace.
+The session tells the recorder when an operation passes a stage. psum.client.observe.trace writes what was recorded to a
+file.
 """
 
 from typing import Final
 
-from psum.client.core.keys import Key, Operation
+from psum.client.core.keys import Key
+from psum.client.core.operation import Operation
 from psum.wire import captioned
 
-#: Shards that are recorded at most: some 20 MB of memory, and a file of up to 60 MB.
+#: The most shards that are recorded: about 20 MB of memory, and a file of up to 60 MB.
 MAX_SHARDS: Final = 50_000
 
 
 class ShardRecord:
-    """What became of one shard of one operation. Times are in seconds of the session's clock, None before they came."""
+    """The stages of one shard of one operation. Times are in seconds of the session's clock, None until then."""
 
     __slots__ = (
         "copied",
@@ -34,27 +35,27 @@ class ShardRecord:
         self.operation = operation
         self.index = index
         self.size = size
-        """Bytes of the shard."""
+        """The shard's size in bytes."""
         self.queued = queued
-        """Its turn to be sent was waited for from then on."""
+        """When it began to wait for its turn."""
         self.sent: float | None = None
-        """Its turn came."""
+        """When its turn came."""
         self.copied: float | None = None
-        """The message with it was made, or it lay in shared memory."""
+        """When its message was made, and its value copied into it or into shared memory."""
         self.received: float | None = None
-        """The message with its result was there."""
+        """When the message with its result came."""
         self.written: float | None = None
-        """The result was in its place."""
+        """When the result was written to its place."""
         self.last_rank: int | None = None
-        """The rank whose contribution came last to the aggregator, None where that is not known."""
+        """The rank whose contribution came last to the aggregator, None if that is not known."""
         self.waiting = 0.0
-        """Seconds that this rank's contribution waited in the aggregator for that one."""
+        """Seconds that this rank's contribution waited in the aggregator for the last one."""
         self.summing = 0.0
-        """Seconds from then until the sum was made."""
+        """Seconds from the last contribution until the sum was made."""
 
 
 class OperationRecord:
-    """One operation on one key. Times as in ShardRecord."""
+    """The stages of one operation on one key. Times are as in ShardRecord."""
 
     __slots__ = ("broadcast", "ended", "key", "ready", "reserved", "round", "shards", "step")
 
@@ -64,44 +65,43 @@ class OperationRecord:
         self.round = round
         self.step = step
         self.reserved = reserved
-        """It was announced: the program called for it."""
+        """When the program reserved it."""
         self.ready: float | None = None
-        """Its value was there."""
+        """When its value was there."""
         self.ended: float | None = None
-        """Its result was whole; None where it failed."""
+        """When its result was complete; None if it failed."""
         self.shards: list[ShardRecord] = []
 
 
 class Recorder:
-    """What one worker records.
+    """Records the operations of some steps on one worker.
 
-    A step begins with the first push-pull of a key that was push-pulled in the step before: where each key is
-    push-pulled once a step, the step is its round, and every rank counts alike. A key that is used now and then, or for
-    the first time late, belongs to the step in which it was used, and a second training in the same process goes on
-    counting. Broadcasts make no steps. They count from 0, in the order of reservation, which is the program's.
+    Steps count from 0 in the order of reservation, which is the program's order. A step begins when a key is
+    push-pulled that was already push-pulled in the current step. If each key is push-pulled once a step, the step is
+    the key's round, and every rank counts alike. A key that is used rarely, or late for the first time, belongs to the
+    step in which it is used. A second training in the same process goes on counting. Broadcasts begin no steps.
 
     Args:
         first: The first step to record.
         last: The last one.
-        max_shards: How many shards are recorded at most; where that is reached, the recording ends with the last step
-            that is whole.
+        max_shards: The most shards that are recorded. Beyond it, the recording ends with the last complete step.
     """
 
     def __init__(self, first: int, last: int, max_shards: int = MAX_SHARDS) -> None:
         self.first = first
         self.last = last
         self.full = False
-        """Whether recording has ended before the last step, since there was no more room."""
+        """Whether recording ended before the last step because it reached max_shards."""
         self.operations: list[OperationRecord] = []
-        """In the order of their reservation."""
+        """What was recorded, in the order of reservation."""
         self.before: float | None = None
-        """When the step before the first one ended, None where it was not seen."""
+        """When the step before the first one ended, None if that was not seen."""
         self._room = max_shards
         self._step = 0
         self._latest: dict[int, int] = {}
-        """The last step in which each key was summed, by its id."""
+        """The last step in which each key was summed, by the key's id."""
         self._past = False
-        """Whether a step after the last one was begun."""
+        """Whether a step after the last one has begun."""
         self._open: set[OperationRecord] = set()
 
     def __repr__(self) -> str:
@@ -109,25 +109,29 @@ class Recorder:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing more to come."""
+        """Whether recording is complete."""
         return self._past and not self._open
 
     def reserved(self, key: Key, round: int, now: float) -> OperationRecord | None:
-        """An operation was reserved; returns where it is to be recorded, None where it is not. One call at a time."""
+        """Notes that an operation was reserved. One call at a time.
+
+        Returns:
+            Its record, None if it is not recorded.
+        """
         if key.operation is Operation.SUM:
             if self._latest.get(key.id) == self._step:
                 self._step += 1
             self._latest[key.id] = self._step
         step = self._step
         if not self._latest:
-            # What is broadcast before the first step is set up, not trained.
+            # Broadcasts before the first step are part of the set-up, not of the training.
             return None
         self._past = self._past or step > self.last
         if self._past or step < self.first:
             return None
         room = max(1, len(key.shards))
         if room > self._room:
-            # Half a step would be misleading.
+            # An incomplete step would be misleading.
             self.full = self._past = True
             self.last = step - 1
             return None
@@ -138,24 +142,24 @@ class Recorder:
         return operation
 
     def completed(self, operation: OperationRecord | None, now: float) -> None:
-        """A push-pull or broadcast, recorded or not, has its result."""
+        """Notes that an operation, recorded or not, has its result."""
         if operation is not None:
             operation.ended = now
         elif not self._past:
             self.before = now
 
     def ended(self, operation: OperationRecord) -> None:
-        """An operation will change no more, whether it succeeded or failed."""
+        """Notes that an operation has ended, successfully or not."""
         self._open.discard(operation)
 
     def steps(self) -> list[int]:
-        """The steps that are whole: of which no operation failed, or has not ended yet."""
+        """The complete steps: those whose operations have all succeeded."""
         seen = {o.step for o in self.operations if not o.broadcast}
         broken = {o.step for o in self.operations if o.ended is None}
         return sorted(step for step in seen - broken if step <= self.last)
 
     def shards(self) -> list[ShardRecord]:
-        """What was recorded of the shards that have their results."""
+        """The records of all shards that have their results."""
         return [
             shard
             for operation in self.operations

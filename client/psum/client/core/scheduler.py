@@ -1,4 +1,4 @@
-"""Decides which shard goes to an aggregator next: the most urgent, within the credit."""
+"""Decides which shard is sent to an aggregator next: the most urgent one within the credit."""
 
 import heapq
 import itertools
@@ -8,37 +8,37 @@ from psum.wire import BATCH_BYTES
 
 
 class Sendable(Protocol):
-    """What can be scheduled."""
+    """An item that can be scheduled."""
 
     @property
     def priority(self) -> int:
-        """The more, the sooner."""
+        """Higher values are sent first."""
 
     @property
     def size(self) -> int:
-        """Bytes that it brings under way."""
+        """Bytes that count against the credit while it is under way."""
 
     @property
     def pulls(self) -> bool:
-        """Whether it only asks, which takes a message of another kind."""
+        """Whether it asks for a value and sends none. Such items travel in messages of their own."""
 
     @property
     def cancelled(self) -> bool:
-        """Whether it is not to be sent any more."""
+        """Whether it must not be sent any more."""
 
 
 Item = TypeVar("Item", bound=Sendable)
 
-#: Most items in one message, which bounds how long an urgent one waits for a message to be put together.
+#: The most items in one message. It bounds how long an urgent item waits while a message is made.
 _MAX_BATCH: Final = 512
 
 
 class Scheduler(Generic[Item]):
     """The queue to one aggregator.
 
-    The highest priority comes first and, of equals, who came first. The credit bounds the bytes that are under way:
-    sent, and neither answered nor said to be taken. What waits here can be overtaken, what is under way cannot; so the
-    credit is what an urgent shard has to wait for at most. An item larger than the credit passes when nothing else is
+    The highest priority goes first, and equal priorities go in order of arrival. The credit bounds the bytes that are
+    under way: sent, and neither answered nor reported as taken. An urgent item can overtake what waits here, but not
+    what is under way, so it waits for at most the credit. An item larger than the credit passes when nothing else is
     under way.
 
     Args:
@@ -48,7 +48,7 @@ class Scheduler(Generic[Item]):
     def __init__(self, credit_bytes: int) -> None:
         self.credit_bytes = credit_bytes
         self.batch_bytes = BATCH_BYTES
-        """Several items travel in one message up to this many bytes together."""
+        """The most bytes that several items in one message have together."""
         self.under_way_bytes = 0
         """Bytes that count against the credit now."""
         self._queue: list[tuple[int, int, Item]] = []
@@ -65,9 +65,9 @@ class Scheduler(Generic[Item]):
         heapq.heappush(self._queue, (-item.priority, next(self._order), item))
 
     def take(self) -> list[Item]:
-        """The items of the next message, most urgent first; none where nothing waits or the credit is used up.
+        """The items of the next message, the most urgent first; none if nothing waits or the credit is used up.
 
-        Either one item, or several of one kind, up to batch_bytes together. They are under way from now on.
+        There is one item, or several of one kind with at most batch_bytes together. They are under way from now on.
         """
         queue, before = self._queue, self.under_way_bytes
         batch: list[Item] = []
@@ -89,16 +89,16 @@ class Scheduler(Generic[Item]):
         return batch
 
     def clear(self) -> list[Item]:
-        """Takes out all that waits, the most urgent first."""
+        """Removes and returns all waiting items, the most urgent first."""
         items = [item for _, _, item in sorted(self._queue, key=lambda entry: entry[:2])]
         self._queue.clear()
         return items
 
     def forget_credit(self) -> None:
-        """Nothing is under way any more: the connection broke."""
+        """Notes that nothing is under way any more, because the connection broke."""
         self.under_way_bytes = 0
 
     def release(self, size: int) -> None:
-        """Bytes are no longer under way."""
+        """Notes that this many bytes are no longer under way."""
         assert size <= self.under_way_bytes
         self.under_way_bytes -= size

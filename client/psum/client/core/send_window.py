@@ -1,7 +1,4 @@
-"""What goes to one aggregator: the shards that wait for it, its messages, and what it has not answered yet.
-
-Without I/O, as the session, whose parts these are.
-"""
+"""What one worker sends to one aggregator: waiting shards, the next message, and what has no answer yet."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -9,85 +6,78 @@ from typing import Final
 
 from psum.client.core.buffers import flat
 from psum.client.core.counters import Counters
+from psum.client.core.key_rounds import Part
 from psum.client.core.scheduler import Scheduler
-from psum.client.core.ticket import Part
-from psum.client.transport.shared_memory import SharedMemory
+from psum.planes import InlineWorker, WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import (
-    BATCH_BYTES,
-    BESIDE_BYTES,
-    SHARED_BYTES,
-    ShardRound,
-    encode,
-    to_columns,
-)
+from psum.wire import SHARED_BYTES, ShardRound, encode, to_columns
 
-#: Keys described in one message: some tens of kilobytes.
+#: The most keys that one message declares: some tens of kilobytes.
 _KEYS_PER_DECLARE: Final = 512
 
-#: The same for their shards, which are many where keys are large; a key by itself may have more.
+#: The most shards that one message declares, which are many if keys are large. A single key may have more.
 _SHARDS_PER_DECLARE: Final = 50_000
 
 
 class SendWindow:
-    """The way of shards to one aggregator.
+    """The messages to one aggregator, in the order in which they are sent, and the shards that it has not answered.
 
     Args:
         credit_bytes: Bytes that may be under way.
-        tally: Where stalls are counted.
-        clock: The time now.
+        counters: Where stalls are counted.
+        clock: The time now, in seconds.
     """
 
-    def __init__(self, credit_bytes: int, tally: Counters, clock: Callable[[], float]) -> None:
+    def __init__(self, credit_bytes: int, counters: Counters, clock: Callable[[], float]) -> None:
         self.scheduler: Scheduler[Part] = Scheduler(credit_bytes)
-        self.shared: SharedMemory | None = None
-        """What it shares with this worker, None where it does not."""
-        self.piped = False
-        """Whether large payloads go beside the messages, on a connection of their own."""
+        self.plane: WorkerPlane = InlineWorker()
+        """How large payloads cross on the current stream."""
+        self.following: list[memoryview] = []
+        """Payloads that the last message announced and that must follow it on the data connection."""
         self.contributed = False
         """Whether any shard was ever sent."""
-        self.beside: list[memoryview] = []
-        """Those that the last message has announced."""
         self.declarations: deque[pb.Key] = deque()
-        """Keys that it has not been told of yet."""
+        """Keys that the aggregator has not been told of."""
         self.aborts: deque[pb.Abort] = deque()
+        """Rounds that this worker cannot contribute to, and has not told the aggregator of."""
         self.restores: deque[tuple[ShardRound, memoryview | bytes]] = deque()
-        """Sums that it asked for."""
+        """Sums that the aggregator asked for."""
         self.outstanding: dict[tuple[int, int], Part] = {}
         """Shards that were sent and have no result yet, by (key's id, shard)."""
         self.syncs: deque[int] = deque()
         """Numbers of the syncs that are not answered yet."""
         self.still_open: set[tuple[int, int, int]] | None = None
-        """While the aggregator is about to end: the rounds that it still finishes, as (key's id, shard, round)."""
+        """The rounds that the aggregator still finishes before it ends, as (key's id, shard, round); None if it does
+        not end."""
         self.postponed: list[Part] = []
-        """Shards of other rounds, for its next process."""
+        """Shards of other rounds, kept for the aggregator's next process."""
         self._credit_bytes = credit_bytes
-        self._tally = tally
+        self._counters = counters
         self._clock = clock
         self._stalled_since: float | None = None
-        """Since when something waits for credit."""
+        """Since when a shard waits for credit."""
 
     def add(self, part: Part) -> None:
         """Queues a shard, or keeps it for the aggregator's next process."""
-        if self.still_open is None or (*part.where, part.ticket.round) in self.still_open:
+        if self.still_open is None or (*part.id, part.ticket.round) in self.still_open:
             self.scheduler.add(part)
         else:
             self.postponed.append(part)
 
-    def use_plane(self, shared: SharedMemory | None, *, piped: bool) -> None:
-        """On a new stream: see Session.use_plane."""
-        self.shared, self.piped = shared, piped
-        self.scheduler.credit_bytes = self._credit_bytes if shared is None else shared.credit_bytes
-        self.scheduler.batch_bytes = BESIDE_BYTES if shared is not None or piped else BATCH_BYTES
+    def use_plane(self, plane: WorkerPlane) -> None:
+        """Uses a plane from now on. To be called on a new stream, before anything is sent on it."""
+        self.plane = plane
+        self.scheduler.credit_bytes = self._credit_bytes if plane.credit_bytes is None else plane.credit_bytes
+        self.scheduler.batch_bytes = plane.batch_bytes
 
     def drain(self, still_open: Iterable[ShardRound]) -> None:
-        """The aggregator is about to end, and finishes no rounds but these."""
-        self.still_open = {(entry.id, entry.shard, entry.round) for entry in still_open}
+        """Notes that the aggregator is about to end, and finishes only these rounds."""
+        self.still_open = {(row.id, row.shard, row.round) for row in still_open}
         for part in self.scheduler.clear():
             self.add(part)
 
     def start_again(self, declarations: Iterable[pb.Key], aborts: Iterable[pb.Abort]) -> None:
-        """The stream was opened anew: everything is to be told again, and sent again what has no result."""
+        """Begins anew on a new stream: declares everything again, and sends again what has no result."""
         unanswered = [*self.outstanding.values(), *self.postponed]
         self.outstanding.clear()
         self.postponed.clear()
@@ -97,31 +87,32 @@ class SendWindow:
         self.restores.clear()
         self.declarations, self.aborts = deque(declarations), deque(aborts)
         for part in unanswered:
-            part.credited, part.place = False, None
+            # The plane of the old stream is closed, and its places with it.
+            part.credited, part.lease = False, None
             self.scheduler.add(part)
 
     def credit(self, part: Part) -> None:
-        """A shard's bytes count against the credit no more."""
+        """Stops counting a shard's bytes against the credit."""
         if not part.credited:
             part.credited = True
             self.scheduler.release(part.size)
 
     def next_message(self) -> bytes | None:
-        """The next message, None where there is nothing that may be sent now. What it announces is in `beside`."""
-        self.beside = []
+        """The next message, None if nothing may be sent now. `following` then has the payloads that must follow it."""
+        self.following = []
         if self.declarations:
             return self._declare()
         if self.aborts:
             return encode(pb.ExchangeRequest(abort=self.aborts.popleft()))
         if self.restores:
-            entry, total = self.restores.popleft()
-            return encode(pb.ExchangeRequest(restore=pb.Restore(shards=to_columns([entry]))), total)
+            row, total = self.restores.popleft()
+            return encode(pb.ExchangeRequest(restore=pb.Restore(shards=to_columns([row]))), total)
         batch = self.scheduler.take()
         now = self._clock()
         self._note_stall(not batch and len(self.scheduler) > 0, now)
         if batch:
             return self._contribute(batch, now)
-        # What is not answered yet may be a sum that only the rank has that wants to leave.
+        # While something has no answer, this rank may lack a sum that only the rank that wants to leave has.
         if self.syncs and not (self.outstanding or self.postponed or self.scheduler):
             return encode(pb.ExchangeRequest(synced=pb.Synced(number=self.syncs.popleft())))
         return None
@@ -138,32 +129,33 @@ class SendWindow:
     def _contribute(self, batch: Sequence[Part], now: float) -> bytes:
         """The message with these shards, all of one kind, which are under way from now on."""
         rows, payloads = [], []
-        shared = self.shared
+        plane = self.plane
         self.contributed = True
         recorded = False
         for part in batch:
             ticket, shard, size = part.ticket, part.shard, part.size
             key = ticket.key
-            self.outstanding[part.where] = part
+            self.outstanding[part.id] = part
             part.sent = now
-            tally = key.tally
-            tally.queue.observe(now - part.queued)
-            tally.sent_bytes += size
+            counters = key.counters
+            counters.queue.observe(now - part.queued)
+            counters.sent_bytes += size
             length = place = placed = 0
             if ticket.source is not None:
                 value = flat(ticket.source)[shard.start : shard.stop]
+                staged = ticket.staged
+                if key.codec is not None:
+                    value = key.codec.encode(value)
+                    size, staged = len(value), None
                 if size < SHARED_BYTES:
                     length = size
                     payloads.append(value)
-                elif shared is not None and (taken := shared.put(value, part.staged)) is not None:
-                    part.place = shared, taken
-                    place, placed = taken, size
-                elif self.piped:
-                    placed = size
-                    self.beside.append(value)
                 else:
-                    length = size
-                    payloads.append(value)
+                    if staged is not None:
+                        staged += shard.start
+                    length, place, placed, held, _ = plane.put(value, staged, payloads, self.following)
+                    if held:
+                        part.lease = plane, place, placed
             timed = part.record is not None
             recorded |= timed
             rows.append((key.id, shard.index, ticket.round, part.priority, length, place, placed, timed))
@@ -178,7 +170,7 @@ class SendWindow:
         return message
 
     def _record_sent(self, batch: Iterable[Part], sent: float) -> None:
-        """The message with these shards was begun to be made at a time, and is made now."""
+        """Records that the turn of these shards came at a time, and that their message is made now."""
         copied = self._clock()
         for part in batch:
             if part.record is not None:
@@ -186,8 +178,8 @@ class SendWindow:
 
     def _note_stall(self, stalled: bool, now: float) -> None:
         if stalled and self._stalled_since is None:
-            self._tally.stalls += 1
+            self._counters.stalls += 1
             self._stalled_since = now
         elif not stalled and self._stalled_since is not None:
-            self._tally.stall_seconds += now - self._stalled_since
+            self._counters.stall_seconds += now - self._stalled_since
             self._stalled_since = None

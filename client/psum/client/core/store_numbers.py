@@ -1,17 +1,17 @@
-"""The numbers of stores, given out where the program makes them, which may be before there is a client."""
+"""The numbers of stores. A program may reserve one before there is a client."""
 
 import itertools
 from typing import NamedTuple
 
-#: The namespace of what psum itself asks the other ranks, apart from the keys of all stores.
+#: The namespace of psum's own keys, apart from those of all stores.
 INTERNAL = -1
 
 
 class StoreNumber(NamedTuple):
-    """The number of a store that is made later.
+    """A number that is reserved for a store.
 
     Attributes:
-        numbering: Whose number it is.
+        numbering: Which client's numbers it belongs to.
         value: The number, from 0.
     """
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from psum.client.core.keys import Operation
+from psum.client.core.operation import Operation
 from psum.runtime import Metric, cannot_listen
 from psum.wire.errors import ConfigurationError
 
@@ -114,7 +114,7 @@ def collect(client: "Client") -> "Iterator[Family]":
     from psum.runtime.prometheus import Families
 
     families = Families(METRICS)
-    tally, load = client.tally, client.load()
+    tally, load = client.counters, client.load()
     families.add(INFO, 1, client.settings.job, str(client.rank))
     families.add(IN_PROGRESS, load.operations)
     families.add(SHARDS_WAITING, load.waiting_shards)

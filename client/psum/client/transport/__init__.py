@@ -1,4 +1,4 @@
-"""Moves bytes: the connection to each aggregator, the planes that it opens, and why it cannot be made.
+"""Moves bytes: opens streams to aggregators, sends and receives on them, and finds out why one cannot be opened.
 
 It may import core. Begin with connection.py.
 """

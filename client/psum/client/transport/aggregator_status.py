@@ -1,4 +1,4 @@
-"""Asking an aggregator for its state."""
+"""Asks an aggregator for its state."""
 
 import time
 from typing import Final
@@ -14,31 +14,31 @@ from psum.wire.errors import ConnectError
 
 GET_STATUS: Final = "/psum.v1.AggregatorService/GetStatus"
 
-#: How soon it is tried again where nobody listens.
+#: How long to wait before asking again when nobody listens.
 _PAUSE_SECONDS: Final = 0.2
 
-#: What gRPC says of another kind of server.
+#: gRPC's text about an HTTP/1 server.
 _HTTP: Final = "http1.x server"
 
-#: What takes a connection and says nothing.
-_SILENT: Final = "it can be connected to, and does not answer: it is stopped or too busy, or it is no aggregator"
+#: The cause when something accepts connections and says nothing.
+_SILENT: Final = "it accepts connections and does not answer: it is stopped or too busy, or it is not an aggregator"
 
 
 def fetch_status(
     address: str, *, job: str = "", timeout: float = 5.0, settings: Settings | None = None
 ) -> pb.GetStatusResponse:
-    """The state of an aggregator: its jobs, their workers, the rounds that wait and for whom.
+    """The state of an aggregator: its jobs, their workers, and which rounds wait for which ranks.
 
-    Where the aggregator asks for tokens, these are the jobs that the token opens.
+    An aggregator that asks for tokens tells only about the jobs that the token opens.
 
     Args:
         address: host:port or unix:/path.
         job: Only this job; empty: all.
         timeout: Seconds to wait for the answer.
-        settings: What names the files for TLS and the token's; by default neither is used.
+        settings: Settings that name the files for TLS and the token; by default neither is used.
 
     Raises:
-        ConnectError: It did not answer in time, refused to, or one side does not trust the other.
+        ConnectError: It did not answer in time, refused to answer, or one side does not trust the other.
         ConfigurationError: A file cannot be used.
     """
     credentials = Credentials.of(settings or Settings())
@@ -58,7 +58,7 @@ def fetch_status(
             if _HTTP in (details := error.details() or ""):
                 raise _refused(address, "it speaks HTTP/1; is this the port of a status page (--http)?") from None
             cause = unreachable(address) or f"it does not speak as an aggregator does ({details})"
-        # It may be about to start.
+        # It may be starting.
         time.sleep(max(0.0, min(_PAUSE_SECONDS, deadline - time.monotonic())))
     raise ConnectError(
         f"aggregator {address} did not say its status within {time.monotonic() - begin:.1f} s: {cause}. Is it running,"

@@ -1,4 +1,4 @@
-"""How a client proves who it is, and knows whom it talks to: channels with TLS, calls with a token."""
+"""Channels with TLS and calls with a token, by which a client and an aggregator know each other."""
 
 import dataclasses
 import ssl
@@ -17,12 +17,12 @@ _Options = Iterable[tuple[str, int | str]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client shows to aggregators and asks of them.
+    """What a client shows to aggregators, and what it asks of them.
 
-    Files are read for each connection, so that renewed ones count from the next connection on.
+    Files are read for each connection, so a renewed file counts from the next connection on.
 
     Attributes:
-        tls: The files for TLS; none: it is not spoken. Nor is it on unix sockets, which have an owner.
+        tls: The files for TLS; empty: TLS is not used. It is never used on unix sockets, which have an owner.
         server_name: The name that an aggregator's certificate must have; empty: the host in its address.
         token_file: The file with the token; empty: there is none.
     """
@@ -33,11 +33,11 @@ class Credentials:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Those that a worker's settings name."""
+        """The credentials that a worker's settings name."""
         return cls(tls=settings.tls, server_name=settings.tls_server_name, token_file=settings.token_file)
 
     def encrypts(self, address: str) -> bool:
-        """Whether TLS is spoken to this address."""
+        """Whether connections to this address use TLS."""
         return bool(self.tls) and not address.startswith("unix:")
 
     def check(self) -> None:
@@ -50,7 +50,7 @@ class Credentials:
         self.metadata()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a call brings with it.
+        """The metadata of a call: the token, if there is one.
 
         Raises:
             ConfigurationError: The token file cannot be used. The text does not show what is in it.
@@ -83,7 +83,7 @@ class Credentials:
         return grpc.secure_channel(address, self._channel_credentials(), options=(*options, *self._name_options()))
 
     def data_context(self) -> ssl.SSLContext:
-        """How a data connection is encrypted. The secret that is shown there stands for this side's certificate.
+        """The TLS context of a data connection. There, a secret takes the place of this side's certificate.
 
         Raises:
             ConfigurationError: A file cannot be used.
@@ -92,7 +92,7 @@ class Credentials:
         return ssl.create_default_context(cafile=self.tls.ca)
 
     def data_name(self, host: str) -> str | None:
-        """The name that the certificate must have at the other end of a data connection; None where there is none."""
+        """The name that the aggregator's certificate must have on a data connection; None without TLS."""
         return (self.server_name or host) if self.tls else None
 
     def _channel_credentials(self) -> grpc.ChannelCredentials:

@@ -1,16 +1,18 @@
 """The data connection to an aggregator: opening it, and whether that is worth trying.
 
-That somebody accepts a connection says little: a sidecar, a port-forward or a balancer does so for a port that leads
-nowhere, or to another aggregator. So a data connection counts only once the aggregator has answered on it. Whatever
-else comes of it, everything goes on the stream.
+An accepted connection proves little: a sidecar, a port-forward or a load balancer accepts connections for a port that
+leads nowhere, or to another aggregator. So a data connection counts only after the aggregator has answered on it. If
+there is none that works, everything travels on the stream.
 """
 
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import math
 import socket
 import ssl
+import time
 from typing import Final
 
 from psum.client.transport.credentials import Credentials
@@ -20,39 +22,41 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, split_address
 from psum.wire.errors import ConfigurationError, ProtocolError
 
-#: How long it may take to open, whatever the number of the host's addresses. After a restart an aggregator has the
-#: handshakes of all its workers to do.
+_log = logging.getLogger(__name__)
+
+#: How long opening may take, for all addresses of the host together. After a restart, an aggregator shakes hands with
+#: all its workers at once.
 _PATIENCE_SECONDS = 5.0
 
 _LAST_PORT: Final = 65535
 
-#: What may wait here to be taken from it.
+#: How many received bytes may wait here to be taken.
 _AHEAD_BYTES: Final = 16 << 20
 
-#: A data connection that ends sooner than this has not worked well.
+#: A data connection that breaks sooner than this does not count as one that works.
 _STEADY_SECONDS: Final = 10.0
 
-#: So many of those in a row, and it is left aside.
+#: After this many short lives in a row, it is not tried for a while.
 _SHORT_LIVES: Final = 3
 
-#: For how long it is left aside at first; each time for twice as long.
+#: How long it is not tried at first, and at most; each pause is twice as long as the one before.
 _FIRST_PAUSE_SECONDS: Final = 60.0
 _LAST_PAUSE_SECONDS: Final = 3600.0
 
-#: The worker's first message on it, which says nothing: from then on the aggregator talks there too.
+#: The worker's first message there, which says nothing. The aggregator talks there from then on.
 _HERE: Final = encode(pb.ExchangeRequest(declare=pb.Declare()))
 
 
 class DataConnectionError(Exception):
-    """It cannot be opened; the text says why."""
+    """A data connection cannot be opened; the text says why."""
 
 
 class DialProspects:
-    """Whether a data connection to one aggregator process is worth trying.
+    """Decides whether a data connection to one aggregator process is worth trying.
 
-    Each attempt that fails may take as long as a person notices, and each connection that breaks takes its stream with
-    it. So what does not work is left aside for a while, which doubles each time, and is tried again only with a new
-    stream. All times are of one monotonic clock, in seconds.
+    An attempt that fails may take several seconds, and a data connection that breaks ends its stream too. So one that
+    does not work is not tried for a while, each time for twice as long, and then only with a new stream. All times are
+    in seconds of one monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -66,24 +70,24 @@ class DialProspects:
         return now >= self._not_before
 
     def failed(self, now: float) -> None:
-        """It could not be opened."""
+        """Notes that it could not be opened."""
         self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LAST_PAUSE_SECONDS)
         self._not_before = now + self._pause
         self._short_lives = 0
 
     def opened(self, now: float) -> None:
-        """It was opened."""
+        """Notes that it was opened."""
         self._opened = now
 
     def broke(self, now: float, *, useful: bool) -> bool:
-        """It broke, though nobody wanted that.
+        """Notes that it broke.
 
         Args:
             now: The time.
             useful: Whether a sum had come on it.
 
         Returns:
-            Whether it is left aside from now on.
+            Whether it is not tried for a while from now on.
         """
         if useful and now - self._opened >= _STEADY_SECONDS:
             self._short_lives, self._pause = 0, 0.0
@@ -95,22 +99,84 @@ class DialProspects:
         return True
 
 
+class DataDialer:
+    """Opens the data connections to one aggregator, one for each stream.
+
+    Args:
+        rank: This worker's rank, for the log.
+        address: The aggregator's address.
+        credentials: How connections are encrypted.
+        keepalive: Seconds of silence after which the aggregator is probed.
+    """
+
+    def __init__(self, rank: int, address: str, credentials: Credentials, keepalive: float) -> None:
+        self._rank = rank
+        self._address = address
+        self._credentials = credentials
+        self._keepalive = keepalive
+        self._incarnation: int | None = None
+        """The aggregator process that the prospects are of."""
+        self._prospects = DialProspects()
+        self._told = ""
+        """The last reason in the log."""
+
+    async def open(self, welcome: pb.Welcome) -> DataConnection | None:
+        """A data connection for a stream; None if there is none that works, so that everything travels on the stream.
+
+        Args:
+            welcome: What the aggregator answered on the stream.
+        """
+        if welcome.incarnation != self._incarnation:
+            # Another process has another data port.
+            self._incarnation, self._prospects = welcome.incarnation, DialProspects()
+        if not welcome.data_port or self._address.startswith("unix:"):
+            return None
+        if not self._prospects.worth_trying(time.monotonic()):
+            return None
+        try:
+            connection = await open_data_connection(self._address, welcome, self._credentials, self._keepalive)
+        except DataConnectionError as error:
+            self._prospects.failed(time.monotonic())
+            self._warn(f"it cannot open a data connection to port {welcome.data_port} there ({error})")
+            return None
+        self._prospects.opened(time.monotonic())
+        return connection
+
+    def broke(self, reason: str, *, useful: bool) -> None:
+        """Notes that a data connection broke, though this worker did not close it.
+
+        Args:
+            reason: Why it broke.
+            useful: Whether a sum had come on it.
+        """
+        if self._prospects.broke(time.monotonic(), useful=useful):
+            self._warn(f"the data connection there breaks each time soon after it was opened ({reason})")
+
+    def _warn(self, reason: str) -> None:
+        # Once for each reason: it is tried again now and then.
+        if reason != self._told:
+            self._told = reason
+            _log.warning(
+                "rank %d has only the stream to aggregator %s, which is slower: %s", self._rank, self._address, reason
+            )
+
+
 async def open_data_connection(
     address: str, welcome: pb.Welcome, credentials: Credentials, keepalive: float
 ) -> DataConnection:
-    """A data connection on which the aggregator has answered.
+    """Opens a data connection on which the aggregator has answered.
 
-    Where the host has several addresses, they are tried one after the other: only the aggregator that has given out the
-    secret answers, hence the connection leads where the stream does.
+    Tries the host's addresses one after another. Only the aggregator that gave out the secret answers, so the data
+    connection leads to the same process as the stream.
 
     Args:
-        address: The aggregator's address, no unix socket.
-        welcome: What it said on the stream.
-        credentials: How it is encrypted.
+        address: The aggregator's address, not a unix socket.
+        welcome: What the aggregator answered on the stream.
+        credentials: How the connection is encrypted.
         keepalive: Seconds of silence after which the aggregator is probed.
 
     Raises:
-        DataConnectionError: There is none within 5 s, or a file for TLS cannot be used.
+        DataConnectionError: It took longer than 5 s, or a file for TLS cannot be used.
     """
     if welcome.data_port > _LAST_PORT:
         raise DataConnectionError("ports go up to 65535")
@@ -127,7 +193,7 @@ async def open_data_connection(
     for number, place in enumerate(places):
         attempt = _Attempt(place, welcome, context, credentials.data_name(host), keepalive)
         try:
-            # Each has its share of the time that is left.
+            # Each address gets its share of the time that is left.
             async with asyncio.timeout((deadline - loop.time()) / (len(places) - number)):
                 return await attempt.make()
         except (OSError, TimeoutError, ProtocolError) as error:
@@ -138,10 +204,10 @@ async def open_data_connection(
 
 
 async def addresses_of(host: str, port: int) -> list[str]:
-    """The addresses of a host, in the order in which the system would use them.
+    """The addresses of a host, in the order in which the system would try them.
 
     Raises:
-        OSError: It has none.
+        OSError: The host has none.
     """
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
@@ -149,7 +215,7 @@ async def addresses_of(host: str, port: int) -> list[str]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (UnicodeError, RuntimeError) as error:
-        # No name can be like that; or the interpreter is ending, and starts no more threads.
+        # The name is malformed; or the interpreter is ending, and starts no more threads.
         raise OSError(f"{host!r} cannot be looked up: {error}") from None
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
@@ -168,26 +234,26 @@ class _Attempt:
         self._accepted = False
 
     async def make(self) -> DataConnection:
-        """Opens it, shows the secret, and waits for the answer."""
-        pipe = DataConnection(_AHEAD_BYTES, keepalive=self._keepalive)
+        """Opens the connection, shows the secret, and waits for the answer."""
+        connection = DataConnection(_AHEAD_BYTES, keepalive=self._keepalive)
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: pipe, self._place, self._welcome.data_port, ssl=self._context, server_hostname=self._name
+                lambda: connection, self._place, self._welcome.data_port, ssl=self._context, server_hostname=self._name
             )
             self._accepted = True
-            pipe.show(self._welcome.data_secret)
+            connection.show(self._welcome.data_secret)
             if self._welcome.data_answers:
-                answer, _ = decode(pb.ExchangeResponse, await pipe.receive())
+                answer, _ = decode(pb.ExchangeResponse, await connection.receive())
                 if answer.WhichOneof("kind") != "taken":
                     raise ProtocolError(f"it says {answer.WhichOneof('kind')}")
-                await pipe.send(_HERE)
+                await connection.send(_HERE)
         except BaseException:
-            pipe.close()
+            connection.close()
             raise
-        return pipe
+        return connection
 
     def why(self, error: Exception) -> str:
-        """What kept it from being opened."""
+        """Why it could not be opened, for people."""
         if not self._accepted:
             return _words(error)
         if isinstance(error, TimeoutError):

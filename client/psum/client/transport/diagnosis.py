@@ -1,7 +1,7 @@
-"""Why a connection could not be made or secured, in words that can be acted on.
+"""Why a connection could not be made or secured, in words that tell what to do.
 
-gRPC says little more than that a handshake failed, or that a connection was closed. Python's own TLS says what is wrong
-with a certificate; so where gRPC fails, one more connection is made to find out.
+gRPC says little more than that a handshake failed or that a connection was closed. Python's own TLS says what is wrong
+with a certificate. So after gRPC has failed, one more connection is made to find out.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Final
 
 from psum.client.transport.credentials import Credentials
 
-#: How long finding out may take.
+#: How long a diagnosis may take to connect.
 _PATIENCE_SECONDS: Final = 3.0
 
 # X509_V_ERR_… of OpenSSL.
@@ -20,17 +20,17 @@ _NOT_YET_VALID: Final = 9
 _EXPIRED: Final = 10
 _WRONG_NAME: Final = (62, 64)
 
-#: How long after a connection was closed without a word another one is made, to tell a refusal from an end.
+#: How long to wait after a connection was closed without a word. Another attempt then tells a refusal from an end.
 _PAUSE_SECONDS: Final = 0.2
 
 _OTHER_PROTOCOL: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
 def diagnose(address: str, credentials: Credentials) -> str | None:
-    """Connects to an aggregator, and says why it and this side cannot trust each other. May block for some seconds.
+    """Connects to an aggregator, and says why it and this side do not trust each other. May block for some seconds.
 
     Returns:
-        A sentence, or None where TLS is not what keeps them apart.
+        A sentence, None if TLS is not the cause.
     """
     if address.startswith("unix:"):
         return None
@@ -43,16 +43,16 @@ def diagnose(address: str, credentials: Credentials) -> str | None:
         for _ in range(2):
             with _connect(host, port) as connection, contextlib.suppress(_SilentError):
                 return _try_tls(connection, credentials, credentials.server_name or host)
-            # An aggregator that is about to end closes its connections too. It takes no further ones.
+            # An aggregator that is ending closes its connections too, but accepts no further ones.
             time.sleep(_PAUSE_SECONDS)
         return _unwanted(credentials.tls.cert)
     except OSError:
-        # Not even a connection: that is for gRPC to report.
+        # Without a connection there is nothing to find out; gRPC reports that.
         return None
 
 
 def unreachable(address: str) -> str | None:
-    """What the system says against connecting to an address, None where it can be. May block for a second."""
+    """Why the system cannot connect to an address, None if it can. May block for a second."""
     try:
         if address.startswith("unix:"):
             with socket.socket(socket.AF_UNIX) as probe:
@@ -66,7 +66,7 @@ def unreachable(address: str) -> str | None:
 
 
 class _SilentError(Exception):
-    """The other side has closed a connection that was secured, without a word."""
+    """The other side closed a secured connection without a word."""
 
 
 def _connect(host: str, port: str) -> socket.socket:
@@ -81,8 +81,8 @@ def _try_tls(connection: socket.socket, credentials: Credentials, name: str) -> 
         context.load_cert_chain(files.cert, files.key, password="")
     try:
         with context.wrap_socket(connection, server_hostname=name) as tls:
-            # With TLS 1.3 the server says only now what it thinks of this side's certificate; gRPC begins to talk at
-            # once where it likes it, and says nothing where it does not.
+            # With TLS 1.3 the server says only now whether it accepts this side's certificate. gRPC begins to talk at
+            # once if it does, and says nothing if it does not.
             try:
                 silent = not tls.recv(1)
             except ConnectionResetError:
@@ -116,7 +116,7 @@ def _refusal(error: ssl.SSLError, cert: str) -> str | None:
     if "ALERT" in reason:
         return _unwanted(cert)
     if "EOF" in reason:
-        # It was closed before anything was said about certificates, as by a proxy that has nobody behind it.
+        # It was closed before certificates were exchanged, as a proxy with no server behind it does.
         return None
     return f"the TLS handshake failed: {reason}"
 
@@ -128,7 +128,7 @@ def _unwanted(cert: str) -> str:
 
 
 def _expect_plain(connection: socket.socket) -> str | None:
-    """Says so where the other side answers to TLS, which this side does not speak."""
+    """A sentence if the other side speaks TLS, which this side does not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own."""
+"""An event loop in its own thread."""
 
 import asyncio
 import threading
@@ -9,12 +9,12 @@ import uvloop
 
 T = TypeVar("T")
 
-#: How long what runs when the loop is stopped may take to end by itself.
+#: How long tasks may take to end by themselves after the loop was stopped.
 _LAST_TASKS_SECONDS = 0.25
 
 
 class LoopThread:
-    """A uvloop that runs in a background thread from construction to `stop`; the caller's loop is not touched."""
+    """A uvloop that runs in a background thread from construction to `stop`. It does not touch the caller's loop."""
 
     def __init__(self, name: str) -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -22,7 +22,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Runs a coroutine there and waits for its result; where the wait ends otherwise, it is cancelled.
+        """Runs a coroutine there and waits for its result. If the wait ends in another way, the coroutine is cancelled.
 
         Raises:
             TimeoutError: It took longer.
@@ -31,21 +31,21 @@ class LoopThread:
         try:
             return future.result(timeout)
         except BaseException:
-            # A time-out, Ctrl-C, or what the program's handler of a signal raises. Of no effect on one that has ended.
+            # A time-out, Ctrl-C, or an error of the program's signal handler. No effect on a coroutine that has ended.
             future.cancel()
             raise
 
     @property
     def is_current(self) -> bool:
-        """Whether it is this thread that asks."""
+        """Whether the caller runs in this thread."""
         return threading.current_thread() is self._thread
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Has a callback called there soon; from any thread."""
+        """Calls a callback there soon. From any thread."""
         self.loop.call_soon_threadsafe(callback)
 
     def stop(self) -> None:
-        """Ends the loop and the thread; what runs there and does not end soon is cancelled."""
+        """Ends the loop and the thread. Tasks that do not end soon are cancelled."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
@@ -56,8 +56,8 @@ class LoopThread:
             self.loop.run_forever()
             tasks = asyncio.all_tasks(self.loop)
             if tasks:
-                # Those of calls that were cancelled end by themselves. Were the loop closed before, what gRPC has still
-                # to say would be lost in the loop of another client, with an error in the log and some memory.
+                # Tasks of cancelled calls end by themselves. If the loop were closed before, gRPC would deliver their
+                # last events to another client's loop, which logs an error and leaks memory.
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=_LAST_TASKS_SECONDS))
             for task in tasks:
                 task.cancel()

@@ -1,9 +1,9 @@
-"""Finding out that one address leads to several aggregators, such as a Service's with two replicas.
+"""Finds out that one address leads to several aggregators, as a Kubernetes Service with two replicas does.
 
-Ranks that come to different processes wait for each other, and no process knows of the ranks at the others. So a worker
-that waits for its first sum connects to the address again now and then, and asks who is there. No other process at the
-same address is older than the worker's own connection unless there are several; those that end, and those that take
-their place, are not counted.
+Ranks at different processes wait for each other, and no process knows of the ranks at the others. So a worker that
+waits for its first sum connects to the address again from time to time, and asks which process is there. Another
+process that is older than the worker's own connection shows that there are several. Processes that are ending, or that
+were started since, do not count.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import NO_PROXY, join_address, split_address
 from psum.wire.errors import ConfigurationError, DisagreementError
 
-#: How long a worker waits for its first sum before it begins to ask, and between its questions at first and at last.
+#: How long a worker waits for its first sum before it asks, and the shortest and longest pause between questions.
 _FIRST_PAUSE_SECONDS: Final = 2.0
 _LAST_PAUSE_SECONDS: Final = 60.0
 
-#: How long there must be several processes: where a new one takes an old one's place, both are there for a moment.
+#: How long there must be several processes. When a new one replaces an old one, both are there for a moment.
 _CERTAIN_SECONDS: Final = 5.0
 
 #: How long one question may take.
 _ANSWER_SECONDS: Final = 3.0
 
-#: As many ranks of a job ask at a time, of many thousands too.
+#: How many ranks of a job ask at a time, even if it has thousands.
 _ASKING: Final = 64
 
-#: As many of a host's addresses are asked.
+#: The most addresses of a host that are asked.
 _MAX_ADDRESSES: Final = 4
 
 _CHANNEL_OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), NO_PROXY)
@@ -44,7 +44,7 @@ _CHANNEL_OPTIONS: Final = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """Whose connection it is.
+    """The worker whose connection it is.
 
     Attributes:
         job: The job's name.
@@ -58,31 +58,31 @@ class Member:
 
 
 def is_another(status: pb.GetStatusResponse, incarnation: int, age: float) -> bool:
-    """Whether a process that answers at an address is there beside the one that a worker is connected to.
+    """Whether an answer comes from another process than the one that a worker is connected to.
 
     Args:
-        status: What it says.
-        incarnation: Of the process that the worker is connected to.
-        age: How long ago the worker connected, in seconds. What was started since then may take that one's place.
+        status: The answer.
+        incarnation: The incarnation of the process that the worker is connected to.
+        age: How long ago the worker connected, in seconds. A process that was started since may have replaced that one.
     """
     return status.incarnation != incarnation and not status.draining and status.uptime_seconds > age
 
 
 def split(member: Member, address: str, status: pb.GetStatusResponse) -> DisagreementError | None:
-    """What is wrong where other ranks of the job are at another process, which says this; None where none is there."""
+    """The error if other ranks of the job are at another process, which answers this; None if no rank is there."""
     elsewhere = sorted(
         worker.rank
         for job in status.jobs
         if job.name == member.job
         for worker in job.workers
-        # Whoever has vanished there may have found out before this rank.
+        # A rank that has vanished there may have found out before this one.
         if worker.rank != member.rank and not worker.left
     )
     if not elsewhere:
         return None
     return DisagreementError(
         f"address {address} leads to more than one aggregator: rank {member.rank} of job {member.job!r} came to one,"
-        f" rank {', '.join(map(str, elsewhere))} to another, so that they would wait for each other for ever."
+        f" rank {', '.join(map(str, elsewhere))} to another, so they would never meet."
         " Give every aggregator an address of its own, and list all of them in PSUM_AGGREGATORS; in Kubernetes, use the"
         " pods' names in a headless Service, or one Service for each pod, not one Service for several pods",
         ranks=sorted({member.rank, *elsewhere}),
@@ -97,14 +97,14 @@ async def watch_for_split(
     credentials: Credentials,
     waiting: Callable[[], bool | None],
 ) -> None:
-    """Asks who is at an address while a worker waits for its first sum from there; ends when it has one.
+    """Asks which process is at an address while a worker waits for its first sum from there; ends when it has one.
 
     Args:
         member: The worker.
-        address: The address, no unix socket.
-        incarnation: The aggregator that it is connected to.
-        credentials: What to show there.
-        waiting: Whether it waits for a sum; None: it need not be asked any more.
+        address: The address, not a unix socket.
+        incarnation: The incarnation of the process that the worker is connected to.
+        credentials: What is shown there.
+        waiting: Whether the worker waits for its first sum; None: there is no need to ask any more.
 
     Raises:
         DisagreementError: Other ranks of the job are at another process there.
@@ -116,7 +116,7 @@ async def watch_for_split(
 
     for pause in pauses():
         await asyncio.sleep(pause)
-        # Nobody waits yet, as long as a program takes to begin.
+        # The program may take long before it uses its first tensor.
         while not (state := waiting()):
             if state is None:
                 return
@@ -130,7 +130,7 @@ async def watch_for_split(
 
 
 def pauses() -> Iterator[float]:
-    """Seconds between questions: a few short ones, then longer and longer ones, jittered so that workers spread."""
+    """Seconds between questions: short at first, then longer and longer, jittered so that workers spread out."""
     pause = _FIRST_PAUSE_SECONDS
     while True:
         yield pause * random.uniform(1, 1.25)
@@ -138,7 +138,7 @@ def pauses() -> Iterator[float]:
 
 
 async def _places(address: str, credentials: Credentials) -> list[tuple[str, Credentials]]:
-    """Where to ask: each address of the host, or the only one twice, since a balancer deals connections out in turn."""
+    """Where to ask: each address of the host, or the only one twice, since a load balancer takes turns."""
     host, port = split_address(address)
     try:
         found = (await addresses_of(host, port))[:_MAX_ADDRESSES]
@@ -153,7 +153,7 @@ async def _places(address: str, credentials: Credentials) -> list[tuple[str, Cre
 async def _ask(
     another: Callable[[pb.GetStatusResponse], bool], job: str, address: str, credentials: Credentials
 ) -> pb.GetStatusResponse | None:
-    """Asks who is there; what it says of the job where it is certainly another process."""
+    """Asks which process is there; returns its answer about the job if it is certainly another process."""
     try:
         async with credentials.aio_channel(address, _CHANNEL_OPTIONS) as channel:
             call: Any = channel.unary_unary(
@@ -166,9 +166,9 @@ async def _ask(
             if not another(status):
                 return None
             await asyncio.sleep(_CERTAIN_SECONDS)
-            # Over the same connection, hence of the same process.
+            # On the same connection, so the same process answers.
             status = await call(pb.GetStatusRequest(job=job), **given)
             return status if another(status) else None
     except (grpc.RpcError, ConfigurationError):
-        # That is not what keeps ranks apart, or it shows up elsewhere.
+        # This does not keep ranks apart, or it shows up elsewhere.
         return None

@@ -1,64 +1,63 @@
-"""How payloads may cross, given how many file descriptors this process can still have."""
+"""Which planes a worker can use, given how many file descriptors this process may still open."""
 
 import dataclasses
 from typing import Final
 
 from psum.client.settings import Settings
+from psum.planes import Plane, offered_by
 from psum.runtime import lacks_descriptors
+from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ConnectError
 
-#: What the event loop and gRPC have for themselves. Where gRPC lacks one of its own, it ends the process.
+#: What the event loop and gRPC need for themselves. gRPC ends the process if it cannot open one of its own.
 _OWN: Final = 18
 
-#: What each aggregator takes: its stream; a data connection; and, where memory is shared, three for that.
-_EACH: Final = {"auto": 5, "shm": 5, "direct": 2, "inline": 1}
-
-#: What memory from which a GPU's gradients are read takes.
+#: What staging memory takes.
 _STAGING: Final = 2
-
-#: What may be used instead of what the settings ask for.
-_INSTEAD: Final = {"auto": ("direct", "inline"), "shm": ("inline",), "direct": ("inline",), "inline": ()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UsablePlanes:
-    """What a worker goes on with.
+    """The planes that a worker offers.
 
     Attributes:
-        plane: As the setting of that name.
-        lack: Why it is another one than the settings say, None where it is not.
+        planes: The planes, the best first.
+        lack: Why they are fewer than the settings say, None if they are not.
     """
 
-    plane: str
+    planes: tuple[Plane, ...]
     lack: str | None = None
 
     @property
     def shares_memory(self) -> bool:
-        """Whether memory is to be shared with aggregators on this host."""
-        return self.plane in ("auto", "shm")
+        """Whether memory is shared with aggregators on this host."""
+        return any(plane.kind == pb.PLANE_SHM for plane in self.planes)
 
 
-def means_for(settings: Settings, *, staging: bool = False) -> UsablePlanes:
-    """The best that there are enough descriptors for, at all aggregators. To be asked before anything is opened.
+def usable_planes(settings: Settings, *, staging: bool = False) -> UsablePlanes:
+    """The best planes for which there are enough descriptors at all aggregators. To be called before any is opened.
 
     Args:
-        settings: The worker's.
-        staging: Whether it is to have staging memory, where it shares memory.
+        settings: The worker's settings.
+        staging: Whether the worker has staging memory if it shares memory.
 
     Raises:
-        ConnectError: There are too few for any.
+        ConnectError: There are too few descriptors for any plane.
     """
     count = len(settings.aggregators)
+    usable = UsablePlanes(offered_by(settings.plane))
     if not count:
-        return UsablePlanes(settings.plane)
-    needed = _OWN + count * _EACH[settings.plane] + _STAGING * (staging and settings.plane in ("auto", "shm"))
+        return usable
+    needed = _needed(usable, count) + _STAGING * (staging and usable.shares_memory)
     lack = lacks_descriptors(needed)
     if lack is None:
-        return UsablePlanes(settings.plane)
-    for plane in _INSTEAD[settings.plane]:
-        if lacks_descriptors(_OWN + count * _EACH[plane]) is None:
+        return usable
+    for start in range(1, len(usable.planes)):
+        fewer = UsablePlanes(usable.planes[start:])
+        if lacks_descriptors(_needed(fewer, count)) is None:
+            plane = fewer.planes[0].name
             return UsablePlanes(
-                plane,
+                fewer.planes,
                 f"rank {settings.rank} uses plane {plane}, which is slower: plane {settings.plane} would need {needed}"
                 f" file descriptors, and {lack}",
             )
@@ -66,3 +65,7 @@ def means_for(settings: Settings, *, staging: bool = False) -> UsablePlanes:
         f"rank {settings.rank} cannot join its job, for which it needs {_OWN + count} file descriptors: {lack}",
         address=settings.aggregators[0],
     )
+
+
+def _needed(usable: UsablePlanes, aggregators: int) -> int:
+    return _OWN + aggregators * max(plane.descriptors for plane in usable.planes)

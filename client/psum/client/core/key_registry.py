@@ -1,0 +1,97 @@
+"""The keys of one worker, and the reservation of their rounds."""
+
+import threading
+from collections.abc import Callable
+
+from psum.client.core.counters import Counters
+from psum.client.core.keys import Key
+from psum.client.core.operation import Operation
+from psum.client.core.placement import Placement
+from psum.client.core.recorder import Recorder
+from psum.client.core.ticket import Ticket
+from psum.wire import ElementType
+from psum.wire.errors import PsumError
+
+
+class KeyRegistry:
+    """Finds keys, reserves their rounds, and remembers which of them failed. From any thread.
+
+    Args:
+        placement: Where shards go, None without aggregators.
+        counters: Where operations are counted.
+        hand_over: Called from any thread with a ticket that was started or aborted.
+    """
+
+    def __init__(self, placement: Placement | None, counters: Counters, hand_over: Callable[[Ticket], None]) -> None:
+        self.failure: PsumError | None = None
+        """Why every operation fails from now on."""
+        self._placement = placement
+        self._counters = counters
+        self._hand_over = hand_over
+        self._keys: dict[tuple[int, str, Operation], Key] = {}
+        self._by_id: dict[int, Key] = {}
+        # Reentrant: a signal handler may push while the main thread holds the lock.
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def by_id(self, key_id: int) -> Key | None:
+        """The key with this id on the wire, None if no round of it was reserved."""
+        return self._by_id.get(key_id)
+
+    def reserve(
+        self,
+        store: int,
+        name: str,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation,
+        priority: int,
+        label: str,
+        recorder: Recorder | None,
+        clock: Callable[[], float],
+    ) -> Ticket:
+        """See Session.reserve.
+
+        Args:
+            store: The number of the store.
+            name: The key's name in it.
+            shape: The tensor's shape.
+            element_type: The type of its elements.
+            operation: What is done with it.
+            priority: Higher values are sent first.
+            label: What the key stands for, empty if nobody says.
+            recorder: Where the operation is recorded, None if nowhere.
+            clock: The time now.
+        """
+        with self._lock:
+            key = self._keys.get((store, name, operation))
+            if key is None:
+                counters = self._counters.operations[operation]
+                key = Key(store, name, shape, element_type, operation, self._placement, counters, label)
+                first = self._keys.get((store, name, Operation.BROADCAST))
+                if label and first is not None and first.label == label:
+                    key.begins_with = first
+                self._keys[store, name, operation] = self._by_id[key.id] = key
+            begun = None if key.begins_with is None else key.begins_with.failure
+            if (failure := self.failure or key.failure or begun) is not None:
+                # The same object is raised many times; it must not collect all their tracebacks.
+                raise failure.with_traceback(None)
+            key.check(shape, element_type, label)
+            ticket = Ticket(key, key.reserved, priority, self._hand_over)
+            key.reserved += 1
+            if recorder is not None:
+                ticket.record = recorder.reserved(key, ticket.round, clock())
+            return ticket
+
+    def fail(self, error: PsumError) -> list[Key]:
+        """Makes every later reservation fail; returns the keys that there are."""
+        with self._lock:
+            self.failure = error
+            return list(self._keys.values())
+
+    def fail_key(self, key: Key, error: PsumError) -> None:
+        """Makes every later reservation of one key fail."""
+        with self._lock:
+            key.failure = error

@@ -1,0 +1,127 @@
+"""The rounds of one key on this worker: what waits, what runs, and how far each shard is."""
+
+from psum.client.core.keys import Key
+from psum.client.core.placement import Shard
+from psum.client.core.recorder import ShardRecord
+from psum.client.core.ticket import State, Ticket
+from psum.planes import WorkerPlane
+from psum.v1 import aggregator_pb2 as pb
+
+#: Cached at module level: the scheduler asks with each shard whether it still runs.
+_RUNNING = State.RUNNING
+
+
+class KeyRounds:
+    """How far one key is. Used from the client's thread only.
+
+    Args:
+        key: The key.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.round = 0
+        """The round that is running, or is to run next."""
+        self.waiting: dict[int, Ticket] = {}
+        """Started or aborted operations whose turn has not come, by round."""
+        self.running: Ticket | None = None
+        self.parts: list[Part] = []
+        """The shards as they are scheduled, made with the first operation."""
+        self.next_rounds = [0] * len(key.shards)
+        """The first round of each shard whose result this worker does not have."""
+        self.sums: dict[int, memoryview | bytes] = {}
+        """The last result of each shard, for an aggregator that was started again."""
+        self.abort: pb.Abort | None = None
+        """What the aggregators were told when this worker could not contribute."""
+        self.declared = False
+        """Whether the aggregators have been told of the key."""
+
+    def __repr__(self) -> str:
+        return f"<KeyRounds {self.key.title} round={self.round} waiting={len(self.waiting)}>"
+
+    def declaration(self, aggregator: int) -> pb.Key:
+        """What one aggregator is told of the key."""
+        key = self.key
+        itemsize = key.element_type.itemsize
+        return pb.Key(
+            id=key.id,
+            name=key.name,
+            elements=key.elements,
+            type=key.element_type.wire,
+            operation=pb.Operation.ValueType(key.operation),
+            shape=key.shape,
+            shards=[
+                pb.Shard(index=shard.index, elements=shard.size // itemsize, round=self.next_rounds[shard.index])
+                for shard in key.shards
+                if shard.aggregator == aggregator
+            ],
+            label=key.label,
+        )
+
+
+class Part:
+    """One shard of a key's running operation: what the scheduler schedules.
+
+    The operations of a key run one after another and use the same parts, because the garbage collector looks at new
+    objects again and again and at old ones hardly ever. Only a key that fails leaves parts in a queue, and it has no
+    further operation.
+
+    Args:
+        rounds: The rounds of its key.
+        shard: Which shard it is.
+        ticket: The operation.
+        now: The time, in seconds.
+    """
+
+    __slots__ = (
+        "credited",
+        "id",
+        "lease",
+        "priority",
+        "pulls",
+        "queued",
+        "record",
+        "rounds",
+        "sent",
+        "shard",
+        "size",
+        "ticket",
+    )
+
+    def __init__(self, rounds: KeyRounds, shard: Shard, ticket: Ticket, now: float = 0.0) -> None:
+        self.id = rounds.key.id, shard.index
+        """(key's id, shard)."""
+        self.rounds = rounds
+        self.shard = shard
+        self.begin(ticket, now)
+
+    def begin(self, ticket: Ticket, now: float) -> None:
+        """Makes it a part of this operation."""
+        self.queued = self.sent = now
+        """When it began to wait, and when it was sent last."""
+        self.ticket = ticket
+        self.priority = ticket.priority
+        self.pulls = ticket.source is None
+        self.size = 0 if self.pulls else self.shard.size
+        """Bytes that count against the credit while it is under way."""
+        self.lease: tuple[WorkerPlane, int, int] | None = None
+        """The plane that holds a place for its value, the place, and the bytes there; None if none is held."""
+        self.credited = False
+        """Whether its bytes no longer count against the credit, though its result has not come."""
+        self.record: ShardRecord | None = None
+        """What is recorded of it, None if nothing is."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its operation has ended, so that it is not to be sent any more."""
+        return self.ticket.state is not _RUNNING
+
+    def free(self) -> None:
+        """Gives back the place of its value: the aggregator has taken the value, or summed it.
+
+        Not to be called after the operation failed on this side only: the aggregator may still sum it for other ranks.
+        """
+        if (lease := self.lease) is not None:
+            self.lease = None
+            plane, place, size = lease
+            plane.free(place, size)

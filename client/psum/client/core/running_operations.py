@@ -1,0 +1,174 @@
+"""The operations of one worker: which run, which wait for their turn, and which have ended."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from psum.client.core import failures
+from psum.client.core.buffers import flat
+from psum.client.core.key_registry import KeyRegistry
+from psum.client.core.key_rounds import KeyRounds, Part
+from psum.client.core.keys import Key
+from psum.client.core.recorder import Recorder, ShardRecord
+from psum.client.core.send_window import SendWindow
+from psum.client.core.ticket import State, Ticket
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import PsumError
+
+
+class RunningOperations:
+    """Takes operations from `submit` to `finished`. Used from the client's thread only.
+
+    Args:
+        rank: This worker's rank.
+        addresses: The aggregators' addresses, for errors.
+        windows: What is sent to each aggregator.
+        registry: Where failed keys are noted.
+    """
+
+    def __init__(
+        self, rank: int, addresses: Sequence[str], windows: Sequence[SendWindow], registry: KeyRegistry
+    ) -> None:
+        self.finished: list[tuple[Ticket, PsumError | None]] = []
+        """Operations that have ended, for the client to report."""
+        self.recalled: set[int] = set()
+        """Aggregators to which memory of failed operations may still be sent."""
+        self.since: dict[Ticket, float] = {}
+        """The running operations and since when they run, the oldest first."""
+        self.rounds: dict[int, KeyRounds] = {}
+        """The keys that were used, by id."""
+        self.recorder: Recorder | None = None
+        self._rank = rank
+        self._addresses = addresses
+        self._windows = windows
+        self._registry = registry
+        self._stalled: OrderedDict[KeyRounds, float] = OrderedDict()
+        """Keys with operations that wait for an earlier one that was reserved and not started, and since when."""
+
+    def submit(self, ticket: Ticket, now: float) -> None:
+        """Takes a ticket that was started or aborted."""
+        key = ticket.key
+        if (failure := self._registry.failure or key.failure) is not None:
+            self._finish(ticket, failure)
+            return
+        rounds = self.rounds.get(key.id)
+        if rounds is None:
+            rounds = self.rounds[key.id] = KeyRounds(key)
+        if ticket.record is not None:
+            ticket.record.ready = now
+        rounds.waiting[ticket.round] = ticket
+        self.run_next(rounds, now)
+
+    def run_next(self, rounds: KeyRounds, now: float) -> None:
+        """Runs the key's next operation if it was submitted and the previous one has ended."""
+        while rounds.running is None and (ticket := rounds.waiting.pop(rounds.round, None)) is not None:
+            if ticket.state is State.ABORTED:
+                self._abort(rounds, ticket)
+                return
+            if not rounds.declared:
+                self._declare(rounds)
+            shards = rounds.key.shards
+            ticket.state = State.RUNNING
+            ticket.pending = len(shards)
+            rounds.running = ticket
+            self.since[ticket] = now
+            if ticket.pending == 0:
+                if rounds.key.nbytes and not self._windows and ticket.source is not None and ticket.target is not None:
+                    # A job of one worker without aggregators: the sum is the value.
+                    flat(ticket.target)[:] = flat(ticket.source)
+                self.complete(rounds, ticket, now)
+                continue
+            if not rounds.parts:
+                rounds.parts = [Part(rounds, shard, ticket) for shard in shards]
+            for part in rounds.parts:
+                part.begin(ticket, now)
+                shard = part.shard
+                if ticket.record is not None:
+                    part.record = ShardRecord(ticket.record, shard.index, shard.size, now)
+                    ticket.record.shards.append(part.record)
+                self._windows[shard.aggregator].add(part)
+        if rounds.running is None and rounds.waiting:
+            self._stalled.setdefault(rounds, now)
+        elif self._stalled:
+            self._stalled.pop(rounds, None)
+
+    def complete(self, rounds: KeyRounds, ticket: Ticket, now: float) -> None:
+        """Ends the key's running operation, whose result is complete."""
+        rounds.key.counters.total.observe(now - self.since[ticket])
+        if (recorder := self.recorder) is not None:
+            recorder.completed(ticket.record, now)
+        rounds.running = None
+        rounds.round += 1
+        self._finish(ticket, None)
+
+    def fail_key(self, key: Key, error: PsumError) -> None:
+        """Ends all operations of a key with an error, now and from now on. Only the first error counts."""
+        if key.failure is None:
+            self._registry.fail_key(key, error)
+            if (rounds := self.rounds.get(key.id)) is not None:
+                self._end_all(rounds, error)
+
+    def fail(self, error: PsumError) -> None:
+        """Ends all operations with an error, now and from now on."""
+        for key in self._registry.fail(error):
+            self.fail_key(key, error)
+
+    def expire(self, round_timeout: float, now: float) -> None:
+        """Fails the operations that have waited longer than this for their result, or for their turn.
+
+        Args:
+            round_timeout: Seconds.
+            now: The time, in seconds.
+        """
+        while self._stalled:
+            rounds, since = next(iter(self._stalled.items()))
+            if now - since <= round_timeout:
+                break
+            self.fail_key(rounds.key, failures.never_started(self._rank, rounds, now - since))
+        while self.since:
+            ticket, since = next(iter(self.since.items()))
+            if now - since <= round_timeout:
+                return
+            addresses = [
+                address
+                for address, window in zip(self._addresses, self._windows, strict=True)
+                if any(part.ticket is ticket for part in window.outstanding.values())
+            ]
+            self.fail_key(ticket.key, failures.overdue(self._rank, ticket, now - since, addresses))
+
+    def _declare(self, rounds: KeyRounds) -> None:
+        rounds.declared = True
+        for aggregator in rounds.key.aggregators:
+            self._windows[aggregator].declarations.append(rounds.declaration(aggregator))
+
+    def _abort(self, rounds: KeyRounds, ticket: Ticket) -> None:
+        if not rounds.declared:
+            self._declare(rounds)
+        rounds.abort = pb.Abort(id=rounds.key.id, round=ticket.round, text=ticket.reason)
+        for aggregator in rounds.key.aggregators:
+            self._windows[aggregator].aborts.append(rounds.abort)
+        self.fail_key(rounds.key, failures.aborted(self._rank, ticket))
+
+    def _finish(self, ticket: Ticket, error: PsumError | None) -> None:
+        self.since.pop(ticket, None)
+        if (recorder := self.recorder) is not None and ticket.record is not None:
+            recorder.ended(ticket.record)
+        was_aborted = ticket.state is State.ABORTED
+        ticket.state = State.FINISHED
+        if not was_aborted:
+            self.finished.append((ticket, error))
+
+    def _end_all(self, rounds: KeyRounds, error: PsumError) -> None:
+        tickets: Iterable[Ticket] = [*filter(None, [rounds.running]), *rounds.waiting.values()]
+        for shard in rounds.key.shards:
+            window = self._windows[shard.aggregator]
+            part = window.outstanding.pop((rounds.key.id, shard.index), None)
+            if part is not None:
+                window.credit(part)
+                if window.plane.payloads_follow:
+                    self.recalled.add(shard.aggregator)
+        for ticket in tickets:
+            self._finish(ticket, error)
+        rounds.running = None
+        rounds.waiting.clear()
+        self._stalled.pop(rounds, None)
+        rounds.sums.clear()

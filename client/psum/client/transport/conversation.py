@@ -1,0 +1,174 @@
+"""What is said on one stream to an aggregator, from welcome to its end."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from psum.client.core.session import Session
+from psum.client.transport.stream import BROKEN, Stream, describe
+from psum.planes import DataConnection
+from psum.runtime import first_completed
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import decode, encode, sizes_beside
+from psum.wire.errors import ProtocolError
+
+#: How long the reason for a broken stream may take to arrive.
+_LAST_WORDS_SECONDS: Final = 2.0
+
+
+class Conversation:
+    """Sends what the session has to say, and hands the session what comes, until the stream ends.
+
+    Args:
+        index: The aggregator's position in the list.
+        address: The aggregator's address, for errors.
+        stream: The stream.
+        session: What makes the messages and takes the answers.
+        wake: Set when there may be something to send.
+        settle: Called after a message was taken: reports what has finished, and wakes the senders.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        address: str,
+        stream: Stream,
+        session: Session,
+        wake: asyncio.Event,
+        settle: Callable[[], None],
+    ) -> None:
+        self.leaving = False
+        """Whether this worker says goodbye as soon as everything was sent."""
+        self.parting: pb.Goodbye | None = None
+        """The goodbye that goes ahead of everything that waits, and is the last message; None if there is none."""
+        self.left = False
+        """Whether the aggregator has let this worker go."""
+        self.summed = False
+        """Whether a sum has come."""
+        self.recalled = False
+        """Whether `recall` ended the stream."""
+        self._index = index
+        self._address = address
+        self._stream = stream
+        self._session = session
+        self._wake = wake
+        self._settle = settle
+        self._sending = False
+        """Whether payloads follow a message that the data connection has not been given yet."""
+
+    async def run(self, *watchers: Callable[[], Coroutine[Any, Any, str]]) -> str:
+        """Sends and receives until the stream ends, or until one of the watchers does.
+
+        Returns:
+            Why the stream ended.
+
+        Raises:
+            ProtocolError: The aggregator did not keep to the protocol.
+        """
+        sender, receiver = asyncio.create_task(self._send()), asyncio.create_task(self._receive(watchers))
+        try:
+            await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+            if sender.done() and not isinstance(sender.exception(), BROKEN):
+                sender.result()
+            # The reason why sending broke may still arrive.
+            async with asyncio.timeout(_LAST_WORDS_SECONDS if sender.done() else None):
+                return await receiver
+        except BROKEN as error:
+            return describe(error)
+        except TimeoutError:
+            return describe(sender.exception() or TimeoutError())
+        finally:
+            sender.cancel()
+            receiver.cancel()
+            try:
+                await asyncio.gather(sender, receiver, return_exceptions=True)
+            finally:
+                # What they raised holds this frame: see first_completed.
+                del sender, receiver
+
+    def recall(self) -> None:
+        """Ends the stream if memory of failed operations is still being sent, since it is about to change."""
+        connection = self._stream.data_connection
+        if connection is not None and (self._sending or not connection.flushed):
+            # Everything else is sent again on the next stream.
+            self.recalled = True
+            connection.close()
+
+    @property
+    def waits(self) -> bool | None:
+        """Whether this worker waits for the first sum of the stream; None: it has come, or the aggregator is ending."""
+        return None if self.summed else self._session.waits(self._index)
+
+    async def _send(self) -> None:
+        said_goodbye = False
+        while True:
+            if self.parting is not None:
+                await self._write(encode(pb.ExchangeRequest(goodbye=self.parting)))
+                # The answer ends the conversation.
+                await asyncio.Event().wait()
+            message = self._session.next_message(self._index)
+            if message is not None:
+                await self._write(message, self._session.following(self._index))
+            elif self.leaving and not said_goodbye:
+                # Not the last message: another rank may still want a sum that only this rank has.
+                await self._write(encode(pb.ExchangeRequest(goodbye=pb.Goodbye())))
+                said_goodbye = True
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _write(self, message: bytes, following: Sequence[memoryview] = ()) -> None:
+        connection = self._stream.data_connection
+        if connection is None:
+            await self._stream.write(message)
+            return
+        self._sending = bool(following)
+        await connection.send(message, following)
+        self._sending = False
+
+    async def _receive(self, watchers: Sequence[Callable[[], Coroutine[Any, Any, str]]]) -> str:
+        """Takes messages until the stream ends; returns why it ended.
+
+        Messages come on the data connection if there is one. The call still tells when the stream ends, and brings what
+        was sent before the aggregator knew of the data connection.
+        """
+        receivers = [self._receive_on_call()]
+        if self._stream.data_connection is not None:
+            receivers.append(self._receive_on(self._stream.data_connection))
+        return await first_completed(*receivers, *(watch() for watch in watchers))
+
+    async def _receive_on_call(self) -> str:
+        while (data := await self._stream.read()) is not None:
+            if (end := self._take(*decode(pb.ExchangeResponse, data))) is not None:
+                return end
+        return await self._stream.status()
+
+    async def _receive_on(self, connection: DataConnection) -> str:
+        payloads_follow = self._stream.plane.payloads_follow
+        while True:
+            message, payload = decode(pb.ExchangeResponse, await connection.receive())
+            following = []
+            if payloads_follow:
+                following = [await connection.receive_payload(size) for size in sizes_beside(message.result.shards)]
+            if (end := self._take(message, payload, following)) is not None:
+                return end
+
+    def _take(
+        self, message: pb.ExchangeResponse, payload: memoryview, following: Sequence[memoryview] = ()
+    ) -> str | None:
+        """Takes one message; returns why the stream ends with it, None if it does not end."""
+        if message.HasField("farewell"):
+            if not self.leaving:
+                # Otherwise what is under way here would wait for its last deadline.
+                raise ProtocolError(f"aggregator {self._address} said farewell to a worker that has not left")
+            self.left = True
+            return "this worker has left"
+        self.summed = self.summed or message.HasField("result")
+        failed_before = self._session.failure is not None
+        self._session.take(self._index, message, payload, following, time.monotonic())
+        self._settle()
+        if self._session.failure is not None and not failed_before:
+            # That was the aggregator's last message; it leaves it to this side to end the stream.
+            return "the job has failed"
+        return None
