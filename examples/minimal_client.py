@@ -1,7 +1,7 @@
-"""A worker of psum's protocol in a hundred lines, written from docs/protocol.md with nothing but the generated stub.
+"""A worker of psum's protocol in a hundred lines, written from docs/protocol.md with only the generated stub.
 
-It sums float32 with workers of any other kind, on any number of aggregators. What it leaves out stands there too: it
-has no plane but inline, no urgency, no coming back, no TLS, and one operation at a time.
+It sums float32 with workers of any other kind, on any number of aggregators. It leaves out what docs/protocol.md allows
+to leave out: planes other than inline, priorities, reconnecting, TLS, and several operations at a time.
 
     python examples/minimal_client.py RANK NUM_WORKERS ADDRESS...
 """
@@ -23,13 +23,13 @@ ITEM_BYTES = 4
 
 
 def key_id(store: int, operation: int, name: str) -> int:
-    """The id of a key: all ranks must make the same, of whatever kind they are."""
+    """Returns the id of a key, which must be the same on all ranks, whatever client they use."""
     text = f"{store}/{operation}/{name}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def turns(weights: Sequence[int]) -> list[int]:
-    """The order in which aggregators take shards."""
+    """Returns the order in which aggregators take shards."""
     total, balance, order = sum(weights), [0] * len(weights), []
     for _ in range(total):
         balance = [b + w for b, w in zip(balance, weights, strict=True)]
@@ -53,7 +53,7 @@ class Stream:
         self.requests.put(pb.ExchangeRequest(payload=payload, **kind))
 
     def receive(self, wanted: str) -> pb.ExchangeResponse:
-        """The next message of a kind. Between operations this worker lacks no sum, and may say so."""
+        """Returns the next message of a kind. Between operations it answers syncs: no sum is missing then."""
         for response in self.responses:
             match response.WhichOneof("kind"):
                 case "fault":
@@ -81,11 +81,11 @@ class Worker:
             self.streams.append(Stream(address, hello))
 
     def push_pull(self, name: str, values: Sequence[float]) -> list[float]:
-        """The sum of what all ranks give."""
+        """Returns the sum of all ranks' values."""
         return self._exchange(pb.OPERATION_SUM, name, values, sends=True)
 
     def broadcast(self, name: str, values: Sequence[float]) -> list[float]:
-        """What rank 0 gives; of the others only the number counts."""
+        """Returns rank 0's values. Of the other ranks' values only the number counts."""
         received = self._exchange(pb.OPERATION_BROADCAST, name, values, sends=self.rank == 0)
         return list(values) if self.rank == 0 else received
 
@@ -106,7 +106,7 @@ class Worker:
         pieces = {index: data[start : start + step] for index, start in enumerate(range(0, len(data), step))}
         owner = {index: self.streams[self.turns[(key + index) % len(self.turns)]] for index in pieces}
         if key not in self.rounds:
-            # An empty key is declared too, where its first shard would be.
+            # An empty key is declared too, to the aggregator of its first shard.
             for stream in {*owner.values()} or {self.streams[self.turns[key % len(self.turns)]]}:
                 declared = pb.Key(id=key, name=name, elements=len(values), shape=[len(values)], operation=operation)
                 declared.type = pb.ELEMENT_TYPE_FLOAT32
@@ -132,7 +132,7 @@ class Worker:
 
 
 def _rows(shards: pb.ShardRounds) -> list[tuple[int, int]]:
-    """Number and bytes of each shard of a result: a column with one entry stands for all, without any for zeros."""
+    """Returns number and bytes of each shard of a result. A column of one entry is for all, an empty one is zeros."""
     columns = (list(column) or [0] for column in (shards.shards, shards.lengths))
     return list(zip(*(column * len(shards.ids) if len(column) == 1 else column for column in columns), strict=True))
 

@@ -1,4 +1,4 @@
-"""A client completes what it was given, whatever comes in between."""
+"""A client completes every operation, whatever interrupts it."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -37,7 +37,7 @@ def connect(address: str, **settings: Any) -> psum.Client:
 def test_a_close_that_is_cut_short_completes_what_is_outstanding(
     address: str, problem: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while a client waits for the answer to its goodbye does not leave a future that nobody will complete."""
+    """Ctrl-C while a client waits for the answer to its goodbye leaves no future uncompleted."""
     client = connect(address)
     future = client.store().push_pull_async("w", np.ones(3))
 
@@ -53,17 +53,18 @@ def test_a_close_that_is_cut_short_completes_what_is_outstanding(
 
 
 def test_what_is_handed_over_while_the_thread_ends_is_completed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation that comes after the thread has looked for the last time fails as others do."""
+    """An operation that comes after the thread has emptied the inbox for the last time fails as others do."""
     client = connect(address)
     store = client.store()
     futures = []
     stop = client._thread.stop  # type: ignore[union-attr]
 
     def stop_with_a_latecomer() -> None:
-        # The thread has been told to look, and ends before it does: as when the call comes after its last turn.
-        client._closed, client._scheduled = False, True
+        # The thread was told to empty the inbox and ends before it does so.
+        client._closed, outstanding = False, client._outstanding
+        outstanding._thread, outstanding._scheduled = client._thread, True
         futures.append(store.push_pull_async("w", np.ones(3)))
-        client._closed = True
+        client._closed, outstanding._thread = True, None
         stop()
 
     monkeypatch.setattr(client._thread, "stop", stop_with_a_latecomer)
@@ -89,7 +90,7 @@ def test_an_operation_that_cannot_be_begun_fails(address: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("priority", [2**63, -(2**63) - 1])
 def test_a_priority_that_the_wire_has_no_place_for_is_refused_where_it_is_given(address: str, priority: int) -> None:
-    """It is the caller's mistake, and ends neither the client nor other operations."""
+    """A wrong priority is the caller's mistake. It ends neither the client nor other operations."""
     with connect(address) as client:
         store = client.store()
         with pytest.raises(ValueError, match="a priority of"):
@@ -102,7 +103,7 @@ def test_a_priority_that_the_wire_has_no_place_for_is_refused_where_it_is_given(
 def test_operations_behind_one_that_was_never_started_fail_in_time(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupt between reservation and start must not make all that follows on the key wait for ever."""
+    """After an interrupt between reservation and start, later operations on the key time out."""
     monkeypatch.setattr("psum.client.client._EXPIRY_MARGIN_SECONDS", 0.0)
     with connect(address, round_timeout=0.5) as client:
         store = client.store()
@@ -113,7 +114,7 @@ def test_operations_behind_one_that_was_never_started_fail_in_time(
 
 @pytest.mark.parametrize("wait", ["close", "drain", "push_pull", "broadcast"])
 def test_a_callback_cannot_wait_for_what_only_its_own_thread_brings(address: str, wait: str) -> None:
-    """It is told so, instead of standing still for ever; other operations go on."""
+    """Such a callback gets an error instead of a deadlock, and other operations go on."""
     with psum.connect(psum.Settings(aggregators=(address,))) as client:
         store = client.store()
         told: Future[None] = Future()
@@ -135,6 +136,6 @@ def test_a_callback_cannot_wait_for_what_only_its_own_thread_brings(address: str
         assert client._thread is not None
         # Where callbacks run.
         client._thread.call(callback)
-        with pytest.raises(RuntimeError, match="callback runs"):
+        with pytest.raises(RuntimeError, match="a callback of an operation called this"):
             told.result(5)
         store.push_pull("w", np.ones(3))

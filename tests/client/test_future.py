@@ -1,4 +1,4 @@
-"""The futures of operations, for those who know futures."""
+"""The futures of operations behave like those of concurrent.futures."""
 
 import asyncio
 import concurrent.futures
@@ -16,7 +16,7 @@ from psum.wire.errors import ClosedError
 
 @contextlib.contextmanager
 def handling(handler: Callable[..., None]) -> Iterator[None]:
-    """A signal comes in a moment, which this handles."""
+    """Sends a signal to this process soon, with a handler for it."""
     before = signal.signal(signal.SIGUSR1, handler)
     timer = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), signal.SIGUSR1])
     timer.start()
@@ -28,12 +28,12 @@ def handling(handler: Callable[..., None]) -> Iterator[None]:
 
 
 def test_it_has_what_a_future_of_this_python_has() -> None:
-    """It makes what Future.__init__ makes by itself: nothing may be missing that another version of Python added."""
+    """A future has every attribute that Future.__init__ sets, on every version of Python."""
     assert all(hasattr(Outcome(), name) for name in vars(Future()))
 
 
 def test_whoever_waits_hears_of_the_right_end_only() -> None:
-    """Others that end in between neither end the waiting nor make it time out."""
+    """Other futures that end meanwhile neither end a wait nor make it time out."""
     mine, others = Outcome(), [Outcome() for _ in range(100)]
     got = threading.Event()
 
@@ -52,7 +52,7 @@ def test_whoever_waits_hears_of_the_right_end_only() -> None:
 
 
 def test_an_error_is_raised_and_can_be_looked_at() -> None:
-    """By result and by exception; with a time-out, and without."""
+    """`result` raises the error and `exception` returns it, with a timeout and without."""
     future = Outcome()
     with pytest.raises(TimeoutError):
         future.result(timeout=0.01)
@@ -69,7 +69,7 @@ def test_an_error_is_raised_and_can_be_looked_at() -> None:
 
 
 def test_the_tools_for_futures_take_it() -> None:
-    """concurrent.futures.wait, as_completed and a callback, with some done and some not."""
+    """concurrent.futures.wait, as_completed and callbacks work, with done futures and others."""
     done, later = Outcome(), Outcome()
     done(None)
     finished, running = concurrent.futures.wait([done, later], timeout=0.01)
@@ -83,7 +83,7 @@ def test_the_tools_for_futures_take_it() -> None:
 
 
 async def test_asyncio_waits_for_it() -> None:
-    """As for any other future."""
+    """asyncio.wrap_future works."""
     future = Outcome()
     threading.Timer(0.01, future, [None]).start()
     async with asyncio.timeout(10):
@@ -92,7 +92,8 @@ async def test_asyncio_waits_for_it() -> None:
 
 @pytest.mark.parametrize("timeout", [None, 20.0])
 def test_a_handler_runs_while_it_is_waited_for(timeout: float | None) -> None:
-    """A signal's handler runs at once, may wait for another future, and may raise; the wait goes on or ends with it."""
+    """A signal's handler runs at once during a wait. It may wait for another future, and may raise, which ends the
+    wait."""
     future, inner = Outcome(), Outcome()
 
     def handle(*_: object) -> None:

@@ -54,7 +54,7 @@ def test_byteps_and_ps_lite_names_give_rank_and_size() -> None:
 
 
 def test_kubernetes_gives_the_rank_of_an_indexed_job() -> None:
-    """JOB_COMPLETION_INDEX is the rank where nothing else says one."""
+    """JOB_COMPLETION_INDEX is the rank if nothing else sets it."""
     environ = {"JOB_COMPLETION_INDEX": "3", "PSUM_NUM_WORKERS": "4", "PSUM_AGGREGATORS": "a:1"}
     assert Settings.from_environment(environ).rank == 3
     assert Settings.from_environment(environ | {"PSUM_RANK": "2"}).rank == 2
@@ -85,7 +85,7 @@ def test_what_cannot_be_meant_is_refused(environ: dict[str, str], complaint: str
 
 
 def test_all_mistakes_are_listed_together() -> None:
-    """Nobody has to fix one to see the next."""
+    """One error lists all mistakes."""
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({"PSUM_RANK": "x", "PSUM_PLANE": "y", "PSUM_CONNECT_TIMEOUT": "z"})
     assert len(caught.value.mistakes) == 3
@@ -105,7 +105,7 @@ def test_all_mistakes_are_listed_together() -> None:
     ],
 )
 def test_a_mistake_names_the_variable_to_change(variable: str, value: str, others: dict[str, str]) -> None:
-    """Those that only show in the values taken together as well."""
+    """Each mistake names its variable, even if it only shows when the values are taken together."""
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({variable: value} | others)
     assert variable in caught.value.mistakes[0]
@@ -134,21 +134,21 @@ def test_a_mistake_names_the_variable_to_change(variable: str, value: str, other
 def test_a_timeline_is_asked_for_as_byteps_does_it_too(
     environ: dict[str, str], directory: str, steps: tuple[int, int]
 ) -> None:
-    """There a switch turns it on, here the directory does."""
+    """In BytePS a switch turns the timeline on, in psum the directory does."""
     settings = Settings.from_environment(environ)
     assert (settings.trace_dir, (settings.trace_start_step, settings.trace_end_step)) == (directory, steps)
 
 
 def test_a_timeline_that_ends_before_it_begins_is_refused() -> None:
-    """Where there is to be one."""
+    """The steps of a timeline are checked only if there is one."""
     environ = {"PSUM_TRACE_START_STEP": "30"}
     assert Settings.from_environment(environ).trace_dir == ""
-    with pytest.raises(ConfigurationError, match=r"from step 30 to step 20 has none \(PSUM_TRACE_START_STEP"):
+    with pytest.raises(ConfigurationError, match=r"from step 30 to step 20 has no steps \(PSUM_TRACE_START_STEP"):
         Settings.from_environment(environ | {"PSUM_TRACE_DIR": "/t"})
 
 
 def test_a_misspelt_variable_is_refused() -> None:
-    """The worker would train alone without a word."""
+    """A misspelt variable is an error: the worker would train alone without notice."""
     environ = {"PSUM_AGGREGATORS": "a:1", "PSUM_NUM_WORKER": "2"}
     with pytest.raises(ConfigurationError, match=r"PSUM_NUM_WORKER: .* did you mean PSUM_NUM_WORKERS") as caught:
         Settings.from_environment(environ)
@@ -156,7 +156,7 @@ def test_a_misspelt_variable_is_refused() -> None:
 
 
 def test_an_aggregators_variables_are_no_mistake_of_a_workers() -> None:
-    """One environment may be for both."""
+    """Variables of aggregators are no mistake: one environment may serve both sides."""
     environ = {"PSUM_LISTEN": "127.0.0.1:1", "PSUM_THREADS": "2", "PSUM_AGGREGATOR_TLS_CLIENT_CA": "ca.pem"}
     settings = Settings.from_environment(environ)
     assert settings == Settings()
@@ -169,11 +169,17 @@ JOB = {"PSUM_AGGREGATORS": "a:1,b:1", "PSUM_NUM_WORKERS": "2"}
 @pytest.mark.parametrize(
     ("environ", "text"),
     [
-        ({"PSUM_AGGREGATORS": "a:1"}, r"aggregators are named .*\(PSUM_NUM_WORKERS\).* trains alone"),
-        ({"PSUM_AGGREGATORS": "a:1", "PSUM_RANK": "0"}, r"aggregators are named .* trains alone"),
-        ({"PSUM_RANK": "0"}, r"has rank 0, but is not told how many workers there are .* trains alone"),
-        ({"DMLC_WORKER_ID": "0"}, r"has rank 0, but is not told how many workers there are .* trains alone"),
-        ({"JOB_COMPLETION_INDEX": "0"}, r"has rank 0, but is not told how many workers there are .* trains alone"),
+        ({"PSUM_AGGREGATORS": "a:1"}, "PSUM_AGGREGATORS names .* PSUM_NUM_WORKERS is not set.* trains alone"),
+        ({"PSUM_AGGREGATORS": "a:1", "PSUM_RANK": "0"}, "PSUM_AGGREGATORS names .* trains alone"),
+        ({"PSUM_RANK": "0"}, r"has rank 0, but neither .*\(PSUM_NUM_WORKERS\) .* trains alone"),
+        (
+            {"DMLC_WORKER_ID": "0"},
+            r"has rank 0, but neither .*\(PSUM_NUM_WORKERS\) .* trains alone",
+        ),
+        (
+            {"JOB_COMPLETION_INDEX": "0"},
+            r"has rank 0, but neither .*\(PSUM_NUM_WORKERS\) .* trains alone",
+        ),
         (
             {"PSUM_TOKEN_FILE": "t", "PSUM_TLS_CA": "c"},
             "PSUM_TLS_CA and PSUM_TOKEN_FILE can be of use only with aggreg",
@@ -181,10 +187,10 @@ JOB = {"PSUM_AGGREGATORS": "a:1,b:1", "PSUM_NUM_WORKERS": "2"}
         ({"PSUM_TLS_CA": "c", "PSUM_NUM_WORKERS": "1"}, "PSUM_TLS_CA can be of use only with aggregators"),
         (JOB | {"PSUM_LOCAL_SIZE": "4"}, r"4 workers on this node \(PSUM_LOCAL_SIZE\) of 2 in the whole job"),
         (JOB | {"PSUM_CREDIT_BYTES": "1MiB"}, "a credit of 1048576 bytes .* is less than one shard of 2097152 bytes"),
-        (JOB | {"PSUM_KEEPALIVE": "20", "PSUM_ROUND_TIMEOUT": "30"}, "after twice 20 s .* waited for only 30 s"),
+        (JOB | {"PSUM_KEEPALIVE": "20", "PSUM_ROUND_TIMEOUT": "30"}, "after twice 20 s .* times out after 30 s"),
         (JOB | {"PSUM_AGGREGATORS": "a:1", "PSUM_AGGREGATOR_WEIGHTS": "3"}, "weights .* change nothing"),
-        (JOB | {"PSUM_AGGREGATORS": "unix:/a", "PSUM_TLS_CA": "c"}, "on which TLS is not spoken: PSUM_TLS_CA and"),
-        (JOB | {"PSUM_AGGREGATORS": "unix:/a", "PSUM_PLANE": "direct"}, "there are no data connections"),
+        (JOB | {"PSUM_AGGREGATORS": "unix:/a", "PSUM_TLS_CA": "c"}, "which do not use TLS: PSUM_TLS_CA and"),
+        (JOB | {"PSUM_AGGREGATORS": "unix:/a", "PSUM_PLANE": "direct"}, "which have no data connections"),
         (
             JOB | {"PSUM_TRACE_START_STEP": "3"},
             r"PSUM_TRACE_START_STEP: there is no timeline without a directory for it \(PSUM_TRACE_DIR\)",
@@ -195,12 +201,12 @@ JOB = {"PSUM_AGGREGATORS": "a:1,b:1", "PSUM_NUM_WORKERS": "2"}
     ],
 )
 def test_what_can_hardly_be_meant_is_warned_of(environ: dict[str, str], text: str) -> None:
-    """It can be used, but does not do what it seems to. The warning says what happens and names what to change."""
+    """A setting that does not do what it seems to gets a warning that says what happens and what to change."""
     [warning] = Settings.from_environment(environ).warnings()
     assert re.search(text, warning)
 
 
-#: What BytePS, ps-lite and the training operator set and psum has no use for.
+#: Variables that BytePS, ps-lite and the training operator set and psum ignores.
 OTHERS = (
     "BYTEPS_LOG_LEVEL",
     "BYTEPS_FORCE_DISTRIBUTED",
@@ -244,19 +250,19 @@ OTHERS = (
     ],
 )
 def test_what_is_meant_is_not_warned_of(environ: dict[str, str]) -> None:
-    """Neither are other systems' own variables, which manifests that were written for them have."""
+    """Variables that only other systems use cause no warning: manifests written for those systems set them."""
     assert list(Settings.from_environment(environ).warnings()) == []
 
 
 def test_what_the_program_sets_is_meant() -> None:
-    """A job of one worker, for which some may be waited for later, is no oversight there."""
+    """Settings that the program itself makes cause no warning that the worker trains alone."""
     assert list(Settings(aggregators=("a:1",)).warnings()) == []
     [warning] = Settings(aggregators=("a:1",), credit_bytes=1).warnings()
     assert "less than one shard" in warning
 
 
 def test_warnings_are_logged_once_when_a_worker_starts(caplog: pytest.LogCaptureFixture) -> None:
-    """Here of one that trains alone."""
+    """Connecting logs the warnings, here the one of a worker that trains alone."""
     with connect(Settings.from_environment({"PSUM_RANK": "0"})):
         pass
     [text] = [record.getMessage() for record in caplog.records]

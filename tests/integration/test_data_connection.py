@@ -79,7 +79,7 @@ def test_messages_travel_on_it_too(make_fleet: Callable[..., Any], monkeypatch: 
     fleet = make_fleet(1)
     clients = [fleet.worker(rank, 2, plane=plane) for rank in range(2)]
     for client in clients:
-        monkeypatch.setattr(client._links[0].stream._call, "write", None)
+        monkeypatch.setattr(client._membership.connections[0].stream._call, "write", None)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(sums, clients, timeout=60))
         list(pool.map(psum.Client.close, clients))
@@ -421,7 +421,7 @@ def test_a_data_connection_that_breaks_is_opened_anew_with_its_stream(
 
         def cut() -> None:
             for client in clients:
-                stream = client._links[0].stream
+                stream = client._membership.connections[0].stream
                 if client._thread is not None and stream is not None and stream.data_connection is not None:
                     client._thread.call(stream.data_connection.close)
 
@@ -478,7 +478,7 @@ def test_a_secret_is_good_once(make_fleet: Callable[..., Any]) -> None:
     """A second connection with it is turned away, and the first is not disturbed."""
     fleet = make_fleet(1)
     with fleet.worker(0, 1, plane="direct") as client:
-        stream = client._links[0].stream
+        stream = client._membership.connections[0].stream
         assert stream is not None
         welcome = stream.welcome
         sums(client)

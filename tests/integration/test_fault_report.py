@@ -1,4 +1,4 @@
-"""What a worker reports of the failures that aggregators tell it."""
+"""A worker's fault file, with real aggregators."""
 
 import pathlib
 from typing import Any
@@ -11,7 +11,7 @@ from psum.client.observe.fault_report import FaultReport
 
 
 def test_a_worker_that_others_have_failed_reports_whom(fleet: Any, tmp_path: pathlib.Path) -> None:
-    """Rank 1 leaves while rank 0 waits for it, which only rank 0 is told."""
+    """Rank 1 leaves while rank 0 waits for it. Only rank 0 gets a fault, and reports it."""
     files = [tmp_path / str(rank) for rank in range(2)]
     zero, one = (fleet.worker(rank, 2, fault_file=str(files[rank])) for rank in range(2))
     waiting = zero.store().push_pull_async("w", np.ones(3))
@@ -24,7 +24,7 @@ def test_a_worker_that_others_have_failed_reports_whom(fleet: Any, tmp_path: pat
 
 
 def test_a_worker_that_is_refused_reports_why(fleet: Any, tmp_path: pathlib.Path) -> None:
-    """Before it has joined."""
+    """A worker that is refused reports the fault, although it never joined."""
     file = tmp_path / "fault"
     with fleet.worker(0, 2), pytest.raises(psum.DisagreementError):
         fleet.worker(1, 3, fault_file=str(file))

@@ -1,4 +1,4 @@
-"""Whether all ranks hold the same tensors: one verdict on all of them."""
+"""Comparisons of tensors over all ranks, which reach the same verdict."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,12 +11,12 @@ from .conftest import Fleet
 
 
 def tensors(**values: float) -> list[ComparedTensor]:
-    """Tensors by name, whose values are of no other use."""
+    """Makes tensors by name, with arbitrary values."""
     return [ComparedTensor(name, "float32 (1,)", digest_of(f"{value}".encode())) for name, value in values.items()]
 
 
 def verdicts(fleet: Fleet, held: Sequence[Sequence[ComparedTensor]]) -> list[str]:
-    """Compares what each rank holds; returns what each was told, empty where all is well."""
+    """Compares the tensors of all ranks; returns each rank's error text, empty if there is none."""
 
     def compare(client: psum.Client) -> str:
         comparison = Comparison(client, "check")
@@ -31,7 +31,7 @@ def verdicts(fleet: Fleet, held: Sequence[Sequence[ComparedTensor]]) -> list[str
 
 
 def test_ranks_that_hold_the_same(fleet: Fleet) -> None:
-    """Nobody is told anything, and what crosses is a few numbers, of whatever size the tensors are."""
+    """Equal ranks get no error and exchange only a few numbers, whatever the size of the tensors."""
 
     def compare(client: psum.Client) -> int:
         Comparison(client, "check").compare(tensors(**{f"w{number}": number for number in range(1000)}))
@@ -83,7 +83,7 @@ def test_ranks_that_hold_the_same(fleet: Fleet) -> None:
     ids=["value", "most", "several", "fewer", "none", "names", "copies", "long name"],
 )
 def test_ranks_that_differ(fleet: Fleet, held: list[list[ComparedTensor]], ranks: tuple[int, ...], words: str) -> None:
-    """All are told the same: what differs first, on which ranks, in comparison with what most ranks hold."""
+    """All ranks get one error: what differs first, on which ranks, compared with most of the ranks."""
     told = verdicts(fleet, held)
     assert len(set(told)) == 1
     assert told[0].startswith(f"{ranks}: the ranks are out of step, compared with rank ")
@@ -92,13 +92,13 @@ def test_ranks_that_differ(fleet: Fleet, held: list[list[ComparedTensor]], ranks
 
 
 def test_many_ranks_that_differ(fleet: Fleet) -> None:
-    """An error names some of them."""
+    """If many ranks differ, the error names some of them."""
     (told,) = set(verdicts(fleet, [tensors(a=max(0, rank - 1)) for rank in range(11)]))
     assert "rank 9 differs in a of 1 parameters; 1 more ranks differ. docs/drift.md" in told
 
 
 def test_a_rank_that_cannot_look(fleet: Fleet) -> None:
-    """The others hear of it, and why."""
+    """If a rank cannot read its tensors, the others learn why."""
 
     def compare(client: psum.Client) -> str:
         comparison = Comparison(client, "check")
@@ -113,7 +113,7 @@ def test_a_rank_that_cannot_look(fleet: Fleet) -> None:
 
 
 def test_comparisons_do_not_meet_keys_of_the_program(fleet: Fleet) -> None:
-    """A program may use any name of its own, in any store, beside a comparison and a barrier."""
+    """A program's own keys, whatever their names, do not collide with comparisons and barriers."""
 
     def use(client: psum.Client) -> list[int]:
         stores = [client.store() for _ in range(2)]
@@ -131,7 +131,7 @@ def test_comparisons_do_not_meet_keys_of_the_program(fleet: Fleet) -> None:
 
 
 def test_a_barrier_waits_for_all(fleet: Fleet) -> None:
-    """Nobody gets past it before the last has come; each store has its own."""
+    """No rank passes a barrier before the last one has come. Each store has a barrier of its own."""
     come: list[int] = []
 
     def work(client: psum.Client) -> Sequence[int]:
@@ -148,7 +148,7 @@ def test_a_barrier_waits_for_all(fleet: Fleet) -> None:
 
 
 def test_a_barrier_that_a_rank_does_not_come_to(make_fleet: Callable[..., Fleet]) -> None:
-    """The error says which barrier, and who is missing."""
+    """The error of a barrier that times out names the barrier and the missing ranks."""
     fleet = make_fleet(round_timeout=0.3)
     with fleet.worker(0, 2) as client, fleet.worker(1, 2):
         client.store()
@@ -158,7 +158,7 @@ def test_a_barrier_that_a_rank_does_not_come_to(make_fleet: Callable[..., Fleet]
 
 
 def test_another_client_in_one_process(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has joined the job already is told so, and what to use, rather than to take another rank."""
+    """A process that joins twice gets an error that names the client to use, not the advice to take another rank."""
     with fleet.worker(0, 2) as client:
         expected = (
             r"this process is rank 0 of job 'default' already.*use that one, or close it.*shared_client\(\) instead"

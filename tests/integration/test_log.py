@@ -1,4 +1,4 @@
-"""The log of an aggregator says what happened, once and by its name; who is refused leaves a trace."""
+"""An aggregator logs each event once, with names, and each refusal."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from tests.polling import wait_until
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """The aggregators' lines so far; where workers run is left out of them."""
+    """The lines of the aggregators so far, without the places of workers."""
 
     def lines() -> list[str]:
         told = [r.getMessage() for r in caplog.records if r.name.startswith("psum.aggregator")]
@@ -35,7 +35,9 @@ def push(client: psum.Client) -> None:
 
 
 def test_a_job_s_life_has_a_line_for_each_event(make_fleet: Any, log: Callable[[], list[str]]) -> None:
-    """Who comes back is not said to join, and nothing is said twice. Why a connection broke is not always known."""
+    """Each event of a job has one line, and a worker that comes back is not logged as joining. The reason why a
+    connection
+    broke is not always known."""
     fleet = make_fleet()
     with fleet.worker(0, 1) as client:
         push(client)
@@ -55,7 +57,7 @@ def test_a_job_s_life_has_a_line_for_each_event(make_fleet: Any, log: Callable[[
 
 
 def test_a_drain_is_said_and_no_worker_is_said_to_have_vanished(make_fleet: Any, log: Callable[[], list[str]]) -> None:
-    """They go on with the next process."""
+    """A drain is logged, and its workers are not logged as lost: they go on with the next process."""
     fleet = make_fleet()
     with fleet.worker(0, 2, reconnect_timeout=0.1) as zero, fleet.worker(1, 2, reconnect_timeout=0.1):
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
@@ -75,7 +77,7 @@ def test_a_drain_is_said_and_no_worker_is_said_to_have_vanished(make_fleet: Any,
 
 
 def test_why_a_job_failed_is_said_once(make_fleet: Any, log: Callable[[], list[str]]) -> None:
-    """Also where it is why a worker is refused, and when the job ends."""
+    """The reason why a job failed is logged once, although later refusals and the end of the job have it too."""
     fleet = make_fleet()
     with fleet.worker(0, 3), pytest.raises(psum.DisagreementError):
         fleet.worker(1, 4)
@@ -89,7 +91,7 @@ def test_why_a_job_failed_is_said_once(make_fleet: Any, log: Callable[[], list[s
 
 
 class Files:
-    """An authority, the aggregator's certificate and a worker's, in files."""
+    """Files of an authority, the aggregator's certificate and a worker's."""
 
     def __init__(self, directory: Any) -> None:
         authority = trustme.CA()
@@ -115,7 +117,8 @@ def files(tmp_path: Any) -> Files:
 def test_a_refused_handshake_leaves_a_trace(
     make_fleet: Any, files: Files, log: Callable[[], list[str]], wrong: str
 ) -> None:
-    """One line with the address, however often it is tried, and a count; workers that are let in leave none."""
+    """A refused handshake is counted and has one line with the address, however often it is repeated. Accepted workers
+    have none."""
     fleet = make_fleet(tls_client_ca=files.ca, **files.server)
     service = fleet.servers[0]._service
     assert fleet.on_every_rank(2, push, tls_ca=files.ca, **files.worker) == [None, None]
@@ -137,7 +140,7 @@ def test_a_refused_handshake_leaves_a_trace(
 
 
 def until_ended(stranger: socket.socket) -> None:
-    """Waits until the other side ends a connection."""
+    """Waits until the other side closes a connection."""
     with contextlib.suppress(ConnectionResetError):
         while stranger.recv(4096):
             pass
@@ -146,7 +149,8 @@ def until_ended(stranger: socket.socket) -> None:
 def test_what_a_data_connection_is_refused_for_is_said(
     make_fleet: Any, files: Files, log: Callable[[], list[str]]
 ) -> None:
-    """No TLS where it is spoken, TLS where it is not, a wrong secret: each with the address, and counted."""
+    """Each refused data connection is logged with its address and counted: missing TLS, unexpected TLS, a wrong
+    secret."""
     encrypted, plain = make_fleet(**files.server), make_fleet()
     for fleet, sent in ((encrypted, bytes(32)), (plain, b"\x16\x03\x01" + bytes(29)), (plain, bytes(32))):
         port = fleet.servers[0]._data_port.port
@@ -162,7 +166,7 @@ def test_what_a_data_connection_is_refused_for_is_said(
 
 
 def test_a_stop_says_nothing_of_connections_that_were_just_made(make_fleet: Any, log: Callable[[], list[str]]) -> None:
-    """They had the time to show a secret that they have always."""
+    """A stop does not log connections that had no time to show their secret."""
     fleet = make_fleet()
     with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10):
         wait_until(lambda: fleet.servers[0]._data_port._strangers)
@@ -171,7 +175,8 @@ def test_a_stop_says_nothing_of_connections_that_were_just_made(make_fleet: Any,
 
 
 def test_a_refused_worker_is_counted_once(make_fleet: Any, tmp_path: Any, log: Callable[[], list[str]]) -> None:
-    """It hears why, though it is refused before it has said anything; else it would try again."""
+    """A refused worker is counted once. It learns the reason although it has sent nothing yet, so it does not try
+    again."""
     (tmp_path / "tokens").write_text("0123456789abcdef\n")
     fleet = make_fleet(token_file=str(tmp_path / "tokens"))
     refusals = fleet.servers[0]._service.registry.counters.refusals
@@ -192,7 +197,7 @@ def test_a_refused_worker_is_counted_once(make_fleet: Any, tmp_path: Any, log: C
 
 
 def test_streams_beyond_those_that_a_host_may_have_are_counted(make_fleet: Any, log: Callable[[], list[str]]) -> None:
-    """With one line, however often they are tried."""
+    """Streams beyond a host's limit are counted, with one line however often they are tried."""
     fleet = make_fleet(max_streams=1)
     with fleet.worker(0, 2), pytest.raises(psum.ConnectError, match="max_streams"):
         fleet.worker(1, 2, connect_timeout=1.0)

@@ -1,4 +1,4 @@
-"""Whoever follows docs/protocol.md can take part: the page's figures are right, and the client made from it works."""
+"""docs/protocol.md is enough to write a client: its figures are right, and the client written from it works."""
 
 import json
 import pathlib
@@ -20,14 +20,14 @@ SIZES = (0, 1, 7, 9000, 30_001)
 
 
 def vectors(name: str) -> list[dict[str, Any]]:
-    """The examples of the page under a heading, each a line of JSON."""
+    """Returns the page's examples under a heading; each is a line of JSON."""
     block = re.search(rf"<!-- {name} -->\n```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert block is not None, name
     return [json.loads(line) for line in block[1].splitlines()]
 
 
 def test_the_ids_on_the_page_are_those_that_are_made() -> None:
-    """By psum's client as by the minimal one."""
+    """psum's client and the minimal one make the ids on the page."""
     for vector in vectors("ids"):
         expected = int(vector["id"], 16)
         assert key_id(vector["store"], vector["key"], vector["operation"]) == expected
@@ -36,7 +36,7 @@ def test_the_ids_on_the_page_are_those_that_are_made() -> None:
 
 
 def test_the_turns_on_the_page_are_those_that_are_taken() -> None:
-    """For weights of all kinds."""
+    """Both clients take the turns on the page, for various weights."""
     for vector in vectors("turns"):
         weights = vector["weights"]
         assert minimal_client.turns(weights) == vector["turns"]
@@ -46,7 +46,7 @@ def test_the_turns_on_the_page_are_those_that_are_taken() -> None:
 
 
 def test_the_shards_on_the_page_are_those_that_are_cut() -> None:
-    """Elements and owner of each."""
+    """The shards on the page have the right elements and owners."""
     for vector in vectors("shards"):
         item = vector["bytes_per_element"]
         placement = Placement(vector["partition_bytes"], vector["weights"])
@@ -57,12 +57,12 @@ def test_the_shards_on_the_page_are_those_that_are_cut() -> None:
 
 
 def values(rank: int, size: int, round: int) -> Any:
-    """What a rank gives."""
+    """Returns the values of a rank."""
     return np.random.default_rng([rank, size, round]).standard_normal(size).astype(np.float32)
 
 
 def use_own(client: psum.Client) -> list[bytes]:
-    """Some operations by psum's client."""
+    """Runs some operations with psum's client."""
     store, results = client.store(), []
     for round in range(3):
         for size in SIZES:
@@ -77,7 +77,7 @@ def use_own(client: psum.Client) -> list[bytes]:
 
 
 def use_minimal(addresses: tuple[str, ...], rank: int, num_workers: int) -> list[bytes]:
-    """The same by the minimal one."""
+    """Runs the same operations with the minimal client."""
     worker = minimal_client.Worker(addresses, rank, num_workers, partition=PARTITION)
     results = [worker.push_pull(f"w{size}", values(rank, size, round).tolist()) for round in range(3) for size in SIZES]
     results += [worker.broadcast(f"b{size}", values(rank, size, 9).tolist()) for size in SIZES]
@@ -90,7 +90,7 @@ def use_minimal(addresses: tuple[str, ...], rank: int, num_workers: int) -> list
 def test_a_minimal_client_sums_side_by_side_with_psum_s(
     make_fleet: Callable[..., Any], aggregators: int, foreign: set[int]
 ) -> None:
-    """All ranks have the same bits, whoever they are, and all leave in good order."""
+    """Clients of both kinds get the same bits in one job, and leave it in order."""
     fleet = make_fleet(aggregators)
 
     def run(rank: int) -> list[bytes]:
@@ -108,7 +108,7 @@ def test_a_minimal_client_sums_side_by_side_with_psum_s(
 
 
 def test_it_hears_why_it_is_refused(make_fleet: Callable[..., Any]) -> None:
-    """In the words that every rank gets."""
+    """A refused minimal client gets the same text as every rank."""
     fleet = make_fleet()
     with fleet.worker(0, 2), pytest.raises(RuntimeError, match="disagree on the number of workers"):
         minimal_client.Worker(fleet.addresses, 1, 3)

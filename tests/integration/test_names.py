@@ -82,13 +82,13 @@ def balance() -> Iterator[Callable[..., Balancer]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers ask soon who is there."""
+    """Workers check soon which aggregator an address leads to."""
     monkeypatch.setattr(split_addresses, "_FIRST_PAUSE_SECONDS", 0.1)
     monkeypatch.setattr(split_addresses, "_CERTAIN_SECONDS", 0.2)
 
 
 def sum_of_ones(client: psum.Client) -> float:
-    """One push-pull."""
+    """Makes one push-pull; returns the sum."""
     value = np.ones(5, np.float32)
     client.store().push_pull("w", value)
     return float(value[0])
@@ -98,7 +98,8 @@ def sum_of_ones(client: psum.Client) -> float:
 def test_two_aggregators_behind_one_address_are_told_to_all_ranks(
     make_fleet: Callable[..., Any], balance: Callable[..., Balancer]
 ) -> None:
-    """As of a Service with two replicas: each rank waits at another one, and hears so long before the time-out."""
+    """All ranks get an error, long before the timeout, if a Service has two replicas and each rank waits at another
+    one."""
     fleet = make_fleet(2)
     between = balance(*fleet.addresses)
     began = time.monotonic()
@@ -124,7 +125,8 @@ def test_two_aggregators_behind_one_address_are_told_to_all_ranks(
 def test_one_aggregator_behind_a_balancer_is_fine(
     make_fleet: Callable[..., Any], balance: Callable[..., Balancer]
 ) -> None:
-    """However late a rank comes: the others have asked by then, and found nobody else."""
+    """A balancer in front of one aggregator is no error, even if a rank comes late and the others have checked
+    before."""
     fleet = make_fleet(1)
     between = balance(*fleet.addresses)
     with (
@@ -138,7 +140,7 @@ def test_one_aggregator_behind_a_balancer_is_fine(
 
 
 def test_one_aggregator_under_two_names_is_told(make_fleet: Callable[..., Any]) -> None:
-    """The error names both addresses, and says that they lead to the same."""
+    """The error names both addresses and says that they lead to one aggregator."""
     fleet = make_fleet(1)
     one = fleet.addresses[0]
     other = f"localhost:{split_address(one)[1]}"
@@ -147,7 +149,7 @@ def test_one_aggregator_under_two_names_is_told(make_fleet: Callable[..., Any]) 
 
 
 def test_names_are_looked_up_as_the_system_does() -> None:
-    """Before gRPC is loaded, and unless the user wants it otherwise."""
+    """gRPC uses the system's resolver, unless the user sets another one."""
     program = "import os, psum.client; print(os.environ['GRPC_DNS_RESOLVER'])"
 
     def told(**given: str) -> str:
@@ -168,8 +170,8 @@ def test_names_are_looked_up_as_the_system_does() -> None:
 def test_a_name_with_several_addresses_of_which_one_listens(
     make_fleet: Callable[..., Any], tmp_path: pathlib.Path, hosts: str
 ) -> None:
-    """The stream finds it, and the data connection goes to the same. With a file of names of its own, where a process
-    may have one."""
+    """The stream finds the address that listens, and the data connection uses the same. The test needs a private
+    /etc/hosts."""
     (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
     in_own_world = ["unshare", "-m", "sh", "-c", 'mount --bind "$1" /etc/hosts && shift && exec "$@"', "sh"]
     in_own_world.append(str(tmp_path / "hosts"))

@@ -1,4 +1,4 @@
-"""Handlers of signals, in the main thread of a program, while the client waits there."""
+"""Handlers of signals that run in the main thread while the client waits there."""
 
 import contextlib
 import signal
@@ -15,7 +15,7 @@ from psum import client as psum
 
 @contextlib.contextmanager
 def handling(handler: Callable[[], Any]) -> Iterator[None]:
-    """A signal comes in a moment, which this handles."""
+    """Sends a signal to this process soon, with a handler for it."""
     before = signal.signal(signal.SIGUSR1, lambda *_: handler())
     timer = threading.Timer(0.1, signal.pthread_kill, [threading.get_ident(), signal.SIGUSR1])
     timer.start()
@@ -27,7 +27,7 @@ def handling(handler: Callable[[], Any]) -> Iterator[None]:
 
 
 def test_handlers_run_while_sums_are_waited_for(fleet: Any) -> None:
-    """In push_pull, broadcast, a future and drain: each time the handler has the other rank contribute."""
+    """Handlers run during push_pull, broadcast, a future and drain. Each handler makes the other rank contribute."""
     one, two = (fleet.worker(rank, 2) for rank in range(2))
     here, there = one.store(), two.store()
     array, other = np.ones(3, np.float32), np.ones(3, np.float32)
@@ -50,7 +50,7 @@ def test_handlers_run_while_sums_are_waited_for(fleet: Any) -> None:
 
 
 def test_a_handler_may_close_a_client_that_is_being_closed(fleet: Any) -> None:
-    """It does not wait for the call that it has interrupted, which goes on."""
+    """A handler's close does not wait for the close that it has interrupted, which goes on afterwards."""
     one, two = (fleet.worker(rank, 2) for rank in range(2))
     future: Future[None] = one.store().push_pull_async("w", np.ones(3))
     closed: list[bool] = []
@@ -69,7 +69,7 @@ def test_a_handler_may_close_a_client_that_is_being_closed(fleet: Any) -> None:
 
 
 def test_a_handler_may_end_the_wait_for_an_aggregator() -> None:
-    """What it raises comes out of `connect`, and nothing is left behind."""
+    """`connect` raises what the handler raises, and leaves nothing behind."""
 
     def leave() -> None:
         raise SystemExit(3)

@@ -1,4 +1,4 @@
-"""What a client says of itself, in the program and to Prometheus."""
+"""A client's statistics, in the program and for Prometheus."""
 
 import logging
 import sys
@@ -20,14 +20,14 @@ PATIENCE_SECONDS = 30.0
 
 
 def scraped(client: psum.Client) -> str:
-    """The metrics as Prometheus gets them."""
+    """Scrapes the metrics as Prometheus does."""
     with urllib.request.urlopen(f"http://{client.metrics_address}/metrics", timeout=PATIENCE_SECONDS) as response:
         text: str = response.read().decode()
     return text
 
 
 def test_operations_and_bytes_are_counted(fleet: Any) -> None:
-    """Each operation once, each shard once, with the payload that crossed."""
+    """Each operation and each shard counts once, with the payload that crossed."""
 
     def work(client: psum.Client) -> psum.Statistics:
         store = client.store()
@@ -46,7 +46,7 @@ def test_operations_and_bytes_are_counted(fleet: Any) -> None:
 
 
 def test_waiting_for_a_slow_rank_is_time_in_the_exchange(fleet: Any) -> None:
-    """On the fast rank; the slow one waits for nobody."""
+    """The fast rank counts the wait as exchange. The slow rank waits for nobody."""
 
     def work(client: psum.Client) -> psum.Statistics:
         if client.rank == 1:
@@ -65,7 +65,7 @@ def test_waiting_for_a_slow_rank_is_time_in_the_exchange(fleet: Any) -> None:
 
 
 def test_a_stall_for_want_of_credit_is_counted_once(fleet: Any) -> None:
-    """With how long it lasted."""
+    """A stall counts once, with its duration."""
     with fleet.worker(0, 1, credit_bytes=1 << 20, partition_bytes=1 << 20, plane="inline") as client:
         client.store().push_pull("w", np.ones(2 << 18, np.float32))
         counted = client.statistics()
@@ -74,7 +74,7 @@ def test_a_stall_for_want_of_credit_is_counted_once(fleet: Any) -> None:
 
 
 def test_reconnects_and_failures_are_counted(fleet: Any) -> None:
-    """By what happened, not by how often it was tried."""
+    """Reconnections and failures count as events, not as attempts."""
     with fleet.worker(0, 1) as client:
         store = client.store()
         store.push_pull("w", np.ones(5, np.float32))
@@ -92,14 +92,14 @@ def test_reconnects_and_failures_are_counted(fleet: Any) -> None:
 
 
 def test_a_job_of_one_counts_without_aggregators() -> None:
-    """Its operations need no connection."""
+    """A job of one worker without aggregators counts its operations too."""
     with psum.connect(psum.Settings()) as client:
         client.store().push_pull("w", np.ones(5, np.float32))
         assert client.statistics().push_pull.total.count == 1
 
 
 def test_the_metrics_are_exported_where_that_is_asked_for(fleet: Any) -> None:
-    """As declared, until the client is closed."""
+    """The exported metrics are those that are declared, until the client is closed."""
     with fleet.worker(0, 1, job="exported", metrics_port="127.0.0.1:0") as client:
         client.store().push_pull("w", np.ones(5, np.float32))
         declared = {metric.name: metric for metric in METRICS}
@@ -120,7 +120,7 @@ def test_the_metrics_are_exported_where_that_is_asked_for(fleet: Any) -> None:
 
 
 def test_a_port_that_is_taken_does_not_stop_the_training(fleet: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """It is said, and there are no metrics."""
+    """If the port is taken, the client warns and has no metrics."""
     with (
         caplog.at_level(logging.WARNING, "psum"),
         fleet.worker(0, 1, job="a", metrics_port="127.0.0.1:0") as first,
@@ -132,14 +132,14 @@ def test_a_port_that_is_taken_does_not_stop_the_training(fleet: Any, caplog: pyt
 
 
 def test_what_is_missing_is_named(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the client is made, and nothing is left of it."""
+    """If a library is missing, connecting raises an error that names it, and leaves nothing behind."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(psum.ConfigurationError, match=r"needs prometheus_client.*pip install 'psum\[metrics\]'"):
         fleet.worker(0, 1, metrics_port="127.0.0.1:0")
 
 
 def test_workers_of_one_node_take_ports_one_after_another() -> None:
-    """From the one that is given."""
+    """The workers of a node take consecutive ports from the given one on."""
     given = psum.Settings.from_environment({"PSUM_METRICS_PORT": "9400"}).metrics_port
     assert [next_port(given, local_rank) for local_rank in (0, 3)] == ["127.0.0.1:9400", "127.0.0.1:9403"]
     everywhere = psum.Settings.from_environment({"PSUM_METRICS_PORT": "0.0.0.0:0"}).metrics_port
@@ -148,6 +148,6 @@ def test_workers_of_one_node_take_ports_one_after_another() -> None:
 
 @pytest.mark.parametrize("text", ["no", "70000", "unix:/tmp/x"])
 def test_a_port_that_is_none_is_refused(text: str) -> None:
-    """Before anything is started."""
+    """An invalid port is an error of the settings."""
     with pytest.raises(psum.ConfigurationError, match="PSUM_METRICS_PORT="):
         psum.Settings.from_environment({"PSUM_METRICS_PORT": text})

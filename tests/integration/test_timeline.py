@@ -1,4 +1,4 @@
-"""A client's timeline, with real aggregators, from the settings to what `psum timeline` says of it."""
+"""A client's timeline with real aggregators, from the settings to the output of `psum timeline`."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ STEPS = 4
 
 
 def summary(*paths: pathlib.Path) -> dict[str, Any]:
-    """What `psum timeline` says, for programs."""
+    """Returns the output of `psum timeline` for programs."""
     done = CliRunner().invoke(timeline, ["--json", *map(str, paths)])
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.output)
@@ -38,7 +38,7 @@ def summary(*paths: pathlib.Path) -> dict[str, Any]:
 
 
 def train(client: psum.Client, before_step: Callable[[int], None] = lambda step: None, steps: int = STEPS) -> None:
-    """Some steps with a large key and a small one, weights at first, and now and then another key."""
+    """Runs steps with a large key and a small one, with weights first and another key now and then."""
     store = client.store()
     store.broadcast("weights", np.ones(5, np.float32))
     large, small = np.ones(700_000, np.float32), np.ones(5, np.float32)
@@ -54,7 +54,7 @@ def train(client: psum.Client, before_step: Callable[[int], None] = lambda step:
 
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
 def test_the_slow_rank_is_named(fleet: Any, tmp_path: pathlib.Path, plane: str) -> None:
-    """With what the others lost to it; each file is what Perfetto reads."""
+    """`psum timeline` names the slow rank and what the others lost to it. Perfetto can read each file."""
 
     def waiting() -> int:
         jobs = fleet.servers[0]._service.status().jobs
@@ -93,7 +93,7 @@ def test_the_slow_rank_is_named(fleet: Any, tmp_path: pathlib.Path, plane: str) 
 
 
 def test_a_slow_sum_is_told_from_the_wire(fleet: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And from a slow rank."""
+    """`psum timeline` tells a slow sum from a slow wire and from a slow rank."""
 
     def slowly(*arguments: Any) -> None:
         time.sleep(DELAY_SECONDS)
@@ -114,7 +114,7 @@ def test_a_slow_sum_is_told_from_the_wire(fleet: Any, tmp_path: pathlib.Path, mo
 
 
 def test_the_file_is_written_when_the_last_step_is_over(fleet: Any, tmp_path: pathlib.Path) -> None:
-    """While the training goes on, which asks for no more timings then."""
+    """The client writes the file after the last step. The training goes on and requests no more timings."""
     settings = {"trace_dir": str(tmp_path / "new" / "folder"), "trace_start_step": 1, "trace_end_step": 2}
     path = tmp_path / "new" / "folder" / "rank-0.json"
     with fleet.worker(0, 1, **settings) as client:
@@ -130,7 +130,7 @@ def test_the_file_is_written_when_the_last_step_is_over(fleet: Any, tmp_path: pa
 
 
 def test_a_training_that_ends_before_leaves_what_there_is(fleet: Any, tmp_path: pathlib.Path) -> None:
-    """The client writes it when it is closed."""
+    """If the training ends before the last step, the client writes the file when it is closed."""
     with fleet.worker(0, 1, trace_dir=str(tmp_path), trace_start_step=1, trace_end_step=1000) as client:
         train(client)
         assert list(tmp_path.iterdir()) == []
@@ -138,7 +138,7 @@ def test_a_training_that_ends_before_leaves_what_there_is(fleet: Any, tmp_path: 
 
 
 def test_a_broken_connection_is_survived(fleet: Any, tmp_path: pathlib.Path) -> None:
-    """By the training and by the timeline."""
+    """The training and the timeline survive a broken connection."""
     with fleet.worker(0, 1, trace_dir=str(tmp_path), trace_start_step=0, trace_end_step=1000) as client:
 
         def cut(step: int) -> None:
@@ -151,7 +151,7 @@ def test_a_broken_connection_is_survived(fleet: Any, tmp_path: pathlib.Path) -> 
 
 
 def test_a_rank_that_fails_leaves_the_steps_before(fleet: Any, tmp_path: pathlib.Path) -> None:
-    """Those are what one wants to look at."""
+    """If a rank fails, the timeline has the steps before the failure."""
 
     def work(client: psum.Client) -> None:
         train(client)
@@ -162,7 +162,7 @@ def test_a_rank_that_fails_leaves_the_steps_before(fleet: Any, tmp_path: pathlib
 
 
 def test_without_a_directory_nothing_is_asked_for(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No timeline, no cost."""
+    """Without a directory, the client requests no timings."""
     told: list[object] = []
     monkeypatch.setattr(SendQueue, "put_timing", lambda outbox, timing: told.append(timing))
     with fleet.worker(0, 1) as client:
@@ -175,7 +175,7 @@ def test_without_a_directory_nothing_is_asked_for(fleet: Any, monkeypatch: pytes
 
 
 def test_ranks_need_not_all_ask(fleet: Any, tmp_path: pathlib.Path) -> None:
-    """One of them does here."""
+    """One rank can record a timeline although the others do not."""
 
     def work(client: psum.Client) -> None:
         train(client)
@@ -192,7 +192,7 @@ def test_ranks_need_not_all_ask(fleet: Any, tmp_path: pathlib.Path) -> None:
 
 
 def test_a_step_that_never_came_is_told(fleet: Any, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Rather than an empty file left."""
+    """If no step was recorded, the client warns and leaves no empty file."""
     with caplog.at_level(logging.WARNING, "psum"), fleet.worker(0, 1, trace_dir=str(tmp_path)) as client:
         train(client)
     assert "no timeline: the training had no step from 10 to 20 (PSUM_TRACE_START_STEP" in caplog.text
@@ -202,7 +202,7 @@ def test_a_step_that_never_came_is_told(fleet: Any, tmp_path: pathlib.Path, capl
 def test_a_place_that_cannot_be_written_to_does_not_stop_the_training(
     fleet: Any, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said at the start, or in the end where it was lost meanwhile."""
+    """The client warns at the start if the directory cannot be written, or at the end if it was lost meanwhile."""
     file = tmp_path / "file"
     file.touch()
     lost = tmp_path / "lost"
@@ -217,7 +217,7 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_the_training(
 
 
 def test_a_job_of_one_without_aggregators_has_nothing_to_show(tmp_path: pathlib.Path) -> None:
-    """Its sums are its values."""
+    """A job of one worker without aggregators has no steps to show."""
     with psum.connect(psum.Settings(trace_dir=str(tmp_path), trace_start_step=0)) as client:
         train(client)
     checked(tmp_path / "rank-0.json")

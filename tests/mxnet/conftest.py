@@ -1,4 +1,4 @@
-"""A stand-in for the core client, held back by hand; real aggregators, and real worker processes."""
+"""A stand-in for the client that tests hold back by hand, real aggregators, and real worker processes."""
 
 import contextlib
 import importlib.util
@@ -31,7 +31,7 @@ _HERE = pathlib.Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """MXNet deprecates parts of itself that it goes on using; what psum does is still to be free of warnings."""
+    """Ignores MXNet's deprecation warnings about itself. psum's own code must cause none."""
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning:mxnet"))
@@ -88,7 +88,7 @@ class FakeTicket:
         self.decided.set()
 
     def finish(self, result: Any = None, *, error: PsumError | None = None) -> None:
-        """Ends it, with a result (by default this rank's value alone) or an error."""
+        """Ends the operation with a result (by default this rank's value) or an error."""
         target, done = self._target, self._done
         assert self.decided.wait(PATIENCE_SECONDS)
         self._target = self._done = None
@@ -155,9 +155,17 @@ class FakeClient:
         pass
 
 
+@pytest.fixture(autouse=True)
+def no_error_left() -> Iterator[None]:
+    """Fails a test that leaves an error in MXNet, which would raise it in a later test that waits for all arrays."""
+    yield
+    if (mxnet := sys.modules.get("mxnet")) is not None:
+        mxnet.nd.waitall()
+
+
 @pytest.fixture
 def client() -> Iterator[FakeClient]:
-    """A client whose operations the test ends; after the test none may be outstanding."""
+    """A client whose operations the test ends. After the test none may be outstanding."""
     from psum.mxnet.engine import operations
 
     fake = FakeClient()
@@ -203,7 +211,7 @@ class Run:
         self._process.send_signal(number)
 
     def close(self) -> None:
-        """Kills it where it runs."""
+        """Kills the process if it runs."""
         if self.status is None:
             self._process.kill()
             self._process.communicate()
@@ -220,7 +228,7 @@ class Run:
         return self
 
     def check(self) -> str:
-        """Waits for its success; returns what it printed."""
+        """Waits until the process succeeds; returns what it printed."""
         self.wait()
         assert self.status == 0, self.errors
         return self.output
@@ -228,13 +236,13 @@ class Run:
 
 def _clean_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PSUM_", "DMLC_", "BYTEPS_"))}
-    # Several processes share few cores here.
+    # Several processes share few cores.
     return kept | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def start_run() -> Iterator[Callable[[list[str], dict[str, str]], Run]]:
-    """Starts a Python process with these arguments, and more environment. After the test it runs no more."""
+    """Starts a Python process with arguments and more environment. It is killed after the test."""
     with contextlib.ExitStack() as stack:
 
         def start(arguments: list[str], environment: dict[str, str]) -> Run:
@@ -257,7 +265,7 @@ def run_python(start_run: Callable[[list[str], dict[str, str]], Run]) -> Callabl
 
 @pytest.fixture
 def aggregator_settings() -> Settings:
-    """What the aggregator is started with; a test may parametrize it."""
+    """The settings of the aggregator. A test may parametrize them."""
     return Settings(listen=("127.0.0.1:0",))
 
 

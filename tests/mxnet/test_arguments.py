@@ -1,4 +1,4 @@
-"""Bad arguments are refused at the call, in words, and nothing was begun."""
+"""Bad arguments are errors of the call, and start nothing."""
 
 from typing import Any
 
@@ -32,13 +32,13 @@ ZEROS = mx.nd.zeros((2, 3))
     ],
 )
 def test_arrays(local_store: BytePS, method: str, value: Any, out: Any, error: type[Exception], text: str) -> None:
-    """What is no array, sparse, or differs from the others is named, with what was expected."""
+    """The error names an argument that is no array, is sparse, or differs from the others, and what was expected."""
     with pytest.raises(error, match=text):
         getattr(local_store, method)("k", value, out)
 
 
 def test_element_type(local_store: BytePS) -> None:
-    """An element type that cannot be summed is named, with those that can."""
+    """The error names an unsupported element type, and the supported ones."""
     with pytest.raises(TypeError, match=r"value.*bool.*float16.*int64"):
         local_store.pushpull("k", mx.np.zeros((2,), dtype="bool"))
 
@@ -57,14 +57,14 @@ def test_priority(local_store: BytePS) -> None:
 
 
 def test_changed_shape(local_store: BytePS) -> None:
-    """A key keeps its shape and type, and the error says both."""
+    """A key keeps its shape and type. The error has both sides."""
     local_store.pushpull("k", mx.nd.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"float32 \(2, 3\).*float32 \(3, 2\)"):
         local_store.pushpull("k", mx.nd.zeros((3, 2)))
 
 
 def test_broadcast_of_several(local_store: BytePS) -> None:
-    """A broadcast has one value; a list of one is as good."""
+    """A broadcast has one value, which may be a list of one."""
     value, out = mx.nd.ones((2,)), mx.nd.zeros((2,))
     with pytest.raises(ValueError, match="2 arrays"):
         local_store.broadcast("k", [value, value], out)
@@ -73,7 +73,7 @@ def test_broadcast_of_several(local_store: BytePS) -> None:
 
 
 def test_bad_call_begins_nothing(local_store: BytePS) -> None:
-    """After a refused call the key can be used as if that had not been."""
+    """A refused call does not affect the key."""
     with pytest.raises(TypeError):
         local_store.pushpull("k", [mx.nd.ones((2,)), "no"])
     array = mx.nd.ones((2,))

@@ -1,4 +1,4 @@
-"""Whether all ranks have the same parameters, and who says so when they have not."""
+"""Checks that all ranks have the same parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ array = mx.np.array if MAJOR_VERSION >= 2 else mx.nd.array
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The names of what is compared, each time."""
+    """Records the names in each comparison."""
     calls: list[list[str]] = []
 
     def compare(comparison: Any, named: Any) -> None:
@@ -32,7 +32,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def network(devices: int = 1) -> Any:
-    """A network with a parameter of each kind: trained, frozen, and kept by each rank for itself."""
+    """A network with a parameter of each kind: trained, frozen, and private to each rank."""
     net = mx.gluon.nn.Sequential()
     net.add(mx.gluon.nn.Dense(2, in_units=3, use_bias=False), mx.gluon.nn.BatchNorm(in_channels=2))
     net.initialize(ctx=[mx.cpu(number) for number in range(devices)])
@@ -42,8 +42,8 @@ def network(devices: int = 1) -> Any:
 
 @pytest.mark.parametrize("checked", ["0", "1"])
 def test_ways_to_drift(run_workers: Callable[..., list[Any]], checked: str) -> None:
-    """Each known way is told on both ranks alike, with the parameters, on request or by the Trainer itself; ranks get
-    back in step as docs/drift.md says."""
+    """Both ranks get an error for each known way to drift, with the parameters, on request or from the Trainer itself.
+    Ranks get back in step as docs/drift.md says."""
     first, second = (run.check() for run in run_workers("drift.py", PSUM_CHECK_EVERY=checked))
     assert first == second
     batches, stale, data, reinit, well, again = first.splitlines()
@@ -58,7 +58,8 @@ def test_ways_to_drift(run_workers: Callable[..., list[Any]], checked: str) -> N
 
 
 def test_what_is_checked(local_store: BytePS, compared: list[list[str]]) -> None:
-    """Networks, Trainers, dictionaries and lists are what they hold; a running mean, each rank's own, is left out."""
+    """Networks, Trainers, dictionaries and lists can be checked. Running means, which differ by design, are left
+    out."""
     net = network()
     parameters = net.collect_params()
     kept = [name for name in parameters if "running" not in name]
@@ -90,7 +91,7 @@ def test_what_cannot_be_checked(what: object) -> None:
 
 
 def test_copies_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank whose own devices hold different copies is out of step, though it be the only one."""
+    """A rank whose devices hold different copies is out of step, even in a job of one worker."""
     with connect(Settings()) as client:
         monkeypatch.setattr(in_step, "shared_client", lambda: client)
         net = network(devices=3)
@@ -101,7 +102,7 @@ def test_copies_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parameters_that_are_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where shapes are not known yet there is nothing to compare, and no error."""
+    """Parameters without a shape yet are no error."""
     with connect(Settings()) as client:
         monkeypatch.setattr(in_step, "shared_client", lambda: client)
         net = mx.gluon.nn.Dense(3)
@@ -110,7 +111,7 @@ def test_parameters_that_are_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_value_that_cannot_be_computed(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This rank gets MXNet's error, the others hear why it has nothing to compare."""
+    """The rank that cannot compute a value gets MXNet's error, and the others learn why it has nothing to compare."""
     told: list[str] = []
     monkeypatch.setattr(Comparison, "abort", lambda comparison, reason: told.append(reason))
     monkeypatch.setattr(in_step, "shared_client", lambda: client)
@@ -128,7 +129,7 @@ def test_a_value_that_cannot_be_computed(client: Any, monkeypatch: pytest.Monkey
 def test_every_so_many_updates(
     client: Any, monkeypatch: pytest.MonkeyPatch, compared: list[list[str]], every: int, expected: int
 ) -> None:
-    """Each Trainer counts its own, whether it steps or updates alone, and whoever else uses the store."""
+    """Each Trainer counts its own updates, in `step` and `update`, whatever else uses the store."""
     client.peers = lambda ticket: ticket.value
     client.settings = Settings(check_every=every)
     monkeypatch.setattr(kvstore, "shared_client", lambda: client)
@@ -159,7 +160,7 @@ def test_every_so_many_updates(
 
 @pytest.mark.skipif(not hasattr(mx, "mod"), reason="MXNet 2 has no Module")
 def test_updates_of_a_module(client: Any, monkeypatch: pytest.MonkeyPatch, compared: list[list[str]]) -> None:
-    """A Module is checked as a Trainer is, and may be given to be checked."""
+    """A Module is checked like a Trainer, by itself and on request."""
     client.peers = lambda ticket: ticket.value
     client.settings = Settings(check_every=2)
     monkeypatch.setattr(kvstore, "shared_client", lambda: client)
@@ -175,7 +176,7 @@ def test_updates_of_a_module(client: Any, monkeypatch: pytest.MonkeyPatch, compa
 
 
 def test_a_trainer_with_another_store_is_left_alone(compared: list[list[str]]) -> None:
-    """What does not sum with psum is not checked by itself."""
+    """A Trainer that does not use psum is not checked by itself."""
     net = mx.gluon.nn.Dense(1, in_units=1)
     net.initialize()
     for store in ("device", None):

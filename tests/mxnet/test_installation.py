@@ -1,4 +1,4 @@
-"""MXNet as it is installed: in any order of imports, with any NumPy that it can have, and once."""
+"""MXNet's installation: any order of imports, any NumPy below 2, and one wheel."""
 
 import pathlib
 import warnings
@@ -11,7 +11,8 @@ from psum.mxnet import compat
 
 
 def test_the_sorted_imports_of_a_program_that_takes_mxnet_from_psum(run_python: Callable[..., Any]) -> None:
-    """With a NumPy that has no numpy.bool, as Python 3.12 always has: no import of MXNet comes before psum's."""
+    """Sorted imports work without numpy.bool, as on Python 3.12: a program that takes MXNet from psum imports psum
+    first."""
     program = """
 import numpy as np
 vars(np).pop("bool", None)
@@ -24,7 +25,7 @@ assert mxnet is mx
 
 
 def install(site: pathlib.Path, name: str, *files: str) -> None:
-    """Makes what pip leaves of a wheel that was installed."""
+    """Makes the files that pip installs of a wheel."""
     info = site / f"{name.replace('-', '_')}-1.9.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.9.1\n")
@@ -35,7 +36,7 @@ def install(site: pathlib.Path, name: str, *files: str) -> None:
 
 
 def test_two_wheels_of_mxnet_over_each_other_are_warned_of(tmp_path: pathlib.Path) -> None:
-    """With what to do; a distribution that has only a similar name is none of them."""
+    """The warning about two wheels says what to do. A distribution with a similar name does not count."""
     install(tmp_path, "mxnet-coreml-converter", "mxnet_coreml_converter/__init__.py")
     install(tmp_path, "mxnet-cu117", "mxnet/__init__.py", "mxnet/libmxnet.so")
     with warnings.catch_warnings():

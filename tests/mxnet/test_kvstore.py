@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def only_first_cpu(context: Any) -> bool:
-    """Makes cpu(1) and all others devices whose memory is out of reach."""
+    """Treats all contexts but cpu(0) as devices whose arrays cannot be used in place."""
     return bool(context == mx.cpu(0))
 
 
@@ -45,7 +45,7 @@ def failed_array(size: int = 2) -> Any:
 
 
 def pending_array(gate: threading.Event, size: int = 2) -> Any:
-    """An array of ones that is not there before the gate is open."""
+    """An array of ones that is pending until the gate opens."""
     array = mx.nd.ones((size,))
 
     def complete(operation: operations.Operation) -> None:
@@ -60,7 +60,7 @@ def pending_array(gate: threading.Event, size: int = 2) -> Any:
 
 
 def test_returns_before_the_sum_is_there(store: BytePS, client: Any) -> None:
-    """A push-pull returns while the sum is not there, and what reads the array afterwards gets the sum."""
+    """A push-pull returns before the sum is there, and later readers of the array get the sum."""
     gradient = mx.nd.ones((2, 2))
     store.pushpull("w", gradient)
     weight = mx.nd.full((2, 2), 10.0) - 0.5 * gradient
@@ -72,7 +72,7 @@ def test_returns_before_the_sum_is_there(store: BytePS, client: Any) -> None:
 
 
 def test_returns_before_the_value_is_there(store: BytePS, client: Any) -> None:
-    """A push-pull of an array that is being computed returns, and starts when the array is there."""
+    """A push-pull of a pending array returns, and starts when the array is computed."""
     gate = threading.Event()
     array = pending_array(gate)
     store.pushpull("w", array)
@@ -85,7 +85,7 @@ def test_returns_before_the_value_is_there(store: BytePS, client: Any) -> None:
 
 
 def test_gradients_are_pushed_while_the_backward_pass_runs(store: BytePS, client: Any) -> None:
-    """The last layer's gradient is on its way before the first layer's is computed."""
+    """The last layer's gradient is sent before the first layer's is computed."""
     gate = threading.Event()
     slow = pending_array(gate)
 
@@ -116,7 +116,7 @@ def test_gradients_are_pushed_while_the_backward_pass_runs(store: BytePS, client
 
 
 def test_rounds_are_in_program_order(store: BytePS, client: Any) -> None:
-    """The round is fixed by the call, though the values become ready in another order."""
+    """The call fixes the round, even if the values become ready in another order."""
     gate = threading.Event()
     late = pending_array(gate, 3)
     store.pushpull("w", late)
@@ -146,7 +146,7 @@ def test_what_is_reserved(store: BytePS, client: Any) -> None:
 
 
 def test_value_is_untouched_with_an_out(store: BytePS, client: Any) -> None:
-    """With out given, the sum is there and the value is what it was."""
+    """With out, the sum is there and the value is unchanged."""
     client.peers = lambda ticket: ticket.value * 2
     value, out = mx.nd.array([1.0, 2.0]), mx.nd.zeros((2,))
     store.pushpull("w", value, out)
@@ -155,7 +155,7 @@ def test_value_is_untouched_with_an_out(store: BytePS, client: Any) -> None:
 
 
 def test_value_may_change_after_the_call(store: BytePS, client: Any) -> None:
-    """What is written to the value after the call comes too late for the sum."""
+    """Writes to the value after the call do not change the sum."""
     value, out = mx.nd.array([1.0, 2.0]), mx.nd.zeros((2,))
     store.pushpull("w", value, out)
     value[:] = 100.0
@@ -165,7 +165,7 @@ def test_value_may_change_after_the_call(store: BytePS, client: Any) -> None:
 
 
 def test_lists(store: BytePS, client: Any) -> None:
-    """The values of a list are added up before, and every out gets the sum; out may be any number of arrays."""
+    """The values of a list are added up first, and every out gets the sum, whatever their number."""
     client.peers = lambda ticket: ticket.value + 100
     values = [mx.nd.full((2,), float(n), ctx=mx.cpu(n)) for n in (1, 2, 3)]
     outs = [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in (0, 5)]
@@ -179,7 +179,7 @@ def test_lists(store: BytePS, client: Any) -> None:
 
 @pytest.mark.parametrize("aliased", ["same", "twice", "view", "detached", "halves"])
 def test_arrays_that_share_memory(store: BytePS, client: Any, aliased: str) -> None:
-    """One array in several places, and several views of one memory, neither hang nor are mixed up."""
+    """One array in several places, and several views of one memory, neither hang nor get mixed up."""
     client.peers = lambda ticket: ticket.value * 10
     array = mx.nd.array([1.0, 2.0])
     both = mx.nd.array([1.0, 2.0, 7.0, 7.0])
@@ -195,7 +195,7 @@ def test_arrays_that_share_memory(store: BytePS, client: Any, aliased: str) -> N
 
 
 def test_while_recording(store: BytePS, client: Any) -> None:
-    """Autograd does not see the copies, and lets them be made to arrays of its graph."""
+    """Autograd does not record the copies, and allows them into arrays of its graph."""
     client.peers = lambda ticket: ticket.value * 10
     array = mx.nd.array([1.0, 2.0])
     array.attach_grad()
@@ -209,7 +209,7 @@ def test_while_recording(store: BytePS, client: Any) -> None:
 
 
 def test_numpy_arrays(store: BytePS, client: Any) -> None:
-    """Arrays of mx.np work as those of mx.nd do, also with no dimension or no element."""
+    """Arrays of mx.np work like those of mx.nd, also without dimensions or elements."""
     client.peers = lambda ticket: ticket.value * 10
     with mx.util.np_shape(True), mx.util.np_array(True):
         for shape in ((), (0,), (0, 3), (1,), (2, 2)):
@@ -222,7 +222,7 @@ def test_numpy_arrays(store: BytePS, client: Any) -> None:
 @pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("waited", [True, False])
 def test_activation_of_a_convolution(store: BytePS, client: Any, in_place: bool, waited: bool) -> None:
-    """An array that oneDNN left in its own layout is summed as any other, and read right afterwards."""
+    """An array in a layout of oneDNN's is summed like any other, and read correctly afterwards."""
     client.peers = lambda ticket: ticket.value * 10
     data = mx.nd.arange(2 * 4 * 16 * 16).reshape((2, 4, 16, 16)) % 17
     weight = mx.nd.arange(8 * 4 * 3 * 3).reshape((8, 4, 3, 3)) % 5
@@ -239,7 +239,7 @@ def test_activation_of_a_convolution(store: BytePS, client: Any, in_place: bool,
 
 
 def test_without_a_way_to_set_the_layout(client: Any) -> None:
-    """Where nothing can be used in place, everything works through stage arrays."""
+    """Everything works through stages if nothing can be used in place."""
     client.peers = lambda ticket: ticket.value * 10
     store = BytePS(client, in_place=lambda context: False)
     data, weight = mx.nd.ones((2, 4, 16, 16)), mx.nd.ones((8, 4, 3, 3))
@@ -250,7 +250,7 @@ def test_without_a_way_to_set_the_layout(client: Any) -> None:
 
 
 def test_stages_are_reused_from_step_to_step(device_store: BytePS, client: Any) -> None:
-    """Arrays out of reach go through stage arrays, one for each that is in flight, made in the first step only."""
+    """Arrays that cannot be used in place go through stages: one for each in flight, made in the first step only."""
     client.peers = lambda ticket: ticket.value * 10
     shapes = [(2, 3), (2, 3), (7,)]
     for step in range(1, 4):
@@ -265,7 +265,7 @@ def test_stages_are_reused_from_step_to_step(device_store: BytePS, client: Any) 
 
 
 def test_one_stage_per_operation_in_flight(device_store: BytePS, client: Any) -> None:
-    """Operations that are under way at once have a stage array each, which is free again when its sum is there."""
+    """Operations that are under way at once have a stage each, which is idle again when the sum is there."""
     arrays = [mx.nd.zeros((4,), ctx=mx.cpu(1)) for _ in range(3)]
     for key, array in enumerate(arrays):
         device_store.pushpull(key, array)
@@ -278,7 +278,7 @@ def test_one_stage_per_operation_in_flight(device_store: BytePS, client: Any) ->
 
 
 def test_stage_with_copies_pending(device_store: BytePS, client: Any) -> None:
-    """A stage array that is lent again, while the copies of its last content are pending, does not spoil those."""
+    """A stage that is lent again while copies out of it are pending does not change these."""
     first, second = (mx.nd.full((100_000,), n, ctx=mx.cpu(1)) for n in (1.0, 2.0))
     outs = [mx.nd.zeros((100_000,), ctx=mx.cpu(n)) for n in range(1, 6)]
     for ticket_number, value in enumerate((first, second)):
@@ -290,7 +290,7 @@ def test_stage_with_copies_pending(device_store: BytePS, client: Any) -> None:
 
 
 def test_device_and_host_outs(device_store: BytePS, client: Any) -> None:
-    """Where one of the outs is in reach, no stage array is needed for the others."""
+    """No stage is needed if one of the outs can be used in place."""
     client.peers = lambda ticket: ticket.value * 10
     outs = [mx.nd.zeros((2,), ctx=mx.cpu(1)), mx.nd.zeros((2,), ctx=mx.cpu(0))]
     device_store.pushpull("w", mx.nd.ones((2,), ctx=mx.cpu(1)), outs)
@@ -299,7 +299,7 @@ def test_device_and_host_outs(device_store: BytePS, client: Any) -> None:
 
 
 def test_failed_sum_surfaces_where_out_is_read(store: BytePS, client: Any) -> None:
-    """The error of a sum is an MXNetError at the reader of its result, with the same text; nothing before it."""
+    """A reader of a failed sum gets an MXNetError with the same text, and nobody before that."""
     gradient = mx.nd.ones((2,))
     store.pushpull("w", gradient)
     weight = mx.nd.ones((2,)) - gradient
@@ -309,7 +309,7 @@ def test_failed_sum_surfaces_where_out_is_read(store: BytePS, client: Any) -> No
 
 
 def test_failed_sum_drops_its_stage(device_store: BytePS, client: Any) -> None:
-    """A stage array on which an operation failed is not used again, and the next operation is not spoilt."""
+    """A stage on which an operation failed is not used again, and the next operation succeeds."""
     array = mx.nd.ones((2,), ctx=mx.cpu(1))
     device_store.pushpull("w", array)
     client.next_started().finish(error=PsumError("no sum"))
@@ -325,7 +325,7 @@ def test_failed_sum_drops_its_stage(device_store: BytePS, client: Any) -> None:
 @pytest.mark.parametrize("through_stage", [False, True])
 @pytest.mark.parametrize("with_out", [False, True])
 def test_failed_value_is_told_to_the_peers(client: Any, with_out: bool, through_stage: bool) -> None:
-    """Where the computation of a value fails, the operation is aborted, and the reader gets the value's error."""
+    """If the computation of a value fails, the operation is aborted, and the reader gets the value's error."""
     store = BytePS(client, in_place=lambda context: not through_stage)
     array = failed_array()
     out = mx.nd.zeros((2,)) if with_out else array
@@ -340,7 +340,7 @@ def test_failed_value_is_told_to_the_peers(client: Any, with_out: bool, through_
 
 
 def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an operation holds is let go with its end, without waiting for the garbage collector."""
+    """An operation releases what it holds when it ends, without the garbage collector."""
     freed = threading.Semaphore(0)
 
     class Watched(Exchange):
@@ -368,7 +368,7 @@ def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pyt
 
 
 def test_refused_operation(store: BytePS, client: Any) -> None:
-    """Where the key or the job has failed before, the call raises an MXNetError with that text and cause."""
+    """If the key or the job has failed before, the call raises an MXNetError with that text and cause."""
     client.refusal = AbortedError("rank 1 could not contribute to key 'w'")
     with pytest.raises(MXNetError, match="rank 1 could not contribute") as raised:
         store.pushpull("w", mx.nd.zeros((2,)))
@@ -376,7 +376,7 @@ def test_refused_operation(store: BytePS, client: Any) -> None:
 
 
 def test_push_refused_by_the_engine(store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the engine does not take the operation, the call raises, and the peers are told."""
+    """If the engine refuses the operation, the call raises, and the other ranks get the reason."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise MXNetError("engine is ending")
@@ -402,7 +402,9 @@ def test_broadcast_waits(store: BytePS, client: Any) -> None:
 
 @pytest.mark.parametrize("contexts", [[0, 1], [2, 1]])
 def test_broadcast_of_a_trainer_does_not_wait(device_store: BytePS, client: Any, contexts: list[int]) -> None:
-    """It returns at once, through stage arrays too; what reads the outs gets rank 0's value, who is first the error."""
+    """A Trainer's broadcast returns at once, through stages too. Readers of the outs get rank 0's value, or the first
+    one
+    the error."""
     store = device_store.labelled({Operation.BROADCAST: {0: "weight"}, Operation.SUM: {}})
     client.rank = 1
     outs = [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in contexts]
@@ -449,7 +451,8 @@ def test_failed_broadcast(store: BytePS, client: Any) -> None:
 
 
 def test_broadcast_of_a_failed_value(store: BytePS, client: Any) -> None:
-    """A broadcast of a value that could not be computed raises with the value's error, and tells the peers."""
+    """A broadcast of a value that could not be computed raises the value's error, and the other ranks get the
+    reason."""
     with pytest.raises(MXNetError, match="division by zero"):
         store.broadcast("w", failed_array(), mx.nd.zeros((2,)))
     assert client.reserved[0].reason is not None

@@ -1,4 +1,4 @@
-"""Several Trainers and stores in one program: whose sums are whose."""
+"""Several Trainers and stores in one program get their own sums."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,29 +42,30 @@ def step(net: Any, trainer: Any) -> None:
 
 
 def test_first_steps_in_another_order(run_workers: Callable[..., list[Any]]) -> None:
-    """Made in one order and first stepped in another: each Trainer gets its own sums, and no rank waits for ever."""
+    """Trainers that are made in one order and first stepped in another get their own sums, without a deadlock."""
     runs = run_workers("order.py", "ab/ab,ba/0", "ba/ab,ba/0", PSUM_ROUND_TIMEOUT="20")
-    assert [run.check().splitlines() for run in runs] == [["-2.0 -200.0"] * 2] * 2
+    assert [run.check().splitlines() for run in runs] == [["-2.0", "-200.0"] * 2] * 2
 
 
 @needs_names
 def test_made_in_another_order(run_workers: Callable[..., list[Any]]) -> None:
     """Trainers of other networks than on other ranks are not mixed up: an error shows the parameters of both sides.
 
-    Whether ranks make Trainers in different orders or one rank has made another network before, which MXNet has counted
-    in its names, nobody can tell: with names of their own it works.
+    Nobody can tell whether the ranks make Trainers in different orders or one rank has made another network before,
+    which MXNet has counted in its names. It works with networks that have names of their own.
     """
     cases = ["ab,ba/ab/0", "ab,ba/ab,ba/0", "ab/ab/0,1", "ab/ab,ba/0,1/prefixes"]
+    # The parameters of the first and the second network on both ranks.
+    pairs = [(0, 1), (0, 1), (0, 1), (0, 1), (0, 1), (1, 2)]
     for run in run_workers("order.py", *cases, PSUM_ROUND_TIMEOUT="20"):
-        *errors, named = run.check().splitlines()
-        assert len(errors) == 3
-        for error in errors:
+        *errors, first, second = run.check().splitlines()
+        for error, pair in zip(errors, pairs, strict=True):
             assert "ranks disagree on key '0" in error
-            assert "for dense0_weight" in error
-            assert "for dense1_weight" in error
+            for number in pair:
+                assert f"for dense{number}_weight" in error
             assert "in the same order on all ranks" in error
             assert "a name of its own (in MXNet a prefix)" in error
-        assert named == "-2.0 -200.0"
+        assert (first, second) == ("-2.0", "-200.0")
 
 
 def test_numbers_are_those_of_the_program(unconnected: None) -> None:
@@ -83,7 +84,8 @@ def test_numbers_are_those_of_the_program(unconnected: None) -> None:
 
 
 def test_numbers_after_a_closed_client(unconnected: None) -> None:
-    """A process that joins another job counts anew, and a Trainer of before does not meet one made since."""
+    """A process that joins another job counts from 0 again. A Trainer made before does not collide with one made
+    since."""
     net = network()
     early = trainer(net)
     mx.kv.create("byteps")
@@ -97,7 +99,7 @@ def test_numbers_after_a_closed_client(unconnected: None) -> None:
 
 
 def test_a_trainer_connects_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Making one with the name of a store joins no job: it may be made before the process forks."""
+    """Making a Trainer with the name of a store joins no job, so it may be made before the process forks."""
 
     def refuse() -> None:
         raise AssertionError("joined the job")
@@ -113,7 +115,7 @@ def test_a_trainer_connects_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_labels(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a Trainer reserves says which parameter it is, under the store's name, an instance, and a plain list."""
+    """A Trainer's operations are labelled with parameters, with the store's name, an instance, and a plain list."""
     client.peers = lambda ticket: ticket.value
     monkeypatch.setattr(kvstore, "shared_client", lambda: client)
     store = BytePS(client)
@@ -128,13 +130,13 @@ def test_labels(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     step(net, mx.gluon.Trainer([net.weight, net.bias], "sgd", kvstore=store))
     assert [ticket.label for ticket in client.reserved] == [net.weight.name, net.bias.name] * 2
     client.reserved = []
-    # What the program does with the store itself is no parameter.
+    # A program's own use of the store has no label.
     store.pushpull(0, mx.nd.ones((1, 2)))
     assert client.reserved[0].label == ""
 
 
 def test_labels_with_a_dictionary(client: Any) -> None:
-    """Names of the program's own are what all ranks must agree on, in place of those that MXNet has counted."""
+    """Labels are the program's own names if it gives a dictionary, not those that MXNet has counted."""
     client.peers = lambda ticket: ticket.value
     net = network()
     parameters = {"output.weight": net.weight, "output.bias": net.bias}
@@ -143,7 +145,7 @@ def test_labels_with_a_dictionary(client: Any) -> None:
 
 
 def test_two_trainers_take_turns_in_one_store(local_store: BytePS) -> None:
-    """One store for two Trainers mixes their sums wherever ranks step them in another order: refused, in words."""
+    """Two Trainers that take turns in one store get an error: other orders on other ranks would mix their sums."""
     nets = [network(prefix=f"{name}_") if MAJOR_VERSION < 2 else network() for name in "ab"]
     parameters = [
         {f"{name}_weight": net.weight, f"{name}_bias": net.bias} for name, net in zip("ab", nets, strict=True)
@@ -158,7 +160,7 @@ def test_two_trainers_take_turns_in_one_store(local_store: BytePS) -> None:
 
 
 def test_one_trainer_after_another_in_one_store(local_store: BytePS) -> None:
-    """A program that trains one network after another may keep its store, as for each fold of a cross-validation."""
+    """One store may serve one Trainer after another, as for the folds of a cross-validation."""
     for _ in range(3):
         net = network()
         made = trainer(net, local_store)
@@ -167,7 +169,7 @@ def test_one_trainer_after_another_in_one_store(local_store: BytePS) -> None:
 
 
 def test_two_trainers_of_other_shapes_in_one_store(local_store: BytePS) -> None:
-    """Two Trainers whose parameters differ in shape say so, with both names, in place of a shape alone."""
+    """The error for two Trainers in one store with different shapes has the names of both parameters."""
     first, second = network(), mx.gluon.nn.Dense(3, in_units=2)
     second.initialize()
     step(first, mx.gluon.Trainer({"a": first.weight}, "sgd", kvstore=local_store))

@@ -27,7 +27,7 @@ def test_create(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_registration_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taking the place of a store of the same name, which MXNet 2 ships, warns nobody."""
+    """Replacing MXNet 2's store of the same name causes no warning."""
     for module in map(integration._find, integration._USERS):
         for name in ("_create_kvstore", "_initialize_kvstore"):
             if hasattr(module, name):
@@ -74,7 +74,7 @@ def test_pushpull(kv: BytePS) -> None:
 
 @pytest.mark.parametrize("capability", ["optimizer", "anything"])
 def test_is_capable(capability: str) -> None:
-    """The store is capable of nothing that is asked for, and need not exist to say so."""
+    """The store has no capabilities, also as a class."""
     assert BytePS.is_capable(capability) is False
 
 
@@ -92,20 +92,20 @@ def test_is_capable(capability: str) -> None:
     ],
 )
 def test_not_implemented(kv: BytePS, member: str, arguments: tuple[Any, ...], advice: str) -> None:
-    """What the page says is not implemented says so, and what to do instead."""
+    """Methods that the page lists as not implemented raise an error that says what to do instead."""
     with pytest.raises(NotImplementedError, match=advice):
         getattr(kv, member)(*arguments)
 
 
 def test_every_member_of_a_store_of_mxnet_is_there() -> None:
-    """What programs call on MXNet's own stores works here, or says what to use instead."""
+    """Undocumented methods of MXNet's stores work, or say what to use instead."""
     assert {name for name in vars(mx.kvstore.KVStore) if not name.startswith("__")} - set(dir(BytePS)) == set()
 
 
 @pytest.mark.parametrize("member", ["init", "broadcast", "pushpull"])
 @pytest.mark.parametrize("keys", [[1, 2], (1, 2), ["a", "b"]])
 def test_lists_of_keys(kv: BytePS, member: str, keys: Any) -> None:
-    """Several keys in one call, which MXNet's own stores take, are refused with what to write instead."""
+    """A list of keys, which MXNet's own stores take, is an error that says what to write instead."""
     values = [mx.nd.ones((2,)), mx.nd.zeros((3,))]
     arguments = [keys, values] if member == "init" else [keys, values, values]
     with pytest.raises(
@@ -115,7 +115,7 @@ def test_lists_of_keys(kv: BytePS, member: str, keys: Any) -> None:
 
 
 def test_barrier(kv: BytePS) -> None:
-    """A job of one worker is complete at once; MXNet's own name of it is known too."""
+    """A barrier in a job of one worker returns at once, under MXNet's own name too."""
     kv.barrier()
     kv._barrier()
 
@@ -128,7 +128,7 @@ def test_properties(client: Any) -> None:
 
 
 def test_gradient_compression(kv: BytePS) -> None:
-    """Asking for no compression is fine; asking for one is refused with what to do instead."""
+    """Parameters without compression are accepted. Others are an error that says what to do instead."""
     kv.set_gradient_compression(None)
     kv.set_gradient_compression({})
     kv.set_gradient_compression({"type": "none"})

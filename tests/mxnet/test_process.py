@@ -17,15 +17,15 @@ from psum.client import PEER_FAULT_STATUS
 OUTSTANDING = """
 import os, sys, threading
 import psum.mxnet
-from psum.mxnet.engine import operations as _engine, lifecycle
+from psum.mxnet.engine import lifecycle, operations
 from psum.mxnet.compat import mx
 store = mx.kv.create("byteps")
 array = mx.nd.zeros((2,))
-running, operations = threading.Event(), []
+running, pending = threading.Event(), []
 def run(operation):
-    operations.append(operation)
+    pending.append(operation)
     running.set()
-_engine.push(array, _engine.Operation(run, lambda: None))
+operations.push(array, operations.Operation(run, lambda: None))
 dependent = array + 1
 assert running.wait(20)
 """
@@ -45,12 +45,12 @@ def test_fork_with_outstanding_operation(run_python: Callable[..., Any]) -> None
 forking = threading.Event()
 def complete():
     assert forking.wait(20)
-    operations[0].complete()
+    pending[0].complete()
 threading.Thread(target=complete).start()
 os.register_at_fork(before=forking.set)
 child = os.fork()
 if child == 0:
-    print("child:", _engine.outstanding(), (mx.nd.ones((2,)) * 2).asnumpy().tolist())
+    print("child:", operations.outstanding(), (mx.nd.ones((2,)) * 2).asnumpy().tolist())
     try:
         store.pushpull("w", array)
     except mx.base.MXNetError as error:
@@ -91,7 +91,7 @@ def test_fork_while_another_thread_pushes(run_python: Callable[..., Any]) -> Non
     program = """
 import os, threading, time
 import psum.mxnet
-from psum.mxnet.engine import operations as _engine
+from psum.mxnet.engine import operations
 from psum.mxnet.compat import mx
 store = mx.kv.create("byteps")
 arrays = [mx.nd.ones((10,)) for _ in range(5)]
@@ -101,7 +101,7 @@ def push():
     while not over.is_set():
         for key, array in enumerate(arrays):
             store.pushpull(key, array)
-        while _engine.outstanding() > 20:
+        while pending.outstanding() > 20:
             time.sleep(0.0005)
 thread = threading.Thread(target=push)
 thread.start()
@@ -128,7 +128,7 @@ def interrupt():
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.2)
-    operations[0].complete()
+    pending[0].complete()
 threading.Thread(target=interrupt).start()
 child = None
 try:
@@ -185,7 +185,7 @@ else:
 def test_forked_child_can_exit(run_python: Callable[..., Any]) -> None:
     """A forked child that ends in the ordinary way runs no exit hook of its parent's."""
     program = """
-operations[0].complete()
+pending[0].complete()
 child = os.fork()
 if child == 0:
     sys.exit(7)
@@ -294,7 +294,7 @@ import pickle, tempfile
 import numpy as np
 def handle(*_):
     print("handled", end=" ")
-    operations.pop().complete()
+    pending.pop().complete()
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, handle)
 file = tempfile.NamedTemporaryFile()
@@ -313,10 +313,10 @@ for name, wait in {
     wait(dependent)
     print(name, dependent.asnumpy().tolist())
     running.clear()
-    _engine.push(array, _engine.Operation(run, lambda: None))
+    operations.push(array, operations.Operation(run, lambda: None))
     dependent = array + 1
     assert running.wait(20)
-operations.pop().complete()
+pending.pop().complete()
 """
     lines = run_python(OUTSTANDING + SIGNALLED + program).check().splitlines()
     names = ("read", "copy", "scalar", "all", "save", "pickle")
@@ -334,7 +334,7 @@ try:
     dependent.wait_to_read()
 except KeyboardInterrupt:
     print("interrupted")
-threading.Timer(1.5, operations[0].complete).start()
+threading.Timer(1.5, pending[0].complete).start()
 print(dependent.asnumpy().tolist())
 """
     assert run_python(OUTSTANDING + SIGNALLED + program).check().splitlines() == ["interrupted", "[1.0, 1.0]"]
@@ -351,11 +351,11 @@ _interrupts.PATIENCE_SECONDS = 0.3
 _interrupts.forget()
 def end():
     print("ended")
-    operations[0].complete()
+    pending[0].complete()
 _interrupts.watch(end)
 if {0}:
     signal.signal(signal.SIGINT, lambda *_: print("handled"))
-    threading.Timer(1.0, operations[0].complete).start()
+    threading.Timer(1.0, pending[0].complete).start()
 send(signal.SIGINT)
 try:
     mx.nd.contrib.boolean_mask(dependent, dependent).wait_to_read()
@@ -509,12 +509,12 @@ def test_fork_after_a_failed_sum(run_python: Callable[..., Any], aggregator: str
 import os
 import psum.mxnet
 from psum.client import PsumError
-from psum.mxnet.engine import operations as _engine, lifecycle
+from psum.mxnet.engine import lifecycle, operations
 from psum.mxnet.compat import mx
 array = mx.nd.zeros((2,))
 mx.kv.create("byteps").pushpull("w", array)
 next(iter(lifecycle._clients)).fail(PsumError("everything fails"))
-assert _engine.wait_until_idle(20)
+assert operations.wait_until_idle(20)
 child = os.fork()
 if child == 0:
     # The error is none of the child's.

@@ -1,5 +1,6 @@
 """The store under gluon.Trainer and Module, with a core client that plays the other ranks."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ TWO_DEVICES = (mx.cpu(0), mx.cpu(1))
 
 @pytest.fixture
 def two_ranks(client: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A job in which the other rank has the same gradients, so that sums are doubled; stores made by name join it."""
+    """A job whose other rank has the same gradients, so sums are doubled. Stores made by name join it."""
     client.peers = lambda ticket: ticket.value * (2 if ticket.operation == Operation.SUM else 1)
     monkeypatch.setattr(kvstore, "shared_client", lambda: client)
     return client
@@ -57,7 +58,7 @@ def test_trainer(two_ranks: Any, make: Callable[[], Any], devices: tuple[Any, ..
 
 
 def test_trainer_priorities(two_ranks: Any) -> None:
-    """The first parameters' gradients are the most urgent, as Trainer says."""
+    """The first parameters' gradients have the highest priority, as Trainer asks."""
     net = mx.gluon.nn.Sequential()
     net.add(mx.gluon.nn.Dense(2, in_units=2), mx.gluon.nn.Dense(1, in_units=2))
     net.initialize()
@@ -78,7 +79,7 @@ def test_trainer_starts_with_the_weights_of_rank_0(two_ranks: Any) -> None:
 
 
 def test_trainer_with_failed_sum(two_ranks: Any) -> None:
-    """A sum that fails reaches whoever reads the weights, and the next step says so at once."""
+    """A reader of the weights gets the error of a failed sum, and so does the next step."""
     net = dense(ONE_DEVICE)
     trainer = mx.gluon.Trainer(net.collect_params(), "sgd", kvstore="byteps")
     step(net, trainer, ONE_DEVICE)
@@ -90,10 +91,13 @@ def test_trainer_with_failed_sum(two_ranks: Any) -> None:
     two_ranks.refusal = refusal
     with pytest.raises(MXNetError, match="rank 1 could not contribute"):
         trainer.allreduce_grads()
+    # MXNet keeps the error of the gradient, and raises it for the next wait for all arrays.
+    with contextlib.suppress(MXNetError):
+        mx.nd.waitall()
 
 
 def test_trainer_refuses_compression(two_ranks: Any) -> None:
-    """Trainer passes its compression_params on, which are refused in words."""
+    """Trainer passes its compression_params on, and gets an error."""
     net = dense(ONE_DEVICE)
     parameters = {"type": "2bit", "threshold": 0.5}
     trainer = mx.gluon.Trainer(net.collect_params(), "sgd", kvstore="byteps", compression_params=parameters)
@@ -102,7 +106,7 @@ def test_trainer_refuses_compression(two_ranks: Any) -> None:
 
 
 def test_trainer_without_a_store(two_ranks: Any) -> None:
-    """A Trainer with a store of MXNet's, or none, is left alone."""
+    """A Trainer with another store or none is unchanged."""
     for store in (None, "device", "local"):
         net = dense(ONE_DEVICE)
         step(net, mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1}, kvstore=store), ONE_DEVICE)
@@ -111,7 +115,7 @@ def test_trainer_without_a_store(two_ranks: Any) -> None:
 
 
 def test_two_trainers_interleaved(local_store: BytePS, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two Trainers with parameters of other shapes under the same keys do not meet."""
+    """Two Trainers with different shapes under the same keys do not collide."""
     monkeypatch.setattr(kvstore, "shared_client", lambda: local_store._client)
     nets = [mx.gluon.nn.Dense(units, in_units=2) for units in (1, 3)]
     for net in nets:
@@ -162,6 +166,6 @@ def test_module_starts_with_the_weights_of_rank_0(two_ranks: Any, devices: tuple
 
 @pytest.mark.skipif(not hasattr(mx, "mod"), reason="MXNet 2 has no Module")
 def test_module_with_another_store(two_ranks: Any) -> None:
-    """Module.fit with a store of MXNet's is left alone."""
+    """Module.fit with a store of MXNet's is unchanged."""
     assert fit("local", TWO_DEVICES) == [[0.5, 0.0]]
     assert two_ranks.reserved == []

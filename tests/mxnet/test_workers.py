@@ -36,7 +36,7 @@ def test_training_equals_one_process(
 
 
 def test_timeline(run_workers: Callable[..., list[Any]], tmp_path: pathlib.Path) -> None:
-    """The gradients of a training are in it, with the time that they were waited for: being computed."""
+    """The timeline of a training has its gradients, with the time in which they were computed."""
     traces = tmp_path / "traces"
     environ = {"BYTEPS_TRACE_ON": "1", "BYTEPS_TRACE_DIR": str(traces), "BYTEPS_TRACE_START_STEP": "1"}
     for run in run_workers("train.py", str(tmp_path), **environ):
@@ -57,12 +57,12 @@ def test_timeline(run_workers: Callable[..., list[Any]], tmp_path: pathlib.Path)
 
 
 def test_page(run_workers: Callable[..., list[Any]]) -> None:
-    """The members of the page do between two ranks what it says."""
+    """The members of the documentation page work between two ranks."""
     assert [run.check().strip() for run in run_workers("page.py")] == ["done", "done"]
 
 
 def test_averages_beside_a_training(run_workers: Callable[..., list[Any]]) -> None:
-    """The KVStore's client sums other things too; a second one is refused with what to use instead."""
+    """The KVStore's client sums other things too. A second client gets an error that says what to use instead."""
     for run in run_workers("beside.py"):
         *lines, error = run.check().splitlines()
         assert lines == ["accuracy [5.0, 9.0]"] * 2 + ["weight -4.0"]
@@ -71,7 +71,7 @@ def test_averages_beside_a_training(run_workers: Callable[..., list[Any]]) -> No
 
 
 def test_failures_of_keys(run_workers: Callable[..., list[Any]]) -> None:
-    """A rank whose value fails, or differs in shape, fails that key for all ranks, in words, and no other key."""
+    """A rank whose value fails or differs in shape fails that key, and no other, for all ranks."""
     innocent, guilty = (run.check().splitlines() for run in run_workers("failure.py"))
     # The guilty rank itself gets MXNet's own error first.
     assert "rank 1" not in guilty[0]
@@ -85,7 +85,7 @@ def test_failures_of_keys(run_workers: Callable[..., list[Any]]) -> None:
 
 @pytest.mark.parametrize("aggregator_settings", [Settings(listen=("127.0.0.1:0",), worker_timeout=0.5)])
 def test_lost_worker(run_workers: Callable[..., list[Any]]) -> None:
-    """Where a worker vanishes, the other gets an error that names its rank."""
+    """If a worker vanishes, the other gets an error that names its rank."""
     left, _ = run_workers("failure.py", "exit")
     errors = left.check().splitlines()
     assert len(errors) == 2
@@ -93,7 +93,7 @@ def test_lost_worker(run_workers: Callable[..., list[Any]]) -> None:
 
 
 def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., list[Any]]) -> None:
-    """What stands in for a device's array is pushed without another copy."""
+    """Stages are pushed without another copy."""
     assert [run.check().strip() for run in run_workers("stages.py")] == ["0", "0"]
 
 

@@ -1,4 +1,4 @@
-"""The core client: push-pulls and broadcasts anything that has the buffer protocol, from any thread.
+"""The core client: sums and broadcasts anything that has the buffer protocol, from any thread.
 
     import numpy as np
     import psum.client
@@ -13,12 +13,12 @@ It needs no framework; psum.mxnet is built on it.
 
 import os
 
-# gRPC would print a warning at every fork of a program that uses it; forked children do not use psum's connections.
+# Otherwise gRPC prints a warning at every fork. Forked children do not use psum's connections.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# Of handshakes that fail gRPC writes lines that say less than our errors do.
+# gRPC's own log lines about failed handshakes are less useful than our errors.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# Names are looked up as by all other programs: gRPC's own way, c-ares, reads /etc/hosts differently. Of a host with
-# several addresses it knows only one where another is that of some other name too, as 127.0.0.1 is.
+# Looks names up as other programs do. gRPC's own resolver, c-ares, reads /etc/hosts differently: it finds only one of a
+# host's addresses if another one also belongs to another name, as 127.0.0.1 does.
 os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
 from psum.client.client import Client

@@ -1,4 +1,4 @@
-"""The clients of this process: joining a job, and the one client that all parts of a program share."""
+"""The clients of this process: joining a job, and the client that all parts of a program share."""
 
 import atexit
 import threading
@@ -12,36 +12,36 @@ from psum.wire.errors import TakenError
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _shared: Client | None = None
 _sharing = threading.RLock()
-"""Held while the shared client connects. This lock and the next are reentrant: a signal's handler may run where the
-main thread has them."""
+"""Held while the shared client connects. This lock and the next are reentrant, because a signal's handler may run while
+the main thread holds them."""
 _upcoming = StoreNumbers()
-"""For the stores of the next shared client."""
+"""Numbers the stores of the next shared client."""
 _numbering = threading.RLock()
-"""Held for a moment only, unlike the other."""
+"""Held only for a moment, unlike the other lock."""
 
 
 def connect(settings: Settings | None = None, *, staging: bool = False) -> Client:
     """Joins a job.
 
     Args:
-        settings: By default those that the environment gives. With one worker and no aggregators the client needs no
+        settings: By default, those from the environment. With one worker and no aggregators the client needs no
             connection: every sum is the value itself.
-        staging: Whether Client.allocate is to be of use.
+        staging: Whether Client.allocate gives memory.
 
     Raises:
         ConfigurationError: The environment's settings cannot be used.
-        ConnectError: An aggregator could not be reached in time.
-        FaultError: An aggregator refused this worker. A TakenError says so where it is this process that has the rank
-            already, by another client.
+        ConnectError: An aggregator was not reached in time.
+        FaultError: An aggregator refused this worker. It is a TakenError if another client of this process has the
+            rank already.
     """
     return _connected(Client(settings or Settings.from_environment(), staging=staging))
 
 
 def shared_client() -> Client:
-    """The client that this process shares, connected on first use as the environment says.
+    """Returns the client that this process shares. The first call connects it as the environment says.
 
-    The KVStore uses the same one. Its stores are numbered in the order in which the program makes them, those of the
-    KVStore among them, so all ranks must make theirs in the same order.
+    The KVStore uses it too. Its stores, including those of the KVStore, are numbered in the order in which the program
+    makes them. So all ranks must make theirs in the same order.
     """
     global _shared, _upcoming
     with _sharing:
@@ -53,7 +53,7 @@ def shared_client() -> Client:
 
 
 def reserve_store() -> StoreNumber:
-    """Numbers a store of the shared client that is made later, by Client.store. Does not connect, and does not wait."""
+    """Reserves the number of a store that Client.store of the shared client makes later. Neither connects nor waits."""
     with _numbering:
         return (_upcoming if _shared is None or _shared.closed else _shared.numbering).next()
 
@@ -66,22 +66,22 @@ def _connected(client: Client) -> Client:
     except TakenError as error:
         if (holder := _other_client(client)) is None:
             raise
-        way = "psum.client.shared_client() gives it, and the KVStore 'byteps' uses it as well"
+        advice = "psum.client.shared_client() gives it, and the KVStore 'byteps' uses it as well"
         if holder is not _shared:
-            way = (
+            advice = (
                 "use that one, or close it first; beside the KVStore 'byteps', use psum.client.shared_client() instead"
                 " of psum.client.connect()"
             )
         raise TakenError(
-            f"this process is rank {client.rank} of job {client.settings.job!r} already, by a client that it made"
-            f" before: {way}",
+            f"this process is rank {client.rank} of job {client.settings.job!r} already, through a client that it made"
+            f" before: {advice}",
             ranks=error.ranks,
         ) from None
     return client
 
 
 def _other_client(client: Client) -> Client | None:
-    """The open client of this process that has the same rank of the same job."""
+    """Returns another open client of this process with the same rank of the same job."""
     mine = client.settings
     for other in list(_clients):
         its = other.settings

@@ -1,12 +1,11 @@
-"""Settings of a worker that can be used, but can hardly be meant."""
+"""Warnings about settings of a worker that work but are probably not meant."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from psum.client.settings import Settings
+from psum.client.declared_settings import DeclaredSettings
 
-#: What is of use only with aggregators, by the setting's name.
+#: Settings that need aggregators, with their variables.
 _FOR_AGGREGATORS: Final = {
     "tls_ca": "PSUM_TLS_CA",
     "tls_cert": "PSUM_TLS_CERT",
@@ -14,8 +13,8 @@ _FOR_AGGREGATORS: Final = {
 }
 
 
-def doubts(settings: "Settings") -> Iterator[str]:
-    """A sentence for each, that says what will happen and what to change."""
+def doubts(settings: DeclaredSettings) -> Iterator[str]:
+    """Yields a sentence for each doubt: what will happen, and what to change."""
     yield from _alone(settings)
     yield from _without_effect(settings)
     if settings.local_size > settings.num_workers:
@@ -30,26 +29,26 @@ def doubts(settings: "Settings") -> Iterator[str]:
         )
     if 2 * settings.keepalive > settings.round_timeout and "keepalive" in settings.sources:
         yield (
-            f"a silent connection is given up after twice {settings.keepalive:g} s (PSUM_KEEPALIVE), but a sum is"
-            f" waited for only {settings.round_timeout:g} s (PSUM_ROUND_TIMEOUT): errors will name slow workers where a"
+            f"a silent connection is given up after twice {settings.keepalive:g} s (PSUM_KEEPALIVE), but a sum times"
+            f" out after {settings.round_timeout:g} s (PSUM_ROUND_TIMEOUT): errors will name slow workers where a"
             " connection is broken"
         )
 
 
-def _alone(settings: "Settings") -> Iterator[str]:
-    """It trains by itself, and that was hardly meant. What the program itself has set is meant."""
+def _alone(settings: DeclaredSettings) -> Iterator[str]:
+    """The worker trains alone, probably by mistake. Settings that the program itself made are meant."""
     if not settings.sources or "num_workers" in settings.sources:
         pass
     elif settings.aggregators:
         yield (
-            "aggregators are named (PSUM_AGGREGATORS), but not how many workers there are (PSUM_NUM_WORKERS): this"
-            " worker takes itself for the only one, and trains alone"
+            "PSUM_AGGREGATORS names aggregators, but PSUM_NUM_WORKERS is not set: this worker believes that it is the"
+            " only one, and trains alone"
         )
         return
     elif "rank" in settings.sources:
         yield (
-            f"this worker has rank {settings.rank}, but is not told how many workers there are (PSUM_NUM_WORKERS) nor"
-            " where aggregators are (PSUM_AGGREGATORS): it takes itself for the only one, and trains alone"
+            f"this worker has rank {settings.rank}, but neither the number of workers (PSUM_NUM_WORKERS) nor"
+            " aggregators (PSUM_AGGREGATORS) are set: it believes that it is the only one, and trains alone"
         )
         return
     named = [variable for name, variable in _FOR_AGGREGATORS.items() if getattr(settings, name)]
@@ -60,22 +59,22 @@ def _alone(settings: "Settings") -> Iterator[str]:
         )
 
 
-def _without_effect(settings: "Settings") -> Iterator[str]:
-    """It changes nothing."""
+def _without_effect(settings: DeclaredSettings) -> Iterator[str]:
+    """A setting changes nothing."""
     if len(settings.aggregators) == 1 and settings.weights:
-        yield "weights (PSUM_AGGREGATOR_WEIGHTS) change nothing where there is one aggregator"
+        yield "weights (PSUM_AGGREGATOR_WEIGHTS) change nothing with a single aggregator"
     if settings.aggregators and all(address.startswith("unix:") for address in settings.aggregators):
         if settings.tls:
             yield (
-                "all aggregators are unix sockets, on which TLS is not spoken: PSUM_TLS_CA and the other files for TLS"
-                " have no effect"
+                "all aggregators are unix sockets, which do not use TLS: PSUM_TLS_CA and the other files for TLS have"
+                " no effect"
             )
         if settings.plane == "direct":
             yield (
-                "all aggregators are unix sockets, to which there are no data connections: with PSUM_PLANE=direct"
-                " everything goes in messages; auto or shm shares memory"
+                "all aggregators are unix sockets, which have no data connections: with PSUM_PLANE=direct everything"
+                " goes in messages; auto or shm shares memory"
             )
-    # Not where BytePS' names give the steps: there a switch turns the timeline on.
+    # Not if the steps come from BytePS's variables: there, another variable turns the timeline on.
     steps = [settings.sources.get(name) for name in ("trace_start_step", "trace_end_step")]
     named = [source for source in steps if source is not None and not source.startswith("BYTEPS_")]
     if named and not settings.trace_dir:

@@ -1,11 +1,11 @@
-"""What BytePS, ps-lite and Kubernetes tell a worker, under names of their own."""
+"""The environment variables that BytePS, ps-lite and Kubernetes set for a worker."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from psum.runtime import similar
 
-#: Their variables that count here.
+#: The variables that psum reads.
 _UNDERSTOOD: Final = (
     "BYTEPS_GLOBAL_RANK",
     "BYTEPS_LOCAL_RANK",
@@ -21,13 +21,16 @@ _UNDERSTOOD: Final = (
     "JOB_COMPLETION_INDEX",
 )
 
-#: How alike a name must be to one of these to be a misspelling. Less alike are other variables of those systems.
+#: How similar a name must be to one of these to count as a misspelling. Below that, it is another variable of those
+#: systems.
 _MISSPELT: Final = 0.85
 
 
 def with_derived(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with what other systems' names say where psum's are missing: the rank, the number of workers,
-    and whether there is to be a timeline."""
+    """Returns the environment, completed from other systems' variables if psum's are missing.
+
+    It completes the rank, the number of workers, and the directory of the timeline.
+    """
     derived = dict(environ)
 
     def first(*names: str, otherwise: str) -> str:
@@ -42,7 +45,7 @@ def with_derived(environ: Mapping[str, str]) -> dict[str, str]:
         if not environ.get("BYTEPS_GLOBAL_RANK"):
             derived["PSUM_RANK"] = environ.get("PSUM_RANK") or str(rank)
     elif worker_id and not worker_id.isdecimal():
-        # Left for the parser, which says what is wrong with it.
+        # The parser rejects it and says why.
         derived["PSUM_RANK"] = environ.get("PSUM_RANK") or worker_id
     if environ.get("BYTEPS_TRACE_ON") == "1":
         derived["PSUM_TRACE_DIR"] = first("PSUM_TRACE_DIR", "BYTEPS_TRACE_DIR", otherwise=".")
@@ -53,9 +56,9 @@ def with_derived(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def remarks(environ: Mapping[str, str]) -> Iterator[str]:
-    """What of these systems' variables does not count, though it looks as if it should.
+    """Yields a sentence for each of these systems' variables that looks as if it counted, but does not.
 
-    Their own names that psum has no use for are none of that: manifests that were written for those systems have them.
+    It leaves out the variables that those systems define and psum ignores: manifests written for them set these.
     """
     for name in sorted(environ):
         if name.startswith(("BYTEPS_", "DMLC_")) and name not in _UNDERSTOOD:

@@ -1,4 +1,4 @@
-"""Futures of which a network needs hundreds in every step."""
+"""Futures that are cheap: a network needs hundreds in every step."""
 
 import threading
 from concurrent.futures import Future
@@ -7,21 +7,22 @@ from typing import Any
 from psum.runtime import Waiters
 from psum.wire.errors import PsumError
 
-# What all share: one for each is most of what a future costs, and wakes the thread that waits for many with each.
+# Shared by all futures. A lock of its own would be most of a future's cost, and would wake a thread that waits for many
+# futures once for each.
 _lock = threading.RLock()
 _changed = threading.Condition(_lock)
-"""What the tools of concurrent.futures lock; nobody waits for it to be notified."""
+"""For the functions of concurrent.futures, which lock it. Nothing waits for a notification."""
 _sleepers = Waiters()
 
 
 class Outcome(Future[None]):
-    """A future that ends with None or an error, and cannot be cancelled: the other ranks count on it.
+    """A `concurrent.futures.Future` that ends with None or an error.
 
-    It is a `concurrent.futures.Future` for everybody else, but for how it waits.
+    It cannot be cancelled, because the other ranks count on the operation.
     """
 
     def __init__(self) -> None:
-        # As Future does it, without a condition of its own.
+        # Like Future.__init__, without a condition of its own.
         self._condition = _changed
         self._state = "RUNNING"
         self._result = None
@@ -29,7 +30,7 @@ class Outcome(Future[None]):
         self._watchers: list[Any] | None = None
         self._callbacks: list[Any] | None = None
 
-    # The collector looks at each list of each future that is under way. Few have anything in them.
+    # Lists are made when needed, which is seldom: the garbage collector visits every list of every future.
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
         if self._watchers is None:
@@ -43,11 +44,11 @@ class Outcome(Future[None]):
         return self._callbacks
 
     def result(self, timeout: float | None = None) -> None:
-        """Waits until it has ended.
+        """Waits until the operation has ended.
 
         Raises:
-            TimeoutError: It has not within so many seconds.
-            PsumError: That is how it ended.
+            TimeoutError: It has not ended after timeout seconds.
+            PsumError: It failed.
         """
         if self._state != "FINISHED":
             self._wait(timeout)
@@ -55,16 +56,16 @@ class Outcome(Future[None]):
             super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error it ended with, None where it ended well.
+        """Waits until the operation has ended. Returns its error, or None if it succeeded.
 
         Raises:
-            TimeoutError: It has not ended within so many seconds.
+            TimeoutError: It has not ended after timeout seconds.
         """
         self._wait(timeout)
         return super().exception(0)
 
     def __call__(self, error: PsumError | None) -> None:
-        """Ends it. The future itself is what a ticket is given to call: a bound method would be another object."""
+        """Ends the future. A ticket calls the future itself, because a bound method would be one more object."""
         with _lock:
             self._exception = error
             self._state = "FINISHED"
@@ -79,9 +80,9 @@ class Outcome(Future[None]):
             self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Returns whether it has ended."""
         return self._state == "FINISHED"
 
     def _wait(self, timeout: float | None) -> None:
-        # Others' ends wake this one too.
+        # Wakes up when any future ends.
         _sleepers.wait_for(self.done, timeout)

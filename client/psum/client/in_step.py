@@ -1,7 +1,7 @@
-"""Whether all ranks hold the same tensors, bit for bit, and where not, which.
+"""Checks that all ranks hold the same tensors, bit for bit, and names those that differ.
 
-Only digests cross: a few numbers of each rank while all agree. Every rank receives the same, hence all come to the same
-verdict. Where they do not agree, the names and digests of one rank go to all, and each says in what it differs.
+Ranks exchange digests only: a few numbers each while all agree. Every rank receives the same numbers, so all come to
+the same verdict. If they disagree, all ranks get the names and digests of one rank, and each tells how it differs.
 """
 
 import hashlib
@@ -18,26 +18,26 @@ from psum.client.store import Store
 from psum.wire import ElementType
 from psum.wire.errors import OutOfStepError
 
-#: How many tensors a rank names, and how many ranks an error names.
+#: How many tensors each rank names, and how many ranks an error names.
 _MAX_NAMED: Final = 3
 _MAX_RANKS: Final = 8
 
-#: The bytes that each rank has to say in what it differs.
+#: The bytes in which each rank tells how it differs.
 _WORDS_BYTES: Final = 512
 
-#: What each rank tells first: how many tensors, digests of their names and of their values, the size of its list, and
-#: how many of its tensors have copies that differ.
+#: The numbers that each rank sends first: how many tensors it has, digests of their names and of their values, the size
+#: of its list, and how many of its tensors have copies that differ.
 _COLUMNS: Final = 5
 
 
 class ComparedTensor(NamedTuple):
-    """A tensor as it is compared.
+    """A tensor to compare.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         form: What else must be the same, in words, such as its type and shape.
-        digest: Of its value.
-        flaw: What is wrong with it on this rank alone, empty where nothing is.
+        digest: The digest of its value.
+        flaw: What is wrong with it on this rank alone; empty if nothing is.
     """
 
     name: str
@@ -47,11 +47,11 @@ class ComparedTensor(NamedTuple):
 
 
 class Comparison:
-    """Comparisons of one thing that all ranks have, made by all of them, the same number of times.
+    """Compares tensors over all ranks. All ranks must make the same comparisons, the same number of times.
 
     Args:
-        client: This worker's membership in its job.
-        name: What all ranks call it.
+        client: This worker's client.
+        name: The name of these comparisons on all ranks.
     """
 
     def __init__(self, client: Client, name: str) -> None:
@@ -60,28 +60,28 @@ class Comparison:
         self._name = name
 
     def abort(self, reason: str) -> None:
-        """Tells the other ranks that this one has no tensors to compare, and why."""
+        """Tells the other ranks that this one cannot compare its tensors, and why."""
         self._store.reserve(self._name, shape=(self._num_workers, _COLUMNS), element_type=ElementType.INT64).abort(
             reason
         )
 
     def compare(self, tensors: Sequence[ComparedTensor]) -> None:
-        """Compares this rank's tensors with those of all others, and waits for them.
+        """Compares this rank's tensors with those of all other ranks, and waits for them.
 
         Raises:
-            OutOfStepError: They are not the same; on all ranks alike.
-            PsumError: The others could not be asked.
+            OutOfStepError: They are not the same. All ranks get this error.
+            PsumError: The exchange with the other ranks failed.
         """
         listed = _listed(tensors)
         told = self._gather(self._name, _COLUMNS, np.dtype(np.int64), self._summary(tensors, listed))
         summaries = [tuple(row) for row in told[:, :4].tolist()]
         flawed = told[:, 4].nonzero()[0].tolist()
-        # The rank that most agree with; of several the first.
+        # The model is the first rank of the largest group that agrees.
         model = summaries.index(Counter(summaries).most_common(1)[0][0])
         apart = [rank for rank, summary in enumerate(summaries) if summary != summaries[model]]
         if not apart and not flawed:
             return
-        # Told by one rank, with nothing from the others: a sum, since a broadcast comes from rank 0.
+        # One rank sends its list, the others zeros. A sum, because a broadcast can only come from rank 0.
         size = int(told[model, 3])
         theirs = np.zeros(size, np.uint8)
         if self._rank == model:
@@ -104,7 +104,7 @@ class Comparison:
         )
 
     def _gather(self, key: str, width: int, dtype: "np.dtype[Any]", row: Any) -> "np.ndarray[Any, Any]":
-        """A row from every rank: each adds its own to zeros."""
+        """Returns a row from every rank: each adds its own row to zeros."""
         rows = np.zeros((self._num_workers, width), dtype)
         rows[self._rank] = row
         self._store.push_pull(key, rows)
@@ -121,7 +121,7 @@ class Comparison:
 
 
 def digest_of(*values: Any) -> bytes:
-    """Eight bytes that stand for what C-contiguous buffers hold."""
+    """Returns a digest of 8 bytes of what C-contiguous buffers hold."""
     digest = hashlib.blake2b(digest_size=8)
     for value in values:
         digest.update(value)
@@ -133,7 +133,7 @@ def _listed(tensors: Sequence[ComparedTensor]) -> bytes:
 
 
 def _difference(tensors: Sequence[ComparedTensor], theirs: Sequence[Sequence[str]], model: int) -> str:
-    """In what this rank's tensors differ from those of another rank, which goes on from 'rank 1'."""
+    """Tells how this rank's tensors differ from those of the model rank. The text follows 'rank N ' in an error."""
     flaws = [f"has different copies of {tensor.name}: {tensor.flaw}" for tensor in tensors if tensor.flaw]
     if len(flaws) > _MAX_NAMED:
         flaws[_MAX_NAMED:] = [f"and of {len(flaws) - _MAX_NAMED} more"]

@@ -1,290 +1,42 @@
-"""A worker's settings."""
+"""A worker's settings: read from the environment, and checked."""
 
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from psum.client.declared_settings import DeclaredSettings
 from psum.client.doubtful_settings import doubts
 from psum.client.foreign_variables import remarks, with_derived
-from psum.planes import DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
-from psum.runtime import (
-    BaseSettings,
-    TlsFiles,
-    choice,
-    duration,
-    integer,
-    items,
-    load,
-    setting,
-    size,
-)
-from psum.wire import (
-    MAX_PARTITION_BYTES,
-    PAYLOAD_ALIGNMENT_BYTES,
-    is_local,
-    parse_address,
-    parse_destinations,
-)
-
-
-def _metrics_port(text: str) -> str:
-    if (address := parse_address(text if ":" in text else f"127.0.0.1:{text}")).startswith("unix:"):
-        raise ValueError("expected a port or host:port")
-    return address
-
-
-def next_port(address: str, number: int) -> str:
-    """The address with its port increased by this number. Port 0, for any free port, stays 0."""
-    host, _, port = address.rpartition(":")
-    return f"{host}:{int(port) + number if int(port) else 0}"
+from psum.runtime import load
+from psum.wire import MAX_PARTITION_BYTES, PAYLOAD_ALIGNMENT_BYTES, is_local
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(BaseSettings):
+class Settings(DeclaredSettings):
     """The settings of one worker, mostly from its environment.
 
-    psum also understands the names of BytePS, ps-lite and Kubernetes where its own names are not set: with
-    `worker_id` from DMLC_WORKER_ID or JOB_COMPLETION_INDEX, rank = worker_id · local_size + local_rank, and
+    The names that BytePS, ps-lite and Kubernetes use count too, unless psum's own are set: with `worker_id` from
+    DMLC_WORKER_ID or JOB_COMPLETION_INDEX, rank = worker_id · local_size + local_rank, and
     num_workers = DMLC_NUM_WORKER · local_size.
     """
 
-    job: str = setting("PSUM_JOB", default="default", parse=str, meaning="The job's name.")
-    aggregators: tuple[str, ...] = setting(
-        "PSUM_AGGREGATORS",
-        default=(),
-        default_text="none",
-        parse=parse_destinations,
-        meaning="The aggregators, as host:port or unix:/path, separated by commas; host-{0..15}:port stands for"
-        " sixteen. All workers must have the same list.",
-    )
-    weights: tuple[int, ...] = setting(
-        "PSUM_AGGREGATOR_WEIGHTS",
-        default=(),
-        default_text="all 1",
-        parse=items(integer(1, 1000)),
-        meaning="How many shards each aggregator takes in turn, separated by commas. All workers must have the same"
-        " list.",
-    )
-    rank: int = setting(
-        "PSUM_RANK",
-        "BYTEPS_GLOBAL_RANK",
-        default=0,
-        parse=integer(0, 4095),
-        meaning="This worker's rank, from 0.",
-    )
-    num_workers: int = setting(
-        "PSUM_NUM_WORKERS", default=1, parse=integer(1, 4096), meaning="The number of worker processes."
-    )
-    local_rank: int = setting(
-        "PSUM_LOCAL_RANK",
-        "BYTEPS_LOCAL_RANK",
-        default=0,
-        parse=integer(0, 4095),
-        meaning="This worker's rank among those on its node.",
-    )
-    local_size: int = setting(
-        "PSUM_LOCAL_SIZE",
-        "BYTEPS_LOCAL_SIZE",
-        default=1,
-        parse=integer(1, 4096),
-        meaning="The number of workers on this node.",
-    )
-    partition_bytes: int = setting(
-        "PSUM_PARTITION_BYTES",
-        "BYTEPS_PARTITION_BYTES",
-        default=2 << 20,
-        default_text="2 MiB",
-        parse=size,
-        meaning="The size of a shard. All workers must have the same.",
-    )
-    credit_bytes: int = setting(
-        "PSUM_CREDIT_BYTES",
-        default=8 << 20,
-        default_text="8 MiB",
-        parse=size,
-        meaning="Bytes that may be under way to one aggregator. Lower values honour priorities more strictly; higher"
-        " values are faster over long distances.",
-    )
-    plane: str = setting(
-        "PSUM_PLANE",
-        default="auto",
-        parse=choice("auto", "inline", "direct", "shm"),
-        meaning="How large payloads cross: shm (memory shared on a host), direct (a data connection), inline (gRPC),"
-        " auto.",
-    )
-    shm_directory: str = setting(
-        "PSUM_SHM_DIRECTORY",
-        default=DEFAULT_DIRECTORY,
-        parse=str,
-        meaning="A directory on a tmpfs, for memory that is shared with aggregators on the same host.",
-    )
-    shm_limit: Limit = setting(  # noqa: RUF009 (a field, whatever its type)
-        "PSUM_SHM_LIMIT",
-        default=DEFAULT_LIMIT,
-        parse=Limit.parse,
-        meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further"
-        " payloads travel in messages. The rest is for other users, such as the processes of a DataLoader.",
-    )
-    connect_timeout: float = setting(
-        "PSUM_CONNECT_TIMEOUT",
-        default=60.0,
-        default_text="60 s",
-        parse=duration,
-        meaning="How long a worker waits at its start for aggregators that do not run yet.",
-    )
-    rank_timeout: float = setting(
-        "PSUM_RANK_TIMEOUT",
-        default=45.0,
-        default_text="45 s",
-        parse=duration,
-        meaning="How long a worker waits at its start while another process has its rank: one that is being replaced"
-        " may take its whole grace period to end, which is 30 s on Kubernetes.",
-    )
-    reconnect_timeout: float = setting(
-        "PSUM_RECONNECT_TIMEOUT",
-        default=120.0,
-        default_text="120 s",
-        parse=duration,
-        meaning="How long a worker tries to reconnect to an aggregator.",
-    )
-    keepalive: float = setting(
-        "PSUM_KEEPALIVE",
-        default=10.0,
-        default_text="10 s",
-        parse=duration,
-        meaning="Silence after which a worker probes a connection. It gives the connection up after as long again"
-        " without an answer.",
-    )
-    keep_sums: bool = setting(
-        "PSUM_KEEP_SUMS",
-        default=True,
-        default_text="1",
-        parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="1: keep the last sum of each shard, so that an aggregator that was started again can continue; 0: do"
-        " not.",
-    )
-    round_timeout: float = setting(
-        "PSUM_ROUND_TIMEOUT",
-        default=600.0,
-        default_text="600 s",
-        parse=duration,
-        meaning="How long a push-pull may wait for its sum.",
-    )
-    check_every: int = setting(
-        "PSUM_CHECK_EVERY",
-        default=0,
-        default_text="never",
-        parse=integer(0, 2**63 - 1),
-        meaning="Number of updates after which a Trainer or Module checks that its parameters are the same on all"
-        " ranks. All workers must have the same value. See docs/drift.md.",
-    )
-    tls_ca: str = setting(
-        "PSUM_TLS_CA",
-        default="",
-        default_text="none",
-        parse=str,
-        meaning="A PEM file with the authorities of the aggregators' certificates. With it, psum uses TLS, except on"
-        " unix sockets.",
-    )
-    tls_cert: str = setting(
-        "PSUM_TLS_CERT",
-        default="",
-        default_text="none",
-        parse=str,
-        meaning="A PEM file with this worker's certificate, if aggregators ask for one.",
-    )
-    tls_key: str = setting(
-        "PSUM_TLS_KEY", default="", default_text="none", parse=str, meaning="A PEM file with the certificate's key."
-    )
-    tls_server_name: str = setting(
-        "PSUM_TLS_SERVER_NAME",
-        default="",
-        default_text="the host in the address",
-        parse=str,
-        meaning="The name that the aggregators' certificates must have.",
-    )
-    token_file: str = setting(
-        "PSUM_TOKEN_FILE", default="", default_text="none", parse=str, meaning="A file with the job's token."
-    )
-    insecure: bool = setting(
-        "PSUM_INSECURE",
-        default=False,
-        default_text="off",
-        parse=lambda text: choice("0", "1")(text) == "1",
-        meaning="Send the token to other machines without TLS. Anybody on the way can then read and use it.",
-    )
-    metrics_port: str = setting(
-        "PSUM_METRICS_PORT",
-        default="",
-        default_text="none",
-        parse=_metrics_port,
-        meaning="A port, or host:port, where Prometheus can read this worker's metrics. psum adds the local rank to"
-        " the port.",
-    )
-    trace_dir: str = setting(
-        "PSUM_TRACE_DIR",
-        default="",
-        default_text="none",
-        parse=str,
-        meaning="A directory for a timeline: each rank writes rank-N.json. See docs/slow-steps.md.",
-    )
-    trace_start_step: int = setting(
-        "PSUM_TRACE_START_STEP",
-        "BYTEPS_TRACE_START_STEP",
-        default=10,
-        parse=integer(0, 2**63 - 1),
-        meaning="The first step of the timeline. The training's first step is 0.",
-    )
-    trace_end_step: int = setting(
-        "PSUM_TRACE_END_STEP",
-        "BYTEPS_TRACE_END_STEP",
-        default=20,
-        parse=integer(0, 2**63 - 1),
-        meaning="The last step of the timeline. psum writes the file after that step, or when the client is closed.",
-    )
-    fault_file: str = setting(
-        "PSUM_FAULT_FILE",
-        default="",
-        default_text="none",
-        parse=str,
-        meaning="A file for the first failure that an aggregator reports to this worker. `psum launch` sets it, to"
-        " distinguish causes from consequences.",
-    )
-    log_level: str = setting(
-        "PSUM_LOG_LEVEL",
-        default="warning",
-        parse=choice("debug", "info", "warning", "error"),
-        meaning="The lowest level that is logged: debug, info, warning or error.",
-    )
-    log_format: str = setting(
-        "PSUM_LOG_FORMAT",
-        default="text",
-        parse=choice("text", "json"),
-        meaning="The format of log lines: json or text. With text, the program's own logging takes precedence.",
-    )
-
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
-        """The settings from the environment. Those given here take precedence (text is parsed, None is ignored).
+        """Reads the settings from the environment. Those given here win (text is parsed, None is ignored).
 
         Raises:
-            ConfigurationError: Some settings are wrong; it lists all mistakes.
+            ConfigurationError: With every mistake that was found.
         """
         return load(cls, with_derived(environ), given, remarks(environ))
 
-    @property
-    def tls(self) -> TlsFiles:
-        """The files for TLS; empty without TLS."""
-        return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key)
-
     def warnings(self) -> Iterator[str]:
-        """A sentence for each valid but unlikely setting."""
+        """Yields a sentence for everything that works but is probably not meant."""
         yield from self.remarks
         yield from doubts(self)
 
     def mistakes(self) -> Iterator[str]:
-        """A sentence for each mistake in the combination of values."""
+        """Yields a sentence for every value that is wrong together with others."""
         if self.rank >= self.num_workers:
             yield (
                 f"rank {self.rank} of {self.num_workers} workers; ranks go from 0 to {self.num_workers - 1}"
@@ -319,7 +71,7 @@ class Settings(BaseSettings):
             yield "tls_cert and tls_server_name are for TLS, which needs tls_ca"
         if self.trace_dir and self.trace_end_step < self.trace_start_step:
             yield (
-                f"a timeline from step {self.trace_start_step} to step {self.trace_end_step} has none"
+                f"a timeline from step {self.trace_start_step} to step {self.trace_end_step} has no steps"
                 " (PSUM_TRACE_START_STEP, PSUM_TRACE_END_STEP)"
             )
         if self.token_file and not self.tls_ca and not self.insecure:
@@ -329,3 +81,9 @@ class Settings(BaseSettings):
                         f"token_file={self.token_file}: to {address} the token would travel unencrypted, for anybody"
                         " between to read and use; set tls_ca to speak TLS, or PSUM_INSECURE=1"
                     )
+
+
+def next_port(address: str, number: int) -> str:
+    """Returns the address with its port raised by a number. Port 0, which stands for a free one, stays."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number if int(port) else 0}"

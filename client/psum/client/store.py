@@ -2,7 +2,7 @@
 
 import operator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from psum.client.core.buffers import Buffer
 from psum.client.core.operation import Operation
@@ -11,25 +11,60 @@ from psum.client.core.ticket import Ticket
 from psum.client.future import Outcome
 from psum.wire import ElementType
 
-if TYPE_CHECKING:
-    from psum.client.client import Client
-
-#: As many characters of a label count: an aggregator takes 4096.
+#: A label is cut after this many characters. An aggregator takes 4096.
 _LABEL_LIMIT: Final = 1024
 
-#: What the protocol has room for.
+#: The protocol has 64 bits for a priority.
 _PRIORITY_LIMIT: Final = 1 << 63
+
+
+class Member(Protocol):
+    """What a store needs of its client."""
+
+    @property
+    def rank(self) -> int:
+        """This worker's rank, from 0."""
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers of the job."""
+
+    def reserve(
+        self,
+        store: int,
+        key: str,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation,
+        priority: int,
+        label: str = "",
+    ) -> Ticket:
+        """See Store.reserve."""
+
+    def check_may_wait(self) -> None:
+        """Raises RuntimeError in the thread that brings the results."""
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Leaves the job."""
 
 
 class Store:
     """A namespace of keys over a client's connections. Made by Client.store.
 
-    Keys are str or int; 3 and '3' are one key. A key keeps its shape and element type. All ranks must use a key alike,
-    and the same number of times; the calls on one key must come in the same order on all ranks, those on different keys
-    need not.
+    A key is a str or an int; 3 and '3' are the same key. A key keeps its shape and element type. All ranks must use a
+    key in the same way and the same number of times. Calls on one key must come in the same order on all ranks; calls
+    on different keys need not.
+
+    Args:
+        client: The worker's membership in its job.
+        number: The number of the namespace.
+
+    Attributes:
+        client: As given.
+        number: As given.
     """
 
-    def __init__(self, client: "Client", number: int) -> None:
+    def __init__(self, client: Member, number: int) -> None:
         self.client = client
         self.number = number
 
@@ -39,18 +74,18 @@ class Store:
     def push_pull(
         self, key: str | int, value: Any, out: Any = None, *, priority: int = 0, element_type: object = None
     ) -> None:
-        """Sums a tensor over all ranks, and waits for it.
+        """Sums a tensor over all ranks, and waits for the sum.
 
         Args:
             key: The tensor's name.
-            value: This rank's tensor: anything C-contiguous with the buffer protocol.
-            out: Where the sum goes, of the same shape and type; None: into value.
-            priority: The higher, the sooner.
-            element_type: What the elements are, where the buffer cannot say, such as 'bfloat16' in an array of uint16.
+            value: This rank's tensor: any C-contiguous object with the buffer protocol.
+            out: Receives the sum; of the same shape and type as value. None: value receives it.
+            priority: Higher values go first.
+            element_type: The type of the elements if the buffer cannot say it, such as 'bfloat16' for uint16.
 
         Raises:
             TypeError, ValueError: The arguments do not fit.
-            PsumError: The sum cannot be had.
+            PsumError: The sum failed.
         """
         self.client.check_may_wait()
         self.push_pull_async(key, value, out, priority=priority, element_type=element_type).result()
@@ -58,23 +93,23 @@ class Store:
     def push_pull_async(
         self, key: str | int, value: Any, out: Any = None, *, priority: int = 0, element_type: object = None
     ) -> "Future[None]":
-        """The same without waiting: value must not change, and out not be used, before the future is done."""
+        """Sums a tensor without waiting. Do not change value, nor use out, before the future is done."""
         source = Buffer.of(value, "value", element_type, writable=out is None)
         target = source if out is None else _like(source, out, element_type)
         return self._begin(key, source, target, Operation.SUM, priority, True)
 
     def broadcast(self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None) -> None:
-        """Gives every rank the tensor of rank 0, in place, and waits for it. Takes part on all ranks or on none.
+        """Gives every rank the tensor of rank 0, in place, and waits for it. All ranks must call it, or none.
 
         Args:
             key: The tensor's name.
             value: Read on rank 0, written to on the others.
-            priority: The higher, the sooner.
+            priority: Higher values go first.
             element_type: As for push_pull.
 
         Raises:
             TypeError, ValueError: The arguments do not fit.
-            PsumError: The value cannot be had.
+            PsumError: The broadcast failed.
         """
         self.client.check_may_wait()
         self.broadcast_async(key, value, priority=priority, element_type=element_type).result()
@@ -82,7 +117,7 @@ class Store:
     def broadcast_async(
         self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None
     ) -> "Future[None]":
-        """The same without waiting."""
+        """Broadcasts without waiting. Do not change value, nor use it, before the future is done."""
         root = self.client.rank == 0
         buffer = Buffer.of(value, "value", element_type, writable=not root)
         return self._begin(key, buffer, buffer, Operation.BROADCAST, priority, root)
@@ -99,22 +134,22 @@ class Store:
     ) -> Ticket:
         """Announces an operation whose value comes later, for frameworks with a scheduler of their own.
 
-        The round is fixed here, in program order. The ticket must then be started or aborted.
+        This fixes the round, in program order. The ticket must then be started or aborted.
 
         Args:
             key: The tensor's name.
             shape: Its shape.
             element_type: The type of its elements.
-            operation: What is done with it.
-            priority: The higher, the sooner.
-            label: What the key stands for, such as the name of a model's parameter; at most 1024 characters count. It
-                is shown beside the key, and ranks that use one key for different things get a DisagreementError.
+            operation: What to do with it.
+            priority: Higher values go first.
+            label: What the key stands for, such as the name of a model's parameter. It is cut after 1024 characters and
+                shown beside the key. Ranks that use one key for different things get a DisagreementError.
 
         Raises:
-            TypeError: The key is neither str nor int, or the priority no whole number.
+            TypeError: The key is neither str nor int, or the priority is not an integer.
             ValueError: The key had another shape or element type before, or the priority needs more than 64 bits, or
-                the key stood for the same before it stood for something else.
-            PsumError: The key, or everything, has failed.
+                the label was the key's before, and another one came in between.
+            PsumError: The key or the whole job has failed.
         """
         return self._reserve(key, shape, element_type, operation, priority, label[:_LABEL_LIMIT])
 
@@ -122,7 +157,7 @@ class Store:
         """Waits until all ranks have called it, the same number of times.
 
         Raises:
-            PsumError: A rank will not come: the round timeout is over, or it is gone.
+            PsumError: A rank did not call it before the round timeout, or is gone.
         """
         Store(self.client, INTERNAL).push_pull(f"barrier of store {self.number}", bytearray(1))
 
@@ -135,7 +170,7 @@ class Store:
         priority: int,
         label: str = "",
     ) -> Ticket:
-        # Here, since what is wrong with it would else come to light in the client's thread, and end the whole client.
+        # Checked here: in the client's thread, a wrong priority would end the whole client.
         priority = operator.index(priority)
         if not -_PRIORITY_LIMIT <= priority < _PRIORITY_LIMIT:
             raise ValueError(f"a priority of {priority}; expected -2^63 to 2^63 - 1")
@@ -158,14 +193,14 @@ class Store:
 
 
 def key_name(key: object) -> str:
-    """A key as text; 3 and '3' are one key.
+    """Returns a key as text; 3 and '3' are the same key.
 
     Raises:
         TypeError: It is neither str nor int.
     """
     if type(key) is int:
         return str(key)
-    # An integer of NumPy has __index__ and counts as one; a bool has too and is no key.
+    # NumPy's integers have __index__ and are keys. A bool has it too and is not.
     if isinstance(key, str):
         return key
     if not isinstance(key, bool) and hasattr(key, "__index__"):
@@ -179,6 +214,6 @@ def _like(source: Buffer, out: Any, element_type: object) -> Buffer:
     if target.shape != source.shape or target.element_type is not source.element_type:
         raise ValueError(
             f"value is {source.element_type.label} {source.shape}, out is {target.element_type.label} {target.shape};"
-            " they must be alike"
+            " they must be the same"
         )
     return target

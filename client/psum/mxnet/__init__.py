@@ -4,12 +4,12 @@
 
     trainer = mx.gluon.Trainer(net.collect_params(), "sgd", kvstore="byteps")
 
-`mx` is MXNet. Its wheels name numpy.bool, which NumPy 1.24 took away: with a newer NumPy, as always on Python 3.12,
-`import mxnet` fails unless this module was imported before. A tool that sorts imports puts mxnet first; a program that
+`mx` is MXNet. Its wheels use numpy.bool, which NumPy 1.24 removed. With a newer NumPy, as always on Python 3.12,
+`import mxnet` fails unless this module was imported before. Tools that sort imports put mxnet first. A program that
 takes MXNet from here works in any order, with any NumPy below 2.
 
-Importing this module registers the store, with MXNet 1.9 and 2.0, and makes its name work in Trainer and Module also
-with a single device. The environment says which job the process belongs to; without, it is a job of one worker.
+Importing this module registers the store with MXNet 1.9 or 2.0, and makes its name work in Trainer and Module even with
+a single device. The environment tells which job the process belongs to. By default it is a job of one worker.
 """
 
 from psum.mxnet import integration

@@ -1,4 +1,4 @@
-"""What a user may pass to the store, checked before anything is done."""
+"""Checks of what a user passes to the store, before anything is done."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from psum.mxnet.compat import mx
 
 
 class Arrays(NamedTuple):
-    """Dense NDArrays of one shape and type, at least one, each on any device.
+    """One or more dense NDArrays of one shape and type, each on any device.
 
     Attributes:
-        items: The arrays, in the order given. (NumPy-like arrays are replaced by plain NDArrays of the same memory.)
+        items: The arrays, in the order given. Plain NDArrays of the same memory replace mx.np arrays.
         shape: Their shape.
         element_type: The type of their elements.
-        nbytes: The size of each of them.
+        nbytes: The size of each array in bytes.
     """
 
     items: list[Any]
@@ -25,15 +25,15 @@ class Arrays(NamedTuple):
 
     @classmethod
     def of(cls, value: Any, what: str) -> "Arrays":
-        """The arrays that a user gave.
+        """Checks the arrays that a user gave.
 
         Args:
             value: An NDArray, or a list or tuple of them.
-            what: What the caller calls it, for errors.
+            what: The caller's name for it, for errors.
 
         Raises:
-            TypeError: It is something else, sparse, or of elements that cannot be summed.
-            ValueError: It is an empty list, or one of arrays that differ.
+            TypeError: It is something else, sparse, or has elements that cannot be summed.
+            ValueError: It is an empty list, or the arrays differ in shape or type.
         """
         items = [_dense(item, what) for item in (value if isinstance(value, list | tuple) else [value])]
         if not items:
@@ -53,11 +53,11 @@ class Arrays(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """The type of their elements, as MXNet has it."""
+        """MXNet's type of their elements."""
         return self.items[0].dtype
 
     def check_like(self, other: "Arrays", what: str, what_other: str) -> None:
-        """Checks that other arrays are of the same shape and type.
+        """Checks that other arrays have the same shape and type.
 
         Raises:
             ValueError: They are not.
@@ -77,5 +77,5 @@ def _dense(item: Any, what: str) -> Any:
         raise ValueError(f"{what} has an array whose shape and type are not known yet; initialize it first")
     if storage != DENSE:
         raise TypeError(f"{what} has a {item.stype} array; psum sums dense arrays only: use tostype('default')")
-    # The operators of mx.nd, which are to follow, take no mx.np.ndarray.
+    # The operators of mx.nd that follow do not take an mx.np.ndarray.
     return item if type(item) is mx.nd.NDArray else item.as_nd_ndarray()

@@ -1,6 +1,6 @@
-"""MXNet, imported in the way that works with the NumPy and the Python at hand.
+"""Imports MXNet in a way that works with the installed NumPy and Python.
 
-The other modules take it from here and never import mxnet themselves: these precautions must come first.
+The other modules take MXNet from here and never import mxnet themselves: these precautions must come first.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import numpy as np
 
 _PYTHON: Final = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
 
-#: The first version of Python that no MXNet runs on: there is no NumPy below 2 for it.
+#: The first version of Python without MXNet: there is no NumPy below 2 for it.
 _TOO_NEW: Final = (3, 13)
 
 
@@ -25,11 +25,11 @@ def _import_mxnet() -> Any:
     _check_role()
     _check_versions()
     if "bool" not in vars(np):
-        # Both MXNets name numpy.bool, which NumPy 1.20 deprecated and 1.24 took away.
+        # Both MXNets use numpy.bool, which NumPy 1.20 deprecated and 1.24 removed.
         vars(np)["bool"] = bool
     try:
         with warnings.catch_warnings():
-            # What MXNet's own source text is warned of is nothing that its user can change.
+            # Users cannot change MXNet's source text, which causes the warnings.
             warnings.simplefilter("ignore")
             import mxnet
     except ModuleNotFoundError as error:
@@ -69,11 +69,11 @@ def _check_versions() -> None:
 
 
 def _check_wheels(package: pathlib.Path) -> None:
-    """Warns where several wheels were installed over each other: whichever came last is what runs, or parts of each."""
+    """Warns if several wheels were installed over each other: the last one runs, or parts of each."""
     found = []
     for directory in package.parent.glob("mxnet*.dist-info"):
         distribution = Distribution.at(directory)
-        # Other distributions have such names, too.
+        # Other distributions have such names too.
         if any(file.parts[:2] == ("mxnet", "__init__.py") for file in distribution.files or ()):
             found.append(distribution.metadata["Name"])
     if len(found) > 1:
@@ -88,12 +88,12 @@ def _check_wheels(package: pathlib.Path) -> None:
 
 mx: Final = _import_mxnet()
 
-#: The library itself; a call that can fail returns a status for check_call.
+#: The library. A call that can fail returns a status for check_call.
 LIB: Final[Any] = mx.base._LIB
 
-#: The same, for what neither waits nor takes long: the interpreter's lock is kept meanwhile. Where it is given up, one
-#: of the engine's threads takes it and this one waits for it, which takes many times as long as such a call. The engine
-#: holds no lock of its own while it calls Python, so nobody can wait for both.
+#: The library for short calls that do not wait: they keep the interpreter's lock. A call that releases the lock often
+#: loses it to one of the engine's threads, and waits for it many times as long as such a call takes. There is no
+#: deadlock, because the engine holds no lock of its own while it calls Python.
 QUICK: Final[Any] = ctypes.PyDLL(LIB._name, handle=LIB._handle)
 
 check_call: Final[Callable[[int], None]] = mx.base.check_call
@@ -102,5 +102,5 @@ MXNetError: type[Exception] = mx.base.MXNetError
 
 MAJOR_VERSION: Final = int(mx.__version__.partition(".")[0])
 
-#: With the NaiveEngine every operation runs where it is pushed, and cannot be completed later.
+#: The NaiveEngine runs every operation during its push. Operations cannot be completed later.
 ENGINE_IS_NAIVE: Final = os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine"

@@ -1,4 +1,4 @@
-"""One push-pull or broadcast of NDArrays, on MXNet's engine from the first copy to the last."""
+"""One push-pull or broadcast of NDArrays on MXNet's engine, from the first copy to the last."""
 
 import functools
 import itertools
@@ -18,26 +18,25 @@ from psum.mxnet.staging.stages import VALUE_FAILED, StagePool, Turn
 
 
 class Exchange:
-    """What happens between a call of the store and the result in the outs.
+    """Everything between a call of the store and the result in the outs.
 
-    Everything goes through one array in host memory, the target: one of the outs where one can be used in place, else a
-    stage. The values are copied (one) or added up (several) into the target, unless the only value is the target;
-    one asynchronous engine operation on the target exchanges it with the other ranks; the target is copied to the other
-    outs. All of these are queued at once, and the engine keeps them in order with each other and with whatever else
-    uses the arrays.
+    The target is one array in host memory: one of the outs that can be used in place, else a stage. First the engine
+    copies the only value into the target, or adds several up there; nothing is needed if the only value is the target.
+    Then an asynchronous engine operation exchanges the target with the other ranks. Last, the engine copies the target
+    to the other outs. All of this is queued at once, and the engine orders it with everything else that uses the
+    arrays.
 
-    A stage may need an operation of its own before that. One that was just made is prepared, which may take long: the
-    engine waits for it, the caller does not. One at which an earlier round of the key has its turn is refused if that
-    round fails.
+    A stage may need an operation before that. A new stage must be prepared, which may take long: the engine waits for
+    it, and the caller does not. A stage in use by an earlier round of the key cannot be used if that round fails.
 
     Args:
-        ticket: The announced operation. It is started or aborted here, whatever happens.
-        key: Whose operation it is: the store, the name, and what is done.
-        values: What this rank contributes; None where it only receives.
-        outs: Where the result goes.
-        stages: Where stages are taken from.
+        ticket: The reserved operation. The exchange starts or aborts it in every case.
+        key: The key of the operation: the store, the name, and what to do.
+        values: What this rank contributes; None if it only receives.
+        outs: Receive the result.
+        stages: Lends stages.
         in_place: Whether the arrays of a context can be used in place.
-        awaited: Whether somebody will wait for its end.
+        awaited: Whether `wait` will be called.
     """
 
     def __init__(
@@ -59,15 +58,15 @@ class Exchange:
         self._in_place = in_place
         self._target: Any = None
         self._turn: Turn | None = None
-        # Most are not waited for, and an event costs as much as all the rest of this.
+        # Most exchanges are not waited for, and an event costs as much as all the rest of the constructor.
         self._ended = threading.Event() if awaited or ENGINE_IS_NAIVE else None
         self._error: PsumError | None = None
 
     def begin(self, priority: int) -> None:
-        """Queues it all and returns. Calls for operations on one key must come in the order of their rounds.
+        """Queues everything and returns. Calls for operations on one key must come in the order of their rounds.
 
         Args:
-            priority: The higher, the sooner, among the engine operations that are ready.
+            priority: Higher values go first among engine operations that are ready.
 
         Raises:
             MXNetError: MXNet refused the copies or the operation.
@@ -76,7 +75,7 @@ class Exchange:
             self._choose_target(priority)
             self._gather()
             if not ENGINE_IS_NAIVE:
-                # Not kept here: in a cycle of references, the arrays would outlive their use by an unknown time.
+                # Not kept in self: a cycle of references would keep the arrays until the garbage collector runs.
                 operations.push(self._target, operations.Operation(self._run, self._skipped), priority=priority)
         except BaseException as error:
             self._withdraw(f"{type(error).__name__}: {error}")
@@ -85,33 +84,33 @@ class Exchange:
             self._scatter()
 
     def complete(self) -> None:
-        """With the NaiveEngine, does the rest of it, and waits for the result; else there is nothing to be done.
+        """With the NaiveEngine, does the rest and waits for the result. With others, does nothing.
 
         Raises:
             MXNetError: The exchange failed.
         """
         if ENGINE_IS_NAIVE:
-            # The target is ready, as everything is.
+            # With the NaiveEngine every array is always ready.
             self._run(None)
             self._wait_for_end()
             self._raise_error()
             self._scatter()
 
     def wait(self) -> None:
-        """Waits until the exchange has ended, well or not, and the outs can be read.
+        """Waits until the exchange has succeeded or failed, and the outs can be read.
 
         Raises:
             MXNetError: It failed.
         """
-        # An event, unlike wait_to_read, lets Ctrl-C through.
+        # First for an event, which Ctrl-C can interrupt, unlike wait_to_read.
         self._wait_for_end()
         for out in self._outs.items:
             out.wait_to_read()
-        # The engine raises an error at one reader only, which may have been another.
+        # The engine raises an error for one reader only, perhaps for another one than this.
         self._raise_error()
 
     def _choose_target(self, priority: int) -> None:
-        # An empty array has no memory that would have to be somewhere.
+        # An empty array has no memory, so any will do.
         usable = [out for out in self._outs.items if self._outs.nbytes == 0 or self._in_place(context_of(out))]
         if usable:
             only_value = self._values.items[0] if self._values is not None and len(self._values.items) == 1 else None
@@ -122,7 +121,7 @@ class Exchange:
             self._queue_for_stage(self._turn, priority)
 
     def _queue_for_stage(self, turn: Turn, priority: int) -> None:
-        """Queues what must be done before the stage is used."""
+        """Queues what must happen before the stage is used."""
         if turn.fresh:
             prepare = functools.partial(turn.memory.prepare, self._stages.allocate, self._gpu())
             if ENGINE_IS_NAIVE:
@@ -139,16 +138,16 @@ class Exchange:
             name = self._key[1]
 
             def check(operation: operations.Operation) -> None:
-                # An error of its own, whatever the array has of the earlier round: MXNet raises each error at one
-                # reader only, and the first may be a reader of that round. And nothing is written to the stage, which
-                # an aggregator may read yet for the other ranks.
-                obstacle = turn.obstacle()
-                operation.complete(obstacle and f"an earlier round of key {name!r} failed on this rank: {obstacle}")
+                # Makes an error of its own, even if the array has that of the earlier round: MXNet raises each error
+                # for one reader only, possibly for one of that round. After an error nothing is written to the stage,
+                # which an aggregator may still read for the other ranks.
+                failure = turn.failure()
+                operation.complete(failure and f"an earlier round of key {name!r} failed on this rank: {failure}")
 
             operations.push(turn.array, operations.Operation(check, operations.ignore), priority=priority, always=True)
 
     def _gpu(self) -> int | None:
-        """The number of a GPU that some of the arrays are on, None where none is."""
+        """Returns the number of a GPU that has one of the arrays; None if none is on a GPU."""
         arrays = itertools.chain(self._outs.items, () if self._values is None else self._values.items)
         contexts = map(context_of, arrays)
         return next((context.device_id for context in contexts if context.device_type == "gpu"), None)
@@ -163,7 +162,7 @@ class Exchange:
             with copies.copying(self._outs.shape):
                 copies.copy(values[0], self._target)
         if self._turn is None or len(values) > 1:
-            # What is copied to a stage has that layout.
+            # A copy to a stage has that layout already.
             queue_plain_layout(self._target)
 
     def _scatter(self) -> None:
@@ -175,7 +174,11 @@ class Exchange:
                         copies.copy(self._target, out)
 
     def _run(self, operation: operations.Operation | None) -> None:
-        """The target is ready. (Called by the engine, with what is to be completed; None with the NaiveEngine.)"""
+        """Starts the operation: the target is ready.
+
+        Args:
+            operation: The engine's operation to complete; None with the NaiveEngine.
+        """
         try:
             view = flat_bytes(self._target, self._outs.nbytes)
         except BaseException as error:
@@ -198,7 +201,7 @@ class Exchange:
             raise MXNetError(str(self._error)) from self._error
 
     def _skipped(self) -> None:
-        """The target will never be ready. (Called by the engine.)"""
+        """Aborts the operation: the target will never be ready. The engine calls this."""
         self._withdraw(VALUE_FAILED)
 
     def _withdraw(self, reason: str) -> None:
@@ -209,7 +212,7 @@ class Exchange:
             self._ended.set()
 
     def _done(self, operation: operations.Operation | None, error: PsumError | None) -> None:
-        """The exchange has ended. (Called by the client, from any thread.)"""
+        """Ends the exchange. The client calls this, from any thread."""
         self._error = error
         if self._turn is not None:
             self._stages.give_back(self._turn, None if error is None else str(error))
@@ -220,7 +223,7 @@ class Exchange:
 
 
 def _then(do: Callable[[], None], do_afterwards: Callable[[], None]) -> None:
-    """Does one thing after another, whether the first raises or not."""
+    """Does one thing after another, even if the first raises."""
     try:
         do()
     finally:

@@ -1,4 +1,4 @@
-"""Whether the parameters are the same on all ranks."""
+"""Checks that the parameters are the same on all ranks."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,21 +15,21 @@ _EXPECTED = "a network, a Trainer, a Module, or a dictionary or list of Paramete
 def check_in_step(what: Any) -> None:
     """Checks that parameters are the same on all ranks, bit for bit. All ranks must call it, at the same step.
 
-    Digests of 8 bytes cross, not the parameters; a gigabyte of them takes about two seconds of this process's time.
-    Parameters without a gradient by design, as the running means of BatchNorm, are left out: they depend on each
-    rank's own data. Before the first step of a Trainer the ranks need not be in step: it gives all of them rank 0's
-    parameters then.
+    The ranks exchange digests of 8 bytes, not the parameters. A gigabyte of parameters takes about two seconds of this
+    process's time. Parameters that have no gradient by design, such as the running means of BatchNorm, are left out:
+    they depend on each rank's own data. Before the first step of a Trainer the ranks need not be in step: that step
+    gives all of them rank 0's parameters.
 
     Args:
         what: A network, a Trainer, a Module, or a dictionary or list of Parameters or NDArrays.
 
     Raises:
-        OutOfStepError: They are not; names the first that differ and the ranks. On all ranks alike.
-        TypeError: It is something else.
-        PsumError: The other ranks could not be asked.
+        OutOfStepError: They differ. The error names the first that differ, and the ranks. All ranks get it.
+        TypeError: `what` is something else.
+        PsumError: The exchange with the other ranks failed.
         MXNetError: A parameter could not be computed. The other ranks get an AbortedError.
     """
-    # Before any other rank is asked.
+    # First: a TypeError must not leave the other ranks waiting.
     named = list(_arrays(what))
     store = getattr(what, "_kvstore", None)
     if isinstance(store, BytePS):
@@ -39,7 +39,7 @@ def check_in_step(what: Any) -> None:
 
 
 def updated(owner: Any) -> None:
-    """A Trainer or Module has updated its parameters: every so many times, as the settings say, they are checked."""
+    """Checks the parameters of a Trainer or Module that has updated them, if a check is due."""
     store = owner._kvstore
     if isinstance(store, BytePS) and store.is_check_due():
         check_in_step(owner)
@@ -55,7 +55,7 @@ def _compare(comparison: Comparison, named: Iterable[tuple[str, Any]]) -> None:
 
 
 def _arrays(what: Any) -> Iterator[tuple[str, list[Any] | None]]:
-    """Names, and the copies on each device, None where there are none yet."""
+    """Yields names with the copies on each device; None if the parameter is not initialized yet."""
     if isinstance(what, mx.gluon.Trainer):
         names: Mapping[Any, str] = (
             what._kvstore.labels.get(Operation.SUM, {}) if isinstance(what._kvstore, BytePS) else {}

@@ -1,4 +1,4 @@
-"""Makes the store known to MXNet, and makes the name 'byteps' work wherever MXNet takes the name of a store."""
+"""Registers the store with MXNet, and makes the name 'byteps' work wherever MXNet takes the name of a store."""
 
 import functools
 import importlib
@@ -12,13 +12,13 @@ from psum.mxnet.compat import mx
 from psum.mxnet.kvstore import BytePS
 from psum.mxnet.names import NumberedName, labels_of
 
-#: Each has imported these functions by name, so each must be given the new ones. Module is gone in MXNet 2.
+#: Modules that have imported the functions by name and need the new ones. MXNet 2 has no Module.
 _USERS: Final = ("mxnet.model", "mxnet.gluon.trainer", "mxnet.module.module")
 
 
 def install() -> None:
     """Registers the store as 'byteps', in place of MXNet's own of that name."""
-    # Registering over an existing name would warn.
+    # Registering an existing name would warn.
     mx.kvstore.KVStoreBase.kv_registry.pop("byteps", None)
     mx.kvstore.KVStoreBase.register(BytePS)
     mx.kvstore.BytePS = BytePS
@@ -45,7 +45,10 @@ def _find(name: str) -> ModuleType | None:
 
 
 def _creating(original: Callable[..., Any]) -> Callable[..., Any]:
-    """MXNet makes no store for a single device unless the name says 'dist': each worker would train alone."""
+    """Wraps the function that makes a store from its name.
+
+    For a single device MXNet makes none unless the name contains 'dist': each worker would train alone.
+    """
 
     @functools.wraps(original)
     def create(kvstore: Any, *arguments: Any, **named: Any) -> Any:
@@ -59,8 +62,11 @@ def _creating(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _making(original: Callable[..., None]) -> Callable[..., None]:
-    """Trainer makes a store given by name in its first step only. Its number is fixed where the Trainer is made, which
-    all ranks do in one order, without a connection yet; and its keys are labelled with the names of parameters."""
+    """Wraps Trainer.__init__: reserves the number of its store, and labels its keys with the names of parameters.
+
+    A Trainer that gets the name of a store makes the store in its first step only. All ranks make their Trainers in the
+    same order, so the number is fixed here, without a connection.
+    """
 
     @functools.wraps(original)
     def make(self: Any, params: Any, *arguments: Any, **named: Any) -> None:
@@ -76,7 +82,7 @@ def _making(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _updating(original: Callable[..., None]) -> Callable[..., None]:
-    """After every so many updates, parameters are checked."""
+    """Wraps an update of parameters: checks them after every so many updates."""
 
     @functools.wraps(original)
     def update(self: Any, *arguments: Any, **named: Any) -> None:
@@ -91,7 +97,10 @@ def _is_ours(kvstore: Any) -> bool:
 
 
 def _initializing(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Module initializes only the host's copies in a store that keeps no weights: each device would keep its own."""
+    """Wraps Module's initialization.
+
+    With a store that keeps no weights it initializes only the copies of the host: each device would keep its own.
+    """
 
     @functools.wraps(original)
     def initialize(kvstore: Any, param_arrays: Any, arg_params: Any, param_names: Any, update_on_kvstore: bool) -> None:

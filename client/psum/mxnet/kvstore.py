@@ -29,24 +29,24 @@ _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trai
 
 
 class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
-    """Sums NDArrays over all workers of a job. What `mx.kv.create('byteps')` gives.
+    """Sums NDArrays over all workers of a job. `mx.kv.create('byteps')` makes one.
 
-    Each store is a namespace of keys of its own, so all workers must create theirs in the same order; a Trainer that is
-    given the name creates one where it is made itself, though it connects in its first step. Keys are str or int; 3 and
-    '3' are one key. Made in a process that is later forked, it belongs to the parent only.
+    Each store is a namespace of keys, so all workers must create their stores in the same order. A Trainer that gets
+    the name of the store counts as creating it when the Trainer is made, although it connects in its first step. A key
+    is a str or an int; 3 and '3' are the same key. In a forked process, a store of the parent cannot be used.
 
     Args:
-        client: The worker's membership in its job; by default the one that the process shares, which joins the job
-            that the environment names, and waits for its aggregators, when the first store is made.
-        in_place: Whether the arrays of a context can be read and written where they are; those of all other contexts
-            go through stage arrays in pinned memory. By default those in host memory can.
-        number: The number that was reserved where the program made the store, None: it is made here.
+        client: The worker's client. By default, the client that the process shares. It joins the job from the
+            environment, and waits for the aggregators, when the first store is made.
+        in_place: Whether arrays of a context can be read and written in place. Arrays of all other contexts go through
+            stages, which are arrays in pinned host memory. By default, arrays in host memory are used in place.
+        number: The number that was reserved when the program made the store. None: the next number.
 
     Attributes:
-        labels: What its keys stand for, by operation and key, where a Trainer uses it.
+        labels: What its keys stand for, by operation and key, if a Trainer uses it.
 
     Raises:
-        PsumError: The job could not be joined.
+        PsumError: Joining the job failed.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         self._store = self._client.store(number)
         self.labels: Labels = {}
         self._waits = True
-        """Whether a broadcast waits until it is done, as its documentation says."""
+        """Whether a broadcast waits until it is done, as `broadcast` documents."""
         self._updates = 0
         """How often a Trainer or Module has updated parameters with its sums."""
         self._stages = StagePool.of(self._client)
@@ -95,26 +95,26 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
 
     @property
     def stage_statistics(self) -> StageStatistics:
-        """How many stages this process has for arrays that cannot be used in place, for all stores of the client."""
+        """The number of stages for arrays that cannot be used in place, of all stores of the client."""
         return self._stages.statistics()
 
     def pushpull(self, key: str | int, value: Any, out: Any = None, priority: int = 0) -> None:
-        """Sums an array over all workers, asynchronously: returns at once, and readers of out wait for the sum.
+        """Sums an array over all workers. Returns at once; readers of out wait for the sum.
 
         All workers must push-pull a key the same number of times, with the same shape and type. They all get the same
-        bits. Where the sum fails, reading out raises an MXNetError that says why.
+        bits. If the sum fails, reading out raises an MXNetError that tells why.
 
-        Arrays that cannot be used in place, as those of a GPU, go through one array in host memory for each key: the
-        next value is copied there when the last sum has been copied out.
+        Arrays that cannot be used in place, such as those of a GPU, go through one array in host memory for each key.
+        The next value is copied there after the last sum was copied out.
 
         Args:
             key: The name of the array.
             value: An NDArray, or a list of NDArrays on any devices, which are added up first.
-            out: The NDArray, or each of the list of NDArrays, that gets the sum. None: value itself.
-            priority: The higher, the sooner; Trainer gives the first layers the highest.
+            out: Receives the sum: an NDArray, or a list of NDArrays of which each receives it. None: value receives it.
+            priority: Higher values go first. Trainer gives the first layers the highest.
 
         Raises:
-            TypeError: The key or an array is of a type that cannot be used.
+            TypeError: The key or an array has an unsupported type.
             ValueError: The arrays differ in shape or type, or from those that the key had before.
             MXNetError: The key, or the whole job, has failed before.
         """
@@ -125,16 +125,17 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         self._begin(key, Operation.SUM, values, outs, priority, contributes=True)
 
     def broadcast(self, key: str | int, value: Any, out: Any = None, priority: int = 0) -> None:
-        """Gives all workers the array of rank 0, and waits until it is there.
+        """Gives all workers the array of rank 0, and waits for it.
 
         Args:
             key: The name of the array.
-            value: An NDArray. That of rank 0 is sent; on other ranks it is not read.
-            out: The NDArray, or each of the list of NDArrays, that gets rank 0's value. None: value itself.
-            priority: The higher, the sooner.
+            value: An NDArray. Rank 0 sends its value; other ranks do not read theirs.
+            out: Receives rank 0's value: an NDArray, or a list of NDArrays of which each receives it. None: value
+                receives it.
+            priority: Higher values go first.
 
         Raises:
-            TypeError: The key or an array is of a type that cannot be used.
+            TypeError: The key or an array has an unsupported type.
             ValueError: The arrays differ in shape or type, or from those that the key had before.
             MXNetError: The broadcast failed.
         """
@@ -149,15 +150,15 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             exchange.wait()
 
     def init(self, key: str | int, value: Any) -> None:
-        """Gives all workers the value of rank 0, in place. What Module.fit calls for each parameter."""
+        """Gives all workers the value of rank 0, in place. Module.fit calls it for each parameter."""
         _check_key("init", key)
         self.broadcast(key, value)
 
     def barrier(self) -> None:
-        """Waits until all workers have called it. It does not wait for sums: reading their arrays does.
+        """Waits until all workers have called it. It does not wait for sums; reading their arrays does.
 
         Raises:
-            MXNetError: A worker will not come: the round timeout is over, or it is gone.
+            MXNetError: A worker did not call it before the round timeout, or is gone.
         """
         try:
             self._store.barrier()
@@ -186,7 +187,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
 
     @staticmethod
     def is_capable(capability: str) -> bool:
-        """False, whatever the capability: this store keeps no weights."""
+        """Returns False for every capability: this store keeps no weights."""
         return False
 
     def set_optimizer(self, optimizer: Any) -> None:
@@ -202,10 +203,10 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         raise NotImplementedError(f"load_optimizer_states: {_ON_THE_WORKERS} Use Trainer.load_states")
 
     def set_gradient_compression(self, compression_params: Mapping[str, Any] | None) -> None:
-        """Takes only what asks for no compression: None, {} or {'type': 'none'}.
+        """Accepts only None, {} and {'type': 'none'}: psum does not compress.
 
         Raises:
-            NotImplementedError: It asks for something else.
+            NotImplementedError: The parameters ask for compression.
         """
         if compression_params and compression_params.get("type") != "none":
             raise NotImplementedError(
@@ -213,10 +214,10 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 " compression_params out, and cast the network to float16 to halve the bytes"
             )
 
-    # MXNet's own stores have these beside what its documentation shows, and programs use them.
+    # MXNet's own stores have these undocumented methods, and programs use them.
 
     def _barrier(self) -> None:
-        """The same as barrier."""
+        """Does the same as `barrier`."""
         self.barrier()
 
     def _set_updater(self, updater: Any) -> NoReturn:
@@ -229,34 +230,34 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             "_send_command_to_servers: aggregators take no commands of programs; `psum status` shows what they do"
         )
 
-    # For Trainer and Module.
+    # For Trainer and Module:
 
     def labelled(self, labels: Labels) -> Self:
-        """The same store, which knows what its keys stand for: for one of the Trainers that use it.
+        """Returns this store with labels for its keys, for one of the Trainers that use it.
 
-        Its broadcasts do not wait, as its sums do not: in their first step Trainers broadcast all parameters, and ranks
-        that first step several Trainers in different orders would wait for each other for ever.
+        Its broadcasts do not wait. In their first step Trainers broadcast all parameters: ranks that step several
+        Trainers for the first time in different orders would otherwise deadlock.
         """
         labelled = copy.copy(self)
         labelled.labels, labelled._waits, labelled._updates = labels, False, 0
         return labelled
 
     def is_check_due(self) -> bool:
-        """Called after each update of parameters: whether they are to be checked now (PSUM_CHECK_EVERY)."""
+        """Counts an update of parameters. Returns whether to check them now (PSUM_CHECK_EVERY)."""
         self._updates += 1
         every = self._client.settings.check_every
         return every > 0 and self._updates % every == 0
 
     def comparison(self) -> Comparison:
-        """Compares over all ranks the parameters that are updated with this store's sums."""
+        """Makes a comparison, over all ranks, of the parameters that are updated with this store's sums."""
         return Comparison(self._client, f"check_in_step of store {self._store.number}")
 
     def _begin(
         self, key: str | int, operation: Operation, values: Arrays, outs: Arrays, priority: int, *, contributes: bool
     ) -> Exchange:
         priority = operator.index(priority)
-        # The engine must get what is to be done on a key in the order of the rounds, from whatever threads the calls
-        # come: it may be done on one array, and round 0 would wait there for round 1, which waits for it.
+        # The engine must get the operations on a key in the order of their rounds, whatever threads call. They may use
+        # the same array: round 0 would wait there for round 1, which waits for round 0.
         with self._ordering if os.getpid() == self._pid else contextlib.nullcontext():
             try:
                 ticket = self._store.reserve(
@@ -284,14 +285,16 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
 
 
 def _check_key(what: str, key: Any) -> None:
-    """Before the arrays, of which there are several too where MXNet's own stores take a list of keys.
+    """Checks a key.
+
+    It comes before the arrays: callers that pass a list of keys, as to MXNet's own stores, pass a list of arrays too.
 
     Raises:
-        TypeError: The key cannot be one.
+        TypeError: It is not a key.
     """
     if isinstance(key, list | tuple):
         raise TypeError(
-            f"{what} of the keys {key!r}: psum takes one key a call, for which a list is the copies on several devices."
-            f" Call it for each: for key, value in zip(keys, values): kv.{what}(key, value)"
+            f"{what} of the keys {key!r}: psum takes one key a call, and a list of arrays is its copies on several"
+            f" devices. Call it for each: for key, value in zip(keys, values): kv.{what}(key, value)"
         )
     key_name(key)

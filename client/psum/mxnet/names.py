@@ -1,4 +1,4 @@
-"""What the keys of a Trainer stand for: it uses numbers, psum shows and compares the names of its parameters."""
+"""Labels for the keys of a Trainer. Its keys are numbers; psum shows and compares the names of its parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +9,13 @@ Labels = Mapping[Operation, Mapping[str | int, str]]
 
 
 class NumberedName(str):
-    """The name of a store that a Trainer makes in its first step, with the number that the store had from the start.
+    """The name of a store that a Trainer makes in its first step, with the number that was reserved for the store.
 
-    Without it, stores would be numbered in the order of first steps, which may be another one on each rank.
+    Otherwise stores would be numbered in the order of first steps, which may differ between ranks.
 
     Attributes:
         number: The number of the store.
-        labels: What its keys stand for.
+        labels: What the keys of the store stand for.
     """
 
     __slots__ = ("labels", "number")
@@ -25,17 +25,17 @@ class NumberedName(str):
 
     @classmethod
     def of(cls, name: str, number: StoreNumber, labels: Labels) -> "NumberedName":
-        """The name, with these."""
+        """Makes a name with a number and labels."""
         numbered = cls(name)
         numbered.number, numbered.labels = number, labels
         return numbered
 
 
 def names_of(parameters: Any) -> dict[int, str]:
-    """What a program calls parameters, by their id.
+    """Returns the program's names of parameters, by the parameters' id.
 
-    MXNet 1.9 has names that are unique within a process. In MXNet 2 the places in the network, which are the keys of
-    the dictionary that collect_params gives, say more than the names.
+    MXNet 1.9 makes names that are unique within a process. In MXNet 2 the keys of the dictionary from collect_params,
+    which are places in the network, tell more than the names.
 
     Args:
         parameters: A dictionary or list of Parameters.
@@ -46,11 +46,11 @@ def names_of(parameters: Any) -> dict[int, str]:
 
 
 def labels_of(trainer: Any, parameters: Any) -> Labels:
-    """What the keys that a Trainer uses stand for.
+    """Returns what the keys that a Trainer uses stand for.
 
     Args:
-        trainer: It.
-        parameters: What it was made with.
+        trainer: The Trainer.
+        parameters: The parameters that it was made with.
     """
     names = names_of(parameters)
     own = [names[id(parameter)] for parameter in trainer._params]

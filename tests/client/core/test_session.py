@@ -78,6 +78,20 @@ def test_sums_of_a_value_whose_broadcast_failed_fail_too(session: Session) -> No
     reserve(session, "", "1")
 
 
+def test_a_sum_under_way_fails_with_the_broadcast_of_its_value(session: Session) -> None:
+    """Another rank that heard of the failure earlier never begins this sum, so nobody waits for it until a time-out."""
+    broadcast = session.reserve(0, "0", (4,), ElementType.INT32, Operation.BROADCAST, 0, "weight").key
+    ticket = reserve(session, "weight")
+    view = np.zeros(4, np.int32).view(np.uint8).data
+    ticket.start(view, view, lambda _: None)
+    session.submit(ticket, 0.0)
+    fault = pb.Fault(code=pb.FAULT_CODE_DISAGREEMENT, id=broadcast.id, text="ranks disagree")
+    session.receive(0, encode(pb.ExchangeResponse(fault=fault)), 0.0)
+    [(failed, error)] = session.finished
+    assert failed is ticket
+    assert "ranks disagree" in str(error)
+
+
 def test_aggregators_are_told_one_label_always(session: Session) -> None:
     """It is the first operation's label: ranks at different rounds must agree when an aggregator comes back."""
     view = np.zeros(4, np.int32).view(np.uint8).data

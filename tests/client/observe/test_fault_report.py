@@ -1,4 +1,4 @@
-"""The first failure that an aggregator tells of, in a file for whoever started the worker."""
+"""The fault file has the first failure that an aggregator reports."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from psum.wire.errors import AbortedError, InternalError, WorkerLostError
 
 
 def test_the_first_failure_is_kept(tmp_path: pathlib.Path) -> None:
-    """With its kind, text and ranks; what follows of it is not."""
+    """The file has the kind, text and ranks of the first failure, and not the later ones."""
     file = tmp_path / "fault"
     assert FaultReport.read(file) is None
     write_report(WorkerLostError("rank 1 is gone", ranks=[1]), str(file))
@@ -18,13 +18,13 @@ def test_the_first_failure_is_kept(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_makes_no_difference(tmp_path: pathlib.Path) -> None:
-    """The worker has its error all the same."""
+    """A file that cannot be written does not disturb the worker."""
     write_report(InternalError("failed"), str(tmp_path / "no" / "where"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": "x", "text": "y", "ranks": 3}'])
 def test_what_is_no_report_is_none(tmp_path: pathlib.Path, text: str) -> None:
-    """Such as one whose writer was killed in the midst."""
+    """A missing or broken file counts as no failure, for example if its writer was killed."""
     file = tmp_path / "fault"
     file.write_text(text)
     assert FaultReport.read(file) is None

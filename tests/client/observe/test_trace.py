@@ -1,4 +1,4 @@
-"""What a session's recording looks like as a timeline."""
+"""The timeline that is made of a session's recording."""
 
 import json
 import math
@@ -20,12 +20,12 @@ from tests.trace_events import check, checked
 
 
 class Worker:
-    """A session with a clock that is set by hand, and one key of two shards."""
+    """A session with a manual clock and one key of two shards."""
 
     def __init__(self, recorder: Recorder | None) -> None:
         self.now = 0.0
         self.step = 0.0
-        """How far the clock goes on with each look."""
+        """How far the clock advances each time it is read."""
         handed_over: list[Ticket] = []
         self._handed_over = handed_over
         self.session = Session(
@@ -45,7 +45,7 @@ class Worker:
         return self.now
 
     def begin(self, now: float, operation: Operation = Operation.SUM) -> None:
-        """Calls for an operation, and has its value half a second later."""
+        """Reserves an operation, and starts it half a second later."""
         self.now = now
         ticket = self.session.reserve(0, "w", (8,), ElementType.INT32, operation, 0)
         view = self.value.view(np.uint8).data
@@ -53,7 +53,7 @@ class Worker:
         self.session.submit(self._handed_over.pop(), now + 0.5)
 
     def send(self, now: float, copying: float = 0.0) -> pb.ExchangeRequest:
-        """The last of the messages that are to be sent now; the clock goes on by this with each look at it."""
+        """Takes all messages to send; returns the last. The clock advances by so much each time it is read."""
         self.now = now
         last = None
         while True:
@@ -69,7 +69,7 @@ class Worker:
     def answer(
         self, request: pb.ExchangeRequest, now: float, *, timing: tuple[int, float, float] | None = None
     ) -> None:
-        """The result comes, after the timing where one is given: (last rank, waiting, summing)."""
+        """Receives the result, after a timing if one is given: (last rank, waiting, summing)."""
         self.now = now
         shards = to_rows(request.push.shards)
         if timing is not None:
@@ -94,7 +94,7 @@ class Worker:
 
 
 def recorded(recorder: Recorder, shard: int = 0) -> dict[str, tuple[float, float]]:
-    """Begin and end of each stage of one shard, and of what is no shard's."""
+    """Returns the begin and end of each stage of one shard, and of stages without shards."""
     return {
         one.stage.label: (one.start, one.end)
         for one in trace.slices(recorder)
@@ -103,7 +103,7 @@ def recorded(recorder: Recorder, shard: int = 0) -> dict[str, tuple[float, float
 
 
 def test_each_stage_of_a_shard_is_told() -> None:
-    """From the call to the result; what the aggregator tells is taken out of the time on the wire."""
+    """The stages cover the time from the call to the result. What the aggregator reports is not counted as wire."""
     recorder = Recorder(0, 0)
     worker = Worker(recorder)
     worker.begin(10.0)
@@ -125,7 +125,7 @@ def test_each_stage_of_a_shard_is_told() -> None:
 
 
 def test_copies_are_apart_from_the_wire() -> None:
-    """Into the message or the shared memory, and out of it."""
+    """Copies into and out of the message or the shared memory have stages of their own."""
     recorder = Recorder(0, 0)
     worker = Worker(recorder)
     worker.begin(10.0)
@@ -141,7 +141,7 @@ def test_copies_are_apart_from_the_wire() -> None:
 
 
 def test_a_timing_of_another_round_is_left_aside() -> None:
-    """It may be of what was sent before over a connection that broke."""
+    """A timing of an earlier round, sent before a connection broke, is ignored."""
     recorder = Recorder(0, 0)
     worker = Worker(recorder)
     worker.begin(10.0)
@@ -156,7 +156,7 @@ def test_a_timing_of_another_round_is_left_aside() -> None:
 
 
 def test_a_broadcast_does_not_make_a_step_longer() -> None:
-    """It may be of what comes after, such as a checkpoint."""
+    """A broadcast after the last sum of a step, such as a checkpoint's, does not prolong the step."""
     recorder = Recorder(0, 0)
     worker = Worker(recorder)
     worker.begin(10.0)
@@ -172,7 +172,7 @@ def test_a_broadcast_does_not_make_a_step_longer() -> None:
 
 
 def test_an_aggregator_that_tells_nothing_leaves_the_exchange_in_one() -> None:
-    """As one of an older version does."""
+    """Without timings, as from an aggregator of an older version, one stage covers the exchange."""
     recorder = Recorder(0, 0)
     worker = Worker(recorder)
     worker.begin(10.0)
@@ -182,7 +182,7 @@ def test_an_aggregator_that_tells_nothing_leaves_the_exchange_in_one() -> None:
 
 
 def test_what_was_sent_again_has_not_waited_longer_than_since_then() -> None:
-    """The aggregator counts from when it came first, over the connection that broke."""
+    """A wait that the aggregator counts from before a reconnection is cut to the exchange."""
     recorder = Recorder(0, 0)
     worker = Worker(recorder)
     worker.begin(10.0)
@@ -196,7 +196,7 @@ def test_what_was_sent_again_has_not_waited_longer_than_since_then() -> None:
 
 
 def test_a_step_begins_where_the_one_before_ended() -> None:
-    """So that what was computed meanwhile is seen, even of the first one that is recorded."""
+    """A step begins with the end of the step before, even the first recorded one, so that computing is visible."""
     recorder = Recorder(1, 2)
     worker = Worker(recorder)
     for step in range(4):
@@ -208,7 +208,7 @@ def test_a_step_begins_where_the_one_before_ended() -> None:
 
 
 def test_an_operation_that_failed_is_no_step() -> None:
-    """What there is of it is left out."""
+    """A step whose operation failed is left out."""
     recorder = Recorder(0, 5)
     worker = Worker(recorder)
     worker.begin(10.0)
@@ -219,7 +219,7 @@ def test_an_operation_that_failed_is_no_step() -> None:
 
 
 def test_nothing_is_asked_for_outside_of_the_steps_to_record() -> None:
-    """Nor where there is no timeline at all; a timing that comes nevertheless does no harm."""
+    """No timings are requested for other steps, or without a timeline. One that comes anyway does no harm."""
     for recorder in (None, Recorder(5, 6)):
         worker = Worker(recorder)
         worker.begin(10.0)
@@ -230,7 +230,7 @@ def test_nothing_is_asked_for_outside_of_the_steps_to_record() -> None:
 
 
 def test_the_file_is_what_perfetto_reads(tmp_path: pathlib.Path) -> None:
-    """With whose it is, and the time of day at its 0."""
+    """The file says whose it is, and the time of day at its 0."""
     recorder = Recorder(0, 1)
     worker = Worker(recorder)
     for step in range(2):
@@ -253,7 +253,7 @@ def test_the_file_is_what_perfetto_reads(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
-    """And nothing beside it."""
+    """If the file cannot be written, the old one stays and nothing is left beside it."""
     path = tmp_path / "rank-0.json"
     path.write_text("before")
     recorder = Recorder(0, 1)
@@ -269,7 +269,7 @@ MOMENTS = st.floats(0, 1e5, allow_nan=False, allow_subnormal=False)
 
 @given(st.lists(st.tuples(MOMENTS, st.one_of(st.just(0.0), st.floats(0, 10))), max_size=40), MOMENTS)
 def test_slices_of_a_thread_never_overlap(spans: list[tuple[float, float]], origin: float) -> None:
-    """However many shards are in a stage at once; and no slice is lost."""
+    """Slices of a thread never overlap, however many shards a stage has at once, and no slice is lost."""
     origin = min([origin, *(begin for begin, _ in spans)])
     slices = [
         trace.Slice(begin, begin + lasted, trace.WAIT, "w", {"step": 0, "number": number})

@@ -12,7 +12,7 @@ DTYPES = ["float16", "float32", "float64", "uint8", "int8", "int32", "int64"]
 
 
 def convolution(*, out: Any = None) -> Any:
-    """A pending result, which oneDNN leaves in a layout of its own."""
+    """Makes a pending result that oneDNN leaves in a layout of its own."""
     data = mx.nd.arange(2 * 4 * 16 * 16).reshape((2, 4, 16, 16)) % 17
     weight = mx.nd.arange(8 * 4 * 3 * 3).reshape((8, 4, 3, 3)) % 5
     return mx.nd.Convolution(data, weight, no_bias=True, kernel=(3, 3), num_filter=8, out=out)
@@ -20,7 +20,7 @@ def convolution(*, out: Any = None) -> Any:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bytes_are_the_elements(dtype: str) -> None:
-    """The bytes are those of the elements, and what is written to them is in the array."""
+    """The bytes are those of the elements, and writes to them change the array."""
     array = mx.nd.array(np.arange(6).reshape(2, 3), dtype=dtype)
     array.wait_to_read()
     view = flat_bytes(array, array.asnumpy().nbytes)
@@ -37,20 +37,20 @@ def test_bytes_of_bfloat16() -> None:
 
 
 def test_bytes_of_a_slice() -> None:
-    """The bytes of a slice begin where the slice does."""
+    """The bytes of a slice begin with the slice."""
     array = mx.nd.arange(12).reshape((4, 3))
     array.wait_to_read()
     assert np.frombuffer(flat_bytes(array[1:3], 24), np.float32).tolist() == [3, 4, 5, 6, 7, 8]
 
 
 def test_bytes_of_an_empty_array() -> None:
-    """An empty array, which has no memory, has no bytes."""
+    """An empty array has no bytes."""
     with mx.util.np_shape(True):
         assert len(flat_bytes(mx.nd.zeros((0, 3)), 0)) == 0
 
 
 def test_memory_is_freed() -> None:
-    """Taking the bytes of an array does not keep its memory for ever."""
+    """The bytes of an array do not keep its memory."""
     import gc
 
     seen = set()
@@ -64,7 +64,7 @@ def test_memory_is_freed() -> None:
 
 
 def test_bytes_in_a_foreign_layout_are_refused() -> None:
-    """The bytes of an array in a layout of oneDNN's cannot be had: they would not be the elements in order."""
+    """The bytes of an array in a layout of oneDNN's are refused: they would not be the elements in order."""
     array = convolution()
     array.wait_to_read()
     with pytest.raises(MXNetError, match="data"):
@@ -74,7 +74,7 @@ def test_bytes_in_a_foreign_layout_are_refused() -> None:
 @pytest.mark.parametrize("waited", [True, False])
 @pytest.mark.parametrize("reused", [True, False])
 def test_plain_layout_can_be_ordered(waited: bool, reused: bool) -> None:
-    """A convolution's result has the plain layout after it was asked for, whether it was computed then or pending."""
+    """A convolution's result gets the plain layout, whether it was computed or pending at the request."""
     expected = convolution().asnumpy()
     array = convolution(out=mx.nd.zeros(expected.shape)) if reused else convolution()
     if waited:
@@ -86,7 +86,7 @@ def test_plain_layout_can_be_ordered(waited: bool, reused: bool) -> None:
 
 
 def test_plain_arrays_stay_where_they_are() -> None:
-    """Asking for the plain layout of an array that has it changes neither value nor place."""
+    """A request for the plain layout changes neither value nor address of an array that has it."""
     array = mx.nd.arange(5)
     array.wait_to_read()
     before = np.frombuffer(flat_bytes(array, 20), np.uint8).ctypes.data

@@ -9,7 +9,7 @@ import pytest
 
 from psum.mxnet.arrays.memory import flat_bytes
 from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError, check_call, mx
-from psum.mxnet.engine import operations
+from psum.mxnet.engine import interface, operations
 
 PATIENCE_SECONDS = 30.0
 
@@ -34,7 +34,7 @@ def recorder() -> Recorder:
 
 
 def test_readers_wait_for_completion(recorder: Recorder) -> None:
-    """What is queued after an operation reads what the operation left, however late it was completed."""
+    """Later operations read the result of an operation, however late it was completed."""
     array = mx.nd.zeros((4,))
     recorder.push(array)
     reader = array + 1
@@ -45,7 +45,7 @@ def test_readers_wait_for_completion(recorder: Recorder) -> None:
 
 
 def test_waits_for_writers(recorder: Recorder) -> None:
-    """An operation runs when what was queued before it on its array has been computed."""
+    """An operation runs after everything that was queued before it on its array."""
     factor = mx.nd.ones((500, 500))
     array = mx.nd.dot(mx.nd.dot(factor, factor), factor)
     recorder.push(array)
@@ -81,7 +81,7 @@ def test_completion_within_run(recorder: Recorder) -> None:
 
 @pytest.mark.parametrize("read", ["array", "dependent"])
 def test_error_reaches_reader(recorder: Recorder, read: str) -> None:
-    """The text of an error, whatever is in it, arrives where the array is read, or what was computed from it."""
+    """A reader of the array, or of what was computed from it, gets the text of the error, whatever is in it."""
     array = mx.nd.zeros((2,))
     recorder.push(array)
     dependent = array * 2
@@ -91,7 +91,7 @@ def test_error_reaches_reader(recorder: Recorder, read: str) -> None:
 
 
 def test_completed_once(recorder: Recorder) -> None:
-    """A second completion is refused, and so is one before the operation runs."""
+    """A second completion is an error, and so is one before the operation runs."""
     early = operations.Operation(lambda operation: None, lambda: None)
     with pytest.raises(RuntimeError, match="does not run"):
         early.complete()
@@ -105,7 +105,7 @@ def test_completed_once(recorder: Recorder) -> None:
 
 
 def test_skipped_after_failure(recorder: Recorder) -> None:
-    """Where an earlier operation on the array failed, an operation is skipped and does not run."""
+    """An operation is skipped if an earlier one on the array failed."""
     array = mx.nd.zeros((2,))
     recorder.push(array)
     recorder.push(array)
@@ -117,7 +117,7 @@ def test_skipped_after_failure(recorder: Recorder) -> None:
 
 
 def test_exception_in_run_fails_the_operation(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing that `run` raises gets lost or hangs: it becomes the operation's error, and is logged."""
+    """An error that `run` raises becomes the operation's error, and is logged."""
 
     def fail(operation: operations.Operation) -> None:
         raise ValueError("cannot run")
@@ -126,11 +126,11 @@ def test_exception_in_run_fails_the_operation(recorder: Recorder, caplog: pytest
     recorder.push(array, fail)
     with pytest.raises(MXNetError, match="ValueError: cannot run"):
         array.wait_to_read()
-    assert "failed as it was run" in caplog.text
+    assert "failed when it was run" in caplog.text
 
 
 def test_higher_priority_runs_first(recorder: Recorder) -> None:
-    """Of the operations that are ready, the engine runs that of the highest priority first."""
+    """The engine runs the ready operation of the highest priority first."""
     order: list[str] = []
     ended = threading.Event()
     blocked = threading.Semaphore(0)
@@ -181,7 +181,7 @@ def test_idle_when_released(recorder: Recorder) -> None:
 
 
 def test_idle_when_the_engine_has_left_python() -> None:
-    """The engine is not idle while one of its threads is in Python, though the operation is complete and released."""
+    """The engine is not idle while one of its threads is in Python, even if the operation is complete and released."""
     released, leave = threading.Event(), threading.Event()
 
     def run(operation: operations.Operation) -> None:
@@ -200,7 +200,7 @@ def test_idle_when_the_engine_has_left_python() -> None:
 
 
 def test_held_for_one_thread(recorder: Recorder) -> None:
-    """While a thread holds the engine, it can push and others wait until it lets go."""
+    """While a thread holds the engine, that thread can push, and others wait."""
     array, other = mx.nd.zeros((2,)), mx.nd.zeros((2,))
     for one in (array, other):
         one.wait_to_read()
@@ -226,8 +226,7 @@ def test_held_for_one_thread(recorder: Recorder) -> None:
 
 
 def test_a_push_that_a_handler_interrupted_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python may run the handler of Ctrl-C where the engine has the operation already: the array fails, and is not
-    waited for for ever."""
+    """Ctrl-C may interrupt a push when the engine has the operation already: the array fails, and nothing hangs."""
     array = mx.nd.zeros((2,))
     array.wait_to_read()
     check = check_call
@@ -237,7 +236,7 @@ def test_a_push_that_a_handler_interrupted_leaves_nothing_behind(monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(operations, "check_call", interrupted)
+        patch.setattr(interface, "check_call", interrupted)
         with pytest.raises(KeyboardInterrupt):
             operations.push(array, operations.Operation(lambda operation: None, lambda: None))
     assert operations.outstanding() == 0
@@ -246,19 +245,19 @@ def test_a_push_that_a_handler_interrupted_leaves_nothing_behind(monkeypatch: py
 
 
 def test_a_handler_that_interrupts_a_push_may_wait_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not wait for the operation that its own thread is about to push; nor do others for ever."""
+    """A handler that waits for all operations does not wait for the one that its own thread is about to push."""
     array = mx.nd.zeros((2,))
     array.wait_to_read()
     check = check_call
     waited = threading.Event()
 
     def interrupting(status: int) -> None:
-        monkeypatch.setattr(operations, "check_call", check)
+        monkeypatch.setattr(interface, "check_call", check)
         operations.wait_until_released()
         waited.set()
         check(status)
 
-    monkeypatch.setattr(operations, "check_call", interrupting)
+    monkeypatch.setattr(interface, "check_call", interrupting)
     operations.push(array, operations.Operation(lambda operation: operation.complete(), lambda: None))
     assert waited.is_set()
     array.wait_to_read()
@@ -266,7 +265,7 @@ def test_a_handler_that_interrupts_a_push_may_wait_for_all(monkeypatch: pytest.M
 
 
 def test_many_operations_from_many_threads() -> None:
-    """Operations that are pushed and completed by several threads all end."""
+    """Operations that several threads push and complete all end."""
     pending: queue.Queue[operations.Operation] = queue.Queue()
     count = 200
 
@@ -290,5 +289,5 @@ def test_many_operations_from_many_threads() -> None:
 
 
 def test_tests_use_the_threaded_engine() -> None:
-    """The NaiveEngine, with which most of this would mean nothing, is not what these tests ran with."""
+    """These tests run with the threaded engine. With the NaiveEngine most of them would show nothing."""
     assert not ENGINE_IS_NAIVE

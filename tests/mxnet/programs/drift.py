@@ -18,17 +18,17 @@ rank = mx.kv.create("byteps").rank
 
 
 def last_batches(nets: list[Any], step: Callable[..., None]) -> None:
-    """The same sum, divided by another number on each rank."""
+    """Divides the same sum by another number on each rank."""
     step(nets, batch_size=(4 - rank) * 2)
 
 
 def stale_gradients(nets: list[Any], step: Callable[..., None]) -> None:
-    """Each rank uses another part of the network, and updates that part only."""
+    """Uses another part of the network on each rank, and updates that part only."""
     step([nets[rank]], ignore_stale_grad=True)
 
 
 def set_data(nets: list[Any], step: Callable[..., None]) -> None:
-    """One rank loads parameters after the first step, in which Trainer gave all ranks those of rank 0."""
+    """Loads parameters on one rank after the first step, in which Trainer gave all ranks those of rank 0."""
     step(nets)
     if rank == 1:
         nets[0].weight.set_data(nets[0].weight.data() + 1)
@@ -36,7 +36,7 @@ def set_data(nets: list[Any], step: Callable[..., None]) -> None:
 
 
 def force_reinit(nets: list[Any], step: Callable[..., None]) -> None:
-    """All ranks begin anew, each with parameters of its own."""
+    """Initializes the parameters again, differently on each rank."""
     step(nets)
     np.random.seed(rank)
     mx.random.seed(rank)
@@ -45,13 +45,13 @@ def force_reinit(nets: list[Any], step: Callable[..., None]) -> None:
 
 
 def none(nets: list[Any], step: Callable[..., None]) -> None:
-    """Nothing is wrong."""
+    """Does nothing wrong."""
     step(nets)
     step(nets)
 
 
 def train(way: Callable[..., None]) -> Any:
-    """Trains in that way; returns the parameters."""
+    """Trains in one of these ways; returns the parameters."""
     mx.random.seed(1)
     nets: list[Any] = []
     parameters: dict[str, Any] = {}
@@ -79,7 +79,7 @@ for way in (last_batches, stale_gradients, set_data, force_reinit, none):
     except OutOfStepError as error:
         print(error)
 
-# All take rank 0's parameters again.
+# All ranks take rank 0's parameters again.
 store = mx.kv.create("byteps")
 drifted = mx.gluon.nn.Dense(2, in_units=3)
 drifted.initialize(mx.init.Constant(float(rank)))

@@ -16,7 +16,7 @@ from psum.client import ElementType, shared_client
 from psum.mxnet.arrays.memory import usable_in_place
 from psum.mxnet.compat import mx
 
-#: Elements of the smaller one travel in messages, those of the larger one as the plane has it.
+#: Messages carry the elements of the smaller one, the plane those of the larger one.
 SIZES = 7, 100_003
 STEPS = 4
 
@@ -28,13 +28,13 @@ computes = not gpu or (mx.nd.array([1.0], ctx=devices[0]) + 1).asnumpy() == 2
 
 
 def values(rank: int, shift: int = 0) -> np.ndarray[Any, Any]:
-    """What a rank contributes: small numbers, whose sums are exact in every type."""
+    """Returns a rank's values: small numbers, whose sums are exact in every type."""
     return np.arange(size) % 11 + rank + shift
 
 
 def array(content: Any, number: int = 0) -> Any:
-    """An array on one of the devices."""
-    # As float32 first: of bfloat16 NumPy knows nothing.
+    """Makes an array on one of the devices."""
+    # As float32 first: NumPy does not have bfloat16.
     there = mx.nd.array(content, dtype="float32").astype(dtype)
     return there.copyto(devices[number % len(devices)]) if gpu else there
 
@@ -54,7 +54,7 @@ def check(form: str, got: Any, expected: Any) -> None:
 
 
 def pushpulls() -> Iterator[tuple[str, Any, Any]]:
-    """The forms of a push-pull: what it is called, what is read, and what is to be there."""
+    """Yields the forms of a push-pull: a name, the array to read, and the expected values."""
     total = sum(values(r) for r in ranks)
     doubled = total + sum(values(r, 1) for r in ranks)
 
@@ -84,7 +84,7 @@ def pushpulls() -> Iterator[tuple[str, Any, Any]]:
     store.pushpull(f"{tag} view", parts[size : 2 * size].reshape((size, 1)))
     yield "view", parts, np.concatenate([values(rank), total * len(ranks), values(rank)])
 
-    # Without a wait between the steps, and with arrays that nobody keeps.
+    # Without a wait between the steps, and without references to the arrays.
     steps = [empty() for _ in range(STEPS)]
     for step, out in enumerate(steps):
         store.pushpull(f"{tag} ahead", array(values(rank, step)), out)
@@ -119,7 +119,7 @@ for in_place in (True,) if gpu else (True, False):
     for element_type, size in itertools.product(ElementType, SIZES):
         dtype = np.dtype([("bfloat16", np.uint16)]) if element_type is ElementType.BFLOAT16 else element_type.label
         tag = f"{element_type.label} {size}"
-        # What MXNet does not know on a GPU is added up on the host.
+        # The host adds up the types that MXNet cannot add on a GPU.
         adds = computes or element_type in (ElementType.INT8, ElementType.BFLOAT16)
         for form in itertools.chain(pushpulls(), broadcasts()):
             check(*form)

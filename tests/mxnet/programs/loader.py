@@ -25,7 +25,7 @@ try:
                 loss = net(batch).sum()
             loss.backward()
             trainer.step(2)
-            # Here the error of the step before comes up.
+            # Raises the error of the step before.
             assert loss.asnumpy() == 6.0
             steps += 1
             if steps == 10:

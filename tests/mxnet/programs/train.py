@@ -19,7 +19,7 @@ array = mx.np.array if MAJOR_VERSION >= 2 else mx.nd.array
 
 def train(devices: list[Any], rank: int, num_workers: int) -> list[np.ndarray[Any, Any]]:
     """Trains, and returns the parameters: the copies of the first on each device, then those of the second, …"""
-    # Trainer gives everybody rank 0's weights in its first step, which is after the first gradients were computed.
+    # Trainer gives all ranks rank 0's weights in its first step, after the first gradients were computed.
     mx.random.seed(1)
     net = mx.gluon.nn.HybridSequential()
     net.add(

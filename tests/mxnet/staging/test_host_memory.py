@@ -1,4 +1,4 @@
-"""The memory of stages: shared with aggregators, and pinned by a CUDA runtime that lies in host memory."""
+"""The memory of stages: shared with aggregators, and pinned by a stand-in for the CUDA runtime."""
 
 import ctypes
 import gc
@@ -24,11 +24,11 @@ PATIENCE_SECONDS: Final = 30.0
 
 
 def no_memory(size: int) -> None:
-    """What `allocate` is where nothing is shared."""
+    """Stands in for `allocate` if no memory is shared."""
 
 
 def done_by_the_worker(work: Callable[[], Any]) -> None:
-    """Waits until it is done there."""
+    """Runs work in the worker, and waits for it."""
     over = threading.Event()
     worker.do(work)
     worker.do(over.set)
@@ -48,7 +48,7 @@ def segment(tmp_path: pathlib.Path) -> Iterator[GrowingSegment]:
 
 @pytest.mark.parametrize("size", [1, 4096, 10_000])
 def test_is_where_aggregators_read(segment: GrowingSegment, size: int) -> None:
-    """What is written to it after it was prepared is in the segment at its place, and nowhere else."""
+    """Data written after `prepare` is in the segment at the memory's place, and nowhere else."""
     blocks: list[Block] = []
 
     def allocate(size: int) -> Block | None:
@@ -72,7 +72,7 @@ def test_is_where_aggregators_read(segment: GrowingSegment, size: int) -> None:
 
 
 def test_is_of_use_where_nothing_is_shared() -> None:
-    """Or what is shared cannot be mapped again, as memory of this process's own cannot."""
+    """The memory works if nothing is shared, or if shared memory cannot be mapped again, such as private memory."""
     memory = HostMemory(5000)
     memory.prepare(no_memory, None)
     own = bytearray(1 << 20)
@@ -121,7 +121,7 @@ size_t bytes_pinned(void) {
 
 @pytest.fixture
 def make_runtime(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], ctypes.CDLL]]:
-    """Makes a library that has what is used of CUDA's runtime, with so many devices, and loads it into this process."""
+    """Compiles a stand-in for CUDA's runtime with so many devices, and loads it into this process."""
 
     def make(devices: int) -> ctypes.CDLL:
         source, library = tmp_path / "runtime.c", tmp_path / "libcudart.so.12"
@@ -145,7 +145,7 @@ def with_contexts(runtime: ctypes.CDLL) -> list[int]:
 
 @pytest.mark.parametrize("device", [0, 3])
 def test_is_pinned_through_the_device_of_the_arrays(make_runtime: Callable[[int], ctypes.CDLL], device: int) -> None:
-    """And through no other: a context on another GPU would take memory there, which may be another process's."""
+    """Memory is pinned through the device of the arrays only: a context on another GPU would take memory there."""
     runtime = make_runtime(4)
     memory = HostMemory(5000)
     done_by_the_worker(lambda: memory.prepare(no_memory, device))
@@ -154,7 +154,7 @@ def test_is_pinned_through_the_device_of_the_arrays(make_runtime: Callable[[int]
 
 
 def test_is_not_pinned_for_arrays_of_the_host(make_runtime: Callable[[int], ctypes.CDLL], client: Any) -> None:
-    """Those go through stages too where oneDNN cannot be told to leave its layouts; that makes no context anywhere."""
+    """Arrays of the host may go through stages too, if oneDNN's layouts cannot be changed. That makes no context."""
     runtime = make_runtime(4)
     client.peers = lambda ticket: ticket.value * 10
     array = mx.nd.ones((5,))
@@ -164,7 +164,7 @@ def test_is_not_pinned_for_arrays_of_the_host(make_runtime: Callable[[int], ctyp
 
 
 def test_is_let_go_before_its_addresses_are_given_to_others(make_runtime: Callable[[int], ctypes.CDLL]) -> None:
-    """CUDA would take other memory at the same address for the old one, or refuse to register it."""
+    """Memory is unpinned before its addresses are reused: CUDA would mistake new memory there for the old."""
     runtime = make_runtime(4)
     for _ in range(20):
         memory = HostMemory(1 << 20)
@@ -184,7 +184,7 @@ def test_is_of_use_where_it_cannot_be_pinned(
     device: int,
     reason: str,
 ) -> None:
-    """The log says why it cannot, and nothing is to be undone."""
+    """The memory works if it cannot be pinned. The log has the reason, and nothing is unpinned."""
     runtime = make_runtime(4)
     memory = HostMemory(size)
     done_by_the_worker(lambda: memory.prepare(no_memory, device))
@@ -196,7 +196,7 @@ def test_is_of_use_where_it_cannot_be_pinned(
 def test_without_a_device_nothing_is_pinned(
     make_runtime: Callable[[int], ctypes.CDLL], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And nothing is said of it."""
+    """Without a device nothing is pinned or logged."""
     runtime = make_runtime(0)
     assert not cuda.pin(4096, 4096, 0)
     assert runtime.bytes_pinned() == 0
@@ -204,13 +204,13 @@ def test_without_a_device_nothing_is_pinned(
 
 
 def test_without_cuda_nothing_is_pinned(run_python: Callable[..., Any]) -> None:
-    """Whatever libraries MXNet has brought into the process."""
+    """Without CUDA nothing is pinned, whatever libraries MXNet has loaded."""
     done = run_python("from psum.mxnet.staging import cuda; print(cuda.pin(4096, 4096, 0))")
     assert done.check().strip() == "False"
 
 
 def test_the_worker_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """And does what it is given in order, in a thread of its own, which a forked child has not."""
+    """After a failure the worker goes on, in order, in a thread of its own."""
     seen: list[object] = []
 
     def fail() -> None:
@@ -224,7 +224,7 @@ def test_the_worker_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_forked_child_has_a_worker_of_its_own(run_python: Callable[..., Any]) -> None:
-    """Its parent's thread is not there."""
+    """A forked child starts a thread of its own."""
     program = """
 import os, threading
 from psum.mxnet.staging.host_memory import worker

@@ -1,5 +1,6 @@
-"""The pool of arrays that stand in for those of devices."""
+"""The pool of stages."""
 
+import contextlib
 import gc
 import itertools
 import threading
@@ -39,12 +40,12 @@ def never(context: Any) -> bool:
 
 @pytest.fixture
 def store(client: Any) -> BytePS:
-    """A store to which no array is in reach, of a client that is held back."""
+    """A store that sends all arrays through stages, of a client that the test holds back."""
     return BytePS(client, in_place=never)
 
 
 def test_alike() -> None:
-    """What is lent has the wanted shape and type, and its memory is where its turn says."""
+    """A stage has the requested shape and type, and its memory is where its turn says."""
     turn = StagePool().take("k", arrays((2, 3), "float16"))
     assert (turn.array.shape, turn.array.dtype, turn.memory.place) == ((2, 3), np.float16, None)
     assert address_of(turn.array) == turn.memory.address
@@ -53,14 +54,14 @@ def test_alike() -> None:
 
 
 def test_a_key_has_one_stage_at_a_time() -> None:
-    """However many turns it takes ahead; the stage is idle when all are over."""
+    """A key has one stage, however many turns it takes ahead. The stage is idle when all turns are over."""
     pool, like = StagePool(), arrays((2, 3))
     turns = [pool.take("k", like) for _ in range(5)]
     assert len({id(turn.array) for turn in turns}) == 1
     assert [turn.is_first for turn in turns] == [turn.fresh for turn in turns] == [True] + [False] * 4
     for turn in turns:
         assert pool.statistics() == StageStatistics(allocated=1, in_use=1)
-        assert turn.obstacle() is None
+        assert turn.failure() is None
         pool.give_back(turn)
     assert pool.statistics() == StageStatistics(allocated=1, in_use=0)
     again = pool.take("k", like)
@@ -70,7 +71,9 @@ def test_a_key_has_one_stage_at_a_time() -> None:
 
 
 def test_keys_under_way_at_once_have_stages_of_their_own() -> None:
-    """And one that is idle serves any key of its shape and type, and no other; the one that waited longest first."""
+    """Keys that are under way at once have different stages. An idle stage serves any key of its shape and type, and
+    the
+    one that is idle longest comes first."""
     pool, like = StagePool(), arrays((2, 3))
     first, second = pool.take("a", like), pool.take("b", like)
     assert first.array is not second.array
@@ -84,12 +87,13 @@ def test_keys_under_way_at_once_have_stages_of_their_own() -> None:
 
 
 def test_a_turn_is_given_back_without_waiting() -> None:
-    """A signal's handler may run where the main thread has the pool's lock, and wait for the sum whose turn it is."""
+    """Giving a turn back does not wait for the pool's lock: a signal's handler may wait for a sum while the main thread
+    has it."""
     pool, like = StagePool(), arrays((2, 3))
     turns = [pool.take("k", like) for _ in range(2)]
     with pool._lock:
         for turn in turns:
-            assert turn.obstacle() is None
+            assert turn.failure() is None
             thread = threading.Thread(target=pool.give_back, args=(turn,))
             thread.start()
             thread.join(PATIENCE_SECONDS)
@@ -98,22 +102,24 @@ def test_a_turn_is_given_back_without_waiting() -> None:
 
 
 def test_after_a_failure_later_turns_are_refused() -> None:
-    """Also where the engine has passed over a turn that was not given back yet; and the stage is not lent again."""
+    """Turns after a failed one are refused, even if the engine has skipped a turn that was not given back yet. The
+    stage is
+    not lent again."""
     pool, like = StagePool(), arrays((2,))
     first, failing, skipped, last = (pool.take("k", like) for _ in range(4))
     pool.give_back(first)
-    assert failing.obstacle() is None
-    # The engine is over with it, and goes on before it says that it has skipped it.
-    assert skipped.obstacle() == "an MXNet operation that computes its value failed there"
+    assert failing.failure() is None
+    # The engine has finished with it, and goes on before it tells that it has skipped it.
+    assert skipped.failure() == "an MXNet operation that computes its value failed there"
     pool.give_back(failing, "rank 1 was lost")
     pool.give_back(skipped, "whatever")
-    assert last.obstacle() == "rank 1 was lost"
+    assert last.failure() == "rank 1 was lost"
     pool.give_back(last, "whatever")
     assert pool.statistics() == StageStatistics(allocated=0, in_use=0)
     assert pool.take("k", like).array is not first.array
 
 
-#: Two shapes of two types: a key has one of these for ever.
+#: Two shapes of two types. A key keeps one of these.
 KINDS = [arrays((2,)), arrays((3,)), arrays((2,), "int8"), arrays((3,), "float16")]
 
 #: Takes a turn (True) of a key, or ends (False) its oldest one.
@@ -123,7 +129,7 @@ STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 11)), max_size=60)
 @settings(max_examples=200, deadline=None)
 @given(STEPS)
 def test_bounded_whatever_the_pattern(steps: list[tuple[bool, int]]) -> None:
-    """Never are there more stages of a kind than keys of that kind were under way at once, hence never more than keys.
+    """There are never more stages of a kind than keys of that kind were under way at once.
 
     No two keys have the same stage at once, and a key's turns end at the stage where it has begun.
     """
@@ -135,7 +141,7 @@ def test_bounded_whatever_the_pattern(steps: list[tuple[bool, int]]) -> None:
             under_way.setdefault(key, []).append(pool.take(key, KINDS[key % len(KINDS)]))
         elif key in under_way:
             turn = under_way[key].pop(0)
-            assert turn.obstacle() is None
+            assert turn.failure() is None
             pool.give_back(turn)
             if not under_way[key]:
                 del under_way[key]
@@ -147,7 +153,7 @@ def test_bounded_whatever_the_pattern(steps: list[tuple[bool, int]]) -> None:
 
 
 def test_steps_queued_ahead_take_no_more_stages(store: BytePS, client: Any) -> None:
-    """Thirty steps that are queued without waiting need one stage for each key, and all their sums are right."""
+    """Thirty steps that are queued without waiting need one stage for each key, and all sums are right."""
     values = [mx.nd.full((1000,), float(key)) for key in range(3)]
     outs = [[mx.nd.zeros((1000,)) for _ in range(30)] for _ in values]
     for step, key in itertools.product(range(30), range(3)):
@@ -162,7 +168,8 @@ def test_steps_queued_ahead_take_no_more_stages(store: BytePS, client: Any) -> N
 
 
 def test_keys_that_are_used_once(store: BytePS, client: Any) -> None:
-    """Temporaries and broadcasts, under any number of names, share as few stages as are under way at once."""
+    """Keys that are used once, such as temporaries and broadcasts, need only as many stages as are under way at
+    once."""
     client.peers = lambda ticket: ticket.value
     for number in range(50):
         store.broadcast(f"b{number}", mx.nd.ones((4,)))
@@ -174,7 +181,7 @@ def test_keys_that_are_used_once(store: BytePS, client: Any) -> None:
 
 
 def test_stores_that_come_and_go(client: Any) -> None:
-    """The next store uses the stages of one that is gone; two stores with one key at once use two."""
+    """A new store uses the stages of an old one. Two stores that use one key at once have two stages."""
     client.peers = lambda ticket: ticket.value
     for _ in range(20):
         array = mx.nd.ones((4,))
@@ -188,7 +195,7 @@ def test_stores_that_come_and_go(client: Any) -> None:
 
 
 def test_calls_from_several_threads(store: BytePS, client: Any) -> None:
-    """What several threads do with one key at once comes to an end: the engine gets it in the order of the rounds."""
+    """Threads that use one key at once do not deadlock: the engine gets the operations in the order of the rounds."""
     client.peers = lambda ticket: ticket.value * 10
     got: list[Any] = []
 
@@ -210,7 +217,7 @@ def test_calls_from_several_threads(store: BytePS, client: Any) -> None:
 
 
 def test_the_engine_gets_the_rounds_in_order(store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody's operation is queued between the reservation of another one on the key and its own queueing."""
+    """No operation on a key is queued between the reservation of another one and its queueing."""
     copying, go_on = threading.Event(), threading.Event()
     copy = copies.copy
 
@@ -228,7 +235,7 @@ def test_the_engine_gets_the_rounds_in_order(store: BytePS, client: Any, monkeyp
     threads[0].start()
     assert copying.wait(PATIENCE_SECONDS)
     threads[1].start()
-    # It can go no further, which nothing tells; had it gone on, it would have been started by then.
+    # It cannot go on, which nothing announces. If it had gone on, it would have been started by now.
     assert not client.started.qsize()
     threads[1].join(0.2)
     go_on.set()
@@ -242,7 +249,7 @@ def test_the_engine_gets_the_rounds_in_order(store: BytePS, client: Any, monkeyp
 
 
 def test_each_round_behind_a_failed_one_has_an_error_of_its_own(store: BytePS, client: Any) -> None:
-    """Whoever has read the error of one round still gets that of the next, in whatever order they are read.
+    """The reader of one round's error still gets the error of the next round, in whatever order they are read.
 
     MXNet raises an error at one reader only. A round that shared the error of the one before it on the same stage would
     be read without one, with the content of before.
@@ -266,7 +273,7 @@ def test_each_round_behind_a_failed_one_has_an_error_of_its_own(store: BytePS, c
 
 
 def pending_array(gate: threading.Event) -> Any:
-    """An array of ones that is not there before the gate is open."""
+    """An array of ones that is pending until the gate opens."""
     array = mx.nd.ones((2,))
 
     def complete(operation: operations.Operation) -> None:
@@ -288,7 +295,8 @@ def failed_array() -> Any:
 
 
 def test_rounds_behind_a_value_that_failed(store: BytePS, client: Any) -> None:
-    """Its reader gets its error, those of the rounds behind it errors of their own, and the rounds before it a sum."""
+    """The reader of a failed value gets its error. Later rounds have errors of their own, and earlier rounds have
+    sums."""
     values = [mx.nd.ones((2,)), failed_array(), mx.nd.ones((2,)), failed_array()]
     for value in values:
         store.pushpull("k", value)
@@ -303,10 +311,13 @@ def test_rounds_behind_a_value_that_failed(store: BytePS, client: Any) -> None:
     assert operations.wait_until_idle(PATIENCE_SECONDS)
     assert [ticket.reason is None for ticket in client.reserved] == [True, False, False, False]
     assert store.stage_statistics == StageStatistics(allocated=0, in_use=0)
+    # The last array had two errors, and its reader got one of them.
+    with contextlib.suppress(MXNetError):
+        mx.nd.waitall()
 
 
 def test_what_failed_stays_as_it_is(store: BytePS, client: Any) -> None:
-    """A value that an aggregator may yet sum for the other ranks is not overwritten by the rounds queued behind it.
+    """Later rounds do not overwrite a failed value, which an aggregator may still sum for the other ranks.
 
     Not even by one whose value comes after the error was read, when MXNet would take the stage for a good one.
     """
@@ -329,7 +340,7 @@ def test_what_failed_stays_as_it_is(store: BytePS, client: Any) -> None:
 
 
 def test_a_first_use_does_not_hold_up_the_caller(client: Any) -> None:
-    """To get shared memory takes long: the call returns, other keys with a stage go on, and the sum comes later."""
+    """Shared memory may take long: the call returns, other keys with a stage go on, and the sum comes later."""
     reserving, reserved = threading.Event(), threading.Event()
 
     def allocate(size: int) -> None:
@@ -355,7 +366,7 @@ def test_a_first_use_does_not_hold_up_the_caller(client: Any) -> None:
 
 
 def test_memory_that_cannot_be_prepared(client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Is used as it is, and the log has the reason."""
+    """Memory that cannot be prepared is used as it is, and the log has the reason."""
 
     def allocate(size: int) -> None:
         raise RuntimeError("a bug")
@@ -385,7 +396,8 @@ def test_element_types(store: BytePS, client: Any, element_type: ElementType) ->
 
 @pytest.mark.parametrize("element_type", ElementType)
 def test_what_a_gpu_does_not_add_up(monkeypatch: pytest.MonkeyPatch, element_type: ElementType) -> None:
-    """MXNet knows no sum of int8 and bfloat16 on a GPU: those are copied to the host first, others added up before."""
+    """MXNet cannot add int8 and bfloat16 on a GPU: these are copied to the host first. Other types are added up
+    before."""
 
     class Gpu:
         """Takes the place of cpu(1)."""
@@ -417,7 +429,7 @@ def test_what_a_gpu_does_not_add_up(monkeypatch: pytest.MonkeyPatch, element_typ
 
 
 def test_foreign_layouts(store: BytePS, client: Any) -> None:
-    """An array that oneDNN left in a layout of its own goes through a stage in the plain one, alone and added up."""
+    """An array in a layout of oneDNN's goes through a stage in the plain layout, alone and added up."""
     client.peers = lambda ticket: ticket.value
     data, weight = mx.nd.arange(2 * 4 * 8 * 8).reshape((2, 4, 8, 8)) % 5, mx.nd.ones((8, 4, 3, 3))
     for value in ("one", "two"):
@@ -430,7 +442,7 @@ def test_foreign_layouts(store: BytePS, client: Any) -> None:
 
 
 def test_fork_and_exit(run_python: Callable[..., Any], aggregator: str) -> None:
-    """With rounds queued ahead, at stages that are just being made, a process can fork and end at any moment."""
+    """A process can fork and end at any moment, with rounds queued at stages that are being made."""
     program = """
 import os
 import psum.mxnet
@@ -454,7 +466,7 @@ for step in range(8):
 
 
 def test_a_client_that_is_gone_leaves_nothing(client: Any) -> None:
-    """Its stages are let go when there is the next one, though not before the copies out of them are done."""
+    """A client's stages are freed when the next client has a pool, and not before the copies out of them are done."""
     client.peers = lambda ticket: ticket.value
     gate = threading.Event()
     out = pending_array(gate)

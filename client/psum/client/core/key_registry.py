@@ -73,6 +73,7 @@ class KeyRegistry:
                 first = self._keys.get((store, name, Operation.BROADCAST))
                 if label and first is not None and first.label == label:
                     key.begins_with = first
+                    first.successor = key
                 self._keys[store, name, operation] = self._by_id[key.id] = key
             begun = None if key.begins_with is None else key.begins_with.failure
             if (failure := self.failure or key.failure or begun) is not None:

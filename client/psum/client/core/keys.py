@@ -67,6 +67,9 @@ class Key:
         self.begins_with: Key | None = None
         """The broadcast of the value that its sums change. If it has failed, sums fail too: MXNet tells only one reader
         of an array about the error, and the training must not go on without it."""
+        self.successor: Key | None = None
+        """The key of the sums that begin with this broadcast. They fail with it: a rank that hears of the failure first
+        begins no such sum, and the others would wait for it until the round times out."""
 
     def __repr__(self) -> str:
         return f"<Key {self.title} {self.describe()}>"

@@ -106,6 +106,8 @@ class RunningOperations:
             self._registry.fail_key(key, error)
             if (rounds := self.rounds.get(key.id)) is not None:
                 self._end_all(rounds, error)
+            if key.successor is not None:
+                self.fail_key(key.successor, error)
 
     def fail(self, error: PsumError) -> None:
         """Ends all operations with an error, now and from now on."""

@@ -128,7 +128,9 @@ class Session:
     def take_recalled(self) -> set[int]:
         """The aggregators to which memory of failed operations may still be sent. The client must stop that before it
         reports what has finished."""
-        recalled, self._operations.recalled = self._operations.recalled, set()
+        if not (recalled := self._operations.recalled):
+            return recalled
+        self._operations.recalled = set()
         return recalled
 
     @property

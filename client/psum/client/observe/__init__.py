@@ -1,4 +1,4 @@
-"""What users and operators see: a worker's metrics, timeline, log and fault file, and the state of aggregators.
+"""What users and operators see of a worker: its metrics, timeline, log and fault file.
 
-It may import core and transport. Begin with timeline.py or exporter.py.
+It may import core and the client's settings. Begin with telemetry.py, which starts the rest.
 """

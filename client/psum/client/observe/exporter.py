@@ -1,17 +1,16 @@
-"""A worker's metrics for Prometheus, where they are asked for (PSUM_METRICS_PORT)."""
+"""A worker's metrics for Prometheus, if the settings ask for them (PSUM_METRICS_PORT)."""
 
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from psum.client.core.operation import Operation
+from psum.client.core.session import Session
 from psum.runtime import Metric, cannot_listen
 from psum.wire.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
-
-    from psum.client.client import Client
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,9 @@ STALL_SECONDS: Final = Metric(
 )
 RECONNECTS: Final = Metric("psum_client_reconnects_total", "counter", "Streams that were opened again.")
 RESTORES: Final = Metric(
-    "psum_client_restored_sums_total", "counter", "Sums that were given back to an aggregator that was started again."
+    "psum_client_restored_sums_total",
+    "counter",
+    "Sums that this worker gave back to an aggregator that was started again.",
 )
 FAULTS: Final = Metric("psum_client_faults_total", "counter", "Failures that aggregators reported.", ("kind",))
 
@@ -70,17 +71,18 @@ class Exporter:
     """Serves a client's metrics over HTTP in a thread of its own.
 
     Args:
-        client: The client.
-        address: host:port, port 0 for a free one.
+        session: What the metrics are about.
+        job: The name of the job.
+        address: host:port; port 0 takes a free one.
 
     Attributes:
-        address: Where it listens, empty where it could not.
+        address: Where it listens; empty if it could not listen.
 
     Raises:
         ConfigurationError: Prometheus' library is not installed.
     """
 
-    def __init__(self, client: "Client", address: str) -> None:
+    def __init__(self, session: Session, job: str, address: str) -> None:
         try:
             from prometheus_client import start_http_server
 
@@ -93,34 +95,34 @@ class Exporter:
         host, _, port = address.rpartition(":")
         try:
             self._server, self._thread = start_http_server(
-                int(port), host.strip("[]"), registry_of(lambda: collect(client))
+                int(port), host.strip("[]"), registry_of(lambda: collect(session, job))
             )
         except (OSError, OverflowError) as error:
-            # Nothing that a training should fail for.
+            # No reason for a training to fail.
             _log.warning("%s", cannot_listen("PSUM_METRICS_PORT", "metrics", address, error))
             return
         self.address = f"{host}:{self._server.server_port}"
 
     def close(self) -> None:
-        """Ends it."""
+        """Stops serving."""
         if self.address:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
 
 
-def collect(client: "Client") -> "Iterator[Family]":
-    """All metrics as they are now."""
+def collect(session: Session, job: str) -> "Iterator[Family]":
+    """Yields all metrics with their values of now."""
     from psum.runtime.prometheus import Families
 
     families = Families(METRICS)
-    tally, load = client.counters, client.load()
-    families.add(INFO, 1, client.settings.job, str(client.rank))
+    counters, load = session.counters, session.load()
+    families.add(INFO, 1, job, str(session.rank))
     families.add(IN_PROGRESS, load.operations)
     families.add(SHARDS_WAITING, load.waiting_shards)
     families.add(UNDER_WAY, load.under_way_bytes)
     for operation, name in _OPERATIONS.items():
-        counted = tally.operations[operation]
+        counted = counters.operations[operation]
         if not counted.queue.count and not counted.total.count:
             continue
         families.add(TOTAL, counted.total, name)
@@ -128,10 +130,10 @@ def collect(client: "Client") -> "Iterator[Family]":
         families.add(STAGE, counted.exchange, name, "exchange")
         families.add(SENT, counted.sent_bytes, name)
         families.add(RECEIVED, counted.received_bytes, name)
-    families.add(STALLS, tally.stalls)
-    families.add(STALL_SECONDS, tally.stall_seconds)
-    families.add(RECONNECTS, tally.reconnects)
-    families.add(RESTORES, tally.restores)
-    for kind, count in list(tally.faults.items()):
+    families.add(STALLS, counters.stalls)
+    families.add(STALL_SECONDS, counters.stall_seconds)
+    families.add(RECONNECTS, counters.reconnects)
+    families.add(RESTORES, counters.restores)
+    for kind, count in list(counters.faults.items()):
         families.add(FAULTS, count, kind)
     yield from families

@@ -1,4 +1,4 @@
-"""The first failure that an aggregator tells a worker of, kept in a file for whoever started the worker."""
+"""The fault file: the first failure that an aggregator reports to a worker, for the process that started the worker."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,10 @@ from psum.wire.errors import FaultError
 
 @dataclasses.dataclass(frozen=True)
 class FaultReport:
-    """What an aggregator told.
+    """A failure that an aggregator reported.
 
     Attributes:
-        kind: What kind of failure it is, in a word such as worker_lost.
+        kind: The kind of failure in a word, such as worker_lost.
         text: What happened, for people.
         ranks: The ranks that it is about.
     """
@@ -26,7 +26,7 @@ class FaultReport:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self | None:
-        """What a worker has kept in a file; None where it was told of nothing."""
+        """Reads a worker's fault file; None if there is no failure in it."""
         try:
             values = json.loads(pathlib.Path(path).read_text())
             return cls(values["kind"], values["text"], tuple(values["ranks"]))
@@ -35,7 +35,7 @@ class FaultReport:
 
 
 def write_report(fault: FaultError, path: str) -> None:
-    """Writes a failure to a file, unless one was written there before."""
-    # Whether it can be written makes no difference to the worker.
+    """Writes a failure to a new file; does nothing if the file exists."""
+    # The worker does not depend on the file.
     with contextlib.suppress(OSError), open(path, "x", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(FaultReport(fault.kind, str(fault), fault.ranks)), file)

@@ -1,7 +1,7 @@
-"""A worker's log, on standard error where the program has not said where its own goes.
+"""A worker's log, on standard error if the program has set up no logging of its own.
 
-A library leaves a program's logging alone. But a worker that loses its aggregator has to be heard of, and whoever reads
-the lines of hundreds of workers has to know which one said what.
+A library leaves a program's logging alone. But a worker that loses its aggregator must say so, and among the lines of
+hundreds of workers each line must tell which worker wrote it.
 """
 
 import logging
@@ -12,11 +12,11 @@ from psum.client.settings import Settings
 from psum.runtime import JsonFormatter, TextFormatter
 
 _workers: set[tuple[str, int]] = set()
-"""Jobs and ranks that this process has had: mostly one."""
+"""The jobs and ranks that this process has had, usually one."""
 
 
 class _Fallback(logging.Handler):
-    """Writes what no handler of the program's does, also where the program sets its logging up only later."""
+    """Writes records until the program has a handler of its own, which may come later than this one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record."""
@@ -25,9 +25,9 @@ class _Fallback(logging.Handler):
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Has psum log as a worker's settings say.
+    """Sets up psum's logging as a worker's settings say.
 
-    A level that the program has given to the logger psum stays, and so does its handler.
+    It keeps the level and the handlers that the program has given to the logger psum.
     """
     _workers.add((settings.job, settings.rank))
     log = logging.getLogger("psum")
@@ -36,7 +36,7 @@ def set_up_logging(settings: Settings) -> None:
     if log.handlers:
         return
     if settings.log_format == "json":
-        # Asked for in so many words: the program's own handlers would write each line once more, in another form.
+        # The user has asked for this form. The program's own handlers would write each line again in another form.
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter(_worker))
         log.propagate = False
@@ -47,7 +47,7 @@ def set_up_logging(settings: Settings) -> None:
 
 
 def _worker() -> Mapping[str, object]:
-    """This process's job and rank; nothing where it is several workers, of which any may have said it."""
+    """Returns this process's job and rank; nothing if it is several workers: any may have logged the line."""
     if len(_workers) != 1:
         return {}
     [(job, rank)] = _workers

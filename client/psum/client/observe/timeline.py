@@ -1,4 +1,4 @@
-"""A client's timeline: whether there is one, and when and where it is written."""
+"""A client's timeline: whether there is one, and when and where to write it."""
 
 import logging
 import os
@@ -14,13 +14,13 @@ _log = logging.getLogger(__name__)
 
 
 class Timeline:
-    """What a worker records and writes to a file of PSUM_TRACE_DIR. Where that fails, the training goes on without.
+    """Records operations, and writes them to a file in PSUM_TRACE_DIR. If that fails, the training goes on without.
 
     Args:
-        settings: The worker's; those that a timeline is asked for with.
+        settings: The worker's settings, with trace_dir.
 
     Attributes:
-        recorder: What the session is to tell, None where nothing can be written, or all was.
+        recorder: Records the session's operations. None if no file can be written, or it was written already.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -29,12 +29,12 @@ class Timeline:
         self._path = pathlib.Path(settings.trace_dir) / trace.file_name(settings.rank)
         self._writing = threading.Lock()
         if (reason := _unusable(self._path.parent)) is not None:
-            # Said now rather than after the last step.
+            # Now rather than after the last step.
             _log.warning("no timeline in %s (PSUM_TRACE_DIR): %s", settings.trace_dir, reason)
             self.recorder = None
 
     def write(self) -> None:
-        """Writes what was recorded, the first time that this is called, and records no more. From any thread."""
+        """Ends the recording and writes the file. Only the first call does something. From any thread."""
         with self._writing:
             recorder, self.recorder = self.recorder, None
             if recorder is None:
@@ -63,9 +63,9 @@ class Timeline:
 
 
 def _unusable(directory: pathlib.Path) -> str | None:
-    """Makes a directory; why files cannot be written to it, None where they can."""
+    """Makes a directory. Returns why it cannot take files, or None if it can."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return error.strerror or str(error)
-    return None if os.access(directory, os.W_OK | os.X_OK) else "it may not be written to"
+    return None if os.access(directory, os.W_OK | os.X_OK) else "this process may not write to it"

@@ -1,8 +1,8 @@
-"""Writes what was recorded as a timeline: a file in the trace event format, which Perfetto and Chrome open.
+"""Writes a timeline: a file in the trace event format, which Perfetto and Chrome open.
 
-One process per rank, and below it a row of threads per stage; slices of one thread do not overlap, so a stage has as
-many threads as it had shards at once. Each slice has its key's name, and its step, round and shard in its arguments.
-What `psum timeline` needs beside the slices is in `otherData`.
+A rank is a process of the format. A stage is a row of its threads: slices of one thread must not overlap, so a stage
+has as many threads as it had shards at once. A slice has the name of its key, and its step, round and shard as
+arguments. `otherData` has what `psum timeline` needs besides.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from psum.client.core.recorder import Recorder, ShardRecord
 
-#: Another number where a reader that knows only this one would misread a file.
+#: Increased when readers of this format would misread a file.
 FORMAT: Final = 1
 
 
@@ -24,8 +24,8 @@ class Stage(NamedTuple):
 
     Attributes:
         number: Its place, from the top.
-        kind: Where its time is counted: the category of its slices.
-        label: What its first thread is called.
+        kind: The category of its slices.
+        label: The name of its first thread.
     """
 
     number: int
@@ -34,7 +34,7 @@ class Stage(NamedTuple):
 
 
 STEP: Final = Stage(0, "step", "step")
-#: From the program's call until the value is there: being computed, or copied from its device.
+#: From the program's call until the value is there: MXNet computes it, or copies it from its device.
 VALUE: Final = Stage(1, "value", "value")
 QUEUE: Final = Stage(2, "queue", "queue")
 COPY_IN: Final = Stage(3, "copy", "copy in")
@@ -42,18 +42,18 @@ WIRE_OUT: Final = Stage(4, "wire", "wire, to the aggregator")
 WAIT: Final = Stage(5, "wait", "wait for the last rank")
 SUM: Final = Stage(6, "sum", "sum")
 WIRE_BACK: Final = Stage(7, "wire", "wire, from the aggregator")
-#: The four before in one, where the aggregator did not say how long it waited and summed.
+#: The four stages above in one, if the aggregator did not tell how long it waited and summed.
 EXCHANGE: Final = Stage(8, "exchange", "wire and round")
 COPY_OUT: Final = Stage(9, "copy", "copy out")
 
-#: Threads of one stage at most; there are fewer shards.
+#: The most threads of one stage; there are fewer shards.
 _THREADS: Final = 100_000
 
 Event = dict[str, Any]
 
 
 class Slice(NamedTuple):
-    """A shard, operation or step in one stage, in seconds."""
+    """The time of a shard, operation or step in one stage; in seconds."""
 
     start: float
     end: float
@@ -63,22 +63,22 @@ class Slice(NamedTuple):
 
 
 def file_name(rank: int) -> str:
-    """What the file of a rank is called."""
+    """Returns the name of a rank's file."""
     return f"rank-{rank}.json"
 
 
 def write(path: pathlib.Path, recorder: Recorder, *, rank: int, wall_offset: float, about: Mapping[str, Any]) -> None:
-    """Writes a file; it is there whole, or as it was before.
+    """Writes a file. On failure the old file stays as it was.
 
     Args:
-        path: Where.
+        path: The file.
         recorder: What was recorded.
-        rank: Whose it is.
+        rank: This worker's rank.
         wall_offset: The time of day, in seconds since 1970, at 0 s of the recorder's clock.
-        about: What else is to be told of this worker.
+        about: More about this worker, for `otherData`.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     operations = recorder.operations
     origin = min((o.reserved for o in operations), default=0.0)
@@ -99,7 +99,7 @@ def write(path: pathlib.Path, recorder: Recorder, *, rank: int, wall_offset: flo
 
 
 def slices(recorder: Recorder) -> Iterator[Slice]:
-    """All that is shown of a recording."""
+    """Yields the slices of a recording."""
     shards = recorder.shards()
     yield from _steps(recorder, shards)
     for operation in recorder.operations:
@@ -111,7 +111,7 @@ def slices(recorder: Recorder) -> Iterator[Slice]:
 
 
 def _steps(recorder: Recorder, shards: Iterable[ShardRecord]) -> Iterator[Slice]:
-    """Each whole step, from the end of the one before until its last result was in its place."""
+    """Yields each whole step, from the end of the step before until its last result was written."""
     ends: dict[int, float] = {}
     for shard in shards:
         step = shard.operation.step
@@ -125,7 +125,7 @@ def _steps(recorder: Recorder, shards: Iterable[ShardRecord]) -> Iterator[Slice]
         previous = recorder.first - 1, recorder.before
     for step in recorder.steps():
         if step not in ends:
-            # All its tensors were empty, or the job has no aggregators.
+            # All tensors of the step were empty, or the job has no aggregators.
             continue
         start = previous[1] if previous is not None and previous[0] == step - 1 else begun[step]
         previous = step, max(start, ends[step])
@@ -146,11 +146,11 @@ def _stages(shard: ShardRecord) -> Iterator[Slice]:
         yield Slice(copied, received, EXCHANGE, operation.key, arguments)
     else:
         arguments["last_rank"] = shard.last_rank
-        # What was sent again over a new connection may have waited there since before.
+        # An aggregator may have waited since before the shard was sent again over a new connection.
         exchange = max(0.0, received - copied)
         waiting = min(max(0.0, shard.waiting), exchange)
         summing = min(max(0.0, shard.summing), exchange - waiting)
-        # How long each way took is not known, only both together.
+        # Only the sum of both directions is known.
         arrived = copied + (exchange - waiting - summing) / 2
         yield Slice(copied, arrived, WIRE_OUT, operation.key, arguments)
         yield Slice(arrived, arrived + waiting, WAIT, operation.key, arguments)
@@ -160,13 +160,13 @@ def _stages(shard: ShardRecord) -> Iterator[Slice]:
 
 
 def events(recorded: Iterable[Slice], rank: int, origin: float, worker: str) -> Iterator[Event]:
-    """The events of one rank's timeline: the names of its rows, and its slices.
+    """Yields the events of one rank's timeline: the names of its rows, and its slices.
 
     Args:
-        recorded: What is to be shown.
-        rank: The rank, which is the process.
+        recorded: The slices to show.
+        rank: The rank, which becomes the process.
         origin: The time that becomes 0.
-        worker: Where it runs.
+        worker: The host and pid of the worker.
     """
     yield _named("process_name", rank, 0, name=f"rank {rank}" + (f" ({worker})" if worker else ""))
     yield _named("process_sort_index", rank, 0, sort_index=rank)
@@ -176,14 +176,16 @@ def events(recorded: Iterable[Slice], rank: int, origin: float, worker: str) -> 
     for stage, row in sorted(rows.items()):
         row.sort(key=lambda one: (one.start, one.end))
         threads: set[int] = set()
-        for one, lane in _lanes(row):
-            tid = stage.number * _THREADS + lane
+        for one, thread in _thread_numbers(row):
+            tid = stage.number * _THREADS + thread
             if tid not in threads:
                 threads.add(tid)
-                yield _named("thread_name", rank, tid, name=stage.label if lane == 0 else f"{stage.label} {lane + 1}")
+                yield _named(
+                    "thread_name", rank, tid, name=stage.label if thread == 0 else f"{stage.label} {thread + 1}"
+                )
                 yield _named("thread_sort_index", rank, tid, sort_index=tid)
-            # Both ends are rounded, so that slices which meet still do. To eighths of a microsecond, which are exact in
-            # binary: a reader that counts nanoseconds finds no slice to overlap the next.
+            # Rounds both ends, so that slices that meet still meet. Eighths of a microsecond are exact in binary, so
+            # slices do not overlap for a reader that counts nanoseconds either.
             start, end = (round((moment - origin) * 8e6) for moment in (one.start, one.end))
             yield {
                 "name": one.name,
@@ -201,8 +203,8 @@ def _named(what: str, pid: int, tid: int, **arguments: object) -> Event:
     return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": arguments}
 
 
-def _lanes(row: Iterable[Slice]) -> Iterator[tuple[Slice, int]]:
-    """Gives each slice, in order of their starts, the lowest lane that is free then."""
+def _thread_numbers(row: Iterable[Slice]) -> Iterator[tuple[Slice, int]]:
+    """Gives each slice, in order of their starts, the lowest number of a thread that is free then."""
     taken: list[tuple[float, int]] = []
     free: list[int] = []
     count = 0
@@ -210,8 +212,8 @@ def _lanes(row: Iterable[Slice]) -> Iterator[tuple[Slice, int]]:
         while taken and taken[0][0] <= one.start:
             heapq.heappush(free, heapq.heappop(taken)[1])
         if free:
-            lane = heapq.heappop(free)
+            thread = heapq.heappop(free)
         else:
-            lane, count = count, count + 1
-        heapq.heappush(taken, (max(one.end, one.start), lane))
-        yield one, lane
+            thread, count = count, count + 1
+        heapq.heappush(taken, (max(one.end, one.start), thread))
+        yield one, thread

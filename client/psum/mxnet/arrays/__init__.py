@@ -1,4 +1,4 @@
-"""NDArrays: what they are, where their memory is, and copies and sums that MXNet's engine makes of them.
+"""NDArrays: their properties, their memory, and copies and sums that MXNet's engine makes of them.
 
-It imports no other folder of psum.mxnet. Begin with inspection.py.
+It imports only compat of psum.mxnet, and psum.client. Begin with inspection.py.
 """

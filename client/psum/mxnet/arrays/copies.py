@@ -1,4 +1,4 @@
-"""Copies and sums of arrays, made by MXNet's engine in the order in which they are queued."""
+"""Copies and sums of arrays, which MXNet's engine makes in the order in which they are queued."""
 
 import contextlib
 import ctypes
@@ -39,7 +39,7 @@ _ADDED_ON_GPUS: Final = frozenset(
 def copy(source: Any, target: Any) -> None:
     """Queues a copy of an array to another of the same shape and type, on any device.
 
-    NDArray.copyto does the same and gives up the interpreter's lock twice, each time to one of the engine's threads.
+    NDArray.copyto does the same, but releases the interpreter's lock twice, each time to one of the engine's threads.
     """
     if source is target:
         return
@@ -49,9 +49,9 @@ def copy(source: Any, target: Any) -> None:
 
 
 def add(addends: Sequence[Any], target: Any, element_type: ElementType) -> None:
-    """Queues the sum of at least two arrays on any devices into one in host memory, which may be one of them.
+    """Queues the sum of two or more arrays on any devices into an array in host memory, which may be one of them.
 
-    They are added up where the first one is, if MXNet can, and only the sum is copied to the host.
+    MXNet adds them up on the device of the first one, if it can. Then it copies only the sum to the host.
     """
     device, host = context_of(addends[0]), context_of(target)
     if device.device_type == "gpu" and element_type not in _ADDED_ON_GPUS:
@@ -65,7 +65,7 @@ def add(addends: Sequence[Any], target: Any, element_type: ElementType) -> None:
 
 @contextlib.contextmanager
 def copying(shape: tuple[int, ...]) -> Iterator[None]:
-    """Keeps copies out of the graph that autograd may be recording, and allows them for arrays without dimensions."""
+    """Keeps copies out of a graph that autograd records, and allows copies of arrays without dimensions."""
     recording = mx.autograd.pause() if _is_recording() else contextlib.nullcontext()
     with recording, mx.util.np_shape(True) if shape == () else contextlib.nullcontext():
         yield

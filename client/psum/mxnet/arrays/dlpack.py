@@ -1,4 +1,4 @@
-"""NDArrays and memory, by way of DLPack: where the memory of an array is, and arrays in memory of one's own.
+"""NDArrays and memory through DLPack: finds the memory of an array, and makes arrays in memory of the caller's.
 
 Nothing here waits for MXNet's engine.
 """
@@ -14,7 +14,7 @@ _CPU: Final = 1
 
 
 class _Tensor(ctypes.Structure):
-    """A tensor as DLPack describes it."""
+    """DLPack's description of a tensor."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -31,21 +31,21 @@ class _Tensor(ctypes.Structure):
 
 
 class _ManagedTensor(ctypes.Structure):
-    """A tensor, and what to call when nobody uses it any more."""
+    """A tensor, and the function to call when it is no longer used."""
 
     _fields_ = (("tensor", _Tensor), ("manager", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
 def address_of(array: Any) -> int:
-    """Where the elements of an array begin.
+    """Returns the address of an array's first element.
 
     Args:
         array: A dense NDArray in host memory, not empty, in the plain layout.
 
     Raises:
-        MXNetError: It is in a layout of oneDNN's.
+        MXNetError: It has a layout of oneDNN's.
     """
-    # MXNDArrayGetData would wait for the engine, for ever in an operation on the array; this never waits.
+    # MXNDArrayGetData would wait for the engine: in an operation on the array, a deadlock. This never waits.
     managed = ctypes.c_void_p()
     check_call(QUICK.MXNDArrayToDLPack(array.handle, ctypes.byref(managed)))
     try:
@@ -57,29 +57,29 @@ def address_of(array: Any) -> int:
 
 
 def array_at(address: int, shape: tuple[int, ...], element_type: ElementType) -> Any:
-    """A new NDArray on cpu(0) whose elements lie in memory of the caller's.
+    """Makes an NDArray on cpu(0) in memory of the caller's.
 
-    MXNet's own `from_numpy` knows the types of NumPy only, and of those not all that MXNet has. The engine's threads
-    also call Python for it when they are done with the memory, maybe while a fork waits for them and holds the
-    interpreter's lock. Here nobody is called.
+    MXNet's own `from_numpy` knows only types of NumPy, and not all of those that MXNet has. Also, the engine's threads
+    call Python when they have finished with its memory, perhaps while a fork waits for them with the interpreter's lock
+    held. Here they do not call Python.
 
     Args:
-        address: Where the elements begin. The memory must stay as long as the array and what the engine has queued for
-            it.
+        address: The address of the first element. The memory must outlive the array and everything that the engine has
+            queued for it.
         shape: The shape of the array.
-        element_type: Their type.
+        element_type: The type of its elements.
 
     Raises:
         MXNetError: MXNet did not take it.
     """
-    # Of at least one item, so that it has an address.
+    # At least one item, so that it has an address.
     sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
     code, bits = element_type.kind, 8 * element_type.itemsize
     tensor = _Tensor(address, _CPU, 0, len(shape), code, bits, 1, ctypes.addressof(sizes), None, 0)
     handle = ctypes.c_void_p()
-    # An array without dimensions is one of unknown shape otherwise.
+    # Without np_shape, an array without dimensions has an unknown shape.
     with mx.util.np_shape(True) if shape == () else contextlib.nullcontext():
-        # True: MXNet makes a copy of the description.
+        # True: MXNet copies the description.
         description = ctypes.byref(_ManagedTensor(tensor, None, None))
         check_call(_from_dlpack(description, ctypes.c_bool(True), ctypes.byref(handle)))
     return mx.nd.NDArray(handle)

@@ -1,6 +1,6 @@
-"""What an NDArray is: its storage, shape, type and device, asked for without giving up the interpreter's lock.
+"""The storage, shape, type and device of an NDArray, read without releasing the interpreter's lock.
 
-MXNet's own properties give it up in each call. Then one of the engine's threads takes it, to run an operation of
+MXNet's own properties release the lock in each call. Then one of the engine's threads takes it to run an operation of
 psum's, and the training loop waits for it, several times for each key.
 """
 
@@ -33,24 +33,24 @@ _ELEMENT_TYPES: Final = {
 
 
 def storage_of(array: Any) -> int:
-    """The number of an array's storage type."""
+    """Returns the number of an array's storage type."""
     found = ctypes.c_int()
     check_call(_get_storage(array.handle, ctypes.byref(found)))
     return found.value
 
 
 def shape_of(array: Any) -> tuple[int, ...]:
-    """The shape of a dense array."""
+    """Returns the shape of a dense array."""
     dimensions, sizes = ctypes.c_int(), ctypes.POINTER(ctypes.c_int64)()
     check_call(_get_shape(array.handle, ctypes.byref(dimensions), ctypes.byref(sizes)))
     return tuple(sizes[: dimensions.value])
 
 
 def element_type_of(array: Any) -> ElementType:
-    """The type of its elements.
+    """Returns the type of an array's elements.
 
     Raises:
-        TypeError: They cannot be summed.
+        TypeError: psum cannot sum them.
     """
     found = ctypes.c_int()
     check_call(_get_type(array.handle, ctypes.byref(found)))
@@ -59,7 +59,7 @@ def element_type_of(array: Any) -> ElementType:
 
 
 def context_of(array: Any) -> Any:
-    """The device that it is on, as an mx.Context."""
+    """Returns the device of an array as an mx.Context."""
     kind, number = ctypes.c_int(), ctypes.c_int()
     check_call(_get_context(array.handle, ctypes.byref(kind), ctypes.byref(number)))
     context = _contexts.get((kind.value, number.value))
@@ -69,4 +69,4 @@ def context_of(array: Any) -> Any:
 
 
 _contexts: Final[dict[tuple[int, int], Any]] = {}
-"""Those that were asked for, by kind and number of the device."""
+"""A cache by kind and number of the device."""

@@ -1,4 +1,4 @@
-"""The memory of NDArrays: where it is, in which layout, and as bytes."""
+"""The memory of NDArrays: its place, its layout, and its bytes."""
 
 import ctypes
 from typing import Any, Final
@@ -13,17 +13,17 @@ _PyBUF_WRITE: Final = 0x200
 
 
 def flat_bytes(array: Any, nbytes: int) -> memoryview:
-    """The memory of an array, as writable flat bytes.
+    """Returns the memory of an array as writable flat bytes.
 
-    To be called where the engine cannot touch the array, as in an operation on it. The array must be kept for as long
-    as the bytes are used: they do not keep it alive.
+    Call it where the engine cannot touch the array, such as in an operation on it. Keep the array while the bytes are
+    in use: they do not keep it alive.
 
     Args:
         array: A dense NDArray in host memory, in the plain layout.
-        nbytes: Its size.
+        nbytes: Its size in bytes.
 
     Raises:
-        MXNetError: It is in a layout of oneDNN's.
+        MXNetError: It has a layout of oneDNN's.
     """
     if nbytes == 0:
         return memoryview(bytearray())
@@ -32,7 +32,7 @@ def flat_bytes(array: Any, nbytes: int) -> memoryview:
 
 
 def _find_reorder() -> Any:
-    """mxnet::NDArray::Reorder2DefaultAsync() const, or None in a library that has no such function."""
+    """Returns mxnet::NDArray::Reorder2DefaultAsync() const; None if the library does not have it."""
     try:
         function = QUICK["_ZNK5mxnet7NDArray20Reorder2DefaultAsyncEv"]
     except AttributeError:
@@ -43,25 +43,24 @@ def _find_reorder() -> Any:
 
 _reorder: Final = _find_reorder()
 
-#: False where oneDNN may be at work in this library, and cannot be told to bring its results into the plain layout:
-#: then only a copy of an array has the plain layout for sure.
+#: False if this library may use oneDNN and has no function to bring its results into the plain layout. Then only a copy
+#: of an array has the plain layout for certain.
 LAYOUT_CAN_BE_SET: Final[bool] = _reorder is not None or not any(
     feature.enabled for name, feature in mx.runtime.Features().items() if name in ("MKLDNN", "ONEDNN")
 )
 
 
 def usable_in_place(context: Any) -> bool:
-    """Whether the memory of a context's arrays can be read and written where it is, rather than in a copy."""
+    """Returns whether arrays of a context can be read and written in place, without a copy."""
     return LAYOUT_CAN_BE_SET and context.device_type in ("cpu", "cpu_pinned", "cpu_shared")
 
 
 def queue_plain_layout(array: Any) -> None:
-    """Has the engine bring an array in host memory into the plain layout, once its value is there.
+    """Queues a change of an array in host memory into the plain layout, once its value is there.
 
-    oneDNN's operators may leave their results in a layout of their own, whatever it was before: a convolution does, and
-    the memory of such an array means nothing to others. Whether an array is in such a layout cannot be known while the
-    operation that writes it is pending, so the order to change it is given always. It costs next to nothing where there
-    is nothing to change, does not wait, and changes no value.
+    oneDNN's operators, such as convolutions, may leave their results in a layout of their own, which only oneDNN can
+    read. While the operation that writes an array is pending, nobody can know its layout, so this always queues the
+    change. It costs almost nothing if there is nothing to change, does not wait, and changes no value.
     """
     if _reorder is not None:
         _reorder(array.handle)

@@ -1,11 +1,10 @@
 """Ctrl-C while a call into MXNet waits for a sum.
 
-Python acts on a signal only between two of its own instructions, and a wait in MXNet's engine is one call into C.
-psum.mxnet.engine.waits lets signals through to MXNet's own functions for waiting. Some operators wait as well, to
-learn a shape. There an interrupt would have no effect until the sum comes, which may need a rank that is stuck. So
-here a thread hears of the signal at once. Where the main thread stays where it was, this thread ends the sums under
-way: the wait fails, and Python raises the KeyboardInterrupt. It does not do so for a handler of the program's own: a
-program that goes on after its handler needs the sums.
+Python acts on a signal only between two of its instructions, and a wait in MXNet's engine is one call into C. The
+module waits makes MXNet's own functions for waiting interruptible. Some operators wait too, to learn a shape. There an
+interrupt would have no effect until the sum comes, which may need a rank that is stuck. So a thread hears of the signal
+at once. If the main thread does not move on, this thread fails the sums under way: the wait ends, and Python raises the
+KeyboardInterrupt. It does not do so if the program handles the signal itself, since it may need the sums afterwards.
 """
 
 import functools
@@ -21,10 +20,10 @@ from psum.client.wakeup import forget as forget_signal
 from psum.client.wakeup import listen
 from psum.mxnet.engine import operations
 
-#: How long the sums that an interrupted main thread waits for may take to come.
+#: How long the main thread goes on waiting for sums after an interrupt.
 PATIENCE_SECONDS: Final = 2.0
 
-#: How often a thread that is about to return from a hook is looked after.
+#: How often to check whether a thread has returned from a hook.
 _RETURN_SECONDS: Final = 0.001
 
 

@@ -1,7 +1,7 @@
-"""What must happen before this process forks, and before it ends.
+"""Prepares forks and the end of this process.
 
-MXNet waits for its engine at both, with the interpreter's lock held: nothing in Python could complete psum's operations
-any more, and no thread of the engine could return from Python.
+MXNet waits for its engine at both, with the interpreter's lock held. Nothing in Python could complete psum's operations
+then, and no thread of the engine could return from Python.
 """
 
 import atexit
@@ -20,35 +20,35 @@ from psum.mxnet.engine import interrupts, operations, waits
 
 _log = logging.getLogger(__name__)
 
-#: How often a fork that waits for sums says so.
+#: How often a fork that waits for sums logs that.
 _FORK_REPORT_SECONDS: Final = 10.0
 
-#: How long a fork waits for psum's own threads to let go of the arrays of sums that have come.
+#: How long a fork waits for psum's own threads to release the arrays of sums that have come.
 _CATCH_UP_SECONDS: Final = 5.0
 
-#: How long a fork in psum's own thread leaves the engine to run what it has to fail then.
+#: How long a fork in psum's own thread waits for the engine to start operations, before it fails them.
 _HERE_SECONDS: Final = 0.1
 
-#: How long an ending process waits for sums that are under way: other ranks need this rank's part of them.
+#: How long a process that ends waits for sums that are under way: other ranks need its part of them.
 EXIT_PATIENCE_SECONDS = 10.0
 
-#: How long it then waits for the engine to take notice of their failure.
+#: How long it then waits for the engine to finish the failed operations.
 _EXIT_FAILURE_SECONDS: Final = 5.0
 
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _pid = os.getpid()
 _raised: BaseException | None = None
-"""What the handler of a signal has raised while a fork was being prepared."""
+"""What the handler of a signal raised while a fork was prepared."""
 
 
 def watch(client: Client) -> None:
-    """Has the client closed in good order when the process ends, and its sums ended where Ctrl-C waits for them."""
+    """Closes the client in order when the process ends, and ends its sums if Ctrl-C has to wait for them."""
     _clients.add(client)
     interrupts.watch(_end_sums)
 
 
 def install() -> None:
-    """Registers what must happen. To be called once, after MXNet was imported: its own exit handler must run later."""
+    """Registers the handlers. Call it once, after the import of MXNet: its own exit handler must run later."""
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
     atexit.register(_at_exit)
 
@@ -60,8 +60,8 @@ def _before_fork() -> None:
             _prepare_fork()
             return
         except BaseException as error:
-            # A hook cannot call the fork off, and what it raises is lost. So this comes up again after the fork. The
-            # program wants to get away, and does not wait for sums much longer.
+            # A hook cannot cancel the fork, and Python drops what it raises. So the error is raised after the fork. The
+            # program wants to stop, so do not wait for sums much longer.
             _raised = _raised or error
             with contextlib.suppress(BaseException):
                 if not operations.wait_until_idle(interrupts.PATIENCE_SECONDS):
@@ -72,19 +72,19 @@ def _prepare_fork() -> None:
     clients = list(_clients)
     if any(client.is_current_thread for client in clients):
         _end_sums_here(clients)
-    # Each operation ends by itself, at the latest when the client's deadline for its round is over.
+    # Each operation ends by itself, at the client's deadline for its round at the latest.
     while not operations.hold(_FORK_REPORT_SECONDS):
         _log.warning("a fork of this process waits for %d sums that are under way", operations.sums())
     # MXNet does not expect that another thread frees arrays while it stops its engine.
     for client in clients:
         client.catch_up(_CATCH_UP_SECONDS)
     if operations.any_failed():
-        # An error that nobody has read yet would come up in MXNet's own hook, and end the process.
+        # MXNet's own hook would raise an error that nobody has read yet, and end the process.
         waits.take_errors()
 
 
 def _end_sums_here(clients: Iterable[Client]) -> None:
-    """Where a callback in psum's own thread forks, which alone could bring the sums that the fork has to wait for."""
+    """Fails the sums: a callback forks in psum's own thread, the only one that could bring them."""
     while not operations.wait_until_idle(_HERE_SECONDS):
         for client in clients:
             client.fail(PsumError(f"a callback of psum's forked rank {client.rank}'s process before the sum was there"))
@@ -121,7 +121,7 @@ def _at_exit() -> None:
     interrupts.forget()
     if os.getpid() != _pid:
         return
-    # Who was interrupted wants to get away.
+    # An interrupted program wants to stop.
     patience = interrupts.PATIENCE_SECONDS if waits.interrupted() else EXIT_PATIENCE_SECONDS
     came = _try(lambda: operations.end(patience))
     if not came:
@@ -140,7 +140,7 @@ def _at_exit() -> None:
 
 
 def _try(wait: Callable[[], bool]) -> bool:
-    """Waits; an interrupt, or what the handler of another signal raises, only ends the patience: the end has begun."""
+    """Waits. An interrupt, or an error from the handler of a signal, only ends the wait: the process ends anyway."""
     try:
         return wait()
     except BaseException:
@@ -148,12 +148,12 @@ def _try(wait: Callable[[], bool]) -> bool:
 
 
 def _take_errors(*, told: bool) -> None:
-    """Has MXNet raise here what it keeps of failed operations, which its own exit handler would show with a traceback.
+    """Makes MXNet raise the error of a failed operation here. Its own exit handler would show it with a traceback.
 
-    Most often the program has got such an error already, and ends because of it.
+    Usually the program has got this error already, and ends because of it.
 
     Args:
-        told: Whether the log has it already.
+        told: Whether the error was logged already.
     """
     try:
         mx.nd.waitall()

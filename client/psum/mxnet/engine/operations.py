@@ -1,17 +1,16 @@
 """Operations on MXNet's engine that Python completes later, from any thread.
 
-MXNet's Python interface has no such thing, but its C interface does (MXEnginePushAsyncND), and the engine orders the
-operation among all others by the array that it writes. An operation goes through these calls, each at most once:
+The engine orders an operation among all others by the array that it writes. It goes through these calls, each at most
+once:
 
     push ── run ── complete ── release        its array became ready
-    push ── skipped ────────── release        an operation before it on its array failed
+    push ── skipped ────────── release        an earlier operation on its array failed
 
-`run` and `skipped` come from the engine's threads. Until `complete` the engine holds back all later users of the array.
+The engine's threads call `run` and `skipped`. Until `complete` the engine holds back all later users of the array.
 """
 
 import contextlib
 import ctypes
-import itertools
 import logging
 import sys
 import threading
@@ -20,55 +19,23 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
-from psum.mxnet.compat import MAJOR_VERSION, QUICK, MXNetError, check_call
-from psum.runtime import Waiters
+from psum.mxnet.engine import interface
+from psum.mxnet.engine.registry import Registry
 
 _log = logging.getLogger(__name__)
 
 
-class _OnComplete(ctypes.Structure):
-    """What the engine hands to an operation to be told of its end (mxnet::engine::CallbackOnComplete)."""
-
-    _fields_ = (("callback", ctypes.c_void_p), ("engine", ctypes.c_void_p), ("parameter", ctypes.c_void_p))
-
-
-class _Context(ctypes.Structure):
-    """The device on which an operation runs (mxnet::Context)."""
-
-    _fields_ = (("device_type", ctypes.c_int), ("device_id", ctypes.c_int32))
-
-
-# 1.9.1 calls with (RunContext*, OnComplete*, parameter), 2.0 with (RunContext*, OnStart*, OnComplete*, parameter).
-_RunFunction: Final = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * (4 if MAJOR_VERSION >= 2 else 3))
-_ReleaseFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-# Keeps the interpreter's lock, as QUICK does.
-_CompleteFunction: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-
-_CPU: Final = _Context(1, 0)
-#: FnProperty::kCPUPrioritized: a pool of threads of its own, which takes the operation of highest priority first.
-_PRIORITIZED: Final = ctypes.c_int(3)
-_PRIORITY_LIMIT: Final = 2**31 - 1
-
-# An error is a `const dmlc::Error*`, of which the engine copies the std::runtime_error part only.
-_libstdcxx: Final = ctypes.CDLL("libstdc++.so.6")
-_construct_error: Final = _libstdcxx["_ZNSt13runtime_errorC1EPKc"]
-_construct_error.argtypes, _construct_error.restype = [ctypes.c_void_p, ctypes.c_char_p], None
-_destroy_error: Final = _libstdcxx["_ZNSt13runtime_errorD1Ev"]
-_destroy_error.argtypes, _destroy_error.restype = [ctypes.c_void_p], None
-#: More than any implementation's std::runtime_error takes.
-_ERROR_BYTES: Final = 64
-
-#: How often a thread of the engine that is about to return is looked after.
+#: How often to check whether a thread of the engine has returned.
 _LEAVING_SECONDS: Final = 0.0005
 
 
 class Operation:
-    """One operation, to be pushed once and, once it runs, to be completed exactly once.
+    """One operation. Push it once and, once it runs, complete it exactly once.
 
     Args:
-        run: Called with the operation once the array is ready. Must not wait; if it raises, the operation fails.
-        skipped: Called instead of `run` where an earlier operation on the array failed.
-        waits: Whether it does nothing but wait for the operations before it.
+        run: Called with the operation once the array is ready. It must not wait. If it raises, the operation fails.
+        skipped: Called instead of `run` if an earlier operation on the array failed.
+        waits: Whether the operation only waits for the operations before it.
     """
 
     def __init__(self, run: Callable[["Operation"], None], skipped: Callable[[], None], *, waits: bool = False) -> None:
@@ -76,16 +43,16 @@ class Operation:
         self._run = run
         self._skipped = skipped
         self._ran = False
-        self._on_complete: _OnComplete | None = None
-        """What completes it; None before it runs and after it was completed."""
+        self._on_complete: interface.OnComplete | None = None
+        """What completes it. None before it runs and after it was completed."""
         self._completing = threading.Lock()
 
     def complete(self, error: str | None = None) -> None:
-        """Ends it, and lets the engine go on with the array. From any thread.
+        """Ends the operation, and lets the engine go on with the array. From any thread.
 
         Args:
-            error: The text of the MXNetError that MXNet raises where the array, or what was computed from it, is read
-                first; None where all went well.
+            error: The text of an MXNetError. MXNet raises it for the first reader of the array or of what was computed
+                from it. None if all went well.
 
         Raises:
             RuntimeError: It does not run, or was completed before. (The engine would not survive a second call.)
@@ -94,29 +61,19 @@ class Operation:
             on_complete, self._on_complete = self._on_complete, None
         if on_complete is None:
             raise RuntimeError("an engine operation was completed that does not run, or was completed before")
-        callback = _CompleteFunction(on_complete.callback)
-        if error is None:
-            callback(on_complete.engine, on_complete.parameter, None)
-            return
-        global _failed
-        _failed = True
-        storage = ctypes.create_string_buffer(_ERROR_BYTES)
-        # MXNet's Python side makes the type from the word before the first colon, and C++ takes what is before a NUL.
-        text = f"MXNetError: {error}".replace("\0", "")
-        _construct_error(storage, text.encode(errors="replace"))
-        try:
-            callback(on_complete.engine, on_complete.parameter, ctypes.addressof(storage))
-        finally:
-            _destroy_error(storage)
+        if error is not None:
+            global _failed
+            _failed = True
+        interface.complete(on_complete, error)
 
-    def _begin(self, on_complete: _OnComplete) -> None:
+    def _begin(self, on_complete: interface.OnComplete) -> None:
         self._ran = True
         self._on_complete = on_complete
         try:
             self._run(self)
         except BaseException as error:
-            _log.exception("an engine operation failed as it was run")
-            # It may have been completed before that.
+            _log.exception("an engine operation failed when it was run")
+            # It may have been completed before it raised.
             with contextlib.suppress(RuntimeError):
                 self.complete(f"{type(error).__name__}: {error}")
 
@@ -125,131 +82,47 @@ class Operation:
             self._skipped()
 
 
-class _Registry:
-    """The operations that the engine knows of, from their push to the run of their deleter."""
-
-    def __init__(self) -> None:
-        self._operations: dict[int, Operation] = {}
-        self._tokens = itertools.count(1)
-        self._emptied = Waiters()
-        self._keepers: set[int] = set()
-        """Threads that keep all others from adding operations."""
-        self._opened = Waiters()
-        self._ended = False
-        self._pushing: dict[int, int] = {}
-        """The threads that are about to give the engine an operation, by its number."""
-
-    def __len__(self) -> int:
-        return len(self._operations)
-
-    def number(self) -> int:
-        """A number by which the engine will call an operation."""
-        return next(self._tokens)
-
-    def add(self, token: int, operation: Operation) -> None:
-        """Keeps an operation alive that is about to be pushed, until `remove`. `pushed` must follow.
-
-        Raises:
-            MXNetError: The process ends.
-        """
-        self._pushing[token] = threading.get_ident()
-        # In this order: whoever closes looks for operations after that.
-        self._operations[token] = operation
-        while self._keepers or self._ended:
-            if self._ended:
-                self.remove(token)
-                raise MXNetError("this process ends: nothing can be summed any more")
-            if self._may_add():
-                break
-            self.remove(token)
-            self._opened.wait_for(self._may_add)
-            self._operations[token] = operation
-
-    def pushed(self, token: int) -> None:
-        """The engine has the operation, or has not taken it."""
-        self._pushing.pop(token, None)
-
-    def get(self, token: int) -> Operation:
-        """The operation, or one that fails where the handler of a signal has ended its push: the engine may have it."""
-        return self._operations.get(token) or Operation(_fail_interrupted, ignore)
-
-    def all(self) -> list[Operation]:
-        return list(self._operations.values())
-
-    def remove(self, token: int) -> None:
-        self._operations.pop(token, None)
-        if self._emptied and len(self._operations) <= len(self._pushing):
-            self._emptied.wake()
-
-    def wait_until_empty(self, timeout: float) -> bool:
-        return self._emptied.wait_for(lambda: not self._operations, timeout)
-
-    def wait_until_released(self) -> None:
-        """Waits for all operations but those that this thread is about to push.
-
-        There are such where the handler of a signal waits, which has interrupted the push.
-        """
-        me = threading.get_ident()
-        self._emptied.wait_for(lambda: len(self._operations) <= list(self._pushing.values()).count(me))
-
-    def close(self) -> None:
-        """Other threads than this one have to wait before they add anything, until `open`."""
-        self._keepers.add(threading.get_ident())
-
-    def open(self) -> None:
-        self._keepers.discard(threading.get_ident())
-        self._opened.wake()
-
-    def end(self) -> None:
-        """Nothing can be added any more."""
-        self._ended = True
-        self._opened.wake()
-
-    def _may_add(self) -> bool:
-        return self._ended or self._keepers <= {threading.get_ident()}
-
-
 def _fail_interrupted(operation: Operation) -> None:
-    operation.complete("the handler of a signal has interrupted the call that was to sum this")
+    operation.complete("the handler of a signal interrupted the call that was to sum this")
 
 
 def ignore() -> None:
-    """Nothing is to be done: for an operation that may be skipped."""
+    """Does nothing: for operations that may be skipped."""
 
 
-_registry = _Registry()
+_registry: Registry[Operation] = Registry()
 _failed = False
 """Whether an operation was completed with an error."""
 
 
 def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = False, name: str = "psum") -> None:
-    """Queues an operation that is to read and write one array in place.
+    """Queues an operation that reads and writes one array in place.
 
-    One array and no more: where two NDArrays given to one operation share their memory, as views and detached copies
-    do, the engine would wait for itself for ever, and Python cannot tell whether they do.
+    It takes one array only. Views and detached copies share their memory, and the engine would deadlock if two NDArrays
+    of one operation did. Python cannot tell whether they do.
 
     Args:
         array: A dense NDArray. Its memory is the operation's from `run` to `complete`.
-        operation: Run once all earlier operations on the array have ended.
-        priority: Among operations that are ready, the higher, the sooner.
-        always: Whether it is also run where an earlier operation on the array failed. If it is then completed without
-            an error, the earlier one's stays.
+        operation: Runs once all earlier operations on the array have ended.
+        priority: Higher values go first among operations that are ready.
+        always: Whether it runs even if an earlier operation on the array failed. If it is then completed without an
+            error, the earlier error stays.
         name: What MXNet's profiler shows.
 
     Raises:
         MXNetError: The engine did not take it.
     """
-    priority = max(-_PRIORITY_LIMIT, min(priority, _PRIORITY_LIMIT))
+    priority = max(-interface.PRIORITY_LIMIT, min(priority, interface.PRIORITY_LIMIT))
     _push(array.handle, operation, writes=True, priority=priority, always=always, name=name)
 
 
 def call_when_ready(handle: ctypes.c_void_p, callback: Callable[[], None], *, writes: bool) -> None:
-    """Has a callback called once all operations on an array have ended that were queued until now, well or not.
+    """Calls back once all operations that are now queued on an array have succeeded or failed.
 
     Args:
         handle: The NDArray's.
-        callback: Called from any thread. Must not wait or raise.
-        writes: Whether to wait for those that read the array too.
+        callback: Called from any thread. It must not wait or raise.
+        writes: Whether to wait for operations that only read the array too.
 
     Raises:
         MXNetError: The engine did not take it.
@@ -260,33 +133,16 @@ def call_when_ready(handle: ctypes.c_void_p, callback: Callable[[], None], *, wr
         callback()
 
     waiting = Operation(run, callback, waits=True)
-    _push(handle, waiting, writes=writes, priority=_PRIORITY_LIMIT, always=False, name="psum wait")
+    _push(handle, waiting, writes=writes, priority=interface.PRIORITY_LIMIT, always=False, name="psum wait")
 
 
 def _push(
     handle: ctypes.c_void_p, operation: Operation, *, writes: bool, priority: int, always: bool, name: str
 ) -> None:
     token = _registry.number()
-    read, written = (None, ctypes.byref(handle)) if writes else (ctypes.byref(handle), None)
     try:
         _registry.add(token, operation)
-        check_call(
-            QUICK.MXEnginePushAsyncND(
-                _run,
-                ctypes.c_void_p(token),
-                _release,
-                ctypes.byref(_CPU),
-                read,
-                int(not writes),
-                written,
-                int(writes),
-                ctypes.byref(_PRIORITIZED),
-                ctypes.c_int(priority),
-                name.encode(),
-                # The engine's own waiting for an array is such an operation.
-                ctypes.c_bool(always),
-            )
-        )
+        interface.push(_run, _release, token, handle, writes=writes, priority=priority, always=always, name=name)
     except BaseException:
         _registry.remove(token)
         raise
@@ -295,30 +151,30 @@ def _push(
 
 
 def outstanding() -> int:
-    """How many operations were pushed and not yet released by the engine."""
+    """Returns how many operations were pushed and not yet released by the engine."""
     return len(_registry)
 
 
 def sums() -> int:
-    """How many of them are sums, and do not only wait for some."""
+    """Returns how many of them are sums, and not only waits for sums."""
     return sum(not operation.waits for operation in _registry.all())
 
 
 def any_failed() -> bool:
-    """Whether an operation was completed with an error, which MXNet then keeps for whoever reads or waits for all."""
+    """Returns whether an operation was completed with an error. MXNet keeps such an error until a reader gets it."""
     return _failed
 
 
 def wait_until_released() -> None:
-    """Waits until no operation is outstanding; each ends by itself, at the latest by its deadline."""
+    """Waits until no operation is outstanding. Each ends by itself, by its deadline at the latest."""
     _registry.wait_until_released()
 
 
 def wait_until_idle(timeout: float) -> bool:
-    """Waits until the engine has released every operation, and has left Python.
+    """Waits until the engine has released every operation, and none of its threads is in Python.
 
     Returns:
-        False where that took more than timeout seconds.
+        False if that took more than timeout seconds.
     """
     deadline = time.monotonic() + timeout
     while _registry.wait_until_empty(max(0.0, deadline - time.monotonic())):
@@ -326,25 +182,25 @@ def wait_until_idle(timeout: float) -> bool:
             return True
         if time.monotonic() >= deadline:
             return False
-        # It has only to return, and there is nothing by which it could tell that it has.
+        # The thread only has to return. Nothing announces that it has.
         time.sleep(_LEAVING_SECONDS)
     return False
 
 
 def hold(timeout: float) -> bool:
-    """Waits until the engine is idle, and keeps other threads from giving it operations from then on.
+    """Waits until the engine is idle, and keeps other threads from giving it operations until `let_go`.
 
-    After that no thread of the engine enters or is in Python, so that the engine can be waited for with the
-    interpreter's lock held, until `let_go`.
+    Meanwhile no thread of the engine is in Python or enters it. So the caller may wait for the engine while it holds
+    the interpreter's lock.
 
     Returns:
-        False where it took more than timeout seconds: then nothing is held.
+        False if it took more than timeout seconds. Then nothing is held.
     """
     deadline = time.monotonic() + timeout
     while wait_until_idle(max(0.0, deadline - time.monotonic())):
         _registry.close()
-        # Other threads may have pushed before that. While they are waited for, all may push: the ranks that this one
-        # waits for may in turn wait for what another thread is about to push.
+        # Other threads may have pushed before that. All may push while this waits for them: other ranks may need what
+        # another thread is about to push.
         if not _registry and not _others_inside():
             return True
         _registry.open()
@@ -357,10 +213,10 @@ def let_go() -> None:
 
 
 def end(timeout: float) -> bool:
-    """Waits until the engine is idle, and refuses all further operations if it is.
+    """Waits until the engine is idle, and then refuses all further operations.
 
     Returns:
-        False where that took more than timeout seconds.
+        False if that took more than timeout seconds. Then nothing is refused.
     """
     if not hold(timeout):
         return False
@@ -369,18 +225,18 @@ def end(timeout: float) -> bool:
 
 
 def forget_all() -> None:
-    """For a forked child, where the parent's operations do not exist."""
+    """Forgets all operations. For a forked child, where the parent's operations do not exist."""
     global _registry, _failed
-    _registry = _Registry()
+    _registry = Registry()
     _failed = False
 
 
 def _others_inside() -> bool:
-    """Whether another thread is in a call of the engine's, or in a call into it that may call back.
+    """Returns whether another thread is in a call from the engine, or in a call into it that may call back.
 
-    An operation is released before the calls that the engine has made for it return. On their way out they drop
-    references, which may be the last ones to arrays: MXNet frees those without the interpreter's lock and takes that
-    again afterwards. Whoever holds the lock and waits for the engine then would wait for ever.
+    The engine releases an operation before its calls for that operation return. On their way out these calls drop
+    references, possibly the last ones to arrays. MXNet frees those arrays without the interpreter's lock and then takes
+    the lock again: a thread that held the lock and waited for the engine would deadlock.
     """
     me = threading.get_ident()
     for thread, innermost in sys._current_frames().items():
@@ -392,22 +248,24 @@ def _others_inside() -> bool:
     return False
 
 
-# Their locals are numbers: nothing is dropped after their frames are gone, while a thread is still in them.
+# Their locals are numbers. So they drop no references after _others_inside stops seeing their frames.
 def _enter_run(*arguments: int) -> None:
     token, on_complete = arguments[-1], arguments[-2]
-    # The engine's object is gone when this function returns: take a copy.
-    _registry.get(token)._begin(_OnComplete.from_buffer_copy(_OnComplete.from_address(on_complete)))
+    # Copied, because the engine's object is gone when this function returns.
+    copied = interface.OnComplete.from_buffer_copy(interface.OnComplete.from_address(on_complete))
+    (_registry.get(token) or Operation(_fail_interrupted, ignore))._begin(copied)
 
 
 def _enter_release(token: int) -> None:
     try:
-        _registry.get(token)._release()
+        if (operation := _registry.get(token)) is not None:
+            operation._release()
     except Exception:
-        _log.exception("an engine operation failed as it was released")
+        _log.exception("an engine operation failed when it was released")
     finally:
         _registry.remove(token)
 
 
-_run: Final = _RunFunction(_enter_run)
-_release: Final = _ReleaseFunction(_enter_release)
+_run: Final = interface.RunFunction(_enter_run)
+_release: Final = interface.ReleaseFunction(_enter_release)
 _INSIDE: Final = {function.__code__ for function in (_enter_run, _enter_release, Operation.complete)}

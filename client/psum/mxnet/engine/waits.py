@@ -1,14 +1,15 @@
-"""Waiting for arrays in a way that lets the handlers of signals run.
+"""Waits for arrays that let the handlers of signals run.
 
-Python runs them in the main thread between two of its own instructions, and MXNet waits in one call into C: a handler
-would not run before the sum that is waited for comes, which may need a rank that is stuck. A scheduler that ends a job
-kills its processes before that, and what the handler should have saved is lost.
+Python runs handlers in the main thread, between two of its instructions. MXNet waits in one call into C, so a handler
+would run only after the sum has come, which may need a rank that is stuck. A scheduler that ends a job kills its
+processes before that, and what the handler should have saved is lost.
 
-So where sums are under way, MXNet's functions for waiting first wait in Python, for an operation of the engine's that
-does nothing and stands behind all others on the array. After that, they have nothing to wait for any more. This
-replaces them in the object through which all of MXNet's Python code calls the library: `asnumpy`, `wait_to_read`,
-`waitall`, `save`, writing to an array and all that is built on these are covered. Not covered are operators whose
-result has a shape that depends on values (`boolean_mask`, `nonzero`): they wait in the call that queues them.
+While sums are under way, MXNet's functions for waiting therefore first wait in Python: for an operation on the engine
+that does nothing and is queued behind all others on the array. After that, MXNet has nothing left to wait for. This
+module replaces the functions in the object through which all of MXNet's Python code calls the library. That covers
+`asnumpy`, `wait_to_read`, `waitall`, `save`, writes to an array, and everything built on these. It does not cover
+operators whose result has a shape that depends on values (`boolean_mask`, `nonzero`): they wait in the call that queues
+them.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from psum.mxnet.compat import LIB, MXNetError, mx
 from psum.mxnet.engine import operations
 from psum.runtime import Waiters
 
-#: Those that wait until an array can be read, and which of their arguments that is.
+#: The functions that wait until an array can be read, and the position of that argument.
 _READERS: Final = {
     "MXNDArrayWaitToRead": 0,
     "MXNDArraySyncCopyToCPU": 0,
@@ -31,24 +32,24 @@ _READERS: Final = {
     "MXNDArraySyncCheckFormat": 0,
     "MXNDArraySyncCopyFromNDArray": 1,
 }
-#: Those that wait until an array can be written to.
+#: The functions that wait until an array can be written, and the position of that argument.
 _WRITERS: Final = {"MXNDArrayWaitToWrite": 0, "MXNDArraySyncCopyFromCPU": 0}
-#: Those that read a list of arrays.
+#: The functions that read a list of arrays, and the position of that argument.
 _LIST_READERS: Final = {"MXNDArraySave": 2, "MXNDArrayLegacySave": 2}
-#: Those that wait for everything.
+#: The functions that wait for everything.
 _FOR_ALL: Final = ("MXNDArrayWaitAll",)
 
 _interrupted = False
 
-_owed: list[Exception] = []
-"""Errors that were taken from MXNet, which raises each only once, and that nobody was told of."""
+_untold: list[Exception] = []
+"""Errors that were taken from MXNet, which raises each only once, and that no caller got yet."""
 _taker: int | None = None
 """The thread that takes them at the moment."""
 _taken = Waiters()
 
 
 def install() -> None:
-    """Replaces MXNet's functions. To be called once."""
+    """Replaces MXNet's functions. Call it once."""
     for names, wait in (
         (_READERS, functools.partial(_wait_for_one, writes=False)),
         (_WRITERS, functools.partial(_wait_for_one, writes=True)),
@@ -61,33 +62,33 @@ def install() -> None:
 
 
 def interrupted() -> bool:
-    """Whether what the handler of a signal raised, as that of Ctrl-C does, has ended the last wait."""
+    """Returns whether the last wait ended because the handler of a signal raised something, as that of Ctrl-C does."""
     return _interrupted
 
 
 def take_errors() -> None:
-    """Takes the errors that MXNet keeps of failed operations: who waits for something next is told of the first."""
+    """Takes the errors that MXNet keeps of failed operations. The next wait raises the first of them."""
     global _taker
     _taker = threading.get_ident()
     try:
         mx.nd.waitall()
     except MXNetError as error:
-        _owed.append(error)
+        _untold.append(error)
     finally:
         _taker = None
         _taken.wake()
 
 
 def forget() -> None:
-    """To be called in a forked child: its parent's errors are not the child's, and nor are its parent's threads."""
+    """Forgets the parent's errors and threads. For a forked child."""
     global _taker, _taken
-    _owed.clear()
+    _untold.clear()
     _taker, _taken = None, Waiters()
 
 
 @contextlib.contextmanager
 def noting_interrupts() -> Iterator[None]:
-    """What is done here is a wait, of which `interrupted` tells."""
+    """Marks a wait, so that `interrupted` tells how it ended."""
     global _interrupted
     try:
         yield
@@ -101,30 +102,30 @@ def _replace(name: str, wait: Callable[..., None]) -> None:
     try:
         function = getattr(LIB, name)
     except AttributeError:
-        # This MXNet has no such function.
+        # This MXNet does not have the function.
         return
 
     def interruptible(*arguments: Any) -> Any:
-        # Only the main thread runs handlers, and only what waits for sums may wait for another rank.
+        # Only the main thread runs handlers, and only a wait for sums may wait for another rank.
         if operations.outstanding() and threading.current_thread() is threading.main_thread():
             with noting_interrupts():
                 wait(*arguments)
         status = function(*arguments)
-        if _taker is not None or _owed:
-            _pay()
+        if _taker is not None or _untold:
+            _raise_untold()
         return status
 
     setattr(LIB, name, interruptible)
 
 
-def _pay() -> None:
+def _raise_untold() -> None:
     if _taker == threading.get_ident():
         return
-    # What this thread has waited for may be what has failed.
+    # The operation that this thread has waited for may have failed.
     _taken.wait_for(lambda: _taker is None)
-    # Another thread may have come first.
+    # Another thread may have raised it already.
     with contextlib.suppress(IndexError):
-        error = _owed.pop(0)
+        error = _untold.pop(0)
         raise error
 
 

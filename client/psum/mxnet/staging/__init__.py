@@ -1,4 +1,4 @@
-"""Host memory that stands in for arrays on devices: shared with aggregators, pinned for GPUs, lent again and again.
+"""Stages: arrays in host memory that stand in for arrays on devices. Aggregators share them, GPUs have them pinned.
 
 It may import arrays and engine. Begin with stages.py.
 """

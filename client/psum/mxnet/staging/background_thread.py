@@ -1,4 +1,4 @@
-"""A thread for what takes too long for the training loop and for MXNet's engine, one thing after another."""
+"""A thread for work that takes too long for the training loop and for MXNet's engine."""
 
 import logging
 import os
@@ -10,9 +10,9 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Does what it is given, in order. Its thread begins with the first piece of work, and ends with the process.
+    """Does work in order, in a thread that starts with the first piece and ends with the process.
 
-    To be made once: it is never forgotten.
+    Make each only once: it is never freed.
 
     Args:
         name: The name of the thread.
@@ -26,7 +26,7 @@ class Worker:
         os.register_at_fork(after_in_child=self._begin_anew)
 
     def do(self, work: Callable[[], None]) -> None:
-        """Has something done, and returns at once; from any thread. What it raises is logged."""
+        """Queues work and returns at once. From any thread. Logs what the work raises."""
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, args=(self._work,), name=self._name, daemon=True)
@@ -34,10 +34,10 @@ class Worker:
             self._work.put(work)
 
     def _begin_anew(self) -> None:
-        # Also in a forked child, which has no such thread, and locks that the parent's threads may have held.
+        # Also for a forked child, which has no such thread and may have inherited held locks.
         self._work = queue.SimpleQueue()
         self._thread = None
-        # An RLock, since the collector may let go of something anywhere.
+        # Reentrant: the garbage collector may run a finalizer that calls `do` anywhere.
         self._starting = threading.RLock()
 
     @staticmethod
@@ -48,5 +48,5 @@ class Worker:
                 do()
             except Exception:
                 _log.exception("%r failed", do)
-            # Not kept until there is more to do.
+            # Frees the work now rather than when more comes.
             del do

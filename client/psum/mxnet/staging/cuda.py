@@ -1,9 +1,9 @@
-"""Host memory that GPUs copy from and to without a detour, though it is not CUDA that has allocated it.
+"""Pins host memory, so that GPUs copy from and to it directly although CUDA has not allocated it.
 
-All of it is to be called in one thread that does nothing else with CUDA. CUDA acts through the current device
-of the calling thread, and makes a context there where the process has none: hundreds of megabytes of a GPU that may be
-another process's. So the thread's current device is set to one that the process uses. It is not set back, since from
-CUDA 12 on that would make a context too.
+Call everything here in one thread that does nothing else with CUDA. CUDA acts through the current device of the calling
+thread. If the process has no context on that device, CUDA makes one: hundreds of megabytes on a GPU that may belong to
+another process. So these functions set the thread's current device to one that the process uses. They do not set it
+back, because from CUDA 12 on that would make a context too.
 """
 
 import ctypes
@@ -22,15 +22,15 @@ _LIBRARY: Final = re.compile(r"\S*/libcudart\S*\.so\S*")
 
 
 def pin(address: int, size: int, device: int) -> bool:
-    """Registers memory with the CUDA runtime of this process, if there is one. `unpin` must come before it is unmapped.
+    """Registers memory with the CUDA runtime of this process, if there is one. Call `unpin` before unmapping it.
 
     Args:
-        address: Where the memory begins.
+        address: The address of the memory.
         size: Its size in bytes.
         device: The number of a GPU that this process uses. All of its GPUs can then use the memory.
 
     Returns:
-        Whether it is pinned now. Where it is not, copies work all the same, more slowly.
+        Whether the memory is pinned now. If not, copies are slower.
     """
     runtime = _runtime()
     if runtime is None:
@@ -45,7 +45,7 @@ def pin(address: int, size: int, device: int) -> bool:
 
 
 def unpin(address: int, device: int) -> None:
-    """Has CUDA forget what `pin` has registered, by the same device."""
+    """Undoes `pin`, through the same device."""
     runtime = _runtime()
     if runtime is not None:
         runtime.cudaSetDevice(ctypes.c_int(device))
@@ -54,7 +54,7 @@ def unpin(address: int, device: int) -> None:
 
 @functools.cache
 def _runtime() -> Any:
-    """The runtime that MXNet has loaded, or one of the system's; None where there is none, or no device for it."""
+    """Returns the runtime that MXNet has loaded, or the system's; None if there is none, or no device."""
     mapped = _LIBRARY.search(pathlib.Path("/proc/self/maps").read_text())
     try:
         runtime = ctypes.CDLL(mapped[0] if mapped else "libcudart.so")

@@ -1,4 +1,4 @@
-"""The memory of stages: at hand at once, and shared and pinned a little later."""
+"""The memory of stages: it has an address at once, and is shared and pinned later."""
 
 import ctypes
 import logging
@@ -21,44 +21,44 @@ _mremap: Final = ctypes.CDLL(None)["mremap"]
 _mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 _mremap.restype = ctypes.c_void_p
 
-#: In whose thread memory is prepared, and let go: the one that uses CUDA.
+#: Prepares and frees memory: its thread is the one that uses CUDA.
 worker: Final = Worker("psum-stages")
 
 
 class HostMemory:
-    """Memory for arrays, all zero. It gets its pages when it is prepared or written to, but has its address at once.
+    """Memory for arrays, all zero. It has its address at once, and gets pages when it is prepared or written to.
 
     Args:
-        size: How many bytes, at least one.
+        size: The size in bytes, at least 1.
 
     Attributes:
-        address: Where it begins.
-        place: Where it lies in the memory that aggregators on this host read from; None where it does not, and before
-            it was prepared.
+        address: The address.
+        place: The offset in the memory that aggregators on this host read from. None before it was prepared, and if it
+            does not lie there.
     """
 
     def __init__(self, size: int) -> None:
         self.place: int | None = None
         self._size = size
-        # Shared, though with nobody: pages that are copied on write would be others than the pinned ones after a fork.
+        # A shared mapping, although nobody shares it: after a fork, copy-on-write would replace the pinned pages.
         self._map = mmap.mmap(-1, size)
         self.address = _address_of(self._map)
 
     def prepare(self, allocate: Callable[[int], Block | None], device: int | None) -> None:
-        """Shares it with aggregators and pins it, as far as possible. To be called by the worker, before it is used.
+        """Shares the memory with aggregators and pins it, as far as possible. The worker calls it before the first use.
 
         Args:
-            allocate: Gives memory that aggregators on this host read from, None where there is no more.
-            device: The number of a GPU that this process uses, None for no pinning.
+            allocate: Allocates memory that aggregators on this host read from; returns None if there is no more.
+            device: The number of a GPU that this process uses. None: the memory is not pinned.
         """
         block = allocate(self._size)
         if block is not None:
             if _map_again(_address_of(block.view), self._size, self.address):
                 self.place = block.place
             else:
-                _log.debug("shared memory at %d cannot be mapped again; what lies there is copied", block.place)
+                _log.debug("shared memory at %d cannot be mapped again; its content is copied", block.place)
         if device is not None and cuda.pin(self.address, self._size, device):
-            # The system may give its addresses to others only after that.
+            # Keeps the mapping until it is unpinned, so that the system does not reuse its addresses before.
             weakref.finalize(self, _let_go, self._map, self.address, device).atexit = False
 
 
@@ -67,8 +67,8 @@ def _address_of(memory: mmap.mmap | memoryview) -> int:
 
 
 def _map_again(address: int, size: int, target: int) -> bool:
-    """Has what lies at an address, in a shared mapping, lie at another one too, in place of what is there."""
-    # An old size of 0 asks for a second mapping of the same pages, and leaves the first as it is.
+    """Maps the pages at an address of a shared mapping at the target address too, replacing what is mapped there."""
+    # An old size of 0 makes a second mapping of the same pages, and leaves the first one.
     return bool(_mremap(address, 0, size, _MAYMOVE | _FIXED, target) != _FAILED)
 
 

@@ -1,4 +1,4 @@
-"""Arrays in host memory that stand in for those of devices, lent again and again."""
+"""A pool of stages: arrays in host memory that stand in for arrays on devices."""
 
 import dataclasses
 import threading
@@ -14,17 +14,17 @@ from psum.mxnet.compat import ENGINE_IS_NAIVE
 from psum.mxnet.engine import operations
 from psum.mxnet.staging.host_memory import HostMemory
 
-#: Why a worker cannot contribute to a round, where MXNet cannot say it.
+#: Why a worker cannot contribute to a round, if MXNet does not tell.
 VALUE_FAILED: Final = "an MXNet operation that computes its value failed there"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StageStatistics:
-    """How many arrays a pool holds.
+    """The number of stages of a pool.
 
     Attributes:
-        allocated: Those that it has made and not dropped.
-        in_use: Those of them that are lent.
+        allocated: Those that were made and not dropped.
+        in_use: Those of them that are lent to keys.
     """
 
     allocated: int
@@ -35,7 +35,7 @@ class _Stage:
     """One array, and the turns at it since it was lent.
 
     Args:
-        like: Of which shape and type it is.
+        like: Arrays of its shape and type.
     """
 
     def __init__(self, like: Arrays) -> None:
@@ -43,22 +43,22 @@ class _Stage:
         self.memory = HostMemory(like.nbytes)
         self.array = array_at(self.memory.address, like.shape, like.element_type)
         self.taken = 0
-        """How many turns were taken."""
+        """The number of turns that were taken."""
         self.ended = 0
-        """How many of them have ended."""
+        """The number of those that have ended."""
         self.succeeded = 0
-        """How many of those well."""
+        """The number of those that succeeded."""
         self.failure: str | None = None
-        """Why the first that did not end well did not."""
+        """Why the first turn that failed did so."""
 
 
 class Turn:
-    """The right to use a stage once, in the order of the turns. To be given back exactly once.
+    """The right to use a stage once, in the order of the turns. Give it back exactly once.
 
     Attributes:
         array: The array.
-        memory: What it lies in, to be prepared before the array is used where the turn is `fresh`.
-        fresh: Whether it is the first use of the array.
+        memory: Its memory. If the turn is `fresh`, prepare it before using the array.
+        fresh: Whether this is the first use of the array.
     """
 
     __slots__ = ("_lent_to", "_number", "_stage", "fresh")
@@ -79,13 +79,13 @@ class Turn:
 
     @property
     def is_first(self) -> bool:
-        """Whether nobody else's turn at the stage may still go on."""
+        """Whether no earlier turn at the stage may still be under way."""
         return self._number == 0
 
-    def obstacle(self) -> str | None:
-        """Why the stage cannot be used, None where it can. To be asked when all earlier turns are over in the engine.
+    def failure(self) -> str | None:
+        """Returns why the stage cannot be used; None if it can. Call it when the engine has finished all earlier turns.
 
-        A turn that is over there and was not given back is one that the engine has skipped, since its value failed.
+        If the engine has finished a turn that was not given back, it has skipped that turn, because its value failed.
         """
         if self._stage.succeeded == self._number:
             return None
@@ -93,49 +93,49 @@ class Turn:
 
 
 class StagePool:
-    """Lends stages: arrays that aggregators on this host read from, and that a GPU copies from and to without a detour.
+    """Lends stages: arrays that aggregators on this host read from, and that GPUs copy from and to directly.
 
-    A stage is lent to a key. While it is, the key's next rounds take their turns at the same stage, however many are
-    queued ahead: a key's rounds come one after another in any case, and the engine orders what is done with the array.
-    Then it is idle, and any key of the same shape and type may have it. Copies out of it may still be queued, but the
-    engine has whoever uses it next wait for them.
+    The pool lends a stage to a key. Meanwhile the key's next rounds take their turns at the same stage, however many
+    are queued: the rounds of a key come one after another, and the engine orders the uses of the array. After that the
+    stage is idle, and any key of the same shape and type may get it. Copies out of it may still be queued; the engine
+    makes the next user wait for them.
 
-    So there are never more stages than keys, nor more of a shape and type than there were ever such keys under way at
-    once, whatever the pattern of the calls. (For this, pushpull and broadcast of one name are two keys.) A stage on
-    which an operation failed is not lent again: what an aggregator may read yet must stay as it is. Its key, which has
-    failed for good, does not ask for another. With the NaiveEngine, which does not order anything, each of a key's
-    rounds that several threads have under way at once has a stage of its own.
+    So there are never more stages than keys, and of each shape and type never more than keys that were under way at
+    once. (Here, pushpull and broadcast of one name are two keys.) A stage on which an operation failed is not lent
+    again, because an aggregator may still read it. Its key has failed for good and takes no other stage. The
+    NaiveEngine does not order operations: there, each round of a key that several threads have under way has a stage of
+    its own.
 
     Args:
-        allocate: Gives memory that aggregators on this host read from, None where there is none: then a stage lies in
-            memory of this process's own.
+        allocate: Allocates memory that aggregators on this host read from. It returns None if there is none; then the
+            stage has memory of this process only.
     """
 
     def __init__(self, allocate: Callable[[int], Block | None] = lambda size: None) -> None:
         self.allocate = allocate
         self._idle: dict[Hashable, deque[_Stage]] = {}
-        """By shape and type, those that have waited longest first: most of the copies out of them are done."""
+        """By shape and type. The stage that is idle longest comes first: the copies out of it are probably done."""
         self._lent: dict[Hashable, _Stage] = {}
         """By key, shape and type."""
         self._all: list[_Stage] = []
-        """All that were ever made: the engine may have copies out of one queued that is lent no more."""
+        """Every stage ever made: the engine may have queued copies out of one that is no longer lent."""
         weakref.finalize(self, _orphans.extend, self._all).atexit = False
         self._allocated = 0
         self._in_use = 0
         self._returned: deque[Turn] = deque()
-        """Turns that are over and not yet accounted for."""
-        # An RLock, since a signal's handler may take a turn anywhere. Nobody waits for it in order to end an operation:
-        # the handler may wait for that.
+        """Turns that were given back and not yet accounted for."""
+        # Reentrant: a signal's handler may take a turn anywhere. Ending an operation never waits for this lock, because
+        # the handler may wait for that operation.
         self._lock = threading.RLock()
 
     @classmethod
     def of(cls, client: Client) -> "StagePool":
-        """The pool of all stores of a client. What a store that is gone has used, others can use."""
+        """Returns the pool of all stores of a client. A new store can use the stages of an old one."""
         with _making:
             pool = _pools.get(client)
             if pool is None:
                 _let_go_of_orphans()
-                # The pool must not keep the client, with which it goes.
+                # A weak reference: the pool lives as long as the client, and must not keep it alive.
                 reference = weakref.ref(client)
 
                 def allocate(size: int) -> Block | None:
@@ -149,13 +149,13 @@ class StagePool:
         return f"<StagePool {self.statistics()}>"
 
     def take(self, key: Hashable, like: Arrays) -> Turn:
-        """A turn at a stage of the shape and type of some arrays, with any content.
+        """Takes a turn at a stage, whose content is undefined.
 
-        Turns of one key must be taken, and what is to be done in them queued in the engine, one after another.
+        For one key, take a turn and queue its operations in the engine before taking the next turn.
 
         Args:
-            key: Whose turn it is.
-            like: Arrays of the shape and type that are wanted.
+            key: The key that uses the stage.
+            like: Arrays of the shape and type of the stage.
         """
         kind = like.shape, like.element_type
         lent_to = key, kind
@@ -180,15 +180,15 @@ class StagePool:
         return turn
 
     def give_back(self, turn: Turn, failure: str | None = None) -> None:
-        """A turn is over: the engine has the operation in which the stage was used, or will never run it.
+        """Gives a turn back: the operation that used the stage has run, or never will.
 
         Args:
-            turn: What was taken.
-            failure: Why the operation failed, None where it did not.
+            turn: The turn.
+            failure: Why the operation failed; None if it succeeded.
         """
         stage = turn._stage
-        # At once: the engine may run the check of the next turn before this one is accounted for. No two turns at a
-        # stage end well at the same time.
+        # Counted at once: the engine may check the next turn before this one is accounted for. It needs no lock: no two
+        # turns at a stage succeed at the same time.
         if failure is None:
             stage.succeeded += 1
         else:
@@ -197,13 +197,13 @@ class StagePool:
         self._settle()
 
     def statistics(self) -> StageStatistics:
-        """The counts of this moment."""
+        """Returns the numbers of now."""
         self._settle()
         with self._lock:
             return StageStatistics(self._allocated, self._in_use)
 
     def _settle(self) -> None:
-        """Accounts for the turns that are over. Where another thread has the lock, that one does it when it lets go."""
+        """Accounts for the turns that were given back. If another thread has the lock, that thread does it."""
         while self._returned and self._lock.acquire(blocking=False):
             try:
                 while self._returned:
@@ -230,8 +230,8 @@ _pools: "weakref.WeakKeyDictionary[Client, StagePool]" = weakref.WeakKeyDictiona
 _making = threading.RLock()
 
 _orphans: Final[list[_Stage]] = []
-"""Stages whose pool is gone. They are let go when the next one is made: the collector, which may have ended theirs at
-any place in the program, cannot do it there."""
+"""Stages whose pool is gone. The next pool frees them: the garbage collector may have ended their pool in the middle of
+anything, where it is not safe."""
 
 
 def _let_go_of_orphans() -> None:
@@ -239,7 +239,7 @@ def _let_go_of_orphans() -> None:
         stage = _orphans.pop()
 
         def let_go(operation: operations.Operation, stage: _Stage = stage) -> None:
-            # It is kept by this function, as long as the engine uses it.
+            # This function keeps the stage until the engine has finished with it.
             operation.complete()
 
         operations.push(stage.array, operations.Operation(let_go, operations.ignore), always=True)

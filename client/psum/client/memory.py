@@ -1,0 +1,49 @@
+"""The memory that a client shares with aggregators on its host."""
+
+import contextlib
+import logging
+
+from psum.client.settings import Settings
+from psum.planes import Block, GrowingSegment, SegmentError
+
+_log = logging.getLogger(__name__)
+
+
+class ClientMemory:
+    """Staging memory: buffers of the caller that aggregators read from without a copy.
+
+    Args:
+        settings: The worker's settings.
+        shared: Whether to share memory at all.
+        staging: Whether to have staging memory.
+    """
+
+    def __init__(self, settings: Settings, *, shared: bool, staging: bool) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._wants_staging = staging
+        self._staging: GrowingSegment | None = None
+
+    def open(self) -> None:
+        """Makes the staging memory, if it is wanted and possible."""
+        if self._wants_staging and self._shared:
+            with contextlib.suppress(SegmentError):
+                self._staging = GrowingSegment(self._settings.shm_directory, _warn_of_copies, self._settings.shm_limit)
+
+    def allocate(self, size: int) -> Block | None:
+        """A block of staging memory of size bytes; None if there is none. From any thread."""
+        return self._staging.allocate(size) if self._staging is not None and size else None
+
+    @property
+    def staging(self) -> GrowingSegment | None:
+        """The staging memory; None if there is none."""
+        return self._staging
+
+    def close(self) -> None:
+        """Closes the staging memory."""
+        if self._staging is not None:
+            self._staging.close()
+
+
+def _warn_of_copies(error: SegmentError) -> None:
+    _log.warning("what is pushed from further buffers is copied once more: %s", error)

@@ -1,0 +1,110 @@
+"""The part of MXNet's C interface that runs functions of Python's on the engine.
+
+MXNet's Python interface cannot do this, but MXEnginePushAsyncND of its C interface can.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Final
+
+from psum.mxnet.compat import MAJOR_VERSION, QUICK, check_call
+
+
+class OnComplete(ctypes.Structure):
+    """What completes an operation (mxnet::engine::CallbackOnComplete)."""
+
+    _fields_ = (("callback", ctypes.c_void_p), ("engine", ctypes.c_void_p), ("parameter", ctypes.c_void_p))
+
+
+class _Context(ctypes.Structure):
+    """The device on which an operation runs (mxnet::Context)."""
+
+    _fields_ = (("device_type", ctypes.c_int), ("device_id", ctypes.c_int32))
+
+
+#: 1.9.1 calls with (RunContext*, OnComplete*, parameter), 2.0 with (RunContext*, OnStart*, OnComplete*, parameter).
+RunFunction: Final = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * (4 if MAJOR_VERSION >= 2 else 3))
+ReleaseFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+# Keeps the interpreter's lock, as QUICK does.
+_CompleteFunction: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+
+_CPU: Final = _Context(1, 0)
+#: FnProperty::kCPUPrioritized: a pool of threads of its own, which takes the operation of highest priority first.
+_PRIORITIZED: Final = ctypes.c_int(3)
+PRIORITY_LIMIT: Final = 2**31 - 1
+
+# An error is a `const dmlc::Error*`, of which the engine copies the std::runtime_error part only.
+_libstdcxx: Final = ctypes.CDLL("libstdc++.so.6")
+_construct_error: Final = _libstdcxx["_ZNSt13runtime_errorC1EPKc"]
+_construct_error.argtypes, _construct_error.restype = [ctypes.c_void_p, ctypes.c_char_p], None
+_destroy_error: Final = _libstdcxx["_ZNSt13runtime_errorD1Ev"]
+_destroy_error.argtypes, _destroy_error.restype = [ctypes.c_void_p], None
+#: At least the size of any implementation's std::runtime_error.
+_ERROR_BYTES: Final = 64
+
+
+def complete(on_complete: OnComplete, error: str | None) -> None:
+    """Tells the engine that an operation has ended.
+
+    Args:
+        on_complete: What the engine passed to the operation.
+        error: The text of the MXNetError that a reader of the array gets; None if all went well.
+    """
+    callback = _CompleteFunction(on_complete.callback)
+    if error is None:
+        callback(on_complete.engine, on_complete.parameter, None)
+        return
+    storage = ctypes.create_string_buffer(_ERROR_BYTES)
+    # MXNet's Python side makes the type from the word before the first colon. C++ ends the text at a NUL.
+    text = f"MXNetError: {error}".replace("\0", "")
+    _construct_error(storage, text.encode(errors="replace"))
+    try:
+        callback(on_complete.engine, on_complete.parameter, ctypes.addressof(storage))
+    finally:
+        _destroy_error(storage)
+
+
+def push(
+    run: Callable[..., None],
+    release: Callable[..., None],
+    token: int,
+    handle: ctypes.c_void_p,
+    *,
+    writes: bool,
+    priority: int,
+    always: bool,
+    name: str,
+) -> None:
+    """Queues an operation on one array.
+
+    Args:
+        run: A RunFunction.
+        release: A ReleaseFunction. The engine calls it when it no longer needs the operation, run or not.
+        token: The parameter that both get.
+        handle: The NDArray's.
+        writes: Whether the operation writes the array; else it reads it.
+        priority: Higher values go first among operations that are ready; within ±PRIORITY_LIMIT.
+        always: Whether the operation runs even if an earlier one on the array failed.
+        name: What MXNet's profiler shows.
+
+    Raises:
+        MXNetError: The engine did not take it.
+    """
+    read, written = (None, ctypes.byref(handle)) if writes else (ctypes.byref(handle), None)
+    check_call(
+        QUICK.MXEnginePushAsyncND(
+            run,
+            ctypes.c_void_p(token),
+            release,
+            ctypes.byref(_CPU),
+            read,
+            int(not writes),
+            written,
+            int(writes),
+            ctypes.byref(_PRIORITIZED),
+            ctypes.c_int(priority),
+            name.encode(),
+            # The engine's own waits for an array are such operations.
+            ctypes.c_bool(always),
+        )
+    )
