@@ -1,4 +1,4 @@
 """Adds up: sums in rank order, the threads that make them, and the messages in which results are sent.
 
-It may import core. Begin with sums.py.
+It may import planes. Begin with sums.py.
 """
