@@ -45,7 +45,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "mxnet": ("client", "mxnet.arrays", "mxnet.engine", "mxnet.staging"),
     "cli.launch": ("cli", "client", "client.observe", "wire"),
     "cli.bench": ("cli", "cli.launch", "client", "mxnet", "wire"),
-    "cli.status": ("cli", "client", "wire"),
+    "cli.status": ("cli", "client", "runtime", "wire"),
     "cli.timeline": ("cli", "client.observe"),
     "cli": ("aggregator", "runtime", "wire"),
 }

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from psum.client import Settings as WorkerSettings
-from psum.wire import parse_destinations
+from psum.runtime import parse_destinations
 from tests.deploy.checks import mistakes
 from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, pods, rendered
 

@@ -74,7 +74,7 @@ class ClientTarget:
             self._patches.enter_context(mock.patch.object(_client, name, 0.05))
         self._patches.enter_context(mock.patch.object(data_dialer, "_PATIENCE_SECONDS", 0.05))
         self._clients_thread = LoopThread("fuzzed-clients")
-        self._thread = LoopThread("fuzzed-link")
+        self._thread = LoopThread("fuzzed-client")
         self._address = await asyncio.to_thread(self._thread.run, self._serve(), PATIENCE_SECONDS)
 
     async def feed(self, random: Random) -> None:
@@ -106,7 +106,7 @@ class ClientTarget:
             with mock.patch.object(_client, "LoopThread", return_value=SharedThread(self._clients_thread)):
                 client = psum.connect(settings)
         except psum.PsumError as error:
-            self.outcomes[f"link: {type(error).__name__}"] += 1
+            self.outcomes[f"client: {type(error).__name__}"] += 1
             return
         try:
             if client.planes not in [("inline",), ("direct",), ()]:
@@ -121,7 +121,7 @@ class ClientTarget:
                 failure = future.exception(PATIENCE_SECONDS / 2)
                 if failure is not None and not isinstance(failure, psum.PsumError):
                     raise ViolationError(f"an operation ended with {failure!r}")
-                self.outcomes[f"link: operation {'done' if failure is None else type(failure).__name__}"] += 1
+                self.outcomes[f"client: operation {'done' if failure is None else type(failure).__name__}"] += 1
         finally:
             client.close(timeout=0.2)
 
@@ -203,7 +203,7 @@ class ClientTarget:
         """Serve a data connection: close it, stay silent, or answer as another service or as a faulty aggregator."""
         random = self._random
         behaviour = random.choice(("closes", "is silent", "belongs to another service", "answers", "answers"))
-        self.outcomes[f"link: a data connection that {behaviour}"] += 1
+        self.outcomes[f"client: a data connection that {behaviour}"] += 1
         fake = FakeAggregator(random)
         error_rate = random.choice((0.0, 0.05, 0.3))
         try:

@@ -60,12 +60,12 @@ class ConformingWorker:
                 continue
             own = self._value(tensor, round)
             for shard in tensor.shards:
-                place = tensor.id, shard.index, round
+                shard_round = tensor.id, shard.index, round
                 got = bytes(value[shard.start : shard.stop])
-                if got in restored.get(place, ()):
+                if got in restored.get(shard_round, ()):
                     continue
                 mine = bytes(own[shard.start : shard.stop])
-                if got not in self._possible(tensor, mine, pushed.get(place, set())):
+                if got not in self._possible(tensor, mine, pushed.get(shard_round, set())):
                     raise ViolationError(
                         f"{ticket!r} shard {shard.index} is {got[:50]!r}, which does not fit any contributions"
                     )

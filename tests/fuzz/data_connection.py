@@ -44,7 +44,8 @@ class DataConnectionTarget:
             raise ViolationError(f"{received} were accepted without the secret")
         if data == sent and (transport.abort.called or received != transfers):
             raise ViolationError(f"{len(received)} of {len(transfers)} transfers arrived")
-        self.outcomes[f"pipe: {'ended' if transport.abort.called else 'whole' if data == sent else 'open'}"] += 1
+        outcome = "ended" if transport.abort.called else "whole" if data == sent else "open"
+        self.outcomes[f"data_connection: {outcome}"] += 1
 
     async def settle(self) -> None:
         """Do nothing."""

@@ -17,16 +17,16 @@ from tests.fuzz.harness import Case, LogMonitor, Target, ViolationError
 from tests.fuzz.server import ServerTarget
 from tests.fuzz.session import SessionTarget
 
-#: Each target's share of 1000 inputs. The targets with real connections (link, server) are the slowest by far.
-#: link is a whole client, pipe a data connection.
-SHARES: Final = {"framing": 350, "pipe": 50, "session": 280, "aggregator": 310, "link": 4, "server": 6}
+#: Each target's share of 1000 inputs. The targets with real connections (client, server) are the slowest by far.
+#: client is a whole client, data_connection one data connection.
+SHARES: Final = {"framing": 350, "data_connection": 50, "session": 280, "aggregator": 310, "client": 4, "server": 6}
 
 _MAKERS: Final[dict[str, Callable[[LogMonitor], Target]]] = {
     "framing": lambda log: FramingTarget(),
-    "pipe": lambda log: DataConnectionTarget(),
+    "data_connection": lambda log: DataConnectionTarget(),
     "session": lambda log: SessionTarget(),
     "aggregator": AggregatorTarget,
-    "link": ClientTarget,
+    "client": ClientTarget,
     "server": ServerTarget,
 }
 

@@ -61,9 +61,9 @@ class Fleet:
 
         def end() -> None:
             for server in self.servers:
-                for line in server._service.connections:
-                    line.closing = True
-                    line.filled.set()
+                for connection in server._service.connections:
+                    connection.closing = True
+                    connection.filled.set()
 
         self.thread.call(end)
 

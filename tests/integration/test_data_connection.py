@@ -85,7 +85,7 @@ def test_messages_travel_on_it_too(make_fleet: Callable[..., Any], monkeypatch: 
         list(pool.map(psum.Client.close, clients))
 
 
-def way(fleet: Any) -> str:
+def plane_of(fleet: Any) -> str:
     """How rank 0's payloads cross, as the aggregator's status says."""
     told = report_of(psum.fetch_status(fleet.addresses[0]))
     return str(told["jobs"][0]["workers"][0]["way"])
@@ -96,11 +96,11 @@ def test_the_status_says_how_payloads_cross(make_fleet: Callable[..., Any], plan
     """The status names each worker's plane."""
     fleet = make_fleet(1)
     with fleet.worker(0, 1, plane=plane):
-        wait_until(lambda: way(fleet) == plane)
+        wait_until(lambda: plane_of(fleet) == plane)
 
 
 @pytest.mark.parametrize(("plane", "left", "told"), [("direct", "inline", "inline"), ("shm", "shm", "shm, stream")])
-def test_a_port_that_cannot_be_reached_is_no_obstacle(
+def test_a_port_that_cannot_be_reached_does_no_harm(
     make_fleet: Callable[..., Any], caplog: pytest.LogCaptureFixture, plane: str, left: str, told: str
 ) -> None:
     """As behind a firewall or a proxy: everything but shared memory stays on the stream. The log says why, and the
@@ -109,7 +109,7 @@ def test_a_port_that_cannot_be_reached_is_no_obstacle(
     fleet.thread.run(fleet.servers[0]._data_port.close(), 10)
     with fleet.worker(0, 1, plane=plane) as client:
         assert client.planes == (left,)
-        assert way(fleet) == told
+        assert plane_of(fleet) == told
         sums(client)
     assert "it cannot open a data connection to port" in caplog.text
 
@@ -299,7 +299,7 @@ def test_an_answer_that_comes_too_late_is_left_aside(
         began = time.monotonic()
         while time.monotonic() - began < 0.6:
             few_sums(client)
-        assert way(fleet) == "inline"
+        assert plane_of(fleet) == "inline"
         assert client.statistics().reconnects == 0
 
 
@@ -348,7 +348,7 @@ def test_of_several_addresses_the_one_that_answers_is_taken(
         with fleet.worker(0, 1, plane="direct") as client:
             assert client.planes == ("direct",)
             few_sums(client)
-            assert way(fleet) == "direct"
+            assert plane_of(fleet) == "direct"
     assert not psum.fetch_status(other.addresses[0]).jobs
 
 
@@ -443,16 +443,16 @@ def test_it_is_encrypted_where_the_stream_is(make_fleet: Callable[..., Any], tmp
     fleet = make_fleet(1, tls_cert=files["tls_cert"], tls_key=files["tls_key"])
     inline = fleet.on_every_rank(2, sums, plane="inline", tls_ca=files["tls_ca"], job="inline")
     assert fleet.on_every_rank(2, sums, plane="direct", tls_ca=files["tls_ca"]) == inline
-    with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as stranger:
-        stranger.sendall(bytes(SECRET_BYTES))
-        assert_ended(stranger)
+    with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as connection:
+        connection.sendall(bytes(SECRET_BYTES))
+        assert_ended(connection)
 
 
-def assert_ended(stranger: socket.socket) -> None:
+def assert_ended(connection: socket.socket) -> None:
     """Asserts that the other side ends the connection."""
-    stranger.settimeout(10)
+    connection.settimeout(10)
     try:
-        while stranger.recv(4096):
+        while connection.recv(4096):
             pass
     except ConnectionResetError:
         pass
@@ -463,14 +463,14 @@ def assert_ended(stranger: socket.socket) -> None:
     [b"", b"GET / HTTP/1.1\n", bytes(SECRET_BYTES), bytes(1 << 20)],
 )
 def test_a_stranger_is_turned_away(make_fleet: Callable[..., Any], said: bytes) -> None:
-    """A stranger that sends nothing, too little, or an unknown secret is refused."""
+    """A connection that sends nothing, too little, or an unknown secret is refused."""
     fleet = make_fleet(1, hello_timeout=0.3)
     with fleet.worker(0, 1, plane="direct") as client:
-        with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as stranger:
+        with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as connection:
             # It may be refused before it has sent everything.
             with contextlib.suppress(ConnectionError):
-                stranger.sendall(said)
-            assert_ended(stranger)
+                connection.sendall(said)
+            assert_ended(connection)
         sums(client)
 
 
@@ -482,7 +482,7 @@ def test_a_secret_is_good_once(make_fleet: Callable[..., Any]) -> None:
         assert stream is not None
         welcome = stream.welcome
         sums(client)
-        with socket.create_connection(("127.0.0.1", welcome.data_port), 10) as stranger:
-            stranger.sendall(welcome.data_secret)
-            assert_ended(stranger)
+        with socket.create_connection(("127.0.0.1", welcome.data_port), 10) as connection:
+            connection.sendall(welcome.data_secret)
+            assert_ended(connection)
         sums(client)

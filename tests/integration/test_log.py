@@ -35,14 +35,15 @@ def push(client: psum.Client) -> None:
 
 
 def test_a_job_s_life_has_a_line_for_each_event(make_fleet: Any, log: Callable[[], list[str]]) -> None:
-    """Each event of a job has one line, and a worker that comes back is not logged as joining. The reason why a
-    connection
-    broke is not always known."""
+    """Each event of a job has one line, and a worker that comes back is not logged as joining.
+
+    The reason why a connection broke is not always known.
+    """
     fleet = make_fleet()
     with fleet.worker(0, 1) as client:
         push(client)
-        [line] = fleet.servers[0]._service.connections
-        fleet.thread.call(line.data_connection.close)
+        [connection] = fleet.servers[0]._service.connections
+        fleet.thread.call(connection.data_connection.close)
         wait_until(lambda: any("came back" in line for line in log()))
     wait_until(lambda: log()[-1].endswith("ended"))
     cause = " (the data connection broke: it was closed)"

@@ -26,7 +26,7 @@ def begin(store: psum.Store, name: str, block: psum.Block) -> threading.Event:
     """Push-pulls a block in place; the event is set when it is done."""
     ended = threading.Event()
     ticket: Ticket = store.reserve(name, shape=(len(block.view) // 4,), element_type=psum.ElementType.FLOAT32)
-    ticket.start(block.view, block.view, lambda error: None if error else ended.set(), block.place)
+    ticket.start(block.view, block.view, lambda error: None if error else ended.set(), block.offset)
     return ended
 
 

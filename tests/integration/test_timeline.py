@@ -164,7 +164,7 @@ def test_a_rank_that_fails_leaves_the_steps_before(fleet: Any, tmp_path: pathlib
 def test_without_a_directory_nothing_is_asked_for(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a directory, the client requests no timings."""
     told: list[object] = []
-    monkeypatch.setattr(SendQueue, "put_timing", lambda outbox, timing: told.append(timing))
+    monkeypatch.setattr(SendQueue, "put_timing", lambda queue, timing: told.append(timing))
     with fleet.worker(0, 1) as client:
         train(client)
         assert client._session.recorder is None

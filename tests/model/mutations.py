@@ -30,7 +30,7 @@ def waiters_are_forgotten_when_a_round_is_adopted(patch: pytest.MonkeyPatch) -> 
 
     def mutant(self: ShardRounds[object], holder: int, now: float) -> None:
         adopt(self, holder, now)
-        self.waiters.clear()
+        self.ranks_lacking_result.clear()
         self.since = None
 
     patch.setattr(ShardRounds, "adopt", mutant)

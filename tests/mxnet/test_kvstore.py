@@ -13,7 +13,7 @@ from psum.client import AbortedError, ElementType, Operation, PsumError
 from psum.mxnet import BytePS, StageStatistics, kvstore
 from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import operations
-from psum.mxnet.exchange import Exchange
+from psum.mxnet.push_pull import PushPull
 
 PATIENCE_SECONDS = 30.0
 
@@ -343,12 +343,12 @@ def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pyt
     """An operation releases what it holds when it ends, without the garbage collector."""
     freed = threading.Semaphore(0)
 
-    class Watched(Exchange):
+    class Watched(PushPull):
         def __init__(self, *arguments: Any, awaited: bool) -> None:
             super().__init__(*arguments, awaited=awaited)
             weakref.finalize(self, freed.release)
 
-    monkeypatch.setattr(kvstore, "Exchange", Watched)
+    monkeypatch.setattr(kvstore, "PushPull", Watched)
     gc.collect()
     gc.disable()
     try:

@@ -23,10 +23,10 @@ def _fail(error: SegmentError) -> None:
 
 
 def test_blocks_lie_apart_where_others_find_them(directory: str) -> None:
-    """Each block begins at a page, has the size asked for, and is found at its place in the segment."""
+    """Each block begins at a page, has the size asked for, and is found at its offset in the segment."""
     growing = GrowingSegment(directory, _fail)
     blocks = [growing.allocate(size) for size in (1, 4096, 5000, 7)]
-    assert [block and (block.place, len(block.view)) for block in blocks] == [
+    assert [block and (block.offset, len(block.view)) for block in blocks] == [
         (0, 1),
         (4096, 4096),
         (8192, 5000),
@@ -75,5 +75,5 @@ def test_more_than_its_addresses_is_not_to_be_had(directory: str) -> None:
     assert growing.allocate(1 << 60) is None
     block = growing.allocate(1)
     assert block is not None
-    assert block.place == 0
+    assert block.offset == 0
     growing.close()

@@ -102,31 +102,31 @@ def test_contributions_arrive_as_they_were_put(ends: Ends) -> None:
     for seed in range(20):
         payloads: list[memoryview] = []
         following: list[memoryview] = []
-        length, place, placed, held, follows = ends.worker.put(value(seed), None, payloads, following)
-        assert length + placed == SIZE
+        length, offset, outside_size, held, follows = ends.worker.put(value(seed), None, payloads, following)
+        assert length + outside_size == SIZE
         assert [len(payloads), len(following)] == [length > 0, follows]
         got = payloads[0] if length else following[0] if follows else None
         if got is None:
-            got = ends.aggregator.get(ShardRound(1, place=place, placed=placed))
+            got = ends.aggregator.get(ShardRound(1, offset=offset, outside_size=outside_size))
         assert got == value(seed)
         assert is_lent(got) == held
         if held:
-            ends.worker.free(place, placed)
+            ends.worker.free(offset, outside_size)
 
 
 @KINDS
 def test_sums_arrive_as_they_were_placed(ends: Ends) -> None:
     """The worker gets the sum at the location that the aggregator tells it."""
-    block = None if ends.host.arena is None else ends.host.arena.place(1, 0, SIZE)
+    block = None if ends.host.arena is None else ends.host.arena.block(1, 0, SIZE)
     if block is not None:
         block.view[:] = value(1)
     ends.aggregator.connected(DataConnection(1, keepalive=5))
-    length, place, placed, _, follows = ends.aggregator.locate(SIZE, None if block is None else block.place)
-    assert length + placed == SIZE
+    length, offset, outside_size, _, follows = ends.aggregator.locate(SIZE, None if block is None else block.offset)
+    assert length + outside_size == SIZE
     assert follows == ends.worker.payloads_follow
-    if placed:
+    if outside_size:
         following = iter([value(1)] if follows else [])
-        assert ends.worker.get(ShardRound(1, place=place, placed=placed), following) == value(1)
+        assert ends.worker.get(ShardRound(1, offset=offset, outside_size=outside_size), following) == value(1)
 
 
 @KINDS
@@ -138,7 +138,7 @@ def test_a_sum_without_a_place_is_in_its_message(ends: Ends) -> None:
 @KINDS
 async def test_what_is_nowhere_is_refused(ends: Ends) -> None:
     """A row that points outside of the memory agreed on, or to a payload that does not follow, is a ProtocolError."""
-    row = ShardRound(1, place=1 << 40, placed=SIZE)
+    row = ShardRound(1, offset=1 << 40, outside_size=SIZE)
     with pytest.raises(ProtocolError):
         ends.worker.get(row, iter(()))
 
@@ -157,10 +157,10 @@ def test_staged_contributions_are_not_copied() -> None:
     assert block is not None
     ends = Ends(PLANES[0], staging=staging)
     block.view[:] = value(2)
-    _, place, placed, held, _ = ends.worker.put(block.view, block.place, [], [])
+    _, offset, outside_size, held, _ = ends.worker.put(block.view, block.offset, [], [])
     assert not held
     block.view[0] ^= 1
-    got = ends.aggregator.get(ShardRound(1, place=place, placed=placed))
+    got = ends.aggregator.get(ShardRound(1, offset=offset, outside_size=outside_size))
     assert got == block.view
     assert got is not None
     assert not is_lent(got)

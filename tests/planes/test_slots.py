@@ -1,4 +1,4 @@
-"""Places in a piece of memory never overlap, and a place that was freed can be taken again."""
+"""Blocks in a piece of memory never overlap, and a block that was freed can be taken again."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -24,8 +24,8 @@ def test_places_never_overlap_and_come_back(steps: list[int]) -> None:
             taken.append((offset, step))
         elif taken:
             slots.give(*taken.pop(step % len(taken)))
-    for place in taken:
-        slots.give(*place)
+    for block in taken:
+        slots.give(*block)
     assert slots.free_bytes == SIZE
     # In one piece again.
     assert slots.take(SIZE) == 0

@@ -29,8 +29,8 @@ entries = st.builds(
     round=st.integers(0, 2**64 - 1),
     priority=st.integers(-(2**63), 2**63 - 1),
     length=st.integers(0, 2**40),
-    place=st.just(0),
-    placed=st.just(0),
+    offset=st.just(0),
+    outside_size=st.just(0),
 )
 pushes = st.builds(
     lambda rows: pb.ExchangeRequest(push=pb.Push(shards=to_columns(rows))), st.lists(entries, max_size=20)
@@ -73,8 +73,8 @@ def test_the_payload_is_aligned(message: pb.ExchangeRequest, size: int) -> None:
 def test_an_allocated_message_holds_what_is_written_into_its_payload() -> None:
     """The receiver reads the sum that was written in place."""
     entry = ShardRound(id=7, shard=1, round=2, length=8)
-    message, place = allocate(pb.ExchangeResponse(result=pb.Result(shards=to_columns([entry]))), 8)
-    np.frombuffer(place, np.float32)[:] = [1.5, -2.0]
+    message, payload = allocate(pb.ExchangeResponse(result=pb.Result(shards=to_columns([entry]))), 8)
+    np.frombuffer(payload, np.float32)[:] = [1.5, -2.0]
     parsed = pb.ExchangeResponse.FromString(message)
     assert to_rows(parsed.result.shards) == [entry]
     assert np.frombuffer(parsed.payload, np.float32).tolist() == [1.5, -2.0]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, sizes_beside, split, to_columns, to_rows
+from psum.wire import ShardRound, following_sizes, split, to_columns, to_rows
 from psum.wire.errors import ProtocolError
 
 # Few values, so that columns with one value or with zeros only are frequent.
@@ -19,8 +19,8 @@ rows = st.builds(
     round=numbers | st.integers(0, 2**64 - 1),
     priority=numbers | st.integers(-(2**63), 2**63 - 1),
     length=numbers,
-    place=numbers,
-    placed=numbers,
+    offset=numbers,
+    outside_size=numbers,
     timed=st.booleans(),
 )
 columns = st.lists(st.integers(0, 3), max_size=4)
@@ -64,11 +64,11 @@ def test_more_shards_than_are_expected_are_refused() -> None:
         to_rows(message, 4)
 
 
-def test_what_lies_beside_is_counted_by_shard() -> None:
+def test_following_payloads_are_counted_by_shard() -> None:
     """One size for all shards means one payload for each shard."""
-    assert sizes_beside(pb.ShardRounds(ids=[1, 2], placed=[9])) == [9, 9]
-    assert sizes_beside(pb.ShardRounds(ids=[1, 2], placed=[0, 8])) == [8]
-    assert sizes_beside(pb.ShardRounds(ids=[1, 2])) == []
+    assert following_sizes(pb.ShardRounds(ids=[1, 2], placed=[9])) == [9, 9]
+    assert following_sizes(pb.ShardRounds(ids=[1, 2], placed=[0, 8])) == [8]
+    assert following_sizes(pb.ShardRounds(ids=[1, 2])) == []
 
 
 def test_lengths_that_do_not_add_up_are_refused() -> None:

@@ -17,7 +17,6 @@ import uvloop
 
 from psum.aggregator.access.handshakes import Handshakes
 from psum.aggregator.access.tls import ServerTls
-from psum.aggregator.listening import listen_error
 from psum.aggregator.observe.health import Health
 from psum.aggregator.observe.logging import set_up_logging
 from psum.aggregator.observe.loop_monitor import LoopMonitor
@@ -29,6 +28,7 @@ from psum.runtime import (
     cannot_listen,
     keep_large_blocks,
     lacks_descriptors,
+    listen_error,
     open_descriptors,
     raise_descriptor_limit,
 )

@@ -23,12 +23,12 @@ os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 
 from psum.client.client import Client
 from psum.client.clients import connect, reserve_store, shared_client
+from psum.client.comparison import ComparedTensor, Comparison, digest_of
 from psum.client.core.counters import OperationStatistics, Statistics, Times
 from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import StoreNumber
 from psum.client.core.ticket import Ticket
 from psum.client.exit_status import PEER_FAULT_STATUS
-from psum.client.in_step import ComparedTensor, Comparison, digest_of
 from psum.client.settings import Settings
 from psum.client.store import Store, key_name
 from psum.client.transport.aggregator_status import fetch_status

@@ -3,8 +3,8 @@
 import dataclasses
 
 from psum.planes import DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
-from psum.runtime import BaseSettings, TlsFiles, choice, duration, integer, items, setting, size
-from psum.wire import parse_address, parse_destinations
+from psum.runtime import BaseSettings, TlsFiles, choice, duration, integer, items, parse_destinations, setting, size
+from psum.wire import parse_address
 
 
 def _metrics_port(text: str) -> str:

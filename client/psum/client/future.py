@@ -1,4 +1,8 @@
-"""Futures that are cheap: a network needs hundreds in every step."""
+"""The future of one operation. It costs little, because a training step needs hundreds of them.
+
+`Outcome` is a concurrent.futures.Future without a condition of its own: all futures share one lock, and all threads
+that wait for any of them share one set of waiters.
+"""
 
 import threading
 from concurrent.futures import Future

@@ -16,11 +16,11 @@ _log = logging.getLogger(__name__)
 async def join(make: Callable[[], Sequence[AggregatorConnection]], settings: Settings, *, waits: bool) -> None:
     """Joins at all aggregators.
 
-    Where one of them says that the rank is taken, it gives up all of them and begins anew, as another worker: what it
-    had joined elsewhere may be the run before, which ends meanwhile.
+    If one aggregator says that the rank is taken, this closes all connections and joins again as another worker: the
+    job that it joined at the others may be an earlier run, which ends meanwhile.
 
     Args:
-        make: Makes the links of an attempt.
+        make: Makes the connections of an attempt.
         settings: The worker's.
         waits: Whether to wait for a rank that is taken.
 
@@ -52,16 +52,16 @@ async def join(make: Callable[[], Sequence[AggregatorConnection]], settings: Set
         await asyncio.sleep(next(pauses))
 
 
-async def _join_once(links: Sequence[AggregatorConnection], patience: float) -> None:
+async def _join_once(connections: Sequence[AggregatorConnection], patience: float) -> None:
     try:
         try:
             async with asyncio.TaskGroup() as group:
-                for link in links:
-                    group.create_task(link.connect(patience))
+                for connection in connections:
+                    group.create_task(connection.connect(patience))
         except BaseException:
             # Also where the program was interrupted: some may be connected already.
-            for link in links:
-                await link.abandon()
+            for connection in connections:
+                await connection.abandon()
             raise
     except* PsumError as errors:
         error: BaseException = errors

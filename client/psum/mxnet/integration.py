@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from psum.client import reserve_store
-from psum.mxnet import in_step
+from psum.mxnet import parameter_check
 from psum.mxnet.compat import mx
 from psum.mxnet.kvstore import BytePS
 from psum.mxnet.names import NumberedName, labels_of
@@ -87,7 +87,7 @@ def _updating(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def update(self: Any, *arguments: Any, **named: Any) -> None:
         original(self, *arguments, **named)
-        in_step.updated(self)
+        parameter_check.updated(self)
 
     return update
 

@@ -21,8 +21,8 @@ from psum.mxnet.arguments import Arrays
 from psum.mxnet.arrays.memory import usable_in_place
 from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import lifecycle
-from psum.mxnet.exchange import Exchange
 from psum.mxnet.names import Labels
+from psum.mxnet.push_pull import PushPull
 from psum.mxnet.staging.stages import StagePool, StageStatistics
 
 _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trainer and Module do that on the workers."
@@ -145,9 +145,9 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         values.check_like(outs, "value", "out")
         if len(values.items) > 1:
             raise ValueError(f"value has {len(values.items)} arrays; a broadcast sends one")
-        exchange = self._begin(key, Operation.BROADCAST, values, outs, priority, contributes=self.rank == 0)
+        push_pull = self._begin(key, Operation.BROADCAST, values, outs, priority, contributes=self.rank == 0)
         if self._waits:
-            exchange.wait()
+            push_pull.wait()
 
     def init(self, key: str | int, value: Any) -> None:
         """Gives all workers the value of rank 0, in place. Module.fit calls it for each parameter."""
@@ -254,7 +254,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
 
     def _begin(
         self, key: str | int, operation: Operation, values: Arrays, outs: Arrays, priority: int, *, contributes: bool
-    ) -> Exchange:
+    ) -> PushPull:
         priority = operator.index(priority)
         # The engine must get the operations on a key in the order of their rounds, whatever threads call. They may use
         # the same array: round 0 would wait there for round 1, which waits for round 0.
@@ -270,7 +270,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 )
             except PsumError as error:
                 raise MXNetError(str(error)) from error
-            exchange = Exchange(
+            push_pull = PushPull(
                 ticket,
                 (self._store, key_name(key), operation),
                 values if contributes else None,
@@ -279,9 +279,9 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 self._in_place,
                 awaited=self._waits and operation is Operation.BROADCAST,
             )
-            exchange.begin(priority)
-        exchange.complete()
-        return exchange
+            push_pull.begin(priority)
+        push_pull.complete()
+        return push_pull
 
 
 def _check_key(what: str, key: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from psum.planes.data_connection import DataConnection
 from psum.planes.plane import AggregatorPlane, Host, Location, Offer, WorkerPlane, WorkerTerms
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BESIDE_BYTES, ShardRound
+from psum.wire import OUTSIDE_BATCH_BYTES, ShardRound
 from psum.wire.errors import ProtocolError
 
 
@@ -31,7 +31,7 @@ class DirectWorker(WorkerPlane):
     """The worker's end. Whoever owns the stream also owns the data connection, and sends what `put` leaves."""
 
     kind = pb.PLANE_DIRECT
-    batch_bytes = BESIDE_BYTES
+    batch_bytes = OUTSIDE_BATCH_BYTES
     credit_bytes: int | None = None
     payloads_follow = True
 
@@ -39,15 +39,15 @@ class DirectWorker(WorkerPlane):
         self, value: memoryview, staged: int | None, payloads: list[memoryview], following: list[memoryview]
     ) -> Location:
         following.append(value)
-        return Location(placed=len(value), follows=True)
+        return Location(outside_size=len(value), follows=True)
 
-    def free(self, place: int, size: int) -> None:
-        """No place is ever held."""
+    def free(self, offset: int, size: int) -> None:
+        """No shared memory is ever held."""
 
     def get(self, row: ShardRound, following: Iterator[memoryview]) -> memoryview:
         payload = next(following, None)
         if payload is None:
-            raise ProtocolError(f"a sum of {row.placed} bytes was announced, and did not follow its message")
+            raise ProtocolError(f"a sum of {row.outside_size} bytes was announced, and did not follow its message")
         return payload
 
     def close(self) -> None:
@@ -73,10 +73,10 @@ class DirectAggregator(AggregatorPlane):
     async def receive(self, row: ShardRound, connection: DataConnection | None) -> memoryview:
         if connection is None:
             raise ProtocolError("a payload was announced that comes neither in the message nor elsewhere")
-        return await connection.receive_payload(row.placed)
+        return await connection.receive_payload(row.outside_size)
 
-    def locate(self, size: int, place: int | None) -> Location:
-        return Location(placed=size, follows=True) if self._connected else Location(size)
+    def locate(self, size: int, offset: int | None) -> Location:
+        return Location(outside_size=size, follows=True) if self._connected else Location(size)
 
     def connected(self, connection: DataConnection) -> None:
         self._connected = True

@@ -18,11 +18,11 @@ class Block(NamedTuple):
     """A block of shared memory.
 
     Attributes:
-        place: Its offset in the segment, in bytes.
+        offset: Its offset in the segment, in bytes.
         view: Its content, writable.
     """
 
-    place: int
+    offset: int
     view: memoryview
 
 
@@ -53,17 +53,17 @@ class GrowingSegment:
     def allocate(self, size: int) -> Block | None:
         """A block of this many bytes, at least 1; None if there is not enough memory. From any thread."""
         with self._lock:
-            place = self._end
-            if self._full or place + size > self._segment.size:
+            offset = self._end
+            if self._full or offset + size > self._segment.size:
                 return None
             try:
-                self._segment.reserve(place, size)
+                self._segment.reserve(offset, size)
             except SegmentError as error:
                 self._full = True
                 self._lacking(error)
                 return None
             self._end += -(-size // _PAGE_BYTES) * _PAGE_BYTES
-            return Block(place, self._segment.view[place : place + size])
+            return Block(offset, self._segment.view[offset : offset + size])
 
     def close(self) -> None:
         """Removes its name, so that no other process can open it. The memory goes with the last view of it."""

@@ -38,11 +38,11 @@ class InlineWorker(WorkerPlane):
         payloads.append(value)
         return Location(len(value))
 
-    def free(self, place: int, size: int) -> None:
-        """No place is ever held."""
+    def free(self, offset: int, size: int) -> None:
+        """No shared memory is ever held."""
 
     def get(self, row: ShardRound, following: Iterator[memoryview]) -> memoryview:
-        raise ProtocolError(f"a sum of {row.placed} bytes outside of its message, on the inline plane")
+        raise ProtocolError(f"a sum of {row.outside_size} bytes outside of its message, on the inline plane")
 
     def close(self) -> None:
         """It holds nothing."""
@@ -59,9 +59,9 @@ class InlineAggregator(AggregatorPlane):
         return None
 
     async def receive(self, row: ShardRound, connection: DataConnection | None) -> memoryview:
-        raise ProtocolError(f"a contribution of {row.placed} bytes outside of its message, on the inline plane")
+        raise ProtocolError(f"a contribution of {row.outside_size} bytes outside of its message, on the inline plane")
 
-    def locate(self, size: int, place: int | None) -> Location:
+    def locate(self, size: int, offset: int | None) -> Location:
         return Location(size)
 
     def connected(self, connection: DataConnection) -> None:

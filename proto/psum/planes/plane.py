@@ -26,15 +26,15 @@ class Location(NamedTuple):
 
     Attributes:
         length: Bytes in the message, 0 if the payload is elsewhere.
-        place: Offset in the sender's shared memory, in bytes.
-        placed: Bytes outside of the message, 0 if the payload is in it.
-        held: Whether the sender must `free` the place after the receiver has taken the payload.
+        offset: Offset in the sender's shared memory, in bytes.
+        outside_size: Bytes outside of the message, 0 if the payload is in it.
+        held: Whether the sender must `free` the memory after the receiver has taken the payload.
         follows: Whether the payload follows the message on the data connection.
     """
 
     length: int = 0
-    place: int = 0
-    placed: int = 0
+    offset: int = 0
+    outside_size: int = 0
     held: bool = False
     follows: bool = False
 
@@ -67,14 +67,14 @@ class WorkerPlane(Protocol):
             following: What follows the message on the data connection, in order; the plane may append to it.
         """
 
-    def free(self, place: int, size: int) -> None:
-        """Takes back a place that is `held`: the aggregator has taken the contribution of this size."""
+    def free(self, offset: int, size: int) -> None:
+        """Frees memory that is `held`: the aggregator has taken the contribution of this size."""
 
     def get(self, row: ShardRound, following: Iterator[memoryview]) -> memoryview:
         """A sum that lies outside of its message. It stays unchanged until this worker pushes to the next round.
 
         Args:
-            row: The sum's row, with `placed` above 0.
+            row: The sum's row, with `outside_size` above 0.
             following: The payloads that followed the message and were not used yet.
 
         Raises:
@@ -142,7 +142,7 @@ class AggregatorPlane(Protocol):
         """A contribution that lies outside of its message; None: it follows the message, see `receive`.
 
         Args:
-            row: The contribution's row, with `placed` above 0.
+            row: The contribution's row, with `outside_size` above 0.
 
         Raises:
             ProtocolError: The row points outside of what the worker shares.
@@ -160,12 +160,12 @@ class AggregatorPlane(Protocol):
             ConnectionResetError: The data connection broke.
         """
 
-    def locate(self, size: int, place: int | None) -> Location:
+    def locate(self, size: int, offset: int | None) -> Location:
         """Where this worker is told to find a sum. Equal locations share one message.
 
         Args:
             size: The sum's size in bytes.
-            place: The sum's offset in the job's shared memory, None if it does not lie there.
+            offset: The sum's offset in the job's shared memory, None if it does not lie there.
         """
 
     def connected(self, connection: DataConnection) -> None:

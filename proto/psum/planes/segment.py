@@ -86,14 +86,14 @@ class Segment:
                 undo.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(descriptor, size)
-                place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                undo.callback(os.close, place)
-                os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=True)
+                folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                undo.callback(os.close, folder)
+                os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
                 undo.callback(os.unlink, f"{directory}/{name}")
                 segment = cls(directory, name, descriptor, size, owned=True, limit=limit)
             except (OSError, ValueError) as error:
                 raise SegmentError.of(f"no shared memory in {directory}", error) from None
-            os.close(place)
+            os.close(folder)
             undo.pop_all()
         return segment
 

@@ -19,10 +19,10 @@ from psum.planes.segment import Segment, SegmentError, sweep
 from psum.planes.slots import Slots
 from psum.planes.space_limit import DEFAULT_LIMIT, Limit
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BESIDE_BYTES, ShardRound
+from psum.wire import OUTSIDE_BATCH_BYTES, ShardRound
 from psum.wire.errors import ProtocolError
 
-#: A worker's segment has this many times its credit: places that are taken leave gaps.
+#: A worker's segment has this many times its credit: blocks that are taken leave gaps.
 _SLACK: Final = 1.25
 
 #: A job's memory for sums takes two file descriptors: its file, and its mapping.
@@ -78,7 +78,7 @@ class ShmWorker(WorkerPlane):
     """
 
     kind = pb.PLANE_SHM
-    batch_bytes = BESIDE_BYTES
+    batch_bytes = OUTSIDE_BATCH_BYTES
     payloads_follow = False
 
     def __init__(self, segment: Segment, room: int, sums: Segment, credit_bytes: int, *, reads_staging: bool) -> None:
@@ -95,22 +95,22 @@ class ShmWorker(WorkerPlane):
         if staged is not None and self._reads_staging:
             # Places in the staging memory count on from the end of the segment.
             return Location(0, self._segment.size + staged, size)
-        place = self._slots.take(size)
-        if place is None:
+        offset = self._slots.take(size)
+        if offset is None:
             payloads.append(value)
             return Location(size)
-        self._segment.view[place : place + size] = value
-        return Location(0, place, size, held=True)
+        self._segment.view[offset : offset + size] = value
+        return Location(0, offset, size, held=True)
 
-    def free(self, place: int, size: int) -> None:
-        self._slots.give(place, size)
+    def free(self, offset: int, size: int) -> None:
+        self._slots.give(offset, size)
 
     def get(self, row: ShardRound, following: Iterator[memoryview]) -> memoryview:
-        if row.place + row.placed > self._sums.size:
+        if row.offset + row.outside_size > self._sums.size:
             raise ProtocolError(
-                f"a sum of {row.placed} bytes at {row.place} of {self._sums.size} bytes of shared memory"
+                f"a sum of {row.outside_size} bytes at {row.offset} of {self._sums.size} bytes of shared memory"
             )
-        return self._sums.view[row.place : row.place + row.placed]
+        return self._sums.view[row.offset : row.offset + row.outside_size]
 
     def close(self) -> None:
         self._segment.close()
@@ -135,21 +135,21 @@ class ShmAggregator(AggregatorPlane):
 
     def get(self, row: ShardRound) -> memoryview | None:
         size = self._segment.size
-        memory, start = self._staging, row.place - size
+        memory, start = self._staging, row.offset - size
         if start < 0:
-            memory, start = self._segment.view, row.place
-        if start + row.placed > len(memory) or row.length:
+            memory, start = self._segment.view, row.offset
+        if start + row.outside_size > len(memory) or row.length:
             raise ProtocolError(
-                f"a shard of {row.placed} bytes at {row.place} of shared memory, and {row.length} in the message;"
-                f" this worker shares {size + len(self._staging)} bytes"
+                f"a shard of {row.outside_size} bytes at {row.offset} of shared memory, and {row.length} in the"
+                f" message; this worker shares {size + len(self._staging)} bytes"
             )
-        return memory[start : start + row.placed]
+        return memory[start : start + row.outside_size]
 
     async def receive(self, row: ShardRound, connection: DataConnection | None) -> memoryview:
         raise AssertionError("get has it")
 
-    def locate(self, size: int, place: int | None) -> Location:
-        return Location(size) if place is None else Location(0, place, size)
+    def locate(self, size: int, offset: int | None) -> Location:
+        return Location(size) if offset is None else Location(0, offset, size)
 
     def connected(self, connection: DataConnection) -> None:
         """Only messages go there."""
@@ -160,9 +160,9 @@ class ShmAggregator(AggregatorPlane):
 
 
 class Arena:
-    """A job's shared memory for sums: one place for each shard.
+    """A job's shared memory for sums: one block for each shard.
 
-    One place is enough: the sum of round r+1 is made after every rank has contributed to that round, so every rank has
+    One block is enough: the sum of round r+1 is made after every rank has contributed to that round, so every rank has
     read the sum of round r. A worker that keeps a sum for the aggregator's next process keeps this memory with it.
 
     Args:
@@ -183,8 +183,8 @@ class Arena:
         """The name by which workers open it."""
         return self._memory.name
 
-    def place(self, key: int, shard: int, size: int) -> Block | None:
-        """The place of a shard's sums, the same for every round; None if there is no memory for it.
+    def block(self, key: int, shard: int, size: int) -> Block | None:
+        """The memory of a shard's sums, the same for every round; None if there is no memory for it.
 
         Args:
             key: The key's id.
@@ -205,7 +205,7 @@ class Arena:
 def is_lent(payload: memoryview) -> bool:
     """Whether a contribution lies in memory that its worker takes back with its credit.
 
-    The worker's segment is such memory: when `taken` returns the credit, the worker uses the place again. So the
+    The worker's segment is such memory: when `taken` returns the credit, the worker uses the memory again. So the
     aggregator must have copied the contribution by then. Its staging memory is not, see `ShmAggregator`.
     """
     return isinstance(payload.obj, mmap.mmap)

@@ -1,4 +1,4 @@
-"""Allocates places in a fixed piece of memory."""
+"""Allocates blocks of memory in a fixed piece of memory."""
 
 import bisect
 
@@ -8,7 +8,7 @@ class Slots:
 
     Args:
         size: The size of the memory in bytes.
-        alignment: Every place begins at a multiple of this.
+        alignment: Every block begins at a multiple of this.
     """
 
     def __init__(self, size: int, alignment: int = 64) -> None:
@@ -22,7 +22,7 @@ class Slots:
         return sum(size for _, size in self._free)
 
     def take(self, size: int) -> int | None:
-        """Takes a place of this many bytes, at least 1; returns its offset, None if no free piece is large enough."""
+        """Takes a block of this many bytes, at least 1; returns its offset, None if no free piece is large enough."""
         size = self._rounded(size)
         for index, (offset, available) in enumerate(self._free):
             if available >= size:
@@ -34,7 +34,7 @@ class Slots:
         return None
 
     def give(self, offset: int, size: int) -> None:
-        """Frees a place that was taken with this size."""
+        """Frees a block that was taken with this size."""
         size = self._rounded(size)
         index = bisect.bisect(self._free, (offset, 0))
         if index < len(self._free) and offset + size == self._free[index][0]:

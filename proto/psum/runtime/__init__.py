@@ -1,8 +1,11 @@
-"""What every process of psum needs: settings, logging, TLS files, metrics, file descriptors, waiting.
+"""What every process of psum needs: settings, logging, TLS files, metrics, file descriptors, waiting, text for people.
 
-It may import wire (for errors). Begin with settings.py. The names of all environment variables are in variables.py.
+It may import wire. Begin with settings.py. The names of all environment variables are in variables.py.
 """
 
+from psum.runtime.address_ranges import (
+    parse_destinations,
+)
 from psum.runtime.file_descriptors import (
     HOW_TO_RAISE,
     descriptor_limit,
@@ -16,6 +19,7 @@ from psum.runtime.first_completed import (
 )
 from psum.runtime.listen_errors import (
     cannot_listen,
+    listen_error,
 )
 from psum.runtime.logging import (
     JsonFormatter,
@@ -47,6 +51,10 @@ from psum.runtime.settings import (
 )
 from psum.runtime.settings import (
     Settings as BaseSettings,
+)
+from psum.runtime.titles import (
+    captioned,
+    titled,
 )
 from psum.runtime.tls_files import (
     Pem,
@@ -80,6 +88,7 @@ __all__ = [
     "Waiters",
     "WatchedFiles",
     "cannot_listen",
+    "captioned",
     "choice",
     "declarations",
     "descriptor_limit",
@@ -90,13 +99,16 @@ __all__ = [
     "keep_large_blocks",
     "lack_of_descriptors",
     "lacks_descriptors",
+    "listen_error",
     "load",
     "open_descriptors",
+    "parse_destinations",
     "processors",
     "raise_descriptor_limit",
     "read_file",
     "setting",
     "similar",
     "size",
+    "titled",
     "unknown_variables",
 ]

@@ -1,7 +1,10 @@
-"""The error text for an address that cannot be listened on, with advice. All listeners use it."""
+"""Why an address cannot be listened on, and the error text with advice. All listeners use it."""
 
 import errno
+import os
 import socket
+
+from psum.wire import split_address
 
 _REASONS = {
     errno.EADDRINUSE: "the port is in use already; stop the program that listens there, or choose another port",
@@ -28,3 +31,24 @@ def cannot_listen(setting: str, purpose: str, address: str, error: OSError | Ove
     else:
         reason = _REASONS.get(error.errno or 0) or error.strerror or str(error)
     return f"{setting}: cannot listen on {address} for {purpose}: {reason}"
+
+
+def listen_error(address: str) -> OSError | None:
+    """Return the error with which the system refuses to listen on an address; None if it does not refuse.
+
+    gRPC does not report the reason, so this asks the system again.
+    """
+    try:
+        if address.startswith("unix:"):
+            path = address.removeprefix("unix:")
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(path)
+            os.unlink(path)
+        else:
+            for family, kind, _, _, where in socket.getaddrinfo(*split_address(address), type=socket.SOCK_STREAM):
+                with socket.socket(family, kind) as probe:
+                    probe.bind(where)
+                    probe.listen()
+    except OSError as error:
+        return error.with_traceback(None)
+    return None

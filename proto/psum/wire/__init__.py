@@ -5,9 +5,6 @@ exception that psum raises on purpose is in errors.py.
 """
 
 from psum.wire import errors
-from psum.wire.address_ranges import (
-    parse_destinations,
-)
 from psum.wire.addresses import (
     canonical,
     is_local,
@@ -18,12 +15,12 @@ from psum.wire.addresses import (
 )
 from psum.wire.channel import (
     BATCH_BYTES,
-    BESIDE_BYTES,
+    LARGE_PAYLOAD_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PARTITION_BYTES,
     NO_PROXY,
+    OUTSIDE_BATCH_BYTES,
     PROTOCOL_VERSION,
-    SHARED_BYTES,
     grpc_options,
 )
 from psum.wire.codecs import (
@@ -45,7 +42,7 @@ from psum.wire.framing import (
 from psum.wire.rounds import (
     MAX_SHARDS_PER_PAYLOAD,
     ShardRound,
-    sizes_beside,
+    following_sizes,
     split,
     to_columns,
     to_rows,
@@ -53,45 +50,38 @@ from psum.wire.rounds import (
 from psum.wire.state_report import (
     report_of,
 )
-from psum.wire.titles import (
-    captioned,
-    titled,
-)
 
 __all__ = [
     "BATCH_BYTES",
-    "BESIDE_BYTES",
     "CODECS",
     "IDENTITY",
+    "LARGE_PAYLOAD_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_PARTITION_BYTES",
     "MAX_SHARDS_PER_PAYLOAD",
     "NO_PROXY",
+    "OUTSIDE_BATCH_BYTES",
     "PAYLOAD_ALIGNMENT_BYTES",
     "PROTOCOL_VERSION",
-    "SHARED_BYTES",
     "Codec",
     "ElementType",
     "NumberKind",
     "ShardRound",
     "allocate",
     "canonical",
-    "captioned",
     "codec_of",
     "decode",
     "encode",
     "errors",
+    "following_sizes",
     "grpc_options",
     "is_local",
     "join_address",
     "parse_address",
     "parse_destination",
-    "parse_destinations",
     "report_of",
-    "sizes_beside",
     "split",
     "split_address",
-    "titled",
     "to_columns",
     "to_rows",
 ]

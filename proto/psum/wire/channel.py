@@ -17,10 +17,10 @@ BATCH_BYTES: Final = 512 << 10
 
 #: A message announces several payloads outside of it, up to this total size. They lie in shared memory, where a copy
 #: takes about a millisecond, or follow on a data connection. An urgent payload waits behind at most this much.
-BESIDE_BYTES: Final = 4 << 20
+OUTSIDE_BATCH_BYTES: Final = 4 << 20
 
-#: Payloads of at least this size go through shared memory if both sides have it.
-SHARED_BYTES: Final = 64 << 10
+#: Payloads of at least this size are large: they cross as their plane says. Smaller ones always travel in the message.
+LARGE_PAYLOAD_BYTES: Final = 64 << 10
 
 
 #: By default, gRPC connects through the proxy in http_proxy, even to aggregators on this machine. Most proxies support

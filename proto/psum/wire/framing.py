@@ -80,15 +80,15 @@ def decode(kind: type[Envelope], data: bytes | memoryview) -> tuple[Envelope, me
         ProtocolError: The bytes are not such a message.
     """
     try:
-        place = _payload_place(data)
-        header = len(data) if place is None else place[0]
+        found = _payload_range(data)
+        header = len(data) if found is None else found[0]
         if header > MAX_HEADER_BYTES:
             raise ProtocolError(
                 f"a message with {header} bytes before its payload, which must be the last field; expected at most"
                 f" {MAX_HEADER_BYTES}"
             )
-        if place is not None:
-            field, start = place
+        if found is not None:
+            field, start = found
             # FromString takes any buffer, though the stubs only know bytes.
             return kind.FromString(memoryview(data)[:field]), memoryview(data)[start:]  # type: ignore[arg-type]
         # Legal, but no known sender does this: fields after the payload, or two payloads.
@@ -107,7 +107,7 @@ def _lead(header: bytes, size: int) -> bytes:
     return b"".join((header, bytes((_PADDING_TAG, padding)), bytes(padding), tail))
 
 
-def _payload_place(data: bytes | memoryview) -> tuple[int, int] | None:
+def _payload_range(data: bytes | memoryview) -> tuple[int, int] | None:
     """Return where the payload's field and the payload begin, or None if it is not the last of a few fields."""
     position, end = 0, len(data)
     for _ in range(_MAX_FIELDS):

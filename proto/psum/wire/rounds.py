@@ -17,19 +17,30 @@ MAX_SHARDS_PER_PAYLOAD: Final = 1 << 16
 
 
 class ShardRound(NamedTuple):
-    """One round of one shard: a row of psum.v1.ShardRounds, which documents the fields."""
+    """One round of one shard: a row of psum.v1.ShardRounds, which documents the fields.
+
+    Attributes:
+        id: The key's id.
+        shard: The shard's number within the key.
+        round: The round.
+        priority: How urgent it is; higher values go first.
+        length: Bytes of the payload in the message.
+        offset: Where the payload lies in the sender's shared memory, in bytes (`places` on the wire).
+        outside_size: Bytes of the payload outside of the message (`placed` on the wire).
+        timed: Whether the worker asks for the round's timing.
+    """
 
     id: int
     shard: int = 0
     round: int = 0
     priority: int = 0
     length: int = 0
-    place: int = 0
-    placed: int = 0
+    offset: int = 0
+    outside_size: int = 0
     timed: bool = False
 
 
-# In the order of the row's fields.
+# The names on the wire, in the order of the row's fields.
 _COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places", "placed", "timed")
 
 # Does the same as NamedTuple's _make, but runs in C.
@@ -82,14 +93,16 @@ def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound
     return list(map(_row, zip(*values, strict=True)))
 
 
-def sizes_beside(columns: pb.ShardRounds) -> list[int]:
+def following_sizes(columns: pb.ShardRounds) -> list[int]:
     """Return the sizes of the payloads that follow a message on the data connection, in their order.
 
     Raises:
         ProtocolError: As for `to_rows`.
     """
     # Most messages have none.
-    return [row.placed for row in to_rows(columns, MAX_SHARDS_PER_PAYLOAD) if row.placed] if columns.placed else []
+    if not columns.placed:
+        return []
+    return [row.outside_size for row in to_rows(columns, MAX_SHARDS_PER_PAYLOAD) if row.outside_size]
 
 
 def split(payload: memoryview, rows: Sequence[ShardRound]) -> list[memoryview]:

@@ -157,18 +157,18 @@ def test_nothing_is_left_of_a_key_or_job_that_fails(job: Job) -> None:
 
 def test_timings_share_a_message_ahead_of_their_results() -> None:
     """There are never more than shards, even if the worker does not read."""
-    outbox = SendQueue()
+    queue = SendQueue()
     for round in range(3):
         for shard in range(5):
-            outbox.put_timing(pb.Timing(id=7, shard=shard, round=round))
+            queue.put_timing(pb.Timing(id=7, shard=shard, round=round))
             entry = ShardRound(id=7, shard=shard, round=round, length=1)
-            outbox.put(Results((entry,), (memoryview(b"x"),), priority=0))
-    outbox.put_control(pb.ExchangeResponse(notice=pb.Notice(text="first")))
-    assert len(outbox) == 11
-    messages = [decode(pb.ExchangeResponse, outbox.take())[0] for _ in range(3)]
-    assert not outbox
+            queue.put(Results((entry,), (memoryview(b"x"),), priority=0))
+    queue.put_control(pb.ExchangeResponse(notice=pb.Notice(text="first")))
+    assert len(queue) == 11
+    messages = [decode(pb.ExchangeResponse, queue.take())[0] for _ in range(3)]
+    assert not queue
     assert [m.WhichOneof("kind") for m in messages] == ["notice", "timings", "result"]
     assert [(t.shard, t.round) for t in messages[1].timings.timings] == [(shard, 2) for shard in range(5)]
-    outbox.put_timing(pb.Timing(id=7))
-    outbox.clear()
-    assert not outbox
+    queue.put_timing(pb.Timing(id=7))
+    queue.clear()
+    assert not queue

@@ -4,7 +4,7 @@ import pytest
 
 from psum.client import ElementType, Operation
 from psum.client.core.counters import OperationCounters
-from psum.client.core.keys import Key
+from psum.client.core.key import Key
 from psum.client.core.placement import Placement
 from psum.client.core.recorder import OperationRecord, Recorder
 

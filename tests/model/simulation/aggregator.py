@@ -124,7 +124,7 @@ class AggregatorProcess:
         self.draining, self.grace_until = True, until
         self._drained = {id(job): set(job.open_rounds()) for job in self.registry.jobs.values()}
         for (job_id, _), connection in self.connections.items():
-            entries = [ShardRound(*place) for place in self._drained.get(job_id, ())]
+            entries = [ShardRound(*round) for round in self._drained.get(job_id, ())]
             connection.queue.put_control(
                 pb.ExchangeResponse(drain=pb.Drain(grace_seconds=10, open=to_columns(entries)))
             )

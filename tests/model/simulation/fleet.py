@@ -327,7 +327,8 @@ class Fleet:
                 yield f"  aggregator {index}: {job!r} {job.failure or ''}"
                 for key in job.keys.values():
                     for number, shard in key.shards.items():
-                        waits = f"waiters {sorted(shard.waiters)} holder {shard.holder}" if shard.waiters else ""
+                        lacking = sorted(shard.ranks_lacking_result)
+                        waits = f"ranks {lacking} lack the result, holder {shard.holder}" if lacking else ""
                         yield f"    {key.name} {'broadcast' if key.broadcast else 'sum'} {number}: {shard!r} {waits}"
 
 
@@ -338,6 +339,6 @@ def sizes_of(plan: Plan) -> Iterator[None]:
         for module in ("aggregator.service.send_queue", "client.core.scheduler"):
             stack.enter_context(mock.patch(f"psum.{module}.BATCH_BYTES", plan.batch_bytes))
         stack.enter_context(mock.patch("psum.client.core.kept_sums._KEPT_VIEW_BYTES", plan.batch_bytes))
-        stack.enter_context(mock.patch("psum.aggregator.service.action_runner.SHARED_BYTES", plan.inline_bytes))
+        stack.enter_context(mock.patch("psum.aggregator.service.action_runner.LARGE_PAYLOAD_BYTES", plan.inline_bytes))
         stack.enter_context(mock.patch("simulation.aggregator.LatePool.at_once_bytes", plan.inline_bytes))
         yield

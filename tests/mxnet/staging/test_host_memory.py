@@ -65,7 +65,7 @@ def test_is_where_aggregators_read(segment: GrowingSegment, size: int) -> None:
     for number, memory in enumerate(memories):
         content(memory, size)[:] = bytes([number + 1]) * size
     assert [memory.address for memory in memories] == addresses
-    assert [memory.place for memory in memories] == [block.place for block in blocks]
+    assert [memory.offset for memory in memories] == [block.offset for block in blocks]
     assert [set(block.view) for block in blocks] == [{1}, {2}, {3}]
     del memory, memories
     assert [set(block.view) for block in blocks] == [{1}, {2}, {3}]
@@ -77,7 +77,7 @@ def test_is_of_use_where_nothing_is_shared() -> None:
     memory.prepare(no_memory, None)
     own = bytearray(1 << 20)
     memory.prepare(lambda size: Block(8192, memoryview(own)[:size]), None)
-    assert memory.place is None
+    assert memory.offset is None
     content(memory, 5000)[:] = b"x" * 5000
     assert set(own) == {0}
     assert set(content(memory, 5000)) == {ord("x")}

@@ -47,7 +47,7 @@ def store(client: Any) -> BytePS:
 def test_alike() -> None:
     """A stage has the requested shape and type, and its memory is where its turn says."""
     turn = StagePool().take("k", arrays((2, 3), "float16"))
-    assert (turn.array.shape, turn.array.dtype, turn.memory.place) == ((2, 3), np.float16, None)
+    assert (turn.array.shape, turn.array.dtype, turn.memory.offset) == ((2, 3), np.float16, None)
     assert address_of(turn.array) == turn.memory.address
     assert turn.fresh
     assert turn.is_first

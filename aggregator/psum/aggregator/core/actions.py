@@ -1,4 +1,6 @@
-"""The actions of a job: the shell carries them out, and feeds the outcome back as events.
+"""The actions of a job. The shell carries them out, and calls the job again with the outcome of sums.
+
+service/action_runner.py is that shell. Each docstring names the message on the wire (a kind of ExchangeResponse).
 
 The actions that occur in each round are not frozen: frozen ones take twice as long to create.
 """
@@ -12,7 +14,7 @@ from psum.wire.errors import FaultError
 
 @dataclasses.dataclass(slots=True)
 class Sum:
-    """Add up the contributions to a round, then call the job's `summed`.
+    """Add up the contributions to a round, then call the job's `summed`. No message.
 
     Attributes:
         key: The key.
@@ -33,7 +35,7 @@ class Sum:
 
 @dataclasses.dataclass(slots=True)
 class Deliver:
-    """Send a round's result to some ranks.
+    """Send a round's result to some ranks: `result`.
 
     Attributes:
         key: The key.
@@ -54,7 +56,7 @@ class Deliver:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReturnCredit:
-    """Tell a rank that its contributions to these rounds no longer count against its credit.
+    """Tell a rank that its contributions to these rounds no longer count against its credit: `taken`.
 
     Attributes:
         rank: The rank.
@@ -67,7 +69,7 @@ class ReturnCredit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ask:
-    """Ask a rank to give back the sums of these rounds.
+    """Ask a rank to give back the sums of these rounds: `want`.
 
     Attributes:
         rank: A rank that has them.
@@ -80,7 +82,7 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sync:
-    """Ask some ranks to confirm that they have received everything that was sent to them before.
+    """Ask some ranks to confirm that they have received everything that was sent to them before: `sync`.
 
     Attributes:
         number: The number that they repeat in the answer.
@@ -93,7 +95,7 @@ class Sync:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Release:
-    """Send the farewell to a rank that has said goodbye.
+    """Tell a rank that has said goodbye that it may end: `farewell`. It is the last message to the rank.
 
     Attributes:
         rank: The rank.
@@ -104,7 +106,7 @@ class Release:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """Tell some ranks about a failure.
+    """Tell some ranks about a failure: `fault`. If it fails the job, it is the last message to them.
 
     Attributes:
         fault: The failure of a key or, if it names no key, of the job.
@@ -117,7 +119,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Warn:
-    """Log a warning, and send it to some ranks.
+    """Log a warning, and send it to some ranks: `notice`.
 
     Attributes:
         text: The warning.
@@ -130,7 +132,7 @@ class Warn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellTiming:
-    """Tell the ranks that asked for timings how long the phases of a round took.
+    """Tell the ranks that asked for timings how long the phases of a round took: `timings`.
 
     Attributes:
         key: The key.

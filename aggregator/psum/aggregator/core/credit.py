@@ -44,7 +44,7 @@ class CreditReturns:
             shard = key.shards.get(index)
             if shard is None or shard.phase is not Phase.GATHERING:
                 continue
-            if shard.round == round or (shard.round == round + 1 and rank in shard.waiters):
+            if shard.round == round or (shard.round == round + 1 and rank in shard.ranks_lacking_result):
                 if self._lent(shard.contributions.get(rank, _NOTHING)):
                     shard.copy(rank)
                 yield key.id, index, round

@@ -43,23 +43,23 @@ class Departures:
         worker = self._workers[rank]
         worker.left = worker.taking_leave = True
         self.left.add(rank)
-        worker.awaited = self._who_may_need(worker)
+        worker.needed_by = self._who_may_need(worker)
         worker.release_at = now + RELEASE_SECONDS
         # A worker that leaves has received everything that was sent to it.
         for other in self._workers.values():
-            other.awaited.discard(rank)
-        return [Sync(rank, tuple(sorted(worker.awaited)))] if worker.awaited else []
+            other.needed_by.discard(rank)
+        return [Sync(rank, tuple(sorted(worker.needed_by)))] if worker.needed_by else []
 
     def synced(self, rank: int, leaving: int) -> None:
         """Notes that a rank lacks no sum that the leaving rank may have."""
         if (worker := self._workers.get(leaving)) is not None:
-            worker.awaited.discard(rank)
+            worker.needed_by.discard(rank)
 
     def releases(self, now: float) -> list[Action]:
         """Releases the workers that no rank needs, and those that have waited long enough."""
         released: list[Action] = []
         for rank, worker in self._workers.items():
-            if worker.release_at is not None and (not worker.awaited or now >= worker.release_at):
+            if worker.release_at is not None and (not worker.needed_by or now >= worker.release_at):
                 worker.release_at = None
                 released.append(Release(rank))
         return released

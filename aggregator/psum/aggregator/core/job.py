@@ -4,13 +4,13 @@ Events in, actions out, without I/O. The shell calls `join`, `declare`, `contrib
 messages and disconnections arrive, `summed` when a sum is made, and `tick` several times a second; each returns the
 actions that follow. A method that raises ProtocolError has changed nothing: the shell ends that worker's stream.
 
-Membership decides who belongs to the job, JobRounds what contributions lead to, WaitingRounds how long rounds may wait,
+Membership decides who belongs to the job, JobRounds what contributions lead to, OpenShards how long rounds may wait,
 and CreditReturns when credit is returned. A Job connects them.
 """
 
 from collections.abc import Callable
 
-from psum.aggregator.core import failures
+from psum.aggregator.core import error_texts
 from psum.aggregator.core.actions import Action, Release, Report, Warn
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.counters import JobCounters
@@ -19,7 +19,7 @@ from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
-from psum.aggregator.core.waiting import WaitingRounds
+from psum.aggregator.core.open_shards import OpenShards
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
@@ -58,11 +58,11 @@ class Job:
         self.ended = False
         """Whether `end` was called."""
         self._memory = JobMemory(budget or Budget(), self.num_workers)
-        self._waiting = WaitingRounds(self.name, self.num_workers, self.workers, limits)
-        self.waiting = self._waiting.shards
+        self._open_shards = OpenShards(self.name, self.num_workers, self.workers, limits)
+        self.open_shards = self._open_shards.shards
         """Shards whose round has some contributions but not all, by (key's id, shard), the oldest round first."""
         self.credit = CreditReturns(self.workers, lent)
-        self.rounds = JobRounds(self.members, self._waiting, self._memory, self.counters, limits.max_shards)
+        self.rounds = JobRounds(self.members, self._open_shards, self._memory, self.counters, limits.max_shards)
         self.keys = self.rounds.keys
         """The declared keys by id."""
         # The methods themselves, not wrappers: a wrapper would add a call for each shard.
@@ -73,7 +73,9 @@ class Job:
         self.abort = self.rounds.abort
 
     def __repr__(self) -> str:
-        return f"<Job {self.name!r} workers={sorted(self.workers)}/{self.num_workers} waiting={len(self.waiting)}>"
+        return (
+            f"<Job {self.name!r} workers={sorted(self.workers)}/{self.num_workers} open_shards={len(self.open_shards)}>"
+        )
 
     @property
     def complete(self) -> bool:
@@ -144,11 +146,11 @@ class Job:
         others = tuple(other for other in self.members.connected() if other != rank)
         if self.failure is None and goodbye.replaceable and not worker.contributed:
             # Its place is kept from the end of its stream on.
-            warning = failures.replaceable(worker, goodbye.fault, self.members.kept_seconds(worker))
+            warning = error_texts.replaceable(worker, goodbye.fault, self.members.kept_seconds(worker))
             return [Warn(warning, others), Release(rank)]
         worker.left, worker.release_at = True, None
         self.members.departures.left.add(rank)
-        failure = failures.ended_early(worker, self.num_workers, goodbye.fault)
+        failure = error_texts.ended_early(worker, self.num_workers, goodbye.fault)
         return [*self.fail(failure, now, others), Release(rank)]
 
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
@@ -166,9 +168,9 @@ class Job:
         if (failure := self.members.overdue(now)) is not None:
             return self.fail(failure, now)
         actions: list[Action] = [*self.credit.due(now), *self.members.departures.releases(now)]
-        while (overdue := self._waiting.overdue(now)) is not None:
+        while (overdue := self._open_shards.overdue(now)) is not None:
             actions += self.rounds.fail_key(*overdue)
-        return actions + self._waiting.warnings(now)
+        return actions + self._open_shards.warnings(now)
 
     def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
         """Ends the job for every rank, and releases everything that it holds.

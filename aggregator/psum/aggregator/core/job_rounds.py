@@ -5,15 +5,15 @@ A method that raises ProtocolError has changed nothing.
 
 from typing import Final
 
-from psum.aggregator.core import failures
+from psum.aggregator.core import error_texts
 from psum.aggregator.core.actions import Action, Ask, Deliver, Report, Sum
 from psum.aggregator.core.counters import JobCounters
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
+from psum.aggregator.core.open_shards import OpenShards
 from psum.aggregator.core.round import Phase, ShardRounds, Verdict
 from psum.aggregator.core.timings import Timings
-from psum.aggregator.core.waiting import WaitingRounds
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError, ProtocolError
@@ -26,7 +26,7 @@ class JobRounds:
 
     Args:
         members: The job's workers.
-        waiting: The rounds that wait.
+        open_shards: The shards whose round is incomplete.
         memory: The bytes that the keys reserve and hold.
         counters: Where contributions are counted.
         max_shards: How many shards the job may declare; every key has at least one.
@@ -35,7 +35,7 @@ class JobRounds:
     def __init__(
         self,
         members: Membership,
-        waiting: WaitingRounds,
+        open_shards: OpenShards,
         memory: JobMemory,
         counters: JobCounters,
         max_shards: int,
@@ -54,7 +54,7 @@ class JobRounds:
         self._left = members.departures.left
         self._num_workers = members.num_workers
         self._ranks = tuple(range(members.num_workers))
-        self._waiting = waiting.shards
+        self._open_shards = open_shards.shards
         self._memory = memory
         self._counters = counters
         self._max_shards = max_shards
@@ -74,13 +74,13 @@ class JobRounds:
         if key is None:
             shards = self.shards + max(1, len(declared.shards))
             if shards > self._max_shards:
-                return failures.too_many_shards(self._name, len(self.keys), declared, shards, self._max_shards)
+                return error_texts.too_many_shards(self._name, len(self.keys), declared, shards, self._max_shards)
             self.keys[declared.id] = key = Key(declared, rank, self._num_workers)
             self.shards = shards
             if not self._memory.reserve(key):
                 # `fail_key` would release what was not reserved.
                 need, budget = self._memory.need(key), self._memory.budget
-                failure = failures.exhausted(self._name, key, self._num_workers, need, budget)
+                failure = error_texts.exhausted(self._name, key, self._num_workers, need, budget)
                 key.fail(failure)
                 return [Report(failure, self._members.connected())]
         if key.failure is not None:
@@ -94,7 +94,7 @@ class JobRounds:
             return job_failure
         for shard in declared.shards:
             if not self._in_step(key.shards[shard.index], shard.round):
-                return self.fail_key(key, failures.out_of_step(self._name, key, shard, rank))
+                return self.fail_key(key, error_texts.out_of_step(self._name, key, shard, rank))
         wanted = [
             (key.id, shard.index, key.shards[shard.index].round - 1)
             for shard in declared.shards
@@ -139,7 +139,7 @@ class JobRounds:
             )
         # When a round completes, every rank has the result of the round before, and that result is released.
         kept = whole if shard.last_result is not None else 0
-        asked = bool(shard.waiters)
+        asked = bool(shard.ranks_lacking_result)
         verdict = shard.contribute(rank, round, _NOTHING if payload is None else payload, entry.priority, now)
         worker = self._workers[rank]
         self._counters.contributed(key.broadcast, verdict, size, now - (shard.since or now))
@@ -150,7 +150,7 @@ class JobRounds:
             case Verdict.TAKE:
                 worker.contributed = True
                 self._memory.held_bytes += size
-                self._waiting[key_id, index] = (key, shard)
+                self._open_shards[key_id, index] = (key, shard)
                 if 2 * size < message_bytes:
                     # While the round waits, the view would keep the whole message alive, which no budget counts.
                     shard.copy(rank)
@@ -160,14 +160,14 @@ class JobRounds:
             case Verdict.COMPLETE:
                 worker.contributed = True
                 self._memory.held_bytes += size - kept
-                self._waiting.pop((key_id, index), None)
+                self._open_shards.pop((key_id, index), None)
                 given = shard.in_rank_order()
                 contributions = given[:1] if key.broadcast else given
                 return [Sum(key, index, round, shard.priority or 0, contributions)]
             case Verdict.REPLAY:
                 return [Deliver(key, index, round, entry.priority, shard.last_result, (rank,))]
             case Verdict.WAIT:
-                self._waiting.setdefault((key_id, index), (key, shard))
+                self._open_shards.setdefault((key_id, index), (key, shard))
                 worker.uncredited.append((now, key, index, round))
                 if shard.holder is None or asked:
                     return []
@@ -223,22 +223,22 @@ class JobRounds:
             # All ranks have begun the next round, so they have this sum.
             return []
         self._memory.held_bytes += key.sizes[index]
-        waiters = shard.restore(result)
+        ranks = shard.restore(result)
         if shard.since is None:
-            self._waiting.pop((key.id, index), None)
-        return [Deliver(key, index, round, shard.priority or 0, result, waiters)]
+            self._open_shards.pop((key.id, index), None)
+        return [Deliver(key, index, round, shard.priority or 0, result, ranks)]
 
     def abort(self, rank: int, message: pb.Abort) -> list[Action]:
         """Fails a key because a worker will not contribute to a round of it."""
         key = self.keys.get(message.id)
         if key is None or key.failure is not None:
             return []
-        return self.fail_key(key, failures.aborted(self._name, key, rank, message))
+        return self.fail_key(key, error_texts.aborted(self._name, key, rank, message))
 
     def fail_deserted(self) -> list[Action]:
         """Fails the keys whose current round needs a rank that has left."""
         actions: list[Action] = []
-        for key, shard in list(self._waiting.values()):
+        for key, shard in list(self._open_shards.values()):
             # Without any contribution, some rank waits for the sum of the round before, and for no other rank.
             if shard.missing < self._num_workers:
                 actions += self.fail_if_deserted(key, shard)
@@ -251,12 +251,12 @@ class JobRounds:
         gone = sorted(self._left - shard.contributions.keys())
         if not gone:
             return []
-        return self.fail_key(key, failures.deserted(key, shard, [self._workers[rank] for rank in gone]))
+        return self.fail_key(key, error_texts.deserted(key, shard, [self._workers[rank] for rank in gone]))
 
     def fail_key(self, key: Key, failure: FaultError) -> list[Action]:
         """Fails a key on all ranks, and releases what it holds."""
         for index in key.shards:
-            self._waiting.pop((key.id, index), None)
+            self._open_shards.pop((key.id, index), None)
         self._memory.drop(key)
         self._let_go(key, failure)
         self.timings.forget(key)
@@ -295,7 +295,7 @@ class JobRounds:
     def check(self) -> None:
         """Asserts the invariants; for tests."""
         held = 0
-        waiting = set()
+        open_shards = set()
         for key in self.keys.values():
             assert key.failure is None or not key.shards
             for index, shard in key.shards.items():
@@ -303,12 +303,12 @@ class JobRounds:
                 held += key.sizes[index] if shard.last_result is not None else 0
                 assert shard.missing == len(list(shard.waiting_for()))
                 assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
-                begun = shard.missing < self._num_workers or bool(shard.waiters)
+                begun = shard.missing < self._num_workers or bool(shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
-                assert not shard.waiters or shard.last_result is None
+                assert not shard.ranks_lacking_result or shard.last_result is None
                 if shard.phase is Phase.GATHERING and begun:
-                    waiting.add((key.id, index))
-        assert waiting == set(self._waiting)
+                    open_shards.add((key.id, index))
+        assert open_shards == set(self._open_shards)
         assert held == self._memory.held_bytes
         assert len(self.timings) <= self.shards
         reserved = sum(self._memory.need(key) for key in self.keys.values() if key.failure is None)
@@ -322,7 +322,7 @@ class JobRounds:
         has completed no round of the shard, it can also be at the next one.
         """
         # While a rank waits for the sum of the round before, no rank can have the sum of this one.
-        ahead = shard.inherited and shard.phase is Phase.GATHERING and not shard.waiters
+        ahead = shard.inherited and shard.phase is Phase.GATHERING and not shard.ranks_lacking_result
         return shard.round - 1 <= round <= shard.round + (1 if ahead else 0)
 
     def _reconcile(self, key: Key, declared: pb.Shard, rank: int, now: float) -> bool:
@@ -330,15 +330,15 @@ class JobRounds:
         shard = key.shards[declared.index]
         if declared.round > shard.round:
             self._memory.held_bytes -= sum(map(len, shard.contributions.values()))
-            self._waiting.pop((key.id, declared.index), None)
+            self._open_shards.pop((key.id, declared.index), None)
             shard.adopt(rank, now)
-            if shard.waiters:
-                self._waiting[key.id, declared.index] = (key, shard)
+            if shard.ranks_lacking_result:
+                self._open_shards[key.id, declared.index] = (key, shard)
         if declared.round != shard.round or shard.round == 0 or shard.last_result is not None:
             return False
         if shard.phase is Phase.GATHERING and shard.inherited:
             shard.holder = rank
-        return bool(shard.waiters)
+        return bool(shard.ranks_lacking_result)
 
     def _let_go(self, key: Key, failure: FaultError) -> None:
         if key.failure is None:
@@ -347,6 +347,6 @@ class JobRounds:
 
     def _clear(self) -> None:
         self.keys.clear()
-        self._waiting.clear()
+        self._open_shards.clear()
         self.timings.clear()
         self._memory.held_bytes = 0

@@ -21,7 +21,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
             waiting_seconds=now - (shard.since or now),
             waiting_for=shard.waiting_for(),
         )
-        for (_, index), (key, shard) in itertools.islice(job.waiting.items(), _MAX_ROUNDS)
+        for (_, index), (key, shard) in itertools.islice(job.open_shards.items(), _MAX_ROUNDS)
     ]
     behind: dict[int, float] = {}
     for round in rounds:
@@ -47,6 +47,6 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         keys=len(job.keys),
         held_bytes=job.held_bytes,
         rounds_completed=job.rounds.completed,
-        rounds_waiting=len(job.waiting),
+        rounds_waiting=len(job.open_shards),
         rounds=rounds,
     )

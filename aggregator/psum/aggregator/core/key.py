@@ -4,8 +4,9 @@ from typing import Final
 
 from psum.aggregator.core import agreement
 from psum.aggregator.core.round import ShardRounds
+from psum.runtime import titled
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_PARTITION_BYTES, ElementType, codec_of, titled
+from psum.wire import MAX_PARTITION_BYTES, ElementType, codec_of
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError
 
 #: The longest name or label of a key in characters, and the most dimensions. They are kept for each key and repeated in

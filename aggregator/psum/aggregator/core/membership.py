@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from psum.aggregator.core import failures
+from psum.aggregator.core import error_texts
 from psum.aggregator.core.departures import Departures
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.worker import Worker
@@ -63,14 +63,14 @@ class Membership:
 
     def disagreement(self, hello: pb.Hello, peer: str) -> FaultError | None:
         """How a worker's settings differ from those of the first; None if they agree."""
-        return failures.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
+        return error_texts.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
 
     def next_run(self, hello: pb.Hello, peer: str) -> FaultError | None:
         """Why a worker must wait if it belongs to the next run of this failed job; None if it belongs to this one."""
         holder = self.workers.get(hello.rank)
         if holder is None or not hello.incarnation or hello.resuming or _same_process(holder, hello):
             return None
-        return failures.still_ending(self.workers, holder, hello, peer)
+        return error_texts.still_ending(self.workers, holder, hello, peer)
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """Lets a worker in whose settings agree.
@@ -92,16 +92,16 @@ class Membership:
         elif holder is not None and (
             holder.connected or holder.left or holder.contributed or self.departures.left - self._left_before
         ):
-            taken = failures.taken(holder, hello, peer, now)
+            taken = error_texts.taken(holder, hello, peer, now)
             if not _is_replaced(holder, hello, now):
                 return taken, None
             if not holder.contributed and self.connected():
                 # Some workers have left in good order, and the others are about to.
                 return taken, None
             # The job cannot go on with a process that starts from the first round, and the other will not come back.
-            return taken, failures.replaced(holder, hello, peer, now)
+            return taken, error_texts.replaced(holder, hello, peer, now)
         if self._inherits and not hello.resuming:
-            return failures.begun_without(hello, peer), None
+            return error_texts.begun_without(hello, peer), None
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
@@ -121,7 +121,7 @@ class Membership:
         """
         self._inherits = True
         newcomers = [worker for worker in self.workers.values() if not worker.hello.resuming]
-        return failures.started_again(newcomers) if newcomers else None
+        return error_texts.started_again(newcomers) if newcomers else None
 
     def kept_seconds(self, worker: Worker) -> float:
         """How long the place of a vanished worker is kept."""
@@ -138,10 +138,10 @@ class Membership:
         """Why the job fails if some worker did not come back in time; None otherwise."""
         if self._resumed_at is not None and not self.complete and now - self._resumed_at > self._worker_timeout:
             missing = sorted(set(range(self.num_workers)) - set(self.workers))
-            return failures.not_back(self.first.job, missing, self._worker_timeout)
+            return error_texts.not_back(self.first.job, missing, self._worker_timeout)
         for worker in self.workers.values():
             if not worker.connected and not worker.left and now - worker.last_heard > self.kept_seconds(worker):
-                return failures.vanished(worker, self.kept_seconds(worker), now)
+                return error_texts.vanished(worker, self.kept_seconds(worker), now)
         return None
 
 

@@ -84,8 +84,8 @@ _CURRENT: Final = Timing.CURRENT
 class ShardRounds(Generic[Result]):
     """The rounds of one shard.
 
-    Invariant: in GATHERING at least one rank is missing. In SUMMING none is, and no result is kept. There are waiters
-    only while the last result is not here.
+    Invariant: in GATHERING at least one rank is missing. In SUMMING none is, and no result is kept. Ranks lack
+    the last result only while it is not here.
 
     Args:
         num_workers: The number of ranks.
@@ -100,9 +100,9 @@ class ShardRounds(Generic[Result]):
         "num_workers",
         "phase",
         "priority",
+        "ranks_lacking_result",
         "round",
         "since",
-        "waiters",
     )
 
     def __init__(self, num_workers: int, first_round: int = 0) -> None:
@@ -119,14 +119,15 @@ class ShardRounds(Generic[Result]):
         self.priority: int | None = None
         """The highest priority of the contributions; None without any."""
         self.since: float | None = None
-        """When the first contribution or waiter of the current round came; None without any."""
+        """When the current round began to wait: at its first contribution, or when a rank first lacked the last result;
+        None before that."""
         self.last_result: Result | None = None
         """The result of the round before; None if nobody needs it any more, or it is not here."""
         self.inherited = True
         """Whether this process has completed no round yet. Then the ranks know better which round is current."""
         self.holder: int | None = None
         """A rank that has the last result while it is not here."""
-        self.waiters: set[int] = set()
+        self.ranks_lacking_result: set[int] = set()
         """Ranks that lack the last result while it is not here."""
 
     @property
@@ -145,15 +146,15 @@ class ShardRounds(Generic[Result]):
         verdict = RULES[self.phase, timing, rank in contributions]
         if verdict is not _TAKE:
             if verdict is Verdict.REPLAY and self.last_result is None:
-                self.waiters.add(rank)
+                self.ranks_lacking_result.add(rank)
                 if self.since is None:
                     self.since = now
                 return Verdict.WAIT
             return verdict
         contributions[rank] = payload
-        if self.waiters:
+        if self.ranks_lacking_result:
             # The rank has begun this round, so it has the last result, even if it asked for it before.
-            self.waiters.discard(rank)
+            self.ranks_lacking_result.discard(rank)
         if self.priority is None or priority > self.priority:
             self.priority = priority
         if self.since is None:
@@ -175,9 +176,9 @@ class ShardRounds(Generic[Result]):
         self.phase = Phase.GATHERING
         self.inherited = False
         self.holder = None
-        if self.waiters:
+        if self.ranks_lacking_result:
             # Correct workers do not begin a round while they lack the sum of the one before.
-            self.waiters.clear()
+            self.ranks_lacking_result.clear()
 
     def copy(self, rank: int) -> None:
         """Replaces a rank's contribution by a copy, so that the memory it lies in can be released."""
@@ -185,22 +186,22 @@ class ShardRounds(Generic[Result]):
 
     def adopt(self, holder: int, now: float) -> None:
         """Begins the next round because a rank has the sum of the current one. Ranks that contributed wait for it."""
-        self.waiters = set(self.contributions)
+        self.ranks_lacking_result = set(self.contributions)
         self.contributions = {}
         self.priority = None
-        self.since = now if self.waiters else None
+        self.since = now if self.ranks_lacking_result else None
         self.round += 1
         self.holder = holder
 
     def restore(self, result: Result) -> tuple[int, ...]:
         """Takes the last result from a rank that gave it back. Returns the ranks that wait for it."""
-        waiters = tuple(sorted(self.waiters))
-        self.waiters.clear()
+        ranks = tuple(sorted(self.ranks_lacking_result))
+        self.ranks_lacking_result.clear()
         self.last_result = result
         self.holder = None
         if not self.contributions:
             self.since = None
-        return waiters
+        return ranks
 
     def waiting_for(self) -> Iterator[int]:
         """The ranks that have not contributed to the current round."""

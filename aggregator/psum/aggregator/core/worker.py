@@ -21,7 +21,7 @@ class Worker:
         left: Whether it said goodbye.
         taking_leave: Whether it said goodbye on its present connection.
         contributed: Whether it took part in any round. A worker that vanished before may be replaced.
-        awaited: After its goodbye, the ranks that may still lack a sum that it has.
+        needed_by: After its goodbye, the ranks that may still lack a sum that it has.
         release_at: When it is released at the latest; None before its goodbye and after its release.
         received_bytes: Payload received from it.
         sent_bytes: Payload sent to it.
@@ -37,7 +37,7 @@ class Worker:
     left: bool = False
     taking_leave: bool = False
     contributed: bool = False
-    awaited: set[int] = dataclasses.field(default_factory=set)
+    needed_by: set[int] = dataclasses.field(default_factory=set)
     release_at: float | None = None
     received_bytes: int = 0
     sent_bytes: int = 0

@@ -70,7 +70,7 @@ DUPLICATES: Final = Metric(
     "Contributions that came a second time, for example after a reconnect.",
     _JOB,
 )
-RECONNECTS: Final = Metric("psum_reconnects_total", "counter", "Streams that workers opened again.", _JOB)
+RECONNECTS: Final = Metric("psum_reconnects_total", "counter", "Reconnects: streams that workers opened again.", _JOB)
 RESTORES: Final = Metric(
     "psum_restored_sums_total", "counter", "Sums of an earlier process that workers gave back.", _JOB
 )
@@ -169,8 +169,8 @@ def _add_jobs(families: Families, service: Service, now: float) -> None:
         families.add(WORKERS, job.num_workers, job.name)
         families.add(WORKERS_CONNECTED, sum(worker.connected for worker in job.workers.values()), job.name)
         families.add(HELD, job.held_bytes, job.name)
-        families.add(ROUNDS_WAITING, len(job.waiting), job.name)
-        _, oldest = next(iter(job.waiting.values()), (None, None))
+        families.add(ROUNDS_WAITING, len(job.open_shards), job.name)
+        _, oldest = next(iter(job.open_shards.values()), (None, None))
         families.add(OLDEST_WAIT, 0.0 if oldest is None else now - (oldest.since or now), job.name)
         families.add(OLDEST_MISSING, 0 if oldest is None else oldest.missing, job.name)
         families.add(MESSAGES_WAITING, queued[job.name], job.name)

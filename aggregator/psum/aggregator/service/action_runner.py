@@ -29,7 +29,7 @@ from psum.aggregator.sums.results import Results
 from psum.aggregator.sums.sums import add_up
 from psum.planes import Arena
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, SHARED_BYTES, Codec, ShardRound, allocate, to_columns
+from psum.wire import BATCH_BYTES, LARGE_PAYLOAD_BYTES, Codec, ShardRound, allocate, to_columns
 from psum.wire.errors import FaultError, InternalError
 
 _log = logging.getLogger(__name__)
@@ -73,11 +73,11 @@ class ActionRunner:
                     results.append(action)
                 case TellTiming():
                     # In each queue it goes ahead of results anyway.
-                    self._tell_timing(job, action)
+                    self._send_timing(job, action)
                 case _:
                     self._sum_and_deliver(job, sums, results)
                     sums, results = [], []
-                    self._tell_others(job, action)
+                    self._perform_other(job, action)
         self._sum_and_deliver(job, sums, results)
 
     def _sum_and_deliver(self, job: Job, sums: Sequence[Sum], results: Sequence[Deliver]) -> None:
@@ -86,33 +86,33 @@ class ActionRunner:
         if sums:
             self._sum(job, sums)
 
-    def _tell_others(self, job: Job, action: Action) -> None:
+    def _perform_other(self, job: Job, action: Action) -> None:
         match action:
             case ReturnCredit(rank, rounds):
                 job.counters.returned_credits += len(rounds)
-                taken = pb.Taken(shards=to_columns([ShardRound(*place) for place in rounds]))
-                self._tell(job, rank, pb.ExchangeResponse(taken=taken))
+                taken = pb.Taken(shards=to_columns([ShardRound(*round) for round in rounds]))
+                self._send(job, rank, pb.ExchangeResponse(taken=taken))
             case Ask(rank, rounds):
-                wanted = pb.Want(shards=to_columns([ShardRound(*place) for place in rounds]))
-                self._tell(job, rank, pb.ExchangeResponse(want=wanted))
+                wanted = pb.Want(shards=to_columns([ShardRound(*round) for round in rounds]))
+                self._send(job, rank, pb.ExchangeResponse(want=wanted))
             case Sync(number, ranks):
                 for rank in ranks:
                     if (connection := self._connections(job, rank)) is not None:
                         connection.queue.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
                         connection.filled.set()
             case Release(rank):
-                self._tell(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
+                self._send(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
             case Warn(text, ranks):
                 _log.warning("%s", text, extra={"job": job.name})
                 for rank in ranks:
-                    self._tell(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
+                    self._send(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
             case Report(fault, ranks):
                 job.counters.faults[fault.kind] += 1
                 self._log_fault(job, fault)
                 for rank in ranks:
-                    self._tell(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
+                    self._send(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
 
-    def _tell_timing(self, job: Job, action: TellTiming) -> None:
+    def _send_timing(self, job: Job, action: TellTiming) -> None:
         for rank, waiting in action.waiting.items():
             if (connection := self._connections(job, rank)) is not None:
                 # The result follows at once, and wakes the sender.
@@ -141,7 +141,7 @@ class ActionRunner:
             text += " (other keys that fail likewise are logged at level debug)"
         _log.log(logging.WARNING if counts[fault.code] <= _FAULTS_LOGGED else logging.DEBUG, "%s", text, extra=about)
 
-    def _tell(self, job: Job, rank: int, message: pb.ExchangeResponse, *, last: bool = False) -> None:
+    def _send(self, job: Job, rank: int, message: pb.ExchangeResponse, *, last: bool = False) -> None:
         if (connection := self._connections(job, rank)) is not None:
             if last:
                 connection.queue.clear()
@@ -175,7 +175,7 @@ class ActionRunner:
         key, contributions = action.key, action.contributions
         size = key.sizes[action.shard]
         result: object
-        if size < SHARED_BYTES or key.codec is not None:
+        if size < LARGE_PAYLOAD_BYTES or key.codec is not None:
             result = total = memoryview(bytearray(size))
         else:
             result, total = self._large(job, _row(action), size)
@@ -192,7 +192,7 @@ class ActionRunner:
         if size * len(contributions) <= self._pool.at_once_bytes:
             make()
             # Observing the small ones would take as long as making them.
-            return self._made(job, action, result, seconds if size >= SHARED_BYTES else None)
+            return self._made(job, action, result, seconds if size >= LARGE_PAYLOAD_BYTES else None)
 
         def done(error: BaseException | None) -> None:
             if error is None:
@@ -206,22 +206,22 @@ class ActionRunner:
     def _encoded(self, job: Job, action: Sum, codec: Codec, total: memoryview) -> LargeSum | memoryview:
         """A sum in its key's encoding, where it is sent from. In any thread."""
         data = codec.encode(total)
-        if len(total) < SHARED_BYTES:
+        if len(total) < LARGE_PAYLOAD_BYTES:
             return data
         arena = self._arena(job)
-        # A place is as large as any sum of the shard may become.
-        block = None if arena is None else arena.place(action.key.id, action.shard, codec.most(len(total)))
+        # A block is as large as any sum of the shard may become.
+        block = None if arena is None else arena.block(action.key.id, action.shard, codec.most(len(total)))
         if block is None:
             return LargeSum(_row(action), None, data, None)
         block.view[: len(data)] = data
-        return LargeSum(_row(action), block.place, block.view[: len(data)], None)
+        return LargeSum(_row(action), block.offset, block.view[: len(data)], None)
 
     def _large(self, job: Job, row: ShardRound, size: int) -> tuple[LargeSum, memoryview]:
         """A large sum, and the memory to make it in: where it is sent from, in shared memory or in its message."""
         arena = self._arena(job)
-        if arena is not None and (found := arena.place(row.id, row.shard, size)) is not None:
-            place, total = found
-            return LargeSum(row, place, total, None), total
+        if arena is not None and (found := arena.block(row.id, row.shard, size)) is not None:
+            offset, total = found
+            return LargeSum(row, offset, total, None), total
         columns = to_columns((row._replace(length=size),))
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
         return LargeSum(row, None, total, message), total
@@ -263,7 +263,7 @@ class ActionRunner:
                     connection.queue.put(_empty(batch))
                     continue
                 if isinstance(results, LargeSum):
-                    connection.queue.put(results.at(connection.plane.locate(len(results.memory), results.place)))
+                    connection.queue.put(results.at(connection.plane.locate(len(results.memory), results.offset)))
                 else:
                     connection.queue.put(results)
                 job.workers[rank].sent_bytes += size
@@ -280,14 +280,14 @@ def _batches(actions: Iterable[Deliver]) -> Iterator[list[Deliver]]:
         if batch and (
             size > BATCH_BYTES
             or len(batch) == MAX_BATCH
-            or more >= SHARED_BYTES
+            or more >= LARGE_PAYLOAD_BYTES
             or action.ranks != batch[0].ranks
             or action.key.broadcast is not batch[0].key.broadcast
         ):
             yield batch
             batch, size = [], more
         batch.append(action)
-        if more >= SHARED_BYTES:
+        if more >= LARGE_PAYLOAD_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

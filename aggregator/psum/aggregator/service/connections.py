@@ -49,7 +49,7 @@ class Connections:
         for (job_id, _), connection in self._connections.items():
             yield job_id, connection
 
-    def tell(self, job: Job, message: pb.ExchangeResponse) -> None:
+    def send_to_all(self, job: Job, message: pb.ExchangeResponse) -> None:
         """Sends a message without payload to all connected workers of a job."""
         for job_id, connection in self.by_job():
             if job_id == id(job):

@@ -29,7 +29,7 @@ _RETRY_SECONDS: Final = 1.0
 _ATTEMPTS: Final = 8
 
 #: The most connections that have shown no secret yet.
-_MAX_STRANGERS: Final = 256
+_MAX_UNIDENTIFIED: Final = 256
 
 #: The first bytes of a client that speaks TLS: a handshake record of version 3.
 _TLS_HELLO: Final = b"\x16\x03"
@@ -38,7 +38,7 @@ _TLS_HELLO: Final = b"\x16\x03"
 _AHEAD_BYTES: Final = 16 << 20
 
 
-class _Stranger(NamedTuple):
+class _Unidentified(NamedTuple):
     """A connection that has shown no secret yet."""
 
     host: str
@@ -78,7 +78,7 @@ class DataPort:
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         """Tasks that accept connections, and that shake hands."""
-        self._strangers: dict[DataConnection, _Stranger] = {}
+        self._unidentified: dict[DataConnection, _Unidentified] = {}
 
     async def start(self) -> None:
         """Starts listening.
@@ -107,10 +107,10 @@ class DataPort:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for data_connection, stranger in self._strangers.items():
-            stranger.patience.cancel()
+        for data_connection, peer in self._unidentified.items():
+            peer.patience.cancel()
             data_connection.close()
-        self._strangers.clear()
+        self._unidentified.clear()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -170,32 +170,32 @@ class DataPort:
             )
         except OSError as error:
             # If it was turned away meanwhile, that was counted already.
-            if (stranger := self._strangers.pop(data_connection, None)) is not None:
-                stranger.patience.cancel()
-                self._note("handshake", stranger, f"refused in its TLS handshake: {_reason(error)}")
+            if (peer := self._unidentified.pop(data_connection, None)) is not None:
+                peer.patience.cancel()
+                self._note("handshake", peer, f"refused in its TLS handshake: {_reason(error)}")
 
     def _make(self, host: str, port: int) -> DataConnection:
         data_connection = DataConnection(
             _AHEAD_BYTES, lambda secret: self._admit(data_connection, secret), keepalive=self._keepalive
         )
         patience = asyncio.get_running_loop().call_later(self._patience, self._turn_away, data_connection)
-        self._strangers[data_connection] = _Stranger(host, port, patience)
-        if len(self._strangers) > _MAX_STRANGERS:
+        self._unidentified[data_connection] = _Unidentified(host, port, patience)
+        if len(self._unidentified) > _MAX_UNIDENTIFIED:
             # The oldest one.
-            self._turn_away(next(iter(self._strangers)))
+            self._turn_away(next(iter(self._unidentified)))
         return data_connection
 
     def _admit(self, data_connection: DataConnection, shown: bytes) -> bool:
-        stranger = self._strangers.pop(data_connection, None)
-        if stranger is None:
+        peer = self._unidentified.pop(data_connection, None)
+        if peer is None:
             return False
-        stranger.patience.cancel()
+        peer.patience.cancel()
         found = [secret for secret in self._invited if hmac.compare_digest(secret, shown)]
         if not found:
             encrypted = self._context is None and shown.startswith(_TLS_HELLO)
             self._note(
                 "secret",
-                stranger,
+                peer,
                 "refused: it speaks TLS, this port does not" if encrypted else "refused: its secret was not given out",
             )
             return False
@@ -203,14 +203,14 @@ class DataPort:
         return True
 
     def _turn_away(self, data_connection: DataConnection) -> None:
-        stranger = self._strangers.pop(data_connection)
-        stranger.patience.cancel()
-        self._note("silence", stranger, "closed: it did not show a secret in time")
+        peer = self._unidentified.pop(data_connection)
+        peer.patience.cancel()
+        self._note("silence", peer, "closed: it did not show a secret in time")
         data_connection.close()
 
-    def _note(self, kind: str, stranger: _Stranger, what: str) -> None:
+    def _note(self, kind: str, peer: _Unidentified, what: str) -> None:
         text = "a data connection from %s port %d was %s"
-        self.refused.note(kind, stranger.host, text, stranger.host, stranger.port, what)
+        self.refused.note(kind, peer.host, text, peer.host, peer.port, what)
 
 
 def _bind(listener: socket.socket, address: tuple[str | int, ...]) -> None:

@@ -48,7 +48,7 @@ class Draining:
                 len(jobs),
             )
         for job_id, connection in self._connections.by_job():
-            open_here = to_columns([ShardRound(*place) for place in self._open_rounds.get(job_id, ())])
+            open_here = to_columns([ShardRound(*round) for round in self._open_rounds.get(job_id, ())])
             connection.queue.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
             connection.filled.set()
         with contextlib.suppress(TimeoutError):

@@ -134,16 +134,16 @@ class Joining:
         if hello.resuming:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         _log.warning("%s", text)
-        self._tell_others(hello, text)
+        self._notify_others(hello, text)
         raise ExhaustedError(text, ranks=[hello.rank])
 
-    def _tell_others(self, hello: pb.Hello, text: str) -> None:
+    def _notify_others(self, hello: pb.Hello, text: str) -> None:
         """Tells a job's workers that a rank was refused, because they will wait for it; once for each job."""
         job = self._registry.jobs.get(hello.job)
         if job is None or hello.rank in job.workers or job in self._incomplete:
             return
         self._incomplete.add(job)
-        self._connections.tell(job, pb.ExchangeResponse(notice=pb.Notice(text=text)))
+        self._connections.send_to_all(job, pb.ExchangeResponse(notice=pb.Notice(text=text)))
 
     def _enter(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Job:
         job, actions, refusal = self._registry.join(hello, peer, self._clock())
@@ -177,8 +177,8 @@ class Joining:
 
     def _choose_plane(self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome) -> str | None:
         """Gives a worker the best plane that both sides have. Returns what this process lacks for a better one."""
-        awaited = max(0, sum(job.num_workers for job in self._registry.jobs.values()) - len(self._connections))
-        if self._plane_choice.choose(job, hello, connection, welcome, awaited=awaited):
+        workers_to_come = max(0, sum(job.num_workers for job in self._registry.jobs.values()) - len(self._connections))
+        if self._plane_choice.choose(job, hello, connection, welcome, workers_to_come=workers_to_come):
             return None
         return self._descriptors.lack(
             f"rank {hello.rank} has only its stream to {', '.join(self.addresses)}, which is slower"

@@ -28,7 +28,7 @@ class PlaneChoice:
         self._data_port = data_port
 
     def choose(
-        self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome, *, awaited: int
+        self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome, *, workers_to_come: int
     ) -> bool:
         """Gives a worker the best plane that both sides have, and completes the welcome.
 
@@ -37,8 +37,8 @@ class PlaneChoice:
             hello: The worker's hello.
             connection: The worker's connection, which gets the plane and its file descriptors.
             welcome: The answer.
-            awaited: How many workers are still to come. There must be file descriptors for their streams: it is better
-                that all workers send messages than that some cannot come.
+            workers_to_come: How many workers have not joined yet. There must be file descriptors for their streams: it
+                is better that all workers send messages than that some cannot join.
 
         Returns:
             Whether there are enough file descriptors for a better plane than messages.
@@ -48,7 +48,7 @@ class PlaneChoice:
             return True
         host = _Host(self._memories, self._data_port.port, job, hello.rank)
         needed = max(plane.needs(hello, host) for plane in offered) + bool(self._data_port.port)
-        if not self._descriptors.fits(needed, leaving=awaited):
+        if not self._descriptors.fits(needed, leaving=workers_to_come):
             return False
         for plane in offered:
             try:

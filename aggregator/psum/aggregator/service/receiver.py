@@ -76,7 +76,7 @@ class Receiver:
                 return
             # What comes after the last message to the worker is ignored.
             if not self._connection.closing:
-                await self._take(data, None)
+                await self._handle(data, None)
 
     async def _receive_on_data_connection(self) -> None:
         data_connection = await self._connection.offered()
@@ -89,7 +89,7 @@ class Receiver:
             if self._connection.closing:
                 await data_connection.discard()
                 return
-            await self._take(data, data_connection)
+            await self._handle(data, data_connection)
             await self._connection.room.wait()
             data = await data_connection.receive()
 
@@ -102,8 +102,8 @@ class Receiver:
             _log.debug("job %s: rank %d does not use its data connection: %s", self._job.name, self._rank, error)
             return None
 
-    async def _take(self, data: bytes | memoryview, data_connection: DataConnection | None) -> None:
-        """Takes one message, which came on the data connection or else on the stream."""
+    async def _handle(self, data: bytes | memoryview, data_connection: DataConnection | None) -> None:
+        """Handles one message, which came on the data connection or else on the stream."""
         job, rank, connection = self._job, self._rank, self._connection
         worker = job.workers[rank]
         now = worker.last_heard = self._clock()
@@ -115,14 +115,14 @@ class Receiver:
                 actions: list[Action] = []
                 try:
                     for row, value in zip(rows, split(payload, rows), strict=True):
-                        if row.placed:
-                            placed = plane.get(row)
-                            if placed is None:
+                        if row.outside_size:
+                            outside = plane.get(row)
+                            if outside is None:
                                 # It may not be here yet. What is complete does not wait for it.
                                 self._runner.perform(job, actions)
                                 actions = []
-                                placed = await plane.receive(row, data_connection)
-                            value = placed
+                                outside = await plane.receive(row, data_connection)
+                            value = outside
                         if codecs and (codec := codecs.get(row.id)) is not None:
                             value = self._decoded(codec, row, value)
                         worker.received_bytes += len(value)

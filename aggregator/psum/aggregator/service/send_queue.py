@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from psum.aggregator.sums.results import Results, result_message
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, BESIDE_BYTES
+from psum.wire import BATCH_BYTES, OUTSIDE_BATCH_BYTES
 
 #: The most results in one message. Results without bytes, as for the root of a broadcast, are limited by nothing else.
 MAX_BATCH: Final = 1024
@@ -38,7 +38,7 @@ class SendQueue:
         self._timings: dict[tuple[int, int], pb.Timing] = {}
         """By (key's id, shard)."""
         self._results: list[_Entry] = []
-        self._by_place: dict[tuple[int, int], _Entry] = {}
+        self._by_shard: dict[tuple[int, int], _Entry] = {}
         self.following: list[memoryview] = []
         """The payloads that must follow the last message on the data connection."""
         self._order = itertools.count()
@@ -64,12 +64,12 @@ class SendQueue:
 
     def put(self, results: Results) -> None:
         """Adds results. Each replaces an earlier one of the same (key's id, shard)."""
-        if results.repeats or not self._by_place.keys().isdisjoint(results.places):
-            for number, place in enumerate(results.places):
-                single = results.only(number) if len(results.places) > 1 else results
-                if (entry := self._by_place.get(place)) is not None:
+        if results.repeats or not self._by_shard.keys().isdisjoint(results.shard_ids):
+            for number, shard_id in enumerate(results.shard_ids):
+                single = results.only(number) if len(results.shard_ids) > 1 else results
+                if (entry := self._by_shard.get(shard_id)) is not None:
                     # It keeps its place in the queue.
-                    entry[2] = entry[2].replaced(place, single)
+                    entry[2] = entry[2].replaced(shard_id, single)
                 else:
                     self._add(single)
         else:
@@ -86,8 +86,8 @@ class SendQueue:
         if self._control:
             return self._control.popleft()
         if self._timings:
-            places = list(itertools.islice(self._timings, MAX_BATCH))
-            timings = [self._timings.pop(place) for place in places]
+            shard_ids = list(itertools.islice(self._timings, MAX_BATCH))
+            timings = [self._timings.pop(shard_id) for shard_id in shard_ids]
             return pb.ExchangeResponse(timings=pb.Timings(timings=timings)).SerializeToString()
         batch = [first := self._pop()]
         count, size, size_following = len(first.rows), first.size, first.size_following
@@ -96,7 +96,7 @@ class SendQueue:
             count += len(upcoming.rows)
             size += upcoming.size
             size_following += upcoming.size_following
-            if upcoming.alone or count > MAX_BATCH or size > BATCH_BYTES or size_following > BESIDE_BYTES:
+            if upcoming.alone or count > MAX_BATCH or size > BATCH_BYTES or size_following > OUTSIDE_BATCH_BYTES:
                 break
             batch.append(self._pop())
         if len(batch) == 1:
@@ -113,15 +113,15 @@ class SendQueue:
         self._control.clear()
         self._timings.clear()
         self._results.clear()
-        self._by_place.clear()
+        self._by_shard.clear()
 
     def _add(self, results: Results) -> None:
         entry: _Entry = [-results.priority, next(self._order), results]
-        self._by_place.update(dict.fromkeys(results.places, entry))
+        self._by_shard.update(dict.fromkeys(results.shard_ids, entry))
         heapq.heappush(self._results, entry)
 
     def _pop(self) -> Results:
         results: Results = heapq.heappop(self._results)[2]
-        for place in results.places:
-            del self._by_place[place]
+        for shard_id in results.shard_ids:
+            del self._by_shard[shard_id]
         return results

@@ -10,17 +10,17 @@ class LargeSum:
 
     Args:
         row: Which sum it is; its columns for the payload's location are empty.
-        place: Its offset in the job's shared memory, None if it lies in a message.
+        offset: Its offset in the job's shared memory, None if it lies in a message.
         memory: The sum.
         message: The message that the sum lies at the end of, None if it lies in shared memory or by itself.
     """
 
-    __slots__ = ("_forms", "memory", "place", "row")
+    __slots__ = ("_forms", "memory", "offset", "row")
 
-    def __init__(self, row: ShardRound, place: int | None, memory: memoryview, message: bytes | None) -> None:
+    def __init__(self, row: ShardRound, offset: int | None, memory: memoryview, message: bytes | None) -> None:
         # The view that `allocate` gives for writing must not outlive the message; this one keeps it alive.
         self.memory = memory if message is None else memoryview(message)[-len(memory) :]
-        self.place = place
+        self.offset = offset
         self.row = row
         self._forms: dict[Location, Results] = {}
         if message is not None:
@@ -34,8 +34,8 @@ class LargeSum:
         return form
 
     def _form(self, location: Location) -> Results:
-        length, place, placed, _, follows = location
-        row = self.row._replace(length=length, place=place, placed=placed)
+        length, offset, outside_size, _, follows = location
+        row = self.row._replace(length=length, offset=offset, outside_size=outside_size)
         if length:
             message = result_message((row,), (self.memory,))
             return Results((self.row,), priority=row.priority, message=message)

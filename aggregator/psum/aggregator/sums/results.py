@@ -23,10 +23,10 @@ class Results:
         "alone",
         "following",
         "payloads",
-        "places",
         "priority",
         "repeats",
         "rows",
+        "shard_ids",
         "size",
         "size_following",
     )
@@ -46,9 +46,9 @@ class Results:
         self.priority = priority
         self.alone = message is not None
         """Whether no other sums may travel in the same message."""
-        self.places: list[tuple[int, int]] = [(row.id, row.shard) for row in rows]
+        self.shard_ids: list[tuple[int, int]] = [(row.id, row.shard) for row in rows]
         """(key's id, shard) of each sum."""
-        self.repeats = len(rows) > 1 and len(set(self.places)) < len(rows)
+        self.repeats = len(rows) > 1 and len(set(self.shard_ids)) < len(rows)
         """Whether two sums are of the same shard, as when a worker asks twice in one message."""
         self.size = sum(map(len, payloads))
         """Payload bytes in the message."""
@@ -66,11 +66,11 @@ class Results:
         """One of several sums, all of which have their payloads in the message."""
         return type(self)(self.rows[number : number + 1], self.payloads[number : number + 1], priority=self.priority)
 
-    def replaced(self, place: tuple[int, int], other: "Results") -> "Results":
+    def replaced(self, shard_id: tuple[int, int], other: "Results") -> "Results":
         """The same sums, with a single other one in place of that of this (key's id, shard)."""
         if len(self.rows) == 1:
             return other
-        number = self.places.index(place)
+        number = self.shard_ids.index(shard_id)
         rows = [*self.rows[:number], *other.rows, *self.rows[number + 1 :]]
         payloads = [*self.payloads[:number], *other.payloads, *self.payloads[number + 1 :]]
         return Results(rows, payloads, priority=self.priority)

@@ -15,7 +15,8 @@ from rich.live import Live
 from psum.cli.formatting import console
 from psum.cli.status.view import Fleet
 from psum.client import ConnectError, Settings, fetch_status
-from psum.wire import parse_destinations, report_of
+from psum.runtime import parse_destinations
+from psum.wire import report_of
 from psum.wire.errors import ConfigurationError
 
 Look = Callable[[], list[dict[str, Any]]]

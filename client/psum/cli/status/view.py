@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from psum.cli.formatting import printable, ranks, seconds, size
-from psum.wire import captioned
+from psum.runtime import captioned
 
 #: The most workers of a job that are listed without --all.
 _MAX_WORKERS: Final = 20

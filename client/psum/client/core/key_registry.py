@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 from psum.client.core.counters import Counters
-from psum.client.core.keys import Key
+from psum.client.core.key import Key
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.recorder import Recorder

@@ -1,6 +1,6 @@
 """The rounds of one key on this worker: what waits, what runs, and how far each shard is."""
 
-from psum.client.core.keys import Key
+from psum.client.core.key import Key
 from psum.client.core.placement import Shard
 from psum.client.core.recorder import ShardRecord
 from psum.client.core.ticket import State, Ticket

@@ -6,9 +6,9 @@ file.
 
 from typing import Final
 
-from psum.client.core.keys import Key
+from psum.client.core.key import Key
 from psum.client.core.operation import Operation
-from psum.wire import captioned
+from psum.runtime import captioned
 
 #: The most shards that are recorded: about 20 MB of memory, and a file of up to 60 MB.
 MAX_SHARDS: Final = 50_000

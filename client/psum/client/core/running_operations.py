@@ -3,11 +3,11 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from psum.client.core import failures
+from psum.client.core import error_texts
 from psum.client.core.buffers import flat
+from psum.client.core.key import Key
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import KeyRounds, Part
-from psum.client.core.keys import Key
 from psum.client.core.recorder import Recorder, ShardRecord
 from psum.client.core.send_window import SendWindow
 from psum.client.core.ticket import State, Ticket
@@ -125,7 +125,7 @@ class RunningOperations:
             rounds, since = next(iter(self._stalled.items()))
             if now - since <= round_timeout:
                 break
-            self.fail_key(rounds.key, failures.never_started(self._rank, rounds, now - since))
+            self.fail_key(rounds.key, error_texts.never_started(self._rank, rounds, now - since))
         while self.since:
             ticket, since = next(iter(self.since.items()))
             if now - since <= round_timeout:
@@ -135,7 +135,7 @@ class RunningOperations:
                 for address, window in zip(self._addresses, self._windows, strict=True)
                 if any(part.ticket is ticket for part in window.outstanding.values())
             ]
-            self.fail_key(ticket.key, failures.overdue(self._rank, ticket, now - since, addresses))
+            self.fail_key(ticket.key, error_texts.overdue(self._rank, ticket, now - since, addresses))
 
     def _declare(self, rounds: KeyRounds) -> None:
         rounds.declared = True
@@ -148,7 +148,7 @@ class RunningOperations:
         rounds.abort = pb.Abort(id=rounds.key.id, round=ticket.round, text=ticket.reason)
         for aggregator in rounds.key.aggregators:
             self._windows[aggregator].aborts.append(rounds.abort)
-        self.fail_key(rounds.key, failures.aborted(self._rank, ticket))
+        self.fail_key(rounds.key, error_texts.aborted(self._rank, ticket))
 
     def _finish(self, ticket: Ticket, error: PsumError | None) -> None:
         self.since.pop(ticket, None)

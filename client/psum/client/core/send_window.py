@@ -10,7 +10,7 @@ from psum.client.core.key_rounds import Part
 from psum.client.core.scheduler import Scheduler
 from psum.planes import InlineWorker, WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import SHARED_BYTES, ShardRound, encode, to_columns
+from psum.wire import LARGE_PAYLOAD_BYTES, ShardRound, encode, to_columns
 
 #: The most keys that one message declares: some tens of kilobytes.
 _KEYS_PER_DECLARE: Final = 512
@@ -140,25 +140,25 @@ class SendWindow:
             counters = key.counters
             counters.queue.observe(now - part.queued)
             counters.sent_bytes += size
-            length = place = placed = 0
+            length = offset = outside_size = 0
             if ticket.source is not None:
                 value = flat(ticket.source)[shard.start : shard.stop]
                 staged = ticket.staged
                 if key.codec is not None:
                     value = key.codec.encode(value)
                     size, staged = len(value), None
-                if size < SHARED_BYTES:
+                if size < LARGE_PAYLOAD_BYTES:
                     length = size
                     payloads.append(value)
                 else:
                     if staged is not None:
                         staged += shard.start
-                    length, place, placed, held, _ = plane.put(value, staged, payloads, self.following)
+                    length, offset, outside_size, held, _ = plane.put(value, staged, payloads, self.following)
                     if held:
-                        part.lease = plane, place, placed
+                        part.lease = plane, offset, outside_size
             timed = part.record is not None
             recorded |= timed
-            rows.append((key.id, shard.index, ticket.round, part.priority, length, place, placed, timed))
+            rows.append((key.id, shard.index, ticket.round, part.priority, length, offset, outside_size, timed))
         columns = to_columns(rows)
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))

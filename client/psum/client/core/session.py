@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from psum.client.core import failures
+from psum.client.core import error_texts
 from psum.client.core.buffers import flat
 from psum.client.core.counters import Counters
 from psum.client.core.kept_sums import give_back, kept
@@ -200,7 +200,7 @@ class Session:
                 rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
                 plane, following = window.plane, iter(following)
                 for row, piece in zip(rows, split(payload, rows), strict=True):
-                    self._result(aggregator, row, plane.get(row, following) if row.placed else piece, now)
+                    self._result(aggregator, row, plane.get(row, following) if row.outside_size else piece, now)
             case "taken":
                 for row in to_rows(message.taken.shards):
                     part = window.outstanding.get((row.id, row.shard))
@@ -303,7 +303,7 @@ class Session:
             payload = key.codec.decode(payload, shard.size)
             received = len(payload)
         if received != (expected := 0 if own else shard.size):
-            raise failures.wrong_size(self._addresses[aggregator], key, shard, received, expected)
+            raise error_texts.wrong_size(self._addresses[aggregator], key, shard, received, expected)
         if target is not None:
             if not own:
                 flat(target)[shard.start : shard.stop] = payload

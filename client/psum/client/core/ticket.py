@@ -4,7 +4,7 @@ import enum
 from collections.abc import Callable
 
 from psum.client.core.buffers import Memory
-from psum.client.core.keys import Key
+from psum.client.core.key import Key
 from psum.client.core.recorder import OperationRecord
 from psum.wire.errors import PsumError
 

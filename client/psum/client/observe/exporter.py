@@ -40,7 +40,9 @@ STALLS: Final = Metric(
 STALL_SECONDS: Final = Metric(
     "psum_client_credit_stall_seconds_total", "counter", "How long shards waited for credit, all aggregators together."
 )
-RECONNECTS: Final = Metric("psum_client_reconnects_total", "counter", "Streams that were opened again.")
+RECONNECTS: Final = Metric(
+    "psum_client_reconnects_total", "counter", "Reconnects: streams that this worker opened again."
+)
 RESTORES: Final = Metric(
     "psum_client_restored_sums_total",
     "counter",

@@ -1,9 +1,9 @@
-"""Why a worker cannot connect to an aggregator, and when the log says so."""
+"""Why a worker cannot connect to an aggregator, and when to log it."""
 
 import math
 from typing import Final
 
-#: How long a worker waits for an aggregator before it says so; it says so again whenever that time has doubled.
+#: How long a worker waits for an aggregator before it logs the cause. It logs it again whenever that time has doubled.
 _PATIENCE_SECONDS: Final = 5.0
 
 #: The first and the longest time between two diagnoses of whether the two sides trust each other. A diagnosis counts
@@ -25,19 +25,19 @@ class ConnectProblem:
     def __init__(self, begin: float) -> None:
         self.cause = ""
         self._begin = begin
-        self._say_after = begin + _PATIENCE_SECONDS
+        self._log_after = begin + _PATIENCE_SECONDS
         self._diagnose_after = -math.inf
         self._diagnosis_seconds = _FIRST_DIAGNOSIS_SECONDS
         self._kind = ""
         """The kind of cause if only a person can remove it, else empty."""
-        self._said = ""
+        self._logged_kind = ""
 
     def should_diagnose(self, now: float) -> bool:
         """Whether it is time for a diagnosis."""
         return now >= self._diagnose_after
 
     def diagnosed(self, reason: str | None, now: float) -> None:
-        """Takes a diagnosis: why the two sides do not trust each other, None if they do."""
+        """Notes a diagnosis: why the two sides do not trust each other, None if they do."""
         self._diagnose_after = now + self._diagnosis_seconds
         self._diagnosis_seconds = min(_DIAGNOSIS_SECONDS, 2 * self._diagnosis_seconds)
         self.cause = self._kind = reason or ""
@@ -53,16 +53,16 @@ class ConnectProblem:
         if not self._kind:
             self.cause = words
 
-    def should_say(self, now: float) -> bool:
+    def should_log(self, now: float) -> bool:
         """Whether the log should name the cause now.
 
         A cause that only a person can remove is named at once, any other after some seconds. Each is named again
         whenever the time since then has doubled.
         """
-        if self._kind and self._kind != self._said:
-            self._said = self._kind
+        if self._kind and self._kind != self._logged_kind:
+            self._logged_kind = self._kind
             return True
-        if now < self._say_after:
+        if now < self._log_after:
             return False
-        self._say_after = now + (now - self._begin)
+        self._log_after = now + (now - self._begin)
         return True

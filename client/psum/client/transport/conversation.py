@@ -10,7 +10,7 @@ from psum.client.transport.stream import BROKEN, Stream, describe
 from psum.planes import DataConnection
 from psum.runtime import first_completed
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode, sizes_beside
+from psum.wire import decode, encode, following_sizes
 from psum.wire.errors import ProtocolError
 
 #: How long the reason for a broken stream may take to arrive.
@@ -140,7 +140,7 @@ class Conversation:
 
     async def _receive_on_call(self) -> str:
         while (data := await self._stream.read()) is not None:
-            if (end := self._take(*decode(pb.ExchangeResponse, data))) is not None:
+            if (end := self._handle(*decode(pb.ExchangeResponse, data))) is not None:
                 return end
         return await self._stream.status()
 
@@ -150,11 +150,11 @@ class Conversation:
             message, payload = decode(pb.ExchangeResponse, await connection.receive())
             following = []
             if payloads_follow:
-                following = [await connection.receive_payload(size) for size in sizes_beside(message.result.shards)]
-            if (end := self._take(message, payload, following)) is not None:
+                following = [await connection.receive_payload(size) for size in following_sizes(message.result.shards)]
+            if (end := self._handle(message, payload, following)) is not None:
                 return end
 
-    def _take(
+    def _handle(
         self, message: pb.ExchangeResponse, payload: memoryview, following: Sequence[memoryview] = ()
     ) -> str | None:
         """Takes one message; returns why the stream ends with it, None if it does not end."""

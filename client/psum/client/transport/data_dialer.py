@@ -186,21 +186,21 @@ async def open_data_connection(
     try:
         context = credentials.data_context() if credentials.encrypts(address) else None
         async with asyncio.timeout_at(deadline):
-            places = await addresses_of(host, welcome.data_port)
+            ip_addresses = await addresses_of(host, welcome.data_port)
     except (OSError, TimeoutError, ConfigurationError) as error:
         raise DataConnectionError(_words(error)) from None
     reasons: dict[str, str] = {}
-    for number, place in enumerate(places):
-        attempt = _Attempt(place, welcome, context, credentials.data_name(host), keepalive)
+    for number, ip_address in enumerate(ip_addresses):
+        attempt = _Attempt(ip_address, welcome, context, credentials.data_name(host), keepalive)
         try:
             # Each address gets its share of the time that is left.
-            async with asyncio.timeout((deadline - loop.time()) / (len(places) - number)):
+            async with asyncio.timeout((deadline - loop.time()) / (len(ip_addresses) - number)):
                 return await attempt.make()
         except (OSError, TimeoutError, ProtocolError) as error:
-            reasons[place] = attempt.why(error)
+            reasons[ip_address] = attempt.why(error)
     if len(reasons) == 1:
         raise DataConnectionError(*reasons.values())
-    raise DataConnectionError("; ".join(f"{place}: {reason}" for place, reason in reasons.items()))
+    raise DataConnectionError("; ".join(f"{ip_address}: {reason}" for ip_address, reason in reasons.items()))
 
 
 async def addresses_of(host: str, port: int) -> list[str]:
@@ -217,16 +217,16 @@ async def addresses_of(host: str, port: int) -> list[str]:
     except (UnicodeError, RuntimeError) as error:
         # The name is malformed; or the interpreter is ending, and starts no more threads.
         raise OSError(f"{host!r} cannot be looked up: {error}") from None
-    return list(dict.fromkeys(str(place[0]) for *_, place in found))
+    return list(dict.fromkeys(str(socket_address[0]) for *_, socket_address in found))
 
 
 class _Attempt:
     """One attempt to open a data connection to one address of an aggregator's host."""
 
     def __init__(
-        self, place: str, welcome: pb.Welcome, context: ssl.SSLContext | None, name: str | None, keepalive: float
+        self, ip_address: str, welcome: pb.Welcome, context: ssl.SSLContext | None, name: str | None, keepalive: float
     ) -> None:
-        self._place = place
+        self._ip_address = ip_address
         self._welcome = welcome
         self._context = context
         self._name = name
@@ -238,7 +238,11 @@ class _Attempt:
         connection = DataConnection(_AHEAD_BYTES, keepalive=self._keepalive)
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: connection, self._place, self._welcome.data_port, ssl=self._context, server_hostname=self._name
+                lambda: connection,
+                self._ip_address,
+                self._welcome.data_port,
+                ssl=self._context,
+                server_hostname=self._name,
             )
             self._accepted = True
             connection.show(self._welcome.data_secret)

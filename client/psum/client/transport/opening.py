@@ -109,7 +109,7 @@ class StreamOpener:
                     finally:
                         if stream is not None:
                             await stream.close()
-                    if problem.should_say(time.monotonic()):
+                    if problem.should_log(time.monotonic()):
                         _log.warning(
                             "rank %d waits for aggregator %s, for up to %g s (%s): %s",
                             self._rank,

@@ -123,8 +123,8 @@ async def watch_for_split(
             await asyncio.sleep(_FIRST_PAUSE_SECONDS)
         if random.random() * member.num_workers >= _ASKING:
             continue
-        for place in await _places(address, credentials):
-            status = await _ask(another, member.job, *place)
+        for target in await _targets(address, credentials):
+            status = await _ask(another, member.job, *target)
             if status is not None and (error := split(member, address, status)) is not None:
                 raise error
 
@@ -137,7 +137,7 @@ def pauses() -> Iterator[float]:
         pause = min(_LAST_PAUSE_SECONDS, pause * 1.2)
 
 
-async def _places(address: str, credentials: Credentials) -> list[tuple[str, Credentials]]:
+async def _targets(address: str, credentials: Credentials) -> list[tuple[str, Credentials]]:
     """Where to ask: each address of the host, or the only one twice, since a load balancer takes turns."""
     host, port = split_address(address)
     try:

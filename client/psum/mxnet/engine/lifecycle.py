@@ -136,7 +136,7 @@ def _at_exit() -> None:
     for client in list(_clients):
         client.close()
     if operations.any_failed() and operations.outstanding() == 0:
-        _take_errors(told=not came)
+        _raise_errors(logged=not came)
 
 
 def _try(wait: Callable[[], bool]) -> bool:
@@ -147,16 +147,16 @@ def _try(wait: Callable[[], bool]) -> bool:
         return False
 
 
-def _take_errors(*, told: bool) -> None:
+def _raise_errors(*, logged: bool) -> None:
     """Makes MXNet raise the error of a failed operation here. Its own exit handler would show it with a traceback.
 
     Usually the program has got this error already, and ends because of it.
 
     Args:
-        told: Whether the error was logged already.
+        logged: Whether the error was logged already.
     """
     try:
         mx.nd.waitall()
     except MXNetError as error:
-        if not told and not hasattr(sys, "last_value"):
+        if not logged and not hasattr(sys, "last_value"):
             _log.error("the process ends after an operation failed: %s", error)

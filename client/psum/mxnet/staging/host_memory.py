@@ -33,12 +33,12 @@ class HostMemory:
 
     Attributes:
         address: The address.
-        place: The offset in the memory that aggregators on this host read from. None before it was prepared, and if it
+        offset: The offset in the memory that aggregators on this host read from. None before it was prepared, and if it
             does not lie there.
     """
 
     def __init__(self, size: int) -> None:
-        self.place: int | None = None
+        self.offset: int | None = None
         self._size = size
         # A shared mapping, although nobody shares it: after a fork, copy-on-write would replace the pinned pages.
         self._map = mmap.mmap(-1, size)
@@ -54,9 +54,9 @@ class HostMemory:
         block = allocate(self._size)
         if block is not None:
             if _map_again(_address_of(block.view), self._size, self.address):
-                self.place = block.place
+                self.offset = block.offset
             else:
-                _log.debug("shared memory at %d cannot be mapped again; its content is copied", block.place)
+                _log.debug("shared memory at %d cannot be mapped again; its content is copied", block.offset)
         if device is not None and cuda.pin(self.address, self._size, device):
             # Keeps the mapping until it is unpinned, so that the system does not reuse its addresses before.
             weakref.finalize(self, _let_go, self._map, self.address, device).atexit = False

@@ -1,4 +1,8 @@
-"""What a job tells its workers when something fails: what happened, to whom, what was expected, and what to do."""
+"""The texts of the faults that a job reports: what happened, to whom, what was expected, and what to do.
+
+Faults are handled elsewhere: job.py fails a job and job_rounds.py fails a key, membership.py finds lost workers, and
+open_shards.py finds rounds that have waited too long.
+"""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +14,8 @@ from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.round import ShardRounds
 from psum.aggregator.core.worker import Worker
+from psum.runtime import titled
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import titled
 from psum.wire.errors import (
     AbortedError,
     DisagreementError,
@@ -214,39 +218,39 @@ def waits(job: str, key: Key, shard: ShardRounds[object], absent: str, others: i
     )
 
 
-_Waiting = Mapping[tuple[int, int], tuple[Key, ShardRounds[object]]]
+_OpenShards = Mapping[tuple[int, int], tuple[Key, ShardRounds[object]]]
 
 
-def absent(shard: ShardRounds[object], workers: Mapping[int, Worker], waiting: _Waiting, now: float) -> str:
+def absent(shard: ShardRounds[object], workers: Mapping[int, Worker], open_shards: _OpenShards, now: float) -> str:
     """The ranks that a round waits for, and what is known of each.
 
     Args:
         shard: The shard.
         workers: The job's workers by rank.
-        waiting: All shards of the job whose round waits.
+        open_shards: All shards of the job whose round waits.
         now: The time.
     """
     ranks = list(shard.waiting_for())
-    known = [f"rank {rank} ({_whereabouts(rank, workers, waiting, now)})" for rank in ranks[:_MAX_NAMED]]
+    known = [f"rank {rank} ({_whereabouts(rank, workers, open_shards, now)})" for rank in ranks[:_MAX_NAMED]]
     return ", ".join(known) + (f" and {len(ranks) - _MAX_NAMED} more" if len(ranks) > _MAX_NAMED else "")
 
 
-def _whereabouts(rank: int, workers: Mapping[int, Worker], waiting: _Waiting, now: float) -> str:
+def _whereabouts(rank: int, workers: Mapping[int, Worker], open_shards: _OpenShards, now: float) -> str:
     worker = workers.get(rank)
     if worker is None:
         return "never joined"
     if not worker.connected:
         return f"{worker.hello.worker}, vanished {now - worker.last_heard:.1f} s ago"
-    return f"{worker.hello.worker}, last heard {now - worker.last_heard:.1f} s ago{_occupation(rank, waiting)}"
+    return f"{worker.hello.worker}, last heard {now - worker.last_heard:.1f} s ago{_occupation(rank, open_shards)}"
 
 
-def _occupation(rank: int, waiting: _Waiting) -> str:
+def _occupation(rank: int, open_shards: _OpenShards) -> str:
     """The oldest round to which a rank has contributed and that waits for others.
 
     It hints at ranks that use keys, or make stores, in different orders.
     """
-    for key, shard in itertools.islice(waiting.values(), _MAX_SEARCHED):
-        if rank in shard.contributions or rank in shard.waiters:
+    for key, shard in itertools.islice(open_shards.values(), _MAX_SEARCHED):
+        if rank in shard.contributions or rank in shard.ranks_lacking_result:
             return f"; it waits itself, for others in key {key.title} round {shard.round}"
     return ""
 

@@ -1,9 +1,13 @@
-"""The errors with which a key fails on this worker: what it did, with which key and round, and what to look at."""
+"""The texts of the errors with which a key fails on this worker: what it did, which key and round, what to look at.
+
+Faults are handled elsewhere: running_operations.py ends the operations of a failed key, session.py receives the faults
+that aggregators report.
+"""
 
 from collections.abc import Iterable
 
+from psum.client.core.key import Key
 from psum.client.core.key_rounds import KeyRounds
-from psum.client.core.keys import Key
 from psum.client.core.placement import Shard
 from psum.client.core.ticket import Ticket
 from psum.wire.errors import AbortedError, ProtocolError, RoundTimeoutError

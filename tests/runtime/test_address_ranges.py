@@ -2,8 +2,8 @@
 
 import pytest
 
-from psum.wire import parse_destinations
-from psum.wire.address_ranges import MAX_ADDRESSES
+from psum.runtime import parse_destinations
+from psum.runtime.address_ranges import MAX_ADDRESSES
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""The rounds of a job that wait for some ranks: when to warn of them, and when they have waited too long."""
+"""The shards whose current round is incomplete: when to warn of a round, and when it has waited too long."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from psum.aggregator.core import failures
+from psum.aggregator.core import error_texts
 from psum.aggregator.core.actions import Action, Warn
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
@@ -13,7 +13,7 @@ from psum.aggregator.core.worker import Worker
 from psum.wire.errors import FaultError
 
 
-class WaitingRounds:
+class OpenShards:
     """The shards of one job whose current round is incomplete.
 
     Args:
@@ -39,7 +39,7 @@ class WaitingRounds:
         key, shard = next(iter(self.shards.values()))
         if shard.since is None or now - shard.since <= self._round_timeout:
             return None
-        return key, failures.timed_out(self._name, key, shard, self._absent(shard, now), self._round_timeout, now)
+        return key, error_texts.timed_out(self._name, key, shard, self._absent(shard, now), self._round_timeout, now)
 
     def warnings(self, now: float) -> list[Action]:
         """A warning of the oldest round, if one is due. The rounds behind it mostly wait for the same ranks."""
@@ -48,11 +48,11 @@ class WaitingRounds:
         (_, index), (key, shard) = next(iter(self.shards.items()))
         if shard.since is None or not self._warnings.due((key.id, index, shard.round), now - shard.since):
             return []
-        waiting = shard.waiters or set(range(self._num_workers)) - set(shard.waiting_for())
-        ranks = tuple(rank for rank, worker in self._workers.items() if worker.connected and rank in waiting)
+        to_warn = shard.ranks_lacking_result or set(range(self._num_workers)) - set(shard.waiting_for())
+        ranks = tuple(rank for rank, worker in self._workers.items() if worker.connected and rank in to_warn)
         absent = self._absent(shard, now)
         others = len(self.shards) - 1
-        return [Warn(failures.waits(self._name, key, shard, absent, others, self._round_timeout, now), ranks)]
+        return [Warn(error_texts.waits(self._name, key, shard, absent, others, self._round_timeout, now), ranks)]
 
     def _absent(self, shard: ShardRounds[object], now: float) -> str:
-        return failures.absent(shard, self._workers, self.shards, now)
+        return error_texts.absent(shard, self._workers, self.shards, now)

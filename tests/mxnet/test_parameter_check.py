@@ -13,7 +13,7 @@ from psum.client import (
     Settings,
     connect,
 )
-from psum.mxnet import BytePS, check_in_step, in_step, kvstore
+from psum.mxnet import BytePS, check_in_step, kvstore, parameter_check
 from psum.mxnet.compat import MAJOR_VERSION, MXNetError, mx
 
 array = mx.np.array if MAJOR_VERSION >= 2 else mx.nd.array
@@ -27,7 +27,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def compare(comparison: Any, named: Any) -> None:
         calls.append([name for name, _ in named])
 
-    monkeypatch.setattr(in_step, "_compare", compare)
+    monkeypatch.setattr(parameter_check, "_compare", compare)
     return calls
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_checked(what: object) -> None:
 def test_copies_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank whose devices hold different copies is out of step, even in a job of one worker."""
     with connect(Settings()) as client:
-        monkeypatch.setattr(in_step, "shared_client", lambda: client)
+        monkeypatch.setattr(parameter_check, "shared_client", lambda: client)
         net = network(devices=3)
         check_in_step(net)
         net[0].weight.list_data()[2][:] = 7
@@ -104,7 +104,7 @@ def test_copies_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parameters_that_are_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters without a shape yet are no error."""
     with connect(Settings()) as client:
-        monkeypatch.setattr(in_step, "shared_client", lambda: client)
+        monkeypatch.setattr(parameter_check, "shared_client", lambda: client)
         net = mx.gluon.nn.Dense(3)
         net.initialize()
         check_in_step(net)
@@ -114,7 +114,7 @@ def test_a_value_that_cannot_be_computed(client: Any, monkeypatch: pytest.Monkey
     """The rank that cannot compute a value gets MXNet's error, and the others learn why it has nothing to compare."""
     told: list[str] = []
     monkeypatch.setattr(Comparison, "abort", lambda comparison, reason: told.append(reason))
-    monkeypatch.setattr(in_step, "shared_client", lambda: client)
+    monkeypatch.setattr(parameter_check, "shared_client", lambda: client)
     failed = mx.nd.zeros((2,))
     BytePS(client).pushpull("w", failed)
     client.next_started().finish(error=AbortedError("division by zero"))

@@ -1,4 +1,7 @@
-"""One push-pull or broadcast of NDArrays on MXNet's engine, from the first copy to the last."""
+"""One push-pull or broadcast of NDArrays on MXNet's engine, from the first copy to the last.
+
+A broadcast is a push-pull to which only rank 0 contributes.
+"""
 
 import functools
 import itertools
@@ -17,20 +20,20 @@ from psum.mxnet.staging.host_memory import worker
 from psum.mxnet.staging.stages import VALUE_FAILED, StagePool, Turn
 
 
-class Exchange:
+class PushPull:
     """Everything between a call of the store and the result in the outs.
 
     The target is one array in host memory: one of the outs that can be used in place, else a stage. First the engine
     copies the only value into the target, or adds several up there; nothing is needed if the only value is the target.
-    Then an asynchronous engine operation exchanges the target with the other ranks. Last, the engine copies the target
-    to the other outs. All of this is queued at once, and the engine orders it with everything else that uses the
+    Then an asynchronous engine operation sums the target with those of the other ranks. Last, the engine copies the
+    target to the other outs. All of this is queued at once, and the engine orders it with everything else that uses the
     arrays.
 
     A stage may need an operation before that. A new stage must be prepared, which may take long: the engine waits for
     it, and the caller does not. A stage in use by an earlier round of the key cannot be used if that round fails.
 
     Args:
-        ticket: The reserved operation. The exchange starts or aborts it in every case.
+        ticket: The reserved operation. The push-pull starts or aborts it in every case.
         key: The key of the operation: the store, the name, and what to do.
         values: What this rank contributes; None if it only receives.
         outs: Receive the result.
@@ -58,7 +61,7 @@ class Exchange:
         self._in_place = in_place
         self._target: Any = None
         self._turn: Turn | None = None
-        # Most exchanges are not waited for, and an event costs as much as all the rest of the constructor.
+        # Most push-pulls are not waited for, and an event costs as much as all the rest of the constructor.
         self._ended = threading.Event() if awaited or ENGINE_IS_NAIVE else None
         self._error: PsumError | None = None
 
@@ -76,7 +79,9 @@ class Exchange:
             self._gather()
             if not ENGINE_IS_NAIVE:
                 # Not kept in self: a cycle of references would keep the arrays until the garbage collector runs.
-                operations.push(self._target, operations.Operation(self._run, self._skipped), priority=priority)
+                operations.push(
+                    self._target, operations.Operation(self._on_target_ready, self._on_target_failed), priority=priority
+                )
         except BaseException as error:
             self._withdraw(f"{type(error).__name__}: {error}")
             raise
@@ -87,17 +92,17 @@ class Exchange:
         """With the NaiveEngine, does the rest and waits for the result. With others, does nothing.
 
         Raises:
-            MXNetError: The exchange failed.
+            MXNetError: The push-pull failed.
         """
         if ENGINE_IS_NAIVE:
             # With the NaiveEngine every array is always ready.
-            self._run(None)
+            self._on_target_ready(None)
             self._wait_for_end()
             self._raise_error()
             self._scatter()
 
     def wait(self) -> None:
-        """Waits until the exchange has succeeded or failed, and the outs can be read.
+        """Waits until the push-pull has succeeded or failed, and the outs can be read.
 
         Raises:
             MXNetError: It failed.
@@ -173,7 +178,7 @@ class Exchange:
                     if out is not self._target:
                         copies.copy(self._target, out)
 
-    def _run(self, operation: operations.Operation | None) -> None:
+    def _on_target_ready(self, operation: operations.Operation | None) -> None:
         """Starts the operation: the target is ready.
 
         Args:
@@ -187,8 +192,8 @@ class Exchange:
         self._ticket.start(
             None if self._values is None else view,
             view,
-            functools.partial(self._done, operation),
-            None if self._turn is None else self._turn.memory.place,
+            functools.partial(self._on_result, operation),
+            None if self._turn is None else self._turn.memory.offset,
         )
 
     def _wait_for_end(self) -> None:
@@ -200,7 +205,7 @@ class Exchange:
         if self._error is not None:
             raise MXNetError(str(self._error)) from self._error
 
-    def _skipped(self) -> None:
+    def _on_target_failed(self) -> None:
         """Aborts the operation: the target will never be ready. The engine calls this."""
         self._withdraw(VALUE_FAILED)
 
@@ -211,8 +216,8 @@ class Exchange:
         if self._ended is not None:
             self._ended.set()
 
-    def _done(self, operation: operations.Operation | None, error: PsumError | None) -> None:
-        """Ends the exchange. The client calls this, from any thread."""
+    def _on_result(self, operation: operations.Operation | None, error: PsumError | None) -> None:
+        """Ends the push-pull. The client calls this, from any thread."""
         self._error = error
         if self._turn is not None:
             self._stages.give_back(self._turn, None if error is None else str(error))

@@ -6,8 +6,9 @@ from typing import Final
 from psum.client.core.counters import OperationCounters
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement, key_id
+from psum.runtime import titled
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ElementType, codec_of, titled
+from psum.wire import ElementType, codec_of
 from psum.wire.errors import PsumError
 
 _NAMES: Final = {Operation.SUM: "pushpull", Operation.BROADCAST: "broadcast"}
