@@ -214,7 +214,7 @@ class ClientTarget:
                     await connection.discard()
                 if behaviour == "belongs to another service":
                     await asyncio.sleep(0.01)
-                    connection.show(random.randbytes(random.choice((1, 5, 300))))
+                    connection.send_secret(random.randbytes(random.choice((1, 5, 300))))
                     await connection.discard()
                 await asyncio.sleep(0.01)
                 await connection.send(encode(pb.ExchangeResponse(taken=pb.Taken())))

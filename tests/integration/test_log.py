@@ -20,7 +20,7 @@ from tests.polling import wait_until
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """The lines of the aggregators so far, without the places of workers."""
+    """The lines of the aggregators so far, without the addresses of workers."""
 
     def lines() -> list[str]:
         told = [r.getMessage() for r in caplog.records if r.name.startswith("psum.aggregator")]

@@ -68,7 +68,7 @@ def test_a_secret_is_not_shown_on_a_connection_that_broke_at_once() -> None:
     connection = DataConnection(1 << 20, keepalive=10)
     connection.close()
     with pytest.raises(ConnectionResetError, match="not open"):
-        connection.show(b"secret")
+        connection.send_secret(b"secret")
 
 
 async def test_each_end_takes_one_descriptor() -> None:

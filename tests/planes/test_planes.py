@@ -98,7 +98,7 @@ def value(seed: int) -> memoryview:
 
 @KINDS
 def test_contributions_arrive_as_they_were_put(ends: Ends) -> None:
-    """In the message, after the message, or in shared memory, wherever the location says; places are used again."""
+    """In the message, after the message, or in shared memory, wherever the location says; memory is used again."""
     for seed in range(20):
         payloads: list[memoryview] = []
         following: list[memoryview] = []

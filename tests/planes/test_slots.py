@@ -10,7 +10,7 @@ SIZE = 4096
 
 @hypothesis.given(st.lists(st.one_of(st.integers(1, 1500), st.integers(-20, -1)), max_size=80))
 def test_places_never_overlap_and_come_back(steps: list[int]) -> None:
-    """Steps are sizes to take, or numbers of taken places to free, in any order."""
+    """Steps are sizes to take, or numbers of taken blocks to free, in any order."""
     slots = Slots(SIZE)
     taken: list[tuple[int, int]] = []
     for step in steps:

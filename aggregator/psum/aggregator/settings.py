@@ -242,12 +242,12 @@ class Settings(BaseSettings):
 
     def _ports_twice(self) -> Iterator[str]:
         """A sentence for each pair of settings with the same port."""
-        places = [("listen", *split_address(address)) for address in self.listen if not address.startswith("unix:")]
-        places += [("data_port", host, self.data_port) for host in dict.fromkeys(host for _, host, _ in places)]
+        ports = [("listen", *split_address(address)) for address in self.listen if not address.startswith("unix:")]
+        ports += [("data_port", host, self.data_port) for host in dict.fromkeys(host for _, host, _ in ports)]
         if self.http:
-            places.append(("http", *split_address(self.http)))
-        for number, (name, host, port) in enumerate(places):
-            for other, other_host, other_port in places[:number]:
+            ports.append(("http", *split_address(self.http)))
+        for number, (name, host, port) in enumerate(ports):
+            for other, other_host, other_port in ports[:number]:
                 if port and port == other_port and (host == other_host or {host, other_host} & {"0.0.0.0", "::"}):
                     yield f"{other} and {name}: both are port {port} on {host}; each needs one of its own"
                     break

@@ -73,29 +73,29 @@ class Comparison:
             PsumError: The exchange with the other ranks failed.
         """
         listed = _listed(tensors)
-        told = self._gather(self._name, _COLUMNS, np.dtype(np.int64), self._summary(tensors, listed))
-        summaries = [tuple(row) for row in told[:, :4].tolist()]
-        flawed = told[:, 4].nonzero()[0].tolist()
+        gathered = self._gather(self._name, _COLUMNS, np.dtype(np.int64), self._summary(tensors, listed))
+        summaries = [tuple(row) for row in gathered[:, :4].tolist()]
+        flawed = gathered[:, 4].nonzero()[0].tolist()
         # The model is the first rank of the largest group that agrees.
         model = summaries.index(Counter(summaries).most_common(1)[0][0])
         apart = [rank for rank, summary in enumerate(summaries) if summary != summaries[model]]
         if not apart and not flawed:
             return
         # One rank sends its list, the others zeros. A sum, because a broadcast can only come from rank 0.
-        size = int(told[model, 3])
+        size = int(gathered[model, 3])
         theirs = np.zeros(size, np.uint8)
         if self._rank == model:
             theirs[:] = np.frombuffer(listed, np.uint8)
         self._store.push_pull(f"{self._name}: list of {size} bytes", theirs)
         words = _difference(tensors, json.loads(theirs.tobytes()), model).encode()[:_WORDS_BYTES]
-        spoken = self._gather(
+        differences = self._gather(
             f"{self._name}: differences",
             _WORDS_BYTES,
             np.dtype(np.uint8),
             np.frombuffer(words.ljust(_WORDS_BYTES, b"\0"), np.uint8),
         )
         ranks = sorted({*apart, *flawed})
-        named = "; ".join(f"rank {rank} {_text(spoken[rank])}" for rank in ranks[:_MAX_RANKS])
+        named = "; ".join(f"rank {rank} {_text(differences[rank])}" for rank in ranks[:_MAX_RANKS])
         more = f"; {len(ranks) - _MAX_RANKS} more ranks differ" if len(ranks) > _MAX_RANKS else ""
         raise OutOfStepError(
             f"the ranks are out of step, compared with rank {model}: {named}{more}."

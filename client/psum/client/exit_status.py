@@ -14,10 +14,10 @@ from psum.wire.errors import FaultError
 PEER_FAULT_STATUS: Final = 75
 
 #: How many failures are remembered: each key of a job may fail with a text of its own.
-_MAX_TOLD: Final = 10_000
+_MAX_REPORTED: Final = 10_000
 
-_told: Final[set[str]] = set()
-"""The failures of others that aggregators have told of, and that no program has seen to yet."""
+_reported: Final[set[str]] = set()
+"""The texts of other ranks' failures that aggregators have reported."""
 _next = sys.__excepthook__
 """Who is to show an error."""
 
@@ -27,20 +27,20 @@ def note(fault: FaultError, rank: int) -> None:
     global _next
     if not fault.ranks or rank in fault.ranks:
         return
-    if len(_told) < _MAX_TOLD:
-        _told.add(str(fault))
+    if len(_reported) < _MAX_REPORTED:
+        _reported.add(str(fault))
     if sys.excepthook is not _hook:
         _next, sys.excepthook = sys.excepthook, _hook
 
 
 def is_peer_fault(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is a failure of other ranks that this process was told of."""
+    """Whether an error, or what it came from, is a failure of other ranks that an aggregator has reported."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         text = str(error)
         # MXNet raises errors of its own, with the text in the midst of others.
-        if any(told in text for told in _told):
+        if any(reported in text for reported in _reported):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -53,4 +53,4 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
         raise SystemExit(PEER_FAULT_STATUS)
 
 
-os.register_at_fork(after_in_child=_told.clear)
+os.register_at_fork(after_in_child=_reported.clear)

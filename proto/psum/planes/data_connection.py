@@ -103,7 +103,7 @@ class DataConnection(asyncio.BufferedProtocol):
         if self._frame is None:
             self._staged += nbytes
             try:
-                self._take_apart()
+                self._split_frames()
             except ProtocolError as error:
                 self._fail(error)
         else:
@@ -158,7 +158,7 @@ class DataConnection(asyncio.BufferedProtocol):
             while True:
                 await self._next()
 
-    def show(self, secret: bytes) -> None:
+    def send_secret(self, secret: bytes) -> None:
         """Sends the secret that the other side expects first.
 
         Raises:
@@ -226,7 +226,7 @@ class DataConnection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         return kind, frame
 
-    def _take_apart(self) -> None:
+    def _split_frames(self) -> None:
         """Takes complete frames out of the stage, and begins an incomplete one.
 
         Raises:

@@ -1,7 +1,7 @@
 """The shm plane: both processes are on one host, and payloads lie in memory that they share.
 
-A worker places contributions in a segment of its own, or pushes them from its staging memory without a copy. The
-aggregator adds them up where they lie, and places the sums in one memory for each job, from where all its workers read.
+A worker puts contributions into a segment of its own, or pushes them from its staging memory without a copy. The
+aggregator adds them up where they lie, and puts the sums into one memory for each job, from where all its workers read.
 Messages, and payloads for which there is no room, travel on the data connection or the stream.
 """
 

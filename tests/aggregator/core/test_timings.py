@@ -165,7 +165,7 @@ def test_timings_share_a_message_ahead_of_their_results() -> None:
             queue.put(Results((entry,), (memoryview(b"x"),), priority=0))
     queue.put_control(pb.ExchangeResponse(notice=pb.Notice(text="first")))
     assert len(queue) == 11
-    messages = [decode(pb.ExchangeResponse, queue.take())[0] for _ in range(3)]
+    messages = [decode(pb.ExchangeResponse, queue.get())[0] for _ in range(3)]
     assert not queue
     assert [m.WhichOneof("kind") for m in messages] == ["notice", "timings", "result"]
     assert [(t.shard, t.round) for t in messages[1].timings.timings] == [(shard, 2) for shard in range(5)]

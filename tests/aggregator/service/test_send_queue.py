@@ -18,7 +18,7 @@ def alone(queue: SendQueue, key: int, shard: int, priority: int, message: bytes)
 
 
 def taken(queue: SendQueue) -> tuple[list[int], bytes]:
-    message, payload = decode(pb.ExchangeResponse, queue.take())
+    message, payload = decode(pb.ExchangeResponse, queue.get())
     return list(message.result.shards.ids), bytes(payload)
 
 
@@ -27,7 +27,7 @@ def test_the_most_urgent_goes_first_and_equals_in_order() -> None:
     queue = SendQueue()
     for name, priority in (("a", -2), ("b", 0), ("c", -2), ("d", 1)):
         alone(queue, ord(name), 0, priority, name.encode())
-    assert [queue.take() for _ in range(4)] == [b"d", b"b", b"a", b"c"]
+    assert [queue.get() for _ in range(4)] == [b"d", b"b", b"a", b"c"]
     assert not queue
 
 
@@ -36,7 +36,7 @@ def test_control_messages_go_before_results() -> None:
     queue = SendQueue()
     alone(queue, 0, 1, 100, b"x" * 100)
     queue.put_control(pb.ExchangeResponse(fault=pb.Fault(text="stop")))
-    assert decode(pb.ExchangeResponse, queue.take())[0].fault.text == "stop"
+    assert decode(pb.ExchangeResponse, queue.get())[0].fault.text == "stop"
 
 
 def test_a_sync_follows_all_that_was_there_before_it() -> None:
@@ -45,8 +45,8 @@ def test_a_sync_follows_all_that_was_there_before_it() -> None:
     alone(queue, 0, 2, -1000, b"before")
     queue.put_last(pb.ExchangeResponse(sync=pb.Sync(number=1)))
     alone(queue, 0, 3, 0, b"after")
-    assert [queue.take(), queue.take()] == [b"after", b"before"]
-    assert decode(pb.ExchangeResponse, queue.take())[0].sync.number == 1
+    assert [queue.get(), queue.get()] == [b"after", b"before"]
+    assert decode(pb.ExchangeResponse, queue.get())[0].sync.number == 1
 
 
 def test_small_results_share_a_message_in_order_of_urgency() -> None:
@@ -65,7 +65,7 @@ def test_a_large_result_between_small_ones_keeps_its_turn() -> None:
     alone(queue, 0, 4, -1, b"large")
     small(queue, 2, -2, b"two")
     assert taken(queue) == ([1], b"one")
-    assert queue.take() == b"large"
+    assert queue.get() == b"large"
     assert taken(queue) == ([2], b"two")
 
 
@@ -98,11 +98,11 @@ def test_a_worker_that_does_not_read_has_one_result_of_each_shard_waiting() -> N
         alone(queue, 7, 0, 0, b"large of round %d" % round)
         small(queue, 8, 0, b"s", round=round)
     assert len(queue) == 2
-    assert queue.take() == b"large of round 999"
-    message, _ = decode(pb.ExchangeResponse, queue.take())
+    assert queue.get() == b"large of round 999"
+    message, _ = decode(pb.ExchangeResponse, queue.get())
     assert [entry.round for entry in to_rows(message.result.shards)] == [999]
     alone(queue, 7, 0, 0, b"large of round 1000")
-    assert queue.take() == b"large of round 1000"
+    assert queue.get() == b"large of round 1000"
     assert not queue
 
 
@@ -112,7 +112,7 @@ def test_results_that_came_together_are_one_message_made_once() -> None:
     queues = [SendQueue(), SendQueue()]
     for queue in queues:
         queue.put(both)
-    messages = [queue.take() for queue in queues]
+    messages = [queue.get() for queue in queues]
     assert messages[0] is messages[1]
     assert bytes(decode(pb.ExchangeResponse, messages[0])[1]) == b"ab"
 
@@ -134,7 +134,7 @@ def test_a_result_replaces_its_own_among_several() -> None:
     small(queue, 1, 0, b"a", b"b", b"c")
     small(queue, 2, 0, b"B", round=1)
     small(queue, 3, 0, b"C", b"d", round=1)
-    message, payload = decode(pb.ExchangeResponse, queue.take())
+    message, payload = decode(pb.ExchangeResponse, queue.get())
     assert [(row.id, row.round) for row in to_rows(message.result.shards)] == [(1, 0), (2, 1), (3, 1), (4, 1)]
     assert bytes(payload) == b"aBCd"
     assert not queue
@@ -148,7 +148,7 @@ def test_an_queue_is_crowded_until_some_of_it_was_taken() -> None:
     while not queue.crowded:
         queue.put_control(pb.ExchangeResponse(taken=pb.Taken()))
         assert len(queue) < 10_000
-    queue.take()
+    queue.get()
     assert not queue.crowded
 
 

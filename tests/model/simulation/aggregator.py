@@ -84,7 +84,7 @@ class AggregatorProcess:
                 self.lose(stream, now)
                 return True
             return False
-        data = stream.connection.queue.take()
+        data = stream.connection.queue.get()
         if stream.worker_open:
             stream.responses.append(data)
         return True

@@ -267,19 +267,19 @@ def deserted(key: Key, shard: ShardRounds[object], gone: Sequence[Worker]) -> Wo
     )
 
 
-def ended_early(worker: Worker, num_workers: int, told: pb.Fault) -> FaultError:
+def ended_early(worker: Worker, num_workers: int, reported: pb.Fault) -> FaultError:
     """A worker ends before its work is done, and says why. The failure is that of the whole job."""
-    fault = FaultError.from_message(told)
+    fault = FaultError.from_message(reported)
     text = str(fault)[:_MAX_REASON] or (
         f"rank {worker.hello.rank} of job {worker.hello.job!r}, {worker}, ended too early"
     )
     return type(fault)(text, ranks=[rank for rank in fault.ranks[:num_workers] if rank < num_workers])
 
 
-def replaceable(worker: Worker, told: pb.Fault, timeout: float) -> str:
+def replaceable(worker: Worker, reported: pb.Fault, timeout: float) -> str:
     """A worker ends before it has taken part in any round."""
     return (
-        f"{told.text[:_MAX_REASON] or 'a worker ended too early'}. It had taken part in nothing: the place of rank"
+        f"{reported.text[:_MAX_REASON] or 'a worker ended too early'}. It had taken part in nothing: the place of rank"
         f" {worker.hello.rank} is kept for another process, for {timeout:g} s; then the job fails"
     )
 

@@ -61,7 +61,7 @@ class WorkerConnection:
                 self.filled.clear()
                 await self.filled.wait()
                 continue
-            message, following = self.queue.take(), self.queue.following
+            message, following = self.queue.get(), self.queue.following
             if not self.queue.crowded:
                 self.room.set()
             if self.data_connection is None:

@@ -55,7 +55,7 @@ class Receiver:
         self._codecs: dict[int, Codec] = {}
         """The codecs of the worker's keys by id, without those that change nothing."""
 
-    async def listen(self, context: Any) -> None:
+    async def receive(self, context: Any) -> None:
         """Receives until the worker's stream ends.
 
         Args:

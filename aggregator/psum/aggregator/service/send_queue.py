@@ -80,7 +80,7 @@ class SendQueue:
         last = Results((), priority=-math.inf, message=message.SerializeToString())
         heapq.heappush(self._results, [math.inf, next(self._order), last])
 
-    def take(self) -> bytes:
+    def get(self) -> bytes:
         """The next message to send; there must be one. `following` then has the payloads that must follow it."""
         self.following = []
         if self._control:

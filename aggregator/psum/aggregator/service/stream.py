@@ -86,8 +86,8 @@ class Streams:
             token = self._joining.token(context)
             unread = False
             joined = job, rank = await self._joining.join(token, connection, context)
-            listener = Receiver(job, rank, connection, self._runner, clock=self._clock, uncredited=self._uncredited)
-            receiver = loop.create_task(listener.listen(context))
+            incoming = Receiver(job, rank, connection, self._runner, clock=self._clock, uncredited=self._uncredited)
+            receiver = loop.create_task(incoming.receive(context))
             await self._converse(connection, receiver, sender)
             if receiver.done():
                 receiver.result()

@@ -131,7 +131,7 @@ class Fleet:
                 seconds(worker["last_heard_seconds"]),
                 size(worker["received_bytes"]),
                 size(worker["sent_bytes"]),
-                " + ".join(sorted(worker["ways"])),
+                " + ".join(sorted(worker["planes"])),
                 Text(printable(worker["worker"])),
             )
         yield table
@@ -144,7 +144,7 @@ def _merged(jobs: Sequence[Answer]) -> list[Answer]:
     merged: dict[int, Answer] = {}
     for job in jobs:
         for worker in job["workers"]:
-            known = merged.setdefault(worker["rank"], {**worker, "connected": 0, "ways": set()})
+            known = merged.setdefault(worker["rank"], {**worker, "connected": 0, "planes": set()})
             known["connected"] += worker["state"] == "connected"
             if known.get("seen"):
                 known["received_bytes"] += worker["received_bytes"]
@@ -153,7 +153,7 @@ def _merged(jobs: Sequence[Answer]) -> list[Answer]:
                 known["last_heard_seconds"] = min(known["last_heard_seconds"], worker["last_heard_seconds"])
             known["seen"] = True
             # Older aggregators do not report the plane.
-            known["ways"] |= {worker["way"]} - {""}
+            known["planes"] |= {worker["way"]} - {""}
             if worker["state"] != "connected":
                 known["state"] = worker["state"]
     return [merged[rank] for rank in sorted(merged)]

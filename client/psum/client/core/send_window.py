@@ -87,7 +87,7 @@ class SendWindow:
         self.restores.clear()
         self.declarations, self.aborts = deque(declarations), deque(aborts)
         for part in unanswered:
-            # The plane of the old stream is closed, and its places with it.
+            # The plane of the old stream is closed, and its memory with it.
             part.credited, part.lease = False, None
             self.scheduler.add(part)
 

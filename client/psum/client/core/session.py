@@ -172,9 +172,9 @@ class Session:
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
         """Takes a message from an aggregator that no payload follows. See `take`."""
-        self.take(aggregator, *decode(pb.ExchangeResponse, data), (), now)
+        self.handle(aggregator, *decode(pb.ExchangeResponse, data), (), now)
 
-    def take(
+    def handle(
         self,
         aggregator: int,
         message: pb.ExchangeResponse,

@@ -166,7 +166,7 @@ class Conversation:
             return "this worker has left"
         self.summed = self.summed or message.HasField("result")
         failed_before = self._session.failure is not None
-        self._session.take(self._index, message, payload, following, time.monotonic())
+        self._session.handle(self._index, message, payload, following, time.monotonic())
         self._settle()
         if self._session.failure is not None and not failed_before:
             # That was the aggregator's last message; it leaves it to this side to end the stream.

@@ -117,7 +117,7 @@ class DataDialer:
         self._incarnation: int | None = None
         """The aggregator process that the prospects are of."""
         self._prospects = DialProspects()
-        self._told = ""
+        self._reported = ""
         """The last reason in the log."""
 
     async def open(self, welcome: pb.Welcome) -> DataConnection | None:
@@ -154,8 +154,8 @@ class DataDialer:
 
     def _warn(self, reason: str) -> None:
         # Once for each reason: it is tried again now and then.
-        if reason != self._told:
-            self._told = reason
+        if reason != self._reported:
+            self._reported = reason
             _log.warning(
                 "rank %d has only the stream to aggregator %s, which is slower: %s", self._rank, self._address, reason
             )
@@ -245,7 +245,7 @@ class _Attempt:
                 server_hostname=self._name,
             )
             self._accepted = True
-            connection.show(self._welcome.data_secret)
+            connection.send_secret(self._welcome.data_secret)
             if self._welcome.data_answers:
                 answer, _ = decode(pb.ExchangeResponse, await connection.receive())
                 if answer.WhichOneof("kind") != "taken":
