@@ -372,10 +372,10 @@ def test_no_address_that_answers_is_told_with_all_reasons(
 def test_an_older_aggregator_does_not_answer(make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its welcome does not promise an answer, so the connection is used at once."""
 
-    async def hear(_self: Receiver, connection: DataConnection) -> memoryview:
+    async def receive_first(_self: Receiver, connection: DataConnection) -> memoryview:
         return await connection.receive()
 
-    monkeypatch.setattr(Receiver, "_first_on", hear)
+    monkeypatch.setattr(Receiver, "_first_on", receive_first)
     fleet = make_fleet(1)
     choose = PlaneChoice.choose
 
