@@ -170,7 +170,7 @@ def test_a_stop_says_nothing_of_connections_that_were_just_made(make_fleet: Any,
     """A stop does not log connections that had no time to show their secret."""
     fleet = make_fleet()
     with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10):
-        wait_until(lambda: fleet.servers[0]._data_port._strangers)
+        wait_until(lambda: fleet.servers[0]._data_port._unidentified)
         fleet.thread.run(fleet.servers[0].stop(0), 10)
     assert not any("a data connection from" in line for line in log())
 
