@@ -149,18 +149,21 @@ def listening(answer: bytes) -> Iterator[str]:
 
         accepted: list[socket.socket] = []
         serving = pool.submit(serve)
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        serving.result(PATIENCE_SECONDS)
-        for connection in accepted:
-            connection.close()
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            # Also if the test fails. Otherwise the pool would wait for its thread without end.
+            server.shutdown(socket.SHUT_RDWR)
+            serving.result(PATIENCE_SECONDS)
+            for connection in accepted:
+                connection.close()
 
 
 def test_it_waits_as_long_as_it_says(tmp_path: pathlib.Path) -> None:
     """It waits for an address where nothing listens or answers. The error says which."""
     with listening(b"") as silent:
         missing = f"unix:{tmp_path}/none"
-        for address, text in ((silent, "can be connected to, and does not answer"), (missing, "No such file")):
+        for address, text in ((silent, "accepts connections and does not answer"), (missing, "No such file")):
             begin = time.monotonic()
             with pytest.raises(core.ConnectError, match=rf"did not say its status within 0\.[56] s: it .*{text}"):
                 core.fetch_status(address, timeout=0.5)
