@@ -252,7 +252,7 @@ class Client:
             self._thread.call(lambda: self._fail_now(error))
 
     def part(self, fault: FaultError) -> "Future[None] | None":
-        """Leaves the job early. The job fails for all ranks, unless this worker took part in no round.
+        """Leaves the job before its work is done. It fails for all ranks, unless this worker took part in no round.
 
         From any thread and any signal handler, since it takes no lock. The client cannot be used afterwards. Operations
         that are outstanding do not end by it.

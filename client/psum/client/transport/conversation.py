@@ -157,7 +157,7 @@ class Conversation:
     def _handle(
         self, message: pb.ExchangeResponse, payload: memoryview, following: Sequence[memoryview] = ()
     ) -> str | None:
-        """Takes one message; returns why the stream ends with it, None if it does not end."""
+        """Handles one message; returns why the stream ends with it, None if it does not end."""
         if message.HasField("farewell"):
             if not self.leaving:
                 # Otherwise what is under way here would wait for its last deadline.
