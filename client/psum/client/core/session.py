@@ -171,7 +171,7 @@ class Session:
         return self._windows[aggregator].next_message()
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
-        """Takes a message from an aggregator that no payload follows. See `take`."""
+        """Handles a message from an aggregator that no payload follows. See `handle`."""
         self.handle(aggregator, *decode(pb.ExchangeResponse, data), (), now)
 
     def handle(
@@ -182,7 +182,7 @@ class Session:
         following: Iterable[memoryview],
         now: float,
     ) -> None:
-        """Takes a message from an aggregator.
+        """Handles a message from an aggregator.
 
         Args:
             aggregator: Which aggregator.
