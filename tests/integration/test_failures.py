@@ -17,6 +17,9 @@ import pytest
 from psum import client as psum
 from tests.processes import running
 
+#: How soon a worker leaves that has nothing to wait for.
+LEAVING_SECONDS = 0.5
+
 
 def outcomes(futures: list["Future[None]"]) -> list[BaseException | None]:
     return [future.exception(10) for future in futures]
@@ -365,3 +368,24 @@ def test_proxies_of_the_environment_are_left_aside(fleet: Any, monkeypatch: pyte
         monkeypatch.delenv("no_grpc_proxy", raising=False)
         with fleet.worker(0, 1, connect_timeout=5.0):
             assert [job.name for job in psum.fetch_status(fleet.addresses[0]).jobs] == ["default"]
+
+
+def test_a_worker_whose_peer_was_ended_leaves_at_once(make_fleet: Callable[..., Any]) -> None:
+    """Each aggregator tells it that the job has failed, and waits for it to end the stream."""
+    fleet = make_fleet(3)
+    zero, one, two = (fleet.worker(rank, 3) for rank in range(3))
+    with zero, one, two:
+        stores = [client.store() for client in (zero, one, two)]
+        # A rank that had taken part in nothing would leave its place to another process.
+        assert outcomes([store.push_pull_async("w", np.ones(3, np.float32)) for store in stores]) == [None] * 3
+        futures = [store.push_pull_async("w", np.ones(3, np.float32)) for store in stores[:2]]
+        parted = two.part(psum.WorkerLostError("rank 2 was ended", ranks=[2]))
+        assert parted is not None
+        parted.result(10)
+        for future in futures:
+            with pytest.raises(psum.WorkerLostError, match="rank 2 was ended"):
+                raise future.exception(10) or AssertionError("no error")
+        begin = time.monotonic()
+        for client in (zero, one):
+            client.close()
+        assert time.monotonic() - begin < LEAVING_SECONDS

@@ -165,10 +165,10 @@ class Conversation:
             self.left = True
             return "this worker has left"
         self.summed = self.summed or message.HasField("result")
-        failed_before = self._session.failure is not None
         self._session.handle(self._index, message, payload, following, time.monotonic())
         self._settle()
-        if self._session.failure is not None and not failed_before:
-            # That was the aggregator's last message; it leaves it to this side to end the stream.
+        if message.HasField("fault") and not message.fault.HasField("id"):
+            # That was the aggregator's last message; it leaves it to this side to end the stream. This also holds where
+            # the session had failed before, as when another aggregator was the first to tell.
             return "the job has failed"
         return None
