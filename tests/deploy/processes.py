@@ -82,7 +82,6 @@ class PodProcess:
         environ: Variables that have other values than in the pod.
 
     Attributes:
-        environ: Those variables, for the container that is started next.
         ip: Its address.
         log: The file that all its containers' output is appended to.
     """
@@ -100,7 +99,7 @@ class PodProcess:
         self._cluster = cluster
         self._program = program
         self._arguments = arguments
-        self.environ = environ
+        self._environ = environ
         self._ports = {port["name"]: port["containerPort"] for port in pod.container.get("ports", ())}
         self._container: Container | None = None
         self.log = cluster.directory / f"{pod.name}-{id(self):x}.log"
@@ -129,7 +128,7 @@ class PodProcess:
         # "Any address" is the pod's own; here all pods share this machine's.
         environ = {k: v.replace("0.0.0.0:", f"{self.ip}:") for k, v in self.pod.environ.items()}
         with self.log.open("a") as log:
-            self._container = Container(self.pod, mounted, command, of.environ | environ | self.environ, log)
+            self._container = Container(self.pod, mounted, command, of.environ | environ | self._environ, log)
 
     def start(self) -> None:
         """Starts it, and waits until it is ready, as its probes say."""

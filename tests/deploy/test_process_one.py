@@ -11,6 +11,7 @@ import pytest
 
 from faults.watching import find_job, rounds_waiting
 from psum import client as psum
+from psum.aggregator.core.membership import REPLACED_SECONDS
 from tests.deploy import containers
 from tests.deploy.manifests import pods, rendered
 from tests.deploy.processes import Cluster, PodProcess, secrets
@@ -24,9 +25,6 @@ PATIENCE_SECONDS = 40.0
 
 #: How soon a worker that is asked to end has ended, and how soon its peers have.
 ENDING_SECONDS = 3.0
-
-#: How long ranks have for coming back to an aggregator that was started again; in the manifests it is a minute.
-COMING_BACK_SECONDS = 5.0
 
 #: What a worker ends with that was asked to: 128 and the signal's number, as that of a process that it killed.
 ENDED = 128 + signal.SIGTERM
@@ -87,7 +85,6 @@ class Example:
         """Starts the aggregator anew, and no worker."""
         self.close()
         self.workers.clear()
-        self.aggregator.environ.clear()
         self.aggregator.start()
 
     def has_joined(self, rank: int) -> bool:
@@ -162,15 +159,19 @@ def test_it_ends_while_it_waits_for_a_peer(example: Example) -> None:
 
 
 def test_it_ends_while_it_waits_for_an_aggregator(example: Example) -> None:
-    """For one that was killed, so that nobody can be told. Once that is back, the peer waits for no longer than all
-    ranks have for coming back; both are replaced, and train.
+    """For one that was killed, so that nobody can be told. Its replacement waits for the aggregator too. Once that is
+    back, the peer hears of the replacement, which then trains with the peer's.
     """
     example.be_training()
     example.aggregator.kill()
     example.wait_for(lambda: LOST in example.workers[0].log.read_text(), "rank 0 waits for the aggregator")
     example.terminate(0)
-    example.aggregator.environ["PSUM_WORKER_TIMEOUT"] = f"{COMING_BACK_SECONDS:g}s"
+    example.launch(0)
+    # A replacement that joins before any old process has come back is not known to be one.
+    example.workers[0].signal(signal.SIGSTOP)
     example.aggregator.start()
-    example.hears(1, of=0, seconds=COMING_BACK_SECONDS + ENDING_SECONDS + example.started_seconds)
-    example.launch(0, 1)
+    example.wait_for(lambda: example.has_joined(1), "rank 1 has come back")
+    example.workers[0].signal(signal.SIGCONT)
+    example.hears(1, of=0, seconds=REPLACED_SECONDS + ENDING_SECONDS + example.started_seconds)
+    example.launch(1)
     example.train()

@@ -15,6 +15,7 @@ from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.departures import RELEASE_SECONDS
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.membership import REPLACED_SECONDS
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, ProtocolError, TakenError, WorkerLostError
@@ -187,16 +188,65 @@ def test_ranks_that_are_further_apart_than_a_round_cannot_go_on(job: Job, rounds
     assert f"rank 1 is at round {rounds[1]} of key 'w'" in str(action.fault)
 
 
-def test_a_worker_that_was_started_again_is_refused_where_others_have_sums(job: Job) -> None:
-    """Its rank has contributed to them as another process, which this aggregator process does not know."""
+def begun(now: float) -> Job:
+    """A job on an aggregator that was started again: only rank 0 has come back, and it has a sum."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
-    job.join(hello(0), "peer", 0.0)
+    assert job.join(hello(0), "peer", now) == ([], None)
     declare(job, 0, 1)
-    actions, refusal = job.join(hello(2, resuming=False), "peer", 1.0)
+    return job
+
+
+def replacement(age: float = 60.0) -> pb.Hello:
+    """The hello of a new process of rank 2, which was started so many seconds ago."""
+    message = hello(2, incarnation=9, resuming=False)
+    message.worker, message.age_seconds = "host pid 9", age
+    return message
+
+
+@pytest.mark.parametrize(
+    ("age", "now"), [(0.5, 11.0), (60.0, 10.0 + REPLACED_SECONDS)], ids=["started since", "nobody has come back"]
+)
+def test_a_worker_that_vanished_while_the_aggregator_was_away_is_not_waited_for(age: float, now: float) -> None:
+    """Where another process has its rank, the peers hear of it at once. The new process waits for the next run."""
+    job = begun(10.0)
+    [report], refusal = job.join(replacement(age), "peer:9", now)
+    assert isinstance(refusal, TakenError)
+    assert isinstance(report, Report)
+    assert isinstance(report.fault, WorkerLostError)
+    assert (report.fault.key, report.fault.ranks, report.ranks) == (None, (2,), (0,))
+    assert "rank 2 of job 'night' has not come back to this aggregator, which was started again" in str(report.fault)
+    assert "Another process, host pid 9 (peer:9), has come in its place" in str(report.fault)
+    actions, refusal = job.join(replacement(age + 1), "peer:9", now + 1)
+    assert actions == []
+    assert isinstance(refusal, TakenError)
+    assert "in which rank 2 was another process, has failed and is still ending; still connected" in str(refusal)
+    # The one before, which could not reach the aggregator, is told what has become of the job.
+    assert job.join(hello(2), "peer:2", now + 1)[1] is report.fault
+
+
+def test_a_worker_that_is_slow_to_come_back_does_so_while_another_process_has_its_rank() -> None:
+    """A process that was started before the aggregator may have the rank by mistake."""
+    job = begun(10.0)
+    actions, refusal = job.join(replacement(), "peer:9", 10.0 + REPLACED_SECONDS - 0.1)
     assert actions == []
     assert isinstance(refusal, TakenError)
     assert "rank 2 of job 'night' has taken part in it as another process" in str(refusal)
-    assert job.join(hello(2), "peer", 1.0) == ([], None)
+    assert job.join(hello(2), "peer:2", 11.0) == ([], None)
+    assert isinstance(job.join(replacement(), "peer:9", 60.0)[1], TakenError)
+    assert job.failure is None
+
+
+def test_a_worker_that_vanished_after_it_came_back_is_not_waited_for() -> None:
+    """It has pushed nothing to this aggregator, but has taken part in the job."""
+    job = begun(0.0)
+    assert job.join(hello(2), "peer:2", 1.0) == ([], None)
+    job.lost(2, 5.0)
+    assert job.join(replacement(), "peer:9", 5.1)[0] == []
+    [report], refusal = job.join(replacement(0.5), "peer:9", 6.0)
+    assert isinstance(refusal, TakenError)
+    assert isinstance(report, Report)
+    assert isinstance(report.fault, WorkerLostError)
+    assert "vanished 1.0 s ago, and another process" in str(report.fault)
 
 
 def test_a_worker_that_was_started_again_and_came_first_is_not_mixed_into_old_rounds() -> None:

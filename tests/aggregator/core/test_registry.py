@@ -333,6 +333,25 @@ def test_a_worker_that_comes_back_after_the_end_of_its_job_is_told_how_it_ended(
     assert sorted(registry.jobs["night"].workers) == [0]
 
 
+def test_a_new_process_of_a_rank_that_did_not_come_back_is_of_the_next_run(registry: Registry) -> None:
+    """The aggregator was started again, so it does not know the old process; but all ranks had taken part by then."""
+    back = hello(0)
+    back.resuming = True
+    assert join(registry, back, 0.0) is None
+    job = registry.jobs["night"]
+    key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4])
+    key.shards.append(pb.Shard(index=0, elements=4, round=1))
+    assert job.declare(0, key, 0.0) == []
+    job.lost(0, 1.0)
+    [(_, action)] = registry.tick(32.0)
+    assert isinstance(action, Report)
+    assert isinstance(job.failure, WorkerLostError)
+    # It was started before the job failed.
+    assert join(registry, hello(1, age=60), 33.0) is None
+    assert registry.jobs["night"] is not job
+    assert join(registry, hello(0, age=60), 33.0) is None
+
+
 def test_more_failed_jobs_than_the_history_holds_keep_their_times(registry: Registry) -> None:
     """Failed jobs are remembered for late ranks, but appear in the history only once."""
     for number in range(40):

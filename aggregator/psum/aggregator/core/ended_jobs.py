@@ -23,7 +23,8 @@ class EndedJobs:
 
     A late rank is one whose process started before the job ended, and that had not joined it. A process that started
     later belongs to the next run of that name. So does a worker with another incarnation whose rank was in the job, or
-    was told of its end: that program was started again.
+    was told of its end: that program was started again. On an aggregator that was started again in the middle of the
+    job, so does every worker that does not come back to it.
 
     Args:
         patience: Seconds for which a job is remembered that some rank never joined: as long as a late rank would
@@ -64,8 +65,7 @@ class EndedJobs:
         if ended is None or now - hello.age_seconds > ended.at:
             return None
         members = ended.job.members
-        worker = members.workers.get(hello.rank)
-        if worker is not None and hello.incarnation and worker.hello.incarnation != hello.incarnation:
+        if members.is_of_next_run(hello):
             # Another process had the rank, so this one belongs to the next run, even if it came before the end.
             return None
         # Workers without an incarnation cannot be told apart, so each rank of them is told only once.

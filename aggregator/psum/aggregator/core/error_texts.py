@@ -121,10 +121,27 @@ def replaced(holder: Worker, hello: pb.Hello, peer: str, now: float) -> WorkerLo
     )
 
 
-def still_ending(workers: Mapping[int, Worker], holder: Worker, hello: pb.Hello, peer: str) -> TakenError:
+def replaced_unseen(hello: pb.Hello, peer: str, seconds: float) -> WorkerLostError:
+    """Another process has come in the place of a worker that did not come back to an aggregator that was started again.
+
+    Args:
+        hello: The other process's hello.
+        peer: The address that it came from.
+        seconds: How long ago the first worker came back.
+    """
+    return WorkerLostError(
+        f"rank {hello.rank} of job {hello.job!r} has not come back to this aggregator, which was started again; the"
+        f" first rank came back {seconds:.1f} s ago. Another process, {hello.worker or 'an unnamed worker'} ({peer}),"
+        " has come in its place. That one starts from the first round, so the job ends here; start all workers again",
+        ranks=[hello.rank],
+    )
+
+
+def still_ending(workers: Mapping[int, Worker], hello: pb.Hello, peer: str) -> TakenError:
     """A worker has come for the next run of a failed job, while some workers of this run are still connected."""
     there = [f"rank {rank} ({worker})" for rank, worker in workers.items() if worker.connected]
     still = f"; still connected: {', '.join(there[:_MAX_NAMED])}" if there else ""
+    holder = workers.get(hello.rank, "another process")
     return TakenError(
         f"job {hello.job!r}, in which rank {hello.rank} was {holder}, has failed and is still ending{still}. Refused"
         f" {hello.worker or 'an unnamed worker'} ({peer}), which can join its next run when all of them have ended",
@@ -137,7 +154,8 @@ def begun_without(hello: pb.Hello, peer: str) -> TakenError:
     return TakenError(
         f"rank {hello.rank} of job {hello.job!r} has taken part in it as another process; refused"
         f" {hello.worker or 'an unnamed worker'} ({peer}), which starts from the first round."
-        " Start all workers again, or give this one another PSUM_JOB",
+        " If the other process has ended, the job fails soon, and this one can join its next run; if not, give every"
+        " worker its own PSUM_RANK, and every job its own PSUM_JOB",
         ranks=[hello.rank],
     )
 

@@ -65,12 +65,19 @@ class Membership:
         """How a worker's settings differ from those of the first; None if they agree."""
         return error_texts.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
 
+    def is_of_next_run(self, hello: pb.Hello) -> bool:
+        """Whether a worker belongs to the next run of this job, which has failed or ended."""
+        if hello.resuming:
+            return False
+        holder = self.workers.get(hello.rank)
+        if holder is None:
+            # All processes of this run took part in the sum of the earlier aggregator process.
+            return self._inherits
+        return bool(hello.incarnation) and not _same_process(holder, hello)
+
     def next_run(self, hello: pb.Hello, peer: str) -> FaultError | None:
         """Why a worker must wait if it belongs to the next run of this failed job; None if it belongs to this one."""
-        holder = self.workers.get(hello.rank)
-        if holder is None or not hello.incarnation or hello.resuming or _same_process(holder, hello):
-            return None
-        return error_texts.still_ending(self.workers, holder, hello, peer)
+        return error_texts.still_ending(self.workers, hello, peer) if self.is_of_next_run(hello) else None
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """Lets a worker in whose settings agree.
@@ -101,11 +108,22 @@ class Membership:
             # The job cannot go on with a process that starts from the first round, and the other will not come back.
             return taken, error_texts.replaced(holder, hello, peer, now)
         if self._inherits and not hello.resuming:
-            return error_texts.begun_without(hello, peer), None
+            return self._begun_without(hello, peer, now)
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
         return None, None
+
+    def _begun_without(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError, FaultError | None]:
+        """Why a new process is refused whose rank has taken part already, and why the job fails (None: it goes on)."""
+        refusal = error_texts.begun_without(hello, peer)
+        holder = self.workers.get(hello.rank)
+        if holder is not None:
+            return refusal, error_texts.replaced(holder, hello, peer, now) if _is_replaced(holder, hello, now) else None
+        # The old process has not come back to this aggregator. It may have ended while no aggregator could notice.
+        if self._resumed_at is None or not _has_replaced(self._resumed_at, hello, now):
+            return refusal, None
+        return refusal, error_texts.replaced_unseen(hello, peer, now - self._resumed_at)
 
     def turn_away(self, hello: pb.Hello) -> bool:
         """Notes that a worker was refused because its rank is taken. Returns whether it is the first time."""
@@ -157,4 +175,9 @@ def _is_replaced(holder: Worker, hello: pb.Hello, now: float) -> bool:
     """
     if holder.connected or holder.left or hello.resuming:
         return False
-    return now - hello.age_seconds > holder.last_heard or now - holder.last_heard >= REPLACED_SECONDS
+    return _has_replaced(holder.last_heard, hello, now)
+
+
+def _has_replaced(missed_since: float, hello: pb.Hello, now: float) -> bool:
+    """Whether a process that is missed since a time is replaced by another one, which has sent this hello."""
+    return now - hello.age_seconds > missed_since or now - missed_since >= REPLACED_SECONDS
