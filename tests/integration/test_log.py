@@ -24,7 +24,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
 
     def lines() -> list[str]:
         told = [r.getMessage() for r in caplog.records if r.name.startswith("psum.aggregator")]
-        return [re.sub(r"\S+ pid \d+( \(ipv4:[0-9.]+:\d+\))?", "WORKER", text) for text in told]
+        return [re.sub(r"\S+ pid \d+( since \S+Z)?( \(ipv4:[0-9.]+:\d+\))?", "WORKER", text) for text in told]
 
     with caplog.at_level(logging.INFO, "psum.aggregator"):
         yield lines
