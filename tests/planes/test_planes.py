@@ -3,9 +3,12 @@
 import pathlib
 from collections.abc import Iterator
 
+import click
 import numpy as np
 import pytest
 
+import psum.client
+from psum.cli.launch.command import launch
 from psum.planes import (
     DEFAULT_DIRECTORY,
     DEFAULT_LIMIT,
@@ -166,6 +169,21 @@ def test_staged_contributions_are_not_copied() -> None:
     assert not is_lent(got)
     ends.close()
     staging.close()
+
+
+def test_the_table_has_the_planes_of_the_protocol() -> None:
+    """The names and values are those of the protocol's enum, so that reports name each plane as settings do."""
+    declared = {f"PLANE_{plane.name.upper()}": plane.kind for plane in PLANES}
+    assert {**declared, "PLANE_UNSPECIFIED": 0} == dict(pb.Plane.items())
+
+
+@KINDS
+def test_each_plane_can_be_asked_for(plane: Plane) -> None:
+    """PSUM_PLANE and --plane take its name."""
+    assert psum.client.Settings.from_environment({"PSUM_PLANE": plane.name}).plane == plane.name
+    option = next(option for option in launch.params if option.name == "plane")
+    assert isinstance(option.type, click.Choice)
+    assert plane.name in option.type.choices
 
 
 def test_settings_choose_among_planes() -> None:

@@ -6,10 +6,12 @@ from typing import Any, Final
 
 import click
 
+from psum.planes import CHOICES
 from psum.runtime import unknown_variables
 from psum.wire.errors import ConfigurationError
 
-PLANES: Final = ("auto", "inline", "direct", "shm")
+#: What --plane may be.
+PLANES: Final = CHOICES
 
 aggregators_option = click.option(
     "--aggregators",

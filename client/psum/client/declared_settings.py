@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from psum.planes import DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
+from psum.planes import CHOICES, DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
 from psum.runtime import BaseSettings, TlsFiles, choice, duration, integer, items, parse_destinations, setting, size
 from psum.wire import parse_address
 
@@ -77,7 +77,7 @@ class DeclaredSettings(BaseSettings):
     plane: str = setting(
         "PSUM_PLANE",
         default="auto",
-        parse=choice("auto", "inline", "direct", "shm"),
+        parse=choice(*CHOICES),
         meaning="How large payloads cross: shm (memory shared on a host), direct (a data connection), inline (gRPC),"
         " auto.",
     )

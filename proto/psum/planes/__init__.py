@@ -45,6 +45,7 @@ from psum.planes.space_limit import (
     Limit,
 )
 from psum.planes.table import (
+    CHOICES,
     NAMES,
     PLANES,
     Plane,
@@ -53,6 +54,7 @@ from psum.planes.table import (
 
 __all__ = [
     "ARENA_DESCRIPTORS",
+    "CHOICES",
     "DEFAULT_DIRECTORY",
     "DEFAULT_LIMIT",
     "NAMES",

@@ -37,6 +37,9 @@ PLANES: Final = (
     Plane(pb.PLANE_INLINE, "inline", 1, inline.offer, inline.needs, inline.accept),
 )
 
+#: What PSUM_PLANE and --plane may be.
+CHOICES: Final = ("auto", *(plane.name for plane in reversed(PLANES)))
+
 NAMES: Final = {plane.kind: plane.name for plane in PLANES}
 
 

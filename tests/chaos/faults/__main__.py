@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 from faults import runs, soak
+from psum.planes import CHOICES
 from tests.signals import heed_signals
 
 
@@ -28,9 +29,7 @@ def main() -> int:
     long = which.add_parser("soak", help="faults of all kinds, with many small jobs")
     long.add_argument("--minutes", type=float, default=10.0, help="duration (10)")
     for each in (kills, proxy):
-        each.add_argument(
-            "--plane", choices=["inline", "direct", "shm"], default="shm", help="plane for large payloads (shm)"
-        )
+        each.add_argument("--plane", choices=CHOICES[1:], default="shm", help="plane for large payloads (shm)")
     for each in (kills, proxy, long):
         each.add_argument("--seed", type=int, default=1, help="seed for times and targets of faults (1)")
     args = parser.parse_args()

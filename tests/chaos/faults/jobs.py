@@ -13,6 +13,7 @@ import numpy as np
 
 from faults.worker import PATIENCE_SECONDS, Values, contribution, describe, expected_sum
 from psum import client as psum
+from psum.planes import CHOICES
 
 #: Time limit for a worker's close, which waits while another rank may need one of the worker's sums.
 _CLOSE_TIMEOUT_SECONDS = 30.0
@@ -60,7 +61,7 @@ class JobSpec:
             sizes=sizes,
             partition_bytes=chance.choice([1 << 12, 1 << 16, 1 << 20]),
             aggregators=(0, *others),
-            planes=tuple(chance.choice(["inline", "direct", "shm"]) for _ in range(num_workers)),
+            planes=tuple(chance.choice(CHOICES[1:]) for _ in range(num_workers)),
             mismatched=chance.random() < 0.1 and num_workers > 1,
         )
 
