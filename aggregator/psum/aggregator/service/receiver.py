@@ -15,7 +15,7 @@ from psum.aggregator.service.connection import WorkerConnection
 from psum.planes import DataConnection
 from psum.runtime import first_completed
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, codec_of, decode, encode, split, to_rows
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, decode, encode, split, to_rows
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -142,8 +142,9 @@ class Receiver:
             case "declare":
                 for key in request.declare.keys:
                     self._runner.perform(job, job.declare(rank, key, now))
-                    if (codec := codec_of()) is not None:
-                        self._codecs[key.id] = codec
+                    known = job.keys.get(key.id)
+                    if known is not None and known.codec is not None:
+                        self._codecs[key.id] = known.codec
             case "restore":
                 rows = to_rows(request.restore.shards, MAX_SHARDS_PER_PAYLOAD)
                 for row, piece in zip(rows, split(payload, rows), strict=True):
