@@ -127,6 +127,8 @@ class FaultInjector:
                 self._end_after(fault.seconds, lambda: _signal(worker, signal.SIGCONT))
             case "worker killed":
                 return runner.kill(fault.target)
+            case _:
+                raise AssertionError(f"no code causes the fault {fault.kind!r}")
         return True
 
     def _end_after(self, seconds: float, end: Callable[[], None]) -> None:
