@@ -10,6 +10,8 @@ import pytest
 
 import mutations
 from simulation import Counters, Failure, History, run, shrink
+from simulation.plan import FAULTS, WORK
+from simulation.steps import STEPS
 
 HISTORIES = 250
 
@@ -39,6 +41,11 @@ def test_every_rank_gets_every_sum_once() -> None:
         pytest.fail(shrink(failure).report)
     assert counters["histories"] == HISTORIES
     assert counters["deliveries"] > 10 * HISTORIES
+
+
+def test_every_step_can_be_drawn() -> None:
+    """Each step has a weight, and each weight has a step."""
+    assert STEPS.keys() == WORK.keys() | FAULTS.keys()
 
 
 def test_a_history_repeats_itself() -> None:
