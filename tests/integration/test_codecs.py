@@ -120,3 +120,15 @@ def test_a_sum_that_is_given_back_is_right(make_fleet: Callable[..., Any], monke
             future.result(20)
         assert np.all(ones == 6)
         assert np.all(twos == 6)
+
+
+def test_a_key_chooses_its_codec_once_on_each_side(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aggregator decodes and encodes with the codec of the job's key, which no other part chooses again."""
+    expected = make_fleet(1).on_every_rank(2, rounds)
+    codec = Shifting()
+    for key in ("psum.client.core.keys", "psum.aggregator.core.key"):
+        monkeypatch.setattr(f"{key}.codec_of", lambda: codec)
+    assert make_fleet(1).on_every_rank(2, rounds) == expected
+    assert codec.decoded > 0
