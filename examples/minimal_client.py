@@ -1,4 +1,4 @@
-"""A worker of psum's protocol in a hundred lines, written from docs/protocol.md with only the generated stub.
+"""A small worker of psum's protocol, written from docs/protocol.md with only the generated stub.
 
 It sums float32 with workers of any other kind, on any number of aggregators. It leaves out what docs/protocol.md allows
 to leave out: planes other than inline, priorities, reconnecting, TLS, and several operations at a time.
@@ -24,8 +24,7 @@ ITEM_BYTES = 4
 
 def key_id(store: int, operation: int, name: str) -> int:
     """Returns the id of a key, which must be the same on all ranks, whatever client they use."""
-    text = f"{store}/{operation}/{name}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return _hash(f"{store}/{operation}/{name}")
 
 
 def turns(weights: Sequence[int]) -> list[int]:
@@ -36,6 +35,38 @@ def turns(weights: Sequence[int]) -> list[int]:
         order.append(balance.index(max(balance)))
         balance[order[-1]] -= total
     return order
+
+
+def place(key: int, name: str, elements: int, partition: int, weights: Sequence[int]) -> list[tuple[int, int]]:
+    """Elements and owner of each shard of a key in store 0."""
+    order, unit = turns(weights), 16 if partition // ITEM_BYTES >= 16 else 1
+    total, grain = len(order), min(max((256 << 10) // len(weights), 4 << 10), 64 << 10)
+    units, most, size = -(-elements // unit), max(1, partition // ITEM_BYTES) // unit, elements * ITEM_BYTES
+    turn = key % total
+    if name.isascii() and name.isdecimal():
+        block, position = divmod(int(name), total)
+        turn = sorted(range(total), key=lambda turn: _hash(f"0/{block}/{turn}"))[position]
+    ends, owners = [0], []
+    if size * min(weights) >= grain * total:
+        owner = [(order[turn] + number) % len(weights) for number in range(len(weights))]
+        share = 0
+        for index in owner:
+            begin, share = units * share // total, share + weights[index]
+            length = units * share // total - begin
+            count = -(-length // most)
+            ends += [begin + length * (i + 1) // count for i in range(count)]
+            owners += [index] * count
+    else:
+        count = max(min(size // grain, units), -(-units // most))
+        ends += [units * (i + 1) // count for i in range(count)]
+        owners = [order[(turn + i) % total] for i in range(count)]
+    edges = [min(end * unit, elements) for end in ends]
+    return [(stop - start, index) for start, stop, index in zip(edges, edges[1:], owners, strict=False)]
+
+
+def first_owner(key: int, name: str, weights: Sequence[int]) -> int:
+    """Who would own the first shard of a key, if it had any."""
+    return place(key, name, 1, 1, weights)[0][1]
 
 
 class Stream:
@@ -72,7 +103,7 @@ class Worker:
         self, addresses: Sequence[str], rank: int, num_workers: int, job: str = "default", partition: int = 2 << 20
     ) -> None:
         self.rank, self.partition, self.rounds = rank, partition, dict[int, int]()
-        self.turns = turns([1] * len(addresses))
+        self.weights = [1] * len(addresses)
         self.streams: list[Stream] = []
         hello = pb.Hello(protocol_version=1, job=job, rank=rank, num_workers=num_workers, partition_bytes=partition)
         hello.aggregators.extend(addresses)
@@ -102,12 +133,13 @@ class Worker:
         self, operation: pb.Operation.ValueType, name: str, values: Sequence[float], *, sends: bool
     ) -> list[float]:
         key, data = key_id(0, operation, name), struct.pack(f"<{len(values)}f", *values)
-        step = max(1, self.partition // ITEM_BYTES) * ITEM_BYTES
-        pieces = {index: data[start : start + step] for index, start in enumerate(range(0, len(data), step))}
-        owner = {index: self.streams[self.turns[(key + index) % len(self.turns)]] for index in pieces}
+        pieces, owner, begin = dict[int, bytes](), dict[int, Stream](), 0
+        for index, (elements, aggregator) in enumerate(place(key, name, len(values), self.partition, self.weights)):
+            pieces[index], owner[index] = data[begin : begin + elements * ITEM_BYTES], self.streams[aggregator]
+            begin += elements * ITEM_BYTES
         if key not in self.rounds:
             # An empty key is declared too, to the aggregator of its first shard.
-            for stream in {*owner.values()} or {self.streams[self.turns[key % len(self.turns)]]}:
+            for stream in {*owner.values()} or {self.streams[first_owner(key, name, self.weights)]}:
                 declared = pb.Key(id=key, name=name, elements=len(values), shape=[len(values)], operation=operation)
                 declared.type = pb.ELEMENT_TYPE_FLOAT32
                 for index in (index for index, taker in owner.items() if taker is stream):
@@ -129,6 +161,10 @@ class Worker:
                     begin += size
         whole = b"".join(sums[index] for index in pieces)
         return [value for (value,) in struct.iter_unpack("<f", whole)]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _rows(shards: pb.ShardRounds) -> list[tuple[int, int]]:

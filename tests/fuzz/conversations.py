@@ -43,7 +43,7 @@ class Tensor:
     @property
     def shards(self) -> tuple[Shard, ...]:
         """Its shards, all on one aggregator."""
-        return Placement(self.partition_bytes, (1,)).shards(self.id, self.elements, self.element_type.itemsize)
+        return Placement(self.partition_bytes, (1,)).shards(0, self.elements, self.element_type.itemsize)
 
     def value(self, rank: int, round: int) -> bytes:
         """Return a rank's contribution to a round."""

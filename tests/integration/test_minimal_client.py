@@ -1,6 +1,7 @@
 """docs/protocol.md is enough to write a client: its figures are right, and the client written from it works."""
 
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minimal_client
 from psum import client as psum
@@ -40,20 +43,39 @@ def test_the_turns_on_the_page_are_those_that_are_taken() -> None:
     for vector in vectors("turns"):
         weights = vector["weights"]
         assert minimal_client.turns(weights) == vector["turns"]
-        shards = Placement(1, weights).shards(0, len(vector["turns"]), 1)
-        assert [shard.aggregator for shard in shards] == vector["turns"]
+        owners = [Placement(1, weights).first(turn) for turn in range(len(vector["turns"]))]
+        assert owners == vector["turns"]
     assert len(vectors("turns")) >= 4
 
 
 def test_the_shards_on_the_page_are_those_that_are_cut() -> None:
     """The shards on the page have the right elements and owners."""
     for vector in vectors("shards"):
-        item = vector["bytes_per_element"]
+        item, name, key = vector["bytes_per_element"], vector["key"], int(vector["id"], 16)
         placement = Placement(vector["partition_bytes"], vector["weights"])
-        shards = placement.shards(int(vector["id"], 16), vector["elements"], item)
-        assert [[shard.size // item, shard.aggregator] for shard in shards] == vector["shards"]
-        assert placement.first(int(vector["id"], 16)) == vector["first_owner"]
+        turn = placement.turn(0, name, key)
+        shards = placement.shards(turn, vector["elements"], item)
+        assert [[shard.size // item, shard.aggregator] for shard in shards] == vector["shards"], vector
+        assert placement.first(turn) == vector["first_owner"]
     assert len(vectors("shards")) >= 3
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.one_of(st.text(max_size=3), st.integers(0, 300).map(str)),
+    st.integers(0, 400_000),
+    st.integers(1 << 10, 1 << 18),
+    st.lists(st.integers(1, 6), min_size=1, max_size=9),
+)
+def test_the_minimal_client_cuts_as_psum_s(key: int, name: str, elements: int, most: int, weights: list[int]) -> None:
+    """Any key on any fleet, whatever the weights."""
+    divisor = math.gcd(*weights)
+    placement = Placement(most, weights)
+    turn = placement.turn(0, name, key)
+    expected = [(shard.size // 4, shard.aggregator) for shard in placement.shards(turn, elements, 4)]
+    weights = [weight // divisor for weight in weights]
+    assert minimal_client.place(key, name, elements, most, weights) == expected
+    assert minimal_client.first_owner(key, name, weights) == placement.first(turn)
 
 
 def values(rank: int, size: int, round: int) -> Any:

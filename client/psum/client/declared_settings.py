@@ -31,8 +31,8 @@ class DeclaredSettings(BaseSettings):
         default=(),
         default_text="all 1",
         parse=items(integer(1, 1000)),
-        meaning="How many shards each aggregator takes in turn, separated by commas. All workers must have the same"
-        " list.",
+        meaning="Each aggregator's share of the bytes relative to the others, separated by commas. All workers must"
+        " have the same list.",
     )
     rank: int = setting(
         "PSUM_RANK",
@@ -64,7 +64,7 @@ class DeclaredSettings(BaseSettings):
         default=2 << 20,
         default_text="2 MiB",
         parse=size,
-        meaning="The size of a shard. All workers must have the same.",
+        meaning="The most bytes that a shard has. All workers must have the same.",
     )
     credit_bytes: int = setting(
         "PSUM_CREDIT_BYTES",

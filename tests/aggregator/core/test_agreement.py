@@ -89,7 +89,7 @@ def test_weights_are_the_same_where_they_place_alike(one: list[int], other: list
 
     def owners(weights: list[int]) -> list[list[int]]:
         placement = Placement(1, weights)
-        return [[s.aggregator for s in placement.shards(key, 60, 1)] for key in range(60)]
+        return [[s.aggregator for s in placement.shards(placement.turn(0, "w", key), 60, 1)] for key in range(60)]
 
     alike = agreement.weights(pb.Hello(weights=one)) == agreement.weights(pb.Hello(weights=other))
     if len(one) == len(other):

@@ -21,10 +21,11 @@ Array = npt.NDArray[Any]
         ("many", 10_000, 2_560_000),
         ("resnet50", 193, 25_575_912),
         ("vgg16", 32, 138_357_544),
+        ("transformer", 199, 109_482_240),
     ],
 )
 def test_sizes(workload: str, tensors: int, elements: int) -> None:
-    """The networks have as many parameters as their models in the model zoo."""
+    """The networks have as many parameters as their models in the model zoo, the transformer as many as BERT-base."""
     assert (len(sizes(workload)), sum(sizes(workload))) == (tensors, elements)
 
 

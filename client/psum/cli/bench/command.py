@@ -54,7 +54,7 @@ _ROUNDS: Final = 5
     show_default=True,
     metavar="NAME,…",
     help="The tensors of each step: big (16 tensors of 1 Mi elements), wide (16 of 2 Mi), small (256 of 1 Ki), many"
-    " (10,000 of 256), resnet50 or vgg16 (a network's parameters).",
+    " (10,000 of 256), resnet50, vgg16 or transformer (a network's parameters).",
 )
 @click.option(
     "--dtype",

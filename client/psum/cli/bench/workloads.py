@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from psum.wire import ElementType, NumberKind
 
-NAMES: Final = ("big", "wide", "small", "many", "resnet50", "vgg16")
+NAMES: Final = ("big", "wide", "small", "many", "resnet50", "vgg16", "transformer")
 
 
 #: The longest period of values. A longer one would not distinguish more. A prime distinguishes ranks, tensors and
@@ -25,7 +25,7 @@ def sizes(workload: str) -> list[int]:
 
     `big` has 16 tensors of 1 Mi elements. `wide` has 16 of 2 Mi: in float16 as many bytes as `big` in float32. `small`
     has 256 of 1 Ki, `many` has 10,000 of 256. `resnet50` and `vgg16` have the parameters of these networks in Gluon's
-    model zoo.
+    model zoo, `transformer` those of BERT-base, uncased, with its pooler.
     """
     if workload == "big":
         return [1 << 20] * 16

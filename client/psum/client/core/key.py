@@ -55,12 +55,13 @@ class Key:
         self.nbytes = self.elements * element_type.itemsize
         self.codec = codec_of()
         """How its payloads are encoded; None: not at all."""
-        self.shards = () if placement is None else placement.shards(self.id, self.elements, element_type.itemsize)
+        turn = 0 if placement is None else placement.turn(store, key, self.id)
+        self.shards = () if placement is None else placement.shards(turn, self.elements, element_type.itemsize)
         self.aggregators: frozenset[int] = frozenset()
         """The aggregators that are told of this key: the owners of its shards, and the one that owns shard 0 or would
         own it. An empty key is declared there too, so that ranks that disagree on its shape hear of it."""
         if placement is not None:
-            self.aggregators = frozenset(s.aggregator for s in self.shards) | {placement.first(self.id)}
+            self.aggregators = frozenset(s.aggregator for s in self.shards) | {placement.first(turn)}
         self.reserved = 0
         """The next round to be reserved."""
         self.failure: PsumError | None = None
