@@ -20,6 +20,7 @@ _ONCE: Final = (
     "aggregator/observe/test_page.py",
     "aggregator/observe/test_metrics.py",
     "aggregator/observe/test_scraping.py",
+    "bench",
     "chaos",
     "cli/bench/test_bench.py",
     "cli/launch/test_launch.py",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from faults import worker
@@ -42,6 +43,7 @@ class WorkerProcess:
     Args:
         log: File to which its standard error is appended.
         process_1: Whether it is process 1 of a PID namespace.
+        prefix: A command that runs it elsewhere, such as in a network namespace, and becomes the process itself.
 
     Attributes:
         process: The process, or its parent if it is process 1.
@@ -49,12 +51,12 @@ class WorkerProcess:
         events: All events reported so far, in order.
     """
 
-    def __init__(self, log: pathlib.Path, *, process_1: bool = False) -> None:
+    def __init__(self, log: pathlib.Path, *, process_1: bool = False, prefix: Sequence[str] = ()) -> None:
         self._log = log
         self.is_process_1 = process_1
         with log.open("a") as errors:
             self.process = subprocess.Popen(
-                [*(PROCESS_1 if process_1 else ()), sys.executable, worker.__file__],
+                [*(PROCESS_1 if process_1 else prefix), sys.executable, worker.__file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

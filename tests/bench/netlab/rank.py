@@ -1,0 +1,89 @@
+"""One rank in the lab: `python -I rank.py MEASURE PLAN STEPS`.
+
+It runs the loop of `psum bench` and notes when each step begins and ends. MEASURE is the path of
+psum/cli/bench/measure.py, PLAN a plan of it as JSON, STEPS the file for the times. A peer's interpreter need not have
+psum: then this file and MEASURE need only the standard library and the peer.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import time
+from types import ModuleType
+from typing import Any
+
+
+class Recorded:
+    """A system whose steps are recorded. Everything else is the system's own.
+
+    Attributes:
+        steps: The monotonic times at which each step began and ended, in seconds.
+    """
+
+    def __init__(self, system: Any) -> None:
+        self._system = system
+        self._begun: float | None = None
+        self.steps: list[tuple[float, float]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._system, name)
+
+    def push_pull(self, number: int) -> None:
+        """Begins to sum a tensor. The first one begins a step."""
+        if self._begun is None:
+            self._begun = time.monotonic()
+        self._system.push_pull(number)
+
+    def wait_for_all(self) -> None:
+        """Ends a step."""
+        self._system.wait_for_all()
+        if self._begun is not None:
+            self.steps.append((self._begun, time.monotonic()))
+            self._begun = None
+
+
+def main(path: str, argument: str, file: str) -> int:
+    """Runs one process as the environment and the plan say; returns the exit status."""
+    measure = _load(path)
+    plan = measure.Plan.load(argument)
+    if os.environ.get("DMLC_ROLE") in ("scheduler", "server"):
+        measure.import_mxnet()
+        return 0
+    if plan.system in measure.PEERS:
+        _run(measure, measure.PEERS[plan.system](plan), plan, file)
+        return 0
+    from psum.cli.bench import worker
+    from psum.client import PsumError, connect
+
+    try:
+        with connect() as client:
+            _run(measure, worker.NumPy(client, plan), plan, file)
+    except PsumError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(measure: ModuleType, system: Any, plan: Any, file: str) -> None:
+    recorded = Recorded(system)
+    measurement = measure.measure(recorded, plan)
+    pathlib.Path(file).write_text(json.dumps(recorded.steps))
+    if recorded.rank == 0:
+        pathlib.Path(plan.measurement).write_text(measurement.dump())
+
+
+def _load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look their module up.
+    sys.modules["measure"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

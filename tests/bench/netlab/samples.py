@@ -1,0 +1,61 @@
+"""What the links carried over time."""
+
+import bisect
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+
+class Samples:
+    """Counts of bytes, taken again and again.
+
+    Args:
+        times: Monotonic times in seconds, in ascending order, at least one.
+        counts: At each time, for each host the bytes that it has sent and received so far.
+        drops: At each time, the packets that full queues have dropped so far.
+    """
+
+    def __init__(
+        self, times: Sequence[float], counts: Sequence[Sequence[tuple[int, int]]], drops: Sequence[int]
+    ) -> None:
+        self._times = times
+        self._counts = counts
+        self._drops = drops
+
+    @classmethod
+    def parse(cls, lines: Iterable[str]) -> Self:
+        """From what sampler.py printed. A last line without its end is left out."""
+        times, counts, drops = [], [], []
+        for line in lines:
+            if line.endswith("\n"):
+                now, dropped, *numbers = line.split()
+                times.append(float(now))
+                drops.append(int(dropped))
+                counts.append([(int(a), int(b)) for a, b in zip(numbers[::2], numbers[1::2], strict=True)])
+        return cls(times, counts, drops)
+
+    def carried(self, begin: float, end: float) -> list[tuple[float, float]]:
+        """Bytes that each host sent and received between two times."""
+        before, after = self._at(begin), self._at(end)
+        return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
+
+    def fullness(self, begin: float, end: float, bytes_per_second: float) -> list[tuple[float, float]]:
+        """The part of its rate that each link carried between two times, out of the host and into it."""
+        most = (end - begin) * bytes_per_second
+        return [(out / most, into / most) for out, into in self.carried(begin, end)]
+
+    def dropped(self, begin: float, end: float) -> int:
+        """Packets that full queues dropped between two times, as far as samples tell."""
+        first, last = (max(bisect.bisect(self._times, moment) - 1, 0) for moment in (begin, end))
+        return self._drops[last] - self._drops[first]
+
+    def _at(self, moment: float) -> list[tuple[float, float]]:
+        """The counts at a time, interpolated between the samples around it."""
+        after = bisect.bisect(self._times, moment)
+        if after == 0 or after == len(self._times):
+            return [(float(out), float(into)) for out, into in self._counts[max(after - 1, 0)]]
+        first, second = self._times[after - 1], self._times[after]
+        part = (moment - first) / (second - first)
+        return [
+            (a[0] + part * (b[0] - a[0]), a[1] + part * (b[1] - a[1]))
+            for a, b in zip(self._counts[after - 1], self._counts[after], strict=True)
+        ]

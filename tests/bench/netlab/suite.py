@@ -1,0 +1,162 @@
+"""The experiments of docs/benchmarks.md on networks, and the target of each."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from psum.cli.bench.cases import Effort, System
+from psum.cli.bench.rivals import Peer
+from tests.bench.netlab.placement import Placement
+from tests.bench.netlab.runs import Case, Summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a system must reach in a placement.
+
+    Attributes:
+        placement: Where.
+        variant: By which system.
+        figure: Of which figure of Run.
+        least: At least this much, or None.
+        most: At most this much, or None.
+        against: A peer of which `figure` must be reached, where it was measured, instead of a number.
+    """
+
+    placement: Placement
+    variant: str
+    figure: str = "of_bound"
+    least: float | None = None
+    most: float | None = None
+    against: str = ""
+
+    def words(self) -> str:
+        """For people: '≥ 0.92', '≥ gloo'."""
+        if self.against:
+            return f"≥ {self.against}"
+        return f"≥ {self.least:g}" if self.least is not None else f"≤ {self.most:g}"
+
+    def verdict(self, summaries: Sequence[Summary]) -> tuple[float, bool] | None:
+        """The median that was measured, and whether it is enough. None if something was not measured."""
+        ours = self._median(summaries, self.variant)
+        if ours is None:
+            return None
+        if self.against:
+            theirs = self._median(summaries, self.against)
+            return None if theirs is None else (ours, ours >= theirs)
+        enough = (self.least is None or ours >= self.least) and (self.most is None or ours <= self.most)
+        return ours, enough
+
+    def _median(self, summaries: Sequence[Summary], variant: str) -> float | None:
+        for summary in summaries:
+            if (summary.case.placement, summary.variant) == (self.placement, variant):
+                spread = summary.spread(self.figure)
+                return None if spread is None else spread.median
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Placements that several systems are put to in turns.
+
+    Attributes:
+        about: A sentence for people.
+        placements: Where.
+        planes: psum's planes, each a system of its own.
+        peers: The names of the peers it is compared with.
+        targets: What it must show.
+        mbit: The rate of the links.
+        workload: What is summed.
+        effort: How much is done in one run.
+    """
+
+    about: str
+    placements: Sequence[Placement]
+    planes: Sequence[str]
+    peers: Sequence[str]
+    targets: Sequence[Target]
+    mbit: float = 200.0
+    workload: str = "resnet50"
+    effort: Effort = Effort(steps=4, warmup=2)  # noqa: RUF009 (frozen)
+
+    def pairs(self, peers: Sequence[Peer], congestion_control: str) -> list[tuple[Case, System]]:
+        """What is done by whom: by psum, and by those of its peers that are there."""
+        systems = [System(plane=plane) for plane in self.planes]
+        systems += [System(peer=peer) for peer in peers if peer.name in self.peers]
+        return [
+            (Case(placement, self.workload, self.mbit, congestion_control), system)
+            for placement in self.placements
+            for system in systems
+        ]
+
+
+_RIVALS: Final = ("gloo", "dist_sync")
+
+_BESIDE: Final = tuple(Placement(hosts) for hosts in (2, 3, 4, 8))
+_DEDICATED: Final = tuple(Placement(hosts, beside=0, dedicated=hosts) for hosts in (2, 4))
+_MIXED: Final = (
+    Placement(2, dedicated=1),
+    Placement(2, dedicated=2),
+    Placement(4, dedicated=2),
+    Placement(4, dedicated=4),
+)
+_SEVERAL: Final = tuple(Placement(hosts, local) for hosts in (2, 4) for local in (2, 4, 8))
+
+
+def _rivals(placements: Sequence[Placement], variant: str) -> list[Target]:
+    return [Target(placement, variant, against=peer) for placement in placements for peer in _RIVALS]
+
+
+EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
+    {
+        "beside": Experiment(
+            "One worker and one aggregator on each host.",
+            _BESIDE,
+            ("auto", "inline"),
+            _RIVALS,
+            [
+                *(Target(each, "psum auto", least=0.92 if each.hosts < 8 else 0.9) for each in _BESIDE),
+                *(Target(each, "psum inline", least=0.85) for each in _BESIDE),
+                *_rivals(_BESIDE, "psum auto"),
+            ],
+        ),
+        "dedicated": Experiment(
+            "One worker on each host, and as many hosts with an aggregator each.",
+            _DEDICATED,
+            ("auto", "inline"),
+            _RIVALS,
+            [
+                *(Target(each, "psum auto", least=0.92) for each in _DEDICATED),
+                *(Target(each, "psum inline", least=0.85) for each in _DEDICATED),
+                *_rivals(_DEDICATED, "psum auto"),
+            ],
+        ),
+        "mixed": Experiment(
+            "One worker and one aggregator on each host, and hosts with an aggregator alone.",
+            _MIXED,
+            ("auto",),
+            ("dist_sync",),
+            [Target(each, "psum auto", least=0.9) for each in _MIXED],
+        ),
+        "several": Experiment(
+            "Several workers and one aggregator on each host.",
+            _SEVERAL,
+            ("auto",),
+            _RIVALS,
+            [
+                *(Target(each, "psum auto", least=0.9) for each in _SEVERAL),
+                *(Target(each, "psum auto", "link_bytes", most=1.07) for each in _SEVERAL),
+            ],
+            effort=Effort(steps=3, warmup=2),
+        ),
+        "urgent": Experiment(
+            "The first layer's tensor is pushed last, behind a whole step.",
+            (Placement(4),),
+            ("auto", "inline"),
+            (),
+            [Target(Placement(4), f"psum {plane}", "urgent_share", most=0.15) for plane in ("auto", "inline")],
+            effort=Effort(steps=1, warmup=2, latency_steps=4),
+        ),
+    }
+)

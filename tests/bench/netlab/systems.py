@@ -1,0 +1,169 @@
+"""The processes of psum, dist_sync and Gloo on the hosts of a placement, and what each is told of the others."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from psum.cli.bench import measure, rivals
+from psum.cli.bench.cases import System
+from psum.cli.bench.runs import openmp_environment
+from tests.bench.netlab import rank
+from tests.bench.netlab.placement import Placement
+
+#: All processes have hosts of their own, so any port is free.
+_PSUM_PORT: Final = 50051
+_PEER_PORT: Final = 29500
+
+#: Variables that would tell the processes another rank, size or role.
+_FOREIGN_PREFIXES: Final = ("DMLC_", "BYTEPS_", "PS_", "TORCHELASTIC_", "PSUM_TLS_", "PSUM_AGGREGATOR_TLS_")
+_FOREIGN: Final = ("JOB_COMPLETION_INDEX", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A process to be started.
+
+    Attributes:
+        name: What its lines are prefixed with; a rank where it is a worker.
+        title: What it is called in messages.
+        host: Where it runs.
+        command: What it runs.
+        environ: What it has in its environment on top of `inherited`.
+    """
+
+    name: str
+    title: str
+    host: int
+    command: Sequence[str]
+    environ: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What runs a plan: workers, and the servers that they need.
+
+    Attributes:
+        system: What is measured.
+        placement: Where.
+        addresses: The hosts' IP addresses.
+        shared_memory: The hosts' directories for shared memory.
+        directory: For the files of the ranks' steps.
+    """
+
+    system: System
+    placement: Placement
+    addresses: Sequence[str]
+    shared_memory: Sequence[str]
+    directory: pathlib.Path
+
+    def steps_file(self, number: int) -> pathlib.Path:
+        """Where a rank writes when its steps began and ended."""
+        return self.directory / f"steps-{number}"
+
+    def servers(self) -> list[Process]:
+        """psum's aggregators; dist_sync's scheduler, then its servers; none of Gloo."""
+        hosts = self.placement.aggregator_hosts
+        if self.system.peer is None:
+            addresses = self._aggregators()
+            return [
+                Process(
+                    f"aggregator {index}",
+                    f"aggregator {index} at {address}",
+                    host,
+                    [sys.executable, "-m", "psum.cli", "aggregator", "--listen", address, "--insecure"],
+                    {"PSUM_LOG_LEVEL": "warning", "PSUM_SHM_DIRECTORY": self.shared_memory[host]},
+                )
+                for index, (host, address) in enumerate(zip(hosts, addresses, strict=True))
+            ]
+        if self.system.peer.name != "dist_sync":
+            return []
+        command = self._rank(
+            self.system.peer.python, measure.Plan("dist_sync", [], "float32", 0, 0, 0, 0.0, "", False), 0
+        )
+        scheduler = Process("scheduler", "dist_sync scheduler", 0, command, self._dmlc("scheduler", 0))
+        return [
+            scheduler,
+            *(
+                Process(f"server {index}", f"dist_sync server {index}", host, command, self._dmlc("server", host))
+                for index, host in enumerate(hosts)
+            ),
+        ]
+
+    def workers(self, plan: measure.Plan) -> list[Process]:
+        """One for each rank, in order."""
+        python = sys.executable if self.system.peer is None else self.system.peer.python
+        return [
+            Process(
+                str(number),
+                f"{self.system.name} rank {number}",
+                self.placement.host_of(number),
+                self._rank(python, plan, number),
+                self._worker_environment(number),
+            )
+            for number in range(self.placement.workers)
+        ]
+
+    def _rank(self, python: str, plan: measure.Plan, number: int) -> list[str]:
+        return [python, "-I", rank.__file__, measure.__file__, plan.dump(), str(self.steps_file(number))]
+
+    def _aggregators(self) -> list[str]:
+        hosts = self.placement.aggregator_hosts
+        return [f"{self.addresses[host]}:{_PSUM_PORT + index}" for index, host in enumerate(hosts)]
+
+    def _worker_environment(self, number: int) -> dict[str, str]:
+        placement, host = self.placement, self.placement.host_of(number)
+        if self.system.peer is None:
+            return {
+                "PSUM_AGGREGATORS": ",".join(self._aggregators()),
+                "PSUM_RANK": str(number),
+                "PSUM_NUM_WORKERS": str(placement.workers),
+                "PSUM_LOCAL_RANK": str(number % placement.local),
+                "PSUM_LOCAL_SIZE": str(placement.local),
+                "PSUM_PLANE": self.system.plane,
+                "PSUM_SHM_DIRECTORY": self.shared_memory[host],
+            }
+        if self.system.peer.name == "dist_sync":
+            return self._dmlc("worker", host)
+        return {
+            "MASTER_ADDR": self.addresses[0],
+            "MASTER_PORT": str(_PEER_PORT),
+            "RANK": str(number),
+            "WORLD_SIZE": str(placement.workers),
+            "GLOO_SOCKET_IFNAME": "eth0",
+        }
+
+    def _dmlc(self, role: str, host: int) -> dict[str, str]:
+        return {
+            "DMLC_ROLE": role,
+            "DMLC_NUM_WORKER": str(self.placement.workers),
+            "DMLC_NUM_SERVER": str(len(self.placement.aggregator_hosts)),
+            "DMLC_PS_ROOT_URI": self.addresses[0],
+            "DMLC_PS_ROOT_PORT": str(_PEER_PORT),
+            "DMLC_NODE_HOST": self.addresses[host],
+            "DMLC_INTERFACE": "eth0",
+        }
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """What all processes of a job have of this environment. psum's settings are passed on, to be tried out."""
+    kept = {
+        variable: value
+        for variable, value in environ.items()
+        if not variable.startswith(_FOREIGN_PREFIXES) and variable not in _FOREIGN
+    }
+    return {**kept, **openmp_environment()}
+
+
+def settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """psum's settings among the variables, for the record."""
+    return {variable: value for variable, value in sorted(environ.items()) if variable.startswith("PSUM_")}
+
+
+def can_run(system: System, placement: Placement) -> bool:
+    """Whether a system has what it needs in a placement: Gloo needs no aggregators, all others do."""
+    return bool(placement.aggregator_hosts) or (system.peer is not None and system.peer.name in _WITHOUT_SERVERS)
+
+
+_WITHOUT_SERVERS: Final = tuple(name for name in rivals.NAMES if name != "dist_sync")

@@ -1,0 +1,146 @@
+"""Jobs on hosts whose links go down, or that vanish."""
+
+import contextlib
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from faults.processes import WorkerProcess
+from tests.bench.netlab.network import Network
+from tests.polling import wait_until
+from tests.processes import running
+
+PORT = 50051
+
+#: Silence after which a connection is probed. It is given up after as long again.
+KEEPALIVE = 0.5
+
+#: What two workers push of it takes the link of a host more than half a second.
+ELEMENTS = 2_000_000
+MBIT = 100.0
+
+pytestmark = pytest.mark.usefixtures("lab")
+
+
+class Job:
+    """Two hosts, each with an aggregator and two workers.
+
+    Args:
+        directory: For logs.
+        stack: Ends everything.
+        worker_timeout: Seconds after which aggregators give up a worker that has vanished.
+
+    Attributes:
+        network: The hosts.
+        workers: By rank. Ranks 0 and 1 are on host 0.
+    """
+
+    def __init__(self, directory: pathlib.Path, stack: contextlib.ExitStack, worker_timeout: float) -> None:
+        self.network = stack.enter_context(Network(2, MBIT))
+        self._addresses = [f"{self.network.address(host)}:{PORT}" for host in range(2)]
+        self._aggregator_log = directory / "aggregators.log"
+        errors = stack.enter_context(self._aggregator_log.open("w"))
+        for host, address in enumerate(self._addresses):
+            command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", address, "--insecure"]
+            command += ["--keepalive", f"{KEEPALIVE}s", "--worker-timeout", f"{worker_timeout}s"]
+            command += ["--shm-directory", self.network.shared_memory(host)]
+            stack.enter_context(running(self.network.inside(host, *command), stderr=errors))
+        self.workers = []
+        for rank in range(4):
+            self.workers.append(WorkerProcess(directory / f"rank-{rank}.log", self.network.inside(rank // 2)))
+            stack.callback(self.workers[-1].close)
+
+    def join(self, name: str) -> None:
+        """All workers join a job of this name."""
+        for rank, worker in enumerate(self.workers):
+            settings = {
+                "job": name,
+                "aggregators": self._addresses,
+                "rank": rank,
+                "num_workers": 4,
+                "keepalive": KEEPALIVE,
+                "partition_bytes": 1 << 16,
+                "shm_directory": self.network.shared_memory(rank // 2),
+            }
+            worker.send("join", settings=settings)
+        for worker in self.workers:
+            worker.next("joined")
+
+    def close(self) -> None:
+        """All workers leave their job."""
+        for worker in self.workers:
+            worker.send("close")
+        for worker in self.workers:
+            worker.next("closed")
+
+    def push(self) -> None:
+        """All workers push-pull a large tensor, and its bytes begin to cross the links."""
+        before = self.network.received(1)
+        for worker in self.workers:
+            worker.send("push", key="large", size=ELEMENTS)
+        for worker in self.workers:
+            worker.next("pushed")
+        wait_until(lambda: self.network.received(1) > before + ELEMENTS)
+
+    def log(self) -> str:
+        """What aggregators and workers have logged."""
+        return self._aggregator_log.read_text() + "".join(worker.log for worker in self.workers)
+
+
+@pytest.fixture
+def make_job(tmp_path: pathlib.Path) -> Iterator[Callable[..., Job]]:
+    """Starts a job, which ends with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda worker_timeout=30.0: Job(tmp_path, stack, worker_timeout)
+
+
+def test_a_link_goes_down_in_mid_step_and_sums_are_exact(make_job: Callable[..., Job]) -> None:
+    """Two runs give the same bits. Then a link is down until connections are given up: the sum is right all the same,
+    and so are the following steps.
+    """
+    job = make_job()
+    results = []
+    for name in ("first", "second"):
+        job.join(name)
+        for worker in job.workers:
+            worker.send("train", steps=3)
+        results.append([worker.next("trained") for worker in job.workers])
+        if name == "first":
+            job.close()
+    assert all(result == results[0][0] for each in results for result in each)
+    job.push()
+    job.network.cut(1)
+    wait_until(lambda: all("lost its connection" in worker.log for worker in job.workers))
+    assert not any(event["event"] == "sum" for worker in job.workers for event in worker.events)
+    job.network.mend(1)
+    for worker in job.workers:
+        event = worker.next("sum")
+        assert (event["right"], event["error"]) == (True, None)
+    for worker in job.workers:
+        worker.send("train", steps=1)
+    assert len({worker.next("trained")["sums"] for worker in job.workers}) == 1
+    job.close()
+
+
+def test_errors_name_ranks_of_a_host_that_vanishes(make_job: Callable[..., Job]) -> None:
+    """No packet tells that it has gone, and its aggregator has gone with it. The survivors' errors name one of its
+    ranks at least, and no other rank.
+    """
+    job = make_job(worker_timeout=1.0)
+    job.join("job")
+    job.push()
+    assert len(job.network.processes(1)) == 3
+    job.network.destroy(1)
+    for worker in job.workers[2:]:
+        assert worker.wait() == -signal.SIGKILL
+    for worker in job.workers[:2]:
+        error: dict[str, Any] = worker.next("sum")["error"]
+        assert error["kind"] == "WorkerLostError"
+        assert error["ranks"]
+        assert set(error["ranks"]) <= {2, 3}
+        assert all(f"rank {rank}" in error["text"] for rank in error["ranks"])
+        assert job.network.address(1) in error["text"]

@@ -1,0 +1,149 @@
+"""The lab with real hosts: what it measures, and what it leaves behind."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.bench.netlab import namespaces
+from tests.bench.netlab.namespaces import LabError, check, existing, shared_memory, sweep
+from tests.bench.netlab.network import Network
+from tests.polling import wait_until
+from tests.processes import running
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "tests.bench.netlab")
+PATIENCE_SECONDS = 50.0
+
+
+def netlab(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs the command."""
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
+
+
+def runs_of(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
+    """The lines of JSON that it printed."""
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def owned_by(pid: int) -> list[str]:
+    """The namespaces that a lab has."""
+    return [name for name, owner in existing().items() if owner == pid]
+
+
+@pytest.mark.usefixtures("lab")
+def test_links_carry_each_byte_as_often_as_there_are_workers_on_a_host() -> None:
+    """All sums are checked. Headers take 5 % of the links; psum sends nothing twice, and little beside its payloads."""
+    arguments = ("--local", "1,2", "--workload", "big", "--mbit", "1000", "--steps", "1", "--warmup", "1", "--json")
+    for local, run in enumerate(runs_of(netlab(*arguments)), 1):
+        assert (run["hosts"], run["local"], run["plane"]) == (2, local, "direct+shm")
+        assert 1.03 * local < run["link_bytes"] < 1.07 * local
+        assert all(1.03 * local < bytes < 1.07 * local for pair in run["links"] for bytes in pair)
+        assert run["bound"] == pytest.approx(16 * 4 * 2**20 / 125e6, rel=1e-3)
+        assert run["of_bound"] == pytest.approx(run["bound"] / run["seconds"], rel=1e-3)
+        assert 0 < run["fullness"] <= 1.1
+        assert len(run["step_seconds"]) == 1
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_table_and_the_links_over_time() -> None:
+    """With a dedicated aggregator and none beside workers, over gRPC alone."""
+    options = ("--beside", "0", "--dedicated", "1", "--plane", "inline", "--workload", "small", "--watch")
+    done = netlab(*options, "--steps", "2", "--warmup", "1")
+    assert done.returncode == 0, done.stderr
+    titles, _, row = done.stdout.splitlines()
+    cells = dict(zip(titles.split(" | "), row.split(" | "), strict=True))
+    assert (cells["| hosts"], cells["dedicated"], cells["system"]) == ("| 2 without aggregators", "1", "psum inline")
+    assert float(cells["of_bound"]) <= 1
+    assert len(re.findall(r"^ +\d+\.\d\d( +\d+){6}", done.stderr, re.MULTILINE)) == 40
+    assert "ended step 1" in done.stderr
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_a_person_ends_it(number: signal.Signals) -> None:
+    """Neither namespaces nor processes nor shared memory. The status says which signal it was."""
+    command = [*COMMAND, "--mbit", "1"]
+    with running(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: len(owned_by(process.pid)) == 3)
+        names = owned_by(process.pid)
+        wait_until(lambda: any(map(namespaces.processes, names)))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 128 + number, errors
+        assert not owned_by(process.pid)
+    assert not any(shared_memory(name).exists() for name in names)
+
+
+#: Makes hosts, leaves a process on one of them, and is killed.
+_KILLED = """
+import os, signal, subprocess
+from tests.bench.netlab.network import Network
+network = Network(1, 10)
+command = network.inside(0, "sleep", "60")
+process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(process.pid, *network.namespaces, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.usefixtures("lab")
+def test_what_a_killed_run_has_left_is_removed_at_the_next_start() -> None:
+    """With its processes and shared memory. The hosts of a lab that runs stay."""
+    with Network(1, 10) as network:
+        killed = subprocess.run([sys.executable, "-c", _KILLED], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        assert killed.returncode == -signal.SIGKILL
+        pid, *names = killed.stdout.split()
+        assert set(names) <= existing().keys()
+        assert set(names) <= set(sweep())
+        assert not set(names) & existing().keys()
+        with contextlib.suppress(ProcessLookupError):
+            # It may be a zombie that nobody has waited for.
+            os.kill(int(pid), 0)
+            assert pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        assert set(network.namespaces) <= existing().keys()
+        subprocess.run(network.inside(0, "true"), check=True, timeout=30)
+    assert not set(network.namespaces) & existing().keys()
+
+
+def test_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, iproute2, or a permission that a container lacks."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="need root"):
+        check()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(LabError, match="no program 'ip': install iproute2"):
+        check()
+    monkeypatch.undo()
+
+    def refused(command: Sequence[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.CompletedProcess(
+            command, 1, "", "mount --make-shared /run/netns failed: Operation not permitted"
+        )
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda program: program)
+    monkeypatch.setattr(subprocess, "run", refused)
+    with pytest.raises(LabError, match=r"`ip netns add .*Operation not permitted.*CAP_SYS_ADMIN"):
+        check()
+
+
+def test_the_command_says_so_and_shows_no_traceback(tmp_path: pathlib.Path) -> None:
+    """A machine without iproute2."""
+    environ = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(COMMAND, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: (network namespaces need root|there is no program 'ip').*\n", done.stderr)

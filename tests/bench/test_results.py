@@ -1,0 +1,124 @@
+"""What several runs say together, and whether that is enough."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from psum.cli.bench.cases import System
+from psum.cli.bench.rivals import Peer
+from tests.bench.netlab import page
+from tests.bench.netlab.placement import Placement
+from tests.bench.netlab.runs import Run, summarise
+from tests.bench.netlab.suite import EXPERIMENTS, Target
+from tests.bench.netlab.systems import Job, can_run, inherited, settings
+from tests.bench.netlab.tables import markdown
+
+FOUR = Placement(4)
+
+RUN = Run(
+    variant="psum auto",
+    version="",
+    hosts=4,
+    local=1,
+    beside=1,
+    dedicated=0,
+    workload="resnet50",
+    mbit=200.0,
+    congestion_control="cubic",
+    plane="direct+shm",
+    settings={},
+    round=0,
+    load=1.0,
+    seconds=6.82,
+    step_seconds=[6.8, 6.84],
+    bound=6.138,
+    of_bound=0.9,
+    link_bytes=1.05,
+    links=[[1.05, 1.05]] * 4,
+    fullness=0.95,
+    dropped=0,
+    retransmitted=0,
+    timeouts=0,
+    urgent_ms=100.0,
+    urgent_step_ms=1000.0,
+    worker_cpu_s_per_gb=1.0,
+    aggregator_cpu_s_per_gb=2.0,
+)
+
+RUNS = [
+    *(dataclasses.replace(RUN, round=number, of_bound=of_bound) for number, of_bound in enumerate((0.9, 0.8, 0.91))),
+    dataclasses.replace(RUN, variant="gloo", of_bound=0.85, urgent_ms=None, urgent_step_ms=None),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (Target(FOUR, "psum auto", least=0.9), (0.9, True)),
+        (Target(FOUR, "psum auto", least=0.92), (0.9, False)),
+        (Target(FOUR, "psum auto", "link_bytes", most=1.07), (1.05, True)),
+        (Target(FOUR, "psum auto", "link_bytes", most=1.04), (1.05, False)),
+        (Target(FOUR, "psum auto", "urgent_share", most=0.15), (0.1, True)),
+        (Target(FOUR, "psum auto", against="gloo"), (0.9, True)),
+        (Target(FOUR, "gloo", against="psum auto"), (0.85, False)),
+        (Target(FOUR, "psum auto", against="dist_sync"), None),
+        (Target(FOUR, "gloo", "urgent_share", most=0.15), None),
+        (Target(Placement(2), "psum auto", least=0.9), None),
+    ],
+)
+def test_targets_are_compared_with_medians(target: Target, expected: tuple[float, bool] | None) -> None:
+    """None where something was not measured."""
+    assert target.verdict(summarise(RUNS)) == expected
+
+
+def test_a_table_has_medians_with_their_spread() -> None:
+    """A row for each system. What a system does not have is empty."""
+    titles, _, ours, theirs = markdown(summarise(RUNS)).splitlines()
+    assert titles.startswith("| hosts | workers | dedicated | Mbit/s | workload | system | of_bound | link_bytes |")
+    assert ours.startswith(
+        "| 4 | 1 | 0 | 200 | resnet50 | psum auto (direct+shm) | 0.90 (0.80-0.91) | 1.050 | 6.82 | 0.95 | 0.100 |"
+    )
+    assert theirs.startswith("| 4 | 1 | 0 | 200 | resnet50 | gloo | 0.85 | 1.050 | 6.82 | 0.95 |  |")
+
+
+def test_the_suite_has_every_experiment_that_its_targets_name() -> None:
+    """No target is about a placement or a system that is not measured."""
+    for name, experiment in EXPERIMENTS.items():
+        peers = [Peer(peer, "1", "python") for peer in experiment.peers]
+        measured = {(case.placement, system.name) for case, system in experiment.pairs(peers, "cubic")}
+        for target in experiment.targets:
+            assert (target.placement, target.variant) in measured, name
+            assert not target.against or (target.placement, target.against) in measured, name
+
+
+def test_results_are_written_and_read_again(tmp_path: pathlib.Path) -> None:
+    """The page shows which targets were missed; what was not measured again stays."""
+    page.write(tmp_path, {"beside": page.Result("2026-11-26", "a machine", "scripts/netlab --suite beside", RUNS)})
+    assert page.load(tmp_path / "network.json")["beside"].runs == RUNS
+    text = (tmp_path / "network.md").read_text()
+    assert "| 4 hosts of 1 worker and 1 aggregator | psum auto | of_bound | ≥ 0.92 | 0.900 | **missed** |" in text
+    assert "| 4 hosts of 1 worker and 1 aggregator | psum auto | of_bound | ≥ gloo | 0.900 | reached |" in text
+    assert "| 2 hosts of 1 worker and 1 aggregator | psum auto | of_bound | ≥ 0.92 | not measured |  |" in text
+    assert page.load(tmp_path / "nothing.json") == {}
+
+
+def test_processes_know_each_other() -> None:
+    """Aggregators share the memory of their host. psum's settings are passed on, what tells a rank or a role is not."""
+    placement = Placement(2, local=2, dedicated=1)
+    job = Job(System(plane="auto"), placement, ["a", "b", "c"], ["/a", "/b", "/c"], pathlib.Path("/tmp"))
+    assert [(server.host, server.environ["PSUM_SHM_DIRECTORY"]) for server in job.servers()] == [
+        (0, "/a"),
+        (1, "/b"),
+        (2, "/c"),
+    ]
+    environ = {"DMLC_ROLE": "server", "RANK": "7", "PSUM_TLS_CA": "file", "PSUM_CREDIT_BYTES": "4MiB", "HOME": "/root"}
+    kept = inherited(environ)
+    kept.pop("OMP_NUM_THREADS")
+    assert kept == {"PSUM_CREDIT_BYTES": "4MiB", "HOME": "/root"}
+    assert settings(kept) == {"PSUM_CREDIT_BYTES": "4MiB"}
+    assert [placement.host_of(rank) for rank in range(placement.workers)] == [0, 0, 1, 1]
+    gloo, dist_sync = (System(peer=Peer(name, "1", "python")) for name in ("gloo", "dist_sync"))
+    without = Placement(2, beside=0)
+    assert [can_run(system, without) for system in (System(plane="auto"), gloo, dist_sync)] == [False, True, False]
+    assert can_run(dist_sync, placement)
