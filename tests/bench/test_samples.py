@@ -25,10 +25,14 @@ def test_bytes_between_two_times() -> None:
     assert samples.fullness(1, 3, 400) == [(0.25, 0), (0, 0.25)]
 
 
-def test_drops_between_two_times() -> None:
-    """They count from the sample that shows them."""
+def test_all_bytes_of_a_busy_time_count() -> None:
+    """From the last sample before it to the first after it, as far as there are samples."""
     samples = Samples.parse(LINES)
-    assert (samples.dropped(0, 1), samples.dropped(1, 3), samples.dropped(0, 9)) == (0, 1, 1)
+    for begin, end in ((1, 3), (0.9, 2.9), (-1, 9)):
+        assert samples.carried_around(begin, end) == [(200, 0), (0, 200)]
+        assert samples.dropped_around(begin, end) == 1
+    assert samples.carried_around(3, 5) == [(0, 0), (0, 0)]
+    assert samples.dropped_around(3, 5) == 0
 
 
 def test_a_line_that_was_cut_off_is_left_out() -> None:

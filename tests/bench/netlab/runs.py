@@ -214,11 +214,10 @@ def _report(
     bytes_per_second = case.mbit * 1e6 / 8
     least = least_link_bytes(case.placement, case.payload_bytes)
     seconds, gigabytes = measured.seconds / effort.steps, measured.payload_bytes / _GB
-    links = [
-        [round(count / effort.steps / least, 4) for count in pair]
-        for pair in trace.samples.carried(trace.begin, trace.end)
-    ]
-    full = trace.samples.fullness(trace.begin, trace.end, bytes_per_second)[: case.placement.hosts]
+    # All ranks wait for each other before and after the timed steps, so the links are idle then.
+    carried = trace.samples.carried_around(trace.begin, trace.end)
+    links = [[round(count / effort.steps / least, 4) for count in pair] for pair in carried]
+    of_workers = [count for pair in carried[: case.placement.hosts] for count in pair]
     first, last = trace.timed
     servers = measured.server_cpu_seconds if system.peer is None else None
     return Run(
@@ -238,8 +237,8 @@ def _report(
         of_bound=round(least / bytes_per_second / seconds, 4),
         link_bytes=max(map(max, links)),
         links=links,
-        fullness=round(sum(map(sum, full)) / (2 * len(full)), 4),
-        dropped=trace.samples.dropped(trace.begin, trace.end),
+        fullness=round(sum(of_workers) / len(of_workers) / bytes_per_second / (trace.end - trace.begin), 4),
+        dropped=trace.samples.dropped_around(trace.begin, trace.end),
         retransmitted=bad[0],
         timeouts=bad[1],
         urgent_ms=round(measured.latency_ms[0], 2) if measured.latency_ms else None,

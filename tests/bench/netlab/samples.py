@@ -38,15 +38,28 @@ class Samples:
         before, after = self._at(begin), self._at(end)
         return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
 
+    def carried_around(self, begin: float, end: float) -> list[tuple[int, int]]:
+        """Bytes that each host sent and received, from the last sample before `begin` to the first after `end`.
+
+        This is exact if the links are idle around these times, where interpolation would miss some bytes.
+        """
+        before, after = self._counts[self._last_before(begin)], self._counts[self._first_after(end)]
+        return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
+
+    def dropped_around(self, begin: float, end: float) -> int:
+        """Packets that full queues dropped, between the same samples."""
+        return self._drops[self._first_after(end)] - self._drops[self._last_before(begin)]
+
     def fullness(self, begin: float, end: float, bytes_per_second: float) -> list[tuple[float, float]]:
         """The part of its rate that each link carried between two times, out of the host and into it."""
         most = (end - begin) * bytes_per_second
         return [(out / most, into / most) for out, into in self.carried(begin, end)]
 
-    def dropped(self, begin: float, end: float) -> int:
-        """Packets that full queues dropped between two times, as far as samples tell."""
-        first, last = (max(bisect.bisect(self._times, moment) - 1, 0) for moment in (begin, end))
-        return self._drops[last] - self._drops[first]
+    def _last_before(self, moment: float) -> int:
+        return max(bisect.bisect_right(self._times, moment) - 1, 0)
+
+    def _first_after(self, moment: float) -> int:
+        return min(bisect.bisect_left(self._times, moment), len(self._times) - 1)
 
     def _at(self, moment: float) -> list[tuple[float, float]]:
         """The counts at a time, interpolated between the samples around it."""
