@@ -51,7 +51,7 @@ class Job:
             stack.enter_context(running(self.network.inside(host, *command), stderr=errors))
         self.workers = []
         for rank in range(4):
-            self.workers.append(WorkerProcess(directory / f"rank-{rank}.log", self.network.inside(rank // 2)))
+            self.workers.append(WorkerProcess(directory / f"rank-{rank}.log", prefix=self.network.inside(rank // 2)))
             stack.callback(self.workers[-1].close)
 
     def join(self, name: str) -> None:

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from psum.cli.bench.cases import System
-from psum.cli.bench.rivals import Peer
+from psum.cli.bench.rivals import Rival
 from tests.bench.netlab import page
 from tests.bench.netlab.placement import Placement
 from tests.bench.netlab.runs import Run, summarise
@@ -85,8 +85,8 @@ def test_a_table_has_medians_with_their_spread() -> None:
 def test_the_suite_has_every_experiment_that_its_targets_name() -> None:
     """No target is about a placement or a system that is not measured."""
     for name, experiment in EXPERIMENTS.items():
-        peers = [Peer(peer, "1", "python") for peer in experiment.peers]
-        measured = {(case.placement, system.name) for case, system in experiment.pairs(peers, "cubic")}
+        rivals = [Rival(rival, "1", "python") for rival in experiment.rivals]
+        measured = {(case.placement, system.name) for case, system in experiment.pairs(rivals, "cubic")}
         for target in experiment.targets:
             assert (target.placement, target.variant) in measured, name
             assert not target.against or (target.placement, target.against) in measured, name
@@ -118,7 +118,7 @@ def test_processes_know_each_other() -> None:
     assert kept == {"PSUM_CREDIT_BYTES": "4MiB", "HOME": "/root"}
     assert settings(kept) == {"PSUM_CREDIT_BYTES": "4MiB"}
     assert [placement.host_of(rank) for rank in range(placement.workers)] == [0, 0, 1, 1]
-    gloo, dist_sync = (System(peer=Peer(name, "1", "python")) for name in ("gloo", "dist_sync"))
+    gloo, dist_sync = (System(rival=Rival(name, "1", "python")) for name in ("gloo", "dist_sync"))
     without = Placement(2, beside=0)
     assert [can_run(system, without) for system in (System(plane="auto"), gloo, dist_sync)] == [False, True, False]
     assert can_run(dist_sync, placement)

@@ -15,7 +15,7 @@ import click
 from psum.cli.bench import page as bench_page
 from psum.cli.bench import rivals, workloads
 from psum.cli.bench.cases import Effort, System
-from psum.cli.bench.rivals import MissingError, Peer
+from psum.cli.bench.rivals import MissingError, Rival
 from psum.cli.bench.runs import FailedError
 from psum.cli.options import PLANES, Several, check_variables
 from tests.bench.netlab import page, tables
@@ -93,7 +93,7 @@ _ROUNDS: Final = 3
     metavar="PEER,…",
     help="What psum is compared with: dist_sync, gloo.",
 )
-@click.option("--only-peers", is_flag=True, help="Leave psum out.")
+@click.option("--only-rivals", is_flag=True, help="Leave psum out.")
 @click.option(
     "--gloo-python",
     type=click.Path(exists=True, dir_okay=False),
@@ -157,7 +157,7 @@ def _compare(
     workload: str,
     planes: Sequence[str],
     against: Sequence[str],
-    only_peers: bool,
+    only_rivals: bool,
     gloo_python: str | None,
     rounds: int | None,
     steps: int,
@@ -167,8 +167,8 @@ def _compare(
     as_json: bool,
     **_: object,
 ) -> int:
-    systems = [System(plane=plane) for plane in dict.fromkeys(planes)] if not only_peers else []
-    systems += [System(peer=peer) for peer in _installed(against, gloo_python)]
+    systems = [System(plane=plane) for plane in dict.fromkeys(planes)] if not only_rivals else []
+    systems += [System(rival=rival) for rival in _installed(against, gloo_python)]
     placements = [Placement(n, each, beside, k) for n in hosts for each in local for k in dedicated]
     pairs = [
         (Case(placement, workload, mbit, congestion_control), system)
@@ -200,12 +200,14 @@ def _suite(
 ) -> int:
     if output is None:
         raise click.UsageError("--suite needs --output, a directory")
-    peers = _installed(rivals.NAMES, gloo_python)
+    installed = _installed(rivals.NAMES, gloo_python)
     results = page.load(output / "network.json")
     for name in list(EXPERIMENTS) if "all" in suite else dict.fromkeys(suite):
         experiment = EXPERIMENTS[name]
         _note(f"experiment {name}: {experiment.about}")
-        pairs = [pair for pair in experiment.pairs(peers, congestion_control) if can_run(pair[1], pair[0].placement)]
+        pairs = [
+            pair for pair in experiment.pairs(installed, congestion_control) if can_run(pair[1], pair[0].placement)
+        ]
         runs = list(_runs(pairs, experiment.effort, rounds or _ROUNDS, watch, as_json))
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         words = ["scripts/netlab", "--suite", name, "--rounds", str(rounds or _ROUNDS), "--output", output.name]
@@ -240,8 +242,8 @@ def _runs(
             yield run
 
 
-def _installed(names: Iterable[str], gloo_python: str | None) -> list[Peer]:
-    """Those peers that are there. Of the others it says what to install."""
+def _installed(names: Iterable[str], gloo_python: str | None) -> list[Rival]:
+    """Those rivals that are there. Of the others it says what to install."""
     found = []
     for name in dict.fromkeys(names):
         try:

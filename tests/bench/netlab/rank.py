@@ -1,8 +1,8 @@
 """One rank in the lab: `python -I rank.py MEASURE PLAN STEPS`.
 
 It runs the loop of `psum bench` and notes when each step begins and ends. MEASURE is the path of
-psum/cli/bench/measure.py, PLAN a plan of it as JSON, STEPS the file for the times. A peer's interpreter need not have
-psum: then this file and MEASURE need only the standard library and the peer.
+psum/cli/bench/measure.py, PLAN a plan of it as JSON, STEPS the file for the times. A rival's interpreter need not have
+psum: then this file and MEASURE need only the standard library and the rival.
 """
 
 import importlib.util
@@ -51,8 +51,8 @@ def main(path: str, argument: str, file: str) -> int:
     if os.environ.get("DMLC_ROLE") in ("scheduler", "server"):
         measure.import_mxnet()
         return 0
-    if plan.system in measure.PEERS:
-        _run(measure, measure.PEERS[plan.system](plan), plan, file)
+    if plan.system in measure.RIVALS:
+        _run(measure, measure.RIVALS[plan.system](plan), plan, file)
         return 0
     from psum.cli.bench import worker
     from psum.client import PsumError, connect

@@ -67,7 +67,7 @@ class Run:
 
     Attributes:
         variant: The system: 'psum auto', 'gloo'.
-        version: The peer's, else empty.
+        version: The rival's, else empty.
         hosts, local, beside, dedicated: The placement; see Placement.
         workload, mbit, congestion_control: The case; see Case.
         plane: How psum's payloads crossed, else empty.
@@ -89,7 +89,7 @@ class Run:
             be read. None if that was not measured.
         urgent_step_ms: How long such a step took.
         worker_cpu_s_per_gb: Processor seconds of rank 0's process for each GB of its payload.
-        aggregator_cpu_s_per_gb: The same of all psum's aggregators together. None for peers.
+        aggregator_cpu_s_per_gb: The same of all psum's aggregators together. None for rivals.
     """
 
     variant: str
@@ -172,9 +172,10 @@ def once(system: System, case: Case, effort: Effort, round: int = 0) -> tuple[Ru
     ):
         path = pathlib.Path(directory)
         plan = Plan(
-            system="numpy" if system.peer is None else system.peer.name,
+            system="numpy" if system.rival is None else system.rival.name,
             sizes=sizes(case.workload),
             element_type=system.dtype,
+            item_bytes=ElementType.of(system.dtype).itemsize,
             warmup=effort.warmup,
             steps=effort.steps,
             latency_steps=effort.latency_steps,
@@ -219,16 +220,16 @@ def _report(
     links = [[round(count / effort.steps / least, 4) for count in pair] for pair in carried]
     of_workers = [count for pair in carried[: case.placement.hosts] for count in pair]
     first, last = trace.timed
-    servers = measured.server_cpu_seconds if system.peer is None else None
+    servers = measured.server_cpu_seconds if system.rival is None else None
     return Run(
         variant=system.name,
-        version="" if system.peer is None else system.peer.version,
+        version="" if system.rival is None else system.rival.version,
         **dataclasses.asdict(case.placement),
         workload=case.workload,
         mbit=case.mbit,
         congestion_control=case.congestion_control,
         plane=measured.plane,
-        settings=settings(os.environ) if system.peer is None else {},
+        settings=settings(os.environ) if system.rival is None else {},
         round=round_,
         load=round(load, 2),
         seconds=round(seconds, 4),

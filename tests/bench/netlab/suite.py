@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from psum.cli.bench.cases import Effort, System
-from psum.cli.bench.rivals import Peer
+from psum.cli.bench.rivals import Rival
 from tests.bench.netlab.placement import Placement
 from tests.bench.netlab.runs import Case, Summary
 
@@ -21,7 +21,7 @@ class Target:
         figure: Of which figure of Run.
         least: At least this much, or None.
         most: At most this much, or None.
-        against: A peer of which `figure` must be reached, where it was measured, instead of a number.
+        against: A rival of which `figure` must be reached, where it was measured, instead of a number.
     """
 
     placement: Placement
@@ -64,7 +64,7 @@ class Experiment:
         about: A sentence for people.
         placements: Where.
         planes: psum's planes, each a system of its own.
-        peers: The names of the peers it is compared with.
+        rivals: The names of the rivals it is compared with.
         targets: What it must show.
         mbit: The rate of the links.
         workload: What is summed.
@@ -74,16 +74,16 @@ class Experiment:
     about: str
     placements: Sequence[Placement]
     planes: Sequence[str]
-    peers: Sequence[str]
+    rivals: Sequence[str]
     targets: Sequence[Target]
     mbit: float = 200.0
     workload: str = "resnet50"
     effort: Effort = Effort(steps=4, warmup=2)  # noqa: RUF009 (frozen)
 
-    def pairs(self, peers: Sequence[Peer], congestion_control: str) -> list[tuple[Case, System]]:
-        """What is done by whom: by psum, and by those of its peers that are there."""
+    def pairs(self, rivals: Sequence[Rival], congestion_control: str) -> list[tuple[Case, System]]:
+        """What is done by whom: by psum, and by those of its rivals that are there."""
         systems = [System(plane=plane) for plane in self.planes]
-        systems += [System(peer=peer) for peer in peers if peer.name in self.peers]
+        systems += [System(rival=rival) for rival in rivals if rival.name in self.rivals]
         return [
             (Case(placement, self.workload, self.mbit, congestion_control), system)
             for placement in self.placements
@@ -105,7 +105,7 @@ _SEVERAL: Final = tuple(Placement(hosts, local) for hosts in (2, 4) for local in
 
 
 def _rivals(placements: Sequence[Placement], variant: str) -> list[Target]:
-    return [Target(placement, variant, against=peer) for placement in placements for peer in _RIVALS]
+    return [Target(placement, variant, against=rival) for placement in placements for rival in _RIVALS]
 
 
 EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(

@@ -65,7 +65,7 @@ class Job:
     def servers(self) -> list[Process]:
         """psum's aggregators; dist_sync's scheduler, then its servers; none of Gloo."""
         hosts = self.placement.aggregator_hosts
-        if self.system.peer is None:
+        if self.system.rival is None:
             addresses = self._aggregators()
             return [
                 Process(
@@ -77,10 +77,10 @@ class Job:
                 )
                 for index, (host, address) in enumerate(zip(hosts, addresses, strict=True))
             ]
-        if self.system.peer.name != "dist_sync":
+        if self.system.rival.name != "dist_sync":
             return []
         command = self._rank(
-            self.system.peer.python, measure.Plan("dist_sync", [], "float32", 0, 0, 0, 0.0, "", False), 0
+            self.system.rival.python, measure.Plan("dist_sync", [], "float32", 4, 0, 0, 0, 0.0, "", False), 0
         )
         scheduler = Process("scheduler", "dist_sync scheduler", 0, command, self._dmlc("scheduler", 0))
         return [
@@ -93,7 +93,7 @@ class Job:
 
     def workers(self, plan: measure.Plan) -> list[Process]:
         """One for each rank, in order."""
-        python = sys.executable if self.system.peer is None else self.system.peer.python
+        python = sys.executable if self.system.rival is None else self.system.rival.python
         return [
             Process(
                 str(number),
@@ -114,7 +114,7 @@ class Job:
 
     def _worker_environment(self, number: int) -> dict[str, str]:
         placement, host = self.placement, self.placement.host_of(number)
-        if self.system.peer is None:
+        if self.system.rival is None:
             return {
                 "PSUM_AGGREGATORS": ",".join(self._aggregators()),
                 "PSUM_RANK": str(number),
@@ -124,7 +124,7 @@ class Job:
                 "PSUM_PLANE": self.system.plane,
                 "PSUM_SHM_DIRECTORY": self.shared_memory[host],
             }
-        if self.system.peer.name == "dist_sync":
+        if self.system.rival.name == "dist_sync":
             return self._dmlc("worker", host)
         return {
             "MASTER_ADDR": self.addresses[0],
@@ -163,7 +163,7 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
 
 def can_run(system: System, placement: Placement) -> bool:
     """Whether a system has what it needs in a placement: Gloo needs no aggregators, all others do."""
-    return bool(placement.aggregator_hosts) or (system.peer is not None and system.peer.name in _WITHOUT_SERVERS)
+    return bool(placement.aggregator_hosts) or (system.rival is not None and system.rival.name in _WITHOUT_SERVERS)
 
 
 _WITHOUT_SERVERS: Final = tuple(name for name in rivals.NAMES if name != "dist_sync")
