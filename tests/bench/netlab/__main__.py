@@ -132,7 +132,7 @@ def netlab(**options: Any) -> None:
 
     psum's settings come from the environment. Example: PSUM_PARTITION_BYTES=512KiB scripts/netlab --hosts 4 --watch
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     check_variables()
     try:
