@@ -1,6 +1,6 @@
-"""The status of a program that an error ends which is another rank's fault.
+"""The exit status of a program that ends because of another rank's fault.
 
-Whoever starts workers can tell by it a worker that is to be started again from one that has to be looked at.
+It tells whoever starts workers which of them only need to be started again, and which need a look.
 """
 
 import os
@@ -10,20 +10,20 @@ from typing import Final
 
 from psum.wire.errors import FaultError
 
-#: What `sysexits.h` calls EX_TEMPFAIL: try again. Neither Python nor shells give this status by themselves.
+#: `EX_TEMPFAIL` of `sysexits.h`, "try again". Neither Python nor shells use this status by themselves.
 PEER_FAULT_STATUS: Final = 75
 
-#: How many failures are remembered: each key of a job may fail with a text of its own.
+#: How many failures are remembered. Each key of a job may fail with its own text.
 _MAX_REPORTED: Final = 10_000
 
 _reported: Final[set[str]] = set()
 """The texts of other ranks' failures that aggregators have reported."""
 _next = sys.__excepthook__
-"""Who is to show an error."""
+"""The hook that prints an error."""
 
 
 def note(fault: FaultError, rank: int) -> None:
-    """An aggregator has told this rank of a failure. From any thread."""
+    """Notes a failure that an aggregator has reported to this rank. From any thread."""
     global _next
     if not fault.ranks or rank in fault.ranks:
         return
@@ -39,7 +39,7 @@ def is_peer_fault(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         text = str(error)
-        # MXNet raises errors of its own, with the text in the midst of others.
+        # MXNet raises its own errors, which contain the text among others.
         if any(reported in text for reported in _reported):
             return True
         error = error.__cause__ or error.__context__
@@ -48,7 +48,7 @@ def is_peer_fault(error: BaseException | None) -> bool:
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     _next(kind, error, trace)
-    # In an interactive session an error ends nothing.
+    # In an interactive session an error does not end the process.
     if is_peer_fault(error) and not (sys.flags.interactive or sys.flags.inspect or hasattr(sys, "ps1")):
         raise SystemExit(PEER_FAULT_STATUS)
 

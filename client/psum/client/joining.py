@@ -1,4 +1,4 @@
-"""Joining a job: at every aggregator or at none, and as often as the process that had the rank before takes to end."""
+"""Joins a job at every aggregator or at none, and waits while another process with the same rank is still ending."""
 
 import asyncio
 import logging
@@ -21,11 +21,11 @@ async def join(make: Callable[[], Sequence[AggregatorConnection]], settings: Set
 
     Args:
         make: Makes the connections of an attempt.
-        settings: The worker's.
+        settings: The worker's settings.
         waits: Whether to wait for a rank that is taken.
 
     Raises:
-        TakenError: The rank was taken for rank_timeout.
+        TakenError: The rank was still taken after rank_timeout seconds.
         PsumError: See AggregatorConnection.connect.
     """
     give_up: float | None = None
@@ -59,7 +59,7 @@ async def _join_once(connections: Sequence[AggregatorConnection], patience: floa
                 for connection in connections:
                     group.create_task(connection.connect(patience))
         except BaseException:
-            # Also where the program was interrupted: some may be connected already.
+            # An interrupt ends up here too. Some may be connected already.
             for connection in connections:
                 await connection.abandon()
             raise

@@ -1,10 +1,10 @@
-"""SIGTERM, where the program has no handler of its own: the process says goodbye to its aggregators, and ends.
+"""Handles SIGTERM if the program has no handler for it: the process says goodbye to its aggregators, and ends.
 
-Without that, its peers would take it for lost only when the time for which its place is kept is over. And a program
-that is process 1, as in a container, would not end at all: the kernel keeps signals without a handler from it.
+Otherwise the other ranks would notice its end only when its place is no longer kept. And a program that is process 1,
+as in a container, would not end at all: the kernel does not deliver signals without a handler to process 1.
 
-The process ends by the signal, as without psum: nothing else of the program runs. As process 1 it exits with the status
-that a shell shows for that, 143.
+The process ends by the signal, as it would without psum: nothing else of the program runs. As process 1 it exits with
+status 143, which a shell shows for a process that SIGTERM ended.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from psum.client import wakeup
 from psum.client.observe import process_name
 from psum.wire.errors import WorkerLostError
 
-#: How long aggregators may take to answer the goodbye.
+#: How many seconds aggregators may take to answer the goodbye.
 _GOODBYE_SECONDS: Final = 1.5
 
-#: How long the main thread may take to run the handler. After that it is taken to be in a long call into C.
+#: How many seconds the main thread may take to run the handler. After that it must be in a long call into C.
 _HANDLER_SECONDS: Final = 0.5
 
 _POLL_SECONDS: Final = 0.02
@@ -32,44 +32,43 @@ _STATUS: Final = 128 + signal.SIGTERM
 
 
 class Parting(Protocol):
-    """What says goodbye: a client."""
+    """What can leave its job early: a client."""
 
     @property
     def title(self) -> str:
-        """Which rank of which job it is."""
+        """Its rank and its job, for people."""
 
     @property
     def rank(self) -> int:
         """Its rank."""
 
     def part(self, fault: WorkerLostError) -> "Future[None] | None":
-        """Says goodbye to all aggregators, without waiting; None where there is nobody to say it to."""
+        """Starts to say goodbye to all aggregators, without waiting. None if there is no aggregator to tell."""
 
 
 _clients: "weakref.WeakSet[Parting]" = weakref.WeakSet()
-"""Those that are open."""
+"""The open clients."""
 _ending = False
 """Whether the handler has begun."""
 
 
 def watch(client: Parting) -> None:
-    """From now on SIGTERM says goodbye for a client, where the program leaves the signal as it was.
+    """Says goodbye for a client on SIGTERM, unless the program handles or ignores the signal.
 
-    Only the main thread can install a handler: a client that another one makes counts from when the main thread makes
-    one.
+    Only the main thread can install a handler. A client of another thread is covered once the main thread makes one.
     """
     _clients.add(client)
     if threading.current_thread() is not threading.main_thread():
         return
-    # Also None is not ours: a handler that was not installed in Python.
+    # None means a handler that was not installed from Python. It stays.
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _handle)
     if signal.getsignal(signal.SIGTERM) is _handle:
-        wakeup.listen(signal.SIGTERM, _heed)
+        wakeup.listen(signal.SIGTERM, _stand_in)
 
 
 def forget(client: Parting) -> None:
-    """A client was closed. After the last one the signal is as it was, unless the program has changed that."""
+    """Forgets a closed client. After the last one the signal is as before, unless the program has changed it."""
     _clients.discard(client)
     if not _clients and threading.current_thread() is threading.main_thread():
         _restore()
@@ -84,21 +83,21 @@ def _restore() -> None:
 def _handle(*_: object) -> None:
     global _ending
     if _ending:
-        # A second signal, while the first one is seen to.
+        # A second signal while the first is handled.
         return
     _ending = True
     try:
         _say_goodbye()
     finally:
-        # Whatever happens, such as Ctrl-C: this is the end.
+        # Whatever happens, such as Ctrl-C, the process must end.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
-        # Process 1, or one that blocks the signal.
+        # The signal did not end it: it is process 1, or blocks the signal.
         os._exit(_STATUS)
 
 
-def _heed() -> None:
-    """The signal has come, and the main thread may be unable to run the handler."""
+def _stand_in() -> None:
+    """Handles the signal in place of the main thread, if that does not run the handler in time."""
     deadline = time.monotonic() + _HANDLER_SECONDS
     while time.monotonic() < deadline:
         if _ending or signal.getsignal(signal.SIGTERM) is not _handle:
@@ -123,7 +122,7 @@ def _say_goodbye() -> None:
 
 
 def _forked() -> None:
-    # The child's signals are its own, and so is its end.
+    # The child has its own signals and its own end.
     _clients.clear()
     with contextlib.suppress(ValueError):
         _restore()

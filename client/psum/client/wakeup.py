@@ -1,7 +1,7 @@
-"""Hearing of signals at once, in a thread, whatever the main thread does.
+"""Learns of signals at once, in a thread, whatever the main thread does.
 
-Python runs a signal's handler in the main thread, between two of its own instructions. Where that is in a long call
-into C, the handler has to wait. But the number of the signal is written to a socket as soon as the signal comes.
+Python runs signal handlers in the main thread, between two bytecode instructions. During a long call into C the handler
+has to wait, but Python writes the number of the signal to a socket as soon as the signal arrives.
 """
 
 import os
@@ -12,15 +12,16 @@ from collections.abc import Callable
 from typing import Final
 
 _listeners: Final[dict[int, Callable[[], None]]] = {}
-"""What is called for which signal."""
+"""The function to call for each signal."""
 _sender: socket.socket | None = None
-"""Where Python writes the numbers of signals, once they are watched."""
+"""The socket to which Python writes signal numbers. None until a signal is listened for."""
 
 
-def listen(number: signal.Signals, heed: Callable[[], None]) -> None:
-    """Has something called in a thread when a signal comes that has a handler of Python's; once for each signal.
+def listen(number: signal.Signals, call: Callable[[], None]) -> None:
+    """Calls a function in a thread of its own whenever a signal arrives that has a Python handler.
 
-    Does nothing outside of the main thread, or where the program watches signals in the same way.
+    The first function for each signal counts. Does nothing outside the main thread, or if the program already uses
+    Python's wakeup file descriptor.
     """
     global _sender
     if threading.current_thread() is not threading.main_thread():
@@ -34,22 +35,22 @@ def listen(number: signal.Signals, heed: Callable[[], None]) -> None:
             sender.close()
             return
         _sender = sender
-        threading.Thread(target=_heed, args=(receiver,), name="psum-signals", daemon=True).start()
-    _listeners.setdefault(number, heed)
+        threading.Thread(target=_receive, args=(receiver,), name="psum-signals", daemon=True).start()
+    _listeners.setdefault(number, call)
 
 
 def forget(number: signal.Signals) -> None:
-    """Nothing is called for this signal any more."""
+    """Stops listening for a signal."""
     _listeners.pop(number, None)
 
 
-def _heed(receiver: socket.socket) -> None:
+def _receive(receiver: socket.socket) -> None:
     with receiver:
         while numbers := receiver.recv(64):
             for number in sorted(set(numbers)):
-                if (heed := _listeners.get(number)) is not None:
-                    # Each in its own thread: one may wait while the next signal comes.
-                    threading.Thread(target=heed, name="psum-signal", daemon=True).start()
+                if (call := _listeners.get(number)) is not None:
+                    # In its own thread: it may wait while the next signal arrives.
+                    threading.Thread(target=call, name="psum-signal", daemon=True).start()
 
 
 def _forked() -> None:
@@ -57,7 +58,7 @@ def _forked() -> None:
     _listeners.clear()
     if _sender is not None:
         if (others := signal.set_wakeup_fd(-1)) not in (-1, _sender.fileno()):
-            # The program has taken it over.
+            # The program has set a file descriptor of its own since.
             signal.set_wakeup_fd(others)
         _sender.close()
         _sender = None
