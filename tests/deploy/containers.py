@@ -60,7 +60,7 @@ class Mounts:
         for folder, size in self.empty.items():
             if _needed(pathlib.Path(folder)):
                 # An empty one would hide the program: it can be written to, at least.
-                lines.append(f"mount --bind {folder} {folder} && mount -o remount,bind,rw {folder}")
+                lines.append(f"mount --rbind {folder} {folder} && mount -o remount,bind,rw {folder}")
             else:
                 lines.append(f"mount -t tmpfs -o mode=1777,size={size} tmpfs {folder}")
         lines += [f"mount --bind {folder} {folder} && mount -o remount,bind,rw {folder}" for folder in self.shared]
