@@ -57,6 +57,39 @@ def test_the_programs_own_hook_shows_the_error() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (75, "shown\n", "")
 
 
+def test_a_programs_hook_that_calls_the_one_before_shows_the_error_once() -> None:
+    """Also if another failure is reported after the program has wrapped psum's hook, which must not call itself."""
+    text = """
+def show(*error, before=sys.excepthook):
+    print("shown")
+    before(*error)
+sys.excepthook = show
+exit_status.note(fault, 0)
+raise fault
+"""
+    ended = run(text)
+    assert (ended.returncode, ended.stdout) == (75, "shown\n")
+    assert ended.stderr.count("Traceback") == 1
+    assert "excepthook" not in ended.stderr
+
+
+def test_a_failure_may_be_reported_while_the_error_is_looked_up() -> None:
+    """Each key of a job fails with its own text, so psum's thread may still note failures when the program ends."""
+    text = """
+class Text(str):
+    def __contains__(self, reported):
+        exit_status.note(WorkerLostError("key 'w' failed", ranks=[1]), 0)
+        return False
+class Other(Exception):
+    def __str__(self):
+        return Text("no sum")
+raise Other from fault
+"""
+    ended = run(text)
+    assert ended.returncode == 75
+    assert "excepthook" not in ended.stderr
+
+
 def test_an_interactive_session_goes_on() -> None:
     """An error ends nothing there."""
     ended = run("raise fault", 0, "-i", input="print(1 + 1)\n", env=os.environ | {"PYTHONSTARTUP": ""})

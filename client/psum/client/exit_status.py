@@ -5,8 +5,9 @@ It tells whoever starts workers which of them only need to be started again, and
 
 import os
 import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from psum.wire.errors import FaultError
 
@@ -18,19 +19,16 @@ _MAX_REPORTED: Final = 10_000
 
 _reported: Final[set[str]] = set()
 """The texts of other ranks' failures that aggregators have reported."""
-_next = sys.__excepthook__
-"""The hook that prints an error."""
 
 
 def note(fault: FaultError, rank: int) -> None:
     """Notes a failure that an aggregator has reported to this rank. From any thread."""
-    global _next
     if not fault.ranks or rank in fault.ranks:
         return
     if len(_reported) < _MAX_REPORTED:
         _reported.add(str(fault))
-    if sys.excepthook is not _hook:
-        _next, sys.excepthook = sys.excepthook, _hook
+    if not isinstance(sys.excepthook, _Hook):
+        sys.excepthook = _Hook(sys.excepthook)
 
 
 def is_peer_fault(error: BaseException | None) -> bool:
@@ -39,18 +37,27 @@ def is_peer_fault(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         text = str(error)
-        # MXNet raises its own errors, which contain the text among others.
-        if any(reported in text for reported in _reported):
+        # MXNet raises its own errors, which contain the text among others. A copy: other threads may add to the set.
+        if any(reported in text for reported in list(_reported)):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    _next(kind, error, trace)
-    # In an interactive session an error does not end the process.
-    if is_peer_fault(error) and not (sys.flags.interactive or sys.flags.inspect or hasattr(sys, "ps1")):
-        raise SystemExit(PEER_FAULT_STATUS)
+class _Hook:
+    """Shows an error as the hook before it does, then ends the process with the status for it.
+
+    Each has its own hook before it: the program may install a hook that calls one of these, and get another one on top.
+    """
+
+    def __init__(self, before: Callable[[type[BaseException], BaseException, TracebackType | None], Any]) -> None:
+        self._before = before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self._before(kind, error, trace)
+        # In an interactive session an error does not end the process.
+        if is_peer_fault(error) and not (sys.flags.interactive or sys.flags.inspect or hasattr(sys, "ps1")):
+            raise SystemExit(PEER_FAULT_STATUS)
 
 
 os.register_at_fork(after_in_child=_reported.clear)
