@@ -47,12 +47,13 @@ class OutstandingOperations:
     def add(self, ticket: Ticket) -> None:
         """Takes an operation that was started or aborted. From any thread."""
         self._inbox.append(ticket)
-        if self._thread is None:
+        # Read once: another thread may close the client.
+        if (thread := self._thread) is None:
             self.empty_inbox()
         elif not self._scheduled:
             self._scheduled = True
             try:
-                self._thread.call(self.empty_inbox)
+                thread.call(self.empty_inbox)
             except RuntimeError:
                 # The thread has ended in between.
                 self.empty_inbox()
