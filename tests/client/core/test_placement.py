@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psum.cli.bench import workloads
-from psum.client.core.placement import Placement, key_id
+from psum.client.core.placement import Placement, _hash, key_id
 from psum.v1 import aggregator_pb2 as pb
 
 weights = st.lists(st.integers(1, 5), min_size=1, max_size=5)
@@ -160,3 +160,21 @@ def test_ids_are_the_same_in_every_process() -> None:
     code = "from psum.client.core.placement import key_id; print(key_id(1, 'weight', 1))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert int(other.stdout) == key_id(1, "weight", pb.OPERATION_SUM)
+
+
+def test_a_signal_handler_may_place_a_key_while_another_key_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler may push a new key in the middle of that. Both keys, and later ones, go where other ranks send them."""
+    names = [str(number) for number in range(8)]
+    expected = [Placement(2 << 20, (1,) * 4).turn(0, name, 0) for name in names]
+    interrupted = Placement(2 << 20, (1,) * 4)
+    handled: list[int] = []
+
+    def interrupt(text: str) -> int:
+        if not handled:
+            handled.append(-1)
+            handled[0] = interrupted.turn(0, "4", 0)
+        return _hash(text)
+
+    monkeypatch.setattr("psum.client.core.placement._hash", interrupt)
+    assert [interrupted.turn(0, "0", 0), *handled] == [expected[0], expected[4]]
+    assert [interrupted.turn(0, name, 0) for name in reversed(names)] == expected[::-1]

@@ -64,9 +64,8 @@ class Placement:
         self._weights = [weight // divisor for weight in weights]
         self._turns = _interleave(self._weights)
         self._grain_bytes = min(max(_GRAIN_BYTES // len(weights), _MIN_GRAIN_BYTES), _MAX_GRAIN_BYTES)
-        self._block: tuple[int, int] | None = None
-        self._order: list[int] = []
-        """The turns of the numbers of that (store, block)."""
+        self._order: tuple[tuple[int, int] | None, list[int]] = None, []
+        """The last (store, block), and the turns of its numbers. Assigned at once: a signal handler may place a key."""
 
     def turn(self, store: int, key: str, key_id: int) -> int:
         """Where a key begins.
@@ -82,10 +81,11 @@ class Placement:
         if not (key.isascii() and key.isdecimal()):
             return key_id % count
         block, position = divmod(int(key), count)
-        if self._block != (store, block):
-            self._block = store, block
-            self._order = sorted(range(count), key=lambda turn: _hash(f"{store}/{block}/{turn}"))
-        return self._order[position]
+        last, order = self._order
+        if last != (store, block):
+            order = sorted(range(count), key=lambda turn: _hash(f"{store}/{block}/{turn}"))
+            self._order = (store, block), order
+        return order[position]
 
     def first(self, turn: int) -> int:
         """The aggregator that owns shard 0 of a key that begins at a turn, or would own it if the key is empty."""
