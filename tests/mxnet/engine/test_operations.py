@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -197,6 +198,29 @@ def test_idle_when_the_engine_has_left_python() -> None:
     assert not operations.wait_until_idle(0.05)
     leave.set()
     assert operations.wait_until_idle(PATIENCE_SECONDS)
+
+
+def test_what_an_operation_refers_to_goes_before_the_engine_has_left_python() -> None:
+    """It may be the last reference to an array. MXNet frees that without the interpreter's lock, and then takes it."""
+    inside: list[bool] = []
+
+    class Referred:
+        def __del__(self) -> None:
+            frames = traceback.walk_stack(None)
+            inside.append(any(frame.f_code in operations._INSIDE for frame, _ in frames))
+
+    def push(referred: Referred) -> int:
+        def run(_operation: operations.Operation) -> None:
+            assert referred
+
+        token = operations._registry.number()
+        operations._registry.add(token, operations.Operation(run, operations.ignore))
+        operations._registry.pushed(token)
+        return token
+
+    # As the engine does.
+    operations._release(push(Referred()))
+    assert inside == [True]
 
 
 def test_held_for_one_thread(recorder: Recorder) -> None:

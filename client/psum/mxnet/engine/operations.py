@@ -231,6 +231,11 @@ def forget_all() -> None:
     _failed = False
 
 
+def _operation(token: int) -> Operation:
+    """Returns the operation, or one that fails if a signal handler ended its push: the engine may have it anyway."""
+    return _registry.get(token) or Operation(_fail_interrupted, ignore)
+
+
 def _others_inside() -> bool:
     """Returns whether another thread is in a call from the engine, or in a call into it that may call back.
 
@@ -248,18 +253,18 @@ def _others_inside() -> bool:
     return False
 
 
-# Their locals are numbers. So they drop no references after _others_inside stops seeing their frames.
+# No local of these two refers to an operation. It may be the last reference, and Python drops a frame's locals only
+# after _others_inside has stopped seeing the frame.
 def _enter_run(*arguments: int) -> None:
     token, on_complete = arguments[-1], arguments[-2]
     # Copied, because the engine's object is gone when this function returns.
     copied = interface.OnComplete.from_buffer_copy(interface.OnComplete.from_address(on_complete))
-    (_registry.get(token) or Operation(_fail_interrupted, ignore))._begin(copied)
+    _operation(token)._begin(copied)
 
 
 def _enter_release(token: int) -> None:
     try:
-        if (operation := _registry.get(token)) is not None:
-            operation._release()
+        _operation(token)._release()
     except Exception:
         _log.exception("an engine operation failed when it was released")
     finally:
