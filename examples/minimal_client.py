@@ -106,6 +106,7 @@ class Worker:
         self.weights = [1] * len(addresses)
         self.streams: list[Stream] = []
         hello = pb.Hello(protocol_version=1, job=job, rank=rank, num_workers=num_workers, partition_bytes=partition)
+        hello.placement = 1
         hello.aggregators.extend(addresses)
         for index, address in enumerate(addresses):
             hello.aggregator_index = index

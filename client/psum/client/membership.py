@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Collection, Sequence
 
+from psum.client.core.placement import RULE
 from psum.client.core.session import Session
 from psum.client.joining import join
 from psum.client.observe import process_name
@@ -162,4 +163,5 @@ class Membership:
             worker=process_name.name(),
             age_seconds=process_name.age_seconds(),
             resuming=resuming,
+            placement=RULE,
         )

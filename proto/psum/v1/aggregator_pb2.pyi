@@ -362,6 +362,7 @@ class Hello(_message.Message):
     RESUMING_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     STAGING_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -387,6 +388,10 @@ class Hello(_message.Message):
     staging: _builtins.str
     """With PLANE_SHM: the name of further memory that the worker pushes from; empty if it has none. Places in it continue
     from the end of the segment.
+    """
+    placement: _builtins.int
+    """The number of the rule by which the worker places shards on aggregators; 1 is the one in docs/protocol.md. Workers
+    of one job must have the same.
     """
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -420,10 +425,11 @@ class Hello(_message.Message):
         resuming: _builtins.bool = ...,
         segment: _builtins.str = ...,
         staging: _builtins.str = ...,
+        placement: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

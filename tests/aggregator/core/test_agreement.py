@@ -76,6 +76,14 @@ def test_what_does_not_is_one_and_is_shown_as_it_was_said(
         raise refusal(one, other) or AssertionError("no refusal")
 
 
+def test_workers_that_place_shards_by_another_rule_are_refused() -> None:
+    """Otherwise a small key of theirs could go to another aggregator, and wait there until the round times out."""
+    with pytest.raises(
+        DisagreementError, match=r"placement of shards \(the version of psum\): rank 0 has 1, rank 1 has 0"
+    ):
+        raise refusal({"placement": 1}, {}) or AssertionError("no refusal")
+
+
 @pytest.mark.parametrize("weights", [[1], [1, 2, 3], [0, 0], [0, 1]])
 def test_weights_that_cannot_be_meant_are_refused(weights: list[int]) -> None:
     """A hello has one weight for each aggregator, and no weight is zero."""

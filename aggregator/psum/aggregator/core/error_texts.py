@@ -32,7 +32,7 @@ _MAX_NAMED: Final = 8
 #: How many waiting rounds are searched for one that a rank has contributed to.
 _MAX_SEARCHED: Final = 64
 
-_NUM_WORKERS, _PARTITION_BYTES = map(attrgetter, ("num_workers", "partition_bytes"))
+_NUM_WORKERS, _PARTITION_BYTES, _PLACEMENT = map(attrgetter, ("num_workers", "partition_bytes", "placement"))
 
 #: How many characters of a rank's reason are repeated.
 _MAX_REASON: Final = 4096
@@ -43,6 +43,7 @@ _AGREED: Final[Sequence[tuple[str, Callable[[pb.Hello], object], Callable[[pb.He
     ("the partition size (PSUM_PARTITION_BYTES)", _PARTITION_BYTES, _PARTITION_BYTES),
     ("the list of aggregators (PSUM_AGGREGATORS)", lambda hello: list(hello.aggregators), agreement.aggregators),
     ("the weights of the aggregators", lambda hello: list(hello.weights), agreement.weights),
+    ("the rule for the placement of shards (the version of psum)", _PLACEMENT, _PLACEMENT),
 )
 
 

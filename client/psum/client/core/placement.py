@@ -14,6 +14,9 @@ from typing import Final
 
 from psum.v1 import aggregator_pb2 as pb
 
+#: The number of this rule, by which aggregators notice workers with another one.
+RULE: Final = 1
+
 #: Shards begin at multiples of this many elements, at 16 bytes or more, where sums of them are aligned.
 _UNIT_ELEMENTS: Final = 16
 
