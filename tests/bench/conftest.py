@@ -1,4 +1,4 @@
-"""Hosts that are network namespaces, where this machine can have them."""
+"""The fixture for tests that need network namespaces."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.bench.netlab.namespaces import LabError, check, sweep
 
 @pytest.fixture(scope="session")
 def lab() -> None:
-    """Skips tests if there can be no network namespaces, and says why; removes what killed tests have left."""
+    """Skips tests, with the reason, if there can be no network namespaces. Removes those that killed tests left."""
     try:
         check()
     except LabError as error:

@@ -1,4 +1,4 @@
-"""The least time that links allow."""
+"""The shortest step time that the links allow."""
 
 import pytest
 
@@ -18,19 +18,19 @@ def test_beside_workers_it_is_that_of_an_optimal_all_reduce(hosts: int) -> None:
 
 @pytest.mark.parametrize("hosts", range(2, 9))
 def test_dedicated_aggregators_halve_it_at_most(hosts: int) -> None:
-    """It is the formula of the paper on BytePS, and falls with each dedicated aggregator to one payload."""
+    """The bound has the BytePS paper's formula. It falls with each dedicated aggregator, down to one payload."""
     n = hosts
     bounds = [least_link_bytes(Placement(n, dedicated=k), PAYLOAD) for k in range(n + 1)]
     assert bounds == pytest.approx([2 * n * (n - 1) * PAYLOAD / (n * n + k * n - 2 * k) for k in range(n + 1)])
     assert bounds[-1] == pytest.approx(PAYLOAD)
-    # With two hosts a dedicated aggregator takes no load off a worker's link.
+    # With two hosts, a dedicated aggregator takes no load off a worker's link.
     assert n == 2 or sorted(bounds, reverse=True) == bounds
     assert least_link_bytes(Placement(n, dedicated=n + 3), PAYLOAD) == PAYLOAD
 
 
 @pytest.mark.parametrize(("hosts", "dedicated"), [(n, k) for n in range(2, 9) for k in range(n + 1)])
 def test_no_other_shares_are_better(hosts: int, dedicated: int) -> None:
-    """Whatever share the dedicated aggregators take, the busiest link carries at least the bound."""
+    """The busiest link carries at least the bound for every share that the dedicated aggregators could take."""
     bound = least_link_bytes(Placement(hosts, dedicated=dedicated), 1)
     beside, alone = shares(Placement(hosts, dedicated=dedicated))
     assert hosts * beside + dedicated * alone == pytest.approx(1)
@@ -43,12 +43,12 @@ def test_no_other_shares_are_better(hosts: int, dedicated: int) -> None:
 
 @pytest.mark.parametrize(("hosts", "dedicated", "expected"), [(4, 4, 1.0), (4, 8, 1.0), (4, 2, 2.0), (3, 1, 3.0)])
 def test_with_dedicated_aggregators_only(hosts: int, dedicated: int, expected: float) -> None:
-    """A worker's link carries one payload, an aggregator's its share for each host."""
+    """A worker's link carries one payload. An aggregator's link carries its share for each host."""
     assert least_link_bytes(Placement(hosts, beside=0, dedicated=dedicated), PAYLOAD) == expected * PAYLOAD
 
 
 def test_one_host_needs_no_link() -> None:
-    """Its workers and its aggregator share memory."""
+    """The workers and the aggregator of one host share memory."""
     for dedicated in (0, 1, 2):
         assert least_link_bytes(Placement(1, local=4, dedicated=dedicated), PAYLOAD) == 0
 

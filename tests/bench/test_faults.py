@@ -1,4 +1,4 @@
-"""Jobs on hosts whose links go down, or that vanish."""
+"""Jobs on hosts that vanish or whose links go down."""
 
 import contextlib
 import pathlib
@@ -16,10 +16,10 @@ from tests.processes import running
 
 PORT = 50051
 
-#: Silence after which a connection is probed. It is given up after as long again.
+#: Seconds of silence after which a connection is probed. It is given up after the same time again.
 KEEPALIVE = 0.5
 
-#: What two workers push of it takes the link of a host more than half a second.
+#: The size of a tensor that is large enough to keep a host's link busy for more than half a second.
 ELEMENTS = 2_000_000
 MBIT = 100.0
 
@@ -30,9 +30,9 @@ class Job:
     """Two hosts, each with an aggregator and two workers.
 
     Args:
-        directory: For logs.
-        stack: Ends everything.
-        worker_timeout: Seconds after which aggregators give up a worker that has vanished.
+        directory: The directory for logs.
+        stack: The stack that ends everything when it closes.
+        worker_timeout: Seconds after which aggregators give up a vanished worker.
 
     Attributes:
         network: The hosts.
@@ -78,7 +78,7 @@ class Job:
             worker.next("closed")
 
     def push(self) -> None:
-        """All workers push-pull a large tensor, and its bytes begin to cross the links."""
+        """All workers push-pull a large tensor. Returns when its bytes have begun to cross the links."""
         before = self.network.received(1)
         for worker in self.workers:
             worker.send("push", key="large", size=ELEMENTS)
@@ -99,8 +99,8 @@ def make_job(tmp_path: pathlib.Path) -> Iterator[Callable[..., Job]]:
 
 
 def test_a_link_goes_down_in_mid_step_and_sums_are_exact(make_job: Callable[..., Job]) -> None:
-    """Two runs give the same bits. Then a link is down until connections are given up: the sum is right all the same,
-    and so are the following steps.
+    """Two runs give the same bits. Then a link is down until its connections are given up. The sum and the following
+    steps are right nevertheless.
     """
     job = make_job()
     results = []
@@ -127,8 +127,8 @@ def test_a_link_goes_down_in_mid_step_and_sums_are_exact(make_job: Callable[...,
 
 
 def test_errors_name_ranks_of_a_host_that_vanishes(make_job: Callable[..., Job]) -> None:
-    """No packet tells that it has gone, and its aggregator has gone with it. The survivors' errors name one of its
-    ranks at least, and no other rank.
+    """A host vanishes with its aggregator, and no packet tells the others. The survivors' errors name at least one of
+    its ranks, and no other rank.
     """
     job = make_job(worker_timeout=1.0)
     job.join("job")

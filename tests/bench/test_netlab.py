@@ -1,4 +1,4 @@
-"""The lab with real hosts: what it measures, and what it leaves behind."""
+"""The lab's command: it measures correctly, and leaves nothing behind."""
 
 import contextlib
 import json
@@ -26,26 +26,26 @@ PATIENCE_SECONDS = 50.0
 
 
 def netlab(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command."""
+    """Runs the lab's command."""
     return subprocess.run(
         [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
 
 
 def runs_of(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
-    """The lines of JSON that it printed."""
+    """Parses the lines of JSON that the command printed."""
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def owned_by(pid: int) -> list[str]:
-    """The namespaces that a lab has."""
+    """The namespaces that a process owns."""
     return [name for name, owner in existing().items() if owner == pid]
 
 
 @pytest.mark.usefixtures("lab")
 def test_links_carry_each_byte_as_often_as_there_are_workers_on_a_host() -> None:
-    """All sums are checked. Headers take 5 % of the links; psum sends nothing twice, and little beside its payloads."""
+    """psum sends no payload twice, and headers and its own messages add about 5 %. All sums are checked."""
     arguments = ("--local", "1,2", "--workload", "big", "--mbit", "1000", "--steps", "1", "--warmup", "1", "--json")
     for local, run in enumerate(runs_of(netlab(*arguments)), 1):
         assert (run["hosts"], run["local"], run["plane"]) == (2, local, "direct+shm")
@@ -59,7 +59,7 @@ def test_links_carry_each_byte_as_often_as_there_are_workers_on_a_host() -> None
 
 @pytest.mark.usefixtures("lab")
 def test_a_table_and_the_links_over_time() -> None:
-    """With a dedicated aggregator and none beside workers, over gRPC alone."""
+    """The job has a dedicated aggregator, no aggregator beside workers, and uses gRPC alone."""
     options = ("--beside", "0", "--dedicated", "1", "--plane", "inline", "--workload", "small", "--watch")
     done = netlab(*options, "--steps", "2", "--warmup", "1")
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,7 @@ def test_a_table_and_the_links_over_time() -> None:
 @pytest.mark.usefixtures("lab")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_when_a_person_ends_it(number: signal.Signals) -> None:
-    """Neither namespaces nor processes nor shared memory. The status says which signal it was."""
+    """A signal leaves no namespace, process or shared memory behind. The exit status names the signal."""
     command = [*COMMAND, "--mbit", "1"]
     with running(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: len(owned_by(process.pid)) == 3)
@@ -87,7 +87,7 @@ def test_nothing_is_left_when_a_person_ends_it(number: signal.Signals) -> None:
     assert not any(shared_memory(name).exists() for name in names)
 
 
-#: Makes hosts, leaves a process on one of them, and is killed.
+#: A program that makes hosts, starts a process on one of them, and kills itself.
 _KILLED = """
 import os, signal, subprocess
 from tests.bench.netlab.network import Network
@@ -101,7 +101,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.usefixtures("lab")
 def test_what_a_killed_run_has_left_is_removed_at_the_next_start() -> None:
-    """With its processes and shared memory. The hosts of a lab that runs stay."""
+    """This includes its processes and shared memory. The hosts of a running lab stay."""
     with Network(1, 10) as network:
         killed = subprocess.run([sys.executable, "-c", _KILLED], cwd=ROOT, capture_output=True, text=True, timeout=30)
         assert killed.returncode == -signal.SIGKILL
@@ -110,7 +110,7 @@ def test_what_a_killed_run_has_left_is_removed_at_the_next_start() -> None:
         assert set(names) <= set(sweep())
         assert not set(names) & existing().keys()
         with contextlib.suppress(ProcessLookupError):
-            # It may be a zombie that nobody has waited for.
+            # The process may be a zombie that nobody has waited for.
             os.kill(int(pid), 0)
             assert pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         assert set(network.namespaces) <= existing().keys()
@@ -119,7 +119,7 @@ def test_what_a_killed_run_has_left_is_removed_at_the_next_start() -> None:
 
 
 def test_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root, iproute2, or a permission that a container lacks."""
+    """Each error names what is missing: root, iproute2, or a permission that a container lacks."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match="need root"):
         check()
@@ -142,7 +142,7 @@ def test_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_says_so_and_shows_no_traceback(tmp_path: pathlib.Path) -> None:
-    """A machine without iproute2."""
+    """On a machine without iproute2, the command prints the error and no traceback."""
     environ = {**os.environ, "PATH": str(tmp_path)}
     done = subprocess.run(COMMAND, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 1

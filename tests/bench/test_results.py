@@ -1,4 +1,4 @@
-"""What several runs say together, and whether that is enough."""
+"""Summaries of several runs, and whether they reach their targets."""
 
 import dataclasses
 import pathlib
@@ -68,12 +68,12 @@ RUNS = [
     ],
 )
 def test_targets_are_compared_with_medians(target: Target, expected: tuple[float, bool] | None) -> None:
-    """None where something was not measured."""
+    """The verdict has the median and whether it reaches the target. It is None if a figure was not measured."""
     assert target.verdict(summarise(RUNS)) == expected
 
 
 def test_a_table_has_medians_with_their_spread() -> None:
-    """A row for each system. What a system does not have is empty."""
+    """Each system has a row. Its cell is empty for a figure that it does not have."""
     titles, _, ours, theirs = markdown(summarise(RUNS)).splitlines()
     assert titles.startswith("| hosts | workers | dedicated | Mbit/s | workload | system | of_bound | link_bytes |")
     assert ours.startswith(
@@ -83,7 +83,7 @@ def test_a_table_has_medians_with_their_spread() -> None:
 
 
 def test_the_suite_has_every_experiment_that_its_targets_name() -> None:
-    """No target is about a placement or a system that is not measured."""
+    """Every placement and every system of a target is measured."""
     for name, experiment in EXPERIMENTS.items():
         rivals = [Rival(rival, "1", "python") for rival in experiment.rivals]
         measured = {(case.placement, system.name) for case, system in experiment.pairs(rivals, "cubic")}
@@ -93,7 +93,7 @@ def test_the_suite_has_every_experiment_that_its_targets_name() -> None:
 
 
 def test_results_are_written_and_read_again(tmp_path: pathlib.Path) -> None:
-    """The page shows which targets were missed; what was not measured again stays."""
+    """The page shows which targets were reached and missed. The file gives back the same runs."""
     page.write(tmp_path, {"beside": page.Result("2026-11-26", "a machine", "scripts/netlab --suite beside", RUNS)})
     assert page.load(tmp_path / "network.json")["beside"].runs == RUNS
     text = (tmp_path / "network.md").read_text()
@@ -104,7 +104,7 @@ def test_results_are_written_and_read_again(tmp_path: pathlib.Path) -> None:
 
 
 def test_processes_know_each_other() -> None:
-    """Aggregators share the memory of their host. psum's settings are passed on, what tells a rank or a role is not."""
+    """Aggregators use the shared memory of their host. Processes inherit psum's settings, but no rank and no role."""
     placement = Placement(2, local=2, dedicated=1)
     job = Job(System(plane="auto"), placement, ["a", "b", "c"], ["/a", "/b", "/c"], pathlib.Path("/tmp"))
     assert [(server.host, server.environ["PSUM_SHM_DIRECTORY"]) for server in job.servers()] == [

@@ -16,7 +16,7 @@ LINES = [
 
 
 def test_bytes_between_two_times() -> None:
-    """They are interpolated between samples; outside of all samples nothing is carried."""
+    """Bytes are interpolated between samples. Links carry nothing before the first and after the last sample."""
     samples = Samples.parse(LINES)
     assert samples.carried(0, 5) == [(200, 0), (0, 200)]
     assert samples.carried(1.5, 2) == [(50, 0), (0, 50)]
@@ -26,7 +26,7 @@ def test_bytes_between_two_times() -> None:
 
 
 def test_all_bytes_of_a_busy_time_count() -> None:
-    """From the last sample before it to the first after it, as far as there are samples."""
+    """The count runs from the last sample before the time to the first sample after it, as far as there are samples."""
     samples = Samples.parse(LINES)
     for begin, end in ((1, 3), (0.9, 2.9), (-1, 9)):
         assert samples.carried_around(begin, end) == [(200, 0), (0, 200)]
@@ -36,12 +36,12 @@ def test_all_bytes_of_a_busy_time_count() -> None:
 
 
 def test_a_line_that_was_cut_off_is_left_out() -> None:
-    """The sampler is killed at any moment."""
+    """The sampler can be killed in the middle of a line."""
     assert Samples.parse([*LINES[:2], "2.0 0 15"]).carried(0, 9) == [(0, 0), (0, 0)]
 
 
 def test_the_table_over_time_shows_when_a_link_was_full() -> None:
-    """A row for each twentieth of a step, with the ranks that ended the step in it."""
+    """Each row shows a twentieth of a step, and names the ranks that ended the step in that time."""
     trace = Trace(Samples.parse(LINES), [[(0.0, 0.1), (1.0, 3.0)], [(0.0, 0.2), (1.0, 5.0)]], timed=(1, 2))
     header, *rows = watch(trace, bytes_per_second=100)
     assert "out of host:   0   1" in header

@@ -1,1 +1,1 @@
-"""Hosts with links of their own on one machine, and psum and its rivals on them; `scripts/netlab` runs it."""
+"""The network lab: runs psum and its rivals on hosts with their own links, all on one machine; see `scripts/netlab`."""

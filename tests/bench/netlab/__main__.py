@@ -1,4 +1,4 @@
-"""The command of the lab; see scripts/netlab."""
+"""The lab's command; see scripts/netlab."""
 
 import dataclasses
 import datetime
@@ -36,7 +36,7 @@ _ROUNDS: Final = 3
     default="2",
     show_default=True,
     metavar="N,…",
-    help="Hosts with workers.",
+    help="Number of hosts with workers.",
 )
 @click.option(
     "--local",
@@ -44,14 +44,14 @@ _ROUNDS: Final = 3
     default="1",
     show_default=True,
     metavar="N,…",
-    help="Workers on each.",
+    help="Number of workers on each of these hosts.",
 )
 @click.option(
     "--beside",
     type=click.IntRange(0, 8),
     default=1,
     show_default=True,
-    help="Aggregators, or servers of dist_sync, on each of these hosts.",
+    help="Number of aggregators, or of dist_sync's servers, on each of these hosts.",
 )
 @click.option(
     "--dedicated",
@@ -59,21 +59,21 @@ _ROUNDS: Final = 3
     default="0",
     show_default=True,
     metavar="N,…",
-    help="Further hosts with one aggregator each and no worker.",
+    help="Number of additional hosts that run one aggregator each and no worker.",
 )
 @click.option(
     "--mbit",
     type=click.FloatRange(min=1),
     default=200.0,
     show_default=True,
-    help="The rate of each link in each direction, in 10^6 bits per second.",
+    help="Rate of each link in each direction, in 10^6 bits per second.",
 )
 @click.option(
     "--congestion-control",
     type=click.Choice(CONGESTION_CONTROLS),
     default=CONGESTION_CONTROLS[0],
     show_default=True,
-    help="TCP's congestion control on all hosts.",
+    help="TCP congestion control on all hosts.",
 )
 @click.option("--workload", type=click.Choice(workloads.NAMES), default="resnet50", show_default=True)
 @click.option(
@@ -83,52 +83,53 @@ _ROUNDS: Final = 3
     multiple=True,
     default=["auto"],
     show_default=True,
-    help="How psum's payloads cross. auto is shm within a host and direct between hosts. Each plane is a system of its"
-    " own.",
+    help="How psum sends payloads. auto uses shm within a host and direct between hosts. Each plane counts as a system"
+    " of its own.",
 )
 @click.option(
     "--against",
     type=Several(click.Choice(rivals.NAMES)),
     default="",
     metavar="PEER,…",
-    help="What psum is compared with: dist_sync, gloo.",
+    help="Systems to compare psum with: dist_sync, gloo.",
 )
-@click.option("--only-rivals", is_flag=True, help="Leave psum out.")
+@click.option("--only-rivals", is_flag=True, help="Run only the rivals, not psum.")
 @click.option(
     "--gloo-python",
     type=click.Path(exists=True, dir_okay=False),
-    help="An interpreter that has PyTorch, if this one does not.",
+    help="A Python interpreter that has PyTorch, if this one does not.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    help=f"How often each system runs, in turns.  [default: {_ROUNDS} if systems are compared, else 1]",
+    help=f"How many times each system runs. Systems take turns.  [default: {_ROUNDS} if there are several, else 1]",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Timed steps.")
-@click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Steps before these.")
-@click.option("--latency", is_flag=True, help="Also measure how soon the most urgent tensor is back.")
-@click.option("--watch", is_flag=True, help="Show how full each link was during the timed steps, for each run.")
-@click.option("--json", "as_json", is_flag=True, help="Print each run as a line of JSON, and not the table.")
+@click.option("--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Number of timed steps.")
+@click.option("--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Number of steps before them.")
+@click.option("--latency", is_flag=True, help="Also measure how soon the sum of the most urgent tensor arrives.")
+@click.option("--watch", is_flag=True, help="Show for each run how full each link was during the timed steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print each run as a line of JSON instead of the table.")
 @click.option(
     "--suite",
     type=Several(click.Choice(["all", *EXPERIMENTS])),
     default="",
     metavar="NAME,…",
-    help="Make the experiments of docs/benchmarks.md, or some of them: " + ", ".join(["all", *EXPERIMENTS]) + ".",
+    help="Run all or some of the experiments for docs/benchmarks.md: " + ", ".join(["all", *EXPERIMENTS]) + ".",
 )
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="With --suite: the directory for network.json and network.md.",
+    help="With --suite: write network.json and network.md to this directory.",
 )
 def netlab(**options: Any) -> None:
-    """Run psum, Gloo and dist_sync on hosts with links of their own, all on this machine.
+    """Run psum, Gloo and dist_sync on hosts with their own links, all on this machine.
 
-    Hosts are network namespaces behind a switch. Each has its own shared memory. A machine of two cores carries eight
-    hosts with links of 200 Mbit/s. Then the links are what is short, as on real hosts. This needs root and iproute2.
+    Hosts are network namespaces behind a switch. Each has its own shared memory. A machine with two cores can run
+    eight hosts with links of 200 Mbit/s. The links are then the bottleneck, as on real hosts. The lab needs root and
+    iproute2.
 
-    Prints a Markdown table. of_bound is the least time that the links allow for a step, over the measured time;
-    link_bytes is what the busiest link carried, over what it has to carry at least.
+    It prints a Markdown table. of_bound is the shortest step time that the links allow, divided by the measured step
+    time. link_bytes is what the busiest link carried, divided by the least that it has to carry.
 
     psum's settings come from the environment. Example: PSUM_PARTITION_BYTES=512KiB scripts/netlab --hosts 4 --watch
     """
@@ -138,7 +139,7 @@ def netlab(**options: Any) -> None:
     try:
         check()
         for name in sweep():
-            _note(f"removed {name}, which a run that was killed had left")
+            _note(f"removed {name}, left behind by a killed run")
         status = _suite(**options) if options["suite"] else _compare(**options)
     except LabError as error:
         raise click.ClickException(str(error)) from None
@@ -177,7 +178,7 @@ def _compare(
         if can_run(system, placement)
     ]
     if not pairs:
-        raise LabError("no system can run: psum and dist_sync need aggregators, beside workers or dedicated")
+        raise LabError("no system can run: psum and dist_sync need aggregators; set --beside or --dedicated")
     effort = Effort(steps, warmup, steps if latency else 0)
     runs = list(_runs(pairs, effort, rounds or (_ROUNDS if len(systems) > 1 else 1), watch, as_json))
     if as_json:
@@ -199,7 +200,7 @@ def _suite(
     **_: object,
 ) -> int:
     if output is None:
-        raise click.UsageError("--suite needs --output, a directory")
+        raise click.UsageError("--suite needs a directory: set --output")
     installed = _installed(rivals.NAMES, gloo_python)
     results = page.load(output / "network.json")
     for name in list(EXPERIMENTS) if "all" in suite else dict.fromkeys(suite):
@@ -221,10 +222,10 @@ def _suite(
 def _runs(
     pairs: Iterable[tuple[Case, System]], effort: Effort, rounds: int, watch: bool, as_json: bool
 ) -> Iterator[Run]:
-    """Puts systems to cases, all of them once in each round.
+    """Yields the runs of all pairs of case and system. Each pair runs once per round.
 
     Raises:
-        FailedError: A run failed, or was ended by a person.
+        FailedError: A run failed, or a signal ended it.
     """
     pairs = list(pairs)
     for number in range(rounds):
@@ -243,7 +244,7 @@ def _runs(
 
 
 def _installed(names: Iterable[str], gloo_python: str | None) -> list[Rival]:
-    """Those rivals that are there. Of the others it says what to install."""
+    """Returns the installed rivals, and says how to install the others."""
     found = []
     for name in dict.fromkeys(names):
         try:
@@ -254,7 +255,7 @@ def _installed(names: Iterable[str], gloo_python: str | None) -> list[Rival]:
 
 
 def _end(number: int, frame: object) -> None:
-    """Ends like an exit, so that everything is removed."""
+    """Raises SystemExit with the signal's status, so that all hosts and processes are removed on the way out."""
     raise SystemExit(128 + number)
 
 

@@ -1,4 +1,4 @@
-"""Runs the processes of a job on the hosts of a network, and ends all of them."""
+"""Starts the processes of a job on the hosts of a network, and ends all of them."""
 
 import asyncio
 import functools
@@ -20,16 +20,16 @@ _GRACE_SECONDS: Final = 2.0
 
 
 def run(network: Network, job: Job, plan: Plan, patience: float) -> int:
-    """Runs a job to its end. What the processes write is shown if they fail.
+    """Runs a job to its end. Shows the output of its processes if one fails.
 
     Args:
         network: The hosts.
-        job: What runs on them.
-        plan: What every rank does.
-        patience: Seconds that it may take.
+        job: The job that runs on them.
+        plan: The plan that every rank follows.
+        patience: Seconds that the job may take.
 
     Returns:
-        0, or the status to exit with.
+        0 if all workers succeeded, otherwise the status to exit with.
     """
     return asyncio.run(supervise(functools.partial(_Fleet, network, job, plan, patience), quiet=True))
 
@@ -57,7 +57,7 @@ class _Fleet:
         self._workers: list[Child] = []
 
     async def run(self) -> int:
-        """Starts everything, and waits until all workers have ended well, or until one process has not."""
+        """Starts all processes, and waits until all workers have succeeded or one process has failed."""
         for process in self._job.servers():
             self._servers.append(await self._start(process))
         for process in self._job.workers(self._plan):
@@ -70,7 +70,7 @@ class _Fleet:
             raise LaunchError(f"{', '.join(late)} had not ended after {self._patience:g} s; ending all") from None
 
     async def end(self, hurry: asyncio.Event) -> None:
-        """Ends what still runs."""
+        """Ends the processes that still run."""
         await end((*self._workers, *self._servers), _GRACE_SECONDS, hurry)
 
     def signal(self, number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""Network namespaces by name, and the removal of those that a killed process has left behind."""
+"""Makes and removes network namespaces, including those that a killed process left behind."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-#: Names begin with this; the process id and the start time of their owner, and a number, follow.
+#: Names begin with this. The owner's process id and start time, a number and a kind follow.
 _PREFIX: Final = "psum-netlab-"
 
 #: How long one command of iproute2 may take.
@@ -26,14 +26,14 @@ _numbers: Final = itertools.count()
 
 
 class LabError(Exception):
-    """The lab cannot do what it was asked to. The text says why, and what to do."""
+    """The lab cannot do what was asked. The text says why, and what to do."""
 
 
 def check() -> None:
-    """Makes a network namespace and removes it again.
+    """Checks that the lab can run here: makes a network namespace and removes it again.
 
     Raises:
-        LabError: That is not possible for this user or on this machine.
+        LabError: This user or this machine cannot have network namespaces.
     """
     if os.geteuid() != 0:
         raise LabError("network namespaces need root: run this as root, for example with sudo")
@@ -44,7 +44,7 @@ def check() -> None:
             )
     name = make("check")
     try:
-        # Some containers have namespaces but no traffic control, or no bridges.
+        # Some containers allow namespaces but no traffic control or no bridges.
         ip("-n", name, "link", "add", "br0", "type", "bridge")
         tc("-n", name, "qdisc", "add", "dev", "br0", "root", "tbf", "rate", "1mbit", "burst", "10kb", "limit", "10kb")
     finally:
@@ -52,10 +52,10 @@ def check() -> None:
 
 
 def make(kind: str) -> str:
-    """Makes a namespace of this process and returns its name, which nobody else has.
+    """Makes a namespace that this process owns, and returns its unique name.
 
     Raises:
-        LabError: That is not allowed here, as in most containers.
+        LabError: This machine does not allow it. Most containers do not.
     """
     name = f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{next(_numbers)}-{kind}"
     ip("netns", "add", name)
@@ -63,20 +63,20 @@ def make(kind: str) -> str:
 
 
 def remove(name: str) -> None:
-    """Kills what runs in a namespace, and removes the namespace and its shared memory. Removing twice is no error."""
+    """Kills all processes in a namespace, and removes it with its shared memory. Removing it twice is no error."""
     deadline = time.monotonic() + _ENDING_SECONDS
     while (pids := processes(name)) and time.monotonic() < deadline:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        # The kernel does not tell when processes of others have left a namespace.
+        # The kernel does not notify us when other processes have left a namespace.
         time.sleep(0.01)
     _run("ip", "netns", "delete", name)
     shutil.rmtree(shared_memory(name), ignore_errors=True)
 
 
 def sweep() -> list[str]:
-    """Removes the namespaces whose owner has ended without doing so, as after SIGKILL; returns their names."""
+    """Removes namespaces whose owner ended without removing them, as after SIGKILL; returns their names."""
     left = [name for name, owner in existing().items() if owner is None]
     for name in left:
         remove(name)
@@ -84,25 +84,28 @@ def sweep() -> list[str]:
 
 
 def existing() -> dict[str, int | None]:
-    """Namespaces of labs, or what is left of them, by name: the process id of the owner, None if it has ended."""
+    """Returns the owner's process id for each namespace of a lab, by name; None if the owner has ended.
+
+    This includes names of which only the shared memory is left.
+    """
     names = {line.split()[0] for line in _run("ip", "netns", "list").stdout.splitlines() if line.strip()}
     names |= {entry.name for entry in _SHARED_MEMORY.iterdir()}
     return {name: _owner(name) for name in sorted(names) if name.startswith(_PREFIX)}
 
 
 def shared_memory(name: str) -> pathlib.Path:
-    """The directory of a namespace's shared memory. Who makes it need not remove it."""
+    """The directory of a namespace's shared memory. `remove` deletes it with the namespace."""
     return _SHARED_MEMORY / name
 
 
 def processes(name: str) -> list[int]:
-    """The processes in a namespace, none if there is no such namespace. Zombies are left out."""
+    """The ids of the processes in a namespace, without zombies; none if there is no such namespace."""
     found = [int(pid) for pid in _run("ip", "netns", "pids", name).stdout.split()]
     return [pid for pid in found if _is_running(pid)]
 
 
 def inside(name: str, *command: str) -> list[str]:
-    """The command that runs a command in a namespace."""
+    """Wraps a command so that it runs in a namespace."""
     return ["ip", "netns", "exec", name, *command]
 
 
@@ -110,7 +113,7 @@ def ip(*arguments: str) -> str:
     """Runs `ip` and returns its output.
 
     Raises:
-        LabError: It failed.
+        LabError: `ip` failed.
     """
     return _checked("ip", *arguments)
 
@@ -119,13 +122,13 @@ def tc(*arguments: str) -> str:
     """Runs `tc` and returns its output.
 
     Raises:
-        LabError: It failed.
+        LabError: `tc` failed.
     """
     return _checked("tc", *arguments)
 
 
 def read(name: str, path: str) -> str:
-    """The text of a file as it is in a namespace, such as /proc/net/dev."""
+    """Reads a file, such as /proc/net/dev, from inside a namespace."""
     return _checked(*inside(name, "cat", path))
 
 
@@ -143,7 +146,7 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_SECONDS)
     except subprocess.TimeoutExpired:
-        raise LabError(f"`{' '.join(command)}` was not done after {_COMMAND_SECONDS:g} s") from None
+        raise LabError(f"`{' '.join(command)}` did not finish within {_COMMAND_SECONDS:g} s") from None
 
 
 def _owner(name: str) -> int | None:
@@ -152,7 +155,7 @@ def _owner(name: str) -> int | None:
 
 
 def _start_time(pid: int) -> str:
-    """When a process was started, in clock ticks since boot; '' if there is none."""
+    """When a process was started, in clock ticks since boot; '' if there is no such process."""
     return next((fields[19] for fields in _stat(pid)), "")
 
 
@@ -161,7 +164,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _stat(pid: int) -> Iterator[list[str]]:
-    """The fields of /proc/PID/stat from the state on; none if the process has ended."""
+    """Yields the fields of /proc/PID/stat from the process state on; nothing if the process has ended."""
     with contextlib.suppress(OSError):
-        # The command in parentheses may contain anything.
+        # The command's name in parentheses may contain any character.
         yield pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Hosts behind one switch: a network namespace each, with a link of a given rate and shared memory of its own."""
+"""Hosts behind one switch. Each is a network namespace with a link of a given rate and its own shared memory."""
 
 import contextlib
 import dataclasses
@@ -7,15 +7,15 @@ from typing import Final, Self
 
 from tests.bench.netlab.namespaces import LabError, inside, ip, make, processes, read, remove, shared_memory, tc
 
-#: All hosts' addresses are in this network, from .1 on.
+#: The network of all hosts' addresses, which begin at .1.
 _NETWORK: Final = "10.77.0"
 
 MAX_HOSTS: Final = 250
 
-#: How long a full queue of a link is.
+#: How many seconds a link takes to send a full queue.
 _QUEUE_SECONDS: Final = 0.04
 
-#: What a link sends at once: at least one large packet as TCP makes it, with all headers, and what it carries in 2 ms.
+#: A link's burst: what it carries in 2 ms, but at least one large packet as TCP makes it, with all headers.
 _LEAST_BURST_BYTES: Final = 72 << 10
 _BURST_SECONDS: Final = 0.002
 
@@ -24,7 +24,7 @@ CONGESTION_CONTROLS: Final = ("cubic", "reno", "bbr")
 
 @dataclasses.dataclass(frozen=True)
 class TcpCounters:
-    """What went wrong with the TCP connections of a host.
+    """Counts of the problems of a host's TCP connections.
 
     Attributes:
         retransmitted: Segments that were sent again.
@@ -36,17 +36,17 @@ class TcpCounters:
 
 
 class Network:
-    """Hosts and their links. A context manager, at whose end nothing is left of them.
+    """Hosts and their links. As a context manager, it removes all of them at its end.
 
-    Links have the same rate in both directions and no delay but that of their queues, which hold 40 ms.
+    Links have the same rate in both directions. Their only delay is that of their queues, which hold up to 40 ms.
 
     Args:
-        hosts: How many.
+        hosts: How many hosts to make.
         mbit: The rate of each link in each direction, in 10^6 bits per second.
         congestion_control: TCP's congestion control on all hosts.
 
     Raises:
-        LabError: This user or this machine cannot have network namespaces.
+        LabError: There are too few or too many hosts, or this user or machine cannot have network namespaces.
     """
 
     def __init__(self, hosts: int, mbit: float, congestion_control: str = "cubic") -> None:
@@ -77,7 +77,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Kills what runs on the hosts, and removes them."""
+        """Kills all processes on the hosts, and removes the hosts."""
         self._stack.close()
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Network:
         return f"{_NETWORK}.{host + 1}"
 
     def inside(self, host: int, *command: str) -> list[str]:
-        """The command that runs a command on a host. The process is that of the command itself."""
+        """Wraps a command so that it runs on a host. The started process becomes the command itself."""
         return inside(self._names[host], *command)
 
     @property
@@ -110,7 +110,7 @@ class Network:
         return processes(self._names[host])
 
     def tcp_counters(self, host: int) -> TcpCounters:
-        """Of all connections that a host has had."""
+        """The counters over all connections that a host has had."""
         snmp = _counters(read(self._names[host], "/proc/net/snmp"))
         netstat = _counters(read(self._names[host], "/proc/net/netstat"))
         return TcpCounters(snmp["Tcp:RetransSegs"], netstat["TcpExt:TCPTimeouts"])
@@ -129,7 +129,7 @@ class Network:
         ip("-n", self._switch, "link", "set", self.port(host), "up")
 
     def destroy(self, host: int) -> None:
-        """A host vanishes with all its processes. Nobody gets a packet that says so."""
+        """Removes a host with all its processes. No packet tells the other hosts."""
         ip("-n", self._switch, "link", "delete", self.port(host))
         remove(self._names[host])
 
@@ -150,13 +150,13 @@ class Network:
         ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
         ip("-n", name, "link", "set", "lo", "up")
         ip("-n", name, "link", "set", "eth0", "up")
-        # A namespace may not choose among all congestion controls of the machine, but a route may.
+        # A namespace may not use every congestion control of the machine as its default, but a route may.
         route = ("route", "replace", f"{_NETWORK}.0/24", "dev", "eth0", "src", self.address(host))
         ip("-n", name, *route, "congctl", self._congestion_control)
 
 
 def _counters(text: str) -> dict[str, int]:
-    """What /proc/net/snmp and /proc/net/netstat have: lines of names, each followed by a line of values."""
+    """Parses /proc/net/snmp or /proc/net/netstat: each line of names is followed by a line of values."""
     found = {}
     lines = text.splitlines()
     for names, values in zip(lines[::2], lines[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""What the suite writes: its runs as JSON, and a section of docs/benchmarks.md."""
+"""Writes the results of the suite: its runs as JSON, and a section for docs/benchmarks.md."""
 
 import dataclasses
 import json
@@ -16,25 +16,25 @@ _INTRODUCTION: Final = """\
 ## Networks of hosts
 
 `scripts/netlab --suite all` makes these tables. Each host is a network namespace. Its link to the switch has the given
-rate in both directions and no delay but that of its queues. Hosts share memory only within themselves.
+rate in both directions. The link's only delay is that of its queues. Hosts do not share memory with each other.
 
-- of_bound is the least time that the links allow for a step, over the measured time. The bound holds for any software
-  in that placement; it counts the workers of one host once. Headers take 4 to 5 % of a link, so 0.95 is the best that
-  can be.
-- link_bytes is what the busiest link carried in one direction, over what it has to carry at least.
-- links used is the part of their rate that the links of the workers' hosts carried on average.
-- Figures are medians of alternating runs, with the lowest and the highest if they differ.
+- of_bound is the shortest step time that the links allow, divided by the measured step time. The bound holds for any
+  software in that placement. It counts the workers of one host once. Headers take 4 to 5 % of a link, so the best
+  possible value is 0.95.
+- link_bytes is what the busiest link carried in one direction, divided by the least that it has to carry.
+- links used is the average part of their rate that the links of the workers' hosts carried.
+- Figures are medians of alternating runs. The lowest and the highest value follow if they differ.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An experiment that was made.
+    """The result of an experiment.
 
     Attributes:
-        date: When, as 2026-11-23.
-        machine: On what.
-        command: By which command.
+        date: The day of the experiment, as 2026-11-23.
+        machine: The machine that it ran on.
+        command: The command that ran it.
         runs: All its runs.
     """
 
@@ -45,7 +45,7 @@ class Result:
 
 
 def load(file: pathlib.Path) -> dict[str, Result]:
-    """The results that a file holds, by the experiments' names; none if there is no file."""
+    """Reads results from a file, by the experiments' names; returns none if there is no file."""
     if not file.exists():
         return {}
     return {
@@ -55,7 +55,7 @@ def load(file: pathlib.Path) -> dict[str, Result]:
 
 
 def write(directory: pathlib.Path, results: Mapping[str, Result]) -> list[pathlib.Path]:
-    """Writes network.json and network.md, the experiments in their usual order; returns the files."""
+    """Writes network.json and network.md, with the experiments in the order of EXPERIMENTS; returns both paths."""
     ordered = {name: results[name] for name in EXPERIMENTS if name in results}
     directory.mkdir(parents=True, exist_ok=True)
     data, page = directory / "network.json", directory / "network.md"
@@ -65,11 +65,11 @@ def write(directory: pathlib.Path, results: Mapping[str, Result]) -> list[pathli
 
 
 def render(results: Mapping[str, Result]) -> str:
-    """The section."""
+    """Returns the section as Markdown."""
     parts = [_INTRODUCTION]
     for name, result in results.items():
         summaries = summarise(result.runs)
-        versions = dict.fromkeys(f"{run.variant} is of {run.version}" for run in result.runs if run.version)
+        versions = dict.fromkeys(f"{run.variant} is version {run.version}" for run in result.runs if run.version)
         parts += [f"### {name}\n\n{EXPERIMENTS[name].about}\n", markdown(summaries), _targets(name, result)]
         parts.append("; ".join([result.date, result.machine, *versions, f"`{result.command}`"]) + "\n")
     return "\n".join(parts)

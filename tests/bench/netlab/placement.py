@@ -1,4 +1,4 @@
-"""Which host has which workers and which aggregators."""
+"""Which workers and aggregators run on which host."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from psum.cli.bench.cases import count
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Hosts with workers come first, hosts with one aggregator each and no worker follow.
+    """Numbers of hosts, workers and aggregators. Hosts with workers come first, dedicated hosts follow.
 
     Attributes:
-        hosts: Hosts with workers.
-        local: Workers on each of them.
-        beside: Aggregators on each of them, beside the workers.
-        dedicated: Hosts with an aggregator alone.
+        hosts: Number of hosts with workers.
+        local: Number of workers on each of them.
+        beside: Number of aggregators on each of them, beside the workers.
+        dedicated: Number of hosts that run one aggregator each and no worker.
     """
 
     hosts: int
@@ -23,12 +23,12 @@ class Placement:
 
     @property
     def workers(self) -> int:
-        """All workers."""
+        """The number of workers on all hosts."""
         return self.hosts * self.local
 
     @property
     def all_hosts(self) -> int:
-        """All hosts, of both kinds."""
+        """The number of hosts of both kinds."""
         return self.hosts + self.dedicated
 
     @property
@@ -38,12 +38,12 @@ class Placement:
         return [*beside, *range(self.hosts, self.all_hosts)]
 
     def host_of(self, rank: int) -> int:
-        """The host of a worker. Ranks of one host follow each other."""
+        """The host of a worker. The ranks of one host are consecutive."""
         return rank // self.local
 
     @property
     def title(self) -> str:
-        """For people: '4 hosts of 1 worker and 1 aggregator, 2 dedicated aggregators'."""
+        """The placement in words: '4 hosts of 1 worker and 1 aggregator, 2 dedicated aggregators'."""
         each = count(self.local, "worker")
         if self.beside:
             each += f" and {count(self.beside, 'aggregator')}"

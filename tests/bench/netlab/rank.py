@@ -1,8 +1,8 @@
 """One rank in the lab: `python -I rank.py MEASURE PLAN STEPS`.
 
-It runs the loop of `psum bench` and notes when each step begins and ends. MEASURE is the path of
-psum/cli/bench/measure.py, PLAN a plan of it as JSON, STEPS the file for the times. A rival's interpreter need not have
-psum: then this file and MEASURE need only the standard library and the rival.
+It runs the loop of `psum bench` and records when each step begins and ends. MEASURE is the path of
+psum/cli/bench/measure.py, PLAN is a plan for it as JSON, and STEPS is the file for the recorded times. A rival's
+interpreter may lack psum. This file and MEASURE then need only the standard library and the rival.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Recorded:
-    """A system whose steps are recorded. Everything else is the system's own.
+    """Wraps a system and records its steps. All other attributes are the system's own.
 
     Attributes:
         steps: The monotonic times at which each step began and ended, in seconds.
@@ -31,7 +31,7 @@ class Recorded:
         return getattr(self._system, name)
 
     def push_pull(self, number: int) -> None:
-        """Begins to sum a tensor. The first one begins a step."""
+        """Begins to sum a tensor. The first tensor begins a step."""
         if self._begun is None:
             self._begun = time.monotonic()
         self._system.push_pull(number)
@@ -45,7 +45,7 @@ class Recorded:
 
 
 def main(path: str, argument: str, file: str) -> int:
-    """Runs one process as the environment and the plan say; returns the exit status."""
+    """Runs the process that the environment and the plan describe; returns its exit status."""
     measure = _load(path)
     plan = measure.Plan.load(argument)
     if os.environ.get("DMLC_ROLE") in ("scheduler", "server"):
@@ -79,7 +79,7 @@ def _load(path: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their module up.
+    # Dataclasses look up their module in sys.modules.
     sys.modules["measure"] = module
     spec.loader.exec_module(module)
     return module

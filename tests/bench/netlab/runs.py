@@ -1,4 +1,4 @@
-"""One run of one system in one placement, and what several runs say together."""
+"""Runs one system in one placement, and summarises several runs."""
 
 import contextlib
 import dataclasses
@@ -24,10 +24,10 @@ from tests.bench.netlab.placement import Placement
 from tests.bench.netlab.samples import Samples
 from tests.bench.netlab.systems import Job, settings
 
-#: How often the links' counters are read.
+#: Interval between two readings of the links' counters.
 _SAMPLE_SECONDS: Final = 0.02
 
-#: A run may take this long for its start and its end, and this many times the links' least time for its steps.
+#: A run may take _START_SECONDS for its start and its end, and _PATIENCE times the links' least time for its steps.
 _START_SECONDS: Final = 120.0
 _PATIENCE: Final = 15.0
 
@@ -36,13 +36,13 @@ _GB: Final = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What a system does, and where.
+    """What is summed, and on which hosts.
 
     Attributes:
-        placement: Where its workers and aggregators are.
-        workload: What is summed.
+        placement: Where the workers and aggregators run.
+        workload: The name of the workload.
         mbit: The rate of each link in each direction, in 10^6 bits per second.
-        congestion_control: TCP's.
+        congestion_control: TCP's congestion control.
     """
 
     placement: Placement
@@ -52,7 +52,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The case in words."""
         return f"{self.placement.title}; {self.workload}, {self.mbit:g} Mbit/s, {self.congestion_control}"
 
     @property
@@ -63,33 +63,33 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run gives; its fields are those of a line of JSON.
+    """The results of one run. They are the fields of a line of JSON.
 
     Attributes:
         variant: The system: 'psum auto', 'gloo'.
-        version: The rival's, else empty.
+        version: The rival's version; empty for psum.
         hosts, local, beside, dedicated: The placement; see Placement.
         workload, mbit, congestion_control: The case; see Case.
-        plane: How psum's payloads crossed, else empty.
-        settings: psum's settings that were not the defaults, by their variables.
-        round: Which round of alternating runs it belongs to, from 0.
-        load: The machine's load average before it.
-        seconds: A step: the mean of rank 0's timed steps.
-        step_seconds: Each of them.
-        bound: The least time of a step that the links allow for the placement, in seconds.
-        of_bound: bound / seconds. Headers take 4 to 5 %, so 0.95 is the best that can be.
-        link_bytes: What the busiest link carried in a timed step in one direction, over what it has to carry at least.
-            It does not depend on the speed or the load of the machine.
+        plane: The planes that psum used; empty for rivals.
+        settings: psum's settings in the environment, by their variables; empty for rivals.
+        round: The number of the round of alternating runs, from 0.
+        load: The machine's load average before the run.
+        seconds: The mean duration of rank 0's timed steps.
+        step_seconds: The duration of each of these steps.
+        bound: The shortest step time that the links allow for the placement, in seconds.
+        of_bound: bound / seconds. Headers take 4 to 5 %, so the best possible value is 0.95.
+        link_bytes: What the busiest link carried in one direction in a timed step, divided by the least that it has to
+            carry. It does not depend on the speed or the load of the machine.
         links: The same for each host's link, out of the host and into it.
-        fullness: The part of their rate that the links of the workers' hosts carried in the timed steps, on average.
+        fullness: The average part of their rate that the links of the workers' hosts carried in the timed steps.
         dropped: Packets that full queues of links dropped in the timed steps.
-        retransmitted: TCP segments that all hosts sent again, from start to end.
-        timeouts: Retransmission timeouts of all hosts, from start to end.
-        urgent_ms: Time from the push-pull of the most urgent tensor, issued last behind a whole step, until its sum can
-            be read. None if that was not measured.
-        urgent_step_ms: How long such a step took.
+        retransmitted: TCP segments that all hosts sent again, over the whole run.
+        timeouts: Retransmission timeouts of all hosts, over the whole run.
+        urgent_ms: Milliseconds from the push-pull of the most urgent tensor, issued last behind a whole step, until its
+            sum can be read. None if that was not measured.
+        urgent_step_ms: Milliseconds that this step took. None if that was not measured.
         worker_cpu_s_per_gb: Processor seconds of rank 0's process for each GB of its payload.
-        aggregator_cpu_s_per_gb: The same of all psum's aggregators together. None for rivals.
+        aggregator_cpu_s_per_gb: The same for all of psum's aggregators together. None for rivals.
     """
 
     variant: str
@@ -122,24 +122,24 @@ class Run:
 
     @property
     def case(self) -> Case:
-        """What was done."""
+        """The case that was run."""
         placement = Placement(self.hosts, self.local, self.beside, self.dedicated)
         return Case(placement, self.workload, self.mbit, self.congestion_control)
 
     @property
     def urgent_share(self) -> float | None:
-        """The part of a step that the most urgent tensor takes."""
+        """The part of a step's time until the sum of the most urgent tensor can be read. None if not measured."""
         return self.urgent_ms / self.urgent_step_ms if self.urgent_ms is not None and self.urgent_step_ms else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What a run showed over time.
+    """The course of a run over time.
 
     Attributes:
         samples: What the links carried.
-        steps: When each rank's steps began and ended, those for warming up and for latencies included.
-        timed: Which of them are timed, as the first and the one after the last.
+        steps: When the steps of each rank began and ended, including the steps for warming up and for latencies.
+        timed: The numbers of the first timed step and of the step after the last timed one.
     """
 
     samples: Samples
@@ -153,7 +153,7 @@ class Trace:
 
     @property
     def end(self) -> float:
-        """When the last rank ended them."""
+        """When the last rank ended the timed steps."""
         return max(steps[self.timed[1] - 1][1] for steps in self.steps)
 
 
@@ -161,8 +161,8 @@ def once(system: System, case: Case, effort: Effort, round: int = 0) -> tuple[Ru
     """Makes hosts, runs a system on them, and removes them.
 
     Raises:
-        FailedError: The system failed, or was ended by a signal.
-        LabError: There can be no hosts.
+        FailedError: The system failed, or a signal ended it.
+        LabError: The hosts cannot be made.
     """
     load = os.getloadavg()[0]
     placement = case.placement
@@ -251,9 +251,9 @@ def _report(
 
 @contextlib.contextmanager
 def _sampled(network: Network, file: pathlib.Path) -> Iterator[None]:
-    """Writes what all links carry into a file."""
+    """Records in a file what all links carry while the block runs."""
     command = [sys.executable, "-I", sampler.__file__, str(_SAMPLE_SECONDS), *network.namespaces]
-    # In a session of its own: a terminal's Ctrl-C is for this process, which then ends it.
+    # The sampler has its own session, so that a terminal's Ctrl-C reaches only this process, which then kills it.
     with file.open("w") as output, subprocess.Popen(command, stdout=output, start_new_session=True) as process:
         try:
             yield
@@ -261,7 +261,7 @@ def _sampled(network: Network, file: pathlib.Path) -> Iterator[None]:
             process.send_signal(signal.SIGKILL)
 
 
-#: The figures of a Run that are summed up, in the order in which people read them: name, title, decimals.
+#: The figures of a Run that tables show, in reading order: name, title, decimals.
 FIGURES: Final = (
     ("of_bound", "of_bound", 2),
     ("link_bytes", "link_bytes", 3),
@@ -280,9 +280,9 @@ class Summary:
     """All runs of one system in one case.
 
     Attributes:
-        case: What was done.
-        variant: By which system.
-        runs: In order.
+        case: The case.
+        variant: The system.
+        runs: Its runs, in order.
     """
 
     case: Case
@@ -290,12 +290,12 @@ class Summary:
     runs: Sequence[Run]
 
     def spread(self, figure: str) -> Spread | None:
-        """Of a field or property of Run. None if it was not measured."""
+        """The spread of a field or property of Run over all runs. None if it was not measured."""
         values = [value for run in self.runs if (value := getattr(run, figure)) is not None]
         return Spread.of(values) if values else None
 
     def as_json(self) -> dict[str, Any]:
-        """What a line of JSON says of it."""
+        """The fields of a line of JSON."""
         spreads = {name: spread for name, _, _ in FIGURES if (spread := self.spread(name)) is not None}
         return {
             "variant": self.variant,
@@ -309,7 +309,7 @@ class Summary:
 
 
 def summarise(runs: Iterable[Run]) -> list[Summary]:
-    """Runs by case and system, in the order in which these came first."""
+    """Groups runs by case and system, in the order in which each pair first appears."""
     found: dict[tuple[Case, str], list[Run]] = {}
     for run in runs:
         found.setdefault((run.case, run.variant), []).append(run)

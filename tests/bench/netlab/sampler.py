@@ -1,11 +1,11 @@
-"""Prints what the links of hosts have carried, again and again: `python sampler.py SECONDS SWITCH HOST…`.
+"""Prints every SECONDS what the links of hosts have carried: `python sampler.py SECONDS SWITCH HOST…`.
 
-SWITCH and HOST are names of network namespaces. A line has the monotonic time, the packets that full queues have
-dropped, and for each host the bytes sent and received. It prints until it is killed.
+SWITCH and HOST are names of network namespaces. A line has the monotonic time, the number of packets that full queues
+have dropped, and for each host the bytes sent and received. The program ends when it is killed or its parent ends.
 
-The figures are those of the queueing disciplines that limit the rates, asked by netlink (man 7 rtnetlink). They count
-the headers of every packet on the wire. The interfaces' own counters do not: they count large packets before these are
-cut into segments.
+The figures come from the queueing disciplines that limit the rates, by netlink (man 7 rtnetlink). They count the
+headers of every packet on the wire. The interfaces' own counters do not, because they count large packets before these
+are cut into segments.
 """
 
 import ctypes
@@ -32,10 +32,10 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
 class Figures(NamedTuple):
-    """Of the queueing discipline of an interface.
+    """Counters of the queueing discipline of an interface.
 
     Attributes:
-        bytes: Sent so far, headers included.
+        bytes: Bytes sent so far, including headers.
         drops: Packets dropped so far.
     """
 
@@ -47,7 +47,7 @@ class Queues:
     """The queueing disciplines of one network namespace.
 
     Args:
-        name: The namespace's name. This process is in it afterwards.
+        name: The namespace's name. The constructor moves this process into the namespace.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,12 +56,12 @@ class Queues:
         with open(f"/run/netns/{name}", "rb") as file:
             if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), f"cannot enter {name}")
-        # A socket stays in the namespace that it was made in.
+        # A socket stays in the namespace in which it was made.
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._names = dict(socket.if_nameindex())
 
     def figures(self) -> dict[str, Figures]:
-        """By the interfaces' names."""
+        """Returns the counters of all interfaces, by their names."""
         request = _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
         self._socket.send(_HEADER.pack(_HEADER.size + len(request), _RTM_GETQDISC, _NLM_F_REQUEST_DUMP, 0, 0) + request)
         found: dict[str, Figures] = {}
@@ -104,7 +104,7 @@ def main() -> None:
     interval, switch, *names = float(sys.argv[1]), *sys.argv[2:]
     ports, hosts = Queues(switch), [Queues(name) for name in names]
     parent = os.getppid()
-    # Whoever kills the lab need not kill this as well.
+    # The sampler must not outlive a lab that was killed.
     while os.getppid() == parent:
         now = time.monotonic()
         into = ports.figures()

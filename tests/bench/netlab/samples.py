@@ -6,12 +6,12 @@ from typing import Self
 
 
 class Samples:
-    """Counts of bytes, taken again and again.
+    """Samples of the links' byte counters.
 
     Args:
-        times: Monotonic times in seconds, in ascending order, at least one.
-        counts: At each time, for each host the bytes that it has sent and received so far.
-        drops: At each time, the packets that full queues have dropped so far.
+        times: The monotonic times of the samples in seconds, in ascending order, at least one.
+        counts: For each sample and each host, the bytes that the host has sent and received so far.
+        drops: For each sample, the number of packets that full queues have dropped so far.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class Samples:
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Self:
-        """From what sampler.py printed. A last line without its end is left out."""
+        """Parses the output of sampler.py. Ignores an incomplete last line."""
         times, counts, drops = [], [], []
         for line in lines:
             if line.endswith("\n"):
@@ -41,17 +41,17 @@ class Samples:
     def carried_around(self, begin: float, end: float) -> list[tuple[int, int]]:
         """Bytes that each host sent and received, from the last sample before `begin` to the first after `end`.
 
-        This is exact if the links are idle around these times, where interpolation would miss some bytes.
+        This is exact if the links are idle around these times. Interpolation would miss some bytes.
         """
         before, after = self._counts[self._last_before(begin)], self._counts[self._first_after(end)]
         return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
 
     def dropped_around(self, begin: float, end: float) -> int:
-        """Packets that full queues dropped, between the same samples."""
+        """Packets that full queues dropped between the same samples."""
         return self._drops[self._first_after(end)] - self._drops[self._last_before(begin)]
 
     def fullness(self, begin: float, end: float, bytes_per_second: float) -> list[tuple[float, float]]:
-        """The part of its rate that each link carried between two times, out of the host and into it."""
+        """The part of its rate that each link used between two times, out of the host and into it."""
         most = (end - begin) * bytes_per_second
         return [(out / most, into / most) for out, into in self.carried(begin, end)]
 

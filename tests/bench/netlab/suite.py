@@ -1,4 +1,4 @@
-"""The experiments of docs/benchmarks.md on networks, and the target of each."""
+"""The experiments on networks for docs/benchmarks.md, and their targets."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ class Target:
     """What a system must reach in a placement.
 
     Attributes:
-        placement: Where.
-        variant: By which system.
-        figure: Of which figure of Run.
-        least: At least this much, or None.
-        most: At most this much, or None.
-        against: A rival of which `figure` must be reached, where it was measured, instead of a number.
+        placement: The placement.
+        variant: The system.
+        figure: The name of the figure of Run that is compared.
+        least: The lowest value that reaches the target, or None.
+        most: The highest value that reaches the target, or None.
+        against: A rival whose figure the system must reach, instead of a number; else empty.
     """
 
     placement: Placement
@@ -32,13 +32,13 @@ class Target:
     against: str = ""
 
     def words(self) -> str:
-        """For people: '≥ 0.92', '≥ gloo'."""
+        """The target as text: '≥ 0.92', '≥ gloo'."""
         if self.against:
             return f"≥ {self.against}"
         return f"≥ {self.least:g}" if self.least is not None else f"≤ {self.most:g}"
 
     def verdict(self, summaries: Sequence[Summary]) -> tuple[float, bool] | None:
-        """The median that was measured, and whether it is enough. None if something was not measured."""
+        """Returns the measured median and whether it reaches the target. None if a figure was not measured."""
         ours = self._median(summaries, self.variant)
         if ours is None:
             return None
@@ -58,17 +58,17 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Placements that several systems are put to in turns.
+    """An experiment: several systems run in turns in the same placements.
 
     Attributes:
-        about: A sentence for people.
-        placements: Where.
-        planes: psum's planes, each a system of its own.
-        rivals: The names of the rivals it is compared with.
-        targets: What it must show.
-        mbit: The rate of the links.
-        workload: What is summed.
-        effort: How much is done in one run.
+        about: A sentence that describes the experiment.
+        placements: The placements.
+        planes: psum's planes. Each counts as a system of its own.
+        rivals: The names of the rivals that psum is compared with.
+        targets: The targets that the results are compared with.
+        mbit: The rate of the links, in 10^6 bits per second.
+        workload: The name of the workload.
+        effort: The number of steps in one run.
     """
 
     about: str
@@ -81,7 +81,7 @@ class Experiment:
     effort: Effort = Effort(steps=4, warmup=2)  # noqa: RUF009 (frozen)
 
     def pairs(self, rivals: Sequence[Rival], congestion_control: str) -> list[tuple[Case, System]]:
-        """What is done by whom: by psum, and by those of its rivals that are there."""
+        """Returns all pairs of case and system, for psum and for the installed rivals."""
         systems = [System(plane=plane) for plane in self.planes]
         systems += [System(rival=rival) for rival in rivals if rival.name in self.rivals]
         return [

@@ -1,4 +1,4 @@
-"""The processes of psum, dist_sync and Gloo on the hosts of a placement, and what each is told of the others."""
+"""The processes of psum, dist_sync and Gloo on the hosts of a placement, with their commands and environments."""
 
 import dataclasses
 import pathlib
@@ -12,25 +12,25 @@ from psum.cli.bench.runs import openmp_environment
 from tests.bench.netlab import rank
 from tests.bench.netlab.placement import Placement
 
-#: All processes have hosts of their own, so any port is free.
+#: Each host has a network stack of its own, so every port is free.
 _PSUM_PORT: Final = 50051
 _PEER_PORT: Final = 29500
 
-#: Variables that would tell the processes another rank, size or role.
+#: Variables that processes must not inherit: they would set another rank, size or role, or switch on TLS.
 _FOREIGN_PREFIXES: Final = ("DMLC_", "BYTEPS_", "PS_", "TORCHELASTIC_", "PSUM_TLS_", "PSUM_AGGREGATOR_TLS_")
 _FOREIGN: Final = ("JOB_COMPLETION_INDEX", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process to be started.
+    """A process to start.
 
     Attributes:
-        name: What its lines are prefixed with; a rank where it is a worker.
-        title: What it is called in messages.
-        host: Where it runs.
-        command: What it runs.
-        environ: What it has in its environment on top of `inherited`.
+        name: The prefix of its output lines; for a worker, its rank.
+        title: Its name in messages.
+        host: The number of its host.
+        command: Its command line.
+        environ: Its environment variables besides those of `inherited`.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Process:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What runs a plan: workers, and the servers that they need.
+    """The workers that follow a plan, and the servers that they need.
 
     Attributes:
-        system: What is measured.
-        placement: Where.
+        system: The system to measure.
+        placement: Where its processes run.
         addresses: The hosts' IP addresses.
         shared_memory: The hosts' directories for shared memory.
-        directory: For the files of the ranks' steps.
+        directory: The directory for the ranks' files of step times.
     """
 
     system: System
@@ -59,11 +59,11 @@ class Job:
     directory: pathlib.Path
 
     def steps_file(self, number: int) -> pathlib.Path:
-        """Where a rank writes when its steps began and ended."""
+        """The file in which a rank records when its steps began and ended."""
         return self.directory / f"steps-{number}"
 
     def servers(self) -> list[Process]:
-        """psum's aggregators; dist_sync's scheduler, then its servers; none of Gloo."""
+        """psum's aggregators, or dist_sync's scheduler followed by its servers. Gloo has none."""
         hosts = self.placement.aggregator_hosts
         if self.system.rival is None:
             addresses = self._aggregators()
@@ -92,7 +92,7 @@ class Job:
         ]
 
     def workers(self, plan: measure.Plan) -> list[Process]:
-        """One for each rank, in order."""
+        """The workers, one for each rank, in order."""
         python = sys.executable if self.system.rival is None else self.system.rival.python
         return [
             Process(
@@ -147,7 +147,7 @@ class Job:
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """What all processes of a job have of this environment. psum's settings are passed on, to be tried out."""
+    """Returns the variables that all processes of a job inherit. They include psum's settings, to try them out."""
     kept = {
         variable: value
         for variable, value in environ.items()
@@ -157,7 +157,7 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """psum's settings among the variables, for the record."""
+    """Returns the variables that are psum's settings, to record them with the results."""
     return {variable: value for variable, value in sorted(environ.items()) if variable.startswith("PSUM_")}
 
 

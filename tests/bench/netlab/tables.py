@@ -1,11 +1,11 @@
-"""Results for people: Markdown tables of runs, and how full the links were over time."""
+"""Tables for people: Markdown tables of runs, and tables of how full the links were over time."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tests.bench.netlab.runs import FIGURES, Summary, Trace
 
-#: How many rows a step has.
+#: Number of rows for each step in a table over time.
 _ROWS_PER_STEP: Final = 20
 
 
@@ -35,9 +35,9 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 
 def watch(trace: Trace, bytes_per_second: float) -> Iterator[str]:
-    """The lines of a table: how full each host's link was over the timed steps, in percent.
+    """Yields the lines of a table of how full each host's link was over the timed steps, in percent.
 
-    A row shows a twentieth of a step. In front are the steps that ranks began within that time.
+    A row shows a twentieth of a step. Its last column names the ranks that ended a step within that time.
     """
     hosts = range(len(trace.samples.carried(trace.begin, trace.end)))
     first, last = trace.timed
@@ -54,7 +54,7 @@ def watch(trace: Trace, bytes_per_second: float) -> Iterator[str]:
 
 
 def _events(trace: Trace, begin: float, end: float) -> Iterator[str]:
-    """Which ranks ended a timed step within some time, as '0, 2 ended step 1'."""
+    """Yields which ranks ended a timed step between two times, as '0, 2 ended step 1'."""
     first, last = trace.timed
     for step in range(first, last):
         ranks = [rank for rank, steps in enumerate(trace.steps) if begin < steps[step][1] <= end]
@@ -68,7 +68,7 @@ def _hosts(summary: Summary) -> str:
 
 
 def _system(summary: Summary) -> str:
-    """With the planes that psum agreed on where it had the choice, and settings that were not the defaults."""
+    """The system's name, with the planes that psum chose where it had the choice, and psum's settings."""
     run = summary.runs[0]
     name = summary.variant.replace("psum auto", f"psum auto ({run.plane})", 1)
     return " ".join([name, *(f"{variable}={value}" for variable, value in run.settings.items())])
