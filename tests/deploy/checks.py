@@ -1,4 +1,4 @@
-"""What a validator of schemas does not see: that the resources mean each other, and that psum understands them."""
+"""Checks beyond a schema validator's: the resources fit together, and psum understands their settings."""
 
 import re
 from collections import Counter
@@ -13,10 +13,10 @@ from tests.deploy import network
 from tests.deploy.manifests import VERSION, Pod, Resource, pods
 from tests.deploy.server import differences
 
-#: Seconds that an aggregator takes to end besides PSUM_GRACE, at the most, on a slow machine.
+#: The most seconds that an aggregator on a slow machine needs to end, in addition to PSUM_GRACE.
 CLOSING_SECONDS = 10
 
-#: As Kubernetes writes amounts: 2, 500m, 4Gi.
+#: A quantity of Kubernetes: 2, 500m, 4Gi.
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGTPE]|[KMGTPE]i)?")
 _UNITS = {None: 1.0, "m": 1e-3, "k": 1e3} | {u: 1000.0 ** (i + 2) for i, u in enumerate("MGTPE")}
 _UNITS |= {f"{u}i": 1024.0 ** (i + 1) for i, u in enumerate("KMGTPE")}
@@ -29,25 +29,25 @@ _FILES = tuple(
     if name in ("tls_cert", "tls_key", "tls_ca", "tls_client_ca", "token_file")
 )
 
-#: The label by which network policies know workers.
+#: The label by which network policies recognise workers.
 _COMPONENT, _WORKER = "app.kubernetes.io/component", "psum-worker"
 
-#: For how long a cluster's DNS may hand out an old address, in seconds; CoreDNS is delivered with `cache 30`.
+#: For how many seconds a cluster's DNS may return an old address. CoreDNS comes with `cache 30`.
 DNS_TTL_SECONDS = 30
 
-#: How soon a worker whose node is gone has to be started elsewhere, in seconds.
+#: Seconds after which a worker whose node is gone must be started elsewhere.
 _GONE_SECONDS = 10
 _GONE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
-#: How soon the others hear of a worker that was killed, in seconds.
+#: Seconds after which the other ranks must learn that a worker was killed.
 _CLOSED_SECONDS = 5
 
-#: What cert-manager writes into a certificate's secret.
+#: The keys that cert-manager writes into a certificate's secret.
 _CERTIFICATE_KEYS = {"ca.crt", "tls.crt", "tls.key"}
 
 
 def mistakes(resources: Sequence[Resource]) -> list[str]:
-    """All that is wrong with them."""
+    """Returns a message for each mistake in the resources."""
     found = [text for check in _OF_ALL for text in check(resources)]
     for pod in pods(resources):
         if not pod.is_aggregator and pod.labels.get(_COMPONENT) != _WORKER:
@@ -64,10 +64,10 @@ def mistakes(resources: Sequence[Resource]) -> list[str]:
 
 
 def quantity(text: str) -> float:
-    """An amount of Kubernetes' as a number.
+    """Converts a quantity of Kubernetes to a number.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a quantity.
     """
     match = _QUANTITY.fullmatch(str(text))
     if match is None:
@@ -84,7 +84,7 @@ def _matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
 
 
 def _selectors(resources: Sequence[Resource]) -> Iterator[str]:
-    """Whatever selects pods, selects some."""
+    """Every selector selects at least one pod, or one port of a service."""
     all_pods = list(pods(resources))
     chosen = {
         "Service": lambda spec: spec["selector"],
@@ -111,7 +111,7 @@ def _selectors(resources: Sequence[Resource]) -> Iterator[str]:
 
 
 def _ports(resources: Sequence[Resource]) -> Iterator[str]:
-    """Whatever names a port of a pod's, names one that it has."""
+    """Every port that a service, a policy or a probe names exists in the pods."""
 
     def missing(selector: dict[str, str], port: Any) -> bool:
         chosen = [pod for pod in pods(resources) if _matches(selector, pod.labels)]
@@ -134,7 +134,7 @@ def _ports(resources: Sequence[Resource]) -> Iterator[str]:
 
 
 def _reachable(resources: Sequence[Resource]) -> Iterator[str]:
-    """Workers are let in to both of an aggregator's ports: also those that share memory use the second."""
+    """The network policy lets workers reach both ports of an aggregator. Workers that share memory use both too."""
     labels = next((pod.labels for pod in pods(resources) if not pod.is_aggregator), {_COMPONENT: _WORKER})
     for pod in pods(resources):
         if pod.is_aggregator:
@@ -144,7 +144,7 @@ def _reachable(resources: Sequence[Resource]) -> Iterator[str]:
 
 
 def _names(resources: Sequence[Resource]) -> Iterator[str]:
-    """Whatever is called by its name is there."""
+    """Every resource that another one refers to by name exists."""
     services = {s["metadata"]["name"]: s["spec"] for s in _of_kind(resources, "Service")}
     accounts = {a["metadata"]["name"] for a in _of_kind(resources, "ServiceAccount")}
     for stateful_set in _of_kind(resources, "StatefulSet"):
@@ -163,13 +163,13 @@ def _names(resources: Sequence[Resource]) -> Iterator[str]:
 
 
 def _unchanged(resources: Sequence[Resource]) -> Iterator[str]:
-    """A server gives back what it was given, so that `kubectl diff` shows nothing but what somebody changed."""
+    """The API server stores each resource as it is written, so that `kubectl diff` shows only real changes."""
     for resource in resources:
         yield from differences(resource)
 
 
 def _budgets(resources: Sequence[Resource]) -> Iterator[str]:
-    """A drain ends, also where an aggregator crashes again and again: then by default nothing may be evicted."""
+    """A drain ends even if an aggregator crashes repeatedly. By default, the budget would then forbid all evictions."""
     for budget in _of_kind(resources, "PodDisruptionBudget"):
         if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
             yield (
@@ -179,34 +179,34 @@ def _budgets(resources: Sequence[Resource]) -> Iterator[str]:
 
 
 def _killed(resources: Sequence[Resource]) -> Iterator[str]:
-    """Of a worker that was killed the others hear soon, where no proxy closes connections by itself."""
+    """The other ranks soon learn that a worker was killed. An ingress may close connections itself, so it is exempt."""
     if _of_kind(resources, "Ingress"):
         return
     for pod in pods(resources):
         timeout = pod.environ.get("PSUM_CLOSED_TIMEOUT", "")
         if pod.is_aggregator and not 0 < float(timeout.removesuffix("s") or "inf") <= _CLOSED_SECONDS:
-            yield f"{pod.owner}: of a worker that was killed the others hear late; PSUM_CLOSED_TIMEOUT is {timeout!r}"
+            yield f"{pod.owner}: when a worker is killed, the others hear late; PSUM_CLOSED_TIMEOUT is {timeout!r}"
 
 
 def _updates(resources: Sequence[Resource]) -> Iterator[str]:
-    """An apply updates all aggregators, and each of them finds a node when its own is gone."""
+    """An apply updates all aggregators, and an aggregator can move to another node when its own is gone."""
     for resource in _of_kind(resources, "StatefulSet"):
         name, spec = f"StatefulSet/{resource['metadata']['name']}", resource["spec"]
         if spec.get("updateStrategy", {}).get("rollingUpdate", {}).get("partition") != 0:
-            yield f"{name}: a partition that was set by hand would stay; state partition: 0"
+            yield f"{name}: a partition set by hand would stay; state partition: 0"
         affinity = spec["template"]["spec"].get("affinity", {}).get("podAntiAffinity", {})
         if "requiredDuringSchedulingIgnoredDuringExecution" in affinity:
-            yield f"{name}: an aggregator whose node is gone would wait for a spare one; prefer to keep them apart"
+            yield f"{name}: an aggregator whose node is gone would wait for a spare one; use a preferred anti-affinity"
 
 
 def _namespaces(resources: Sequence[Resource]) -> Iterator[str]:
-    """Whoever deletes what was applied keeps tokens and trainings."""
+    """Deleting the applied resources keeps tokens and trainings."""
     for namespace in _of_kind(resources, "Namespace"):
         yield f"Namespace/{namespace['metadata']['name']}: `kubectl delete -k` would delete all that is in it"
 
 
 def _jobs(resources: Sequence[Resource]) -> Iterator[tuple[str, Resource]]:
-    """All Jobs with workers, by themselves or in a set: name and specification."""
+    """Yields the name and the specification of all Jobs with workers, whether in a JobSet or not."""
     for job in _of_kind(resources, "Job"):
         yield f"Job/{job['metadata']['name']}", job["spec"]
     for job_set in _of_kind(resources, "JobSet"):
@@ -216,10 +216,10 @@ def _jobs(resources: Sequence[Resource]) -> Iterator[tuple[str, Resource]]:
 
 
 def _replaced(resources: Sequence[Resource]) -> Iterator[str]:
-    """A worker that fails or is evicted is replaced within seconds, and a job that is over goes away by itself."""
+    """A worker that fails or is evicted is replaced within seconds, and a finished job is removed automatically."""
     for name, spec in _jobs(resources):
         if spec.get("podReplacementPolicy") == "Failed" or "podFailurePolicy" in spec:
-            # The second brings the first with it.
+            # The server sets podReplacementPolicy: Failed for every podFailurePolicy.
             yield f"{name}: a worker on a node that is gone would never be replaced (podReplacementPolicy: Failed)"
         if "backoffLimit" in spec or not spec.get("backoffLimitPerIndex"):
             yield f"{name}: all workers would share one delay, doubled by each failure; set backoffLimitPerIndex"
@@ -231,7 +231,7 @@ def _replaced(resources: Sequence[Resource]) -> Iterator[str]:
             yield f"{name}: it would stay for ever; set ttlSecondsAfterFinished"
 
 
-#: What is looked at in all resources together.
+#: The checks of all resources together.
 _OF_ALL: tuple[Callable[[Sequence[Resource]], Iterator[str]], ...] = (
     _selectors,
     _ports,
@@ -247,7 +247,7 @@ _OF_ALL: tuple[Callable[[Sequence[Resource]], Iterator[str]], ...] = (
 
 
 def _security(pod: Pod) -> Iterator[str]:
-    """It is not root, can become nobody else, writes nowhere and knows nothing of the cluster."""
+    """The pod is not root, gains no privileges, has a read-only root file system, and cannot use the cluster's API."""
     context, container = pod.spec.get("securityContext", {}), pod.container.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
         yield "it may run as root"
@@ -264,14 +264,14 @@ def _security(pod: Pod) -> Iterator[str]:
 
 
 def _image(pod: Pod) -> Iterator[str]:
-    """Its image is that of this version."""
+    """The image's tag is this version."""
     name, _, tag = pod.container["image"].rpartition(":")
     if not name or tag != VERSION:
         yield f"image {pod.container['image']}, expected the tag {VERSION}"
 
 
 def _settings(pod: Pod) -> Iterator[str]:
-    """Its environment has settings that psum knows, once each, with values that it takes."""
+    """The environment has only settings that psum knows, each once, with valid values."""
     kind: Any = AggregatorSettings if pod.is_aggregator else WorkerSettings
     known = {variable for declared in declarations(kind).values() for variable in declared.variables}
     given = Counter(entry["name"] for entry in pod.container.get("env", ()))
@@ -287,7 +287,7 @@ def _settings(pod: Pod) -> Iterator[str]:
 
 
 def _amounts(pod: Pod) -> Iterator[str]:
-    """Its resources are amounts, and it cannot use more memory than it asked for."""
+    """The pod's resources are valid quantities, and its memory limit equals its request."""
     amounts = [v for part in pod.container["resources"].values() for v in part.values()]
     amounts += [v["emptyDir"]["sizeLimit"] for v in pod.spec.get("volumes", ()) if "sizeLimit" in v.get("emptyDir", {})]
     for amount in amounts:
@@ -301,14 +301,14 @@ def _amounts(pod: Pod) -> Iterator[str]:
 
 
 def _devices(pod: Pod) -> Iterator[str]:
-    """It asks for nothing that its image cannot use: without such a device it would never be scheduled."""
+    """The pod requests no device that its image cannot use. A cluster without the device would never schedule it."""
     for kind in pod.container["resources"].get("limits", {}):
         if kind not in ("cpu", "memory"):
             yield f"it asks for {kind}, which its image cannot use"
 
 
 def _moves(pod: Pod) -> Iterator[str]:
-    """When its node is gone it is started elsewhere soon; by default that takes five minutes."""
+    """The pod soon starts elsewhere when its node is gone. By default, that takes five minutes."""
     tolerated = {t.get("key"): t.get("tolerationSeconds") for t in pod.spec.get("tolerations", ())}
     for key in _GONE:
         if not 0 <= (seconds := tolerated.get(key, 300)) <= _GONE_SECONDS:
@@ -316,7 +316,7 @@ def _moves(pod: Pod) -> Iterator[str]:
 
 
 def _waits(pod: Pod) -> Iterator[str]:
-    """When it is replaced, the new one waits for the end of the old one for as long as that can take."""
+    """A replacement waits long enough for the end of the pod that it replaces."""
     timeout = WorkerSettings.from_environment(pod.environ).rank_timeout
     grace = pod.spec.get("terminationGracePeriodSeconds", 30)
     if timeout < grace + CLOSING_SECONDS:
@@ -324,7 +324,7 @@ def _waits(pod: Pod) -> Iterator[str]:
 
 
 def _volumes(pod: Pod) -> Iterator[str]:
-    """Files that settings name are in secrets that it has, whole folders of them, so that they are renewed."""
+    """The files that settings name are in mounted secrets. Whole folders are mounted, so that renewals arrive."""
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", ())}
     mounts = pod.container.get("volumeMounts", ())
     if {mount["name"] for mount in mounts} != volumes.keys():
@@ -351,7 +351,7 @@ def _container_ports(pod: Pod) -> dict[Any, int]:
 
 
 def _aggregator_ports(pod: Pod) -> Iterator[str]:
-    """It listens on the ports that it says it has, where others reach them."""
+    """The aggregator listens on its declared ports, at addresses that others reach."""
     settings, ports = pod.environ, _container_ports(pod)
     for name, address in (("grpc", settings["PSUM_LISTEN"]), ("http", settings["PSUM_HTTP"])):
         if address != f"0.0.0.0:{ports[name]}":
@@ -363,14 +363,14 @@ def _aggregator_ports(pod: Pod) -> Iterator[str]:
 
 
 def _ending(pod: Pod) -> Iterator[str]:
-    """It has the time to finish its rounds before it is killed."""
+    """The aggregator has time to finish its rounds before it is killed."""
     grace = AggregatorSettings.from_environment(pod.environ).grace
     if pod.spec.get("terminationGracePeriodSeconds", 30) < grace + CLOSING_SECONDS:
         yield f"it may be killed before it has finished its rounds, {grace:g} s, and closed, {CLOSING_SECONDS} s"
 
 
 def _room(pod: Pod) -> Iterator[str]:
-    """Its budget leaves a fifth of its memory for everything else, and it has a processor for each thread."""
+    """The budget leaves a fifth of the memory for everything else, and each thread has a processor."""
     settings = AggregatorSettings.from_environment(pod.environ)
     resources = pod.container["resources"]
     if not 0 < settings.memory_budget <= 0.8 * quantity(resources["limits"]["memory"]):
@@ -380,10 +380,10 @@ def _room(pod: Pod) -> Iterator[str]:
 
 
 def _patience(pod: Pod) -> Iterator[str]:
-    """It keeps its workers' places for as long as some of them may look for it at the address that it had before."""
+    """The aggregator waits for its workers for as long as they may look for it at its old address."""
     timeout = AggregatorSettings.from_environment(pod.environ).worker_timeout
     if timeout < 2 * DNS_TTL_SECONDS:
         yield (
             f"PSUM_WORKER_TIMEOUT is {timeout:g} s; a worker may be told an old address for {DNS_TTL_SECONDS} s, and"
-            " then needs time to connect: twice that"
+            " then needs time to connect: allow twice that"
         )

@@ -1,8 +1,8 @@
 """Containers as processes: a pod's namespaces, user, volumes and limits, on this machine.
 
-A container's command runs as process 1 of its own namespace of processes, as its manifest's user, without capabilities,
-with its volumes at their places and all else read-only. What differs from a container: its network is this machine's,
-of which it has a loopback address of its own, and its programs are those of this machine, with /mnt for the image's
+A container's command runs as process 1 of its own PID namespace, as its manifest's user, without capabilities. Its
+volumes are mounted at their paths, and everything else is read-only. Two things differ from a real container. It uses
+this machine's network, with a loopback address of its own. It uses this machine's programs, with /mnt as the image's
 working directory.
 """
 
@@ -22,10 +22,10 @@ from typing import IO
 
 from tests.deploy.manifests import ROOT, Pod, Resource
 
-#: What a container has for /dev/shm where no volume is there.
+#: The size of a container's /dev/shm if no volume is mounted there.
 _SHM_BYTES = 64 << 20
 
-#: The variable by which tests find what they have started; see tests/processes.py.
+#: The variable by which tests find the processes that they started; see tests/processes.py.
 _MARK = "STARTED_BY_TESTS"
 
 
@@ -34,11 +34,11 @@ class Mounts:
     """What a container sees in its file system.
 
     Attributes:
-        etc: A folder whose files are in /etc, in front of this machine's.
-        hosts: The file that is /etc/hosts. It may be written again while the container runs.
-        work: The folder that it works in.
-        empty: Folders that are empty and can be written to, with their sizes in bytes; 0: unlimited.
-        shared: Folders of this machine that can be written to.
+        etc: A folder whose files appear in /etc, in front of this machine's files.
+        hosts: The file that appears as /etc/hosts. It may be rewritten while the container runs.
+        work: The working directory.
+        empty: Empty, writable folders, with their sizes in bytes; 0 means unlimited.
+        shared: Writable folders of this machine.
     """
 
     etc: pathlib.Path
@@ -48,7 +48,7 @@ class Mounts:
     shared: list[str] = dataclasses.field(default_factory=list)
 
     def script(self) -> str:
-        """What mounts it all, in a namespace of mounts of its own, as a script that fails where anything does."""
+        """Returns a shell script that makes all mounts in a mount namespace of its own. It stops at the first error."""
         lines = [
             "set -e",
             *_opened(),
@@ -59,7 +59,7 @@ class Mounts:
         ]
         for folder, size in self.empty.items():
             if _needed(pathlib.Path(folder)):
-                # An empty one would hide the program: it can be written to, at least.
+                # An empty folder would hide the program, so this folder is only made writable.
                 lines.append(f"mount --rbind {folder} {folder} && mount -o remount,bind,rw {folder}")
             else:
                 lines.append(f"mount -t tmpfs -o mode=1777,size={size} tmpfs {folder}")
@@ -68,12 +68,12 @@ class Mounts:
 
 
 def mounts(pod: Pod, secrets: Mapping[str, Mapping[str, bytes]], directory: pathlib.Path) -> Mounts:
-    """Writes what is in a pod's secrets into a folder; returns what its container sees.
+    """Writes a pod's secrets into a folder; returns the mounts of its container.
 
     Args:
         pod: The pod.
-        secrets: Keys and values of the secrets, by their names.
-        directory: A new folder for it.
+        secrets: The keys and values of each secret, by the secret's name.
+        directory: A new folder for the files.
     """
     etc, work = directory / "etc", directory / "work"
     etc.mkdir(parents=True)
@@ -95,7 +95,7 @@ def mounts(pod: Pod, secrets: Mapping[str, Mapping[str, bytes]], directory: path
 
 
 def _write(folder: pathlib.Path, secret: Resource, secrets: Mapping[str, Mapping[str, bytes]], group: int) -> None:
-    """A secret's files, for the pod's group to read as its mode says."""
+    """Writes a secret's files, with the secret's mode, for the pod's group."""
     values = secrets[secret["secretName"]]
     folder.mkdir(parents=True)
     for item in secret.get("items", [{"key": key, "path": key} for key in values]):
@@ -112,13 +112,13 @@ def _bytes(amount: str) -> int:
 
 
 def _needed(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What of that which runs is in a folder of this machine."""
+    """Returns the paths of psum and of its Python that are in a folder of this machine."""
     paths = (ROOT, pathlib.Path(sys.prefix), pathlib.Path(sys.base_prefix))
     return [path for path in paths if path.is_relative_to(folder)]
 
 
 def _opened() -> Iterator[str]:
-    """Has every user reach the program where it is in somebody's own folder, such as a Python in /root."""
+    """Yields commands that let every user reach the program if it is in a private folder, such as a Python in /root."""
     reached = {parent for path in _needed(pathlib.Path("/")) for parent in path.parents}
     closed = [folder for folder in sorted(reached) if not folder.stat().st_mode & stat.S_IXOTH]
     for folder in closed:
@@ -130,7 +130,7 @@ def _opened() -> Iterator[str]:
 
 
 def has_users() -> bool:
-    """Whether containers have the users that their manifests say, for which it takes root; else they have this one."""
+    """Whether containers run as the users of their manifests, which needs root. Otherwise they run as this user."""
     return os.geteuid() == 0
 
 
@@ -140,7 +140,7 @@ def _namespaces() -> list[str]:
 
 
 def _identity(pod: Pod) -> list[str]:
-    """What starts a program as the pod's user, without any capability; it dies with what has started it."""
+    """Returns a command that runs a program as the pod's user without capabilities. It dies with its parent."""
     if not has_users():
         return []
     context = pod.spec["securityContext"]
@@ -151,7 +151,7 @@ def _identity(pod: Pod) -> list[str]:
 
 @functools.cache
 def lack() -> str:
-    """Why this machine cannot run containers so; '' where it can."""
+    """Why this machine cannot run containers in this way; '' if it can."""
     mounted = ("-t overlay -o lowerdir=/mnt:/etc overlay /etc", "-o remount,bind,ro /", "-t tmpfs tmpfs /mnt")
     trial = " && ".join(f"mount {arguments}" for arguments in mounted)
     try:
@@ -162,14 +162,14 @@ def lack() -> str:
 
 
 class Container:
-    """A container that runs.
+    """A running container.
 
     Args:
-        pod: The pod that it is of.
-        mounted: What it sees.
-        command: What it runs.
-        environ: All of its environment but for PATH.
-        log: What it writes is appended to this.
+        pod: Its pod.
+        mounted: Its mounts.
+        command: Its command line.
+        environ: Its whole environment except PATH.
+        log: The file that its output is appended to.
     """
 
     def __init__(self, pod: Pod, mounted: Mounts, command: list[str], environ: Mapping[str, str], log: IO[str]) -> None:
@@ -181,7 +181,7 @@ class Container:
         given = {"PATH": paths, "HOME": "/", **environ, _MARK: os.environ.get(_MARK, "")}
         if "PYTHONPATH" in os.environ:
             given["PYTHONPATH"] = os.environ["PYTHONPATH"]
-        # A group of its own: what interrupts the tests does not reach it.
+        # In its own process group, a signal that interrupts the tests does not reach it.
         self._killed = False
         self._outer = subprocess.Popen(
             [*_namespaces(), "sh", "-c", script], env=given, stdout=log, stderr=log, process_group=0
@@ -189,17 +189,17 @@ class Container:
 
     @property
     def status(self) -> int | None:
-        """The status that it ended with, as Kubernetes reports it: 128 and the signal's number where one killed it."""
+        """The exit status; None while it runs. As in Kubernetes, it is 128 plus the number of a signal that killed it."""
         status = self._outer.poll()
         if status is not None and self._killed:
-            # unshare of util-linux 2.38 ends with 1 then.
+            # In this case, unshare of util-linux 2.38 ends with status 1.
             return 128 + signal.SIGKILL
         return 128 - status if status is not None and status < 0 else status
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to process 1; to one that has ended nothing is sent.
+        """Sends a signal to process 1, if that still runs.
 
-        The kernel keeps a process 1 from signals for which it has no handler, but for SIGKILL and SIGSTOP from outside.
+        The kernel ignores signals for which process 1 has no handler, except SIGKILL and SIGSTOP from outside.
         """
         with contextlib.suppress(ProcessLookupError):
             for pid in _children(self._outer.pid):
@@ -207,10 +207,10 @@ class Container:
                 self._killed |= number == signal.SIGKILL
 
     def wait(self, seconds: float) -> int:
-        """Waits for its end; returns its status.
+        """Waits for the container's end; returns its status.
 
         Raises:
-            subprocess.TimeoutExpired: It still runs.
+            subprocess.TimeoutExpired: The container still runs.
         """
         self._outer.wait(seconds)
         status = self.status
@@ -218,7 +218,7 @@ class Container:
         return status
 
     def close(self) -> None:
-        """Kills it where it runs: process 1 takes all others of its namespace with it."""
+        """Kills the container if it runs. The end of process 1 ends all other processes of its namespace."""
         if self._outer.poll() is None:
             self.signal(signal.SIGKILL)
             self._outer.kill()
@@ -229,6 +229,6 @@ def _children(parent: int) -> Iterator[int]:
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                # The command in parentheses may contain anything; field 4 is the parent.
+                # The command's name in parentheses may contain any character. Field 4 is the parent.
                 if int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1]) == parent:
                     yield int(entry.name)

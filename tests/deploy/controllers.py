@@ -1,19 +1,20 @@
-"""What Kubernetes' controllers do with pods that end or are deleted: a Job's and a StatefulSet's.
+"""Models of Kubernetes' Job and StatefulSet controllers: what they do with pods that end or are deleted.
 
-It follows Kubernetes' documentation under "Concepts", "Workloads": "Jobs" (sections "Pod backoff failure policy",
+They follow Kubernetes' documentation under "Concepts", "Workloads": "Jobs" (sections "Pod backoff failure policy",
 "Backoff limit per index" and "Delayed creation of replacement pods"), "Pod Lifecycle" ("Termination of Pods") and
-"StatefulSets" ("Pod Identity"); and the proposal KEP-3850 for the moment from which a delay is counted:
+"StatefulSets" ("Pod Identity"). The proposal KEP-3850 says from which moment a delay counts.
 
-- A pod of a Job that has ended with another status than 0 has failed when its container ended. One that is deleted has
-  failed when it was, though it still runs; with `podReplacementPolicy: Failed`, when it has ended.
-- A failed pod is replaced after 10 s, doubled with each failure before it, ten minutes at most (where the documentation
-  says six). With `backoffLimitPerIndex` the failures are those of its index, else those of all.
-- The Job is over as failed when more indexes than `maxFailedIndexes` have failed more often than
-  `backoffLimitPerIndex`, or when there were more failures than `backoffLimit`.
-- A pod that is deleted has its preStop hook run, gets SIGTERM, and SIGKILL at the end of its grace period.
-- A StatefulSet's pod is replaced at once when it has ended, under its name.
+- A pod of a Job fails when its container ends with a status other than 0. A deleted pod fails when it is deleted, even
+  if it still runs; with `podReplacementPolicy: Failed`, it fails when it has ended.
+- A failed pod is replaced after 10 s. Each earlier failure doubles this delay, up to ten minutes (the documentation
+  says six). With `backoffLimitPerIndex` only the failures of the pod's index count, otherwise all failures.
+- A Job fails when more than `maxFailedIndexes` indexes have each failed more often than `backoffLimitPerIndex`, or when
+  there are more failures than `backoffLimit`.
+- When a pod is deleted, its preStop hook runs, then it gets SIGTERM, and SIGKILL at the end of its grace period.
+- When a StatefulSet's pod has ended, it is replaced at once under the same name.
 
-Left out: schedulers and images, which take no time here, restarts of containers within a pod, and nodes that vanish.
+The models leave out schedulers and images, which take no time here, restarts of containers within a pod, and nodes that
+vanish.
 """
 
 import abc
@@ -30,15 +31,15 @@ from tests.deploy.processes import PodProcess
 FIRST_DELAY_SECONDS = 10.0
 LONGEST_DELAY_SECONDS = 600.0
 
-#: As the server adds it where a manifest has neither limit.
+#: The server's default if a manifest has neither limit.
 _BACKOFF_LIMIT = 6
 
-#: How often controllers look.
+#: Interval at which controllers look at their pods.
 _PERIOD_SECONDS = 0.05
 
 
 def delay(failures: int) -> float:
-    """Seconds between a failure and the replacement's start, when there were so many failures, this one included."""
+    """Seconds from a failure to the start of the replacement. The number of failures includes this one."""
     return min(FIRST_DELAY_SECONDS * 2.0 ** (failures - 1), LONGEST_DELAY_SECONDS)
 
 
@@ -48,12 +49,12 @@ class Place:
 
     Attributes:
         pod: The pod.
-        process: The one that runs, or ran last.
-        past: Those before it.
-        failures: When each pod here failed, in seconds of the monotonic clock.
-        replaced: When the one that runs took the place of another.
-        deleted: When it was deleted, where it was.
-        counted: Whether its failure is among those already.
+        process: The process that runs, or ran last.
+        past: The processes before it, oldest first.
+        failures: When each process here failed, in seconds of the monotonic clock.
+        replaced: When the current process replaced another; 0 if it is the first.
+        deleted: When the current process was deleted, or None.
+        counted: Whether `failures` already contains the failure of the current process.
     """
 
     pod: Pod
@@ -70,7 +71,7 @@ class Controller(abc.ABC):
 
     Args:
         pods: The pods.
-        make: Makes a process of a pod.
+        make: Makes a process for a pod.
 
     Attributes:
         places: One for each pod, by index.
@@ -87,19 +88,19 @@ class Controller(abc.ABC):
             place.process.launch()
 
     def evict(self, index: int) -> None:
-        """Deletes a pod, as for a drain or a preemption: it is asked to end, and killed after its grace period."""
+        """Deletes a pod, as for a drain or a preemption: asks it to end, and kills it after its grace period."""
         place = self.places[index]
         process, place.deleted = place.process, time.monotonic()
         self._dying.append((place.deleted + process.grace, process))
-        # A hook may take its time, while controllers and other pods go on.
+        # Controllers and other pods must go on while a hook runs.
         threading.Thread(target=process.terminate, daemon=True).start()
 
     def kill(self, index: int) -> None:
-        """Has the kernel kill the process of a pod."""
+        """Kills the process of a pod with SIGKILL."""
         self.places[index].process.signal(signal.SIGKILL)
 
     def poll(self) -> None:
-        """Does what is due."""
+        """Takes all actions that are due."""
         now = time.monotonic()
         for deadline, process in list(self._dying):
             if process.status is not None:
@@ -110,13 +111,13 @@ class Controller(abc.ABC):
             self._look(place, now)
 
     def close(self) -> None:
-        """Kills all that run."""
+        """Kills all processes that run."""
         for place in self.places:
             for process in (*place.past, place.process):
                 process.close()
 
     def story(self, since: float) -> str:
-        """What became of its pods, and the end of what each process has written, for people."""
+        """Describes what happened to the pods, with the last lines of output of each process."""
         lines = []
         for place in self.places:
             failed = ", ".join(f"{moment - since:.1f} s" for moment in place.failures)
@@ -128,7 +129,7 @@ class Controller(abc.ABC):
 
     @abc.abstractmethod
     def _look(self, place: Place, now: float) -> None:
-        """Does what is due at a place."""
+        """Takes the actions that are due at a place."""
 
     def _replace(self, place: Place, now: float) -> None:
         place.past.append(place.process)
@@ -148,12 +149,12 @@ class Job(Controller):
     """The pods of an Indexed Job.
 
     Args:
-        spec: The Job's.
+        spec: The Job's specification.
         pods: Its pods, by index.
-        make: Makes a process of a pod.
+        make: Makes a process for a pod.
 
     Attributes:
-        failure: Why the Job is over as failed; '' while it is not.
+        failure: Why the Job failed; '' if it has not failed.
     """
 
     def __init__(self, spec: Resource, pods: Sequence[Pod], make: Callable[[Pod], PodProcess]) -> None:
@@ -193,10 +194,10 @@ class Job(Controller):
 
 
 def run_until(controllers: Sequence[Controller], condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Has controllers do their work until something is so; returns for how long.
+    """Polls controllers until a condition holds; returns how many seconds that took.
 
     Raises:
-        AssertionError: It was not so in time, or a Job has failed; with the end of what the pods have written.
+        AssertionError: The condition did not hold in time, or a Job has failed. The text has each pod's last output.
     """
     begin = time.monotonic()
     while not condition():

@@ -1,4 +1,4 @@
-"""What kustomize makes of deploy/kubernetes, and the pods in it."""
+"""The resources that kustomize renders from deploy/kubernetes, and their pods."""
 
 import dataclasses
 import functools
@@ -21,8 +21,8 @@ VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["
 
 Resource = dict[str, Any]
 
-#: What is rendered and looked at, each by the folders that it is put together from: the overlays and the workers as
-#: they are, and each component that no overlay uses on top of one.
+#: The renderings that are tested, each with the folders that it combines: all overlays and workers as they are, and
+#: each component that no overlay uses, on top of one of them.
 RENDERED = {
     "single-node": ("overlays/single-node",),
     "production": ("overlays/production",),
@@ -49,15 +49,15 @@ RENDERED = {
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """A pod as some resource would make it.
+    """A pod as a resource's controller would make it.
 
     Attributes:
         owner: The resource, as kind/name.
-        name: The pod's name; for a Job's pods without the random end, which is their host name.
-        subdomain: The service below which it is known by its name; '' where it is not.
-        labels: Its labels, with those that its controller gives it.
+        name: The pod's name. For a Job's pod this is the host name, which lacks the random suffix of the pod's name.
+        subdomain: The service under which DNS has the pod's name; '' if there is none.
+        labels: Its labels, including those that its controller adds.
         spec: Its specification.
-        given: The environment that its controller gives to its containers.
+        given: The environment variables that its controller adds.
     """
 
     owner: str
@@ -87,29 +87,29 @@ class Pod:
 
 @functools.cache
 def kustomize(*folders: str) -> tuple[Resource, ...]:
-    """The resources that these folders under deploy/kubernetes make together: resources, then components."""
+    """Renders folders under deploy/kubernetes together: the first is a resource, the others are components."""
     kubectl = pathlib.Path(sys.executable).with_name("kubectl")
     with tempfile.TemporaryDirectory() as scratch:
         target: pathlib.Path | str = KUBERNETES / folders[0]
         if len(folders) > 1:
             first, *others = (os.path.relpath(KUBERNETES / folder, os.path.realpath(scratch)) for folder in folders)
-            # The namespace as in an overlay of one's own: a component's resources have none.
+            # Set the namespace, as a user's own overlay does: a component's resources have none.
             text = yaml.safe_dump({"namespace": "psum", "resources": [first], "components": others})
             pathlib.Path(scratch, "kustomization.yaml").write_text(text)
             target = scratch
         done = subprocess.run([kubectl, "kustomize", target], capture_output=True, text=True, timeout=60)
-    # It warns of what is deprecated, and ends well all the same.
+    # kustomize warns about deprecated fields, but still succeeds.
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
 
 
 def rendered(name: str) -> tuple[Resource, ...]:
-    """The resources of one of RENDERED."""
+    """Returns the resources of one of RENDERED."""
     return kustomize(*RENDERED[name])
 
 
 def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
-    """All pods that the resources make."""
+    """Yields all pods of the resources."""
     for resource in resources:
         owner, spec = f"{resource['kind']}/{resource['metadata']['name']}", resource.get("spec", {})
         match resource["kind"]:
@@ -128,7 +128,7 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
             case "MXJob":
                 (replicas,) = spec["mxReplicaSpecs"].values()
                 for index in range(replicas["replicas"]):
-                    # As the training operator sets them where there is no scheduler.
+                    # The training operator sets these values if there is no scheduler.
                     yield _pod(
                         owner,
                         replicas["template"],
@@ -150,9 +150,9 @@ class Image:
     """What an image of deploy/containers says about the processes that run in it.
 
     Attributes:
-        command: What it runs.
-        environ: The environment that it gives, but for PATH.
-        files: Files of the repository that are copied as they are, by where they are in it.
+        command: The command that it runs.
+        environ: Its environment variables except PATH.
+        files: Files of the repository that are copied unchanged, by their paths in the image.
     """
 
     command: list[str]
@@ -162,7 +162,7 @@ class Image:
 
 @functools.cache
 def image(name: str) -> Image:
-    """The image "aggregator" or "worker", as its final stage in the Containerfile says."""
+    """Reads the final stage in the Containerfile of the image "aggregator" or "worker"."""
     text = (ROOT / f"deploy/containers/{name}.Containerfile").read_text()
     final = text.rpartition("\nFROM ")[2].replace("\\\n", " ")
     (command,) = re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", final, re.MULTILINE)

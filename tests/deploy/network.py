@@ -1,4 +1,4 @@
-"""Who reaches which port: network policies, evaluated as a cluster's network does it."""
+"""Evaluates network policies as a cluster's network does: who reaches which port."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 from tests.deploy.manifests import Pod, Resource
 
-#: Where the manifests put everything that does not say another namespace.
+#: The namespace of everything in the manifests that names no other.
 NAMESPACE = "psum"
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """One end of a connection: a pod, by what policies know of it.
+    """One end of a connection: a pod, with the properties that policies use.
 
     Attributes:
         labels: The pod's labels.
         ports: The numbers of its named ports.
-        namespace: Its namespace, which has the one label that Kubernetes gives to each.
+        namespace: Its namespace. Its only label is the one that Kubernetes gives to each namespace.
     """
 
     labels: Mapping[str, str]
@@ -26,7 +26,7 @@ class Peer:
 
     @classmethod
     def of(cls, pod: Pod) -> "Peer":
-        """A pod of the manifests."""
+        """Makes a peer from a pod of the manifests."""
         return cls(pod.labels, {port["name"]: port["containerPort"] for port in pod.container.get("ports", ())})
 
     @property
@@ -36,7 +36,7 @@ class Peer:
 
 
 def reaches(resources: Sequence[Resource], source: Peer, target: Peer, port: int) -> bool:
-    """Whether a TCP connection from one pod to a port of another is let out and let in."""
+    """Whether policies allow a TCP connection from one pod to a port of another, at both ends."""
     policies = [resource for resource in resources if resource["kind"] == "NetworkPolicy"]
     return _allowed(policies, "Egress", source, target, target, port) and _allowed(
         policies, "Ingress", target, source, target, port
@@ -44,12 +44,12 @@ def reaches(resources: Sequence[Resource], source: Peer, target: Peer, port: int
 
 
 def open_ports(resources: Sequence[Resource], source: Peer, target: Peer) -> set[str]:
-    """The names of a pod's ports that another one reaches."""
+    """The names of the target's ports that the source reaches."""
     return {name for name, port in target.ports.items() if reaches(resources, source, target, port)}
 
 
 def selects(selector: Resource, labels: Mapping[str, str]) -> bool:
-    """Whether a label selector takes in something with these labels; an empty one takes in everything."""
+    """Whether a label selector matches these labels. An empty selector matches everything."""
     if not selector.get("matchLabels", {}).items() <= labels.items():
         return False
     for expression in selector.get("matchExpressions", ()):
@@ -71,7 +71,7 @@ def selects(selector: Resource, labels: Mapping[str, str]) -> bool:
 
 
 def _allowed(policies: Sequence[Resource], way: str, subject: Peer, other: Peer, target: Peer, port: int) -> bool:
-    """Whether the policies that select the subject allow it; where none does, everything is allowed."""
+    """Whether the policies that select the subject allow the connection. If none selects it, all are allowed."""
     chosen = [
         policy["spec"]
         for policy in policies
@@ -96,7 +96,7 @@ def _matches_peer(rule: Resource, way: str, namespace: str, other: Peer) -> bool
         return True
     for peer in peers:
         if "ipBlock" in peer:
-            # Of addresses outside, which no pod has.
+            # Address blocks are for addresses outside the cluster. No pod has one.
             continue
         if "namespaceSelector" in peer:
             fits = selects(peer["namespaceSelector"], other.namespace_labels)

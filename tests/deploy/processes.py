@@ -1,4 +1,4 @@
-"""Pods as processes: each runs with its command, environment, files and user, at an address of this machine."""
+"""Runs pods as processes, each with its command, environment, files and user, at an address of this machine."""
 
 import contextlib
 import itertools
@@ -18,27 +18,27 @@ import trustme
 from tests.deploy.containers import Container, mounts
 from tests.deploy.manifests import Pod, Resource, image
 
-#: Of the job that the tests run; it is of a length that aggregators take.
+#: The token of the tests' job. It is long enough for aggregators to accept it.
 TOKEN = "a-token-that-only-the-tests-have-0123456789"
 
 NAMESPACE = "psum"
 
-#: How long a container that has been killed may take to be gone.
+#: How long a killed container may take to end.
 _KILLED_SECONDS = 10.0
 
-#: What cert-manager makes of the production overlay's certificate, which whoever makes one by hand makes too.
+#: The names in the certificate that cert-manager or a user makes for the aggregators.
 _NAMES = ("*.psum-aggregator.psum.svc", "*.psum-aggregator.psum.svc.cluster.local")
 
 
 class Cluster:
     """A namespace of a cluster: addresses, names and secrets.
 
-    Pods have the ports that their manifests say, at loopback addresses of their own, and know each other by the names
-    that the cluster's DNS has. An address changes with the pod, at once for all others, as with a DNS without a cache.
+    Each pod has a loopback address of its own with the ports of its manifest. Pods find each other by the names that
+    the cluster's DNS has. All others see a replaced pod's new address at once, as with a DNS without a cache.
 
     Args:
         directory: A folder for the pods' files and logs.
-        secrets: What is in the secrets that they mount: their keys and values by their names.
+        secrets: The keys and values of each secret that pods mount, by the secret's name.
     """
 
     def __init__(self, directory: pathlib.Path, secrets: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -52,7 +52,7 @@ class Cluster:
         self._tell()
 
     def join(self, pod: Pod) -> str:
-        """Gives a pod an address, by which its names lead there from now on; returns it."""
+        """Gives a pod a new address, to which its names resolve from now on; returns the address."""
         address = next(self._next)
         if pod.subdomain:
             self.addresses[f"{pod.name}.{pod.subdomain}"] = address
@@ -67,7 +67,7 @@ class Cluster:
         lines = ["127.0.0.1 localhost"]
         for name, address in self.addresses.items():
             lines.append(f"{address} {name} {name}.{NAMESPACE}.svc {name}.{NAMESPACE}.svc.cluster.local")
-        # In place: it is mounted in containers that run.
+        # Rewrite the file in place: running containers have it mounted.
         (self.directory / "hosts").write_text("\n".join(lines) + "\n")
 
 
@@ -76,14 +76,14 @@ class PodProcess:
 
     Args:
         pod: The pod.
-        cluster: Where it runs.
-        program: The worker's program in place of the image's.
-        arguments: More arguments of its command.
-        environ: Variables that have other values than in the pod.
+        cluster: The cluster in which it runs.
+        program: A program to run instead of the image's.
+        arguments: Additional arguments of its command.
+        environ: Variables that replace those of the pod.
 
     Attributes:
         ip: Its address.
-        log: The file that all its containers' output is appended to.
+        log: The file to which the output of all its containers is appended.
     """
 
     def __init__(
@@ -106,17 +106,17 @@ class PodProcess:
 
     @property
     def address(self) -> str:
-        """Where it serves workers."""
+        """The address at which it serves workers."""
         return f"{self.ip}:{self._ports['grpc']}"
 
     @property
     def status(self) -> int | None:
-        """The status that its container has ended with; None while it runs."""
+        """The exit status of its container; None while it runs."""
         assert self._container is not None
         return self._container.status
 
     def launch(self) -> None:
-        """Starts its container; once more: at the same address, as behind a service of its own."""
+        """Starts its container. A restart keeps the address, as behind a service of its own."""
         self.ip = self.ip or self._cluster.join(self.pod)
         container = self.pod.container
         of = image("aggregator" if self.pod.is_aggregator else "worker")
@@ -125,30 +125,30 @@ class PodProcess:
         for target, source in of.files.items():
             shutil.copy(self._program or source, mounted.work / pathlib.PurePath(target).name)
         command = [*container.get("command", of.command), *container.get("args", ()), *self._arguments]
-        # "Any address" is the pod's own; here all pods share this machine's.
+        # 0.0.0.0 stands for all addresses of the pod. Here it would stand for the addresses of all pods.
         environ = {k: v.replace("0.0.0.0:", f"{self.ip}:") for k, v in self.pod.environ.items()}
         with self.log.open("a") as log:
             self._container = Container(self.pod, mounted, command, of.environ | environ | self._environ, log)
 
     def start(self) -> None:
-        """Starts it, and waits until it is ready, as its probes say."""
+        """Starts the pod, and waits until its probes say that it is ready."""
         self.launch()
         self.await_ready()
 
     def await_ready(self) -> None:
-        """Waits until it is ready, as its probes say."""
+        """Waits until its probes say that it is ready."""
         if "startupProbe" in self.pod.container:
             self._await("startupProbe")
         self._await("readinessProbe", seconds=60)
         assert self.probe("livenessProbe") == 200
 
     def probe(self, kind: str) -> int:
-        """The status with which it answers a probe; 0 where it does not answer in time."""
+        """The HTTP status of its answer to a probe; 0 if it does not answer in time."""
         probe = self.pod.container[kind]
         return self.get(probe["httpGet"]["port"], probe["httpGet"]["path"], probe.get("timeoutSeconds", 1))
 
     def get(self, port: str, path: str, timeout: float = 5) -> int:
-        """The status with which it answers at a path of one of its ports; 0 where it does not answer in time."""
+        """The HTTP status of its answer at a path of one of its ports; 0 if it does not answer in time."""
         try:
             with urllib.request.urlopen(f"http://{self.ip}:{self._ports[port]}{path}", timeout=timeout) as answer:
                 return int(answer.status)
@@ -158,14 +158,14 @@ class PodProcess:
             return 0
 
     def terminate(self) -> None:
-        """Asks it to end, as a kubelet does when a pod is deleted: its preStop hook, then SIGTERM."""
+        """Asks the pod to end, as a kubelet does when a pod is deleted: runs its preStop hook, then sends SIGTERM."""
         if hook := self.pod.container.get("lifecycle", {}).get("preStop"):
             subprocess.run(hook["exec"]["command"], check=True, timeout=self.grace)
         self.signal(signal.SIGTERM)
 
     @property
     def grace(self) -> float:
-        """Seconds between SIGTERM and SIGKILL, of which the preStop hook takes some."""
+        """Seconds from the deletion of the pod to SIGKILL. They include the preStop hook."""
         return float(self.pod.spec.get("terminationGracePeriodSeconds", 30))
 
     def signal(self, number: signal.Signals) -> None:
@@ -174,10 +174,10 @@ class PodProcess:
         self._container.signal(number)
 
     def wait(self, seconds: float | None = None) -> int:
-        """Waits for its end, by default for as long as Kubernetes does before it kills; returns the status.
+        """Waits for its end, by default for its grace period; returns its exit status.
 
         Raises:
-            AssertionError: It still runs.
+            AssertionError: The pod still runs.
         """
         assert self._container is not None
         seconds = self.grace if seconds is None else seconds
@@ -188,18 +188,18 @@ class PodProcess:
             raise AssertionError(f"{self.pod.name} still runs after {seconds:g} s; it wrote:\n{end}") from None
 
     def kill(self) -> int:
-        """Has the kernel kill it, as where memory lacks; returns the status."""
+        """Kills it with SIGKILL, as the kernel does when memory runs out; returns its exit status."""
         self.signal(signal.SIGKILL)
         return self.wait(_KILLED_SECONDS)
 
     def close(self) -> None:
-        """Kills it where it runs."""
+        """Kills it if it runs."""
         if self._container is not None:
             self._container.close()
 
     @property
     def lines(self) -> list[str]:
-        """What it has written."""
+        """The lines that it has printed."""
         return self.log.read_text().splitlines()
 
     def _await(self, kind: str, seconds: float | None = None) -> None:
@@ -212,11 +212,11 @@ class PodProcess:
 
 
 def secrets(resources: "tuple[Resource, ...]", *names: str) -> dict[str, dict[str, bytes]]:
-    """The secrets that pods mount: a certificate as cert-manager or its user would make it, and tokens.
+    """Makes the secrets that pods mount: tokens, and certificates as cert-manager or a user would make them.
 
     Args:
-        resources: The overlay's.
-        names: More names that the certificate is for.
+        resources: The overlay's resources.
+        names: Additional names for the certificates.
     """
     found: dict[str, dict[str, bytes]] = {
         "psum-tokens": {"tokens": f"{TOKEN}\n".encode()},
@@ -237,7 +237,7 @@ def secrets(resources: "tuple[Resource, ...]", *names: str) -> dict[str, dict[st
 
 
 def worker_settings(pod: Pod, secret: Mapping[str, Mapping[str, bytes]], directory: pathlib.Path) -> dict[str, Any]:
-    """Settings of a worker in this process that fit an aggregator: its files, written to a directory."""
+    """Returns settings with which a worker in this process joins an aggregator. Writes their files to a directory."""
     if "PSUM_AGGREGATOR_TLS_CERT" not in pod.environ:
         return {}
     directory.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def worker_settings(pod: Pod, secret: Mapping[str, Mapping[str, bytes]], directo
 
 @contextlib.contextmanager
 def running(*processes: PodProcess) -> Iterator[None]:
-    """Starts pods, all at a time; at the end none is left."""
+    """Starts pods at the same time, and waits until all are ready. Kills them at the end."""
     with contextlib.ExitStack() as stack:
         for process in processes:
             stack.callback(process.close)

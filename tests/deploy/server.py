@@ -1,7 +1,7 @@
-"""What an API server drops of a resource, or writes in another way, so that it differs from the manifest for ever.
+"""Finds fields that an API server drops or stores in another form than the manifest's.
 
-`kubectl diff` then is never empty, or `kubectl apply` never says "unchanged", and tools that compare a cluster with a
-repository report a difference that nobody made.
+With such a field, `kubectl diff` is never empty, or `kubectl apply` never says "unchanged". Tools that compare a
+cluster with a repository then report a difference that nobody made.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.deploy.manifests import Resource
 
-#: Fields that are kept where they are empty, 0 or false: their being there means something. All others are dropped.
+#: Fields that the server keeps even if they are empty, 0 or false, because these values matter. It drops all others.
 _KEPT = {
     "allowPrivilegeEscalation",
     "automountServiceAccountToken",
@@ -24,7 +24,7 @@ _KEPT = {
     "selfSigned",
 }
 
-#: What is free text or data of somebody else's.
+#: Fields with free text or with data that Kubernetes does not interpret.
 _OPAQUE = {"annotations", "data", "labels", "matchLabels"}
 
 _QUANTITIES = {"requests", "limits", "minResources"}
@@ -32,29 +32,29 @@ _QUANTITY = re.compile(r"(\d+)(?:\.(\d+))?(m|[kMGTPE]|[KMGTPE]i)?")
 _DECIMAL = ["m", "", "k", "M", "G", "T", "P", "E"]
 _BINARY = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]
 
-#: Fields that cert-manager writes as Go does.
+#: Durations, which cert-manager writes in the format of Go.
 _DURATIONS = {"duration", "renewBefore"}
 _GO_DURATION = re.compile(r"(\d+h)?([0-5]?\dm)?([0-5]?\ds)")
 
 
 def differences(resource: Resource) -> Iterator[str]:
-    """Fields that a server would give back in another form, each with what to write instead."""
+    """Yields the fields that a server would return in another form, each with what to write instead."""
     name = f"{resource['kind']}/{resource['metadata']['name']}"
     for path, text in _walk(resource, ""):
         yield f"{name}: {path.lstrip('.')} {text}"
     if resource["kind"] == "NetworkPolicy":
         for way in ("ingress", "egress"):
             for rule in resource["spec"].get(way) or ():
-                # The list is replaced as a whole, and so sent with every apply, since the server's has more in it.
+                # The list is replaced as a whole. The server's list has more in it, so every apply would send it again.
                 if any("protocol" not in port for port in rule.get("ports", ())):
                     yield f"{name}: a port without its protocol, which the server adds: say TCP"
 
 
 def canonical(text: str) -> str:
-    """An amount as Kubernetes writes it: 1 for 1000m, 500m for 0.5, 1Gi for 1024Mi, 2k for 2000.
+    """Returns a quantity as Kubernetes writes it: 1 for 1000m, 500m for 0.5, 1Gi for 1024Mi, 2k for 2000.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a quantity.
     """
     match = _QUANTITY.fullmatch(text)
     if match is None:
@@ -62,7 +62,7 @@ def canonical(text: str) -> str:
     whole, fraction, unit = match[1], match[2] or "", match[3] or ""
     units, base = (_BINARY, 1024) if unit.endswith("i") else (_DECIMAL, 1000)
     step = units.index(unit)
-    # An integer of some unit: smaller ones until nothing is left behind the point, then as large ones as go.
+    # Use smaller units until the number is an integer, then the largest unit in which it still is one.
     numerator, denominator = int(whole + fraction), 10 ** len(fraction)
     while numerator % denominator and step > 0:
         numerator, step = numerator * base, step - 1

@@ -1,6 +1,6 @@
-"""What the workers' pods of tests run in place of the image's training, since MXNet takes seconds to start.
+"""The training that the tests' worker pods run instead of the image's, because MXNet takes seconds to start.
 
-It has no handler for any signal, and ends by what psum raises, as a program does whose author has not thought of it.
+It handles neither signals nor psum's errors, like a program whose author has not thought of them.
 """
 
 import time
@@ -9,7 +9,7 @@ import numpy as np
 
 from psum import client as psum
 
-#: Enough keys for every aggregator to have some.
+#: Enough keys that every aggregator owns some.
 KEYS = [f"w{number}" for number in range(8)]
 
 #: How long a step's computation takes.
@@ -17,7 +17,7 @@ COMPUTE_SECONDS = 0.2
 
 
 def main() -> None:
-    """Trains until it is ended, and writes a line for each step."""
+    """Trains until it is ended, and prints a line for each step."""
     with psum.connect() as client:
         store = client.store()
         step = 0
