@@ -1,4 +1,4 @@
-"""What the guide to Kubernetes tells people to do can be done."""
+"""The instructions of the Kubernetes guide work."""
 
 import functools
 import pathlib
@@ -23,18 +23,18 @@ PATIENCE_SECONDS = 40.0
 
 @functools.cache
 def guide() -> str:
-    """The page."""
+    """The text of the guide."""
     return (ROOT / "docs/kubernetes.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """Its blocks of code in a language."""
+    """The guide's code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", guide(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_the_pages_name_is_there(page: str) -> None:
-    """Files of the repository, and the overlays, components and examples by the short names of the tables."""
+    """Files of the repository exist, and so do overlays, components and examples that a page names in short."""
     text = (ROOT / page).read_text()
     for path in re.findall(r"(?<![\w/])(?:deploy|scripts|docs)/[\w./-]*\w", text):
         assert (ROOT / path).exists(), path
@@ -44,7 +44,7 @@ def test_what_the_pages_name_is_there(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_within_the_pages_lead_somewhere(page: str) -> None:
-    """To a file, and to a heading where they name one."""
+    """Each link leads to a file, and to a heading if it names one."""
     folder = (ROOT / page).parent
     for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", (ROOT / page).read_text()):
         file = folder / target if target else ROOT / page
@@ -55,13 +55,13 @@ def test_links_within_the_pages_lead_somewhere(page: str) -> None:
 
 
 def test_every_overlay_component_and_example_is_explained() -> None:
-    """By its name, in the tables."""
+    """The guide names each of them."""
     for file in KUBERNETES.glob("*/*/kustomization.yaml"):
         assert f"`{file.parent.relative_to(KUBERNETES)}`" in guide()
 
 
 def test_the_overlay_of_ones_own_makes_a_fleet(tmp_path: pathlib.Path) -> None:
-    """As it stands there, in ten lines, beside a copy of the repository."""
+    """The ten lines of the guide make a valid fleet when they lie beside a copy of the repository."""
     (text,) = (block for block in blocks("yaml") if "kind: Kustomization" in block)
     assert len([line for line in text.splitlines() if not line.startswith("#")]) == 10
     shutil.copytree(ROOT / "deploy", tmp_path / "psum/deploy")
@@ -80,7 +80,7 @@ def test_the_overlay_of_ones_own_makes_a_fleet(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_the_certificate_made_by_hand_is_for_the_aggregators(tmp_path: pathlib.Path) -> None:
-    """By the commands there that need no cluster: signed by the authority, for the names that workers use."""
+    """The guide's commands that need no cluster make a certificate, signed by the authority, for the workers' names."""
     (block,) = (block for block in blocks("sh") if "openssl" in block)
     commands = [line for line in block.splitlines() if not line.startswith("kubectl")]
     run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
@@ -92,13 +92,13 @@ def test_the_certificate_made_by_hand_is_for_the_aggregators(tmp_path: pathlib.P
             host = address.rpartition(":")[0]
             found = run(["openssl", "x509", "-noout", "-in", "tls.crt", "-checkhost", host])
             assert "does match certificate" in found.stdout, found.stdout
-    # What the secret is made of there is what the pods mount.
+    # The guide makes the secret from the files that the pods mount.
     assert "--from-file=tls.crt --from-file=tls.key --from-file=ca.crt" in block
     assert {"tls.crt", "tls.key", "ca.crt"} <= {file.name for file in tmp_path.iterdir()}
 
 
 def test_the_ranges_are_ranges() -> None:
-    """Every list of aggregators with one is understood."""
+    """psum understands every list of aggregators that has a range."""
     found = re.findall(r"[\w.-]+\{[^}]*\}[\w.-]+:\d+", guide())
     assert found
     for text in found:
@@ -106,7 +106,7 @@ def test_the_ranges_are_ranges() -> None:
 
 
 def test_numbers_are_those_of_the_manifests() -> None:
-    """How often and how soon workers are replaced, and for how long they try to get back."""
+    """They say how often workers are replaced, when jobs are removed, and for how long workers try to reconnect."""
     job = next(r for r in rendered("workers/indexed-job") if r["kind"] == "Job")
     assert f"`backoffLimitPerIndex: {job['spec']['backoffLimitPerIndex']}`" in guide()
     assert f"the same worker fails {job['spec']['backoffLimitPerIndex'] + 1} times" in guide()

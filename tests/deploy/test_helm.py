@@ -23,7 +23,7 @@ _HELM = shutil.which("helm", path=str(pathlib.Path(sys.executable).parent)) or s
 
 pytestmark = pytest.mark.skipif(_HELM is None, reason="Helm is not installed: scripts/helm")
 
-#: The values that make what an overlay makes.
+#: The values with which the chart makes the same resources as an overlay.
 SAME: dict[str, list[str]] = {
     "production": [],
     "own-certificates": ["--set", "tls.certManager=false,monitoring.enabled=false"],
@@ -37,25 +37,25 @@ SAME: dict[str, list[str]] = {
 }
 
 
-#: Aggregators that the chart does not make: an ingress is the cluster's, and a JobSet has aggregators of its own.
+#: Fleets that the chart does not make: an ingress belongs to the cluster, and a JobSet has aggregators of its own.
 LEFT_OUT = {"production, behind an ingress", "workers/jobset"}
 
 
 def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs it in the chart's folder."""
+    """Runs Helm in the chart's folder."""
     assert _HELM is not None
     return subprocess.run([_HELM, *arguments], cwd=CHART, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 def template(*arguments: str, namespace: str = "psum") -> list[Resource]:
-    """What the chart makes with some values."""
+    """Returns the resources that the chart makes with some values."""
     done = helm("template", "psum", ".", "--namespace", namespace, *arguments)
     assert done.returncode == 0, done.stderr
     return [resource for resource in yaml.safe_load_all(done.stdout) if resource]
 
 
 def ordered(value: Any) -> Any:
-    """The same, with lists of named things by their names: their order means nothing."""
+    """Returns the same value, with lists of named things sorted by name, because their order has no meaning."""
     if isinstance(value, dict):
         return {key: ordered(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -65,7 +65,7 @@ def ordered(value: Any) -> Any:
 
 
 def by_name(resources: Any) -> dict[tuple[str, str], Any]:
-    """Resources by kind and name."""
+    """Returns resources by kind and name."""
     found = {(r["kind"], r["metadata"]["name"]): ordered(r) for r in resources}
     assert len(found) == len(list(resources))
     return found
@@ -73,7 +73,7 @@ def by_name(resources: Any) -> dict[tuple[str, str], Any]:
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_chart_makes_what_kustomize_makes(name: str) -> None:
-    """Field by field. Classes of priority are the cluster's, and no part of the chart."""
+    """All fields are equal. Priority classes belong to the cluster, so the chart leaves them out."""
     expected = by_name([r for r in rendered(name) if r["kind"] != "PriorityClass"])
     made = by_name(template(*SAME[name]))
     assert made.keys() == expected.keys()
@@ -82,14 +82,14 @@ def test_the_chart_makes_what_kustomize_makes(name: str) -> None:
 
 
 def test_the_chart_makes_every_fleet() -> None:
-    """But for those that are left out on purpose."""
+    """The chart makes every fleet except those in LEFT_OUT."""
     fleets = {name for name in RENDERED if any(pod.is_aggregator for pod in pods(rendered(name)))}
     assert fleets == SAME.keys() | LEFT_OUT
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_the_chart_makes_with_other_values_is_valid(version: str) -> None:
-    """Strictly, and it fits together; in another namespace and under another name all of it means those."""
+    """Validation is strict, and the resources fit together. A namespace and a name that are set hold everywhere."""
     resources = template(
         "--set",
         "name=sums,tls.certManager=false,monitoring.labels.release=prometheus,stableAddresses=true,grace=60s,"
@@ -123,21 +123,21 @@ def test_what_the_chart_makes_with_other_values_is_valid(version: str) -> None:
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(values: str, complaint: str) -> None:
-    """A misspelt one too, before anything is installed."""
+    """Helm refuses them before it installs anything, and misspelt values too."""
     done = helm("template", "psum", ".", "--set", values)
     assert done.returncode != 0
     assert complaint in done.stderr
 
 
 def test_helm_finds_nothing_to_object_to() -> None:
-    """Its linter, with each file of values."""
+    """Helm's linter accepts the chart with each file of values."""
     for arguments in ([], *(["--values", file.name] for file in CHART.glob("values-*.yaml"))):
         done = helm("lint", "--strict", ".", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_notes_tell_what_workers_need() -> None:
-    """The list of aggregators as a range that psum understands, for the names that the services make."""
+    """The notes have the list of aggregators as a range, with the names of their services."""
     for values, expected in (
         ("replicas=3", "psum-aggregator-{0..2}.psum-aggregator.psum.svc:50051"),
         ("replicas=4,stableAddresses=true", "psum-aggregator-{0..3}.psum.svc:50051"),
@@ -147,6 +147,6 @@ def test_the_notes_tell_what_workers_need() -> None:
 
 
 def test_the_charts_version_is_the_projects() -> None:
-    """So is that of the image which it names."""
+    """The version of the image that it names is the project's too."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)

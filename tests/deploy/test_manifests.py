@@ -1,4 +1,4 @@
-"""The Kubernetes manifests render, are valid, and mean what they should."""
+"""The Kubernetes manifests render, are valid, and fit together."""
 
 import copy
 import fnmatch
@@ -30,10 +30,10 @@ from tests.deploy.manifests import (
 )
 from tests.deploy.server import differences
 
-#: The oldest version that the guide names, one between, and the newest that there are schemas of.
+#: The oldest version that the guide names, one in between, and the newest that the validator has schemas of.
 VERSIONS = ["1.29", "1.33", kubernetes_validate.latest_version()]
 
-#: Kinds that no schema is at hand for; the pods within them are validated.
+#: Kinds that the validator has no schema of. The pods in them are validated.
 FOREIGN = {
     "Certificate": "cert-manager.io/v1",
     "Issuer": "cert-manager.io/v1",
@@ -46,7 +46,7 @@ FOREIGN = {
 
 
 def standard(resource: Resource) -> list[Resource]:
-    """What of a resource Kubernetes' own schemas describe."""
+    """Returns the parts of a resource that Kubernetes' own schemas describe."""
     if resource["kind"] not in FOREIGN:
         return [resource]
     assert resource["apiVersion"] == FOREIGN[resource["kind"]]
@@ -64,26 +64,26 @@ def standard(resource: Resource) -> list[Resource]:
 @pytest.mark.parametrize("name", RENDERED)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_resource_is_valid(name: str, version: str) -> None:
-    """Strictly: a field that does not exist is a mistake too. Kinds that are not known are on a list."""
+    """Validation is strict: an unknown field is a mistake too. FOREIGN lists the kinds without a schema."""
     for resource in rendered(name):
         for part in standard(resource):
             kubernetes_validate.validate(part, version, strict=True)
 
 
-#: What is said of components that are not for the images here.
+#: The messages about components that are for other images than the repository's.
 EXPECTED = {"workers/indexed-job, GPU": ["Job/training: it asks for nvidia.com/gpu, which its image cannot use"]}
 
 
 @pytest.mark.parametrize("name", RENDERED)
 def test_the_resources_fit_together(name: str) -> None:
-    """Selectors, ports, names, settings, files, amounts, time to end, and what becomes of them in a cluster."""
+    """The checks find no mistake in selectors, ports, names, settings, files, quantities, times and stored forms."""
     assert mistakes(rendered(name)) == EXPECTED.get(name, [])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("file", sorted(KUBERNETES.glob("overlays/*/namespace.yaml")), ids=lambda f: f.parent.name)
 def test_namespaces_are_valid(file: pathlib.Path, version: str) -> None:
-    """They are applied by themselves; their name is the one that overlays and workers have."""
+    """Users apply namespaces separately. Their name is the namespace of the overlay's resources."""
     namespace = yaml.safe_load(file.read_text())
     kubernetes_validate.validate(namespace, version, strict=True)
     assert namespace["kind"] == "Namespace"
@@ -97,7 +97,7 @@ def container(resources: Any) -> Any:
 
 
 def set_variable(name: str, value: str) -> Any:
-    """Gives a variable of the aggregator another value."""
+    """Returns a change that gives a variable of the aggregator another value."""
 
     def change(resources: Any) -> None:
         env = container(resources)["env"]
@@ -112,11 +112,11 @@ def of_kind(kind: str, resources: Any) -> Any:
 
 
 def template(resources: Any) -> Any:
-    """The aggregators' pod."""
+    """The specification of the aggregators' pods."""
     return of_kind("StatefulSet", resources)["spec"]["template"]["spec"]
 
 
-#: Mistakes that could be made in the production overlay, and what is said of each.
+#: Possible mistakes in the production overlay, by a part of the message about each.
 MISTAKES = {
     "no pod has the labels": lambda r: of_kind("Service", r)["spec"]["selector"].update(other="x"),
     "PodDisruptionBudget/psum-aggregator: no pod": lambda r: of_kind("PodDisruptionBudget", r)["spec"]["selector"][
@@ -194,7 +194,7 @@ MISTAKES = {
     "told an old address": set_variable("PSUM_WORKER_TIMEOUT", "30s"),
 }
 
-#: Mistakes that could be made in an example of workers, by what is said of each.
+#: Possible mistakes in an example of workers, by a part of the message about each.
 WORKERS_MISTAKES: dict[str, Callable[[Any], object]] = {
     "share one delay": lambda spec: spec.update(backoffLimit=12),
     "would wait for it; set maxFailedIndexes": lambda spec: spec.pop("maxFailedIndexes"),
@@ -211,7 +211,7 @@ WORKERS_MISTAKES: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("text", MISTAKES)
 def test_a_mistake_is_found(text: str) -> None:
-    """Each of the checks above can fail."""
+    """Each check reports its mistake."""
     resources = copy.deepcopy(list(rendered("production")))
     MISTAKES[text](resources)
     assert any(text in found for found in mistakes(resources)), mistakes(resources)
@@ -219,14 +219,14 @@ def test_a_mistake_is_found(text: str) -> None:
 
 @pytest.mark.parametrize("text", WORKERS_MISTAKES)
 def test_a_mistake_in_workers_is_found(text: str) -> None:
-    """Each of the checks of workers can fail."""
+    """Each check of workers reports its mistake."""
     resources = copy.deepcopy(list(rendered("workers/indexed-job")))
     WORKERS_MISTAKES[text](of_kind("Job", resources)["spec"])
     assert any(text in found for found in mistakes(resources)), mistakes(resources)
 
 
 def test_a_job_set_that_starts_all_again_is_found() -> None:
-    """It would wait until every pod is gone, for ever where a node has vanished."""
+    """Such a JobSet would wait until every pod is gone, which never happens if a node has vanished."""
     resources = copy.deepcopy(list(rendered("workers/jobset")))
     workers = next(j for j in of_kind("JobSet", resources)["spec"]["replicatedJobs"] if j["name"] == "worker")
     workers["template"]["spec"].update(backoffLimit=0)
@@ -234,7 +234,7 @@ def test_a_job_set_that_starts_all_again_is_found() -> None:
 
 
 def test_quantities_are_those_of_kubernetes() -> None:
-    """1Gigs, which a schema takes, is none."""
+    """1Gigs is not a quantity, although a schema accepts it."""
     assert [quantity(text) for text in ("2", "500m", "4Gi", "1k")] == [2.0, 0.5, 4 * 2**30, 1000.0]
     for text in ("1Gigs", "", "-1", "4 Gi"):
         with pytest.raises(ValueError, match="not an amount"):
@@ -242,7 +242,7 @@ def test_quantities_are_those_of_kubernetes() -> None:
 
 
 def test_every_folder_is_rendered() -> None:
-    """No overlay, component or example is forgotten."""
+    """RENDERED has every overlay, component and example."""
     named = {folder for folders in RENDERED.values() for folder in folders}
     for file in KUBERNETES.glob("*/*/kustomization.yaml"):
         named |= {f"components/{pathlib.Path(c).name}" for c in yaml.safe_load(file.read_text()).get("components", ())}
@@ -251,7 +251,7 @@ def test_every_folder_is_rendered() -> None:
 
 
 def test_the_base_alone_does_not_start() -> None:
-    """Whoever forgets to say who may connect has no aggregator that serves anybody."""
+    """An aggregator does not start unless its manifest says who may connect."""
     pod = next(pods(kustomize("base")))
     with pytest.raises(ConfigurationError, match="connections would not be encrypted"):
         AggregatorSettings.from_environment(pod.environ)
@@ -277,7 +277,7 @@ def fleet(name: str) -> dict[str, Pod]:
     ],
 )
 def test_workers_name_the_aggregators_of_their_overlay(workers: str, overlay: str) -> None:
-    """All of them, by the names that the headless service gives them; ranks go from 0 to the job's size."""
+    """Workers name all aggregators as the headless service does. Ranks go from 0 to the job's size - 1."""
     settings = [WorkerSettings.from_environment(pod.environ) for pod in pods(rendered(workers))]
     assert {s.aggregators for s in settings} == {tuple(fleet(overlay))}
     assert [s.rank for s in settings] == list(range(settings[0].num_workers))
@@ -286,7 +286,7 @@ def test_workers_name_the_aggregators_of_their_overlay(workers: str, overlay: st
 
 
 def test_a_job_set_names_its_own_aggregators() -> None:
-    """By the names that the JobSet controller gives to their pods."""
+    """Workers use the names that the JobSet controller gives to the aggregators' pods."""
     job_set = of_kind("JobSet", rendered("workers/jobset"))
     aggregators = {job["name"]: job["template"]["spec"] for job in job_set["spec"]["replicatedJobs"]}["aggregator"]
     name = job_set["metadata"]["name"]
@@ -299,7 +299,7 @@ def test_a_job_set_names_its_own_aggregators() -> None:
 
 @pytest.mark.parametrize("name", [name for name in RENDERED if name.startswith("workers/")])
 def test_a_job_runs_all_its_workers_at_a_time(name: str) -> None:
-    """A job that ran some after others would wait for ever."""
+    """A job that ran some workers after others would never finish."""
     specs = [r["spec"] for r in rendered(name) if r["kind"] == "Job"]
     specs += [
         j["template"]["spec"] for r in rendered(name) if r["kind"] == "JobSet" for j in r["spec"]["replicatedJobs"]
@@ -311,7 +311,7 @@ def test_a_job_runs_all_its_workers_at_a_time(name: str) -> None:
 
 @pytest.mark.parametrize("workers", ["workers/indexed-job", "workers/mxjob"])
 def test_the_certificate_is_for_the_names_that_workers_use(workers: str) -> None:
-    """In short and in full; and the secret that it is written to is the one that both sides mount."""
+    """Its patterns match every address in the workers' settings. Both sides mount the secret that it is written to."""
     certificate = next(
         r for r in rendered("production") if r["kind"] == "Certificate" and not r["spec"].get("isCA", False)
     )
@@ -327,7 +327,7 @@ def test_the_certificate_is_for_the_names_that_workers_use(workers: str) -> None
 
 
 def test_stable_addresses_are_those_of_the_pods() -> None:
-    """One service for each aggregator, ready or not, with both ports, by names that workers and certificate have."""
+    """Each aggregator, ready or not, has a service with both ports. Workers and the certificate use its name."""
     resources = rendered("production, stable addresses")
     services = {
         f"{r['metadata']['name']}.{r['metadata']['namespace']}.svc:50051": r["spec"]
@@ -348,7 +348,7 @@ def test_stable_addresses_are_those_of_the_pods() -> None:
 
 
 def test_volcano_schedules_all_workers_or_none() -> None:
-    """The group is as large as the Job, asks for as much, and its pods name it."""
+    """The group has the size and the requests of the Job, and the Job's pods name the group."""
     resources = rendered("workers/volcano")
     group, workers = of_kind("PodGroup", resources), list(pods(resources))
     assert group["spec"]["minMember"] == len(workers)
@@ -362,7 +362,7 @@ def test_volcano_schedules_all_workers_or_none() -> None:
 
 
 def test_kueue_has_room_for_the_training_that_it_queues() -> None:
-    """The Job names a queue of its namespace, whose quota it fits, and leaves its suspension to Kueue."""
+    """The Job names a queue of its namespace and fits its quota. Only Kueue suspends the Job."""
     job = of_kind("Job", rendered("workers/kueue"))
     queue = list(yaml.safe_load_all((KUBERNETES / "workers/kueue/queue.yaml").read_text()))
     assert [text for resource in queue for text in differences(resource)] == []
@@ -381,7 +381,7 @@ def test_kueue_has_room_for_the_training_that_it_queues() -> None:
 
 
 def test_pull_secrets_and_priorities_reach_both_sides() -> None:
-    """Aggregators go before workers."""
+    """Aggregators have a higher priority than workers."""
     classes = {
         r["metadata"]["name"]: r
         for r in rendered("production, pull secret and priority")
@@ -397,7 +397,7 @@ def test_pull_secrets_and_priorities_reach_both_sides() -> None:
 
 
 def test_memory_is_shared_by_one_user_through_one_folder() -> None:
-    """Aggregator and worker on a single node have the same volume of the host, and the same user id."""
+    """On a single node, the aggregator and the workers have the same volume of the host and the same user id."""
     (aggregator,), workers = list(pods(rendered("single-node"))), list(pods(rendered("workers/single-node")))
     for pod in (aggregator, *workers):
         (volume,) = (v for v in pod.spec["volumes"] if v["name"] == "shared-memory")
@@ -407,7 +407,7 @@ def test_memory_is_shared_by_one_user_through_one_folder() -> None:
 
 
 def test_the_image_runs_as_the_user_that_the_manifests_name() -> None:
-    """By number, which is what lets Kubernetes see that it is not root; and its command is `psum aggregator`."""
+    """The image names the user by number, so that Kubernetes sees that it is not root. It runs `psum aggregator`."""
     text = (ROOT / "deploy/containers/aggregator.Containerfile").read_text()
     user = re.findall(r"^USER (\d+):(\d+)$", text, re.MULTILINE)
     context = next(pods(rendered("production"))).spec["securityContext"]
@@ -417,7 +417,7 @@ def test_the_image_runs_as_the_user_that_the_manifests_name() -> None:
 
 @pytest.mark.parametrize("name", ["aggregator", "worker"])
 def test_an_image_says_what_it_is(name: str) -> None:
-    """By the labels of the Open Container Initiative; the version is that of the manifests."""
+    """The image has the labels of the Open Container Initiative. Its version is that of the manifests."""
     text = (ROOT / f"deploy/containers/{name}.Containerfile").read_text()
     final = text.rpartition("\nFROM ")[2]
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', final))

@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard ask for metrics that there are, and each alert fires and stays silent."""
+"""The alert rules and the dashboard query existing metrics, and each alert fires only when it should."""
 
 import json
 import pathlib
@@ -25,10 +25,10 @@ needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="Prometheus is not installed (Debian: apt-get install prometheus)"
 )
 
-#: Labels that Prometheus gives to what it scrapes in Kubernetes.
+#: Labels that Prometheus adds to all series that it scrapes in Kubernetes.
 SCRAPED = {"job", "instance", "namespace", "pod"}
 
-#: What kube-state-metrics tells of a StatefulSet, with the labels that it gives, as its documentation has them.
+#: The series of kube-state-metrics about a StatefulSet, with their labels, as its documentation lists them.
 OF_KUBERNETES = {
     "kube_statefulset_replicas": {"namespace", "statefulset"},
     "kube_statefulset_status_replicas_ready": {"namespace", "statefulset"},
@@ -36,7 +36,7 @@ OF_KUBERNETES = {
 
 
 def promtool(*arguments: str, cwd: pathlib.Path = MONITORING) -> "subprocess.CompletedProcess[str]":
-    """Runs it."""
+    """Runs promtool."""
     command = ["promtool", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
@@ -49,12 +49,12 @@ def rules() -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """All panels of the dashboard that show something."""
+    """All panels of the dashboard except the headings of rows."""
     return [p for p in json.loads((MONITORING / "dashboard.json").read_text())["panels"] if p["type"] != "row"]
 
 
 def queries() -> Iterator[str]:
-    """What the dashboard asks, with its variables as Grafana fills them in."""
+    """Yields the queries of the dashboard, with its variables filled in as Grafana does."""
     for panel in panels():
         for target in panel["targets"]:
             yield re.sub(r"\$\w+", lambda v: "5m" if v[0] == "$__rate_interval" else ".*", target["expr"])
@@ -62,7 +62,7 @@ def queries() -> Iterator[str]:
 
 @pytest.fixture
 async def exported() -> dict[str, set[str]]:
-    """What an aggregator exports: the names of the series, with the labels of each."""
+    """The series that the queries may use, by name, with the labels of each."""
     server = Server(Settings(listen=("127.0.0.1:0",)))
     await server.start()
     families = list(collect(server._service, server._loop_monitor, 0.0))
@@ -79,14 +79,14 @@ async def exported() -> dict[str, set[str]]:
 
 
 def series_in(query: str) -> Iterator[tuple[str, set[str]]]:
-    """The series that a query asks for, with the labels that it matches."""
+    """Yields the series in a query, with the labels that it matches."""
     for name, matchers in re.findall(r"\b(up|psum_\w+|process_\w+|kube_\w+)(?:\{(.*?)\})?", query):
         yield name, set(re.findall(r"(\w+)\s*[=!]~?", matchers))
 
 
 @pytest.mark.parametrize("where", ["alerts", "dashboard"])
 def test_every_metric_that_is_asked_for_is_exported(exported: dict[str, set[str]], where: str) -> None:
-    """By this name, and with the labels that are matched."""
+    """The series have the names in the queries, and the labels that these match."""
     asked = [rule["expr"] for rule in rules()] if where == "alerts" else list(queries())
     found = [pair for query in asked for pair in series_in(query)]
     assert len(found) >= len(asked) > 5
@@ -97,7 +97,7 @@ def test_every_metric_that_is_asked_for_is_exported(exported: dict[str, set[str]
 
 @pytest.mark.parametrize("where", ["alerts", "dashboard"])
 def test_series_are_put_together_by_labels_that_they_have(exported: dict[str, set[str]], where: str) -> None:
-    """What a query sums by, or joins on."""
+    """Queries sum by and join on labels that their series have."""
     asked = [rule["expr"] for rule in rules()] if where == "alerts" else list(queries())
     for query in asked:
         known = {label for name, _ in series_in(query) for label in exported[name]}
@@ -106,7 +106,7 @@ def test_series_are_put_together_by_labels_that_they_have(exported: dict[str, se
 
 
 def test_the_dashboard_shows_every_metric() -> None:
-    """Or it would be one that nobody looks at."""
+    """Nobody would look at a metric that is not shown."""
     shown = {re.sub("_(bucket|sum|count)$", "", name) for query in queries() for name, _ in series_in(query)}
     assert {metric.name for metric in METRICS} - shown == {
         "psum_sent_bytes_total",
@@ -116,7 +116,7 @@ def test_the_dashboard_shows_every_metric() -> None:
 
 
 def test_the_panels_do_not_overlap() -> None:
-    """Nor reach beyond the page's 24 columns."""
+    """All panels lie within the page's 24 columns too."""
     taken: set[tuple[int, int]] = set()
     for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]:
         place = panel["gridPos"]
@@ -128,7 +128,7 @@ def test_the_panels_do_not_overlap() -> None:
 
 @needs_promtool
 def test_promtool_understands_every_query(tmp_path: pathlib.Path) -> None:
-    """Of the dashboard, as rules that record them."""
+    """promtool checks the dashboard's queries as recording rules."""
     recorded = [{"record": f"panel:query:{i}", "expr": query} for i, query in enumerate(queries())]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
     done = promtool("check", "rules", "rules.yaml", cwd=tmp_path)
@@ -137,7 +137,7 @@ def test_promtool_understands_every_query(tmp_path: pathlib.Path) -> None:
 
 @needs_promtool
 def test_each_alert_fires_and_stays_silent() -> None:
-    """As alerts-test.yaml says, which has both for each of them."""
+    """alerts-test.yaml has both cases for each alert, and promtool passes it."""
     done = promtool("test", "rules", "alerts-test.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     tests = yaml.safe_load((MONITORING / "alerts-test.yaml").read_text())["tests"]
@@ -147,16 +147,16 @@ def test_each_alert_fires_and_stays_silent() -> None:
 
 @needs_promtool
 def test_prometheus_takes_the_rules() -> None:
-    """Nothing to object to."""
+    """promtool accepts the rules."""
     done = promtool("check", "rules", "alerts.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_each_alert_is_explained() -> None:
-    """In a summary, in what to do, and in the operator's guide, where it points."""
+    """Each alert has a summary, a description, and a link to its section of the operator's guide."""
     guide = (ROOT / "docs/operating.md").read_text()
     headings = {heading.lower() for heading in re.findall(r"^#+ (\S+)$", guide, re.MULTILINE)}
-    # Alertmanager and Grafana make a link of an address only.
+    # Alertmanager and Grafana turn only full addresses into links.
     url = re.compile(r"https://psum\.example/(docs/operating\.md)#(\w+)")
     for rule in rules():
         assert rule["labels"]["severity"] in ("warning", "critical")
@@ -168,7 +168,7 @@ def test_each_alert_is_explained() -> None:
 
 
 def test_kubernetes_has_the_same_rules_and_the_same_dashboard() -> None:
-    """What the overlay gives to Prometheus and Grafana is what was tested above."""
+    """The overlay gives Prometheus and Grafana the files that the tests above check."""
     resources = rendered("production")
     (rule,) = (r for r in resources if r["kind"] == "PrometheusRule")
     assert rule["spec"] == yaml.safe_load((MONITORING / "alerts.yaml").read_text())

@@ -19,10 +19,10 @@ from psum.client.transport.credentials import Credentials
 from psum.wire import NO_PROXY
 from tests.deploy.manifests import ROOT
 
-#: How long nginx may take to begin or to end.
+#: How long nginx may take to start or to stop.
 PATIENCE_SECONDS = 20.0
 
-#: Debian has it where only root looks for programs.
+#: Debian installs nginx in a folder that only root's PATH has.
 _NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 pytestmark = pytest.mark.skipif(_NGINX is None, reason="nginx is not installed (Debian: apt-get install nginx)")
@@ -47,15 +47,15 @@ http {{
 
 
 class Nginx:
-    """nginx with the site of deploy/nginx, its ports, files and names replaced by some of this machine.
+    """nginx with the site of deploy/nginx. Its ports, files and names are replaced by some of this machine.
 
     Args:
-        directory: Where its files are.
-        target: The aggregator behind it.
+        directory: The folder for its files.
+        target: The address of the aggregator behind it.
 
     Attributes:
-        addresses: Where workers reach them.
-        settings: What workers need besides.
+        addresses: The addresses at which workers reach it.
+        settings: The other settings that workers need.
         access: The log of all calls.
     """
 
@@ -90,11 +90,11 @@ class Nginx:
 
     @property
     def log(self) -> str:
-        """Its errors."""
+        """Its error log."""
         return (self.directory / "log").read_text()
 
     def close(self) -> None:
-        """Ends it and its workers."""
+        """Ends nginx and its worker processes."""
         self.process.terminate()
         self.process.wait(PATIENCE_SECONDS)
 
@@ -112,7 +112,7 @@ def proxied(tmp_path: pathlib.Path) -> Iterator[Nginx]:
 
 @pytest.mark.timeout(120)
 def test_a_training_runs_through_nginx(proxied: Nginx, tmp_path: pathlib.Path) -> None:
-    """With TLS as far as nginx. Its result is that of a training without it, bit for bit."""
+    """Workers use TLS as far as nginx. The result is bit for bit that of a training without nginx."""
     training = Training(tmp_path / "training", proxied.addresses, **proxied.settings)
     try:
         assert training.result() == undisturbed(tmp_path / "undisturbed")
@@ -126,7 +126,7 @@ def test_a_training_runs_through_nginx(proxied: Nginx, tmp_path: pathlib.Path) -
 
 
 def test_nothing_but_the_service_is_passed_on(proxied: Nginx) -> None:
-    """The status, which is part of it, is; what else an aggregator serves is not."""
+    """nginx passes on the status, which belongs to the service, but no other service of the aggregator."""
     settings = psum.Settings(tls_ca=proxied.settings["tls_ca"])
     assert not psum.fetch_status(proxied.addresses[0], settings=settings).jobs
     with Credentials.of(settings).channel(proxied.addresses[0], (NO_PROXY,)) as channel:

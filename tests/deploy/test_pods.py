@@ -1,4 +1,4 @@
-"""Every aggregator's pod, run as a process with its command, environment, files and probes."""
+"""Aggregators' pods run as processes with their commands, environments, files and probes."""
 
 import contextlib
 import pathlib
@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 40.0
 
 @pytest.fixture
 def directory() -> Iterator[pathlib.Path]:
-    """For the pods' files. Not pytest's folder, which nobody but this user may look into."""
+    """A folder for the pods' files. pytest's folder would not do, because only this user may read it."""
     made = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
     yield made
     shutil.rmtree(made)
@@ -35,7 +35,7 @@ def directory() -> Iterator[pathlib.Path]:
 
 @pytest.mark.parametrize("name", ["single-node", "production", "production, large", "workers/jobset"])
 def test_a_pod_is_ready_drains_and_ends(name: str, directory: pathlib.Path) -> None:
-    """On SIGTERM it is not ready any more, but alive; it finishes the round that is open, and ends with 0 at once."""
+    """After SIGTERM the pod is alive but not ready. It finishes the open round, and then ends at once with status 0."""
     pod = next(pod for pod in pods(rendered(name)) if pod.is_aggregator)
     files = secrets(rendered(name))
     process = PodProcess(pod, Cluster(directory, files))
@@ -55,13 +55,13 @@ def test_a_pod_is_ready_drains_and_ends(name: str, directory: pathlib.Path) -> N
         future.result(PATIENCE_SECONDS)
         assert process.wait() == 0
         assert "ERROR" not in process.log.read_text()
-        # The workers would wait for the next process; there is none.
+        # Without the short timeout, the workers would wait for the next aggregator process, which never comes.
         for client in (zero, one):
             client.close(timeout=0.1)
 
 
 def wait_for_open_round(address: str, settings: dict[str, Any]) -> None:
-    """Waits until the aggregator has somebody's contribution."""
+    """Waits until the aggregator has an open round."""
     files = psum.Settings(**{k: v for k, v in settings.items() if k in ("tls_ca", "token_file", "tls_server_name")})
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not any(job.rounds for job in psum.fetch_status(address, settings=files).jobs):
@@ -69,7 +69,7 @@ def wait_for_open_round(address: str, settings: dict[str, Any]) -> None:
 
 
 def test_a_pod_is_gone_within_its_grace_period(directory: pathlib.Path) -> None:
-    """Where a round is never finished, in the time that the manifest leaves after PSUM_GRACE, which is short here."""
+    """If a round is never finished, the pod ends within CLOSING_SECONDS after PSUM_GRACE. The test uses a short one."""
     pod = next(pods(rendered("single-node")))
     process = PodProcess(pod, Cluster(directory, {}), PSUM_GRACE="500ms")
     with running(process):
@@ -86,7 +86,7 @@ def test_a_pod_is_gone_within_its_grace_period(directory: pathlib.Path) -> None:
 
 
 def test_what_prometheus_is_told_to_scrape_is_served(directory: pathlib.Path) -> None:
-    """The path in the ServiceMonitor, at the port that it names."""
+    """The aggregator serves the path in the ServiceMonitor at the port that it names."""
     (monitor,) = (r for r in rendered("production") if r["kind"] == "ServiceMonitor")
     process = PodProcess(next(pods(rendered("production"))), Cluster(directory, secrets(rendered("production"))))
     with running(process):
@@ -96,7 +96,7 @@ def test_what_prometheus_is_told_to_scrape_is_served(directory: pathlib.Path) ->
 
 
 def test_the_workers_of_an_mxjob_make_a_sum(directory: pathlib.Path) -> None:
-    """All of them, by what their controller and their manifest tell them, but for addresses and files."""
+    """All workers take their settings from their controller and manifest, except addresses and files."""
     aggregator = next(pods(rendered("production")))
     files = secrets(rendered("production"))
     process = PodProcess(aggregator, Cluster(directory, files))
@@ -115,8 +115,8 @@ def test_the_workers_of_an_mxjob_make_a_sum(directory: pathlib.Path) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_rolling_update_of_the_fleet_costs_no_step(directory: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Three aggregators of the production overlay are replaced one by one, from the last to the first as a StatefulSet
-    does it, under a training with TLS and a token. Its result is that of an undisturbed one, bit for bit.
+    """A training with TLS and a token runs while the production overlay's three aggregators are replaced one by one,
+    from the last to the first, as a StatefulSet does. Its result is bit for bit that of an undisturbed training.
     """
     resources = rendered("production")
     files = secrets(resources)
@@ -134,7 +134,7 @@ def test_a_rolling_update_of_the_fleet_costs_no_step(directory: pathlib.Path, tm
                 process.terminate()
                 assert process.wait() == 0
                 process.start()
-            assert training.steps < STEPS, "it was over before the last was replaced"
+            assert training.steps < STEPS, "the training was over before the last aggregator was replaced"
             assert training.result() == undisturbed(tmp_path / "undisturbed")
         finally:
             training.close()

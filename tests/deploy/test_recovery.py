@@ -1,7 +1,7 @@
-"""Pods are evicted and killed under trainings, in every overlay and example of workers: how soon all train again.
+"""Trainings go on soon after pods are evicted and killed, in every overlay and example of workers.
 
-Fleets and workers run as their manifests say (see containers.py), under what Kubernetes' controllers do (see
-controllers.py).
+Fleets and workers run as their manifests say (see containers.py). Models of Kubernetes' controllers replace their pods
+(see controllers.py).
 """
 
 import contextlib
@@ -29,20 +29,20 @@ pytestmark = [
 
 PROGRAM = pathlib.Path(__file__).with_name("train.py")
 
-#: How long anything may take that is not measured.
+#: How long everything that is not measured may take.
 PATIENCE_SECONDS = 60.0
 
-#: Seconds between the evictions in trainings of one fleet.
+#: Seconds between the evictions in different trainings of one fleet.
 APART_SECONDS = 3.0
 
-#: How soon all train again: the delays of the Job's controller, and what psum takes. The start of processes takes what
-#: the machine and its load make of it: what the first start of everything took is added.
+#: How soon all train again: the delay of the Job's controller, plus psum's part. The tests add the time of the first
+#: start, because starting processes takes longer on a slow or busy machine.
 EVICTED_SECONDS = controllers.FIRST_DELAY_SECONDS + 5.0
 KILLED_SECONDS = controllers.FIRST_DELAY_SECONDS + 10.0
 AGGREGATOR_SECONDS = 10.0
 
 
-#: What the harmed worker's process has ended with: 128 and the signal's number.
+#: The exit status of a worker that was evicted or killed: 128 plus the signal's number.
 ENDED = 128 + signal.SIGTERM
 KILLED = 128 + signal.SIGKILL
 
@@ -52,8 +52,8 @@ class Training:
 
     Args:
         workers: The example, one of RENDERED.
-        cluster: Where it runs.
-        name: What it is called beside others on the same aggregators.
+        cluster: The cluster in which it runs.
+        name: The job's name, unique among the jobs on the same aggregators.
     """
 
     def __init__(self, workers: str, cluster: Cluster, name: str) -> None:
@@ -65,22 +65,22 @@ class Training:
 
     @property
     def steps(self) -> list[int]:
-        """How many steps the process of each rank has done."""
+        """How many steps the current process of each rank has done."""
         return [sum(line.startswith("step ") for line in place.process.lines) for place in self.job.places]
 
     def trains(self, more_than: list[int] | None = None) -> bool:
-        """Whether all ranks have done steps, or more than before."""
+        """Whether all ranks have done steps; with `more_than`, whether they have done more steps than that."""
         steps = self.steps
         return all(now > before for now, before in zip(steps, more_than or [0] * len(steps), strict=True))
 
     def trains_again(self, index: int, since: float) -> bool:
-        """Whether the pod of an index has been replaced, and all ranks have done a step."""
+        """Whether the pod of an index was replaced after a time, and all ranks have done a step since."""
         place = self.job.places[index]
         return place.replaced > since and not any(p.counted for p in self.job.places) and self.trains()
 
 
 def job_specification(name: str, *, aggregators: bool) -> Any:
-    """The specification of the Job of workers, or of aggregators, in what is rendered."""
+    """Returns the specification of the Job of workers, or of aggregators, in one of RENDERED."""
     (resource,) = (r for r in rendered(name) if r["kind"] in ("Job", "JobSet"))
     if resource["kind"] == "Job":
         return resource["spec"]
@@ -93,8 +93,8 @@ class Fleet:
 
     Args:
         name: The overlay, or the example that has aggregators of its own.
-        directory: Where it may write.
-        trainings: Their names, and the examples that they are.
+        directory: The folder for its files.
+        trainings: The examples to run, by the names of the trainings.
     """
 
     def __init__(self, name: str, directory: pathlib.Path, trainings: dict[str, str]) -> None:
@@ -114,11 +114,11 @@ class Fleet:
 
     @property
     def controllers(self) -> list[Controller]:
-        """All that replace pods here."""
+        """The controllers of the aggregators and of all trainings."""
         return [self.aggregators, *(training.job for training in self.trainings.values())]
 
     def start(self) -> None:
-        """Starts everything at a time; returns when all train."""
+        """Starts all pods at the same time; returns when all train."""
         begun = time.monotonic()
         for controller in self.controllers:
             controller.start()
@@ -130,13 +130,13 @@ class Fleet:
         return run_until(self.controllers, condition, seconds, what)
 
     def evict_an_aggregator(self) -> float:
-        """Returns after how many seconds all trainings have gone on. No worker may notice."""
+        """Evicts an aggregator; returns after how many seconds all trainings have gone on. No worker may fail."""
         place, before = self.aggregators.places[-1], time.monotonic()
         failures = {name: t.job.failures for name, t in self.trainings.items()}
         self.aggregators.evict(len(self.aggregators.places) - 1)
         self.until(lambda: place.replaced > before, PATIENCE_SECONDS, "it is replaced")
         steps = {name: t.steps for name, t in self.trainings.items()}
-        # A step can be over that was under way; the second one needs the new process.
+        # A step that was under way can end without the new process. The step after it cannot.
         gone_on = {name: [n + 1 for n in s] for name, s in steps.items()}
         self.until(lambda: all(t.trains(gone_on[n]) for n, t in self.trainings.items()), PATIENCE_SECONDS, "all go on")
         assert {name: t.job.failures for name, t in self.trainings.items()} == failures, "a worker has failed"
@@ -148,7 +148,7 @@ class Fleet:
         return self._harm(lambda job, index: job.evict(index), list(self.trainings))
 
     def kill_workers(self, *names: str) -> dict[str, float]:
-        """Kills a worker of trainings; returns after how many seconds all train again."""
+        """Kills a worker of each named training; returns after how many seconds all train again."""
         return self._harm(lambda job, index: job.kill(index), list(names))
 
     def _harm(self, harm: Callable[[Job, int], None], names: list[str]) -> dict[str, float]:
@@ -157,7 +157,7 @@ class Fleet:
 
         def recovered() -> bool:
             now = time.monotonic()
-            # One after the other: the processes that start again have the machine for themselves.
+            # Harm one training after the other, so that their new processes do not all start at the same time.
             if len(harmed) < len(names) and now >= self.harmed + len(harmed) * APART_SECONDS:
                 name = names[len(harmed)]
                 harmed[name] = now
@@ -171,7 +171,7 @@ class Fleet:
         return took
 
     def close(self) -> None:
-        """Kills all that runs."""
+        """Kills all processes."""
         for controller in self.controllers:
             controller.close()
 
@@ -189,7 +189,7 @@ def _own_certificates(fleet: Fleet) -> Times:
     return {"a worker killed": killed, "an aggregator evicted": {"all": fleet.evict_an_aggregator()}}
 
 
-#: What happens to which fleet: the overlay, the trainings on it, and what is done.
+#: For each overlay, the trainings on it, and the function that harms its pods.
 FLEETS: dict[str, tuple[dict[str, str], Callable[[Fleet], Times]]] = {
     "production": (
         {name: f"workers/{name}" for name in ("indexed-job", "kueue", "volcano")},
@@ -203,8 +203,8 @@ FLEETS: dict[str, tuple[dict[str, str], Callable[[Fleet], Times]]] = {
 
 @pytest.fixture(scope="module")
 def happened() -> Iterator[dict[str, "Future[tuple[Fleet, Times]]"]]:
-    """All fleets side by side, since what takes time is the controllers' delays."""
-    # Not pytest's folder, which nobody but this user may look into.
+    """Runs all fleets at the same time, because they mostly wait for the controllers' delays."""
+    # pytest's folder would not do, because only this user may read it.
     directory = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
@@ -220,7 +220,7 @@ def happened() -> Iterator[dict[str, "Future[tuple[Fleet, Times]]"]]:
                 fleet.close()
 
         futures = {name: pool.submit(run, name) for name in FLEETS}
-        # Before the first test: when that fails, all that has been started since it began is ended.
+        # Wait before the first test begins: if that test fails, everything that was started during it is ended.
         wait(futures.values())
         yield futures
 
@@ -236,7 +236,7 @@ LIMITS = {
 def test_all_train_again(
     name: str, happened: "dict[str, Future[tuple[Fleet, Times]]]", capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Soon after a pod was evicted or killed. Each worker has failed once at most; no aggregator's end costs a step."""
+    """All train again soon after a pod was harmed. Each worker fails at most once. An aggregator's end costs no step."""
     fleet, times = happened[name].result()
     for what, took in times.items():
         limit = LIMITS[what] + fleet.start_seconds

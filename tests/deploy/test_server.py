@@ -1,4 +1,4 @@
-"""What a server would write in another way is found."""
+"""The check finds quantities that a server would write in another form."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.deploy.server import canonical
 
 
 def test_amounts_are_written_as_kubernetes_writes_them() -> None:
-    """With the largest unit that leaves an integer, and nothing behind a point."""
+    """The number is an integer, in the largest unit in which it is one."""
     expected = {
         "1000m": "1",
         "0.5": "500m",
@@ -24,6 +24,6 @@ def test_amounts_are_written_as_kubernetes_writes_them() -> None:
 
 @pytest.mark.parametrize("text", ["", "1Gigs", "-1", "4 Gi", "0.0001"])
 def test_what_is_no_amount_is_an_error(text: str) -> None:
-    """Also one that is finer than Kubernetes counts in the manifests' units."""
+    """A quantity that is finer than Kubernetes counts is an error too."""
     with pytest.raises(ValueError, match=r"is not an amount|is finer than"):
         canonical(text)
