@@ -1,4 +1,4 @@
-"""Real aggregators and real clients in one process, connected by real gRPC."""
+"""Fixtures: real aggregators and real clients in one process, connected by real gRPC."""
 
 import contextlib
 import pathlib
@@ -22,10 +22,10 @@ PATIENCE_SECONDS = 30.0
 
 
 class Fleet:
-    """Aggregators on free ports in their own thread.
+    """Aggregators on free ports, in a thread of their own.
 
     Attributes:
-        addresses: The addresses that they listen on.
+        addresses: The addresses on which they listen.
     """
 
     def __init__(self, settings: list[Settings]) -> None:
@@ -57,7 +57,7 @@ class Fleet:
             return list(pool.map(run, range(num_workers), timeout=PATIENCE_SECONDS))
 
     def cut(self) -> None:
-        """End the streams of all workers as a broken connection would."""
+        """End the streams of all workers, as broken connections would."""
 
         def end() -> None:
             for server in self.servers:
@@ -68,7 +68,7 @@ class Fleet:
         self.thread.call(end)
 
     def restart(self, **settings: Any) -> None:
-        """Stop the only aggregator without notice to workers, and start another with other settings at its address."""
+        """Stop the only aggregator without notice to workers. Start another at its address, with other settings."""
         self.cut()
         self.thread.run(self.servers[0].stop(0), PATIENCE_SECONDS)
         self.servers = [Server(Settings(listen=self.addresses, **settings))]
@@ -82,7 +82,7 @@ class Fleet:
 
 @pytest.fixture
 def directory() -> Iterator[pathlib.Path]:
-    """A directory in memory for this test, which must be empty afterwards."""
+    """A directory in memory for this test. It must be empty after the test."""
     with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
         yield pathlib.Path(name)
         assert list(pathlib.Path(name).iterdir()) == []

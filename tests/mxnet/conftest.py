@@ -1,4 +1,4 @@
-"""A stand-in for the client that tests hold back by hand, real aggregators, and real worker processes."""
+"""Fixtures: a fake client whose operations tests end by hand, real aggregators, and real worker processes."""
 
 import contextlib
 import importlib.util
@@ -41,11 +41,11 @@ class FakeTicket:
     """An operation that the test ends by hand.
 
     Attributes:
-        key, shape, element_type, operation, priority, label: As reserved.
-        round: How many operations on the key were reserved before.
-        value: What was contributed, once started; None where only received.
-        reason: Why it was aborted, if it was.
-        decided: Set once it was started or aborted.
+        key, shape, element_type, operation, priority, label: As given to `reserve`.
+        round: The number of operations on the key that were reserved before it.
+        value: The contribution, once started; None if the operation only receives.
+        reason: Why it was aborted; None if it was not.
+        decided: Set when it is started or aborted.
     """
 
     def __init__(self, client: "FakeClient", key: str, round: int, **reserved: Any) -> None:
@@ -102,14 +102,14 @@ class FakeTicket:
 
 
 class FakeClient:
-    """Takes the place of psum.client.Client.
+    """Stands in for psum.client.Client.
 
     Attributes:
         reserved: All tickets, in the order of their reservation.
-        started: Those that were started and wait for `finish`.
-        peers: Where set, a ticket that is started ends at once, with the result that this returns.
-        failure: Where set, whatever is started fails with it.
-        refusal: Where set, nothing can be reserved.
+        started: The tickets that were started and wait for `finish`.
+        peers: If set, a started ticket ends at once with the result that this returns.
+        failure: If set, a started ticket fails at once with this error.
+        refusal: If set, `reserve` raises this error.
     """
 
     rank = 0
@@ -157,7 +157,7 @@ class FakeClient:
 
 @pytest.fixture(autouse=True)
 def no_error_left() -> Iterator[None]:
-    """Fails a test that leaves an error in MXNet, which would raise it in a later test that waits for all arrays."""
+    """Fails a test that leaves an error in MXNet. MXNet would raise it when a later test waits for all arrays."""
     yield
     if (mxnet := sys.modules.get("mxnet")) is not None:
         mxnet.nd.waitall()
@@ -165,7 +165,7 @@ def no_error_left() -> Iterator[None]:
 
 @pytest.fixture
 def client() -> Iterator[FakeClient]:
-    """A client whose operations the test ends. After the test none may be outstanding."""
+    """A fake client whose operations the test ends. No operation may be outstanding after the test."""
     from psum.mxnet.engine import operations
 
     fake = FakeClient()
@@ -187,7 +187,7 @@ def local_store() -> Iterator[Any]:
 
 
 class Run:
-    """A Python process of a test, with what it printed.
+    """A Python process of a test, with its output.
 
     Attributes:
         status: Its exit status.
@@ -223,7 +223,7 @@ class Run:
             self._process.kill()
             self.output, self.errors = self._process.communicate()
             self.status = self._process.returncode
-            raise AssertionError(f"did not end; it printed:\n{self.output}\n{self.errors}") from None
+            raise AssertionError(f"the process did not end; it printed:\n{self.output}\n{self.errors}") from None
         self.status = self._process.returncode
         return self
 
@@ -236,13 +236,13 @@ class Run:
 
 def _clean_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PSUM_", "DMLC_", "BYTEPS_"))}
-    # Several processes share few cores.
+    # Several processes share a few cores.
     return kept | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def start_run() -> Iterator[Callable[[list[str], dict[str, str]], Run]]:
-    """Starts a Python process with arguments and more environment. It is killed after the test."""
+    """Starts a Python process with arguments and additional environment variables. It is killed after the test."""
     with contextlib.ExitStack() as stack:
 
         def start(arguments: list[str], environment: dict[str, str]) -> Run:
@@ -255,7 +255,7 @@ def start_run() -> Iterator[Callable[[list[str], dict[str, str]], Run]]:
 
 @pytest.fixture
 def run_python(start_run: Callable[[list[str], dict[str, str]], Run]) -> Callable[..., Run]:
-    """Starts a Python process with this text as its program, and more environment."""
+    """Starts a Python process that runs the text of a program, with additional environment variables."""
 
     def start(text: str, **environment: str) -> Run:
         return start_run(["-c", text], environment)
@@ -292,7 +292,7 @@ def run_alone(start_run: Callable[[list[str], dict[str, str]], Run]) -> Callable
 
 @pytest.fixture
 def run_workers(aggregator: str, run_alone: Callable[..., Run]) -> Callable[..., list[Run]]:
-    """Runs a program of the folder `programs` as all workers of one job; returns them, ended."""
+    """Runs a program of the folder `programs` as all workers of one job; returns the ended processes."""
 
     def run(program: str, *arguments: str, num_workers: int = 2, **environment: str) -> list[Run]:
         job = environment | {
