@@ -189,7 +189,7 @@ class Container:
 
     @property
     def status(self) -> int | None:
-        """The exit status, None while it runs. As in Kubernetes, a signal that killed it counts as 128 plus its number."""
+        """The exit status, None while it runs. As for Kubernetes, it is 128 + the killing signal's number."""
         status = self._outer.poll()
         if status is not None and self._killed:
             # In this case, unshare of util-linux 2.38 ends with status 1.

@@ -236,7 +236,7 @@ LIMITS = {
 def test_all_train_again(
     name: str, happened: "dict[str, Future[tuple[Fleet, Times]]]", capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All train again soon after a pod was harmed. Each worker fails at most once. An aggregator's end costs no step."""
+    """All train again soon after a pod was harmed. No worker fails twice. The end of an aggregator costs no step."""
     fleet, times = happened[name].result()
     for what, took in times.items():
         limit = LIMITS[what] + fleet.start_seconds
