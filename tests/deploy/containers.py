@@ -189,7 +189,7 @@ class Container:
 
     @property
     def status(self) -> int | None:
-        """The exit status, None while it runs. As for Kubernetes, it is 128 + the killing signal's number."""
+        """The exit status, None while it runs; as in Kubernetes, 128 plus the number of a signal that killed it."""
         status = self._outer.poll()
         if status is not None and self._killed:
             # In this case, unshare of util-linux 2.38 ends with status 1.
