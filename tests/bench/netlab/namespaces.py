@@ -86,7 +86,7 @@ def sweep() -> list[str]:
 def existing() -> dict[str, int | None]:
     """Returns the owner's process id for each namespace of a lab, by name; None if the owner has ended.
 
-    This includes names of which only the shared memory is left.
+    This includes namespaces that have left only their shared memory.
     """
     names = {line.split()[0] for line in _run("ip", "netns", "list").stdout.splitlines() if line.strip()}
     names |= {entry.name for entry in _SHARED_MEMORY.iterdir()}
