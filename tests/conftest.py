@@ -17,17 +17,34 @@ hypothesis.settings.load_profile("psum")
 
 #: Slow tests whose subject is protocols, processes and files, and does not depend on the version of Python.
 _ONCE: Final = (
-    "aggregator/observe/test_page.py",
     "aggregator/observe/test_metrics.py",
+    "aggregator/observe/test_page.py",
     "aggregator/observe/test_scraping.py",
+    "aggregator/service/test_descriptor_budget.py",
     "bench",
     "chaos",
-    "cli/bench/test_bench.py",
-    "cli/launch/test_launch.py",
+    "cli",
     "deploy",
     "fuzz",
+    "integration/test_codecs.py",
+    "integration/test_comparison.py",
+    "integration/test_data_connection.py",
+    "integration/test_fault_report.py",
+    "integration/test_few_descriptors.py",
+    "integration/test_log.py",
+    "integration/test_minimal_client.py",
+    "integration/test_names.py",
+    "integration/test_priority.py",
     "integration/test_security.py",
+    "integration/test_shared_memory.py",
+    "integration/test_small_shm.py",
+    "integration/test_staging.py",
+    "integration/test_statistics.py",
+    "integration/test_timeline.py",
     "model",
+    "mxnet/staging/test_host_memory.py",
+    "test_processes.py",
+    "test_scripts.py",
 )
 
 _HERE: Final = pathlib.Path(__file__).parent

@@ -128,7 +128,7 @@ def test_a_key_chooses_its_codec_once_on_each_side(
     """The aggregator decodes and encodes with the codec of the job's key, which no other part chooses again."""
     expected = make_fleet(1).on_every_rank(2, rounds)
     codec = Shifting()
-    for key in ("psum.client.core.keys", "psum.aggregator.core.key"):
+    for key in ("psum.client.core.key", "psum.aggregator.core.key"):
         monkeypatch.setattr(f"{key}.codec_of", lambda: codec)
     assert make_fleet(1).on_every_rank(2, rounds) == expected
     assert codec.decoded > 0

@@ -29,7 +29,7 @@ class Training:
         self, directory: pathlib.Path, addresses: Sequence[str], steps: int | None = STEPS, **settings: Any
     ) -> None:
         directory.mkdir(exist_ok=True)
-        given = {"partition_bytes": 1 << 16, "connect_timeout": 30.0, "reconnect_timeout": 30.0} | settings
+        given = {"partition_bytes": 1 << 17, "connect_timeout": 30.0, "reconnect_timeout": 30.0} | settings
         given |= {"aggregators": list(addresses), "num_workers": WORKERS}
         self.workers = [WorkerProcess(directory / f"worker-{rank}.log") for rank in range(WORKERS)]
         for rank, worker in enumerate(self.workers):

@@ -118,12 +118,14 @@ class AggregatorConnection:
     async def _run(self, patience: float) -> None:
         pauses = backoff()
         while True:
-            assert self.stream is not None
+            # A variable: `abandon` may take the attribute away while the conversation ends.
+            stream = self.stream
+            assert stream is not None
             began = time.monotonic()
-            conversation = self._converse_on(self.stream)
+            conversation = self._converse_on(stream)
             watchers = []
             if not self.address.startswith("unix:"):
-                watchers.append(partial(self._watch_address, conversation, self.stream.welcome))
+                watchers.append(partial(self._watch_address, conversation, stream.welcome))
             cause = await conversation.run(*watchers)
             if conversation.left or self._parting is not None or self._session.failure is not None:
                 return
@@ -135,7 +137,7 @@ class AggregatorConnection:
                 cause,
                 patience,
             )
-            connection = self.stream.data_connection
+            connection = stream.data_connection
             if connection is not None and connection.broken is not None and not conversation.recalled:
                 self._dialer.broke(connection.broken, useful=conversation.summed)
             await self.abandon()

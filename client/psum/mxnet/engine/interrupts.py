@@ -79,7 +79,10 @@ def _heed(end_sums: Callable[[], None]) -> None:
         end_sums()
 
 
-def _main_position() -> tuple[int, int] | None:
-    """Which instruction the main thread is at."""
+def _main_position() -> tuple[types.FrameType, int] | None:
+    """Which instruction the main thread is at.
+
+    The frame itself and not its id: while somebody holds it, no later call can have a frame at the same address.
+    """
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    return (id(frame), frame.f_lasti) if frame is not None else None
+    return (frame, frame.f_lasti) if frame is not None else None
