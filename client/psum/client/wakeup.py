@@ -4,6 +4,7 @@ Python runs signal handlers in the main thread, between two bytecode instruction
 has to wait, but Python writes the number of the signal to a socket as soon as the signal arrives.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -53,15 +54,23 @@ def _receive(receiver: socket.socket) -> None:
                     threading.Thread(target=call, name="psum-signal", daemon=True).start()
 
 
-def _forked() -> None:
+def _release() -> None:
+    """Gives the file descriptor back, which ends the thread."""
     global _sender
+    if _sender is None:
+        return
+    if (others := signal.set_wakeup_fd(-1)) not in (-1, _sender.fileno()):
+        # The program has set a file descriptor of its own since.
+        signal.set_wakeup_fd(others)
+    _sender.close()
+    _sender = None
+
+
+def _forked() -> None:
     _listeners.clear()
-    if _sender is not None:
-        if (others := signal.set_wakeup_fd(-1)) not in (-1, _sender.fileno()):
-            # The program has set a file descriptor of its own since.
-            signal.set_wakeup_fd(others)
-        _sender.close()
-        _sender = None
+    _release()
 
 
 os.register_at_fork(after_in_child=_forked)
+# Hooks that were registered later run before this one, and may still wait for sums.
+atexit.register(_release)
