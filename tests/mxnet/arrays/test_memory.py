@@ -54,7 +54,8 @@ def test_memory_is_freed() -> None:
     import gc
 
     seen = set()
-    for _ in range(6):
+    # The allocator may use some addresses before it uses one again.
+    for _ in range(40):
         array = mx.nd.zeros((3, 1 << 20))
         array.wait_to_read()
         seen.add(np.frombuffer(flat_bytes(array, 12 << 20), np.uint8).ctypes.data)
@@ -62,7 +63,7 @@ def test_memory_is_freed() -> None:
         gc.collect()
         # The engine frees memory later, and the next array must not come before that.
         mx.nd.waitall()
-    assert len(seen) < 6
+    assert len(seen) < 40
 
 
 def test_bytes_in_a_foreign_layout_are_refused() -> None:
