@@ -52,6 +52,7 @@ from psum.wire.errors import (
     PsumError,
     RoundTimeoutError,
     TakenError,
+    UnreachableError,
     WorkerLostError,
 )
 
@@ -85,6 +86,7 @@ __all__ = [
     "Store",
     "StoreNumber",
     "TakenError",
+    "UnreachableError",
     "Ticket",
     "Times",
     "WorkerLostError",

@@ -151,6 +151,8 @@ class _FaultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultCode.V
     """The worker may not do this."""
     FAULT_CODE_INTERNAL: _FaultCode.ValueType  # 9
     """The aggregator itself failed."""
+    FAULT_CODE_UNREACHABLE: _FaultCode.ValueType  # 10
+    """A relay cannot reach an aggregator, or lost it."""
 
 class FaultCode(_FaultCode, metaclass=_FaultCodeEnumTypeWrapper):
     """Why something failed. The fault's text explains it."""
@@ -175,6 +177,8 @@ FAULT_CODE_DENIED: FaultCode.ValueType  # 8
 """The worker may not do this."""
 FAULT_CODE_INTERNAL: FaultCode.ValueType  # 9
 """The aggregator itself failed."""
+FAULT_CODE_UNREACHABLE: FaultCode.ValueType  # 10
+"""A relay cannot reach an aggregator, or lost it."""
 Global___FaultCode: _TypeAlias = FaultCode  # noqa: Y015
 
 @_typing.final
@@ -191,6 +195,7 @@ class ExchangeRequest(_message.Message):
     ABORT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
+    LACKING_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -229,6 +234,10 @@ class ExchangeRequest(_message.Message):
     def synced(self) -> Global___Synced:
         """Answers sync."""
 
+    @_builtins.property
+    def lacking(self) -> Global___Lacking:
+        """Says which ranks of a relay a round waits for. Only from relays."""
+
     def __init__(
         self,
         *,
@@ -240,14 +249,15 @@ class ExchangeRequest(_message.Message):
         abort: Global___Abort | None = ...,
         goodbye: Global___Goodbye | None = ...,
         synced: Global___Synced | None = ...,
+        lacking: Global___Lacking | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced", "lacking"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -363,6 +373,10 @@ class Hello(_message.Message):
     SEGMENT_FIELD_NUMBER: _builtins.int
     STAGING_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    NEXT_RELAYS_FIELD_NUMBER: _builtins.int
+    FORWARDED_BY_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -393,6 +407,10 @@ class Hello(_message.Message):
     """The number of the rule by which the worker places shards on aggregators; 1 is the one in docs/protocol.md. Workers
     of one job must have the same.
     """
+    group_size: _builtins.int
+    """To a relay: how many of the job's ranks it waits for, sums, and forwards as one. 0: this is not a relay for this
+    worker, but an owner of shards.
+    """
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses of the fleet as the worker knows them. All ranks must agree, also on the order."""
@@ -406,6 +424,22 @@ class Hello(_message.Message):
     @_builtins.property
     def planes(self) -> _containers.RepeatedScalarFieldContainer[Global___Plane.ValueType]:
         """The planes that the worker can use, best first. None: PLANE_INLINE."""
+
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From a relay: the ranks whose contributions it sums, in ascending order; `rank` is the first of them. None: only
+        `rank`.
+        """
+
+    @_builtins.property
+    def next_relays(self) -> _containers.RepeatedCompositeFieldContainer[Global___Relay]:
+        """To a relay: the relays that it forwards to, the nearest first, before the owners of the shards. None: it forwards
+        to the owners.
+        """
+
+    @_builtins.property
+    def forwarded_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From a relay: the incarnations of the aggregator processes that forwarded this, so that a cycle is noticed."""
 
     def __init__(
         self,
@@ -426,14 +460,44 @@ class Hello(_message.Message):
         segment: _builtins.str = ...,
         staging: _builtins.str = ...,
         placement: _builtins.int = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+        group_size: _builtins.int = ...,
+        next_relays: _abc.Iterable[Global___Relay] | None = ...,
+        forwarded_by: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "incarnation", b"incarnation", "job", b"job", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "forwarded_by", b"forwarded_by", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Relay(_message.Message):
+    """A relay further up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Its address."""
+    group_size: _builtins.int
+    """How many of the job's ranks it waits for."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        group_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "group_size", b"group_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Relay: _TypeAlias = Relay  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
@@ -452,6 +516,7 @@ class Welcome(_message.Message):
     DATA_SECRET_FIELD_NUMBER: _builtins.int
     STAGING_FIELD_NUMBER: _builtins.int
     DATA_ANSWERS_FIELD_NUMBER: _builtins.int
+    RELAYS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -482,6 +547,8 @@ class Welcome(_message.Message):
     on the stream. After the answer, the worker sends its first message there at once, at least an empty declare. Older
     aggregators do not answer.
     """
+    relays: _builtins.bool
+    """Whether the aggregator is a relay for this worker, as the worker's group_size asks for."""
     def __init__(
         self,
         *,
@@ -496,10 +563,11 @@ class Welcome(_message.Message):
         data_secret: _builtins.bytes = ...,
         staging: _builtins.bool = ...,
         data_answers: _builtins.bool = ...,
+        relays: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,6 +611,7 @@ class Key(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id on the wire: any number that all ranks of the job choose alike."""
     name: _builtins.str
@@ -557,6 +626,8 @@ class Key(_message.Message):
     """What the key stands for, such as the name of a model's parameter, if its own name is a number. Empty if a rank does
     not know. Ranks that give it must agree.
     """
+    owner: _builtins.int
+    """To a relay: the index of the aggregator on which the key is declared if it has no shards."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The shape, for people and for comparison. All ranks that give it must agree."""
@@ -576,10 +647,11 @@ class Key(_message.Message):
         shape: _abc.Iterable[_builtins.int] | None = ...,
         shards: _abc.Iterable[Global___Shard] | None = ...,
         label: _builtins.str = ...,
+        owner: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "label", b"label", "name", b"name", "operation", b"operation", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "label", b"label", "name", b"name", "operation", b"operation", "owner", b"owner", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -594,22 +666,26 @@ class Shard(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     ELEMENTS_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The shard's number within its key."""
     elements: _builtins.int
     """The number of its elements."""
     round: _builtins.int
     """The first round whose result this worker does not have yet."""
+    owner: _builtins.int
+    """To a relay: the index of the aggregator that owns it."""
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         elements: _builtins.int = ...,
         round: _builtins.int = ...,
+        owner: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "index", b"index", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "index", b"index", "owner", b"owner", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -793,6 +869,7 @@ class Goodbye(_message.Message):
 
     FAULT_FIELD_NUMBER: _builtins.int
     REPLACEABLE_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     replaceable: _builtins.bool
     """With a fault: this worker has taken part in nothing, at any aggregator. The job does not fail, and the rank's place is kept for
     another process as after a lost connection.
@@ -801,15 +878,20 @@ class Goodbye(_message.Message):
     def fault(self) -> Global___Fault:
         """Why this worker ends before its work is done: the job fails with it at once, for all ranks. It names no key."""
 
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From a relay: the ranks that leave, if others that it stands for stay. None: all leave."""
+
     def __init__(
         self,
         *,
         fault: Global___Fault | None = ...,
         replaceable: _builtins.bool = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "replaceable", b"replaceable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "ranks", b"ranks", "replaceable", b"replaceable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -836,6 +918,60 @@ class Synced(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Synced: _TypeAlias = Synced  # noqa: Y015
+
+@_typing.final
+class Lacking(_message.Message):
+    """Says that rounds wait at a relay for some of the ranks that it stands for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> Global___ShardRounds:
+        """The rounds."""
+
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ranks]:
+        """The ranks that each of these rounds waits for, at the same position."""
+
+    def __init__(
+        self,
+        *,
+        shards: Global___ShardRounds | None = ...,
+        ranks: _abc.Iterable[Global___Ranks] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranks", b"ranks", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lacking: _TypeAlias = Lacking  # noqa: Y015
+
+@_typing.final
+class Ranks(_message.Message):
+    """Some ranks of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ranks, in ascending order."""
+
+    def __init__(
+        self,
+        *,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranks", b"ranks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ranks: _TypeAlias = Ranks  # noqa: Y015
 
 @_typing.final
 class Result(_message.Message):
@@ -1059,6 +1195,7 @@ class Timing(_message.Message):
     LAST_RANK_FIELD_NUMBER: _builtins.int
     WAITING_SECONDS_FIELD_NUMBER: _builtins.int
     SUMMING_SECONDS_FIELD_NUMBER: _builtins.int
+    FORWARDING_SECONDS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id."""
     shard: _builtins.int
@@ -1071,6 +1208,8 @@ class Timing(_message.Message):
     """From the arrival of this worker's contribution until the arrival of the last one."""
     summing_seconds: _builtins.float
     """From then until the sum was complete, including the wait for a thread."""
+    forwarding_seconds: _builtins.float
+    """From a relay: from then until the sum of all ranks had come back from the shard's owner."""
     def __init__(
         self,
         *,
@@ -1080,10 +1219,11 @@ class Timing(_message.Message):
         last_rank: _builtins.int = ...,
         waiting_seconds: _builtins.float = ...,
         summing_seconds: _builtins.float = ...,
+        forwarding_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "last_rank", b"last_rank", "round", b"round", "shard", b"shard", "summing_seconds", b"summing_seconds", "waiting_seconds", b"waiting_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwarding_seconds", b"forwarding_seconds", "id", b"id", "last_rank", b"last_rank", "round", b"round", "shard", b"shard", "summing_seconds", b"summing_seconds", "waiting_seconds", b"waiting_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1219,6 +1359,7 @@ class JobStatus(_message.Message):
     ROUNDS_COMPLETED_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
     ROUNDS_WAITING_FIELD_NUMBER: _builtins.int
+    UPLINKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     num_workers: _builtins.int
@@ -1239,6 +1380,10 @@ class JobStatus(_message.Message):
     def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundStatus]:
         """The rounds that wait longest, at most 64."""
 
+    @_builtins.property
+    def uplinks(self) -> _containers.RepeatedCompositeFieldContainer[Global___UplinkStatus]:
+        """At a relay: what it forwards to. `num_workers` is then the number of ranks that it waits for."""
+
     def __init__(
         self,
         *,
@@ -1250,14 +1395,61 @@ class JobStatus(_message.Message):
         rounds_completed: _builtins.int = ...,
         rounds: _abc.Iterable[Global___RoundStatus] | None = ...,
         rounds_waiting: _builtins.int = ...,
+        uplinks: _abc.Iterable[Global___UplinkStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_bytes", b"held_bytes", "keys", b"keys", "name", b"name", "num_workers", b"num_workers", "rounds", b"rounds", "rounds_completed", b"rounds_completed", "rounds_waiting", b"rounds_waiting", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_bytes", b"held_bytes", "keys", b"keys", "name", b"name", "num_workers", b"num_workers", "rounds", b"rounds", "rounds_completed", b"rounds_completed", "rounds_waiting", b"rounds_waiting", "uplinks", b"uplinks", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
+
+@_typing.final
+class UplinkStatus(_message.Message):
+    """A relay's connection to an aggregator that it forwards to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    PLANE_FIELD_NUMBER: _builtins.int
+    DATA_CONNECTION_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    OUTSTANDING_SHARDS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The aggregator's address."""
+    connected: _builtins.bool
+    """Whether the stream is open."""
+    plane: Global___Plane.ValueType
+    """How large payloads cross."""
+    data_connection: _builtins.bool
+    """Whether there is a data connection."""
+    sent_bytes: _builtins.int
+    """Payload bytes sent there."""
+    received_bytes: _builtins.int
+    """Payload bytes received from there."""
+    outstanding_shards: _builtins.int
+    """Shards that were sent there and have no result yet."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        connected: _builtins.bool = ...,
+        plane: Global___Plane.ValueType = ...,
+        data_connection: _builtins.bool = ...,
+        sent_bytes: _builtins.int = ...,
+        received_bytes: _builtins.int = ...,
+        outstanding_shards: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "data_connection", b"data_connection", "outstanding_shards", b"outstanding_shards", "plane", b"plane", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UplinkStatus: _TypeAlias = UplinkStatus  # noqa: Y015
 
 @_typing.final
 class WorkerStatus(_message.Message):
@@ -1276,6 +1468,7 @@ class WorkerStatus(_message.Message):
     BEHIND_SECONDS_FIELD_NUMBER: _builtins.int
     PLANE_FIELD_NUMBER: _builtins.int
     DATA_CONNECTION_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     worker: _builtins.str
@@ -1298,6 +1491,10 @@ class WorkerStatus(_message.Message):
     """How large payloads cross between it and the aggregator. Unspecified while it is not connected."""
     data_connection: _builtins.bool
     """Whether it has a data connection. Without one its messages take the stream, which is slower."""
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ranks that it stands for, if it is a relay."""
+
     def __init__(
         self,
         *,
@@ -1312,10 +1509,11 @@ class WorkerStatus(_message.Message):
         behind_seconds: _builtins.float = ...,
         plane: Global___Plane.ValueType = ...,
         data_connection: _builtins.bool = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_seconds", b"behind_seconds", "connected", b"connected", "data_connection", b"data_connection", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "peer", b"peer", "plane", b"plane", "rank", b"rank", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_seconds", b"behind_seconds", "connected", b"connected", "data_connection", b"data_connection", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "peer", b"peer", "plane", b"plane", "rank", b"rank", "ranks", b"ranks", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

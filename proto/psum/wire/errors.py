@@ -185,6 +185,12 @@ class InternalError(FaultError):
     code = pb.FAULT_CODE_INTERNAL
 
 
+class UnreachableError(FaultError):
+    """A relay could not reach an aggregator that it forwards to, or lost it. The text names the aggregator."""
+
+    code = pb.FAULT_CODE_UNREACHABLE
+
+
 _CLASSES: dict[int, type[FaultError]] = {
     cls.code: cls
     for cls in (
@@ -197,5 +203,6 @@ _CLASSES: dict[int, type[FaultError]] = {
         ExhaustedError,
         DeniedError,
         InternalError,
+        UnreachableError,
     )
 }
