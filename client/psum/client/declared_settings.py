@@ -63,8 +63,8 @@ class DeclaredSettings(BaseSettings):
         "PSUM_RELAY",
         default=AUTO,
         parse=parse_relay,
-        meaning="The aggregator that sums the tensors of this node's workers first: its address, off, or auto for a listed"
-        " aggregator on this node. Further levels follow after commas, with the number of ranks that each"
+        meaning="The aggregator that sums the tensors of this node's workers first: its address, off, or auto for a"
+        " listed aggregator on this node. Further levels follow after commas, with the number of ranks that each"
         " sums: node-7:50051,rack-3:50051/16. See docs/relays.md.",
     )
     partition_bytes: int = setting(
