@@ -115,7 +115,8 @@ class Settings(BaseSettings):
         default_text="as PSUM_WORKER_TIMEOUT",
         parse=duration,
         meaning="The same for a worker that had taken part in some round and whose connection was closed, as by the end"
-        " of its process, rather than silent. One that lives is back within two seconds, where nothing is in its way.",
+        " of its process, rather than silent. One that lives is back within two seconds, where nothing is in its way."
+        " Not for relays, which come back when they were started again.",
     )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",

@@ -326,6 +326,18 @@ def test_a_relay_that_vanishes_is_named_by_all_its_ranks_that_have_not_left(job:
     assert "ranks 1-3 of job 'night', relay on h1 (peer:1), vanished 31.0 s ago" in str(fault)
 
 
+def test_a_relay_whose_connection_was_closed_is_kept_its_place_until_it_is_started_again() -> None:
+    """A worker whose process has ended does not come back, but the workers of a relay wait for its next process."""
+    limits = Limits(worker_timeout=30, closed_timeout=3, round_timeout=600, warn_after=600)
+    for gone, kept in ((1, 30.0), (4, 3.0)):
+        job = started(*map(hello, MEMBERS), limits=limits)
+        job.contribute(gone, entry(), FOUR, 1.0)
+        job.lost(gone, 2.0, closed=True)
+        assert job.tick(2.0 + kept) == []
+        [fault] = faults(job.tick(2.1 + kept))
+        assert isinstance(fault, WorkerLostError)
+
+
 def test_workers_that_vanish_together_are_named_together(job: Job) -> None:
     """Their host has failed. One that vanished much later is not to blame: it may have ended because of them."""
     job.lost(4, 2.0)

@@ -181,8 +181,13 @@ class Membership:
         return membership_texts.started_again(newcomers) if newcomers else None
 
     def kept_seconds(self, worker: Worker) -> float:
-        """How long the place of a vanished worker is kept."""
-        return self._closed_timeout if worker.closed and worker.contributed else self._worker_timeout
+        """How long the place of a vanished worker is kept.
+
+        A worker whose process has ended does not come back. A relay does, as soon as its process was started again, and
+        its workers wait for it.
+        """
+        ended = worker.closed and worker.contributed and not worker.is_relay
+        return self._closed_timeout if ended else self._worker_timeout
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> None:
         """Notes that some ranks of a member leave, while others that it stands for may stay.

@@ -49,5 +49,10 @@ class Worker:
         """The ranks that it stands for, in ascending order."""
         return ranks_of(self.hello)
 
+    @property
+    def is_relay(self) -> bool:
+        """Whether it is a relay, not a worker."""
+        return bool(self.hello.ranks)
+
     def __str__(self) -> str:
         return f"{self.hello.worker or 'unnamed worker'} ({self.peer})"
