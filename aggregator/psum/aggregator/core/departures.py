@@ -25,6 +25,8 @@ class Departures:
     def __init__(self, num_workers: int, workers: Mapping[int, Worker]) -> None:
         self.left: set[int] = set()
         """The ranks that said goodbye."""
+        self.held = False
+        """Whether nobody is released before its time is up, even if no rank of the job needs it."""
         self._num_workers = num_workers
         self._workers = workers
 
@@ -59,7 +61,9 @@ class Departures:
         """Releases the workers that no rank needs, and those that have waited long enough."""
         released: list[Action] = []
         for rank, worker in self._workers.items():
-            if worker.release_at is not None and (not worker.needed_by or now >= worker.release_at):
+            if worker.release_at is not None and (
+                now >= worker.release_at or not (worker.needed_by or self.held)
+            ):
                 worker.release_at = None
                 released.append(Release(rank))
         return released
