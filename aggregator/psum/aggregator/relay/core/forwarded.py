@@ -178,6 +178,7 @@ def owners_of(declared: pb.Key, aggregators: int, who: str) -> dict[int, int]:
     worst = max((*owners.values(), declared.owner))
     if worst >= aggregators:
         raise ProtocolError(
-            f"{who} declared key {declared.name[:80]!r} for aggregator {worst} of a list of {aggregators}, counted from 0"
+            f"{who} declared key {declared.name[:80]!r} for aggregator {worst}, counted from 0, of a list of"
+            f" {aggregators}"
         )
     return owners

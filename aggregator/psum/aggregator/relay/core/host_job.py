@@ -12,7 +12,7 @@ handled messages; and `parted` when every owner has said farewell.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from psum.aggregator.core.actions import (
     Action,
@@ -60,6 +60,8 @@ class HostJob(Job):
         clock: The time now, as the methods are given it.
         job: What Job takes besides.
     """
+
+    forwards: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -117,13 +119,12 @@ class HostJob(Job):
         self._asked = {which: member for which, member in self._asked.items() if (which[0], member) != (key.id, rank)}
         return actions + self._ask()
 
-    def forward(self, made: Sequence[tuple[Sum, memoryview]], now: float) -> list[Action]:
+    def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
         """Takes sums of the group's contributions, which go on to their owners. The contributions are let go.
 
         Args:
             made: The actions that asked for them, and the sums. The job keeps each until its round has a result, and
                 then for an owner that may ask for it.
-            now: The time.
         """
         taken: list[tuple[int, int, int]] = []
         for action, partial in made:
@@ -132,12 +133,17 @@ class HostJob(Job):
             timed = (key.id, index) in self.rounds.timings.rounds
             if self.rounds.forward(key, index, round, None if pulls else partial):
                 value = None if pulls else partial
-                self.uplink.forward(key, index, round, action.priority, value, timed=timed, now=now)
+                self.uplink.forward(key, index, round, action.priority, value, timed=timed)
                 taken.append((key.id, index, round))
         if not taken:
             return []
+        # At once: the results come after the slowest group, and until then their members can send other shards.
         credit = [ReturnCredit(member, tuple(taken)) for member in self.members.connected()]
         return [*credit, SendUplinks()]
+
+    def keep(self, action: Sum, memory: memoryview) -> None:
+        """See Job. Until the next result comes, that memory has the last one for an owner that is started again."""
+        self.uplink.keep(action.key, action.shard, action.round, memory)
 
     def heard(self, now: float) -> list[Action]:
         """What follows from the messages that the uplink has handled."""
@@ -328,8 +334,8 @@ class HostJob(Job):
     def _pass_on_syncs(self) -> list[Action]:
         """Asks the group to confirm the syncs of owners.
 
-        It is not enough that the relay has all sums. If the relay and the owner are killed together, and no rank of this
-        group had received a sum, the ranks that have left would be needed to make it again.
+        It is not enough that the relay has all sums. If the relay and the owner are killed together, and no rank of
+        this group had received a sum, the ranks that have left would be needed to make it again.
         """
         known = {which for which, _ in self._syncs.values()}
         actions: list[Action] = []
@@ -369,7 +375,7 @@ class HostJob(Job):
     def _lacking(self, now: float) -> list[tuple[int, int, int, Sequence[int]]]:
         """The rounds that wait here, and for which ranks, as far as the owners have not been told."""
         told: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
-        new = []
+        new: list[tuple[int, int, int, Sequence[int]]] = []
         for (key_id, index), (_, shard) in self.open_shards.items():
             if len(told) == _MAX_LACKING:
                 break

@@ -1,4 +1,4 @@
-"""How a relay introduces itself to the aggregators that it forwards to: as a member that stands for its group's ranks."""
+"""How a relay introduces itself to the aggregators that it forwards to: as a member for the ranks of its group."""
 
 import dataclasses
 import hashlib
@@ -43,9 +43,7 @@ def title(identity: Identity, workers: Sequence[Worker]) -> str:
     return f"the relay on {identity.name} for {rank_names(ranks_in(workers))}"
 
 
-def introduction(
-    identity: Identity, workers: Sequence[Worker], uplink: int, now: float, *, resuming: bool
-) -> pb.Hello:
+def introduction(identity: Identity, workers: Sequence[Worker], uplink: int, now: float, *, resuming: bool) -> pb.Hello:
     """The hello of a relay, made from those of its group.
 
     Args:

@@ -9,7 +9,7 @@ all owners leads.
 
 import dataclasses
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -144,7 +144,7 @@ class Uplink:
         self._declare(forwarded)
 
     def forward(
-        self, key: Key, index: int, round: int, priority: int, value: memoryview | None, *, timed: bool, now: float
+        self, key: Key, index: int, round: int, priority: int, value: memoryview | None, *, timed: bool
     ) -> None:
         """Sends the group's contribution to a round.
 
@@ -156,7 +156,6 @@ class Uplink:
             value: The group's sum, or the root's value, unchanged until the result has arrived; None: the root of the
                 broadcast is in another group.
             timed: Whether a rank of the group asked how long the round waited.
-            now: The time.
         """
         forwarded = self.keys[key.id]
         if not forwarded.declared:
@@ -165,7 +164,7 @@ class Uplink:
         shard = forwarded.shards.get(index)
         if shard is None:
             shard = forwarded.shards[index] = ForwardedShard(forwarded, index)
-        shard.begin(round, priority, value, timed=timed, now=now)
+        shard.begin(round, priority, value, timed=timed, now=self._clock())
         uplink = forwarded.route[index]
         self.sent_bytes[uplink] += shard.size
         self.windows[uplink].add(shard)
@@ -258,11 +257,6 @@ class Uplink:
                 message = pb.Lacking(shards=shards, ranks=[pb.Ranks(ranks=row[3]) for row in some])
                 self._lacking[uplink].append(message)
 
-    @property
-    def busy(self) -> bool:
-        """Whether something was forwarded that has no result yet, or waits to be sent."""
-        return any(window.outstanding or window.postponed or window.scheduler for window in self.windows)
-
     def finishes(self, key_id: int, index: int, round: int) -> bool:
         """Whether the owner of a shard takes a contribution to this round: it is not about to end, or finishes it."""
         forwarded = self.keys.get(key_id)
@@ -270,6 +264,13 @@ class Uplink:
             return True
         still_open = self.windows[forwarded.route[index]].still_open
         return still_open is None or (key_id, index, round) in still_open
+
+    def has_messages(self, aggregator: int) -> bool:
+        """Whether something waits to be sent on an uplink; it may wait for credit."""
+        window = self.windows[aggregator]
+        if self._lacking[aggregator] or self._goodbyes[aggregator]:
+            return True
+        return bool(window.declarations or window.aborts or window.restores or window.scheduler or window.syncs)
 
     # What connections ask and bring: see psum.client.transport.party.Party.
 
@@ -280,7 +281,8 @@ class Uplink:
             window.following = []
             return encode(pb.ExchangeRequest(lacking=self._lacking[aggregator].popleft()))
         message = window.next_message()
-        if message is None and self._goodbyes[aggregator] and not (window.outstanding or window.postponed or window.scheduler):
+        unanswered = window.outstanding or window.postponed or window.scheduler
+        if message is None and self._goodbyes[aggregator] and not unanswered:
             # Not before: the owner would miss the contributions of these ranks that are still to be sent.
             self._goodbyes[aggregator] = False
             return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(self._left))))
