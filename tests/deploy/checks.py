@@ -27,7 +27,7 @@ _FILES = tuple(
     declared.variables[0]
     for kind in (AggregatorSettings, WorkerSettings)
     for name, declared in declarations(kind).items()
-    if name in ("tls_cert", "tls_key", "tls_ca", "tls_client_ca", "token_file")
+    if name in ("tls_cert", "tls_key", "tls_ca", "tls_client_ca", "relay_tls_ca", "token_file")
 )
 
 #: The label by which network policies recognise workers.

@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from psum.aggregator import Settings as AggregatorSettings
 from psum.client import Settings as WorkerSettings
 from psum.wire.errors import ConfigurationError
 from tests.deploy import network
@@ -141,6 +142,7 @@ def _of_workers(resources: Sequence[Resource], group: list[Pod], workers: list[P
             yield from _same_nodes(relay, workers[0])
     for relay in relays:
         yield from _memory(relay, workers)
+        yield from _way_up(relay, settings)
 
 
 def _sizes(resources: Sequence[Resource], workers: list[Pod], settings: list[Any]) -> Iterator[str]:
@@ -195,6 +197,17 @@ def _memory(relay: Pod, workers: list[Pod]) -> Iterator[str]:
             yield f"it has shared memory from {_shared(worker) or 'itself'}, but the relay from {shared or 'itself'}"
         elif shared and worker.spec["securityContext"]["runAsUser"] != relay.spec["securityContext"]["runAsUser"]:
             yield "it shares no memory with the relay, because they run as different users"
+
+
+def _way_up(relay: Pod, workers: list[Any]) -> Iterator[str]:
+    """The relay may pass the workers' token on, and waits for the fleet for as long as they would."""
+    settings = AggregatorSettings.from_environment(relay.environ)
+    if any(worker.token_file for worker in workers) and not settings.relay_tls_ca and not settings.insecure:
+        yield "its relay would not pass its token on unencrypted; give it the fleet's authority (PSUM_RELAY_TLS_CA)"
+    for name in ("connect_timeout", "reconnect_timeout"):
+        own, theirs = getattr(settings, name), max(getattr(worker, name) for worker in workers)
+        if own < theirs:
+            yield f"its relay gives an aggregator up after {own:g} s (PSUM_{name.upper()}), and it after {theirs:g} s"
 
 
 def _shared(pod: Pod) -> str:

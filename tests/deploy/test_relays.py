@@ -107,6 +107,15 @@ MISTAKES: dict[str, Callable[[Any], object]] = {
         volumes=[v for v in job_pod(r)["volumes"] if v["name"] != "shared-memory"]
         + [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
     ),
+    "would not pass its token on": lambda r: set_variables(
+        relays(r)["template"]["spec"]["containers"], PSUM_RELAY_TLS_CA=""
+    ),
+    "gives an aggregator up after 120 s": lambda r: set_variables(
+        relays(r)["template"]["spec"]["containers"], PSUM_RECONNECT_TIMEOUT="120s"
+    ),
+    "PSUM_RELAY_TLS_CA=/etc/psum/ca.crt is not in a mounted secret": lambda r: set_variables(
+        relays(r)["template"]["spec"]["containers"], PSUM_RELAY_TLS_CA="/etc/psum/ca.crt"
+    ),
     "they run as different users": lambda r: job_pod(r)["securityContext"].update(runAsUser=10002),
 }
 
@@ -117,6 +126,7 @@ POD_MISTAKES: dict[str, Callable[[Any], object]] = {
     ),
     # Kubernetes would wait for its end before it starts the workers.
     "no relay in its own pod listens": lambda spec: spec["initContainers"][0].pop("restartPolicy"),
+    "would not pass its token on": lambda spec: set_variables(spec["initContainers"], PSUM_RELAY_TLS_CA=""),
     "but its port http is": lambda spec: set_variables(spec["initContainers"], PSUM_HTTP="127.0.0.1:8080"),
     "it is not probed": lambda spec: spec["initContainers"][0].pop("startupProbe"),
     "it may be killed before": lambda spec: set_variables(spec["initContainers"], PSUM_GRACE="25s"),

@@ -72,6 +72,16 @@ containers:
       - name: PSUM_SHM_DIRECTORY
         value: /dev/shm
       {{- end }}
+      {{- if .of.forwards }}
+      {{- if .root.Values.tls.enabled }}
+      - name: PSUM_RELAY_TLS_CA
+        value: /etc/psum/tls/ca.crt
+      {{- end }}
+      - name: PSUM_CONNECT_TIMEOUT
+        value: 10m
+      - name: PSUM_RECONNECT_TIMEOUT
+        value: 10m
+      {{- end }}
       {{- range $name, $value := .of.settings }}
       - name: {{ $name }}
         value: {{ $value | quote }}
