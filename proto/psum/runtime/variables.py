@@ -63,6 +63,7 @@ VARIABLES: Final = frozenset(
         "PSUM_RANK_TIMEOUT",
         "PSUM_RECONNECT_TIMEOUT",
         "PSUM_REFLECTION",
+        "PSUM_RELAY",
         "PSUM_RELAYING",
         "PSUM_RELAY_TLS_CA",
         "PSUM_RELAY_TLS_SERVER_NAME",
