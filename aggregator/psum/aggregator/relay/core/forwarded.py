@@ -59,8 +59,13 @@ class ForwardedKey:
     def __repr__(self) -> str:
         return f"<ForwardedKey {self.key.title} declared={self.declared}>"
 
-    def declaration(self, uplink: int) -> pb.Key:
-        """What is declared on one uplink."""
+    def declaration(self, uplink: int, *, names_owners: bool) -> pb.Key:
+        """What is declared on one uplink.
+
+        Args:
+            uplink: The uplink.
+            names_owners: Whether it leads to another relay, which must know the owners of shards.
+        """
         first = self.key.declared
         elements = {shard.index: shard.elements for shard in first.shards}
         return pb.Key(
@@ -71,12 +76,17 @@ class ForwardedKey:
             operation=first.operation,
             shape=first.shape,
             shards=[
-                pb.Shard(index=index, elements=elements[index], round=self.rounds[index], owner=self.owners[index])
+                pb.Shard(
+                    index=index,
+                    elements=elements[index],
+                    round=self.rounds[index],
+                    owner=self.owners[index] if names_owners else 0,
+                )
                 for index, route in self.route.items()
                 if route == uplink
             ],
             label=self.key.label,
-            owner=self.first_owner,
+            owner=self.first_owner if names_owners else 0,
         )
 
     def keep(self, index: int, payload: memoryview | bytes) -> None:
