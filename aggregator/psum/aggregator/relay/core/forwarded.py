@@ -59,12 +59,10 @@ class ForwardedKey:
     def __repr__(self) -> str:
         return f"<ForwardedKey {self.key.title} declared={self.declared}>"
 
-    def declaration(self, uplink: int, *, names_owners: bool) -> pb.Key:
-        """What is declared on one uplink.
+    def declaration(self, uplink: int, *, to_relay: bool) -> pb.Key:
+        """What is declared on one uplink. Only a relay further up is told who owns the shards, as workers tell theirs.
 
-        Args:
-            uplink: The uplink.
-            names_owners: Whether it leads to another relay, which must know the owners of shards.
+        An owner compares declarations, also with those of workers that have no relay and name no owners.
         """
         first = self.key.declared
         elements = {shard.index: shard.elements for shard in first.shards}
@@ -80,13 +78,13 @@ class ForwardedKey:
                     index=index,
                     elements=elements[index],
                     round=self.rounds[index],
-                    owner=self.owners[index] if names_owners else 0,
+                    owner=self.owners[index] if to_relay else 0,
                 )
                 for index, route in self.route.items()
                 if route == uplink
             ],
             label=self.key.label,
-            owner=self.first_owner if names_owners else 0,
+            owner=self.first_owner if to_relay else 0,
         )
 
     def keep(self, index: int, payload: memoryview | bytes) -> None:

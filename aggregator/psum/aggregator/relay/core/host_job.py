@@ -75,9 +75,8 @@ class HostJob(Job):
     ) -> None:
         super().__init__(hello, limits, **job)
         addresses, routes = introduction.uplink_addresses(hello)
-        self.uplink = Uplink(
-            addresses, routes, credit_bytes=credit_bytes, to_relay=bool(hello.next_relays), clock=clock
-        )
+        to_relay = bool(hello.next_relays)
+        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
         """What is sent to the owners of shards, and what they answer."""
         self._identity = identity
         self._clock = clock

@@ -113,8 +113,8 @@ class Uplink:
         """Payload received on each uplink."""
         self.sent_bytes = [0] * len(self.addresses)
         """Payload forwarded on each uplink; what was sent again counts once."""
-        self._to_relay = to_relay
         self._routes = dict(enumerate(routes))
+        self._to_relay = to_relay
         self._clock = clock
         self.windows: list[SendWindow[ForwardedShard]] = [
             SendWindow(credit_bytes, self.counters, clock) for _ in addresses
@@ -370,7 +370,7 @@ class Uplink:
         self.counters.reconnects += 1
         declared = [each for each in self.keys.values() if each.declared and aggregator in each.uplinks]
         self.windows[aggregator].start_again(
-            [forwarded.declaration(aggregator, names_owners=self._to_relay) for forwarded in declared],
+            [forwarded.declaration(aggregator, to_relay=self._to_relay) for forwarded in declared],
             [forwarded.abort for forwarded in declared if forwarded.abort is not None],
         )
         self._goodbyes[aggregator] = bool(self._left)
@@ -400,8 +400,7 @@ class Uplink:
 
     def _declare(self, forwarded: ForwardedKey) -> None:
         for uplink in forwarded.uplinks:
-            declaration = forwarded.declaration(uplink, names_owners=self._to_relay)
-            self.windows[uplink].declarations.append(declaration)
+            self.windows[uplink].declarations.append(forwarded.declaration(uplink, to_relay=self._to_relay))
 
     def _is_declared_on(self, uplink: int, key_id: int, index: int) -> bool:
         forwarded = self.keys.get(key_id)
