@@ -59,8 +59,11 @@ class ForwardedKey:
     def __repr__(self) -> str:
         return f"<ForwardedKey {self.key.title} declared={self.declared}>"
 
-    def declaration(self, uplink: int) -> pb.Key:
-        """What is declared on one uplink."""
+    def declaration(self, uplink: int, *, to_relay: bool) -> pb.Key:
+        """What is declared on one uplink. Only a relay further up is told who owns the shards, as workers tell theirs.
+
+        An owner compares declarations, also with those of workers that have no relay and name no owners.
+        """
         first = self.key.declared
         elements = {shard.index: shard.elements for shard in first.shards}
         return pb.Key(
@@ -71,12 +74,17 @@ class ForwardedKey:
             operation=first.operation,
             shape=first.shape,
             shards=[
-                pb.Shard(index=index, elements=elements[index], round=self.rounds[index], owner=self.owners[index])
+                pb.Shard(
+                    index=index,
+                    elements=elements[index],
+                    round=self.rounds[index],
+                    owner=self.owners[index] if to_relay else 0,
+                )
                 for index, route in self.route.items()
                 if route == uplink
             ],
             label=self.key.label,
-            owner=self.first_owner,
+            owner=self.first_owner if to_relay else 0,
         )
 
     def keep(self, index: int, payload: memoryview | bytes) -> None:

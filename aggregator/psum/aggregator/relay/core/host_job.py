@@ -75,7 +75,8 @@ class HostJob(Job):
     ) -> None:
         super().__init__(hello, limits, **job)
         addresses, routes = introduction.uplink_addresses(hello)
-        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, clock=clock)
+        to_relay = bool(hello.next_relays)
+        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
         """What is sent to the owners of shards, and what they answer."""
         self._identity = identity
         self._clock = clock
@@ -308,7 +309,8 @@ class HostJob(Job):
             return
         abort = None
         if not self._from_above:
-            abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure))
+            fault = failure.to_message()
+            abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure), fault=fault)
             if key.id not in self.uplink.keys:
                 owners = {shard.index: shard.owner for shard in key.declared.shards}
                 self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
