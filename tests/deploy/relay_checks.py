@@ -107,12 +107,21 @@ def _ways(resources: Sequence[Resource]) -> Iterator[str]:
                 yield f"{relay.owner}: the network policies keep it from the cluster's DNS ({protocol})"
 
 
+def _no_others(resources: Sequence[Resource]) -> Iterator[str]:
+    """Relays forward, and the fleet's aggregators refuse to, because network policies keep them from it."""
+    for pod in pods(resources):
+        if pod.is_aggregator and (pod.environ.get("PSUM_RELAYING") != "0") is not pod.is_relay:
+            wanted = "leave PSUM_RELAYING out" if pod.is_relay else 'set PSUM_RELAYING: "0"'
+            yield f"{pod.owner}: it is {'a' if pod.is_relay else 'no'} relay; {wanted}"
+
+
 _OF_RELAYS: tuple[Callable[[Sequence[Resource]], Iterator[str]], ...] = (
     _updates,
     _room,
     _own_network,
     _addresses,
     _ways,
+    _no_others,
 )
 
 

@@ -110,6 +110,12 @@ MISTAKES: dict[str, Callable[[Any], object]] = {
     "would not pass its token on": lambda r: set_variables(
         relays(r)["template"]["spec"]["containers"], PSUM_RELAY_TLS_CA=""
     ),
+    "it is a relay; leave PSUM_RELAYING out": lambda r: set_variables(
+        relays(r)["template"]["spec"]["containers"], PSUM_RELAYING="0"
+    ),
+    'it is no relay; set PSUM_RELAYING: "0"': lambda r: set_variables(
+        named("StatefulSet", "psum-aggregator", r)["template"]["spec"]["containers"], PSUM_RELAYING="1"
+    ),
     "gives an aggregator up after 120 s": lambda r: set_variables(
         relays(r)["template"]["spec"]["containers"], PSUM_RECONNECT_TIMEOUT="120s"
     ),

@@ -81,6 +81,9 @@ containers:
         value: 10m
       - name: PSUM_RECONNECT_TIMEOUT
         value: 10m
+      {{- else }}
+      - name: PSUM_RELAYING
+        value: "0"
       {{- end }}
       {{- range $name, $value := .of.settings }}
       - name: {{ $name }}
