@@ -190,8 +190,15 @@ def test_two_levels(make_fleet: Callable[..., Fleet], plane: str) -> None:
 def fails(client: psum.Client) -> psum.PsumError:
     """Waits until the job has failed; returns the error."""
     with pytest.raises(psum.PsumError) as failed:
-        client.store().push_pull("w", np.ones(4, np.float32))
+        push_for_ever(client)
     return failed.value
+
+
+def push_for_ever(client: psum.Client) -> None:
+    """Pushes one key again and again."""
+    store = client.store()
+    while True:
+        store.push_pull("w", np.ones(100_000, np.float32))
 
 
 def test_an_owner_that_cannot_be_reached_is_named(make_fleet: Callable[..., Fleet]) -> None:
@@ -215,10 +222,7 @@ def test_an_owner_that_is_lost_is_named(make_fleet: Callable[..., Fleet]) -> Non
         client.store().push_pull("w", np.ones(100_000, np.float32))
         if began.wait(PATIENCE_SECONDS) == 0:
             fleet.thread.run(fleet.servers[2].stop(0), PATIENCE_SECONDS)
-        with pytest.raises(psum.PsumError) as failed:
-            for _ in range(1000):
-                client.store().push_pull("w", np.ones(100_000, np.float32))
-        return failed.value
+        return fails(client)
 
     errors = on_every_host(fleet, work, relays=fleet.addresses[:2], partition_bytes=PARTITION_BYTES)
     for error in errors:
