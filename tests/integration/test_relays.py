@@ -63,6 +63,15 @@ def on_every_host(
         return list(pool.map(run, range(ranks), timeout=PATIENCE_SECONDS))
 
 
+def push_all(client: psum.Client, store: psum.Store, step: int) -> list[bytes]:
+    """Pushes all keys at a time; returns the results."""
+    arrays = [value(client.rank, size, step) for size in SIZES]
+    futures = [store.push_pull_async(str(size), array, array) for size, array in zip(SIZES, arrays, strict=True)]
+    for future in futures:
+        future.result(PATIENCE_SECONDS)
+    return [array.tobytes() for array in arrays]
+
+
 def train(client: psum.Client, steps: int = 3) -> list[bytes]:
     """Broadcasts and some steps of all keys at a time; returns all results."""
     store = client.store()
@@ -70,11 +79,7 @@ def train(client: psum.Client, steps: int = 3) -> list[bytes]:
     store.broadcast("weights", root)
     results = [root.tobytes()]
     for step in range(steps):
-        arrays = [value(client.rank, size, step) for size in SIZES]
-        futures = [store.push_pull_async(str(size), array, array) for size, array in zip(SIZES, arrays, strict=True)]
-        for future in futures:
-            future.result(PATIENCE_SECONDS)
-        results += [array.tobytes() for array in arrays]
+        results += push_all(client, store, step)
     return results
 
 
@@ -152,13 +157,7 @@ def test_a_training_survives_restarts(make_fleet: Callable[..., Fleet], plane: s
         store, results = client.store(), []
         for step in range(steps):
             interrupted.before(step)
-            arrays = [value(client.rank, size, step) for size in SIZES]
-            futures = [
-                store.push_pull_async(str(size), array, array) for size, array in zip(SIZES, arrays, strict=True)
-            ]
-            for future in futures:
-                future.result(PATIENCE_SECONDS)
-            results += [array.tobytes() for array in arrays]
+            results += push_all(client, store, step)
         return results
 
     results = on_every_host(
@@ -190,8 +189,15 @@ def test_two_levels(make_fleet: Callable[..., Fleet], plane: str) -> None:
 def fails(client: psum.Client) -> psum.PsumError:
     """Waits until the job has failed; returns the error."""
     with pytest.raises(psum.PsumError) as failed:
-        client.store().push_pull("w", np.ones(4, np.float32))
+        push_for_ever(client)
     return failed.value
+
+
+def push_for_ever(client: psum.Client) -> None:
+    """Pushes one key again and again."""
+    store = client.store()
+    while True:
+        store.push_pull("w", np.ones(100_000, np.float32))
 
 
 def test_an_owner_that_cannot_be_reached_is_named(make_fleet: Callable[..., Fleet]) -> None:
@@ -215,10 +221,7 @@ def test_an_owner_that_is_lost_is_named(make_fleet: Callable[..., Fleet]) -> Non
         client.store().push_pull("w", np.ones(100_000, np.float32))
         if began.wait(PATIENCE_SECONDS) == 0:
             fleet.thread.run(fleet.servers[2].stop(0), PATIENCE_SECONDS)
-        with pytest.raises(psum.PsumError) as failed:
-            for _ in range(1000):
-                client.store().push_pull("w", np.ones(100_000, np.float32))
-        return failed.value
+        return fails(client)
 
     errors = on_every_host(fleet, work, relays=fleet.addresses[:2], partition_bytes=PARTITION_BYTES)
     for error in errors:
@@ -272,3 +275,33 @@ def test_a_lost_worker_is_named_on_all_hosts(make_fleet: Callable[..., Fleet]) -
         assert isinstance(error, psum.WorkerLostError), error
         assert list(error.ranks) == [3]
         assert str(error).startswith("rank 3 of job")
+
+
+@pytest.mark.parametrize("drained", [(0,), (0, 1)], ids=["one host", "all hosts"])
+def test_a_rolling_restart_costs_no_step(make_fleet: Callable[..., Fleet], drained: tuple[int, ...]) -> None:
+    """Aggregators that are relay and owner at once drain in the middle of a step, and do not wait for themselves."""
+    fleet = make_fleet(2)
+    steps, took = 4, []
+
+    async def drain() -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.gather(*(fleet.servers[index].stop(PATIENCE_SECONDS) for index in drained))
+        took.append(loop.time() - began)
+        for index in drained:
+            fleet.servers[index] = Server(Settings(listen=(fleet.addresses[index],)))
+            await fleet.servers[index].start()
+
+    interrupted = Interrupted(4, 2, lambda: fleet.thread.run(drain(), PATIENCE_SECONDS))
+
+    def work(client: psum.Client) -> list[bytes]:
+        store, results = client.store(), []
+        for step in range(steps):
+            interrupted.before(step)
+            results += push_all(client, store, step)
+        return results
+
+    results = on_every_host(fleet, work, relays=fleet.addresses, partition_bytes=PARTITION_BYTES)
+    interrupted.join()
+    assert results == [[expected(size, step) for step in range(steps) for size in SIZES]] * 4
+    assert took[0] < PATIENCE_SECONDS / 3

@@ -365,7 +365,6 @@ class JobRounds:
                 held += key.sizes[index] if shard.last_result is not None else 0
                 assert shard.contributions.keys() <= set(self._roster.members)
                 assert (shard.phase is not Phase.GATHERING) == (len(shard.contributions) == self._roster.needed)
-                assert (shard.phase is not Phase.GATHERING) == (shard.missing == 0)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
                 assert not shard.ranks_lacking_result or shard.last_result is None

@@ -118,6 +118,14 @@ class Uplinks:
             case PartUplinks(goodbye):
                 self._part(goodbye)
 
+    def leading_to(self, incarnation: int) -> set[int]:
+        """The indices of the uplinks that lead to the process of this number."""
+        return {
+            connection.index
+            for connection in self.connections
+            if connection.stream is not None and connection.stream.welcome.incarnation == incarnation
+        }
+
     def status(self) -> list[pb.UplinkStatus]:
         """The state of each connection, for people."""
         uplink = self._job.uplink
