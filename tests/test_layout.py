@@ -26,8 +26,13 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "aggregator.core": ("runtime", "v1", "wire"),
     "aggregator.sums": ("planes", "v1", "wire"),
     "aggregator.access": ("aggregator", "runtime", "v1", "wire"),
+    "aggregator.relay.core": ("aggregator.core", "client.core", "planes", "runtime", "v1", "wire"),
+    "aggregator.relay": (
+        *("aggregator", "aggregator.core", "aggregator.relay.core", "client.observe", "client.transport"),
+        *("planes", "runtime", "v1", "wire"),
+    ),
     "aggregator.service": (
-        *("aggregator", "aggregator.access", "aggregator.core", "aggregator.sums"),
+        *("aggregator", "aggregator.access", "aggregator.core", "aggregator.relay", "aggregator.sums"),
         *("planes", "runtime", "v1", "wire"),
     ),
     "aggregator.observe": ("aggregator", "aggregator.service", "planes", "runtime", "v1", "wire"),
@@ -36,7 +41,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
         *("planes", "runtime", "v1", "wire"),
     ),
     "client.core": ("planes", "runtime", "v1", "wire"),
-    "client.transport": ("client", "client.core", "planes", "runtime", "v1", "wire"),
+    "client.transport": ("client", "planes", "runtime", "v1", "wire"),
     "client.observe": ("client", "client.core", "runtime", "wire"),
     "client": ("client.core", "client.observe", "client.transport", "planes", "runtime", "v1", "wire"),
     "mxnet.arrays": ("client", "mxnet"),
@@ -51,7 +56,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
 }
 
 #: Folders that decide: everything in them is synchronous and does no I/O.
-PURE: Final = ("aggregator.core", "client.core")
+PURE: Final = ("aggregator.core", "aggregator.relay.core", "client.core")
 
 #: What nothing pure may import.
 IMPURE: Final = frozenset({"asyncio", "grpc", "mmap", "selectors", "socket", "subprocess", "uvloop"})

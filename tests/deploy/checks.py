@@ -11,6 +11,7 @@ from psum.runtime import declarations
 from psum.wire.errors import ConfigurationError
 from tests.deploy import network
 from tests.deploy.manifests import VERSION, Pod, Resource, pods
+from tests.deploy.relay_checks import relay_mistakes
 from tests.deploy.server import differences
 
 #: The most seconds that an aggregator on a slow machine needs to end, in addition to PSUM_GRACE.
@@ -26,7 +27,7 @@ _FILES = tuple(
     declared.variables[0]
     for kind in (AggregatorSettings, WorkerSettings)
     for name, declared in declarations(kind).items()
-    if name in ("tls_cert", "tls_key", "tls_ca", "tls_client_ca", "token_file")
+    if name in ("tls_cert", "tls_key", "tls_ca", "tls_client_ca", "relay_tls_ca", "token_file")
 )
 
 #: The label by which network policies recognise workers.
@@ -91,6 +92,7 @@ def _selectors(resources: Sequence[Resource]) -> Iterator[str]:
         "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
         "NetworkPolicy": lambda spec: spec["podSelector"]["matchLabels"],
         "StatefulSet": lambda spec: spec["selector"]["matchLabels"],
+        "DaemonSet": lambda spec: spec["selector"]["matchLabels"],
     }
     for resource in _of_kind(resources, *chosen):
         selector = chosen[resource["kind"]](resource["spec"])
@@ -137,7 +139,7 @@ def _reachable(resources: Sequence[Resource]) -> Iterator[str]:
     """The network policy lets workers reach both ports of an aggregator. Workers that share memory use both too."""
     labels = next((pod.labels for pod in pods(resources) if not pod.is_aggregator), {_COMPONENT: _WORKER})
     for pod in pods(resources):
-        if pod.is_aggregator:
+        if pod.is_aggregator and not pod.is_sidecar:
             reached = network.open_ports(resources, network.Peer(labels), network.Peer.of(pod))
             if missing := sorted({"grpc", "data"} - reached):
                 yield f"{pod.owner}: the network policy keeps workers from its port {', '.join(missing)}"
@@ -151,8 +153,9 @@ def _names(resources: Sequence[Resource]) -> Iterator[str]:
         spec = stateful_set["spec"]
         if services.get(spec["serviceName"], {}).get("clusterIP") != "None":
             yield f"StatefulSet: {spec['serviceName']} is no headless service, so its pods have no names"
-        if spec["template"]["spec"]["serviceAccountName"] not in accounts:
-            yield "StatefulSet: there is no such service account"
+    for resource in _of_kind(resources, "StatefulSet", "DaemonSet"):
+        if resource["spec"]["template"]["spec"]["serviceAccountName"] not in accounts:
+            yield f"{resource['kind']}: there is no such service account"
     for ingress in _of_kind(resources, "Ingress"):
         for rule in ingress["spec"]["rules"]:
             for path in rule["http"]["paths"]:
@@ -243,6 +246,7 @@ _OF_ALL: tuple[Callable[[Sequence[Resource]], Iterator[str]], ...] = (
     _updates,
     _namespaces,
     _replaced,
+    relay_mistakes,
 )
 
 
@@ -327,8 +331,10 @@ def _volumes(pod: Pod) -> Iterator[str]:
     """The files that settings name are in mounted secrets. Whole folders are mounted, so that renewals arrive."""
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", ())}
     mounts = pod.container.get("volumeMounts", ())
-    if {mount["name"] for mount in mounts} != volumes.keys():
-        yield f"volumes {sorted(volumes)}, but mounts {sorted(mount['name'] for mount in mounts)}"
+    containers = (*pod.spec.get("initContainers", ()), *pod.spec["containers"])
+    mounted = {mount["name"] for container in containers for mount in container.get("volumeMounts", ())}
+    if mounted != volumes.keys():
+        yield f"volumes {sorted(volumes)}, but mounts {sorted(mounted)}"
         return
     for mount in mounts:
         if "subPath" in mount:
@@ -353,12 +359,14 @@ def _container_ports(pod: Pod) -> dict[Any, int]:
 def _aggregator_ports(pod: Pod) -> Iterator[str]:
     """The aggregator listens on its declared ports, at addresses that others reach."""
     settings, ports = pod.environ, _container_ports(pod)
-    for name, address in (("grpc", settings["PSUM_LISTEN"]), ("http", settings["PSUM_HTTP"])):
-        if address != f"0.0.0.0:{ports[name]}":
-            yield f"it listens on {address}, but its port {name} is {ports[name]}"
-    if settings["PSUM_DATA_PORT"] != str(ports["data"]):
-        yield f"its data port is {settings['PSUM_DATA_PORT']}, but its port data is {ports['data']}"
-    if not {"livenessProbe", "readinessProbe"} <= pod.container.keys():
+    # Only the pod's own containers reach a sidecar's streams.
+    named = [("http", settings["PSUM_HTTP"])] + ([] if pod.is_sidecar else [("grpc", settings["PSUM_LISTEN"])])
+    for name, address in named:
+        if address != f"0.0.0.0:{ports.get(name)}":
+            yield f"it listens on {address}, but its port {name} is {ports.get(name)}"
+    if not pod.is_sidecar and settings["PSUM_DATA_PORT"] != str(ports.get("data")):
+        yield f"its data port is {settings['PSUM_DATA_PORT']}, but its port data is {ports.get('data')}"
+    if not {"livenessProbe", "startupProbe" if pod.is_sidecar else "readinessProbe"} <= pod.container.keys():
         yield "it is not probed"
 
 

@@ -39,6 +39,7 @@ class Mounts:
         work: The working directory.
         empty: Empty, writable folders, with their sizes in bytes; 0 means unlimited.
         shared: Writable folders of this machine.
+        bound: Writable folders of this machine, by the paths at which they appear.
     """
 
     etc: pathlib.Path
@@ -46,6 +47,7 @@ class Mounts:
     work: pathlib.Path
     empty: dict[str, int] = dataclasses.field(default_factory=lambda: {"/dev/shm": _SHM_BYTES})
     shared: list[str] = dataclasses.field(default_factory=list)
+    bound: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
     def script(self) -> str:
         """Returns a shell script that makes all mounts in a mount namespace of its own. It stops at the first error."""
@@ -63,17 +65,24 @@ class Mounts:
                 lines.append(f"mount --rbind {folder} {folder} && mount -o remount,bind,rw {folder}")
             else:
                 lines.append(f"mount -t tmpfs -o mode=1777,size={size} tmpfs {folder}")
-        lines += [f"mount --bind {folder} {folder} && mount -o remount,bind,rw {folder}" for folder in self.shared]
+        for path, source in ({path: pathlib.Path(path) for path in self.shared} | self.bound).items():
+            lines.append(f"mount --bind {source} {path} && mount -o remount,bind,rw {path}")
         return "\n".join([*lines, "cd /mnt"])
 
 
-def mounts(pod: Pod, secrets: Mapping[str, Mapping[str, bytes]], directory: pathlib.Path) -> Mounts:
+def mounts(
+    pod: Pod,
+    secrets: Mapping[str, Mapping[str, bytes]],
+    directory: pathlib.Path,
+    memory: pathlib.Path | None = None,
+) -> Mounts:
     """Writes a pod's secrets into a folder; returns the mounts of its container.
 
     Args:
         pod: The pod.
         secrets: The keys and values of each secret, by the secret's name.
         directory: A new folder for the files.
+        memory: The folder in memory that the containers of the pod share, if it has several.
     """
     etc, work = directory / "etc", directory / "work"
     etc.mkdir(parents=True)
@@ -89,6 +98,9 @@ def mounts(pod: Pod, secrets: Mapping[str, Mapping[str, bytes]], directory: path
             assert volume["hostPath"]["path"] == path, "a volume of the host at another place"
             made.empty.pop(path, None)
             made.shared.append(path)
+        elif memory is not None and volume["emptyDir"].get("medium") == "Memory":
+            made.empty.pop(path, None)
+            made.bound[path] = memory
         else:
             made.empty[path] = _bytes(volume["emptyDir"].get("sizeLimit", "0"))
     return made

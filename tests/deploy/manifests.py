@@ -44,12 +44,18 @@ RENDERED = {
         "components/worker-priority",
     ),
     "workers/indexed-job, GPU": ("workers/indexed-job", "components/worker-gpu"),
+    "relays": ("overlays/relays",),
+    "own-certificates, relays": ("overlays/own-certificates", "components/relay", "components/priority"),
+    "workers/node-relay": ("workers/node-relay",),
+    "workers/pod-relay": ("workers/pod-relay",),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """A pod as a resource's controller would make it.
+    """A pod as a resource's controller would make it, seen from one of its containers.
+
+    A pod with several containers is several of these, with the same name.
 
     Attributes:
         owner: The resource, as kind/name.
@@ -57,7 +63,8 @@ class Pod:
         subdomain: The service under which DNS has the pod's name; '' if there is none.
         labels: Its labels, including those that its controller adds.
         spec: Its specification.
-        given: The environment variables that its controller adds.
+        container: The container.
+        given: The environment variables that the pod's controller adds.
     """
 
     owner: str
@@ -65,19 +72,23 @@ class Pod:
     subdomain: str
     labels: dict[str, str]
     spec: Resource
+    container: Resource
     given: dict[str, str]
-
-    @property
-    def container(self) -> Resource:
-        """Its only container."""
-        (container,) = self.spec["containers"]
-        assert isinstance(container, dict)
-        return container
 
     @property
     def is_aggregator(self) -> bool:
         """Whether it is an aggregator; else it is a worker."""
         return "psum-aggregator" in self.container["image"]
+
+    @property
+    def is_relay(self) -> bool:
+        """Whether it is an aggregator that workers do not list: the relay of a node, or of their own pod."""
+        return self.is_aggregator and (self.owner.startswith("DaemonSet/") or self.is_sidecar)
+
+    @property
+    def is_sidecar(self) -> bool:
+        """Whether the container starts before the pod's other containers and ends after them."""
+        return self.container.get("restartPolicy") == "Always"
 
     @property
     def environ(self) -> dict[str, str]:
@@ -117,7 +128,10 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
                 for ordinal in range(spec["replicas"]):
                     name = f"{resource['metadata']['name']}-{ordinal}"
                     labels = {"statefulset.kubernetes.io/pod-name": name}
-                    yield _pod(owner, spec["template"], name, labels, subdomain=spec["serviceName"])
+                    yield from _pod(owner, spec["template"], name, labels, subdomain=spec["serviceName"])
+            case "DaemonSet":
+                # One node stands for all.
+                yield from _pod(owner, spec["template"], f"{resource['metadata']['name']}-node")
             case "Job":
                 yield from _indexed(owner, spec, resource["metadata"]["name"])
             case "JobSet":
@@ -129,7 +143,7 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
                 (replicas,) = spec["mxReplicaSpecs"].values()
                 for index in range(replicas["replicas"]):
                     # The training operator sets these values if there is no scheduler.
-                    yield _pod(
+                    yield from _pod(
                         owner,
                         replicas["template"],
                         f"{resource['metadata']['name']}-worker-{index}",
@@ -176,7 +190,7 @@ def image(name: str) -> Image:
 def _indexed(owner: str, spec: Resource, name: str, subdomain: str = "") -> Iterator[Pod]:
     for index in range(spec["completions"]):
         given = {"JOB_COMPLETION_INDEX": str(index)}
-        yield _pod(owner, spec["template"], f"{name}-{index}", given=given, subdomain=subdomain)
+        yield from _pod(owner, spec["template"], f"{name}-{index}", given=given, subdomain=subdomain)
 
 
 def _pod(
@@ -186,6 +200,8 @@ def _pod(
     labels: dict[str, str] | None = None,
     given: dict[str, str] | None = None,
     subdomain: str = "",
-) -> Pod:
+) -> Iterator[Pod]:
     labels = template["metadata"]["labels"] | (labels or {})
-    return Pod(owner, name, subdomain, labels, template["spec"], given or {})
+    spec = template["spec"]
+    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+        yield Pod(owner, name, subdomain, labels, spec, container, given or {})

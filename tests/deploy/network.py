@@ -35,11 +35,11 @@ class Peer:
         return {"kubernetes.io/metadata.name": self.namespace}
 
 
-def reaches(resources: Sequence[Resource], source: Peer, target: Peer, port: int) -> bool:
-    """Whether policies allow a TCP connection from one pod to a port of another, at both ends."""
+def reaches(resources: Sequence[Resource], source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
+    """Whether policies allow traffic from one pod to a port of another, at both ends. By default, TCP connections."""
     policies = [resource for resource in resources if resource["kind"] == "NetworkPolicy"]
-    return _allowed(policies, "Egress", source, target, target, port) and _allowed(
-        policies, "Ingress", target, source, target, port
+    return _allowed(policies, "Egress", source, target, (target, port, protocol)) and _allowed(
+        policies, "Ingress", target, source, (target, port, protocol)
     )
 
 
@@ -70,7 +70,9 @@ def selects(selector: Resource, labels: Mapping[str, str]) -> bool:
     return True
 
 
-def _allowed(policies: Sequence[Resource], way: str, subject: Peer, other: Peer, target: Peer, port: int) -> bool:
+def _allowed(
+    policies: Sequence[Resource], way: str, subject: Peer, other: Peer, reached: tuple[Peer, int, str]
+) -> bool:
     """Whether the policies that select the subject allow the connection. If none selects it, all are allowed."""
     chosen = [
         policy["spec"]
@@ -80,7 +82,7 @@ def _allowed(policies: Sequence[Resource], way: str, subject: Peer, other: Peer,
         and selects(policy["spec"]["podSelector"], subject.labels)
     ]
     return not chosen or any(
-        _matches_peer(rule, way, subject.namespace, other) and _matches_port(rule, target, port)
+        _matches_peer(rule, way, subject.namespace, other) and _matches_port(rule, *reached)
         for spec in chosen
         for rule in spec.get(way.lower(), ())
     )
@@ -107,12 +109,12 @@ def _matches_peer(rule: Resource, way: str, namespace: str, other: Peer) -> bool
     return False
 
 
-def _matches_port(rule: Resource, target: Peer, port: int) -> bool:
+def _matches_port(rule: Resource, target: Peer, port: int, protocol: str) -> bool:
     ports: Any = rule.get("ports")
     if not ports:
         return True
     for entry in ports:
-        if entry.get("protocol", "TCP") != "TCP":
+        if entry.get("protocol", "TCP") != protocol:
             continue
         first = entry.get("port", 1)
         last = entry.get("endPort", first if "port" in entry else 65535)

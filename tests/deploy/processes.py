@@ -4,9 +4,11 @@ import contextlib
 import itertools
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -52,10 +54,14 @@ class Cluster:
         self._tell()
 
     def join(self, pod: Pod) -> str:
-        """Gives a pod a new address, to which its names resolve from now on; returns the address."""
+        """Gives a pod a new address, to which its names resolve from now on; returns the address.
+
+        The cluster has one node. So the name of a DaemonSet's Service leads to its only pod.
+        """
         address = next(self._next)
-        if pod.subdomain:
-            self.addresses[f"{pod.name}.{pod.subdomain}"] = address
+        kind, _, owner = pod.owner.partition("/")
+        if name := owner if kind == "DaemonSet" else pod.subdomain and f"{pod.name}.{pod.subdomain}":
+            self.addresses[name] = address
             self._tell()
         return address
 
@@ -79,6 +85,7 @@ class PodProcess:
         cluster: The cluster in which it runs.
         program: A program to run instead of the image's.
         arguments: Additional arguments of its command.
+        beside: Another container of the same pod, which has the same address and the same shared memory.
         environ: Variables that replace those of the pod.
 
     Attributes:
@@ -92,10 +99,13 @@ class PodProcess:
         cluster: Cluster,
         program: pathlib.Path | None = None,
         arguments: Sequence[str] = (),
+        beside: "PodProcess | None" = None,
         **environ: str,
     ) -> None:
         self.pod = pod
         self.ip = ""
+        self._beside = beside
+        self._memory: pathlib.Path | None = None
         self._cluster = cluster
         self._program = program
         self._arguments = arguments
@@ -107,7 +117,7 @@ class PodProcess:
     @property
     def address(self) -> str:
         """The address at which it serves workers."""
-        return f"{self.ip}:{self._ports['grpc']}"
+        return f"{self.ip}:{self.pod.environ['PSUM_LISTEN'].rpartition(':')[2]}"
 
     @property
     def status(self) -> int | None:
@@ -117,18 +127,29 @@ class PodProcess:
 
     def launch(self) -> None:
         """Starts its container. A restart keeps the address, as behind a service of its own."""
-        self.ip = self.ip or self._cluster.join(self.pod)
+        self.ip = self.ip or (self._beside.ip if self._beside else self._cluster.join(self.pod))
         container = self.pod.container
         of = image("aggregator" if self.pod.is_aggregator else "worker")
         folder = self._cluster.folder()
-        mounted = mounts(self.pod, self._cluster.secrets, folder)
+        mounted = mounts(self.pod, self._cluster.secrets, folder, self._shared_memory())
         for target, source in of.files.items():
             shutil.copy(self._program or source, mounted.work / pathlib.PurePath(target).name)
         command = [*container.get("command", of.command), *container.get("args", ()), *self._arguments]
-        # 0.0.0.0 stands for all addresses of the pod. Here it would stand for the addresses of all pods.
-        environ = {k: v.replace("0.0.0.0:", f"{self.ip}:") for k, v in self.pod.environ.items()}
+        # 0.0.0.0 stands for all addresses of the pod, and 127.0.0.1 for one that it has for itself. Here all pods would
+        # have them in common.
+        own = re.compile(r"(0\.0\.0\.0|127\.0\.0\.1):")
+        environ = {k: own.sub(f"{self.ip}:", v) for k, v in self.pod.environ.items()}
         with self.log.open("a") as log:
             self._container = Container(self.pod, mounted, command, of.environ | environ | self._environ, log)
+
+    def _shared_memory(self) -> pathlib.Path | None:
+        """The folder in memory that the pod's containers share; None if this is the only one."""
+        if self._beside is not None:
+            return self._beside._shared_memory()
+        if self._memory is None and len([*self.pod.spec.get("initContainers", ()), *self.pod.spec["containers"]]) > 1:
+            self._memory = pathlib.Path(tempfile.mkdtemp(prefix="pod-", dir="/dev/shm"))
+            self._memory.chmod(0o1777)
+        return self._memory
 
     def start(self) -> None:
         """Starts the pod, and waits until its probes say that it is ready."""
@@ -193,9 +214,12 @@ class PodProcess:
         return self.wait(_KILLED_SECONDS)
 
     def close(self) -> None:
-        """Kills it if it runs."""
+        """Kills it if it runs. Call this last for the container beside which the others are."""
         if self._container is not None:
             self._container.close()
+        if self._memory is not None:
+            shutil.rmtree(self._memory, ignore_errors=True)
+            self._memory = None
 
     @property
     def lines(self) -> list[str]:

@@ -34,11 +34,17 @@ SAME: dict[str, list[str]] = {
         "--set",
         "imagePullSecrets[0].name=psum-registry,priorityClassName=psum-aggregator",
     ],
+    "relays": ["--values", "values-relays.yaml"],
+    "own-certificates, relays": [
+        "--set",
+        "tls.certManager=false,monitoring.enabled=false,relays.enabled=true,priorityClassName=psum-aggregator",
+    ],
 }
 
 
-#: Fleets that the chart does not make: an ingress belongs to the cluster, and a JobSet has aggregators of its own.
-LEFT_OUT = {"production, behind an ingress", "workers/jobset"}
+#: What the chart does not make: an ingress belongs to the cluster, and some workers have aggregators or relays of their
+#: own.
+LEFT_OUT = {"production, behind an ingress", "workers/jobset", "workers/pod-relay"}
 
 
 def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -93,7 +99,7 @@ def test_what_the_chart_makes_with_other_values_is_valid(version: str) -> None:
     resources = template(
         "--set",
         "name=sums,tls.certManager=false,monitoring.labels.release=prometheus,stableAddresses=true,grace=60s,"
-        "monitoring.runbooks=https://wiki.example/psum/",
+        "relays.enabled=true,priorityClassName=sums,monitoring.runbooks=https://wiki.example/psum/",
         "--set-string",
         "settings.PSUM_MAX_STREAMS=100",
         namespace="ml",
@@ -120,6 +126,8 @@ def test_what_the_chart_makes_with_other_values_is_valid(version: str) -> None:
         ("settings.PSUM_THREADS=2", "settings"),
         ("grace=1m", "grace"),
         ("tls.enabled=false,token.enabled=false", "who may connect?"),
+        ("relays.enabled=true", "relays need a priority"),
+        ("relays.replicas=3", "replicas"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(values: str, complaint: str) -> None:
@@ -137,13 +145,16 @@ def test_helm_finds_nothing_to_object_to() -> None:
 
 
 def test_the_notes_tell_what_workers_need() -> None:
-    """The notes have the list of aggregators as a range, with the names of their services."""
+    """The notes have the list of aggregators as a range, with the names of their services, and the relays' address."""
     for values, expected in (
         ("replicas=3", "psum-aggregator-{0..2}.psum-aggregator.psum.svc:50051"),
         ("replicas=4,stableAddresses=true", "psum-aggregator-{0..3}.psum.svc:50051"),
     ):
         done = helm("install", "psum", ".", "--namespace", "psum", "--dry-run=client", "--set", values)
         assert f"PSUM_AGGREGATORS={expected}" in done.stdout, done.stderr
+        assert "PSUM_RELAY=" not in done.stdout
+    done = helm("install", "psum", ".", "--namespace", "psum", "--dry-run=client", "--values", "values-relays.yaml")
+    assert "PSUM_RELAY=psum-aggregator-relay.psum.svc:50051" in done.stdout, done.stderr
 
 
 def test_the_charts_version_is_the_projects() -> None:

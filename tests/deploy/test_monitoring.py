@@ -28,10 +28,12 @@ needs_promtool = pytest.mark.skipif(
 #: Labels that Prometheus adds to all series that it scrapes in Kubernetes.
 SCRAPED = {"job", "instance", "namespace", "pod"}
 
-#: The series of kube-state-metrics about a StatefulSet, with their labels, as its documentation lists them.
+#: The series of kube-state-metrics about StatefulSets and DaemonSets, with their labels, as its documentation has them.
 OF_KUBERNETES = {
     "kube_statefulset_replicas": {"namespace", "statefulset"},
     "kube_statefulset_status_replicas_ready": {"namespace", "statefulset"},
+    "kube_daemonset_status_desired_number_scheduled": {"namespace", "daemonset"},
+    "kube_daemonset_status_number_ready": {"namespace", "daemonset"},
 }
 
 

@@ -12,19 +12,19 @@ STRANGER = Peer({"app.kubernetes.io/name": "other"}, {"http": 80, "dns": 53})
 PROMETHEUS = Peer({"app.kubernetes.io/name": "prometheus"}, namespace="monitoring")
 INGRESS = Peer({"app.kubernetes.io/name": "ingress-nginx"}, namespace="ingress-nginx")
 
-#: Each overlay with aggregators, and the workers that fit it.
+#: Each overlay with a fleet, and workers that may connect to it.
 FLEETS = {
     name: {"single-node": "workers/single-node", "workers/jobset": "workers/jobset"}.get(
         name.partition(",")[0], "workers/indexed-job"
     )
     for name in RENDERED
-    if any(pod.is_aggregator for pod in pods(rendered(name)))
+    if any(pod.is_aggregator and not pod.is_relay for pod in pods(rendered(name)))
 }
 
 
 def aggregator(name: str) -> Peer:
-    """An aggregator of an overlay."""
-    return next(Peer.of(pod) for pod in pods(rendered(name)) if pod.is_aggregator)
+    """An aggregator of an overlay that workers list, not a relay."""
+    return next(Peer.of(pod) for pod in pods(rendered(name)) if pod.is_aggregator and not pod.is_relay)
 
 
 def worker(name: str) -> Peer:

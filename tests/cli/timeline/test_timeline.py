@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from psum.cli.timeline.command import timeline
 from psum.cli.timeline.merging import merged, offsets
 from psum.cli.timeline.step_times import KINDS, Report, step_times
-from psum.cli.timeline.traces import Trace, load
+from psum.cli.timeline.traces import LastRanks, Trace, load
 from psum.client.observe.trace import (
     COPY_IN,
     COPY_OUT,
     EXCHANGE,
     FORMAT,
+    FORWARD,
     QUEUE,
     STEP,
     SUM,
@@ -136,6 +137,18 @@ def test_the_slow_rank_is_named_with_the_cause(write: Callable[..., pathlib.Path
     assert done.output.splitlines()[-3].split()[-2:] == ["rank", "2"]
 
 
+def test_forwarding_by_a_relay_has_a_column_if_there_is_any(write: Callable[..., pathlib.Path]) -> None:
+    """Timelines without a relay look as ever."""
+    assert "forwarding" not in run(*slow_job(write, computing=7, wire=1)).output
+    slices = shard(0, wire=(0, 1), sum=(1, 2), copy_out=(6, 7))
+    slices += [step(0, 0, 7), Slice(2, 6, FORWARD, "w", {"step": 0, "round": 0, "shard": 0})]
+    done = run(write(slices))
+    assert done.exit_code == 0, done.output
+    headings = done.output.splitlines()[2].split()
+    row = next(line for line in done.output.splitlines() if line.startswith("rank 0")).split()[2::2]
+    assert dict(zip(headings[2:], row[1:], strict=True))["forwarding"] == "4000"
+
+
 def test_a_rank_whose_wire_is_slow_is_told_from_one_that_computes(write: Callable[..., pathlib.Path]) -> None:
     """The others wait for it too, but the cause is the wire."""
     done = run("--json", *slow_job(write, computing=1, wire=7))
@@ -164,6 +177,7 @@ def test_json_has_the_numbers(write: Callable[..., pathlib.Path]) -> None:
         "waiting": 5,
         "wire": 1,
         "summing": 1,
+        "forwarding": 0,
         "copying": 1,
         "queued": 1,
         "unknown": 0,
@@ -216,6 +230,20 @@ def test_ranks_that_wait_for_each_other_are_all_named(write: Callable[..., pathl
     assert run(*paths).output.count("The others waited for rank") == 2
 
 
+def test_behind_a_relay_the_slow_rank_itself_is_named(write: Callable[..., pathlib.Path]) -> None:
+    """Ranks of another host are told the first rank of its group, and its own group which rank it was."""
+    told = {0: 2, 1: 2, 2: 3, 3: 3}
+    paths = [
+        write([step(0, 0, 10), *shard(0, wire=(0, 1), wait=(1, 9), copy_out=(9, 10), last_rank=last)], rank)
+        for rank, last in told.items()
+        if rank != 3
+    ]
+    (slowest,) = json.loads(run("--json", *paths).output)["slowest"]
+    assert slowest["rank"] == 3
+    (slowest,) = json.loads(run("--json", *paths[:2]).output)["slowest"]
+    assert slowest["rank"] == 2, "without a file of the group, its first rank stands for it"
+
+
 def test_what_happens_at_once_shares_the_time() -> None:
     """Time is divided in proportion to shards. Queued shards count only if no others are under way."""
     trace = traced(
@@ -226,7 +254,7 @@ def test_what_happens_at_once_shares_the_time() -> None:
             *shard(0, wait=(6, 10), copy_out=(10, 10), key="c", last_rank=2),
         ]
     )
-    times = step_times(trace, [0])[0]
+    times = step_times(trace, [0], LastRanks([]))[0]
     assert {kind: seconds for kind, seconds in times.seconds.items() if seconds} == {
         "queue": pytest.approx(4),
         "wire": pytest.approx(2 + 2 / 3),
@@ -257,7 +285,7 @@ def test_every_moment_of_a_step_is_counted_once(busy: list[tuple[Span, Stage, in
         Slice(*span, stage, "w", {"step": 0, "round": 0, "shard": 0, "last_rank": last_rank})
         for span, stage, last_rank in busy
     ]
-    times = step_times(traced([*steps, *slices]), range(len(steps)))
+    times = step_times(traced([*steps, *slices]), range(len(steps)), LastRanks([]))
     for number, one in enumerate(steps):
         assert math.isclose(times[number].total, one.end - one.start, abs_tol=1e-9)
         assert math.isclose(sum(times[number].waited_for.values()), times[number].seconds["wait"], abs_tol=1e-9)

@@ -3,10 +3,11 @@
 A method that raises ProtocolError has changed nothing.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from psum.aggregator.core import error_texts
-from psum.aggregator.core.actions import Action, Ask, Deliver, Report, Sum
+from psum.aggregator.core.actions import Action, Ask, Deliver, EndStreams, Report, ReturnCredit, Sum
 from psum.aggregator.core.counters import JobCounters
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
@@ -14,6 +15,7 @@ from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
 from psum.aggregator.core.round import Phase, ShardRounds, Verdict
 from psum.aggregator.core.timings import Timings
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError, ProtocolError
@@ -52,14 +54,15 @@ class JobRounds:
         self._members = members
         self._workers = members.workers
         self._left = members.departures.left
-        self._num_workers = members.num_workers
-        self._ranks = tuple(range(members.num_workers))
+        self._roster = members.roster
         self._open_shards = open_shards.shards
         self._memory = memory
         self._counters = counters
         self._max_shards = max_shards
         self._failed = False
         """Whether the job failed: then what still arrives is ignored."""
+        self.key_failed: Callable[[Key, FaultError], None] = _nobody_listens
+        """Called with each key that fails, alone or with the whole job."""
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
         """Handles a worker's declaration of a key.
@@ -75,13 +78,14 @@ class JobRounds:
             shards = self.shards + max(1, len(declared.shards))
             if shards > self._max_shards:
                 return error_texts.too_many_shards(self._name, len(self.keys), declared, shards, self._max_shards)
-            self.keys[declared.id] = key = Key(declared, rank, self._num_workers)
+            self.keys[declared.id] = key = Key(declared, rank, self._roster)
             self.shards = shards
             if not self._memory.reserve(key):
                 # `fail_key` would release what was not reserved.
                 need, budget = self._memory.need(key), self._memory.budget
-                failure = error_texts.exhausted(self._name, key, self._num_workers, need, budget)
+                failure = error_texts.exhausted(self._name, key, self._roster.most_members, need, budget)
                 key.fail(failure)
+                self.key_failed(key, failure)
                 return [Report(failure, self._members.connected())]
         if key.failure is not None:
             return [Report(key.failure, (rank,))]
@@ -92,15 +96,26 @@ class JobRounds:
             job_failure := self._members.inherit()
         ):
             return job_failure
-        for shard in declared.shards:
-            if not self._in_step(key.shards[shard.index], shard.round):
-                return self.fail_key(key, error_texts.out_of_step(self._name, key, shard, rank))
-        wanted = [
-            (key.id, shard.index, key.shards[shard.index].round - 1)
-            for shard in declared.shards
-            if self._reconcile(key, shard, rank, now)
-        ]
-        return [Ask(rank, tuple(wanted))] if wanted else []
+        for declared_shard in declared.shards:
+            if not self._in_step(key.shards[declared_shard.index], declared_shard.round):
+                ranks = self._roster.ranks(rank)
+                return self.fail_key(key, error_texts.out_of_step(self._name, key, declared_shard, ranks))
+        wanted: dict[int, list[tuple[int, int, int]]] = {}
+        waiting: set[int] = set()
+        for declared_shard in declared.shards:
+            index, shard = declared_shard.index, key.shards[declared_shard.index]
+            lost = declared_shard.round < shard.round and rank in shard.holders
+            if lost:
+                waiting |= self._lose(key, index, rank)
+            asks = self._reconcile(key, declared_shard, rank, now)
+            holder = shard.holder if lost else rank
+            if holder is not None and (asks or (lost and shard.ranks_lacking_result)):
+                wanted.setdefault(holder, []).append((key.id, index, shard.round - 1))
+        actions: list[Action] = [Ask(holder, tuple(rounds)) for holder, rounds in wanted.items()]
+        # This rank's contribution comes on its new stream anyway.
+        if waiting := waiting - {rank}:
+            actions.append(EndStreams(tuple(sorted(waiting))))
+        return actions
 
     def contribute(
         self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
@@ -174,6 +189,8 @@ class JobRounds:
                 return [Ask(shard.holder, ((key_id, index, round),))]
             case Verdict.IGNORE:
                 # The sender has charged its credit again for the duplicate.
+                if shard.phase is Phase.FORWARDING:
+                    return [ReturnCredit(rank, ((key_id, index, round),))]
                 worker.uncredited.append((now, key, index, round))
                 return []
             case Verdict.REFUSE:
@@ -185,16 +202,41 @@ class JobRounds:
     def summed(self, key: Key, index: int, result: object) -> list[Action]:
         """Takes the sum that a Sum action asked for."""
         shard = key.shards.get(index)
-        if shard is None or shard.phase is not Phase.SUMMING:
+        if shard is None or shard.phase is Phase.GATHERING:
             # The key or the job has failed in the meantime.
             return []
         round, priority = shard.round, shard.priority or 0
-        # In a broadcast one rank has contributed bytes, otherwise all have.
-        self._memory.held_bytes -= 0 if key.broadcast else key.sizes[index] * (self._num_workers - 1)
+        if shard.phase is Phase.FORWARDING:
+            self._memory.held_bytes += key.sizes[index] - sum(map(len, shard.contributions.values()))
+        elif not key.broadcast:
+            # In a broadcast one member has contributed bytes, otherwise all have.
+            self._memory.held_bytes -= key.sizes[index] * (len(shard.contributions) - 1)
         shard.complete(result)
         self.completed += 1
-        deliver = Deliver(key, index, round, priority, result, self._ranks)
+        deliver = Deliver(key, index, round, priority, result, self._roster.members)
         return [*self.timings.summed(key, index, round), deliver] if self.timings.rounds else [deliver]
+
+    def forward(self, key: Key, index: int, round: int, partial: memoryview | None) -> bool:
+        """Takes the sum of a round's contributions, which goes on to the shard's owner. The contributions are let go.
+
+        Args:
+            key: The key.
+            index: The shard's number within it.
+            round: The round.
+            partial: The sum, kept until the round has a result; None: nothing but a pull is forwarded.
+
+        Returns:
+            Whether it is to be forwarded. If not, the key or the job has failed in the meantime.
+        """
+        shard = key.shards.get(index)
+        if shard is None or shard.phase is not Phase.SUMMING or shard.round != round:
+            return False
+        self._memory.held_bytes -= sum(map(len, shard.contributions.values()))
+        self._memory.held_bytes += 0 if partial is None else len(partial)
+        shard.forward(partial)
+        if self.timings.rounds:
+            self.timings.forwarded(key, index, round)
+        return True
 
     def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """Takes the sum of a round from a worker; an earlier aggregator process made that sum.
@@ -219,7 +261,7 @@ class JobRounds:
         shard = key.shards.get(index)
         if shard is None or shard.last_result is not None or shard.round != round + 1:
             return []
-        if shard.phase is Phase.SUMMING:
+        if shard.phase is not Phase.GATHERING:
             # All ranks have begun the next round, so they have this sum.
             return []
         self._memory.held_bytes += key.sizes[index]
@@ -233,14 +275,30 @@ class JobRounds:
         key = self.keys.get(message.id)
         if key is None or key.failure is not None:
             return []
-        return self.fail_key(key, error_texts.aborted(self._name, key, rank, message))
+        return self.fail_key(key, error_texts.aborted(self._name, key, self._workers[rank], message))
+
+    def lacking(self, rank: int, entry: ShardRound, ranks: Sequence[int]) -> None:
+        """Notes which of its ranks a relay waits for in a round. A round that is not the current one is ignored.
+
+        Raises:
+            ProtocolError: The relay does not stand for these ranks.
+        """
+        if not set(ranks).issubset(self._roster.ranks(rank)):
+            raise ProtocolError(
+                f"{rank_names(self._roster.ranks(rank))} of job {self._name!r} waits for {rank_names(sorted(ranks))},"
+                " which it does not stand for"
+            )
+        key = self.keys.get(entry.id)
+        shard = key.shards.get(entry.shard) if key is not None else None
+        if shard is not None and shard.round == entry.round and rank not in shard.contributions:
+            shard.lacks(rank, frozenset(ranks))
 
     def fail_deserted(self) -> list[Action]:
         """Fails the keys whose current round needs a rank that has left."""
         actions: list[Action] = []
         for key, shard in list(self._open_shards.values()):
             # Without any contribution, some rank waits for the sum of the round before, and for no other rank.
-            if shard.missing < self._num_workers:
+            if shard.contributions:
                 actions += self.fail_if_deserted(key, shard)
         return actions
 
@@ -248,10 +306,12 @@ class JobRounds:
         """Fails a key if the current round of a shard needs a rank that has left."""
         if key.failure is not None:
             return []
-        gone = sorted(self._left - shard.contributions.keys())
-        if not gone:
-            return []
-        return self.fail_key(key, error_texts.deserted(key, shard, [self._workers[rank] for rank in gone]))
+        gone = [
+            (sorted(left), self._workers[member])
+            for member in shard.members_missing
+            if (left := self._left.intersection(self._roster.ranks(member)))
+        ]
+        return self.fail_key(key, error_texts.deserted(key, shard, gone)) if gone else []
 
     def fail_key(self, key: Key, failure: FaultError) -> list[Action]:
         """Fails a key on all ranks, and releases what it holds."""
@@ -284,12 +344,14 @@ class JobRounds:
         Some rank has contributed to them, there is no result yet, and all missing ranks are connected. A round that
         waits for another rank cannot be finished, because a draining aggregator accepts no streams.
         """
+        if not self._members.complete:
+            return []
         here = set(self._members.connected())
         return [
             (key.id, index, shard.round)
             for key in self.keys.values()
             for index, shard in key.shards.items()
-            if shard.missing < self._num_workers and here.issuperset(shard.waiting_for())
+            if shard.contributions and here.issuperset(shard.members_missing)
         ]
 
     def check(self) -> None:
@@ -301,9 +363,9 @@ class JobRounds:
             for index, shard in key.shards.items():
                 held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
-                assert shard.missing == len(list(shard.waiting_for()))
-                assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
-                begun = shard.missing < self._num_workers or bool(shard.ranks_lacking_result)
+                assert shard.contributions.keys() <= set(self._roster.members)
+                assert (shard.phase is not Phase.GATHERING) == (len(shard.contributions) == self._roster.needed)
+                begun = bool(shard.contributions or shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
                 assert not shard.ranks_lacking_result or shard.last_result is None
                 if shard.phase is Phase.GATHERING and begun:
@@ -311,7 +373,7 @@ class JobRounds:
         assert open_shards == set(self._open_shards)
         assert held == self._memory.held_bytes
         assert len(self.timings) <= self.shards
-        reserved = sum(self._memory.need(key) for key in self.keys.values() if key.failure is None)
+        reserved = sum(key.reserved_bytes for key in self.keys.values() if key.failure is None)
         assert reserved <= self._memory.budget.reserved_bytes
 
     @staticmethod
@@ -337,16 +399,33 @@ class JobRounds:
         if declared.round != shard.round or shard.round == 0 or shard.last_result is not None:
             return False
         if shard.phase is Phase.GATHERING and shard.inherited:
-            shard.holder = rank
+            shard.holds(rank)
         return bool(shard.ranks_lacking_result)
+
+    def _lose(self, key: Key, index: int, rank: int) -> set[int]:
+        """Notes that a rank has no longer the sum of the round before. See ShardRounds.loses.
+
+        Returns:
+            The ranks that must contribute to that round again.
+        """
+        waiting = key.shards[index].loses(rank)
+        if waiting is None:
+            return set()
+        self._open_shards.pop((key.id, index), None)
+        return waiting
 
     def _let_go(self, key: Key, failure: FaultError) -> None:
         if key.failure is None:
             self._memory.release(key)
             key.fail(failure)
+            self.key_failed(key, failure)
 
     def _clear(self) -> None:
         self.keys.clear()
         self._open_shards.clear()
         self.timings.clear()
         self._memory.held_bytes = 0
+
+
+def _nobody_listens(key: Key, failure: FaultError) -> None:
+    """Only the job of a relay's group passes on what fails."""

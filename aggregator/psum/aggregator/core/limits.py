@@ -9,7 +9,8 @@ class Limits:
 
     Attributes:
         worker_timeout: Seconds for which the place of a vanished worker is kept.
-        closed_timeout: The same if its stream was closed and it had taken part in some round; 0: as worker_timeout.
+        closed_timeout: The same if its stream was closed and it had taken part in some round, and for no relay; 0: as
+            worker_timeout.
         round_timeout: Seconds for which a round may wait.
         warn_after: Seconds after which a round that waits is reported.
         max_shards: How many shards one job may declare; every key has at least one.

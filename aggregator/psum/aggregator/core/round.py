@@ -12,14 +12,18 @@ and RULES says what happens to it. A rank begins round r+1 only after it has rec
 ranks have contributed to the current round, nobody needs the last result, and it is released before the new sum is
 made. A result is never written to after it was made: a slow reader sees the round that it asked for, or none.
 
+Here, `rank` stands for a member: a worker, or a relay that contributes for several ranks; see roster.py.
+
 An aggregator that was started again knows no rounds. It learns the current round from what the ranks declare. If a rank
 lacks the sum of the round before, the aggregator gets it from a rank that has it; until then the first rank is a
 waiter.
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final, Generic, TypeVar
+
+from psum.aggregator.core.roster import Roster
 
 Result = TypeVar("Result")
 
@@ -32,6 +36,7 @@ class Phase(enum.Enum):
 
     GATHERING = "waits for contributions"
     SUMMING = "has all contributions, waits for its sum"
+    FORWARDING = "has its sum in a relay's group, waits for the result of all groups"
 
 
 class Timing(enum.Enum):
@@ -73,6 +78,10 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
     (Phase.SUMMING, Timing.CURRENT, True): Verdict.IGNORE,
     (Phase.SUMMING, Timing.LAST, True): Verdict.IGNORE,
     (Phase.SUMMING, Timing.STALE, True): Verdict.REFUSE,
+    (Phase.FORWARDING, Timing.EARLY, True): Verdict.REFUSE,
+    (Phase.FORWARDING, Timing.CURRENT, True): Verdict.IGNORE,
+    (Phase.FORWARDING, Timing.LAST, True): Verdict.IGNORE,
+    (Phase.FORWARDING, Timing.STALE, True): Verdict.REFUSE,
 }
 
 
@@ -80,42 +89,48 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
 _TAKE: Final = Verdict.TAKE
 _CURRENT: Final = Timing.CURRENT
 
+_NOTHING: Final = memoryview(b"")
+
 
 class ShardRounds(Generic[Result]):
     """The rounds of one shard.
 
-    Invariant: in GATHERING at least one rank is missing. In SUMMING none is, and no result is kept. Ranks lack
-    the last result only while it is not here.
+    Invariant: in GATHERING at least one rank is missing. In SUMMING and FORWARDING none is, and no result is kept.
+    Ranks lack the last result only while it is not here.
 
     Args:
-        num_workers: The number of ranks.
+        roster: The ranks of the job.
         first_round: The first round to gather.
     """
 
     __slots__ = (
         "contributions",
-        "holder",
+        "holders",
         "inherited",
+        "lacking",
         "last_result",
-        "num_workers",
         "phase",
         "priority",
         "ranks_lacking_result",
+        "roster",
         "round",
         "since",
     )
 
-    def __init__(self, num_workers: int, first_round: int = 0) -> None:
+    def __init__(self, roster: Roster, first_round: int = 0) -> None:
         self.round = first_round
         """The current round."""
         self.phase = Phase.GATHERING
-        self.num_workers = num_workers
-        """The number of ranks."""
+        self.roster = roster
+        """The ranks of the job."""
         self.contributions: dict[int, memoryview] = {}
-        """The contributions to the current round by rank; b'' from a rank that only receives.
+        """The contributions to the current round by member; b'' from a member that only receives.
 
-        Missing ranks have no entry: a job of thousands of workers may declare many thousands of shards.
+        Missing members have no entry: a job of thousands of workers may declare many thousands of shards.
         """
+        self.lacking: dict[int, Set[int]] | None = None
+        """What relays have told about the current round: which of its ranks each waits for. It may be out of date for a
+        relay that has contributed since."""
         self.priority: int | None = None
         """The highest priority of the contributions; None without any."""
         self.since: float | None = None
@@ -125,15 +140,25 @@ class ShardRounds(Generic[Result]):
         """The result of the round before; None if nobody needs it any more, or it is not here."""
         self.inherited = True
         """Whether this process has completed no round yet. Then the ranks know better which round is current."""
-        self.holder: int | None = None
-        """A rank that has the last result while it is not here."""
+        self.holders: tuple[int, ...] = ()
+        """The members that said that they have the last result, the latest at the end, while it is not here."""
         self.ranks_lacking_result: set[int] = set()
         """Ranks that lack the last result while it is not here."""
 
     @property
+    def holder(self) -> int | None:
+        """The member to ask for the last result while it is not here, None if none is known to have it."""
+        return self.holders[-1] if self.holders else None
+
+    @property
     def missing(self) -> int:
         """How many ranks have not contributed to the current round."""
-        return self.num_workers - len(self.contributions)
+        return sum(1 for _ in self.waiting_for()) + self.roster.unknown
+
+    @property
+    def members_missing(self) -> Iterator[int]:
+        """The members that have joined the job and not contributed to the current round."""
+        return (member for member in self.roster.members if member not in self.contributions)
 
     def __repr__(self) -> str:
         missing = ",".join(map(str, self.waiting_for()))
@@ -159,7 +184,7 @@ class ShardRounds(Generic[Result]):
             self.priority = priority
         if self.since is None:
             self.since = now
-        if len(contributions) < self.num_workers:
+        if len(contributions) < self.roster.needed:
             return verdict
         self.phase = Phase.SUMMING
         self.last_result = None
@@ -167,7 +192,7 @@ class ShardRounds(Generic[Result]):
 
     def complete(self, result: Result) -> None:
         """Makes the sum of the current round the last result, and begins the next round."""
-        if self.phase is not Phase.SUMMING:
+        if self.phase is Phase.GATHERING:
             raise RuntimeError(f"a sum came for {self!r}, which has not gathered all contributions")
         self.contributions = {}
         self.priority = self.since = None
@@ -175,10 +200,20 @@ class ShardRounds(Generic[Result]):
         self.round += 1
         self.phase = Phase.GATHERING
         self.inherited = False
-        self.holder = None
+        self.holders = ()
+        self.lacking = None
         if self.ranks_lacking_result:
             # Correct workers do not begin a round while they lack the sum of the one before.
             self.ranks_lacking_result.clear()
+
+    def forward(self, partial: memoryview | None) -> None:
+        """Replaces the contributions by their sum, which a relay forwards. None: it forwards nothing but a pull."""
+        if self.phase is not Phase.SUMMING:
+            raise RuntimeError(f"a sum came for {self!r}, which has not gathered all contributions")
+        self.contributions = dict.fromkeys(self.contributions, _NOTHING)
+        if partial is not None:
+            self.contributions[min(self.contributions)] = partial
+        self.phase = Phase.FORWARDING
 
     def copy(self, rank: int) -> None:
         """Replaces a rank's contribution by a copy, so that the memory it lies in can be released."""
@@ -188,27 +223,63 @@ class ShardRounds(Generic[Result]):
         """Begins the next round because a rank has the sum of the current one. Ranks that contributed wait for it."""
         self.ranks_lacking_result = set(self.contributions)
         self.contributions = {}
+        self.lacking = None
         self.priority = None
         self.since = now if self.ranks_lacking_result else None
         self.round += 1
-        self.holder = holder
+        self.holders = (holder,)
+
+    def holds(self, member: int) -> None:
+        """Notes that a member has the last result, which is not here."""
+        self.holders = (*(other for other in self.holders if other != member), member)
+
+    def loses(self, member: int) -> set[int] | None:
+        """Notes that a member has not the last result any more.
+
+        A relay that receives a result and ends before it has passed it on has not: its next process begins with what
+        the group's workers have.
+
+        Returns:
+            If no member has it, the last round is the current one again: the members that wait for the result, which
+            must contribute again. None otherwise.
+        """
+        self.holders = tuple(other for other in self.holders if other != member)
+        if self.holders or self.contributions or self.last_result is not None:
+            return None
+        waiting, self.ranks_lacking_result = self.ranks_lacking_result, set()
+        self.round -= 1
+        self.since = None
+        return waiting
 
     def restore(self, result: Result) -> tuple[int, ...]:
         """Takes the last result from a rank that gave it back. Returns the ranks that wait for it."""
         ranks = tuple(sorted(self.ranks_lacking_result))
         self.ranks_lacking_result.clear()
         self.last_result = result
-        self.holder = None
+        self.holders = ()
         if not self.contributions:
             self.since = None
         return ranks
 
+    def lacks(self, member: int, ranks: Set[int]) -> None:
+        """Notes which of its ranks a relay waits for in the current round. None: it does not say."""
+        self.lacking = {**(self.lacking or {}), member: ranks}
+
     def waiting_for(self) -> Iterator[int]:
-        """The ranks that have not contributed to the current round."""
-        return (rank for rank in range(self.num_workers) if rank not in self.contributions)
+        """The known ranks that have not contributed to the current round, in ascending order.
+
+        If a relay has not contributed, these are the ranks that it waits for, or all its ranks if it has not said.
+        """
+        lacking = self.lacking or {}
+        for rank in self.roster.known:
+            member = self.roster.member(rank)
+            if member in self.contributions:
+                continue
+            if member is None or rank in (lacking.get(member) or (rank,)):
+                yield rank
 
     def in_rank_order(self) -> tuple[memoryview, ...]:
-        """The contributions to the current round, sorted by rank."""
+        """The contributions to the current round, in rank order: by the first rank of each member."""
         return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
 
     def _timing(self, round: int) -> Timing:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from psum.aggregator.core.actions import TellTiming
 from psum.aggregator.core.key import Key
+from psum.v1 import aggregator_pb2 as pb
 
 
 @dataclasses.dataclass(slots=True)
@@ -17,6 +18,11 @@ class _Gathering:
     """When the contributions of the ranks that asked came, by rank."""
     last_rank: int = 0
     complete_at: float = 0.0
+    forwarded_at: float | None = None
+    """When a relay forwarded the group's sum."""
+    waiting_above: float = 0.0
+    summing_above: float = 0.0
+    """What the owner says of the same round: how long the group's sum waited there, and how long its sum took."""
 
 
 class Timings:
@@ -59,14 +65,42 @@ class Timings:
         if complete:
             gathering.last_rank, gathering.complete_at = rank, now
 
+    def forwarded(self, key: Key, shard: int, round: int) -> None:
+        """Records that a relay forwards the sum of its group."""
+        if (gathering := self.rounds.get((key.id, shard))) is not None and gathering.round == round:
+            gathering.forwarded_at = self._clock()
+
+    def answered(self, key: Key, shard: int, round: int, owners: pb.Timing, group: Collection[int]) -> None:
+        """Records what the owner of a shard says of a forwarded sum. If it came last, the group knows whose was last.
+
+        Args:
+            key: The key.
+            shard: The shard's number within it.
+            round: The round.
+            owners: The owner's timing. Its last rank is the first of the member whose contribution came last.
+            group: The ranks of the relay's own group.
+        """
+        gathering = self.rounds.get((key.id, shard))
+        if gathering is not None and gathering.round == round:
+            gathering.waiting_above, gathering.summing_above = owners.waiting_seconds, owners.summing_seconds
+            if owners.last_rank not in group:
+                gathering.last_rank = owners.last_rank
+
     def summed(self, key: Key, shard: int, round: int) -> list[TellTiming]:
         """The timing to tell now that the sum of a round is made; empty if no rank asked."""
         gathering = self.rounds.pop((key.id, shard), None)
         if gathering is None:
             return []
-        complete_at = gathering.complete_at
-        waiting = {rank: complete_at - came for rank, came in gathering.came.items()}
-        return [TellTiming(key, shard, round, gathering.last_rank, waiting, self._clock() - complete_at)]
+        complete_at, now = gathering.complete_at, self._clock()
+        summed_at = now if gathering.forwarded_at is None else gathering.forwarded_at
+        # What the owner says may be of the time before a connection broke.
+        forwarding = now - summed_at
+        waiting_above = min(gathering.waiting_above, forwarding)
+        summing_above = min(gathering.summing_above, forwarding - waiting_above)
+        waiting = {rank: complete_at - came + waiting_above for rank, came in gathering.came.items()}
+        summing = summed_at - complete_at + summing_above
+        forwarding -= waiting_above + summing_above
+        return [TellTiming(key, shard, round, gathering.last_rank, waiting, summing, forwarding)]
 
     def forget(self, key: Key) -> None:
         """Drops the records of a key that has failed."""

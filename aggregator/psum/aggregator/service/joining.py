@@ -10,17 +10,29 @@ from typing import Any, Final
 import grpc
 
 from psum.aggregator.access.admission import Admission
+from psum.aggregator.core.error_texts import either
 from psum.aggregator.core.job import Job
-from psum.aggregator.core.registry import Registry
+from psum.aggregator.core.roster import ranks_of
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.connections import Connections
 from psum.aggregator.service.descriptor_budget import DescriptorBudget
 from psum.aggregator.service.plane_choice import PlaneChoice
+from psum.aggregator.service.registries import Registries
 from psum.aggregator.settings import Settings
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_MESSAGE_BYTES, decode
-from psum.wire.errors import ExhaustedError, InternalError, InvalidError, ProtocolError, TakenError
+from psum.wire.errors import (
+    DeniedError,
+    DisagreementError,
+    ExhaustedError,
+    FaultError,
+    InternalError,
+    InvalidError,
+    ProtocolError,
+    TakenError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +47,7 @@ class Joining:
         settings: The aggregator's settings.
         incarnation: The number that identifies this process to workers.
         admission: Checks tokens.
-        registry: The jobs.
+        registries: The jobs.
         connections: The connections of workers; those of new workers are added.
         runner: Carries out the jobs' actions.
         descriptors: The process's file descriptors.
@@ -49,7 +61,7 @@ class Joining:
         incarnation: int,
         *,
         admission: Admission,
-        registry: Registry,
+        registries: Registries,
         connections: Connections,
         runner: ActionRunner,
         descriptors: DescriptorBudget,
@@ -61,7 +73,7 @@ class Joining:
         self._settings = settings
         self._incarnation = incarnation
         self._admission = admission
-        self._registry = registry
+        self._registries = registries
         self._connections = connections
         self._runner = runner
         self._descriptors = descriptors
@@ -87,7 +99,7 @@ class Joining:
             context: The stream's grpc.aio.ServicerContext.
 
         Returns:
-            The job, and the worker's rank.
+            The job, and the worker's rank; of a relay, the first of its ranks.
 
         Raises:
             FaultError: The worker is refused.
@@ -96,8 +108,32 @@ class Joining:
         hello = await self._receive_hello(context)
         peer = context.peer()
         self._admission.permit(token, hello, peer)
+        if hello.group_size:
+            if (refusal := self._relays_not(hello, peer)) is not None:
+                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+                raise refusal
+            await self._registries.begin_relaying()
         await self._take_descriptor(hello, connection, context)
-        return self._enter(hello, connection, peer), hello.rank
+        return self._enter(hello, token, connection, peer), hello.rank
+
+    def _relays_not(self, hello: pb.Hello, peer: str) -> FaultError | None:
+        """Why this process does not relay for a worker, None if it does."""
+        who = f"rank {hello.rank} of job {hello.job!r}, {hello.worker or 'an unnamed worker'} ({peer})"
+        here = ", ".join(self.addresses)
+        if not self._settings.relaying:
+            return DeniedError(
+                f"{who} asks the aggregator at {here} to forward the sum of its group, which is turned off there"
+                " (PSUM_RELAYING=0); turn it on, or give the workers PSUM_RELAY=off"
+            )
+        if self._incarnation in hello.forwarded_by:
+            following = ", ".join(relay.address for relay in hello.next_relays) or "the owners of the shards"
+            return DisagreementError(
+                f"the relays of job {hello.job!r} form a circle: what comes from {who} has passed the aggregator at"
+                f" {here} before, which would forward it to {following} again. Name each relay once in PSUM_RELAY, by"
+                " one address that leads to it alone",
+                ranks=list(hello.ranks) or [hello.rank],
+            )
+        return None
 
     async def _receive_hello(self, context: Any) -> pb.Hello:
         try:
@@ -121,52 +157,56 @@ class Joining:
             ExhaustedError: There is none. A worker that comes back is told to try again instead: others may leave
                 before it gives up.
         """
-        replaced = self._connections.get(self._registry.jobs.get(hello.job), hello.rank) is not None
+        replaced = self._connections.get(self._registries.of(hello).jobs.get(hello.job), hello.rank) is not None
         # A replaced stream is about to end, and frees its descriptor.
         if self._descriptors.fits(0 if replaced else 1):
             connection.descriptors += 1
             self._descriptors.take(1)
             return
         text = self._descriptors.lack(
-            f"rank {hello.rank} of job {hello.job!r} ({hello.worker or context.peer()}) was refused,"
-            f" {len(self._connections)} workers are connected"
+            f"{rank_names(ranks_of(hello))} of job {hello.job!r} ({hello.worker or context.peer()})"
+            f" {either(ranks_of(hello), 'was', 'were')} refused, {len(self._connections)} workers are connected"
         )
         if hello.resuming:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         _log.warning("%s", text)
         self._notify_others(hello, text)
-        raise ExhaustedError(text, ranks=[hello.rank])
+        raise ExhaustedError(text, ranks=ranks_of(hello))
 
     def _notify_others(self, hello: pb.Hello, text: str) -> None:
         """Tells a job's workers that a rank was refused, because they will wait for it; once for each job."""
-        job = self._registry.jobs.get(hello.job)
-        if job is None or hello.rank in job.workers or job in self._incomplete:
+        job = self._registries.of(hello).jobs.get(hello.job)
+        if job is None or job.members.holders(hello) or job in self._incomplete:
             return
         self._incomplete.add(job)
         self._connections.send_to_all(job, pb.ExchangeResponse(notice=pb.Notice(text=text)))
 
-    def _enter(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Job:
-        job, actions, refusal = self._registry.join(hello, peer, self._clock())
+    def _enter(self, hello: pb.Hello, token: bytes, connection: WorkerConnection, peer: str) -> Job:
+        job, actions, refusal = self._registries.of(hello).join(hello, peer, self._clock())
+        if job is not None and self._registries.relays is not None and hello.group_size:
+            self._registries.relays.bring_token(job, token)
+        ranks = rank_names(ranks_of(hello))
         for about, action in actions:
             self._runner.perform(about, [action])
         if job is None or refusal is not None:
             if job is not None and refusal is job.failure:
                 # The failure itself was logged when it happened.
                 who = hello.worker or "an unnamed worker"
-                _log.warning("job %s: refused rank %d, %s (%s), for that reason", job.name, hello.rank, who, peer)
+                _log.warning("job %s: refused %s, %s (%s), for that reason", job.name, ranks, who, peer)
             else:
                 # A worker that waits for the end of another process comes again each second.
                 again = job is not None and isinstance(refusal, TakenError) and not job.members.turn_away(hello)
                 level = logging.DEBUG if again else logging.WARNING
-                _log.log(level, "job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+                _log.log(level, "job %s: refused %s: %s", hello.job, ranks, refusal)
             # A copy: the job keeps its failure, whose traceback would keep the frames of this stream alive.
             raise copy.copy(refusal or InternalError("refused without a reason"))
         self._connections.add(job, hello.rank, connection)
         job.counters.reconnects += hello.resuming
         did = "came back" if hello.resuming else "joined"
         worker = job.workers[hello.rank]
-        _log.info("job %s: rank %d of %d %s, %s", job.name, hello.rank, job.num_workers, did, worker)
+        _log.info("job %s: %s of %d %s, %s", job.name, ranks, hello.num_workers, did, worker)
         welcome = self._welcome()
+        welcome.relays = bool(hello.group_size)
         lack = self._choose_plane(job, hello, connection, welcome)
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:
@@ -177,11 +217,14 @@ class Joining:
 
     def _choose_plane(self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome) -> str | None:
         """Gives a worker the best plane that both sides have. Returns what this process lacks for a better one."""
-        workers_to_come = max(0, sum(job.num_workers for job in self._registry.jobs.values()) - len(self._connections))
+        workers_to_come = max(
+            0, sum(job.members.roster.most_members for job in self._registries.jobs()) - len(self._connections)
+        )
         if self._plane_choice.choose(job, hello, connection, welcome, workers_to_come=workers_to_come):
             return None
         return self._descriptors.lack(
-            f"rank {hello.rank} has only its stream to {', '.join(self.addresses)}, which is slower"
+            f"{rank_names(ranks_of(hello))} {either(ranks_of(hello), 'has only its', 'have only their')} stream to"
+            f" {', '.join(self.addresses)}, which is slower"
         )
 
     def _welcome(self) -> pb.Welcome:

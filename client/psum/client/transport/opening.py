@@ -48,7 +48,7 @@ class StreamOpener:
     Args:
         index: The aggregator's position in the list.
         address: The aggregator's address.
-        rank: This worker's rank, for errors.
+        title: Who opens them, for errors, such as "rank 3".
         credentials: What is shown to the aggregator, and asked of it.
         keepalive: Seconds of silence after which the aggregator is probed.
         hello: Makes the hello, given the aggregator's index and whether this worker was in the job before.
@@ -59,7 +59,7 @@ class StreamOpener:
         self,
         index: int,
         address: str,
-        rank: int,
+        title: str,
         *,
         credentials: Credentials,
         keepalive: float,
@@ -68,7 +68,7 @@ class StreamOpener:
     ) -> None:
         self._index = index
         self._address = address
-        self._rank = rank
+        self._title = title
         self._credentials = credentials
         self._options = (*grpc_options(keepalive), *_CHANNEL_OPTIONS)
         self._hello = hello
@@ -101,18 +101,18 @@ class StreamOpener:
                         return opened
                     except (grpc.RpcError, ProtocolError) as error:
                         await self._explain(error, problem, final=not resuming)
-                    except (ConfigurationError, DeniedError) as error:
+                    except (ConfigurationError, ConnectError, DeniedError) as error:
                         if not resuming:
                             raise
-                        # Certificates and tokens may be renewed on one side before the other.
+                        # Certificates and tokens may be renewed on one side before the other, and versions too.
                         problem.refused(error)
                     finally:
                         if stream is not None:
                             await stream.close()
                     if problem.should_log(time.monotonic()):
                         _log.warning(
-                            "rank %d waits for aggregator %s, for up to %g s (%s): %s",
-                            self._rank,
+                            "%s waits for aggregator %s, for up to %g s (%s): %s",
+                            self._title,
                             self._address,
                             patience,
                             "PSUM_RECONNECT_TIMEOUT" if resuming else "PSUM_CONNECT_TIMEOUT",
@@ -136,6 +136,13 @@ class StreamOpener:
                 raise ProtocolError(f"it ended the stream instead of answering ({await stream.status()})")
             message, _ = decode(pb.ExchangeResponse, data)
             match message.WhichOneof("kind"):
+                case "welcome" if hello.group_size and not message.welcome.relays:
+                    raise ConnectError(
+                        f"aggregator {self._address} does not sum for a group of {hello.group_size} ranks (PSUM_RELAY):"
+                        " its version of psum has no relays. Upgrade it, or set PSUM_RELAY=off on all workers of the"
+                        " group",
+                        address=self._address,
+                    )
                 case "welcome":
                     stream.plane = self._planes.accepted(offers, self._address, message.welcome)
                     stream.welcome = message.welcome
@@ -161,7 +168,7 @@ class StreamOpener:
         if (lack := lacks_descriptors(_CONNECTION_DESCRIPTORS)) is not None:
             if final:
                 raise ConnectError(
-                    f"rank {self._rank} cannot connect to aggregator {self._address}: {lack}", address=self._address
+                    f"{self._title} cannot connect to aggregator {self._address}: {lack}", address=self._address
                 )
             problem.diagnosed(lack, time.monotonic())
             return
@@ -175,7 +182,7 @@ class StreamOpener:
                 reason = None
             if reason is not None and final:
                 raise ConnectError(
-                    f"rank {self._rank} cannot talk to aggregator {self._address}: {reason}", address=self._address
+                    f"{self._title} cannot talk to aggregator {self._address}: {reason}", address=self._address
                 )
             problem.diagnosed(reason, time.monotonic())
         problem.failed(describe(error))
