@@ -31,8 +31,9 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
         *("planes", "runtime", "v1", "wire"),
     ),
     "aggregator.observe": ("aggregator", "aggregator.service", "planes", "runtime", "v1", "wire"),
+    "aggregator.processes": ("aggregator", "aggregator.core", "aggregator.observe", "runtime", "v1", "wire"),
     "aggregator": (
-        *("aggregator.access", "aggregator.observe", "aggregator.service"),
+        *("aggregator.access", "aggregator.core", "aggregator.observe", "aggregator.processes", "aggregator.service"),
         *("planes", "runtime", "v1", "wire"),
     ),
     "client.core": ("planes", "runtime", "v1", "wire"),

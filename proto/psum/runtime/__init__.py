@@ -47,6 +47,7 @@ from psum.runtime.settings import (
     Declaration,
     declarations,
     load,
+    replaced,
     setting,
 )
 from psum.runtime.settings import (
@@ -106,6 +107,7 @@ __all__ = [
     "processors",
     "raise_descriptor_limit",
     "read_file",
+    "replaced",
     "setting",
     "similar",
     "size",

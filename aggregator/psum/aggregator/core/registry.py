@@ -53,6 +53,7 @@ class Registry:
         limits: The limits of jobs.
         released: Called with each job that has ended, when nobody uses it any more.
         lent: Tells whether a payload lies in memory that its worker takes back with the credit; see Job.
+        budget: The memory for sums, if it is shared with others; None: that of the limits.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Registry:
         limits: Limits,
         released: Callable[[Job], None] = lambda job: None,
         lent: Callable[[memoryview], bool] = lambda payload: False,
+        budget: Budget | None = None,
     ) -> None:
         self._limits = limits
         self._released = released
         self._lent = lent
-        self.budget = Budget(limits.memory_budget)
+        self.budget = Budget(limits.memory_budget) if budget is None else budget
         self.counters = AllCounters()
         self.jobs: dict[str, Job] = {}
         """Jobs in progress, and failed ones that some worker is still connected to."""

@@ -47,6 +47,8 @@ class Status:
     ) -> None:
         self.addresses: Sequence[str] = ()
         """Where the server listens; empty before it does."""
+        self.processes: Sequence[Sequence[str]] = ()
+        """Of each process of this aggregator its addresses, if this is the first one of several."""
         self._incarnation = incarnation
         self._registry = registry
         self._connections = connections
@@ -99,6 +101,7 @@ class Status:
             memory_reserved_bytes=self._registry.budget.reserved_bytes,
             memory_budget_bytes=self._registry.budget.limit_bytes,
             loop_lag_seconds=self._loop_lag(),
+            processes=[pb.Process(addresses=addresses) for addresses in self.processes],
         )
 
 
