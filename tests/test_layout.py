@@ -44,7 +44,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "mxnet.engine": ("client", "mxnet", "runtime"),
     "mxnet.staging": ("client", "mxnet", "mxnet.arrays", "mxnet.engine"),
     "mxnet": ("client", "mxnet.arrays", "mxnet.engine", "mxnet.staging"),
-    "cli.launch": ("cli", "client", "client.observe", "wire"),
+    "cli.launch": ("cli", "client", "client.observe", "runtime", "wire"),
     "cli.bench": ("cli", "cli.launch", "client", "mxnet", "wire"),
     "cli.status": ("cli", "client", "runtime", "wire"),
     "cli.timeline": ("cli", "client.observe"),

@@ -18,6 +18,7 @@ from psum.runtime import (
     items,
     load,
     processors,
+    sensible_processes,
     setting,
     size,
 )
@@ -36,25 +37,15 @@ _EFFECTS: Final = {
 }
 
 
-#: The most processes of one aggregator, and how many processors one keeps busy with the threads that sum for it.
-MAX_PROCESSES: Final = 64
-_MAX_AUTO: Final = 8
-_PROCESSORS_EACH: Final = 4
-
-
-def sensible_processes(usable: int) -> int:
-    """How many processes an aggregator should have on a machine with so many usable processors.
-
-    A process keeps one processor busy with messages, its threads others with sums, and workers may be on the machine.
-    """
-    return max(1, min(_MAX_AUTO, usable // _PROCESSORS_EACH))
+#: The most processes of one aggregator.
+_MAX_PROCESSES: Final = 64
 
 
 def _processes(text: str) -> int:
     if text.strip().lower() == "auto":
         return sensible_processes(processors())
     try:
-        return integer(1, MAX_PROCESSES)(text)
+        return integer(1, _MAX_PROCESSES)(text)
     except ValueError as error:
         raise ValueError(f"{error}, or auto") from None
 

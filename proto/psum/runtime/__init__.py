@@ -42,6 +42,7 @@ from psum.runtime.parsers import (
 )
 from psum.runtime.processors import (
     processors,
+    sensible_processes,
 )
 from psum.runtime.settings import (
     Declaration,
@@ -108,6 +109,7 @@ __all__ = [
     "raise_descriptor_limit",
     "read_file",
     "replaced",
+    "sensible_processes",
     "setting",
     "similar",
     "size",
