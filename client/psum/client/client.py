@@ -56,6 +56,7 @@ class Client:
         settings: The settings of the job and of this worker.
         staging: Whether `allocate` gives memory.
         numbering: What numbers its stores. None: they count from 0.
+        opened: How many of its file descriptors are open already.
 
     Attributes:
         settings: As given.
@@ -65,8 +66,10 @@ class Client:
         ConnectError: This process may have too few file descriptors.
     """
 
-    def __init__(self, settings: Settings, *, staging: bool = False, numbering: StoreNumbers | None = None) -> None:
-        self._planes = usable_planes(settings, staging=staging)
+    def __init__(
+        self, settings: Settings, *, staging: bool = False, numbering: StoreNumbers | None = None, opened: int = 0
+    ) -> None:
+        self._planes = usable_planes(settings, staging=staging, opened=opened)
         self.settings = settings
         self.numbering = numbering or StoreNumbers()
         self._pid = process_name.pid

@@ -60,8 +60,8 @@ def reserve_store() -> StoreNumber:
 
 
 def _connected(settings: Settings, *, staging: bool, numbering: StoreNumbers | None = None) -> Client:
-    with whole_fleet(settings) as whole:
-        client = Client(whole, staging=staging, numbering=numbering)
+    with whole_fleet(settings) as fleet:
+        client = Client(fleet.settings, staging=staging, numbering=numbering, opened=fleet.opened)
         try:
             # What this process has itself does not end by waiting.
             client.connect(waits_for_rank=_other_client(client) is None)
