@@ -69,7 +69,7 @@ class Service:
         self._admission = Admission(settings)
         self._descriptor_monitor = DescriptorMonitor()
         self._job_memories = JobMemories(settings.shm_directory, self.descriptors, settings.shm_limit)
-        self.registry = Registry(_limits(settings), self._job_memories.release, is_lent, budget)
+        self.registry = Registry(_limits(settings), self._job_memories.release, is_lent, budget=budget)
         """The jobs."""
         self.connections = Connections()
         """The connections of workers that have joined a job."""

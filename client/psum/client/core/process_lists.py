@@ -84,10 +84,7 @@ def fleet_of(
     addresses = tuple(process for reached in found for process in reached)
     if len(addresses) == len(listed) or (not weights and len(set(counts)) == 1):
         return addresses, tuple(weights)
-    common = math.lcm(*counts)
-    shares = [weight * common // count for weight, count in zip(weights or [1] * len(counts), counts, strict=True)]
-    divisor = math.gcd(*shares)
-    each = tuple(share // divisor for share, count in zip(shares, counts, strict=True) for _ in range(count))
+    each = shared(weights or [1] * len(counts), counts)
     if sum(each) > _MAX_TURNS:
         raise ConfigurationError(
             [
@@ -97,3 +94,16 @@ def fleet_of(
             ]
         )
     return addresses, each
+
+
+def shared(weights: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+    """The weights of all processes, each with an equal part of its aggregator's weight, as small as possible.
+
+    Args:
+        weights: A weight for each aggregator.
+        counts: How many processes each has.
+    """
+    common = math.lcm(*counts)
+    parts = [weight * common // count for weight, count in zip(weights, counts, strict=True)]
+    divisor = math.gcd(*parts)
+    return tuple(part // divisor for part, count in zip(parts, counts, strict=True) for _ in range(count))

@@ -21,7 +21,7 @@ _NO_REASON: Final = "Internal error from Core"
 
 
 async def explain(
-    error: BaseException, problem: ConnectProblem, *, final: bool, rank: int, address: str, credentials: Credentials
+    error: BaseException, problem: ConnectProblem, *, final: bool, title: str, address: str, credentials: Credentials
 ) -> None:
     """Finds out why a call failed.
 
@@ -29,7 +29,7 @@ async def explain(
         error: What gRPC says.
         problem: What is known from earlier attempts; it is told what is found out.
         final: Whether a lack of trust or of file descriptors is an error.
-        rank: This worker's rank, for errors.
+        title: Which worker this is, for errors.
         address: The aggregator's address.
         credentials: What was shown to the aggregator, and asked of it.
 
@@ -38,7 +38,7 @@ async def explain(
     """
     if (lack := lacks_descriptors(_CONNECTION_DESCRIPTORS)) is not None:
         if final:
-            raise ConnectError(f"rank {rank} cannot connect to aggregator {address}: {lack}", address=address)
+            raise ConnectError(f"{title} cannot connect to aggregator {address}: {lack}", address=address)
         problem.diagnosed(lack, time.monotonic())
         return
     if problem.cause and isinstance(error, grpc.aio.AioRpcError) and error.details() == _NO_REASON:
@@ -50,6 +50,6 @@ async def explain(
             # The interpreter is ending, and starts no more threads.
             reason = None
         if reason is not None and final:
-            raise ConnectError(f"rank {rank} cannot talk to aggregator {address}: {reason}", address=address)
+            raise ConnectError(f"{title} cannot talk to aggregator {address}: {reason}", address=address)
         problem.diagnosed(reason, time.monotonic())
     problem.failed(describe(error))

@@ -143,7 +143,12 @@ class StreamOpener:
     async def _explain(self, error: BaseException, problem: ConnectProblem, *, final: bool) -> None:
         """Finds out why a stream could not be opened; see `explain`."""
         await explain(
-            error, problem, final=final, rank=self._rank, address=self._address, credentials=self._credentials
+            error,
+            problem,
+            final=final,
+            title=f"rank {self._rank}",
+            address=self._address,
+            credentials=self._credentials,
         )
 
 

@@ -66,7 +66,12 @@ async def _ask(address: str, settings: Settings, credentials: Credentials) -> Pr
                     if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         return ()
                     await explain(
-                        error, problem, final=True, rank=settings.rank, address=address, credentials=credentials
+                        error,
+                        problem,
+                        final=True,
+                        title=f"rank {settings.rank}",
+                        address=address,
+                        credentials=credentials,
                     )
                 if problem.should_log(time.monotonic()):
                     _log.warning(
