@@ -146,6 +146,8 @@ def test_a_misspelt_variable_is_refused() -> None:
         ({"http": "50051"}, "listen and http: both are port 50051 on 127.0.0.1"),
         ({"data_port": "50052", "http": "50052"}, "data_port and http: both are port 50052 on 127.0.0.1"),
         ({"http": "0.0.0.0:50051"}, "listen and http: both are port 50051"),
+        ({"processes": "3", "data_port": "50055"}, "data_port and listen of process 2: both are port 50055"),
+        ({"processes": "3", "http": "50053"}, "http and listen of process 1: both are port 50053"),
     ],
 )
 def test_two_settings_do_not_share_a_port(given: dict[str, str], clash: str) -> None:
@@ -158,3 +160,27 @@ def test_free_ports_and_other_hosts_are_no_clash() -> None:
     """Port 0 stands for another free port each time."""
     Settings.from_environment({}, listen="127.0.0.1:0,127.0.0.2:0", http="0")
     Settings.from_environment({}, listen="127.0.0.1:5", http="127.0.0.2:5")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"processes": "0"}, "processes='0': expected a whole number from 1 to 64, or auto"),
+        ({"processes": "many"}, "processes='many': expected a whole number from 1 to 64, or auto"),
+        ({"processes": "4", "listen": "127.0.0.1:65530"}, "process 3 would have port 65536, and ports go up to 65535"),
+        ({"processes": "4", "data_port": "65533"}, "process 2 would have port 65537"),
+        ({"processes": "2", "listen": f"unix:/{'a' * 105}"}, "has 108 bytes; expected at most 107"),
+    ],
+)
+def test_processes_that_cannot_be_are_mistakes(given: dict[str, str], complaint: str) -> None:
+    """The number of processes, and the addresses that follow from it."""
+    with pytest.raises(ConfigurationError, match=complaint):
+        Settings.from_environment({}, **given)
+
+
+def test_auto_is_a_number_that_suits_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process for four usable processors, of which at least one and at most eight."""
+    for usable, processes in ((1, 1), (2, 1), (7, 1), (8, 2), (16, 4), (64, 8)):
+        monkeypatch.setattr("psum.aggregator.settings.processors", lambda usable=usable: usable)
+        assert Settings.from_environment({"PSUM_PROCESSES": "auto"}).processes == processes
+    assert Settings.from_environment({}).processes == 1

@@ -28,6 +28,7 @@ RENDERED = {
     "production": ("overlays/production",),
     "own-certificates": ("overlays/own-certificates",),
     "production, large": ("overlays/production", "components/large-fleet"),
+    "production, processes": ("overlays/production", "components/stable-addresses", "components/processes"),
     "production, behind an ingress": ("overlays/production", "components/ingress"),
     "workers/indexed-job": ("workers/indexed-job",),
     "workers/single-node": ("workers/single-node",),

@@ -101,7 +101,9 @@ def test_two_aggregators_behind_one_address_are_told_to_all_ranks(
     """All ranks get an error, long before the timeout, if a Service has two replicas and each rank waits at another
     one."""
     fleet = make_fleet(2)
-    between = balance(*fleet.addresses)
+    first, second = fleet.addresses
+    # Each rank connects twice, first to learn of the aggregator's processes: rank 0 joins the second, rank 1 the first.
+    between = balance(first, second, second)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         clients = []

@@ -9,7 +9,7 @@ import pathlib
 import signal
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import grpc.aio
@@ -17,9 +17,12 @@ import uvloop
 
 from psum.aggregator.access.handshakes import Handshakes
 from psum.aggregator.access.tls import ServerTls
+from psum.aggregator.announcement import announce as write_announcement
+from psum.aggregator.core.budget import Budget
 from psum.aggregator.observe.health import Health
 from psum.aggregator.observe.logging import set_up_logging
 from psum.aggregator.observe.loop_monitor import LoopMonitor
+from psum.aggregator.observe.process_view import ProcessView
 from psum.aggregator.observe.throughput import Throughput
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.service import Service
@@ -62,13 +65,25 @@ _COLLECT_AFTER: Final = 10_000
 class Server:
     """An aggregator that serves on the running event loop, between `start` and `stop`.
 
+    Args:
+        settings: The settings of this process.
+        processes: Of each process of the aggregator its addresses, if this is the first one of several.
+        budget: The memory for sums, if it is shared with other processes.
+
     Attributes:
         addresses: Where it listens, with the ports that were bound; empty before it was started.
         http_address: The same for HTTP; empty if HTTP is off.
+        view: What operators see of it, once it was started.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    view: ProcessView
+
+    def __init__(
+        self, settings: Settings, *, processes: Sequence[Sequence[str]] = (), budget: Budget | None = None
+    ) -> None:
         self.settings = settings
+        self._processes = processes
+        self._budget = budget
         self.addresses: tuple[str, ...] = ()
         self.http_address = ""
         self._http: Http | None = None
@@ -94,12 +109,17 @@ class Server:
         self._loop_monitor = LoopMonitor()
         try:
             self._service = Service(
-                self.settings, self._data_port, self._handshakes, loop_lag=self._loop_monitor.recent_lag_seconds
+                self.settings,
+                self._data_port,
+                self._handshakes,
+                loop_lag=self._loop_monitor.recent_lag_seconds,
+                budget=self._budget,
             )
         except BaseException:
             self._loop_monitor.close()
             raise
         self._throughput = Throughput(self._service.registry.counters.totals)
+        self.view = ProcessView(self._service, self._loop_monitor, self._throughput)
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
         self._grpc = await self._make_grpc_server()
         try:
@@ -111,7 +131,7 @@ class Server:
             await self._data_port.close()
             await self._close_service()
             raise
-        self._service.listening_on(self.addresses)
+        self._service.listening_on(self.addresses, self._processes)
         if tls is not None:
             self._handshakes.ports = tuple(int(a.rpartition(":")[2]) for a in self.addresses if a[:5] != "unix:")
         await self._grpc.start()
@@ -213,7 +233,7 @@ class Server:
         # Imported only if it is needed, because aiohttp takes long to import.
         from psum.aggregator.observe.http import Http
 
-        self._http = Http(self._service, self._loop_monitor, self._throughput)
+        self._http = Http(self.view)
         self.http_address = await self._http.start(self.settings.http)
         _log.info("status page, metrics and probes at http://%s/", self.http_address)
 
@@ -252,6 +272,8 @@ class Server:
 def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once.
 
+    With several processes, this one starts and watches them.
+
     Args:
         settings: The settings.
         announce: A file to which the addresses are written, one on each line, as soon as they accept connections.
@@ -259,6 +281,24 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
     Raises:
         ConfigurationError: An address cannot be listened on, a file cannot be used or written, or the limit of file
             descriptors is too low.
+    """
+    if settings.processes > 1:
+        from psum.aggregator.processes.supervisor import supervise
+
+        supervise(settings, announce=announce)
+        return
+    prepare()
+    set_up_logging(settings)
+    for text in settings.warnings():
+        _log.warning("%s", text)
+    uvloop.run(_serve(settings, announce))
+
+
+def prepare() -> None:
+    """Prepares this process for serving: its file descriptors, its memory, and the garbage collector.
+
+    Raises:
+        ConfigurationError: The limit of file descriptors is too low.
     """
     raise_descriptor_limit()
     # gRPC aborts the process when it cannot open a descriptor.
@@ -271,10 +311,6 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
     # collections would scan them for nothing. Everything that is loaded by now stays until the process ends.
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
-    set_up_logging(settings)
-    for text in settings.warnings():
-        _log.warning("%s", text)
-    uvloop.run(_serve(settings, announce))
 
 
 async def _serve(settings: Settings, announce: pathlib.Path | None) -> None:
@@ -293,7 +329,7 @@ async def _serve(settings: Settings, announce: pathlib.Path | None) -> None:
         loop.add_signal_handler(number, ask, number)
     try:
         if announce is not None:
-            _write_whole(announce, "".join(f"{address}\n" for address in server.addresses))
+            write_announcement(announce, server.addresses)
         await asked.wait()
     finally:
         await server.stop()
@@ -307,20 +343,6 @@ def _add_reflection(server: grpc.aio.Server) -> None:
 
     ours = (service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
     reflection.enable_server_reflection((*ours, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader sees all of the text or no file.
-
-    Raises:
-        ConfigurationError: It cannot be written.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text)
-        part.rename(path)
-    except OSError as error:
-        raise ConfigurationError([f"announce={path}: cannot be written: {error.strerror}"]) from None
 
 
 def _remove_sockets(addresses: Iterable[str]) -> None:

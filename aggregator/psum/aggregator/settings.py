@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from psum.aggregator.former_names import without_workers_files
+from psum.aggregator.process_addresses import nth_address, nth_port
 from psum.planes import CHOICES, DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
 from psum.runtime import (
     BaseSettings,
@@ -17,6 +18,7 @@ from psum.runtime import (
     items,
     load,
     processors,
+    sensible_processes,
     setting,
     size,
 )
@@ -33,6 +35,19 @@ _EFFECTS: Final = {
     "tls_client_ca": "workers must bring a certificate from this authority",
     "token_file": "workers must bring a token from this file",
 }
+
+
+#: The most processes of one aggregator.
+_MAX_PROCESSES: Final = 64
+
+
+def _processes(text: str) -> int:
+    if text.strip().lower() == "auto":
+        return sensible_processes(processors())
+    try:
+        return integer(1, _MAX_PROCESSES)(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
 
 
 def _http_address(text: str) -> str:
@@ -58,6 +73,14 @@ class Settings(BaseSettings):
         default_text="any free port",
         parse=integer(0, 65535),
         meaning="The port for data connections, on the same addresses. Workers use them on the planes shm and direct.",
+    )
+    processes: int = setting(
+        "PSUM_PROCESSES",
+        default=1,
+        parse=_processes,
+        meaning="How many processes share the work: a number, or auto for a quarter of the usable processors, from 1"
+        " to 8. Workers list the address of the first one. Each further process has ports that are 2 higher than those"
+        " of the one before, or unix:/path.1, .2 and so on.",
     )
     insecure: bool = setting(
         "PSUM_AGGREGATOR_INSECURE",
@@ -291,12 +314,34 @@ class Settings(BaseSettings):
         """The files for TLS; empty without TLS."""
         return TlsFiles(ca=self.tls_client_ca, cert=self.tls_cert, key=self.tls_key, ca_setting="tls_client_ca")
 
+    def _ports(self, process: int) -> Iterator[tuple[str, str, int]]:
+        """The ports that one process needs, each with its setting and host; 0 for any free one.
+
+        Raises:
+            ValueError: There is no such port.
+        """
+        hosts = []
+        for address in self.listen:
+            # A further unix socket may have too long a path.
+            own = nth_address(address, process)
+            if not own.startswith("unix:"):
+                hosts.append(split_address(own)[0])
+                yield "listen", *split_address(own)
+        for host in dict.fromkeys(hosts):
+            yield "data_port", host, nth_port(self.data_port, process)
+
     def _ports_twice(self) -> Iterator[str]:
-        """A sentence for each pair of settings with the same port."""
-        ports = [("listen", *split_address(address)) for address in self.listen if not address.startswith("unix:")]
-        ports += [("data_port", host, self.data_port) for host in dict.fromkeys(host for _, host, _ in ports)]
-        if self.http:
-            ports.append(("http", *split_address(self.http)))
+        """A sentence for each pair of settings with the same port, and for a port that does not exist."""
+        ports: list[tuple[str, str, int]] = []
+        for process in range(self.processes):
+            of = f" of process {process}" if process else ""
+            try:
+                ports += [(f"{name}{of}", host, port) for name, host, port in self._ports(process)]
+            except ValueError as error:
+                yield f"processes={self.processes}: {error}"
+                return
+            if not process and self.http:
+                ports.append(("http", *split_address(self.http)))
         for number, (name, host, port) in enumerate(ports):
             for other, other_host, other_port in ports[:number]:
                 if port and port == other_port and (host == other_host or {host, other_host} & {"0.0.0.0", "::"}):

@@ -41,6 +41,27 @@ def check_variables() -> None:
         raise click.ClickException(str(ConfigurationError(unknown)))
 
 
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on only
+    """A number, or a word for one that is chosen elsewhere, which is None.
+
+    Args:
+        word: The word.
+        number: The type of the number.
+    """
+
+    def __init__(self, word: str, number: "click.ParamType[Any]") -> None:
+        self._word = word
+        self._number = number
+        self.name = f"{word}|{number.name}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number, None for the word."""
+        if value is None or str(value).lower() == self._word:
+            return None
+        number: int = self._number.convert(value, param, ctx)
+        return number
+
+
 class Several(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on only
     """Values separated by commas. An empty text has no values.
 

@@ -31,7 +31,7 @@ from psum.client.core.ticket import Ticket
 from psum.client.exit_status import PEER_FAULT_STATUS
 from psum.client.settings import Settings
 from psum.client.store import Store, key_name
-from psum.client.transport.aggregator_status import fetch_status
+from psum.client.transport.aggregator_status import addresses_behind, fetch_status
 from psum.planes import Block
 from psum.wire import ElementType
 from psum.wire.errors import (
@@ -90,6 +90,7 @@ __all__ = [
     "Times",
     "UnreachableError",
     "WorkerLostError",
+    "addresses_behind",
     "connect",
     "digest_of",
     "fetch_status",

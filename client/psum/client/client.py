@@ -57,6 +57,7 @@ class Client:
         settings: The settings of the job and of this worker.
         staging: Whether `allocate` gives memory.
         numbering: What numbers its stores. None: they count from 0.
+        opened: How many of its file descriptors are open already.
 
     Attributes:
         settings: As given.
@@ -66,9 +67,11 @@ class Client:
         ConnectError: This process may have too few file descriptors.
     """
 
-    def __init__(self, settings: Settings, *, staging: bool = False, numbering: StoreNumbers | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, staging: bool = False, numbering: StoreNumbers | None = None, opened: int = 0
+    ) -> None:
         route = route_of(settings)
-        self._planes = usable_planes(settings, route.connections, staging=staging)
+        self._planes = usable_planes(settings, route.connections, staging=staging, opened=opened)
         self.settings = settings
         self.numbering = numbering or StoreNumbers()
         self._pid = process_name.pid

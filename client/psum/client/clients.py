@@ -6,6 +6,7 @@ import weakref
 
 from psum.client.client import Client
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
+from psum.client.fleet import whole_fleet
 from psum.client.settings import Settings
 from psum.wire.errors import TakenError
 
@@ -34,7 +35,7 @@ def connect(settings: Settings | None = None, *, staging: bool = False) -> Clien
         FaultError: An aggregator refused this worker. It is a TakenError if another client of this process has the
             rank already.
     """
-    return _connected(Client(settings or Settings.from_environment(), staging=staging))
+    return _connected(settings or Settings.from_environment(), staging=staging)
 
 
 def shared_client() -> Client:
@@ -46,7 +47,7 @@ def shared_client() -> Client:
     global _shared, _upcoming
     with _sharing:
         if _shared is None or _shared.closed:
-            client = _connected(Client(Settings.from_environment(), staging=True, numbering=_upcoming))
+            client = _connected(Settings.from_environment(), staging=True, numbering=_upcoming)
             with _numbering:
                 _shared, _upcoming = client, StoreNumbers()
         return _shared
@@ -58,26 +59,33 @@ def reserve_store() -> StoreNumber:
         return (_upcoming if _shared is None or _shared.closed else _shared.numbering).next()
 
 
-def _connected(client: Client) -> Client:
-    try:
-        # What this process has itself does not end by waiting.
-        client.connect(waits_for_rank=_other_client(client) is None)
+def _connected(settings: Settings, *, staging: bool, numbering: StoreNumbers | None = None) -> Client:
+    with whole_fleet(settings) as fleet:
+        client = Client(fleet.settings, staging=staging, numbering=numbering, opened=fleet.opened)
+        try:
+            # What this process has itself does not end by waiting.
+            client.connect(waits_for_rank=_other_client(client) is None)
+        except TakenError as error:
+            raise _taken(client, error) from None
         _clients.add(client)
-    except TakenError as error:
-        if (holder := _other_client(client)) is None:
-            raise
-        advice = "psum.client.shared_client() gives it, and the KVStore 'byteps' uses it as well"
-        if holder is not _shared:
-            advice = (
-                "use that one, or close it first; beside the KVStore 'byteps', use psum.client.shared_client() instead"
-                " of psum.client.connect()"
-            )
-        raise TakenError(
-            f"this process is rank {client.rank} of job {client.settings.job!r} already, through a client that it made"
-            f" before: {advice}",
-            ranks=error.ranks,
-        ) from None
-    return client
+        return client
+
+
+def _taken(client: Client, error: TakenError) -> TakenError:
+    """Returns the error with advice, if another client of this process has the rank."""
+    if (holder := _other_client(client)) is None:
+        return error
+    advice = "psum.client.shared_client() gives it, and the KVStore 'byteps' uses it as well"
+    if holder is not _shared:
+        advice = (
+            "use that one, or close it first; beside the KVStore 'byteps', use psum.client.shared_client() instead"
+            " of psum.client.connect()"
+        )
+    return TakenError(
+        f"this process is rank {client.rank} of job {client.settings.job!r} already, through a client that it made"
+        f" before: {advice}",
+        ranks=error.ranks,
+    )
 
 
 def _other_client(client: Client) -> Client | None:

@@ -42,11 +42,13 @@ from psum.runtime.parsers import (
 )
 from psum.runtime.processors import (
     processors,
+    sensible_processes,
 )
 from psum.runtime.settings import (
     Declaration,
     declarations,
     load,
+    replaced,
     setting,
 )
 from psum.runtime.settings import (
@@ -108,6 +110,8 @@ __all__ = [
     "raise_descriptor_limit",
     "rank_names",
     "read_file",
+    "replaced",
+    "sensible_processes",
     "setting",
     "similar",
     "size",

@@ -8,6 +8,11 @@ from typing import Final
 
 _ROOT: Final = pathlib.Path("/")
 
+#: How many processors one process of an aggregator keeps busy, with the threads that sum for it and the workers that
+#: may be on the same machine, and the most processes that an aggregator has by itself.
+_PROCESSORS_EACH: Final = 4
+_MAX_PROCESSES: Final = 8
+
 
 def processors() -> int:
     """Return the number of processors that this process may keep busy, at least 1.
@@ -16,6 +21,11 @@ def processors() -> int:
     each period.
     """
     return within_limits(len(os.sched_getaffinity(0)), cpu_limits(_ROOT))
+
+
+def sensible_processes(usable: int) -> int:
+    """Return how many processes an aggregator should have on a machine with so many usable processors."""
+    return max(1, min(_MAX_PROCESSES, usable // _PROCESSORS_EACH))
 
 
 def within_limits(affinity: int, limits: Iterator[float]) -> int:

@@ -120,3 +120,11 @@ def load(kind: type[S], environ: Mapping[str, str], given: Mapping[str, Any], re
     if mistakes:
         raise ConfigurationError(mistakes)
     return settings
+
+
+def replaced(settings: S, **values: Any) -> S:
+    """Return settings with some other values, whose sources and remarks are those of the given settings."""
+    new = dataclasses.replace(settings, **values)  # type: ignore[type-var]  # The base class itself is no dataclass.
+    object.__setattr__(new, "sources", settings.sources)
+    object.__setattr__(new, "remarks", settings.remarks)
+    return new

@@ -59,6 +59,7 @@ VARIABLES: Final = frozenset(
         "PSUM_NUM_WORKERS",
         "PSUM_PARTITION_BYTES",
         "PSUM_PLANE",
+        "PSUM_PROCESSES",
         "PSUM_RANK",
         "PSUM_RANK_TIMEOUT",
         "PSUM_RECONNECT_TIMEOUT",

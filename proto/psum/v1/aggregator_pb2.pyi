@@ -1302,6 +1302,7 @@ class GetStatusResponse(_message.Message):
     MEMORY_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     LOOP_LAG_SECONDS_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of psum."""
     incarnation: _builtins.int
@@ -1330,6 +1331,12 @@ class GetStatusResponse(_message.Message):
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedJob]:
         """Some of the jobs that ended last, the latest first."""
 
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]:
+        """All processes of an aggregator that has several. This process is the first of them, and the only one that lists them.
+        A worker uses each as an aggregator of the fleet, in this order, in place of the address that it was given.
+        """
+
     def __init__(
         self,
         *,
@@ -1344,14 +1351,39 @@ class GetStatusResponse(_message.Message):
         memory_reserved_bytes: _builtins.int = ...,
         memory_budget_bytes: _builtins.int = ...,
         loop_lag_seconds: _builtins.float = ...,
+        processes: _abc.Iterable[Global___Process] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Process(_message.Message):
+    """One process of an aggregator that has several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The addresses that it listens on: as many as the first process has, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Process: _TypeAlias = Process  # noqa: Y015
 
 @_typing.final
 class JobStatus(_message.Message):

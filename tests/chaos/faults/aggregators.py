@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 PATIENCE_SECONDS = 30.0
 
@@ -26,25 +26,40 @@ class AggregatorProcess:
     Args:
         directory: Directory for its log.
         flags: Additional command-line flags.
+        processes: How many processes serve behind its address. `process` is then their supervisor.
+        prefix: A command that runs it elsewhere.
 
     Attributes:
         address: Its listening address, the same after every start.
         data_port: Its port for data connections, the same after every start.
     """
 
-    def __init__(self, directory: pathlib.Path, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        flags: tuple[str, ...] = (),
+        *,
+        processes: int = 1,
+        prefix: Sequence[str] = (),
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self._announce = directory / "address"
         self._log = directory / "log"
         self._flags = flags
-        self.address = f"{_HOST}:{free_port()}"
-        self.data_port = free_port()
+        self._prefix = prefix
+        if processes == 1:
+            port, self.data_port = free_port(), free_port()
+        else:
+            # One range without gaps for all processes.
+            port, self.data_port, *_ = free_ports(2 * processes)
+            self._flags += ("--processes", str(processes))
+        self.address = f"{_HOST}:{port}"
         self.start()
 
     def start(self) -> None:
         """Start the process and wait until it serves."""
         self._announce.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", self.address]
+        command = [*self._prefix, sys.executable, "-m", "psum.cli", "aggregator", "--listen", self.address]
         command += ["--data-port", str(self.data_port), "--announce", str(self._announce), *self._flags]
         with self._log.open("a") as log:
             self.process = subprocess.Popen(command, stderr=log)
@@ -66,6 +81,12 @@ class AggregatorProcess:
             self.end()
 
     @property
+    def children(self) -> list[int]:
+        """The ids of its child processes, in the order of their starts."""
+        pid = self.process.pid
+        return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    @property
     def log(self) -> str:
         """Everything that it has logged since its first start."""
         return self._log.read_text()
@@ -84,8 +105,14 @@ def aggregators(directory: pathlib.Path, count: int, *flags: str) -> Iterator[li
 
 def free_port() -> int:
     """Find a port that is free on all loopback addresses and that the kernel does not assign while its user is down."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> range:
+    """Find consecutive ports of that kind."""
     while True:
-        port = random.SystemRandom().randrange(*_PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
+        first = random.SystemRandom().randrange(*_PORTS)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("", port))
+            return range(first, first + count)

@@ -8,16 +8,12 @@ import importlib.resources
 import ipaddress
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
 
 from aiohttp import web
+from prometheus_client.metrics_core import Metric as Family
 
-from psum.aggregator.observe.loop_monitor import LoopMonitor
-from psum.aggregator.observe.metrics import collect
-from psum.aggregator.observe.report import report
-from psum.aggregator.observe.throughput import Throughput
-from psum.aggregator.service.service import Service
 from psum.runtime import cannot_listen
 from psum.runtime.prometheus import encode
 from psum.wire import is_local
@@ -54,19 +50,31 @@ _REPORT_SECONDS: Final = 1.0
 _CLOSING_SECONDS: Final = 1.0
 
 
+class View(Protocol):
+    """What operators see of an aggregator. Each answer comes from the event loops that do the work."""
+
+    async def hanging(self) -> str | None:
+        """What does not answer, None if everything does."""
+
+    async def unready(self) -> str | None:
+        """Why no worker can connect, None if workers can."""
+
+    async def families(self) -> Sequence[Family]:
+        """All metrics with their present values."""
+
+    async def report(self) -> dict[str, Any]:
+        """The data of the status page."""
+
+
 class Http:
     """The HTTP server of one aggregator.
 
     Args:
-        service: The service to report on.
-        loop_monitor: Measures the lag of the event loop.
-        throughput: Samples the throughput.
+        view: What it shows.
     """
 
-    def __init__(self, service: Service, loop_monitor: LoopMonitor, throughput: Throughput) -> None:
-        self._service = service
-        self._loop_monitor = loop_monitor
-        self._throughput = throughput
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._loop = asyncio.get_running_loop()
         self._report = b""
         self._reported_at = -_REPORT_SECONDS
@@ -111,18 +119,17 @@ class Http:
         return await handler(request)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
+        if (what := await self._view.hanging()) is not None:
+            return web.Response(status=503, text=f"{what}\n")
         return web.Response(text="alive\n")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        if self._service.ready:
-            return web.Response(text="ready\n")
-        why = "draining" if self._service.draining else "starting"
-        if self._service.full:
-            why = self._service.descriptors.lack("no further worker can connect")
-        return web.Response(status=503, text=f"{why}\n")
+        if (why := await self._view.unready()) is not None:
+            return web.Response(status=503, text=f"{why}\n")
+        return web.Response(text="ready\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        families = list(collect(self._service, self._loop_monitor, self._loop.time()))
+        families = await self._view.families()
         # Encoding is most of the work, and need not block the loop.
         body, content_type = await asyncio.to_thread(encode, families, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
@@ -130,10 +137,8 @@ class Http:
     async def _status(self, _request: web.Request) -> web.Response:
         async with self._reporting:
             if self._loop.time() - self._reported_at >= _REPORT_SECONDS:
-                status, rates = self._service.status(), self._throughput.rates
-                self._report = await asyncio.to_thread(
-                    lambda: json.dumps(report(status, self._service.settings, rates)).encode()
-                )
+                found = await self._view.report()
+                self._report = await asyncio.to_thread(lambda: json.dumps(found).encode())
                 self._reported_at = self._loop.time()
         return web.Response(body=self._report, content_type="application/json")
 

@@ -22,6 +22,11 @@ _OPERATION: Final = (*_JOB, "operation")
 
 BUILD: Final = Metric("psum_build_info", "gauge", "1, with the version of this aggregator.", ("version",))
 READY: Final = Metric("psum_ready", "gauge", "1 while it takes workers; 0 while it ends or is full.")
+PROCESS_RESTARTS: Final = Metric(
+    "psum_process_restarts_total",
+    "counter",
+    "How often a process of the aggregator had ended and was started again (PSUM_PROCESSES).",
+)
 WORKER_CAPACITY: Final = Metric(
     "psum_worker_capacity",
     "gauge",
@@ -106,6 +111,7 @@ SUM_TIME: Final = Metric(
 METRICS: Final = (
     BUILD,
     READY,
+    PROCESS_RESTARTS,
     WORKER_CAPACITY,
     JOBS,
     MEMORY_BUDGET,
@@ -151,6 +157,8 @@ def _add_aggregator(families: Families, service: Service, loop_monitor: LoopMoni
     registry = service.registry
     families.add(BUILD, 1, VERSION)
     families.add(READY, int(service.ready))
+    # Only an aggregator of several processes survives the end of one.
+    families.add(PROCESS_RESTARTS, 0)
     families.add(WORKER_CAPACITY, len(service.connections) + service.descriptors.left)
     families.add(JOBS, len(registry.jobs))
     families.add(MEMORY_BUDGET, registry.budget.limit_bytes)

@@ -12,6 +12,7 @@ import grpc
 from psum.aggregator.access.admission import Admission
 from psum.aggregator.access.handshakes import Handshakes
 from psum.aggregator.core.actions import Action
+from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
@@ -48,6 +49,7 @@ class Service:
         handshakes: The TLS handshakes in progress; it is told which peers have made a call.
         loop_lag: By how many seconds the event loop was late in the last seconds; for the status.
         clock: The time in seconds that jobs are given; None: the event loop's.
+        budget: The memory for sums, if it is shared with other processes.
 
     Raises:
         ConfigurationError: The token file cannot be used.
@@ -61,6 +63,7 @@ class Service:
         *,
         loop_lag: Callable[[], float],
         clock: Callable[[], float] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         clock = asyncio.get_running_loop().time if clock is None else clock
         self.settings = settings
@@ -73,7 +76,7 @@ class Service:
         self._admission = Admission(settings)
         self._descriptor_monitor = DescriptorMonitor()
         self._job_memories = JobMemories(settings.shm_directory, self.descriptors, settings.shm_limit)
-        self.registry = Registry(_limits(settings), self._job_memories.release, is_lent)
+        self.registry = Registry(_limits(settings), self._job_memories.release, is_lent, budget=budget)
         """The jobs."""
         self.connections = Connections()
         """The connections of workers that have joined a job."""
@@ -134,9 +137,15 @@ class Service:
             },
         )
 
-    def listening_on(self, addresses: Sequence[str]) -> None:
-        """Notes where the server listens, for the status and for warnings."""
+    def listening_on(self, addresses: Sequence[str], processes: Sequence[Sequence[str]] = ()) -> None:
+        """Notes where the server listens, for the status and for warnings.
+
+        Args:
+            addresses: The addresses.
+            processes: Of each process of this aggregator its addresses, if this is the first one of several.
+        """
         self._status.addresses = self._joining.addresses = addresses
+        self._status.processes = processes
 
     def status(self) -> pb.GetStatusResponse:
         """The status of the aggregator with all its jobs."""

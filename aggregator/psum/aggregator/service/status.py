@@ -48,6 +48,8 @@ class Status:
     ) -> None:
         self.addresses: Sequence[str] = ()
         """Where the server listens; empty before it does."""
+        self.processes: Sequence[Sequence[str]] = ()
+        """Of each process of this aggregator its addresses, if this is the first one of several."""
         self._incarnation = incarnation
         self._registries = registries
         self._connections = connections
@@ -100,6 +102,7 @@ class Status:
             memory_reserved_bytes=fleet.budget.reserved_bytes,
             memory_budget_bytes=fleet.budget.limit_bytes,
             loop_lag_seconds=self._loop_lag(),
+            processes=[pb.Process(addresses=addresses) for addresses in self.processes],
         )
 
     def _add_connections(self, status: pb.JobStatus, job: Job) -> None:

@@ -38,6 +38,7 @@ class LocalJob:
         command: The command of each worker.
         workers: The number of workers.
         aggregators: The number of aggregators, at least one.
+        processes: The number of processes of each aggregator.
         plane: The plane of payloads.
         grace: How many seconds processes may take to end before they are killed.
         hosts: To simulate several hosts, a directory for the shared memory of each. Workers and aggregators are
@@ -49,6 +50,7 @@ class LocalJob:
     workers: int
     aggregators: int
     plane: str
+    processes: int = 1
     grace: float = 10.0
     hosts: Sequence[str] = ()
     environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -143,6 +145,8 @@ class _Fleet:
                 "aggregator",
                 "--listen",
                 "127.0.0.1:0",
+                "--processes",
+                str(self._job.processes),
                 "--announce",
                 str(file),
             ]

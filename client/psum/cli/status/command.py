@@ -14,7 +14,7 @@ from rich.live import Live
 
 from psum.cli.formatting import console
 from psum.cli.status.view import Fleet
-from psum.client import ConnectError, Settings, fetch_status
+from psum.client import ConnectError, Settings, addresses_behind, fetch_status
 from psum.runtime import parse_destinations
 from psum.wire import report_of
 from psum.wire.errors import ConfigurationError
@@ -52,6 +52,8 @@ def status(
 ) -> None:
     """Show what aggregators do: jobs, workers, and which ranks rounds wait for.
 
+    An aggregator that has several processes (PSUM_PROCESSES) has a line for each.
+
     The default addresses are those of PSUM_AGGREGATORS. The environment also names the files for TLS and tokens
     (PSUM_TLS_CA, PSUM_TOKEN_FILE, …). The exit status is 1 if an aggregator does not answer.
     """
@@ -65,8 +67,8 @@ def status(
     with ThreadPoolExecutor(min(64, len(settings.aggregators))) as pool:
 
         def look() -> list[dict[str, Any]]:
-            asked = (pool.submit(_ask, address, job, timeout, settings) for address in settings.aggregators)
-            return [answer.result() for answer in list(asked)]
+            asked = [pool.submit(_ask, address, job, timeout, settings) for address in settings.aggregators]
+            return list(itertools.chain.from_iterable(answers.result() for answers in asked))
 
         with contextlib.suppress(KeyboardInterrupt):
             between, fleet = interval if watch else None, Fleet(everything=everything, job=job)
@@ -74,11 +76,18 @@ def status(
             sys.exit(1 if any("error" in answer for answer in answers) else 0)
 
 
-def _ask(address: str, job: str, timeout: float, settings: Settings) -> dict[str, Any]:
+def _ask(address: str, job: str, timeout: float, settings: Settings) -> list[dict[str, Any]]:
+    """Return an answer of each process of an aggregator: a report or an error, with its address."""
     try:
-        return {"address": address, **report_of(fetch_status(address, job=job, timeout=timeout, settings=settings))}
+        status = fetch_status(address, job=job, timeout=timeout, settings=settings)
+        _, *others = addresses_behind(address, status)
     except (ConnectError, ConfigurationError) as error:
-        return {"address": address, "error": str(error)}
+        return [{"address": address, "error": str(error)}]
+    answers = [{"address": address, **report_of(status)}]
+    for other in others:
+        # Only the first process knows the others, so this ends here.
+        answers += _ask(other, job, timeout, settings)
+    return answers
 
 
 def _as_json(look: Look, interval: float | None) -> Sequence[dict[str, Any]]:

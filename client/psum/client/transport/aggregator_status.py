@@ -5,6 +5,7 @@ from typing import Final
 
 import grpc
 
+from psum.client.core.process_lists import addresses_of
 from psum.client.settings import Settings
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.diagnosis import diagnose, unreachable
@@ -65,6 +66,22 @@ def fetch_status(
         " and is the address right?",
         address=address,
     )
+
+
+def addresses_behind(address: str, status: pb.GetStatusResponse) -> tuple[str, ...]:
+    """The addresses of all processes of an aggregator.
+
+    Args:
+        address: The address that workers list.
+        status: What answered there.
+
+    Returns:
+        The address, and those of the further processes if it has some.
+
+    Raises:
+        ConfigurationError: The others' addresses cannot be derived, for example because a proxy is in between.
+    """
+    return addresses_of(address, [tuple(process.addresses) for process in status.processes])
 
 
 def _ask(address: str, job: str, timeout: float, credentials: Credentials) -> pb.GetStatusResponse:

@@ -12,21 +12,14 @@ import grpc.aio
 
 from psum.client.transport.connect_problem import ConnectProblem
 from psum.client.transport.credentials import Credentials
-from psum.client.transport.diagnosis import diagnose
+from psum.client.transport.explanation import explain
 from psum.client.transport.plane_offers import PlaneOffers
-from psum.client.transport.stream import Stream, describe
-from psum.runtime import lacks_descriptors
+from psum.client.transport.stream import Stream
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, grpc_options
-from psum.wire.errors import ConfigurationError, ConnectError, DeniedError, FaultError, ProtocolError
+from psum.wire.errors import ConfigurationError, DeniedError, FaultError, ProtocolError
 
 _log = logging.getLogger(__name__)
-
-#: The file descriptors that one connection takes, and that gRPC needs for a moment besides.
-_CONNECTION_DESCRIPTORS: Final = 2
-
-#: gRPC's text when the other side's refusal arrives before hello is sent; the reason is lost then.
-_NO_REASON: Final = "Internal error from Core"
 
 _CHANNEL_OPTIONS: Final = (
     # Several clients of one process get connections of their own, and try again soon.
@@ -155,37 +148,15 @@ class StreamOpener:
                 offer.close()
 
     async def _explain(self, error: BaseException, problem: ConnectProblem, *, final: bool) -> None:
-        """Finds out why a stream could not be opened.
-
-        Args:
-            error: What gRPC says.
-            problem: What is known from earlier attempts; it is told what is found out.
-            final: Whether a lack of trust or of file descriptors is an error.
-
-        Raises:
-            ConnectError: There is such a lack, and it is final.
-        """
-        if (lack := lacks_descriptors(_CONNECTION_DESCRIPTORS)) is not None:
-            if final:
-                raise ConnectError(
-                    f"{self._title} cannot connect to aggregator {self._address}: {lack}", address=self._address
-                )
-            problem.diagnosed(lack, time.monotonic())
-            return
-        if problem.cause and isinstance(error, grpc.aio.AioRpcError) and error.details() == _NO_REASON:
-            return
-        if problem.should_diagnose(time.monotonic()):
-            try:
-                reason = await asyncio.to_thread(diagnose, self._address, self._credentials)
-            except RuntimeError:
-                # The interpreter is ending, and starts no more threads.
-                reason = None
-            if reason is not None and final:
-                raise ConnectError(
-                    f"{self._title} cannot talk to aggregator {self._address}: {reason}", address=self._address
-                )
-            problem.diagnosed(reason, time.monotonic())
-        problem.failed(describe(error))
+        """Finds out why a stream could not be opened; see `explain`."""
+        await explain(
+            error,
+            problem,
+            final=final,
+            title=self._title,
+            address=self._address,
+            credentials=self._credentials,
+        )
 
 
 def backoff() -> Iterator[float]:

@@ -35,13 +35,16 @@ class UsablePlanes:
         return any(plane.kind == pb.PLANE_SHM for plane in self.planes)
 
 
-def usable_planes(settings: Settings, addresses: Sequence[str], *, staging: bool = False) -> UsablePlanes:
+def usable_planes(
+    settings: Settings, addresses: Sequence[str], *, staging: bool = False, opened: int = 0
+) -> UsablePlanes:
     """The best planes for which there are enough descriptors on all connections. To be called before any is opened.
 
     Args:
         settings: The worker's settings.
         addresses: What the worker connects to.
         staging: Whether the worker has staging memory if it shares memory.
+        opened: How many of the worker's descriptors are open already.
 
     Raises:
         ConnectError: There are too few descriptors for any plane.
@@ -51,12 +54,12 @@ def usable_planes(settings: Settings, addresses: Sequence[str], *, staging: bool
     if not count:
         return usable
     needed = _needed(usable, count) + _STAGING * (staging and usable.shares_memory)
-    lack = lacks_descriptors(needed)
+    lack = lacks_descriptors(needed - opened)
     if lack is None:
         return usable
     for start in range(1, len(usable.planes)):
         fewer = UsablePlanes(usable.planes[start:])
-        if lacks_descriptors(_needed(fewer, count)) is None:
+        if lacks_descriptors(_needed(fewer, count) - opened) is None:
             plane = fewer.planes[0].name
             return UsablePlanes(
                 fewer.planes,
