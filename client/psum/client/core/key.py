@@ -5,7 +5,7 @@ from typing import Final
 
 from psum.client.core.counters import OperationCounters
 from psum.client.core.operation import Operation
-from psum.client.core.placement import Placement, key_id
+from psum.client.core.placement import Placement, Shard, key_id
 from psum.runtime import titled
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ElementType, codec_of
@@ -23,7 +23,8 @@ class Key:
         shape: The shape of the tensor, () for a scalar.
         element_type: The type of its elements.
         operation: What its rounds do.
-        placement: Where its shards go, None without aggregators.
+        placement: Where its shards go. None without aggregators, or if `place` says it later, before the first
+            operation begins.
         counters: Where its operations are counted.
         label: What it stands for, such as a parameter's name; empty if nobody says.
     """
@@ -55,13 +56,13 @@ class Key:
         self.nbytes = self.elements * element_type.itemsize
         self.codec = codec_of()
         """How its payloads are encoded; None: not at all."""
-        turn = 0 if placement is None else placement.turn(store, key, self.id)
-        self.shards = () if placement is None else placement.shards(turn, self.elements, element_type.itemsize)
+        self._store, self._key = store, key
+        self.shards: tuple[Shard, ...] = ()
         self.aggregators: frozenset[int] = frozenset()
         """The aggregators that are told of this key: the owners of its shards, and the one that owns shard 0 or would
         own it. An empty key is declared there too, so that ranks that disagree on its shape hear of it."""
         if placement is not None:
-            self.aggregators = frozenset(s.aggregator for s in self.shards) | {placement.first(turn)}
+            self.place(placement)
         self.reserved = 0
         """The next round to be reserved."""
         self.failure: PsumError | None = None
@@ -84,6 +85,12 @@ class Key:
     def describe(self) -> str:
         """What must be the same in every call, for people."""
         return f"{_NAMES[self.operation]} of {self.element_type.label} {self.shape}"
+
+    def place(self, placement: Placement) -> None:
+        """Cuts it into shards, and gives these to aggregators."""
+        turn = placement.turn(self._store, self._key, self.id)
+        self.shards = placement.shards(turn, self.elements, self.element_type.itemsize)
+        self.aggregators = frozenset(s.aggregator for s in self.shards) | {placement.first(turn)}
 
     def check(self, shape: tuple[int, ...], element_type: ElementType, label: str) -> None:
         """Checks that an operation uses the key as earlier operations did.

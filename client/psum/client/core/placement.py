@@ -14,9 +14,6 @@ from typing import Final
 
 from psum.v1 import aggregator_pb2 as pb
 
-#: The number of this rule, by which aggregators notice workers with another one.
-RULE: Final = 1
-
 #: Shards begin at multiples of this many elements, at 16 bytes or more, where sums of them are aligned.
 _UNIT_ELEMENTS: Final = 16
 
@@ -58,15 +55,18 @@ class Placement:
 
     Args:
         partition_bytes: The most bytes that a shard has; one element may have more.
-        weights: One for each aggregator, at least 1 each. Only their ratios count.
+        weights: One for each aggregator. Only their ratios count. An aggregator of weight 0 owns nothing, as if it were
+            not there; at least one has more.
     """
 
     def __init__(self, partition_bytes: int, weights: Sequence[int]) -> None:
         divisor = math.gcd(*weights)
         self._partition_bytes = partition_bytes
-        self._weights = [weight // divisor for weight in weights]
+        self._owners = [index for index, weight in enumerate(weights) if weight]
+        self._weights = [weights[index] // divisor for index in self._owners]
         self._turns = _interleave(self._weights)
-        self._grain_bytes = min(max(_GRAIN_BYTES // len(weights), _MIN_GRAIN_BYTES), _MAX_GRAIN_BYTES)
+        """The owner of each turn, as an index of the two lists above."""
+        self._grain_bytes = min(max(_GRAIN_BYTES // len(self._owners), _MIN_GRAIN_BYTES), _MAX_GRAIN_BYTES)
         self._order: tuple[tuple[int, int] | None, list[int]] = None, []
         """The last (store, block), and the turns of its numbers. Assigned at once: a signal handler may place a key."""
 
@@ -92,7 +92,7 @@ class Placement:
 
     def first(self, turn: int) -> int:
         """The aggregator that owns shard 0 of a key that begins at a turn, or would own it if the key is empty."""
-        return self._turns[turn]
+        return self._owners[self._turns[turn]]
 
     def shards(self, turn: int, elements: int, itemsize: int) -> tuple[Shard, ...]:
         """The shards of a key that begins at a turn, none if it has no elements."""
@@ -109,12 +109,12 @@ class Placement:
             pieces = zip(_cut(0, units, count), owners, strict=True) if count else iter(())
         for index, ((start, stop), owner) in enumerate(pieces):
             begin, end = (min(edge * unit, elements) * itemsize for edge in (start, stop))
-            shards.append(Shard(index, begin, end, owner))
+            shards.append(Shard(index, begin, end, self._owners[owner]))
         return tuple(shards)
 
     def _even(self, turn: int, units: int, most_units: int) -> Iterator[tuple[tuple[int, int], int]]:
         """One range for each aggregator, in proportion to the weights, cut where it has more than a partition."""
-        first, count = self.first(turn), len(self._weights)
+        first, count = self._turns[turn], len(self._weights)
         owners = [(first + i) % count for i in range(count)]
         ends = [units * part // len(self._turns) for part in itertools.accumulate(self._weights[o] for o in owners)]
         for owner, start, end in zip(owners, [0, *ends], ends, strict=False):
