@@ -63,6 +63,8 @@ class Key:
         own it. An empty key is declared there too, so that ranks that disagree on its shape hear of it."""
         if placement is not None:
             self.place(placement)
+        self.keeps_sum = False
+        """Whether its last sum is kept in any case: if it were lost with an aggregator, all other keys would fail."""
         self.reserved = 0
         """The next round to be reserved."""
         self.failure: PsumError | None = None

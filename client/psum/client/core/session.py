@@ -330,7 +330,7 @@ class Session:
             part.record.received, part.record.written = now, self._clock()
         rounds = part.rounds
         rounds.next_rounds[shard.index] = round + 1
-        if self._keep_sums:
+        if self._keep_sums or key.keeps_sum:
             rounds.sums[shard.index] = kept(ticket, shard, payload)
         del window.outstanding[part_id]
         window.credit(part)

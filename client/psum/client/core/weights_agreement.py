@@ -5,6 +5,7 @@ holds for it: it comes to all ranks alike, survives restarts and broken connecti
 are missing. A worker reports with its first operation, which could not end before all ranks have begun it either.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -17,6 +18,8 @@ from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
 from psum.wire import ElementType
 from psum.wire.errors import PsumError
+
+_log = logging.getLogger(__name__)
 
 #: The name of the key in the store of psum's own keys.
 NAME: Final = "aggregators beside workers"
@@ -67,6 +70,7 @@ class WeightsAgreement:
             self._begun = True
             report = roles.report(self._aggregators, beside, is_member=is_member)
             key = self._registry.add(INTERNAL, NAME, report.shape, ElementType.INT64, Operation.SUM)
+            key.keeps_sum = True
             # Its owner must be known without the agreement.
             key.place(self._placement((1, *[0] * (self._aggregators - 1))))
             summing = Ticket(key, 0, _PRIORITY, lambda ticket: None)
@@ -77,7 +81,9 @@ class WeightsAgreement:
         """Places all keys by the sum of the reports, and runs the operations that were held; or fails everything."""
         self.over = True
         if error is None:
-            self._registry.place(self._placement(roles.weights_of(total)))
+            weights = roles.weights_of(total)
+            _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
+            self._registry.place(self._placement(weights))
         else:
             self._operations.fail(error)
         for ticket, now in self._held:
