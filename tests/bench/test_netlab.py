@@ -59,7 +59,7 @@ def test_links_carry_each_byte_as_often_as_there_are_workers_on_a_host() -> None
 
 @pytest.mark.usefixtures("lab")
 def test_all_links_of_a_mixed_placement_carry_the_same() -> None:
-    """Three hosts have a worker and an aggregator each, and two more have an aggregator alone. psum finds the weights by
+    """Three hosts have a worker and an aggregator each, and two more an aggregator alone. psum finds the weights by
     itself: each link carries what the busiest one must at least, and headers. With equal weights, three of them would
     carry a tenth more."""
     placement = ("--hosts", "3", "--dedicated", "2", "--workload", "big", "--mbit", "1000")
