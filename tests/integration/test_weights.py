@@ -38,17 +38,17 @@ def sums(fleet: Any, num_workers: int) -> list[int]:
 
 
 def test_dedicated_aggregators_take_what_suits_their_links(make_fleet: Any, hosts: Any) -> None:
-    """Two hosts with an aggregator each, and a dedicated one: it takes half of the bytes."""
-    hosts({0: [0], 1: [1]})
-    received = sums(make_fleet(3), 2)
-    assert [round(each / sum(received), 2) for each in received] == [0.25, 0.25, 0.5]
+    """Three hosts with an aggregator each, and a dedicated one: it takes two fifths of the bytes."""
+    hosts({0: [0], 1: [1], 2: [2]})
+    received = sums(make_fleet(4), 3)
+    assert [round(each / sum(received), 2) for each in received] == [0.2, 0.2, 0.2, 0.4]
 
 
 def test_an_aggregator_that_suits_no_share_owns_nothing(make_fleet: Any, hosts: Any) -> None:
-    """With as many dedicated aggregators as hosts, those beside workers are idle: only reports cross there."""
-    hosts({0: [0], 1: [2]})
-    received = sums(make_fleet(4), 2)
-    assert [round(each / sum(received), 2) for each in received] == [0, 0.5, 0, 0.5]
+    """Two hosts with an aggregator each have full links, whatever a third aggregator does. It is idle."""
+    hosts({0: [1], 1: [2]})
+    received = sums(make_fleet(3), 2)
+    assert [round(each / sum(received), 2) for each in received] == [0, 0.5, 0.5]
 
 
 def test_aggregators_of_unknown_role_take_equal_shares(make_fleet: Any, hosts: Any) -> None:

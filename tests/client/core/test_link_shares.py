@@ -42,7 +42,7 @@ def test_hosts_with_an_aggregator_each_have_the_shares_of_the_formula(members: i
     """They reach the bound of the lab, also if the workers of a host do not share a relay: then all counts are as
     many times larger."""
     host = Host(members, 1)
-    for n in range(2, 20):
+    for n in range(3, 20):
         for k in range(n + 1):
             placement, fleet = Placement(n, dedicated=k), Fleet({host: n}, k, n * members)
             best = best_shares(fleet)
@@ -57,6 +57,16 @@ def test_more_dedicated_aggregators_than_hosts_own_everything() -> None:
     fleet = Fleet({Host(1, 1): 3}, 5, 3)
     assert best_shares(fleet) == Shares({Host(1, 1): Fraction(0)}, Fraction(1, 5))
     assert fleet.busiest(best_shares(fleet)) == 1
+
+
+def test_two_hosts_own_everything_themselves() -> None:
+    """Whatever dedicated aggregators would own, the two hosts' links carry each byte once in each direction."""
+    host = Host(1, 1)
+    for dedicated in range(4):
+        fleet = Fleet({host: 2}, dedicated, 2)
+        assert best_shares(fleet) == Shares({host: Fraction(1, 2)}, Fraction(0))
+        assert small_weights(fleet) == ({host: 1}, 0)
+        assert fleet.busiest(best_shares(fleet)) == least_link_bytes(Placement(2, dedicated=dedicated), 1) == 1
 
 
 def test_a_host_with_most_of_the_members_owns_everything() -> None:

@@ -29,8 +29,9 @@ def agreed(aggregators: int, hosts: Sequence[tuple[int, Collection[int]]], *, re
 @pytest.mark.parametrize(
     ("aggregators", "hosts", "weights"),
     [
-        (3, [(1, [0]), (1, [1])], (1, 1, 2)),
-        (4, [(1, [0]), (1, [1])], (0, 0, 1, 1)),
+        (3, [(1, [0]), (1, [1])], (1, 1, 0)),
+        (4, [(1, [2]), (1, [0])], (1, 0, 1, 0)),
+        (5, [(1, [0]), (1, [1]), (1, [2])], (1, 1, 1, 4, 4)),
         (6, [(1, [host]) for host in range(4)], (1, 1, 1, 1, 3, 3)),
         (8, [(1, [host]) for host in range(4)], (0, 0, 0, 0, 1, 1, 1, 1)),
         (6, [(1, [host + 2]) for host in range(4)], (3, 3, 1, 1, 1, 1)),

@@ -110,7 +110,7 @@ def test_aggregators_are_told_one_label_always(session: Session) -> None:
 
 
 class Ranks:
-    """Two ranks with three aggregators, whose weights follow from their roles, and the messages between them."""
+    """Two ranks with three aggregators, of which two run beside them, and the messages between them."""
 
     def __init__(self) -> None:
         self.handed_over: list[Ticket] = []
@@ -176,9 +176,9 @@ def test_ranks_report_their_hosts_before_they_place_a_key() -> None:
     for rank in range(2):
         assert not ranks.sessions[rank].finished
         owned = [sum(len(payload) for _, payload in messages) for messages in ranks.sent(rank)]
-        assert owned == [1 << 19, 1 << 19, 1 << 20]
+        assert owned == [1 << 20, 1 << 20, 0]
     tickets.append(ranks.push(0, "u"))
-    assert [len(messages) for messages in ranks.sent(0)] == [2, 2, 2]
+    assert [len(messages) for messages in ranks.sent(0)] == [2, 2, 0]
     assert all(ticket.state is State.RUNNING for ticket in tickets)
 
 

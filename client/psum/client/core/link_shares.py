@@ -5,8 +5,11 @@ host. A host with m of the fleet's N members, whose aggregators own a share x of
 members, and (N - m)·x as results for the others: m + (N - 2m)·x. It receives as much. A dedicated aggregator with a
 share y carries N·y.
 
-With one member on each of n hosts, and k <= n dedicated aggregators, these are the shares of section 4 of the BytePS
-paper (OSDI 2020): (n - k) / (n² + kn - 2k) beside a member, and 2(n - 1) / (n² + kn - 2k) for a dedicated one.
+With one member on each of n >= 3 hosts, and k <= n dedicated aggregators, these are the shares of section 4 of the
+BytePS paper (OSDI 2020): (n - k) / (n² + kn - 2k) beside a member, and 2(n - 1) / (n² + kn - 2k) for a dedicated one.
+With n = 2 too the links are as full as with those, but so they are with any shares. Then, what crosses least is best:
+the two hosts own everything. Their flows do not have to share the dedicated aggregators' links, and a step takes a
+fifth less time than with those shares.
 """
 
 import dataclasses
@@ -78,21 +81,17 @@ def best_shares(fleet: Fleet) -> Shares:
     """
     hosts, dedicated, members = fleet.hosts, fleet.dedicated, fleet.members
     slopes = {host: fleet.slope(host) for host in hosts}
-    if min(slopes.values()) < 0:
-        # A host has most of the members: the more it owns, the less its link carries.
-        return Shares({host: Fraction(int(slope < 0)) for host, slope in slopes.items()}, Fraction(0))
-    level = Fraction(max(host.members for host in hosts))
-    # Two hosts with half of the members each have full links with any shares.
-    if all(slopes.values()):
-        # All links are equally full, unless the members of some host fill its link by themselves.
-        members_of_all = sum(Fraction(host.members * count, slopes[host]) for host, count in hosts.items())
-        rooms = Fraction(dedicated, members) + sum(Fraction(count, slopes[host]) for host, count in hosts.items())
-        level = max(level, (1 + members_of_all) / rooms)
+    if min(slopes.values()) <= 0:
+        # With most of the members on one host, its link carries less the more it owns. With half of them, it carries
+        # the same whatever it owns, and all other links carry less the more it owns.
+        owners = {host: count if slopes[host] <= 0 else 0 for host, count in hosts.items()}
+        return Shares({host: Fraction(bool(n), sum(owners.values())) for host, n in owners.items()}, Fraction(0))
+    # All links are equally full, unless the members of some host fill its link by themselves.
+    members_of_all = sum(Fraction(host.members * count, slopes[host]) for host, count in hosts.items())
+    rooms = Fraction(dedicated, members) + sum(Fraction(count, slopes[host]) for host, count in hosts.items())
+    level = max(Fraction(max(host.members for host in hosts)), (1 + members_of_all) / rooms)
     each = min(level / members, Fraction(1, dedicated)) if dedicated else Fraction(0)
-    room = {
-        host: min(Fraction(1), (level - host.members) / slope) if slope else Fraction(1)
-        for host, slope in slopes.items()
-    }
+    room = {host: (level - host.members) / slope for host, slope in slopes.items()}
     rest, whole = 1 - dedicated * each, sum(room[host] * count for host, count in hosts.items())
     return Shares({host: rest * part / whole if rest else Fraction(0) for host, part in room.items()}, each)
 
