@@ -158,6 +158,7 @@ def test_small_keys_are_not_cut() -> None:
     for aggregators in FLEETS:
         placement = Placement(2 << 20, [1] * aggregators)
         assert all(len(placement.shards(0, elements, 4)) == 1 for elements in (1, 512, 1024))
+        assert all(len(placement.shards(0, elements, 4)) == 1 for elements in {*workloads.sizes("many")})
 
 
 def test_consecutive_numbers_go_to_different_aggregators() -> None:
