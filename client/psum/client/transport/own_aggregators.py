@@ -1,6 +1,8 @@
 """Which aggregators run on this worker's host, as far as addresses show.
 
-An address that is not found does not count, nor does one behind a proxy, nor that of another pod on the same node.
+An address that is not found does not count, nor does that of another pod on the same node. Unix sockets and loopback
+addresses do not either: in a list with others, they usually lead to a proxy, and all workers would claim the aggregator
+behind it.
 """
 
 import asyncio
@@ -18,14 +20,14 @@ _LOOKUP_SECONDS: Final = 3.0
 
 
 async def own_aggregators(addresses: Sequence[str]) -> frozenset[int]:
-    """The indices of the addresses that are this host's own: unix sockets, loopback, and those of its interfaces."""
+    """The indices of the addresses that belong to this host's interfaces."""
     own = await asyncio.gather(*(_is_own(address) for address in addresses))
     return frozenset(index for index, is_own in enumerate(own) if is_own)
 
 
 async def _is_own(address: str) -> bool:
     if is_local(address):
-        return True
+        return False
     host, port = split_address(address)
     # TimeoutError is one of its kinds.
     with contextlib.suppress(OSError):
