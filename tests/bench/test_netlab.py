@@ -58,6 +58,17 @@ def test_links_carry_each_byte_as_often_as_there_are_workers_on_a_host() -> None
 
 
 @pytest.mark.usefixtures("lab")
+def test_all_links_of_a_mixed_placement_carry_the_same() -> None:
+    """Three hosts have a worker and an aggregator each, and two more an aggregator alone. psum finds the weights by
+    itself: each link carries what the busiest one must at least, and headers. With equal weights, three of them would
+    carry a tenth more."""
+    placement = ("--hosts", "3", "--dedicated", "2", "--workload", "big", "--mbit", "1000")
+    [run] = runs_of(netlab(*placement, "--steps", "1", "--warmup", "1", "--json"))
+    assert (run["hosts"], run["dedicated"], run["settings"].get("PSUM_AGGREGATOR_WEIGHTS")) == (3, 2, None)
+    assert all(1.02 < carried < 1.08 for pair in run["links"] for carried in pair)
+
+
+@pytest.mark.usefixtures("lab")
 def test_a_table_and_the_links_over_time() -> None:
     """The job has a dedicated aggregator, no aggregator beside workers, and uses gRPC alone."""
     options = ("--beside", "0", "--dedicated", "1", "--plane", "inline", "--workload", "small", "--watch")

@@ -77,7 +77,7 @@ class Client:
         self._pid = process_name.pid
         self._session = Session(
             settings.aggregators,
-            settings.weights,
+            None if settings.weights_by_roles else settings.weights,
             rank=settings.rank,
             partition_bytes=settings.partition_bytes,
             credit_bytes=settings.credit_bytes,

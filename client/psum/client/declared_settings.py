@@ -14,6 +14,16 @@ def _metrics_port(text: str) -> str:
     return address
 
 
+def _weights(text: str) -> tuple[int, ...]:
+    """The weights; none for 'auto'."""
+    if text.strip() == "auto":
+        return ()
+    try:
+        return items(integer(1, 1000))(text)
+    except ValueError as error:
+        raise ValueError(f"expected auto, or a number for each aggregator ({error})") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class DeclaredSettings(BaseSettings):
     """The fields of `Settings`, without what is checked and derived."""
@@ -30,10 +40,11 @@ class DeclaredSettings(BaseSettings):
     weights: tuple[int, ...] = setting(
         "PSUM_AGGREGATOR_WEIGHTS",
         default=(),
-        default_text="all 1",
-        parse=items(integer(1, 1000)),
-        meaning="Each aggregator's share of the bytes relative to the others, separated by commas. All workers must"
-        " have the same list.",
+        default_text="auto",
+        parse=_weights,
+        meaning="Each aggregator's share of the bytes relative to the others, separated by commas; or auto: the shares"
+        " that suit links of equal speed, by which aggregators run on hosts with workers and which on hosts of their"
+        " own. All workers must have the same value. See docs/operating.md.",
     )
     rank: int = setting(
         "PSUM_RANK",

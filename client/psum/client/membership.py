@@ -4,7 +4,6 @@ import asyncio
 import secrets
 from collections.abc import Callable, Collection, Sequence
 
-from psum.client.core.placement import RULE
 from psum.client.core.session import Session
 from psum.client.joining import join
 from psum.client.observe import process_name
@@ -12,10 +11,11 @@ from psum.client.route import Route
 from psum.client.settings import Settings
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
+from psum.client.transport.own_aggregators import own_aggregators
 from psum.client.transport.plane_offers import PlaneOffers
-from psum.planes import GrowingSegment, Plane
+from psum.planes import NAMES, GrowingSegment, Plane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION
+from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION
 from psum.wire.errors import ConnectError, FaultError
 
 
@@ -109,6 +109,10 @@ class Membership:
         if self._is_leaving_early:
             # The process is ending, and must not begin anything.
             await asyncio.Event().wait()
+        if settings.weights_by_roles:
+            self._session.beside = await self._own_aggregators()
+            # Workers that share a relay send each byte once together.
+            self._session.is_member = not self._route.relay or settings.local_rank == 0
         self._tasks = [asyncio.create_task(self._keep_up(connection)) for connection in self.connections]
 
     async def leave(self, patience: float) -> None:
@@ -158,6 +162,13 @@ class Membership:
             # Nobody else would complete the operations.
             self._fail(error)
 
+    async def _own_aggregators(self) -> frozenset[int]:
+        """The indices of the aggregators on this worker's host."""
+        # Only processes of one host share memory, also if they have different addresses, as pods do.
+        sharing = {each.address for each in self.connections if each.plane_name == NAMES[pb.PLANE_SHM]}
+        addresses = self._settings.aggregators
+        return await own_aggregators(addresses) | {i for i, address in enumerate(addresses) if address in sharing}
+
     def _hello(self, aggregator: int, resuming: bool) -> pb.Hello:
         settings = self._settings
         hello = pb.Hello(
@@ -173,7 +184,7 @@ class Membership:
             worker=process_name.name(),
             age_seconds=process_name.age_seconds(),
             resuming=resuming,
-            placement=RULE,
+            placement=PLACEMENT_BY_ROLES if settings.weights_by_roles else PLACEMENT_BY_WEIGHTS,
         )
         self._route.describe(hello)
         return hello

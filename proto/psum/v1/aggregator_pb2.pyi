@@ -404,8 +404,8 @@ class Hello(_message.Message):
     from the end of the segment.
     """
     placement: _builtins.int
-    """The number of the rule by which the worker places shards on aggregators; 1 is the one in docs/protocol.md. Workers
-    of one job must have the same.
+    """The number of the rule by which the worker places shards on aggregators: 1 is the one in docs/protocol.md, 2 the same
+    with weights by roles, also described there. Workers of one job must have the same.
     """
     group_size: _builtins.int
     """To a relay: how many of the job's ranks it waits for, sums, and forwards as one. 0: this is not a relay for this

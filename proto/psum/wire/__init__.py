@@ -20,6 +20,8 @@ from psum.wire.channel import (
     MAX_PARTITION_BYTES,
     NO_PROXY,
     OUTSIDE_BATCH_BYTES,
+    PLACEMENT_BY_ROLES,
+    PLACEMENT_BY_WEIGHTS,
     PROTOCOL_VERSION,
     grpc_options,
 )
@@ -62,6 +64,8 @@ __all__ = [
     "NO_PROXY",
     "OUTSIDE_BATCH_BYTES",
     "PAYLOAD_ALIGNMENT_BYTES",
+    "PLACEMENT_BY_ROLES",
+    "PLACEMENT_BY_WEIGHTS",
     "PROTOCOL_VERSION",
     "Codec",
     "ElementType",

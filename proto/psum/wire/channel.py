@@ -8,6 +8,11 @@ from typing import Final
 
 PROTOCOL_VERSION: Final = 1
 
+#: The rule by which a worker places shards, in its hello: by the weights in the hello, or by weights that follow from
+#: where aggregators run, on which the ranks agree with a sum. See docs/protocol.md.
+PLACEMENT_BY_WEIGHTS: Final = 1
+PLACEMENT_BY_ROLES: Final = 2
+
 #: The largest message. A shard has at most MAX_PARTITION_BYTES. The rest is room for headers and many declarations.
 MAX_MESSAGE_BYTES: Final = 80 << 20
 MAX_PARTITION_BYTES: Final = 64 << 20

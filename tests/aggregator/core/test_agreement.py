@@ -66,6 +66,9 @@ def test_what_means_the_same_is_no_disagreement(one: dict[str, Any], other: dict
         ({}, {"aggregators": ["host-0:50051", "host-1:50052"]}, "the list of aggregators"),
         ({"aggregators": ["/run/A:1"]}, {"aggregators": ["/run/B:1"]}, "the list of aggregators"),
         ({"aggregators": ["unix:/run/A"]}, {"aggregators": ["unix:/run/a"]}, "the list of aggregators"),
+        ({"placement": 1}, {"placement": 2}, r"WEIGHTS\): rank 0 has \[\], rank 1 has auto\. Rank 0 is"),
+        ({"placement": 2}, {"placement": 1, "weights": [2, 1]}, r"rank 0 has auto, rank 1 has \[2, 1\]"),
+        ({"placement": 2}, {}, r"has auto, rank 1 has \[\]; on .* \(the version of psum\): rank 0 has 2, rank 1 has 0"),
         ({}, {"aggregator_index": 1}, "lead to one and the same aggregator"),
     ],
 )

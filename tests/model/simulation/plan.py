@@ -48,6 +48,7 @@ class Plan:
         workers: Number of ranks.
         aggregators: Number of aggregators.
         weights: The aggregators' weights for placement. Empty means all 1.
+        by_roles: Whether the ranks agree on the weights instead, by what runs on their hosts.
         partition_bytes: Size of a shard.
         credit_bytes: Maximum number of bytes in flight to one aggregator.
         batch_bytes: Maximum size of a message that carries several small shards.
@@ -63,6 +64,7 @@ class Plan:
     workers: int
     aggregators: int
     weights: tuple[int, ...]
+    by_roles: bool
     partition_bytes: int
     credit_bytes: int
     batch_bytes: int
@@ -87,10 +89,16 @@ class Plan:
         if random.random() < 0.06:
             sizes[0] = random.choice((9_000, 20_000, 33_000))
         big = max(sizes) > 1000
+        by_roles = aggregators > 1 and random.random() < 0.25
         return cls(
             workers=random.choice((1, 2, 2, 2, 3, 3, 3, 4)),
             aggregators=aggregators,
-            weights=tuple(random.randint(1, 3) for _ in range(aggregators)) if random.random() < 0.2 else (),
+            weights=(
+                tuple(random.randint(1, 3) for _ in range(aggregators))
+                if random.random() < 0.2 and not by_roles
+                else ()
+            ),
+            by_roles=by_roles,
             partition_bytes=random.choice((1 << 14, 1 << 16, 1 << 20) if big else (4, 16, 16, 64, 64, 1 << 20)),
             credit_bytes=random.choice((1, 16, 32, 100, 1 << 24)),
             batch_bytes=random.choice((8, 64, 64 << 10)),

@@ -19,7 +19,7 @@ from psum.client import (
 from psum.client.core.recorder import Recorder
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, decode, encode
+from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, decode, encode
 from simulation.plan import Plan
 from simulation.stream import Stream
 
@@ -77,7 +77,7 @@ class WorkerProcess:
         self._submitted: deque[Ticket] = deque()
         self.session = Session(
             addresses,
-            plan.weights,
+            None if plan.by_roles else plan.weights,
             rank=rank,
             partition_bytes=plan.partition_bytes,
             credit_bytes=plan.credit_bytes,
@@ -86,6 +86,8 @@ class WorkerProcess:
             # Ranks with a recorder ask for timings; the others cover results without them.
             recorder=Recorder(0, 1 << 40) if rank % 2 else None,
         )
+        # Every second process is beside an aggregator. One that replaces another may be elsewhere.
+        self.session.beside = [rank % len(addresses)] if (rank + number) % 2 else []
 
     @property
     def joined(self) -> bool:
@@ -133,6 +135,7 @@ class WorkerProcess:
                     worker=f"process {self.number}",
                     age_seconds=now - self._started_at,
                     resuming=self.connections[aggregator].resuming,
+                    placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
                 )
             )
         )

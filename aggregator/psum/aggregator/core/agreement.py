@@ -4,14 +4,24 @@ import math
 from collections.abc import Sequence
 
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import canonical
+from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, canonical
 
 
-def weights(hello: pb.Hello) -> tuple[int, ...]:
-    """The weights of the aggregators, reduced because only their ratio counts; empty if all are equal."""
+def weights(hello: pb.Hello) -> tuple[int, ...] | str:
+    """The weights of the aggregators, reduced because only their ratio counts; empty if all are equal.
+
+    'auto' if the ranks are going to agree on them, by the aggregators' roles.
+    """
+    if hello.placement == PLACEMENT_BY_ROLES:
+        return "auto"
     divisor = math.gcd(*hello.weights)
     reduced = tuple(weight // divisor for weight in hello.weights) if divisor else tuple(hello.weights)
     return () if set(reduced) == {1} else reduced
+
+
+def placement(hello: pb.Hello) -> int:
+    """The rule of placement, whatever the weights."""
+    return PLACEMENT_BY_WEIGHTS if hello.placement == PLACEMENT_BY_ROLES else hello.placement
 
 
 def aggregators(hello: pb.Hello) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Final
 
 from psum.client.core.counters import OperationCounters
 from psum.client.core.operation import Operation
-from psum.client.core.placement import Placement, key_id
+from psum.client.core.placement import Placement, Shard, key_id
 from psum.runtime import titled
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ElementType, codec_of
@@ -23,7 +23,8 @@ class Key:
         shape: The shape of the tensor, () for a scalar.
         element_type: The type of its elements.
         operation: What its rounds do.
-        placement: Where its shards go, None without aggregators.
+        placement: Where its shards go. None without aggregators, or if `place` says it later, before the first
+            operation begins.
         counters: Where its operations are counted.
         label: What it stands for, such as a parameter's name; empty if nobody says.
     """
@@ -55,17 +56,19 @@ class Key:
         self.nbytes = self.elements * element_type.itemsize
         self.codec = codec_of()
         """How its payloads are encoded; None: not at all."""
-        turn = 0 if placement is None else placement.turn(store, key, self.id)
-        self.shards = () if placement is None else placement.shards(turn, self.elements, element_type.itemsize)
-        self.relayed = placement is not None and placement.relayed
+        self._store, self._key = store, key
+        self.shards: tuple[Shard, ...] = ()
+        self.relayed = False
         """Whether a relay forwards it to the owners of its shards."""
-        self.first = 0 if placement is None else placement.first(turn)
+        self.first = 0
         """The aggregator that owns shard 0, or would own it. An empty key is declared there too, so that ranks that
         disagree on its shape hear of it."""
         self.connections: frozenset[int] = frozenset()
         """The connections on which this key is declared."""
         if placement is not None:
-            self.connections = frozenset(s.connection for s in self.shards) | {placement.connection(self.first)}
+            self.place(placement)
+        self.keeps_sum = False
+        """Whether its last sum is kept in any case: if it were lost with an aggregator, all other keys would fail."""
         self.reserved = 0
         """The next round to be reserved."""
         self.failure: PsumError | None = None
@@ -88,6 +91,14 @@ class Key:
     def describe(self) -> str:
         """What must be the same in every call, for people."""
         return f"{_NAMES[self.operation]} of {self.element_type.label} {self.shape}"
+
+    def place(self, placement: Placement) -> None:
+        """Cuts it into shards, and gives these to aggregators."""
+        turn = placement.turn(self._store, self._key, self.id)
+        self.shards = placement.shards(turn, self.elements, self.element_type.itemsize)
+        self.relayed = placement.relayed
+        self.first = placement.first(turn)
+        self.connections = frozenset(s.connection for s in self.shards) | {placement.connection(self.first)}
 
     def check(self, shape: tuple[int, ...], element_type: ElementType, label: str) -> None:
         """Checks that an operation uses the key as earlier operations did.

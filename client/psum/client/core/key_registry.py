@@ -17,7 +17,7 @@ class KeyRegistry:
     """Finds keys, reserves their rounds, and remembers which of them failed. From any thread.
 
     Args:
-        placement: Where shards go, None without aggregators.
+        placement: Where shards go. None without aggregators, or before `place`.
         counters: Where operations are counted.
         hand_over: Called from any thread with a ticket that was started or aborted.
     """
@@ -85,6 +85,23 @@ class KeyRegistry:
             if recorder is not None:
                 ticket.record = recorder.reserved(key, ticket.round, clock())
             return ticket
+
+    def add(
+        self, store: int, name: str, shape: tuple[int, ...], element_type: ElementType, operation: Operation
+    ) -> Key:
+        """Makes a key of the session's own, which no program reserves. It has no place yet."""
+        with self._lock:
+            key = Key(store, name, shape, element_type, operation, None, self._counters.operations[operation])
+            self._keys[store, name, operation] = self._by_id[key.id] = key
+            return key
+
+    def place(self, placement: Placement) -> None:
+        """Places all keys that have no place, and all later ones."""
+        with self._lock:
+            self._placement = placement
+            for key in self._keys.values():
+                if not key.aggregators:
+                    key.place(placement)
 
     def fail(self, error: PsumError) -> list[Key]:
         """Makes every later reservation fail; returns the keys that there are."""

@@ -14,9 +14,6 @@ from typing import Final
 
 from psum.v1 import aggregator_pb2 as pb
 
-#: The number of this rule, by which aggregators notice workers with another one.
-RULE: Final = 1
-
 #: Shards begin at multiples of this many elements, at 16 bytes or more, where sums of them are aligned.
 _UNIT_ELEMENTS: Final = 16
 
@@ -60,7 +57,8 @@ class Placement:
 
     Args:
         partition_bytes: The most bytes that a shard has; one element may have more.
-        weights: One for each aggregator, at least 1 each. Only their ratios count.
+        weights: One for each aggregator. Only their ratios count. An aggregator of weight 0 owns nothing, as if it were
+            not there; at least one has more.
         relayed: Whether everything goes to one relay, which forwards it to its aggregator.
     """
 
@@ -68,9 +66,11 @@ class Placement:
         self.relayed = relayed
         divisor = math.gcd(*weights)
         self._partition_bytes = partition_bytes
-        self._weights = [weight // divisor for weight in weights]
+        self._owners = [index for index, weight in enumerate(weights) if weight]
+        self._weights = [weights[index] // divisor for index in self._owners]
         self._turns = _interleave(self._weights)
-        self._grain_bytes = min(max(_GRAIN_BYTES // len(weights), _MIN_GRAIN_BYTES), _MAX_GRAIN_BYTES)
+        """The owner of each turn, as an index of the two lists above."""
+        self._grain_bytes = min(max(_GRAIN_BYTES // len(self._owners), _MIN_GRAIN_BYTES), _MAX_GRAIN_BYTES)
         self._order: tuple[tuple[int, int] | None, list[int]] = None, []
         """The last (store, block), and the turns of its numbers. Assigned at once: a signal handler may place a key."""
 
@@ -96,7 +96,7 @@ class Placement:
 
     def first(self, turn: int) -> int:
         """The aggregator that owns shard 0 of a key that begins at a turn, or would own it if the key is empty."""
-        return self._turns[turn]
+        return self._owners[self._turns[turn]]
 
     def connection(self, aggregator: int) -> int:
         """The index of the connection to an aggregator."""
@@ -117,12 +117,13 @@ class Placement:
             pieces = zip(_cut(0, units, count), owners, strict=True) if count else iter(())
         for index, ((start, stop), owner) in enumerate(pieces):
             begin, end = (min(edge * unit, elements) * itemsize for edge in (start, stop))
-            shards.append(Shard(index, begin, end, owner, self.connection(owner)))
+            aggregator = self._owners[owner]
+            shards.append(Shard(index, begin, end, aggregator, self.connection(aggregator)))
         return tuple(shards)
 
     def _even(self, turn: int, units: int, most_units: int) -> Iterator[tuple[tuple[int, int], int]]:
         """One range for each aggregator, in proportion to the weights, cut where it has more than a partition."""
-        first, count = self.first(turn), len(self._weights)
+        first, count = self._turns[turn], len(self._weights)
         owners = [(first + i) % count for i in range(count)]
         ends = [units * part // len(self._turns) for part in itertools.accumulate(self._weights[o] for o in owners)]
         for owner, start, end in zip(owners, [0, *ends], ends, strict=False):

@@ -1,7 +1,7 @@
 """The operations of one worker: which run, which wait for their turn, and which have ended."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from psum.client.core import error_texts
 from psum.client.core.buffers import flat
@@ -37,6 +37,8 @@ class RunningOperations:
         self.rounds: dict[int, KeyRounds] = {}
         """The keys that were used, by id."""
         self.recorder: Recorder | None = None
+        self._own: dict[Ticket, Callable[[PsumError | None], None]] = {}
+        """Running operations of the session itself, and what to call when they end."""
         self._rank = rank
         self._addresses = addresses
         self._windows = windows
@@ -57,6 +59,17 @@ class RunningOperations:
             ticket.record.ready = now
         rounds.waiting[ticket.round] = ticket
         self.run_next(rounds, now)
+
+    def run_own(self, ticket: Ticket, ended: Callable[[PsumError | None], None], now: float) -> None:
+        """Takes a ticket of the session's own. Its end is not reported.
+
+        Args:
+            ticket: The ticket, which was started.
+            ended: Called with None or the error.
+            now: The time, in seconds.
+        """
+        self._own[ticket] = ended
+        self.submit(ticket, now)
 
     def run_next(self, rounds: KeyRounds, now: float) -> None:
         """Runs the key's next operation if it was submitted and the previous one has ended."""
@@ -156,7 +169,9 @@ class RunningOperations:
             recorder.ended(ticket.record)
         was_aborted = ticket.state is State.ABORTED
         ticket.state = State.FINISHED
-        if not was_aborted:
+        if self._own and ticket in self._own:
+            self._own.pop(ticket)(error)
+        elif not was_aborted:
             self.finished.append((ticket, error))
 
     def _end_all(self, rounds: KeyRounds, error: PsumError) -> None:

@@ -7,7 +7,8 @@ makes the messages to one aggregator, and Session takes what aggregators answer.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from psum.client.core import error_texts
 from psum.client.core.buffers import flat
@@ -21,6 +22,7 @@ from psum.client.core.recorder import Recorder
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.ticket import State, Ticket
+from psum.client.core.weights_agreement import WeightsAgreement
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import (
@@ -54,7 +56,8 @@ class Session:
 
     Args:
         addresses: The aggregators. With none, the job has one worker, and its sum is its own value.
-        weights: Their weights in placement; empty: all 1.
+        weights: Their weights in placement; empty: all 1. None: those that follow from the aggregators' roles, on which
+            all ranks agree with their first operation. `beside` and `is_member` must be right by then.
         relay: The address of the relay that everything goes to, which forwards it to the aggregators. Empty: this
             worker connects to the aggregators themselves. With a relay there is one connection, number 0.
         rank: This worker's rank.
@@ -71,7 +74,7 @@ class Session:
     def __init__(
         self,
         addresses: Sequence[str],
-        weights: Sequence[int],
+        weights: Sequence[int] | None,
         *,
         rank: int,
         partition_bytes: int,
@@ -87,6 +90,10 @@ class Session:
         self.counters = Counters()
         self.notices: list[str] = []
         """What aggregators want this worker's user to know, for the client to take."""
+        self.beside: Collection[int] = ()
+        """The aggregators on this worker's host, as far as it knows."""
+        self.is_member = True
+        """Whether this worker counts when the weights are found: one of those that share a relay does."""
         self._clock = clock
         self._addresses = (relay,) if relay else tuple(addresses)
         """The other ends of the connections. The methods number the connections in this order."""
@@ -95,12 +102,14 @@ class Session:
         self._windows: list[SendWindow[Part]] = [
             SendWindow(credit_bytes, self.counters, clock) for _ in self._addresses
         ]
-        placement = None
-        if addresses:
-            placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses), relayed=bool(relay))
+        place = partial(Placement, partition_bytes, relayed=bool(relay))
+        placement = place(tuple(weights) or (1,) * len(addresses)) if addresses and weights is not None else None
         self._registry = KeyRegistry(placement, self.counters, hand_over)
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
         self._operations.recorder = recorder
+        self._agreement: WeightsAgreement | None = None
+        if addresses and weights is None:
+            self._agreement = WeightsAgreement(len(addresses), self._operations, self._registry, place)
 
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._registry)} running={len(self._operations.since)}>"
@@ -174,7 +183,13 @@ class Session:
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Takes a ticket that was started or aborted."""
-        self._operations.submit(ticket, now)
+        if (agreement := self._agreement) is None:
+            self._operations.submit(ticket, now)
+        elif agreement.over or self.failure is not None:
+            self._agreement = None
+            self._operations.submit(ticket, now)
+        else:
+            agreement.hold(ticket, now, self.beside, is_member=self.is_member)
 
     def following(self, aggregator: int) -> list[memoryview]:
         """The payloads that must follow the last message to an aggregator on the data connection."""
@@ -328,7 +343,7 @@ class Session:
             part.record.received, part.record.written = now, self._clock()
         rounds = part.rounds
         rounds.next_rounds[shard.index] = round + 1
-        if self._keep_sums:
+        if self._keep_sums or key.keeps_sum:
             rounds.sums[shard.index] = kept(ticket, shard, payload)
         del window.outstanding[part_id]
         window.credit(part)
