@@ -52,7 +52,7 @@ def whole_fleet(settings: Settings) -> Iterator[Fleet]:
         ConfigurationError: The list cannot be used with these aggregators, or a file cannot be used.
     """
     # Before gRPC is used: it ends the process if it cannot open a descriptor of its own.
-    usable_planes(settings)
+    usable_planes(settings, settings.aggregators)
     before = open_descriptors()
     newcomer = _Newcomer(settings)
     termination.watch(newcomer)

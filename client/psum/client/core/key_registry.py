@@ -100,7 +100,7 @@ class KeyRegistry:
         with self._lock:
             self._placement = placement
             for key in self._keys.values():
-                if not key.aggregators:
+                if not key.connections:
                     key.place(placement)
 
     def fail(self, error: PsumError) -> list[Key]:

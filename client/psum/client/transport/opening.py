@@ -17,7 +17,7 @@ from psum.client.transport.plane_offers import PlaneOffers
 from psum.client.transport.stream import Stream
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, grpc_options
-from psum.wire.errors import ConfigurationError, DeniedError, FaultError, ProtocolError
+from psum.wire.errors import ConfigurationError, ConnectError, DeniedError, FaultError, ProtocolError
 
 _log = logging.getLogger(__name__)
 
