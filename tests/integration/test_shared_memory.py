@@ -135,7 +135,7 @@ async def serve_silence() -> tuple[grpc.aio.Server, str]:
         await asyncio.Event().wait()
 
     server = grpc.aio.server()
-    handler = grpc.stream_stream_rpc_method_handler(wait)
+    handler: Any = grpc.stream_stream_rpc_method_handler(wait)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("psum.v1.AggregatorService", {"Exchange": handler}),)
     )
