@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from faults.aggregators import AggregatorProcess
@@ -56,6 +58,14 @@ def metrics(aggregator: AggregatorProcess) -> dict[str, float]:
             if sample.labels.keys() <= {"job_name", "operation"}:
                 found[sample.name] = found.get(sample.name, 0.0) + sample.value
     return found
+
+
+def is_healthy(aggregator: AggregatorProcess) -> bool:
+    """Return what gRPC's health service says at the address that workers list."""
+    with grpc.insecure_channel(aggregator.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def is_running(pid: int) -> bool:
@@ -118,9 +128,12 @@ def test_whatever_is_killed_or_stopped_no_bit_changes(
     with training(tmp_path / "training", [aggregator.address]) as trained:
         trained.wait_for_step(8)
         received = metrics(aggregator)["psum_received_bytes_total"]
-        os.kill(aggregator.children[0], signal.SIGKILL)
-        wait_until(lambda: read(aggregator, "/readyz") == "503 process 0 is starting\n", what="it is not ready")
+        assert is_healthy(aggregator)
+        os.kill(aggregator.children[1], signal.SIGKILL)
+        wait_until(lambda: read(aggregator, "/readyz") == "503 process 1 is starting\n", what="it is not ready")
+        wait_until(lambda: not is_healthy(aggregator), what="the first process says that one is missing")
         wait_until(lambda: read(aggregator, "/readyz") == "ready\n", what="it is ready again")
+        wait_until(lambda: is_healthy(aggregator), what="all serve")
         trained.wait_for_step(trained.steps + 1)
         found = metrics(aggregator)
         assert found["psum_process_restarts_total"] == 1

@@ -144,6 +144,10 @@ class Server:
             encrypted = self._tls is not None and not address.startswith("unix:")
             _log.info("listening on %s%s", address, " with TLS" if encrypted else "")
 
+    async def hold(self, held: bool) -> None:
+        """Lets gRPC's health service say that workers should not connect, because another process is missing."""
+        await self._health.hold(held)
+
     async def stop(self, grace: float | None = None) -> None:
         """Finishes open rounds within the grace period (by default that of the settings), and releases everything."""
         await self._health.drain()

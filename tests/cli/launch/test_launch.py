@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from psum.cli.launch.command import suitable_processes
 from tests.polling import PATIENCE_SECONDS, wait_until
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -46,6 +47,25 @@ def test_lines_are_prefixed_with_the_rank_of_who_wrote_them(launch: Launch) -> N
     assert done.returncode == 0
     assert sorted(done.stdout.splitlines()) == ["[0] no end", "[0] out 0", "[1] no end", "[1] out 1"]
     assert {"[0] err 0", "[1] err 1"} <= set(done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("usable", "workers", "aggregators", "processes"),
+    [(2, 4, 1, 1), (8, 8, 1, 2), (16, 8, 1, 4), (16, 3, 1, 3), (16, 8, 2, 2), (16, 8, 8, 1), (96, 64, 1, 8)],
+)
+def test_aggregators_get_as_many_processes_as_suit_the_machine(
+    usable: int, workers: int, aggregators: int, processes: int
+) -> None:
+    """A quarter of the processors for all aggregators together, and no more than workers."""
+    assert suitable_processes(usable, workers, aggregators) == processes
+
+
+def test_an_aggregator_may_have_several_processes(launch: Launch) -> None:
+    """Workers find one address in the environment, and use all processes. The fixture checks that none is left."""
+    script = SUM + "    print(len(client.settings.aggregators), os.environ['PSUM_AGGREGATORS'].count(','))"
+    done = launch("--workers", "2", "--processes", "2", python="import os" + script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[0] 2 0", "[0] 3.0 3.0 3.0", "[1] 2 0", "[1] 3.0 3.0 3.0"]
 
 
 def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:

@@ -46,6 +46,12 @@ def test_an_address_with_another_port_is_an_error(listed: str, processes: list[t
         addresses_of(listed, processes)
 
 
+def test_all_processes_may_be_listed() -> None:
+    """The list is used as it is, in its order and with its weights, as by a worker that does not ask."""
+    listed = ["host:50053", "other:1", "host:50051", "host:50055"]
+    assert fleet_of(listed, (4, 3, 2, 1), [(), (), PROCESSES, ()]) == (tuple(listed), (4, 3, 2, 1))
+
+
 def test_a_process_that_is_listed_too_is_an_error() -> None:
     """It would get two shares of the bytes."""
     with pytest.raises(ConfigurationError, match="lists host:50053 and host:50051, and host:50053 belongs to both"):

@@ -41,19 +41,30 @@ class Health:
 
     def __init__(self, called: Callable[[str], None]) -> None:
         self._servicer = _Servicer(called)
+        self._ready = False
+        self._held = False
 
     async def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server that has not been started."""
         # A new servicer reports SERVING by default.
-        for name in _NAMES:
-            await self._servicer.set(name, _NOT_SERVING)
+        self._ready = False
+        await self._show()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def ready(self) -> None:
         """Reports that workers may connect."""
-        for name in _NAMES:
-            await self._servicer.set(name, _SERVING)
+        self._ready = True
+        await self._show()
+
+    async def hold(self, held: bool) -> None:
+        """Reports that workers should not connect yet, because another process of this aggregator is missing."""
+        self._held = held
+        await self._show()
 
     async def drain(self) -> None:
         """Reports that no worker should connect any more, to watchers too."""
         await self._servicer.enter_graceful_shutdown()
+
+    async def _show(self) -> None:
+        for name in _NAMES:
+            await self._servicer.set(name, _SERVING if self._ready and not self._held else _NOT_SERVING)

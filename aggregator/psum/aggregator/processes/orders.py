@@ -21,6 +21,10 @@ FAMILIES: Final = "families"
 STATUS: Final = "status"
 UNREADY: Final = "unready"
 
+#: What a process is told, and answers None: whether all processes serve.
+ALL_SERVE: Final = "all serve"
+SOME_MISSING: Final = "some missing"
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:

@@ -17,6 +17,7 @@ import uvloop
 
 from psum.aggregator.observe.logging import set_up_logging
 from psum.aggregator.processes.orders import (
+    ALL_SERVE,
     FAMILIES,
     STATUS,
     UNREADY,
@@ -76,6 +77,7 @@ async def _serve(order: Order, connection: socket.socket) -> None:
     count = len(order.addresses)
     budget = SharedBudget(order.settings.memory_budget, Reservations(order.reservations, count), order.number)
     server = Server(order.settings, processes=() if order.number else order.addresses, budget=budget)
+    await server.hold(True)
     try:
         await server.start()
     except ConfigurationError as error:
@@ -108,8 +110,9 @@ async def _answer_to(question: str, server: Server) -> Any:
         return await server.view.families()
     if question == STATUS:
         return server.view.status()
-    assert question == UNREADY
-    return await server.view.unready()
+    if question == UNREADY:
+        return await server.view.unready()
+    return await server.hold(question != ALL_SERVE)
 
 
 if __name__ == "__main__":

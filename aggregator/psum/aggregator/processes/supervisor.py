@@ -17,7 +17,7 @@ from typing import Final
 from psum.aggregator.announcement import announce as write_announcement
 from psum.aggregator.observe.logging import set_up_logging
 from psum.aggregator.processes.child import Child, Children
-from psum.aggregator.processes.orders import Order
+from psum.aggregator.processes.orders import ALL_SERVE, SOME_MISSING, Order
 from psum.aggregator.processes.ports import Ports
 from psum.aggregator.processes.restarts import Restarts
 from psum.aggregator.processes.shared_budget import Reservations
@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 #: How much longer than the grace period a process may take to end, before it is killed.
 _ENDING_SECONDS: Final = 8.0
+
+#: How long a process may take to take note of something.
+_TELLING_SECONDS: Final = 1.0
 
 
 def supervise(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
@@ -79,6 +82,7 @@ class _Supervisor:
             stack.callback(lambda: [task.cancel() for task in keeping])
             stack.push_async_callback(self._end)
             await self._start()
+            await self._tell()
             keeping += [asyncio.create_task(self._keep(number)) for number in range(len(self._each))]
             if announce is not None and not self._stopping.is_set():
                 write_announcement(announce, self._each[0].listen)
@@ -119,9 +123,7 @@ class _Supervisor:
         children = [child for child in self._running if child is not None]
         mistakes: dict[str, None] = {}
         for child in children:
-            serving = asyncio.create_task(child.serving.wait())
-            await asyncio.wait((serving, child.ended), return_when=asyncio.FIRST_COMPLETED)
-            serving.cancel()
+            await _serving(child)
             if child.ended.done() and not self._stopping.is_set():
                 await child.close()
                 mistakes |= dict.fromkeys(child.mistakes or (f"process {child.number} {_how(child.ended.result())}",))
@@ -151,12 +153,15 @@ class _Supervisor:
                     _log.error("process %d cannot be started (%s); tried again in %g s", number, error, pause)
                     await asyncio.sleep(pause)
                     continue
+            await _serving(child)
+            await self._tell()
             code = await child.ended
             await child.close()
             if self._stopping.is_set():
                 await asyncio.Event().wait()
             self._running[number] = None
             self._reservations[number] = 0
+            await self._tell()
             if self._view is not None:
                 self._view.end(number)
             pause = restarts.pause(time.monotonic() - child.started)
@@ -168,6 +173,13 @@ class _Supervisor:
                 f" in {pause:g} s" if pause else "",
             )
             await asyncio.sleep(pause)
+
+    async def _tell(self) -> None:
+        """Tells all processes whether all serve, for gRPC's health service."""
+        serving = [child for child in self._running if child is not None and child.serving.is_set()]
+        news = ALL_SERVE if len(serving) == len(self._each) else SOME_MISSING
+        # One that ends or hangs is told later, by its next process.
+        await asyncio.gather(*(child.ask(news, _TELLING_SECONDS) for child in serving), return_exceptions=True)
 
     def _stop(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
@@ -191,6 +203,13 @@ class _Supervisor:
                 _log.error("process %d did not end within %g s and is killed", child.number, self._settings.grace)
                 child.signal(signal.SIGKILL)
                 await child.ended
+
+
+async def _serving(child: Child) -> None:
+    """Waits until a process serves, or has ended."""
+    serving = asyncio.create_task(child.serving.wait())
+    await asyncio.wait((serving, child.ended), return_when=asyncio.FIRST_COMPLETED)
+    serving.cancel()
 
 
 def _how(code: int) -> str:

@@ -55,7 +55,7 @@ def fleet_of(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """All processes of a fleet in the order of the list, and their weights.
 
-    The processes of an aggregator share its weight evenly.
+    The processes of an aggregator share its weight evenly. The list may also have all of its processes.
 
     Args:
         listed: The addresses that workers list.
@@ -69,15 +69,18 @@ def fleet_of(
         ConfigurationError: An address cannot be derived, a process is listed too, or the numbers of processes make the
             weights' sum too large.
     """
+    known = {canonical(address) for address in listed}
     found = [addresses_of(address, told) for address, told in zip(listed, processes, strict=True)]
+    # Somebody may list all processes. Then each is an aggregator with a weight of its own.
+    found = [(each[0],) if all(canonical(process) in known for process in each) else each for each in found]
     owners: dict[str, str] = {}
     for address, reached in zip(listed, found, strict=True):
         for process in reached:
             if (other := owners.setdefault(canonical(process), address)) != address:
                 raise ConfigurationError(
                     [
-                        f"PSUM_AGGREGATORS lists {address} and {other}, and {process} belongs to both: an aggregator"
-                        " with several processes is listed once, by its first address"
+                        f"PSUM_AGGREGATORS lists {address} and {other}, and {process} belongs to both: list an"
+                        " aggregator with several processes once, by its first address, or list all of its processes"
                     ]
                 )
     counts = [len(reached) for reached in found]
