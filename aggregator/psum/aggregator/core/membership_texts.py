@@ -19,6 +19,11 @@ _NUM_WORKERS, _GROUP_SIZE = map(attrgetter, ("num_workers", "group_size"))
 
 _PARTITION_BYTES, _PLACEMENT = map(attrgetter, ("partition_bytes", "placement"))
 
+
+def _said_weights(hello: pb.Hello) -> list[int] | str:
+    return "auto" if agreement.weights(hello) == "auto" else list(hello.weights)
+
+
 #: What the ranks of a job must agree on: its name, what a rank's hello says, and that value in its canonical form.
 _AGREED: Final[Sequence[tuple[str, Callable[[pb.Hello], object], Callable[[pb.Hello], object]]]] = (
     ("the number of workers (PSUM_NUM_WORKERS)", _NUM_WORKERS, _NUM_WORKERS),
@@ -26,8 +31,8 @@ _AGREED: Final[Sequence[tuple[str, Callable[[pb.Hello], object], Callable[[pb.He
     ("the relays further up (PSUM_RELAY)", agreement.next_relays, agreement.next_relays),
     ("the partition size (PSUM_PARTITION_BYTES)", _PARTITION_BYTES, _PARTITION_BYTES),
     ("the list of aggregators (PSUM_AGGREGATORS)", lambda hello: list(hello.aggregators), agreement.aggregators),
-    ("the weights of the aggregators", lambda hello: list(hello.weights), agreement.weights),
-    ("the rule for the placement of shards (the version of psum)", _PLACEMENT, _PLACEMENT),
+    ("the weights of the aggregators (PSUM_AGGREGATOR_WEIGHTS)", _said_weights, agreement.weights),
+    ("the rule for the placement of shards (the version of psum)", _PLACEMENT, agreement.placement),
 )
 
 
