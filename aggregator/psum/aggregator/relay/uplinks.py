@@ -118,6 +118,11 @@ class Uplinks:
             case PartUplinks(goodbye):
                 self._part(goodbye)
 
+    @property
+    def reconnects(self) -> int:
+        """How many streams were opened again."""
+        return self._job.uplink.counters.reconnects
+
     def leading_to(self, incarnation: int) -> set[int]:
         """The indices of the uplinks that lead to the process of this number."""
         return {
