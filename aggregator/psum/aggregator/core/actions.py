@@ -109,6 +109,17 @@ class Release:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class EndStreams:
+    """End the streams of some ranks. They open others, and send everything again that has no result. No message.
+
+    Attributes:
+        ranks: The ranks.
+    """
+
+    ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Report:
     """Tell some ranks about a failure: `fault`. If it fails the job, it is the last message to them.
 
@@ -185,4 +196,4 @@ class PartUplinks:
 
 
 UplinkAction = ConnectUplinks | SendUplinks | LeaveUplinks | PartUplinks
-Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report | Warn | TellTiming | UplinkAction
+Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | EndStreams | Report | Warn | TellTiming | UplinkAction
