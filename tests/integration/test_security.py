@@ -460,7 +460,7 @@ def test_secrets_are_not_in_the_command_line_the_log_or_the_errors(files: Files)
 
 
 def test_a_relay_shows_its_certificate_and_the_workers_token(make_fleet: Callable[..., Any], files: Files) -> None:
-    """Between relay and owner TLS is mutual too. The owner asks for the job's token, which the relay has from workers."""
+    """Between relay and owner, TLS is mutual too. The owner gets the job's token, which the workers brought."""
     fleet = make_fleet(
         2, **files.certificate("server", "127.0.0.1"), tls_client_ca=files.ca, token_file=files.write("tokens", GENERAL)
     )
