@@ -257,6 +257,12 @@ class HostJob(Job):
         fault.ClearField("round")
         return [*connect, *actions, PartUplinks(pb.Goodbye(fault=fault))]
 
+    def end(self) -> None:
+        """See Job."""
+        super().end()
+        # What the kept sums lie in may be large, and the connections go on until the owners have heard the end.
+        self.uplink.end()
+
     def unreachable(self, failure: FaultError, now: float) -> list[Action]:
         """An owner cannot be reached, or has refused the relay."""
         if self.leaving:
