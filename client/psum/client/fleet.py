@@ -65,7 +65,7 @@ def whole_fleet(settings: Settings) -> Iterator[Fleet]:
 
 
 def _expanded(settings: Settings) -> Settings:
-    # A worker behind relays of its own choice may not reach the aggregators. All workers have the same relays, or none.
+    # A worker behind relays that its settings name may not reach the aggregators. Its list must have all processes.
     if not settings.aggregators or settings.relays:
         return settings
     set_up_logging(settings)
