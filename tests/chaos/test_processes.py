@@ -118,6 +118,10 @@ def test_workers_and_operators_see_one_aggregator(aggregator: AggregatorProcess)
     host, _, port = aggregator.address.rpartition(":")
     assert used == [(aggregator.address, f"{host}:{int(port) + 2}")] * WORKERS
     assert "process 1: job default: rank 0 of 2 joined" in aggregator.log
+    os.kill(aggregator.children[1], signal.SIGSTOP)
+    assert read(aggregator, "/healthz") == "503 process 1 does not answer within 1.5 s\n"
+    os.kill(aggregator.children[1], signal.SIGCONT)
+    wait_until(lambda: read(aggregator, "/healthz") == "alive\n", what="both answer")
 
 
 def test_whatever_is_killed_or_stopped_no_bit_changes(

@@ -1,5 +1,6 @@
 """SIGTERM to a worker whose program has no handler for it, as a process like others and as process 1."""
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from faults.processes import PROCESS_1, WorkerProcess
 from faults.watching import find_job, is_gone, wait_until
+from tests.silent_server import silent_server
 
 #: How soon a worker has to end, and its peers have to hear of it.
 LIMIT_SECONDS = 3.0
@@ -115,13 +117,15 @@ def test_a_worker_that_has_taken_part_in_nothing_leaves_its_place_to_another(
     addresses = [a.address for a in aggregators]
     zero = make_worker(rank=0, num_workers=2, aggregators=addresses)
     zero.next("joined")
-    if waits_for == "an aggregator":
-        aggregators[1].end()
-    one = make_worker(process_1, rank=1, num_workers=2, aggregators=addresses)
-    wait_until(has_two_workers, addresses[0], what="it has joined one aggregator")
-    if waits_for == "other ranks":
-        one.next("joined")
-    terminate(one)
+    with contextlib.ExitStack() as stack:
+        if waits_for == "an aggregator":
+            aggregators[1].end()
+            stack.enter_context(silent_server(addresses[1]))
+        one = make_worker(process_1, rank=1, num_workers=2, aggregators=addresses)
+        wait_until(has_two_workers, addresses[0], what="it has joined one aggregator")
+        if waits_for == "other ranks":
+            one.next("joined")
+        terminate(one)
     wait_until(is_gone, addresses[0], 1, what="its end is noticed", timeout=LIMIT_SECONDS)
     wait_until(lambda: "was ended by SIGTERM" in zero.log, what="the peer is told", timeout=LIMIT_SECONDS)
     if waits_for == "an aggregator":

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,7 @@ from psum import client as psum
 from psum.aggregator import Server, Settings
 from psum.aggregator.processes.ports import Ports
 from psum.client import fleet
+from psum.client.membership import Membership
 from psum.client.transport.loop_thread import LoopThread
 from tests.polling import wait_until
 
@@ -91,6 +92,29 @@ def test_an_old_and_a_new_worker_in_one_job_are_told(aggregator: Aggregator, mon
         with pytest.raises(psum.DisagreementError) as raised:
             psum.connect(old)
         assert all(address in str(raised.value) for address in client.settings.aggregators)
+
+
+def test_processes_share_the_link_of_their_machine(
+    aggregator: Aggregator, make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three hosts with an aggregator each, and a dedicated one of two processes: together they take two fifths of the
+    bytes, as one process would."""
+    beside = make_fleet(3)
+
+    async def own(membership: Membership) -> frozenset[int]:
+        return frozenset({membership._settings.rank})
+
+    monkeypatch.setattr("psum.client.settings.is_local", lambda address: False)
+    monkeypatch.setattr("psum.client.membership.Membership._own_aggregators", own)
+
+    def sum_up(client: psum.Client) -> None:
+        value = np.full(1 << 20, client.rank, np.float32)
+        client.store().push_pull("w", value)
+        assert (value == 3).all()
+
+    beside.on_every_rank(3, sum_up, aggregators=(*beside.addresses, aggregator.address))
+    received = [s._service.registry.counters.totals()[0] for s in (*beside.servers, *aggregator.servers)]
+    assert [round(each / sum(received), 2) for each in received] == [0.2] * 5
 
 
 def test_a_worker_waits_while_the_first_process_ends(aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch) -> None:

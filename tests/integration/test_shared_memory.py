@@ -1,6 +1,5 @@
 """Workers on an aggregator's host share memory with it: same sums, nothing left behind, messages if it cannot be."""
 
-import asyncio
 import contextlib
 import errno
 import gc
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc.aio
 import numpy as np
 import pytest
 
@@ -22,6 +20,7 @@ from psum import client as psum
 from tests.polling import wait_until
 from tests.processes import running
 from tests.signals import interrupts_raise
+from tests.silent_server import silent_server
 
 
 @pytest.fixture
@@ -112,36 +111,19 @@ def test_jobs_that_end_leave_no_memory_mapped(make_fleet: Callable[..., Any], en
 def test_an_interrupted_connect_leaves_no_memory(make_fleet: Callable[..., Any]) -> None:
     """Ctrl-C comes while one aggregator has accepted the worker and the other one does not answer hello."""
     fleet = make_fleet(1)
-    silent, address = fleet.thread.run(serve_silence(), 10)
 
     def interrupt() -> None:
         wait_until(lambda: fleet.servers[0]._service.connections)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     waiting = threading.Thread(target=interrupt)
-    with interrupts_raise():
-        waiting.start()
-        with pytest.raises(KeyboardInterrupt):
-            fleet.worker(0, 1, aggregators=(*fleet.addresses, address))
-    waiting.join()
-    fleet.thread.run(silent.stop(0), 10)
+    with silent_server() as silent:
+        with interrupts_raise():
+            waiting.start()
+            with pytest.raises(KeyboardInterrupt):
+                fleet.worker(0, 1, aggregators=(*fleet.addresses, silent))
+        waiting.join()
     wait_until(lambda: gc.collect() >= 0 and not open_segments())
-
-
-async def serve_silence() -> tuple[grpc.aio.Server, str]:
-    """Start a gRPC server that accepts Exchange and says nothing, and that has no GetStatus."""
-
-    async def wait(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    server = grpc.aio.server()
-    handler: Any = grpc.stream_stream_rpc_method_handler(wait)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("psum.v1.AggregatorService", {"Exchange": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    return server, f"127.0.0.1:{port}"
 
 
 def test_large_payloads_do_not_travel_in_messages(

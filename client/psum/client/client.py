@@ -78,6 +78,7 @@ class Client:
         self._session = Session(
             settings.aggregators,
             None if settings.weights_by_roles else settings.weights,
+            processes=settings.processes,
             rank=settings.rank,
             partition_bytes=settings.partition_bytes,
             credit_bytes=settings.credit_bytes,

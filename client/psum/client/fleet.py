@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future
 
 from psum.client import termination
-from psum.client.core.process_lists import fleet_of
+from psum.client.core.process_lists import fleet_of, process_weights
 from psum.client.observe.logging import set_up_logging
 from psum.client.settings import Settings
 from psum.client.transport.loop_thread import LoopThread
@@ -64,15 +65,22 @@ def whole_fleet(settings: Settings) -> Iterator[Fleet]:
 
 
 def _expanded(settings: Settings) -> Settings:
-    if not settings.aggregators:
+    # A worker behind relays that its settings name may not reach the aggregators. Its list must have all processes.
+    if not settings.aggregators or settings.relays:
         return settings
     set_up_logging(settings)
     thread = LoopThread("psum-client")
     try:
-        processes = thread.run(ask_for_processes(settings))
+        told = thread.run(ask_for_processes(settings))
     finally:
         thread.stop()
-    addresses, weights = fleet_of(settings.aggregators, settings.weights, processes)
-    if len(addresses) == len(settings.aggregators):
+    fleet = fleet_of(settings.aggregators, told)
+    counts = tuple(map(len, fleet))
+    if sum(counts) == len(counts):
         return settings
-    return replaced(settings, aggregators=addresses, weights=weights)
+    weights = () if settings.weights_by_roles else process_weights(settings.weights, counts)
+    addresses = tuple(itertools.chain.from_iterable(fleet))
+    whole = replaced(settings, aggregators=addresses, weights=weights)
+    # Not a field, because nobody sets it.
+    object.__setattr__(whole, "asked", counts)
+    return whole

@@ -106,7 +106,7 @@ def _would_gain(settings: DeclaredSettings) -> bool:
     """Whether a relay on this host would save something: several workers here, others elsewhere, a shared memory."""
     return (
         1 < settings.local_size < settings.num_workers
-        and len(settings.aggregators) > 1
+        and len(settings.processes) > 1
         and settings.plane in _SHARING_PLANES
     )
 

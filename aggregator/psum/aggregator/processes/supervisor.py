@@ -196,11 +196,12 @@ class _Supervisor:
         running = [child for child in self._running if child is not None and not child.ended.done()]
         for child in running:
             child.signal(signal.SIGTERM)
+        patience = self._settings.grace + _ENDING_SECONDS
         if running:
-            await asyncio.wait([child.ended for child in running], timeout=self._settings.grace + _ENDING_SECONDS)
+            await asyncio.wait([child.ended for child in running], timeout=patience)
         for child in running:
             if not child.ended.done():
-                _log.error("process %d did not end within %g s and is killed", child.number, self._settings.grace)
+                _log.error("process %d did not end within %g s and is killed", child.number, patience)
                 child.signal(signal.SIGKILL)
                 await child.ended
 

@@ -58,6 +58,7 @@ class Session:
         addresses: The aggregators. With none, the job has one worker, and its sum is its own value.
         weights: Their weights in placement; empty: all 1. None: those that follow from the aggregators' roles, on which
             all ranks agree with their first operation. `beside` and `is_member` must be right by then.
+        processes: How many of the addresses belong to each listed aggregator, in order. None: each is one.
         relay: The address of the relay that everything goes to, which forwards it to the aggregators. Empty: this
             worker connects to the aggregators themselves. With a relay there is one connection, number 0.
         rank: This worker's rank.
@@ -76,6 +77,7 @@ class Session:
         addresses: Sequence[str],
         weights: Sequence[int] | None,
         *,
+        processes: Sequence[int] | None = None,
         rank: int,
         partition_bytes: int,
         credit_bytes: int,
@@ -91,7 +93,7 @@ class Session:
         self.notices: list[str] = []
         """What aggregators want this worker's user to know, for the client to take."""
         self.beside: Collection[int] = ()
-        """The aggregators on this worker's host, as far as it knows."""
+        """The addresses that are on this worker's host, by their indices, as far as it knows."""
         self.is_member = True
         """Whether this worker counts when the weights are found: one of those that share a relay does."""
         self._clock = clock
@@ -109,7 +111,9 @@ class Session:
         self._operations.recorder = recorder
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
-            self._agreement = WeightsAgreement(len(addresses), self._operations, self._registry, place)
+            self._agreement = WeightsAgreement(
+                processes or (1,) * len(addresses), self._operations, self._registry, place
+            )
 
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._registry)} running={len(self._operations.since)}>"

@@ -13,6 +13,7 @@ from psum.client.core import roles
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
+from psum.client.core.process_lists import aggregators_of, shared
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
@@ -32,10 +33,10 @@ class WeightsAgreement:
     """Holds operations until all ranks have agreed. Used from the client's thread only.
 
     Args:
-        aggregators: How many there are. The first one sums the reports.
+        processes: How many processes each aggregator has. The first aggregator sums the reports.
         operations: What runs the operations.
         registry: The keys.
-        placement: Makes the placement from the weights.
+        placement: Makes the placement from the weights of all processes.
 
     Attributes:
         over: Whether it has ended.
@@ -43,14 +44,14 @@ class WeightsAgreement:
 
     def __init__(
         self,
-        aggregators: int,
+        processes: Sequence[int],
         operations: RunningOperations,
         registry: KeyRegistry,
         placement: Callable[[tuple[int, ...]], Placement],
     ) -> None:
         self.over = False
         self._begun = False
-        self._aggregators = aggregators
+        self._processes = processes
         self._operations = operations
         self._registry = registry
         self._placement = placement
@@ -62,17 +63,19 @@ class WeightsAgreement:
         Args:
             ticket: The operation.
             now: The time, in seconds.
-            beside: The aggregators on this worker's host.
+            beside: The processes of aggregators on this worker's host.
             is_member: Whether this worker counts; see roles.report.
         """
         self._held.append((ticket, now))
         if not self._begun:
             self._begun = True
-            report = roles.report(self._aggregators, beside, is_member=is_member)
+            # Processes of one aggregator share its link.
+            own = aggregators_of(beside, self._processes)
+            report = roles.report(len(self._processes), own, is_member=is_member)
             key = self._registry.add(INTERNAL, NAME, report.shape, ElementType.INT64, Operation.SUM)
             key.keeps_sum = True
             # Its owner must be known without the agreement.
-            key.place(self._placement((1, *[0] * (self._aggregators - 1))))
+            key.place(self._placement(shared((1, *[0] * (len(self._processes) - 1)), self._processes)))
             summing = Ticket(key, 0, _PRIORITY, lambda ticket: None)
             summing.start(report, report, lambda error: None)
             self._operations.run_own(summing, lambda error: self._end(report.tolist(), error), now)
@@ -83,7 +86,7 @@ class WeightsAgreement:
         if error is None:
             weights = roles.weights_of(total)
             _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
-            self._registry.place(self._placement(weights))
+            self._registry.place(self._placement(shared(weights, self._processes)))
         else:
             self._operations.fail(error)
         for ticket, now in self._held:
