@@ -14,6 +14,7 @@ from psum.aggregator.sums.pool import PriorityPool
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, split, to_columns, to_rows
 from psum.wire.errors import FaultError
+from simulation.client import Client
 from simulation.stream import Stream
 
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
@@ -56,6 +57,20 @@ class AggregatorProcess:
         )
         self._drained: dict[int, set[tuple[int, int, int]]] = {}
 
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs in progress."""
+        return list(self.registry.jobs.values())
+
+    @property
+    def uncredited(self) -> bool:
+        """Whether time must pass before credit is returned."""
+        return self.registry.uncredited
+
+    @property
+    def uplink(self) -> Client | None:
+        return None
+
     def accept(self, stream: Stream) -> bool:
         """Accept a new stream. Return False if the process is draining."""
         if not self.draining:
@@ -85,7 +100,7 @@ class AggregatorProcess:
                 return True
             return False
         data = stream.connection.queue.get()
-        if stream.worker_open:
+        if stream.client_open:
             stream.responses.append(data)
         return True
 
@@ -122,7 +137,7 @@ class AggregatorProcess:
     def drain(self, until: float) -> None:
         """Begin an orderly shutdown that ends at `until` at the latest."""
         self.draining, self.grace_until = True, until
-        self._drained = {id(job): set(job.open_rounds()) for job in self.registry.jobs.values()}
+        self._drained = {id(job): set(job.open_rounds()) for job in self.jobs}
         for (job_id, _), connection in self.connections.items():
             entries = [ShardRound(*round) for round in self._drained.get(job_id, ())]
             connection.queue.put_control(
@@ -133,7 +148,7 @@ class AggregatorProcess:
         """Return whether the shutdown is complete or its time is up."""
         return now >= self.grace_until or not (
             any(connection.queue for connection in self.connections.values())
-            or any(set(job.open_rounds()) & self._drained.get(id(job), set()) for job in self.registry.jobs.values())
+            or any(set(job.open_rounds()) & self._drained.get(id(job), set()) for job in self.jobs)
         )
 
     def die(self) -> None:
@@ -143,13 +158,13 @@ class AggregatorProcess:
 
     def check(self) -> None:
         """Assert the invariants."""
-        for job in self.registry.jobs.values():
+        for job in self.jobs:
             job.check()
             for rank, worker in job.workers.items():
                 assert worker.connected == ((id(job), rank) in self.connections), f"rank {rank} of {job!r}"
 
     def _hello(self, stream: Stream, hello: pb.Hello, now: float) -> None:
-        job, actions, refusal = self.registry.join(hello, f"peer of rank {stream.rank}", now)
+        job, actions, refusal = self.registry.join(hello, f"peer of client {stream.client}", now)
         for about, action in actions:
             self._runner.perform(about, [action])
         connection = stream.connection

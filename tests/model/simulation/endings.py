@@ -32,7 +32,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
                 # Otherwise the new process joins before the aggregators notice the old one's death.
                 for index, aggregator in enumerate(fleet.aggregators):
                     for stream in list(aggregator.streams) if aggregator is not None else ():
-                        if stream.rank == rank:
+                        if stream.client == rank:
                             fleet.aggregators[index].lose(stream, fleet.now)  # type: ignore[union-attr]
             fleet.replace_worker(rank)
         case Ending.TERMINATION:
@@ -94,8 +94,7 @@ def finish(fleet: Fleet, random: Random) -> None:
     _wait(fleet, random, 3 * WORKER_TIMEOUT_SECONDS)
     for index, aggregator in enumerate(fleet.aggregators):
         if aggregator is not None:
-            left = list(aggregator.registry.jobs.values())
-            assert not left, f"aggregator {index} still has {left} after all workers have left"
+            assert not aggregator.jobs, f"process {index} still has {aggregator.jobs} after all workers have left"
             assert aggregator.registry.budget.reserved_bytes == 0, f"aggregator {index} keeps memory of ended jobs"
             assert not aggregator.connections
 
@@ -128,7 +127,7 @@ def _leave_one_by_one(fleet: Fleet, random: Random) -> None:
     behind: Frozen = frozenset()
     if "restart" in faults:
         # Some ranks lack the last sums when others leave. After the kill, only the leaving ranks have those sums.
-        behind = {("receive", r, a) for r, a in fleet.pairs if random.random() < 0.4}
+        behind = {("receive", c, a) for c, a in fleet.links if random.random() < 0.4}
         fleet.settle(random, behind)
         steps.restart(fleet, random)
     for _ in range(random.randint(1, 12)):

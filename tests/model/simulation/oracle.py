@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from psum.client import ElementType, Operation, PsumError, Ticket
+from simulation.groups import Tree
 
 Values = npt.NDArray[np.generic]
 KeyOperation = tuple[str, Operation]
@@ -50,6 +52,7 @@ class Oracle:
 
     Args:
         workers: Number of ranks.
+        tree: The order of addition.
 
     Attributes:
         calls: All started operations.
@@ -57,8 +60,9 @@ class Oracle:
         failures: Number of failed operations.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, tree: Tree) -> None:
         self.workers = workers
+        self._tree = tree
         self.calls: list[Call] = []
         self.deliveries = 0
         self.failures = 0
@@ -127,16 +131,24 @@ class Oracle:
 
     def _sums(self, call: Call) -> list[Values]:
         """Return the possible sums of a round: for each contributing rank, one of its processes' values."""
-        ranks = range(1 if call.key[1] is Operation.BROADCAST else self.workers)
+        ranks, tree = range(self.workers), self._tree
+        if call.key[1] is Operation.BROADCAST:
+            ranks, tree = range(1), (0,)
         given = [sorted(self._processes[call.key, call.round, rank]) for rank in ranks]
         name, elements = call.key[0], len(call.array)
         sums = []
         for numbers in itertools.product(*given):
             values = [value(name, elements, call.kind, call.round, r, n) for r, n in zip(ranks, numbers, strict=True)]
             with np.errstate(all="ignore"):
-                sums.append(functools.reduce(np.add, values))
+                sums.append(add(tree, values))
         assert sums or not elements, f"{call} has a result although some ranks have not contributed: {given}"
         return sums or [np.empty(0, call.kind.numpy)]
+
+
+def add(tree: Tree, values: Sequence[Values]) -> Values:
+    """Add up values by rank in the order that a tree says."""
+    members = [values[member] if isinstance(member, int) else add(member, values) for member in tree]
+    return functools.reduce(np.add, members)
 
 
 @functools.lru_cache(maxsize=4096)
