@@ -36,7 +36,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
         *("planes", "runtime", "v1", "wire"),
     ),
     "client.core": ("planes", "runtime", "v1", "wire"),
-    "client.transport": ("client", "client.core", "planes", "runtime", "v1", "wire"),
+    "client.transport": ("client", "planes", "runtime", "v1", "wire"),
     "client.observe": ("client", "client.core", "runtime", "wire"),
     "client": ("client.core", "client.observe", "client.transport", "planes", "runtime", "v1", "wire"),
     "mxnet.arrays": ("client", "mxnet"),

@@ -72,7 +72,7 @@ class Membership:
         settings = self._settings
         credentials = Credentials.of(settings)
         credentials.check()
-        planes = PlaneOffers(settings, self._planes, staging)
+        planes = PlaneOffers.of(settings, self._planes, staging)
 
         def make() -> Sequence[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)

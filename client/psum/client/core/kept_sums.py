@@ -3,7 +3,7 @@
 from typing import Final
 
 from psum.client.core.buffers import flat
-from psum.client.core.key_rounds import KeyRounds
+from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.placement import Shard
 from psum.client.core.send_window import SendWindow
 from psum.client.core.ticket import Ticket
@@ -29,7 +29,7 @@ def kept(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | byte
     return payload if len(payload) >= _KEPT_VIEW_BYTES else bytes(payload)
 
 
-def give_back(rank: int, rounds: KeyRounds | None, aggregator: int, row: ShardRound, window: SendWindow) -> bool:
+def give_back(rank: int, rounds: KeyRounds | None, aggregator: int, row: ShardRound, window: SendWindow[Part]) -> bool:
     """Sends the sum that an aggregator asks for, or tells it that this worker keeps none.
 
     Args:

@@ -1,5 +1,7 @@
 """The rounds of one key on this worker: what waits, what runs, and how far each shard is."""
 
+from psum.client.core.buffers import flat
+from psum.client.core.counters import OperationCounters
 from psum.client.core.key import Key
 from psum.client.core.placement import Shard
 from psum.client.core.recorder import ShardRecord
@@ -74,6 +76,7 @@ class Part:
     """
 
     __slots__ = (
+        "counters",
         "credited",
         "id",
         "lease",
@@ -81,6 +84,7 @@ class Part:
         "pulls",
         "queued",
         "record",
+        "round",
         "rounds",
         "sent",
         "shard",
@@ -93,6 +97,7 @@ class Part:
         """(key's id, shard)."""
         self.rounds = rounds
         self.shard = shard
+        self.counters: OperationCounters = rounds.key.counters
         self.begin(ticket, now)
 
     def begin(self, ticket: Ticket, now: float) -> None:
@@ -100,6 +105,7 @@ class Part:
         self.queued = self.sent = now
         """When it began to wait, and when it was sent last."""
         self.ticket = ticket
+        self.round = ticket.round
         self.priority = ticket.priority
         self.pulls = ticket.source is None
         self.size = 0 if self.pulls else self.shard.size
@@ -115,6 +121,25 @@ class Part:
     def cancelled(self) -> bool:
         """Whether its operation has ended, so that it is not to be sent any more."""
         return self.ticket.state is not _RUNNING
+
+    @property
+    def timed(self) -> bool:
+        """Whether the aggregator is asked how long the round waited."""
+        return self.record is not None
+
+    def payload(self) -> tuple[memoryview, int | None]:
+        """What is sent of an operation that does not pull, and its offset in the staging memory if it lies there."""
+        ticket, shard = self.ticket, self.shard
+        assert ticket.source is not None
+        value = flat(ticket.source)[shard.start : shard.stop]
+        if (codec := ticket.key.codec) is not None:
+            return codec.encode(value), None
+        return value, None if ticket.staged is None else ticket.staged + shard.start
+
+    def went(self, sent: float, copied: float) -> None:
+        """Records that its turn came at a time, and when its message was made."""
+        if self.record is not None:
+            self.record.sent, self.record.copied = sent, copied
 
     def free(self) -> None:
         """Gives back the place of its value: the aggregator has taken the value, or summed it.

@@ -26,7 +26,7 @@ class RunningOperations:
     """
 
     def __init__(
-        self, rank: int, addresses: Sequence[str], windows: Sequence[SendWindow], registry: KeyRegistry
+        self, rank: int, addresses: Sequence[str], windows: Sequence[SendWindow[Part]], registry: KeyRegistry
     ) -> None:
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the client to report."""

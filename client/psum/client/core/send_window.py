@@ -2,12 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
-from psum.client.core.buffers import flat
-from psum.client.core.counters import Counters
-from psum.client.core.key_rounds import Part
-from psum.client.core.scheduler import Scheduler
+from psum.client.core.counters import Counters, OperationCounters
+from psum.client.core.scheduler import Scheduler, Sendable
 from psum.planes import InlineWorker, WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import LARGE_PAYLOAD_BYTES, ShardRound, encode, to_columns
@@ -19,7 +17,47 @@ _KEYS_PER_DECLARE: Final = 512
 _SHARDS_PER_DECLARE: Final = 50_000
 
 
-class SendWindow:
+class Outgoing(Sendable, Protocol):
+    """A shard of a running round, as a window sends it.
+
+    Attributes:
+        id: (key's id, shard).
+        counters: Where it is counted.
+        queued: When it began to wait, in seconds.
+        sent: When it was sent last.
+        credited: Whether its bytes no longer count against the credit, though its result has not come.
+        lease: The plane that holds a place for its value, the place, and the bytes there; None if none is held.
+    """
+
+    id: tuple[int, int]
+    counters: OperationCounters
+    queued: float
+    sent: float
+    credited: bool
+    lease: tuple[WorkerPlane, int, int] | None
+
+    @property
+    def round(self) -> int:
+        """The round."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether the aggregator is asked how long the round waited. Then `went` is called."""
+
+    def payload(self) -> tuple[memoryview, int | None]:
+        """What is sent, unless it pulls, and its offset in the staging memory if it lies there.
+
+        It is not changed before the result comes.
+        """
+
+    def went(self, sent: float, copied: float) -> None:
+        """Notes that its turn came at a time, and when its message was made."""
+
+
+Item = TypeVar("Item", bound=Outgoing)
+
+
+class SendWindow(Generic[Item]):
     """The messages to one aggregator, in the order in which they are sent, and the shards that it has not answered.
 
     Args:
@@ -29,7 +67,7 @@ class SendWindow:
     """
 
     def __init__(self, credit_bytes: int, counters: Counters, clock: Callable[[], float]) -> None:
-        self.scheduler: Scheduler[Part] = Scheduler(credit_bytes)
+        self.scheduler: Scheduler[Item] = Scheduler(credit_bytes)
         self.plane: WorkerPlane = InlineWorker()
         """How large payloads cross on the current stream."""
         self.following: list[memoryview] = []
@@ -42,14 +80,14 @@ class SendWindow:
         """Rounds that this worker cannot contribute to, and has not told the aggregator of."""
         self.restores: deque[tuple[ShardRound, memoryview | bytes]] = deque()
         """Sums that the aggregator asked for."""
-        self.outstanding: dict[tuple[int, int], Part] = {}
+        self.outstanding: dict[tuple[int, int], Item] = {}
         """Shards that were sent and have no result yet, by (key's id, shard)."""
         self.syncs: deque[int] = deque()
         """Numbers of the syncs that are not answered yet."""
         self.still_open: set[tuple[int, int, int]] | None = None
         """The rounds that the aggregator still finishes before it ends, as (key's id, shard, round); None if it does
         not end."""
-        self.postponed: list[Part] = []
+        self.postponed: list[Item] = []
         """Shards of other rounds, kept for the aggregator's next process."""
         self._credit_bytes = credit_bytes
         self._counters = counters
@@ -57,9 +95,9 @@ class SendWindow:
         self._stalled_since: float | None = None
         """Since when a shard waits for credit."""
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Item) -> None:
         """Queues a shard, or keeps it for the aggregator's next process."""
-        if self.still_open is None or (*part.id, part.ticket.round) in self.still_open:
+        if self.still_open is None or (*part.id, part.round) in self.still_open:
             self.scheduler.add(part)
         else:
             self.postponed.append(part)
@@ -91,7 +129,7 @@ class SendWindow:
             part.credited, part.lease = False, None
             self.scheduler.add(part)
 
-    def credit(self, part: Part) -> None:
+    def credit(self, part: Item) -> None:
         """Stops counting a shard's bytes against the credit."""
         if not part.credited:
             part.credited = True
@@ -126,39 +164,32 @@ class SendWindow:
             keys.append(self.declarations.popleft())
         return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
 
-    def _contribute(self, batch: Sequence[Part], now: float) -> bytes:
+    def _contribute(self, batch: Sequence[Item], now: float) -> bytes:
         """The message with these shards, all of one kind, which are under way from now on."""
         rows, payloads = [], []
         plane = self.plane
         self.contributed = True
         recorded = False
         for part in batch:
-            ticket, shard, size = part.ticket, part.shard, part.size
-            key = ticket.key
-            self.outstanding[part.id] = part
+            part_id = part.id
+            self.outstanding[part_id] = part
             part.sent = now
-            counters = key.counters
+            counters = part.counters
             counters.queue.observe(now - part.queued)
-            counters.sent_bytes += size
+            counters.sent_bytes += part.size
             length = offset = outside_size = 0
-            if ticket.source is not None:
-                value = flat(ticket.source)[shard.start : shard.stop]
-                staged = ticket.staged
-                if key.codec is not None:
-                    value = key.codec.encode(value)
-                    size, staged = len(value), None
-                if size < LARGE_PAYLOAD_BYTES:
+            if not part.pulls:
+                value, staged = part.payload()
+                if (size := len(value)) < LARGE_PAYLOAD_BYTES:
                     length = size
                     payloads.append(value)
                 else:
-                    if staged is not None:
-                        staged += shard.start
                     length, offset, outside_size, held, _ = plane.put(value, staged, payloads, self.following)
                     if held:
                         part.lease = plane, offset, outside_size
-            timed = part.record is not None
+            timed = part.timed
             recorded |= timed
-            rows.append((key.id, shard.index, ticket.round, part.priority, length, offset, outside_size, timed))
+            rows.append((*part_id, part.round, part.priority, length, offset, outside_size, timed))
         columns = to_columns(rows)
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
@@ -166,15 +197,10 @@ class SendWindow:
             request = pb.ExchangeRequest(push=pb.Push(shards=columns))
         message = encode(request, *payloads)
         if recorded:
-            self._record_sent(batch, now)
+            copied = self._clock()
+            for part in batch:
+                part.went(now, copied)
         return message
-
-    def _record_sent(self, batch: Iterable[Part], sent: float) -> None:
-        """Records that the turn of these shards came at a time, and that their message is made now."""
-        copied = self._clock()
-        for part in batch:
-            if part.record is not None:
-                part.record.sent, part.record.copied = sent, copied
 
     def _note_stall(self, stalled: bool, now: float) -> None:
         if stalled and self._stalled_since is None:

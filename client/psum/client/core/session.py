@@ -14,6 +14,7 @@ from psum.client.core.buffers import flat
 from psum.client.core.counters import Counters
 from psum.client.core.kept_sums import give_back, kept
 from psum.client.core.key_registry import KeyRegistry
+from psum.client.core.key_rounds import Part
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.recorder import Recorder
@@ -87,7 +88,7 @@ class Session:
         self._addresses = tuple(addresses)
         self._report_fault = report_fault
         self._keep_sums = keep_sums
-        self._windows = [SendWindow(credit_bytes, self.counters, clock) for _ in addresses]
+        self._windows: list[SendWindow[Part]] = [SendWindow(credit_bytes, self.counters, clock) for _ in addresses]
         placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
         self._registry = KeyRegistry(placement, self.counters, hand_over)
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
@@ -95,6 +96,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._registry)} running={len(self._operations.since)}>"
+
+    @property
+    def title(self) -> str:
+        """Who this is, in the log and in errors."""
+        return f"rank {self.rank}"
 
     @property
     def recorder(self) -> Recorder | None:

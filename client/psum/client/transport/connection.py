@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from psum.client.core.session import Session
 from psum.client.transport.conversation import Conversation
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.data_dialer import DataDialer
 from psum.client.transport.opening import OutOfPatienceError, StreamOpener, backoff
+from psum.client.transport.party import Party
 from psum.client.transport.plane_offers import PlaneOffers
 from psum.client.transport.split_addresses import Member, watch_for_split
 from psum.client.transport.stream import Stream
@@ -26,7 +26,7 @@ _STEADY_SECONDS: Final = 1.0
 
 
 class AggregatorConnection:
-    """One worker's connection to one aggregator. Used on the client's event loop.
+    """The connection of a worker, or of a relay, to one aggregator. Used on one event loop.
 
     Args:
         index: The aggregator's position in the list.
@@ -43,7 +43,7 @@ class AggregatorConnection:
         self,
         index: int,
         address: str,
-        session: Session,
+        session: Party,
         *,
         credentials: Credentials,
         keepalive: float,
@@ -61,9 +61,9 @@ class AggregatorConnection:
         self._credentials = credentials
         self._hello = hello
         self._opener = StreamOpener(
-            index, address, session.rank, credentials=credentials, keepalive=keepalive, hello=hello, planes=planes
+            index, address, session.title, credentials=credentials, keepalive=keepalive, hello=hello, planes=planes
         )
-        self._dialer = DataDialer(session.rank, address, credentials, keepalive)
+        self._dialer = DataDialer(session.title, address, credentials, keepalive)
         self._settle = settle
         self._wake = asyncio.Event()
         self._leaving = False
@@ -94,7 +94,7 @@ class AggregatorConnection:
             await self._open(patience)
         except OutOfPatienceError as error:
             raise ConnectError(
-                f"rank {self._session.rank} could not join the job at aggregator {self.address} within {patience:g} s"
+                f"{self._session.title} could not join the job at aggregator {self.address} within {patience:g} s"
                 f" (PSUM_CONNECT_TIMEOUT): {error}. Is it running, and is the address right?",
                 address=self.address,
             ) from None
@@ -131,8 +131,8 @@ class AggregatorConnection:
                 return
             lost = time.monotonic()
             _log.warning(
-                "rank %d lost its connection to aggregator %s (%s); connecting again for up to %g s",
-                self._session.rank,
+                "%s lost its connection to aggregator %s (%s); connecting again for up to %g s",
+                self._session.title,
                 self.address,
                 cause,
                 patience,
@@ -150,15 +150,15 @@ class AggregatorConnection:
                 await self._open(patience, resuming=True)
             except OutOfPatienceError as error:
                 raise AggregatorLostError(
-                    f"rank {self._session.rank} lost its connection to aggregator {self.address} ({cause}) and could"
+                    f"{self._session.title} lost its connection to aggregator {self.address} ({cause}) and could"
                     f" not get it back within {patience:g} s (PSUM_RECONNECT_TIMEOUT): {error}."
                     " Look into the aggregator's log, then start the job again",
                     address=self.address,
                 ) from None
             self._session.reconnected(self.index)
             _log.warning(
-                "rank %d is connected to aggregator %s again, after %.1f s",
-                self._session.rank,
+                "%s is connected to aggregator %s again, after %.1f s",
+                self._session.title,
                 self.address,
                 time.monotonic() - lost,
             )

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from psum.client.core.session import Session
+from psum.client.transport.party import Party
 from psum.client.transport.stream import BROKEN, Stream, describe
 from psum.planes import DataConnection
 from psum.runtime import first_completed
@@ -34,7 +34,7 @@ class Conversation:
         index: int,
         address: str,
         stream: Stream,
-        session: Session,
+        session: Party,
         wake: asyncio.Event,
         settle: Callable[[], None],
     ) -> None:

@@ -103,14 +103,14 @@ class DataDialer:
     """Opens the data connections to one aggregator, one for each stream.
 
     Args:
-        rank: This worker's rank, for the log.
+        title: Who opens them, for the log, such as "rank 3".
         address: The aggregator's address.
         credentials: How connections are encrypted.
         keepalive: Seconds of silence after which the aggregator is probed.
     """
 
-    def __init__(self, rank: int, address: str, credentials: Credentials, keepalive: float) -> None:
-        self._rank = rank
+    def __init__(self, title: str, address: str, credentials: Credentials, keepalive: float) -> None:
+        self._title = title
         self._address = address
         self._credentials = credentials
         self._keepalive = keepalive
@@ -157,7 +157,7 @@ class DataDialer:
         if reason != self._reported:
             self._reported = reason
             _log.warning(
-                "rank %d has only the stream to aggregator %s, which is slower: %s", self._rank, self._address, reason
+                "%s has only the stream to aggregator %s, which is slower: %s", self._title, self._address, reason
             )
 
 

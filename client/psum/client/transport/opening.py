@@ -48,7 +48,7 @@ class StreamOpener:
     Args:
         index: The aggregator's position in the list.
         address: The aggregator's address.
-        rank: This worker's rank, for errors.
+        title: Who opens them, for errors, such as "rank 3".
         credentials: What is shown to the aggregator, and asked of it.
         keepalive: Seconds of silence after which the aggregator is probed.
         hello: Makes the hello, given the aggregator's index and whether this worker was in the job before.
@@ -59,7 +59,7 @@ class StreamOpener:
         self,
         index: int,
         address: str,
-        rank: int,
+        title: str,
         *,
         credentials: Credentials,
         keepalive: float,
@@ -68,7 +68,7 @@ class StreamOpener:
     ) -> None:
         self._index = index
         self._address = address
-        self._rank = rank
+        self._title = title
         self._credentials = credentials
         self._options = (*grpc_options(keepalive), *_CHANNEL_OPTIONS)
         self._hello = hello
@@ -111,8 +111,8 @@ class StreamOpener:
                             await stream.close()
                     if problem.should_log(time.monotonic()):
                         _log.warning(
-                            "rank %d waits for aggregator %s, for up to %g s (%s): %s",
-                            self._rank,
+                            "%s waits for aggregator %s, for up to %g s (%s): %s",
+                            self._title,
                             self._address,
                             patience,
                             "PSUM_RECONNECT_TIMEOUT" if resuming else "PSUM_CONNECT_TIMEOUT",
@@ -161,7 +161,7 @@ class StreamOpener:
         if (lack := lacks_descriptors(_CONNECTION_DESCRIPTORS)) is not None:
             if final:
                 raise ConnectError(
-                    f"rank {self._rank} cannot connect to aggregator {self._address}: {lack}", address=self._address
+                    f"{self._title} cannot connect to aggregator {self._address}: {lack}", address=self._address
                 )
             problem.diagnosed(lack, time.monotonic())
             return
@@ -175,7 +175,7 @@ class StreamOpener:
                 reason = None
             if reason is not None and final:
                 raise ConnectError(
-                    f"rank {self._rank} cannot talk to aggregator {self._address}: {reason}", address=self._address
+                    f"{self._title} cannot talk to aggregator {self._address}: {reason}", address=self._address
                 )
             problem.diagnosed(reason, time.monotonic())
         problem.failed(describe(error))

@@ -1,10 +1,11 @@
-"""The planes that this worker offers to aggregators."""
+"""The planes that a worker, or a relay, offers to aggregators."""
 
 import logging
 from collections.abc import Sequence
+from typing import Self
 
 from psum.client.settings import Settings
-from psum.planes import NAMES, GrowingSegment, Offer, Plane, PlaneError, WorkerPlane, WorkerTerms
+from psum.planes import NAMES, GrowingSegment, Limit, Offer, Plane, PlaneError, WorkerPlane, WorkerTerms
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ProtocolError
 
@@ -12,29 +13,56 @@ _log = logging.getLogger(__name__)
 
 
 class PlaneOffers:
-    """Makes this worker's offers, one set for each stream.
+    """Makes the offers of one worker, one set for each stream.
 
     Args:
-        settings: The worker's settings.
+        title: Who offers, for the log, such as "rank 3".
+        asked_for: The name of the plane that a person asked for, or "auto".
         planes: The planes to offer, the best first.
+        shm_directory: Where shared memory is kept.
+        shm_limit: How full psum may make the file system there.
+        credit_bytes: How many bytes may be under way to one aggregator, at least one shard.
         staging: Memory that aggregators on this host may read contributions from, None if there is none.
     """
 
-    def __init__(self, settings: Settings, planes: Sequence[Plane], staging: GrowingSegment | None) -> None:
-        self._rank = settings.rank
-        self._asked_for = settings.plane
+    def __init__(
+        self,
+        title: str,
+        asked_for: str,
+        planes: Sequence[Plane],
+        *,
+        shm_directory: str,
+        shm_limit: Limit,
+        credit_bytes: int,
+        staging: GrowingSegment | None = None,
+    ) -> None:
+        self._title = title
+        self._asked_for = asked_for
         self._planes = planes
         self._warned = False
         self._terms = WorkerTerms(
-            shm_directory=settings.shm_directory,
-            shm_limit=settings.shm_limit,
-            # A shard larger than the credit passes alone, and needs room too.
-            credit_bytes=max(settings.credit_bytes, settings.partition_bytes),
+            shm_directory=shm_directory,
+            shm_limit=shm_limit,
+            credit_bytes=credit_bytes,
             staging=staging,
             lacking=self._warn_of_messages,
         )
         self._unusable: set[tuple[str, pb.Plane.ValueType]] = set()
         """Planes that failed after an aggregator had chosen them, by the aggregator's address."""
+
+    @classmethod
+    def of(cls, settings: Settings, planes: Sequence[Plane], staging: GrowingSegment | None) -> Self:
+        """The offers of a worker with these settings."""
+        return cls(
+            f"rank {settings.rank}",
+            settings.plane,
+            planes,
+            shm_directory=settings.shm_directory,
+            shm_limit=settings.shm_limit,
+            # A shard larger than the credit passes alone, and needs room too.
+            credit_bytes=max(settings.credit_bytes, settings.partition_bytes),
+            staging=staging,
+        )
 
     def make(self, address: str) -> list[Offer]:
         """The offers for one stream to an aggregator, the best first. The caller closes them."""
@@ -69,8 +97,8 @@ class PlaneOffers:
             self._unusable.add((address, chosen.kind))
             name = NAMES[chosen.kind]
             _log.warning(
-                "rank %d cannot use plane %s with aggregator %s, and uses a slower one: %s",
-                self._rank,
+                "%s cannot use plane %s with aggregator %s, and uses a slower one: %s",
+                self._title,
                 name,
                 address,
                 error,
