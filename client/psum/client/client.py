@@ -20,6 +20,7 @@ from psum.client.memory import ClientMemory
 from psum.client.observe import process_name
 from psum.client.observe.telemetry import Telemetry
 from psum.client.outstanding import OutstandingOperations
+from psum.client.route import route_of
 from psum.client.settings import Settings
 from psum.client.store import Store
 from psum.client.transport.loop_thread import LoopThread
@@ -66,7 +67,8 @@ class Client:
     """
 
     def __init__(self, settings: Settings, *, staging: bool = False, numbering: StoreNumbers | None = None) -> None:
-        self._planes = usable_planes(settings, staging=staging)
+        route = route_of(settings)
+        self._planes = usable_planes(settings, route.connections, staging=staging)
         self.settings = settings
         self.numbering = numbering or StoreNumbers()
         self._pid = process_name.pid
@@ -76,6 +78,7 @@ class Client:
             rank=settings.rank,
             partition_bytes=settings.partition_bytes,
             credit_bytes=settings.credit_bytes,
+            relay=route.relay,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
             report_fault=self._report_fault,
@@ -86,6 +89,7 @@ class Client:
         self._outstanding = OutstandingOperations(self._session, self._thread, self._settle)
         self._membership = Membership(
             settings,
+            route,
             self._session,
             planes=self._planes.planes,
             settle=self._settle,
@@ -130,7 +134,8 @@ class Client:
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """The plane that was agreed on with each aggregator for large payloads: 'shm', 'direct' or 'inline'."""
+        """The plane that was agreed on for large payloads with each aggregator, or with the relay that stands for all:
+        'shm', 'direct' or 'inline'."""
         return self._membership.planes
 
     @property
@@ -286,7 +291,7 @@ class Client:
                 self._is_closing = False
 
     def connect(self, *, waits_for_rank: bool = True) -> None:
-        """Joins the job at every aggregator. `connect` of this package calls it once.
+        """Joins the job at every aggregator, or at its relay. `connect` of this package calls it once.
 
         Args:
             waits_for_rank: Whether to wait while another process has the rank, which may be about to end.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from psum.client.relay_levels import AUTO, Level, parse_levels, parse_relay
 from psum.planes import CHOICES, DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
 from psum.runtime import BaseSettings, TlsFiles, choice, duration, integer, items, parse_destinations, setting, size
 from psum.wire import parse_address
@@ -57,6 +58,14 @@ class DeclaredSettings(BaseSettings):
         default=1,
         parse=integer(1, 4096),
         meaning="The number of workers on this node.",
+    )
+    relay: str = setting(
+        "PSUM_RELAY",
+        default=AUTO,
+        parse=parse_relay,
+        meaning="The aggregator that sums the tensors of this node's workers first: its address, off, or auto for a"
+        " listed aggregator on this node. Further levels follow after commas, with the number of ranks that each"
+        " sums: node-7:50051,rack-3:50051/16. See docs/relays.md.",
     )
     partition_bytes: int = setting(
         "PSUM_PARTITION_BYTES",
@@ -231,6 +240,17 @@ class DeclaredSettings(BaseSettings):
         parse=choice("text", "json"),
         meaning="The format of log lines: json or text. With text, the program's own logging takes precedence.",
     )
+
+    @property
+    def relays(self) -> tuple[Level, ...]:
+        """The relays that PSUM_RELAY names, the nearest first."""
+        return parse_levels(self.relay)
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """The addresses that the worker connects to, if it does not find a relay by itself."""
+        relays = self.relays
+        return (relays[0].address,) if relays else self.aggregators
 
     @property
     def tls(self) -> TlsFiles:

@@ -63,17 +63,21 @@ def _without_effect(settings: DeclaredSettings) -> Iterator[str]:
     """A setting changes nothing."""
     if len(settings.aggregators) == 1 and settings.weights:
         yield "weights (PSUM_AGGREGATOR_WEIGHTS) change nothing with a single aggregator"
-    if settings.aggregators and all(address.startswith("unix:") for address in settings.aggregators):
+    if settings.destinations and all(address.startswith("unix:") for address in settings.destinations):
+        sockets = "the relay is a unix socket" if settings.relays else "all aggregators are unix sockets"
         if settings.tls:
-            yield (
-                "all aggregators are unix sockets, which do not use TLS: PSUM_TLS_CA and the other files for TLS have"
-                " no effect"
-            )
+            yield (f"{sockets}, which do not use TLS: PSUM_TLS_CA and the other files for TLS have no effect")
         if settings.plane == "direct":
             yield (
-                "all aggregators are unix sockets, which have no data connections: with PSUM_PLANE=direct everything"
+                f"{sockets}, which have no data connections: with PSUM_PLANE=direct everything"
                 " goes in messages; auto or shm shares memory"
             )
+    sized = "local_size" in settings.sources or any(level.group_size for level in settings.relays[:1])
+    if settings.sources and settings.relays and not sized:
+        yield (
+            f"PSUM_RELAY={settings.relay}: the number of workers on this node (PSUM_LOCAL_SIZE) is not set, so the"
+            " relay sums this worker alone, which saves nothing"
+        )
     # Not if the steps come from BytePS's variables: there, another variable turns the timeline on.
     steps = [settings.sources.get(name) for name in ("trace_start_step", "trace_end_step")]
     named = [source for source in steps if source is not None and not source.startswith("BYTEPS_")]

@@ -1,4 +1,4 @@
-"""A worker's membership in its job: joining, staying and leaving at every aggregator."""
+"""A worker's membership in its job: joining, staying and leaving at every aggregator, or at its relay."""
 
 import asyncio
 import secrets
@@ -8,6 +8,7 @@ from psum.client.core.placement import RULE
 from psum.client.core.session import Session
 from psum.client.joining import join
 from psum.client.observe import process_name
+from psum.client.route import Route
 from psum.client.settings import Settings
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
@@ -15,7 +16,7 @@ from psum.client.transport.plane_offers import PlaneOffers
 from psum.planes import GrowingSegment, Plane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION
-from psum.wire.errors import FaultError
+from psum.wire.errors import ConnectError, FaultError
 
 
 class Membership:
@@ -23,18 +24,20 @@ class Membership:
 
     Args:
         settings: The worker's settings.
+        route: Where it connects to.
         session: What gives the connections their messages, and takes those received.
         planes: The planes to offer to aggregators, the best first.
         settle: Called after a connection has received messages.
         fail: Called with the error that ends a connection for good.
 
     Attributes:
-        connections: The connections, one for each aggregator. Empty before the worker has joined.
+        connections: The connections, one for each aggregator, or one to the relay. Empty before the worker has joined.
     """
 
     def __init__(
         self,
         settings: Settings,
+        route: Route,
         session: Session,
         *,
         planes: Sequence[Plane],
@@ -43,6 +46,7 @@ class Membership:
     ) -> None:
         self.connections: Sequence[AggregatorConnection] = ()
         self._settings = settings
+        self._route = route
         self._session = session
         self._planes = planes
         self._settle = settle
@@ -54,7 +58,7 @@ class Membership:
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """The plane that was agreed on with each aggregator: 'shm', 'direct' or 'inline'."""
+        """The plane that was agreed on for each connection: 'shm', 'direct' or 'inline'."""
         return tuple(each.plane_name for each in self.connections if each.plane_name)
 
     async def join(self, staging: GrowingSegment | None, *, waits_for_rank: bool) -> None:
@@ -87,14 +91,20 @@ class Membership:
                     planes=planes,
                     settle=self._settle,
                 )
-                for index, address in enumerate(settings.aggregators)
+                for index, address in enumerate(self._route.connections)
             ]
             return self.connections
 
         try:
             await join(make, settings, waits=waits_for_rank)
-        except BaseException:
+        except BaseException as error:
             self.connections = ()
+            if isinstance(error, ConnectError) and self._route.found:
+                raise ConnectError(
+                    f"{error} (That is the aggregator of this host, which its workers use as their relay;"
+                    " PSUM_RELAY=off on all of them goes without.)",
+                    address=error.address,
+                ) from None
             raise
         if self._is_leaving_early:
             # The process is ending, and must not begin anything.
@@ -150,7 +160,7 @@ class Membership:
 
     def _hello(self, aggregator: int, resuming: bool) -> pb.Hello:
         settings = self._settings
-        return pb.Hello(
+        hello = pb.Hello(
             protocol_version=PROTOCOL_VERSION,
             job=settings.job,
             rank=settings.rank,
@@ -165,3 +175,5 @@ class Membership:
             resuming=resuming,
             placement=RULE,
         )
+        self._route.describe(hello)
+        return hello

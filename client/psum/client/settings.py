@@ -74,13 +74,39 @@ class Settings(DeclaredSettings):
                 f"a timeline from step {self.trace_start_step} to step {self.trace_end_step} has no steps"
                 " (PSUM_TRACE_START_STEP, PSUM_TRACE_END_STEP)"
             )
+        yield from self._relay_mistakes()
         if self.token_file and not self.tls_ca and not self.insecure:
-            for address in self.aggregators:
+            for address in self.destinations:
                 if not is_local(address):
                     yield (
                         f"token_file={self.token_file}: to {address} the token would travel unencrypted, for anybody"
                         " between to read and use; set tls_ca to speak TLS, or PSUM_INSECURE=1"
                     )
+
+    def _relay_mistakes(self) -> Iterator[str]:
+        """Yields a sentence for each error in the relays."""
+        levels = self.relays
+        if levels and not self.aggregators:
+            yield (
+                f"PSUM_RELAY={self.relay}: a relay forwards to aggregators, and none are named; set PSUM_AGGREGATORS to"
+                " the same list on all workers"
+            )
+        if len({level.address for level in levels}) != len(levels):
+            yield f"PSUM_RELAY={self.relay} names a relay twice; each forwards to the next one"
+        smaller = 0
+        for level in levels:
+            size = level.group_size or self.local_size
+            if size > self.num_workers:
+                yield (
+                    f"relay {level.address} would wait for {size} ranks (PSUM_RELAY, PSUM_LOCAL_SIZE), and the job has"
+                    f" {self.num_workers} (PSUM_NUM_WORKERS)"
+                )
+            if size < smaller:
+                yield (
+                    f"relay {level.address} would sum {size} ranks, fewer than the {smaller} of the relay before it"
+                    " (PSUM_RELAY)"
+                )
+            smaller = size
 
 
 def next_port(address: str, number: int) -> str:

@@ -63,6 +63,7 @@ VARIABLES: Final = frozenset(
         "PSUM_RANK_TIMEOUT",
         "PSUM_RECONNECT_TIMEOUT",
         "PSUM_REFLECTION",
+        "PSUM_RELAY",
         "PSUM_ROUND_TIMEOUT",
         "PSUM_SHM_DIRECTORY",
         "PSUM_SHM_LIMIT",

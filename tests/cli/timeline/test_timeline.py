@@ -21,6 +21,7 @@ from psum.client.observe.trace import (
     COPY_OUT,
     EXCHANGE,
     FORMAT,
+    FORWARD,
     QUEUE,
     STEP,
     SUM,
@@ -136,6 +137,18 @@ def test_the_slow_rank_is_named_with_the_cause(write: Callable[..., pathlib.Path
     assert done.output.splitlines()[-3].split()[-2:] == ["rank", "2"]
 
 
+def test_forwarding_by_a_relay_has_a_column_if_there_is_any(write: Callable[..., pathlib.Path]) -> None:
+    """Timelines without a relay look as ever."""
+    assert "forwarding" not in run(*slow_job(write, computing=7, wire=1)).output
+    slices = shard(0, wire=(0, 1), sum=(1, 2), copy_out=(6, 7))
+    slices += [step(0, 0, 7), Slice(2, 6, FORWARD, "w", {"step": 0, "round": 0, "shard": 0})]
+    done = run(write(slices))
+    assert done.exit_code == 0, done.output
+    headings = done.output.splitlines()[2].split()
+    row = next(line for line in done.output.splitlines() if line.startswith("rank 0")).split()[2::2]
+    assert dict(zip(headings[2:], row[1:], strict=True))["forwarding"] == "4000"
+
+
 def test_a_rank_whose_wire_is_slow_is_told_from_one_that_computes(write: Callable[..., pathlib.Path]) -> None:
     """The others wait for it too, but the cause is the wire."""
     done = run("--json", *slow_job(write, computing=1, wire=7))
@@ -164,6 +177,7 @@ def test_json_has_the_numbers(write: Callable[..., pathlib.Path]) -> None:
         "waiting": 5,
         "wire": 1,
         "summing": 1,
+        "forwarding": 0,
         "copying": 1,
         "queued": 1,
         "unknown": 0,

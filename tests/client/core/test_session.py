@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from psum.client import AbortedError, ElementType, Operation, Ticket
+from psum.client.core.placement import Placement
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, to_columns, to_rows
@@ -103,3 +104,90 @@ def test_aggregators_are_told_one_label_always(session: Session) -> None:
     assert labels == {"w": "", "0": "a"}
     session.reconnected(0)
     assert {key.name: key.label for message in sent(session) for key in message.declare.keys} == labels
+
+
+@pytest.fixture
+def relayed() -> Session:
+    """A session whose relay forwards to three aggregators, with one push-pull of eight shards and of an empty key."""
+    handed_over: list[Ticket] = []
+    owners = ["aggregator:1", "aggregator:2", "aggregator:3"]
+    session = Session(
+        owners,
+        (2, 1, 1),
+        rank=0,
+        partition_bytes=64,
+        credit_bytes=1 << 20,
+        relay="relay:1",
+        hand_over=handed_over.append,
+    )
+    for name, elements in (("w", 128), ("empty", 0)):
+        ticket = session.reserve(0, name, (elements,), ElementType.INT32, Operation.SUM, 0)
+        view = np.arange(elements, dtype=np.int32).view(np.uint8).data
+        ticket.start(view, view, lambda _: None)
+        session.submit(handed_over.pop(), 0.0)
+    return session
+
+
+def test_a_relay_gets_everything_and_is_told_the_owners(relayed: Session) -> None:
+    """All shards go on one connection. Their owners are those of a worker that connects to the aggregators itself."""
+    declare, push = sent(relayed)
+    whole, empty = declare.declare.keys
+    placement = Placement(64, (2, 1, 1))
+    turn = placement.turn(0, "w", whole.id)
+    flat = placement.shards(turn, 128, 4)
+    assert [(s.index, s.elements, s.owner) for s in whole.shards] == [
+        (s.index, s.size // 4, s.aggregator) for s in flat
+    ]
+    assert {shard.owner for shard in whole.shards} == {0, 1, 2}
+    assert whole.owner == placement.first(turn)
+    assert not empty.shards
+    assert empty.owner == placement.first(placement.turn(0, "empty", empty.id))
+    rows = to_rows(push.push.shards)
+    assert [row.shard for row in rows] == list(range(len(flat)))
+    relayed.receive(0, encode(pb.ExchangeResponse(result=pb.Result(shards=push.push.shards)), bytes(512)), 0.0)
+    assert [(ticket.key.name, error) for ticket, error in relayed.finished] == [("empty", None), ("w", None)]
+
+
+def test_a_relay_that_was_started_again_gets_everything_again(relayed: Session) -> None:
+    """It declares and sends as to an aggregator, and gives back each sum that the relay asks for."""
+    _, push = sent(relayed)
+    rows = to_rows(push.push.shards)
+    half = to_columns(rows[:4])
+    relayed.receive(0, encode(pb.ExchangeResponse(result=pb.Result(shards=half)), bytes(256)), 0.0)
+    relayed.reconnected(0)
+    declare, again = sent(relayed)
+    assert [shard.round for shard in declare.declare.keys[0].shards] == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert [row.shard for row in to_rows(again.push.shards)] == [4, 5, 6, 7]
+    wanted = to_columns([row._replace(length=0) for row in rows[:4]])
+    relayed.receive(0, encode(pb.ExchangeResponse(want=pb.Want(shards=wanted))), 0.0)
+    assert [to_rows(message.restore.shards)[0].shard for message in sent(relayed)] == [0, 1, 2, 3]
+    assert relayed.counters.restores == 4
+
+
+def test_an_overdue_sum_names_the_relay(relayed: Session) -> None:
+    """The relay, or an aggregator behind it, may be stuck."""
+    relayed.expire(10, 11.0)
+    [(_, _), (_, unsent)] = relayed.finished
+    assert "from its relay, to which it was not yet sent; other ranks may be stuck, or that relay" in str(unsent)
+
+
+def test_a_session_without_a_relay_declares_no_owners() -> None:
+    """An aggregator is told of its own shards only, in the bytes of a worker that knows no relays."""
+    flat = Session(
+        ["aggregator:1", "aggregator:2"],
+        (),
+        rank=0,
+        partition_bytes=64,
+        credit_bytes=1 << 20,
+        hand_over=lambda ticket: None,
+    )
+    ticket = flat.reserve(0, "w", (128,), ElementType.INT32, Operation.SUM, 0)
+    view = np.zeros(128, np.int32).view(np.uint8).data
+    ticket.start(view, view, lambda _: None)
+    flat.submit(ticket, 0.0)
+    for aggregator in (0, 1):
+        data = flat.next_message(aggregator)
+        assert data is not None
+        [key] = decode(pb.ExchangeRequest, data)[0].declare.keys
+        assert {shard.owner for shard in key.shards} == {key.owner} == {0}
+        assert len(key.shards) == 4

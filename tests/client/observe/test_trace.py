@@ -67,9 +67,14 @@ class Worker:
             last = decode(pb.ExchangeRequest, data)[0]
 
     def answer(
-        self, request: pb.ExchangeRequest, now: float, *, timing: tuple[int, float, float] | None = None
+        self,
+        request: pb.ExchangeRequest,
+        now: float,
+        *,
+        timing: tuple[int, float, float] | None = None,
+        forwarding: float = 0.0,
     ) -> None:
-        """Receives the result, after a timing if one is given: (last rank, waiting, summing)."""
+        """Receives the result, after a timing if one is given: (last rank, waiting, summing), and forwarding."""
         self.now = now
         shards = to_rows(request.push.shards)
         if timing is not None:
@@ -83,6 +88,7 @@ class Worker:
                         last_rank=last_rank,
                         waiting_seconds=waiting,
                         summing_seconds=summing,
+                        forwarding_seconds=forwarding,
                     )
                     for entry in shards
                 ]
@@ -179,6 +185,20 @@ def test_an_aggregator_that_tells_nothing_leaves_the_exchange_in_one() -> None:
     worker.answer(worker.send(11.0), 15.0)
     assert recorded(recorder)["wire and round"] == (11.0, 15.0)
     assert "sum" not in recorded(recorder)
+
+
+def test_what_a_relay_forwards_has_a_stage_of_its_own() -> None:
+    """The time from the host's sum until that of all ranks is neither the sum's nor the wire's."""
+    recorder = Recorder(0, 0)
+    worker = Worker(recorder)
+    worker.begin(10.0)
+    worker.answer(worker.send(11.0), 21.0, timing=(1, 1.0, 1.0), forwarding=6.0)
+    stages = recorded(recorder)
+    assert stages["wire, to the aggregator"] == (11.0, 12.0)
+    assert stages["wait for the last rank"] == (12.0, 13.0)
+    assert stages["sum"] == (13.0, 14.0)
+    assert stages["forward"] == (14.0, 20.0)
+    assert stages["wire, from the aggregator"] == (20.0, 21.0)
 
 
 def test_what_was_sent_again_has_not_waited_longer_than_since_then() -> None:

@@ -1,6 +1,7 @@
 """An aggregator that breaks the protocol causes an error soon, and leaves nothing waiting."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,6 +25,7 @@ class Aggregator:
 
     def __init__(self, *answers: pb.ExchangeResponse) -> None:
         self._answers = answers
+        self.hellos: list[pb.Hello] = []
 
     async def __aenter__(self) -> psum.Settings:
         self._server = grpc.aio.server()
@@ -39,10 +41,45 @@ class Aggregator:
         await self._server.stop(0)
 
     async def _exchange(self, requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
-        async for _ in requests:
+        async for request in requests:
+            self.hellos.append(pb.ExchangeRequest.FromString(request).hello)
             for answer in self._answers:
                 yield answer.SerializeToString()
             await asyncio.Event().wait()
+
+
+async def test_a_relay_is_told_its_group_and_what_is_behind_it() -> None:
+    """The worker connects to nobody else, and agrees with the others on the list of aggregators as ever."""
+    relay = Aggregator(pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE, relays=True)))
+    async with relay as settings:
+        (address,) = settings.aggregators
+        settings = dataclasses.replace(
+            settings, aggregators=("a:1", "b:1"), num_workers=8, local_size=2, relay=f"{address},rack:1/4"
+        )
+        client = await asyncio.to_thread(psum.connect, settings)
+        await asyncio.to_thread(client.close, 0.2)
+    assert client.planes == ("inline",)
+    [hello] = relay.hellos
+    assert (hello.rank, hello.num_workers, hello.group_size, hello.aggregator_index) == (0, 8, 2, 0)
+    assert list(hello.aggregators) == ["a:1", "b:1"]
+    assert [(each.address, each.group_size) for each in hello.next_relays] == [("rack:1", 4)]
+
+
+async def test_an_aggregator_that_knows_no_relays_is_refused_as_one() -> None:
+    """It would take the worker for one that has no group, and wait for the other ranks of the host for ever."""
+    async with Aggregator(WELCOME) as settings:
+        (address,) = settings.aggregators
+        settings = dataclasses.replace(settings, relay=address, local_size=2)
+        with pytest.raises(psum.ConnectError, match=rf"{address} does not sum for a group of 2 ranks \(PSUM_RELAY\)"):
+            await asyncio.to_thread(psum.connect, settings)
+
+
+async def test_a_relay_that_the_worker_found_itself_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user did not ask for it, so the error says what it is and how to do without."""
+    settings = psum.Settings(aggregators=("127.0.0.1:1", "a:1"), num_workers=4, local_size=2, connect_timeout=0.2)
+    monkeypatch.setattr("psum.client.route._own_address_here", lambda addresses: addresses[0])
+    with pytest.raises(psum.ConnectError, match=r"aggregator of this host, .* PSUM_RELAY=off on all of them goes"):
+        await asyncio.to_thread(psum.connect, settings)
 
 
 async def test_a_farewell_that_nobody_asked_for_ends_the_operations() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from psum.cli.timeline.traces import Trace, common_steps
-from psum.client.observe.trace import COPY_IN, EXCHANGE, QUEUE, STEP, SUM, WAIT, WIRE_OUT
+from psum.client.observe.trace import COPY_IN, EXCHANGE, FORWARD, QUEUE, STEP, SUM, WAIT, WIRE_OUT
 
 #: The kinds of time that a step consists of, with their names for people.
 KINDS: Final[Mapping[str, str]] = {
@@ -15,6 +15,7 @@ KINDS: Final[Mapping[str, str]] = {
     WAIT.kind: "waiting",
     WIRE_OUT.kind: "wire",
     SUM.kind: "summing",
+    FORWARD.kind: "forwarding",
     COPY_IN.kind: "copying",
     QUEUE.kind: "queued",
     EXCHANGE.kind: "unknown",

@@ -10,6 +10,7 @@ from rich.text import Text
 from psum.cli.formatting import printable, ranks
 from psum.cli.timeline.step_times import KINDS, Report, Slowest
 from psum.cli.timeline.traces import Trace
+from psum.client.observe.trace import EXCHANGE, FORWARD
 
 #: The most steps that are listed without --all.
 _MAX_STEPS: Final = 20
@@ -19,6 +20,9 @@ _MAX_NAMED: Final = 3
 
 #: The most ranks that are listed without --all.
 _MAX_RANKS: Final = 20
+
+#: Kinds of time that have a column only if there is such time.
+_OCCASIONAL: Final = (FORWARD.kind, EXCHANGE.kind)
 
 _CAUSES: Final = {
     "computing": "it computes for",
@@ -30,7 +34,8 @@ _CAUSES: Final = {
 
 def show(traces: Sequence[Trace], report: Report, *, everything: bool) -> RenderableType:
     """Return the report for people."""
-    kinds = [kind for kind in KINDS if kind != "exchange" or report.mean()["exchange"]]
+    overall = report.mean()
+    kinds = [kind for kind in KINDS if kind not in _OCCASIONAL or overall[kind]]
     return Group(
         _headline(traces, report),
         "",

@@ -4,7 +4,7 @@ Faults are handled elsewhere: running_operations.py ends the operations of a fai
 that aggregators report.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from psum.client.core.key import Key
 from psum.client.core.key_rounds import KeyRounds
@@ -23,12 +23,16 @@ def never_started(rank: int, rounds: KeyRounds, seconds: float) -> RoundTimeoutE
     )
 
 
-def overdue(rank: int, ticket: Ticket, seconds: float, addresses: Iterable[str]) -> RoundTimeoutError:
+def overdue(rank: int, ticket: Ticket, seconds: float, addresses: Sequence[str]) -> RoundTimeoutError:
     """No result came from these aggregators; with none given, the operation was not sent to any yet."""
-    where = ", ".join(addresses) or "its aggregators, to which it was not yet sent"
+    relayed = ticket.key.relayed
+    where = f"{'relay ' if relayed else ''}{', '.join(addresses)}"
+    if not addresses:
+        where = f"{'its relay' if relayed else 'its aggregators'}, to which it was not yet sent"
+    suspect = "that relay, or an aggregator that it forwards to" if relayed else "that aggregator"
     return RoundTimeoutError(
         f"rank {rank} has waited {seconds:.1f} s for the result of key {ticket.key.title} round {ticket.round} from"
-        f" {where}; other ranks may be stuck, or that aggregator",
+        f" {where}; other ranks may be stuck, or {suspect}",
         key=ticket.key.id,
         round=ticket.round,
     )

@@ -29,13 +29,13 @@ def kept(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | byte
     return payload if len(payload) >= _KEPT_VIEW_BYTES else bytes(payload)
 
 
-def give_back(rank: int, rounds: KeyRounds | None, aggregator: int, row: ShardRound, window: SendWindow[Part]) -> bool:
+def give_back(rank: int, rounds: KeyRounds | None, connection: int, row: ShardRound, window: SendWindow[Part]) -> bool:
     """Sends the sum that an aggregator asks for, or tells it that this worker keeps none.
 
     Args:
         rank: This worker's rank.
         rounds: The key that the aggregator asks for, None if this worker does not know it.
-        aggregator: Which aggregator asks.
+        connection: On which connection it asks.
         row: Which shard, and which round of it.
         window: What is sent to this aggregator.
 
@@ -44,7 +44,7 @@ def give_back(rank: int, rounds: KeyRounds | None, aggregator: int, row: ShardRo
     """
     if rounds is None or rounds.key.failure is not None or not row.shard < len(rounds.key.shards):
         return False
-    if rounds.key.shards[row.shard].aggregator != aggregator:
+    if rounds.key.shards[row.shard].connection != connection:
         # Another aggregator owns it.
         return False
     if rounds.next_rounds[row.shard] != row.round + 1:

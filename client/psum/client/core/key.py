@@ -57,11 +57,15 @@ class Key:
         """How its payloads are encoded; None: not at all."""
         turn = 0 if placement is None else placement.turn(store, key, self.id)
         self.shards = () if placement is None else placement.shards(turn, self.elements, element_type.itemsize)
-        self.aggregators: frozenset[int] = frozenset()
-        """The aggregators that are told of this key: the owners of its shards, and the one that owns shard 0 or would
-        own it. An empty key is declared there too, so that ranks that disagree on its shape hear of it."""
+        self.relayed = placement is not None and placement.relayed
+        """Whether a relay forwards it to the owners of its shards."""
+        self.first = 0 if placement is None else placement.first(turn)
+        """The aggregator that owns shard 0, or would own it. An empty key is declared there too, so that ranks that
+        disagree on its shape hear of it."""
+        self.connections: frozenset[int] = frozenset()
+        """The connections on which this key is declared."""
         if placement is not None:
-            self.aggregators = frozenset(s.aggregator for s in self.shards) | {placement.first(turn)}
+            self.connections = frozenset(s.connection for s in self.shards) | {placement.connection(self.first)}
         self.reserved = 0
         """The next round to be reserved."""
         self.failure: PsumError | None = None

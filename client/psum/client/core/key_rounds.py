@@ -41,8 +41,8 @@ class KeyRounds:
     def __repr__(self) -> str:
         return f"<KeyRounds {self.key.title} round={self.round} waiting={len(self.waiting)}>"
 
-    def declaration(self, aggregator: int) -> pb.Key:
-        """What one aggregator is told of the key."""
+    def declaration(self, connection: int) -> pb.Key:
+        """What is told of the key on one connection. A relay is told which aggregator owns each shard."""
         key = self.key
         itemsize = key.element_type.itemsize
         return pb.Key(
@@ -53,11 +53,17 @@ class KeyRounds:
             operation=pb.Operation.ValueType(key.operation),
             shape=key.shape,
             shards=[
-                pb.Shard(index=shard.index, elements=shard.size // itemsize, round=self.next_rounds[shard.index])
+                pb.Shard(
+                    index=shard.index,
+                    elements=shard.size // itemsize,
+                    round=self.next_rounds[shard.index],
+                    owner=shard.aggregator if key.relayed else 0,
+                )
                 for shard in key.shards
-                if shard.aggregator == aggregator
+                if shard.connection == connection
             ],
             label=key.label,
+            owner=key.first if key.relayed else 0,
         )
 
 

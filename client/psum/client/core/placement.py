@@ -37,12 +37,14 @@ class Shard:
         start: The offset of its first byte in the key.
         stop: The offset after its last byte.
         aggregator: The index of the aggregator that owns it.
+        connection: The index of the connection on which it goes there: the same, or 0 if a relay forwards it.
     """
 
     index: int
     start: int
     stop: int
     aggregator: int
+    connection: int
     size: int = dataclasses.field(init=False)
     """The shard's size in bytes."""
 
@@ -59,9 +61,11 @@ class Placement:
     Args:
         partition_bytes: The most bytes that a shard has; one element may have more.
         weights: One for each aggregator, at least 1 each. Only their ratios count.
+        relayed: Whether everything goes to one relay, which forwards it to its aggregator.
     """
 
-    def __init__(self, partition_bytes: int, weights: Sequence[int]) -> None:
+    def __init__(self, partition_bytes: int, weights: Sequence[int], *, relayed: bool = False) -> None:
+        self.relayed = relayed
         divisor = math.gcd(*weights)
         self._partition_bytes = partition_bytes
         self._weights = [weight // divisor for weight in weights]
@@ -94,6 +98,10 @@ class Placement:
         """The aggregator that owns shard 0 of a key that begins at a turn, or would own it if the key is empty."""
         return self._turns[turn]
 
+    def connection(self, aggregator: int) -> int:
+        """The index of the connection to an aggregator."""
+        return 0 if self.relayed else aggregator
+
     def shards(self, turn: int, elements: int, itemsize: int) -> tuple[Shard, ...]:
         """The shards of a key that begins at a turn, none if it has no elements."""
         most = max(1, self._partition_bytes // itemsize)
@@ -109,7 +117,7 @@ class Placement:
             pieces = zip(_cut(0, units, count), owners, strict=True) if count else iter(())
         for index, ((start, stop), owner) in enumerate(pieces):
             begin, end = (min(edge * unit, elements) * itemsize for edge in (start, stop))
-            shards.append(Shard(index, begin, end, owner))
+            shards.append(Shard(index, begin, end, owner, self.connection(owner)))
         return tuple(shards)
 
     def _even(self, turn: int, units: int, most_units: int) -> Iterator[tuple[tuple[int, int], int]]:

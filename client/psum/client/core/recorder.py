@@ -19,6 +19,7 @@ class ShardRecord:
 
     __slots__ = (
         "copied",
+        "forwarding",
         "index",
         "last_rank",
         "operation",
@@ -52,6 +53,8 @@ class ShardRecord:
         """Seconds that this rank's contribution waited in the aggregator for the last one."""
         self.summing = 0.0
         """Seconds from the last contribution until the sum was made."""
+        self.forwarding = 0.0
+        """Seconds from then until a relay had the sum of all ranks; 0 without a relay."""
 
 
 class OperationRecord:

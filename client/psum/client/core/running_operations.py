@@ -20,8 +20,8 @@ class RunningOperations:
 
     Args:
         rank: This worker's rank.
-        addresses: The aggregators' addresses, for errors.
-        windows: What is sent to each aggregator.
+        addresses: The addresses at the other ends of the connections, for errors.
+        windows: What is sent on each connection.
         registry: Where failed keys are noted.
     """
 
@@ -31,7 +31,7 @@ class RunningOperations:
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the client to report."""
         self.recalled: set[int] = set()
-        """Aggregators to which memory of failed operations may still be sent."""
+        """Connections on which memory of failed operations may still be sent."""
         self.since: dict[Ticket, float] = {}
         """The running operations and since when they run, the oldest first."""
         self.rounds: dict[int, KeyRounds] = {}
@@ -85,7 +85,7 @@ class RunningOperations:
                 if ticket.record is not None:
                     part.record = ShardRecord(ticket.record, shard.index, shard.size, now)
                     ticket.record.shards.append(part.record)
-                self._windows[shard.aggregator].add(part)
+                self._windows[shard.connection].add(part)
         if rounds.running is None and rounds.waiting:
             self._stalled.setdefault(rounds, now)
         elif self._stalled:
@@ -139,15 +139,15 @@ class RunningOperations:
 
     def _declare(self, rounds: KeyRounds) -> None:
         rounds.declared = True
-        for aggregator in rounds.key.aggregators:
-            self._windows[aggregator].declarations.append(rounds.declaration(aggregator))
+        for connection in rounds.key.connections:
+            self._windows[connection].declarations.append(rounds.declaration(connection))
 
     def _abort(self, rounds: KeyRounds, ticket: Ticket) -> None:
         if not rounds.declared:
             self._declare(rounds)
         rounds.abort = pb.Abort(id=rounds.key.id, round=ticket.round, text=ticket.reason)
-        for aggregator in rounds.key.aggregators:
-            self._windows[aggregator].aborts.append(rounds.abort)
+        for connection in rounds.key.connections:
+            self._windows[connection].aborts.append(rounds.abort)
         self.fail_key(rounds.key, error_texts.aborted(self._rank, ticket))
 
     def _finish(self, ticket: Ticket, error: PsumError | None) -> None:
@@ -162,12 +162,12 @@ class RunningOperations:
     def _end_all(self, rounds: KeyRounds, error: PsumError) -> None:
         tickets: Iterable[Ticket] = [*filter(None, [rounds.running]), *rounds.waiting.values()]
         for shard in rounds.key.shards:
-            window = self._windows[shard.aggregator]
+            window = self._windows[shard.connection]
             part = window.outstanding.pop((rounds.key.id, shard.index), None)
             if part is not None:
                 window.credit(part)
                 if window.plane.payloads_follow:
-                    self.recalled.add(shard.aggregator)
+                    self.recalled.add(shard.connection)
         for ticket in tickets:
             self._finish(ticket, error)
         rounds.running = None

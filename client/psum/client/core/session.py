@@ -55,6 +55,8 @@ class Session:
     Args:
         addresses: The aggregators. With none, the job has one worker, and its sum is its own value.
         weights: Their weights in placement; empty: all 1.
+        relay: The address of the relay that everything goes to, which forwards it to the aggregators. Empty: this
+            worker connects to the aggregators themselves. With a relay there is one connection, number 0.
         rank: This worker's rank.
         keep_sums: Whether to keep the last sum of each shard for an aggregator that was started again. The sums take as
             many bytes as all keys together, in the received messages.
@@ -74,6 +76,7 @@ class Session:
         rank: int,
         partition_bytes: int,
         credit_bytes: int,
+        relay: str = "",
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
         report_fault: Callable[[FaultError], None] = lambda fault: None,
@@ -85,11 +88,16 @@ class Session:
         self.notices: list[str] = []
         """What aggregators want this worker's user to know, for the client to take."""
         self._clock = clock
-        self._addresses = tuple(addresses)
+        self._addresses = (relay,) if relay else tuple(addresses)
+        """The other ends of the connections. The methods number the connections in this order."""
         self._report_fault = report_fault
         self._keep_sums = keep_sums
-        self._windows: list[SendWindow[Part]] = [SendWindow(credit_bytes, self.counters, clock) for _ in addresses]
-        placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses)) if addresses else None
+        self._windows: list[SendWindow[Part]] = [
+            SendWindow(credit_bytes, self.counters, clock) for _ in self._addresses
+        ]
+        placement = None
+        if addresses:
+            placement = Placement(partition_bytes, tuple(weights) or (1,) * len(addresses), relayed=bool(relay))
         self._registry = KeyRegistry(placement, self.counters, hand_over)
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
         self._operations.recorder = recorder
@@ -219,6 +227,7 @@ class Session:
                     if part is not None and part.record is not None and part.ticket.round == timing.round:
                         part.record.last_rank = timing.last_rank
                         part.record.waiting, part.record.summing = timing.waiting_seconds, timing.summing_seconds
+                        part.record.forwarding = timing.forwarding_seconds
             case "want":
                 for row in to_rows(message.want.shards):
                     rounds = self._operations.rounds.get(row.id)
@@ -262,7 +271,7 @@ class Session:
         declared = [
             rounds
             for rounds in self._operations.rounds.values()
-            if rounds.declared and aggregator in rounds.key.aggregators
+            if rounds.declared and aggregator in rounds.key.connections
         ]
         self._windows[aggregator].start_again(
             [rounds.declaration(aggregator) for rounds in declared],

@@ -41,10 +41,12 @@ COPY_IN: Final = Stage(3, "copy", "copy in")
 WIRE_OUT: Final = Stage(4, "wire", "wire, to the aggregator")
 WAIT: Final = Stage(5, "wait", "wait for the last rank")
 SUM: Final = Stage(6, "sum", "sum")
-WIRE_BACK: Final = Stage(7, "wire", "wire, from the aggregator")
-#: The four stages above in one, if the aggregator did not tell how long it waited and summed.
-EXCHANGE: Final = Stage(8, "exchange", "wire and round")
-COPY_OUT: Final = Stage(9, "copy", "copy out")
+#: At a relay: until the sum of all ranks has come back from the shard's aggregator.
+FORWARD: Final = Stage(7, "forward", "forward")
+WIRE_BACK: Final = Stage(8, "wire", "wire, from the aggregator")
+#: The stages from WIRE_OUT on in one, if the aggregator did not tell how long it waited and summed.
+EXCHANGE: Final = Stage(9, "exchange", "wire and round")
+COPY_OUT: Final = Stage(10, "copy", "copy out")
 
 #: The most threads of one stage; there are fewer shards.
 _THREADS: Final = 100_000
@@ -150,12 +152,17 @@ def _stages(shard: ShardRecord) -> Iterator[Slice]:
         exchange = max(0.0, received - copied)
         waiting = min(max(0.0, shard.waiting), exchange)
         summing = min(max(0.0, shard.summing), exchange - waiting)
+        forwarding = min(max(0.0, shard.forwarding), exchange - waiting - summing)
         # Only the sum of both directions is known.
-        arrived = copied + (exchange - waiting - summing) / 2
+        arrived = copied + (exchange - waiting - summing - forwarding) / 2
+        complete = arrived + waiting
+        summed = complete + summing
         yield Slice(copied, arrived, WIRE_OUT, operation.key, arguments)
-        yield Slice(arrived, arrived + waiting, WAIT, operation.key, arguments)
-        yield Slice(arrived + waiting, arrived + waiting + summing, SUM, operation.key, arguments)
-        yield Slice(arrived + waiting + summing, received, WIRE_BACK, operation.key, arguments)
+        yield Slice(arrived, complete, WAIT, operation.key, arguments)
+        yield Slice(complete, summed, SUM, operation.key, arguments)
+        if forwarding:
+            yield Slice(summed, summed + forwarding, FORWARD, operation.key, arguments)
+        yield Slice(summed + forwarding, received, WIRE_BACK, operation.key, arguments)
     yield Slice(received, written, COPY_OUT, operation.key, {**arguments, "bytes": shard.size})
 
 

@@ -101,10 +101,10 @@ class StreamOpener:
                         return opened
                     except (grpc.RpcError, ProtocolError) as error:
                         await self._explain(error, problem, final=not resuming)
-                    except (ConfigurationError, DeniedError) as error:
+                    except (ConfigurationError, ConnectError, DeniedError) as error:
                         if not resuming:
                             raise
-                        # Certificates and tokens may be renewed on one side before the other.
+                        # Certificates and tokens may be renewed on one side before the other, and versions too.
                         problem.refused(error)
                     finally:
                         if stream is not None:
@@ -136,6 +136,13 @@ class StreamOpener:
                 raise ProtocolError(f"it ended the stream instead of answering ({await stream.status()})")
             message, _ = decode(pb.ExchangeResponse, data)
             match message.WhichOneof("kind"):
+                case "welcome" if hello.group_size and not message.welcome.relays:
+                    raise ConnectError(
+                        f"aggregator {self._address} does not sum for a group of {hello.group_size} ranks (PSUM_RELAY):"
+                        " its version of psum has no relays. Upgrade it, or set PSUM_RELAY=off on all workers of the"
+                        " group",
+                        address=self._address,
+                    )
                 case "welcome":
                     stream.plane = self._planes.accepted(offers, self._address, message.welcome)
                     stream.welcome = message.welcome

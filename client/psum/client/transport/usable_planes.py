@@ -1,6 +1,7 @@
 """Which planes a worker can use, given how many file descriptors this process may still open."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Final
 
 from psum.client.settings import Settings
@@ -34,17 +35,18 @@ class UsablePlanes:
         return any(plane.kind == pb.PLANE_SHM for plane in self.planes)
 
 
-def usable_planes(settings: Settings, *, staging: bool = False) -> UsablePlanes:
-    """The best planes for which there are enough descriptors at all aggregators. To be called before any is opened.
+def usable_planes(settings: Settings, addresses: Sequence[str], *, staging: bool = False) -> UsablePlanes:
+    """The best planes for which there are enough descriptors on all connections. To be called before any is opened.
 
     Args:
         settings: The worker's settings.
+        addresses: What the worker connects to.
         staging: Whether the worker has staging memory if it shares memory.
 
     Raises:
         ConnectError: There are too few descriptors for any plane.
     """
-    count = len(settings.aggregators)
+    count = len(addresses)
     usable = UsablePlanes(offered_by(settings.plane))
     if not count:
         return usable
@@ -63,9 +65,9 @@ def usable_planes(settings: Settings, *, staging: bool = False) -> UsablePlanes:
             )
     raise ConnectError(
         f"rank {settings.rank} cannot join its job, for which it needs {_OWN + count} file descriptors: {lack}",
-        address=settings.aggregators[0],
+        address=addresses[0],
     )
 
 
-def _needed(usable: UsablePlanes, aggregators: int) -> int:
-    return _OWN + aggregators * max(plane.descriptors for plane in usable.planes)
+def _needed(usable: UsablePlanes, connections: int) -> int:
+    return _OWN + connections * max(plane.descriptors for plane in usable.planes)
