@@ -1,5 +1,6 @@
 """Endings of histories: failures that psum cannot repair, and what must hold when all workers have left."""
 
+from collections.abc import Collection
 from random import Random
 
 from psum.client import (
@@ -25,9 +26,21 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
         case Ending.DEATH:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame([rank])
+        case Ending.HOST_DEATH:
+            # All of them have joined everywhere, so all are noticed missing at once.
+            fleet.settle(random, reconnect=True)
+            ranks = _kill_host(fleet, random)
+            oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame(ranks, together=True)
+        case Ending.RELAY_DEATH:
+            ranks = _kill_relay(fleet, random)
+            oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame(ranks, together=True)
         case Ending.REPLACEMENT:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
+            oracle.blame([rank])
             if random.random() < 0.7:
                 # Otherwise the new process joins before the aggregators notice the old one's death.
                 for index, aggregator in enumerate(fleet.aggregators):
@@ -37,6 +50,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
             fleet.replace_worker(rank)
         case Ending.TERMINATION:
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
+            oracle.blame([rank])
             fleet.terminate_worker(rank, random)
             if random.random() < 0.6:
                 fleet.replace_worker(rank)
@@ -50,6 +64,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
                 worker.submit(fleet.now)
         case Ending.EARLY_LEAVE:
             oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame([rank])
             fleet.leaving_ranks.add(rank)
         case Ending.LATE_JOIN:
             oracle.allow(WorkerLostError, RoundTimeoutError)
@@ -97,6 +112,33 @@ def finish(fleet: Fleet, random: Random) -> None:
             assert not aggregator.jobs, f"process {index} still has {aggregator.jobs} after all workers have left"
             assert aggregator.registry.budget.reserved_bytes == 0, f"aggregator {index} keeps memory of ended jobs"
             assert not aggregator.connections
+
+
+def _kill_host(fleet: Fleet, random: Random) -> Collection[int]:
+    """Kill the workers of a host and its relay. Return their ranks."""
+    if not fleet.plan.relays:
+        ranks = random.sample(range(fleet.plan.workers), random.randint(1, fleet.plan.workers))
+    else:
+        relay = random.choice(fleet.plan.relays)
+        ranks = list(relay.ranks)
+        # Others cannot work without an owner, so if the host has one, another host takes over its address.
+        fleet.kill_aggregator(relay.process, "is killed with its host")
+        if relay.process >= fleet.plan.aggregators:
+            fleet.lost_processes.add(relay.process)
+    for rank in ranks:
+        fleet.kill_worker(rank)
+    return ranks
+
+
+def _kill_relay(fleet: Fleet, random: Random) -> Collection[int]:
+    """Kill a relay that owns no shards, and do not restart it. Return the ranks that it stands for."""
+    relays = [relay for relay in fleet.plan.relays if relay.process >= fleet.plan.aggregators]
+    if not relays:
+        return ()
+    relay = random.choice(relays)
+    fleet.kill_aggregator(relay.process, "is killed for good")
+    fleet.lost_processes.add(relay.process)
+    return relay.ranks
 
 
 def _join_late(fleet: Fleet, random: Random) -> None:

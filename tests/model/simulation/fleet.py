@@ -62,6 +62,8 @@ class Fleet:
         """Ranks whose processes run, but do not connect yet."""
         if plan.ending is Ending.LATE_JOIN and plan.workers > 1:
             self.absent_ranks.add(plan.length % plan.workers)
+        self.lost_processes: set[int] = set()
+        """Processes that are never started again."""
         self.keep_aggregators = False
         """Whether aggregators are no longer killed. It is set when a process takes the rank of another one: if an
         aggregator ended then, the next aggregator process could not tell the new process of the rank from the old."""
@@ -301,7 +303,7 @@ class Fleet:
 
     def start_aggregator(self, index: int) -> bool:
         """Start an aggregator process if none runs at this index. Return whether one was started."""
-        if self.aggregators[index] is not None:
+        if self.aggregators[index] is not None or index in self.lost_processes:
             return False
         self.aggregators[index] = self._new_process(index)
         return True

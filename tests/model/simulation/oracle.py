@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from psum.client import ElementType, Operation, PsumError, Ticket
+from psum.client import ElementType, Operation, PsumError, TakenError, Ticket, WorkerLostError
 from simulation.groups import Tree
 
 Values = npt.NDArray[np.generic]
@@ -72,6 +72,8 @@ class Oracle:
         """The processes that contributed for a rank, by key, round and rank."""
         self._allowed: dict[KeyOperation | None, set[type[PsumError]]] = defaultdict(set)
         self._forbidden: dict[KeyOperation, int] = {}
+        self._blamed: set[int] | None = None
+        self._together = False
 
     @property
     def strict(self) -> bool:
@@ -86,6 +88,10 @@ class Oracle:
     def allow(self, *errors: type[PsumError], key: KeyOperation | None = None) -> None:
         """Allow operations to fail with these errors from now on; with `key`, only operations on that key."""
         self._allowed[key].update(errors)
+
+    def blame(self, ranks: Iterable[int], *, together: bool = False) -> None:
+        """From now on, an error about a lost worker names some of these ranks and no others; `together`: all of them."""
+        self._blamed, self._together = set(ranks), together
 
     def forbid_results(self, key: KeyOperation, round: int) -> None:
         """Forbid results for a key from this round on."""
@@ -112,6 +118,11 @@ class Oracle:
             self.failures += 1
             allowed = self._allowed.get(None, set()) | self._allowed.get(call.key, set())
             assert type(error) in allowed, f"{call} failed with an error that is not allowed: {error!r}"
+            if self._blamed is not None and isinstance(error, WorkerLostError | TakenError):
+                named = set(error.ranks)
+                assert named and named <= self._blamed and (named == self._blamed or not self._together), (
+                    f"{call} failed with an error that names the ranks {named} instead of {self._blamed}: {error}"
+                )
             return
         self.deliveries += 1
         forbidden = self._forbidden.get(call.key)

@@ -9,6 +9,8 @@ import enum
 from random import Random
 
 from psum.client import ElementType
+from psum.client.relay_levels import Level
+from psum.client.route import Route
 from simulation.groups import Relay, address, draw_relays
 
 #: Steps and their weights. No step may make an operation fail.
@@ -37,6 +39,8 @@ class Ending(enum.Enum):
 
     ALL_LEAVE = "all ranks catch up, and leave as soon as they are done"
     DEATH = "a worker is killed and not replaced"
+    HOST_DEATH = "several workers are killed at once, with their relay if they have one"
+    RELAY_DEATH = "a relay is killed and never comes back"
     REPLACEMENT = "a worker is killed, and another process takes its rank"
     TERMINATION = "a worker is told to end, and perhaps another process takes its rank"
     ABORT = "a worker cannot contribute to some round"
@@ -128,6 +132,16 @@ class Plan:
     def relay_of(self, rank: int) -> Relay | None:
         """Return the relay that a worker connects to, None if it connects to the owners."""
         return next((relay for relay in self.relays if rank in relay.ranks), None)
+
+    def route_of(self, rank: int) -> Route:
+        """Return where a worker connects to, and the relays behind that."""
+        relay = self.relay_of(rank)
+        if relay is None:
+            return Route(tuple(self.addresses))
+        levels, above = [], relay
+        while (above := self.above(above)) is not None:
+            levels.append(Level(address(above.process), len(above.ranks)))
+        return Route((address(relay.process),), len(relay.ranks), tuple(levels))
 
     def processes_of(self, rank: int) -> list[int]:
         """Return the processes that a worker connects to."""

@@ -47,10 +47,12 @@ class WorkerProcess(Client):
         self._incarnation = next(_numbers)
         self._started_at = now
         self._submitted: deque[Ticket] = deque()
+        self._route = plan.route_of(rank)
         self.session = Session(
             plan.addresses,
             plan.weights,
             rank=rank,
+            relay=self._route.relay,
             partition_bytes=plan.partition_bytes,
             credit_bytes=plan.credit_bytes,
             keep_sums=keep_sums,
@@ -85,7 +87,7 @@ class WorkerProcess(Client):
         return now >= self.retry_at and super().may_connect(process, now)
 
     def hello(self, index: int, now: float) -> pb.Hello:
-        return pb.Hello(
+        hello = pb.Hello(
             protocol_version=PROTOCOL_VERSION,
             job="model",
             rank=self.rank,
@@ -100,6 +102,8 @@ class WorkerProcess(Client):
             age_seconds=now - self._started_at,
             resuming=self.connections[index].resuming,
         )
+        self._route.describe(hello)
+        return hello
 
     def reserve(self, name: str, elements: int, kind: ElementType, operation: Operation, priority: int) -> Ticket:
         """Reserve an operation."""
@@ -149,6 +153,7 @@ class WorkerProcess(Client):
         connection = self.connections[index]
         match message.WhichOneof("kind"):
             case "welcome":
+                assert message.welcome.relays is bool(self._route.relay)
                 connection.welcomed = True
                 if connection.resuming:
                     self.session.reconnected(index)
