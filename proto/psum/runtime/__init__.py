@@ -54,6 +54,7 @@ from psum.runtime.settings import (
 )
 from psum.runtime.titles import (
     captioned,
+    rank_names,
     titled,
 )
 from psum.runtime.tls_files import (
@@ -105,6 +106,7 @@ __all__ = [
     "parse_destinations",
     "processors",
     "raise_descriptor_limit",
+    "rank_names",
     "read_file",
     "setting",
     "similar",

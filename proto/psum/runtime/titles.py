@@ -1,4 +1,6 @@
-"""The name of a key in text for people, with its label if it has one."""
+"""Names of keys and ranks in text for people."""
+
+from collections.abc import Iterable
 
 
 def titled(name: str, label: str) -> str:
@@ -9,3 +11,16 @@ def titled(name: str, label: str) -> str:
 def captioned(name: str, label: str) -> str:
     """Return the name for tables and pictures, such as "0 (dense0_weight)", or "w" without a label."""
     return f"{name} ({label})" if label else name
+
+
+def rank_names(ranks: Iterable[int]) -> str:
+    """Return ranks for sentences, such as "rank 5" or "ranks 1, 4-7". They are in ascending order."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    several = len(runs) > 1 or any(first != last for first, last in runs)
+    names = [f"{first}-{last}" if first < last else str(first) for first, last in runs]
+    return f"rank{'s' if several else ''} {', '.join(names)}"

@@ -840,22 +840,28 @@ class Abort(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id."""
     round: _builtins.int
     """The round."""
     text: _builtins.str
     """Why, for people."""
+    @_builtins.property
+    def fault(self) -> Global___Fault:
+        """From a relay: why its group does not contribute. All ranks get this fault as it is, about the key and the round."""
+
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         round: _builtins.int = ...,
         text: _builtins.str = ...,
+        fault: Global___Fault | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "round", b"round", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "id", b"id", "round", b"round", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

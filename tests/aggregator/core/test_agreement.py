@@ -10,6 +10,7 @@ from psum.aggregator.core import agreement
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.core.roster import Roster
 from psum.client.core.placement import Placement
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import canonical
@@ -133,7 +134,7 @@ SHARDS = [(0, 2), (2, 2)]
 )
 def test_keys_that_mean_the_same_agree(one: pb.Key, other: pb.Key) -> None:
     """Another order of the shards, and a shape that a worker omits, are no disagreement."""
-    assert Key(one, 0, 2).disagreement(other, 1) is None
+    assert Key(one, 0, Roster(2)).disagreement(other, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -141,12 +142,12 @@ def test_keys_that_mean_the_same_agree(one: pb.Key, other: pb.Key) -> None:
 )
 def test_keys_that_do_not_disagree(other: pb.Key) -> None:
     """Another shape, or other shards, are a disagreement."""
-    assert isinstance(Key(key(SHARDS, shape=[2, 3]), 0, 2).disagreement(other, 1), DisagreementError)
+    assert isinstance(Key(key(SHARDS, shape=[2, 3]), 0, Roster(2)).disagreement(other, 1), DisagreementError)
 
 
 def test_a_shape_that_is_said_later_counts_from_then_on() -> None:
     """The first rank omits the shape, the second declares it, and the third declares another one."""
-    agreed = Key(key(SHARDS), 0, 3)
+    agreed = Key(key(SHARDS), 0, Roster(3))
     assert agreed.disagreement(key(SHARDS, shape=[2, 3]), 1) is None
     with pytest.raises(DisagreementError, match=r"rank 1 declared .* \(2, 3\), rank 2 declared .* \(3, 2\)"):
         raise agreed.disagreement(key(SHARDS, shape=[3, 2]), 2) or AssertionError("no disagreement")

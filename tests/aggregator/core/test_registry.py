@@ -154,7 +154,7 @@ def test_a_rank_that_comes_when_another_has_left_is_told_at_its_first_contributi
     assert isinstance(report, Report)
     assert isinstance(report.fault, WorkerLostError)
     assert report.fault.ranks == (1, 2)
-    assert "rank 1 (host pid 1), rank 2 (host pid 1) has left job 'night'" in str(report.fault)
+    assert "rank 1 (host pid 1), rank 2 (host pid 1) have left job 'night'" in str(report.fault)
     leave(registry, 0, 301.0)
     assert registry.jobs == {}
     # All ranks have joined, so no late rank can come.

@@ -4,13 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict
 
 ONE = memoryview(b"1")
 
 
+def joined(num_workers: int) -> Roster:
+    """A job that all its workers have joined."""
+    roster = Roster(num_workers)
+    for rank in range(num_workers):
+        roster.add((rank,))
+    return roster
+
+
 def gathered(num_workers: int, ranks: list[int], round: int = 0) -> ShardRounds[str]:
-    shard: ShardRounds[str] = ShardRounds(num_workers, round)
+    shard: ShardRounds[str] = ShardRounds(joined(num_workers), round)
     for rank in ranks:
         shard.contribute(rank, round, ONE, 0, 1.0)
     return shard
@@ -18,7 +27,7 @@ def gathered(num_workers: int, ranks: list[int], round: int = 0) -> ShardRounds[
 
 def test_the_last_missing_rank_completes_the_round() -> None:
     """When no contribution is missing, the sum is due; then the next round begins with its result."""
-    shard: ShardRounds[str] = ShardRounds(3)
+    shard: ShardRounds[str] = ShardRounds(joined(3))
     assert shard.contribute(2, 0, memoryview(b"c"), -5, 1.0) is Verdict.TAKE
     assert shard.contribute(0, 0, memoryview(b"a"), -9, 2.0) is Verdict.TAKE
     assert list(shard.waiting_for()) == [1]
@@ -73,7 +82,7 @@ def test_rounds_that_cannot_be_meant_are_refused(round: int) -> None:
 
 def test_a_result_that_is_not_here_is_waited_for() -> None:
     """Without a result of its own, a shard remembers who lacks that of the round before, until it is given back."""
-    shard: ShardRounds[str] = ShardRounds(2, first_round=5)
+    shard: ShardRounds[str] = ShardRounds(joined(2), first_round=5)
     assert shard.contribute(0, 4, ONE, 0, 2.0) is Verdict.WAIT
     assert shard.since == 2.0
     assert shard.restore("sum") == (0,)
@@ -101,7 +110,7 @@ def test_the_table_has_a_rule_for_everything_that_can_be() -> None:
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 1), st.booleans()), max_size=60))
 def test_any_history_keeps_each_round_whole(num_workers: int, history: list[tuple[int, int, bool]]) -> None:
     """In any order of contributions, a completed round has exactly one of each rank, made for that round."""
-    shard: ShardRounds[int] = ShardRounds(num_workers)
+    shard: ShardRounds[int] = ShardRounds(joined(num_workers))
     for rank, offset, finish in history:
         rank %= num_workers
         round = shard.round + offset

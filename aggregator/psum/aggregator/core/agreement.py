@@ -19,6 +19,11 @@ def aggregators(hello: pb.Hello) -> tuple[str, ...]:
     return tuple(map(canonical, hello.aggregators))
 
 
+def next_relays(hello: pb.Hello) -> list[tuple[str, int]]:
+    """The relays that a group's relay forwards to, as address and group size."""
+    return [(canonical(relay.address), relay.group_size) for relay in hello.next_relays]
+
+
 def same_shape(one: pb.Key, other: pb.Key) -> bool:
     """Whether the shapes of a key agree. A rank that declares no shape, as for a scalar, agrees with any."""
     return not one.shape or not other.shape or one.shape == other.shape

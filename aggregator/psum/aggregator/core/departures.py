@@ -8,24 +8,28 @@ from collections.abc import Mapping
 from typing import Final
 
 from psum.aggregator.core.actions import Action, Release, Sync
+from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.worker import Worker
 
 #: How long a departing worker is kept for ranks that may lack a sum and do not answer.
 RELEASE_SECONDS: Final = 3.0
+
+#: Stands for members that have not joined and whose ranks are not known, among those that may need a sum.
+_UNKNOWN: Final = -1
 
 
 class Departures:
     """The ranks of one job that leave.
 
     Args:
-        num_workers: The number of ranks.
-        workers: The job's workers by rank; a view of the membership's dictionary.
+        roster: The ranks of the job.
+        workers: The job's members by first rank; a view of the membership's dictionary.
     """
 
-    def __init__(self, num_workers: int, workers: Mapping[int, Worker]) -> None:
+    def __init__(self, roster: Roster, workers: Mapping[int, Worker]) -> None:
         self.left: set[int] = set()
-        """The ranks that said goodbye."""
-        self._num_workers = num_workers
+        """The ranks that have left."""
+        self._roster = roster
         self._workers = workers
 
     @property
@@ -39,16 +43,17 @@ class Departures:
         return bool(workers) and all(worker.left and worker.release_at is None for worker in workers)
 
     def begin(self, rank: int, now: float) -> list[Action]:
-        """Handles a worker's goodbye: asks the ranks that may lack a sum of it whether they do."""
+        """Handles a member's goodbye: asks the ranks that may lack a sum of it whether they do."""
         worker = self._workers[rank]
         worker.left = worker.taking_leave = True
-        self.left.add(rank)
+        self.left.update(worker.ranks)
         worker.needed_by = self._who_may_need(worker)
         worker.release_at = now + RELEASE_SECONDS
         # A worker that leaves has received everything that was sent to it.
         for other in self._workers.values():
-            other.needed_by.discard(rank)
-        return [Sync(rank, tuple(sorted(worker.needed_by)))] if worker.needed_by else []
+            other.needed_by.difference_update(worker.ranks)
+        asked = tuple(sorted(worker.needed_by - {_UNKNOWN}))
+        return [Sync(rank, asked)] if asked else []
 
     def synced(self, rank: int, leaving: int) -> None:
         """Notes that a rank lacks no sum that the leaving rank may have."""
@@ -65,9 +70,10 @@ class Departures:
         return released
 
     def _who_may_need(self, worker: Worker) -> set[int]:
-        """The ranks that may lack a sum that this worker has."""
+        """The members that may lack a sum that this one has."""
         workers = self._workers
         if worker.hello.resuming:
             # It may have sums of an earlier process, to which not all ranks have come back yet.
-            return {rank for rank in range(self._num_workers) if rank not in workers or not workers[rank].left}
-        return {rank for rank, other in workers.items() if not other.left} if worker.contributed else set()
+            absent = {*self._roster.not_joined(), *([_UNKNOWN] if self._roster.unknown else ())}
+            return absent | {member for member, other in workers.items() if not other.left}
+        return {member for member, other in workers.items() if not other.left} if worker.contributed else set()

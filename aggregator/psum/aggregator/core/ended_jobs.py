@@ -71,7 +71,7 @@ class EndedJobs:
         # Workers without an incarnation cannot be told apart, so each rank of them is told only once.
         told = hello.rank not in members.told or 0 != members.told[hello.rank] == hello.incarnation
         members.told.setdefault(hello.rank, hello.incarnation)
-        if (hello.rank in members.workers or not told) and (
+        if (members.holders(hello) or not told) and (
             ended.job.failure is None or now - ended.at > self._worker_timeout
         ):
             return None

@@ -1,20 +1,18 @@
-"""The texts of the faults that a job reports: what happened, to whom, what was expected, and what to do.
+"""The texts of the faults about keys and rounds: what happened, to whom, what was expected, and what to do.
 
-Faults are handled elsewhere: job.py fails a job and job_rounds.py fails a key, membership.py finds lost workers, and
-open_shards.py finds rounds that have waited too long.
+job_rounds.py fails a key, and open_shards.py finds rounds that have waited too long. membership_texts.py has the faults
+about members.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Mapping, Sequence, Sized
 from typing import Final
 
-from psum.aggregator.core import agreement
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.round import ShardRounds
 from psum.aggregator.core.worker import Worker
-from psum.runtime import titled
+from psum.runtime import rank_names, titled
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import (
     AbortedError,
@@ -22,160 +20,29 @@ from psum.wire.errors import (
     ExhaustedError,
     FaultError,
     RoundTimeoutError,
-    TakenError,
     WorkerLostError,
 )
 
 #: How many of the ranks that a round waits for are named.
-_MAX_NAMED: Final = 8
+MAX_NAMED: Final = 8
 
 #: How many waiting rounds are searched for one that a rank has contributed to.
 _MAX_SEARCHED: Final = 64
 
-_NUM_WORKERS, _PARTITION_BYTES, _PLACEMENT = map(attrgetter, ("num_workers", "partition_bytes", "placement"))
-
 #: How many characters of a rank's reason are repeated.
-_MAX_REASON: Final = 4096
-
-#: What the ranks of a job must agree on: its name, what a rank's hello says, and that value in its canonical form.
-_AGREED: Final[Sequence[tuple[str, Callable[[pb.Hello], object], Callable[[pb.Hello], object]]]] = (
-    ("the number of workers (PSUM_NUM_WORKERS)", _NUM_WORKERS, _NUM_WORKERS),
-    ("the partition size (PSUM_PARTITION_BYTES)", _PARTITION_BYTES, _PARTITION_BYTES),
-    ("the list of aggregators (PSUM_AGGREGATORS)", lambda hello: list(hello.aggregators), agreement.aggregators),
-    ("the weights of the aggregators", lambda hello: list(hello.weights), agreement.weights),
-    ("the rule for the placement of shards (the version of psum)", _PLACEMENT, _PLACEMENT),
-)
+MAX_REASON: Final = 4096
 
 
-def disagreement(first: pb.Hello, first_worker: Worker | None, hello: pb.Hello, peer: str) -> DisagreementError | None:
-    """How a worker's settings differ from those of the job's first worker; None if they agree.
-
-    Args:
-        first: The first worker's hello.
-        first_worker: The worker that has the first worker's rank now, if any.
-        hello: The hello to compare.
-        peer: The address that it came from.
-    """
-    same_fleet = agreement.aggregators(first) == agreement.aggregators(hello)
-    if same_fleet and first.aggregator_index != hello.aggregator_index:
-        return _listed_twice(first, hello)
-    differences = [
-        f"{what}: rank {first.rank} has {said(first)}, rank {hello.rank} has {said(hello)}"
-        for what, said, meant in _AGREED
-        if meant(first) != meant(hello)
-    ]
-    if not differences:
-        return None
-    return DisagreementError(
-        f"ranks of job {first.job!r} disagree on " + "; on ".join(differences) + f". Rank {first.rank} is"
-        f" {first_worker or first.worker}, rank {hello.rank} is {hello.worker} ({peer})."
-        " Give all workers of a job the same settings, and every job its own PSUM_JOB",
-        ranks=sorted({first.rank, hello.rank}),
-    )
+def either(several: Sized, one_form: str, form: str) -> str:
+    """The form of a word that fits one or several."""
+    return one_form if len(several) == 1 else form
 
 
-def _listed_twice(first: pb.Hello, hello: pb.Hello) -> DisagreementError:
-    """Two entries of the workers' list of aggregators lead to this one aggregator."""
-    names = list(hello.aggregators)
-
-    def address(index: int) -> str:
-        return names[index] if index < len(names) else f"place {index} of {names}"
-
-    whose = f"rank {first.rank} of job {first.job!r} came by the first, rank {hello.rank} by the second"
-    if first.rank == hello.rank:
-        whose = f"rank {first.rank} of job {first.job!r} came by both"
-    return DisagreementError(
-        f"{address(first.aggregator_index)} and {address(hello.aggregator_index)} of PSUM_AGGREGATORS lead to one and"
-        f" the same aggregator: {whose}. List each aggregator once, by one address that leads to it alone",
-        ranks=sorted({first.rank, hello.rank}),
-    )
-
-
-def taken(holder: Worker, hello: pb.Hello, peer: str, now: float) -> TakenError:
-    """A second process claims a rank."""
-    if holder.left:
-        state = "which has left it"
-    elif holder.connected:
-        state = f"connected {now - holder.joined:.1f} s ago"
-    else:
-        state = f"which vanished {now - holder.last_heard:.1f} s ago"
-    what_to_do = (
-        "Either that process is still ending, and this rank is free when it has ended; or both have the same rank for"
-        " good: then give every worker its own PSUM_RANK, and every job its own PSUM_JOB"
-    )
-    if hello.resuming:
-        what_to_do = "It was replaced while it could not be reached"
-    return TakenError(
-        f"rank {hello.rank} of job {hello.job!r} is taken by {holder}, {state};"
-        f" refused {hello.worker or 'an unnamed worker'} ({peer}). {what_to_do}",
-        ranks=[hello.rank],
-    )
-
-
-def replaced(holder: Worker, hello: pb.Hello, peer: str, now: float) -> WorkerLostError:
-    """Another process has come in the place of a worker that vanished."""
-    return WorkerLostError(
-        f"rank {hello.rank} of job {hello.job!r}, {holder}, vanished {now - holder.last_heard:.1f} s ago, and another"
-        f" process, {hello.worker or 'an unnamed worker'} ({peer}), has come in its place. That one starts from the"
-        " first round, so the job ends here; start all workers again",
-        ranks=[hello.rank],
-    )
-
-
-def replaced_unseen(hello: pb.Hello, peer: str, seconds: float) -> WorkerLostError:
-    """Another process has come in the place of a worker that did not come back to an aggregator that was started again.
-
-    Args:
-        hello: The other process's hello.
-        peer: The address that it came from.
-        seconds: How long ago the first worker came back.
-    """
-    return WorkerLostError(
-        f"rank {hello.rank} of job {hello.job!r} has not come back to this aggregator, which was started again; the"
-        f" first rank came back {seconds:.1f} s ago. Another process, {hello.worker or 'an unnamed worker'} ({peer}),"
-        " has come in its place. That one starts from the first round, so the job ends here; start all workers again",
-        ranks=[hello.rank],
-    )
-
-
-def still_ending(workers: Mapping[int, Worker], hello: pb.Hello, peer: str) -> TakenError:
-    """A worker has come for the next run of a failed job, while some workers of this run are still connected."""
-    there = [f"rank {rank} ({worker})" for rank, worker in workers.items() if worker.connected]
-    still = f"; still connected: {', '.join(there[:_MAX_NAMED])}" if there else ""
-    holder = workers.get(hello.rank, "another process")
-    return TakenError(
-        f"job {hello.job!r}, in which rank {hello.rank} was {holder}, has failed and is still ending{still}. Refused"
-        f" {hello.worker or 'an unnamed worker'} ({peer}), which can join its next run when all of them have ended",
-        ranks=[hello.rank],
-    )
-
-
-def begun_without(hello: pb.Hello, peer: str) -> TakenError:
-    """A new process joins a job in which all ranks have already taken part in some round."""
-    return TakenError(
-        f"rank {hello.rank} of job {hello.job!r} has taken part in it as another process; refused"
-        f" {hello.worker or 'an unnamed worker'} ({peer}), which starts from the first round."
-        " If the other process has ended, the job fails soon, and this one can join its next run; if not, give every"
-        " worker its own PSUM_RANK, and every job its own PSUM_JOB",
-        ranks=[hello.rank],
-    )
-
-
-def started_again(workers: Sequence[Worker]) -> DisagreementError:
-    """These processes joined after all ranks had taken part in some round."""
-    who = ", ".join(f"rank {w.hello.rank} ({w.hello.worker or 'an unnamed worker'})" for w in workers)
-    return DisagreementError(
-        f"{who} started job {workers[0].hello.job!r} from the first round, but other ranks have sums of it already: was"
-        " a worker started again in the middle of the job? Start all workers again",
-        ranks=[worker.hello.rank for worker in workers],
-    )
-
-
-def exhausted(job: str, key: Key, num_workers: int, need: int, budget: Budget) -> ExhaustedError:
+def exhausted(job: str, key: Key, members: int, need: int, budget: Budget) -> ExhaustedError:
     """The memory budget is too small for a key that needs this many bytes."""
     return ExhaustedError(
         f"job {job!r} needs {need} bytes on this aggregator for key {key.title}, {key.describe(key.declared)},"
-        f" of {num_workers} workers; {budget.free_bytes} bytes of its memory budget of {budget.limit_bytes} are"
+        f" of {members} workers; {budget.free_bytes} bytes of its memory budget of {budget.limit_bytes} are"
         " left. Give it more (--memory-budget), add aggregators, or wait for other jobs to end",
         key=key.id,
     )
@@ -190,26 +57,29 @@ def too_many_shards(job: str, keys: int, declared: pb.Key, shards: int, max_shar
     )
 
 
-def out_of_step(job: str, key: Key, declared: pb.Shard, rank: int) -> DisagreementError:
-    """A rank declares a round that it cannot be at."""
+def out_of_step(job: str, key: Key, declared: pb.Shard, ranks: Sequence[int]) -> DisagreementError:
+    """A member declares a round that it cannot be at."""
     return DisagreementError(
-        f"rank {rank} is at round {declared.round} of key {key.title}, the others of job {job!r} are at round"
-        f" {key.shards[declared.index].round}; was a worker started again in the middle of the job?"
-        " Start all workers again",
+        f"{rank_names(ranks)} {either(ranks, 'is', 'are')} at round {declared.round} of key {key.title}, the others of"
+        f" job {job!r} are at round {key.shards[declared.index].round}; was a worker started again in the middle of the"
+        " job? Start all workers again",
         key=key.id,
         round=declared.round,
-        ranks=[rank],
+        ranks=ranks,
     )
 
 
-def aborted(job: str, key: Key, rank: int, message: pb.Abort) -> AbortedError:
-    """A rank said that it cannot contribute."""
+def aborted(job: str, key: Key, worker: Worker, message: pb.Abort) -> FaultError:
+    """A member said that it cannot contribute. If it passes on a failure, as relays do, that is the failure for all."""
+    who = f"{rank_names(worker.ranks)} of job {job!r}"
+    if message.HasField("fault"):
+        otherwise = f"{who} could not contribute to key {key.title}"
+        return passed_on(message.fault, otherwise, worker.hello.num_workers, key=key.id, round=message.round)
     return AbortedError(
-        f"rank {rank} of job {job!r} could not contribute to key {key.title} round {message.round}:"
-        f" {message.text[:_MAX_REASON]}",
+        f"{who} could not contribute to key {key.title} round {message.round}: {message.text[:MAX_REASON]}",
         key=key.id,
         round=message.round,
-        ranks=[rank],
+        ranks=worker.ranks,
     )
 
 
@@ -245,78 +115,79 @@ def absent(shard: ShardRounds[object], workers: Mapping[int, Worker], open_shard
 
     Args:
         shard: The shard.
-        workers: The job's workers by rank.
+        workers: The job's members by first rank.
         open_shards: All shards of the job whose round waits.
         now: The time.
     """
-    ranks = list(shard.waiting_for())
-    known = [f"rank {rank} ({_whereabouts(rank, workers, open_shards, now)})" for rank in ranks[:_MAX_NAMED]]
-    return ", ".join(known) + (f" and {len(ranks) - _MAX_NAMED} more" if len(ranks) > _MAX_NAMED else "")
+    ranks, roster = list(shard.waiting_for()), shard.roster
+    # The ranks of one relay are together.
+    groups: dict[int, list[int]] = {}
+    for rank in ranks:
+        member = roster.member(rank)
+        groups.setdefault(rank if member is None else member, []).append(rank)
+    named = list(groups.values())[:MAX_NAMED]
+    known = [
+        f"{rank_names(group)} ({_whereabouts(roster.member(group[0]), workers, open_shards, now)})" for group in named
+    ]
+    if more := len(ranks) - sum(map(len, named)):
+        known[-1] += f" and {more} more"
+    if roster.unknown:
+        known.append(f"{roster.unknown} of the {roster.size} ranks of this group, which have not joined")
+    return ", ".join(known)
 
 
-def _whereabouts(rank: int, workers: Mapping[int, Worker], open_shards: _OpenShards, now: float) -> str:
-    worker = workers.get(rank)
-    if worker is None:
+def _whereabouts(member: int | None, workers: Mapping[int, Worker], open_shards: _OpenShards, now: float) -> str:
+    worker = None if member is None else workers.get(member)
+    if member is None or worker is None:
         return "never joined"
     if not worker.connected:
         return f"{worker.hello.worker}, vanished {now - worker.last_heard:.1f} s ago"
-    return f"{worker.hello.worker}, last heard {now - worker.last_heard:.1f} s ago{_occupation(rank, open_shards)}"
+    return f"{worker.hello.worker}, last heard {now - worker.last_heard:.1f} s ago{_occupation(member, open_shards)}"
 
 
-def _occupation(rank: int, open_shards: _OpenShards) -> str:
-    """The oldest round to which a rank has contributed and that waits for others.
+def _occupation(member: int, open_shards: _OpenShards) -> str:
+    """The oldest round to which a member has contributed and that waits for others.
 
     It hints at ranks that use keys, or make stores, in different orders.
     """
     for key, shard in itertools.islice(open_shards.values(), _MAX_SEARCHED):
-        if rank in shard.contributions or rank in shard.ranks_lacking_result:
+        if member in shard.contributions or member in shard.ranks_lacking_result:
             return f"; it waits itself, for others in key {key.title} round {shard.round}"
     return ""
 
 
-def deserted(key: Key, shard: ShardRounds[object], gone: Sequence[Worker]) -> WorkerLostError:
-    """A round needs workers that have said goodbye."""
-    who = ", ".join(f"rank {w.hello.rank} ({w.hello.worker})" for w in gone)
+def deserted(key: Key, shard: ShardRounds[object], gone: Sequence[tuple[Sequence[int], Worker]]) -> WorkerLostError:
+    """A round needs ranks that have left.
+
+    Args:
+        key: The key.
+        shard: The shard.
+        gone: Members that have not contributed, each with those of its ranks that have left.
+    """
+    who = ", ".join(f"{rank_names(ranks)} ({worker.hello.worker})" for ranks, worker in gone)
+    left = [rank for ranks, _ in gone for rank in ranks]
     return WorkerLostError(
-        f"{who} has left job {gone[0].hello.job!r} without contributing to key {key.title} round {shard.round};"
-        " its output may say why it ended. All ranks must push the same keys the same number of times",
+        f"{who} {either(left, 'has', 'have')} left job {gone[0][1].hello.job!r} without contributing to key {key.title}"
+        f" round {shard.round}; {either(left, 'its output may say why it', 'their output may say why they')} ended. All"
+        " ranks must push the same keys the same number of times",
         key=key.id,
         round=shard.round,
-        ranks=[worker.hello.rank for worker in gone],
+        ranks=left,
     )
 
 
-def ended_early(worker: Worker, num_workers: int, reported: pb.Fault) -> FaultError:
-    """A worker ends before its work is done, and says why. The failure is that of the whole job."""
+def passed_on(
+    reported: pb.Fault, otherwise: str, num_workers: int, key: int | None = None, round: int | None = None
+) -> FaultError:
+    """A failure that a member reports, for all others; what is too long or makes no sense is left out.
+
+    Args:
+        reported: What the member reports.
+        otherwise: The text if it gives none.
+        num_workers: The number of ranks of the fleet.
+        key: The key that fails; None if the whole job does.
+        round: The round that fails.
+    """
     fault = FaultError.from_message(reported)
-    text = str(fault)[:_MAX_REASON] or (
-        f"rank {worker.hello.rank} of job {worker.hello.job!r}, {worker}, ended too early"
-    )
-    return type(fault)(text, ranks=[rank for rank in fault.ranks[:num_workers] if rank < num_workers])
-
-
-def replaceable(worker: Worker, reported: pb.Fault, timeout: float) -> str:
-    """A worker ends before it has taken part in any round."""
-    return (
-        f"{reported.text[:_MAX_REASON] or 'a worker ended too early'}. It had taken part in nothing: the place of rank"
-        f" {worker.hello.rank} is kept for another process, for {timeout:g} s; then the job fails"
-    )
-
-
-def vanished(worker: Worker, timeout: float, now: float) -> WorkerLostError:
-    """A worker's connection broke, and the worker did not come back within the timeout."""
-    return WorkerLostError(
-        f"rank {worker.hello.rank} of job {worker.hello.job!r}, {worker}, vanished {now - worker.last_heard:.1f} s ago"
-        f" and did not come back within the worker timeout of {timeout:g} s;"
-        " look into its log, then start the job again",
-        ranks=[worker.hello.rank],
-    )
-
-
-def not_back(job: str, missing: Sequence[int], timeout: float) -> WorkerLostError:
-    """The aggregator was started again; some ranks came back to it, and these did not."""
-    return WorkerLostError(
-        f"rank {', '.join(map(str, missing))} of job {job!r} did not come back within the worker timeout of"
-        f" {timeout:g} s after this aggregator was started again; look into its log, then start the job again",
-        ranks=missing,
-    )
+    ranks = [rank for rank in fault.ranks[:num_workers] if rank < num_workers]
+    return type(fault)(str(fault)[:MAX_REASON] or otherwise, key=key, round=round, ranks=ranks)

@@ -1,5 +1,8 @@
 """One training job on one aggregator: what its workers do, and what follows from it.
 
+Its members are workers, and relays that stand for several ranks. A member is identified by its first rank (`rank`
+below); roster.py says more.
+
 Events in, actions out, without I/O. The shell calls `join`, `declare`, `contribute`, `abort`, `leave` and `lost` as
 messages and disconnections arrive, `summed` when a sum is made, and `tick` several times a second; each returns the
 actions that follow. A method that raises ProtocolError has changed nothing: the shell ends that worker's stream.
@@ -8,9 +11,9 @@ Membership decides who belongs to the job, JobRounds what contributions lead to,
 and CreditReturns when credit is returned. A Job connects them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from psum.aggregator.core import error_texts
+from psum.aggregator.core import membership_texts
 from psum.aggregator.core.actions import Action, Release, Report, Warn
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.counters import JobCounters
@@ -49,16 +52,17 @@ class Job:
         self.name = hello.job
         self.counters = counters or JobCounters()
         self.members: Membership = Membership(hello, limits, None if before is None else before.members)
-        self.num_workers = self.members.num_workers
+        self.num_workers = self.members.roster.size
+        """The number of ranks that take part: those of the fleet, or those of a relay's group."""
         self.workers = self.members.workers
-        """The workers that joined, by rank; they stay here after they left."""
+        """The members that joined, by first rank; they stay here after they left."""
         self.failure: FaultError | None = None
         """Why the job failed; a failed job holds nothing."""
         self.failed_at: float | None = None
         self.ended = False
         """Whether `end` was called."""
-        self._memory = JobMemory(budget or Budget(), self.num_workers)
-        self._open_shards = OpenShards(self.name, self.num_workers, self.workers, limits)
+        self._memory = JobMemory(budget or Budget(), self.members.roster)
+        self._open_shards = OpenShards(self.name, self.workers, limits)
         self.open_shards = self._open_shards.shards
         """Shards whose round has some contributions but not all, by (key's id, shard), the oldest round first."""
         self.credit = CreditReturns(self.workers, lent)
@@ -71,10 +75,12 @@ class Job:
         self.restore = self.rounds.restore
         self.restored = self.rounds.restored
         self.abort = self.rounds.abort
+        self.lacking = self.rounds.lacking
 
     def __repr__(self) -> str:
         return (
-            f"<Job {self.name!r} workers={sorted(self.workers)}/{self.num_workers} open_shards={len(self.open_shards)}>"
+            f"<Job {self.name!r} members={self.members.roster.members} of {self.num_workers} ranks"
+            f" open_shards={len(self.open_shards)}>"
         )
 
     @property
@@ -110,7 +116,10 @@ class Job:
             # While ranks are missing, the worker may be one of them, and the job cannot go on without it. If the job is
             # complete, the worker is a stranger, which must not end it.
             return ([] if self.complete else self.fail(refusal, now)), refusal
+        was_complete = self.complete
         refusal, failure = self.members.join(hello, peer, now)
+        if self.complete and not was_complete:
+            self._memory.trim(key for key in self.keys.values() if key.failure is None)
         return [] if failure is None else self.fail(failure, now), refusal
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action]:
@@ -134,6 +143,15 @@ class Job:
         sync = departures.begin(rank, now)
         return self.rounds.fail_deserted() + sync + departures.releases(now)
 
+    def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
+        """Handles the goodbye of some of a relay's ranks. Keys that still need the relay's contribution fail.
+
+        Raises:
+            ProtocolError: The member does not stand for these ranks.
+        """
+        self.members.leave_partly(rank, ranks)
+        return self.rounds.fail_deserted()
+
     def leave_early(self, rank: int, goodbye: pb.Goodbye, now: float) -> list[Action]:
         """Handles the goodbye of a worker whose work is not done: it is released at once, and the job fails.
 
@@ -146,11 +164,11 @@ class Job:
         others = tuple(other for other in self.members.connected() if other != rank)
         if self.failure is None and goodbye.replaceable and not worker.contributed:
             # Its place is kept from the end of its stream on.
-            warning = error_texts.replaceable(worker, goodbye.fault, self.members.kept_seconds(worker))
+            warning = membership_texts.replaceable(worker, goodbye.fault, self.members.kept_seconds(worker))
             return [Warn(warning, others), Release(rank)]
         worker.left, worker.release_at = True, None
-        self.members.departures.left.add(rank)
-        failure = error_texts.ended_early(worker, self.num_workers, goodbye.fault)
+        self.members.departures.left.update(worker.ranks)
+        failure = membership_texts.ended_early(worker, goodbye.fault)
         return [*self.fail(failure, now, others), Release(rank)]
 
     def synced(self, rank: int, number: int, now: float) -> list[Action]:

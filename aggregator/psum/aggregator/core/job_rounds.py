@@ -3,6 +3,7 @@
 A method that raises ProtocolError has changed nothing.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from psum.aggregator.core import error_texts
@@ -14,6 +15,7 @@ from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
 from psum.aggregator.core.round import Phase, ShardRounds, Verdict
 from psum.aggregator.core.timings import Timings
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError, ProtocolError
@@ -52,8 +54,7 @@ class JobRounds:
         self._members = members
         self._workers = members.workers
         self._left = members.departures.left
-        self._num_workers = members.num_workers
-        self._ranks = tuple(range(members.num_workers))
+        self._roster = members.roster
         self._open_shards = open_shards.shards
         self._memory = memory
         self._counters = counters
@@ -75,12 +76,12 @@ class JobRounds:
             shards = self.shards + max(1, len(declared.shards))
             if shards > self._max_shards:
                 return error_texts.too_many_shards(self._name, len(self.keys), declared, shards, self._max_shards)
-            self.keys[declared.id] = key = Key(declared, rank, self._num_workers)
+            self.keys[declared.id] = key = Key(declared, rank, self._roster)
             self.shards = shards
             if not self._memory.reserve(key):
                 # `fail_key` would release what was not reserved.
                 need, budget = self._memory.need(key), self._memory.budget
-                failure = error_texts.exhausted(self._name, key, self._num_workers, need, budget)
+                failure = error_texts.exhausted(self._name, key, self._roster.most_members, need, budget)
                 key.fail(failure)
                 return [Report(failure, self._members.connected())]
         if key.failure is not None:
@@ -94,7 +95,7 @@ class JobRounds:
             return job_failure
         for shard in declared.shards:
             if not self._in_step(key.shards[shard.index], shard.round):
-                return self.fail_key(key, error_texts.out_of_step(self._name, key, shard, rank))
+                return self.fail_key(key, error_texts.out_of_step(self._name, key, shard, self._roster.ranks(rank)))
         wanted = [
             (key.id, shard.index, key.shards[shard.index].round - 1)
             for shard in declared.shards
@@ -189,11 +190,11 @@ class JobRounds:
             # The key or the job has failed in the meantime.
             return []
         round, priority = shard.round, shard.priority or 0
-        # In a broadcast one rank has contributed bytes, otherwise all have.
-        self._memory.held_bytes -= 0 if key.broadcast else key.sizes[index] * (self._num_workers - 1)
+        # In a broadcast one member has contributed bytes, otherwise all have.
+        self._memory.held_bytes -= 0 if key.broadcast else key.sizes[index] * (len(shard.contributions) - 1)
         shard.complete(result)
         self.completed += 1
-        deliver = Deliver(key, index, round, priority, result, self._ranks)
+        deliver = Deliver(key, index, round, priority, result, self._roster.members)
         return [*self.timings.summed(key, index, round), deliver] if self.timings.rounds else [deliver]
 
     def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
@@ -233,14 +234,30 @@ class JobRounds:
         key = self.keys.get(message.id)
         if key is None or key.failure is not None:
             return []
-        return self.fail_key(key, error_texts.aborted(self._name, key, rank, message))
+        return self.fail_key(key, error_texts.aborted(self._name, key, self._workers[rank], message))
+
+    def lacking(self, rank: int, entry: ShardRound, ranks: Sequence[int]) -> None:
+        """Notes which of its ranks a relay waits for in a round. A round that is not the current one is ignored.
+
+        Raises:
+            ProtocolError: The relay does not stand for these ranks.
+        """
+        if not set(ranks).issubset(self._roster.ranks(rank)):
+            raise ProtocolError(
+                f"{rank_names(self._roster.ranks(rank))} of job {self._name!r} waits for {rank_names(sorted(ranks))},"
+                " which it does not stand for"
+            )
+        key = self.keys.get(entry.id)
+        shard = key.shards.get(entry.shard) if key is not None else None
+        if shard is not None and shard.round == entry.round and rank not in shard.contributions:
+            shard.lacks(rank, frozenset(ranks))
 
     def fail_deserted(self) -> list[Action]:
         """Fails the keys whose current round needs a rank that has left."""
         actions: list[Action] = []
         for key, shard in list(self._open_shards.values()):
             # Without any contribution, some rank waits for the sum of the round before, and for no other rank.
-            if shard.missing < self._num_workers:
+            if shard.contributions:
                 actions += self.fail_if_deserted(key, shard)
         return actions
 
@@ -248,10 +265,12 @@ class JobRounds:
         """Fails a key if the current round of a shard needs a rank that has left."""
         if key.failure is not None:
             return []
-        gone = sorted(self._left - shard.contributions.keys())
-        if not gone:
-            return []
-        return self.fail_key(key, error_texts.deserted(key, shard, [self._workers[rank] for rank in gone]))
+        gone = [
+            (sorted(left), self._workers[member])
+            for member in shard.members_missing
+            if (left := self._left.intersection(self._roster.ranks(member)))
+        ]
+        return self.fail_key(key, error_texts.deserted(key, shard, gone)) if gone else []
 
     def fail_key(self, key: Key, failure: FaultError) -> list[Action]:
         """Fails a key on all ranks, and releases what it holds."""
@@ -284,12 +303,14 @@ class JobRounds:
         Some rank has contributed to them, there is no result yet, and all missing ranks are connected. A round that
         waits for another rank cannot be finished, because a draining aggregator accepts no streams.
         """
+        if not self._members.complete:
+            return []
         here = set(self._members.connected())
         return [
             (key.id, index, shard.round)
             for key in self.keys.values()
             for index, shard in key.shards.items()
-            if shard.missing < self._num_workers and here.issuperset(shard.waiting_for())
+            if shard.contributions and here.issuperset(shard.members_missing)
         ]
 
     def check(self) -> None:
@@ -301,9 +322,10 @@ class JobRounds:
             for index, shard in key.shards.items():
                 held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
-                assert shard.missing == len(list(shard.waiting_for()))
+                assert shard.contributions.keys() <= set(self._roster.members)
+                assert (shard.phase is Phase.SUMMING) == (len(shard.contributions) == self._roster.needed)
                 assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
-                begun = shard.missing < self._num_workers or bool(shard.ranks_lacking_result)
+                begun = bool(shard.contributions or shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
                 assert not shard.ranks_lacking_result or shard.last_result is None
                 if shard.phase is Phase.GATHERING and begun:
@@ -311,7 +333,7 @@ class JobRounds:
         assert open_shards == set(self._open_shards)
         assert held == self._memory.held_bytes
         assert len(self.timings) <= self.shards
-        reserved = sum(self._memory.need(key) for key in self.keys.values() if key.failure is None)
+        reserved = sum(key.reserved_bytes for key in self.keys.values() if key.failure is None)
         assert reserved <= self._memory.budget.reserved_bytes
 
     @staticmethod

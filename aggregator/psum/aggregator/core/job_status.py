@@ -26,7 +26,8 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
     behind: dict[int, float] = {}
     for round in rounds:
         for rank in round.waiting_for:
-            behind[rank] = max(round.waiting_seconds, behind.get(rank, 0.0))
+            if (member := job.members.roster.member(rank)) is not None:
+                behind[member] = max(round.waiting_seconds, behind.get(member, 0.0))
     return pb.JobStatus(
         name=job.name,
         num_workers=job.num_workers,
@@ -41,6 +42,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
                 sent_bytes=worker.sent_bytes,
                 left=worker.left,
                 behind_seconds=behind.get(rank, 0.0),
+                ranks=worker.hello.ranks,
             )
             for rank, worker in sorted(job.workers.items())
         ],

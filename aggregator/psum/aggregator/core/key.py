@@ -3,8 +3,9 @@
 from typing import Final
 
 from psum.aggregator.core import agreement
+from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.round import ShardRounds
-from psum.runtime import titled
+from psum.runtime import rank_names, titled
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, ElementType, codec_of
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError
@@ -20,14 +21,14 @@ class Key:
 
     Args:
         declared: The first declaration of the key, which all others must agree with.
-        rank: The rank that made it.
-        num_workers: The size of the job.
+        rank: The member that made it.
+        roster: The ranks of the job.
 
     Raises:
         ProtocolError: The declaration contradicts itself.
     """
 
-    def __init__(self, declared: pb.Key, rank: int, num_workers: int) -> None:
+    def __init__(self, declared: pb.Key, rank: int, roster: Roster) -> None:
         longest = max(len(declared.name), len(declared.label))
         if longest > _MAX_NAME or len(declared.shape) > _MAX_DIMENSIONS:
             raise ProtocolError(
@@ -53,6 +54,9 @@ class Key:
         """Encodes payloads on the wire; None leaves them as they are."""
         self.first_rank = rank
         """The rank that made it."""
+        self._roster = roster
+        self.reserved_bytes = 0
+        """How much of the memory budget is reserved for it."""
         self.sizes: dict[int, int] = {}
         """Bytes of each shard that this aggregator owns, by shard number."""
         self.shards: dict[int, ShardRounds[object]] = {}
@@ -67,7 +71,7 @@ class Key:
                     f" with 1 to {MAX_PARTITION_BYTES} bytes"
                 )
             self.sizes[shard.index] = size
-            self.shards[shard.index] = ShardRounds(num_workers, shard.round)
+            self.shards[shard.index] = ShardRounds(roster, shard.round)
 
     def __repr__(self) -> str:
         return f"<Key {self.name!r} {self.describe(self.declared)}>"
@@ -116,10 +120,12 @@ class Key:
                 "their sum would mix these. Make networks, stores and Trainers in the same order on all ranks, or give"
                 " each network a name of its own (in MXNet a prefix)"
             )
+        one, two = self._roster.ranks(first), self._roster.ranks(rank)
+        sides = f"{rank_names(one)} declared {here}, {rank_names(two)} declared {there}"
         return DisagreementError(
-            f"ranks disagree on {what}: rank {first} declared {here}, rank {rank} declared {there}; {advice}",
+            f"ranks disagree on {what}: {sides}; {advice}",
             key=self.id,
-            ranks=sorted({first, rank}),
+            ranks=sorted({*one, *two}),
         )
 
     def learn(self, label: str, rank: int) -> None:

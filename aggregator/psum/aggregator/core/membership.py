@@ -1,24 +1,33 @@
-"""The workers of one job: who joined, who may come back, who takes over a rank, and who has left."""
+"""The members of one job: who joined, who may come back, who takes over a rank, and who has left."""
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from psum.aggregator.core import error_texts
+from psum.aggregator.core import membership_texts
 from psum.aggregator.core.departures import Departures
 from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.roster import Roster, ranks_of
 from psum.aggregator.core.worker import Worker
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import FaultError
+from psum.wire.errors import FaultError, ProtocolError
 
 #: If another process comes for the rank of a worker that vanished this long ago, that worker is not expected back: a
 #: worker that loses its connection to a running aggregator reconnects within two seconds.
 REPLACED_SECONDS: Final = 3.0
 
+#: Workers that vanish with their host are not noticed at the same moment, because each connection is probed at its own
+#: times. When the place of one is given up, those vanished with it whose places have been kept for this part of the
+#: time. One that vanished later may have ended because of the first.
+TOGETHER: Final = 0.5
+
 
 class Membership:
-    """The ranks of one job and the workers that hold them.
+    """The ranks of one job and the members that stand for them: workers, and relays that stand for several ranks.
 
     Args:
-        hello: The first worker's hello, which all others must agree with.
+        hello: The first worker's hello, which all others must agree with. With a group_size this is the job of a
+            relay's group, otherwise that of a fleet.
         limits: How long the place of a vanished worker is kept.
         before: The membership of the ended job of this name, if the worker comes too late for that job: all who had
             joined it have left.
@@ -27,17 +36,17 @@ class Membership:
     def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
         self.first: pb.Hello = hello if before is None else before.first
         """The first hello, which all others must agree with."""
-        self.num_workers: int = self.first.num_workers
-        """The number of ranks."""
+        self.roster = Roster(self.first.group_size or self.first.num_workers, fleet=not self.first.group_size)
+        """The ranks."""
         self.workers: dict[int, Worker] = {}
-        """The workers that joined, by rank; they stay here after they left."""
+        """The members that joined, by first rank; they stay here after they left."""
         self.told: dict[int, int] = {}
-        """The incarnation of each refused worker that was told why the job ended, by rank."""
-        self.departures = Departures(self.num_workers, self.workers)
+        """The incarnation of each refused worker that was told why the job ended, by first rank."""
+        self.departures = Departures(self.roster, self.workers)
         self._worker_timeout = limits.worker_timeout
         self._closed_timeout = min(limits.closed_timeout, limits.worker_timeout) or limits.worker_timeout
         self._turned_away: dict[int, str] = {}
-        """The last process that was refused because its rank is taken, by rank."""
+        """The last process that was refused because its rank is taken, by first rank."""
         self._left_before: set[int] = set()
         """Ranks that had left before this job began. They may join it again."""
         self._resumed_at: float | None = None
@@ -49,35 +58,47 @@ class Membership:
         """
         if before is not None:
             self.workers |= before.workers
-            self._left_before |= before.workers.keys()
+            for worker in before.workers.values():
+                self.roster.add(worker.ranks)
+                self._left_before.update(worker.ranks)
             self.departures.left |= self._left_before
 
     @property
     def complete(self) -> bool:
         """Whether every rank has joined."""
-        return len(self.workers) == self.num_workers
+        return self.roster.complete
 
     def connected(self) -> tuple[int, ...]:
-        """The ranks whose stream is open."""
+        """The members whose stream is open."""
         return tuple(rank for rank, worker in self.workers.items() if worker.connected)
+
+    def holders(self, hello: pb.Hello) -> list[Worker]:
+        """The members that have joined with a rank that a hello is for, in rank order."""
+        members = {self.roster.member(rank) for rank in ranks_of(hello)}
+        return [self.workers[member] for member in sorted(m for m in members if m is not None)]
 
     def disagreement(self, hello: pb.Hello, peer: str) -> FaultError | None:
         """How a worker's settings differ from those of the first; None if they agree."""
-        return error_texts.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
+        return membership_texts.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
 
     def is_of_next_run(self, hello: pb.Hello) -> bool:
         """Whether a worker belongs to the next run of this job, which has failed or ended."""
         if hello.resuming:
             return False
-        holder = self.workers.get(hello.rank)
-        if holder is None:
-            # All processes of this run took part in the sum of the earlier aggregator process.
-            return self._inherits
-        return bool(hello.incarnation) and not _same_process(holder, hello)
+        holders = self.holders(hello)
+        if not holders:
+            # All processes of this run took part in the sum of the earlier aggregator process. If all ranks of a group
+            # have joined, another rank is not of this run either.
+            return self._inherits or self.complete
+        return bool(hello.incarnation) and not any(_same_process(holder, hello) for holder in holders)
 
     def next_run(self, hello: pb.Hello, peer: str) -> FaultError | None:
         """Why a worker must wait if it belongs to the next run of this failed job; None if it belongs to this one."""
-        return error_texts.still_ending(self.workers, hello, peer) if self.is_of_next_run(hello) else None
+        return (
+            membership_texts.still_ending(self.workers, self.holders(hello), hello, peer)
+            if self.is_of_next_run(hello)
+            else None
+        )
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """Lets a worker in whose settings agree.
@@ -85,7 +106,8 @@ class Membership:
         Returns:
             Why the worker is refused (None: it has joined), and why the whole job fails (None: it goes on).
         """
-        holder = self.workers.get(hello.rank)
+        ranks, holders = ranks_of(hello), self.holders(hello)
+        holder = holders[0] if holders and holders[0].ranks == ranks else None
         if holder is not None and _same_process(holder, hello):
             # The same process opened another stream; the end of the old one may not have been noticed yet. A worker
             # that said goodbye comes back too, and repeats it, because it waits for the farewell.
@@ -93,37 +115,54 @@ class Membership:
             holder.uncredited.clear()
             holder.taking_leave = False
             return None, None
-        if hello.rank in self._left_before and not hello.resuming:
-            self._left_before.discard(hello.rank)
-            self.departures.left.discard(hello.rank)
+        if holder is not None and self._left_before.issuperset(ranks) and not hello.resuming:
+            self._left_before.difference_update(ranks)
+            self.departures.left.difference_update(ranks)
+        elif holder is None and holders:
+            # Its ranks are divided among members in another way, so it can only belong to another run of the job.
+            return self._taken(holders, hello, peer, now)
         elif holder is not None and (
             holder.connected or holder.left or holder.contributed or self.departures.left - self._left_before
         ):
-            taken = error_texts.taken(holder, hello, peer, now)
-            if not _is_replaced(holder, hello, now):
-                return taken, None
-            if not holder.contributed and self.connected():
-                # Some workers have left in good order, and the others are about to.
-                return taken, None
-            # The job cannot go on with a process that starts from the first round, and the other will not come back.
-            return taken, error_texts.replaced(holder, hello, peer, now)
+            return self._taken([holder], hello, peer, now)
+        if holder is None and len(ranks) > self.roster.absent:
+            refusal = membership_texts.too_many_ranks(self.workers.values(), hello, peer)
+            # While ranks are missing, the job cannot go on with this member or without it.
+            return refusal, None if self.complete else refusal
         if self._inherits and not hello.resuming:
             return self._begun_without(hello, peer, now)
+        if holder is None:
+            self.roster.add(ranks)
         self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
         return None, None
 
+    def _taken(
+        self, holders: Sequence[Worker], hello: pb.Hello, peer: str, now: float
+    ) -> tuple[FaultError, FaultError | None]:
+        """Why a process is refused whose ranks others hold, and why the job fails (None: it goes on)."""
+        taken = membership_texts.taken(holders, hello, peer, now)
+        if not all(_is_replaced(holder, hello, now) for holder in holders):
+            return taken, None
+        if not any(holder.contributed for holder in holders) and self.connected():
+            # Some workers have left in good order, and the others are about to. Or the holders may be replaced by
+            # processes that stand for the same ranks.
+            return taken, None
+        # The job cannot go on with a process that starts from the first round, and the others will not come back.
+        return taken, membership_texts.replaced(holders, hello, peer, now)
+
     def _begun_without(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError, FaultError | None]:
         """Why a new process is refused whose rank has taken part already, and why the job fails (None: it goes on)."""
-        refusal = error_texts.begun_without(hello, peer)
+        refusal = membership_texts.begun_without(hello, peer)
         holder = self.workers.get(hello.rank)
         if holder is not None:
-            return refusal, error_texts.replaced(holder, hello, peer, now) if _is_replaced(holder, hello, now) else None
+            replaced = _is_replaced(holder, hello, now)
+            return refusal, membership_texts.replaced([holder], hello, peer, now) if replaced else None
         # The old process has not come back to this aggregator. It may have ended while no aggregator could notice.
         if self._resumed_at is None or not _has_replaced(self._resumed_at, hello, now):
             return refusal, None
-        return refusal, error_texts.replaced_unseen(hello, peer, now - self._resumed_at)
+        return refusal, membership_texts.replaced_unseen(hello, peer, now - self._resumed_at)
 
     def turn_away(self, hello: pb.Hello) -> bool:
         """Notes that a worker was refused because its rank is taken. Returns whether it is the first time."""
@@ -139,11 +178,24 @@ class Membership:
         """
         self._inherits = True
         newcomers = [worker for worker in self.workers.values() if not worker.hello.resuming]
-        return error_texts.started_again(newcomers) if newcomers else None
+        return membership_texts.started_again(newcomers) if newcomers else None
 
     def kept_seconds(self, worker: Worker) -> float:
         """How long the place of a vanished worker is kept."""
         return self._closed_timeout if worker.closed and worker.contributed else self._worker_timeout
+
+    def leave_partly(self, rank: int, ranks: Sequence[int]) -> None:
+        """Notes that some ranks of a member leave, while others that it stands for may stay.
+
+        Raises:
+            ProtocolError: The member does not stand for them.
+        """
+        worker = self.workers[rank]
+        if not set(ranks).issubset(worker.ranks):
+            raise ProtocolError(
+                f"{rank_names(worker.ranks)} of job {self.first.job!r} said goodbye for {rank_names(sorted(ranks))}"
+            )
+        self.departures.left.update(ranks)
 
     def lose(self, rank: int, now: float, *, closed: bool) -> None:
         """Notes that a worker's stream has ended, with or without a goodbye; it was closed, or given up as silent."""
@@ -155,12 +207,17 @@ class Membership:
     def overdue(self, now: float) -> FaultError | None:
         """Why the job fails if some worker did not come back in time; None otherwise."""
         if self._resumed_at is not None and not self.complete and now - self._resumed_at > self._worker_timeout:
-            missing = sorted(set(range(self.num_workers)) - set(self.workers))
-            return error_texts.not_back(self.first.job, missing, self._worker_timeout)
-        for worker in self.workers.values():
-            if not worker.connected and not worker.left and now - worker.last_heard > self.kept_seconds(worker):
-                return error_texts.vanished(worker, self.kept_seconds(worker), now)
+            return membership_texts.not_back(self.first.job, self.roster, self._worker_timeout)
+        for worker in self._gone_for(1.0, now):
+            together = list(self._gone_for(TOGETHER, now))
+            return membership_texts.vanished(together, self.kept_seconds(worker), self.departures.left, now)
         return None
+
+    def _gone_for(self, part: float, now: float) -> Iterator[Worker]:
+        """The vanished workers whose places have been kept for longer than this part of the time."""
+        for worker in self.workers.values():
+            if not worker.connected and not worker.left and now - worker.last_heard > part * self.kept_seconds(worker):
+                yield worker
 
 
 def _same_process(holder: Worker, hello: pb.Hello) -> bool:

@@ -1,7 +1,10 @@
 """The memory of one job: what is reserved for its keys, and what they hold now."""
 
+from collections.abc import Iterable
+
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.roster import Roster
 
 
 class JobMemory:
@@ -9,28 +12,43 @@ class JobMemory:
 
     Args:
         budget: The budget that the job shares with others.
-        num_workers: The number of ranks.
+        roster: The ranks of the job.
     """
 
-    __slots__ = ("_num_workers", "budget", "held_bytes")
+    __slots__ = ("_roster", "budget", "held_bytes")
 
-    def __init__(self, budget: Budget, num_workers: int) -> None:
+    def __init__(self, budget: Budget, roster: Roster) -> None:
         self.budget = budget
         self.held_bytes = 0
         """Bytes of contributions and results that the job refers to."""
-        self._num_workers = num_workers
+        self._roster = roster
 
     def need(self, key: Key) -> int:
-        """The most bytes that a key can hold: one contribution of each worker, and the result."""
-        return key.nbytes * (self._num_workers + 1)
+        """The most bytes that a key can hold: one contribution of each member, and the result."""
+        return key.nbytes * (self._roster.most_members + 1)
 
     def reserve(self, key: Key) -> bool:
         """Reserves what a key needs. Returns False, and reserves nothing, if the budget is too small."""
-        return self.budget.reserve(self.need(key))
+        need = self.need(key)
+        if not self.budget.reserve(need):
+            return False
+        key.reserved_bytes = need
+        return True
+
+    def trim(self, keys: Iterable[Key]) -> None:
+        """Returns what keys reserved for members that the job does not have, now that all ranks have joined.
+
+        While ranks are missing, each of them may be a member.
+        """
+        for key in keys:
+            if key.reserved_bytes > (need := self.need(key)):
+                self.budget.release(key.reserved_bytes - need)
+                key.reserved_bytes = need
 
     def release(self, key: Key) -> None:
         """Returns what was reserved for a key."""
-        self.budget.release(self.need(key))
+        self.budget.release(key.reserved_bytes)
+        key.reserved_bytes = 0
 
     def drop(self, key: Key) -> None:
         """Stops counting what a key holds now."""

@@ -18,16 +18,14 @@ class OpenShards:
 
     Args:
         name: The job's name.
-        num_workers: The number of ranks.
-        workers: The job's workers by rank; a view of the membership's dictionary.
+        workers: The job's members by first rank; a view of the membership's dictionary.
         limits: How long a round may wait.
     """
 
-    def __init__(self, name: str, num_workers: int, workers: Mapping[int, Worker], limits: Limits) -> None:
+    def __init__(self, name: str, workers: Mapping[int, Worker], limits: Limits) -> None:
         self.shards: OrderedDict[tuple[int, int], tuple[Key, ShardRounds[object]]] = OrderedDict()
         """Shards whose round has some contributions but not all, by (key's id, shard), the oldest round first."""
         self._name = name
-        self._num_workers = num_workers
         self._workers = workers
         self._round_timeout = limits.round_timeout
         self._warnings = StallWarnings(limits.warn_after)
@@ -48,7 +46,7 @@ class OpenShards:
         (_, index), (key, shard) = next(iter(self.shards.items()))
         if shard.since is None or not self._warnings.due((key.id, index, shard.round), now - shard.since):
             return []
-        to_warn = shard.ranks_lacking_result or set(range(self._num_workers)) - set(shard.waiting_for())
+        to_warn = shard.ranks_lacking_result or shard.contributions
         ranks = tuple(rank for rank, worker in self._workers.items() if worker.connected and rank in to_warn)
         absent = self._absent(shard, now)
         others = len(self.shards) - 1

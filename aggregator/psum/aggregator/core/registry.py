@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from psum.aggregator.core.actions import Action
@@ -13,6 +13,8 @@ from psum.aggregator.core.ended_jobs import EndedJobs
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.roster import ranks_of
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
 from psum.wire.errors import ExhaustedError, FaultError, InvalidError, TakenError, WorkerLostError
@@ -28,7 +30,7 @@ _MAX_WORKERS: Final = 4096
 #: The longest name of a job or a worker, in characters.
 _MAX_NAME: Final = 253
 
-#: How many weights of a hello are repeated in an error.
+#: How many weights or ranks of a hello are repeated in an error.
 _MAX_SHOWN: Final = 8
 
 
@@ -150,7 +152,7 @@ class Registry:
                 pb.EndedJob(
                     name=ended.job.name,
                     num_workers=ended.job.num_workers,
-                    joined=sorted(ended.job.workers),
+                    joined=sorted(rank for worker in ended.job.workers.values() for rank in worker.ranks),
                     ended_seconds=now - ended.at,
                     failure=str(ended.job.failure or ""),
                 )
@@ -166,7 +168,7 @@ class Registry:
         self.counters.end(job.name, now)
         self.ended.appendleft(Ended(job, now, abandoned))
         # The failure itself was logged when it happened.
-        absent = job.num_workers - len(job.workers)
+        absent = job.members.roster.absent
         never = f"; {absent} of its {job.num_workers} ranks never joined" if absent else ""
         _log.info("job %s: ended%s", job.name, " after its failure" if job.failure else never)
 
@@ -179,7 +181,8 @@ class Registry:
             worker = job.workers.get(hello.rank)
             if worker is not None and worker.hello.incarnation == hello.incarnation:
                 return job.failure or TakenError(
-                    f"job {job.name!r} has ended, and rank {hello.rank}, {worker}, had left it", ranks=[hello.rank]
+                    f"job {job.name!r} has ended, and {rank_names(worker.ranks)}, {worker}, had left it",
+                    ranks=worker.ranks,
                 )
         return None
 
@@ -206,6 +209,17 @@ class Registry:
                 f"{who}: rank {hello.rank} of {hello.num_workers} workers; a job has 1 to {_MAX_WORKERS} workers,"
                 " ranks from 0"
             )
+        ranks = ranks_of(hello)
+        if ranks[0] != hello.rank or list(ranks) != sorted(set(ranks)) or ranks[-1] >= hello.num_workers:
+            return InvalidError(
+                f"{who}: rank {hello.rank} that stands for {_listed(ranks)} of {hello.num_workers} workers; expected"
+                " each rank once, in ascending order, from its own rank"
+            )
+        if hello.group_size > hello.num_workers or 0 < hello.group_size < len(ranks):
+            return InvalidError(
+                f"{who}: {_listed(ranks)} in a group of {hello.group_size} of {hello.num_workers} workers; a group has"
+                " as many ranks as one of its members at least, and as many as the job at most"
+            )
         if not 0 < hello.partition_bytes <= MAX_PARTITION_BYTES:
             return InvalidError(
                 f"{who}: a partition of {hello.partition_bytes} bytes; expected 1 to {MAX_PARTITION_BYTES}"
@@ -218,3 +232,9 @@ class Registry:
         if hello.planes and pb.PLANE_INLINE not in hello.planes:
             return InvalidError(f"{who}: it does not offer the inline plane, which every worker must offer")
         return None
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    """Ranks as a hello lists them, the first of many."""
+    more = f" and {len(ranks) - _MAX_SHOWN} more" if len(ranks) > _MAX_SHOWN else ""
+    return f"ranks {list(ranks[:_MAX_SHOWN])}{more}"

@@ -12,14 +12,18 @@ and RULES says what happens to it. A rank begins round r+1 only after it has rec
 ranks have contributed to the current round, nobody needs the last result, and it is released before the new sum is
 made. A result is never written to after it was made: a slow reader sees the round that it asked for, or none.
 
+Here, `rank` stands for a member: a worker, or a relay that contributes for several ranks; see roster.py.
+
 An aggregator that was started again knows no rounds. It learns the current round from what the ranks declare. If a rank
 lacks the sum of the round before, the aggregator gets it from a rank that has it; until then the first rank is a
 waiter.
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final, Generic, TypeVar
+
+from psum.aggregator.core.roster import Roster
 
 Result = TypeVar("Result")
 
@@ -88,7 +92,7 @@ class ShardRounds(Generic[Result]):
     the last result only while it is not here.
 
     Args:
-        num_workers: The number of ranks.
+        roster: The ranks of the job.
         first_round: The first round to gather.
     """
 
@@ -96,26 +100,30 @@ class ShardRounds(Generic[Result]):
         "contributions",
         "holder",
         "inherited",
+        "lacking",
         "last_result",
-        "num_workers",
         "phase",
         "priority",
         "ranks_lacking_result",
+        "roster",
         "round",
         "since",
     )
 
-    def __init__(self, num_workers: int, first_round: int = 0) -> None:
+    def __init__(self, roster: Roster, first_round: int = 0) -> None:
         self.round = first_round
         """The current round."""
         self.phase = Phase.GATHERING
-        self.num_workers = num_workers
-        """The number of ranks."""
+        self.roster = roster
+        """The ranks of the job."""
         self.contributions: dict[int, memoryview] = {}
-        """The contributions to the current round by rank; b'' from a rank that only receives.
+        """The contributions to the current round by member; b'' from a member that only receives.
 
-        Missing ranks have no entry: a job of thousands of workers may declare many thousands of shards.
+        Missing members have no entry: a job of thousands of workers may declare many thousands of shards.
         """
+        self.lacking: dict[int, Set[int]] | None = None
+        """What relays have told about the current round: which of its ranks each waits for. It may be out of date for a
+        relay that has contributed since."""
         self.priority: int | None = None
         """The highest priority of the contributions; None without any."""
         self.since: float | None = None
@@ -133,7 +141,12 @@ class ShardRounds(Generic[Result]):
     @property
     def missing(self) -> int:
         """How many ranks have not contributed to the current round."""
-        return self.num_workers - len(self.contributions)
+        return sum(1 for _ in self.waiting_for()) + self.roster.unknown
+
+    @property
+    def members_missing(self) -> Iterator[int]:
+        """The members that have joined the job and not contributed to the current round."""
+        return (member for member in self.roster.members if member not in self.contributions)
 
     def __repr__(self) -> str:
         missing = ",".join(map(str, self.waiting_for()))
@@ -159,7 +172,7 @@ class ShardRounds(Generic[Result]):
             self.priority = priority
         if self.since is None:
             self.since = now
-        if len(contributions) < self.num_workers:
+        if len(contributions) < self.roster.needed:
             return verdict
         self.phase = Phase.SUMMING
         self.last_result = None
@@ -176,6 +189,7 @@ class ShardRounds(Generic[Result]):
         self.phase = Phase.GATHERING
         self.inherited = False
         self.holder = None
+        self.lacking = None
         if self.ranks_lacking_result:
             # Correct workers do not begin a round while they lack the sum of the one before.
             self.ranks_lacking_result.clear()
@@ -188,6 +202,7 @@ class ShardRounds(Generic[Result]):
         """Begins the next round because a rank has the sum of the current one. Ranks that contributed wait for it."""
         self.ranks_lacking_result = set(self.contributions)
         self.contributions = {}
+        self.lacking = None
         self.priority = None
         self.since = now if self.ranks_lacking_result else None
         self.round += 1
@@ -203,12 +218,25 @@ class ShardRounds(Generic[Result]):
             self.since = None
         return ranks
 
+    def lacks(self, member: int, ranks: Set[int]) -> None:
+        """Notes which of its ranks a relay waits for in the current round. None: it does not say."""
+        self.lacking = {**(self.lacking or {}), member: ranks}
+
     def waiting_for(self) -> Iterator[int]:
-        """The ranks that have not contributed to the current round."""
-        return (rank for rank in range(self.num_workers) if rank not in self.contributions)
+        """The known ranks that have not contributed to the current round, in ascending order.
+
+        If a relay has not contributed, these are the ranks that it waits for, or all its ranks if it has not said.
+        """
+        lacking = self.lacking or {}
+        for rank in self.roster.known:
+            member = self.roster.member(rank)
+            if member in self.contributions:
+                continue
+            if member is None or rank in (lacking.get(member) or (rank,)):
+                yield rank
 
     def in_rank_order(self) -> tuple[memoryview, ...]:
-        """The contributions to the current round, sorted by rank."""
+        """The contributions to the current round, in rank order: by the first rank of each member."""
         return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
 
     def _timing(self, round: int) -> Timing:

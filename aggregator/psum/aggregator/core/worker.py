@@ -1,15 +1,16 @@
-"""One rank of a job, as its hello introduced it."""
+"""One member of a job, as its hello introduced it: a worker, or a relay that stands for several ranks."""
 
 import dataclasses
 from collections import deque
 
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.roster import ranks_of
 from psum.v1 import aggregator_pb2 as pb
 
 
 @dataclasses.dataclass(slots=True)
 class Worker:
-    """One rank of a job. Times are those of the clock that the shell passes to the job.
+    """One member of a job. Times are those of the clock that the shell passes to the job.
 
     Attributes:
         hello: Its hello.
@@ -21,7 +22,7 @@ class Worker:
         left: Whether it said goodbye.
         taking_leave: Whether it said goodbye on its present connection.
         contributed: Whether it took part in any round. A worker that vanished before may be replaced.
-        needed_by: After its goodbye, the ranks that may still lack a sum that it has.
+        needed_by: After its goodbye, the members that may still lack a sum that it has.
         release_at: When it is released at the latest; None before its goodbye and after its release.
         received_bytes: Payload received from it.
         sent_bytes: Payload sent to it.
@@ -42,6 +43,11 @@ class Worker:
     received_bytes: int = 0
     sent_bytes: int = 0
     uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that it stands for, in ascending order."""
+        return ranks_of(self.hello)
 
     def __str__(self) -> str:
         return f"{self.hello.worker or 'unnamed worker'} ({self.peer})"

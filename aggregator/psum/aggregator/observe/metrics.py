@@ -167,7 +167,9 @@ def _add_jobs(families: Families, service: Service, now: float) -> None:
     queued = service.queued_messages()
     for job in service.registry.jobs.values():
         families.add(WORKERS, job.num_workers, job.name)
-        families.add(WORKERS_CONNECTED, sum(worker.connected for worker in job.workers.values()), job.name)
+        families.add(
+            WORKERS_CONNECTED, sum(len(worker.ranks) for worker in job.workers.values() if worker.connected), job.name
+        )
         families.add(HELD, job.held_bytes, job.name)
         families.add(ROUNDS_WAITING, len(job.open_shards), job.name)
         _, oldest = next(iter(job.open_shards.values()), (None, None))

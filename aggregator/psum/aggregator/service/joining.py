@@ -10,14 +10,17 @@ from typing import Any, Final
 import grpc
 
 from psum.aggregator.access.admission import Admission
+from psum.aggregator.core.error_texts import either
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.core.roster import ranks_of
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.connections import Connections
 from psum.aggregator.service.descriptor_budget import DescriptorBudget
 from psum.aggregator.service.plane_choice import PlaneChoice
 from psum.aggregator.settings import Settings
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_MESSAGE_BYTES, decode
 from psum.wire.errors import ExhaustedError, InternalError, InvalidError, ProtocolError, TakenError
@@ -87,7 +90,7 @@ class Joining:
             context: The stream's grpc.aio.ServicerContext.
 
         Returns:
-            The job, and the worker's rank.
+            The job, and the worker's rank; of a relay, the first of its ranks.
 
         Raises:
             FaultError: The worker is refused.
@@ -128,44 +131,45 @@ class Joining:
             self._descriptors.take(1)
             return
         text = self._descriptors.lack(
-            f"rank {hello.rank} of job {hello.job!r} ({hello.worker or context.peer()}) was refused,"
-            f" {len(self._connections)} workers are connected"
+            f"{rank_names(ranks_of(hello))} of job {hello.job!r} ({hello.worker or context.peer()})"
+            f" {either(ranks_of(hello), 'was', 'were')} refused, {len(self._connections)} workers are connected"
         )
         if hello.resuming:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         _log.warning("%s", text)
         self._notify_others(hello, text)
-        raise ExhaustedError(text, ranks=[hello.rank])
+        raise ExhaustedError(text, ranks=ranks_of(hello))
 
     def _notify_others(self, hello: pb.Hello, text: str) -> None:
         """Tells a job's workers that a rank was refused, because they will wait for it; once for each job."""
         job = self._registry.jobs.get(hello.job)
-        if job is None or hello.rank in job.workers or job in self._incomplete:
+        if job is None or job.members.holders(hello) or job in self._incomplete:
             return
         self._incomplete.add(job)
         self._connections.send_to_all(job, pb.ExchangeResponse(notice=pb.Notice(text=text)))
 
     def _enter(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Job:
         job, actions, refusal = self._registry.join(hello, peer, self._clock())
+        ranks = rank_names(ranks_of(hello))
         for about, action in actions:
             self._runner.perform(about, [action])
         if job is None or refusal is not None:
             if job is not None and refusal is job.failure:
                 # The failure itself was logged when it happened.
                 who = hello.worker or "an unnamed worker"
-                _log.warning("job %s: refused rank %d, %s (%s), for that reason", job.name, hello.rank, who, peer)
+                _log.warning("job %s: refused %s, %s (%s), for that reason", job.name, ranks, who, peer)
             else:
                 # A worker that waits for the end of another process comes again each second.
                 again = job is not None and isinstance(refusal, TakenError) and not job.members.turn_away(hello)
                 level = logging.DEBUG if again else logging.WARNING
-                _log.log(level, "job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+                _log.log(level, "job %s: refused %s: %s", hello.job, ranks, refusal)
             # A copy: the job keeps its failure, whose traceback would keep the frames of this stream alive.
             raise copy.copy(refusal or InternalError("refused without a reason"))
         self._connections.add(job, hello.rank, connection)
         job.counters.reconnects += hello.resuming
         did = "came back" if hello.resuming else "joined"
         worker = job.workers[hello.rank]
-        _log.info("job %s: rank %d of %d %s, %s", job.name, hello.rank, job.num_workers, did, worker)
+        _log.info("job %s: %s of %d %s, %s", job.name, ranks, hello.num_workers, did, worker)
         welcome = self._welcome()
         lack = self._choose_plane(job, hello, connection, welcome)
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
@@ -177,11 +181,14 @@ class Joining:
 
     def _choose_plane(self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome) -> str | None:
         """Gives a worker the best plane that both sides have. Returns what this process lacks for a better one."""
-        workers_to_come = max(0, sum(job.num_workers for job in self._registry.jobs.values()) - len(self._connections))
+        workers_to_come = max(
+            0, sum(job.members.roster.most_members for job in self._registry.jobs.values()) - len(self._connections)
+        )
         if self._plane_choice.choose(job, hello, connection, welcome, workers_to_come=workers_to_come):
             return None
         return self._descriptors.lack(
-            f"rank {hello.rank} has only its stream to {', '.join(self.addresses)}, which is slower"
+            f"{rank_names(ranks_of(hello))} {either(ranks_of(hello), 'has only its', 'have only their')} stream to"
+            f" {', '.join(self.addresses)}, which is slower"
         )
 
     def _welcome(self) -> pb.Welcome:

@@ -13,7 +13,7 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.planes import DataConnection
-from psum.runtime import first_completed
+from psum.runtime import first_completed, rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, decode, encode, split, to_rows
 from psum.wire.errors import ProtocolError
@@ -29,7 +29,7 @@ class Receiver:
 
     Args:
         job: The worker's job.
-        rank: The worker's rank.
+        rank: The worker's rank; of a relay, the first of its ranks.
         connection: The connection to the worker.
         runner: Carries out what follows from the messages.
         clock: The time now, by the clock that the job is given elsewhere.
@@ -155,12 +155,24 @@ class Receiver:
                 if request.goodbye.HasField("fault"):
                     self._runner.perform(job, job.leave_early(rank, request.goodbye, now))
                     return
+                if request.goodbye.ranks:
+                    self._runner.perform(job, job.leave_partly(rank, request.goodbye.ranks))
+                    return
                 if not worker.left:
                     # Otherwise it has come back to hear that it may leave.
-                    _log.info("job %s: rank %d left", job.name, rank)
+                    _log.info("job %s: %s left", job.name, rank_names(worker.ranks))
                 self._runner.perform(job, job.leave(rank, now))
             case "synced":
                 self._runner.perform(job, job.synced(rank, request.synced.number, now))
+            case "lacking":
+                rows = to_rows(request.lacking.shards, MAX_SHARDS_PER_PAYLOAD)
+                if len(rows) != len(request.lacking.ranks):
+                    raise ProtocolError(
+                        f"{rank_names(worker.ranks)} of job {job.name!r} told what {len(rows)} rounds lack, in"
+                        f" {len(request.lacking.ranks)} lists of ranks"
+                    )
+                for row, lacks in zip(rows, request.lacking.ranks, strict=True):
+                    job.lacking(rank, row, lacks.ranks)
             case kind:
                 raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
         if job.credit.pending:

@@ -19,6 +19,7 @@ from psum.aggregator.service.draining import Draining
 from psum.aggregator.service.joining import Joining
 from psum.aggregator.service.receiver import Receiver
 from psum.aggregator.settings import Settings
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, InvalidError, ProtocolError
 
@@ -182,17 +183,16 @@ class Streams:
         # Keepalive probes take longer than this to find out that a peer is gone.
         closed = now - worker.last_heard < self._settings.keepalive
         actions = job.lost(rank, now, closed=closed)
+        ranks = rank_names(worker.ranks)
         if worker.left or job.failure is not None:
             pass
         elif self._draining.begun:
-            _log.info(
-                "job %s: rank %d, %s, was disconnected, to go on with the next process here", job.name, rank, worker
-            )
+            _log.info("job %s: %s, %s, was disconnected, to go on with the next process here", job.name, ranks, worker)
         else:
             _log.warning(
-                "job %s: rank %d, %s, vanished%s; its place is kept for %g s",
+                "job %s: %s, %s, vanished%s; its place is kept for %g s",
                 job.name,
-                rank,
+                ranks,
                 worker,
                 why,
                 job.members.kept_seconds(worker),

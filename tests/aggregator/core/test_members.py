@@ -1,0 +1,587 @@
+"""A job of workers, and of relays that stand for several ranks each."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from psum.aggregator.core.actions import Action, Ask, Deliver, Report, Sum, Sync, Warn
+from psum.aggregator.core.budget import Budget
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.job_status import job_status
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.membership import REPLACED_SECONDS
+from psum.aggregator.core.registry import Registry
+from psum.aggregator.core.roster import Roster
+from psum.runtime import rank_names
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import PROTOCOL_VERSION, ShardRound
+from psum.wire.errors import (
+    DisagreementError,
+    FaultError,
+    InvalidError,
+    ProtocolError,
+    RoundTimeoutError,
+    TakenError,
+    WorkerLostError,
+)
+
+LIMITS = Limits(worker_timeout=30, round_timeout=600, warn_after=30)
+
+FOUR = memoryview(b"abcd")
+
+#: The members of the job in most tests: a worker, a relay, another worker.
+MEMBERS = ([0], [1, 2, 3], [4])
+
+
+def hello(ranks: Iterable[int], **change: Any) -> pb.Hello:
+    """The hello of a member that stands for these ranks; of a plain worker, if it is one rank."""
+    first, *others = ranks
+    fields: dict[str, Any] = {
+        "protocol_version": PROTOCOL_VERSION,
+        "job": "night",
+        "rank": first,
+        "ranks": [first, *others] if others else [],
+        "num_workers": 5,
+        "incarnation": 100 + first,
+        "partition_bytes": 1024,
+        "aggregators": ["a:1"],
+        "worker": f"relay on h{first}" if others else f"h{first} pid 7",
+    }
+    return pb.Hello(**fields | change)
+
+
+def worker(rank: int, **change: Any) -> pb.Hello:
+    """The hello of a worker to a relay whose group has two ranks, of eight."""
+    return hello([rank], num_workers=8, **{"group_size": 2} | change)
+
+
+def key(id: int = 7, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, round: int = 0) -> pb.Key:
+    return pb.Key(
+        id=id,
+        name="w",
+        elements=4,
+        type=pb.ELEMENT_TYPE_UINT8,
+        operation=operation,
+        shards=[pb.Shard(index=0, elements=4, round=round)],
+    )
+
+
+def entry(round: int = 0, *, id: int = 7) -> ShardRound:
+    return ShardRound(id=id, round=round, length=4)
+
+
+def started(*hellos: pb.Hello, limits: Limits = LIMITS, budget: Budget | None = None) -> Job:
+    """A job that these members have joined, and that has one key."""
+    job = Job(hellos[0], limits, budget=budget)
+    for each in hellos:
+        assert job.join(each, f"peer:{each.rank}", 0.0) == ([], None)
+    for each in hellos:
+        assert job.declare(each.rank, key(), 0.0) == []
+    return job
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    """A job of a worker, a relay and another worker, whose invariants are checked at the end."""
+    job = started(*map(hello, MEMBERS))
+    yield job
+    job.check()
+
+
+def faults(actions: Iterable[Action]) -> list[FaultError]:
+    return [action.fault for action in actions if isinstance(action, Report)]
+
+
+def refusal(job: Job, hello: pb.Hello, now: float = 2.0) -> FaultError:
+    """Why a hello is refused; the job goes on."""
+    actions, refused = job.join(hello, "peer:9", now)
+    assert actions == []
+    assert refused is not None
+    assert job.failure is None
+    return refused
+
+
+def test_a_round_is_complete_when_each_member_has_contributed(job: Job) -> None:
+    """A relay's contribution counts for all its ranks. The order of the sum is that of the members' first ranks."""
+    values = {0: memoryview(b"0000"), 1: memoryview(b"1111"), 4: memoryview(b"4444")}
+    assert job.contribute(4, entry(), values[4], 1.0) == []
+    assert job.contribute(1, entry(), values[1], 1.0) == []
+    [action] = job.contribute(0, entry(), values[0], 1.0)
+    assert isinstance(action, Sum)
+    assert action.contributions == tuple(values.values())
+    assert job.held_bytes == 12
+    assert job.summed(action.key, 0, "sum") == [Deliver(action.key, 0, 0, 0, "sum", (0, 1, 4))]
+    assert job.held_bytes == 4
+
+
+def test_a_relay_that_stands_for_rank_0_is_the_root_of_a_broadcast() -> None:
+    """It pushes the value, and all other members pull it."""
+    job = started(hello([0, 1]), hello([2]), hello([3, 4]))
+    for first in (0, 2, 3):
+        job.declare(first, key(8, operation=pb.OPERATION_BROADCAST), 0.0)
+    assert job.contribute(3, entry(id=8), None, 1.0) == []
+    assert job.contribute(0, entry(id=8), FOUR, 1.0) == []
+    [action] = job.contribute(2, entry(id=8), None, 1.0)
+    assert isinstance(action, Sum)
+    assert action.contributions == (FOUR,)
+    job.check()
+
+
+def test_no_round_is_complete_before_all_ranks_have_joined() -> None:
+    """As many contributions as there are members do not complete it while a rank is missing."""
+    job = started(hello([0]), hello([1, 2, 3]))
+    assert not job.complete
+    for first in (0, 1):
+        assert job.contribute(first, entry(), FOUR, 1.0) == []
+    assert job.join(hello([4]), "peer:4", 1.0) == ([], None)
+    job.check()
+    job.declare(4, key(), 1.0)
+    [action] = job.contribute(4, entry(), FOUR, 1.0)
+    assert isinstance(action, Sum)
+
+
+@pytest.mark.parametrize(
+    ("others", "ranks", "text"),
+    [
+        (
+            MEMBERS,
+            [2],
+            "ranks 1-3 of job 'night' are taken by relay on h1 (peer:1), connected 2.0 s ago; refused h2 pid 7",
+        ),
+        (MEMBERS, [1, 2], "ranks 1-3 of job 'night' are taken by relay on h1 (peer:1)"),
+        (
+            ([0], [1], [2]),
+            [1, 2, 3, 4],
+            "ranks 1-2 of job 'night' are taken by h1 pid 7 (peer:1), connected 2.0 s ago, and by h2 pid 7 (peer:2)",
+        ),
+        (([1, 2, 3],), [0, 1], "ranks 1-3 of job 'night' are taken by relay on h1 (peer:1)"),
+    ],
+    ids=["a worker of a relay", "fewer ranks", "a relay for workers", "an overlap"],
+)
+def test_ranks_are_taken_once(others: Iterable[list[int]], ranks: list[int], text: str) -> None:
+    """Another member that stands for some of them is refused, even if it is the same process. The error shows both."""
+    job = started(*map(hello, others))
+    refused = refusal(job, hello(ranks, incarnation=9))
+    assert isinstance(refused, TakenError)
+    assert text in str(refused)
+    assert f"(peer:9) for {rank_names(ranks)}. Either" in str(refused)
+    assert "PSUM_RELAY" in str(refused)
+    assert refused.ranks == tuple(ranks)
+    assert isinstance(refusal(job, hello(ranks, resuming=True)), TakenError)
+    job.check()
+
+
+def test_ranks_that_come_back_in_other_members_end_the_job() -> None:
+    """A relay has vanished, and a process that started since comes for one of its ranks: that is another run."""
+    job = started(*map(hello, MEMBERS))
+    job.contribute(1, entry(), FOUR, 1.0)
+    job.lost(1, 2.0)
+    actions, refused = job.join(hello([2], incarnation=9, worker="h2 pid 8"), "peer:9", 2.0 + REPLACED_SECONDS)
+    assert isinstance(refused, TakenError)
+    [fault] = faults(actions)
+    assert isinstance(fault, WorkerLostError)
+    assert fault.ranks == (1, 2, 3)
+    assert "ranks 1-3 of job 'night', relay on h1 (peer:1), vanished 3.0 s ago, and another process" in str(fault)
+    still = job.join(hello([2], incarnation=9), "peer:9", 6.0)[1]
+    assert "in which rank 2 was relay on h1 (peer:1), has failed and is still ending" in str(still)
+
+
+def test_a_relay_comes_back_with_the_same_ranks(job: Job) -> None:
+    """Its contribution counts once, and its lost result is sent again to it alone."""
+    job.contribute(1, entry(), FOUR, 1.0)
+    job.lost(1, 2.0)
+    assert job.join(hello([1, 2, 3], resuming=True), "peer:8", 3.0) == ([], None)
+    assert job.declare(1, key(), 3.0) == []
+    assert job.contribute(1, entry(), FOUR, 3.0) == []
+    job.contribute(0, entry(), FOUR, 3.0)
+    [action] = job.contribute(4, entry(), FOUR, 3.0)
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    [again] = job.contribute(1, entry(), FOUR, 4.0)
+    assert isinstance(again, Deliver)
+    assert again.ranks == (1,)
+
+
+def test_a_relay_gives_back_a_sum_to_an_aggregator_that_was_started_again() -> None:
+    """The relay is asked like a worker, and a worker that lacks the sum gets it."""
+    job = Job(hello([0]), LIMITS)
+    for ranks in MEMBERS:
+        assert job.join(hello(ranks, resuming=True), "peer", 0.0) == ([], None)
+    assert job.declare(0, key(round=5), 0.0) == []
+    assert job.contribute(0, entry(5), FOUR, 1.0) == []
+    assert job.declare(1, key(round=6), 1.0) == [Ask(1, ((7, 0, 5),))]
+    [action] = job.restore(1, entry(5), FOUR)
+    assert isinstance(action, Sum)
+    [delivery] = job.restored(action.key, 0, 5, "sum")
+    assert isinstance(delivery, Deliver)
+    assert delivery.ranks == (0,)
+    job.check()
+
+
+def test_ranks_of_relays_that_do_not_come_back_are_named() -> None:
+    """An aggregator that was started again names all ranks that are missing."""
+    job = Job(hello([0], resuming=True), LIMITS)
+    job.join(hello([0], resuming=True), "peer", 0.0)
+    [fault] = faults(job.tick(31.0))
+    assert (type(fault), fault.ranks) == (WorkerLostError, (1, 2, 3, 4))
+    assert "ranks 1-4 of job 'night' did not come back" in str(fault)
+
+
+def test_a_relay_s_round_waits_for_all_its_ranks(job: Job) -> None:
+    """Until the relay has said for which ones it waits. A rank that never joined is named by itself."""
+    job.contribute(0, entry(), FOUR, 1.0)
+    job.workers[1].last_heard = 30.0
+    job.workers[4].last_heard = 31.0
+    [warning] = [action for action in job.tick(32.0) if isinstance(action, Warn)]
+    assert "waits for ranks 1-3 (relay on h1, last heard 2.0 s ago), rank 4 (h4 pid 7, last heard 1.0 s" in warning.text
+    assert warning.ranks == (0,)
+    job.lacking(1, entry(), [2])
+    [fault] = faults(job.tick(700.0))
+    assert (type(fault), fault.ranks) == (RoundTimeoutError, (2, 4))
+    assert "for rank 2 (relay on h1, last heard 670.0 s ago), rank 4 (h4 pid 7" in str(fault)
+
+
+def test_what_a_relay_lacks_is_forgotten_with_the_round(job: Job) -> None:
+    """It counts for the current round only, and not after the relay has contributed."""
+    [shard] = job.keys[7].shards.values()
+    job.lacking(1, entry(), [1, 3])
+    job.lacking(1, entry(1), [2])
+    assert list(shard.waiting_for()) == [0, 1, 3, 4]
+    assert shard.missing == 4
+    job.lacking(1, entry(), [])
+    assert list(shard.waiting_for()) == [0, 1, 2, 3, 4]
+    job.lacking(1, entry(), [2])
+    job.contribute(1, entry(), FOUR, 1.0)
+    job.lacking(1, entry(), [2])
+    assert list(shard.waiting_for()) == [0, 4]
+    job.contribute(0, entry(), FOUR, 1.0)
+    [action] = job.contribute(4, entry(), FOUR, 1.0)
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    assert list(shard.waiting_for()) == [0, 1, 2, 3, 4]
+    assert shard.lacking is None
+    job.lacking(1, entry(1, id=99), [2])
+
+
+def test_a_relay_speaks_for_its_own_ranks_only(job: Job) -> None:
+    """What it says about others breaks the protocol, and changes nothing."""
+    with pytest.raises(
+        ProtocolError, match="ranks 1-3 of job 'night' waits for ranks 3-4, which it does not stand for"
+    ):
+        job.lacking(1, entry(), [3, 4])
+    with pytest.raises(ProtocolError, match="ranks 1-3 of job 'night' said goodbye for rank 0"):
+        job.leave_partly(1, [0])
+    assert job.members.departures.left == set()
+
+
+def test_what_needs_some_ranks_of_a_relay_that_have_left_fails(job: Job) -> None:
+    """Rounds to which the relay has contributed go on; others fail and name these ranks. The relay stays."""
+    job.declare(0, key(8), 0.0)
+    job.declare(1, key(8), 0.0)
+    job.contribute(1, entry(), FOUR, 1.0)
+    job.contribute(0, entry(), FOUR, 1.0)
+    assert job.leave_partly(1, [2, 3]) == []
+    [action] = job.contribute(4, entry(), FOUR, 1.0)
+    assert isinstance(action, Sum)
+    [fault] = faults(job.contribute(0, entry(id=8), FOUR, 2.0))
+    assert (type(fault), fault.key, fault.ranks) == (WorkerLostError, 8, (2, 3))
+    assert "ranks 2-3 (relay on h1) have left job 'night' without contributing to key 'w' round 0" in str(fault)
+    assert not job.workers[1].left
+    assert [list(status.ranks) for status in job_status(job, 2.0).workers] == [[], [1, 2, 3], []]
+
+
+def test_an_open_round_fails_when_ranks_of_a_relay_leave(job: Job) -> None:
+    """The round waits for the relay, and cannot be completed any more."""
+    job.contribute(0, entry(), FOUR, 1.0)
+    [fault] = faults(job.leave_partly(1, [3]))
+    assert fault.ranks == (3,)
+    assert "rank 3 (relay on h1) has left job" in str(fault)
+
+
+def test_a_relay_leaves_with_all_its_ranks(job: Job) -> None:
+    """All who may lack its sums are asked, by member. The job is over when all members have left."""
+    for first in (0, 1):
+        job.contribute(first, entry(), FOUR, 1.0)
+    [action] = job.contribute(4, entry(), FOUR, 1.0)
+    assert isinstance(action, Sum)
+    job.summed(action.key, 0, "sum")
+    job.leave_partly(1, [1])
+    [sync] = job.leave(1, 2.0)
+    assert sync == Sync(1, (0, 4))
+    assert job.members.departures.left == {1, 2, 3}
+    for first in (0, 4):
+        job.leave(first, 2.0)
+    for first in (0, 1, 4):
+        job.lost(first, 3.0)
+    assert job.over
+
+
+def test_a_relay_that_vanishes_is_named_by_all_its_ranks_that_have_not_left(job: Job) -> None:
+    """After its timeout, the job fails."""
+    job.leave_partly(1, [3])
+    job.lost(1, 2.0)
+    [fault] = faults(job.tick(33.0))
+    assert (type(fault), fault.ranks) == (WorkerLostError, (1, 2))
+    assert "ranks 1-3 of job 'night', relay on h1 (peer:1), vanished 31.0 s ago" in str(fault)
+
+
+def test_workers_that_vanish_together_are_named_together(job: Job) -> None:
+    """Their host has failed. One that vanished much later is not to blame: it may have ended because of them."""
+    job.lost(4, 2.0)
+    job.lost(1, 9.0)
+    job.lost(0, 31.0)
+    [fault] = faults(job.tick(33.0))
+    assert (type(fault), fault.ranks) == (WorkerLostError, (1, 2, 3, 4))
+    assert str(fault).startswith(
+        "ranks 1-3 (relay on h1 (peer:1)), rank 4 (h4 pid 7 (peer:4)) of job 'night' vanished 31.0 s ago and did not"
+        " come back within the worker timeout of 30 s; look into their logs"
+    )
+
+
+def test_the_status_shows_a_relay_s_ranks_and_how_far_it_is_behind(job: Job) -> None:
+    """It is one worker with several ranks, and is behind if a round waits for any of them."""
+    job.contribute(0, entry(), FOUR, 1.0)
+    job.lacking(1, entry(), [3])
+    status = job_status(job, 4.0)
+    assert [(w.rank, list(w.ranks), w.behind_seconds) for w in status.workers] == [
+        (0, [], 0.0),
+        (1, [1, 2, 3], 3.0),
+        (4, [], 3.0),
+    ]
+    assert list(status.rounds[0].waiting_for) == [3, 4]
+
+
+def test_a_failure_that_a_relay_passes_on_is_the_failure_for_all(job: Job) -> None:
+    """Its kind, text and ranks stay; ranks that do not exist are left out."""
+    reported = RoundTimeoutError("rank 2 is slow", ranks=[2, 77]).to_message()
+    [fault] = faults(job.abort(1, pb.Abort(id=7, round=3, fault=reported)))
+    assert (type(fault), str(fault), fault.key, fault.round, fault.ranks) == (
+        RoundTimeoutError,
+        "rank 2 is slow",
+        7,
+        3,
+        (2,),
+    )
+    job.declare(1, key(8), 0.0)
+    [fault] = faults(job.abort(1, pb.Abort(id=8, round=3, text="no")))
+    assert fault.ranks == (1, 2, 3)
+    assert str(fault) == "ranks 1-3 of job 'night' could not contribute to key 'w' round 3: no"
+
+
+def test_memory_is_reserved_for_members() -> None:
+    """While ranks are missing, each may be a member of its own. What is reserved for too many is returned."""
+    budget = Budget(1000)
+    job = started(hello([1, 2, 3]), budget=budget)
+    assert budget.reserved_bytes == 4 * (1 + 2 + 1)
+    job.join(hello([0]), "peer:0", 1.0)
+    job.join(hello([4]), "peer:4", 1.0)
+    assert budget.reserved_bytes == 4 * (3 + 1)
+    job = started(hello([0]), hello([1, 2, 3, 4]), budget=(budget := Budget(1000)))
+    assert budget.reserved_bytes == 4 * (2 + 1)
+    job.abort(0, pb.Abort(id=7))
+    assert budget.reserved_bytes == 0
+    job.check()
+
+
+def test_open_rounds_that_wait_for_a_member_that_is_not_connected_are_not_finished(job: Job) -> None:
+    """A draining aggregator accepts no streams."""
+    job.contribute(0, entry(), FOUR, 1.0)
+    assert job.open_rounds() == [(7, 0, 0)]
+    job.lost(1, 1.0)
+    assert job.open_rounds() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "both_sides"),
+    [
+        (
+            {"num_workers": 6},
+            r"PSUM_NUM_WORKERS\): rank 0 has 5, ranks 1-3 have 6. Rank 0 is h0 pid 7 \(peer:0\), ranks",
+        ),
+        ({"aggregators": ["b:1"]}, r"PSUM_AGGREGATORS\): rank 0 has \['a:1'\], ranks 1-3 have \['b:1'\]"),
+    ],
+)
+def test_a_relay_that_disagrees_is_named_by_all_its_ranks(change: dict[str, Any], both_sides: str) -> None:
+    """The error shows both sides."""
+    job = started(hello([0]))
+    actions, refused = job.join(hello([1, 2, 3], **change), "peer:1", 1.0)
+    assert faults(actions) == [refused]
+    assert isinstance(refused, DisagreementError)
+    assert refused.ranks == (0, 1, 2, 3)
+    with pytest.raises(DisagreementError, match=both_sides):
+        raise refused
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranks"),
+    [(0, [1, 2]), (2, [1, 2]), (1, [1, 3, 2]), (1, [1, 1]), (3, [3, 4, 5]), (0, [0, 2**32 - 1])],
+    ids=["another first rank", "not the first", "not in order", "twice", "too large", "far too large"],
+)
+def test_ranks_that_make_no_sense_are_refused(rank: int, ranks: list[int]) -> None:
+    """The error shows what was sent and what is expected."""
+    wrong = hello([rank])
+    wrong.ranks.extend(ranks)
+    job, actions, refused = Registry(LIMITS).join(wrong, "peer", 0.0)
+    assert (job, actions, type(refused)) == (None, [], InvalidError)
+    assert f"rank {rank} that stands for ranks {ranks} of 5 workers; expected each rank once" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks"), [(6, [0]), (1, [0, 1])], ids=["larger than the job", "smaller than a member"]
+)
+def test_groups_that_make_no_sense_are_refused(size: int, ranks: list[int]) -> None:
+    """A group has no more ranks than the job, and no fewer than a relay that is a member of it."""
+    _, _, refused = Registry(LIMITS).join(hello(ranks, group_size=size), "peer", 0.0)
+    assert isinstance(refused, InvalidError)
+    assert f"in a group of {size} of 5 workers" in str(refused)
+
+
+def test_an_ended_job_lists_all_ranks_that_joined() -> None:
+    """Also those of relays."""
+    registry = Registry(LIMITS)
+    for ranks in ([0], [2, 3]):
+        assert registry.join(hello(ranks), "peer", 0.0)[2] is None
+    job = registry.jobs["night"]
+    for first in (0, 2):
+        job.leave(first, 1.0)
+        job.lost(first, 1.0)
+    registry.settle(job, 1.0)
+    [ended] = registry.status(1.0, lambda name: True)[1]
+    assert list(ended.joined) == [0, 2, 3]
+
+
+def test_a_late_relay_joins_ranks_that_have_left() -> None:
+    """It is told at its first contribution that others have left, as a late worker is."""
+    registry = Registry(LIMITS)
+    assert registry.join(hello([0]), "peer", 0.0)[2] is None
+    job = registry.jobs["night"]
+    job.leave(0, 1.0)
+    job.lost(0, 1.0)
+    registry.settle(job, 1.0)
+    late = hello([1, 2, 3], age_seconds=60)
+    assert registry.join(late, "peer", 2.0)[2] is None
+    job = registry.jobs["night"]
+    assert not job.complete
+    job.declare(1, key(), 2.0)
+    [fault] = faults(job.contribute(1, entry(), FOUR, 2.0))
+    assert fault.ranks == (0,)
+
+
+def test_a_group_is_complete_when_as_many_ranks_have_joined() -> None:
+    """Their numbers are known only when they join. The sum is in rank order."""
+    job = Job(worker(6), LIMITS)
+    assert job.join(worker(6), "peer:6", 0.0) == ([], None)
+    job.declare(6, key(), 0.0)
+    assert job.contribute(6, entry(), FOUR, 1.0) == []
+    [shard] = job.keys[7].shards.values()
+    assert (list(shard.waiting_for()), shard.missing, job.num_workers) == ([], 1, 2)
+    [warning] = [action for action in job.tick(40.0) if isinstance(action, Warn)]
+    assert "waits for 1 of the 2 ranks of this group, which have not joined. It has waited" in warning.text
+    assert job.join(worker(3), "peer:3", 50.0) == ([], None)
+    assert job.complete
+    job.declare(3, key(), 50.0)
+    assert list(shard.waiting_for()) == [3]
+    one = memoryview(b"3333")
+    [action] = job.contribute(3, entry(), one, 51.0)
+    assert isinstance(action, Sum)
+    assert action.contributions == (one, FOUR)
+    [deliver] = job.summed(action.key, 0, "sum")
+    assert isinstance(deliver, Deliver)
+    assert deliver.ranks == (3, 6)
+    job.check()
+
+
+def test_a_group_has_members_that_are_relays() -> None:
+    """A relay further up gathers ranks of relays and of workers."""
+    job = started(hello([2, 3], group_size=3), hello([4], group_size=3))
+    assert job.complete
+    job.contribute(4, entry(), FOUR, 1.0)
+    [action] = job.contribute(2, entry(), FOUR, 1.0)
+    assert isinstance(action, Sum)
+    job.check()
+
+
+def test_a_full_group_takes_no_other_rank() -> None:
+    """The error names the ranks and processes that are there. The group goes on."""
+    job = started(worker(6), worker(3))
+    refused = refusal(job, worker(5))
+    assert isinstance(refused, DisagreementError)
+    assert (
+        "the group of job 'night' on this relay has 2 ranks, and there are rank 6 (h6 pid 7 (peer:6)), rank 3"
+        " (h3 pid 7 (peer:3)); refused rank 5, h5 pid 7 (peer:9). A relay serves the workers of one host"
+    ) in str(refused)
+    assert isinstance(refusal(job, worker(6, incarnation=9)), TakenError)
+
+
+def test_a_group_that_cannot_become_complete_fails() -> None:
+    """A relay with too many ranks comes while others are missing."""
+    job = started(hello([2, 3], group_size=3))
+    actions, refused = job.join(hello([0, 1], group_size=3), "peer:9", 1.0)
+    assert faults(actions) == [refused]
+    assert isinstance(refused, DisagreementError)
+
+
+@pytest.mark.parametrize(
+    ("change", "both_sides"),
+    [
+        ({"group_size": 3}, "rank 6 has 2, rank 3 has 3"),
+        (
+            {"next_relays": [pb.Relay(address="rack:1", group_size=4)]},
+            r"the relays further up \(PSUM_RELAY\): rank 6 has \[\], rank 3 has \[\('rack:1', 4\)\]",
+        ),
+    ],
+)
+def test_ranks_of_a_group_agree_on_it(change: dict[str, Any], both_sides: str) -> None:
+    """On its size and on the relays further up; the error shows both sides."""
+    job = started(worker(6))
+    actions, refused = job.join(worker(3, **change), "peer:3", 1.0)
+    assert faults(actions) == [refused]
+    with pytest.raises(DisagreementError, match=both_sides):
+        raise refused or AssertionError("no refusal")
+
+
+def test_ranks_of_a_group_that_do_not_come_back_are_counted() -> None:
+    """A relay that was started again does not know their numbers."""
+    job = started(worker(6, resuming=True))
+    [fault] = faults(job.tick(31.0))
+    assert fault.ranks == ()
+    assert "1 of the 2 ranks of a relay's group of job 'night' did not come back" in str(fault)
+
+
+def test_a_worker_of_a_restarted_relay_that_leaves_stays_for_ranks_that_are_not_back() -> None:
+    """They may need its sums, whatever their numbers are."""
+    job = started(worker(6, resuming=True))
+    assert job.leave(6, 1.0) == []
+    assert job.workers[6].release_at is not None
+
+
+def test_another_rank_that_comes_to_a_failed_group_is_of_the_next_run() -> None:
+    """All ranks of this run are known."""
+    job = started(worker(6), worker(3))
+    job.fail(WorkerLostError("gone"), 1.0)
+    refused = job.join(worker(5), "peer:5", 2.0)[1]
+    assert isinstance(refused, TakenError)
+    assert "in which rank 5 was another process, has failed and is still ending" in str(refused)
+
+
+def test_a_roster_knows_who_stands_for_whom() -> None:
+    """Members are in rank order, whatever the order in which they join."""
+    roster = Roster(5)
+    roster.add((2, 4))
+    assert (roster.members, roster.complete, roster.absent, roster.most_members) == ((2,), False, 3, 4)
+    assert roster.not_joined() == [0, 1, 3]
+    roster.add((0, 1, 3))
+    assert (roster.members, roster.complete, roster.needed, roster.most_members) == ((0, 2), True, 2, 2)
+    assert [roster.member(rank) for rank in range(6)] == [0, 0, 2, 0, 2, None]
+    assert roster.ranks(2) == (2, 4)
+    assert Roster(3, fleet=False).not_joined() == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [([5], "rank 5"), ([4, 5], "ranks 4-5"), ([1, 4, 5, 6, 9], "ranks 1, 4-6, 9"), ([0, 2], "ranks 0, 2")],
+)
+def test_ranks_are_named_in_runs(ranks: list[int], name: str) -> None:
+    """A host's ranks mostly follow each other."""
+    assert rank_names(ranks) == name
