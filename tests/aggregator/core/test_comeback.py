@@ -6,6 +6,7 @@ from psum.aggregator.core.actions import (
     Action,
     Ask,
     Deliver,
+    EndStreams,
     Release,
     Report,
     Sum,
@@ -112,6 +113,42 @@ def test_a_holder_that_vanishes_before_it_answers_is_asked_again(job: Job) -> No
     job.lost(2, 2.0)
     assert job.join(hello(2), "peer", 3.0) == ([], None)
     assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
+
+
+def test_a_sum_that_nobody_has_any_more_is_made_again(job: Job) -> None:
+    """A relay said that it has the sum, and was then killed before it gave the sum to its workers or back."""
+    assert declare(job, 0, 5) == []
+    assert push(job, 0, 5) == []
+    assert declare(job, 2, 6) == [Ask(2, ((7, 0, 5),))]
+    # This one sends when it comes back anyway.
+    job.lost(2, 2.0)
+    assert job.join(hello(2), "peer", 3.0) == ([], None)
+    assert declare(job, 2, 5) == [EndStreams((0,))]
+    assert job.held_bytes == 0
+    assert declare(job, 1, 5) == []
+    assert push(job, 2, 5) == []
+    assert push(job, 1, 5) == []
+    job.lost(0, 3.0)
+    assert job.join(hello(0), "peer", 3.0) == ([], None)
+    assert declare(job, 0, 5) == []
+    [action] = push(job, 0, 5)
+    assert isinstance(action, Sum)
+    assert (action.round, action.restored) == (5, False)
+
+
+def test_a_sum_that_one_rank_has_lost_comes_from_another(job: Job) -> None:
+    """If other ranks have it, one of them is asked, and no round is made again."""
+    assert declare(job, 0, 6) == []
+    assert declare(job, 2, 6) == []
+    assert declare(job, 1, 5) == []
+    assert push(job, 1, 5) == [Ask(2, ((7, 0, 5),))]
+    job.lost(2, 2.0)
+    assert job.join(hello(2), "peer", 3.0) == ([], None)
+    assert declare(job, 2, 5) == [Ask(0, ((7, 0, 5),))]
+    assert push(job, 2, 5) == []
+    [action] = give_back(job, 0, 5)
+    assert isinstance(action, Deliver)
+    assert action.ranks == (1, 2)
 
 
 def test_the_next_round_may_begin_before_the_sum_is_back(job: Job) -> None:

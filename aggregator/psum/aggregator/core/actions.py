@@ -105,6 +105,17 @@ class Release:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class EndStreams:
+    """End the streams of some ranks. They open others, and send everything again that has no result. No message.
+
+    Attributes:
+        ranks: The ranks.
+    """
+
+    ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Report:
     """Tell some ranks about a failure: `fault`. If it fails the job, it is the last message to them.
 
@@ -151,4 +162,4 @@ class TellTiming:
     summing: float
 
 
-Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | Report | Warn | TellTiming
+Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | EndStreams | Report | Warn | TellTiming

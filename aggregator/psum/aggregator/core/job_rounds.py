@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from psum.aggregator.core import error_texts
-from psum.aggregator.core.actions import Action, Ask, Deliver, Report, Sum
+from psum.aggregator.core.actions import Action, Ask, Deliver, EndStreams, Report, Sum
 from psum.aggregator.core.counters import JobCounters
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
@@ -96,12 +96,22 @@ class JobRounds:
         for shard in declared.shards:
             if not self._in_step(key.shards[shard.index], shard.round):
                 return self.fail_key(key, error_texts.out_of_step(self._name, key, shard, self._roster.ranks(rank)))
-        wanted = [
-            (key.id, shard.index, key.shards[shard.index].round - 1)
-            for shard in declared.shards
-            if self._reconcile(key, shard, rank, now)
-        ]
-        return [Ask(rank, tuple(wanted))] if wanted else []
+        wanted: dict[int, list[tuple[int, int, int]]] = {}
+        waiting: set[int] = set()
+        for declared_shard in declared.shards:
+            index, shard = declared_shard.index, key.shards[declared_shard.index]
+            lost = declared_shard.round < shard.round and rank in shard.holders
+            if lost:
+                waiting |= self._lose(key, index, rank)
+            asks = self._reconcile(key, declared_shard, rank, now)
+            holder = shard.holder if lost else rank
+            if holder is not None and (asks or (lost and shard.ranks_lacking_result)):
+                wanted.setdefault(holder, []).append((key.id, index, shard.round - 1))
+        actions: list[Action] = [Ask(holder, tuple(rounds)) for holder, rounds in wanted.items()]
+        # This rank's contribution comes on its new stream anyway.
+        if waiting := waiting - {rank}:
+            actions.append(EndStreams(tuple(sorted(waiting))))
+        return actions
 
     def contribute(
         self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
@@ -359,8 +369,20 @@ class JobRounds:
         if declared.round != shard.round or shard.round == 0 or shard.last_result is not None:
             return False
         if shard.phase is Phase.GATHERING and shard.inherited:
-            shard.holder = rank
+            shard.holds(rank)
         return bool(shard.ranks_lacking_result)
+
+    def _lose(self, key: Key, index: int, rank: int) -> set[int]:
+        """Notes that a rank has no longer the sum of the round before. See ShardRounds.loses.
+
+        Returns:
+            The ranks that must contribute to that round again.
+        """
+        waiting = key.shards[index].loses(rank)
+        if waiting is None:
+            return set()
+        self._open_shards.pop((key.id, index), None)
+        return waiting
 
     def _let_go(self, key: Key, failure: FaultError) -> None:
         if key.failure is None:

@@ -98,7 +98,7 @@ class ShardRounds(Generic[Result]):
 
     __slots__ = (
         "contributions",
-        "holder",
+        "holders",
         "inherited",
         "lacking",
         "last_result",
@@ -133,10 +133,15 @@ class ShardRounds(Generic[Result]):
         """The result of the round before; None if nobody needs it any more, or it is not here."""
         self.inherited = True
         """Whether this process has completed no round yet. Then the ranks know better which round is current."""
-        self.holder: int | None = None
-        """A rank that has the last result while it is not here."""
+        self.holders: tuple[int, ...] = ()
+        """The members that said that they have the last result, the latest at the end, while it is not here."""
         self.ranks_lacking_result: set[int] = set()
         """Ranks that lack the last result while it is not here."""
+
+    @property
+    def holder(self) -> int | None:
+        """The member to ask for the last result while it is not here, None if none is known to have it."""
+        return self.holders[-1] if self.holders else None
 
     @property
     def missing(self) -> int:
@@ -188,7 +193,7 @@ class ShardRounds(Generic[Result]):
         self.round += 1
         self.phase = Phase.GATHERING
         self.inherited = False
-        self.holder = None
+        self.holders = ()
         self.lacking = None
         if self.ranks_lacking_result:
             # Correct workers do not begin a round while they lack the sum of the one before.
@@ -206,14 +211,36 @@ class ShardRounds(Generic[Result]):
         self.priority = None
         self.since = now if self.ranks_lacking_result else None
         self.round += 1
-        self.holder = holder
+        self.holders = (holder,)
+
+    def holds(self, member: int) -> None:
+        """Notes that a member has the last result, which is not here."""
+        self.holders = (*(other for other in self.holders if other != member), member)
+
+    def loses(self, member: int) -> set[int] | None:
+        """Notes that a member has not the last result any more.
+
+        A relay that receives a result and ends before it has passed it on has not: its next process begins with what
+        the group's workers have.
+
+        Returns:
+            If no member has it, the last round is the current one again: the members that wait for the result, which
+            must contribute again. None otherwise.
+        """
+        self.holders = tuple(other for other in self.holders if other != member)
+        if self.holders or self.contributions or self.last_result is not None:
+            return None
+        waiting, self.ranks_lacking_result = self.ranks_lacking_result, set()
+        self.round -= 1
+        self.since = None
+        return waiting
 
     def restore(self, result: Result) -> tuple[int, ...]:
         """Takes the last result from a rank that gave it back. Returns the ranks that wait for it."""
         ranks = tuple(sorted(self.ranks_lacking_result))
         self.ranks_lacking_result.clear()
         self.last_result = result
-        self.holder = None
+        self.holders = ()
         if not self.contributions:
             self.since = None
         return ranks

@@ -12,6 +12,7 @@ from psum.aggregator.core.actions import (
     Action,
     Ask,
     Deliver,
+    EndStreams,
     Release,
     Report,
     ReturnCredit,
@@ -99,6 +100,12 @@ class ActionRunner:
                 for rank in ranks:
                     if (connection := self._connections(job, rank)) is not None:
                         connection.queue.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
+                        connection.filled.set()
+            case EndStreams(ranks):
+                for rank in ranks:
+                    if (connection := self._connections(job, rank)) is not None:
+                        connection.queue.clear()
+                        connection.closing = True
                         connection.filled.set()
             case Release(rank):
                 self._send(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
