@@ -142,5 +142,6 @@ class Client(abc.ABC):
     def answered(self, index: int, message: pb.ExchangeResponse, now: float) -> None:
         """Handle the answer to hello."""
 
-    def released(self, now: float) -> None:
+    def released(self, _now: float) -> None:
         """Handle a farewell."""
+        return

@@ -12,8 +12,8 @@ from psum.client import Operation, PsumError, Ticket
 from simulation.aggregator import AggregatorProcess
 from simulation.client import Client
 from simulation.counters import Counters
-from simulation.oracle import Call, KeyOperation, Oracle, value
 from simulation.groups import sum_tree
+from simulation.oracle import Call, KeyOperation, Oracle, value
 from simulation.plan import Ending, Plan
 from simulation.stream import Stream
 from simulation.worker import WorkerProcess
@@ -93,7 +93,7 @@ class Fleet:
         if number < self.plan.workers:
             return self.workers[number]
         process = self.aggregators[self.plan.relays[number - self.plan.workers].process]
-        return None if process is None else process.uplink
+        return None if process is None else process.uplinks
 
     def clients_above(self, rank: int) -> set[int]:
         """Return the clients that a result passes on its way to a rank, including its worker."""
@@ -309,7 +309,8 @@ class Fleet:
         return True
 
     def _new_process(self, index: int) -> AggregatorProcess:
-        return AggregatorProcess(self.limits)
+        above = [self.processes_of(self.plan.workers + i) for i, r in enumerate(self.plan.relays) if r.process == index]
+        return AggregatorProcess(self.limits, lambda: self.now, self.plan.credit_bytes, *above)
 
     def kill_worker(self, rank: int) -> None:
         """Kill a worker process. The aggregators notice later."""

@@ -90,7 +90,7 @@ class Oracle:
         self._allowed[key].update(errors)
 
     def blame(self, ranks: Iterable[int], *, together: bool = False) -> None:
-        """From now on, an error about a lost worker names some of these ranks and no others; `together`: all of them."""
+        """Expect errors about lost workers to name some of these ranks and no others; with `together`, all of them."""
         self._blamed, self._together = set(ranks), together
 
     def forbid_results(self, key: KeyOperation, round: int) -> None:
@@ -120,7 +120,8 @@ class Oracle:
             assert type(error) in allowed, f"{call} failed with an error that is not allowed: {error!r}"
             if self._blamed is not None and isinstance(error, WorkerLostError | TakenError):
                 named = set(error.ranks)
-                assert named and named <= self._blamed and (named == self._blamed or not self._together), (
+                right = named == self._blamed if self._together else named and named <= self._blamed
+                assert right, (
                     f"{call} failed with an error that names the ranks {named} instead of {self._blamed}: {error}"
                 )
             return

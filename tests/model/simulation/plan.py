@@ -31,7 +31,7 @@ FAULTS = {
 
 
 #: How many of the histories have relays.
-RELAYED = 0.0
+RELAYED = 0.5
 
 
 class Ending(enum.Enum):

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from psum.aggregator.core.actions import Action, ConnectUplinks, LeaveUplinks, PartUplinks, SendUplinks
 from psum.aggregator.relay.core.host_job import HostJob
+
+from psum.aggregator.core.actions import Action, LeaveUplinks, PartUplinks, UplinkAction
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
 from psum.wire.errors import FaultError
 from simulation.client import Client
-
-UPLINK_ACTIONS = (ConnectUplinks, SendUplinks, LeaveUplinks, PartUplinks)
 
 
 class Uplinks(Client):
@@ -27,15 +26,12 @@ class Uplinks(Client):
         super().__init__(processes)
         self.job = job
         self._perform_actions = perform
-        self._connecting = False
         self._leaving = False
         self._parting: pb.Goodbye | None = None
 
-    def perform(self, action: Action) -> None:
-        """Carry out an action about the uplinks."""
+    def perform(self, action: UplinkAction) -> None:
+        """Carry out an action about the uplinks, except for the first, for which they are made."""
         match action:
-            case ConnectUplinks():
-                self._connecting = True
             case LeaveUplinks():
                 self._leaving = True
             case PartUplinks(goodbye):
@@ -44,9 +40,6 @@ class Uplinks(Client):
     @property
     def failed(self) -> bool:
         return self.job.uplink.failure is not None
-
-    def may_connect(self, process: int, now: float) -> bool:
-        return self._connecting and super().may_connect(process, now)
 
     def hello(self, index: int, _now: float) -> pb.Hello:
         return self.job.hello(index, self.connections[index].resuming)
