@@ -26,6 +26,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "aggregator.core": ("runtime", "v1", "wire"),
     "aggregator.sums": ("planes", "v1", "wire"),
     "aggregator.access": ("aggregator", "runtime", "v1", "wire"),
+    "aggregator.relay.core": ("aggregator.core", "client.core", "planes", "runtime", "v1", "wire"),
     "aggregator.service": (
         *("aggregator", "aggregator.access", "aggregator.core", "aggregator.sums"),
         *("planes", "runtime", "v1", "wire"),
@@ -51,7 +52,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
 }
 
 #: Folders that decide: everything in them is synchronous and does no I/O.
-PURE: Final = ("aggregator.core", "client.core")
+PURE: Final = ("aggregator.core", "aggregator.relay.core", "client.core")
 
 #: What nothing pure may import.
 IMPURE: Final = frozenset({"asyncio", "grpc", "mmap", "selectors", "socket", "subprocess", "uvloop"})

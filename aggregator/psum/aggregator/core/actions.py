@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from psum.aggregator.core.key import Key
+from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
 
@@ -23,6 +24,8 @@ class Sum:
         priority: How urgent it is.
         contributions: One of each rank, in rank order.
         restored: The only contribution is a sum that a rank gave back: call `restored` instead.
+        relayed: In the job of a relay's group, the only contribution is the result that came from the shard's owner. A
+            sum of the group's own contributions is passed to `forward` instead.
     """
 
     key: Key
@@ -31,6 +34,7 @@ class Sum:
     priority: int
     contributions: tuple[memoryview, ...]
     restored: bool = False
+    relayed: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -152,6 +156,7 @@ class TellTiming:
         last_rank: The rank whose contribution came last.
         waiting: Seconds from a rank's contribution to the last one, by rank.
         summing: Seconds from the last contribution to the sum.
+        forwarding: Seconds from then until the result came from the shard's owner; 0 if this is the owner.
     """
 
     key: Key
@@ -160,6 +165,34 @@ class TellTiming:
     last_rank: int
     waiting: Mapping[int, float]
     summing: float
+    forwarding: float = 0.0
 
 
-Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | EndStreams | Report | Warn | TellTiming
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectUplinks:
+    """Connect to the aggregators that this relay forwards to. Only from the job of a relay's group, and only once."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendUplinks:
+    """There may be something to send to the aggregators that this relay forwards to."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeaveUplinks:
+    """Say goodbye to the aggregators that this relay forwards to, after everything was sent: all its ranks leave."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PartUplinks:
+    """Say goodbye to the aggregators that this relay forwards to at once, because the job has failed.
+
+    Attributes:
+        goodbye: The goodbye, with the reason.
+    """
+
+    goodbye: pb.Goodbye
+
+
+UplinkAction = ConnectUplinks | SendUplinks | LeaveUplinks | PartUplinks
+Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | EndStreams | Report | Warn | TellTiming | UplinkAction

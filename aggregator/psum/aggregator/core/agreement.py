@@ -29,6 +29,6 @@ def same_shape(one: pb.Key, other: pb.Key) -> bool:
     return not one.shape or not other.shape or one.shape == other.shape
 
 
-def shards(key: pb.Key) -> Sequence[tuple[int, int]]:
-    """The shards of a key as (index, elements), sorted by index."""
-    return sorted((shard.index, shard.elements) for shard in key.shards)
+def shards(key: pb.Key) -> Sequence[tuple[int, int, int]]:
+    """The shards of a key as (index, elements, owner), sorted by index. Only relays are told of owners."""
+    return sorted((shard.index, shard.elements, shard.owner) for shard in key.shards)

@@ -29,6 +29,8 @@ class Departures:
     def __init__(self, roster: Roster, workers: Mapping[int, Worker]) -> None:
         self.left: set[int] = set()
         """The ranks that have left."""
+        self.held = False
+        """Whether nobody is released before its time is up, even if no rank of the job needs it."""
         self._roster = roster
         self._workers = workers
 
@@ -64,7 +66,7 @@ class Departures:
         """Releases the workers that no rank needs, and those that have waited long enough."""
         released: list[Action] = []
         for rank, worker in self._workers.items():
-            if worker.release_at is not None and (not worker.needed_by or now >= worker.release_at):
+            if worker.release_at is not None and (now >= worker.release_at or not (worker.needed_by or self.held)):
                 worker.release_at = None
                 released.append(Release(rank))
         return released

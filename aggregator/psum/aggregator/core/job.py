@@ -12,9 +12,10 @@ and CreditReturns when credit is returned. A Job connects them.
 """
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from psum.aggregator.core import membership_texts
-from psum.aggregator.core.actions import Action, Release, Report, Warn
+from psum.aggregator.core.actions import Action, Release, Report, Sum, Warn
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.counters import JobCounters
 from psum.aggregator.core.credit import CreditReturns
@@ -38,6 +39,9 @@ class Job:
         before: The ended job of this name, if the worker comes too late for that job: all who had joined it have left.
         lent: Tells whether a payload lies in memory that its worker takes back with the credit.
     """
+
+    forwards: ClassVar[bool] = False
+    """Whether sums of contributions are passed to `forward` rather than to `summed`: this is a relay's group."""
 
     def __init__(
         self,
@@ -210,6 +214,14 @@ class Job:
         """Releases everything: all workers have left."""
         self.ended = True
         self.rounds.end()
+
+    def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
+        """Takes sums of contributions, which go on to the owners of their shards. Only if the job `forwards`."""
+        raise NotImplementedError
+
+    def keep(self, action: Sum, memory: memoryview) -> None:
+        """Notes where workers read a result that came from the shard's owner. Only if the job `forwards`."""
+        raise NotImplementedError
 
     def open_rounds(self) -> list[tuple[int, int, int]]:
         """The rounds to finish before this aggregator ends: (key's id, shard, round)."""

@@ -3,11 +3,11 @@
 A method that raises ProtocolError has changed nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from psum.aggregator.core import error_texts
-from psum.aggregator.core.actions import Action, Ask, Deliver, EndStreams, Report, Sum
+from psum.aggregator.core.actions import Action, Ask, Deliver, EndStreams, Report, ReturnCredit, Sum
 from psum.aggregator.core.counters import JobCounters
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
@@ -61,6 +61,8 @@ class JobRounds:
         self._max_shards = max_shards
         self._failed = False
         """Whether the job failed: then what still arrives is ignored."""
+        self.key_failed: Callable[[Key, FaultError], None] = _nobody_listens
+        """Called with each key that fails, alone or with the whole job."""
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
         """Handles a worker's declaration of a key.
@@ -83,6 +85,7 @@ class JobRounds:
                 need, budget = self._memory.need(key), self._memory.budget
                 failure = error_texts.exhausted(self._name, key, self._roster.most_members, need, budget)
                 key.fail(failure)
+                self.key_failed(key, failure)
                 return [Report(failure, self._members.connected())]
         if key.failure is not None:
             return [Report(key.failure, (rank,))]
@@ -185,6 +188,8 @@ class JobRounds:
                 return [Ask(shard.holder, ((key_id, index, round),))]
             case Verdict.IGNORE:
                 # The sender has charged its credit again for the duplicate.
+                if shard.phase is Phase.FORWARDING:
+                    return [ReturnCredit(rank, ((key_id, index, round),))]
                 worker.uncredited.append((now, key, index, round))
                 return []
             case Verdict.REFUSE:
@@ -196,16 +201,41 @@ class JobRounds:
     def summed(self, key: Key, index: int, result: object) -> list[Action]:
         """Takes the sum that a Sum action asked for."""
         shard = key.shards.get(index)
-        if shard is None or shard.phase is not Phase.SUMMING:
+        if shard is None or shard.phase is Phase.GATHERING:
             # The key or the job has failed in the meantime.
             return []
         round, priority = shard.round, shard.priority or 0
-        # In a broadcast one member has contributed bytes, otherwise all have.
-        self._memory.held_bytes -= 0 if key.broadcast else key.sizes[index] * (len(shard.contributions) - 1)
+        if shard.phase is Phase.FORWARDING:
+            self._memory.held_bytes += key.sizes[index] - sum(map(len, shard.contributions.values()))
+        elif not key.broadcast:
+            # In a broadcast one member has contributed bytes, otherwise all have.
+            self._memory.held_bytes -= key.sizes[index] * (len(shard.contributions) - 1)
         shard.complete(result)
         self.completed += 1
         deliver = Deliver(key, index, round, priority, result, self._roster.members)
         return [*self.timings.summed(key, index, round), deliver] if self.timings.rounds else [deliver]
+
+    def forward(self, key: Key, index: int, round: int, partial: memoryview | None) -> bool:
+        """Takes the sum of a round's contributions, which goes on to the shard's owner. The contributions are let go.
+
+        Args:
+            key: The key.
+            index: The shard's number within it.
+            round: The round.
+            partial: The sum, kept until the round has a result; None: nothing but a pull is forwarded.
+
+        Returns:
+            Whether it is to be forwarded. If not, the key or the job has failed in the meantime.
+        """
+        shard = key.shards.get(index)
+        if shard is None or shard.phase is not Phase.SUMMING or shard.round != round:
+            return False
+        self._memory.held_bytes -= sum(map(len, shard.contributions.values()))
+        self._memory.held_bytes += 0 if partial is None else len(partial)
+        shard.forward(partial)
+        if self.timings.rounds:
+            self.timings.forwarded(key, index, round)
+        return True
 
     def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """Takes the sum of a round from a worker; an earlier aggregator process made that sum.
@@ -230,7 +260,7 @@ class JobRounds:
         shard = key.shards.get(index)
         if shard is None or shard.last_result is not None or shard.round != round + 1:
             return []
-        if shard.phase is Phase.SUMMING:
+        if shard.phase is not Phase.GATHERING:
             # All ranks have begun the next round, so they have this sum.
             return []
         self._memory.held_bytes += key.sizes[index]
@@ -333,8 +363,8 @@ class JobRounds:
                 held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
                 assert shard.contributions.keys() <= set(self._roster.members)
-                assert (shard.phase is Phase.SUMMING) == (len(shard.contributions) == self._roster.needed)
-                assert (shard.phase is Phase.SUMMING) == (shard.missing == 0)
+                assert (shard.phase is not Phase.GATHERING) == (len(shard.contributions) == self._roster.needed)
+                assert (shard.phase is not Phase.GATHERING) == (shard.missing == 0)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
                 assert not shard.ranks_lacking_result or shard.last_result is None
@@ -388,9 +418,14 @@ class JobRounds:
         if key.failure is None:
             self._memory.release(key)
             key.fail(failure)
+            self.key_failed(key, failure)
 
     def _clear(self) -> None:
         self.keys.clear()
         self._open_shards.clear()
         self.timings.clear()
         self._memory.held_bytes = 0
+
+
+def _nobody_listens(key: Key, failure: FaultError) -> None:
+    """Only the job of a relay's group passes on what fails."""

@@ -24,8 +24,11 @@ class JobMemory:
         self._roster = roster
 
     def need(self, key: Key) -> int:
-        """The most bytes that a key can hold: one contribution of each member, and the result."""
-        return key.nbytes * (self._roster.most_members + 1)
+        """The most bytes that a key can hold: one contribution of each member, and the result.
+
+        A relay's group also holds the sum that it forwards, while members contribute again.
+        """
+        return key.nbytes * (self._roster.most_members + (1 if self._roster.fleet else 2))
 
     def reserve(self, key: Key) -> bool:
         """Reserves what a key needs. Returns False, and reserves nothing, if the budget is too small."""

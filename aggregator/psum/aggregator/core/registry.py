@@ -55,6 +55,8 @@ class Registry:
         limits: The limits of jobs.
         released: Called with each job that has ended, when nobody uses it any more.
         lent: Tells whether a payload lies in memory that its worker takes back with the credit; see Job.
+        budget: The memory that these jobs share with others; None: they have their own.
+        make: Makes a job, with Job's arguments.
     """
 
     def __init__(
@@ -62,11 +64,15 @@ class Registry:
         limits: Limits,
         released: Callable[[Job], None] = lambda job: None,
         lent: Callable[[memoryview], bool] = lambda payload: False,
+        *,
+        budget: Budget | None = None,
+        make: Callable[..., Job] = Job,
     ) -> None:
         self._limits = limits
         self._released = released
         self._lent = lent
-        self.budget = Budget(limits.memory_budget)
+        self.budget = budget or Budget(limits.memory_budget)
+        self._make = make
         self.counters = AllCounters()
         self.jobs: dict[str, Job] = {}
         """Jobs in progress, and failed ones that some worker is still connected to."""
@@ -111,7 +117,7 @@ class Registry:
                     " as it may have (max_jobs); use another, or wait for some to end"
                 )
                 return None, actions, refusal
-            job = self.jobs[hello.job] = Job(
+            job = self.jobs[hello.job] = self._make(
                 hello,
                 self._limits,
                 budget=self.budget,

@@ -35,16 +35,17 @@ class Roster:
         members: The members that have joined, by first rank, in ascending order.
         needed: How many contributions make a round complete. No round can have as many until all ranks have joined.
         known: The ranks that are known, in ascending order.
+        fleet: Whether it is the job of a fleet.
     """
 
-    __slots__ = ("_fleet", "_member", "_ranks", "known", "members", "needed", "size")
+    __slots__ = ("_member", "_ranks", "fleet", "known", "members", "needed", "size")
 
     def __init__(self, size: int, *, fleet: bool = True) -> None:
         self.size = size
         self.members: tuple[int, ...] = ()
         self.needed = _NEVER
         self.known: Sequence[int] = range(size) if fleet else ()
-        self._fleet = fleet
+        self.fleet = fleet
         self._member: dict[int, int] = {}
         """The member that stands for each rank that has joined."""
         self._ranks: dict[int, tuple[int, ...]] = {}
@@ -76,7 +77,7 @@ class Roster:
         self._member.update(dict.fromkeys(ranks, member))
         self._ranks[member] = tuple(ranks)
         self.members = tuple(sorted(self._ranks))
-        if not self._fleet:
+        if not self.fleet:
             self.known = tuple(sorted(self._member))
         if not self.absent:
             self.needed = len(self.members)

@@ -36,6 +36,7 @@ class Phase(enum.Enum):
 
     GATHERING = "waits for contributions"
     SUMMING = "has all contributions, waits for its sum"
+    FORWARDING = "has its sum in a relay's group, waits for the result of all groups"
 
 
 class Timing(enum.Enum):
@@ -77,6 +78,10 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
     (Phase.SUMMING, Timing.CURRENT, True): Verdict.IGNORE,
     (Phase.SUMMING, Timing.LAST, True): Verdict.IGNORE,
     (Phase.SUMMING, Timing.STALE, True): Verdict.REFUSE,
+    (Phase.FORWARDING, Timing.EARLY, True): Verdict.REFUSE,
+    (Phase.FORWARDING, Timing.CURRENT, True): Verdict.IGNORE,
+    (Phase.FORWARDING, Timing.LAST, True): Verdict.IGNORE,
+    (Phase.FORWARDING, Timing.STALE, True): Verdict.REFUSE,
 }
 
 
@@ -84,12 +89,14 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
 _TAKE: Final = Verdict.TAKE
 _CURRENT: Final = Timing.CURRENT
 
+_NOTHING: Final = memoryview(b"")
+
 
 class ShardRounds(Generic[Result]):
     """The rounds of one shard.
 
-    Invariant: in GATHERING at least one rank is missing. In SUMMING none is, and no result is kept. Ranks lack
-    the last result only while it is not here.
+    Invariant: in GATHERING at least one rank is missing. In SUMMING and FORWARDING none is, and no result is kept.
+    Ranks lack the last result only while it is not here.
 
     Args:
         roster: The ranks of the job.
@@ -185,7 +192,7 @@ class ShardRounds(Generic[Result]):
 
     def complete(self, result: Result) -> None:
         """Makes the sum of the current round the last result, and begins the next round."""
-        if self.phase is not Phase.SUMMING:
+        if self.phase is Phase.GATHERING:
             raise RuntimeError(f"a sum came for {self!r}, which has not gathered all contributions")
         self.contributions = {}
         self.priority = self.since = None
@@ -198,6 +205,15 @@ class ShardRounds(Generic[Result]):
         if self.ranks_lacking_result:
             # Correct workers do not begin a round while they lack the sum of the one before.
             self.ranks_lacking_result.clear()
+
+    def forward(self, partial: memoryview | None) -> None:
+        """Replaces the contributions by their sum, which a relay forwards. None: it forwards nothing but a pull."""
+        if self.phase is not Phase.SUMMING:
+            raise RuntimeError(f"a sum came for {self!r}, which has not gathered all contributions")
+        self.contributions = dict.fromkeys(self.contributions, _NOTHING)
+        if partial is not None:
+            self.contributions[min(self.contributions)] = partial
+        self.phase = Phase.FORWARDING
 
     def copy(self, rank: int) -> None:
         """Replaces a rank's contribution by a copy, so that the memory it lies in can be released."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from psum.aggregator.core.actions import TellTiming
 from psum.aggregator.core.key import Key
@@ -17,6 +17,8 @@ class _Gathering:
     """When the contributions of the ranks that asked came, by rank."""
     last_rank: int = 0
     complete_at: float = 0.0
+    forwarded_at: float | None = None
+    """When a relay forwarded the group's sum."""
 
 
 class Timings:
@@ -59,14 +61,35 @@ class Timings:
         if complete:
             gathering.last_rank, gathering.complete_at = rank, now
 
+    def forwarded(self, key: Key, shard: int, round: int) -> None:
+        """Records that a relay forwards the sum of its group."""
+        if (gathering := self.rounds.get((key.id, shard))) is not None and gathering.round == round:
+            gathering.forwarded_at = self._clock()
+
+    def answered(self, key: Key, shard: int, round: int, last_rank: int, group: Collection[int]) -> None:
+        """Records whose contribution came last to the owner of a shard. If a relay's own did, the group knows better.
+
+        Args:
+            key: The key.
+            shard: The shard's number within it.
+            round: The round.
+            last_rank: What the owner says: the first rank of the member whose contribution came last.
+            group: The ranks of the relay's own group.
+        """
+        gathering = self.rounds.get((key.id, shard))
+        if gathering is not None and gathering.round == round and last_rank not in group:
+            gathering.last_rank = last_rank
+
     def summed(self, key: Key, shard: int, round: int) -> list[TellTiming]:
         """The timing to tell now that the sum of a round is made; empty if no rank asked."""
         gathering = self.rounds.pop((key.id, shard), None)
         if gathering is None:
             return []
-        complete_at = gathering.complete_at
+        complete_at, now = gathering.complete_at, self._clock()
+        summed_at = now if gathering.forwarded_at is None else gathering.forwarded_at
         waiting = {rank: complete_at - came for rank, came in gathering.came.items()}
-        return [TellTiming(key, shard, round, gathering.last_rank, waiting, self._clock() - complete_at)]
+        timing = TellTiming(key, shard, round, gathering.last_rank, waiting, summed_at - complete_at, now - summed_at)
+        return [timing]
 
     def forget(self, key: Key) -> None:
         """Drops the records of a key that has failed."""

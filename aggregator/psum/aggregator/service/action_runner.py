@@ -5,20 +5,25 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from psum.aggregator.core.actions import (
     Action,
     Ask,
+    ConnectUplinks,
     Deliver,
     EndStreams,
+    LeaveUplinks,
+    PartUplinks,
     Release,
     Report,
     ReturnCredit,
+    SendUplinks,
     Sum,
     Sync,
     TellTiming,
+    UplinkAction,
     Warn,
 )
 from psum.aggregator.core.job import Job
@@ -27,7 +32,7 @@ from psum.aggregator.service.send_queue import MAX_BATCH
 from psum.aggregator.sums.large_sum import LargeSum
 from psum.aggregator.sums.pool import PriorityPool
 from psum.aggregator.sums.results import Results
-from psum.aggregator.sums.sums import add_up
+from psum.aggregator.sums.sums import add_up, room
 from psum.planes import Arena
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, LARGE_PAYLOAD_BYTES, Codec, ShardRound, allocate, to_columns
@@ -48,6 +53,7 @@ class ActionRunner:
         pool: Makes sums in threads.
         connections: The connection of a job's rank, None if it is not connected.
         arena: A job's shared memory for sums, None if none of its workers shares memory.
+        uplinks: Tells the connections of a relay's group to the aggregators that it forwards to.
     """
 
     def __init__(
@@ -55,10 +61,12 @@ class ActionRunner:
         pool: PriorityPool,
         connections: Callable[[Job, int], WorkerConnection | None],
         arena: Callable[[Job], Arena | None] = lambda job: None,
+        uplinks: Callable[[Job, UplinkAction], None] = lambda job, action: None,
     ) -> None:
         self._pool = pool
         self._connections = connections
         self._arena = arena
+        self._uplinks = uplinks
         self._faults: WeakKeyDictionary[Job, Counter[int]] = WeakKeyDictionary()
         """How many keys of each job failed, by code."""
 
@@ -118,6 +126,8 @@ class ActionRunner:
                 self._log_fault(job, fault)
                 for rank in ranks:
                     self._send(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
+            case ConnectUplinks() | SendUplinks() | LeaveUplinks() | PartUplinks():
+                self._uplinks(job, action)
 
     def _send_timing(self, job: Job, action: TellTiming) -> None:
         for rank, waiting in action.waiting.items():
@@ -131,6 +141,7 @@ class ActionRunner:
                         last_rank=action.last_rank,
                         waiting_seconds=waiting,
                         summing_seconds=action.summing,
+                        forwarding_seconds=action.forwarding,
                     )
                 )
 
@@ -158,15 +169,45 @@ class ActionRunner:
 
     def _sum(self, job: Job, actions: Iterable[Sum]) -> None:
         made: list[Action] = []
+        partial: list[tuple[Sum, memoryview]] = []
         for action in actions:
             try:
-                made += self._begin_sum(job, action)
+                if job.forwards and not (action.relayed or action.restored):
+                    partial += self._begin_partial(job, action)
+                else:
+                    made += self._begin_sum(job, action)
             except Exception as error:
                 # Otherwise the stream of the last contribution would end, and the round would wait for its sum.
                 self.perform(job, made)
                 made = []
                 self._sum_failed(job, action, error)
+        if partial:
+            made += job.forward(partial)
         self.perform(job, made)
+
+    def _begin_partial(self, job: Job, action: Sum) -> list[tuple[Sum, memoryview]]:
+        """Makes a small sum of a relay's group and returns it, or has a thread make a large one.
+
+        It is made in memory of its own: until the result of all groups is here, workers read the result before.
+        """
+        key, contributions = action.key, action.contributions
+        size = sum(map(len, contributions))
+        if not size:
+            # The root of the broadcast is in another group.
+            return [(action, _NOTHING)]
+        partial = room(key.sizes[action.shard])
+        if size <= self._pool.at_once_bytes:
+            add_up(key.element_type, contributions, partial)
+            return [(action, partial)]
+
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                self.perform(job, job.forward([(action, partial)]))
+            else:
+                self._sum_failed(job, action, error)
+
+        self._pool.submit(action.priority, lambda: add_up(key.element_type, contributions, partial), done, size)
+        return []
 
     def _sum_failed(self, job: Job, action: Sum, error: BaseException) -> None:
         _log.error("job %s: the sum of %r failed", job.name, action.key, exc_info=error)
@@ -182,6 +223,10 @@ class ActionRunner:
         key, contributions = action.key, action.contributions
         size = key.sizes[action.shard]
         result: object
+        if action.relayed and key.codec is not None:
+            # It is encoded already. Encoded again, it might not have the same bits as elsewhere.
+            result = self._placed(job, action, key.codec, contributions[0])
+            return self._made(job, action, result)
         if size < LARGE_PAYLOAD_BYTES or key.codec is not None:
             result = total = memoryview(bytearray(size))
         else:
@@ -212,12 +257,16 @@ class ActionRunner:
 
     def _encoded(self, job: Job, action: Sum, codec: Codec, total: memoryview) -> LargeSum | memoryview:
         """A sum in its key's encoding, where it is sent from. In any thread."""
-        data = codec.encode(total)
-        if len(total) < LARGE_PAYLOAD_BYTES:
+        return self._placed(job, action, codec, codec.encode(total))
+
+    def _placed(self, job: Job, action: Sum, codec: Codec, data: memoryview) -> LargeSum | memoryview:
+        """An encoded sum where it is sent from. In any thread."""
+        size = action.key.sizes[action.shard]
+        if size < LARGE_PAYLOAD_BYTES:
             return data
         arena = self._arena(job)
         # A block is as large as any sum of the shard may become.
-        block = None if arena is None else arena.block(action.key.id, action.shard, codec.most(len(total)))
+        block = None if arena is None else arena.block(action.key.id, action.shard, codec.most(size))
         if block is None:
             return LargeSum(_row(action), None, data, None)
         block.view[: len(data)] = data
@@ -243,6 +292,8 @@ class ActionRunner:
             result: The sum.
             seconds: How long it took, None if that is not observed.
         """
+        if action.relayed and action.key.codec is None:
+            job.keep(action, result.memory if isinstance(result, LargeSum) else cast(memoryview, result))
         if action.restored:
             job.counters.restores += 1
             return job.restored(action.key, action.shard, action.round, result)

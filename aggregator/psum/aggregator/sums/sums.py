@@ -43,6 +43,11 @@ def add_up(element_type: ElementType, contributions: Sequence[memoryview], out: 
         _add_up_blocks(np.add, [np.frombuffer(c, storage) for c in contributions], np.frombuffer(out, storage))
 
 
+def room(size: int) -> memoryview:
+    """Memory for a sum of this many bytes, with any content."""
+    return np.empty(size, np.uint8).data
+
+
 def _add_up_blocks(add: Callable[..., object], contributions: Sequence[Any], total: Any) -> None:
     first, second, *others = contributions
     if not others:

@@ -1,0 +1,392 @@
+"""The job of a relay's group: its rounds gather the group's contributions, and forward their sum.
+
+It is a Job whose rounds have one step more. When all ranks of the group have contributed, the shell makes the sum of
+their contributions, as for any job, and passes it to `forward`. The uplink sends it to the shard's owner. When the
+owner's result has come, `heard` returns a Sum action of this one payload (`relayed`): the shell writes it where workers
+read it, and calls `summed`, which delivers it.
+
+    contribute → Sum → forward(…) → [the owner] → heard() → Sum(relayed) → summed(…) → Deliver
+
+The shell carries out ConnectUplinks, SendUplinks, LeaveUplinks and PartUplinks; calls `heard` after the uplink has
+handled messages; and `parted` when every owner has said farewell.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final
+
+from psum.aggregator.core.actions import (
+    Action,
+    Ask,
+    ConnectUplinks,
+    LeaveUplinks,
+    PartUplinks,
+    ReturnCredit,
+    SendUplinks,
+    Sum,
+    Sync,
+    Warn,
+)
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.key import Key
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.round import Phase
+from psum.aggregator.relay.core import introduction
+from psum.aggregator.relay.core.forwarded import owners_of
+from psum.aggregator.relay.core.introduction import Identity
+from psum.aggregator.relay.core.uplink import Arrived, Faulted, Noticed, Uplink
+from psum.runtime import rank_names
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+from psum.wire.errors import FaultError
+
+#: The numbers of the syncs that a relay passes on begin here, above all ranks, which number the group's own.
+_FIRST_SYNC: Final = 1 << 32
+
+#: How long a round waits at the relay until its owner is told for which ranks.
+LACKING_SECONDS: Final = 1.0
+
+#: The most waiting rounds that the owners are told of, the oldest first.
+_MAX_LACKING: Final = 64
+
+
+class HostJob(Job):
+    """The state of one relay's group.
+
+    Args:
+        hello: The first worker's hello, with which all others must agree.
+        limits: The time-outs and the limit on shards.
+        identity: The process that relays.
+        credit_bytes: Bytes that may be under way on one uplink.
+        clock: The time now, as the methods are given it.
+        job: What Job takes besides.
+    """
+
+    forwards: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        hello: pb.Hello,
+        limits: Limits,
+        *,
+        identity: Identity,
+        credit_bytes: int,
+        clock: Callable[[], float],
+        **job: Any,
+    ) -> None:
+        super().__init__(hello, limits, **job)
+        addresses, routes = introduction.uplink_addresses(hello)
+        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, clock=clock)
+        """What is sent to the owners of shards, and what they answer."""
+        self._identity = identity
+        self._clock = clock
+        self._aggregators = len(hello.aggregators)
+        self._connecting = False
+        """Whether the shell has been told to connect to the owners."""
+        self._from_above = False
+        """Whether what fails now fails because an owner said so."""
+        self._asked: dict[tuple[int, int], int] = {}
+        """The members that were asked for sums that owners want, by (key's id, shard)."""
+        self._syncs: dict[int, tuple[tuple[int, int], set[int]]] = {}
+        """Syncs of owners that were passed on, by number: which it is, and the members that have not answered."""
+        self._next_sync = _FIRST_SYNC
+        self._told_lacking: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
+        """The ranks that the owner was told of: the round and the ranks, by (key's id, shard)."""
+        self._gone: set[int] = set()
+        """Ranks that have left while others stay, and that the owners have not been told of."""
+        self.rounds.key_failed = self._key_failed
+        self.restore = self.give_back
+
+    # Contributions and results.
+
+    def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action]:
+        """See Job. The owners are told of a key when all ranks of the group have declared it.
+
+        Raises:
+            ProtocolError: The declaration contradicts itself, or names an owner that is not in the list.
+        """
+        if self.failure is not None:
+            return []
+        owners = owners_of(declared, self._aggregators, rank_names(self.members.roster.ranks(rank)))
+        actions = super().declare(rank, declared, now)
+        key = self.keys.get(declared.id)
+        if key is None or key.failure is not None:
+            return actions
+        forwarded = self.uplink.learn(key, owners, declared.owner, rank)
+        if not forwarded.declared and self.complete and forwarded.declared_by.issuperset(self.members.roster.members):
+            self.uplink.declare(forwarded)
+            actions.append(SendUplinks())
+        # The rank may have a sum that an owner wants. It knows nothing of what it was asked for on an earlier stream.
+        self._asked = {which: member for which, member in self._asked.items() if (which[0], member) != (key.id, rank)}
+        return actions + self._ask()
+
+    def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
+        """Takes sums of the group's contributions, which go on to their owners. The contributions are let go.
+
+        Args:
+            made: The actions that asked for them, and the sums. The job keeps each until its round has a result, and
+                then for an owner that may ask for it.
+        """
+        taken: list[tuple[int, int, int]] = []
+        for action, partial in made:
+            key, index, round = action.key, action.shard, action.round
+            pulls = key.broadcast and not self._is_root
+            timed = (key.id, index) in self.rounds.timings.rounds
+            if self.rounds.forward(key, index, round, None if pulls else partial):
+                value = None if pulls else partial
+                self.uplink.forward(key, index, round, action.priority, value, timed=timed)
+                taken.append((key.id, index, round))
+        if not taken:
+            return []
+        # At once: the results come after the slowest group, and until then their members can send other shards.
+        credit = [ReturnCredit(member, tuple(taken)) for member in self.members.connected()]
+        return [*credit, SendUplinks()]
+
+    def keep(self, action: Sum, memory: memoryview) -> None:
+        """See Job. Until the next result comes, that memory has the last one for an owner that is started again."""
+        self.uplink.keep(action.key, action.shard, action.round, memory)
+
+    def heard(self, now: float) -> list[Action]:
+        """What follows from the messages that the uplink has handled."""
+        events, self.uplink.events = self.uplink.events, []
+        actions: list[Action] = []
+        for event in events:
+            match event:
+                case Arrived(key, shard, round, priority, payload, timing):
+                    if timing is not None:
+                        self.rounds.timings.answered(key, shard, round, timing.last_rank, self.members.roster.known)
+                    if key.failure is None and self.failure is None:
+                        actions.append(Sum(key, shard, round, priority, (payload,), relayed=True))
+                case Faulted(fault):
+                    actions += self._faulted(fault, now)
+                case Noticed(text):
+                    actions.append(Warn(text, self.members.connected()))
+        return actions + self._ask() + self._pass_on_syncs() + self._tell_gone()
+
+    def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
+        """See JobRounds.restore. An owner may want the sum too."""
+        actions = self.rounds.restore(rank, entry, payload)
+        wanted = (entry.id, entry.shard) in self.uplink.wanted
+        self.uplink.give_back(entry.id, entry.shard, entry.round, payload)
+        self._asked.pop((entry.id, entry.shard), None)
+        return [*actions, SendUplinks()] if wanted else actions
+
+    # Who is there.
+
+    def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
+        """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
+        actions, refusal = super().join(hello, peer, now)
+        if refusal is None and self.complete and self.failure is None:
+            actions = [*actions, *self._connect()]
+        return actions, refusal
+
+    def hello(self, uplink: int, resuming: bool) -> pb.Hello:
+        """The hello for one uplink.
+
+        Args:
+            uplink: The index of the uplink.
+            resuming: Whether this process was in the job before.
+        """
+        workers = list(self.workers.values())
+        return introduction.introduction(self._identity, workers, uplink, self._clock(), resuming=resuming)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether all ranks of the group have said goodbye."""
+        return self.complete and all(worker.left for worker in self.workers.values())
+
+    def leave(self, rank: int, now: float) -> list[Action]:
+        """See Job. The last ranks are released when the owners have let the relay go: only these ranks may have a sum
+        that an owner, or a rank of another group, needs if the relay itself is started again."""
+        worker = self.workers[rank]
+        if worker.taking_leave:
+            return []
+        first = not worker.left
+        last = self.complete and all(other.left for other in self.workers.values() if other is not worker)
+        departures = self.members.departures
+        if last and first and self._connecting and self.failure is None:
+            departures.held = True
+        actions = super().leave(rank, now)
+        if not first or self.failure is not None:
+            return actions
+        if last and self._connecting:
+            actions.append(LeaveUplinks())
+        elif not last:
+            self._gone.update(worker.ranks)
+        return actions + self._settle_syncs(rank) + self._tell_gone()
+
+    def parted(self, now: float) -> list[Action]:
+        """The owners have let the relay go, or cannot be reached any more: so may the last ranks."""
+        departures = self.members.departures
+        departures.held = False
+        return departures.releases(now)
+
+    def synced(self, rank: int, number: int, now: float) -> list[Action]:
+        """See Job. A number above all ranks is that of a sync that was passed on."""
+        if number < _FIRST_SYNC:
+            return super().synced(rank, number, now)
+        return self._settle_syncs(rank, number)
+
+    def tick(self, now: float) -> list[Action]:
+        """See Job. Tells the owners for which ranks rounds wait here."""
+        actions = super().tick(now)
+        if self.failure is not None:
+            return actions
+        if lacking := self._lacking(now):
+            self.uplink.lacking(lacking)
+            actions.append(SendUplinks())
+        return actions + self._ask() + self._tell_gone()
+
+    def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
+        """See Job. The owners hear of it, and so do all other groups.
+
+        Other owners would otherwise still have a job in progress when one owner has reported the failure.
+        """
+        if self.failure is not None:
+            return []
+        actions = super().fail(failure, now, ranks)
+        self.uplink.fail(failure)
+        self._asked.clear()
+        self._syncs.clear()
+        # Even if ranks are missing: those of other groups would wait for this group until the round timeout.
+        connect = self._connect() if self.workers else []
+        if not self._connecting:
+            return actions
+        fault = failure.to_message()
+        fault.ClearField("id")
+        fault.ClearField("round")
+        return [*connect, *actions, PartUplinks(pb.Goodbye(fault=fault))]
+
+    def unreachable(self, failure: FaultError, now: float) -> list[Action]:
+        """An owner cannot be reached, or has refused the relay."""
+        if self.leaving:
+            # What it could still want is in the last sums of ranks that are about to leave as well.
+            return self.parted(now)
+        return self.fail(failure, now)
+
+    def check(self) -> None:
+        """Asserts the invariants; for tests."""
+        super().check()
+        self.uplink.check()
+        for forwarded in self.uplink.keys.values():
+            key = forwarded.key
+            assert forwarded.failed == (key.failure is not None)
+            for index, shard in key.shards.items():
+                outstanding = self.uplink.windows[forwarded.route[index]].outstanding.get((key.id, index))
+                assert outstanding is None or shard.phase is Phase.FORWARDING
+                if forwarded.declared:
+                    # The result may have arrived that the shell is still writing.
+                    assert forwarded.rounds[index] - shard.round in (0, 1)
+
+    @property
+    def _is_root(self) -> bool:
+        """Whether rank 0, the root of broadcasts, is in the group."""
+        return 0 in self.workers
+
+    def _connect(self) -> list[Action]:
+        if self._connecting:
+            return []
+        self._connecting = True
+        self.uplink.title = introduction.title(self._identity, list(self.workers.values()))
+        return [ConnectUplinks()]
+
+    def _faulted(self, fault: FaultError, now: float) -> list[Action]:
+        if fault.key is None:
+            return self.fail(fault, now)
+        key = self.keys.get(fault.key)
+        if key is None or key.failure is not None:
+            return []
+        self._from_above = True
+        try:
+            return self.rounds.fail_key(key, fault)
+        finally:
+            self._from_above = False
+
+    def _key_failed(self, key: Key, failure: FaultError) -> None:
+        """A key has failed. Unless the owners said so, they are told, so that no other group waits for this one."""
+        if failure.key is None:
+            # The whole job fails.
+            return
+        abort = None
+        if not self._from_above:
+            abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure))
+            if key.id not in self.uplink.keys:
+                owners = {shard.index: shard.owner for shard in key.declared.shards}
+                self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
+        self.uplink.fail_key(key, abort)
+
+    def _ask(self) -> list[Action]:
+        """Asks ranks of the group for the sums that owners want and this process does not have."""
+        actions: list[Action] = []
+        for (key_id, index), row in self.uplink.wanted.items():
+            member = self._asked.get((key_id, index))
+            if member is not None and self.workers[member].connected:
+                continue
+            shard = self.keys[key_id].shards[index]
+            lacking = shard.ranks_lacking_result
+            # All ranks that have begun the next round have the sum. Before that, the shard knows who does.
+            there = [shard.holder, *shard.contributions]
+            holders = [m for m in there if m is not None and m not in lacking and self.workers[m].connected]
+            if shard.round == row.round + 1 and holders:
+                self._asked[key_id, index] = holders[0]
+                actions.append(Ask(holders[0], ((key_id, index, row.round),)))
+        return actions
+
+    def _pass_on_syncs(self) -> list[Action]:
+        """Asks the group to confirm the syncs of owners.
+
+        It is not enough that the relay has all sums. If the relay and the owner are killed together, and no rank of
+        this group had received a sum, the ranks that have left would be needed to make it again.
+        """
+        known = {which for which, _ in self._syncs.values()}
+        actions: list[Action] = []
+        for which in self.uplink.syncs:
+            if which in known:
+                continue
+            number, self._next_sync = self._next_sync, self._next_sync + 1
+            members = {member for member, worker in self.workers.items() if not worker.left}
+            self._syncs[number] = which, members
+            actions.append(Sync(number, tuple(sorted(members))))
+        return actions + self._settle_syncs()
+
+    def _settle_syncs(self, member: int | None = None, number: int | None = None) -> list[Action]:
+        """Notes that a member has answered a sync, or with its departure all; confirms what all have answered."""
+        asked = self.uplink.syncs
+        done = []
+        for each, (which, members) in self._syncs.items():
+            if member is not None and number in (None, each):
+                members.discard(member)
+            if not members or which not in asked:
+                done.append(each)
+        for each in done:
+            self.uplink.confirm(*self._syncs.pop(each)[0])
+        return [SendUplinks()] if done else []
+
+    def _tell_gone(self) -> list[Action]:
+        """Tells the owners which ranks have left, as soon as no round needs their contribution any more."""
+        if not self._gone or self.leaving:
+            return []
+        for key, shard in self.open_shards.values():
+            if key.failure is None and not self._gone.isdisjoint(shard.contributions):
+                return []
+        self.uplink.left(self._gone)
+        self._gone = set()
+        return [SendUplinks()]
+
+    def _lacking(self, now: float) -> list[tuple[int, int, int, Sequence[int]]]:
+        """The rounds that wait here, and for which ranks, as far as the owners have not been told."""
+        told: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
+        new: list[tuple[int, int, int, Sequence[int]]] = []
+        for (key_id, index), (_, shard) in self.open_shards.items():
+            if len(told) == _MAX_LACKING:
+                break
+            if shard.since is None or now - shard.since < LACKING_SECONDS:
+                # The oldest come first.
+                break
+            if not shard.contributions:
+                continue
+            state = shard.round, tuple(shard.waiting_for())
+            told[key_id, index] = state
+            if state[1] and self._told_lacking.get((key_id, index)) != state:
+                new.append((key_id, index, *state))
+        self._told_lacking = told
+        return new

@@ -1,0 +1,453 @@
+"""What a relay sends to the owners of shards, and what they answer: a worker's side of the job for a whole group.
+
+Like the client's session, it makes messages and takes answers, without I/O. It has no operations: its shards are sums
+that the group's job has made, and results go back to that job. HostJob connects the two.
+
+An **uplink** is the way to one aggregator: to an owner of shards, or to a relay further up, through which the way to
+all owners leads.
+"""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from psum.aggregator.core.key import Key
+from psum.aggregator.relay.core.forwarded import ForwardedKey, ForwardedShard
+from psum.client.core.counters import Counters
+from psum.client.core.operation import Operation
+from psum.client.core.send_window import SendWindow
+from psum.planes import WorkerPlane
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, ShardRound, decode, encode, split, to_columns, to_rows
+from psum.wire.errors import FaultError, ProtocolError, PsumError
+
+_NOTHING: Final = memoryview(b"")
+
+#: The most rounds in one message about lacking ranks.
+_MAX_LACKING: Final = 64
+
+
+@dataclasses.dataclass(slots=True)
+class Arrived:
+    """The result of a round is here.
+
+    Attributes:
+        key: The key.
+        shard: The shard's number within it.
+        round: The round.
+        priority: How urgent it is.
+        payload: The result, as it is sent to workers. It stays unchanged until the group contributes to the next round.
+        timing: How long the round waited at the owner, None if nobody asked.
+    """
+
+    key: Key
+    shard: int
+    round: int
+    priority: int
+    payload: memoryview
+    timing: pb.Timing | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Faulted:
+    """An owner has reported a failure.
+
+    Attributes:
+        fault: The failure.
+    """
+
+    fault: FaultError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Noticed:
+    """An owner wants the workers' users to know something.
+
+    Attributes:
+        text: What.
+    """
+
+    text: str
+
+
+Event = Arrived | Faulted | Noticed
+
+
+class Uplink:
+    """The state of one relay for one job. Aggregators are named by the index of their uplink.
+
+    Args:
+        addresses: The address of each uplink.
+        routes: Which uplink leads to each owner, by the owner's index in the workers' list.
+        credit_bytes: Bytes that may be under way on one uplink.
+        clock: The time now, as the methods are given it.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        routes: Sequence[int],
+        *,
+        credit_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title = "a relay"
+        """Who this is, in the log and in errors."""
+        self.addresses = tuple(addresses)
+        self.counters = Counters()
+        self.failure: PsumError | None = None
+        """Why nothing more is sent."""
+        self.events: list[Event] = []
+        """What has come, for the group's job to take."""
+        self.wanted: dict[tuple[int, int], ShardRound] = {}
+        """Sums that an owner asked for and that this relay does not keep, by (key's id, shard)."""
+        self.syncs: list[tuple[int, int]] = []
+        """The syncs that the group has not confirmed yet: (uplink, number)."""
+        self.keys: dict[int, ForwardedKey] = {}
+        """The keys by id."""
+        self.received_bytes = [0] * len(self.addresses)
+        """Payload received on each uplink."""
+        self.sent_bytes = [0] * len(self.addresses)
+        """Payload forwarded on each uplink; what was sent again counts once."""
+        self._routes = dict(enumerate(routes))
+        self._clock = clock
+        self.windows: list[SendWindow[ForwardedShard]] = [
+            SendWindow(credit_bytes, self.counters, clock) for _ in addresses
+        ]
+        """What is sent on each uplink."""
+        self._left: set[int] = set()
+        """The ranks that have left the group while others stay."""
+        self._goodbyes: list[bool] = [False] * len(self.addresses)
+        """Whether each uplink must be told of them."""
+        self._lacking: list[deque[pb.Lacking]] = [deque() for _ in addresses]
+
+    def __repr__(self) -> str:
+        return f"<Uplink to {', '.join(self.addresses)} keys={len(self.keys)}>"
+
+    # What the group's job says.
+
+    def learn(self, key: Key, owners: dict[int, int], first_owner: int, member: int) -> ForwardedKey:
+        """Notes that a member of the group has declared a key."""
+        forwarded = self.keys.get(key.id)
+        if forwarded is None:
+            counters = self.counters.operations[Operation.BROADCAST if key.broadcast else Operation.SUM]
+            forwarded = self.keys[key.id] = ForwardedKey(key, owners, first_owner, self._routes, counters)
+        forwarded.declared_by.add(member)
+        return forwarded
+
+    def declare(self, forwarded: ForwardedKey) -> None:
+        """Declares a key to its owners. All members of the group have declared it, so the group's rounds are known."""
+        forwarded.declared = True
+        forwarded.rounds = {index: shard.round for index, shard in forwarded.key.shards.items()}
+        self._declare(forwarded)
+
+    def forward(
+        self, key: Key, index: int, round: int, priority: int, value: memoryview | None, *, timed: bool
+    ) -> None:
+        """Sends the group's contribution to a round.
+
+        Args:
+            key: The key; it has not failed.
+            index: The shard's number within it.
+            round: The round.
+            priority: How urgent it is.
+            value: The group's sum, or the root's value, unchanged until the result has arrived; None: the root of the
+                broadcast is in another group.
+            timed: Whether a rank of the group asked how long the round waited.
+        """
+        forwarded = self.keys[key.id]
+        if not forwarded.declared:
+            # A member contributed without declaring the key on its stream.
+            self.declare(forwarded)
+        shard = forwarded.shards.get(index)
+        if shard is None:
+            shard = forwarded.shards[index] = ForwardedShard(forwarded, index)
+        shard.begin(round, priority, value, timed=timed, now=self._clock())
+        uplink = forwarded.route[index]
+        self.sent_bytes[uplink] += shard.size
+        self.windows[uplink].add(shard)
+
+    def keep(self, key: Key, index: int, round: int, memory: memoryview) -> None:
+        """Keeps a result in the memory from which workers read it, rather than as it came."""
+        forwarded = self.keys.get(key.id)
+        if forwarded is not None and forwarded.rounds.get(index) == round + 1 and index in forwarded.sums:
+            forwarded.keep(index, memory)
+
+    def give_back(self, key_id: int, index: int, round: int, total: memoryview) -> None:
+        """Takes the sum of a round from a rank of the group, for an owner that may ask for it or has asked."""
+        forwarded = self.keys.get(key_id)
+        if (
+            forwarded is None
+            or forwarded.failed
+            or forwarded.rounds.get(index) != round + 1
+            or index in forwarded.sums
+            or len(total) != forwarded.key.sizes[index]
+        ):
+            return
+        forwarded.sums[index] = bytes(total)
+        if (row := self.wanted.pop((key_id, index), None)) is not None:
+            self._restore(forwarded, row)
+
+    def confirm(self, uplink: int, number: int) -> None:
+        """The group has all sums of this uplink that it has been sent."""
+        if (uplink, number) in self.syncs:
+            self.syncs.remove((uplink, number))
+            self.windows[uplink].syncs.append(number)
+
+    def fail_key(self, key: Key, abort: pb.Abort | None) -> None:
+        """Ends a key, which has failed in the group.
+
+        Args:
+            key: The key.
+            abort: What the owners are told; None: they know it.
+        """
+        forwarded = self.keys.get(key.id)
+        if forwarded is None or forwarded.failed:
+            return
+        forwarded.failed = True
+        forwarded.sums.clear()
+        for index, route in forwarded.route.items():
+            window = self.windows[route]
+            if (shard := window.outstanding.pop((key.id, index), None)) is not None:
+                window.credit(shard)
+            self.wanted.pop((key.id, index), None)
+        for shard in forwarded.shards.values():
+            # An entry may stay in a queue. The memory must not.
+            shard.value = None
+        if abort is not None:
+            if not forwarded.declared:
+                forwarded.declared = True
+                first = {shard.index: shard.round for shard in key.declared.shards}
+                forwarded.rounds = {index: first[index] for index in forwarded.owners}
+                self._declare(forwarded)
+            forwarded.abort = abort
+            for uplink in forwarded.uplinks:
+                self.windows[uplink].aborts.append(abort)
+
+    def fail(self, failure: PsumError) -> None:
+        """Ends everything: the group's job has failed."""
+        if self.failure is None:
+            self.failure = failure
+        for forwarded in self.keys.values():
+            forwarded.failed = True
+        self.keys.clear()
+        self.wanted.clear()
+        self.syncs.clear()
+        for window in self.windows:
+            window.outstanding.clear()
+            window.postponed.clear()
+            window.scheduler.clear()
+            window.scheduler.forget_credit()
+            window.restores.clear()
+
+    def left(self, ranks: Iterable[int]) -> None:
+        """Some ranks have left the group while others stay. Nothing more is to be forwarded for them."""
+        self._left.update(ranks)
+        self._goodbyes = [True] * len(self.addresses)
+
+    def lacking(self, rounds: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
+        """Tells the owners which ranks of the group some rounds wait for: (key's id, shard, round, ranks) each."""
+        for uplink in range(len(self.addresses)):
+            here = [row for row in rounds if self._is_declared_on(uplink, row[0], row[1])]
+            for start in range(0, len(here), _MAX_LACKING):
+                some = here[start : start + _MAX_LACKING]
+                shards = to_columns([ShardRound(*row[:3]) for row in some])
+                message = pb.Lacking(shards=shards, ranks=[pb.Ranks(ranks=row[3]) for row in some])
+                self._lacking[uplink].append(message)
+
+    def finishes(self, key_id: int, index: int, round: int) -> bool:
+        """Whether the owner of a shard takes a contribution to this round: it is not about to end, or finishes it."""
+        forwarded = self.keys.get(key_id)
+        if forwarded is None:
+            return True
+        still_open = self.windows[forwarded.route[index]].still_open
+        return still_open is None or (key_id, index, round) in still_open
+
+    def has_messages(self, aggregator: int) -> bool:
+        """Whether something waits to be sent on an uplink; it may wait for credit."""
+        window = self.windows[aggregator]
+        if self._lacking[aggregator] or self._goodbyes[aggregator]:
+            return True
+        return bool(window.declarations or window.aborts or window.restores or window.scheduler or window.syncs)
+
+    # What connections ask and bring: see psum.client.transport.party.Party.
+
+    def next_message(self, aggregator: int) -> bytes | None:
+        """The next message on an uplink, None if nothing may be sent now."""
+        window = self.windows[aggregator]
+        if self._lacking[aggregator] and not window.declarations:
+            window.following = []
+            return encode(pb.ExchangeRequest(lacking=self._lacking[aggregator].popleft()))
+        message = window.next_message()
+        unanswered = window.outstanding or window.postponed or window.scheduler
+        if message is None and self._goodbyes[aggregator] and not unanswered:
+            # Not before: the owner would miss the contributions of these ranks that are still to be sent.
+            self._goodbyes[aggregator] = False
+            return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(self._left))))
+        return message
+
+    def following(self, aggregator: int) -> list[memoryview]:
+        """The payloads that must follow the last message on an uplink on the data connection."""
+        return self.windows[aggregator].following
+
+    def receive(self, aggregator: int, data: bytes, now: float) -> None:
+        """Handles a message that no payload follows. See `handle`."""
+        self.handle(aggregator, *decode(pb.ExchangeResponse, data), (), now)
+
+    def handle(
+        self,
+        aggregator: int,
+        message: pb.ExchangeResponse,
+        payload: memoryview,
+        following: Iterable[memoryview],
+        now: float,
+    ) -> None:
+        """Handles a message that came on an uplink; `events`, `wanted` and `syncs` then say what follows for the group.
+
+        Args:
+            aggregator: Which uplink.
+            message: The message.
+            payload: The payload in it.
+            following: The payloads that followed it on the data connection.
+            now: The time, in seconds.
+
+        Raises:
+            ProtocolError: The message is wrong here. Its wrong part has changed nothing.
+        """
+        window = self.windows[aggregator]
+        match message.WhichOneof("kind"):
+            case "result":
+                rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
+                plane, following = window.plane, iter(following)
+                for row, piece in zip(rows, split(payload, rows), strict=True):
+                    self._result(aggregator, row, plane.get(row, following) if row.outside_size else piece)
+            case "taken":
+                for row in to_rows(message.taken.shards):
+                    shard = window.outstanding.get((row.id, row.shard))
+                    if shard is not None and shard.round == row.round:
+                        window.credit(shard)
+                        shard.free()
+            case "timings":
+                for timing in message.timings.timings:
+                    shard = window.outstanding.get((timing.id, timing.shard))
+                    if shard is not None and shard.round == timing.round:
+                        shard.timing = timing
+            case "want":
+                for row in to_rows(message.want.shards):
+                    self._want(aggregator, row)
+            case "sync":
+                self.syncs.append((aggregator, message.sync.number))
+            case "drain":
+                window.drain(to_rows(message.drain.open))
+            case "notice":
+                self.events.append(Noticed(message.notice.text))
+            case "fault":
+                fault = FaultError.from_message(message.fault)
+                self.counters.faults[fault.kind] += 1
+                if fault.key is None and self.failure is None:
+                    # At once: the connection asks for it.
+                    self.failure = fault
+                self.events.append(Faulted(fault))
+            case kind:
+                raise ProtocolError(f"aggregator {self.addresses[aggregator]} sent {kind}, which it must not send here")
+
+    def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
+        """Uses a plane for large payloads on a new stream."""
+        self.windows[aggregator].use_plane(plane)
+
+    def waits(self, aggregator: int) -> bool | None:
+        """Whether something was sent that has no result yet; None: the aggregator is about to end."""
+        window = self.windows[aggregator]
+        return bool(window.outstanding) if window.still_open is None else None
+
+    def reconnected(self, aggregator: int) -> None:
+        """Begins anew on a new stream: declares everything again, and sends again what has no result."""
+        self.counters.reconnects += 1
+        declared = [each for each in self.keys.values() if each.declared and aggregator in each.uplinks]
+        self.windows[aggregator].start_again(
+            [forwarded.declaration(aggregator) for forwarded in declared],
+            [forwarded.abort for forwarded in declared if forwarded.abort is not None],
+        )
+        self._goodbyes[aggregator] = bool(self._left)
+        self._lacking[aggregator].clear()
+        # The owner asks again if it needs an answer still.
+        self.syncs = [(uplink, number) for uplink, number in self.syncs if uplink != aggregator]
+        for key_id, index in list(self.wanted):
+            if self.keys[key_id].route[index] == aggregator:
+                del self.wanted[key_id, index]
+
+    def outstanding_shards(self, aggregator: int) -> int:
+        """How many shards were sent on an uplink and have no result yet."""
+        return len(self.windows[aggregator].outstanding)
+
+    def check(self) -> None:
+        """Asserts the invariants; for tests."""
+        for uplink, window in enumerate(self.windows):
+            under_way = sum(shard.size for shard in window.outstanding.values() if not shard.credited)
+            assert window.scheduler.under_way_bytes == under_way
+            for (key_id, index), shard in window.outstanding.items():
+                forwarded = self.keys[key_id]
+                assert not forwarded.failed
+                assert forwarded.route[index] == uplink
+                assert forwarded.rounds[index] == shard.round
+        for key_id, index in self.wanted:
+            assert index not in self.keys[key_id].sums
+
+    def _declare(self, forwarded: ForwardedKey) -> None:
+        for uplink in forwarded.uplinks:
+            self.windows[uplink].declarations.append(forwarded.declaration(uplink))
+
+    def _is_declared_on(self, uplink: int, key_id: int, index: int) -> bool:
+        forwarded = self.keys.get(key_id)
+        return forwarded is not None and forwarded.declared and forwarded.route.get(index) == uplink
+
+    def _result(self, aggregator: int, row: ShardRound, payload: memoryview) -> None:
+        window = self.windows[aggregator]
+        shard = window.outstanding.get((row.id, row.shard))
+        if shard is None or shard.round != row.round:
+            # It was under way when the key failed, or had its result already.
+            return
+        forwarded, index = shard.forwarded, shard.index
+        key = forwarded.key
+        # The root of a broadcast has the value already.
+        own = key.broadcast and not shard.pulls
+        total = payload if own or key.codec is None else key.codec.decode(payload, key.sizes[index])
+        if len(total) != (expected := 0 if own else key.sizes[index]):
+            raise ProtocolError(
+                f"aggregator {self.addresses[aggregator]} answered shard {index} of key {key.title} with {len(total)}"
+                f" bytes; expected {expected}"
+            )
+        if own:
+            assert shard.value is not None
+            payload = total = shard.value
+        else:
+            self.received_bytes[aggregator] += len(payload)
+            shard.counters.received_bytes += len(payload)
+        del window.outstanding[row.id, row.shard]
+        window.credit(shard)
+        shard.free()
+        shard.counters.exchange.observe(self._clock() - shard.sent)
+        forwarded.rounds[index] = row.round + 1
+        forwarded.keep(index, total)
+        shard.value = None
+        self.events.append(Arrived(key, index, row.round, shard.priority, payload, shard.timing))
+
+    def _want(self, aggregator: int, row: ShardRound) -> None:
+        forwarded = self.keys.get(row.id)
+        if forwarded is None or forwarded.failed or forwarded.route.get(row.shard) != aggregator:
+            return
+        if forwarded.rounds.get(row.shard) != row.round + 1:
+            # All ranks have contributed to a later round since it asked.
+            return
+        if row.shard in forwarded.sums:
+            self._restore(forwarded, row)
+        else:
+            self.wanted[row.id, row.shard] = row
+
+    def _restore(self, forwarded: ForwardedKey, row: ShardRound) -> None:
+        total = forwarded.sums[row.shard]
+        self.counters.restores += 1
+        window = self.windows[forwarded.route[row.shard]]
+        window.restores.append((ShardRound(row.id, row.shard, row.round, length=len(total)), total))

@@ -1,0 +1,321 @@
+"""The job of a relay's group: what it forwards, what it gives back, and what it passes on."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from psum.aggregator.core.departures import RELEASE_SECONDS
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound, to_columns
+from tests.aggregator.relay.pure import Peer, Process, Uplinks, hello, key, pull, push
+
+
+class Hosts:
+    """Two hosts with a relay and two workers each, and owners of shards."""
+
+    def __init__(self, owners: int = 1) -> None:
+        self.owners = [Process(100 + index) for index in range(owners)]
+        self.relays = [Process(1), Process(2)]
+        self.workers: list[Peer] = []
+        self.uplinks: list[Uplinks] = []
+        for host, relay in enumerate(self.relays):
+            self.workers += [relay.join(hello(2 * host + local, owners=owners)) for local in range(2)]
+            self.uplinks.append(Uplinks(relay, self.workers[-1].job, self.owners))
+        self.settle()
+
+    def relay(self, rank: int) -> Process:
+        """The relay of a rank."""
+        return self.relays[rank // 2]
+
+    def job(self, host: int) -> HostJob:
+        """The job of a host's group."""
+        return self.uplinks[host].job
+
+    def settle(self) -> None:
+        """Moves messages between relays and owners until there are none."""
+        for _ in range(2):
+            for uplinks in self.uplinks:
+                uplinks.run()
+        for uplinks in self.uplinks:
+            uplinks.job.check()
+        for owner in self.owners:
+            for job in owner.fleet.jobs.values():
+                job.check()
+
+    def declare(self, declared: pb.Key, ranks: Sequence[int] = range(4)) -> None:
+        for rank in ranks:
+            self.relay(rank).say(self.workers[rank], declare=pb.Declare(keys=[declared]))
+        self.settle()
+
+    def push(self, round: int = 0, ranks: Sequence[int] = range(4), shard: int = 0) -> None:
+        for rank in ranks:
+            self.relay(rank).say(self.workers[rank], **push(bytes([10**rank % 251] * 4), round=round, shard=shard))
+        self.settle()
+
+    def tick(self, seconds: float) -> None:
+        for process in (*self.relays, *self.owners):
+            process.tick(seconds)
+        self.settle()
+
+    def restart_relay(self, host: int, *rounds: int, declared: bool = True) -> None:
+        """The relay is killed, and its workers come to a new process, each at its round."""
+        for owner, peer in self.uplinks[host].pairs():
+            owner.runner.perform(peer.job, peer.job.lost(peer.rank, owner.now))
+        self.relays[host] = relay = Process(1000 + host)
+        relay.now = self.owners[0].now
+        ranks = (2 * host, 2 * host + 1)
+        for rank in ranks:
+            self.workers[rank] = relay.join(hello(rank, owners=len(self.owners), resuming=True))
+        self.uplinks[host] = Uplinks(relay, self.workers[ranks[0]].job, self.owners)
+        self.settle()
+        if declared:
+            for rank, round in zip(ranks, rounds, strict=True):
+                self.declare(key(0, round=round), [rank])
+
+    def restart_owner(self) -> None:
+        """The owner is killed, and the relays come to a new process."""
+        self.owners[0] = Process(200)
+        self.owners[0].now = self.relays[0].now
+        for uplinks in self.uplinks:
+            uplinks.replace(0, self.owners[0])
+        self.settle()
+
+
+SUM = bytes([(1 + 10 + 100 + 1000 % 251) % 256] * 4)
+
+
+@pytest.fixture
+def hosts() -> Hosts:
+    return Hosts()
+
+
+def test_two_hosts_forward_one_sum_each(hosts: Hosts) -> None:
+    """The owner has two members with one contribution each; all four workers get the sum of all."""
+    hosts.declare(key(0))
+    hosts.push()
+    [fleet] = hosts.owners[0].fleet.jobs.values()
+    assert fleet.workers.keys() == {0, 2}
+    assert [worker.ranks for worker in fleet.workers.values()] == [(0, 1), (2, 3)]
+    assert [worker.results() for worker in hosts.workers] == [[SUM]] * 4
+    assert hosts.uplinks[0].job.held_bytes == 4
+
+
+def test_shards_go_to_their_owners() -> None:
+    """Each owner is told of its own shards only, and gets only their sums."""
+    hosts = Hosts(owners=2)
+    hosts.declare(key(1, 0))
+    hosts.push(shard=0)
+    hosts.push(shard=1)
+    shards = [sorted(job.keys[7].shards) for owner in hosts.owners for job in owner.fleet.jobs.values()]
+    assert shards == [[1], [0]]
+    assert [worker.results() for worker in hosts.workers] == [[SUM, SUM]] * 4
+
+
+def test_credit_is_returned_when_the_sum_is_forwarded(hosts: Hosts) -> None:
+    """The members of a group that has contributed can send more, though the other group has not contributed yet."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1])
+    assert hosts.workers[0].kinds() == hosts.workers[1].kinds() == ["taken"]
+    assert hosts.uplinks[0].job.held_bytes == 4
+
+
+def test_a_broadcast_crosses_groups(hosts: Hosts) -> None:
+    """The root's value reaches the other group, whose relay pulls it once; the root gets an empty result."""
+    hosts.declare(key(0, broadcast=True))
+    hosts.relay(0).say(hosts.workers[0], **push(b"root"))
+    for rank in (1, 2, 3):
+        hosts.relay(rank).say(hosts.workers[rank], **pull())
+    hosts.settle()
+    assert [worker.results() for worker in hosts.workers] == [[b""], [b"root"], [b"root"], [b"root"]]
+
+
+def test_a_key_is_declared_when_all_ranks_have_declared_it(hosts: Hosts) -> None:
+    """Only then is the group's round known: it is that of the rank that is ahead."""
+    hosts.restart_owner()
+    hosts.restart_relay(0, declared=False)
+    hosts.declare(key(0, round=3), [0])
+    [fleet] = hosts.owners[0].fleet.jobs.values()
+    assert fleet.keys == {}
+    hosts.declare(key(0, round=4), [1])
+    assert fleet.keys[7].shards[0].round == 4
+
+
+def test_a_relay_that_was_started_again_is_the_same_member(hosts: Hosts) -> None:
+    """Its workers send again what has no result; the sum is made from the same contributions."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1])
+    hosts.restart_relay(0, 0, 0)
+    hosts.push(ranks=[0, 1])
+    hosts.push(ranks=[2, 3])
+    assert [worker.results() for worker in hosts.workers] == [[SUM]] * 4
+
+
+def test_a_result_that_a_killed_relay_had_is_answered_again(hosts: Hosts) -> None:
+    """The relay was killed with the result that its workers lack; the owner has it still."""
+    hosts.declare(key(0))
+    hosts.push()
+    hosts.restart_relay(0, 0, 0)
+    hosts.push(ranks=[0, 1])
+    assert [worker.results() for worker in hosts.workers[:2]] == [[SUM]] * 2
+
+
+def test_a_rank_gives_back_what_another_one_lacks(hosts: Hosts) -> None:
+    """The relay was killed when one of its ranks had the result; it asks that rank."""
+    hosts.declare(key(0))
+    hosts.push()
+    hosts.restart_relay(0, 1, 0)
+    hosts.push(ranks=[1])
+    assert hosts.workers[0].kinds() == ["want"]
+    columns = to_columns([ShardRound(7, 0, 0, length=4)])
+    hosts.relay(0).say(hosts.workers[0], restore=pb.Restore(shards=columns), payload=SUM)
+    assert hosts.workers[1].results() == [SUM]
+
+
+def test_the_relay_gives_back_a_sum_to_an_owner_that_was_started_again(hosts: Hosts) -> None:
+    """The owner was killed when one relay had its result and the other had not."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1])
+    late = hosts.uplinks.pop()
+    hosts.relays[1].say(hosts.workers[2], **push(bytes([100] * 4)))
+    hosts.relays[1].say(hosts.workers[3], **push(bytes([1000 % 251] * 4)))
+    # Its contribution reaches the owner, but the result does not reach it.
+    owner, peer = late.pairs()[0]
+    while (message := late.job.uplink.next_message(0)) is not None:
+        owner.handle(peer, message)
+    hosts.settle()
+    assert [worker.results() for worker in hosts.workers] == [[SUM], [SUM], [], []]
+    hosts.uplinks.append(late)
+    hosts.restart_owner()
+    assert [worker.results() for worker in hosts.workers] == [[], [], [SUM], [SUM]]
+
+
+def test_relay_and_owner_killed_together_ask_a_rank(hosts: Hosts) -> None:
+    """The relay that would give back the sum was killed too; a rank of its group has it."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1])
+    late = hosts.uplinks.pop()
+    hosts.relays[1].say(hosts.workers[2], **push(bytes([100] * 4)))
+    hosts.relays[1].say(hosts.workers[3], **push(bytes([1000 % 251] * 4)))
+    owner, peer = late.pairs()[0]
+    while (message := late.job.uplink.next_message(0)) is not None:
+        owner.handle(peer, message)
+    hosts.settle()
+    late.peers[0] = None
+    hosts.uplinks.append(late)
+    hosts.owners[0] = Process(200)
+    hosts.restart_relay(0, 1, 1)
+    late.replace(0, hosts.owners[0])
+    hosts.settle()
+    asked = [worker for worker in hosts.workers[:2] if "want" in worker.kinds()]
+    assert len(asked) == 1
+    columns = to_columns([ShardRound(7, 0, 0, length=4)])
+    hosts.relay(0).say(asked[0], restore=pb.Restore(shards=columns), payload=SUM)
+    hosts.settle()
+    assert [worker.results() for worker in hosts.workers[2:]] == [[SUM], [SUM]]
+
+
+def test_a_key_that_fails_in_a_group_fails_everywhere(hosts: Hosts) -> None:
+    """A rank that cannot contribute fails the key in all groups, with the rank's own reason."""
+    hosts.declare(key(0))
+    hosts.relay(1).say(hosts.workers[1], abort=pb.Abort(id=7, round=0, text="the lights went out"))
+    hosts.settle()
+    for worker in hosts.workers:
+        [fault] = worker.faults()
+        assert (fault.id, fault.code) == (7, pb.FAULT_CODE_ABORTED)
+        assert "the lights went out" in fault.text
+
+
+def test_an_owner_s_fault_is_told_verbatim(hosts: Hosts) -> None:
+    """What fails at the owner fails in the groups with the same text."""
+    hosts.declare(key(0), [0, 1])
+    hosts.declare(key(0, elements=8), [2, 3])
+    told = [worker.faults() for worker in hosts.workers]
+    assert len({faults[0].text for faults in told}) == 1
+    assert "ranks 0-1" in told[0][0].text
+    assert "ranks 2-3" in told[0][0].text
+
+
+def test_a_lost_worker_fails_the_job_everywhere_and_is_named(hosts: Hosts) -> None:
+    """All ranks hear which rank vanished, and not that a relay did."""
+    hosts.declare(key(0))
+    hosts.relay(3).runner.perform(hosts.job(1), hosts.job(1).lost(3, 0.0, closed=True))
+    hosts.tick(31)
+    for rank in (0, 1, 2):
+        [fault] = hosts.workers[rank].faults()
+        assert fault.code == pb.FAULT_CODE_WORKER_LOST
+        assert list(fault.ranks) == [3]
+        assert fault.text.startswith("rank 3 of job 'night'")
+
+
+def test_the_owner_knows_for_which_ranks_a_relay_waits(hosts: Hosts) -> None:
+    """The status at the owner names the one rank that has not contributed at its relay."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1, 2])
+    hosts.tick(LACKING_SECONDS + 0.1)
+    [fleet] = hosts.owners[0].fleet.jobs.values()
+    assert list(fleet.keys[7].shards[0].waiting_for()) == [3]
+
+
+def test_the_last_ranks_are_released_after_the_owner_s_farewell(hosts: Hosts) -> None:
+    """Ranks that leave last stay until the owner needs their sums no more."""
+    hosts.declare(key(0))
+    hosts.push()
+    for rank in (0, 1):
+        hosts.relay(rank).say(hosts.workers[rank], goodbye=pb.Goodbye())
+    hosts.uplinks[0].run()
+    # The other relay has not confirmed that its ranks have the sum.
+    assert "farewell" not in hosts.workers[0].kinds() + hosts.workers[1].kinds()
+    hosts.settle()
+    syncs = [
+        message.sync.number for worker in hosts.workers[2:] for message, _ in worker.received() if message.sync.number
+    ]
+    assert len(syncs) == 2
+    for rank in (2, 3):
+        hosts.relay(rank).say(hosts.workers[rank], synced=pb.Synced(number=syncs[0]))
+    hosts.settle()
+    assert hosts.workers[0].kinds() == hosts.workers[1].kinds() == ["farewell"]
+
+
+def test_the_last_ranks_do_not_wait_for_ever(hosts: Hosts) -> None:
+    """If the owner does not answer, they are released after some seconds."""
+    hosts.declare(key(0))
+    hosts.push()
+    hosts.uplinks.clear()
+    for rank in (0, 1):
+        hosts.relay(rank).say(hosts.workers[rank], goodbye=pb.Goodbye())
+    hosts.tick(RELEASE_SECONDS + 0.1)
+    assert "farewell" in hosts.workers[0].kinds()
+    assert "farewell" in hosts.workers[1].kinds()
+
+
+def test_a_rank_that_leaves_is_named_by_the_owner(hosts: Hosts) -> None:
+    """A rank leaves while others of its group stay: a later round of another group fails with its name."""
+    hosts.declare(key(0))
+    hosts.push()
+    hosts.relay(3).say(hosts.workers[3], goodbye=pb.Goodbye())
+    hosts.settle()
+    hosts.push(round=1, ranks=[0, 1])
+    [fault] = hosts.workers[0].faults()
+    assert list(fault.ranks) == [3]
+
+
+def test_a_relayed_key_reserves_what_it_may_hold() -> None:
+    """A key takes its size for each member of the group, for the sum that is forwarded, and for the result."""
+    relay = Process(1, Limits(memory_budget=15))
+    workers = [relay.join(hello(rank)) for rank in range(2)]
+    relay.say(workers[0], declare=pb.Declare(keys=[key(0)]))
+    assert [fault.code for fault in workers[0].faults()] == [pb.FAULT_CODE_EXHAUSTED]
+    relay = Process(1, Limits(memory_budget=16))
+    workers = [relay.join(hello(rank)) for rank in range(2)]
+    relay.say(workers[0], declare=pb.Declare(keys=[key(0)]))
+    assert workers[0].faults() == []
+
+
+def test_an_owner_that_is_not_in_the_list_is_refused() -> None:
+    """A declaration for an aggregator that the hello does not list breaks the protocol."""
+    relay = Process(1)
+    workers = [relay.join(hello(rank)) for rank in range(2)]
+    with pytest.raises(Exception, match="aggregator 5, counted from 0, of a list of 1"):
+        relay.say(workers[0], declare=pb.Declare(keys=[key(5)]))
