@@ -40,6 +40,8 @@ class ForwardedKey:
         """The uplink by which each shard is sent, by the shard's number."""
         self.uplinks = frozenset(self.route.values()) or frozenset({routes[first_owner]})
         """The uplinks on which the key is declared."""
+        self._relayed = any(owner != route for owner, route in routes.items())
+        """Whether another relay forwards it to its owners, and must be told of them."""
         self.counters = counters
         self.declared_by: set[int] = set()
         """The members of the group that have declared it."""
@@ -71,12 +73,17 @@ class ForwardedKey:
             operation=first.operation,
             shape=first.shape,
             shards=[
-                pb.Shard(index=index, elements=elements[index], round=self.rounds[index], owner=self.owners[index])
+                pb.Shard(
+                    index=index,
+                    elements=elements[index],
+                    round=self.rounds[index],
+                    owner=self.owners[index] if self._relayed else 0,
+                )
                 for index, route in self.route.items()
                 if route == uplink
             ],
             label=self.key.label,
-            owner=self.first_owner,
+            owner=self.first_owner if self._relayed else 0,
         )
 
     def keep(self, index: int, payload: memoryview | bytes) -> None:

@@ -308,7 +308,8 @@ class HostJob(Job):
             return
         abort = None
         if not self._from_above:
-            abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure))
+            fault = failure.to_message()
+            abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure), fault=fault)
             if key.id not in self.uplink.keys:
                 owners = {shard.index: shard.owner for shard in key.declared.shards}
                 self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
