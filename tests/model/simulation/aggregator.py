@@ -6,13 +6,12 @@ from functools import partial
 from random import Random
 from typing import cast
 
-from psum.aggregator.relay.core.host_job import HostJob
-from psum.aggregator.relay.core.introduction import Identity
-
 from psum.aggregator.core.actions import Action, ConnectUplinks, UplinkAction
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.sums.pool import PriorityPool

@@ -8,6 +8,9 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode
 from simulation.stream import Stream
 
+#: How long a client waits for the end of another process with its rank.
+RANK_TIMEOUT_SECONDS = 45.0
+
 _FAREWELL = encode(pb.ExchangeResponse(farewell=pb.Farewell()))
 
 #: Kinds of messages that a client must accept twice.

@@ -26,21 +26,21 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
         case Ending.DEATH:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError)
-            oracle.blame([rank])
+            oracle.blame([rank], fleet.groupmates([rank]))
         case Ending.HOST_DEATH:
             # All of them have joined everywhere, so all are noticed missing at once.
             fleet.settle(random, reconnect=True)
             ranks = _kill_host(fleet, random)
             oracle.allow(WorkerLostError, RoundTimeoutError)
-            oracle.blame(ranks, together=True)
+            oracle.blame(ranks, fleet.groupmates(ranks), together=True)
         case Ending.RELAY_DEATH:
             ranks = _kill_relay(fleet, random)
             oracle.allow(WorkerLostError, RoundTimeoutError)
-            oracle.blame(ranks, together=True)
+            oracle.blame(ranks, fleet.groupmates(ranks), together=True)
         case Ending.REPLACEMENT:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
-            oracle.blame([rank])
+            oracle.blame([rank], fleet.groupmates([rank]))
             if random.random() < 0.7:
                 # Otherwise the new process joins before the aggregators notice the old one's death.
                 for index, aggregator in enumerate(fleet.aggregators):
@@ -50,7 +50,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
             fleet.replace_worker(rank)
         case Ending.TERMINATION:
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
-            oracle.blame([rank])
+            oracle.blame([rank], fleet.groupmates([rank]))
             fleet.terminate_worker(rank, random)
             if random.random() < 0.6:
                 fleet.replace_worker(rank)
@@ -64,7 +64,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
                 worker.submit(fleet.now)
         case Ending.EARLY_LEAVE:
             oracle.allow(WorkerLostError, RoundTimeoutError)
-            oracle.blame([rank])
+            oracle.blame([rank], fleet.groupmates([rank]))
             fleet.leaving_ranks.add(rank)
         case Ending.LATE_JOIN:
             oracle.allow(WorkerLostError, RoundTimeoutError)

@@ -1,7 +1,7 @@
 """A job's simulated workers and aggregators, and the moves between them."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from random import Random
 from unittest import mock
 
@@ -99,6 +99,10 @@ class Fleet:
         """Return the clients that a result passes on its way to a rank, including its worker."""
         relays = enumerate(self.plan.relays, self.plan.workers)
         return {rank, *(number for number, relay in relays if rank in relay.ranks)}
+
+    def groupmates(self, ranks: Iterable[int]) -> set[int]:
+        """Return all ranks that have a relay in common with some of these ranks."""
+        return {mate for relay in self.plan.relays if not set(ranks).isdisjoint(relay.ranks) for mate in relay.ranks}
 
     def name(self, client: int) -> str:
         """Return the name of a client for reports."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from psum.client import ElementType, Operation, PsumError, TakenError, Ticket, WorkerLostError
+from psum.client import ElementType, FaultError, Operation, PsumError, TakenError, Ticket, WorkerLostError
 from simulation.groups import Tree
 
 Values = npt.NDArray[np.generic]
@@ -74,6 +74,7 @@ class Oracle:
         self._forbidden: dict[KeyOperation, int] = {}
         self._blamed: set[int] | None = None
         self._together = False
+        self._groups: set[int] = set()
 
     @property
     def strict(self) -> bool:
@@ -89,9 +90,16 @@ class Oracle:
         """Allow operations to fail with these errors from now on; with `key`, only operations on that key."""
         self._allowed[key].update(errors)
 
-    def blame(self, ranks: Iterable[int], *, together: bool = False) -> None:
-        """Expect errors about lost workers to name some of these ranks and no others; with `together`, all of them."""
-        self._blamed, self._together = set(ranks), together
+    def blame(self, ranks: Iterable[int], groups: Iterable[int] = (), *, together: bool = False) -> None:
+        """Expect errors about lost workers to name some of these ranks and no others; with `together`, all of them.
+
+        Args:
+            ranks: The ranks.
+            groups: The ranks that have a relay in common with them. After a restart of the relay, only the workers
+                themselves can tell which ranks its group has. So it is not known then which of them are missing.
+            together: Whether all of the ranks must be named.
+        """
+        self._blamed, self._groups, self._together = set(ranks), set(groups), together
 
     def forbid_results(self, key: KeyOperation, round: int) -> None:
         """Forbid results for a key from this round on."""
@@ -119,10 +127,8 @@ class Oracle:
             allowed = self._allowed.get(None, set()) | self._allowed.get(call.key, set())
             assert type(error) in allowed, f"{call} failed with an error that is not allowed: {error!r}"
             if self._blamed is not None and isinstance(error, WorkerLostError | TakenError):
-                named = set(error.ranks)
-                right = named == self._blamed if self._together else named and named <= self._blamed
-                assert right, (
-                    f"{call} failed with an error that names the ranks {named} instead of {self._blamed}: {error}"
+                assert self._names_the_right_ranks(error), (
+                    f"{call} failed with an error that names the ranks {error.ranks} instead of {self._blamed}: {error}"
                 )
             return
         self.deliveries += 1
@@ -140,6 +146,13 @@ class Oracle:
         )
         # The memory belongs to the program again. Overwrite it, as a program might.
         call.array.view(np.uint8)[:] = 0xEE
+
+    def _names_the_right_ranks(self, error: FaultError) -> bool:
+        named = set(error.ranks)
+        assert self._blamed is not None
+        if self._groups and "started again" in str(error):
+            return named <= self._blamed | self._groups and (bool(named) or "of a relay's group" in str(error))
+        return named == self._blamed if self._together else bool(named) and named <= self._blamed
 
     def _sums(self, call: Call) -> list[Values]:
         """Return the possible sums of a round: for each contributing rank, one of its processes' values."""

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from psum.aggregator.relay.core.host_job import HostJob
-
 from psum.aggregator.core.actions import Action, LeaveUplinks, PartUplinks, UplinkAction
+from psum.aggregator.relay.core.host_job import HostJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
-from psum.wire.errors import FaultError
-from simulation.client import Client
+from psum.wire.errors import FaultError, TakenError
+from simulation.client import RANK_TIMEOUT_SECONDS, Client
 
 
 class Uplinks(Client):
@@ -27,6 +26,10 @@ class Uplinks(Client):
         self.job = job
         self._perform_actions = perform
         self._leaving = False
+        self._retry_at = 0.0
+        """When it may connect."""
+        self._give_up: float | None = None
+        """When it stops waiting for the end of another process with its ranks, None before it has begun to wait."""
         self._parting: pb.Goodbye | None = None
 
     def perform(self, action: UplinkAction) -> None:
@@ -36,6 +39,9 @@ class Uplinks(Client):
                 self._leaving = True
             case PartUplinks(goodbye):
                 self._parting = goodbye
+
+    def may_connect(self, process: int, now: float) -> bool:
+        return now >= self._retry_at and super().may_connect(process, now)
 
     @property
     def failed(self) -> bool:
@@ -69,12 +75,22 @@ class Uplinks(Client):
                 if connection.resuming:
                     self.job.uplink.reconnected(index)
                 connection.resuming = True
+            case "fault" if message.fault.code == TakenError.code and self._waits(now):
+                self.lose(connection.process)
             case "fault":
                 self.lose(connection.process)
                 connection.gone = True
                 self._perform_actions(self.job, self.job.unreachable(FaultError.from_message(message.fault), now))
             case kind:
                 raise AssertionError(f"hello was answered with {kind}")
+
+    def _waits(self, now: float) -> bool:
+        if self.failed:
+            return False
+        if self._give_up is None:
+            self._give_up = now + RANK_TIMEOUT_SECONDS
+        self._retry_at = now + 1.0
+        return now < self._give_up
 
     def released(self, now: float) -> None:
         if all(connection.gone for connection in self.connections):

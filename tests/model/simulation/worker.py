@@ -15,10 +15,9 @@ from psum.client.core.recorder import Recorder
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, encode
-from simulation.client import Client, Connection
+from simulation.client import RANK_TIMEOUT_SECONDS, Client, Connection
 from simulation.plan import Plan
 
-RANK_TIMEOUT_SECONDS = 45.0
 _numbers = itertools.count(1)
 
 
