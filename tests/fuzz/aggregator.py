@@ -90,8 +90,8 @@ class AggregatorTarget:
         self._number += 1
         with_conforming = random.random() < 0.35
         conversation = Conversation.make(random, f"fuzz{self._number}", order_independent=with_conforming)
-        conforming_rank = random.randrange(conversation.num_workers) if with_conforming else -1
-        ranks = [rank for rank in range(conversation.num_workers) if rank != conforming_rank]
+        conforming_rank = random.choice(conversation.firsts) if with_conforming else -1
+        ranks = [rank for rank in conversation.firsts if rank != conforming_rank]
         steps = conversation.steps(random, ranks)
         mutated = random.random() < 0.95
         if mutated:

@@ -77,7 +77,7 @@ class ConformingWorker:
         dtype = tensor.element_type.numpy
         sums = set()
         fitting = [np.frombuffer(o, dtype) for o in others if len(o) == len(mine)]
-        for terms in itertools.combinations_with_replacement(fitting, self._conversation.num_workers - 1):
+        for terms in itertools.combinations_with_replacement(fitting, len(self._conversation.firsts) - 1):
             total = np.frombuffer(mine, dtype).copy()
             for term in terms:
                 total += term

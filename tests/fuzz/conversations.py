@@ -10,6 +10,7 @@ from psum.client import ElementType, Operation
 from psum.client.core.placement import Placement, Shard, key_id
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, encode, to_columns
+from psum.wire.errors import AbortedError
 from tests.fuzz.mutation import Mutator
 
 ADDRESSES: Final = ("fuzzed:1",)
@@ -110,6 +111,7 @@ class Conversation:
         tensors: The job's keys.
         first_round: The first round. If it is above 0, the ranks resume after a restart of the aggregator.
         rounds: Number of rounds.
+        members: The ranks that each of those stands for who open a stream; by default each rank for itself.
     """
 
     job: str
@@ -118,6 +120,12 @@ class Conversation:
     tensors: tuple[Tensor, ...]
     first_round: int
     rounds: int
+    members: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first rank of each member."""
+        return [ranks[0] for ranks in self.members] or list(range(self.num_workers))
 
     @classmethod
     def make(cls, random: Random, job: str, *, order_independent: bool = False) -> "Conversation":
@@ -134,21 +142,26 @@ class Conversation:
                 elements = max(1, 3 * partition // kind.itemsize)
             operation = random.choice((Operation.SUM, Operation.SUM, Operation.BROADCAST))
             tensors.append(Tensor(name, elements, kind, operation, partition))
+        members = random.choice((2, 2, 3)) if order_independent else random.choice((1, 2, 2, 3))
+        num_workers = members + random.choice((0, 0, 1, 3))
         return cls(
             job,
-            random.choice((2, 2, 3)) if order_independent else random.choice((1, 2, 2, 3)),
+            num_workers,
             partition,
             tuple(tensors),
             0 if order_independent else random.choice((0, 0, 0, 1, 7)),
             random.choice((1, 1, 2, 3)),
+            divided(random, num_workers, members),
         )
 
     def hello(self, rank: int) -> pb.Hello:
-        """Return a rank's hello message."""
+        """Return the hello message of a rank, or of the member whose first rank it is."""
+        ranks = next((ranks for ranks in self.members if ranks[0] == rank), (rank,))
         return pb.Hello(
             protocol_version=1,
             job=self.job,
             rank=rank,
+            ranks=ranks if len(ranks) > 1 else (),
             num_workers=self.num_workers,
             incarnation=1000 + rank,
             partition_bytes=self.partition_bytes,
@@ -174,6 +187,8 @@ class Conversation:
             turns = [(rank, tensor) for rank in ranks for tensor in self.tensors]
             random.shuffle(turns)
             for rank, tensor in turns:
+                if random.random() < 0.2:
+                    steps += self._lack(random, rank, tensor, round)
                 if round < self.first_round + ahead[rank]:
                     steps += self._restore(rank, tensor, round)
                 else:
@@ -181,6 +196,10 @@ class Conversation:
             if random.random() < 0.2:
                 steps.append(Step(random.choice(ranks), seconds=random.choice((0.02, 1.0))))
         for rank in random.sample(ranks, len(ranks)):
+            stands_for = self.hello(rank).ranks
+            if stands_for and random.random() < 0.5:
+                some = sorted(random.sample(stands_for, random.randint(1, len(stands_for))))
+                steps.append(Step(rank, pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=some))))
             match random.randrange(5):
                 case 0:
                     steps.append(Step(rank, end="cut"))
@@ -188,6 +207,8 @@ class Conversation:
                     steps.append(Step(rank, end="ended"))
                 case 2:
                     abort = pb.Abort(id=self.tensors[0].id, round=self.first_round + self.rounds, text="no gradient")
+                    if stands_for:
+                        abort.fault.CopyFrom(AbortedError("rank 1 has no gradient", ranks=[1]).to_message())
                     steps.append(Step(rank, pb.ExchangeRequest(abort=abort)))
                 case _:
                     steps.append(Step(rank, pb.ExchangeRequest(goodbye=pb.Goodbye())))
@@ -223,11 +244,27 @@ class Conversation:
                 payload = value[batch[0].start : batch[-1].stop]
                 yield Step(rank, pb.ExchangeRequest(push=pb.Push(shards=to_columns(entries))), payload)
 
+    def _lack(self, random: Random, rank: int, tensor: Tensor, round: int) -> Iterator[Step]:
+        """Lets a relay say which of its ranks it waits for."""
+        if stands_for := self.hello(rank).ranks:
+            entries = [ShardRound(id=tensor.id, shard=s.index, round=round) for s in tensor.shards]
+            lists = [pb.Ranks(ranks=random.sample(stands_for, random.randrange(len(stands_for) + 1))) for _ in entries]
+            yield Step(rank, pb.ExchangeRequest(lacking=pb.Lacking(shards=to_columns(entries), ranks=lists)))
+
     def _restore(self, rank: int, tensor: Tensor, round: int) -> Iterator[Step]:
         for shard in tensor.shards:
             entry = ShardRound(id=tensor.id, shard=shard.index, round=round, length=shard.size)
             payload = tensor.value(99, round)[shard.start : shard.stop]
             yield Step(rank, pb.ExchangeRequest(restore=pb.Restore(shards=to_columns([entry]))), payload)
+
+
+def divided(random: Random, num_workers: int, members: int) -> tuple[tuple[int, ...], ...]:
+    """Divide ranks at random among members, of which each stands for one at least."""
+    ranks = random.sample(range(num_workers), num_workers)
+    groups = [[rank] for rank in ranks[:members]]
+    for rank in ranks[members:]:
+        random.choice(groups).append(rank)
+    return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
 def mutate_steps(random: Random, steps: list[Step], foreign_messages: Sequence[pb.ExchangeRequest]) -> None:
@@ -284,4 +321,4 @@ def mutate_steps(random: Random, steps: list[Step], foreign_messages: Sequence[p
 def foreign_messages(job: str) -> tuple[pb.ExchangeRequest, ...]:
     """Return valid messages of another job's worker."""
     conversation = Conversation.make(Random(job), job)
-    return tuple(s.message for s in conversation.steps(Random(job), [0]) if s.message is not None)
+    return tuple(s.message for s in conversation.steps(Random(job), conversation.firsts[:1]) if s.message is not None)

@@ -112,7 +112,7 @@ class ServerTarget:
 
     async def _converse(self, random: Random) -> None:
         conversation = Conversation.make(random, f"fuzz{self._number}")
-        steps = conversation.steps(random, range(conversation.num_workers))
+        steps = conversation.steps(random, conversation.firsts)
         mutate_steps(random, steps, foreign_messages("healthy"))
         calls: dict[int, Any] = {}
         broken: set[int] = set()

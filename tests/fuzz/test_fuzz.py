@@ -31,7 +31,7 @@ def test_a_case_is_reproducible() -> None:
     def make() -> list[bytes | None]:
         random = Case.parse("aggregator:7:1234").random()
         conversation = Conversation.make(random, "job")
-        steps = conversation.steps(random, range(conversation.num_workers))
+        steps = conversation.steps(random, conversation.firsts)
         mutate_steps(random, steps, ())
         return [step.encoded() for step in steps]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from psum.aggregator.former_names import without_workers_files
-from psum.planes import DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
+from psum.planes import CHOICES, DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
 from psum.runtime import (
     BaseSettings,
     TlsFiles,
@@ -177,6 +177,56 @@ class Settings(BaseSettings):
         meaning="How many workers may be connected from one host. A proxy with all workers behind it counts as one"
         " host.",
     )
+    relaying: bool = setting(
+        "PSUM_RELAYING",
+        default=True,
+        default_text="1",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="1: forward the sums of a host's workers to other aggregators if the workers ask for it (PSUM_RELAY);"
+        " 0: refuse such workers.",
+    )
+    relay_tls_ca: str = setting(
+        "PSUM_RELAY_TLS_CA",
+        default="",
+        default_text="as PSUM_AGGREGATOR_TLS_CLIENT_CA",
+        parse=str,
+        meaning="A PEM file with the authorities of the certificates of aggregators that this one forwards to. It shows"
+        " them its own certificate.",
+    )
+    relay_tls_server_name: str = setting(
+        "PSUM_RELAY_TLS_SERVER_NAME",
+        default="",
+        default_text="the host in the address",
+        parse=str,
+        meaning="The name in the certificates of those aggregators, if it differs from their address.",
+    )
+    plane: str = setting(
+        "PSUM_PLANE",
+        default="auto",
+        parse=choice(*CHOICES),
+        meaning="How large payloads travel to aggregators that this one forwards to: auto, inline, shm or direct.",
+    )
+    credit_bytes: int = setting(
+        "PSUM_CREDIT_BYTES",
+        default=8 << 20,
+        default_text="8 MiB",
+        parse=size,
+        meaning="Bytes that may be under way to one aggregator that this one forwards to.",
+    )
+    connect_timeout: float = setting(
+        "PSUM_CONNECT_TIMEOUT",
+        default=60.0,
+        default_text="60 s",
+        parse=duration,
+        meaning="How long it waits for aggregators that it forwards to and that do not run yet.",
+    )
+    reconnect_timeout: float = setting(
+        "PSUM_RECONNECT_TIMEOUT",
+        default=120.0,
+        default_text="120 s",
+        parse=duration,
+        meaning="How long it tries to reconnect to an aggregator that it forwards to.",
+    )
     http: str = setting(
         "PSUM_HTTP",
         default="",
@@ -256,6 +306,8 @@ class Settings(BaseSettings):
         """A sentence for each mistake in the combination of values."""
         if not self.listen:
             yield "listen: at least one address is needed"
+        if self.credit_bytes < 1:
+            yield "a credit of 0 bytes would let nothing pass to other aggregators (PSUM_CREDIT_BYTES)"
         if bool(self.tls_cert) is not bool(self.tls_key):
             yield (
                 "tls_cert and tls_key: both are needed, or none"

@@ -25,6 +25,11 @@ def printable(text: str) -> str:
 
 def ranks(numbers: Sequence[int]) -> str:
     """Return ascending ranks as text, such as 'ranks 0-2, 7'."""
+    return f"rank{'' if len(numbers) == 1 else 's'} {runs_of(numbers)}"
+
+
+def runs_of(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as text, such as '0-2, 7'."""
     runs: list[list[int]] = []
     for rank in numbers:
         if runs and runs[-1][-1] == rank - 1:
@@ -32,7 +37,7 @@ def ranks(numbers: Sequence[int]) -> str:
         else:
             runs.append([rank])
     listed = ", ".join("-".join(map(str, run)) for run in runs[:_MAX_RUNS])
-    return f"rank{'' if len(numbers) == 1 else 's'} {listed}{', …' if len(runs) > _MAX_RUNS else ''}"
+    return f"{listed}{', …' if len(runs) > _MAX_RUNS else ''}"
 
 
 def size(count: float) -> str:

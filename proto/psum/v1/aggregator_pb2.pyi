@@ -1209,13 +1209,15 @@ class Timing(_message.Message):
     round: _builtins.int
     """The round."""
     last_rank: _builtins.int
-    """The rank whose contribution came last."""
+    """The rank whose contribution came last. Of the ranks of a relay, the aggregators behind it name the first."""
     waiting_seconds: _builtins.float
-    """From the arrival of this worker's contribution until the arrival of the last one."""
+    """From the arrival of this worker's contribution until the arrival of the last one. From a relay: the last one of its
+    group, and then until the arrival of the last group at the shard's owner.
+    """
     summing_seconds: _builtins.float
-    """From then until the sum was complete, including the wait for a thread."""
+    """From then until the sum was complete, including the wait for a thread. From a relay: at both levels."""
     forwarding_seconds: _builtins.float
-    """From a relay: from then until the sum of all ranks had come back from the shard's owner."""
+    """From a relay: how long the sum of its group was on its way to the shard's owner, and the result on its way back."""
     def __init__(
         self,
         *,

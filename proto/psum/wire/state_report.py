@@ -36,7 +36,9 @@ def report_of(status: pb.GetStatusResponse) -> dict[str, Any]:
 
 
 def _job(job: pb.JobStatus) -> dict[str, Any]:
-    joined = {worker.rank for worker in job.workers}
+    joined = {rank for worker in job.workers for rank in _ranks(worker)}
+    # Which ranks a relay's group has is not known before they join.
+    expected = () if job.uplinks else range(job.num_workers)
     return {
         "name": job.name,
         "num_workers": job.num_workers,
@@ -46,14 +48,15 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
         "sent_bytes": sum(worker.sent_bytes for worker in job.workers),
         "rounds_completed": job.rounds_completed,
         "rounds_waiting": job.rounds_waiting,
-        "not_joined": [rank for rank in range(job.num_workers) if rank not in joined],
+        "not_joined": [rank for rank in expected if rank not in joined],
         "workers": [
             {
                 "rank": worker.rank,
+                "ranks": _ranks(worker),
                 "worker": worker.worker,
                 "address": _address(worker.peer),
                 "state": "left" if worker.left else "connected" if worker.connected else "vanished",
-                "way": _plane(worker),
+                "way": _plane(worker.plane, data_connection=worker.data_connection),
                 "last_heard_seconds": round(worker.last_heard_seconds, 3),
                 "behind_seconds": round(worker.behind_seconds, 3),
                 "received_bytes": worker.received_bytes,
@@ -72,16 +75,32 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
             }
             for waiting in job.rounds
         ],
+        "uplinks": [
+            {
+                "address": uplink.address,
+                "state": "connected" if uplink.connected else "not connected",
+                "way": _plane(uplink.plane, data_connection=uplink.data_connection) if uplink.connected else "",
+                "sent_bytes": uplink.sent_bytes,
+                "received_bytes": uplink.received_bytes,
+                "outstanding_shards": uplink.outstanding_shards,
+            }
+            for uplink in job.uplinks
+        ],
     }
 
 
-def _plane(worker: pb.WorkerStatus) -> str:
-    """Return the plane of a worker's payloads: shm, direct or inline, or "shm, stream" if the worker has no data
-    connection and sends its messages on the stream. Empty while the worker is not connected."""
-    if not worker.plane:
+def _ranks(worker: pb.WorkerStatus) -> list[int]:
+    """Return the ranks that a worker stands for: its own, or those of a relay."""
+    return list(worker.ranks) or [worker.rank]
+
+
+def _plane(plane: pb.Plane.ValueType, *, data_connection: bool) -> str:
+    """Return the plane of payloads: shm, direct or inline, or "shm, stream" if there is no data connection and messages
+    travel on the stream. Empty while there is no plane, because nothing is connected."""
+    if not plane:
         return ""
-    plane = pb.Plane.Name(worker.plane).removeprefix("PLANE_").lower()
-    return f"{plane}, stream" if worker.plane == pb.PLANE_SHM and not worker.data_connection else plane
+    name = pb.Plane.Name(plane).removeprefix("PLANE_").lower()
+    return f"{name}, stream" if plane == pb.PLANE_SHM and not data_connection else name
 
 
 def _address(peer: str) -> str:

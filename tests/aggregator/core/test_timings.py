@@ -114,6 +114,42 @@ def test_a_contribution_that_comes_twice_counts_from_the_first(job: Job, clock: 
     assert told.waiting[0] == 3.0
 
 
+@pytest.mark.parametrize(
+    ("last_rank", "named", "waiting", "times"),
+    [
+        (5, 5, {0: 6.0, 1: 5.0, 2: 4.0}, (1.5, 4.5)),
+        (0, 2, {0: 2.0, 1: 1.0, 2: 0.0}, (1.5, 8.5)),
+    ],
+    ids=["another group is last", "this group is last"],
+)
+def test_a_relay_adds_what_the_owner_says(
+    job: Job, clock: Clock, last_rank: int, named: int, waiting: dict[int, float], times: tuple[float, float]
+) -> None:
+    """Waiting and summing are those of both levels. The rest was on the way between them."""
+    for clock.now, rank in ((1.0, 0), (2.0, 1), (3.0, 2)):
+        push(job, rank)
+    clock.now = 4.0
+    key, timings = job.keys[7], job.rounds.timings
+    timings.forwarded(key, 0, 0)
+    clock.now = 13.0
+    owners = pb.Timing(last_rank=last_rank, waiting_seconds=waiting[2], summing_seconds=0.5)
+    timings.answered(key, 0, 0, owners, range(3))
+    (told,) = timings.summed(key, 0, 0)
+    assert (told.last_rank, dict(told.waiting), (told.summing, told.forwarding)) == (named, waiting, times)
+
+
+def test_an_owner_cannot_have_waited_longer_than_the_relay(job: Job, clock: Clock) -> None:
+    """What the owner counts from before a connection broke is cut."""
+    for rank in range(3):
+        push(job, rank)
+    key, timings = job.keys[7], job.rounds.timings
+    timings.forwarded(key, 0, 0)
+    clock.now = 2.0
+    timings.answered(key, 0, 0, pb.Timing(last_rank=5, waiting_seconds=60, summing_seconds=1), range(3))
+    (told,) = timings.summed(key, 0, 0)
+    assert (told.waiting[0], told.summing, told.forwarding) == (2.0, 0.0, 0.0)
+
+
 def test_shards_are_told_apart(job: Job, clock: Clock) -> None:
     """Each shard has its own round."""
     sums = {}

@@ -230,6 +230,18 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
         )
         == "Round 3 of 0 (dense0_weight), shard 1, has waited 2.0 s for rank 1."
     )
+    # A relay shows its group and the aggregators that it forwards to.
+    worker = {"rank": 4, "ranks": [4], "state": "connected", "behind_seconds": 0, "last_heard_seconds": 0}
+    worker |= {"received_bytes": 0, "sent_bytes": 0, "way": "shm", "address": "", "worker": "node pid 4"}
+    far = {"address": "b:1", "state": "not connected", "way": "", "sent_bytes": 1024, "received_bytes": 0}
+    forwarded = {"key": "w", "label": "", "shard": 0, "round": 5, "waiting_seconds": 9, "waiting_for": []}
+    host = {"name": "host", "workers": [worker], "num_workers": 2, "not_joined": [], "rounds_waiting": 1}
+    host |= {"rounds": [forwarded], "uplinks": [{**far, "outstanding_shards": 7}]}
+    text = await page.value(f"jobBody({json.dumps(host)}).textContent")
+    assert "Forwards to" in text
+    assert "b:1not connected1.0\u00a0KiB0\u00a0B7" in text
+    assert "w059.0 san aggregator" in text
+    assert "has waited" not in text.replace("has waitedfor", ""), "no rank is waited for"
     assert page.log == []
 
     await asyncio.to_thread(stalled.kill)
@@ -253,7 +265,7 @@ async def test_a_rate_is_of_the_time_between_two_refreshes(stalled: Aggregator, 
     await page.text_with("0\u00a0B/s in, 0\u00a0B/s out")
 
     def look(received: int, sent: int, at: int) -> str:
-        job = f"{{name: 'j', received_bytes: {received}, sent_bytes: {sent}}}"
+        job = f"{{name: 'j', uplinks: [], received_bytes: {received}, sent_bytes: {sent}}}"
         return f"rates.set('j', rateOf({job}, {at})), rates.get('j').text"
 
     told = [await page.value(look(*then)) for then in ((0, 0, 0), (50, 50, 9), (2048, 4096, 2000), (2048, 4096, 2010))]

@@ -2,7 +2,7 @@
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -29,13 +29,14 @@ async def stub(server: Server) -> AsyncIterator[Any]:
         yield rpc.AggregatorServiceStub(channel)
 
 
-def hello(rank: int = 0, num_workers: int = 1) -> pb.ExchangeRequest:
+def hello(rank: int = 0, num_workers: int = 1, ranks: Sequence[int] = ()) -> pb.ExchangeRequest:
     return pb.ExchangeRequest(
         hello=pb.Hello(
             protocol_version=1,
             job="foreign",
             rank=rank,
             num_workers=num_workers,
+            ranks=ranks,
             partition_bytes=1 << 20,
             planes=[pb.PLANE_INLINE],
         )
@@ -59,6 +60,12 @@ def push(payload: bytes, round: int = 0) -> pb.ExchangeRequest:
     return pb.ExchangeRequest(
         push=pb.Push(shards=to_columns([ShardRound(id=5, round=round, length=len(payload))])), payload=payload
     )
+
+
+def lacking(*ranks: Sequence[int]) -> pb.ExchangeRequest:
+    """Says for which ranks round 0 waits."""
+    lists = [pb.Ranks(ranks=each) for each in ranks]
+    return pb.ExchangeRequest(lacking=pb.Lacking(shards=to_columns([ShardRound(id=5)]), ranks=lists))
 
 
 @pytest.mark.parametrize("size", [1, 1000, 200_000])
@@ -107,6 +114,15 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
         ([hello(), pb.ExchangeRequest()], "sent None"),
         ([hello(rank=1)], "rank 1 of 1 workers"),
         ([hello(num_workers=0)], "of 0 workers"),
+        ([hello(1, 4, [1, 3, 2])], r"rank 1 that stands for ranks \[1, 3, 2\] of 4 workers; expected each rank once"),
+        ([hello(1, 4, [1, 1])], r"rank 1 that stands for ranks \[1, 1\]"),
+        ([hello(1, 4, [0, 1])], r"rank 1 that stands for ranks \[0, 1\]"),
+        ([hello(2, 4, [2, 3, 4])], r"rank 2 that stands for ranks \[2, 3, 4\] of 4 workers"),
+        ([hello(0, 5000, range(4500))], "rank 0 of 5000 workers; a job has 1 to 4096 workers"),
+        ([hello(0, 4, [0, 1]), pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=[2]))], "ranks 0-1 .* goodbye for rank 2"),
+        ([hello(0, 4, [0, 1]), declare(3), lacking([2])], "ranks 0-1 of job 'foreign' waits for rank 2, which it does"),
+        ([hello(0, 4, [0, 1]), declare(3), lacking()], "told what 1 rounds lack, in 0 lists of ranks"),
+        ([hello(0, 4), declare(3), lacking([1])], "rank 0 of job 'foreign' waits for rank 1"),
     ],
 )
 async def test_what_breaks_the_protocol_is_answered_in_words_and_ends_the_stream(

@@ -49,20 +49,21 @@ def test_lines_are_prefixed_with_the_rank_of_who_wrote_them(launch: Launch) -> N
 
 
 def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:
-    """Contradicting names of other systems are removed."""
-    names = "JOB AGGREGATORS RANK NUM_WORKERS LOCAL_RANK LOCAL_SIZE PLANE"
+    """Contradicting names of other systems are removed, and so is another fleet's relay."""
+    names = "JOB AGGREGATORS RANK NUM_WORKERS LOCAL_RANK LOCAL_SIZE PLANE RELAY"
     script = "echo " + " ".join(f"$PSUM_{name}" for name in names.split()) + ' "<$DMLC_ROLE$BYTEPS_LOCAL_RANK>"'
     done = launch(
         *("--workers", "2", "--aggregators", "2", "--plane", "inline"),
         shell=script,
         PSUM_JOB="mine",
+        PSUM_RELAY="10.0.0.5:50051",
         DMLC_ROLE="server",
         BYTEPS_LOCAL_RANK="7",
     )
     lines = sorted(done.stdout.splitlines())
     address = r"127\.0\.0\.1:\d+"
     for rank, line in enumerate(lines):
-        assert re.fullmatch(rf"\[{rank}\] mine {address},{address} {rank} 2 {rank} 2 inline <>", line)
+        assert re.fullmatch(rf"\[{rank}\] mine {address},{address} {rank} 2 {rank} 2 inline off <>", line)
     assert len(lines) == 2
 
 

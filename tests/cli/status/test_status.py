@@ -250,6 +250,7 @@ def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
     workers = [
         {
             "rank": rank,
+            "ranks": [rank],
             "worker": f"host-{rank}",
             "state": "vanished" if rank == 70 else "connected",
             "behind_seconds": 5.0 if rank == 77 else 0.0,
@@ -260,7 +261,7 @@ def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
         }
         for rank in range(100)
     ]
-    job = {"name": "large", "num_workers": 100, "workers": workers, "rounds": [], "not_joined": []}
+    job = {"name": "large", "num_workers": 100, "workers": workers, "rounds": [], "not_joined": [], "uplinks": []}
     job |= dict.fromkeys(("held_bytes", "received_bytes", "sent_bytes", "rounds_completed", "rounds_waiting"), 0)
     own = dict.fromkeys(("uptime_seconds", "memory_budget_bytes", "memory_reserved_bytes", "loop_lag_seconds"), 0)
     answer = {
@@ -282,6 +283,45 @@ def test_of_a_large_job_those_who_are_behind_are_listed() -> None:
     assert "host-60" not in shown(False)
     assert "… and 80 more workers (--all)" in shown(False)
     assert "host-60" in shown(True)
+
+
+def test_relays_are_shown_with_both_levels() -> None:
+    """An aggregator lists the relays with their ranks. A relay lists its workers, and what it forwards
+    to. One process may be both."""
+    uplinks = [
+        pb.UplinkStatus(address="a:1", connected=True, plane=pb.PLANE_DIRECT, data_connection=True, sent_bytes=1 << 20),
+        pb.UplinkStatus(address="b:1", outstanding_shards=7, sent_bytes=2 << 20),
+    ]
+    waiting = pb.RoundStatus(key="w", waiting_for=[3], waiting_seconds=9)
+    host = pb.JobStatus(name="job", num_workers=2, uplinks=uplinks, rounds=[pb.RoundStatus(key="v"), waiting])
+    for rank in (1, 3):
+        host.workers.add(rank=rank, worker=f"node pid {rank}", connected=rank == 1, plane=pb.PLANE_SHM)
+    fleet = pb.JobStatus(name="job", num_workers=5)
+    fleet.workers.add(rank=0, worker="lonely pid 1", connected=True)
+    fleet.workers.add(rank=1, ranks=[1, 3], worker="relay on node", connected=True)
+
+    def shown(**jobs: list[pb.JobStatus]) -> list[str]:
+        console = Console(width=200)
+        with console.capture() as capture:
+            answers = [
+                {"address": f"{name}:1", **report_of(pb.GetStatusResponse(jobs=found))} for name, found in jobs.items()
+            ]
+            console.print(Fleet(everything=False).show(answers, 1.0))
+        return [" ".join(line.split()) for line in capture.get().splitlines()]
+
+    lines = shown(a=[fleet, host], b=[fleet])
+    assert lines[1].startswith("a:1 serves 0 ms 1 3 "), "one job, three connected workers"
+    assert "job job 3 of 5 workers, 0 rounds done, 0 in progress, holds 0 B" in lines
+    assert "not joined yet: ranks 2, 4" in lines
+    assert "1, 3 connected 0 ms 0 ms 0 B 0 B relay on node" in lines
+    assert "a:1 1 of 2 1, 3 1 of 2 aggregators direct 3.0 MiB 0 B 7 shards" in lines
+    assert "relay a:1 is not connected to b:1" in lines
+    assert "round 0 of w shard 0 at relay a:1 has waited 9.0 s for rank 3" in lines
+    assert "1 a:1 connected 0 ms 0 ms 0 B 0 B shm, stream node pid 1" in lines
+    assert "3 a:1 vanished 0 ms 0 ms 0 B 0 B shm, stream node pid 3" in lines
+    alone = shown(a=[host])
+    assert "job job" in alone
+    assert not [line for line in alone if "not joined" in line], "a relay does not know which ranks will join"
 
 
 def test_a_key_that_is_a_number_is_shown_with_what_it_stands_for() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from psum.cli.timeline.command import timeline
 from psum.cli.timeline.merging import merged, offsets
 from psum.cli.timeline.step_times import KINDS, Report, step_times
-from psum.cli.timeline.traces import Trace, load
+from psum.cli.timeline.traces import LastRanks, Trace, load
 from psum.client.observe.trace import (
     COPY_IN,
     COPY_OUT,
@@ -230,6 +230,20 @@ def test_ranks_that_wait_for_each_other_are_all_named(write: Callable[..., pathl
     assert run(*paths).output.count("The others waited for rank") == 2
 
 
+def test_behind_a_relay_the_slow_rank_itself_is_named(write: Callable[..., pathlib.Path]) -> None:
+    """Ranks of another host are told the first rank of its group, and its own group which rank it was."""
+    told = {0: 2, 1: 2, 2: 3, 3: 3}
+    paths = [
+        write([step(0, 0, 10), *shard(0, wire=(0, 1), wait=(1, 9), copy_out=(9, 10), last_rank=last)], rank)
+        for rank, last in told.items()
+        if rank != 3
+    ]
+    (slowest,) = json.loads(run("--json", *paths).output)["slowest"]
+    assert slowest["rank"] == 3
+    (slowest,) = json.loads(run("--json", *paths[:2]).output)["slowest"]
+    assert slowest["rank"] == 2, "without a file of the group, its first rank stands for it"
+
+
 def test_what_happens_at_once_shares_the_time() -> None:
     """Time is divided in proportion to shards. Queued shards count only if no others are under way."""
     trace = traced(
@@ -240,7 +254,7 @@ def test_what_happens_at_once_shares_the_time() -> None:
             *shard(0, wait=(6, 10), copy_out=(10, 10), key="c", last_rank=2),
         ]
     )
-    times = step_times(trace, [0])[0]
+    times = step_times(trace, [0], LastRanks([]))[0]
     assert {kind: seconds for kind, seconds in times.seconds.items() if seconds} == {
         "queue": pytest.approx(4),
         "wire": pytest.approx(2 + 2 / 3),
@@ -271,7 +285,7 @@ def test_every_moment_of_a_step_is_counted_once(busy: list[tuple[Span, Stage, in
         Slice(*span, stage, "w", {"step": 0, "round": 0, "shard": 0, "last_rank": last_rank})
         for span, stage, last_rank in busy
     ]
-    times = step_times(traced([*steps, *slices]), range(len(steps)))
+    times = step_times(traced([*steps, *slices]), range(len(steps)), LastRanks([]))
     for number, one in enumerate(steps):
         assert math.isclose(times[number].total, one.end - one.start, abs_tol=1e-9)
         assert math.isclose(sum(times[number].waited_for.values()), times[number].seconds["wait"], abs_tol=1e-9)

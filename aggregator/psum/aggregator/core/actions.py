@@ -154,9 +154,10 @@ class TellTiming:
         shard: The shard's number within it.
         round: The round.
         last_rank: The rank whose contribution came last.
-        waiting: Seconds from a rank's contribution to the last one, by rank.
-        summing: Seconds from the last contribution to the sum.
-        forwarding: Seconds from then until the result came from the shard's owner; 0 if this is the owner.
+        waiting: Seconds from a rank's contribution to the last one, by rank. At a relay, also what the group's sum then
+            waited at the shard's owner.
+        summing: Seconds from the last contribution to the sum. At a relay, also that at the owner.
+        forwarding: Seconds that the group's sum and the result were on their way; 0 if this is the owner.
     """
 
     key: Key

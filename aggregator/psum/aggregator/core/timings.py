@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 from psum.aggregator.core.actions import TellTiming
 from psum.aggregator.core.key import Key
+from psum.v1 import aggregator_pb2 as pb
 
 
 @dataclasses.dataclass(slots=True)
@@ -19,6 +20,9 @@ class _Gathering:
     complete_at: float = 0.0
     forwarded_at: float | None = None
     """When a relay forwarded the group's sum."""
+    waiting_above: float = 0.0
+    summing_above: float = 0.0
+    """What the owner says of the same round: how long the group's sum waited there, and how long its sum took."""
 
 
 class Timings:
@@ -66,19 +70,21 @@ class Timings:
         if (gathering := self.rounds.get((key.id, shard))) is not None and gathering.round == round:
             gathering.forwarded_at = self._clock()
 
-    def answered(self, key: Key, shard: int, round: int, last_rank: int, group: Collection[int]) -> None:
-        """Records whose contribution came last to the owner of a shard. If a relay's own did, the group knows better.
+    def answered(self, key: Key, shard: int, round: int, owners: pb.Timing, group: Collection[int]) -> None:
+        """Records what the owner of a shard says of a forwarded sum. If it came last, the group knows whose was last.
 
         Args:
             key: The key.
             shard: The shard's number within it.
             round: The round.
-            last_rank: What the owner says: the first rank of the member whose contribution came last.
+            owners: The owner's timing. Its last rank is the first of the member whose contribution came last.
             group: The ranks of the relay's own group.
         """
         gathering = self.rounds.get((key.id, shard))
-        if gathering is not None and gathering.round == round and last_rank not in group:
-            gathering.last_rank = last_rank
+        if gathering is not None and gathering.round == round:
+            gathering.waiting_above, gathering.summing_above = owners.waiting_seconds, owners.summing_seconds
+            if owners.last_rank not in group:
+                gathering.last_rank = owners.last_rank
 
     def summed(self, key: Key, shard: int, round: int) -> list[TellTiming]:
         """The timing to tell now that the sum of a round is made; empty if no rank asked."""
@@ -87,9 +93,14 @@ class Timings:
             return []
         complete_at, now = gathering.complete_at, self._clock()
         summed_at = now if gathering.forwarded_at is None else gathering.forwarded_at
-        waiting = {rank: complete_at - came for rank, came in gathering.came.items()}
-        timing = TellTiming(key, shard, round, gathering.last_rank, waiting, summed_at - complete_at, now - summed_at)
-        return [timing]
+        # What the owner says may be of the time before a connection broke.
+        forwarding = now - summed_at
+        waiting_above = min(gathering.waiting_above, forwarding)
+        summing_above = min(gathering.summing_above, forwarding - waiting_above)
+        waiting = {rank: complete_at - came + waiting_above for rank, came in gathering.came.items()}
+        summing = summed_at - complete_at + summing_above
+        forwarding -= waiting_above + summing_above
+        return [TellTiming(key, shard, round, gathering.last_rank, waiting, summing, forwarding)]
 
     def forget(self, key: Key) -> None:
         """Drops the records of a key that has failed."""

@@ -5,8 +5,8 @@ import contextlib
 import logging
 from typing import Final
 
-from psum.aggregator.core.registry import Registry
 from psum.aggregator.service.connections import Connections
+from psum.aggregator.service.registries import Registries
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns
 
@@ -20,14 +20,14 @@ class Draining:
     """Finishes the open rounds of all jobs, and begins no others: workers keep them for the next process.
 
     Args:
-        registry: The jobs.
+        registries: The jobs.
         connections: The connections of workers.
     """
 
-    def __init__(self, registry: Registry, connections: Connections) -> None:
+    def __init__(self, registries: Registries, connections: Connections) -> None:
         self.begun = False
         """Whether this process is about to end, and accepts no streams."""
-        self._registry = registry
+        self._registries = registries
         self._connections = connections
         self._open_rounds: dict[int, list[tuple[int, int, int]]] = {}
         """The rounds to finish, by the job's id()."""
@@ -37,7 +37,7 @@ class Draining:
         self.begun = True
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        self._open_rounds = {id(job): job.open_rounds() for job in self._registry.jobs.values()}
+        self._open_rounds = {id(job): job.open_rounds() for job in self._registries.jobs()}
         jobs = {job_id for job_id, _ in self._connections.by_job()}
         if jobs:
             _log.info(
@@ -62,7 +62,7 @@ class Draining:
             _log.info("drained in %.1f s", loop.time() - begin)
 
     def _unfinished(self) -> int:
-        jobs = self._registry.jobs.values()
+        jobs = self._registries.jobs()
         return sum(len(set(job.open_rounds()) & set(self._open_rounds.get(id(job), ()))) for job in jobs)
 
     def _busy(self) -> bool:

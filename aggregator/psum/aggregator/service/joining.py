@@ -12,18 +12,27 @@ import grpc
 from psum.aggregator.access.admission import Admission
 from psum.aggregator.core.error_texts import either
 from psum.aggregator.core.job import Job
-from psum.aggregator.core.registry import Registry
 from psum.aggregator.core.roster import ranks_of
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.connections import Connections
 from psum.aggregator.service.descriptor_budget import DescriptorBudget
 from psum.aggregator.service.plane_choice import PlaneChoice
+from psum.aggregator.service.registries import Registries
 from psum.aggregator.settings import Settings
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_MESSAGE_BYTES, decode
-from psum.wire.errors import ExhaustedError, InternalError, InvalidError, ProtocolError, TakenError
+from psum.wire.errors import (
+    DeniedError,
+    DisagreementError,
+    ExhaustedError,
+    FaultError,
+    InternalError,
+    InvalidError,
+    ProtocolError,
+    TakenError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +47,7 @@ class Joining:
         settings: The aggregator's settings.
         incarnation: The number that identifies this process to workers.
         admission: Checks tokens.
-        registry: The jobs.
+        registries: The jobs.
         connections: The connections of workers; those of new workers are added.
         runner: Carries out the jobs' actions.
         descriptors: The process's file descriptors.
@@ -52,7 +61,7 @@ class Joining:
         incarnation: int,
         *,
         admission: Admission,
-        registry: Registry,
+        registries: Registries,
         connections: Connections,
         runner: ActionRunner,
         descriptors: DescriptorBudget,
@@ -64,7 +73,7 @@ class Joining:
         self._settings = settings
         self._incarnation = incarnation
         self._admission = admission
-        self._registry = registry
+        self._registries = registries
         self._connections = connections
         self._runner = runner
         self._descriptors = descriptors
@@ -99,8 +108,32 @@ class Joining:
         hello = await self._receive_hello(context)
         peer = context.peer()
         self._admission.permit(token, hello, peer)
+        if hello.group_size:
+            if (refusal := self._relays_not(hello, peer)) is not None:
+                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+                raise refusal
+            await self._registries.begin_relaying()
         await self._take_descriptor(hello, connection, context)
-        return self._enter(hello, connection, peer), hello.rank
+        return self._enter(hello, token, connection, peer), hello.rank
+
+    def _relays_not(self, hello: pb.Hello, peer: str) -> FaultError | None:
+        """Why this process does not relay for a worker, None if it does."""
+        who = f"rank {hello.rank} of job {hello.job!r}, {hello.worker or 'an unnamed worker'} ({peer})"
+        here = ", ".join(self.addresses)
+        if not self._settings.relaying:
+            return DeniedError(
+                f"{who} asks the aggregator at {here} to forward the sum of its group, which is turned off there"
+                " (PSUM_RELAYING=0); turn it on, or give the workers PSUM_RELAY=off"
+            )
+        if self._incarnation in hello.forwarded_by:
+            following = ", ".join(relay.address for relay in hello.next_relays) or "the owners of the shards"
+            return DisagreementError(
+                f"the relays of job {hello.job!r} form a circle: what comes from {who} has passed the aggregator at"
+                f" {here} before, which would forward it to {following} again. Name each relay once in PSUM_RELAY, by"
+                " one address that leads to it alone",
+                ranks=list(hello.ranks) or [hello.rank],
+            )
+        return None
 
     async def _receive_hello(self, context: Any) -> pb.Hello:
         try:
@@ -124,7 +157,7 @@ class Joining:
             ExhaustedError: There is none. A worker that comes back is told to try again instead: others may leave
                 before it gives up.
         """
-        replaced = self._connections.get(self._registry.jobs.get(hello.job), hello.rank) is not None
+        replaced = self._connections.get(self._registries.of(hello).jobs.get(hello.job), hello.rank) is not None
         # A replaced stream is about to end, and frees its descriptor.
         if self._descriptors.fits(0 if replaced else 1):
             connection.descriptors += 1
@@ -142,14 +175,16 @@ class Joining:
 
     def _notify_others(self, hello: pb.Hello, text: str) -> None:
         """Tells a job's workers that a rank was refused, because they will wait for it; once for each job."""
-        job = self._registry.jobs.get(hello.job)
+        job = self._registries.of(hello).jobs.get(hello.job)
         if job is None or job.members.holders(hello) or job in self._incomplete:
             return
         self._incomplete.add(job)
         self._connections.send_to_all(job, pb.ExchangeResponse(notice=pb.Notice(text=text)))
 
-    def _enter(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Job:
-        job, actions, refusal = self._registry.join(hello, peer, self._clock())
+    def _enter(self, hello: pb.Hello, token: bytes, connection: WorkerConnection, peer: str) -> Job:
+        job, actions, refusal = self._registries.of(hello).join(hello, peer, self._clock())
+        if job is not None and self._registries.relays is not None and hello.group_size:
+            self._registries.relays.bring_token(job, token)
         ranks = rank_names(ranks_of(hello))
         for about, action in actions:
             self._runner.perform(about, [action])
@@ -171,6 +206,7 @@ class Joining:
         worker = job.workers[hello.rank]
         _log.info("job %s: %s of %d %s, %s", job.name, ranks, hello.num_workers, did, worker)
         welcome = self._welcome()
+        welcome.relays = bool(hello.group_size)
         lack = self._choose_plane(job, hello, connection, welcome)
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:
@@ -182,7 +218,7 @@ class Joining:
     def _choose_plane(self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome) -> str | None:
         """Gives a worker the best plane that both sides have. Returns what this process lacks for a better one."""
         workers_to_come = max(
-            0, sum(job.members.roster.most_members for job in self._registry.jobs.values()) - len(self._connections)
+            0, sum(job.members.roster.most_members for job in self._registries.jobs()) - len(self._connections)
         )
         if self._plane_choice.choose(job, hello, connection, welcome, workers_to_come=workers_to_come):
             return None

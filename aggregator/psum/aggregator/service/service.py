@@ -4,12 +4,15 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from psum.aggregator.access.admission import Admission
 from psum.aggregator.access.handshakes import Handshakes
+from psum.aggregator.core.actions import Action
+from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.aggregator.service.action_runner import ActionRunner
@@ -20,6 +23,7 @@ from psum.aggregator.service.draining import Draining
 from psum.aggregator.service.job_memory import JobMemories
 from psum.aggregator.service.joining import Joining
 from psum.aggregator.service.plane_choice import PlaneChoice
+from psum.aggregator.service.registries import Registries
 from psum.aggregator.service.status import Status, parse_request
 from psum.aggregator.service.stream import Streams
 from psum.aggregator.service.ticker import Ticker
@@ -28,6 +32,9 @@ from psum.aggregator.sums.pool import PriorityPool
 from psum.planes import is_lent
 from psum.runtime import descriptor_limit, open_descriptors
 from psum.v1 import aggregator_pb2 as pb
+
+if TYPE_CHECKING:
+    from psum.aggregator.relay.relays import Relays
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["AggregatorService"].full_name
 
@@ -70,16 +77,21 @@ class Service:
         """The jobs."""
         self.connections = Connections()
         """The connections of workers that have joined a job."""
+        self._clock = clock
+        self._incarnation = incarnation = random.SystemRandom().getrandbits(64)
+        self.registries = Registries(self.registry, self._load_relays)
+        """The jobs, and those of groups that this process relays for."""
         self._pool = PriorityPool(settings.threads)
-        self._runner = ActionRunner(self._pool, self.connections.get, self._job_memories.of)
-        self._draining = Draining(self.registry, self.connections)
-        self._ticker = Ticker(self.registry, self._runner, clock, handshakes.tick)
-        incarnation = random.SystemRandom().getrandbits(64)
+        self._runner = ActionRunner(
+            self._pool, self.connections.get, self._job_memories.of, self.registries.tell_uplinks
+        )
+        self._draining = Draining(self.registries, self.connections)
+        self._ticker = Ticker(self.registries, self._runner, clock, handshakes.tick)
         self._joining = Joining(
             settings,
             incarnation,
             admission=self._admission,
-            registry=self.registry,
+            registries=self.registries,
             connections=self.connections,
             runner=self._runner,
             descriptors=self.descriptors,
@@ -89,7 +101,7 @@ class Service:
         self._streams = Streams(
             settings,
             self._joining,
-            registry=self.registry,
+            registries=self.registries,
             connections=self.connections,
             runner=self._runner,
             data_port=data_port,
@@ -100,7 +112,7 @@ class Service:
         )
         self._status = Status(
             incarnation,
-            registry=self.registry,
+            registries=self.registries,
             connections=self.connections,
             draining=self._draining,
             admission=self._admission,
@@ -132,7 +144,7 @@ class Service:
 
     def queued_messages(self) -> Counter[str]:
         """How many messages wait to be sent, by the name of the job."""
-        return self.connections.queued_messages(self.registry.jobs.values())
+        return self.connections.queued_messages(self.registries.jobs())
 
     def refused_connections(self) -> dict[tuple[str, str], int]:
         """How many connections were closed before they belonged to a worker, by port ("grpc", "data") and kind."""
@@ -168,8 +180,41 @@ class Service:
         """Ends the service after its server has stopped."""
         self._descriptor_monitor.close()
         await self._ticker.close()
+        await self.registries.close()
         await asyncio.get_running_loop().run_in_executor(None, self._pool.close)
         self._job_memories.close()
+
+    def _load_relays(self) -> Callable[[], "Relays"]:
+        """Imports what relays need; returns what makes them. In any thread."""
+        from psum.aggregator.relay.relays import Relays
+
+        return partial(
+            Relays,
+            self.settings,
+            self._incarnation,
+            limits=_limits(self.settings),
+            budget=self.registry.budget,
+            released=self._job_memories.release,
+            lent=is_lent,
+            clock=self._clock,
+            perform=self._perform,
+            descriptors=self._take_descriptors,
+        )
+
+    def _perform(self, job: Job, actions: Sequence[Action]) -> None:
+        """Carries out actions that follow from what other aggregators have sent."""
+        self._runner.perform(job, actions)
+        if job.credit.pending:
+            self._ticker.tick_soon()
+        if job.failure is not None:
+            self.registries.settle(job, self._clock())
+
+    def _take_descriptors(self, count: int) -> bool:
+        """Takes file descriptors for connections to other aggregators, if there are as many; or gives them back."""
+        if count > 0 and not self.descriptors.fits(count):
+            return False
+        self.descriptors.take(count)
+        return True
 
     async def _exchange(self, _requests: AsyncIterator[bytes], context: Any) -> None:
         self._handshakes.called(context.peer())

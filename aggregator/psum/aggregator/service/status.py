@@ -9,9 +9,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from psum.aggregator.access.admission import Admission
-from psum.aggregator.core.registry import Registry
+from psum.aggregator.core.job import Job
 from psum.aggregator.service.connections import Connections
 from psum.aggregator.service.draining import Draining
+from psum.aggregator.service.registries import Registries
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import DeniedError
 
@@ -26,7 +27,7 @@ class Status:
 
     Args:
         incarnation: The number that identifies this process to workers.
-        registry: The jobs.
+        registries: The jobs.
         connections: The connections of workers.
         draining: Tells whether this process is about to end.
         admission: Checks the tokens of callers.
@@ -38,7 +39,7 @@ class Status:
         self,
         incarnation: int,
         *,
-        registry: Registry,
+        registries: Registries,
         connections: Connections,
         draining: Draining,
         admission: Admission,
@@ -48,7 +49,7 @@ class Status:
         self.addresses: Sequence[str] = ()
         """Where the server listens; empty before it does."""
         self._incarnation = incarnation
-        self._registry = registry
+        self._registries = registries
         self._connections = connections
         self._draining = draining
         self._admission = admission
@@ -58,7 +59,7 @@ class Status:
 
     def all(self) -> pb.GetStatusResponse:
         """The status with all jobs."""
-        return self._compose(*self._registry.status(self._clock(), lambda name: True))
+        return self._compose(lambda name: True)
 
     async def get(self, request: pb.GetStatusRequest | None, context: Any) -> pb.GetStatusResponse:
         """Answers GetStatus with the jobs that the caller asks for and that its token opens.
@@ -70,23 +71,23 @@ class Status:
         if request is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "these bytes are not a psum.v1.GetStatusRequest")
             raise AssertionError("abort raises")
-        now = self._clock()
         try:
             token = self._admission.token(context.invocation_metadata() or (), context.peer())
         except DeniedError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
         opens = self._admission.opens(token)
-        jobs, ended = self._registry.status(
-            now, lambda name: not request.without_jobs and request.job in ("", name) and opens(name)
-        )
-        return self._compose(jobs, ended)
+        return self._compose(lambda name: not request.without_jobs and request.job in ("", name) and opens(name))
 
-    def _compose(self, jobs: Sequence[pb.JobStatus], ended: Sequence[pb.EndedJob]) -> pb.GetStatusResponse:
-        for job in jobs:
-            about = self._registry.jobs.get(job.name)
-            for worker in job.workers:
-                if (connection := self._connections.get(about, worker.rank)) is not None:
-                    worker.plane, worker.data_connection = connection.plane.kind, connection.data_connection is not None
+    def _compose(self, shown: Callable[[str], bool]) -> pb.GetStatusResponse:
+        jobs: list[pb.JobStatus] = []
+        ended: list[pb.EndedJob] = []
+        for registry in self._registries:
+            in_progress, over = registry.status(self._clock(), shown)
+            ended += over
+            for job in in_progress:
+                self._add_connections(job, registry.jobs[job.name])
+            jobs += in_progress
+        fleet = self._registries.fleet
         return pb.GetStatusResponse(
             version=VERSION,
             incarnation=self._incarnation,
@@ -96,10 +97,18 @@ class Status:
             jobs=jobs,
             ended=ended,
             draining=self._draining.begun,
-            memory_reserved_bytes=self._registry.budget.reserved_bytes,
-            memory_budget_bytes=self._registry.budget.limit_bytes,
+            memory_reserved_bytes=fleet.budget.reserved_bytes,
+            memory_budget_bytes=fleet.budget.limit_bytes,
             loop_lag_seconds=self._loop_lag(),
         )
+
+    def _add_connections(self, status: pb.JobStatus, job: Job) -> None:
+        """Adds how payloads travel to the workers of a job and, if it is forwarded, to other aggregators."""
+        for worker in status.workers:
+            if (connection := self._connections.get(job, worker.rank)) is not None:
+                worker.plane, worker.data_connection = connection.plane.kind, connection.data_connection is not None
+        if (uplinks := self._registries.uplinks(job)) is not None:
+            status.uplinks.extend(uplinks.status())
 
 
 def parse_request(data: bytes) -> pb.GetStatusRequest | None:

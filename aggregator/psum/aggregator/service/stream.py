@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 
 from psum.aggregator.core.job import Job
-from psum.aggregator.core.registry import Registry
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.connections import Connections
@@ -18,6 +17,7 @@ from psum.aggregator.service.descriptor_budget import DescriptorBudget
 from psum.aggregator.service.draining import Draining
 from psum.aggregator.service.joining import Joining
 from psum.aggregator.service.receiver import Receiver
+from psum.aggregator.service.registries import Registries
 from psum.aggregator.settings import Settings
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
@@ -35,7 +35,7 @@ class Streams:
     Args:
         settings: The aggregator's settings.
         joining: Makes the peer of a stream a worker.
-        registry: The jobs.
+        registries: The jobs.
         connections: The connections of workers.
         runner: Carries out the jobs' actions.
         data_port: Where workers may open data connections.
@@ -50,7 +50,7 @@ class Streams:
         settings: Settings,
         joining: Joining,
         *,
-        registry: Registry,
+        registries: Registries,
         connections: Connections,
         runner: ActionRunner,
         data_port: DataPort,
@@ -61,7 +61,7 @@ class Streams:
     ) -> None:
         self._settings = settings
         self._joining = joining
-        self._registry = registry
+        self._registries = registries
         self._connections = connections
         self._runner = runner
         self._data_port = data_port
@@ -125,7 +125,7 @@ class Streams:
         if isinstance(error, ProtocolError):
             _log.warning("peer %s: %s", peer, error, extra=_subjects(joined))
         fault = error if isinstance(error, FaultError) else InvalidError(str(error))
-        faults = self._registry.counters.refusals if joined is None else joined[0].counters.faults
+        faults = self._registries.fleet.counters.refusals if joined is None else joined[0].counters.faults
         faults[fault.kind] += 1
         connection.queue.clear()
         connection.queue.put_control(pb.ExchangeResponse(fault=fault.to_message()))
@@ -198,7 +198,7 @@ class Streams:
                 job.members.kept_seconds(worker),
             )
         self._runner.perform(job, actions)
-        self._registry.settle(job, now)
+        self._registries.settle(job, now)
 
 
 def _subjects(joined: tuple[Job, int] | None) -> dict[str, object]:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from psum.aggregator.core.registry import Registry
 from psum.aggregator.service.action_runner import ActionRunner
+from psum.aggregator.service.registries import Registries
 
 _log = logging.getLogger(__name__)
 
@@ -20,16 +20,16 @@ class Ticker:
     """Ticks from construction to `close`, on the running event loop.
 
     Args:
-        registry: The jobs.
+        registries: The jobs.
         runner: Carries out the jobs' actions.
         clock: The time in seconds that jobs are given.
         ticked: Called at each tick too.
     """
 
     def __init__(
-        self, registry: Registry, runner: ActionRunner, clock: Callable[[], float], ticked: Callable[[], None]
+        self, registries: Registries, runner: ActionRunner, clock: Callable[[], float], ticked: Callable[[], None]
     ) -> None:
-        self._registry = registry
+        self._registries = registries
         self._runner = runner
         self._clock = clock
         self._ticked = ticked
@@ -53,11 +53,11 @@ class Ticker:
                     await self._uncredited.wait()
                     await asyncio.sleep(_CREDIT_TICK_SECONDS)
             try:
-                for job, action in self._registry.tick(self._clock()):
+                for job, action in self._registries.tick(self._clock()):
                     self._runner.perform(job, [action])
                 self._ticked()
             except Exception:
                 # If this task ended, no job would have time-outs any more.
                 _log.exception("checking the jobs' time-outs failed")
-            if not self._registry.uncredited:
+            if not self._registries.uncredited:
                 self._uncredited.clear()

@@ -57,6 +57,8 @@ def worker_environment(
         "PSUM_NUM_WORKERS": str(num_workers),
         "PSUM_LOCAL_RANK": str(rank),
         "PSUM_LOCAL_SIZE": str(num_workers),
+        # All of the job is on this host. The environment may name a relay of another fleet.
+        "PSUM_RELAY": "off",
         "PSUM_PLANE": plane,
         "PSUM_FAULT_FILE": fault_file,
     }

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from psum.cli.formatting import printable, ranks, seconds, size
+from psum.cli.formatting import printable, ranks, runs_of, seconds, size
 from psum.runtime import captioned
 
 #: The most workers of a job that are listed without --all.
@@ -15,6 +15,9 @@ _MAX_WORKERS: Final = 20
 
 #: The most ended jobs that are listed.
 _MAX_ENDED: Final = 5
+
+#: The most lost connections of relays that are listed.
+_MAX_LOST: Final = 5
 
 #: Ranks that others have waited for at least this long are coloured.
 _BEHIND_SECONDS: Final = 1.0
@@ -73,7 +76,8 @@ class Fleet:
                 Text(answer["address"]),
                 Text("drains", style="yellow") if own["draining"] else Text("serves", style="green"),
                 seconds(own["uptime_seconds"]),
-                str(len(jobs)),
+                # A relay that is an aggregator too has a part of a job in each role.
+                str(len({job["name"] for job in jobs})),
                 str(connected),
                 *self._throughput(answer, now),
                 f"{size(own['memory_reserved_bytes'])} of {budget}",
@@ -91,9 +95,20 @@ class Fleet:
         return f"{size((received - before[1]) / passed)}/s", f"{size((sent - before[2]) / passed)}/s"
 
     def _job(self, name: str, places: Sequence[tuple[str, Answer]]) -> Iterable[RenderableType]:
+        owners = [place for place in places if not place[1]["uplinks"]]
+        relays = [place for place in places if place[1]["uplinks"]]
+        if owners:
+            yield from self._summed(name, owners)
+        if relays:
+            if not owners:
+                yield Text.assemble(("job ", "bold"), (printable(name), "bold"))
+            yield from self._relayed(relays)
+
+    def _summed(self, name: str, places: Sequence[tuple[str, Answer]]) -> Iterable[RenderableType]:
+        """Return a job on the aggregators that sum its shards for all ranks."""
         jobs = [job for _, job in places]
         workers = _merged(jobs)
-        connected = sum(worker["connected"] == len(jobs) for worker in workers)
+        connected = sum(len(worker["ranks"]) for worker in workers if worker["connected"] == len(jobs))
         rounds = sum(job["rounds_completed"] for job in jobs)
         yield Text.assemble(
             ("job ", "bold"),
@@ -102,30 +117,54 @@ class Fleet:
             f" {sum(job['rounds_waiting'] for job in jobs)} in progress,"
             f" holds {size(sum(job['held_bytes'] for job in jobs))}",
         )
-        waiting = [(job["rounds"][0], address) for address, job in places if job["rounds"]]
-        if waiting:
-            oldest, address = max(waiting, key=lambda entry: entry[0]["waiting_seconds"])
-            key = captioned(oldest["key"], oldest["label"])
-            yield Text(
-                f"round {oldest['round']} of {printable(key)} shard {oldest['shard']} on {address} has waited"
-                f" {seconds(oldest['waiting_seconds'])} for {ranks(oldest['waiting_for'])}",
-                style="yellow" if oldest["waiting_seconds"] >= _BEHIND_SECONDS else "",
-            )
+        yield from _oldest(places, "on")
         if missing := sorted({rank for job in jobs for rank in job["not_joined"]}):
             yield Text(f"not joined yet: {ranks(missing)}", style="yellow")
         yield from self._workers(workers, len(jobs))
+
+    def _relayed(self, places: Sequence[tuple[str, Answer]]) -> Iterable[RenderableType]:
+        """Return a job on its relays, and the workers behind them."""
+        table = _table("relay", "workers", "ranks", "forwards to", "way", "sent", "received", "under way")
+        lost = []
+        for address, job in places:
+            uplinks = job["uplinks"]
+            connected = [uplink for uplink in uplinks if uplink["state"] == "connected"]
+            lost += [(address, uplink["address"]) for uplink in uplinks if uplink["state"] != "connected"]
+            behind = uplinks[0]["address"] if len(uplinks) == 1 else f"{len(connected)} of {len(uplinks)} aggregators"
+            joined = sorted(rank for worker in job["workers"] for rank in worker["ranks"])
+            present = sum(len(worker["ranks"]) for worker in job["workers"] if worker["state"] == "connected")
+            table.add_row(
+                Text(address),
+                Text(f"{present} of {job['num_workers']}", style="" if present == job["num_workers"] else "yellow"),
+                runs_of(joined),
+                Text(behind, style="" if len(connected) == len(uplinks) else "red"),
+                " + ".join(sorted({uplink["way"] for uplink in connected} - {""})),
+                size(sum(uplink["sent_bytes"] for uplink in uplinks)),
+                size(sum(uplink["received_bytes"] for uplink in uplinks)),
+                f"{sum(uplink['outstanding_shards'] for uplink in uplinks)} shards",
+            )
+        yield table
+        yield from _oldest(places, "at relay")
+        for relay, address in lost[:_MAX_LOST]:
+            yield Text(f"relay {relay} is not connected to {address}", style="red")
+        if len(lost) > _MAX_LOST:
+            yield Text(f"… and {len(lost) - _MAX_LOST} more such connections", style="red")
+        workers = [{**worker, "relay": address} for address, job in places for worker in _merged([job])]
+        yield from self._workers(sorted(workers, key=lambda worker: int(worker["rank"])), 1)
 
     def _workers(self, workers: list[Answer], places: int) -> Iterable[RenderableType]:
         shown = workers
         if not self._everything and len(workers) > _MAX_WORKERS:
             urgent = sorted(workers, key=lambda w: (w["state"] == "connected", -w["behind_seconds"], w["rank"]))
             shown = sorted(urgent[:_MAX_WORKERS], key=lambda w: int(w["rank"]))
-        table = _table("rank", "state", "behind", "heard", "received", "sent", "way", "runs at")
+        relay = ["relay"] if any("relay" in worker for worker in workers) else []
+        table = _table("rank", *relay, "state", "behind", "heard", "received", "sent", "way", "runs at")
         for worker in shown:
             state = worker["state"] if worker["connected"] in (0, places) else f"on {worker['connected']} of {places}"
             behind = worker["behind_seconds"]
             table.add_row(
-                str(worker["rank"]),
+                runs_of(worker["ranks"]),
+                *(Text(worker[name]) for name in relay),
                 Text(state, style="" if state in ("connected", "left") else "red"),
                 Text(seconds(behind), style="yellow" if behind >= _BEHIND_SECONDS else ""),
                 seconds(worker["last_heard_seconds"]),
@@ -137,6 +176,19 @@ class Fleet:
         yield table
         if len(shown) < len(workers):
             yield Text(f"… and {len(workers) - len(shown)} more workers (--all)", style="dim")
+
+
+def _oldest(places: Sequence[tuple[str, Answer]], where: str) -> Iterable[Text]:
+    """Return a line about the round that has waited longest for ranks, if any does."""
+    waiting = [(one, address) for address, job in places for one in job["rounds"] if one["waiting_for"]]
+    if waiting:
+        oldest, address = max(waiting, key=lambda entry: entry[0]["waiting_seconds"])
+        key = captioned(oldest["key"], oldest["label"])
+        yield Text(
+            f"round {oldest['round']} of {printable(key)} shard {oldest['shard']} {where} {address} has waited"
+            f" {seconds(oldest['waiting_seconds'])} for {ranks(oldest['waiting_for'])}",
+            style="yellow" if oldest["waiting_seconds"] >= _BEHIND_SECONDS else "",
+        )
 
 
 def _merged(jobs: Sequence[Answer]) -> list[Answer]:
@@ -176,7 +228,7 @@ def _ended(answers: Sequence[Answer]) -> Table | None:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    words = {"aggregator", "state", "way", "runs at", "job that ended", "on", "how"}
+    words = {"aggregator", "state", "way", "runs at", "job that ended", "on", "how", "relay", "ranks", "forwards to"}
     for column in columns:
         table.add_column(
             column, justify="left" if column in words else "right", no_wrap=column not in ("how", "runs at")

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from psum.cli.timeline.traces import Trace, common_steps
+from psum.cli.timeline.traces import LastRanks, Trace, common_steps
 from psum.client.observe.trace import COPY_IN, EXCHANGE, FORWARD, QUEUE, STEP, SUM, WAIT, WIRE_OUT
 
 #: The kinds of time that a step consists of, with their names for people.
@@ -107,7 +107,8 @@ class Report:
 
     def __init__(self, traces: Sequence[Trace]) -> None:
         self.steps = common_steps(traces)
-        self.by_rank = {trace.rank: step_times(trace, self.steps) for trace in traces}
+        last_ranks = LastRanks(traces)
+        self.by_rank = {trace.rank: step_times(trace, self.steps, last_ranks) for trace in traces}
 
     def mean(self, ranks: Iterable[int] | None = None, steps: Iterable[int] | None = None) -> dict[str, float]:
         """Return the average time of a step by kind, in seconds, over the given ranks and steps or over all."""
@@ -160,7 +161,7 @@ class Report:
         return dataclasses.replace(found, cause=cause, own=own[cause], usual=usual[cause])
 
 
-def step_times(trace: Trace, steps: Iterable[int]) -> dict[int, StepTimes]:
+def step_times(trace: Trace, steps: Iterable[int], last_ranks: LastRanks) -> dict[int, StepTimes]:
     """Return the times of these steps on one rank, by step."""
     found = {step: StepTimes() for step in steps}
     counted = KINDS.keys() - {"computing"}
@@ -168,7 +169,7 @@ def step_times(trace: Trace, steps: Iterable[int]) -> dict[int, StepTimes]:
     changes: list[tuple[float, int, str, int]] = []
     for event in trace.slices:
         if event["cat"] in counted and event["dur"]:
-            last_rank = event["args"].get("last_rank", -1) if event["cat"] == WAIT.kind else -1
+            last_rank = last_ranks.of(event) if event["cat"] == WAIT.kind else -1
             changes.append((event["ts"], 1, event["cat"], last_rank))
             changes.append((event["ts"] + event["dur"], -1, event["cat"], last_rank))
     for step in found:

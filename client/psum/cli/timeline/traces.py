@@ -4,9 +4,12 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from psum.client.observe.trace import COPY_OUT, FORMAT, STEP, WAIT
+
+#: The most levels of relays that are looked through.
+_MAX_LEVELS: Final = 8
 
 Event = dict[str, Any]
 
@@ -61,6 +64,10 @@ class Trace:
             for event in self.slices
             if event["cat"] == COPY_OUT.kind and "bytes" in event["args"]
         }
+
+    def last_ranks(self) -> dict[Place, int]:
+        """Return the rank that each shard of each round waited for, as this rank was told."""
+        return {_place(event): event["args"]["last_rank"] for event in self.slices if event["cat"] == WAIT.kind}
 
     def _field(self, where: Any, name: str, kind: Any) -> Any:
         value = where.get(name) if isinstance(where, dict) else None
@@ -122,6 +129,30 @@ def load(paths: Sequence[pathlib.Path]) -> list[Trace]:
         if not trace.steps:
             raise TraceError(f"{trace.path} has no complete step")
     return traces
+
+
+class LastRanks:
+    """Which rank each shard of each round waited for.
+
+    An owner of shards knows a group of ranks behind a relay only by its first rank, and names that one to ranks of
+    other groups. The ranks of the group itself are told which of them was the last.
+
+    Args:
+        traces: The timelines of some ranks.
+    """
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self._told = {trace.rank: trace.last_ranks() for trace in traces}
+
+    def of(self, waiting: Event) -> int:
+        """Return the rank that the slice of a wait, from any of the timelines, waited for."""
+        rank: int = waiting["args"]["last_rank"]
+        place = _place(waiting)
+        for _ in range(_MAX_LEVELS):
+            rank, before = self._told.get(rank, {}).get(place, rank), rank
+            if rank == before:
+                break
+        return rank
 
 
 def common_steps(traces: Sequence[Trace]) -> list[int]:

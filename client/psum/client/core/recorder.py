@@ -50,11 +50,11 @@ class ShardRecord:
         self.last_rank: int | None = None
         """The rank whose contribution came last to the aggregator, None if that is not known."""
         self.waiting = 0.0
-        """Seconds that this rank's contribution waited in the aggregator for the last one."""
+        """Seconds that this rank's contribution waited in the aggregator, or at both levels, for the last one."""
         self.summing = 0.0
         """Seconds from the last contribution until the sum was made."""
         self.forwarding = 0.0
-        """Seconds from then until a relay had the sum of all ranks; 0 without a relay."""
+        """Seconds that it was on its way between a relay and the aggregator that owns it; 0 without a relay."""
 
 
 class OperationRecord:

@@ -41,7 +41,7 @@ COPY_IN: Final = Stage(3, "copy", "copy in")
 WIRE_OUT: Final = Stage(4, "wire", "wire, to the aggregator")
 WAIT: Final = Stage(5, "wait", "wait for the last rank")
 SUM: Final = Stage(6, "sum", "sum")
-#: At a relay: until the sum of all ranks has come back from the shard's aggregator.
+#: Between a relay and the shard's aggregator, in both directions.
 FORWARD: Final = Stage(7, "forward", "forward")
 WIRE_BACK: Final = Stage(8, "wire", "wire, from the aggregator")
 #: The stages from WIRE_OUT on in one, if the aggregator did not tell how long it waited and summed.

@@ -118,7 +118,7 @@ function facts(aggregator, report) {
   const workers = report.jobs.flatMap((job) => job.workers).filter((worker) => worker.state === "connected").length;
   const budget = aggregator.memory_budget_bytes;
   const list = [
-    ["jobs", report.jobs.length],
+    ["jobs", new Set(report.jobs.map((job) => job.name)).size],
     ["workers connected", workers],
     ["memory for sums", `${bytes(aggregator.memory_reserved_bytes)} of ${budget ? bytes(budget) : "no limit"}`],
     ["event loop lag", duration(aggregator.loop_lag_seconds)],
@@ -130,13 +130,13 @@ function facts(aggregator, report) {
   return list.map(([title, value]) => element("div", {}, element("dt", {}, title), element("dd", {}, value)));
 }
 
-const opened = new Map();   // Whether the reader opened or closed a job, by its name.
-const whole = new Set();    // The names of jobs whose workers and rounds are all shown.
+const opened = new Map();   // Whether the reader opened or closed a job, by its title.
+const whole = new Set();    // The titles of jobs whose workers and rounds are all shown.
 let rates = new Map();      // By job: bytes received and sent at a time, and the rate until then as text.
 
 function rateOf(job, now) {
   // Two refreshes in quick succession, as when the page becomes visible, give no useful rate.
-  const before = rates.get(job.name);
+  const before = rates.get(titled(job));
   const known = before && job.received_bytes >= before.received && job.sent_bytes >= before.sent;
   if (known && now - before.at < RATE_MS) return before;
   const seconds = known ? (now - before.at) / 1000 : 0;
@@ -146,7 +146,8 @@ function rateOf(job, now) {
 }
 
 function oldestWait(job) {
-  const [oldest] = job.rounds;
+  // At a relay, the others wait for an aggregator.
+  const oldest = job.rounds.find((round) => round.waiting_for.length);
   return oldest && oldest.waiting_seconds >= 1 ? oldest : null;
 }
 
@@ -154,12 +155,12 @@ function attention(report) {
   // Problems come first: on a phone everything else is below the screen.
   const waiting = report.jobs.filter(oldestWait);
   const lines = waiting.slice(0, ALERTS).map((job) => {
-    const name = element("a", { href: "#jobs" }, job.name);
+    const name = element("a", { href: "#jobs" }, titled(job));
     name.addEventListener("click", (event) => {
       event.preventDefault();
-      opened.set(job.name, true);
+      opened.set(titled(job), true);
       show(report);
-      [...document.querySelectorAll(".job")].find((card) => card.dataset.job === job.name)?.scrollIntoView();
+      [...document.querySelectorAll(".job")].find((card) => card.dataset.job === titled(job))?.scrollIntoView();
     });
     const { waiting_for, waiting_seconds } = oldestWait(job);
     return element("p", { "class": "waits" }, "Job ", name, ` has waited ${duration(waiting_seconds)} for ${named(waiting_for)}.`);
@@ -180,16 +181,26 @@ function waits(job) {
     `${duration(oldest.waiting_seconds)} for ${named(oldest.waiting_for)}${more}.`)];
 }
 
+function titled(job) {
+  // A process may have two parts of a job: as the relay of its host, and as an aggregator.
+  return job.uplinks.length ? `${job.name} (relay)` : job.name;
+}
+
+function uplinkRow(uplink) {
+  const state = uplink.state === "connected" ? uplink.state : [uplink.state, "bad"];
+  return [uplink.address, state, uplink.way, bytes(uplink.sent_bytes), bytes(uplink.received_bytes), uplink.outstanding_shards];
+}
+
 function workerRow(worker) {
   const state = worker.state === "vanished" ? [worker.state, "bad"] : worker.state;
   const behind = worker.behind_seconds >= 1 ? [duration(worker.behind_seconds), "warn"] : duration(worker.behind_seconds);
-  return [worker.rank, state, behind, duration(worker.last_heard_seconds), bytes(worker.received_bytes),
+  return [ranks(worker.ranks), state, behind, duration(worker.last_heard_seconds), bytes(worker.received_bytes),
     bytes(worker.sent_bytes), worker.way, worker.address, worker.worker];
 }
 
 function showAll(job, number) {
   const all = element("button", { type: "button" }, `show ${number}`);
-  all.addEventListener("click", () => { whole.add(job.name); refresh(); });
+  all.addEventListener("click", () => { whole.add(titled(job)); refresh(); });
   return all;
 }
 
@@ -204,34 +215,41 @@ function foremost(workers) {
 function jobBody(job) {
   const parts = waits(job);
   if (job.not_joined.length) parts.push(element("p", { "class": "waits" }, `Not joined yet: ${named(job.not_joined)}.`));
-  const shown = whole.has(job.name) ? job.workers : foremost(job.workers);
+  const shown = whole.has(titled(job)) ? job.workers : foremost(job.workers);
   const title = shown.length < job.workers.length ? `Workers: ${shown.length} of ${job.workers.length}` : "Workers";
   parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
     [["rank", "number"], ["state"], ["behind", "number"], ["last heard", "number"], ["received", "number"],
       ["sent", "number"], ["way"], ["address", "wide"], ["runs at", "wide"]], shown.map(workerRow), true)));
   if (shown.length < job.workers.length) parts.push(showAll(job, job.workers.length));
+  if (job.uplinks.length) {
+    parts.push(element("h4", {}, "Forwards to"), element("div", { "class": "scroll" }, table(
+      [["address", "wide"], ["state"], ["way"], ["sent", "number"], ["received", "number"], ["shards under way", "number"]],
+      job.uplinks.map(uplinkRow), true)));
+  }
   if (job.rounds.length) {
-    const rounds = whole.has(job.name) ? job.rounds : job.rounds.slice(0, ROUNDS_AT_FIRST);
+    const rounds = whole.has(titled(job)) ? job.rounds : job.rounds.slice(0, ROUNDS_AT_FIRST);
     const title = job.rounds_waiting > rounds.length
       ? `Rounds in progress: the oldest ${rounds.length} of ${job.rounds_waiting}` : "Rounds in progress";
     parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
       [["key", "wide"], ["shard", "number"], ["round", "number"], ["has waited", "number"], ["for", "wraps"]],
-      rounds.map((r) => [keyed(r), r.shard, r.round, duration(r.waiting_seconds), named(r.waiting_for)]), true)));
+      rounds.map((r) => [keyed(r), r.shard, r.round, duration(r.waiting_seconds),
+        r.waiting_for.length ? named(r.waiting_for) : "an aggregator"]), true)));
     if (rounds.length < job.rounds.length) parts.push(showAll(job, job.rounds.length));
   }
   return element("div", { "class": "body" }, ...parts);
 }
 
 function jobCard(job, open) {
-  const connected = job.workers.filter((worker) => worker.state === "connected").length;
-  const summary = element("summary", {}, element("h3", {}, job.name), element("span", { "class": "faint" },
+  const connected = job.workers.filter((worker) => worker.state === "connected")
+    .reduce((sum, worker) => sum + worker.ranks.length, 0);
+  const summary = element("summary", {}, element("h3", {}, titled(job)), element("span", { "class": "faint" },
     ` ${connected} of ${count(job.num_workers, "worker")}, ${count(job.keys, "key")}, ${count(job.rounds_completed, "round")} done, ` +
-    `${job.rounds_waiting} in progress, holds ${bytes(job.held_bytes)}${rates.get(job.name).text}`));
-  const card = element("details", { "class": "job", "data-job": job.name }, summary);
-  card.open = opened.has(job.name) ? opened.get(job.name) : open;
+    `${job.rounds_waiting} in progress, holds ${bytes(job.held_bytes)}${rates.get(titled(job)).text}`));
+  const card = element("details", { "class": "job", "data-job": titled(job) }, summary);
+  card.open = opened.has(titled(job)) ? opened.get(titled(job)) : open;
   if (card.open) card.append(jobBody(job));
   summary.addEventListener("click", () => {
-    opened.set(job.name, !card.open);
+    opened.set(titled(job), !card.open);
     if (!card.open && card.children.length === 1) card.append(jobBody(job));
   });
   return card;
@@ -246,7 +264,7 @@ function show(report) {
   byId("attention").replaceChildren(...attention(report));
   byId("facts").replaceChildren(...facts(aggregator, report));
   const none = element("p", { "class": "none" }, "No job is in progress.");
-  rates = new Map(report.jobs.map((job) => [job.name, rateOf(job, now)]));
+  rates = new Map(report.jobs.map((job) => [titled(job), rateOf(job, now)]));
   const cards = report.jobs.map((job, i) => jobCard(job, i < 3));
   const focused = document.activeElement?.closest(".job")?.dataset.job;
   byId("jobs").replaceChildren(...(cards.length ? cards : [none]));

@@ -153,7 +153,7 @@ class HostJob(Job):
             match event:
                 case Arrived(key, shard, round, priority, payload, timing):
                     if timing is not None:
-                        self.rounds.timings.answered(key, shard, round, timing.last_rank, self.members.roster.known)
+                        self.rounds.timings.answered(key, shard, round, timing, self.members.roster.known)
                     if key.failure is None and self.failure is None:
                         actions.append(Sum(key, shard, round, priority, (payload,), relayed=True))
                 case Faulted(fault):

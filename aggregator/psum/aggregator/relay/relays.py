@@ -1,0 +1,148 @@
+"""All groups that one aggregator process relays for."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from psum.aggregator.core.actions import Action, UplinkAction
+from psum.aggregator.core.budget import Budget
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.registry import Registry
+from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.core.introduction import Identity
+from psum.aggregator.relay.uplinks import Uplinks, UplinkTerms
+from psum.aggregator.settings import Settings
+from psum.client.observe import process_name
+from psum.client.transport.credentials import Credentials
+from psum.planes import NAMES, PLANES, offered_by
+from psum.runtime import TlsFiles
+from psum.v1 import aggregator_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+#: How long connections of groups that have ended may take to end before this process does.
+_CLOSE_SECONDS: Final = 1.0
+
+
+class Relays:
+    """The jobs of groups, and the connections of each to the aggregators that it forwards to.
+
+    Args:
+        settings: The aggregator's settings.
+        incarnation: The number that identifies this process.
+        limits: The limits of jobs.
+        budget: The memory that these jobs share with those of the fleet.
+        released: Called with each job that has ended.
+        lent: Tells whether a payload lies in memory that its worker takes back with the credit; see Job.
+        clock: The time in seconds that jobs are given.
+        perform: Carries out actions of a job.
+        descriptors: Takes this many file descriptors, and returns whether there are as many; negative: gives them back.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        incarnation: int,
+        *,
+        limits: Limits,
+        budget: Budget,
+        released: Callable[[Job], None],
+        lent: Callable[[memoryview], bool],
+        clock: Callable[[], float],
+        perform: Callable[[Job, Sequence[Action]], None],
+        descriptors: Callable[[int], bool],
+    ) -> None:
+        self._settings = settings
+        self._identity = Identity(incarnation, process_name.name())
+        self._clock = clock
+        self._perform = perform
+        self._released = released
+        self._descriptors = descriptors
+        self._uplinks: dict[int, Uplinks] = {}
+        """By the job's id()."""
+        self._taken: dict[int, int] = {}
+        """How many file descriptors the uplinks of each job have, by the job's id()."""
+        self._tokens: WeakKeyDictionary[Job, str] = WeakKeyDictionary()
+        self._ending: set[asyncio.Task[None]] = set()
+        self.registry = Registry(limits, self._release, lent, budget=budget, make=self._make)
+        """The jobs."""
+
+    def bring_token(self, job: Job, token: bytes) -> None:
+        """Notes the token that a worker of a group has brought."""
+        if token and job not in self._tokens:
+            self._tokens[job] = token.decode("ascii", "ignore")
+
+    def tell(self, job: Job, action: UplinkAction) -> None:
+        """Carries out an action that concerns the uplinks of a job."""
+        assert isinstance(job, HostJob)
+        uplinks = self._uplinks.get(id(job))
+        if uplinks is None:
+            uplinks = self._uplinks[id(job)] = Uplinks(
+                job, self._terms(job), self._tokens.get(job, ""), clock=self._clock, perform=self._perform
+            )
+        uplinks.tell(action)
+
+    def of(self, job: Job) -> Uplinks | None:
+        """The uplinks of a job; None before all ranks of its group have joined."""
+        return self._uplinks.get(id(job))
+
+    async def close(self) -> None:
+        """Ends all connections: those of jobs in progress at once, to be opened again by the next process."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.gather(*self._ending, return_exceptions=True)
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, *(each.close() for each in self._uplinks.values()), return_exceptions=True)
+
+    def _make(self, hello: pb.Hello, limits: Limits, **job: Any) -> HostJob:
+        return HostJob(
+            hello, limits, identity=self._identity, credit_bytes=self._settings.credit_bytes, clock=self._clock, **job
+        )
+
+    def _terms(self, job: HostJob) -> UplinkTerms:
+        settings = self._settings
+        ca = settings.relay_tls_ca or settings.tls_client_ca
+        planes = offered_by(settings.plane)
+        count = len(job.uplink.addresses)
+        needed = count * max(plane.descriptors for plane in planes)
+        if not self._descriptors(needed):
+            planes = PLANES[-1:]
+            needed = count * planes[0].descriptors
+            _log.warning(
+                "job %s: it is forwarded on plane %s, which is slower: other planes would need more file descriptors"
+                " than this process has",
+                job.name,
+                NAMES[planes[0].kind],
+            )
+            self._descriptors(needed)
+        self._taken[id(job)] = needed
+        return UplinkTerms(
+            credentials=Credentials(
+                tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
+                server_name=settings.relay_tls_server_name,
+            ),
+            insecure=settings.insecure,
+            planes=planes,
+            plane=settings.plane,
+            shm_directory=settings.shm_directory,
+            shm_limit=settings.shm_limit,
+            credit_bytes=settings.credit_bytes,
+            keepalive=settings.keepalive,
+            connect_timeout=settings.connect_timeout,
+            reconnect_timeout=settings.reconnect_timeout,
+        )
+
+    def _release(self, job: Job) -> None:
+        """Lets go of a job that has ended. Its connections may still have to tell owners why."""
+        uplinks = self._uplinks.pop(id(job), None)
+        if uplinks is not None:
+            task = asyncio.get_running_loop().create_task(uplinks.finish())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+            self._descriptors(-self._taken.pop(id(job)))
+        self._released(job)

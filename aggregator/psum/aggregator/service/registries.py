@@ -1,0 +1,83 @@
+"""The jobs of one process: those of the fleet, whose shards it owns, and those of groups that it relays for."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from psum.aggregator.core.actions import Action, UplinkAction
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.registry import Registry
+from psum.v1 import aggregator_pb2 as pb
+
+if TYPE_CHECKING:
+    from psum.aggregator.relay.relays import Relays
+    from psum.aggregator.relay.uplinks import Uplinks
+
+
+class Registries:
+    """Finds a worker's registry. A job of the fleet and one of a group may have one name.
+
+    Args:
+        fleet: The jobs of the fleet.
+        make_relays: Makes what relays need. Called in another thread when the first worker asks for a relay, because it
+            imports a part of the client.
+    """
+
+    def __init__(self, fleet: Registry, make_relays: Callable[[], "Callable[[], Relays]"]) -> None:
+        self.fleet = fleet
+        self.relays: Relays | None = None
+        """The groups that this process relays for; None while no worker has asked for it."""
+        self._load = make_relays
+        self._loading = asyncio.Lock()
+
+    async def begin_relaying(self) -> None:
+        """Makes this process ready to relay. To be called before a hello that asks for it is handled."""
+        async with self._loading:
+            if self.relays is None:
+                self.relays = (await asyncio.to_thread(self._load))()
+
+    def of(self, hello: pb.Hello) -> Registry:
+        """The registry of a worker's job."""
+        if not hello.group_size:
+            return self.fleet
+        assert self.relays is not None, "begin_relaying comes first"
+        return self.relays.registry
+
+    def __iter__(self) -> Iterator[Registry]:
+        yield self.fleet
+        if self.relays is not None:
+            yield self.relays.registry
+
+    def jobs(self) -> Iterator[Job]:
+        """All jobs in progress."""
+        for registry in self:
+            yield from registry.jobs.values()
+
+    def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
+        """Handles time-outs; see Registry."""
+        for registry in self:
+            yield from registry.tick(now)
+
+    @property
+    def uncredited(self) -> bool:
+        """Whether a job holds credit, so that `tick` should be called soon."""
+        return any(registry.uncredited for registry in self)
+
+    def settle(self, job: Job, now: float) -> None:
+        """Ends a job if it is over."""
+        for registry in self:
+            registry.settle(job, now)
+
+    def tell_uplinks(self, job: Job, action: UplinkAction) -> None:
+        """Carries out an action of a group's job that concerns its uplinks."""
+        assert self.relays is not None
+        self.relays.tell(job, action)
+
+    def uplinks(self, job: Job) -> "Uplinks | None":
+        """The connections of a group's job to the aggregators that it forwards to; None if there are none."""
+        return None if self.relays is None else self.relays.of(job)
+
+    async def close(self) -> None:
+        """Ends all connections to other aggregators."""
+        if self.relays is not None:
+            await self.relays.close()
