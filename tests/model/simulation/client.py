@@ -31,6 +31,8 @@ class Connection:
         """Whether the process answered hello on the current stream."""
         self.resuming = False
         """Whether it ever did."""
+        self.reopened = False
+        """Whether the client has joined anew, as another one."""
         self.said_goodbye = False
         self.gone = False
         """Whether the client opens no more streams on this connection."""

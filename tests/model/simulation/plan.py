@@ -99,7 +99,8 @@ class Plan:
         if random.random() < 0.06:
             sizes[0] = random.choice((9_000, 20_000, 33_000))
         big = max(sizes) > 1000
-        workers, relays = random.choice((1, 2, 2, 2, 3, 3, 3, 4)), ()
+        workers = random.choice((1, 2, 2, 2, 3, 3, 3, 4))
+        relays: tuple[Relay, ...] = ()
         if random.random() < RELAYED:
             workers, relays = draw_relays(random, aggregators)
         return cls(
@@ -138,9 +139,11 @@ class Plan:
         relay = self.relay_of(rank)
         if relay is None:
             return Route(tuple(self.addresses))
-        levels, above = [], relay
-        while (above := self.above(above)) is not None:
+        levels = []
+        above = self.above(relay)
+        while above is not None:
             levels.append(Level(address(above.process), len(above.ranks)))
+            above = self.above(above)
         return Route((address(relay.process),), len(relay.ranks), tuple(levels))
 
     def processes_of(self, rank: int) -> list[int]:

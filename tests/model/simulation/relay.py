@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from psum.aggregator.core.actions import Action, LeaveUplinks, PartUplinks, UplinkAction
+from psum.aggregator.core.actions import Action, LeaveUplinks, PartUplinks, ReopenUplinks, UplinkAction
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
@@ -35,6 +35,10 @@ class Uplinks(Client):
     def perform(self, action: UplinkAction) -> None:
         """Carry out an action about the uplinks, except for the first, for which they are made."""
         match action:
+            case ReopenUplinks():
+                for connection in self.connections:
+                    self.lose(connection.process)
+                    connection.resuming, connection.reopened = False, True
             case LeaveUplinks():
                 self._leaving = True
             case PartUplinks(goodbye):
@@ -72,7 +76,7 @@ class Uplinks(Client):
         match message.WhichOneof("kind"):
             case "welcome":
                 connection.welcomed = True
-                if connection.resuming:
+                if connection.resuming or connection.reopened:
                     self.job.uplink.reconnected(index)
                 connection.resuming = True
             case "fault" if message.fault.code == TakenError.code and self._waits(now):

@@ -101,15 +101,15 @@ class JobRounds:
                 return self.fail_key(key, error_texts.out_of_step(self._name, key, shard, self._roster.ranks(rank)))
         wanted: dict[int, list[tuple[int, int, int]]] = {}
         waiting: set[int] = set()
-        for declared_shard in declared.shards:
-            index, shard = declared_shard.index, key.shards[declared_shard.index]
-            lost = declared_shard.round < shard.round and rank in shard.holders
+        for each in declared.shards:
+            here = key.shards[each.index]
+            lost = each.round < here.round and rank in here.holders
             if lost:
-                waiting |= self._lose(key, index, rank)
-            asks = self._reconcile(key, declared_shard, rank, now)
-            holder = shard.holder if lost else rank
-            if holder is not None and (asks or (lost and shard.ranks_lacking_result)):
-                wanted.setdefault(holder, []).append((key.id, index, shard.round - 1))
+                waiting |= self._lose(key, each.index, rank)
+            asks = self._reconcile(key, each, rank, now)
+            holder = here.holder if lost else rank
+            if holder is not None and (asks or (lost and here.ranks_lacking_result)):
+                wanted.setdefault(holder, []).append((key.id, each.index, here.round - 1))
         actions: list[Action] = [Ask(holder, tuple(rounds)) for holder, rounds in wanted.items()]
         # This rank's contribution comes on its new stream anyway.
         if waiting := waiting - {rank}:

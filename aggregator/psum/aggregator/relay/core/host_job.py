@@ -7,8 +7,8 @@ read it, and calls `summed`, which delivers it.
 
     contribute → Sum → forward(…) → [the owner] → heard() → Sum(relayed) → summed(…) → Deliver
 
-The shell carries out ConnectUplinks, SendUplinks, LeaveUplinks and PartUplinks; calls `heard` after the uplink has
-handled messages; and `parted` when every owner has said farewell.
+The shell carries out ConnectUplinks, ReopenUplinks, SendUplinks, LeaveUplinks and PartUplinks; calls `heard` after the
+uplink has handled messages; and `parted` when every owner has said farewell.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from psum.aggregator.core.actions import (
     ConnectUplinks,
     LeaveUplinks,
     PartUplinks,
+    ReopenUplinks,
     ReturnCredit,
     SendUplinks,
     Sum,
@@ -174,9 +175,13 @@ class HostJob(Job):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
+        before = self.workers.get(hello.rank)
         actions, refusal = super().join(hello, peer, now)
         if refusal is None and self.complete and self.failure is None:
-            actions = [*actions, *self._connect()]
+            # If others come back, the newcomer is known to be one only when they declare that they have sums. Then the
+            # job fails, and the owners must hear of it.
+            reopens = self.workers[hello.rank] is not before and not self._resumes
+            actions = [*actions, *([ReopenUplinks()] if self._connecting and reopens else self._connect())]
         return actions, refusal
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
@@ -276,6 +281,11 @@ class HostJob(Job):
                 if forwarded.declared:
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether a worker of the group was in the job before this process was started."""
+        return any(worker.hello.resuming for worker in self.workers.values())
 
     @property
     def _is_root(self) -> bool:
