@@ -32,6 +32,7 @@ _ONCE: Final = (
     "integration/test_fault_report.py",
     "integration/test_few_descriptors.py",
     "integration/test_log.py",
+    "integration/test_members.py",
     "integration/test_minimal_client.py",
     "integration/test_names.py",
     "integration/test_priority.py",

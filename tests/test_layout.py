@@ -27,8 +27,12 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "aggregator.sums": ("planes", "v1", "wire"),
     "aggregator.access": ("aggregator", "runtime", "v1", "wire"),
     "aggregator.relay.core": ("aggregator.core", "client.core", "planes", "runtime", "v1", "wire"),
+    "aggregator.relay": (
+        *("aggregator", "aggregator.core", "aggregator.relay.core", "client.observe", "client.transport"),
+        *("planes", "runtime", "v1", "wire"),
+    ),
     "aggregator.service": (
-        *("aggregator", "aggregator.access", "aggregator.core", "aggregator.sums"),
+        *("aggregator", "aggregator.access", "aggregator.core", "aggregator.relay", "aggregator.sums"),
         *("planes", "runtime", "v1", "wire"),
     ),
     "aggregator.observe": ("aggregator", "aggregator.service", "planes", "runtime", "v1", "wire"),

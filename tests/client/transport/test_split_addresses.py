@@ -34,9 +34,17 @@ def test_the_error_says_who_is_where_and_what_to_do() -> None:
     assert error is not None
     assert error.ranks == (0, 1, 2)
     assert str(error).startswith(
-        "address psum:50051 leads to more than one aggregator: rank 0 of job 'night' came to one, rank 1, 2 to another"
+        "address psum:50051 leads to more than one aggregator: rank 0 of job 'night' came to one, ranks 1-2 to another"
     )
     assert "Give every aggregator an address of its own" in str(error)
+
+
+def test_the_error_names_all_ranks_of_a_relay() -> None:
+    """They are all where the relay is."""
+    error = split(MEMBER, "psum:50051", job("night", pb.WorkerStatus(rank=1, ranks=[1, 2], connected=True)))
+    assert error is not None
+    assert error.ranks == (0, 1, 2)
+    assert "ranks 1-2 to another" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
         case Ending.REPLACEMENT:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
-            oracle.blame([rank], fleet.groupmates([rank]))
+            oracle.blame([rank], fleet.groupmates([rank]), replaced=True)
             if random.random() < 0.7:
                 # Otherwise the new process joins before the aggregators notice the old one's death.
                 for index, aggregator in enumerate(fleet.aggregators):
@@ -50,7 +50,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
             fleet.replace_worker(rank)
         case Ending.TERMINATION:
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
-            oracle.blame([rank], fleet.groupmates([rank]))
+            oracle.blame([rank], fleet.groupmates([rank]), replaced=True)
             fleet.terminate_worker(rank, random)
             if random.random() < 0.6:
                 fleet.replace_worker(rank)

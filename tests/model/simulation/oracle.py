@@ -75,6 +75,7 @@ class Oracle:
         self._blamed: set[int] | None = None
         self._together = False
         self._groups: set[int] = set()
+        self._replaced = False
 
     @property
     def strict(self) -> bool:
@@ -90,7 +91,9 @@ class Oracle:
         """Allow operations to fail with these errors from now on; with `key`, only operations on that key."""
         self._allowed[key].update(errors)
 
-    def blame(self, ranks: Iterable[int], groups: Iterable[int] = (), *, together: bool = False) -> None:
+    def blame(
+        self, ranks: Iterable[int], groups: Iterable[int] = (), *, together: bool = False, replaced: bool = False
+    ) -> None:
         """Expect errors about lost workers to name some of these ranks and no others; with `together`, all of them.
 
         Args:
@@ -98,8 +101,9 @@ class Oracle:
             groups: The ranks that have a relay in common with them. After a restart of the relay, only the workers
                 themselves can tell which ranks its group has. So it is not known then which of them are missing.
             together: Whether all of the ranks must be named.
+            replaced: Whether other processes take their places. Their relay is then another member, and is named.
         """
-        self._blamed, self._groups, self._together = set(ranks), set(groups), together
+        self._blamed, self._groups, self._together, self._replaced = set(ranks), set(groups), together, replaced
 
     def forbid_results(self, key: KeyOperation, round: int) -> None:
         """Forbid results for a key from this round on."""
@@ -152,6 +156,8 @@ class Oracle:
         assert self._blamed is not None
         if self._groups and "started again" in str(error):
             return named <= self._blamed | self._groups and (bool(named) or "of a relay's group" in str(error))
+        if self._replaced and "relay on" in str(error):
+            return self._blamed <= named <= self._blamed | self._groups
         return named == self._blamed if self._together else bool(named) and named <= self._blamed
 
     def _sums(self, call: Call) -> list[Values]:

@@ -96,20 +96,21 @@ class JobRounds:
             job_failure := self._members.inherit()
         ):
             return job_failure
-        for shard in declared.shards:
-            if not self._in_step(key.shards[shard.index], shard.round):
-                return self.fail_key(key, error_texts.out_of_step(self._name, key, shard, self._roster.ranks(rank)))
+        for declared_shard in declared.shards:
+            if not self._in_step(key.shards[declared_shard.index], declared_shard.round):
+                ranks = self._roster.ranks(rank)
+                return self.fail_key(key, error_texts.out_of_step(self._name, key, declared_shard, ranks))
         wanted: dict[int, list[tuple[int, int, int]]] = {}
         waiting: set[int] = set()
-        for each in declared.shards:
-            here = key.shards[each.index]
-            lost = each.round < here.round and rank in here.holders
+        for declared_shard in declared.shards:
+            index, shard = declared_shard.index, key.shards[declared_shard.index]
+            lost = declared_shard.round < shard.round and rank in shard.holders
             if lost:
-                waiting |= self._lose(key, each.index, rank)
-            asks = self._reconcile(key, each, rank, now)
-            holder = here.holder if lost else rank
-            if holder is not None and (asks or (lost and here.ranks_lacking_result)):
-                wanted.setdefault(holder, []).append((key.id, each.index, here.round - 1))
+                waiting |= self._lose(key, index, rank)
+            asks = self._reconcile(key, declared_shard, rank, now)
+            holder = shard.holder if lost else rank
+            if holder is not None and (asks or (lost and shard.ranks_lacking_result)):
+                wanted.setdefault(holder, []).append((key.id, index, shard.round - 1))
         actions: list[Action] = [Ask(holder, tuple(rounds)) for holder, rounds in wanted.items()]
         # This rank's contribution comes on its new stream anyway.
         if waiting := waiting - {rank}:
@@ -364,7 +365,6 @@ class JobRounds:
                 held += key.sizes[index] if shard.last_result is not None else 0
                 assert shard.contributions.keys() <= set(self._roster.members)
                 assert (shard.phase is not Phase.GATHERING) == (len(shard.contributions) == self._roster.needed)
-                assert (shard.phase is not Phase.GATHERING) == (shard.missing == 0)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
                 assert not shard.ranks_lacking_result or shard.last_result is None

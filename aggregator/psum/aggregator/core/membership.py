@@ -19,7 +19,7 @@ REPLACED_SECONDS: Final = 3.0
 #: Workers that vanish with their host are not noticed at the same moment, because each connection is probed at its own
 #: times. When the place of one is given up, those vanished with it whose places have been kept for this part of the
 #: time. One that vanished later may have ended because of the first.
-TOGETHER: Final = 0.5
+TOGETHER: Final = 0.25
 
 
 class Membership:

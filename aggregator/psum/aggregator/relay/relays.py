@@ -12,6 +12,7 @@ from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.relay.core.drain_plan import Round, plan
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.uplinks import Uplinks, UplinkTerms
@@ -89,6 +90,19 @@ class Relays:
     def of(self, job: Job) -> Uplinks | None:
         """The uplinks of a job; None before all ranks of its group have joined."""
         return self._uplinks.get(id(job))
+
+    def plan_drain(self, fleet: Registry, rounds: dict[int, set[Round]]) -> None:
+        """Adds the rounds that groups finish before this process ends.
+
+        Args:
+            fleet: The jobs whose shards this process owns.
+            rounds: The rounds that each job finishes, by its id(). Those of the fleet's jobs may change.
+        """
+        for name, job in self.registry.jobs.items():
+            assert isinstance(job, HostJob)
+            uplinks, owned = self._uplinks.get(id(job)), fleet.jobs.get(name)
+            own = uplinks.leading_to(self._identity.incarnation) if uplinks is not None else set()
+            rounds[id(job)] = plan(job, own, owned, rounds[id(owned)] if owned is not None else set())
 
     async def close(self) -> None:
         """Ends all connections: those of jobs in progress at once, to be opened again by the next process."""

@@ -98,6 +98,8 @@ class Uplinks:
         self._clock = clock
         self._perform = perform
         self._tasks: set[asyncio.Task[None]] = set()
+        self._staying: set[int] = set()
+        """The uplinks whose aggregator has not let the relay go."""
         self._parting = False
         self._leaving = False
         self._reopened = False
@@ -123,6 +125,14 @@ class Uplinks:
                     self._begin(connection.leave())
             case PartUplinks(goodbye):
                 self._part(goodbye)
+
+    def leading_to(self, incarnation: int) -> set[int]:
+        """The indices of the uplinks that lead to the process of this number."""
+        return {
+            connection.index
+            for connection in self.connections
+            if connection.stream is not None and connection.stream.welcome.incarnation == incarnation
+        }
 
     def status(self) -> list[pb.UplinkStatus]:
         """The state of each connection, for people."""
@@ -184,6 +194,7 @@ class Uplinks:
         ]
         _log.info("job %s: %s forwards to %s", job.name, uplink.title, ", ".join(uplink.addresses))
         for connection in self.connections:
+            self._staying.add(connection.index)
             self._begin(self._keep_up(connection))
 
     def _exposes_token(self) -> DeniedError | None:
@@ -218,7 +229,10 @@ class Uplinks:
             self._fail(self._failure(connection.address, error))
         finally:
             await connection.abandon()
-        self._settle_departure()
+        self._staying.discard(connection.index)
+        if self._leaving and not self._staying:
+            # Every aggregator has let the relay go. So may the last ranks of the group.
+            self._perform(self._job, self._job.parted(self._clock()))
 
     async def _join(self, connection: AggregatorConnection) -> None:
         """Opens the first stream. Waits while another process has the ranks, which may be about to end."""
@@ -252,12 +266,6 @@ class Uplinks:
         """Hands on what the last message brought. It may have returned credit for further shards."""
         self._perform(self._job, self._job.heard(self._clock()))
         self.connections[index].wake()
-
-    def _settle_departure(self) -> None:
-        """Lets the group's last ranks go when every aggregator has let the relay go."""
-        others = [task for task in self._tasks if task is not asyncio.current_task()]
-        if self._leaving and not others:
-            self._perform(self._job, self._job.parted(self._clock()))
 
     def _part(self, goodbye: pb.Goodbye) -> None:
         self._parting = True

@@ -29,7 +29,7 @@ class Draining:
         """Whether this process is about to end, and accepts no streams."""
         self._registries = registries
         self._connections = connections
-        self._open_rounds: dict[int, list[tuple[int, int, int]]] = {}
+        self._open_rounds: dict[int, set[tuple[int, int, int]]] = {}
         """The rounds to finish, by the job's id()."""
 
     async def run(self, grace: float) -> None:
@@ -37,7 +37,7 @@ class Draining:
         self.begun = True
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        self._open_rounds = {id(job): job.open_rounds() for job in self._registries.jobs()}
+        self._open_rounds = self._registries.plan_drain()
         jobs = {job_id for job_id, _ in self._connections.by_job()}
         if jobs:
             _log.info(
@@ -48,7 +48,7 @@ class Draining:
                 len(jobs),
             )
         for job_id, connection in self._connections.by_job():
-            open_here = to_columns([ShardRound(*round) for round in self._open_rounds.get(job_id, ())])
+            open_here = to_columns([ShardRound(*round) for round in sorted(self._open_rounds.get(job_id, ()))])
             connection.queue.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
             connection.filled.set()
         with contextlib.suppress(TimeoutError):
@@ -63,7 +63,7 @@ class Draining:
 
     def _unfinished(self) -> int:
         jobs = self._registries.jobs()
-        return sum(len(set(job.open_rounds()) & set(self._open_rounds.get(id(job), ()))) for job in jobs)
+        return sum(len(self._open_rounds.get(id(job), set()).intersection(job.open_rounds())) for job in jobs)
 
     def _busy(self) -> bool:
         return any(connection.queue for connection in self._connections) or self._unfinished() > 0

@@ -68,6 +68,13 @@ class Registries:
         for registry in self:
             registry.settle(job, now)
 
+    def plan_drain(self) -> dict[int, set[tuple[int, int, int]]]:
+        """The rounds to finish before this process ends, as (key's id, shard, round), by the job's id()."""
+        rounds = {id(job): set(job.open_rounds()) for job in self.fleet.jobs.values()}
+        if self.relays is not None:
+            self.relays.plan_drain(self.fleet, rounds)
+        return rounds
+
     def tell_uplinks(self, job: Job, action: UplinkAction) -> None:
         """Carries out an action of a group's job that concerns its uplinks."""
         assert self.relays is not None

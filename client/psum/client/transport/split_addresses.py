@@ -19,6 +19,7 @@ import grpc.aio
 from psum.client.transport.aggregator_status import GET_STATUS
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.data_dialer import addresses_of
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import NO_PROXY, join_address, split_address
 from psum.wire.errors import ConfigurationError, DisagreementError
@@ -71,18 +72,20 @@ def is_another(status: pb.GetStatusResponse, incarnation: int, age: float) -> bo
 def split(member: Member, address: str, status: pb.GetStatusResponse) -> DisagreementError | None:
     """The error if other ranks of the job are at another process, which answers this; None if no rank is there."""
     elsewhere = sorted(
-        worker.rank
+        rank
         for job in status.jobs
         if job.name == member.job
         for worker in job.workers
         # A rank that has vanished there may have found out before this one.
         if worker.rank != member.rank and not worker.left
+        # A relay stands for several ranks.
+        for rank in worker.ranks or [worker.rank]
     )
     if not elsewhere:
         return None
     return DisagreementError(
         f"address {address} leads to more than one aggregator: rank {member.rank} of job {member.job!r} came to one,"
-        f" rank {', '.join(map(str, elsewhere))} to another, so they would never meet."
+        f" {rank_names(elsewhere)} to another, so they would never meet."
         " Give every aggregator an address of its own, and list all of them in PSUM_AGGREGATORS; in Kubernetes, use the"
         " pods' names in a headless Service, or one Service for each pod, not one Service for several pods",
         ranks=sorted({member.rank, *elsewhere}),

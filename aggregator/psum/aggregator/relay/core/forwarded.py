@@ -40,8 +40,6 @@ class ForwardedKey:
         """The uplink by which each shard is sent, by the shard's number."""
         self.uplinks = frozenset(self.route.values()) or frozenset({routes[first_owner]})
         """The uplinks on which the key is declared."""
-        self._relayed = any(owner != route for owner, route in routes.items())
-        """Whether another relay forwards it to its owners, and must be told of them."""
         self.counters = counters
         self.declared_by: set[int] = set()
         """The members of the group that have declared it."""
@@ -61,8 +59,11 @@ class ForwardedKey:
     def __repr__(self) -> str:
         return f"<ForwardedKey {self.key.title} declared={self.declared}>"
 
-    def declaration(self, uplink: int) -> pb.Key:
-        """What is declared on one uplink."""
+    def declaration(self, uplink: int, *, to_relay: bool) -> pb.Key:
+        """What is declared on one uplink. Only a relay further up is told who owns the shards, as workers tell theirs.
+
+        An owner compares declarations, also with those of workers that have no relay and name no owners.
+        """
         first = self.key.declared
         elements = {shard.index: shard.elements for shard in first.shards}
         return pb.Key(
@@ -77,13 +78,13 @@ class ForwardedKey:
                     index=index,
                     elements=elements[index],
                     round=self.rounds[index],
-                    owner=self.owners[index] if self._relayed else 0,
+                    owner=self.owners[index] if to_relay else 0,
                 )
                 for index, route in self.route.items()
                 if route == uplink
             ],
             label=self.key.label,
-            owner=self.first_owner if self._relayed else 0,
+            owner=self.first_owner if to_relay else 0,
         )
 
     def keep(self, index: int, payload: memoryview | bytes) -> None:

@@ -76,7 +76,8 @@ class HostJob(Job):
     ) -> None:
         super().__init__(hello, limits, **job)
         addresses, routes = introduction.uplink_addresses(hello)
-        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, clock=clock)
+        to_relay = bool(hello.next_relays)
+        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
         """What is sent to the owners of shards, and what they answer."""
         self._identity = identity
         self._clock = clock
@@ -85,8 +86,8 @@ class HostJob(Job):
         """Whether the shell has been told to connect to the owners."""
         self._from_above = False
         """Whether what fails now fails because an owner said so."""
-        self._asked: dict[tuple[int, int], int] = {}
-        """The members that were asked for sums that owners want, by (key's id, shard)."""
+        self._asked: dict[tuple[int, int], tuple[int, int]] = {}
+        """The members that were asked for sums that owners want, and for which rounds, by (key's id, shard)."""
         self._syncs: dict[int, tuple[tuple[int, int], set[int]]] = {}
         """Syncs of owners that were passed on, by number: which it is, and the members that have not answered."""
         self._next_sync = _FIRST_SYNC
@@ -117,7 +118,7 @@ class HostJob(Job):
             self.uplink.declare(forwarded)
             actions.append(SendUplinks())
         # The rank may have a sum that an owner wants. It knows nothing of what it was asked for on an earlier stream.
-        self._asked = {which: member for which, member in self._asked.items() if (which[0], member) != (key.id, rank)}
+        self._asked = {which: asked for which, asked in self._asked.items() if (which[0], asked[0]) != (key.id, rank)}
         return actions + self._ask()
 
     def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
@@ -329,8 +330,8 @@ class HostJob(Job):
         """Asks ranks of the group for the sums that owners want and this process does not have."""
         actions: list[Action] = []
         for (key_id, index), row in self.uplink.wanted.items():
-            member = self._asked.get((key_id, index))
-            if member is not None and self.workers[member].connected:
+            asked = self._asked.get((key_id, index))
+            if asked is not None and asked[1] == row.round and self.workers[asked[0]].connected:
                 continue
             shard = self.keys[key_id].shards[index]
             lacking = shard.ranks_lacking_result
@@ -338,7 +339,7 @@ class HostJob(Job):
             there = [shard.holder, *shard.contributions]
             holders = [m for m in there if m is not None and m not in lacking and self.workers[m].connected]
             if shard.round == row.round + 1 and holders:
-                self._asked[key_id, index] = holders[0]
+                self._asked[key_id, index] = holders[0], row.round
                 actions.append(Ask(holders[0], ((key_id, index, row.round),)))
         return actions
 

@@ -82,6 +82,7 @@ class Uplink:
         addresses: The address of each uplink.
         routes: Which uplink leads to each owner, by the owner's index in the workers' list.
         credit_bytes: Bytes that may be under way on one uplink.
+        to_relay: Whether the only uplink leads to another relay.
         clock: The time now, as the methods are given it.
     """
 
@@ -91,6 +92,7 @@ class Uplink:
         routes: Sequence[int],
         *,
         credit_bytes: int,
+        to_relay: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title = "a relay"
@@ -112,6 +114,7 @@ class Uplink:
         self.sent_bytes = [0] * len(self.addresses)
         """Payload forwarded on each uplink; what was sent again counts once."""
         self._routes = dict(enumerate(routes))
+        self._to_relay = to_relay
         self._clock = clock
         self.windows: list[SendWindow[ForwardedShard]] = [
             SendWindow(credit_bytes, self.counters, clock) for _ in addresses
@@ -367,7 +370,7 @@ class Uplink:
         self.counters.reconnects += 1
         declared = [each for each in self.keys.values() if each.declared and aggregator in each.uplinks]
         self.windows[aggregator].start_again(
-            [forwarded.declaration(aggregator) for forwarded in declared],
+            [forwarded.declaration(aggregator, to_relay=self._to_relay) for forwarded in declared],
             [forwarded.abort for forwarded in declared if forwarded.abort is not None],
         )
         self._goodbyes[aggregator] = bool(self._left)
@@ -397,7 +400,7 @@ class Uplink:
 
     def _declare(self, forwarded: ForwardedKey) -> None:
         for uplink in forwarded.uplinks:
-            self.windows[uplink].declarations.append(forwarded.declaration(uplink))
+            self.windows[uplink].declarations.append(forwarded.declaration(uplink, to_relay=self._to_relay))
 
     def _is_declared_on(self, uplink: int, key_id: int, index: int) -> bool:
         forwarded = self.keys.get(key_id)
@@ -431,6 +434,8 @@ class Uplink:
         shard.counters.exchange.observe(self._clock() - shard.sent)
         forwarded.rounds[index] = row.round + 1
         forwarded.keep(index, total)
+        # All ranks have contributed since then.
+        self.wanted.pop((key.id, index), None)
         shard.value = None
         self.events.append(Arrived(key, index, row.round, shard.priority, payload, shard.timing))
 

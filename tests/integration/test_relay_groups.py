@@ -1,0 +1,231 @@
+"""Workers whose relays sum on their host first: real clients, relays and owners of shards."""
+
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from psum import client as psum
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 30.0
+
+#: Shards of 64 KiB, so that some tensors have many.
+PARTITION_BYTES = 1 << 16
+
+#: The numbers of elements of the tensors.
+SIZES = (0, 1, 1000, 100_001)
+
+
+def values(rank: int) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    """What a rank contributes."""
+    return [np.random.default_rng([rank, size]).standard_normal(size).astype(np.float32) for size in SIZES]
+
+
+def summed(groups: Sequence[Sequence[int]]) -> list[bytes]:
+    """The sums of `values`, group by group and then in the order of the groups."""
+    totals = [
+        sum_of([sum_of([values(rank)[index] for rank in group]) for group in groups]) for index in range(len(SIZES))
+    ]
+    return [total.tobytes() for total in totals]
+
+
+def sum_of(parts: Sequence[Any]) -> Any:
+    """The parts added from left to right."""
+    return sum(parts[1:], parts[0])
+
+
+def push_all(client: psum.Client) -> list[bytes]:
+    """Sums a rank's values twice: the second round shows that the first one has ended well."""
+    store = client.store()
+    results: list[bytes] = []
+    for _ in range(2):
+        outs = values(client.rank)
+        futures = [store.push_pull_async(index, out, priority=-index) for index, out in enumerate(outs)]
+        for future in futures:
+            future.result(PATIENCE_SECONDS)
+        results = [out.tobytes() for out in outs]
+    return results
+
+
+def on_ranks(fleet: Any, settings: Sequence[Mapping[str, Any]], work: Callable[[psum.Client], T]) -> list[T]:
+    """Joins as one rank for each settings, does the work on each in a thread of its own, and returns the results."""
+
+    def run(rank: int) -> T:
+        given = {"partition_bytes": PARTITION_BYTES} | dict(settings[rank])
+        with fleet.worker(rank, len(settings), **given) as client:
+            return work(client)
+
+    with ThreadPoolExecutor(len(settings)) as pool:
+        return list(pool.map(run, range(len(settings)), timeout=PATIENCE_SECONDS))
+
+
+def by(relay: str, size: int, **others: Any) -> dict[str, Any]:
+    """The settings of a worker in a group."""
+    return {"relay": relay, "local_size": size, **others}
+
+
+@pytest.mark.parametrize("plane", ["shm", "inline"])
+def test_hosts_of_two_workers_sum_through_their_relays(make_fleet: Any, plane: str) -> None:
+    """Each host is added up first. Every worker has one connection, and every pair of hosts one."""
+    fleet = make_fleet(2)
+    here, there = fleet.addresses
+    settings = [by(relay, 2, plane=plane) for relay in (here, here, there, there)]
+    statuses: list[Any] = []
+    together = threading.Barrier(4)
+
+    def work(client: psum.Client) -> list[bytes]:
+        results = push_all(client)
+        assert client.planes == (plane,)
+        together.wait(PATIENCE_SECONDS)
+        if client.rank == 0:
+            statuses.extend(psum.fetch_status(address) for address in fleet.addresses)
+        together.wait(PATIENCE_SECONDS)
+        return results
+
+    assert on_ranks(fleet, settings, work) == [summed([(0, 1), (2, 3)])] * 4
+    for status, group in zip(statuses, ([0, 1], [2, 3]), strict=True):
+        host = next(job for job in status.jobs if job.uplinks)
+        owner = next(job for job in status.jobs if not job.uplinks)
+        assert [worker.rank for worker in host.workers] == group
+        assert [uplink.address for uplink in host.uplinks] == list(fleet.addresses)
+        assert [list(worker.ranks) for worker in owner.workers] == [[0, 1], [2, 3]]
+
+
+def test_hosts_may_have_different_numbers_of_workers_or_no_relay(make_fleet: Any) -> None:
+    """The groups' first ranks order the additions, also where ranks of a host do not follow each other."""
+    fleet = make_fleet(3)
+    first, second, third = fleet.addresses
+    settings = [by(first, 3), by(second, 2), by(first, 3), {}, by(second, 2), by(first, 3), by(third, 1)]
+    assert on_ranks(fleet, settings, push_all) == [summed([(0, 2, 5), (1, 4), (3,), (6,)])] * 7
+
+
+def test_a_relay_may_forward_to_another_one(make_fleet: Any) -> None:
+    """Two hosts are added up in their rack's relay, which no list of owners names, and then with a third host."""
+    fleet = make_fleet(4)
+    first, second, rack, owner = fleet.addresses
+    settings = [by(f"{near},{rack}/4", 2) for near in (first, first, second, second)] + [{}]
+    settings = [{**each, "aggregators": (owner,)} for each in settings]
+    assert on_ranks(fleet, settings, push_all) == [summed([(0, 1), (2, 3), (4,)])] * 5
+
+
+def test_without_relays_the_sum_is_flat(make_fleet: Any) -> None:
+    """PSUM_RELAY=off connects to every aggregator."""
+    fleet = make_fleet(2)
+    settings = [{"relay": "off", "local_size": 2}] * 4
+    assert on_ranks(fleet, settings, push_all) == [summed([(0,), (1,), (2,), (3,)])] * 4
+
+
+@pytest.mark.parametrize("root", [0, 1])
+def test_a_broadcast_reaches_all_hosts(make_fleet: Any, root: int) -> None:
+    """Rank 0's value goes up from its relay once and down to all ranks, whichever host the root is on."""
+    fleet = make_fleet(2)
+    relays = [fleet.addresses[root], *[fleet.addresses[1 - root]] * 2, fleet.addresses[root]]
+
+    def work(client: psum.Client) -> list[bytes]:
+        store = client.store()
+        arrays = values(client.rank)
+        for index, array in enumerate(arrays):
+            store.broadcast(index, array)
+        return [array.tobytes() for array in arrays]
+
+    results = on_ranks(fleet, [by(relay, 2) for relay in relays], work)
+    assert results == [[value.tobytes() for value in values(0)]] * 4
+
+
+def test_half_precision_is_rounded_once_for_each_level(make_fleet: Any) -> None:
+    """A relay forwards its sum in the key's type."""
+    fleet = make_fleet(2)
+    here, there = fleet.addresses
+    numbers = [np.random.default_rng(rank).standard_normal(5000).astype(np.float16) for rank in range(6)]
+
+    def rounded(parts: Sequence[Any]) -> Any:
+        return sum_of([part.astype(np.float32) for part in parts]).astype(np.float16)
+
+    def work(client: psum.Client) -> bytes:
+        value = numbers[client.rank].copy()
+        client.store().push_pull("w", value)
+        return value.tobytes()
+
+    settings = [by(relay, 3) for relay in (here, here, here, there, there, there)]
+    expected = rounded([rounded(numbers[:3]), rounded(numbers[3:])])
+    assert on_ranks(fleet, settings, work) == [expected.tobytes()] * 6
+    assert expected.tobytes() != rounded(numbers).tobytes()
+
+
+def failure(client: psum.Client, key: str = "w") -> psum.PsumError:
+    """Push-pulls until that fails."""
+    store = client.store()
+    try:
+        while True:
+            store.push_pull_async(key, np.ones(3, np.float32)).result(PATIENCE_SECONDS)
+    except psum.PsumError as error:
+        return error
+
+
+def test_a_worker_of_another_host_is_told_who_is_in_the_group(make_fleet: Any) -> None:
+    """The ranks in the group go on: it was the other worker's mistake."""
+    fleet = make_fleet(2)
+    relay = by(fleet.addresses[0], 2)
+    with (
+        fleet.worker(0, 4, **relay),
+        fleet.worker(1, 4, **relay),
+        pytest.raises(psum.DisagreementError, match=r"there are rank 0 .*, rank 1 .*; refused rank 2, .*PSUM_RELAY"),
+    ):
+        fleet.worker(2, 4, **relay)
+
+
+@pytest.mark.parametrize(
+    ("change", "both_sides"),
+    [({"num_workers": 6}, "(4.*6|6.*4)"), ({"local_size": 3}, "(2.*3|3.*2)"), ({"partition_bytes": 4096}, "4096")],
+)
+def test_workers_of_a_group_that_disagree_are_told_both_sides(
+    make_fleet: Any, change: dict[str, Any], both_sides: str
+) -> None:
+    """The worker that joined first fails in its next operation, the other one when it joins."""
+    fleet = make_fleet(2)
+    relay = by(fleet.addresses[0], 2)
+    with fleet.worker(0, 4, **relay) as zero:
+        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
+        with pytest.raises(psum.DisagreementError, match=both_sides):
+            fleet.worker(**{"rank": 1, "num_workers": 4} | relay | change)
+        error = future.exception(PATIENCE_SECONDS)
+        assert isinstance(error, psum.DisagreementError)
+
+
+def test_relays_with_different_lists_of_owners_are_told_both_lists(make_fleet: Any) -> None:
+    """All ranks of both hosts fail, with the lists."""
+    fleet = make_fleet(3)
+    here, there, third = fleet.addresses
+    settings = [by(here, 2, aggregators=(here, there))] * 2 + [by(there, 2, aggregators=(here, third))] * 2
+    for error in on_ranks(fleet, settings, failure):
+        assert isinstance(error, psum.DisagreementError)
+        assert f"ranks 0-1 have {[here, there]}" in str(error)
+        assert f"ranks 2-3 have {[here, third]}" in str(error)
+
+
+def test_a_relay_that_cannot_reach_an_owner_names_it(make_fleet: Any) -> None:
+    """All workers of its host get the error."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        fleet = make_fleet(1, connect_timeout=0.5)
+        settings = [by(fleet.addresses[0], 2, aggregators=(fleet.addresses[0], nobody))] * 2
+        for error in on_ranks(fleet, settings, failure):
+            assert isinstance(error, psum.UnreachableError)
+            assert nobody in str(error)
+            assert "Connection refused" in str(error)
+
+
+def test_relays_in_a_circle_are_noticed(make_fleet: Any) -> None:
+    """A relay that forwards to itself, under another address, would wait for itself for ever."""
+    fleet = make_fleet(1, listen=("127.0.0.1:0", "127.0.0.2:0"))
+    one, other = fleet.servers[0].addresses
+    for error in on_ranks(fleet, [by(f"{one},{other}/2", 2)] * 2, failure):
+        assert isinstance(error, psum.DisagreementError)
+        assert other in str(error)

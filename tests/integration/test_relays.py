@@ -1,0 +1,307 @@
+"""Relays with real servers and real clients: hosts whose workers hand everything to the aggregator beside them."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum import client as psum
+from psum.aggregator import Server, Settings
+from tests.integration.conftest import PATIENCE_SECONDS, Fleet
+
+#: Small shards, so that a key has many, and owners of each.
+PARTITION_BYTES = 1 << 16
+
+#: Elements of keys: one small shard, several shards, and large ones that other planes carry.
+SIZES = (5, 40_000, 300_000)
+
+
+def value(rank: int, size: int, step: int = 0) -> Any:
+    """The values of a rank. Their sum depends on the order."""
+    return np.random.default_rng([rank, size, step]).standard_normal(size).astype(np.float32)
+
+
+def expected(size: int, step: int = 0, groups: Sequence[Sequence[int]] = ((0, 1), (2, 3))) -> bytes:
+    """The sum over hosts of the sums over each host's ranks."""
+    partials = []
+    for group in groups:
+        partial = value(group[0], size, step)
+        for rank in group[1:]:
+            partial = partial + value(rank, size, step)
+        partials.append(partial)
+    total = partials[0]
+    for partial in partials[1:]:
+        total = total + partial
+    return total.tobytes()  # type: ignore[no-any-return]
+
+
+def on_every_host(
+    fleet: Fleet,
+    work: Callable[[psum.Client], Any],
+    *,
+    relays: Sequence[str],
+    local_size: int = 2,
+    num_workers: int = 0,
+    **settings: Any,
+) -> list[Any]:
+    """Does the work on each rank of hosts of as many workers, with a relay each; returns the results by rank.
+
+    The job may have more workers, which do not come.
+    """
+    ranks = local_size * len(relays)
+
+    def run(rank: int) -> Any:
+        given = {"local_size": local_size, "local_rank": rank % local_size} | settings
+        with fleet.worker(rank, num_workers or ranks, relay=relays[rank // local_size], **given) as client:
+            return work(client)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(run, range(ranks), timeout=PATIENCE_SECONDS))
+
+
+def push_all(client: psum.Client, store: psum.Store, step: int) -> list[bytes]:
+    """Pushes all keys at a time; returns the results."""
+    arrays = [value(client.rank, size, step) for size in SIZES]
+    futures = [store.push_pull_async(str(size), array, array) for size, array in zip(SIZES, arrays, strict=True)]
+    for future in futures:
+        future.result(PATIENCE_SECONDS)
+    return [array.tobytes() for array in arrays]
+
+
+def train(client: psum.Client, steps: int = 3) -> list[bytes]:
+    """Broadcasts and some steps of all keys at a time; returns all results."""
+    store = client.store()
+    root = value(99, 1000) if client.rank == 0 else np.zeros(1000, np.float32)
+    store.broadcast("weights", root)
+    results = [root.tobytes()]
+    for step in range(steps):
+        results += push_all(client, store, step)
+    return results
+
+
+def all_expected(steps: int = 3) -> list[bytes]:
+    return [value(99, 1000).tobytes(), *(expected(size, step) for step in range(steps) for size in SIZES)]
+
+
+@pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
+def test_sums_are_those_of_hosts_then_of_the_fleet(make_fleet: Callable[..., Fleet], plane: str) -> None:
+    """Two hosts of two workers, each with an aggregator that is relay and owner at once: bit for bit, on each plane."""
+    fleet = make_fleet(2, plane=plane)
+    results = on_every_host(fleet, train, relays=fleet.addresses, plane=plane, partition_bytes=PARTITION_BYTES)
+    assert results == [all_expected()] * 4
+
+
+class Interrupted:
+    """Does something once, when all ranks are between two steps.
+
+    Args:
+        ranks: How many ranks there are.
+        step: The step before which it is done.
+        what: What is done, while the ranks already push that step.
+    """
+
+    def __init__(self, ranks: int, step: int, what: Callable[[], None]) -> None:
+        self._step = step
+        self._barrier = threading.Barrier(ranks + 1)
+        self._thread = threading.Thread(target=self._run, args=[what])
+        self._thread.start()
+
+    def before(self, step: int) -> None:
+        """To be called by each rank before each step."""
+        if step == self._step:
+            self._barrier.wait(PATIENCE_SECONDS)
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE_SECONDS)
+
+    def _run(self, what: Callable[[], None]) -> None:
+        self._barrier.wait(PATIENCE_SECONDS)
+        what()
+
+
+def restart(fleet: Fleet, *indices: int, **settings: Any) -> None:
+    """Ends some aggregators at once, without notice, and starts others at their addresses."""
+
+    async def run() -> None:
+        for index in indices:
+            server = fleet.servers[index]
+            for connection in server._service.connections:
+                connection.queue.clear()
+                connection.closing = True
+                connection.filled.set()
+        await asyncio.gather(*(fleet.servers[index].stop(0) for index in indices))
+        for index in indices:
+            given = {"listen": (fleet.addresses[index],)} | settings
+            fleet.servers[index] = Server(Settings(**given))
+            await fleet.servers[index].start()
+
+    fleet.thread.run(run(), PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("plane", "killed"),
+    [("shm", (0,)), ("direct", (2,)), ("direct", (0, 2)), ("shm", (0, 1, 2))],
+    ids=["relay", "owner", "both", "all"],
+)
+def test_a_training_survives_restarts(make_fleet: Callable[..., Fleet], plane: str, killed: tuple[int, ...]) -> None:
+    """The relay of one host, an owner that is no relay, or all of them are started again in the middle of a step."""
+    fleet = make_fleet(3, plane=plane)
+    steps = 4
+    interrupted = Interrupted(4, 2, lambda: restart(fleet, *killed, plane=plane))
+
+    def work(client: psum.Client) -> list[bytes]:
+        store, results = client.store(), []
+        for step in range(steps):
+            interrupted.before(step)
+            results += push_all(client, store, step)
+        return results
+
+    results = on_every_host(
+        fleet, work, relays=fleet.addresses[:2], plane=plane, partition_bytes=PARTITION_BYTES, keepalive=1.0
+    )
+    interrupted.join()
+    assert results == [[expected(size, step) for step in range(steps) for size in SIZES]] * 4
+
+
+@pytest.mark.parametrize("plane", ["direct", "shm"])
+def test_two_levels(make_fleet: Callable[..., Fleet], plane: str) -> None:
+    """Two hosts forward to a relay of their rack, which forwards to the owners; a third host has no relay."""
+    fleet = make_fleet(4, plane=plane)
+    one, two, rack, owner = fleet.addresses
+    aggregators = (two, owner)
+    relays = [f"{one}/2,{rack}/4", f"{two}/2,{rack}/4", "off"]
+    results = on_every_host(
+        fleet, train, relays=relays, plane=plane, partition_bytes=PARTITION_BYTES, aggregators=aggregators
+    )
+
+    def total(size: int, step: int) -> bytes:
+        zero, *others = (value(rank, size, step) for rank in range(6))
+        racks = (zero + others[0]) + (others[1] + others[2])
+        return ((racks + others[3]) + others[4]).tobytes()  # type: ignore[no-any-return]
+
+    assert results == [[value(99, 1000).tobytes(), *(total(size, step) for step in range(3) for size in SIZES)]] * 6
+
+
+def fails(client: psum.Client) -> psum.PsumError:
+    """Waits until the job has failed; returns the error."""
+    with pytest.raises(psum.PsumError) as failed:
+        push_for_ever(client)
+    return failed.value
+
+
+def push_for_ever(client: psum.Client) -> None:
+    """Pushes one key again and again."""
+    store = client.store()
+    while True:
+        store.push_pull("w", np.ones(100_000, np.float32))
+
+
+def test_an_owner_that_cannot_be_reached_is_named(make_fleet: Callable[..., Fleet]) -> None:
+    """The workers of a relay get the owner's address and the cause."""
+    fleet = make_fleet(1, connect_timeout=0.5)
+    nobody = "127.0.0.1:1"
+    errors = on_every_host(fleet, fails, relays=fleet.addresses, aggregators=(*fleet.addresses, nobody), num_workers=3)
+    for error in errors:
+        assert isinstance(error, psum.UnreachableError), error
+        assert nobody in str(error)
+        assert "for ranks 0-1" in str(error)
+
+
+def test_an_owner_that_is_lost_is_named(make_fleet: Callable[..., Fleet]) -> None:
+    """An owner that ends and does not come back fails the job on all ranks, with its address."""
+    fleet = make_fleet(3, reconnect_timeout=0.5)
+    lost = fleet.addresses[2]
+    began = threading.Barrier(4)
+
+    def work(client: psum.Client) -> psum.PsumError:
+        client.store().push_pull("w", np.ones(100_000, np.float32))
+        if began.wait(PATIENCE_SECONDS) == 0:
+            fleet.thread.run(fleet.servers[2].stop(0), PATIENCE_SECONDS)
+        return fails(client)
+
+    errors = on_every_host(fleet, work, relays=fleet.addresses[:2], partition_bytes=PARTITION_BYTES)
+    for error in errors:
+        assert isinstance(error, psum.UnreachableError), error
+        assert lost in str(error)
+
+
+def test_relays_in_a_circle(make_fleet: Callable[..., Fleet]) -> None:
+    """A relay that would forward to itself is noticed; all workers are told the address."""
+    fleet = make_fleet(2)
+    one, two = fleet.addresses
+    errors = on_every_host(fleet, fails, relays=[f"{one}/2,{two}/2,{one}/2"], num_workers=4)
+    for error in errors:
+        assert isinstance(error, psum.DisagreementError), error
+        assert "form a circle" in str(error)
+        assert one in str(error)
+
+
+def test_relaying_can_be_turned_off(make_fleet: Callable[..., Fleet]) -> None:
+    """A worker that asks for a relay where there is none is told what to do."""
+    fleet = make_fleet(1, relaying=False)
+    with pytest.raises(psum.DeniedError, match="PSUM_RELAY=off"):
+        fleet.worker(0, 4, relay=fleet.addresses[0], local_size=2)
+
+
+async def vanish(client: psum.Client) -> None:
+    """Ends a worker's connection, and opens no other."""
+    for task in client._membership._tasks:
+        task.cancel()
+    for connection in client._membership.connections:
+        await connection.abandon()
+
+
+def test_a_lost_worker_is_named_on_all_hosts(make_fleet: Callable[..., Fleet]) -> None:
+    """A worker whose process ends is named, and not the relay or its group."""
+    fleet = make_fleet(2, worker_timeout=0.5)
+    ready = threading.Barrier(4)
+
+    def work(client: psum.Client) -> psum.PsumError | None:
+        client.store().push_pull("w", np.ones(4, np.float32))
+        ready.wait(PATIENCE_SECONDS)
+        if client.rank == 3:
+            assert client._thread is not None
+            client._thread.run(vanish(client), PATIENCE_SECONDS)
+            return None
+        return fails(client)
+
+    *errors, none = on_every_host(fleet, work, relays=fleet.addresses)
+    assert none is None
+    for error in errors:
+        assert isinstance(error, psum.WorkerLostError), error
+        assert list(error.ranks) == [3]
+        assert str(error).startswith("rank 3 of job")
+
+
+@pytest.mark.parametrize("drained", [(0,), (0, 1)], ids=["one host", "all hosts"])
+def test_a_rolling_restart_costs_no_step(make_fleet: Callable[..., Fleet], drained: tuple[int, ...]) -> None:
+    """Aggregators that are relay and owner at once drain in the middle of a step, and do not wait for themselves."""
+    fleet = make_fleet(2)
+    steps, took = 4, []
+
+    async def drain() -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.gather(*(fleet.servers[index].stop(PATIENCE_SECONDS) for index in drained))
+        took.append(loop.time() - began)
+        for index in drained:
+            fleet.servers[index] = Server(Settings(listen=(fleet.addresses[index],)))
+            await fleet.servers[index].start()
+
+    interrupted = Interrupted(4, 2, lambda: fleet.thread.run(drain(), PATIENCE_SECONDS))
+
+    def work(client: psum.Client) -> list[bytes]:
+        store, results = client.store(), []
+        for step in range(steps):
+            interrupted.before(step)
+            results += push_all(client, store, step)
+        return results
+
+    results = on_every_host(fleet, work, relays=fleet.addresses, partition_bytes=PARTITION_BYTES)
+    interrupted.join()
+    assert results == [[expected(size, step) for step in range(steps) for size in SIZES]] * 4
+    assert took[0] < PATIENCE_SECONDS / 3
