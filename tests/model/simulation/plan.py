@@ -26,6 +26,7 @@ FAULTS = {
     "skew": 5,
     "reconnect_one_by_one": 4,
     "cut_during_restore": 3,
+    "lose_result": 3,
     "drain": 3,
 }
 

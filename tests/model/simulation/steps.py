@@ -182,6 +182,29 @@ def cut_during_restore(fleet: Fleet, random: Random) -> None:
         fleet.cut(random.choice(clients), index, client_knows=True, aggregator_knows=random.random() < 0.5)
 
 
+def lose_result(fleet: Fleet, random: Random) -> None:
+    """A relay has results that none of its ranks has. It tells a restarted process of them, and is killed."""
+    if not fleet.plan.relays:
+        return
+    number = random.randrange(len(fleet.plan.relays))
+    relay, client = fleet.plan.relays[number], fleet.plan.workers + number
+    key = random.choice(fleet.key_operations())
+    _catch_up(fleet, random, [key], more=1)
+    _start_all(fleet, random)
+    behind = {other for other in fleet.clients if random.random() < 0.5 and other != client}
+    held = {("receive", c, a) for c, a in fleet.links if a == relay.process or c in behind}
+    fleet.settle(random, held)
+    index = random.choice(fleet.processes_of(client))
+    fleet.kill_aggregator(index, "is killed")
+    fleet.start_aggregator(index)
+    for other in random.sample(fleet.clients_of(index), len(fleet.clients_of(index))):
+        fleet.lose(other, index)
+        fleet.connect(other, index)
+    random_moves(fleet, random, random.choice((20, 60)), held, only=index)
+    fleet.kill_aggregator(relay.process, "is killed with results")
+    fleet.start_aggregator(relay.process)
+
+
 def drain(fleet: Fleet, random: Random) -> None:
     """One process is told to stop, or all of them one after the other."""
     rolling = random.random() < 0.3
@@ -213,6 +236,7 @@ STEPS: dict[str, Callable[[Fleet, Random], None]] = {
         skew,
         reconnect_one_by_one,
         cut_during_restore,
+        lose_result,
         drain,
     )
 }
