@@ -53,7 +53,7 @@ def hello(ranks: Iterable[int], **change: Any) -> pb.Hello:
 
 def worker(rank: int, **change: Any) -> pb.Hello:
     """The hello of a worker to a relay whose group has two ranks, of eight."""
-    return hello([rank], num_workers=8, **{"group_size": 2} | change)
+    return hello([rank], **{"num_workers": 8, "group_size": 2} | change)
 
 
 def key(id: int = 7, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, round: int = 0) -> pb.Key:
@@ -526,6 +526,7 @@ def test_a_group_that_cannot_become_complete_fails() -> None:
     ("change", "both_sides"),
     [
         ({"group_size": 3}, "rank 6 has 2, rank 3 has 3"),
+        ({"num_workers": 9}, r"PSUM_NUM_WORKERS\): rank 6 has 8, rank 3 has 9. Rank 6 is h6 pid 7"),
         (
             {"next_relays": [pb.Relay(address="rack:1", group_size=4)]},
             r"the relays further up \(PSUM_RELAY\): rank 6 has \[\], rank 3 has \[\('rack:1', 4\)\]",

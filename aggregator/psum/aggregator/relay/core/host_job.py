@@ -11,7 +11,7 @@ The shell carries out ConnectUplinks, ReopenUplinks, SendUplinks, LeaveUplinks a
 uplink has handled messages; and `parted` when every owner has said farewell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 from psum.aggregator.core.actions import (
@@ -30,7 +30,7 @@ from psum.aggregator.core.actions import (
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.round import Phase
+from psum.aggregator.core.round import Phase, ShardRounds
 from psum.aggregator.relay.core import introduction
 from psum.aggregator.relay.core.forwarded import owners_of
 from psum.aggregator.relay.core.introduction import Identity
@@ -262,12 +262,31 @@ class HostJob(Job):
         fault.ClearField("round")
         return [*connect, *actions, PartUplinks(pb.Goodbye(fault=fault))]
 
+    def end(self) -> None:
+        """See Job."""
+        super().end()
+        # What the kept sums lie in may be large, and the connections go on until the owners have heard the end.
+        self.uplink.end()
+
     def unreachable(self, failure: FaultError, now: float) -> list[Action]:
         """An owner cannot be reached, or has refused the relay."""
         if self.leaving:
             # What it could still want is in the last sums of ranks that are about to leave as well.
             return self.parted(now)
         return self.fail(failure, now)
+
+    def waiting_shards(self) -> Iterator[tuple[int, Key, ShardRounds[object]]]:
+        """See Job. Shards follow that were forwarded and wait for the result of all groups."""
+        yield from super().waiting_shards()
+        for window in self.uplink.windows:
+            for shard in window.outstanding.values():
+                key = shard.forwarded.key
+                yield shard.index, key, key.shards[shard.index]
+
+    @property
+    def rounds_waiting(self) -> int:
+        """See Job."""
+        return super().rounds_waiting + sum(len(window.outstanding) for window in self.uplink.windows)
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""

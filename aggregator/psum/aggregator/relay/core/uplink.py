@@ -233,6 +233,10 @@ class Uplink:
         """Ends everything: the group's job has failed."""
         if self.failure is None:
             self.failure = failure
+        self.end()
+
+    def end(self) -> None:
+        """Lets go of everything: nothing more is sent, and what still comes is ignored."""
         for forwarded in self.keys.values():
             forwarded.failed = True
         self.keys.clear()
