@@ -327,7 +327,13 @@ class Fleet:
         """Send SIGTERM to a worker process, which ends when the messages in flight have been delivered."""
         self.counters["fault: workers terminated"] += 1
         worker = self.workers[rank]
-        heard = all(connection.stream is not None and connection.welcomed for connection in worker.connections)
+        # A relay passes it on where it is connected. Elsewhere its ranks count as lost after the worker timeout.
+        clients = [worker, *filter(None, map(self.client, self.clients[self.plan.workers :]))]
+        heard = len(clients) == 1 + len(self.plan.relays) and all(
+            connection.stream is not None and connection.welcomed
+            for client in clients
+            for connection in client.connections
+        )
         heard = heard and not any(a is None or a.draining for a in self.aggregators)
         worker.terminate()
         self.oracle.worker_killed(rank)
