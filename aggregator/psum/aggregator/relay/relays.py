@@ -95,6 +95,11 @@ class Relays:
         """The uplinks of a job; None before all ranks of its group have joined."""
         return self._uplinks.get(id(job))
 
+    def note_lost(self) -> None:
+        """Tells each job which aggregators it is not connected to. To be called before it is asked for open rounds."""
+        for uplinks in self._uplinks.values():
+            uplinks.note_lost()
+
     def plan_drain(self, fleet: Registry, rounds: dict[int, set[Round]]) -> None:
         """Adds the rounds that groups finish before this process ends.
 
@@ -102,6 +107,7 @@ class Relays:
             fleet: The jobs whose shards this process owns.
             rounds: The rounds that each job finishes, by its id(). Those of the fleet's jobs may change.
         """
+        self.note_lost()
         for name, job in self.registry.jobs.items():
             assert isinstance(job, HostJob)
             uplinks, owned = self._uplinks.get(id(job)), fleet.jobs.get(name)

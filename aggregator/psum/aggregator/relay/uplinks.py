@@ -120,6 +120,10 @@ class Uplinks:
             case PartUplinks(goodbye):
                 self._part(goodbye)
 
+    def note_lost(self) -> None:
+        """Tells the job which aggregators it is not connected to."""
+        self._job.uplink.lost = {connection.index for connection in self.connections if connection.stream is None}
+
     @property
     def reconnects(self) -> int:
         """How many streams were opened again."""
