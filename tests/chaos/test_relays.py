@@ -1,6 +1,5 @@
 """Faults of relays, and of the workers and aggregators around them, are the same to a job as those without relays."""
 
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -68,43 +67,6 @@ def test_a_killed_relay_that_owns_nothing_changes_no_bit(
         victim.end()
         victim.start()
     assert training.result() == undisturbed_with_relays
-
-
-def test_a_rolling_restart_of_relays_costs_no_step(
-    make_aggregator: Callable[..., Any], make_training: Callable[..., Any], undisturbed_with_relays: dict[str, Any]
-) -> None:
-    """Each process finishes its open rounds in both roles, well within its grace period, and exits with status 0."""
-    pair = [make_aggregator() for _ in range(2)]
-    training = make_training([a.address for a in pair], each=hosts(pair))
-    for aggregator in pair:
-        training.wait_for_step(training.steps + 5)
-        assert aggregator.end(signal.SIGTERM) == 0
-        assert "ERROR" not in aggregator.log
-        aggregator.start()
-    assert training.result() == undisturbed_with_relays
-
-
-def test_a_killed_worker_is_named_on_all_hosts(
-    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
-) -> None:
-    """Neither its relay is named, nor the other rank of its host."""
-    pair = [make_aggregator("--worker-timeout", "1s") for _ in range(2)]
-    workers = [
-        make_worker(**each, aggregators=[a.address for a in pair], rank=rank, num_workers=4)
-        for rank, each in enumerate(hosts(pair))
-    ]
-    for worker in workers:
-        worker.send("push", key="first", size=100_000)
-    for worker in workers:
-        assert worker.next("sum")["error"] is None
-    workers[2].signal(signal.SIGKILL)
-    for worker in workers:
-        worker.send("push", key="second", size=100_000)
-    for rank in (0, 1, 3):
-        error = workers[rank].next("sum")["error"]
-        assert (error["kind"], error["ranks"]) == ("WorkerLostError", [2])
-        assert "rank 2 of job 'default', " in error["text"]
-        assert f"pid {workers[2].process.pid} " in error["text"]
 
 
 def test_a_relay_that_does_not_come_back_is_named_by_its_ranks(

@@ -109,15 +109,6 @@ def test_hosts_may_have_different_numbers_of_workers_or_no_relay(make_fleet: Any
     assert on_ranks(fleet, settings, push_all) == [summed([(0, 2, 5), (1, 4), (3,), (6,)])] * 7
 
 
-def test_a_relay_may_forward_to_another_one(make_fleet: Any) -> None:
-    """Two hosts are added up in their rack's relay, which no list of owners names, and then with a third host."""
-    fleet = make_fleet(4)
-    first, second, rack, owner = fleet.addresses
-    settings = [by(f"{near},{rack}/4", 2) for near in (first, first, second, second)] + [{}]
-    settings = [{**each, "aggregators": (owner,)} for each in settings]
-    assert on_ranks(fleet, settings, push_all) == [summed([(0, 1), (2, 3), (4,)])] * 5
-
-
 def test_without_relays_the_sum_is_flat(make_fleet: Any) -> None:
     """PSUM_RELAY=off connects to every aggregator."""
     fleet = make_fleet(2)

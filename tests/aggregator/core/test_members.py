@@ -477,7 +477,7 @@ def test_a_group_is_complete_when_as_many_ranks_have_joined() -> None:
     [shard] = job.keys[7].shards.values()
     assert (list(shard.waiting_for()), shard.missing, job.num_workers) == ([], 1, 2)
     [warning] = [action for action in job.tick(40.0) if isinstance(action, Warn)]
-    assert "waits for 1 of the 2 ranks of this group, which have not joined. It has waited" in warning.text
+    assert "waits for 1 of the 2 ranks of this group, which have not joined (PSUM_LOCAL_SIZE must be" in warning.text
     assert job.join(worker(3), "peer:3", 50.0) == ([], None)
     assert job.complete
     job.declare(3, key(), 50.0)
