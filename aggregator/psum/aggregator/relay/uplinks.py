@@ -13,6 +13,7 @@ from psum.aggregator.core.actions import (
     ConnectUplinks,
     LeaveUplinks,
     PartUplinks,
+    ReopenUplinks,
     SendUplinks,
     UplinkAction,
 )
@@ -104,11 +105,18 @@ class Uplinks:
         """The uplinks whose aggregator has not let the relay go."""
         self._parting = False
         self._leaving = False
+        self._reopened = False
+        """Whether something may have been said on earlier connections that must be said again."""
 
     def tell(self, action: UplinkAction) -> None:
         """Carries out an action of the job."""
         match action:
             case ConnectUplinks():
+                self._connect()
+            case ReopenUplinks():
+                for task in list(self._tasks):
+                    task.cancel()
+                self._reopened = True
                 self._connect()
             case SendUplinks():
                 for connection in self.connections:
@@ -233,6 +241,8 @@ class Uplinks:
         """Joins the fleet's job at one aggregator, and stays there until the group leaves or its job fails."""
         try:
             await self._join(connection)
+            if self._reopened:
+                self._job.uplink.reconnected(connection.index)
             if self._parting:
                 await connection.parted()
             else:

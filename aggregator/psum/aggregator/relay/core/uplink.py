@@ -442,6 +442,8 @@ class Uplink:
         shard.counters.exchange.observe(self._clock() - shard.sent)
         forwarded.rounds[index] = row.round + 1
         forwarded.keep(index, total)
+        # All ranks have contributed since then.
+        self.wanted.pop((key.id, index), None)
         shard.value = None
         self.events.append(Arrived(key, index, row.round, shard.priority, payload, shard.timing))
 
