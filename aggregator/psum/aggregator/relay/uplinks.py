@@ -13,6 +13,7 @@ from psum.aggregator.core.actions import (
     ConnectUplinks,
     LeaveUplinks,
     PartUplinks,
+    ReopenUplinks,
     SendUplinks,
     UplinkAction,
 )
@@ -47,7 +48,7 @@ class UplinkTerms:
     """How a relay connects to other aggregators.
 
     Attributes:
-        credentials: What is shown to them, and asked of them; without a token.
+        credentials: What is shown to them, and asked of them; without the workers' token.
         insecure: Whether a token may travel unencrypted to other machines.
         planes: The planes to offer, the best first; none: there are not enough file descriptors to connect.
         plane: The name of the plane that was asked for, or "auto".
@@ -77,7 +78,8 @@ class Uplinks:
     Args:
         job: The group's job.
         terms: How to connect.
-        token: The token of the group's workers, which goes on with what they contribute; empty without one.
+        token: Returns the token of the group's workers, which goes on with what they contribute, empty without one;
+            None: the terms have the relay's own.
         clock: The time in seconds that jobs are given.
         perform: Carries out the actions that follow for the group's job.
     """
@@ -86,7 +88,7 @@ class Uplinks:
         self,
         job: HostJob,
         terms: UplinkTerms,
-        token: str,
+        token: Callable[[], str] | None,
         *,
         clock: Callable[[], float],
         perform: Callable[[HostJob, Sequence[Action]], None],
@@ -103,11 +105,18 @@ class Uplinks:
         """The uplinks whose aggregator has not let the relay go."""
         self._parting = False
         self._leaving = False
+        self._reopened = False
+        """Whether something may have been said on earlier connections that must be said again."""
 
     def tell(self, action: UplinkAction) -> None:
         """Carries out an action of the job."""
         match action:
             case ConnectUplinks():
+                self._connect()
+            case ReopenUplinks():
+                for task in list(self._tasks):
+                    task.cancel()
+                self._reopened = True
                 self._connect()
             case SendUplinks():
                 for connection in self.connections:
@@ -119,6 +128,10 @@ class Uplinks:
                     self._begin(connection.leave())
             case PartUplinks(goodbye):
                 self._part(goodbye)
+
+    def note_lost(self) -> None:
+        """Tells the job which aggregators it is not connected to."""
+        self._job.uplink.lost = {connection.index for connection in self.connections if connection.stream is None}
 
     @property
     def reconnects(self) -> int:
@@ -198,12 +211,13 @@ class Uplinks:
 
     def _exposes_token(self) -> DeniedError | None:
         """Why the workers' token may not go on to some aggregator, None if it may."""
-        if not self._credentials.token or self._terms.insecure:
+        credentials = self._credentials
+        if self._terms.insecure or not (credentials.token_file or (credentials.token and credentials.token())):
             return None
         for address in self._job.uplink.addresses:
-            if not is_local(address) and not self._credentials.encrypts(address):
+            if not is_local(address) and not credentials.encrypts(address):
                 return DeniedError(
-                    f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the workers' token"
+                    f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the token"
                     " would travel unencrypted, for anybody between to read and use; give the relay the authority of"
                     " that aggregator's certificate (PSUM_RELAY_TLS_CA), or say --insecure where it is started"
                 )
@@ -227,6 +241,8 @@ class Uplinks:
         """Joins the fleet's job at one aggregator, and stays there until the group leaves or its job fails."""
         try:
             await self._join(connection)
+            if self._reopened:
+                self._job.uplink.reconnected(connection.index)
             if self._parting:
                 await connection.parted()
             else:

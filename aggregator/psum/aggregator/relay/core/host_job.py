@@ -7,8 +7,8 @@ read it, and calls `summed`, which delivers it.
 
     contribute → Sum → forward(…) → [the owner] → heard() → Sum(relayed) → summed(…) → Deliver
 
-The shell carries out ConnectUplinks, SendUplinks, LeaveUplinks and PartUplinks; calls `heard` after the uplink has
-handled messages; and `parted` when every owner has said farewell.
+The shell carries out ConnectUplinks, ReopenUplinks, SendUplinks, LeaveUplinks and PartUplinks; calls `heard` after the
+uplink has handled messages; and `parted` when every owner has said farewell.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,7 @@ from psum.aggregator.core.actions import (
     ConnectUplinks,
     LeaveUplinks,
     PartUplinks,
+    ReopenUplinks,
     ReturnCredit,
     SendUplinks,
     Sum,
@@ -85,8 +86,8 @@ class HostJob(Job):
         """Whether the shell has been told to connect to the owners."""
         self._from_above = False
         """Whether what fails now fails because an owner said so."""
-        self._asked: dict[tuple[int, int], int] = {}
-        """The members that were asked for sums that owners want, by (key's id, shard)."""
+        self._asked: dict[tuple[int, int], tuple[int, int]] = {}
+        """The members that were asked for sums that owners want, and for which rounds, by (key's id, shard)."""
         self._syncs: dict[int, tuple[tuple[int, int], set[int]]] = {}
         """Syncs of owners that were passed on, by number: which it is, and the members that have not answered."""
         self._next_sync = _FIRST_SYNC
@@ -117,7 +118,7 @@ class HostJob(Job):
             self.uplink.declare(forwarded)
             actions.append(SendUplinks())
         # The rank may have a sum that an owner wants. It knows nothing of what it was asked for on an earlier stream.
-        self._asked = {which: member for which, member in self._asked.items() if (which[0], member) != (key.id, rank)}
+        self._asked = {which: asked for which, asked in self._asked.items() if (which[0], asked[0]) != (key.id, rank)}
         return actions + self._ask()
 
     def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
@@ -175,9 +176,13 @@ class HostJob(Job):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
+        before = self.workers.get(hello.rank)
         actions, refusal = super().join(hello, peer, now)
         if refusal is None and self.complete and self.failure is None:
-            actions = [*actions, *self._connect()]
+            # If others come back, the newcomer is known to be one only when they declare that they have sums. Then the
+            # job fails, and the owners must hear of it.
+            reopens = self.workers[hello.rank] is not before and not self._resumes
+            actions = [*actions, *([ReopenUplinks()] if self._connecting and reopens else self._connect())]
         return actions, refusal
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
@@ -283,6 +288,10 @@ class HostJob(Job):
         """See Job."""
         return super().rounds_waiting + sum(len(window.outstanding) for window in self.uplink.windows)
 
+    def open_rounds(self) -> list[tuple[int, int, int]]:
+        """See Job. A round whose owner is about to end too, and leaves it to its next process, cannot be finished."""
+        return [round for round in super().open_rounds() if self.uplink.finishes(*round)]
+
     def check(self) -> None:
         """Asserts the invariants; for tests."""
         super().check()
@@ -296,6 +305,11 @@ class HostJob(Job):
                 if forwarded.declared:
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether a worker of the group was in the job before this process was started."""
+        return any(worker.hello.resuming for worker in self.workers.values())
 
     @property
     def _is_root(self) -> bool:
@@ -339,8 +353,8 @@ class HostJob(Job):
         """Asks ranks of the group for the sums that owners want and this process does not have."""
         actions: list[Action] = []
         for (key_id, index), row in self.uplink.wanted.items():
-            member = self._asked.get((key_id, index))
-            if member is not None and self.workers[member].connected:
+            asked = self._asked.get((key_id, index))
+            if asked is not None and asked[1] == row.round and self.workers[asked[0]].connected:
                 continue
             shard = self.keys[key_id].shards[index]
             lacking = shard.ranks_lacking_result
@@ -348,7 +362,7 @@ class HostJob(Job):
             there = [shard.holder, *shard.contributions]
             holders = [m for m in there if m is not None and m not in lacking and self.workers[m].connected]
             if shard.round == row.round + 1 and holders:
-                self._asked[key_id, index] = holders[0]
+                self._asked[key_id, index] = holders[0], row.round
                 actions.append(Ask(holders[0], ((key_id, index, row.round),)))
         return actions
 
