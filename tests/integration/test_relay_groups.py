@@ -14,6 +14,8 @@ import pytest
 from psum import client as psum
 from psum.cli.timeline.step_times import Report
 from psum.cli.timeline.traces import load
+from psum.wire import CODECS, IDENTITY
+from tests.integration.test_codecs import Shifting
 
 T = TypeVar("T")
 
@@ -151,6 +153,21 @@ def test_half_precision_is_rounded_once_for_each_level(make_fleet: Any) -> None:
     expected = rounded([rounded(numbers[:3]), rounded(numbers[3:])])
     assert on_ranks(fleet, settings, work) == [expected.tobytes()] * 6
     assert expected.tobytes() != rounded(numbers).tobytes()
+
+
+def test_a_codec_encodes_at_both_levels(make_fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums and broadcasts are right, also for the root's own group, whose relay sends the value on without a result."""
+    monkeypatch.setitem(CODECS, IDENTITY, Shifting())
+    fleet = make_fleet(2)
+    here, there = fleet.addresses
+
+    def work(client: psum.Client) -> list[bytes]:
+        array = values(client.rank)[-1]
+        client.store().broadcast("w", array)
+        return [*push_all(client), array.tobytes()]
+
+    expected = [*summed([(0, 1), (2, 3)]), values(0)[-1].tobytes()]
+    assert on_ranks(fleet, [by(relay, 2) for relay in (here, here, there, there)], work) == [expected] * 4
 
 
 def failure(client: psum.Client, key: str = "w") -> psum.PsumError:

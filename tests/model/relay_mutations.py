@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from psum.aggregator.core.actions import Action, PartUplinks
-from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.worker import Worker
@@ -91,10 +90,6 @@ def other_groups_do_not_hear_of_a_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HostJob, "fail", mutant)
 
 
-def a_sum_that_nobody_has_any_more_is_waited_for(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(JobRounds, "_lose", lambda *_: set())
-
-
 ALL = [
     a_sum_is_forwarded_before_all_ranks_have_contributed,
     a_key_is_declared_upward_before_all_ranks_have_declared_it,
@@ -103,5 +98,4 @@ ALL = [
     an_owner_that_was_started_again_is_sent_nothing_again,
     no_rank_is_asked_for_a_sum_that_an_owner_wants,
     other_groups_do_not_hear_of_a_failure,
-    a_sum_that_nobody_has_any_more_is_waited_for,
 ]

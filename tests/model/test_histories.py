@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import mutations
+import relay_mutations
 from simulation import Counters, Failure, History, run, shrink
 from simulation.plan import FAULTS, WORK
 from simulation.steps import STEPS
@@ -65,6 +66,15 @@ def test_a_bug_in_the_product_is_found(
     """Each injected bug makes at least one history fail."""
     mutate(monkeypatch)
     assert any(_fails(seed) for seed in range(MUTATION_HISTORIES))
+
+
+@pytest.mark.parametrize("mutate", relay_mutations.ALL, ids=lambda mutation: mutation.__name__)
+def test_a_bug_in_a_relay_is_found(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bug injected into relays makes at least one history with a relay fail."""
+    mutate(monkeypatch)
+    assert any(_fails(seed) for seed in range(MUTATION_HISTORIES) if History.draw(seed).plan.relays)
 
 
 def _fails(seed: int) -> bool:

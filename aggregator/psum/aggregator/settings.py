@@ -224,11 +224,19 @@ class Settings(BaseSettings):
         parse=str,
         meaning="The name in the certificates of those aggregators, if it differs from their address.",
     )
+    relay_token_file: str = setting(
+        "PSUM_RELAY_TOKEN_FILE",
+        default="",
+        default_text="the token that the workers brought last",
+        parse=str,
+        meaning="A file with the token for those aggregators, read again for each connection.",
+    )
     plane: str = setting(
         "PSUM_PLANE",
         default="auto",
         parse=choice(*CHOICES),
-        meaning="How large payloads travel to aggregators that this one forwards to: auto, inline, shm or direct.",
+        meaning="How large payloads travel to aggregators that this one forwards to: auto, inline or direct; shm counts"
+        " as auto.",
     )
     credit_bytes: int = setting(
         "PSUM_CREDIT_BYTES",

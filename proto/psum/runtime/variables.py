@@ -68,6 +68,7 @@ VARIABLES: Final = frozenset(
         "PSUM_RELAYING",
         "PSUM_RELAY_TLS_CA",
         "PSUM_RELAY_TLS_SERVER_NAME",
+        "PSUM_RELAY_TOKEN_FILE",
         "PSUM_ROUND_TIMEOUT",
         "PSUM_SHM_DIRECTORY",
         "PSUM_SHM_LIMIT",

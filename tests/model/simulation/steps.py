@@ -188,19 +188,24 @@ def lose_result(fleet: Fleet, random: Random) -> None:
         return
     number = random.randrange(len(fleet.plan.relays))
     relay, client = fleet.plan.relays[number], fleet.plan.workers + number
+    index = random.choice(fleet.processes_of(client))
+    if index == relay.process:
+        return
     key = random.choice(fleet.key_operations())
     _catch_up(fleet, random, [key], more=1)
     _start_all(fleet, random)
-    behind = {other for other in fleet.clients if random.random() < 0.5 and other != client}
-    held = {("receive", c, a) for c, a in fleet.links if a == relay.process or c in behind}
+    share = random.choice((0.5, 1.0))
+    behind = {other for other in fleet.clients if random.random() < share and other != client}
+    held = {("receive", c, a) for c, a in fleet.links if c in behind}
+    # Not even under way.
+    held |= {("write", c, a) for c, a in fleet.links if a == relay.process}
     fleet.settle(random, held)
-    index = random.choice(fleet.processes_of(client))
     fleet.kill_aggregator(index, "is killed")
     fleet.start_aggregator(index)
     for other in random.sample(fleet.clients_of(index), len(fleet.clients_of(index))):
         fleet.lose(other, index)
         fleet.connect(other, index)
-    random_moves(fleet, random, random.choice((20, 60)), held, only=index)
+    random_moves(fleet, random, random.choice((5, 10, 20, 60)), held, only=index)
     fleet.kill_aggregator(relay.process, "is killed with results")
     fleet.start_aggregator(relay.process)
 

@@ -18,12 +18,20 @@ from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.uplinks import Uplinks, UplinkTerms
 from psum.aggregator.settings import Settings
 from psum.client.observe import process_name
-from psum.client.transport.credentials import Credentials
+from psum.client.transport.credentials import Credentials, SettingNames
 from psum.planes import PLANES, Plane, offered_by
 from psum.runtime import TlsFiles
 from psum.v1 import aggregator_pb2 as pb
 
 _log = logging.getLogger(__name__)
+
+#: The variables of an aggregator's files for TLS as it uses them where it forwards to.
+_NAMES: Final = SettingNames(
+    ca="PSUM_RELAY_TLS_CA",
+    cert="PSUM_AGGREGATOR_TLS_CERT",
+    key="PSUM_AGGREGATOR_TLS_KEY",
+    server_name="PSUM_RELAY_TLS_SERVER_NAME",
+)
 
 #: How long connections of groups that have ended may take to end before this process does.
 _CLOSE_SECONDS: Final = 1.0
@@ -74,7 +82,8 @@ class Relays:
 
     def bring_token(self, job: Job, token: bytes) -> None:
         """Notes the token that a worker of a group has brought."""
-        if token and job not in self._tokens:
+        if token:
+            # The latest one: workers read theirs again for each stream.
             self._tokens[job] = token.decode("ascii", "ignore")
 
     def tell(self, job: Job, action: UplinkAction) -> None:
@@ -85,15 +94,24 @@ class Relays:
             uplinks = self._uplinks[id(job)] = Uplinks(
                 job,
                 self._terms(self._take_descriptors(job)),
-                self._tokens.get(job, ""),
+                self._token_of(job),
                 clock=self._clock,
                 perform=self._perform,
             )
         uplinks.tell(action)
 
+    def _token_of(self, job: HostJob) -> Callable[[], str] | None:
+        """What returns the token for a job's uplinks; None if it is in a file of this relay's."""
+        return None if self._settings.relay_token_file else lambda: self._tokens.get(job, "")
+
     def of(self, job: Job) -> Uplinks | None:
         """The uplinks of a job; None before all ranks of its group have joined."""
         return self._uplinks.get(id(job))
+
+    def note_lost(self) -> None:
+        """Tells each job which aggregators it is not connected to. To be called before it is asked for open rounds."""
+        for uplinks in self._uplinks.values():
+            uplinks.note_lost()
 
     def plan_drain(self, fleet: Registry, rounds: dict[int, set[Round]]) -> None:
         """Adds the rounds that groups finish before this process ends.
@@ -102,6 +120,7 @@ class Relays:
             fleet: The jobs whose shards this process owns.
             rounds: The rounds that each job finishes, by its id(). Those of the fleet's jobs may change.
         """
+        self.note_lost()
         for name, job in self.registry.jobs.items():
             assert isinstance(job, HostJob)
             uplinks, owned = self._uplinks.get(id(job)), fleet.jobs.get(name)
@@ -124,7 +143,7 @@ class Relays:
 
     def _take_descriptors(self, job: HostJob) -> Sequence[Plane]:
         """Takes the file descriptors of a job's uplinks; returns the planes that they are enough for, none if none."""
-        wanted, count = offered_by(self._settings.plane), len(job.uplink.addresses)
+        wanted, count = self._offered(), len(job.uplink.addresses)
         for planes in (wanted, PLANES[-1:]):
             needed = count * max(plane.descriptors for plane in planes)
             if self._descriptors(needed):
@@ -139,6 +158,10 @@ class Relays:
                 return planes
         return ()
 
+    def _offered(self) -> Sequence[Plane]:
+        # Workers may have the same environment, and mean the memory that they share with this process.
+        return offered_by("auto" if self._settings.plane == "shm" else self._settings.plane)
+
     def _terms(self, planes: Sequence[Plane]) -> UplinkTerms:
         settings = self._settings
         ca = settings.relay_tls_ca or settings.tls_client_ca
@@ -146,6 +169,8 @@ class Relays:
             credentials=Credentials(
                 tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
                 server_name=settings.relay_tls_server_name,
+                names=_NAMES,
+                token_file=settings.relay_token_file,
             ),
             insecure=settings.insecure,
             planes=planes,

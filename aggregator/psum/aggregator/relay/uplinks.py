@@ -48,7 +48,7 @@ class UplinkTerms:
     """How a relay connects to other aggregators.
 
     Attributes:
-        credentials: What is shown to them, and asked of them; without a token.
+        credentials: What is shown to them, and asked of them; without the workers' token.
         insecure: Whether a token may travel unencrypted to other machines.
         planes: The planes to offer, the best first; none: there are not enough file descriptors to connect.
         plane: The name of the plane that was asked for, or "auto".
@@ -78,7 +78,8 @@ class Uplinks:
     Args:
         job: The group's job.
         terms: How to connect.
-        token: The token of the group's workers, which goes on with what they contribute; empty without one.
+        token: Returns the token of the group's workers, which goes on with what they contribute, empty without one;
+            None: the terms have the relay's own.
         clock: The time in seconds that jobs are given.
         perform: Carries out the actions that follow for the group's job.
     """
@@ -87,7 +88,7 @@ class Uplinks:
         self,
         job: HostJob,
         terms: UplinkTerms,
-        token: str,
+        token: Callable[[], str] | None,
         *,
         clock: Callable[[], float],
         perform: Callable[[HostJob, Sequence[Action]], None],
@@ -127,6 +128,10 @@ class Uplinks:
                     self._begin(connection.leave())
             case PartUplinks(goodbye):
                 self._part(goodbye)
+
+    def note_lost(self) -> None:
+        """Tells the job which aggregators it is not connected to."""
+        self._job.uplink.lost = {connection.index for connection in self.connections if connection.stream is None}
 
     @property
     def reconnects(self) -> int:
@@ -206,12 +211,13 @@ class Uplinks:
 
     def _exposes_token(self) -> DeniedError | None:
         """Why the workers' token may not go on to some aggregator, None if it may."""
-        if not self._credentials.token or self._terms.insecure:
+        credentials = self._credentials
+        if self._terms.insecure or not (credentials.token_file or (credentials.token and credentials.token())):
             return None
         for address in self._job.uplink.addresses:
-            if not is_local(address) and not self._credentials.encrypts(address):
+            if not is_local(address) and not credentials.encrypts(address):
                 return DeniedError(
-                    f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the workers' token"
+                    f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the token"
                     " would travel unencrypted, for anybody between to read and use; give the relay the authority of"
                     " that aggregator's certificate (PSUM_RELAY_TLS_CA), or say --insecure where it is started"
                 )

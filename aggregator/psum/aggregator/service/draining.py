@@ -62,8 +62,7 @@ class Draining:
             _log.info("drained in %.1f s", loop.time() - begin)
 
     def _unfinished(self) -> int:
-        jobs = self._registries.jobs()
-        return sum(len(self._open_rounds.get(id(job), set()).intersection(job.open_rounds())) for job in jobs)
+        return self._registries.unfinished(self._open_rounds)
 
     def _busy(self) -> bool:
         return any(connection.queue for connection in self._connections) or self._unfinished() > 0

@@ -1,7 +1,7 @@
 """The jobs of one process: those of the fleet, whose shards it owns, and those of groups that it relays for."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from psum.aggregator.core.actions import Action, UplinkAction
@@ -86,6 +86,16 @@ class Registries:
         if self.relays is not None:
             self.relays.plan_drain(self.fleet, rounds)
         return rounds
+
+    def unfinished(self, rounds: Mapping[int, set[tuple[int, int, int]]]) -> int:
+        """How many of these rounds are open and can still be finished.
+
+        Args:
+            rounds: The rounds of each job, by its id().
+        """
+        if self.relays is not None:
+            self.relays.note_lost()
+        return sum(len(rounds.get(id(job), set()).intersection(job.open_rounds())) for job in self.jobs())
 
     def tell_uplinks(self, job: Job, action: UplinkAction) -> None:
         """Carries out an action of a group's job that concerns its uplinks."""

@@ -128,19 +128,17 @@ class Part:
         """Whether its operation has ended, so that it is not to be sent any more."""
         return self.ticket.state is not _RUNNING
 
-    @property
-    def timed(self) -> bool:
-        """Whether the aggregator is asked how long the round waited."""
-        return self.record is not None
-
-    def payload(self) -> tuple[memoryview, int | None]:
-        """What is sent of an operation that does not pull, and its offset in the staging memory if it lies there."""
+    def payload(self) -> memoryview:
+        """What is sent of an operation that does not pull."""
         ticket, shard = self.ticket, self.shard
-        assert ticket.source is not None
-        value = flat(ticket.source)[shard.start : shard.stop]
-        if (codec := ticket.key.codec) is not None:
-            return codec.encode(value), None
-        return value, None if ticket.staged is None else ticket.staged + shard.start
+        value = flat(ticket.source)[shard.start : shard.stop]  # type: ignore[arg-type]
+        codec = ticket.key.codec
+        return value if codec is None else codec.encode(value)
+
+    def staged(self) -> int | None:
+        """The payload's offset in the staging memory, None if it does not lie there."""
+        ticket = self.ticket
+        return None if ticket.staged is None or ticket.key.codec is not None else ticket.staged + self.shard.start
 
     def went(self, sent: float, copied: float) -> None:
         """Records that its turn came at a time, and when its message was made."""

@@ -41,14 +41,14 @@ class Outgoing(Sendable, Protocol):
         """The round."""
 
     @property
-    def timed(self) -> bool:
-        """Whether the aggregator is asked how long the round waited. Then `went` is called."""
+    def record(self) -> object | None:
+        """Not None if the aggregator is asked how long the round waited. Then `went` is called."""
 
-    def payload(self) -> tuple[memoryview, int | None]:
-        """What is sent, unless it pulls, and its offset in the staging memory if it lies there.
+    def payload(self) -> memoryview:
+        """What is sent, unless it pulls. It is not changed before the result comes."""
 
-        It is not changed before the result comes.
-        """
+    def staged(self) -> int | None:
+        """The payload's offset in the staging memory, None if it does not lie there."""
 
     def went(self, sent: float, copied: float) -> None:
         """Notes that its turn came at a time, and when its message was made."""
@@ -179,15 +179,15 @@ class SendWindow(Generic[Item]):
             counters.sent_bytes += part.size
             length = offset = outside_size = 0
             if not part.pulls:
-                value, staged = part.payload()
+                value = part.payload()
                 if (size := len(value)) < LARGE_PAYLOAD_BYTES:
                     length = size
                     payloads.append(value)
                 else:
-                    length, offset, outside_size, held, _ = plane.put(value, staged, payloads, self.following)
+                    length, offset, outside_size, held, _ = plane.put(value, part.staged(), payloads, self.following)
                     if held:
                         part.lease = plane, offset, outside_size
-            timed = part.timed
+            timed = part.record is not None
             recorded |= timed
             rows.append((*part_id, part.round, part.priority, length, offset, outside_size, timed))
         columns = to_columns(rows)

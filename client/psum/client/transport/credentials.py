@@ -2,7 +2,7 @@
 
 import dataclasses
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import grpc
@@ -16,6 +16,16 @@ _Options = Iterable[tuple[str, int | str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SettingNames:
+    """The variables that name the files for TLS, for errors. The defaults are a worker's."""
+
+    ca: str = "PSUM_TLS_CA"
+    cert: str = "PSUM_TLS_CERT"
+    key: str = "PSUM_TLS_KEY"
+    server_name: str = "PSUM_TLS_SERVER_NAME"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Credentials:
     """What a client shows to aggregators, and what it asks of them.
 
@@ -25,13 +35,15 @@ class Credentials:
         tls: The files for TLS; empty: TLS is not used. It is never used on unix sockets, which have an owner.
         server_name: The name that an aggregator's certificate must have; empty: the host in its address.
         token_file: The file with the token; empty: there is none.
-        token: The token itself, if it is not in a file.
+        token: Returns the token if it is not in a file; None: it is, or there is none.
+        names: The variables that these come from.
     """
 
     tls: TlsFiles
     server_name: str
     token_file: str = ""
-    token: str = dataclasses.field(default="", repr=False)
+    token: Callable[[], str] | None = None
+    names: SettingNames = SettingNames()
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -57,8 +69,8 @@ class Credentials:
         Raises:
             ConfigurationError: The token file cannot be used. The text does not show what is in it.
         """
-        if self.token:
-            return (("authorization", f"Bearer {self.token}"),)
+        if self.token is not None and (token := self.token()):
+            return (("authorization", f"Bearer {token}"),)
         if not self.token_file:
             return ()
         words = read_file(self.token_file, "token_file").split()

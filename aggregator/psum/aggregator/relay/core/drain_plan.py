@@ -29,8 +29,7 @@ def plan(group: HostJob, own_uplinks: Set[int], fleet: Job | None, fleet_rounds:
         if forwarded is not None and forwarded.route[round[1]] in own_uplinks:
             if _owner_finishes(fleet, fleet_rounds, round):
                 rounds.add(round)
-        elif group.uplink.finishes(*round):
-            # Otherwise its owner is about to end too, and leaves it to its next process.
+        else:
             rounds.add(round)
     if fleet is not None:
         member = min(group.workers)

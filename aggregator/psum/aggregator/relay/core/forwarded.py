@@ -111,10 +111,10 @@ class ForwardedShard:
         "priority",
         "pulls",
         "queued",
+        "record",
         "round",
         "sent",
         "size",
-        "timed",
         "timing",
         "value",
     )
@@ -140,7 +140,7 @@ class ForwardedShard:
         self.round = round
         self.priority = priority
         self.value = value
-        self.timed = timed
+        self.record = True if timed else None
         self.timing: pb.Timing | None = None
         """What the owner said of the time that the round took there."""
         self.pulls = value is None
@@ -154,11 +154,14 @@ class ForwardedShard:
         """Whether its key has failed, so that it is not to be sent any more."""
         return self.forwarded.failed
 
-    def payload(self) -> tuple[memoryview, int | None]:
-        """What is sent; it never lies in staging memory."""
+    def payload(self) -> memoryview:
+        """What is sent."""
         assert self.value is not None
         codec = self.forwarded.key.codec
-        return (self.value if codec is None else codec.encode(self.value)), None
+        return self.value if codec is None else codec.encode(self.value)
+
+    def staged(self) -> None:
+        """It never lies in staging memory."""
 
     def went(self, sent: float, copied: float) -> None:
         """Timings of a relay are those of its owner."""

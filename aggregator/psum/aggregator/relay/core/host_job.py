@@ -288,6 +288,10 @@ class HostJob(Job):
         """See Job."""
         return super().rounds_waiting + sum(len(window.outstanding) for window in self.uplink.windows)
 
+    def open_rounds(self) -> list[tuple[int, int, int]]:
+        """See Job. A round whose owner is about to end too, and leaves it to its next process, cannot be finished."""
+        return [round for round in super().open_rounds() if self.uplink.finishes(*round)]
+
     def check(self) -> None:
         """Asserts the invariants; for tests."""
         super().check()

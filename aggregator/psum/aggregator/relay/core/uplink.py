@@ -120,6 +120,8 @@ class Uplink:
             SendWindow(credit_bytes, self.counters, clock) for _ in addresses
         ]
         """What is sent on each uplink."""
+        self.lost: set[int] = set()
+        """The uplinks without an open stream, as the shell last said. Only what ends before them depends on it."""
         self._left: set[int] = set()
         """The ranks that have left the group while others stay."""
         self._goodbyes: list[bool] = [False] * len(self.addresses)
@@ -265,10 +267,12 @@ class Uplink:
                 self._lacking[uplink].append(message)
 
     def finishes(self, key_id: int, index: int, round: int) -> bool:
-        """Whether the owner of a shard takes a contribution to this round: it is not about to end, or finishes it."""
+        """Whether the owner of a shard is there and takes a contribution to this round: it does not end before that."""
         forwarded = self.keys.get(key_id)
         if forwarded is None:
             return True
+        if forwarded.route[index] in self.lost:
+            return False
         still_open = self.windows[forwarded.route[index]].still_open
         return still_open is None or (key_id, index, round) in still_open
 
@@ -428,7 +432,8 @@ class Uplink:
             )
         if own:
             assert shard.value is not None
-            payload = total = shard.value
+            total = shard.value
+            payload = total if key.codec is None else key.codec.encode(total)
         else:
             self.received_bytes[aggregator] += len(payload)
             shard.counters.received_bytes += len(payload)
