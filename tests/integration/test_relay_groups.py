@@ -1,7 +1,9 @@
 """Workers whose relays sum on their host first: real clients, relays and owners of shards."""
 
+import pathlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from psum.cli.timeline.step_times import Report
+from psum.cli.timeline.traces import load
 
 T = TypeVar("T")
 
@@ -103,15 +107,6 @@ def test_hosts_may_have_different_numbers_of_workers_or_no_relay(make_fleet: Any
     first, second, third = fleet.addresses
     settings = [by(first, 3), by(second, 2), by(first, 3), {}, by(second, 2), by(first, 3), by(third, 1)]
     assert on_ranks(fleet, settings, push_all) == [summed([(0, 2, 5), (1, 4), (3,), (6,)])] * 7
-
-
-def test_a_relay_may_forward_to_another_one(make_fleet: Any) -> None:
-    """Two hosts are added up in their rack's relay, which no list of owners names, and then with a third host."""
-    fleet = make_fleet(4)
-    first, second, rack, owner = fleet.addresses
-    settings = [by(f"{near},{rack}/4", 2) for near in (first, first, second, second)] + [{}]
-    settings = [{**each, "aggregators": (owner,)} for each in settings]
-    assert on_ranks(fleet, settings, push_all) == [summed([(0, 1), (2, 3), (4,)])] * 5
 
 
 def test_without_relays_the_sum_is_flat(make_fleet: Any) -> None:
@@ -229,3 +224,23 @@ def test_relays_in_a_circle_are_noticed(make_fleet: Any) -> None:
     for error in on_ranks(fleet, [by(f"{one},{other}/2", 2)] * 2, failure):
         assert isinstance(error, psum.DisagreementError)
         assert other in str(error)
+
+
+def test_a_timeline_names_the_slow_rank_of_another_host(make_fleet: Any, tmp_path: pathlib.Path) -> None:
+    """Each host's files show how long its sums were on their way between the hosts."""
+    fleet = make_fleet(2)
+    here, there = fleet.addresses
+    trace = {"trace_dir": str(tmp_path), "trace_start_step": 1, "trace_end_step": 2, "partition_bytes": 1 << 20}
+
+    def work(client: psum.Client) -> None:
+        store = client.store()
+        for _ in range(3):
+            if client.rank == 3:
+                time.sleep(0.2)
+            store.push_pull("w", np.ones(700_000, np.float32))
+
+    on_ranks(fleet, [by(relay, 2, **trace) for relay in (here, here, there, there)], work)
+    report = Report(load(sorted(tmp_path.iterdir())))
+    assert report.slowest()[0].rank == 3
+    assert report.mean([0, 1])["wait"] > 0.05
+    assert report.mean()["forward"] > 0

@@ -457,3 +457,34 @@ def test_secrets_are_not_in_the_command_line_the_log_or_the_errors(files: Files)
     assert done.returncode == 1
     assert "line 1" in done.stderr
     assert NIGHT not in done.stderr + done.stdout
+
+
+def test_a_relay_shows_its_certificate_and_the_workers_token(make_fleet: Callable[..., Any], files: Files) -> None:
+    """Between relay and owner, TLS is mutual too. The owner gets the job's token, which the workers brought."""
+    fleet = make_fleet(
+        2, **files.certificate("server", "127.0.0.1"), tls_client_ca=files.ca, token_file=files.write("tokens", GENERAL)
+    )
+    given = {"tls_ca": files.ca, "token_file": files.write("token", GENERAL)}
+    given |= files.certificate("worker", "worker.example")
+
+    def run(rank: int) -> float:
+        relay = f"{fleet.addresses[0]}/2" if rank < 2 else "off"
+        with fleet.worker(rank, 3, relay=relay, **given) as client:
+            return total(client)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, range(3), timeout=30)) == [3.0, 3.0, 3.0]
+
+
+def test_a_relay_sends_no_token_unencrypted_to_other_machines(make_fleet: Callable[..., Any], files: Files) -> None:
+    """The workers' token does not go on where they could not have sent it without saying so."""
+    fleet = make_fleet(1, token_file=files.write("tokens", GENERAL))
+    given = {
+        "relay": f"{fleet.addresses[0]}/1",
+        "aggregators": ("192.0.2.1:1",),
+        "token_file": files.write("token", GENERAL),
+        "insecure": True,
+    }
+    # The relay connects when its group is complete, here at once.
+    with pytest.raises(psum.DeniedError, match=r"192\.0\.2\.1:1.*unencrypted"), fleet.worker(0, 2, **given) as client:
+        total(client)

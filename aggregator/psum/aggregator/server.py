@@ -118,7 +118,7 @@ class Server:
         except BaseException:
             self._loop_monitor.close()
             raise
-        self._throughput = Throughput(self._service.registry.counters.totals)
+        self._throughput = Throughput(self._service.registries.totals)
         self.view = ProcessView(self._service, self._loop_monitor, self._throughput)
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}
         self._grpc = await self._make_grpc_server()

@@ -53,7 +53,7 @@ def hello(ranks: Iterable[int], **change: Any) -> pb.Hello:
 
 def worker(rank: int, **change: Any) -> pb.Hello:
     """The hello of a worker to a relay whose group has two ranks, of eight."""
-    return hello([rank], num_workers=8, **{"group_size": 2} | change)
+    return hello([rank], **{"num_workers": 8, "group_size": 2} | change)
 
 
 def key(id: int = 7, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, round: int = 0) -> pb.Key:
@@ -489,7 +489,7 @@ def test_a_group_is_complete_when_as_many_ranks_have_joined() -> None:
     [shard] = job.keys[7].shards.values()
     assert (list(shard.waiting_for()), shard.missing, job.num_workers) == ([], 1, 2)
     [warning] = [action for action in job.tick(40.0) if isinstance(action, Warn)]
-    assert "waits for 1 of the 2 ranks of this group, which have not joined. It has waited" in warning.text
+    assert "waits for 1 of the 2 ranks of this group, which have not joined (PSUM_LOCAL_SIZE must be" in warning.text
     assert job.join(worker(3), "peer:3", 50.0) == ([], None)
     assert job.complete
     job.declare(3, key(), 50.0)
@@ -538,6 +538,7 @@ def test_a_group_that_cannot_become_complete_fails() -> None:
     ("change", "both_sides"),
     [
         ({"group_size": 3}, "rank 6 has 2, rank 3 has 3"),
+        ({"num_workers": 9}, r"PSUM_NUM_WORKERS\): rank 6 has 8, rank 3 has 9. Rank 6 is h6 pid 7"),
         (
             {"next_relays": [pb.Relay(address="rack:1", group_size=4)]},
             r"the relays further up \(PSUM_RELAY\): rank 6 has \[\], rank 3 has \[\('rack:1', 4\)\]",

@@ -249,6 +249,39 @@ def test_a_lost_worker_fails_the_job_everywhere_and_is_named(hosts: Hosts) -> No
         assert fault.text.startswith("rank 3 of job 'night'")
 
 
+def test_an_incomplete_group_tells_the_others_why_it_failed() -> None:
+    """A group fails before all its ranks have joined. The other group hears of it, and does not wait for it."""
+    owner, one, two = Process(100), Process(1), Process(2)
+    others = [two.join(hello(rank)) for rank in (2, 3)]
+    Uplinks(two, others[0].job, [owner]).run()
+    first = one.join(hello(0))
+    _, actions, refusal = one.groups.join(hello(1, num_workers=6), "peer:1", 0.0)
+    assert refusal is not None
+    for job, action in actions:
+        one.runner.perform(job, [action])
+    Uplinks(one, first.job, [owner]).run()
+    [fleet] = owner.fleet.jobs.values()
+    assert fleet.failure is not None
+    assert str(fleet.failure) == str(refusal)
+
+
+def test_a_job_that_has_ended_keeps_no_sums(hosts: Hosts) -> None:
+    """The memory of the last sums goes with the job, though the relay's process lives on."""
+    hosts.declare(key(0))
+    hosts.push()
+    uplink = hosts.job(0).uplink
+    assert uplink.keys[7].sums
+    for rank in range(4):
+        hosts.relay(rank).say(hosts.workers[rank], goodbye=pb.Goodbye())
+    hosts.settle()
+    for rank in range(2):
+        job, relay = hosts.workers[rank].job, hosts.relay(rank)
+        relay.runner.perform(job, job.lost(rank, 0.0))
+        relay.groups.settle(job, 0.0)
+    assert hosts.relays[0].groups.jobs == {}
+    assert not uplink.keys
+
+
 def test_the_owner_knows_for_which_ranks_a_relay_waits(hosts: Hosts) -> None:
     """The status at the owner names the one rank that has not contributed at its relay."""
     hosts.declare(key(0))

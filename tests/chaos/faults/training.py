@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from faults.aggregators import aggregators
@@ -19,21 +19,28 @@ class Training:
         directory: Directory for their logs.
         addresses: The aggregators' addresses.
         steps: Number of steps. None means until `stop`.
-        settings: Additional fields of psum.client.Settings.
+        each: For each rank, further fields of psum.client.Settings.
+        settings: Additional fields of psum.client.Settings for all ranks.
 
     Attributes:
         workers: The processes by rank.
     """
 
     def __init__(
-        self, directory: pathlib.Path, addresses: Sequence[str], steps: int | None = STEPS, **settings: Any
+        self,
+        directory: pathlib.Path,
+        addresses: Sequence[str],
+        steps: int | None = STEPS,
+        *,
+        each: Sequence[Mapping[str, Any]] = ({},) * WORKERS,
+        **settings: Any,
     ) -> None:
         directory.mkdir(exist_ok=True)
         given = {"partition_bytes": 1 << 17, "connect_timeout": 30.0, "reconnect_timeout": 30.0} | settings
-        given |= {"aggregators": list(addresses), "num_workers": WORKERS}
-        self.workers = [WorkerProcess(directory / f"worker-{rank}.log") for rank in range(WORKERS)]
+        given |= {"aggregators": list(addresses), "num_workers": len(each)}
+        self.workers = [WorkerProcess(directory / f"worker-{rank}.log") for rank in range(len(each))]
         for rank, worker in enumerate(self.workers):
-            worker.send("join", settings=given | {"rank": rank})
+            worker.send("join", settings=given | {"rank": rank} | dict(each[rank]))
             worker.send("train", steps=steps)
 
     @property

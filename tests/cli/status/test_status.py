@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from psum import client as core
 from psum.aggregator import Server, Settings
 from psum.cli.formatting import ranks, seconds, size
+from psum.cli.status.command import status
 from psum.cli.status.view import Fleet
 from psum.client.transport.loop_thread import LoopThread
 from psum.v1 import aggregator_pb2 as pb
@@ -347,6 +349,16 @@ def test_numbers_are_for_people() -> None:
         "2 d 7 h",
     ]
     assert [ranks(n) for n in ([3], [0, 1, 2, 7, 9, 10])] == ["rank 3", "ranks 0-2, 7, 9-10"]
+
+
+def test_a_token_is_not_sent_past_a_relay(tmp_path: pathlib.Path) -> None:
+    """Workers send theirs to their relay only; this command asks the aggregators themselves."""
+    token = tmp_path / "token"
+    token.write_text("secret")
+    environ = {"PSUM_RELAY": "unix:/run/psum.sock", "PSUM_TOKEN_FILE": str(token), "PSUM_AGGREGATORS": "192.0.2.1:1"}
+    done = CliRunner().invoke(status, ["--timeout", "0.1"], env=environ)
+    assert done.exit_code == 1
+    assert "to 192.0.2.1:1 the token would travel unencrypted" in done.output
 
 
 def test_a_misspelt_variable_is_told(psum: Any) -> None:

@@ -1,25 +1,33 @@
-"""A simulated aggregator process: the real registry, jobs and send queues, with simulated streams and sum threads."""
+"""A simulated aggregator process: the real registries, jobs and send queues, with simulated streams and sum threads."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import cast
 
-from psum.aggregator.core.actions import Action
+from psum.aggregator.core.actions import Action, ConnectUplinks, UplinkAction
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.sums.pool import PriorityPool
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, split, to_columns, to_rows
 from psum.wire.errors import FaultError
+from simulation.relay import Uplinks
 from simulation.stream import Stream
 
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
 #: Kinds of messages that the aggregator must accept twice.
-_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced")
+_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking")
+
+#: The processes' incarnations.
+_numbers = itertools.count(1 << 40)
 
 
 class LatePool:
@@ -41,10 +49,22 @@ class AggregatorProcess:
 
     Args:
         limits: The process's limits, including its time-outs.
+        clock: The time in seconds.
+        credit_bytes: Maximum number of bytes in flight on an uplink.
+        above: The processes that it forwards to, if it is a relay.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float], credit_bytes: int, above: Sequence[int] = ()
+    ) -> None:
         self.registry = Registry(limits)
+        identity = Identity(next(_numbers), "a simulated host")
+        make_host_job = partial(HostJob, identity=identity, credit_bytes=credit_bytes, clock=clock)
+        self._relay_registry = Registry(limits, budget=self.registry.budget, make=make_host_job)
+        self._registries = (self.registry, self._relay_registry)
+        self.uplinks: Uplinks | None = None
+        """The uplinks of the group that it relays for, None before they are needed."""
+        self._above = above
         self.streams: list[Stream] = []
         """Streams whose end it has not seen."""
         self.connections: dict[tuple[int, int], WorkerConnection] = {}
@@ -52,9 +72,21 @@ class AggregatorProcess:
         self.grace_until = 0.0
         self._pool = LatePool()
         self._runner = ActionRunner(
-            cast(PriorityPool, self._pool), lambda job, rank: self.connections.get((id(job), rank))
+            cast(PriorityPool, self._pool),
+            lambda job, rank: self.connections.get((id(job), rank)),
+            uplinks=self._to_uplinks,
         )
         self._drained: dict[int, set[tuple[int, int, int]]] = {}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs in progress, those of groups that it relays for included."""
+        return [job for registry in self._registries for job in registry.jobs.values()]
+
+    @property
+    def uncredited(self) -> bool:
+        """Whether time must pass before credit is returned."""
+        return any(registry.uncredited for registry in self._registries)
 
     def accept(self, stream: Stream) -> bool:
         """Accept a new stream. Return False if the process is draining."""
@@ -85,7 +117,7 @@ class AggregatorProcess:
                 return True
             return False
         data = stream.connection.queue.get()
-        if stream.worker_open:
+        if stream.client_open:
             stream.responses.append(data)
         return True
 
@@ -102,7 +134,7 @@ class AggregatorProcess:
             return
         del self.connections[id(job), rank]
         self._runner.perform(job, job.lost(rank, now))
-        self.registry.settle(job, now)
+        self._registry_of(job).settle(job, now)
 
     def sum_one(self, random: Random) -> bool:
         """Compute one pending sum, chosen at random. Return False if there is none."""
@@ -116,13 +148,14 @@ class AggregatorProcess:
 
     def tick(self, now: float) -> None:
         """Check for time-outs."""
-        for job, action in self.registry.tick(now):
-            self._runner.perform(job, [action])
+        for registry in self._registries:
+            for job, action in registry.tick(now):
+                self._runner.perform(job, [action])
 
     def drain(self, until: float) -> None:
         """Begin an orderly shutdown that ends at `until` at the latest."""
         self.draining, self.grace_until = True, until
-        self._drained = {id(job): set(job.open_rounds()) for job in self.registry.jobs.values()}
+        self._drained = {id(job): set(job.open_rounds()) for job in self.jobs}
         for (job_id, _), connection in self.connections.items():
             entries = [ShardRound(*round) for round in self._drained.get(job_id, ())]
             connection.queue.put_control(
@@ -133,23 +166,26 @@ class AggregatorProcess:
         """Return whether the shutdown is complete or its time is up."""
         return now >= self.grace_until or not (
             any(connection.queue for connection in self.connections.values())
-            or any(set(job.open_rounds()) & self._drained.get(id(job), set()) for job in self.registry.jobs.values())
+            or any(set(job.open_rounds()) & self._drained.get(id(job), set()) for job in self.jobs)
         )
 
     def die(self) -> None:
         """End all streams abruptly. Messages that were sent may still arrive."""
         for stream in self.streams:
             stream.close_aggregator_end()
+        if self.uplinks is not None:
+            self.uplinks.die()
 
     def check(self) -> None:
         """Assert the invariants."""
-        for job in self.registry.jobs.values():
+        for job in self.jobs:
             job.check()
             for rank, worker in job.workers.items():
                 assert worker.connected == ((id(job), rank) in self.connections), f"rank {rank} of {job!r}"
 
     def _hello(self, stream: Stream, hello: pb.Hello, now: float) -> None:
-        job, actions, refusal = self.registry.join(hello, f"peer of rank {stream.rank}", now)
+        registry = self._relay_registry if hello.group_size else self.registry
+        job, actions, refusal = registry.join(hello, f"peer of client {stream.client}", now)
         for about, action in actions:
             self._runner.perform(about, [action])
         connection = stream.connection
@@ -163,7 +199,9 @@ class AggregatorProcess:
             replaced.closing = True
         self.connections[id(job), hello.rank] = connection
         stream.joined = job, hello.rank
-        connection.queue.put_control(pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE)))
+        connection.queue.put_control(
+            pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE, relays=hello.group_size > 0))
+        )
 
     def _handle(self, job: Job, rank: int, request: pb.ExchangeRequest, payload: memoryview, now: float) -> None:
         job.workers[rank].last_heard = now
@@ -190,9 +228,27 @@ class AggregatorProcess:
             case "goodbye":
                 if request.goodbye.HasField("fault"):
                     perform(job.leave_early(rank, request.goodbye, now))
+                elif request.goodbye.ranks:
+                    perform(job.leave_partly(rank, request.goodbye.ranks))
                 else:
                     perform(job.leave(rank, now))
             case "synced":
                 perform(job.synced(rank, request.synced.number, now))
+            case "lacking":
+                for entry, lacks in zip(to_rows(request.lacking.shards), request.lacking.ranks, strict=True):
+                    job.lacking(rank, entry, lacks.ranks)
             case kind:
                 raise AssertionError(f"rank {rank} sent {kind}")
+
+    def _to_uplinks(self, job: Job, action: UplinkAction) -> None:
+        assert isinstance(job, HostJob)
+        if isinstance(action, ConnectUplinks):
+            assert self._above, "a process that is no relay connects to other aggregators"
+            if self.uplinks is not None:
+                self.uplinks.die()
+            self.uplinks = Uplinks(job, self._above, self._runner.perform)
+        elif self.uplinks is not None and self.uplinks.job is job:
+            self.uplinks.perform(action)
+
+    def _registry_of(self, job: Job) -> Registry:
+        return self._relay_registry if job.forwards else self.registry

@@ -1,5 +1,6 @@
 """Endings of histories: failures that psum cannot repair, and what must hold when all workers have left."""
 
+from collections.abc import Collection
 from random import Random
 
 from psum.client import (
@@ -25,18 +26,31 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
         case Ending.DEATH:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame([rank], fleet.groupmates([rank]))
+        case Ending.HOST_DEATH:
+            # All of them have joined everywhere, so all are noticed missing at once.
+            fleet.settle(random, reconnect=True)
+            ranks = _kill_host(fleet, random)
+            oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame(ranks, fleet.groupmates(ranks), together=True)
+        case Ending.RELAY_DEATH:
+            ranks = _kill_relay(fleet, random)
+            oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame(ranks, fleet.groupmates(ranks), together=True)
         case Ending.REPLACEMENT:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
+            oracle.blame([rank], fleet.groupmates([rank]), replaced=True)
             if random.random() < 0.7:
                 # Otherwise the new process joins before the aggregators notice the old one's death.
                 for index, aggregator in enumerate(fleet.aggregators):
                     for stream in list(aggregator.streams) if aggregator is not None else ():
-                        if stream.rank == rank:
+                        if stream.client == rank:
                             fleet.aggregators[index].lose(stream, fleet.now)  # type: ignore[union-attr]
             fleet.replace_worker(rank)
         case Ending.TERMINATION:
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
+            oracle.blame([rank], fleet.groupmates([rank]), replaced=True)
             fleet.terminate_worker(rank, random)
             if random.random() < 0.6:
                 fleet.replace_worker(rank)
@@ -50,6 +64,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
                 worker.submit(fleet.now)
         case Ending.EARLY_LEAVE:
             oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.blame([rank], fleet.groupmates([rank]))
             fleet.leaving_ranks.add(rank)
         case Ending.LATE_JOIN:
             oracle.allow(WorkerLostError, RoundTimeoutError)
@@ -83,6 +98,10 @@ def finish(fleet: Fleet, random: Random) -> None:
         assert not fleet.oracle.open, f"{len(fleet.oracle.open)} operations wait after all time-outs have passed"
     fleet.check()
 
+    for rank, worker in enumerate(fleet.workers):
+        if not fleet.lost_processes.isdisjoint(fleet.plan.processes_of(rank)):
+            # Nobody answers its goodbye.
+            worker.die()
     fleet.leaving_ranks.update(range(fleet.plan.workers))
     for _ in range(20):
         fleet.settle(random, reconnect=True)
@@ -94,10 +113,36 @@ def finish(fleet: Fleet, random: Random) -> None:
     _wait(fleet, random, 3 * WORKER_TIMEOUT_SECONDS)
     for index, aggregator in enumerate(fleet.aggregators):
         if aggregator is not None:
-            left = list(aggregator.registry.jobs.values())
-            assert not left, f"aggregator {index} still has {left} after all workers have left"
+            assert not aggregator.jobs, f"process {index} still has {aggregator.jobs} after all workers have left"
             assert aggregator.registry.budget.reserved_bytes == 0, f"aggregator {index} keeps memory of ended jobs"
             assert not aggregator.connections
+
+
+def _kill_host(fleet: Fleet, random: Random) -> Collection[int]:
+    """Kill the workers of a host and its relay. Return their ranks."""
+    if not fleet.plan.relays:
+        ranks = random.sample(range(fleet.plan.workers), random.randint(1, fleet.plan.workers))
+    else:
+        relay = random.choice(fleet.plan.relays)
+        ranks = list(relay.ranks)
+        # Others cannot work without an owner, so if the host has one, another host takes over its address.
+        fleet.kill_aggregator(relay.process, "is killed with its host")
+        if relay.process >= fleet.plan.aggregators:
+            fleet.lost_processes.add(relay.process)
+    for rank in ranks:
+        fleet.kill_worker(rank)
+    return ranks
+
+
+def _kill_relay(fleet: Fleet, random: Random) -> Collection[int]:
+    """Kill a relay that owns no shards, and do not restart it. Return the ranks that it stands for."""
+    relays = [relay for relay in fleet.plan.relays if relay.process >= fleet.plan.aggregators]
+    if not relays:
+        return ()
+    relay = random.choice(relays)
+    fleet.kill_aggregator(relay.process, "is killed for good")
+    fleet.lost_processes.add(relay.process)
+    return relay.ranks
 
 
 def _join_late(fleet: Fleet, random: Random) -> None:
@@ -119,7 +164,9 @@ def _join_late(fleet: Fleet, random: Random) -> None:
         while fleet.reserved[rank]:
             fleet.start(rank, 0)
     fleet.settle(random)
-    assert not fleet.oracle.open, f"rank {late} joined late and waits for ranks that have left"
+    if not any(fleet.plan.relay_of(rank) for rank in late):
+        # A relay waits for the ranks of its group that are still there, before it asks for the others.
+        assert not fleet.oracle.open, f"rank {late} joined late and waits for ranks that have left"
 
 
 def _leave_one_by_one(fleet: Fleet, random: Random) -> None:
@@ -128,7 +175,7 @@ def _leave_one_by_one(fleet: Fleet, random: Random) -> None:
     behind: Frozen = frozenset()
     if "restart" in faults:
         # Some ranks lack the last sums when others leave. After the kill, only the leaving ranks have those sums.
-        behind = {("receive", r, a) for r, a in fleet.pairs if random.random() < 0.4}
+        behind = {("receive", c, a) for c, a in fleet.links if random.random() < 0.4}
         fleet.settle(random, behind)
         steps.restart(fleet, random)
     for _ in range(random.randint(1, 12)):

@@ -1,7 +1,7 @@
 """A job's simulated workers and aggregators, and the moves between them."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from random import Random
 from unittest import mock
 
@@ -10,7 +10,9 @@ import numpy as np
 from psum.aggregator.core.limits import Limits
 from psum.client import Operation, PsumError, Ticket
 from simulation.aggregator import AggregatorProcess
+from simulation.client import Client
 from simulation.counters import Counters
+from simulation.groups import sum_tree
 from simulation.oracle import Call, KeyOperation, Oracle, value
 from simulation.plan import Ending, Plan
 from simulation.stream import Stream
@@ -19,7 +21,10 @@ from simulation.worker import WorkerProcess
 WORKER_TIMEOUT_SECONDS = 30.0
 ROUND_TIMEOUT_SECONDS = 90.0
 
-#: Moves that do not happen for a while: action ("send", "read", "write" or "receive"), rank, aggregator.
+Link = tuple[int, int]
+"""The numbers of a client and of a process that it connects to."""
+
+#: Moves that do not happen for a while: action ("send", "read", "write" or "receive"), client, process.
 Frozen = Set[tuple[str, int, int]]
 _NONE: Frozen = frozenset()
 
@@ -38,13 +43,15 @@ class Fleet:
         self.counters = counters
         self.log = log
         self.now = 1000.0
-        self.oracle = Oracle(plan.workers)
+        self.oracle = Oracle(plan.workers, sum_tree(plan.workers, plan.relays))
         self.limits = Limits(worker_timeout=WORKER_TIMEOUT_SECONDS, round_timeout=ROUND_TIMEOUT_SECONDS)
-        self.addresses = [f"aggregator{i}:1" for i in range(plan.aggregators)]
-        self.aggregators: list[AggregatorProcess | None] = [AggregatorProcess(self.limits) for _ in self.addresses]
-        """The processes by index. None if the process has ended and has not been restarted."""
+        self.aggregators: list[AggregatorProcess | None] = [self._new_process(i) for i in range(plan.processes)]
+        """The processes by number. None if the process has ended and has not been restarted."""
         self.workers = [self.new_worker(rank, 0) for rank in range(plan.workers)]
-        self.pairs = [(r, a) for r in range(plan.workers) for a in range(plan.aggregators)]
+        self.clients = range(plan.workers + len(plan.relays))
+        """The numbers of the clients: the workers' ranks, and after them the relays."""
+        self.links = [(client, process) for client in self.clients for process in self.processes_of(client)]
+        """All pairs of a client and a process that it connects to."""
         self.reserved: list[list[tuple[Ticket, KeyOperation]]] = [[] for _ in range(plan.workers)]
         """Operations that are reserved and not started, by rank."""
         self.counts: dict[KeyOperation, list[int]] = {}
@@ -55,16 +62,53 @@ class Fleet:
         """Ranks whose processes run, but do not connect yet."""
         if plan.ending is Ending.LATE_JOIN and plan.workers > 1:
             self.absent_ranks.add(plan.length % plan.workers)
+        self.lost_processes: set[int] = set()
+        """Processes that are never started again."""
         self.keep_aggregators = False
         """Whether aggregators are no longer killed. It is set when a process takes the rank of another one: if an
         aggregator ended then, the next aggregator process could not tell the new process of the rank from the old."""
-        for pair in self.pairs:
-            self.connect(*pair)
+        for link in self.links:
+            self.connect(*link)
 
     def new_worker(self, rank: int, number: int) -> WorkerProcess:
         """Create a process for a rank."""
         keep_sums = self.plan.ending is not Ending.NO_KEPT_SUMS
-        return WorkerProcess(self.plan, self.addresses, rank=rank, number=number, now=self.now, keep_sums=keep_sums)
+        return WorkerProcess(self.plan, rank=rank, number=number, now=self.now, keep_sums=keep_sums)
+
+    # Clients
+
+    def processes_of(self, client: int) -> list[int]:
+        """Return the processes that a client connects to."""
+        if client < self.plan.workers:
+            return self.plan.processes_of(client)
+        above = self.plan.above(self.plan.relays[client - self.plan.workers])
+        return list(range(self.plan.aggregators)) if above is None else [above.process]
+
+    def clients_of(self, process: int) -> list[int]:
+        """Return the clients that connect to a process."""
+        return [client for client, other in self.links if other == process]
+
+    def client(self, number: int) -> Client | None:
+        """Return a client, None if it does not exist now."""
+        if number < self.plan.workers:
+            return self.workers[number]
+        process = self.aggregators[self.plan.relays[number - self.plan.workers].process]
+        return None if process is None else process.uplinks
+
+    def clients_above(self, rank: int) -> set[int]:
+        """Return the clients that a result passes on its way to a rank, including its worker."""
+        relays = enumerate(self.plan.relays, self.plan.workers)
+        return {rank, *(number for number, relay in relays if rank in relay.ranks)}
+
+    def groupmates(self, ranks: Iterable[int]) -> set[int]:
+        """Return all ranks that have a relay in common with some of these ranks."""
+        return {mate for relay in self.plan.relays if not set(ranks).isdisjoint(relay.ranks) for mate in relay.ranks}
+
+    def name(self, client: int) -> str:
+        """Return the name of a client for reports."""
+        if client < self.plan.workers:
+            return f"rank {client}"
+        return f"the relay of {self.plan.relays[client - self.plan.workers].ranks}"
 
     # Operations of the program
 
@@ -107,88 +151,89 @@ class Fleet:
 
     # Moves
 
-    def connect(self, rank: int, index: int) -> bool:
-        """Open a stream, if the worker has none and the aggregator accepts it. Return whether it was opened."""
-        worker, aggregator = self.workers[rank], self.aggregators[index]
-        connection = worker.connections[index]
-        if (
-            not worker.alive
-            or rank in self.absent_ranks
-            or aggregator is None
-            or connection.stream is not None
-            or connection.gone
-        ):
+    def connect(self, number: int, index: int) -> bool:
+        """Open a stream, if the client needs one and the process accepts it. Return whether it was opened."""
+        client, aggregator = self.client(number), self.aggregators[index]
+        if client is None or aggregator is None or number in self.absent_ranks:
             return False
-        if self.now < worker.retry_at:
+        if not client.may_connect(index, self.now):
             return False
-        stream = Stream(rank)
+        stream = Stream(number)
         if not aggregator.accept(stream):
             return False
-        stream.requests.append(worker.hello(index, self.now))
-        worker.connected(index, stream)
+        client.connected(index, stream, self.now)
         return True
 
-    def send(self, rank: int, index: int) -> bool:
-        """Let a worker send a message."""
-        if rank in self.leaving_ranks and not self.workers[rank].busy:
-            self.workers[rank].leaving = True
-        return self.workers[rank].send(index, self.plan.window)
+    def send(self, number: int, index: int) -> bool:
+        """Let a client send a message."""
+        if number in self.leaving_ranks and not self.workers[number].busy:
+            self.workers[number].leaving = True
+        client = self.client(number)
+        return client is not None and client.send(index, self.plan.window, self.now)
 
-    def read(self, rank: int, index: int, random: Random) -> bool:
-        """Let an aggregator read a message from one of the rank's streams."""
+    def read(self, number: int, index: int, random: Random) -> bool:
+        """Let a process read a message from one of the client's streams."""
         aggregator = self.aggregators[index]
         if aggregator is None:
             return False
         for stream in aggregator.streams:
-            if stream.rank == rank and aggregator.read(stream, self.now, random, self.plan.duplicate_rate):
+            if stream.client == number and aggregator.read(stream, self.now, random, self.plan.duplicate_rate):
                 self.counters["messages"] += 1
                 return True
         return False
 
-    def write(self, rank: int, index: int) -> bool:
-        """Let an aggregator send a message on one of the rank's streams, or see the end of one."""
+    def write(self, number: int, index: int) -> bool:
+        """Let a process send a message on one of the client's streams, or see the end of one."""
         aggregator = self.aggregators[index]
         if aggregator is None:
             return False
         for stream in list(aggregator.streams):
-            if stream.rank != rank or len(stream.responses) >= self.plan.window:
+            if stream.client != number or len(stream.responses) >= self.plan.window:
                 continue
             if aggregator.write(stream, self.now):
                 return True
-            if not stream.worker_open and not stream.requests:
+            if not stream.client_open and not stream.requests:
                 aggregator.lose(stream, self.now)
                 return True
         return False
 
-    def receive(self, rank: int, index: int, random: Random) -> bool:
-        """Let a worker receive a message."""
-        if moved := self.workers[rank].receive(index, self.now, random, self.plan.duplicate_rate):
+    def receive(self, number: int, index: int, random: Random) -> bool:
+        """Let a client receive a message."""
+        client = self.client(number)
+        if client is None:
+            return False
+        if moved := client.receive(index, self.now, random, self.plan.duplicate_rate):
             self.counters["messages"] += 1
         return moved
 
+    def lose(self, number: int, index: int) -> None:
+        """Let a client close its stream to a process."""
+        if (client := self.client(number)) is not None:
+            client.lose(index)
+
     def sum_one(self, index: int, random: Random) -> bool:
-        """Let an aggregator compute a sum."""
+        """Let a process compute a sum."""
         aggregator = self.aggregators[index]
         return aggregator is not None and aggregator.sum_one(random)
 
     def move(self, random: Random, frozen: Frozen = _NONE) -> bool:
         """Try one random move. Return False if it was not possible."""
-        rank, index = random.choice(self.pairs)
+        client, index = random.choice(self.links)
         what = random.choice(("send", "read", "write", "receive", "sum"))
         if what == "sum":
             return self.sum_one(index, random)
-        return (what, rank, index) not in frozen and self._move(what, rank, index, random)
+        return (what, client, index) not in frozen and self._move(what, client, index, random)
 
-    def _move(self, what: str, rank: int, index: int, random: Random) -> bool:
+    def _move(self, what: str, client: int, index: int, random: Random) -> bool:
         match what:
             case "send":
-                return self.send(rank, index)
+                return self.send(client, index)
             case "read":
-                return self.read(rank, index, random)
+                return self.read(client, index, random)
             case "write":
-                return self.write(rank, index)
+                return self.write(client, index)
             case _:
-                return self.receive(rank, index, random)
+                return self.receive(client, index, random)
 
     def settle(self, random: Random, frozen: Frozen = _NONE, *, reconnect: bool = False) -> None:
         """Make all possible moves until none is left.
@@ -198,15 +243,15 @@ class Fleet:
             frozen: Moves that do not happen.
             reconnect: Whether to reopen broken streams and restart ended aggregators.
         """
-        directions = [(w, r, a) for w in ("send", "read", "write", "receive") for r, a in self.pairs]
+        directions = [(w, c, a) for w in ("send", "read", "write", "receive") for c, a in self.links]
         directions = [direction for direction in directions if direction not in frozen]
         for _ in range(100_000):
             moved = False
             random.shuffle(directions)
-            for what, rank, index in directions:
+            for what, client, index in directions:
                 # Sometimes several moves in a row, so that queues grow.
                 for _ in range(random.choice((1, 1, 3))):
-                    moved |= self._move(what, rank, index, random)
+                    moved |= self._move(what, client, index, random)
             for index, aggregator in enumerate(self.aggregators):
                 moved |= self.sum_one(index, random)
                 if reconnect and aggregator is None:
@@ -215,8 +260,8 @@ class Fleet:
                     self.kill_aggregator(index, "has drained")
                     moved = True
             if reconnect:
-                moved |= any([self.connect(*pair) for pair in self.pairs])
-            if not moved and any(a is not None and a.registry.uncredited for a in self.aggregators):
+                moved |= any([self.connect(*link) for link in self.links])
+            if not moved and any(a is not None and a.uncredited for a in self.aggregators):
                 self.pass_time(0.02)
                 moved = True
             if not moved and reconnect and any(a is not None and a.draining for a in self.aggregators):
@@ -239,17 +284,17 @@ class Fleet:
 
     # Faults
 
-    def cut(self, rank: int, index: int, *, worker_knows: bool, aggregator_knows: bool) -> None:
+    def cut(self, number: int, index: int, *, client_knows: bool, aggregator_knows: bool) -> None:
         """Break a stream. A side that does not know yet notices after it has received the messages in flight."""
-        stream = self.workers[rank].connections[index].stream
-        aggregator = self.aggregators[index]
-        if stream is None:
+        client, aggregator = self.client(number), self.aggregators[index]
+        stream = None if client is None else client.to(index).stream
+        if client is None or stream is None:
             return
         self.counters["fault: connections cut"] += 1
         if aggregator_knows and aggregator is not None:
             aggregator.lose(stream, self.now)
-        if worker_knows:
-            self.workers[rank].lose(index)
+        if client_knows:
+            client.lose(index)
 
     def kill_aggregator(self, index: int, why: str) -> None:
         """End an aggregator process."""
@@ -262,10 +307,14 @@ class Fleet:
 
     def start_aggregator(self, index: int) -> bool:
         """Start an aggregator process if none runs at this index. Return whether one was started."""
-        if self.aggregators[index] is not None:
+        if self.aggregators[index] is not None or index in self.lost_processes:
             return False
-        self.aggregators[index] = AggregatorProcess(self.limits)
+        self.aggregators[index] = self._new_process(index)
         return True
+
+    def _new_process(self, index: int) -> AggregatorProcess:
+        above = [self.processes_of(self.plan.workers + i) for i, r in enumerate(self.plan.relays) if r.process == index]
+        return AggregatorProcess(self.limits, lambda: self.now, self.plan.credit_bytes, *above)
 
     def kill_worker(self, rank: int) -> None:
         """Kill a worker process. The aggregators notice later."""
@@ -278,7 +327,13 @@ class Fleet:
         """Send SIGTERM to a worker process, which ends when the messages in flight have been delivered."""
         self.counters["fault: workers terminated"] += 1
         worker = self.workers[rank]
-        heard = all(connection.stream is not None and connection.welcomed for connection in worker.connections)
+        # A relay passes it on where it is connected. Elsewhere its ranks count as lost after the worker timeout.
+        clients = [worker, *filter(None, map(self.client, self.clients[self.plan.workers :]))]
+        heard = len(clients) == 1 + len(self.plan.relays) and all(
+            connection.stream is not None and connection.welcomed
+            for client in clients
+            for connection in client.connections
+        )
         heard = heard and not any(a is None or a.draining for a in self.aggregators)
         worker.terminate()
         self.oracle.worker_killed(rank)
@@ -323,7 +378,7 @@ class Fleet:
             connections = "".join("-" if connection.stream is None else "+" for connection in worker.connections)
             yield f"  rank {worker.rank} process {worker.number}: connections {connections}, {worker.session.failure!r}"
         for index, aggregator in enumerate(self.aggregators):
-            for job in aggregator.registry.jobs.values() if aggregator is not None else ():
+            for job in aggregator.jobs if aggregator is not None else ():
                 yield f"  aggregator {index}: {job!r} {job.failure or ''}"
                 for key in job.keys.values():
                     for number, shard in key.shards.items():

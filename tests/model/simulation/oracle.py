@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import itertools
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from psum.client import ElementType, Operation, PsumError, Ticket
+from psum.client import ElementType, FaultError, Operation, PsumError, TakenError, Ticket, WorkerLostError
+from simulation.groups import Tree
 
 Values = npt.NDArray[np.generic]
 KeyOperation = tuple[str, Operation]
@@ -50,6 +52,7 @@ class Oracle:
 
     Args:
         workers: Number of ranks.
+        tree: The order of addition.
 
     Attributes:
         calls: All started operations.
@@ -57,8 +60,9 @@ class Oracle:
         failures: Number of failed operations.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, tree: Tree) -> None:
         self.workers = workers
+        self._tree = tree
         self.calls: list[Call] = []
         self.deliveries = 0
         self.failures = 0
@@ -68,6 +72,10 @@ class Oracle:
         """The processes that contributed for a rank, by key, round and rank."""
         self._allowed: dict[KeyOperation | None, set[type[PsumError]]] = defaultdict(set)
         self._forbidden: dict[KeyOperation, int] = {}
+        self._blamed: set[int] | None = None
+        self._together = False
+        self._groups: set[int] = set()
+        self._replaced = False
 
     @property
     def strict(self) -> bool:
@@ -82,6 +90,20 @@ class Oracle:
     def allow(self, *errors: type[PsumError], key: KeyOperation | None = None) -> None:
         """Allow operations to fail with these errors from now on; with `key`, only operations on that key."""
         self._allowed[key].update(errors)
+
+    def blame(
+        self, ranks: Iterable[int], groups: Iterable[int] = (), *, together: bool = False, replaced: bool = False
+    ) -> None:
+        """Expect errors about lost workers to name some of these ranks and no others; with `together`, all of them.
+
+        Args:
+            ranks: The ranks.
+            groups: The ranks that have a relay in common with them. After a restart of the relay, only the workers
+                themselves can tell which ranks its group has. So it is not known then which of them are missing.
+            together: Whether all of the ranks must be named.
+            replaced: Whether other processes take their places. Their relay is then another member, and is named.
+        """
+        self._blamed, self._groups, self._together, self._replaced = set(ranks), set(groups), together, replaced
 
     def forbid_results(self, key: KeyOperation, round: int) -> None:
         """Forbid results for a key from this round on."""
@@ -108,6 +130,10 @@ class Oracle:
             self.failures += 1
             allowed = self._allowed.get(None, set()) | self._allowed.get(call.key, set())
             assert type(error) in allowed, f"{call} failed with an error that is not allowed: {error!r}"
+            if self._blamed is not None and isinstance(error, WorkerLostError | TakenError):
+                assert self._names_the_right_ranks(error), (
+                    f"{call} failed with an error that names the ranks {error.ranks} instead of {self._blamed}: {error}"
+                )
             return
         self.deliveries += 1
         forbidden = self._forbidden.get(call.key)
@@ -125,18 +151,35 @@ class Oracle:
         # The memory belongs to the program again. Overwrite it, as a program might.
         call.array.view(np.uint8)[:] = 0xEE
 
+    def _names_the_right_ranks(self, error: FaultError) -> bool:
+        named = set(error.ranks)
+        assert self._blamed is not None
+        if self._groups and "started again" in str(error):
+            return named <= self._blamed | self._groups and (bool(named) or "of a relay's group" in str(error))
+        if self._replaced and "relay on" in str(error):
+            return self._blamed <= named <= self._blamed | self._groups
+        return named == self._blamed if self._together else bool(named) and named <= self._blamed
+
     def _sums(self, call: Call) -> list[Values]:
         """Return the possible sums of a round: for each contributing rank, one of its processes' values."""
-        ranks = range(1 if call.key[1] is Operation.BROADCAST else self.workers)
+        ranks, tree = range(self.workers), self._tree
+        if call.key[1] is Operation.BROADCAST:
+            ranks, tree = range(1), (0,)
         given = [sorted(self._processes[call.key, call.round, rank]) for rank in ranks]
         name, elements = call.key[0], len(call.array)
         sums = []
         for numbers in itertools.product(*given):
             values = [value(name, elements, call.kind, call.round, r, n) for r, n in zip(ranks, numbers, strict=True)]
             with np.errstate(all="ignore"):
-                sums.append(functools.reduce(np.add, values))
+                sums.append(add(tree, values))
         assert sums or not elements, f"{call} has a result although some ranks have not contributed: {given}"
         return sums or [np.empty(0, call.kind.numpy)]
+
+
+def add(tree: Tree, values: Sequence[Values]) -> Values:
+    """Add up values by rank in the order that a tree says."""
+    members = [values[member] if isinstance(member, int) else add(member, values) for member in tree]
+    return functools.reduce(np.add, members)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -9,21 +9,30 @@ import enum
 from random import Random
 
 from psum.client import ElementType
+from psum.client.relay_levels import Level
+from psum.client.route import Route
+from simulation.groups import Relay, address, draw_relays
 
 #: Steps and their weights. No step may make an operation fail.
 WORK = {"use": 6, "use_all": 3, "reserve": 3, "start": 3, "moves": 12, "settle": 2, "time": 2}
 FAULTS = {
     "cut": 4,
-    "cut_rank": 2,
+    "cut_client": 2,
     "reconnect": 4,
     "take_over": 4,
     "restart": 4,
     "restarts": 2,
+    "restart_several": 2,
     "skew": 5,
     "reconnect_one_by_one": 4,
     "cut_during_restore": 3,
+    "lose_result": 3,
     "drain": 3,
 }
+
+
+#: How many of the histories have relays.
+RELAYED = 0.5
 
 
 class Ending(enum.Enum):
@@ -31,6 +40,8 @@ class Ending(enum.Enum):
 
     ALL_LEAVE = "all ranks catch up, and leave as soon as they are done"
     DEATH = "a worker is killed and not replaced"
+    HOST_DEATH = "several workers are killed at once, with their relay if they have one"
+    RELAY_DEATH = "a relay is killed and never comes back"
     REPLACEMENT = "a worker is killed, and another process takes its rank"
     TERMINATION = "a worker is told to end, and perhaps another process takes its rank"
     ABORT = "a worker cannot contribute to some round"
@@ -46,7 +57,8 @@ class Plan:
 
     Attributes:
         workers: Number of ranks.
-        aggregators: Number of aggregators.
+        aggregators: Number of aggregators that own shards.
+        relays: The relays, each after those that forward to it.
         weights: The aggregators' weights for placement. Empty means all 1.
         by_roles: Whether the ranks agree on the weights instead, by what runs on their hosts.
         partition_bytes: Size of a shard.
@@ -63,6 +75,7 @@ class Plan:
 
     workers: int
     aggregators: int
+    relays: tuple[Relay, ...]
     weights: tuple[int, ...]
     by_roles: bool
     partition_bytes: int
@@ -90,9 +103,14 @@ class Plan:
             sizes[0] = random.choice((9_000, 20_000, 33_000))
         big = max(sizes) > 1000
         by_roles = aggregators > 1 and random.random() < 0.25
+        workers = random.choice((1, 2, 2, 2, 3, 3, 3, 4))
+        relays: tuple[Relay, ...] = ()
+        if random.random() < RELAYED:
+            workers, relays = draw_relays(random, aggregators)
         return cls(
-            workers=random.choice((1, 2, 2, 2, 3, 3, 3, 4)),
+            workers=workers,
             aggregators=aggregators,
+            relays=relays,
             weights=(
                 tuple(random.randint(1, 3) for _ in range(aggregators))
                 if random.random() < 0.2 and not by_roles
@@ -110,3 +128,38 @@ class Plan:
             length=random.choice((10, 20, 20, 40)),
             ending=random.choice((*[Ending.ALL_LEAVE] * 14, *Ending)),
         )
+
+    @property
+    def processes(self) -> int:
+        """The number of aggregator processes: the owners of shards, and those that are only relays."""
+        return max([self.aggregators, *(relay.process + 1 for relay in self.relays)])
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses of the owners of shards."""
+        return [address(process) for process in range(self.aggregators)]
+
+    def relay_of(self, rank: int) -> Relay | None:
+        """Return the relay that a worker connects to, None if it connects to the owners."""
+        return next((relay for relay in self.relays if rank in relay.ranks), None)
+
+    def route_of(self, rank: int) -> Route:
+        """Return where a worker connects to, and the relays behind that."""
+        relay = self.relay_of(rank)
+        if relay is None:
+            return Route(tuple(self.addresses))
+        levels = []
+        above = self.above(relay)
+        while above is not None:
+            levels.append(Level(address(above.process), len(above.ranks)))
+            above = self.above(above)
+        return Route((address(relay.process),), len(relay.ranks), tuple(levels))
+
+    def processes_of(self, rank: int) -> list[int]:
+        """Return the processes that a worker connects to."""
+        relay = self.relay_of(rank)
+        return list(range(self.aggregators)) if relay is None else [relay.process]
+
+    def above(self, relay: Relay) -> Relay | None:
+        """Return the relay that another one forwards to, None if it forwards to the owners."""
+        return None if relay.above is None else self.relays[relay.above]

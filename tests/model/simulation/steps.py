@@ -59,117 +59,158 @@ def time(fleet: Fleet, random: Random) -> None:
 
 def cut(fleet: Fleet, random: Random) -> None:
     """A stream breaks. One side may not notice for a while."""
-    rank, index = random.choice(fleet.pairs)
-    _cut(fleet, random, rank, index)
+    _cut(fleet, random, *random.choice(fleet.links))
 
 
-def cut_rank(fleet: Fleet, random: Random) -> None:
-    """All streams of a rank break."""
-    rank = random.randrange(fleet.plan.workers)
-    for index in range(fleet.plan.aggregators):
-        _cut(fleet, random, rank, index)
+def cut_client(fleet: Fleet, random: Random) -> None:
+    """All streams of a worker or of a relay break."""
+    client = random.choice(fleet.clients)
+    for index in fleet.processes_of(client):
+        _cut(fleet, random, client, index)
 
 
 def reconnect(fleet: Fleet, random: Random) -> None:
-    """Ended aggregators are restarted, and workers that know that their stream broke reconnect."""
+    """Ended processes are restarted, and clients that know that their stream broke reconnect."""
     few = random.random() < 0.3
-    for index in range(fleet.plan.aggregators):
+    for index in range(fleet.plan.processes):
         fleet.start_aggregator(index)
-    for pair in fleet.pairs:
+    for link in fleet.links:
         if not few or random.random() < 0.5:
-            fleet.connect(*pair)
+            fleet.connect(*link)
 
 
 def take_over(fleet: Fleet, random: Random) -> None:
-    """A worker opens a new stream before the aggregator has read all of the old one and seen its end."""
-    rank, index = random.choice(fleet.pairs)
-    if fleet.workers[rank].connections[index].stream is None:
+    """A client opens a new stream before the process has read all of the old one and seen its end."""
+    number, index = random.choice(fleet.links)
+    client = fleet.client(number)
+    if client is None or client.to(index).stream is None:
         return
-    fleet.log(f"  rank {rank} at aggregator {index}")
-    random_moves(fleet, random, 10, {("read", rank, index)})
-    fleet.cut(rank, index, worker_knows=True, aggregator_knows=False)
-    # The aggregator may still read some messages of the old stream.
+    fleet.log(f"  {fleet.name(number)} at process {index}")
+    random_moves(fleet, random, 10, {("read", number, index)})
+    fleet.cut(number, index, client_knows=True, aggregator_knows=False)
+    # The process may still read some messages of the old stream.
     for _ in range(random.choice((0, 1, 5))):
-        fleet.read(rank, index, random)
-    if fleet.connect(rank, index):
+        fleet.read(number, index, random)
+    if fleet.connect(number, index):
         fleet.counters["fault: streams taken over"] += 1
 
 
 def restart(fleet: Fleet, random: Random) -> None:
-    """An aggregator is killed, and in most cases restarted at once."""
-    _restart(fleet, random, random.randrange(fleet.plan.aggregators))
+    """A process is killed, and in most cases restarted at once."""
+    _restart(fleet, random, random.randrange(fleet.plan.processes))
 
 
 def restarts(fleet: Fleet, random: Random) -> None:
-    """An aggregator is killed several times in a row, before all ranks have reconnected."""
-    index = random.randrange(fleet.plan.aggregators)
+    """A process is killed several times in a row, before all clients have reconnected."""
+    index = random.randrange(fleet.plan.processes)
+    clients = fleet.clients_of(index)
     for _ in range(random.randint(2, 4)):
         fleet.kill_aggregator(index, "is killed")
         fleet.start_aggregator(index)
-        for rank in random.sample(range(fleet.plan.workers), random.randint(1, fleet.plan.workers)):
-            fleet.workers[rank].lose(index)
-            fleet.connect(rank, index)
+        for client in random.sample(clients, random.randint(1, len(clients))):
+            fleet.lose(client, index)
+            fleet.connect(client, index)
         random_moves(fleet, random, random.choice((10, 40, 100)), only=index)
+
+
+def restart_several(fleet: Fleet, random: Random) -> None:
+    """Several processes are killed at once, such as a relay and an owner. They are restarted in any order."""
+    killed = random.sample(range(fleet.plan.processes), random.randint(1, fleet.plan.processes))
+    if random.random() < 0.5:
+        _skew(fleet, random)
+    for index in killed:
+        fleet.kill_aggregator(index, "is killed with others")
+    for index in random.sample(killed, len(killed)):
+        if random.random() < 0.5:
+            random_moves(fleet, random, random.choice((10, 40)))
+        fleet.start_aggregator(index)
+        if random.random() < 0.5:
+            clients = fleet.clients_of(index)
+            for client in random.sample(clients, len(clients)):
+                fleet.lose(client, index)
+                fleet.connect(client, index)
 
 
 def skew(fleet: Fleet, random: Random) -> None:
     """Some ranks get a result and continue, others do not. Then something may break."""
     _skew(fleet, random)
-    index = random.randrange(fleet.plan.aggregators)
     match random.choice(("nothing", "restart", "restart", "cut")):
         case "restart":
-            _restart(fleet, random, index)
+            _restart(fleet, random, random.randrange(fleet.plan.processes))
         case "cut":
-            _cut(fleet, random, random.randrange(fleet.plan.workers), index)
+            _cut(fleet, random, *random.choice(fleet.links))
 
 
 def reconnect_one_by_one(fleet: Fleet, random: Random) -> None:
-    """An aggregator is killed while ranks differ by a round. They reconnect one after the other."""
+    """A process is killed while ranks differ by a round. Its clients reconnect one after the other."""
     if random.random() < 0.8:
         _skew(fleet, random)
-    index = random.randrange(fleet.plan.aggregators)
+    index = random.randrange(fleet.plan.processes)
+    clients = fleet.clients_of(index)
     fleet.kill_aggregator(index, "is killed")
     fleet.start_aggregator(index)
-    for rank in random.sample(range(fleet.plan.workers), fleet.plan.workers):
-        fleet.workers[rank].lose(index)
-        fleet.connect(rank, index)
+    for client in random.sample(clients, len(clients)):
+        fleet.lose(client, index)
+        fleet.connect(client, index)
         others = {
             (what, other, index)
             for what in ("send", "receive")
-            for other in range(fleet.plan.workers)
-            if other != rank and random.random() < 0.3
+            for other in clients
+            if other != client and random.random() < 0.3
         }
         random_moves(fleet, random, random.choice((20, 60, 150)), others, only=index)
 
 
 def cut_during_restore(fleet: Fleet, random: Random) -> None:
-    """After a restart, streams break repeatedly while ranks restore sums that others lack."""
+    """After a restart, streams break repeatedly while clients restore sums that others lack."""
     _skew(fleet, random)
-    index = random.randrange(fleet.plan.aggregators)
+    index = random.randrange(fleet.plan.processes)
+    clients = fleet.clients_of(index)
     fleet.kill_aggregator(index, "is killed")
     fleet.start_aggregator(index)
-    for rank in range(fleet.plan.workers):
-        fleet.workers[rank].lose(index)
+    for client in clients:
+        fleet.lose(client, index)
     for _ in range(random.randint(1, 5)):
-        for rank in random.sample(range(fleet.plan.workers), fleet.plan.workers):
-            fleet.connect(rank, index)
+        for client in random.sample(clients, len(clients)):
+            fleet.connect(client, index)
         silent: Frozen = set()
         if random.random() < 0.5:
-            # Some ranks do not answer when the aggregator asks for a sum.
+            # Some clients do not answer when the process asks for a sum.
             random_moves(fleet, random, 20, only=index)
-            silent = {("send", r, index) for r in range(fleet.plan.workers) if random.random() < 0.4}
+            silent = {("send", client, index) for client in clients if random.random() < 0.4}
         random_moves(fleet, random, random.choice((10, 30, 80)), silent, only=index)
-        fleet.cut(
-            random.randrange(fleet.plan.workers), index, worker_knows=True, aggregator_knows=random.random() < 0.5
-        )
+        fleet.cut(random.choice(clients), index, client_knows=True, aggregator_knows=random.random() < 0.5)
+
+
+def lose_result(fleet: Fleet, random: Random) -> None:
+    """A relay has results that none of its ranks has. It tells a restarted process of them, and is killed."""
+    if not fleet.plan.relays:
+        return
+    number = random.randrange(len(fleet.plan.relays))
+    relay, client = fleet.plan.relays[number], fleet.plan.workers + number
+    key = random.choice(fleet.key_operations())
+    _catch_up(fleet, random, [key], more=1)
+    _start_all(fleet, random)
+    behind = {other for other in fleet.clients if random.random() < 0.5 and other != client}
+    held = {("receive", c, a) for c, a in fleet.links if a == relay.process or c in behind}
+    fleet.settle(random, held)
+    index = random.choice(fleet.processes_of(client))
+    fleet.kill_aggregator(index, "is killed")
+    fleet.start_aggregator(index)
+    for other in random.sample(fleet.clients_of(index), len(fleet.clients_of(index))):
+        fleet.lose(other, index)
+        fleet.connect(other, index)
+    random_moves(fleet, random, random.choice((20, 60)), held, only=index)
+    fleet.kill_aggregator(relay.process, "is killed with results")
+    fleet.start_aggregator(relay.process)
 
 
 def drain(fleet: Fleet, random: Random) -> None:
-    """One aggregator is told to stop, or all of them one after the other."""
+    """One process is told to stop, or all of them one after the other."""
     rolling = random.random() < 0.3
-    for index in range(fleet.plan.aggregators) if rolling else [random.randrange(fleet.plan.aggregators)]:
+    for index in range(fleet.plan.processes) if rolling else [random.randrange(fleet.plan.processes)]:
         fleet.drain_aggregator(index)
-        fleet.log(f"  aggregator {index}")
+        fleet.log(f"  process {index}")
         random_moves(fleet, random, random.choice((0, 10, 100)))
         if rolling:
             fleet.settle(random, reconnect=True)
@@ -186,14 +227,16 @@ STEPS: dict[str, Callable[[Fleet, Random], None]] = {
         settle,
         time,
         cut,
-        cut_rank,
+        cut_client,
         reconnect,
         take_over,
         restart,
         restarts,
+        restart_several,
         skew,
         reconnect_one_by_one,
         cut_during_restore,
+        lose_result,
         drain,
     )
 }
@@ -223,10 +266,10 @@ def _start_all(fleet: Fleet, random: Random) -> None:
 def random_moves(
     fleet: Fleet, random: Random, count: int, frozen: Frozen = frozenset(), *, only: int | None = None
 ) -> None:
-    """Make random moves, with `only` at one aggregator."""
+    """Make random moves, with `only` at one process."""
     if only is not None:
         frozen = set(frozen) | {
-            (w, r, a) for w in ("send", "read", "write", "receive") for r, a in fleet.pairs if a != only
+            (w, c, a) for w in ("send", "read", "write", "receive") for c, a in fleet.links if a != only
         }
     for _ in range(count):
         fleet.move(random, frozen)
@@ -236,28 +279,28 @@ def random_moves(
 
 
 def _slow(fleet: Fleet, random: Random) -> Frozen:
-    match random.choice(("none", "none", "some", "rank", "aggregator", "receiving")):
+    match random.choice(("none", "none", "some", "client", "process", "receiving")):
         case "none":
             return frozenset()
         case "some":
             share = random.random() / 2
             chosen: Callable[[str, int, int], bool] = lambda *_: random.random() < share  # noqa: E731
-        case "rank":
-            rank = random.randrange(fleet.plan.workers)
-            chosen = lambda _, r, __: r == rank  # noqa: E731
-        case "aggregator":
-            index = random.randrange(fleet.plan.aggregators)
+        case "client":
+            client = random.choice(fleet.clients)
+            chosen = lambda _, c, __: c == client  # noqa: E731
+        case "process":
+            index = random.randrange(fleet.plan.processes)
             chosen = lambda _, __, a: a == index  # noqa: E731
         case _:
-            ranks = {r for r in range(fleet.plan.workers) if random.random() < 0.5}
-            chosen = lambda what, r, _: what == "receive" and r in ranks  # noqa: E731
-    return {(w, r, a) for w in ("send", "read", "write", "receive") for r, a in fleet.pairs if chosen(w, r, a)}
+            clients = {c for c in fleet.clients if random.random() < 0.5}
+            chosen = lambda what, c, _: what == "receive" and c in clients  # noqa: E731
+    return {(w, c, a) for w in ("send", "read", "write", "receive") for c, a in fleet.links if chosen(w, c, a)}
 
 
-def _cut(fleet: Fleet, random: Random, rank: int, index: int) -> None:
-    worker_knows, aggregator_knows = random.choice(((True, True), (True, False), (False, True)))
-    fleet.log(f"  rank {rank} at aggregator {index}, {worker_knows=}, {aggregator_knows=}")
-    fleet.cut(rank, index, worker_knows=worker_knows, aggregator_knows=aggregator_knows)
+def _cut(fleet: Fleet, random: Random, client: int, index: int) -> None:
+    client_knows, aggregator_knows = random.choice(((True, True), (True, False), (False, True)))
+    fleet.log(f"  {fleet.name(client)} at process {index}, {client_knows=}, {aggregator_knows=}")
+    fleet.cut(client, index, client_knows=client_knows, aggregator_knows=aggregator_knows)
 
 
 def _restart(fleet: Fleet, random: Random, index: int) -> None:
@@ -265,9 +308,9 @@ def _restart(fleet: Fleet, random: Random, index: int) -> None:
     if random.random() < 0.8:
         fleet.start_aggregator(index)
     if random.random() < 0.5:
-        for rank in range(fleet.plan.workers):
-            fleet.workers[rank].lose(index)
-            fleet.connect(rank, index)
+        for client in fleet.clients_of(index):
+            fleet.lose(client, index)
+            fleet.connect(client, index)
 
 
 def _skew(fleet: Fleet, random: Random) -> None:
@@ -275,13 +318,14 @@ def _skew(fleet: Fleet, random: Random) -> None:
     key = random.choice(fleet.key_operations())
     _catch_up(fleet, random, [key], more=1)
     _start_all(fleet, random)
-    behind = random.sample(range(fleet.plan.workers), random.randint(1, max(1, fleet.plan.workers - 1)))
-    held = {("receive", rank, index) for rank in behind for index in range(fleet.plan.aggregators)}
+    clients = random.sample(fleet.clients, random.randint(1, max(1, len(fleet.clients) - 1)))
+    held = {("receive", client, index) for client in clients for index in fleet.processes_of(client)}
+    behind = {rank for rank in range(fleet.plan.workers) if not fleet.clients_above(rank).isdisjoint(clients)}
     if random.random() < 0.3:
         held = {entry for entry in held if random.random() < 0.6}
     fleet.settle(random, held)
     if random.random() < 0.6:
-        for rank in set(range(fleet.plan.workers)) - set(behind):
+        for rank in set(range(fleet.plan.workers)) - behind:
             if fleet.reserve(rank, key, random.randint(-3, 3)):
                 fleet.start(rank, len(fleet.reserved[rank]) - 1)
         if random.random() < 0.5:

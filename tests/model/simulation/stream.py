@@ -1,4 +1,4 @@
-"""A simulated stream between a worker and an aggregator: a queue per direction, and two ends that close separately."""
+"""A simulated stream to an aggregator process: a queue per direction, and two ends that close separately."""
 
 from collections import deque
 
@@ -12,25 +12,25 @@ class Stream:
     A closed end neither sends nor receives. The other end may not know yet that it is closed.
 
     Args:
-        rank: The worker's rank.
+        client: The number of the client that opened it.
     """
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
+    def __init__(self, client: int) -> None:
+        self.client = client
         self.requests: deque[bytes] = deque()
         self.responses: deque[bytes] = deque()
-        self.worker_open = True
-        """Whether the worker's end is open."""
+        self.client_open = True
+        """Whether the client's end is open."""
         self.aggregator_open = True
         """Whether the aggregator's end is open."""
         self.connection = WorkerConnection()
         """The aggregator's state of this stream, with the messages that it has yet to send."""
         self.joined: tuple[Job, int] | None = None
-        """The job and rank that joined on this stream."""
+        """The job, and the first rank of the member that joined on this stream."""
 
-    def close_worker_end(self) -> None:
-        """Close the worker's end. Messages in flight to it are lost; those that it has sent may still arrive."""
-        self.worker_open = False
+    def close_client_end(self) -> None:
+        """Close the client's end. Messages in flight to it are lost; those that it has sent may still arrive."""
+        self.client_open = False
         self.responses.clear()
 
     def close_aggregator_end(self) -> None:

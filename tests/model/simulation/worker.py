@@ -2,11 +2,6 @@
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
-from random import Random
-
-import numpy as np
-import numpy.typing as npt
 
 from psum.client import (
     ElementType,
@@ -19,50 +14,28 @@ from psum.client import (
 from psum.client.core.recorder import Recorder
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, decode, encode
+from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, encode
+from simulation.client import RANK_TIMEOUT_SECONDS, Client, Connection
 from simulation.plan import Plan
-from simulation.stream import Stream
 
-Values = npt.NDArray[np.generic]
-
-_FAREWELL = encode(pb.ExchangeResponse(farewell=pb.Farewell()))
-_REPEATABLE = ("result", "taken", "want")
-RANK_TIMEOUT_SECONDS = 45.0
 _numbers = itertools.count(1)
 
 
-class _AggregatorConnection:
-    """Connection state for one aggregator. Counterpart of psum.client.transport.connection.AggregatorConnection."""
-
-    def __init__(self) -> None:
-        self.stream: Stream | None = None
-        self.welcomed = False
-        """Whether the aggregator answered hello on the current stream."""
-        self.resuming = False
-        """Whether it ever did."""
-        self.said_goodbye = False
-        self.gone = False
-        """Whether the worker opens no more streams to this aggregator."""
-
-
-class WorkerProcess:
+class WorkerProcess(Client):
     """One worker process from start to end.
 
     Args:
         plan: The history's plan.
-        addresses: The aggregators' addresses.
         rank: Its rank.
         number: Number of processes that had this rank before.
         now: The current time in seconds.
         keep_sums: Whether it keeps sums to restore them after a restart of an aggregator.
     """
 
-    def __init__(
-        self, plan: Plan, addresses: Sequence[str], *, rank: int, number: int, now: float, keep_sums: bool
-    ) -> None:
+    def __init__(self, plan: Plan, *, rank: int, number: int, now: float, keep_sums: bool) -> None:
+        super().__init__(plan.processes_of(rank))
         self.rank = rank
         self.number = number
-        self.alive = True
         self.leaving = False
         self.retry_at = now
         """When it may connect."""
@@ -70,15 +43,15 @@ class WorkerProcess:
         self._give_up: float | None = None
         """When it stops waiting for its rank, None before it has begun to wait."""
         self.plan = plan
-        self._addresses = tuple(addresses)
         self._incarnation = next(_numbers)
         self._started_at = now
-        self.connections = [_AggregatorConnection() for _ in addresses]
         self._submitted: deque[Ticket] = deque()
+        self._route = plan.route_of(rank)
         self.session = Session(
-            addresses,
+            plan.addresses,
             None if plan.by_roles else plan.weights,
             rank=rank,
+            relay=self._route.relay,
             partition_bytes=plan.partition_bytes,
             credit_bytes=plan.credit_bytes,
             keep_sums=keep_sums,
@@ -87,12 +60,9 @@ class WorkerProcess:
             recorder=Recorder(0, 1 << 40) if rank % 2 else None,
         )
         # Every second process is beside an aggregator. One that replaces another may be elsewhere.
-        self.session.beside = [rank % len(addresses)] if (rank + number) % 2 else []
-
-    @property
-    def joined(self) -> bool:
-        """Whether every aggregator has accepted it once. Before that, a program has no store."""
-        return all(connection.resuming for connection in self.connections)
+        self.session.beside = [rank % plan.aggregators] if (rank + number) % 2 else []
+        relay = plan.relay_of(rank)
+        self.session.is_member = relay is None or rank == relay.ranks[0]
 
     @property
     def early_goodbye(self) -> pb.Goodbye | None:
@@ -113,32 +83,31 @@ class WorkerProcess:
         return self.session.busy
 
     @property
-    def gone(self) -> bool:
-        """Whether it has left all aggregators, or was killed."""
-        return not self.alive or all(connection.gone for connection in self.connections)
+    def failed(self) -> bool:
+        return self.session.failure is not None
 
-    def hello(self, aggregator: int, now: float) -> bytes:
-        """Return its hello message to an aggregator."""
-        return encode(
-            pb.ExchangeRequest(
-                hello=pb.Hello(
-                    protocol_version=PROTOCOL_VERSION,
-                    job="model",
-                    rank=self.rank,
-                    num_workers=self.plan.workers,
-                    incarnation=self._incarnation,
-                    partition_bytes=self.plan.partition_bytes,
-                    aggregators=self._addresses,
-                    weights=self.plan.weights,
-                    aggregator_index=aggregator,
-                    planes=[pb.PLANE_INLINE],
-                    worker=f"process {self.number}",
-                    age_seconds=now - self._started_at,
-                    resuming=self.connections[aggregator].resuming,
-                    placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
-                )
-            )
+    def may_connect(self, process: int, now: float) -> bool:
+        return now >= self.retry_at and super().may_connect(process, now)
+
+    def hello(self, index: int, now: float) -> pb.Hello:
+        hello = pb.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            job="model",
+            rank=self.rank,
+            num_workers=self.plan.workers,
+            incarnation=self._incarnation,
+            partition_bytes=self.plan.partition_bytes,
+            aggregators=self.plan.addresses,
+            weights=self.plan.weights,
+            aggregator_index=index,
+            planes=[pb.PLANE_INLINE],
+            worker=f"process {self.number} of rank {self.rank}",
+            age_seconds=now - self._started_at,
+            resuming=self.connections[index].resuming,
+            placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
         )
+        self._route.describe(hello)
+        return hello
 
     def reserve(self, name: str, elements: int, kind: ElementType, operation: Operation, priority: int) -> Ticket:
         """Reserve an operation."""
@@ -152,70 +121,22 @@ class WorkerProcess:
             self.session.submit(self._submitted.popleft(), now)
         self.report()
 
-    def connected(self, aggregator: int, stream: Stream) -> None:
-        """Record a new stream, on which only hello has been sent."""
-        connection = self.connections[aggregator]
-        connection.stream, connection.welcomed, connection.said_goodbye = stream, False, False
-
-    def send(self, aggregator: int, window: int) -> bool:
-        """Send the next message. Return False if there is none, or no stream can take it."""
-        connection = self.connections[aggregator]
-        if connection.stream is None or not connection.welcomed or len(connection.stream.requests) >= window:
-            return False
+    def next_message(self, index: int, _now: float) -> bytes | None:
+        connection = self.connections[index]
         if (early_goodbye := self.early_goodbye) is not None:
             if connection.said_goodbye:
-                return False
-            message: bytes | None = encode(pb.ExchangeRequest(goodbye=early_goodbye))
+                return None
             connection.said_goodbye = True
-        else:
-            message = self.session.next_message(aggregator)
+            return encode(pb.ExchangeRequest(goodbye=early_goodbye))
+        message = self.session.next_message(index)
         if message is None and self.leaving and not connection.said_goodbye:
-            message = encode(pb.ExchangeRequest(goodbye=pb.Goodbye()))
             connection.said_goodbye = True
-        if message is None:
-            return False
-        if connection.stream.aggregator_open:
-            connection.stream.requests.append(message)
-        return True
+            return encode(pb.ExchangeRequest(goodbye=pb.Goodbye()))
+        return message
 
-    def receive(self, aggregator: int, now: float, random: Random, duplicate_rate: float) -> bool:
-        """Receive the next message, or notice the end of the stream. Return False if there is neither."""
-        connection = self.connections[aggregator]
-        if connection.stream is None:
-            return False
-        if not connection.stream.responses:
-            if connection.stream.aggregator_open:
-                return False
-            self.lose(aggregator)
-            return True
-        data = connection.stream.responses.popleft()
-        if data == _FAREWELL:
-            self.lose(aggregator)
-            connection.gone = True
-            return True
-        message, _ = decode(pb.ExchangeResponse, data)
-        kind = message.WhichOneof("kind")
-        if not connection.welcomed:
-            self._receive_welcome(aggregator, message, now)
-            return True
-        for _ in range(2 if duplicate_rate and kind in _REPEATABLE and random.random() < duplicate_rate else 1):
-            self.session.receive(aggregator, data, now)
+    def handle(self, index: int, data: bytes, now: float) -> None:
+        self.session.receive(index, data, now)
         self.report()
-        return True
-
-    def lose(self, aggregator: int) -> None:
-        """Close the stream to an aggregator."""
-        connection = self.connections[aggregator]
-        if connection.stream is not None:
-            connection.stream.close_worker_end()
-            connection.stream = None
-            connection.gone = connection.gone or (connection.welcomed and self.session.failure is not None)
-
-    def die(self) -> None:
-        """End the process as if it were killed."""
-        self.alive = False
-        for aggregator in range(len(self.connections)):
-            self.lose(aggregator)
 
     def expire(self, seconds: float, now: float) -> None:
         """Fail operations that have waited for longer than `seconds`."""
@@ -232,6 +153,31 @@ class WorkerProcess:
             if done is not None:
                 done(error)
 
+    def answered(self, index: int, message: pb.ExchangeResponse, now: float) -> None:
+        connection = self.connections[index]
+        match message.WhichOneof("kind"):
+            case "welcome":
+                assert message.welcome.relays is bool(self._route.relay)
+                connection.welcomed = True
+                if connection.resuming:
+                    self.session.reconnected(index)
+                connection.resuming = True
+            case "fault" if self._waits_for_rank(message.fault, now):
+                # As psum.client.joining: leave all aggregators, then join all of them anew.
+                for other in self.connections:
+                    self.lose(other.process)
+                self.connections = [Connection(other.process) for other in self.connections]
+                self._incarnation = next(_numbers)
+            case "fault":
+                self.session.fail(FaultError.from_message(message.fault))
+                # A worker that never joined the job gives up the other aggregators too.
+                for other in (connection,) if self.joined else self.connections:
+                    self.lose(other.process)
+                    other.gone = True
+                self.report()
+            case kind:
+                raise AssertionError(f"hello was answered with {kind}")
+
     def _waits_for_rank(self, fault: pb.Fault, now: float) -> bool:
         if self.joined or fault.code != TakenError.code:
             return False
@@ -239,27 +185,3 @@ class WorkerProcess:
             self._give_up = now + RANK_TIMEOUT_SECONDS
         self.retry_at = now + 1.0
         return now < self._give_up
-
-    def _receive_welcome(self, aggregator: int, message: pb.ExchangeResponse, now: float) -> None:
-        connection = self.connections[aggregator]
-        match message.WhichOneof("kind"):
-            case "welcome":
-                connection.welcomed = True
-                if connection.resuming:
-                    self.session.reconnected(aggregator)
-                connection.resuming = True
-            case "fault" if self._waits_for_rank(message.fault, now):
-                # As psum.client.joining: leave all aggregators, then join all of them anew.
-                for other in range(len(self.connections)):
-                    self.lose(other)
-                self.connections = [_AggregatorConnection() for _ in self.connections]
-                self._incarnation = next(_numbers)
-            case "fault":
-                self.session.fail(FaultError.from_message(message.fault))
-                # A worker that never joined the job gives up the other aggregators too.
-                for other in (aggregator,) if self.joined else range(len(self.connections)):
-                    self.lose(other)
-                    self.connections[other].gone = True
-                self.report()
-            case kind:
-                raise AssertionError(f"hello was answered with {kind}")

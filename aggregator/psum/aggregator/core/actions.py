@@ -175,6 +175,14 @@ class ConnectUplinks:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ReopenUplinks:
+    """Close the streams to the aggregators that this relay forwards to, and connect to them anew, as another member.
+
+    Another process has taken the place of a worker of the group that had taken part in nothing.
+    """
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class SendUplinks:
     """There may be something to send to the aggregators that this relay forwards to."""
 
@@ -195,5 +203,5 @@ class PartUplinks:
     goodbye: pb.Goodbye
 
 
-UplinkAction = ConnectUplinks | SendUplinks | LeaveUplinks | PartUplinks
+UplinkAction = ConnectUplinks | ReopenUplinks | SendUplinks | LeaveUplinks | PartUplinks
 Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | EndStreams | Report | Warn | TellTiming | UplinkAction

@@ -132,7 +132,10 @@ def absent(shard: ShardRounds[object], workers: Mapping[int, Worker], open_shard
     if more := len(ranks) - sum(map(len, named)):
         known[-1] += f" and {more} more"
     if roster.unknown:
-        known.append(f"{roster.unknown} of the {roster.size} ranks of this group, which have not joined")
+        known.append(
+            f"{roster.unknown} of the {roster.size} ranks of this group, which have not joined (PSUM_LOCAL_SIZE must be"
+            " the number of workers there)"
+        )
     return ", ".join(known)
 
 

@@ -11,7 +11,7 @@ Membership decides who belongs to the job, JobRounds what contributions lead to,
 and CreditReturns when credit is returned. A Job connects them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from psum.aggregator.core import membership_texts
@@ -20,10 +20,12 @@ from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.counters import JobCounters
 from psum.aggregator.core.credit import CreditReturns
 from psum.aggregator.core.job_rounds import JobRounds
+from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
+from psum.aggregator.core.round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
@@ -222,6 +224,15 @@ class Job:
     def keep(self, action: Sum, memory: memoryview) -> None:
         """Notes where workers read a result that came from the shard's owner. Only if the job `forwards`."""
         raise NotImplementedError
+
+    def waiting_shards(self) -> Iterator[tuple[int, Key, ShardRounds[object]]]:
+        """The shards whose round waits, with their numbers; of those that wait for a rank, the oldest round first."""
+        return ((index, key, shard) for (_, index), (key, shard) in self.open_shards.items())
+
+    @property
+    def rounds_waiting(self) -> int:
+        """How many rounds wait."""
+        return len(self.open_shards)
 
     def open_rounds(self) -> list[tuple[int, int, int]]:
         """The rounds to finish before this aggregator ends: (key's id, shard, round)."""

@@ -358,6 +358,7 @@ class JobRounds:
         """Asserts the invariants; for tests."""
         held = 0
         open_shards = set()
+        assert self._roster.members == tuple(sorted(self._workers))
         for key in self.keys.values():
             assert key.failure is None or not key.shards
             for index, shard in key.shards.items():

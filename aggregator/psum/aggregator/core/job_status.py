@@ -21,7 +21,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
             waiting_seconds=now - (shard.since or now),
             waiting_for=shard.waiting_for(),
         )
-        for (_, index), (key, shard) in itertools.islice(job.open_shards.items(), _MAX_ROUNDS)
+        for index, key, shard in itertools.islice(job.waiting_shards(), _MAX_ROUNDS)
     ]
     behind: dict[int, float] = {}
     for round in rounds:
@@ -49,6 +49,6 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         keys=len(job.keys),
         held_bytes=job.held_bytes,
         rounds_completed=job.rounds.completed,
-        rounds_waiting=len(job.open_shards),
+        rounds_waiting=job.rounds_waiting,
         rounds=rounds,
     )

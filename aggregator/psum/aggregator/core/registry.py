@@ -176,7 +176,8 @@ class Registry:
         # The failure itself was logged when it happened.
         absent = job.members.roster.absent
         never = f"; {absent} of its {job.num_workers} ranks never joined" if absent else ""
-        _log.info("job %s: ended%s", job.name, " after its failure" if job.failure else never)
+        what = "its group here ended" if job.forwards else "ended"
+        _log.info("job %s: %s%s", job.name, what, " after its failure" if job.failure else never)
 
     def _outlived(self, hello: pb.Hello) -> FaultError | None:
         """Why a worker cannot come back: its job has ended in the meantime. None if it can."""

@@ -108,6 +108,39 @@ SUM_TIME: Final = Metric(
     _OPERATION,
 )
 
+RELAY_RANKS: Final = Metric("psum_relay_ranks", "gauge", "The size of the group that it relays for.", _JOB)
+RELAY_RANKS_CONNECTED: Final = Metric(
+    "psum_relay_ranks_connected", "gauge", "Ranks of the group whose stream is open.", _JOB
+)
+RELAY_HELD: Final = Metric(
+    "psum_relay_held_bytes", "gauge", "Bytes that contributions, forwarded sums and results of the group occupy.", _JOB
+)
+RELAY_ROUNDS_WAITING: Final = Metric(
+    "psum_relay_rounds_waiting", "gauge", "Rounds of shards that wait for a rank of the group.", _JOB
+)
+RELAY_OUTSTANDING: Final = Metric(
+    "psum_relay_outstanding_shards", "gauge", "Shards that were forwarded and have no result yet.", _JOB
+)
+RELAY_UPLINKS: Final = Metric(
+    "psum_relay_uplinks", "gauge", "Aggregators that the group's sums are forwarded to.", _JOB
+)
+RELAY_UPLINKS_CONNECTED: Final = Metric(
+    "psum_relay_uplinks_connected", "gauge", "How many of them the relay is connected to.", _JOB
+)
+RELAY_RECONNECTS: Final = Metric(
+    "psum_relay_reconnects_total", "counter", "Streams to these aggregators that were opened again.", _JOB
+)
+RELAY_FORWARDED: Final = Metric(
+    "psum_relay_forwarded_bytes_total", "counter", "Payload forwarded to these aggregators.", _JOB
+)
+RELAY_RESULTS: Final = Metric(
+    "psum_relay_result_bytes_total", "counter", "Payload received from these aggregators.", _JOB
+)
+RELAY_RECEIVED: Final = Metric(
+    "psum_relay_received_bytes_total", "counter", "Payload received from the group's workers.", _JOB
+)
+RELAY_SENT: Final = Metric("psum_relay_sent_bytes_total", "counter", "Payload sent to the group's workers.", _JOB)
+
 METRICS: Final = (
     BUILD,
     READY,
@@ -138,6 +171,18 @@ METRICS: Final = (
     ROUND_DURATION,
     ROUND_WAIT,
     SUM_TIME,
+    RELAY_RANKS,
+    RELAY_RANKS_CONNECTED,
+    RELAY_HELD,
+    RELAY_ROUNDS_WAITING,
+    RELAY_OUTSTANDING,
+    RELAY_UPLINKS,
+    RELAY_UPLINKS_CONNECTED,
+    RELAY_RECONNECTS,
+    RELAY_FORWARDED,
+    RELAY_RESULTS,
+    RELAY_RECEIVED,
+    RELAY_SENT,
 )
 
 _PROCESS: Final = ProcessCollector(registry=None)
@@ -149,6 +194,7 @@ def collect(service: Service, loop_monitor: LoopMonitor, now: float) -> Iterator
     _add_aggregator(families, service, loop_monitor)
     _add_jobs(families, service, now)
     _add_counters(families, service)
+    _add_relays(families, service)
     yield from families
     yield from _PROCESS.collect()
 
@@ -160,7 +206,7 @@ def _add_aggregator(families: Families, service: Service, loop_monitor: LoopMoni
     # Only an aggregator of several processes survives the end of one.
     families.add(PROCESS_RESTARTS, 0)
     families.add(WORKER_CAPACITY, len(service.connections) + service.descriptors.left)
-    families.add(JOBS, len(registry.jobs))
+    families.add(JOBS, len({job.name for job in service.registries.jobs()}))
     families.add(MEMORY_BUDGET, registry.budget.limit_bytes)
     families.add(MEMORY_RESERVED, registry.budget.reserved_bytes)
     families.add(SUMS_WAITING, service.waiting_sums)
@@ -204,3 +250,22 @@ def _add_counters(families: Families, service: Service) -> None:
             families.add(ROUND_DURATION, operation.duration, name, label)
             families.add(ROUND_WAIT, operation.waiting, name, label)
             families.add(SUM_TIME, operation.summing, name, label)
+
+
+def _add_relays(families: Families, service: Service) -> None:
+    """Adds the groups that this process relays for. Their ranks are workers of an aggregator elsewhere, or here."""
+    for job, uplinks, reconnects in service.registries.groups():
+        families.add(RELAY_RANKS, job.num_workers, job.name)
+        connected = sum(len(worker.ranks) for worker in job.workers.values() if worker.connected)
+        families.add(RELAY_RANKS_CONNECTED, connected, job.name)
+        families.add(RELAY_HELD, job.held_bytes, job.name)
+        families.add(RELAY_ROUNDS_WAITING, len(job.open_shards), job.name)
+        families.add(RELAY_OUTSTANDING, sum(uplink.outstanding_shards for uplink in uplinks), job.name)
+        families.add(RELAY_UPLINKS, len(uplinks), job.name)
+        families.add(RELAY_UPLINKS_CONNECTED, sum(uplink.connected for uplink in uplinks), job.name)
+        families.add(RELAY_RECONNECTS, reconnects, job.name)
+        families.add(RELAY_FORWARDED, sum(uplink.sent_bytes for uplink in uplinks), job.name)
+        families.add(RELAY_RESULTS, sum(uplink.received_bytes for uplink in uplinks), job.name)
+        operations = (job.counters.sum, job.counters.broadcast)
+        families.add(RELAY_RECEIVED, sum(operation.received_bytes for operation in operations), job.name)
+        families.add(RELAY_SENT, sum(operation.sent_bytes for operation in operations), job.name)

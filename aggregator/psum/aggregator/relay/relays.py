@@ -19,7 +19,7 @@ from psum.aggregator.relay.uplinks import Uplinks, UplinkTerms
 from psum.aggregator.settings import Settings
 from psum.client.observe import process_name
 from psum.client.transport.credentials import Credentials
-from psum.planes import NAMES, PLANES, offered_by
+from psum.planes import PLANES, Plane, offered_by
 from psum.runtime import TlsFiles
 from psum.v1 import aggregator_pb2 as pb
 
@@ -83,7 +83,11 @@ class Relays:
         uplinks = self._uplinks.get(id(job))
         if uplinks is None:
             uplinks = self._uplinks[id(job)] = Uplinks(
-                job, self._terms(job), self._tokens.get(job, ""), clock=self._clock, perform=self._perform
+                job,
+                self._terms(self._take_descriptors(job)),
+                self._tokens.get(job, ""),
+                clock=self._clock,
+                perform=self._perform,
             )
         uplinks.tell(action)
 
@@ -118,23 +122,26 @@ class Relays:
             hello, limits, identity=self._identity, credit_bytes=self._settings.credit_bytes, clock=self._clock, **job
         )
 
-    def _terms(self, job: HostJob) -> UplinkTerms:
+    def _take_descriptors(self, job: HostJob) -> Sequence[Plane]:
+        """Takes the file descriptors of a job's uplinks; returns the planes that they are enough for, none if none."""
+        wanted, count = offered_by(self._settings.plane), len(job.uplink.addresses)
+        for planes in (wanted, PLANES[-1:]):
+            needed = count * max(plane.descriptors for plane in planes)
+            if self._descriptors(needed):
+                self._taken[id(job)] = needed
+                if planes is not wanted:
+                    _log.warning(
+                        "job %s: it is forwarded on plane %s, which is slower: other planes would need more file"
+                        " descriptors than this process may still open",
+                        job.name,
+                        planes[0].name,
+                    )
+                return planes
+        return ()
+
+    def _terms(self, planes: Sequence[Plane]) -> UplinkTerms:
         settings = self._settings
         ca = settings.relay_tls_ca or settings.tls_client_ca
-        planes = offered_by(settings.plane)
-        count = len(job.uplink.addresses)
-        needed = count * max(plane.descriptors for plane in planes)
-        if not self._descriptors(needed):
-            planes = PLANES[-1:]
-            needed = count * planes[0].descriptors
-            _log.warning(
-                "job %s: it is forwarded on plane %s, which is slower: other planes would need more file descriptors"
-                " than this process has",
-                job.name,
-                NAMES[planes[0].kind],
-            )
-            self._descriptors(needed)
-        self._taken[id(job)] = needed
         return UplinkTerms(
             credentials=Credentials(
                 tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
@@ -158,5 +165,5 @@ class Relays:
             task = asyncio.get_running_loop().create_task(uplinks.finish())
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
-            self._descriptors(-self._taken.pop(id(job)))
+            self._descriptors(-self._taken.pop(id(job), 0))
         self._released(job)

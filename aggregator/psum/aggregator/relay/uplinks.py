@@ -13,6 +13,7 @@ from psum.aggregator.core.actions import (
     ConnectUplinks,
     LeaveUplinks,
     PartUplinks,
+    ReopenUplinks,
     SendUplinks,
     UplinkAction,
 )
@@ -22,10 +23,12 @@ from psum.client.transport.credentials import Credentials
 from psum.client.transport.opening import backoff
 from psum.client.transport.plane_offers import PlaneOffers
 from psum.planes import Limit, Plane
+from psum.runtime import HOW_TO_RAISE
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import is_local
 from psum.wire.errors import (
     DeniedError,
+    ExhaustedError,
     FaultError,
     InternalError,
     ProtocolError,
@@ -47,7 +50,7 @@ class UplinkTerms:
     Attributes:
         credentials: What is shown to them, and asked of them; without a token.
         insecure: Whether a token may travel unencrypted to other machines.
-        planes: The planes to offer, the best first.
+        planes: The planes to offer, the best first; none: there are not enough file descriptors to connect.
         plane: The name of the plane that was asked for, or "auto".
         shm_directory: Where shared memory is kept.
         shm_limit: How full psum may make the file system there.
@@ -101,11 +104,18 @@ class Uplinks:
         """The uplinks whose aggregator has not let the relay go."""
         self._parting = False
         self._leaving = False
+        self._reopened = False
+        """Whether something may have been said on earlier connections that must be said again."""
 
     def tell(self, action: UplinkAction) -> None:
         """Carries out an action of the job."""
         match action:
             case ConnectUplinks():
+                self._connect()
+            case ReopenUplinks():
+                for task in list(self._tasks):
+                    task.cancel()
+                self._reopened = True
                 self._connect()
             case SendUplinks():
                 for connection in self.connections:
@@ -117,6 +127,11 @@ class Uplinks:
                     self._begin(connection.leave())
             case PartUplinks(goodbye):
                 self._part(goodbye)
+
+    @property
+    def reconnects(self) -> int:
+        """How many streams were opened again."""
+        return self._job.uplink.counters.reconnects
 
     def leading_to(self, incarnation: int) -> set[int]:
         """The indices of the uplinks that lead to the process of this number."""
@@ -159,7 +174,7 @@ class Uplinks:
     def _connect(self) -> None:
         job, terms = self._job, self._terms
         uplink = job.uplink
-        if (refusal := self._exposes_token()) is not None:
+        if (refusal := self._exposes_token() or self._lacks_descriptors()) is not None:
             # Not from within the action that connects: the job is in the middle of one.
             asyncio.get_running_loop().call_soon(self._fail, refusal)
             return
@@ -202,6 +217,15 @@ class Uplinks:
                 )
         return None
 
+    def _lacks_descriptors(self) -> ExhaustedError | None:
+        if self._terms.planes:
+            return None
+        return ExhaustedError(
+            f"{self._job.uplink.title} cannot forward job {self._job.name!r} to {len(self._job.uplink.addresses)}"
+            f" aggregators: it needs a file descriptor for each, and has too few left; {HOW_TO_RAISE}, where it is"
+            " started"
+        )
+
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -211,6 +235,8 @@ class Uplinks:
         """Joins the fleet's job at one aggregator, and stays there until the group leaves or its job fails."""
         try:
             await self._join(connection)
+            if self._reopened:
+                self._job.uplink.reconnected(connection.index)
             if self._parting:
                 await connection.parted()
             else:

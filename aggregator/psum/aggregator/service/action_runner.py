@@ -17,6 +17,7 @@ from psum.aggregator.core.actions import (
     LeaveUplinks,
     PartUplinks,
     Release,
+    ReopenUplinks,
     Report,
     ReturnCredit,
     SendUplinks,
@@ -126,7 +127,7 @@ class ActionRunner:
                 self._log_fault(job, fault)
                 for rank in ranks:
                     self._send(job, rank, pb.ExchangeResponse(fault=fault.to_message()), last=fault.key is None)
-            case ConnectUplinks() | SendUplinks() | LeaveUplinks() | PartUplinks():
+            case ConnectUplinks() | ReopenUplinks() | SendUplinks() | LeaveUplinks() | PartUplinks():
                 self._uplinks(job, action)
 
     def _send_timing(self, job: Job, action: TellTiming) -> None:

@@ -203,6 +203,8 @@ class Joining:
         self._connections.add(job, hello.rank, connection)
         job.counters.reconnects += hello.resuming
         did = "came back" if hello.resuming else "joined"
+        if hello.group_size:
+            did += f" to be relayed in a group of {hello.group_size}"
         worker = job.workers[hello.rank]
         _log.info("job %s: %s of %d %s, %s", job.name, ranks, hello.num_workers, did, worker)
         welcome = self._welcome()

@@ -53,6 +53,18 @@ class Registries:
         for registry in self:
             yield from registry.jobs.values()
 
+    def groups(self) -> Iterator[tuple[Job, list[pb.UplinkStatus], int]]:
+        """Each group's job, what it forwards to, and how many streams to there were opened again."""
+        if self.relays is not None:
+            for job in self.relays.registry.jobs.values():
+                uplinks = self.relays.of(job)
+                yield job, ([] if uplinks is None else uplinks.status()), (0 if uplinks is None else uplinks.reconnects)
+
+    def totals(self) -> tuple[int, int]:
+        """Payload bytes received from workers and sent to them since this process started."""
+        received, sent = zip(*(registry.counters.totals() for registry in self), strict=True)
+        return sum(received), sum(sent)
+
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Handles time-outs; see Registry."""
         for registry in self:

@@ -15,6 +15,7 @@ from rich.live import Live
 from psum.cli.formatting import console
 from psum.cli.status.view import Fleet
 from psum.client import ConnectError, Settings, addresses_behind, fetch_status
+from psum.client.relay_levels import OFF
 from psum.runtime import parse_destinations
 from psum.wire import report_of
 from psum.wire.errors import ConfigurationError
@@ -58,7 +59,8 @@ def status(
     (PSUM_TLS_CA, PSUM_TOKEN_FILE, …). The exit status is 1 if an aggregator does not answer.
     """
     try:
-        settings = Settings.from_environment(aggregators=addresses or None)
+        # This process asks the aggregators themselves, so its token must be safe on the way to each of them.
+        settings = Settings.from_environment(aggregators=addresses or None, relay=OFF)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from None
     if not settings.aggregators:

@@ -7,11 +7,11 @@ read it, and calls `summed`, which delivers it.
 
     contribute → Sum → forward(…) → [the owner] → heard() → Sum(relayed) → summed(…) → Deliver
 
-The shell carries out ConnectUplinks, SendUplinks, LeaveUplinks and PartUplinks; calls `heard` after the uplink has
-handled messages; and `parted` when every owner has said farewell.
+The shell carries out ConnectUplinks, ReopenUplinks, SendUplinks, LeaveUplinks and PartUplinks; calls `heard` after the
+uplink has handled messages; and `parted` when every owner has said farewell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 from psum.aggregator.core.actions import (
@@ -20,6 +20,7 @@ from psum.aggregator.core.actions import (
     ConnectUplinks,
     LeaveUplinks,
     PartUplinks,
+    ReopenUplinks,
     ReturnCredit,
     SendUplinks,
     Sum,
@@ -29,7 +30,7 @@ from psum.aggregator.core.actions import (
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.round import Phase
+from psum.aggregator.core.round import Phase, ShardRounds
 from psum.aggregator.relay.core import introduction
 from psum.aggregator.relay.core.forwarded import owners_of
 from psum.aggregator.relay.core.introduction import Identity
@@ -85,8 +86,8 @@ class HostJob(Job):
         """Whether the shell has been told to connect to the owners."""
         self._from_above = False
         """Whether what fails now fails because an owner said so."""
-        self._asked: dict[tuple[int, int], int] = {}
-        """The members that were asked for sums that owners want, by (key's id, shard)."""
+        self._asked: dict[tuple[int, int], tuple[int, int]] = {}
+        """The members that were asked for sums that owners want, and for which rounds, by (key's id, shard)."""
         self._syncs: dict[int, tuple[tuple[int, int], set[int]]] = {}
         """Syncs of owners that were passed on, by number: which it is, and the members that have not answered."""
         self._next_sync = _FIRST_SYNC
@@ -117,7 +118,7 @@ class HostJob(Job):
             self.uplink.declare(forwarded)
             actions.append(SendUplinks())
         # The rank may have a sum that an owner wants. It knows nothing of what it was asked for on an earlier stream.
-        self._asked = {which: member for which, member in self._asked.items() if (which[0], member) != (key.id, rank)}
+        self._asked = {which: asked for which, asked in self._asked.items() if (which[0], asked[0]) != (key.id, rank)}
         return actions + self._ask()
 
     def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
@@ -175,9 +176,13 @@ class HostJob(Job):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
+        before = self.workers.get(hello.rank)
         actions, refusal = super().join(hello, peer, now)
         if refusal is None and self.complete and self.failure is None:
-            actions = [*actions, *self._connect()]
+            # If others come back, the newcomer is known to be one only when they declare that they have sums. Then the
+            # job fails, and the owners must hear of it.
+            reopens = self.workers[hello.rank] is not before and not self._resumes
+            actions = [*actions, *([ReopenUplinks()] if self._connecting and reopens else self._connect())]
         return actions, refusal
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
@@ -257,12 +262,31 @@ class HostJob(Job):
         fault.ClearField("round")
         return [*connect, *actions, PartUplinks(pb.Goodbye(fault=fault))]
 
+    def end(self) -> None:
+        """See Job."""
+        super().end()
+        # What the kept sums lie in may be large, and the connections go on until the owners have heard the end.
+        self.uplink.end()
+
     def unreachable(self, failure: FaultError, now: float) -> list[Action]:
         """An owner cannot be reached, or has refused the relay."""
         if self.leaving:
             # What it could still want is in the last sums of ranks that are about to leave as well.
             return self.parted(now)
         return self.fail(failure, now)
+
+    def waiting_shards(self) -> Iterator[tuple[int, Key, ShardRounds[object]]]:
+        """See Job. Shards follow that were forwarded and wait for the result of all groups."""
+        yield from super().waiting_shards()
+        for window in self.uplink.windows:
+            for shard in window.outstanding.values():
+                key = shard.forwarded.key
+                yield shard.index, key, key.shards[shard.index]
+
+    @property
+    def rounds_waiting(self) -> int:
+        """See Job."""
+        return super().rounds_waiting + sum(len(window.outstanding) for window in self.uplink.windows)
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""
@@ -277,6 +301,11 @@ class HostJob(Job):
                 if forwarded.declared:
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether a worker of the group was in the job before this process was started."""
+        return any(worker.hello.resuming for worker in self.workers.values())
 
     @property
     def _is_root(self) -> bool:
@@ -320,8 +349,8 @@ class HostJob(Job):
         """Asks ranks of the group for the sums that owners want and this process does not have."""
         actions: list[Action] = []
         for (key_id, index), row in self.uplink.wanted.items():
-            member = self._asked.get((key_id, index))
-            if member is not None and self.workers[member].connected:
+            asked = self._asked.get((key_id, index))
+            if asked is not None and asked[1] == row.round and self.workers[asked[0]].connected:
                 continue
             shard = self.keys[key_id].shards[index]
             lacking = shard.ranks_lacking_result
@@ -329,7 +358,7 @@ class HostJob(Job):
             there = [shard.holder, *shard.contributions]
             holders = [m for m in there if m is not None and m not in lacking and self.workers[m].connected]
             if shard.round == row.round + 1 and holders:
-                self._asked[key_id, index] = holders[0]
+                self._asked[key_id, index] = holders[0], row.round
                 actions.append(Ask(holders[0], ((key_id, index, row.round),)))
         return actions
 

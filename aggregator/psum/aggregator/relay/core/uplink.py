@@ -233,6 +233,10 @@ class Uplink:
         """Ends everything: the group's job has failed."""
         if self.failure is None:
             self.failure = failure
+        self.end()
+
+    def end(self) -> None:
+        """Lets go of everything: nothing more is sent, and what still comes is ignored."""
         for forwarded in self.keys.values():
             forwarded.failed = True
         self.keys.clear()
@@ -434,6 +438,8 @@ class Uplink:
         shard.counters.exchange.observe(self._clock() - shard.sent)
         forwarded.rounds[index] = row.round + 1
         forwarded.keep(index, total)
+        # All ranks have contributed since then.
+        self.wanted.pop((key.id, index), None)
         shard.value = None
         self.events.append(Arrived(key, index, row.round, shard.priority, payload, shard.timing))
 

@@ -1,0 +1,94 @@
+"""Faults of relays, and of the workers and aggregators around them, are the same to a job as those without relays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from faults.aggregators import aggregators
+from faults.training import STEPS, training
+from psum import client as psum
+
+#: How many workers each of two hosts has.
+LOCAL_SIZE = 2
+
+
+def hosts(aggregators: list[Any]) -> list[dict[str, Any]]:
+    """The settings of each rank, where each host has an aggregator that is its relay."""
+    return [{"relay": a.address, "local_size": LOCAL_SIZE} for a in aggregators for _ in range(LOCAL_SIZE)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_with_relays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of a training with relays and without faults."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    with aggregators(directory, 2) as pair, training(directory, [a.address for a in pair], each=hosts(pair)) as trained:
+        trained.wait_for_step(STEPS // 2)
+        check_connections(pair)
+        return trained.result()
+
+
+def check_connections(pair: list[Any]) -> None:
+    """Checks that each worker has one connection, and each pair of hosts one."""
+    for index, aggregator in enumerate(pair):
+        (host,) = [job for job in psum.fetch_status(aggregator.address).jobs if job.uplinks]
+        (owner,) = [job for job in psum.fetch_status(aggregator.address).jobs if not job.uplinks]
+        assert [worker.rank for worker in host.workers] == [LOCAL_SIZE * index, LOCAL_SIZE * index + 1]
+        assert [list(worker.ranks) for worker in owner.workers] == [[0, 1], [2, 3]]
+        assert {uplink.address for uplink in host.uplinks} == {a.address for a in pair}
+
+
+def test_killed_relays_change_no_bit(
+    make_aggregator: Callable[..., Any], make_training: Callable[..., Any], undisturbed_with_relays: dict[str, Any]
+) -> None:
+    """Each process is a relay and an owner of shards. One is killed, then the other one, then both at once."""
+    pair = [make_aggregator() for _ in range(2)]
+    training = make_training([a.address for a in pair], each=hosts(pair))
+    for victims in (pair[:1], pair[1:], pair):
+        training.wait_for_step(training.steps + 4)
+        for victim in victims:
+            victim.process.kill()
+        for victim in victims:
+            victim.process.wait()
+            victim.start()
+    assert training.result() == undisturbed_with_relays
+    for worker in training.workers:
+        assert worker.log.count("is connected to aggregator") >= 2
+
+
+def test_a_killed_relay_that_owns_nothing_changes_no_bit(
+    make_aggregator: Callable[..., Any], make_training: Callable[..., Any], undisturbed_with_relays: dict[str, Any]
+) -> None:
+    """Its workers and the owners bring it back into its rounds."""
+    owners, relays = ([make_aggregator() for _ in range(2)] for _ in range(2))
+    training = make_training([a.address for a in owners], each=hosts(relays), plane="inline")
+    for victim in (*relays, owners[0]):
+        training.wait_for_step(training.steps + 4)
+        victim.end()
+        victim.start()
+    assert training.result() == undisturbed_with_relays
+
+
+def test_a_relay_that_does_not_come_back_is_named_by_its_ranks(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """Its own workers name its address, and the other host's workers name all of its ranks."""
+    pair = [make_aggregator("--worker-timeout", "1s") for _ in range(2)]
+    owner = make_aggregator("--worker-timeout", "1s")
+    workers = [
+        make_worker(**each, aggregators=[owner.address], rank=rank, num_workers=4, reconnect_timeout=2.0)
+        for rank, each in enumerate(hosts(pair))
+    ]
+    for worker in workers:
+        worker.send("push", key="first", size=100_000)
+    for worker in workers:
+        assert worker.next("sum")["error"] is None
+    pair[1].end()
+    for worker in workers:
+        worker.send("push", key="second", size=100_000)
+    for worker in workers[:2]:
+        error = worker.next("sum")["error"]
+        assert (error["kind"], error["ranks"]) == ("WorkerLostError", [2, 3])
+    for worker in workers[2:]:
+        error = worker.next("sum")["error"]
+        assert (error["kind"], error["address"]) == ("AggregatorLostError", pair[1].address)

@@ -1,0 +1,101 @@
+"""The uplinks of a simulated relay: the real state machine of a relay with simulated streams to its owners."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from psum.aggregator.core.actions import Action, LeaveUplinks, PartUplinks, ReopenUplinks, UplinkAction
+from psum.aggregator.relay.core.host_job import HostJob
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import encode
+from psum.wire.errors import FaultError, TakenError
+from simulation.client import RANK_TIMEOUT_SECONDS, Client
+
+
+class Uplinks(Client):
+    """The streams of one relay for one job. Counterpart of the relay's shell.
+
+    Args:
+        job: The job of the relay's group.
+        processes: The number of the process at the end of each uplink.
+        perform: Carries out the job's actions.
+    """
+
+    def __init__(
+        self, job: HostJob, processes: Sequence[int], perform: Callable[[HostJob, Iterable[Action]], None]
+    ) -> None:
+        super().__init__(processes)
+        self.job = job
+        self._perform_actions = perform
+        self._leaving = False
+        self._retry_at = 0.0
+        """When it may connect."""
+        self._give_up: float | None = None
+        """When it stops waiting for the end of another process with its ranks, None before it has begun to wait."""
+        self._parting: pb.Goodbye | None = None
+
+    def perform(self, action: UplinkAction) -> None:
+        """Carry out an action about the uplinks, except for the first, for which they are made."""
+        match action:
+            case ReopenUplinks():
+                for connection in self.connections:
+                    self.lose(connection.process)
+                    connection.resuming, connection.reopened = False, True
+            case LeaveUplinks():
+                self._leaving = True
+            case PartUplinks(goodbye):
+                self._parting = goodbye
+
+    def may_connect(self, process: int, now: float) -> bool:
+        return now >= self._retry_at and super().may_connect(process, now)
+
+    @property
+    def failed(self) -> bool:
+        return self.job.uplink.failure is not None
+
+    def hello(self, index: int, _now: float) -> pb.Hello:
+        return self.job.hello(index, self.connections[index].resuming)
+
+    def next_message(self, index: int, _now: float) -> bytes | None:
+        connection = self.connections[index]
+        if self._parting is not None:
+            if connection.said_goodbye:
+                return None
+            connection.said_goodbye = True
+            return encode(pb.ExchangeRequest(goodbye=self._parting))
+        message = self.job.uplink.next_message(index)
+        if message is None and self._leaving and not connection.said_goodbye:
+            connection.said_goodbye = True
+            return encode(pb.ExchangeRequest(goodbye=pb.Goodbye()))
+        return message
+
+    def handle(self, index: int, data: bytes, now: float) -> None:
+        self.job.uplink.receive(index, data, now)
+        self._perform_actions(self.job, self.job.heard(now))
+
+    def answered(self, index: int, message: pb.ExchangeResponse, now: float) -> None:
+        connection = self.connections[index]
+        match message.WhichOneof("kind"):
+            case "welcome":
+                connection.welcomed = True
+                if connection.resuming or connection.reopened:
+                    self.job.uplink.reconnected(index)
+                connection.resuming = True
+            case "fault" if message.fault.code == TakenError.code and self._waits(now):
+                self.lose(connection.process)
+            case "fault":
+                self.lose(connection.process)
+                connection.gone = True
+                self._perform_actions(self.job, self.job.unreachable(FaultError.from_message(message.fault), now))
+            case kind:
+                raise AssertionError(f"hello was answered with {kind}")
+
+    def _waits(self, now: float) -> bool:
+        if self.failed:
+            return False
+        if self._give_up is None:
+            self._give_up = now + RANK_TIMEOUT_SECONDS
+        self._retry_at = now + 1.0
+        return now < self._give_up
+
+    def released(self, now: float) -> None:
+        if all(connection.gone for connection in self.connections):
+            self._perform_actions(self.job, self.job.parted(now))
