@@ -30,6 +30,12 @@ SAME: dict[str, list[str]] = {
     "single-node": ["--values", "values-single-node.yaml"],
     "production, large": ["--values", "values-large-fleet.yaml"],
     "production, stable addresses": ["--set", "stableAddresses=true"],
+    "production, processes": [
+        "--set",
+        "stableAddresses=true,processes=4,threads=8",
+        "--set-string",
+        "resources.requests.cpu=8",
+    ],
     "production, pull secret and priority": [
         "--set",
         "imagePullSecrets[0].name=psum-registry,priorityClassName=psum-aggregator",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from faults.aggregators import free_ports
 from psum.aggregator import Settings
 from psum.aggregator.processes.ports import Ports
 from psum.aggregator.processes.restarts import Restarts
@@ -37,18 +38,21 @@ def test_each_process_has_ports_of_its_own(ports: Ports) -> None:
 
 def test_ports_that_are_given_rise_by_two(ports: Ports) -> None:
     """The usual pair of ports gives one range without gaps."""
-    each = ports.reserve(Settings(listen=("127.0.0.1:23571", "[::1]:23571"), data_port=23572, processes=3))
+    first, *others = free_ports(6)
+    listen = (f"127.0.0.1:{first}", f"127.0.0.2:{first}")
+    each = ports.reserve(Settings(listen=listen, data_port=first + 1, processes=3))
     assert [settings.listen for settings in each] == [
-        (f"127.0.0.1:{port}", f"[::1]:{port}") for port in (23571, 23573, 23575)
+        (f"127.0.0.1:{port}", f"127.0.0.2:{port}") for port in (first, *others[1::2])
     ]
-    assert [settings.data_port for settings in each] == [23572, 23574, 23576]
+    assert [settings.data_port for settings in each] == others[::2]
 
 
 def test_a_port_that_is_taken_is_named(ports: Ports) -> None:
     """Also one that only a further process needs."""
-    taken = socket.create_server(("127.0.0.1", 23583))
-    with taken, pytest.raises(ConfigurationError, match=r"listen: cannot listen on 127.0.0.1:23583 .*in use already"):
-        ports.reserve(Settings(listen=("127.0.0.1:23581",), processes=2))
+    first, *_, last = free_ports(3)
+    text = rf"listen: cannot listen on 127.0.0.1:{last} .*in use already"
+    with socket.create_server(("127.0.0.1", last)), pytest.raises(ConfigurationError, match=text):
+        ports.reserve(Settings(listen=(f"127.0.0.1:{first}",), processes=2))
 
 
 def test_the_budget_is_that_of_all_processes() -> None:

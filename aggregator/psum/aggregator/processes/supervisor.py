@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 #: How much longer than the grace period a process may take to end, before it is killed.
 _ENDING_SECONDS: Final = 8.0
 
+#: How long a process may take to start, on a machine that is very busy.
+_STARTING_SECONDS: Final = 120.0
+
 #: How long a process may take to take note of something.
 _TELLING_SECONDS: Final = 1.0
 
@@ -87,7 +90,7 @@ class _Supervisor:
             if announce is not None and not self._stopping.is_set():
                 write_announcement(announce, self._each[0].listen)
             stopping = asyncio.create_task(self._stopping.wait())
-            # A task that keeps a process ends only by a bug.
+            # Before that, a task that keeps a process ends only by a bug.
             await asyncio.wait((stopping, *keeping), return_when=asyncio.FIRST_COMPLETED)
             for task in keeping:
                 if task.done():
@@ -144,7 +147,7 @@ class _Supervisor:
     async def _keep(self, number: int) -> None:
         """Starts a process again whenever it has ended."""
         restarts = self._restarts[number]
-        while True:
+        while not self._stopping.is_set():
             if (child := self._running[number]) is None:
                 try:
                     child = self._launch(number)
@@ -158,7 +161,7 @@ class _Supervisor:
             code = await child.ended
             await child.close()
             if self._stopping.is_set():
-                await asyncio.Event().wait()
+                return
             self._running[number] = None
             self._reservations[number] = 0
             await self._tell()
@@ -207,10 +210,14 @@ class _Supervisor:
 
 
 async def _serving(child: Child) -> None:
-    """Waits until a process serves, or has ended."""
+    """Waits until a process serves, or has ended. One that takes too long is killed."""
     serving = asyncio.create_task(child.serving.wait())
-    await asyncio.wait((serving, child.ended), return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait((serving, child.ended), timeout=_STARTING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
+    if not done:
+        _log.error("process %d does not serve %g s after its start, and is killed", child.number, _STARTING_SECONDS)
+        child.signal(signal.SIGKILL)
+        await asyncio.wait((child.ended,))
 
 
 def _how(code: int) -> str:

@@ -70,7 +70,9 @@ def status(
 
         def look() -> list[dict[str, Any]]:
             asked = [pool.submit(_ask, address, job, timeout, settings) for address in settings.aggregators]
-            return list(itertools.chain.from_iterable(answers.result() for answers in asked))
+            answers = itertools.chain.from_iterable(each.result() for each in asked)
+            # A list may have all processes of an aggregator, of which the first one leads to the others too.
+            return list({answer["address"]: answer for answer in answers}.values())
 
         with contextlib.suppress(KeyboardInterrupt):
             between, fleet = interval if watch else None, Fleet(everything=everything, job=job)

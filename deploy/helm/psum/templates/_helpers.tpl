@@ -27,3 +27,15 @@ app.kubernetes.io/part-of: psum
 name: {{ .Values.name }}-relay
 namespace: {{ .Release.Namespace }}
 {{- end }}
+
+{{- /* The ports of a service for the further processes of an aggregator. */ -}}
+{{- define "psum.process-ports" -}}
+{{- range $i := untilStep 1 (int .Values.processes) 1 }}
+- name: grpc-{{ $i }}
+  port: {{ add 50051 (mul 2 $i) }}
+  targetPort: grpc-{{ $i }}
+- name: data-{{ $i }}
+  port: {{ add 50052 (mul 2 $i) }}
+  targetPort: data-{{ $i }}
+{{- end }}
+{{- end }}

@@ -46,6 +46,10 @@ containers:
         value: {{ .of.memoryBudget | quote }}
       - name: PSUM_THREADS
         value: {{ .of.threads | quote }}
+      {{- if gt (int .of.processes) 1 }}
+      - name: PSUM_PROCESSES
+        value: {{ .of.processes | quote }}
+      {{- end }}
       - name: PSUM_GRACE
         value: {{ .root.Values.grace | quote }}
       - name: PSUM_WORKER_TIMEOUT
@@ -94,6 +98,12 @@ containers:
         containerPort: 50051
       - name: data
         containerPort: 50052
+      {{- range $i := untilStep 1 (int .of.processes) 1 }}
+      - name: grpc-{{ $i }}
+        containerPort: {{ add 50051 (mul 2 $i) }}
+      - name: data-{{ $i }}
+        containerPort: {{ add 50052 (mul 2 $i) }}
+      {{- end }}
       - name: http
         containerPort: 8080
     startupProbe:
