@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psum.client.core.roles import report, weights_of
+from psum.client.core.roles import Aggregators
 
 
 def agreed(aggregators: int, hosts: Sequence[tuple[int, Collection[int]]], *, relays: bool = False) -> tuple[int, ...]:
@@ -18,12 +18,13 @@ def agreed(aggregators: int, hosts: Sequence[tuple[int, Collection[int]]], *, re
         hosts: For each host, its workers, and the indices of its aggregators.
         relays: Whether the workers of a host share a relay.
     """
+    fleet = Aggregators(range(aggregators))
     reports = [
-        report(aggregators, beside, is_member=local == 0 or not relays)
+        fleet.report(beside, is_member=local == 0 or not relays)
         for workers, beside in hosts
         for local in range(workers)
     ]
-    return weights_of(np.sum(reports, axis=0).tolist())
+    return fleet.weights_of(np.sum(reports, axis=0).tolist())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from psum.aggregator.core.registry import Registry
 from psum.aggregator.relay.core.drain_plan import Round, plan
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
+from psum.aggregator.relay.inquiries import Inquiries
 from psum.aggregator.relay.uplinks import Uplinks, UplinkTerms
 from psum.aggregator.settings import Settings
 from psum.client.observe import process_name
@@ -69,13 +70,28 @@ class Relays:
         """How many file descriptors the uplinks of each job have, by the job's id()."""
         self._tokens: WeakKeyDictionary[Job, str] = WeakKeyDictionary()
         self._ending: set[asyncio.Task[None]] = set()
+        self._inquiries = Inquiries(
+            self._identity,
+            self._credentials(),
+            insecure=settings.insecure,
+            connect_timeout=settings.connect_timeout,
+            descriptors=descriptors,
+        )
         self.registry = Registry(limits, self._release, lent, budget=budget, make=self._make)
         """The jobs."""
 
     def bring_token(self, job: Job, token: bytes) -> None:
         """Notes the token that a worker of a group has brought."""
         if token and job not in self._tokens:
-            self._tokens[job] = token.decode("ascii", "ignore")
+            self._tokens[job] = _text(token)
+
+    async def inquire(self, hello: pb.Hello, token: bytes, patience: float | None) -> Sequence[pb.Inquiry]:
+        """Asks aggregators for their processes, for a worker that is about to join a group; see Inquiries."""
+        return await self._inquiries.ask(hello, _text(token), patience)
+
+    def end_inquiries(self) -> None:
+        """Answers all who wait for other aggregators' answers: this process is about to end."""
+        self._inquiries.end()
 
     def tell(self, job: Job, action: UplinkAction) -> None:
         """Carries out an action that concerns the uplinks of a job."""
@@ -118,9 +134,17 @@ class Relays:
             hello, limits, identity=self._identity, credit_bytes=self._settings.credit_bytes, clock=self._clock, **job
         )
 
-    def _terms(self, job: HostJob) -> UplinkTerms:
+    def _credentials(self) -> Credentials:
+        """What is shown to other aggregators, and asked of them; without a token."""
         settings = self._settings
         ca = settings.relay_tls_ca or settings.tls_client_ca
+        return Credentials(
+            tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
+            server_name=settings.relay_tls_server_name,
+        )
+
+    def _terms(self, job: HostJob) -> UplinkTerms:
+        settings = self._settings
         planes = offered_by(settings.plane)
         count = len(job.uplink.addresses)
         needed = count * max(plane.descriptors for plane in planes)
@@ -136,10 +160,7 @@ class Relays:
             self._descriptors(needed)
         self._taken[id(job)] = needed
         return UplinkTerms(
-            credentials=Credentials(
-                tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
-                server_name=settings.relay_tls_server_name,
-            ),
+            credentials=self._credentials(),
             insecure=settings.insecure,
             planes=planes,
             plane=settings.plane,
@@ -160,3 +181,8 @@ class Relays:
             task.add_done_callback(self._ending.discard)
             self._descriptors(-self._taken.pop(id(job)))
         self._released(job)
+
+
+def _text(token: bytes) -> str:
+    """A worker's token as it is sent on."""
+    return token.decode("ascii", "ignore")

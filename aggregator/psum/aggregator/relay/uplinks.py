@@ -17,13 +17,13 @@ from psum.aggregator.core.actions import (
     UplinkAction,
 )
 from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.exposure import exposed
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.opening import backoff
 from psum.client.transport.plane_offers import PlaneOffers
 from psum.planes import Limit, Plane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import is_local
 from psum.wire.errors import (
     DeniedError,
     FaultError,
@@ -191,16 +191,14 @@ class Uplinks:
 
     def _exposes_token(self) -> DeniedError | None:
         """Why the workers' token may not go on to some aggregator, None if it may."""
-        if not self._credentials.token or self._terms.insecure:
+        address = exposed(self._job.uplink.addresses, self._credentials, insecure=self._terms.insecure)
+        if address is None:
             return None
-        for address in self._job.uplink.addresses:
-            if not is_local(address) and not self._credentials.encrypts(address):
-                return DeniedError(
-                    f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the workers' token"
-                    " would travel unencrypted, for anybody between to read and use; give the relay the authority of"
-                    " that aggregator's certificate (PSUM_RELAY_TLS_CA), or say --insecure where it is started"
-                )
-        return None
+        return DeniedError(
+            f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the workers' token would"
+            " travel unencrypted, for anybody between to read and use; give the relay the authority of that"
+            " aggregator's certificate (PSUM_RELAY_TLS_CA), or say --insecure where it is started"
+        )
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -87,7 +87,8 @@ def fleet_of(
     addresses = tuple(process for reached in found for process in reached)
     if len(addresses) == len(listed) or (not weights and len(set(counts)) == 1):
         return addresses, tuple(weights)
-    each = shared(weights or [1] * len(counts), counts)
+    parts = shares(weights or [1] * len(counts), counts)
+    each = tuple(part for part, count in zip(parts, counts, strict=True) for _ in range(count))
     if sum(each) > _MAX_TURNS:
         raise ConfigurationError(
             [
@@ -99,14 +100,32 @@ def fleet_of(
     return addresses, each
 
 
-def shared(weights: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
-    """The weights of all processes, each with an equal part of its aggregator's weight, as small as possible.
+def aggregators_of(listed: Sequence[str], addresses: Sequence[str], processes: Sequence[Processes]) -> tuple[int, ...]:
+    """For each process of a fleet, the number of its aggregator, counted from 0 in the order of the first processes.
+
+    Ranks that list the same addresses in different ways, the first process or all of them, get the same numbers.
 
     Args:
-        weights: A weight for each aggregator.
+        listed: The addresses that workers list.
+        addresses: The addresses of all processes, from `fleet_of`.
+        processes: What each listed one says of its processes.
+    """
+    first: dict[str, str] = {}
+    for address, told in zip(listed, processes, strict=True):
+        for process in addresses_of(address, told) if len(told) > 1 else ():
+            first[canonical(process)] = canonical(address)
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(first.get(canonical(each), canonical(each)), len(numbers)) for each in addresses)
+
+
+def shares(weights: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+    """For each aggregator, the weight of each of its processes, which share the aggregator's; as small as possible.
+
+    Args:
+        weights: A weight for each aggregator, at least one of which is not 0.
         counts: How many processes each has.
     """
     common = math.lcm(*counts)
     parts = [weight * common // count for weight, count in zip(weights, counts, strict=True)]
     divisor = math.gcd(*parts)
-    return tuple(part // divisor for part, count in zip(parts, counts, strict=True) for _ in range(count))
+    return tuple(part // divisor for part in parts)

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from psum.client.core import roles
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
+from psum.client.core.roles import Aggregators
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
@@ -32,7 +32,7 @@ class WeightsAgreement:
     """Holds operations until all ranks have agreed. Used from the client's thread only.
 
     Args:
-        aggregators: How many there are. The first one sums the reports.
+        aggregators: The aggregators with their processes. The first process sums the reports.
         operations: What runs the operations.
         registry: The keys.
         placement: Makes the placement from the weights.
@@ -43,7 +43,7 @@ class WeightsAgreement:
 
     def __init__(
         self,
-        aggregators: int,
+        aggregators: Aggregators,
         operations: RunningOperations,
         registry: KeyRegistry,
         placement: Callable[[tuple[int, ...]], Placement],
@@ -62,17 +62,17 @@ class WeightsAgreement:
         Args:
             ticket: The operation.
             now: The time, in seconds.
-            beside: The aggregators on this worker's host.
+            beside: The processes of aggregators on this worker's host.
             is_member: Whether this worker counts; see roles.report.
         """
         self._held.append((ticket, now))
         if not self._begun:
             self._begun = True
-            report = roles.report(self._aggregators, beside, is_member=is_member)
+            report = self._aggregators.report(beside, is_member=is_member)
             key = self._registry.add(INTERNAL, NAME, report.shape, ElementType.INT64, Operation.SUM)
             key.keeps_sum = True
             # Its owner must be known without the agreement.
-            key.place(self._placement((1, *[0] * (self._aggregators - 1))))
+            key.place(self._placement((1, *[0] * (len(self._aggregators) - 1))))
             summing = Ticket(key, 0, _PRIORITY, lambda ticket: None)
             summing.start(report, report, lambda error: None)
             self._operations.run_own(summing, lambda error: self._end(report.tolist(), error), now)
@@ -81,7 +81,7 @@ class WeightsAgreement:
         """Places all keys by the sum of the reports, and runs the operations that were held; or fails everything."""
         self.over = True
         if error is None:
-            weights = roles.weights_of(total)
+            weights = self._aggregators.weights_of(total)
             _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
             self._registry.place(self._placement(weights))
         else:
