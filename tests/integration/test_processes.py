@@ -11,36 +11,12 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.aggregator import Server, Settings
 from psum.aggregator.processes.ports import Ports
 from psum.client import fleet
-from psum.client.transport.loop_thread import LoopThread
+from psum.client.core.process_lists import Processes
+from psum.client.route import Route
+from tests.integration.several import PATIENCE_SECONDS, Aggregator
 from tests.polling import wait_until
-
-PATIENCE_SECONDS = 20.0
-
-
-class Aggregator:
-    """An aggregator of two processes, both of which are servers of this process.
-
-    Attributes:
-        servers: The servers.
-        address: The address to list.
-    """
-
-    def __init__(self, ports: Ports) -> None:
-        self._thread = LoopThread("fleet")
-        each = ports.reserve(Settings(listen=("127.0.0.1:0",), processes=2))
-        addresses = [settings.listen for settings in each]
-        self.servers = [Server(each[0], processes=addresses), Server(each[1])]
-        self.address = addresses[0][0]
-        for server in self.servers:
-            self._thread.run(server.start(), PATIENCE_SECONDS)
-
-    def close(self) -> None:
-        for server in self.servers:
-            self._thread.run(server.stop(0.2), PATIENCE_SECONDS)
-        self._thread.stop()
 
 
 @pytest.fixture
@@ -48,6 +24,11 @@ def aggregator() -> Iterator[Aggregator]:
     """An aggregator of two processes."""
     with Ports() as ports, contextlib.closing(Aggregator(ports)) as made:
         yield made
+
+
+def ask_nobody(settings: psum.Settings, route: Route) -> Sequence[Processes]:
+    """What a worker that does not ask knows."""
+    return [()] * len(settings.aggregators)
 
 
 def work(rank: int, address: str) -> Sequence[str]:
@@ -77,7 +58,7 @@ def test_all_ranks_use_all_processes(aggregator: Aggregator) -> None:
 
 def test_workers_that_do_not_ask_use_the_first_process(aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch) -> None:
     """As workers of an older version do."""
-    monkeypatch.setattr(fleet, "_expanded", lambda settings: settings)
+    monkeypatch.setattr(fleet, "_ask", ask_nobody)
     assert on_both_ranks(aggregator.address) == [(aggregator.address,)] * 2
     assert aggregator.servers[1]._service.registry.counters.totals()[0] == 0
 
@@ -86,7 +67,7 @@ def test_an_old_and_a_new_worker_in_one_job_are_told(aggregator: Aggregator, mon
     """The later one gets an error that shows both lists."""
     new = psum.Settings(aggregators=(aggregator.address,), rank=0, num_workers=2)
     with psum.connect(new) as client:
-        monkeypatch.setattr(fleet, "_expanded", lambda settings: settings)
+        monkeypatch.setattr(fleet, "_ask", ask_nobody)
         old = psum.Settings(aggregators=(aggregator.address,), rank=1, num_workers=2)
         with pytest.raises(psum.DisagreementError) as raised:
             psum.connect(old)
