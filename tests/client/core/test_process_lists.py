@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psum.client.core.placement import Placement
-from psum.client.core.process_lists import addresses_of, fleet_of
+from psum.client.core.process_lists import addresses_of, aggregators_of, fleet_of
 from psum.wire.errors import ConfigurationError
 
 PROCESSES = [
@@ -56,6 +56,20 @@ def test_a_process_that_is_listed_too_is_an_error() -> None:
     """It would get two shares of the bytes."""
     with pytest.raises(ConfigurationError, match="lists host:50053 and host:50051, and host:50053 belongs to both"):
         fleet_of(["host:50051", "host:50053"], (), [PROCESSES, ()])
+
+
+def test_ranks_know_alike_which_processes_belong_together() -> None:
+    """However they list them: the first process of an aggregator, or all, also in another order and spelling."""
+    fleets = {
+        ("other:1", "host:50051"): [(), PROCESSES],
+        ("other:1", "host:50051", "Host:50053", "host:50055"): [(), PROCESSES, (), ()],
+    }
+    for listed, processes in fleets.items():
+        addresses, _ = fleet_of(listed, (), processes)
+        assert aggregators_of(listed, addresses, processes) == (0, 1, 1, 1)
+    listed = ("host:50055", "other:1", "host:50051", "host:50053")
+    assert aggregators_of(listed, listed, [(), (), PROCESSES, ()]) == (0, 1, 0, 0)
+    assert aggregators_of((), (), ()) == ()
 
 
 @pytest.mark.parametrize(
