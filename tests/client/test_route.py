@@ -81,10 +81,6 @@ def test_a_relay_is_used_where_it_saves_something() -> None:
     ):
         assert route(Settings(**usual | change)) == flat, change
     assert route(Settings(**usual | {"aggregators": FLEET[:1]})) == Route(FLEET[:1])
-    # Two processes of one aggregator: nothing is saved if one of them forwards to the other.
-    processes = Settings(**usual)
-    object.__setattr__(processes, "asked", (2,))
-    assert route(processes) == flat
     assert (flat.relay, flat.group_size) == ("", 0)
 
 

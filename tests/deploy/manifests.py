@@ -29,6 +29,7 @@ RENDERED = {
     "own-certificates": ("overlays/own-certificates",),
     "production, large": ("overlays/production", "components/large-fleet"),
     "production, processes": ("overlays/production", "components/stable-addresses", "components/processes"),
+    "production, relays and processes": ("overlays/production", "components/relay", "components/processes"),
     "production, behind an ingress": ("overlays/production", "components/ingress"),
     "workers/indexed-job": ("workers/indexed-job",),
     "workers/single-node": ("workers/single-node",),

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,37 +11,12 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-from psum.aggregator import Server, Settings
 from psum.aggregator.processes.ports import Ports
 from psum.client import fleet
-from psum.client.membership import Membership
-from psum.client.transport.loop_thread import LoopThread
+from psum.client.core.process_lists import Processes
+from psum.client.route import Route
+from tests.integration.several import PATIENCE_SECONDS, Aggregator
 from tests.polling import wait_until
-
-PATIENCE_SECONDS = 20.0
-
-
-class Aggregator:
-    """An aggregator of two processes, both of which are servers of this process.
-
-    Attributes:
-        servers: The servers.
-        address: The address to list.
-    """
-
-    def __init__(self, ports: Ports) -> None:
-        self._thread = LoopThread("fleet")
-        each = ports.reserve(Settings(listen=("127.0.0.1:0",), processes=2))
-        addresses = [settings.listen for settings in each]
-        self.servers = [Server(each[0], processes=addresses), Server(each[1])]
-        self.address = addresses[0][0]
-        for server in self.servers:
-            self._thread.run(server.start(), PATIENCE_SECONDS)
-
-    def close(self) -> None:
-        for server in self.servers:
-            self._thread.run(server.stop(0.2), PATIENCE_SECONDS)
-        self._thread.stop()
 
 
 @pytest.fixture
@@ -49,6 +24,11 @@ def aggregator() -> Iterator[Aggregator]:
     """An aggregator of two processes."""
     with Ports() as ports, contextlib.closing(Aggregator(ports)) as made:
         yield made
+
+
+def ask_nobody(settings: psum.Settings, route: Route) -> Sequence[Processes]:
+    """What a worker that does not ask knows."""
+    return [()] * len(settings.aggregators)
 
 
 def work(rank: int, address: str) -> Sequence[str]:
@@ -78,7 +58,7 @@ def test_all_ranks_use_all_processes(aggregator: Aggregator) -> None:
 
 def test_workers_that_do_not_ask_use_the_first_process(aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch) -> None:
     """As workers of an older version do."""
-    monkeypatch.setattr(fleet, "_expanded", lambda settings: settings)
+    monkeypatch.setattr(fleet, "_ask", ask_nobody)
     assert on_both_ranks(aggregator.address) == [(aggregator.address,)] * 2
     assert aggregator.servers[1]._service.registry.counters.totals()[0] == 0
 
@@ -87,34 +67,11 @@ def test_an_old_and_a_new_worker_in_one_job_are_told(aggregator: Aggregator, mon
     """The later one gets an error that shows both lists."""
     new = psum.Settings(aggregators=(aggregator.address,), rank=0, num_workers=2)
     with psum.connect(new) as client:
-        monkeypatch.setattr(fleet, "_expanded", lambda settings: settings)
+        monkeypatch.setattr(fleet, "_ask", ask_nobody)
         old = psum.Settings(aggregators=(aggregator.address,), rank=1, num_workers=2)
         with pytest.raises(psum.DisagreementError) as raised:
             psum.connect(old)
         assert all(address in str(raised.value) for address in client.settings.aggregators)
-
-
-def test_processes_share_the_link_of_their_machine(
-    aggregator: Aggregator, make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three hosts with an aggregator each, and a dedicated one of two processes: together they take two fifths of the
-    bytes, as one process would."""
-    beside = make_fleet(3)
-
-    async def own(membership: Membership) -> frozenset[int]:
-        return frozenset({membership._settings.rank})
-
-    monkeypatch.setattr("psum.client.settings.is_local", lambda address: False)
-    monkeypatch.setattr("psum.client.membership.Membership._own_aggregators", own)
-
-    def sum_up(client: psum.Client) -> None:
-        value = np.full(1 << 20, client.rank, np.float32)
-        client.store().push_pull("w", value)
-        assert (value == 3).all()
-
-    beside.on_every_rank(3, sum_up, aggregators=(*beside.addresses, aggregator.address))
-    received = [s._service.registry.counters.totals()[0] for s in (*beside.servers, *aggregator.servers)]
-    assert [round(each / sum(received), 2) for each in received] == [0.2] * 5
 
 
 def test_a_worker_waits_while_the_first_process_ends(aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch) -> None:

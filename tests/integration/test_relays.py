@@ -201,6 +201,21 @@ def push_for_ever(client: psum.Client) -> None:
         store.push_pull("w", np.ones(100_000, np.float32))
 
 
+def test_an_owner_that_cannot_be_reached_is_named(
+    make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers of a relay get the owner's address and the cause, if it was there when they asked for its processes
+    and is gone when their group is complete."""
+    monkeypatch.setattr("psum.client.fleet._ask", lambda settings, route: [()] * len(settings.aggregators))
+    fleet = make_fleet(1, connect_timeout=0.5)
+    nobody = "127.0.0.1:1"
+    errors = on_every_host(fleet, fails, relays=fleet.addresses, aggregators=(*fleet.addresses, nobody), num_workers=3)
+    for error in errors:
+        assert isinstance(error, psum.UnreachableError), error
+        assert nobody in str(error)
+        assert "for ranks 0-1" in str(error)
+
+
 def test_an_owner_that_is_lost_is_named(make_fleet: Callable[..., Fleet]) -> None:
     """An owner that ends and does not come back fails the job on all ranks, with its address."""
     fleet = make_fleet(3, reconnect_timeout=0.5)

@@ -15,13 +15,12 @@ from psum.client.core.operation import Operation
 from psum.client.core.session import Load, Session
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
 from psum.client.core.ticket import Ticket
+from psum.client.fleet import Fleet
 from psum.client.membership import Membership
 from psum.client.memory import ClientMemory
 from psum.client.observe import process_name
 from psum.client.observe.telemetry import Telemetry
 from psum.client.outstanding import OutstandingOperations
-from psum.client.route import route_of
-from psum.client.settings import Settings
 from psum.client.store import Store
 from psum.client.transport.loop_thread import LoopThread
 from psum.client.transport.usable_planes import usable_planes
@@ -54,35 +53,32 @@ class Client:
     reports.
 
     Args:
-        settings: The settings of the job and of this worker.
+        fleet: The settings of the job and of this worker, and where it connects to.
         staging: Whether `allocate` gives memory.
         numbering: What numbers its stores. None: they count from 0.
-        opened: How many of its file descriptors are open already.
 
     Attributes:
-        settings: As given.
+        settings: Its settings, with all processes of the aggregators.
         numbering: What numbers its stores.
 
     Raises:
         ConnectError: This process may have too few file descriptors.
     """
 
-    def __init__(
-        self, settings: Settings, *, staging: bool = False, numbering: StoreNumbers | None = None, opened: int = 0
-    ) -> None:
-        route = route_of(settings)
-        self._planes = usable_planes(settings, route.connections, staging=staging, opened=opened)
+    def __init__(self, fleet: Fleet, *, staging: bool = False, numbering: StoreNumbers | None = None) -> None:
+        settings, route = fleet.settings, fleet.route
+        self._planes = usable_planes(settings, route.connections, staging=staging, opened=fleet.opened)
         self.settings = settings
         self.numbering = numbering or StoreNumbers()
         self._pid = process_name.pid
         self._session = Session(
             settings.aggregators,
             None if settings.weights_by_roles else settings.weights,
-            processes=settings.processes,
             rank=settings.rank,
             partition_bytes=settings.partition_bytes,
             credit_bytes=settings.credit_bytes,
             relay=route.relay,
+            processes_of=fleet.aggregators,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
             report_fault=self._report_fault,

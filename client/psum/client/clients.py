@@ -61,7 +61,7 @@ def reserve_store() -> StoreNumber:
 
 def _connected(settings: Settings, *, staging: bool, numbering: StoreNumbers | None = None) -> Client:
     with whole_fleet(settings) as fleet:
-        client = Client(fleet.settings, staging=staging, numbering=numbering, opened=fleet.opened)
+        client = Client(fleet, staging=staging, numbering=numbering)
         try:
             # What this process has itself does not end by waiting.
             client.connect(waits_for_rank=_other_client(client) is None)

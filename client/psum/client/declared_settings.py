@@ -1,7 +1,6 @@
 """The declarations of a worker's settings: names, defaults and meanings."""
 
 import dataclasses
-from typing import ClassVar
 
 from psum.client.relay_levels import AUTO, Level, parse_levels, parse_relay
 from psum.planes import CHOICES, DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
@@ -28,9 +27,6 @@ def _weights(text: str) -> tuple[int, ...]:
 @dataclasses.dataclass(frozen=True)
 class DeclaredSettings(BaseSettings):
     """The fields of `Settings`, without what is checked and derived."""
-
-    asked: ClassVar[tuple[int, ...]] = ()
-    """How many processes each listed aggregator has, once the worker has asked. `aggregators` then has all of them."""
 
     job: str = setting("PSUM_JOB", default="default", parse=str, meaning="The job's name.")
     aggregators: tuple[str, ...] = setting(
@@ -255,11 +251,6 @@ class DeclaredSettings(BaseSettings):
         parse=choice("text", "json"),
         meaning="The format of log lines: json or text. With text, the program's own logging takes precedence.",
     )
-
-    @property
-    def processes(self) -> tuple[int, ...]:
-        """How many of the addresses in `aggregators` belong to each listed aggregator, in order."""
-        return self.asked or (1,) * len(self.aggregators)
 
     @property
     def relays(self) -> tuple[Level, ...]:

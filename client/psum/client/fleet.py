@@ -2,19 +2,21 @@
 
 import contextlib
 import dataclasses
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
 from psum.client import termination
-from psum.client.core.process_lists import fleet_of, process_weights
+from psum.client.core.process_lists import Processes, aggregators_of, fleet_of
+from psum.client.observe import process_name
 from psum.client.observe.logging import set_up_logging
+from psum.client.route import Route, route_of
 from psum.client.settings import Settings
 from psum.client.transport.loop_thread import LoopThread
-from psum.client.transport.process_lists import ask_for_processes
+from psum.client.transport.process_lists import ask_for_processes, ask_relay_for_processes
 from psum.client.transport.usable_planes import usable_planes
 from psum.runtime import open_descriptors, replaced
-from psum.wire.errors import WorkerLostError
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import ConnectError, WorkerLostError
 
 
 class _Newcomer:
@@ -34,53 +36,59 @@ class Fleet:
 
     Attributes:
         settings: Its settings, with every process of the listed aggregators in the place of its aggregator.
+        route: Where it connects to.
+        aggregators: For each process the number of its aggregator; see `aggregators_of`.
         opened: How many file descriptors it has opened to learn that, and uses further on.
     """
 
     settings: Settings
+    route: Route
+    aggregators: Sequence[int]
     opened: int
 
 
 @contextlib.contextmanager
 def whole_fleet(settings: Settings) -> Iterator[Fleet]:
-    """Asks the listed aggregators for their processes.
+    """Decides where the worker connects to, and asks the listed aggregators, or its relay, for their processes.
 
     SIGTERM is handled until the end of the block, by which the client handles it.
 
     Raises:
-        ConnectError: An aggregator was not reached in time, one side does not trust the other, or this process may have
-            too few file descriptors.
+        ConnectError: An aggregator was not reached in time, one side does not trust the other, or this process may
+            have too few file descriptors.
         ConfigurationError: The list cannot be used with these aggregators, or a file cannot be used.
     """
+    # By the list as it is: all workers of a host must decide alike, and its own processes are not others.
+    route = route_of(settings)
     # Before gRPC is used: it ends the process if it cannot open a descriptor of its own.
-    usable_planes(settings, settings.aggregators)
+    usable_planes(settings, route.connections)
     before = open_descriptors()
     newcomer = _Newcomer(settings)
     termination.watch(newcomer)
     try:
-        whole = _expanded(settings)
-        yield Fleet(whole, max(0, open_descriptors() - before))
+        processes = _ask(settings, route) if settings.aggregators else ()
+        addresses, weights = fleet_of(settings.aggregators, settings.weights, processes)
+        aggregators = aggregators_of(settings.aggregators, addresses, processes)
+        if len(addresses) != len(settings.aggregators):
+            # Weights by roles are shared among processes when they are known.
+            weights = () if settings.weights_by_roles else weights
+            settings = replaced(settings, aggregators=addresses, weights=weights)
+        yield Fleet(settings, route.to(addresses), aggregators, max(0, open_descriptors() - before))
     finally:
         termination.forget(newcomer)
 
 
-def _expanded(settings: Settings) -> Settings:
-    # A worker behind relays that its settings name may not reach the aggregators. Its list must have all processes.
-    if not settings.aggregators or settings.relays:
-        return settings
+def _ask(settings: Settings, route: Route) -> Sequence[Processes]:
+    """What each listed aggregator says of its processes."""
     set_up_logging(settings)
     thread = LoopThread("psum-client")
     try:
-        told = thread.run(ask_for_processes(settings))
+        if not route.relay:
+            return thread.run(ask_for_processes(settings))
+        hello = pb.Hello(job=settings.job, rank=settings.rank, worker=process_name.name())
+        route.describe(hello)
+        return thread.run(ask_relay_for_processes(settings, route.relay, hello))
+    except ConnectError as error:
+        raise route.explained(error) from None
     finally:
         thread.stop()
-    fleet = fleet_of(settings.aggregators, told)
-    counts = tuple(map(len, fleet))
-    if sum(counts) == len(counts):
-        return settings
-    weights = () if settings.weights_by_roles else process_weights(settings.weights, counts)
-    addresses = tuple(itertools.chain.from_iterable(fleet))
-    whole = replaced(settings, aggregators=addresses, weights=weights)
-    # Not a field, because nobody sets it.
-    object.__setattr__(whole, "asked", counts)
-    return whole

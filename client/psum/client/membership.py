@@ -15,7 +15,7 @@ from psum.client.transport.own_aggregators import own_aggregators
 from psum.client.transport.plane_offers import PlaneOffers
 from psum.planes import NAMES, GrowingSegment, Plane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION
+from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, canonical
 from psum.wire.errors import ConnectError, FaultError
 
 
@@ -99,12 +99,8 @@ class Membership:
             await join(make, settings, waits=waits_for_rank)
         except BaseException as error:
             self.connections = ()
-            if isinstance(error, ConnectError) and self._route.found:
-                raise ConnectError(
-                    f"{error} (That is the aggregator of this host, which its workers use as their relay;"
-                    " PSUM_RELAY=off on all of them goes without.)",
-                    address=error.address,
-                ) from None
+            if isinstance(error, ConnectError):
+                raise self._route.explained(error) from None
             raise
         if self._is_leaving_early:
             # The process is ending, and must not begin anything.
@@ -163,11 +159,13 @@ class Membership:
             self._fail(error)
 
     async def _own_aggregators(self) -> frozenset[int]:
-        """The indices of the aggregators on this worker's host."""
+        """The indices of the processes of aggregators on this worker's host."""
         # Only processes of one host share memory, also if they have different addresses, as pods do.
-        sharing = {each.address for each in self.connections if each.plane_name == NAMES[pb.PLANE_SHM]}
+        sharing = {canonical(each.address) for each in self.connections if each.plane_name == NAMES[pb.PLANE_SHM]}
         addresses = self._settings.aggregators
-        return await own_aggregators(addresses) | {i for i, address in enumerate(addresses) if address in sharing}
+        return await own_aggregators(addresses) | {
+            i for i, address in enumerate(addresses) if canonical(address) in sharing
+        }
 
     def _hello(self, aggregator: int, resuming: bool) -> pb.Hello:
         settings = self._settings

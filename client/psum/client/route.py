@@ -15,6 +15,7 @@ from psum.client.declared_settings import DeclaredSettings
 from psum.client.relay_levels import AUTO, Level
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import split_address
+from psum.wire.errors import ConnectError
 
 #: Addresses for documentation, which no host has. If a socket can be bound to one, as with net.ipv4.ip_nonlocal_bind,
 #: it can be bound to any, and shows nothing.
@@ -44,6 +45,20 @@ class Route:
     def relay(self) -> str:
         """The relay's address; empty without a relay."""
         return self.connections[0] if self.group_size else ""
+
+    def to(self, aggregators: tuple[str, ...]) -> "Route":
+        """The same route in a fleet of these aggregators, as it turned out to be."""
+        return self if self.group_size else dataclasses.replace(self, connections=aggregators)
+
+    def explained(self, error: ConnectError) -> ConnectError:
+        """An error with what the user must know if a relay that nobody named has caused it."""
+        if not self.found or error.address != self.relay:
+            return error
+        return ConnectError(
+            f"{error} (That is the aggregator of this host, which its workers use as their relay; PSUM_RELAY=off on all"
+            " of them goes without.)",
+            address=error.address,
+        )
 
     def describe(self, hello: pb.Hello) -> None:
         """Writes into a hello what the relay must know. Without a relay, nothing."""
@@ -106,7 +121,7 @@ def _would_gain(settings: DeclaredSettings) -> bool:
     """Whether a relay on this host would save something: several workers here, others elsewhere, a shared memory."""
     return (
         1 < settings.local_size < settings.num_workers
-        and len(settings.processes) > 1
+        and len(settings.aggregators) > 1
         and settings.plane in _SHARING_PLANES
     )
 

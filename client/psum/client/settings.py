@@ -36,7 +36,7 @@ class Settings(DeclaredSettings):
 
         All workers decide this alike from what they agree on. Where all addresses are local, all is on one host.
         """
-        return len(self.processes) > 1 and not self.weights and not all(map(is_local, self.aggregators))
+        return len(self.aggregators) > 1 and not self.weights and not all(map(is_local, self.aggregators))
 
     def warnings(self) -> Iterator[str]:
         """Yields a sentence for everything that works but is probably not meant."""

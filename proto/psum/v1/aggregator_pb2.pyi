@@ -1267,19 +1267,28 @@ class GetStatusRequest(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     WITHOUT_JOBS_FIELD_NUMBER: _builtins.int
+    HELLO_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """Only this job. Empty: all."""
     without_jobs: _builtins.bool
     """Only the process, and none of its jobs. This costs the aggregator almost nothing."""
+    @_builtins.property
+    def hello(self) -> Global___Hello:
+        """Asks a relay to ask others for their processes: those in `aggregators`. The rest is as in the hello with which the
+        worker will join the relay's group, and is checked in the same way; of the fields, only `job`, `rank`, `worker`,
+        `group_size`, `next_relays` and `forwarded_by` count.
+        """
+
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         without_jobs: _builtins.bool = ...,
+        hello: Global___Hello | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "without_jobs", b"without_jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "job", b"job", "without_jobs", b"without_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1303,6 +1312,7 @@ class GetStatusResponse(_message.Message):
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     LOOP_LAG_SECONDS_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
+    INQUIRIES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of psum."""
     incarnation: _builtins.int
@@ -1337,6 +1347,10 @@ class GetStatusResponse(_message.Message):
         A worker uses each as an aggregator of the fleet, in this order, in place of the address that it was given.
         """
 
+    @_builtins.property
+    def inquiries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inquiry]:
+        """From a relay that was asked with `hello`: what each of the aggregators there said, in the same order."""
+
     def __init__(
         self,
         *,
@@ -1352,14 +1366,51 @@ class GetStatusResponse(_message.Message):
         memory_budget_bytes: _builtins.int = ...,
         loop_lag_seconds: _builtins.float = ...,
         processes: _abc.Iterable[Global___Process] | None = ...,
+        inquiries: _abc.Iterable[Global___Inquiry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "inquiries", b"inquiries", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Inquiry(_message.Message):
+    """What a relay learned of an aggregator's processes by asking once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    problem: _builtins.str
+    """Why it did not say them, for people. Empty: it did. The worker asks again."""
+    address: _builtins.str
+    """With a problem: the address that it is about, which is the aggregator's or that of a relay on the way there."""
+    final: _builtins.bool
+    """Whether asking again is of no use, because the two sides do not trust each other."""
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]:
+        """The aggregator's processes, as in its own GetStatusResponse. None: it is one process."""
+
+    def __init__(
+        self,
+        *,
+        processes: _abc.Iterable[Global___Process] | None = ...,
+        problem: _builtins.str = ...,
+        address: _builtins.str = ...,
+        final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "final", b"final", "problem", b"problem", "processes", b"processes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Inquiry: _TypeAlias = Inquiry  # noqa: Y015
 
 @_typing.final
 class Process(_message.Message):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psum.client.core.roles import report, weights_of
+from psum.client.core.roles import Aggregators
 
 
 def agreed(aggregators: int, hosts: Sequence[tuple[int, Collection[int]]], *, relays: bool = False) -> tuple[int, ...]:
@@ -18,12 +18,13 @@ def agreed(aggregators: int, hosts: Sequence[tuple[int, Collection[int]]], *, re
         hosts: For each host, its workers, and the indices of its aggregators.
         relays: Whether the workers of a host share a relay.
     """
+    fleet = Aggregators(range(aggregators))
     reports = [
-        report(aggregators, beside, is_member=local == 0 or not relays)
+        fleet.report(beside, is_member=local == 0 or not relays)
         for workers, beside in hosts
         for local in range(workers)
     ]
-    return weights_of(np.sum(reports, axis=0).tolist())
+    return fleet.weights_of(np.sum(reports, axis=0).tolist())
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,47 @@ def test_a_host_whose_workers_share_a_relay_counts_once() -> None:
     hosts = [(workers, [host]) for host, workers in enumerate((1, 2, 4, 8))]
     assert agreed(6, hosts, relays=True) == (1, 1, 1, 1, 3, 3)
     assert agreed(6, hosts) != (1, 1, 1, 1, 3, 3)
+
+
+@pytest.mark.parametrize("relays", [False, True])
+@pytest.mark.parametrize(
+    ("processes", "hosts", "weights"),
+    [
+        # Four hosts with workers and an aggregator of two processes each, and two dedicated aggregators of two.
+        ([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], 4, (1,) * 8 + (3,) * 4),
+        # The dedicated ones are one process each: twice the weight of two that share one host's.
+        ([0, 0, 1, 1, 2, 2, 3, 3, 4, 5], 4, (1,) * 8 + (6,) * 2),
+        # They have different numbers of processes, and so do the hosts' own.
+        ([0, 1, 1, 2, 3, 4, 4, 4, 5], 4, (2, 1, 1, 2, 2, 2, 2, 2, 6)),
+        # All processes are listed, in any order.
+        ([0, 1, 2, 2, 1, 0], 2, (1, 1, 0, 0, 1, 1)),
+    ],
+)
+def test_processes_share_the_weight_of_their_aggregator(
+    processes: list[int], hosts: int, weights: tuple[int, ...], relays: bool
+) -> None:
+    """Aggregators get the weights that they have as one process each, since a host has one link. It is enough that a
+    worker knows of one process that it is on its host."""
+    fleet = Aggregators(processes)
+    by_host = [[index for index, number in enumerate(processes) if number == host] for host in range(hosts)]
+    reports = [fleet.report([here[local]], is_member=local == 0 or not relays) for here in by_host for local in (0, -1)]
+    assert fleet.weights_of(np.sum(reports, axis=0).tolist()) == weights
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=9), st.data())
+def test_shares_of_any_numbers_of_processes_are_near_those_of_hosts(counts: list[int], data: st.DataObject) -> None:
+    """Exact where that takes few turns. Otherwise no link carries noticeably more."""
+    hosts = data.draw(st.integers(1, len(counts)))
+    numbers = [number for number, count in enumerate(counts) for _ in range(count)]
+    fleet, hosts_only = Aggregators(numbers), Aggregators(range(len(counts)))
+    reports = [fleet.report([numbers.index(host)]) for host in range(hosts)]
+    total = np.sum(reports, axis=0).tolist()
+    assert total == np.sum([hosts_only.report([host]) for host in range(hosts)], axis=0).tolist()
+    weights, expected = fleet.weights_of(total), hosts_only.weights_of(total)
+    assert sum(weights) <= 65 * len(numbers)
+    for number, weight in enumerate(expected):
+        share = sum(each for each, of in zip(weights, numbers, strict=True) if of == number) / sum(weights)
+        assert share == pytest.approx(weight / sum(expected), rel=0.05, abs=0.01)
 
 
 @settings(max_examples=40)

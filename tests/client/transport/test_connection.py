@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from psum.client.fleet import Fleet
+from psum.client.route import Route
 from psum.client.transport.opening import StreamOpener
 from psum.client.transport.stream import Stream
 from psum.v1 import aggregator_pb2 as pb
@@ -21,17 +23,36 @@ FAREWELL = pb.ExchangeResponse(farewell=pb.Farewell())
 
 
 class Aggregator:
-    """A server that answers hello with some messages and then is silent."""
+    """A server that answers hello with some messages and then is silent.
 
-    def __init__(self, *answers: pb.ExchangeResponse) -> None:
+    Args:
+        answers: The messages.
+        statuses: Its answers to one GetStatus after the other; it then knows of no GetStatus.
+    """
+
+    def __init__(self, *answers: pb.ExchangeResponse, statuses: Sequence[pb.GetStatusResponse] = ()) -> None:
         self._answers = answers
+        self._statuses = list(statuses)
         self.hellos: list[pb.Hello] = []
+        self.questions: list[pb.GetStatusRequest] = []
 
     async def __aenter__(self) -> psum.Settings:
         self._server = grpc.aio.server()
         method: Any = grpc.stream_stream_rpc_method_handler(self._exchange)
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("psum.v1.AggregatorService", {"Exchange": method}),)
+            (
+                grpc.method_handlers_generic_handler(
+                    "psum.v1.AggregatorService",
+                    {
+                        "Exchange": method,
+                        "GetStatus": grpc.unary_unary_rpc_method_handler(
+                            self._get_status,
+                            request_deserializer=pb.GetStatusRequest.FromString,
+                            response_serializer=pb.GetStatusResponse.SerializeToString,
+                        ),
+                    },
+                ),
+            )
         )
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
@@ -39,6 +60,12 @@ class Aggregator:
 
     async def __aexit__(self, *_: object) -> None:
         await self._server.stop(0)
+
+    async def _get_status(self, question: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        self.questions.append(question)
+        if not self._statuses:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+        return self._statuses.pop(0)
 
     async def _exchange(self, requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
         async for request in requests:
@@ -49,8 +76,15 @@ class Aggregator:
 
 
 async def test_a_relay_is_told_its_group_and_what_is_behind_it() -> None:
-    """The worker connects to nobody else, and agrees with the others on the list of aggregators as ever."""
-    relay = Aggregator(pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE, relays=True)))
+    """The worker connects to nobody else, and agrees with the others on the list of aggregators, which the relay has
+    asked for their processes. It asks again about those that did not answer."""
+    statuses = [
+        pb.GetStatusResponse(draining=True),
+        pb.GetStatusResponse(inquiries=[pb.Inquiry(), pb.Inquiry(problem="it starts", address="b:1")]),
+        pb.GetStatusResponse(inquiries=[pb.Inquiry(processes=[pb.Process(addresses=[f"x:{n}"]) for n in (1, 3)])]),
+    ]
+    welcome = pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE, relays=True))
+    relay = Aggregator(welcome, statuses=statuses)
     async with relay as settings:
         (address,) = settings.aggregators
         settings = dataclasses.replace(
@@ -61,15 +95,36 @@ async def test_a_relay_is_told_its_group_and_what_is_behind_it() -> None:
     assert client.planes == ("inline",)
     [hello] = relay.hellos
     assert (hello.rank, hello.num_workers, hello.group_size, hello.aggregator_index) == (0, 8, 2, 0)
-    assert list(hello.aggregators) == ["a:1", "b:1"]
-    assert [(each.address, each.group_size) for each in hello.next_relays] == [("rack:1", 4)]
+    assert list(hello.aggregators) == ["a:1", "b:1", "b:3"]
+    assert [list(question.hello.aggregators) for question in relay.questions] == [["a:1", "b:1"]] * 2 + [["b:1"]]
+    for said in (hello, *(question.hello for question in relay.questions)):
+        assert said.group_size == 2
+        assert [(each.address, each.group_size) for each in said.next_relays] == [("rack:1", 4)]
+
+
+@pytest.mark.parametrize("final", [False, True])
+async def test_an_aggregator_that_the_relay_cannot_ask_is_named(final: bool) -> None:
+    """With the relay and the cause: at once if nothing but a person can help, else after PSUM_CONNECT_TIMEOUT."""
+    inquiries = [pb.Inquiry(), pb.Inquiry(problem="no route", address="b:1", final=final)]
+    statuses = [pb.GetStatusResponse(inquiries=inquiries)]
+    statuses += [pb.GetStatusResponse(inquiries=inquiries[1:])] * 99
+    async with Aggregator(statuses=statuses) as settings:
+        (address,) = settings.aggregators
+        settings = dataclasses.replace(settings, aggregators=("a:1", "b:1"), relay=address, local_size=2)
+        settings = dataclasses.replace(settings, connect_timeout=30 if final else 0.2)
+        words = (
+            f"at its relay {address}: no route" if final else rf"at aggregator b:1 within 0.2 s .*{address}.* no route"
+        )
+        with pytest.raises(psum.ConnectError, match=f"rank 0 c.* join the job {words}") as raised:
+            await asyncio.to_thread(psum.connect, settings)
+        assert raised.value.address == "b:1"
 
 
 async def test_an_aggregator_that_knows_no_relays_is_refused_as_one() -> None:
     """It would take the worker for one that has no group, and wait for the other ranks of the host for ever."""
     async with Aggregator(WELCOME) as settings:
         (address,) = settings.aggregators
-        settings = dataclasses.replace(settings, relay=address, local_size=2)
+        settings = dataclasses.replace(settings, aggregators=("a:1", "b:1"), relay=address, local_size=2)
         with pytest.raises(psum.ConnectError, match=rf"{address} does not sum for a group of 2 ranks \(PSUM_RELAY\)"):
             await asyncio.to_thread(psum.connect, settings)
 
@@ -105,12 +160,13 @@ async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType
 async def test_a_worker_that_lacks_descriptors_says_so() -> None:
     """The error comes at once and names descriptors, not the aggregator, before anything is opened and later."""
     async with Aggregator(WELCOME) as settings:
+        fleet = Fleet(settings, Route(settings.aggregators), aggregators=(0,), opened=0)
         with (
             descriptors_left(18),
             pytest.raises(psum.ConnectError, match=r"rank 0 .* needs 19 file descriptors.*ulimit -n"),
         ):
-            psum.Client(settings)
-        client = psum.Client(settings)
+            psum.Client(fleet)
+        client = psum.Client(fleet)
         with (
             descriptors_left(0),
             pytest.raises(

@@ -15,6 +15,7 @@ from psum.aggregator.core.registry import Registry
 from psum.aggregator.relay.core.drain_plan import Round, plan
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
+from psum.aggregator.relay.inquiries import Inquiries
 from psum.aggregator.relay.uplinks import Uplinks, UplinkTerms
 from psum.aggregator.settings import Settings
 from psum.client.observe import process_name
@@ -77,6 +78,13 @@ class Relays:
         """How many file descriptors the uplinks of each job have, by the job's id()."""
         self._tokens: WeakKeyDictionary[Job, str] = WeakKeyDictionary()
         self._ending: set[asyncio.Task[None]] = set()
+        self._inquiries = Inquiries(
+            self._identity,
+            self._credentials(),
+            insecure=settings.insecure,
+            connect_timeout=settings.connect_timeout,
+            descriptors=descriptors,
+        )
         self.registry = Registry(limits, self._release, lent, budget=budget, make=self._make)
         """The jobs."""
 
@@ -84,7 +92,15 @@ class Relays:
         """Notes the token that a worker of a group has brought."""
         if token:
             # The latest one: workers read theirs again for each stream.
-            self._tokens[job] = token.decode("ascii", "ignore")
+            self._tokens[job] = _text(token)
+
+    async def inquire(self, hello: pb.Hello, token: bytes, patience: float | None) -> Sequence[pb.Inquiry]:
+        """Asks aggregators for their processes, for a worker that is about to join a group; see Inquiries."""
+        return await self._inquiries.ask(hello, _text(token), patience)
+
+    def end_inquiries(self) -> None:
+        """Answers all who wait for other aggregators' answers: this process is about to end."""
+        self._inquiries.end()
 
     def tell(self, job: Job, action: UplinkAction) -> None:
         """Carries out an action that concerns the uplinks of a job."""
@@ -162,16 +178,21 @@ class Relays:
         # Workers may have the same environment, and mean the memory that they share with this process.
         return offered_by("auto" if self._settings.plane == "shm" else self._settings.plane)
 
-    def _terms(self, planes: Sequence[Plane]) -> UplinkTerms:
+    def _credentials(self) -> Credentials:
+        """What is shown to other aggregators, and asked of them; without a token that workers bring."""
         settings = self._settings
         ca = settings.relay_tls_ca or settings.tls_client_ca
+        return Credentials(
+            tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
+            server_name=settings.relay_tls_server_name,
+            names=_NAMES,
+            token_file=settings.relay_token_file,
+        )
+
+    def _terms(self, planes: Sequence[Plane]) -> UplinkTerms:
+        settings = self._settings
         return UplinkTerms(
-            credentials=Credentials(
-                tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
-                server_name=settings.relay_tls_server_name,
-                names=_NAMES,
-                token_file=settings.relay_token_file,
-            ),
+            credentials=self._credentials(),
             insecure=settings.insecure,
             planes=planes,
             plane=settings.plane,
@@ -192,3 +213,8 @@ class Relays:
             task.add_done_callback(self._ending.discard)
             self._descriptors(-self._taken.pop(id(job), 0))
         self._released(job)
+
+
+def _text(token: bytes) -> str:
+    """A worker's token as it is sent on."""
+    return token.decode("ascii", "ignore")

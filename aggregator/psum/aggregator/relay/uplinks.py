@@ -18,6 +18,7 @@ from psum.aggregator.core.actions import (
     UplinkAction,
 )
 from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.exposure import exposed
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.opening import backoff
@@ -25,7 +26,6 @@ from psum.client.transport.plane_offers import PlaneOffers
 from psum.planes import Limit, Plane
 from psum.runtime import HOW_TO_RAISE
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import is_local
 from psum.wire.errors import (
     DeniedError,
     ExhaustedError,
@@ -211,17 +211,14 @@ class Uplinks:
 
     def _exposes_token(self) -> DeniedError | None:
         """Why the workers' token may not go on to some aggregator, None if it may."""
-        credentials = self._credentials
-        if self._terms.insecure or not (credentials.token_file or (credentials.token and credentials.token())):
+        address = exposed(self._job.uplink.addresses, self._credentials, insecure=self._terms.insecure)
+        if address is None:
             return None
-        for address in self._job.uplink.addresses:
-            if not is_local(address) and not credentials.encrypts(address):
-                return DeniedError(
-                    f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the token"
-                    " would travel unencrypted, for anybody between to read and use; give the relay the authority of"
-                    " that aggregator's certificate (PSUM_RELAY_TLS_CA), or say --insecure where it is started"
-                )
-        return None
+        return DeniedError(
+            f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the token would travel"
+            " unencrypted, for anybody between to read and use; give the relay the authority of that aggregator's"
+            " certificate (PSUM_RELAY_TLS_CA), or say --insecure where it is started"
+        )
 
     def _lacks_descriptors(self) -> ExhaustedError | None:
         if self._terms.planes:

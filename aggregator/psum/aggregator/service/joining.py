@@ -107,14 +107,47 @@ class Joining:
         """
         hello = await self._receive_hello(context)
         peer = context.peer()
+        await self._admit(token, hello, peer)
+        await self._take_descriptor(hello, connection, context)
+        return self._enter(hello, token, connection, peer), hello.rank
+
+    async def _admit(self, token: bytes, hello: pb.Hello, peer: str, level: int = logging.WARNING) -> None:
+        """Checks whether a peer may join a job here, and makes this process ready to relay if it asks for that.
+
+        Args:
+            token: The peer's token.
+            hello: What it says.
+            peer: Its address.
+            level: How important it is that this process does not relay for it.
+
+        Raises:
+            FaultError: It may not join.
+        """
         self._admission.permit(token, hello, peer)
         if hello.group_size:
             if (refusal := self._relays_not(hello, peer)) is not None:
-                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+                _log.log(level, "job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
                 raise refusal
             await self._registries.begin_relaying()
-        await self._take_descriptor(hello, connection, context)
-        return self._enter(hello, token, connection, peer), hello.rank
+
+    async def inquire(self, token: bytes, hello: pb.Hello, peer: str, patience: float | None) -> Sequence[pb.Inquiry]:
+        """Asks other aggregators for their processes, for a worker that will join as one of a group.
+
+        Args:
+            token: Its token.
+            hello: What it will say, as far as it matters here.
+            peer: Its address.
+            patience: How long it waits for the answer, in seconds; None if it does not say.
+
+        Raises:
+            FaultError: It may not join.
+        """
+        if not hello.group_size or hello.ByteSize() > _MAX_HELLO_BYTES:
+            raise InvalidError("expected the hello of a worker of a group")
+        # A worker that is refused joins all the same, to be told why. That is soon enough for the log.
+        await self._admit(token, hello, peer, logging.DEBUG)
+        assert self._registries.relays is not None, "admitted"
+        return await self._registries.relays.inquire(hello, token, patience)
 
     def _relays_not(self, hello: pb.Hello, peer: str) -> FaultError | None:
         """Why this process does not relay for a worker, None if it does."""

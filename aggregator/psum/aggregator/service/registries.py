@@ -106,6 +106,11 @@ class Registries:
         """The connections of a group's job to the aggregators that it forwards to; None if there are none."""
         return None if self.relays is None else self.relays.of(job)
 
+    def end_inquiries(self) -> None:
+        """Answers all who wait for other aggregators' answers: this process is about to end."""
+        if self.relays is not None:
+            self.relays.end_inquiries()
+
     async def close(self) -> None:
         """Ends all connections to other aggregators."""
         if self.relays is not None:

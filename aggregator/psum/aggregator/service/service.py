@@ -119,6 +119,7 @@ class Service:
             connections=self.connections,
             draining=self._draining,
             admission=self._admission,
+            inquire=self._joining.inquire,
             loop_lag=loop_lag,
             clock=clock,
         )
@@ -183,6 +184,7 @@ class Service:
     async def drain(self, grace: float) -> None:
         """Finishes the open rounds within `grace` seconds, and begins no others: workers keep them for the next
         process."""
+        self.registries.end_inquiries()
         await self._draining.run(grace)
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """The status of an aggregator with its jobs, and the call GetStatus that returns it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +14,7 @@ from psum.aggregator.service.connections import Connections
 from psum.aggregator.service.draining import Draining
 from psum.aggregator.service.registries import Registries
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import DeniedError
+from psum.wire.errors import DeniedError, FaultError
 
 try:
     VERSION = metadata.version("psum")
@@ -31,6 +31,7 @@ class Status:
         connections: The connections of workers.
         draining: Tells whether this process is about to end.
         admission: Checks the tokens of callers.
+        inquire: Asks other aggregators for workers of a group; see Joining.
         loop_lag: By how many seconds the event loop was late in the last seconds.
         clock: The time in seconds that jobs are given.
     """
@@ -43,6 +44,7 @@ class Status:
         connections: Connections,
         draining: Draining,
         admission: Admission,
+        inquire: Callable[[bytes, pb.Hello, str, float | None], Awaitable[Sequence[pb.Inquiry]]],
         loop_lag: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
@@ -55,6 +57,7 @@ class Status:
         self._connections = connections
         self._draining = draining
         self._admission = admission
+        self._inquire = inquire
         self._loop_lag = loop_lag
         self._clock = clock
         self._started = clock()
@@ -77,8 +80,16 @@ class Status:
             token = self._admission.token(context.invocation_metadata() or (), context.peer())
         except DeniedError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        inquiries: Sequence[pb.Inquiry] = ()
+        if request.HasField("hello") and not self._draining.begun:
+            try:
+                inquiries = await self._inquire(token, request.hello, context.peer(), context.time_remaining())
+            except FaultError as error:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         opens = self._admission.opens(token)
-        return self._compose(lambda name: not request.without_jobs and request.job in ("", name) and opens(name))
+        status = self._compose(lambda name: not request.without_jobs and request.job in ("", name) and opens(name))
+        status.inquiries.extend(inquiries)
+        return status
 
     def _compose(self, shown: Callable[[str], bool]) -> pb.GetStatusResponse:
         jobs: list[pb.JobStatus] = []

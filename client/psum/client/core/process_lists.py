@@ -4,7 +4,7 @@ Every rank derives the same fleet from the same list, because an aggregator tell
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from psum.wire import canonical, split_address
@@ -50,20 +50,28 @@ def addresses_of(listed: str, processes: Processes) -> tuple[str, ...]:
     )
 
 
-def fleet_of(listed: Sequence[str], processes: Sequence[Processes]) -> list[tuple[str, ...]]:
-    """The addresses of all processes of each aggregator, in the order of the list.
+def fleet_of(
+    listed: Sequence[str], weights: Sequence[int], processes: Sequence[Processes]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """All processes of a fleet in the order of the list, and their weights.
 
-    The list may also have all processes of an aggregator. Then each counts as an aggregator.
+    The processes of an aggregator share its weight evenly. The list may also have all of its processes.
 
     Args:
         listed: The addresses that workers list.
+        weights: A weight for each; empty: all are equal.
         processes: What each says of its processes.
 
+    Returns:
+        The addresses, and a weight for each. No weights if all are equal and none were given.
+
     Raises:
-        ConfigurationError: An address cannot be derived, or some processes of an aggregator are listed, and not all.
+        ConfigurationError: An address cannot be derived, a process is listed too, or the numbers of processes make the
+            weights' sum too large.
     """
     known = {canonical(address) for address in listed}
     found = [addresses_of(address, told) for address, told in zip(listed, processes, strict=True)]
+    # Somebody may list all processes. Then each is an aggregator with a weight of its own.
     found = [(each[0],) if all(canonical(process) in known for process in each) else each for each in found]
     owners: dict[str, str] = {}
     for address, reached in zip(listed, found, strict=True):
@@ -75,56 +83,49 @@ def fleet_of(listed: Sequence[str], processes: Sequence[Processes]) -> list[tupl
                         " aggregator with several processes once, by its first address, or list all of its processes"
                     ]
                 )
-    return found
-
-
-def process_weights(weights: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
-    """The weights of all processes, if those of aggregators do not follow from their roles.
-
-    Args:
-        weights: A weight for each aggregator; empty: all are equal.
-        counts: How many processes each has.
-
-    Returns:
-        A weight for each process; empty if all are equal and none were given.
-
-    Raises:
-        ConfigurationError: The numbers of processes make the weights' sum too large.
-    """
-    if len(set(counts)) == 1 and (not weights or counts[0] == 1):
-        return tuple(weights)
-    given = weights or (1,) * len(counts)
-    found = shared(given, counts)
-    if sum(found) > _MAX_TURNS:
+    counts = [len(reached) for reached in found]
+    addresses = tuple(process for reached in found for process in reached)
+    if len(addresses) == len(listed) or (not weights and len(set(counts)) == 1):
+        return addresses, tuple(weights)
+    parts = shares(weights or [1] * len(counts), counts)
+    each = tuple(part for part, count in zip(parts, counts, strict=True) for _ in range(count))
+    if sum(each) > _MAX_TURNS:
         raise ConfigurationError(
             [
                 f"the aggregators have {', '.join(map(str, counts))} processes (--processes), which share the weights"
-                f" {', '.join(map(str, given))} (PSUM_AGGREGATOR_WEIGHTS): no exact shares with small whole numbers."
-                " Give aggregators the same number of processes, or simpler weights"
+                f" {', '.join(map(str, weights or [1] * len(counts)))} (PSUM_AGGREGATOR_WEIGHTS): no exact shares with"
+                " small whole numbers. Give aggregators the same number of processes, or simpler weights"
             ]
         )
-    return found
+    return addresses, each
 
 
-def aggregators_of(processes: Collection[int], counts: Iterable[int]) -> set[int]:
-    """The aggregators that processes belong to, all by their indices.
+def aggregators_of(listed: Sequence[str], addresses: Sequence[str], processes: Sequence[Processes]) -> tuple[int, ...]:
+    """For each process of a fleet, the number of its aggregator, counted from 0 in the order of the first processes.
+
+    Ranks that list the same addresses in different ways, the first process or all of them, get the same numbers.
 
     Args:
-        processes: The processes.
-        counts: How many processes each aggregator has.
+        listed: The addresses that workers list.
+        addresses: The addresses of all processes, from `fleet_of`.
+        processes: What each listed one says of its processes.
     """
-    owners = [aggregator for aggregator, count in enumerate(counts) for _ in range(count)]
-    return {owners[process] for process in processes}
+    first: dict[str, str] = {}
+    for address, told in zip(listed, processes, strict=True):
+        for process in addresses_of(address, told) if len(told) > 1 else ():
+            first[canonical(process)] = canonical(address)
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(first.get(canonical(each), canonical(each)), len(numbers)) for each in addresses)
 
 
-def shared(weights: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
-    """The weights of all processes, each with an equal part of its aggregator's weight, as small as possible.
+def shares(weights: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
+    """For each aggregator, the weight of each of its processes, which share the aggregator's; as small as possible.
 
     Args:
-        weights: A weight for each aggregator.
+        weights: A weight for each aggregator, at least one of which is not 0.
         counts: How many processes each has.
     """
     common = math.lcm(*counts)
     parts = [weight * common // count for weight, count in zip(weights, counts, strict=True)]
     divisor = math.gcd(*parts)
-    return tuple(part // divisor for part, count in zip(parts, counts, strict=True) for _ in range(count))
+    return tuple(part // divisor for part in parts)

@@ -6,38 +6,73 @@ ranks compute the weights from the sum of the reports, which is the same for all
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from psum.client.core.link_shares import Fleet, Host, small_weights
+from psum.client.core.process_lists import shares
+
+#: The most turns of placement for each process, on average.
+_TURNS_EACH: Final = 64
 
 
-def report(aggregators: int, beside: Collection[int], *, is_member: bool = True) -> npt.NDArray[np.int64]:
-    """A worker's report, as 64-bit integers.
+class Aggregators:
+    """The aggregators of a fleet, each of one process or of several.
 
-    For each aggregator, whether it is on the worker's host: 1 or 0. Then, for each of these, a number for the host: the
-    index of the first aggregator there, plus 1. Last, a 1 for the worker itself.
+    A host's link is one, however many processes use it. So ranks report, and weights are found, for aggregators as if
+    each was one process, and its processes share its weight evenly.
 
     Args:
-        aggregators: How many aggregators there are.
-        beside: The indices of those on the worker's host.
-        is_member: Whether the worker counts. Only one of the workers that share a relay does; the others report zeros.
+        numbers: For each process, as placement knows them, the number of its aggregator. Aggregators are numbered from
+            0 in the order of their first processes.
     """
-    numbers = np.zeros(2 * aggregators + 1, np.int64)
-    if is_member:
-        for index in beside:
-            numbers[index] = 1
-            numbers[aggregators + index] = 1 + min(beside)
-        numbers[-1] = 1
-    return numbers
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = tuple(numbers)
+        self._count = len(set(self._numbers))
+
+    def __len__(self) -> int:
+        """How many processes there are."""
+        return len(self._numbers)
+
+    def report(self, beside: Collection[int], *, is_member: bool = True) -> npt.NDArray[np.int64]:
+        """A worker's report, as 64-bit integers.
+
+        For each aggregator, whether it is on the worker's host: 1 or 0. Then, for each of these, a number for the host:
+        the index of the first aggregator there, plus 1. Last, a 1 for the worker itself.
+
+        Args:
+            beside: The indices of the processes on the worker's host. Some of an aggregator's are as good as all.
+            is_member: Whether the worker counts. Only one of the workers that share a relay does; the others report
+                zeros.
+        """
+        numbers = np.zeros(2 * self._count + 1, np.int64)
+        if is_member:
+            here = {self._numbers[process] for process in beside}
+            for index in here:
+                numbers[index] = 1
+                numbers[self._count + index] = 1 + min(here)
+            numbers[-1] = 1
+        return numbers
+
+    def weights_of(self, total: Sequence[int]) -> tuple[int, ...]:
+        """The weights of all processes, from the sum of all reports.
+
+        A weight of 0 is that of a process that is to own nothing.
+        """
+        counts = Counter(self._numbers)
+        each = shares(_weights_of(total), [counts[number] for number in range(self._count)])
+        turns = sum(each[number] for number in self._numbers)
+        if turns > (most := _TURNS_EACH * len(self)):
+            # Exact shares of aggregators with very different numbers of processes can take far too many turns.
+            each = tuple((2 * part * most + turns) // (2 * turns) for part in each)
+        return tuple(each[number] for number in self._numbers)
 
 
-def weights_of(total: Sequence[int]) -> tuple[int, ...]:
-    """The weights of all aggregators, from the sum of all reports. All are 1 if no aggregator is beside a worker.
-
-    A weight of 0 is that of an aggregator that is to own nothing.
-    """
+def _weights_of(total: Sequence[int]) -> tuple[int, ...]:
+    """The weights of all aggregators. All are 1 if no aggregator is beside a worker."""
     count = len(total) // 2
     beside, named = total[:count], total[count : 2 * count]
     # Reports that contradict each other must lead to some weights too, and to the same on all ranks.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
-from psum.client.core import error_texts
+from psum.client.core import error_texts, roles
 from psum.client.core.buffers import flat
 from psum.client.core.counters import Counters
 from psum.client.core.kept_sums import give_back, kept
@@ -58,9 +58,10 @@ class Session:
         addresses: The aggregators. With none, the job has one worker, and its sum is its own value.
         weights: Their weights in placement; empty: all 1. None: those that follow from the aggregators' roles, on which
             all ranks agree with their first operation. `beside` and `is_member` must be right by then.
-        processes: How many of the addresses belong to each listed aggregator, in order. None: each is one.
         relay: The address of the relay that everything goes to, which forwards it to the aggregators. Empty: this
             worker connects to the aggregators themselves. With a relay there is one connection, number 0.
+        processes_of: For each address the number of the aggregator that it is a process of; see roles.Aggregators. By
+            default each is one of its own.
         rank: This worker's rank.
         keep_sums: Whether to keep the last sum of each shard for an aggregator that was started again. The sums take as
             many bytes as all keys together, in the received messages.
@@ -77,11 +78,11 @@ class Session:
         addresses: Sequence[str],
         weights: Sequence[int] | None,
         *,
-        processes: Sequence[int] | None = None,
         rank: int,
         partition_bytes: int,
         credit_bytes: int,
         relay: str = "",
+        processes_of: Sequence[int] = (),
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
         report_fault: Callable[[FaultError], None] = lambda fault: None,
@@ -93,7 +94,7 @@ class Session:
         self.notices: list[str] = []
         """What aggregators want this worker's user to know, for the client to take."""
         self.beside: Collection[int] = ()
-        """The addresses that are on this worker's host, by their indices, as far as it knows."""
+        """The addresses of aggregators on this worker's host, as far as it knows, by their indices."""
         self.is_member = True
         """Whether this worker counts when the weights are found: one of those that share a relay does."""
         self._clock = clock
@@ -111,9 +112,8 @@ class Session:
         self._operations.recorder = recorder
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
-            self._agreement = WeightsAgreement(
-                processes or (1,) * len(addresses), self._operations, self._registry, place
-            )
+            processes = roles.Aggregators(processes_of or range(len(addresses)))
+            self._agreement = WeightsAgreement(processes, self._operations, self._registry, place)
 
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._registry)} running={len(self._operations.since)}>"

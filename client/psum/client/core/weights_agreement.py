@@ -9,11 +9,10 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from psum.client.core import roles
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
-from psum.client.core.process_lists import aggregators_of, shared
+from psum.client.core.roles import Aggregators
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
@@ -33,10 +32,10 @@ class WeightsAgreement:
     """Holds operations until all ranks have agreed. Used from the client's thread only.
 
     Args:
-        processes: How many processes each aggregator has. The first aggregator sums the reports.
+        aggregators: The aggregators with their processes. The first process sums the reports.
         operations: What runs the operations.
         registry: The keys.
-        placement: Makes the placement from the weights of all processes.
+        placement: Makes the placement from the weights.
 
     Attributes:
         over: Whether it has ended.
@@ -44,14 +43,14 @@ class WeightsAgreement:
 
     def __init__(
         self,
-        processes: Sequence[int],
+        aggregators: Aggregators,
         operations: RunningOperations,
         registry: KeyRegistry,
         placement: Callable[[tuple[int, ...]], Placement],
     ) -> None:
         self.over = False
         self._begun = False
-        self._processes = processes
+        self._aggregators = aggregators
         self._operations = operations
         self._registry = registry
         self._placement = placement
@@ -69,13 +68,11 @@ class WeightsAgreement:
         self._held.append((ticket, now))
         if not self._begun:
             self._begun = True
-            # Processes of one aggregator share its link.
-            own = aggregators_of(beside, self._processes)
-            report = roles.report(len(self._processes), own, is_member=is_member)
+            report = self._aggregators.report(beside, is_member=is_member)
             key = self._registry.add(INTERNAL, NAME, report.shape, ElementType.INT64, Operation.SUM)
             key.keeps_sum = True
             # Its owner must be known without the agreement.
-            key.place(self._placement(shared((1, *[0] * (len(self._processes) - 1)), self._processes)))
+            key.place(self._placement((1, *[0] * (len(self._aggregators) - 1))))
             summing = Ticket(key, 0, _PRIORITY, lambda ticket: None)
             summing.start(report, report, lambda error: None)
             self._operations.run_own(summing, lambda error: self._end(report.tolist(), error), now)
@@ -84,9 +81,9 @@ class WeightsAgreement:
         """Places all keys by the sum of the reports, and runs the operations that were held; or fails everything."""
         self.over = True
         if error is None:
-            weights = roles.weights_of(total)
+            weights = self._aggregators.weights_of(total)
             _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
-            self._registry.place(self._placement(shared(weights, self._processes)))
+            self._registry.place(self._placement(weights))
         else:
             self._operations.fail(error)
         for ticket, now in self._held:

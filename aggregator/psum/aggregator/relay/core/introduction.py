@@ -80,6 +80,25 @@ def introduction(identity: Identity, workers: Sequence[Worker], uplink: int, now
     )
 
 
+def question(identity: Identity, hello: pb.Hello) -> pb.Hello:
+    """What a relay tells the next one when it asks about aggregators for a worker.
+
+    The same for all workers of its group: they ask at the same time, and one answer suits all of them.
+
+    Args:
+        identity: The process that asks.
+        hello: What the worker said.
+    """
+    return pb.Hello(
+        job=hello.job,
+        worker=f"relay on {identity.name}",
+        aggregators=hello.aggregators,
+        group_size=hello.next_relays[0].group_size,
+        next_relays=hello.next_relays[1:],
+        forwarded_by=[*hello.forwarded_by, identity.incarnation],
+    )
+
+
 def _incarnation(said: Sequence[pb.Hello]) -> int:
     """A number that stays the same as long as the group's processes do, also if the relay is started again.
 
