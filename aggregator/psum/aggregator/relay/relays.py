@@ -108,6 +108,13 @@ class Relays:
         """The uplinks of a job; None before all ranks of its group have joined."""
         return self._uplinks.get(id(job))
 
+    def status(self, job: Job) -> list[pb.UplinkStatus]:
+        """The state of each way to an owner, for people. There are none open before the group is complete."""
+        if (uplinks := self.of(job)) is not None and uplinks.connections:
+            return uplinks.status()
+        assert isinstance(job, HostJob)
+        return [pb.UplinkStatus(address=address) for address in job.uplink.addresses]
+
     def note_lost(self) -> None:
         """Tells each job which aggregators it is not connected to. To be called before it is asked for open rounds."""
         for uplinks in self._uplinks.values():
