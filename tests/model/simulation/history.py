@@ -29,10 +29,15 @@ class History:
     steps: tuple[Step, ...]
 
     @classmethod
-    def draw(cls, seed: int) -> "History":
-        """Draw a random history."""
+    def draw(cls, seed: int, *, relayed: bool | None = None) -> "History":
+        """Draw a random history.
+
+        Args:
+            seed: Determines the history.
+            relayed: Whether it has relays; None: one of three has.
+        """
         random = Random(seed)
-        plan = Plan.draw(random)
+        plan = Plan.draw(random, relayed=seed % 3 == 0 if relayed is None else relayed)
         names = random.choices(list(plan.steps), list(plan.steps.values()), k=plan.length)
         if plan.ending is not Ending.ALL_LEAVE:
             first = plan.ending in (Ending.NO_KEPT_SUMS, Ending.LATE_JOIN)
