@@ -42,6 +42,7 @@ def test_every_rank_gets_every_sum_once() -> None:
         pytest.fail(shrink(failure).report)
     assert counters["histories"] == HISTORIES
     assert counters["deliveries"] > 10 * HISTORIES
+    assert counters["relayed"] > counters["levels"] > 0
 
 
 def test_every_step_can_be_drawn() -> None:
