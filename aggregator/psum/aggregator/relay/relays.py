@@ -18,12 +18,20 @@ from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.uplinks import Uplinks, UplinkTerms
 from psum.aggregator.settings import Settings
 from psum.client.observe import process_name
-from psum.client.transport.credentials import Credentials
+from psum.client.transport.credentials import Credentials, SettingNames
 from psum.planes import PLANES, Plane, offered_by
 from psum.runtime import TlsFiles
 from psum.v1 import aggregator_pb2 as pb
 
 _log = logging.getLogger(__name__)
+
+#: The variables of an aggregator's files for TLS as it uses them where it forwards to.
+_NAMES: Final = SettingNames(
+    ca="PSUM_RELAY_TLS_CA",
+    cert="PSUM_AGGREGATOR_TLS_CERT",
+    key="PSUM_AGGREGATOR_TLS_KEY",
+    server_name="PSUM_RELAY_TLS_SERVER_NAME",
+)
 
 #: How long connections of groups that have ended may take to end before this process does.
 _CLOSE_SECONDS: Final = 1.0
@@ -100,6 +108,13 @@ class Relays:
         """The uplinks of a job; None before all ranks of its group have joined."""
         return self._uplinks.get(id(job))
 
+    def status(self, job: Job) -> list[pb.UplinkStatus]:
+        """The state of each way to an owner, for people. There are none open before the group is complete."""
+        if (uplinks := self.of(job)) is not None and uplinks.connections:
+            return uplinks.status()
+        assert isinstance(job, HostJob)
+        return [pb.UplinkStatus(address=address) for address in job.uplink.addresses]
+
     def note_lost(self) -> None:
         """Tells each job which aggregators it is not connected to. To be called before it is asked for open rounds."""
         for uplinks in self._uplinks.values():
@@ -161,6 +176,7 @@ class Relays:
             credentials=Credentials(
                 tls=TlsFiles(ca=ca, cert=settings.tls_cert, key=settings.tls_key, ca_setting="relay_tls_ca"),
                 server_name=settings.relay_tls_server_name,
+                names=_NAMES,
                 token_file=settings.relay_token_file,
             ),
             insecure=settings.insecure,

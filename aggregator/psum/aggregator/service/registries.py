@@ -11,7 +11,6 @@ from psum.v1 import aggregator_pb2 as pb
 
 if TYPE_CHECKING:
     from psum.aggregator.relay.relays import Relays
-    from psum.aggregator.relay.uplinks import Uplinks
 
 
 class Registries:
@@ -58,7 +57,7 @@ class Registries:
         if self.relays is not None:
             for job in self.relays.registry.jobs.values():
                 uplinks = self.relays.of(job)
-                yield job, ([] if uplinks is None else uplinks.status()), (0 if uplinks is None else uplinks.reconnects)
+                yield job, self.relays.status(job), (0 if uplinks is None else uplinks.reconnects)
 
     def totals(self) -> tuple[int, int]:
         """Payload bytes received from workers and sent to them since this process started."""
@@ -102,9 +101,9 @@ class Registries:
         assert self.relays is not None
         self.relays.tell(job, action)
 
-    def uplinks(self, job: Job) -> "Uplinks | None":
-        """The connections of a group's job to the aggregators that it forwards to; None if there are none."""
-        return None if self.relays is None else self.relays.of(job)
+    def uplinks(self, job: Job) -> list[pb.UplinkStatus]:
+        """The state of each way to the aggregators that a group's job forwards to; none if the job is no group's."""
+        return self.relays.status(job) if self.relays is not None and job.forwards else []
 
     async def close(self) -> None:
         """Ends all connections to other aggregators."""

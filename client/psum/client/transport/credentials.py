@@ -16,6 +16,16 @@ _Options = Iterable[tuple[str, int | str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SettingNames:
+    """The variables that name the files for TLS, for errors. The defaults are a worker's."""
+
+    ca: str = "PSUM_TLS_CA"
+    cert: str = "PSUM_TLS_CERT"
+    key: str = "PSUM_TLS_KEY"
+    server_name: str = "PSUM_TLS_SERVER_NAME"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Credentials:
     """What a client shows to aggregators, and what it asks of them.
 
@@ -26,12 +36,14 @@ class Credentials:
         server_name: The name that an aggregator's certificate must have; empty: the host in its address.
         token_file: The file with the token; empty: there is none.
         token: Returns the token if it is not in a file; None: it is, or there is none.
+        names: The variables that these come from.
     """
 
     tls: TlsFiles
     server_name: str
     token_file: str = ""
     token: Callable[[], str] | None = None
+    names: SettingNames = SettingNames()
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -39,13 +39,13 @@ def diagnose(address: str, credentials: Credentials) -> str | None:
     try:
         if not credentials.encrypts(address):
             with _connect(host, port) as connection:
-                return _expect_plain(connection)
+                return _expect_plain(connection, credentials)
         for _ in range(2):
             with _connect(host, port) as connection, contextlib.suppress(_SilentError):
                 return _try_tls(connection, credentials, credentials.server_name or host)
             # An aggregator that is ending closes its connections too, but accepts no further ones.
             time.sleep(_PAUSE_SECONDS)
-        return _unwanted(credentials.tls.cert)
+        return _unwanted(credentials)
     except OSError:
         # Without a connection there is nothing to find out; gRPC reports that.
         return None
@@ -90,13 +90,14 @@ def _try_tls(connection: socket.socket, credentials: Credentials, name: str) -> 
             if silent:
                 raise _SilentError
     except ssl.SSLCertVerificationError as error:
-        return _distrust(error, files.ca, name)
+        return _distrust(error, credentials, name)
     except ssl.SSLError as error:
-        return _refusal(error, files.cert)
+        return _refusal(error, credentials)
     return None
 
 
-def _distrust(error: ssl.SSLCertVerificationError, ca: str, name: str) -> str:
+def _distrust(error: ssl.SSLCertVerificationError, credentials: Credentials, name: str) -> str:
+    ca, names = credentials.tls.ca, credentials.names
     if error.verify_code == _EXPIRED:
         return "its certificate has expired; renew it (its tls_cert), or set the clock right"
     if error.verify_code == _NOT_YET_VALID:
@@ -104,35 +105,38 @@ def _distrust(error: ssl.SSLCertVerificationError, ca: str, name: str) -> str:
     if error.verify_code in _WRONG_NAME:
         return (
             f"its certificate is not one for {name!r}; in PSUM_AGGREGATORS use a name that the certificate has, or set"
-            " PSUM_TLS_SERVER_NAME to one"
+            f" {names.server_name} to one"
         )
-    return f"its certificate does not come from an authority in {ca} (PSUM_TLS_CA): {error.verify_message}"
+    authority = f"an authority in {ca} ({names.ca})" if ca else f"a public authority, and {names.ca} names no other"
+    return f"its certificate does not come from {authority}: {error.verify_message}"
 
 
-def _refusal(error: ssl.SSLError, cert: str) -> str | None:
+def _refusal(error: ssl.SSLError, credentials: Credentials) -> str | None:
     reason = error.reason or str(error)
     if any(word in reason for word in _OTHER_PROTOCOL):
-        return "it does not speak TLS, but this side has PSUM_TLS_CA; give it a certificate, or unset that"
+        has = credentials.names.ca if credentials.tls.ca else credentials.names.cert
+        return f"it does not speak TLS, but this side has {has}; give it a certificate, or unset that"
     if "ALERT" in reason:
-        return _unwanted(cert)
+        return _unwanted(credentials)
     if "EOF" in reason:
         # It was closed before certificates were exchanged, as a proxy with no server behind it does.
         return None
     return f"the TLS handshake failed: {reason}"
 
 
-def _unwanted(cert: str) -> str:
+def _unwanted(credentials: Credentials) -> str:
+    cert, names = credentials.tls.cert, credentials.names
     if cert:
-        return f"it does not accept this side's certificate, {cert} (PSUM_TLS_CERT); is it from the right authority?"
-    return "it asks for a certificate; set PSUM_TLS_CERT and PSUM_TLS_KEY"
+        return f"it does not accept this side's certificate, {cert} ({names.cert}); is it from the right authority?"
+    return f"it asks for a certificate; set {names.cert} and {names.key}"
 
 
-def _expect_plain(connection: socket.socket) -> str | None:
+def _expect_plain(connection: socket.socket, credentials: Credentials) -> str | None:
     """A sentence if the other side speaks TLS, which this side does not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     with contextlib.suppress(OSError), context.wrap_socket(connection):
-        return "it speaks TLS, this side does not; set PSUM_TLS_CA to its authority's certificate"
+        return f"it speaks TLS, this side does not; set {credentials.names.ca} to its authority's certificate"
     return None

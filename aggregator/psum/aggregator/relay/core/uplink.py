@@ -432,7 +432,8 @@ class Uplink:
             )
         if own:
             assert shard.value is not None
-            payload = total = shard.value
+            total = shard.value
+            payload = total if key.codec is None else key.codec.encode(total)
         else:
             self.received_bytes[aggregator] += len(payload)
             shard.counters.received_bytes += len(payload)
