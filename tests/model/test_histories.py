@@ -1,4 +1,4 @@
-"""Runs sessions and jobs in random histories of faults against a reference model: every rank gets every sum once.
+"""Runs sessions, jobs and relays in random histories of faults against a model: every rank gets every sum once.
 
 `scripts/model --histories 10000 --seed 0` runs more histories.
 """
@@ -14,7 +14,7 @@ from simulation import Counters, Failure, History, run, shrink
 from simulation.plan import FAULTS, RELAY_FAULTS, WORK
 from simulation.steps import STEPS
 
-HISTORIES = 250
+HISTORIES = 180
 
 #: Maximum number of histories to find a mutation. Most are found within twenty.
 MUTATION_HISTORIES = 400
@@ -42,6 +42,7 @@ def test_every_rank_gets_every_sum_once() -> None:
         pytest.fail(shrink(failure).report)
     assert counters["histories"] == HISTORIES
     assert counters["deliveries"] > 10 * HISTORIES
+    assert counters["relayed"] > counters["levels"] > 0
 
 
 def test_every_step_can_be_drawn() -> None:

@@ -90,6 +90,8 @@ def run(history: History, counters: Counters | None = None) -> None:
             text += [*fleet.describe(), "".join(traceback.format_tb(error.__traceback__)[-4:])]
             raise Failure(history, kind, "\n".join(text)) from error
     counters["histories"] += 1
+    counters["relayed"] += bool(history.plan.relays)
+    counters["levels"] += any(relay.above is not None for relay in history.plan.relays)
     counters["rounds"] += sum(min(counts) for counts in fleet.counts.values())
     counters["deliveries"] += fleet.oracle.deliveries
     counters["failures"] += fleet.oracle.failures
