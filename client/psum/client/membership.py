@@ -158,7 +158,7 @@ class Membership:
             rank=settings.rank,
             num_workers=settings.num_workers,
             incarnation=self._incarnation,
-            partition_bytes=settings.partition_bytes,
+            partition_bytes=settings.shard_bytes,
             aggregators=settings.aggregators,
             weights=settings.weights,
             aggregator_index=aggregator,
