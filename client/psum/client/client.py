@@ -74,7 +74,7 @@ class Client:
             settings.aggregators,
             None if settings.weights_by_roles else settings.weights,
             rank=settings.rank,
-            partition_bytes=settings.partition_bytes,
+            partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,

@@ -73,6 +73,7 @@ class Membership:
         credentials = Credentials.of(settings)
         credentials.check()
         planes = PlaneOffers(settings, self._planes, staging)
+        weights = settings.weights or (1,) * len(settings.aggregators)
 
         def make() -> Sequence[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)
@@ -86,8 +87,9 @@ class Membership:
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,
+                    share=weight / sum(weights),
                 )
-                for index, address in enumerate(settings.aggregators)
+                for index, (address, weight) in enumerate(zip(settings.aggregators, weights, strict=True))
             ]
             return self.connections
 
@@ -165,7 +167,7 @@ class Membership:
             rank=settings.rank,
             num_workers=settings.num_workers,
             incarnation=self._incarnation,
-            partition_bytes=settings.partition_bytes,
+            partition_bytes=settings.shard_bytes,
             aggregators=settings.aggregators,
             weights=settings.weights,
             aggregator_index=aggregator,

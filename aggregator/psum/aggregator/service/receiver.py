@@ -15,7 +15,7 @@ from psum.aggregator.service.connection import WorkerConnection
 from psum.planes import DataConnection
 from psum.runtime import first_completed
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, decode, encode, split, to_rows
+from psum.wire import FAR_BATCH_BYTES, MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, decode, encode, split, to_rows
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -85,6 +85,9 @@ class Receiver:
             await asyncio.Event().wait()
             return
         self._connection.use_data_connection()
+        data_connection.share_links(1 / self._job.num_workers)
+        if data_connection.far:
+            self._connection.queue.following_bytes = FAR_BATCH_BYTES
         while True:
             if self._connection.closing:
                 await data_connection.discard()
