@@ -192,7 +192,10 @@ class DataConnection(asyncio.BufferedProtocol):
             share: This connection's share of the bytes that its process sends, from 0 to 1.
         """
         if not self._local:
-            self._limit = SendLimit(share)
+            self._limit, self._limited = SendLimit(share), False
+            if self._limiting is not None:
+                self._limiting.cancel()
+                self._limiting = None
 
     async def send(self, message: bytes, payloads: Sequence[memoryview] = ()) -> None:
         """Sends a message and the payloads that it announces. Waits while the write buffer is full.

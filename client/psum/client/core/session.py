@@ -63,6 +63,7 @@ class Session:
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; must lead to `submit`.
+        weights_known: Called with the weights when the ranks have agreed on them. Not if they were given.
         report_fault: Called with each failure that an aggregator reports, before anything fails because of it.
         recorder: Where operations are recorded, None if nowhere.
         clock: The time now, as the methods are given it.
@@ -78,6 +79,7 @@ class Session:
         credit_bytes: int,
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
+        weights_known: Callable[[Sequence[int]], None] = lambda weights: None,
         report_fault: Callable[[FaultError], None] = lambda fault: None,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -102,7 +104,9 @@ class Session:
         self._operations.recorder = recorder
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
-            self._agreement = WeightsAgreement(len(addresses), self._operations, self._registry, place)
+            self._agreement = WeightsAgreement(
+                len(addresses), self._operations, self._registry, place, weights_known
+            )
 
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._registry)} running={len(self._operations.since)}>"

@@ -167,6 +167,12 @@ class AggregatorConnection:
                 time.monotonic() - lost,
             )
 
+    def share_links(self, share: float) -> None:
+        """Changes the aggregator's share of the bytes that this worker sends, from 0 to 1."""
+        self._share = share
+        if self.stream is not None and self.stream.data_connection is not None:
+            self.stream.data_connection.share_links(share)
+
     def recall(self) -> None:
         """Stops sending memory of failed operations, which is about to change. This may end the stream."""
         if self._conversation is not None:
