@@ -78,7 +78,7 @@ class Client:
             credit_bytes=settings.credit_bytes,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
-            weights_known=lambda weights: self._membership.share_links(weights),
+            shares_known=lambda shares: self._membership.share_links(shares),
             report_fault=self._report_fault,
         )
         self._telemetry = Telemetry(settings, self._session)

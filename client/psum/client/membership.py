@@ -136,14 +136,10 @@ class Membership:
         for connection in self.connections:
             connection.part(pb.Goodbye(fault=fault.to_message()))
 
-    def share_links(self, weights: Sequence[int]) -> None:
-        """Lets each connection use this worker's links as much as its aggregator's weight says."""
-        elsewhere = sum(weight for index, weight in enumerate(weights) if index not in self._session.beside)
+    def share_links(self, shares: Sequence[float]) -> None:
+        """Lets each connection use this worker's links as much as its share says."""
         for connection in self.connections:
-            weight = weights[connection.index]
-            # What goes to an aggregator on this host uses no link. A connection's own share allows for as much of that
-            # as it carries itself.
-            connection.share_links(weight / (elsewhere + weight) if weight else 0.0)
+            connection.share_links(shares[connection.index])
 
     def recall(self, aggregators: Collection[int]) -> None:
         """Stops sending, to these aggregators, memory that is no longer this worker's to send."""

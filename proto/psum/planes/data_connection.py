@@ -63,6 +63,8 @@ class DataConnection(asyncio.BufferedProtocol):
         """Whether the other side is on this host."""
         self._limit: SendLimit | None = None
         """How many bytes may be under way; None: the kernel decides."""
+        self._share: float | None = None
+        """The share for which the limit is made."""
         self._limiting: asyncio.TimerHandle | None = None
         """Sets the limit anew, None while nothing is under way."""
         self._limited = False
@@ -191,7 +193,8 @@ class DataConnection(asyncio.BufferedProtocol):
         Args:
             share: This connection's share of the bytes that its process sends, from 0 to 1.
         """
-        if not self._local:
+        if not self._local and share != self._share:
+            self._share = share
             self._limit, self._limited = SendLimit(share), False
             if self._limiting is not None:
                 self._limiting.cancel()

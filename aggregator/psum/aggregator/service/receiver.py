@@ -143,6 +143,8 @@ class Receiver:
                 finally:
                     self._runner.perform(job, actions)
             case "declare":
+                if data_connection is not None and request.declare.share:
+                    data_connection.share_links(request.declare.share)
                 for key in request.declare.keys:
                     self._runner.perform(job, job.declare(rank, key, now))
                     known = job.keys.get(key.id)

@@ -51,6 +51,8 @@ class SendWindow:
         not end."""
         self.postponed: list[Part] = []
         """Shards of other rounds, kept for the aggregator's next process."""
+        self.share = 0.0
+        """The connection's share of the bytes that this worker exchanges with other hosts; 0 if it is not known."""
         self._credit_bytes = credit_bytes
         self._counters = counters
         self._clock = clock
@@ -124,7 +126,7 @@ class SendWindow:
             if shards + len(self.declarations[0].shards) > _SHARDS_PER_DECLARE:
                 break
             keys.append(self.declarations.popleft())
-        return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
+        return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys, share=self.share)))
 
     def _contribute(self, batch: Sequence[Part], now: float) -> bytes:
         """The message with these shards, all of one kind, which are under way from now on."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
-from psum.client.core import error_texts
+from psum.client.core import error_texts, roles
 from psum.client.core.buffers import flat
 from psum.client.core.counters import Counters
 from psum.client.core.kept_sums import give_back, kept
@@ -63,7 +63,8 @@ class Session:
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; must lead to `submit`.
-        weights_known: Called with the weights when the ranks have agreed on them. Not if they were given.
+        shares_known: Called with each aggregator's share of the bytes that this worker exchanges with other hosts, when
+            the ranks have agreed on the weights.
         report_fault: Called with each failure that an aggregator reports, before anything fails because of it.
         recorder: Where operations are recorded, None if nowhere.
         clock: The time now, as the methods are given it.
@@ -79,7 +80,7 @@ class Session:
         credit_bytes: int,
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
-        weights_known: Callable[[Sequence[int]], None] = lambda weights: None,
+        shares_known: Callable[[Sequence[float]], None] = lambda shares: None,
         report_fault: Callable[[FaultError], None] = lambda fault: None,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -102,10 +103,11 @@ class Session:
         self._registry = KeyRegistry(placement, self.counters, hand_over)
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
         self._operations.recorder = recorder
+        self._shares_known = shares_known
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
             self._agreement = WeightsAgreement(
-                len(addresses), self._operations, self._registry, place, weights_known
+                len(addresses), self._operations, self._registry, place, self._share_links
             )
 
     def __repr__(self) -> str:
@@ -302,6 +304,12 @@ class Session:
         for rounds in self._operations.rounds.values():
             assert (rounds.running is None) or rounds.running.round == rounds.round
             assert all(round >= rounds.round for round in rounds.waiting)
+
+    def _share_links(self, weights: Sequence[int]) -> None:
+        shares = roles.link_shares(weights, self.beside)
+        for window, share in zip(self._windows, shares, strict=True):
+            window.share = share
+        self._shares_known(shares)
 
     def _fault(self, fault: FaultError) -> None:
         self.counters.faults[fault.kind] += 1
