@@ -1,6 +1,7 @@
 """A worker's settings come from psum's names, or from those that BytePS, ps-lite and Kubernetes use."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -288,3 +289,22 @@ def test_warnings_are_logged_once_when_a_worker_starts(caplog: pytest.LogCapture
         pass
     [text] = [record.getMessage() for record in caplog.records]
     assert "trains alone" in text
+
+
+def test_shards_are_smaller_with_several_aggregators() -> None:
+    """A partition is divided by the number of aggregators, but not below 512 KiB; a smaller one stays as it is."""
+
+    def shard_bytes(aggregators: int, **given: Any) -> int:
+        addresses = tuple(f"10.0.0.{number}:1" for number in range(aggregators))
+        return Settings.from_environment({}, aggregators=addresses, **given).shard_bytes
+
+    assert [shard_bytes(count) for count in (0, 1, 2, 3, 4, 64)] == [
+        2 << 20,
+        2 << 20,
+        1 << 20,
+        (2 << 20) // 3,
+        512 << 10,
+        512 << 10,
+    ]
+    assert shard_bytes(4, partition_bytes=8 << 20) == 2 << 20
+    assert shard_bytes(4, partition_bytes=1 << 14) == 1 << 14

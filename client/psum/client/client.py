@@ -75,12 +75,13 @@ class Client:
             settings.aggregators,
             None if settings.weights_by_roles else settings.weights,
             rank=settings.rank,
-            partition_bytes=settings.partition_bytes,
+            partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,
             relay=route.relay,
             processes_of=fleet.aggregators,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
+            shares_known=lambda shares: self._membership.share_links(shares),
             report_fault=self._report_fault,
         )
         self._telemetry = Telemetry(settings, self._session)

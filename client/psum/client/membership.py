@@ -77,6 +77,9 @@ class Membership:
         credentials = Credentials.of(settings)
         credentials.check()
         planes = PlaneOffers.of(settings, self._planes, staging)
+        weights = settings.weights or (1,) * len(settings.aggregators)
+        if self._route.relay:
+            weights = (1,)
 
         def make() -> Sequence[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)
@@ -90,8 +93,9 @@ class Membership:
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,
+                    share=weight / sum(weights),
                 )
-                for index, address in enumerate(self._route.connections)
+                for index, (address, weight) in enumerate(zip(self._route.connections, weights, strict=True))
             ]
             return self.connections
 
@@ -142,6 +146,11 @@ class Membership:
         for connection in self.connections:
             connection.part(pb.Goodbye(fault=fault.to_message()))
 
+    def share_links(self, shares: Sequence[float]) -> None:
+        """Lets each connection use this worker's links as much as its share says."""
+        for connection in self.connections:
+            connection.share_links(shares[connection.index])
+
     def recall(self, aggregators: Collection[int]) -> None:
         """Stops sending, to these aggregators, memory that is no longer this worker's to send."""
         for connection in self.connections:
@@ -175,7 +184,7 @@ class Membership:
             rank=settings.rank,
             num_workers=settings.num_workers,
             incarnation=self._incarnation,
-            partition_bytes=settings.partition_bytes,
+            partition_bytes=settings.shard_bytes,
             aggregators=settings.aggregators,
             weights=settings.weights,
             aggregator_index=aggregator,

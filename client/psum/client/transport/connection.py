@@ -17,6 +17,7 @@ from psum.client.transport.split_addresses import Member, watch_for_split
 from psum.client.transport.stream import Stream
 from psum.planes import NAMES
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import FAR_BATCH_BYTES
 from psum.wire.errors import AggregatorLostError, ConnectError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class AggregatorConnection:
         hello: Makes the hello, given the aggregator's index and whether this worker was in the job before.
         planes: Makes the offers of planes.
         settle: Called after messages were taken: reports what has finished, and wakes the senders.
+        share: The aggregator's share of the bytes that this worker sends, from 0 to 1.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class AggregatorConnection:
         hello: Callable[[int, bool], pb.Hello],
         planes: PlaneOffers,
         settle: Callable[[], None],
+        share: float,
     ) -> None:
         self.index = index
         self.address = address
@@ -65,6 +68,7 @@ class AggregatorConnection:
         )
         self._dialer = DataDialer(session.title, address, credentials, keepalive)
         self._settle = settle
+        self._share = share
         self._wake = asyncio.Event()
         self._leaving = False
         self._parting: pb.Goodbye | None = None
@@ -163,6 +167,12 @@ class AggregatorConnection:
                 time.monotonic() - lost,
             )
 
+    def share_links(self, share: float) -> None:
+        """Changes the aggregator's share of the bytes that this worker sends, from 0 to 1."""
+        self._share = share
+        if self.stream is not None and self.stream.data_connection is not None:
+            self.stream.data_connection.share_links(share)
+
     def recall(self) -> None:
         """Stops sending memory of failed operations, which is about to change. This may end the stream."""
         if self._conversation is not None:
@@ -207,6 +217,10 @@ class AggregatorConnection:
         self.stream = stream = await self._opener.open(patience, resuming=resuming)
         # Beyond the patience, with a deadline of its own: the aggregator is there in any case.
         stream.data_connection = await self._dialer.open(stream.welcome)
+        if stream.data_connection is not None:
+            stream.data_connection.share_links(self._share)
+            if stream.plane.payloads_follow and stream.data_connection.far:
+                stream.plane.batch_bytes = FAR_BATCH_BYTES
         if stream.plane.payloads_follow and stream.data_connection is None:
             stream.use_inline()
         self.plane_name = NAMES[stream.plane.kind]
