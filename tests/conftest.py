@@ -39,6 +39,7 @@ _ONCE: Final = (
     "integration/test_names.py",
     "integration/test_priority.py",
     "integration/test_processes.py",
+    "integration/test_relayed_processes.py",
     "integration/test_security.py",
     "integration/test_shared_memory.py",
     "integration/test_small_shm.py",

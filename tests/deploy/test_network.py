@@ -5,8 +5,6 @@ import pytest
 from tests.deploy.manifests import RENDERED, Resource, pods, rendered
 from tests.deploy.network import NAMESPACE, Peer, open_ports, reaches, selects
 
-STREAMS = {"grpc", "data"}
-
 #: Pods that do not belong to psum.
 STRANGER = Peer({"app.kubernetes.io/name": "other"}, {"http": 80, "dns": 53})
 PROMETHEUS = Peer({"app.kubernetes.io/name": "prometheus"}, namespace="monitoring")

@@ -92,6 +92,7 @@ def test_an_aggregator_that_does_not_run_is_named(make_fleet: Any) -> None:
     question = process_question.ask
 
     async def watched(to: str, credentials: Credentials, request: pb.GetStatusRequest, patience: float) -> Any:
+        assert to == relay
         asked.append(list(request.hello.aggregators))
         return await question(to, credentials, request, patience)
 
