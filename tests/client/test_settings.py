@@ -93,25 +93,6 @@ def test_all_mistakes_are_listed_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("aggregators", "weights", "by_roles"),
-    [
-        ("host-{0..2}:1", None, True),
-        ("host-{0..2}:1", "auto", True),
-        ("host-{0..2}:1", "1,1,1", False),
-        ("127.0.0.1:1,10.0.0.7:1", None, True),
-        # One aggregator takes everything, and a machine by itself has one link for all.
-        ("host-0:1", "auto", False),
-        ("127.0.0.1:1,localhost:2,[::1]:3,unix:/run/psum", "auto", False),
-        ("", None, False),
-    ],
-)
-def test_weights_follow_from_roles_unless_they_are_given(aggregators: str, weights: str | None, by_roles: bool) -> None:
-    """All workers decide that alike, since they have the same list and the same weights."""
-    environ = {"PSUM_AGGREGATORS": aggregators} | ({} if weights is None else {"PSUM_AGGREGATOR_WEIGHTS": weights})
-    assert Settings.from_environment(environ).weights_by_roles is by_roles
-
-
-@pytest.mark.parametrize(
     ("variable", "value", "others"),
     [
         ("PSUM_RANK", "1", {}),

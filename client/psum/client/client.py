@@ -73,7 +73,7 @@ class Client:
         self._pid = process_name.pid
         self._session = Session(
             settings.aggregators,
-            None if settings.weights_by_roles else settings.weights,
+            None if fleet.by_roles else settings.weights,
             rank=settings.rank,
             partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,
@@ -92,6 +92,7 @@ class Client:
             settings,
             route,
             self._session,
+            by_roles=fleet.by_roles,
             planes=self._planes.planes,
             settle=self._settle,
             fail=self._end,

@@ -26,6 +26,7 @@ class Membership:
         settings: The worker's settings.
         route: Where it connects to.
         session: What gives the connections their messages, and takes those received.
+        by_roles: Whether the aggregators' weights follow from where they run.
         planes: The planes to offer to aggregators, the best first.
         settle: Called after a connection has received messages.
         fail: Called with the error that ends a connection for good.
@@ -40,6 +41,7 @@ class Membership:
         route: Route,
         session: Session,
         *,
+        by_roles: bool,
         planes: Sequence[Plane],
         settle: Callable[[], None],
         fail: Callable[[Exception], None],
@@ -48,6 +50,7 @@ class Membership:
         self._settings = settings
         self._route = route
         self._session = session
+        self._by_roles = by_roles
         self._planes = planes
         self._settle = settle
         self._fail = fail
@@ -109,7 +112,7 @@ class Membership:
         if self._is_leaving_early:
             # The process is ending, and must not begin anything.
             await asyncio.Event().wait()
-        if settings.weights_by_roles:
+        if self._by_roles:
             self._session.beside = await self._own_aggregators()
             # Workers that share a relay send each byte once together.
             self._session.is_member = not self._route.relay or settings.local_rank == 0
@@ -191,7 +194,7 @@ class Membership:
             worker=process_name.name(),
             age_seconds=process_name.age_seconds(),
             resuming=resuming,
-            placement=PLACEMENT_BY_ROLES if settings.weights_by_roles else PLACEMENT_BY_WEIGHTS,
+            placement=PLACEMENT_BY_ROLES if self._by_roles else PLACEMENT_BY_WEIGHTS,
         )
         self._route.describe(hello)
         return hello

@@ -34,14 +34,6 @@ class Settings(DeclaredSettings):
         return load(cls, with_derived(environ), given, remarks(environ))
 
     @property
-    def weights_by_roles(self) -> bool:
-        """Whether the aggregators' weights follow from where they run.
-
-        All workers decide this alike from what they agree on. Where all addresses are local, all is on one host.
-        """
-        return len(self.aggregators) > 1 and not self.weights and not all(map(is_local, self.aggregators))
-
-    @property
     def shard_bytes(self) -> int:
         """The most bytes that a shard has.
 
