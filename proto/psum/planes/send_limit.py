@@ -6,7 +6,7 @@ slowest while other links idle. Here each connection keeps about the same number
 short, nothing is lost, and connections that share a link carry about the same.
 
 On a fast network the same number of bytes waits in queues only for a moment. Then more may be under way, up to what the
-kernel chooses by itself. If others fill the queues, whatever this process does, a low limit would leave nearly the whole
+kernel chooses by itself. If others fill the queues, whatever this process does, a low limit would leave nearly all of a
 link to them. So a connection that gets much less than its share may have more under way, too.
 """
 
