@@ -17,7 +17,7 @@ from simulation.steps import STEPS
 HISTORIES = 180
 
 #: Maximum number of histories to find a mutation. Most are found within twenty.
-MUTATION_HISTORIES = 400
+MUTATION_HISTORIES = 600
 
 
 # CPU-bound: some seconds on an idle core, and many times that on a busy machine.

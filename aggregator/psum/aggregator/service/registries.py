@@ -92,9 +92,10 @@ class Registries:
         Args:
             rounds: The rounds of each job, by its id().
         """
+        still_open = {id(job): set(job.open_rounds()) for job in self.fleet.jobs.values()}
         if self.relays is not None:
-            self.relays.note_lost()
-        return sum(len(rounds.get(id(job), set()).intersection(job.open_rounds())) for job in self.jobs())
+            still_open |= self.relays.still_open(self.fleet)
+        return sum(len(rounds.get(job_id, set()) & here) for job_id, here in still_open.items())
 
     def tell_uplinks(self, job: Job, action: UplinkAction) -> None:
         """Carries out an action of a group's job that concerns its uplinks."""
