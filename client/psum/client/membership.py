@@ -73,7 +73,6 @@ class Membership:
         credentials = Credentials.of(settings)
         credentials.check()
         planes = PlaneOffers(settings, self._planes, staging)
-        weights = settings.weights or (1,) * len(settings.aggregators)
 
         def make() -> Sequence[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)
@@ -87,9 +86,8 @@ class Membership:
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,
-                    share=weight / sum(weights),
                 )
-                for index, (address, weight) in enumerate(zip(settings.aggregators, weights, strict=True))
+                for index, address in enumerate(settings.aggregators)
             ]
             return self.connections
 
