@@ -73,13 +73,13 @@ def test_connections_come_to_share_a_full_link_evenly(mbit: int) -> None:
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_queues_are_short(hosts: int) -> None:
-    """With a worker and an aggregator on each host, the queue of a full link of 200 Mbit/s stays below 25 ms."""
+    """With a worker and an aggregator on each host, the queue of a full link of 200 Mbit/s stays below 35 ms."""
     link = _Link(25e6, 0.0001, [1 / hosts] * 2 * (hosts - 1))
 
     link.run(2)
 
     assert sum(link.rates) == pytest.approx(25e6)
-    assert link.queue_seconds <= 0.025
+    assert link.queue_seconds <= 0.035
 
 
 def test_connections_of_unequal_shares_share_a_link_in_proportion() -> None:
