@@ -8,7 +8,7 @@ import pytest
 
 from psum.planes import DataConnection
 from psum.planes.send_limit import TOGETHER_BYTES, Progress, SendLimit
-from psum.planes.tcp import limit_sending, on_this_host, progress_of
+from psum.planes.tcp import do_not_pace, limit_sending, on_this_host, progress_of
 
 
 class _Link:
@@ -112,6 +112,19 @@ def test_which_connections_stay_on_this_host() -> None:
     assert on_this_host(("10.1.1.1", 1), ("10.1.1.1", 2))
     assert not on_this_host(("10.1.1.2", 1), ("10.1.1.1", 2))
     assert not on_this_host(("10.1.1.2", 1), None)
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"bbr", b"reno"), (b"cubic", b"cubic")])
+def test_only_a_congestion_control_that_paces_is_replaced(before: bytes, after: bytes) -> None:
+    """BBR is replaced. Others stay as the system has chosen."""
+    with socket.socket() as connection:
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, before)
+        except OSError:
+            pytest.skip(f"this kernel or user may not use {before.decode()}")
+        do_not_pace(connection)
+        chosen = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert chosen.rstrip(b"\0") == after
 
 
 class _Elsewhere:
