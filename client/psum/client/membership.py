@@ -80,9 +80,6 @@ class Membership:
         credentials = Credentials.of(settings)
         credentials.check()
         planes = PlaneOffers.of(settings, self._planes, staging)
-        weights = settings.weights or (1,) * len(settings.aggregators)
-        if self._route.relay:
-            weights = (1,)
 
         def make() -> Sequence[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)
@@ -96,9 +93,8 @@ class Membership:
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,
-                    share=weight / sum(weights),
                 )
-                for index, (address, weight) in enumerate(zip(self._route.connections, weights, strict=True))
+                for index, address in enumerate(self._route.connections)
             ]
             return self.connections
 

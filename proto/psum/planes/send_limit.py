@@ -15,7 +15,7 @@ from typing import Final
 
 #: What the connections of one process to other hosts together have under way at first. Much more fills the queues of a
 #: slow link; much less lets it run dry while the process does other things.
-TOGETHER_BYTES: Final = 224 << 10
+TOGETHER_BYTES: Final = 384 << 10
 
 #: The least for one connection: several packets, so that losses are noticed soon.
 _LEAST_BYTES: Final = 16 << 10

@@ -201,7 +201,6 @@ class Uplinks:
                 hello=job.hello,
                 planes=planes,
                 settle=partial(self._settle, index),
-                share=1 / len(uplink.addresses),
             )
             for index, address in enumerate(uplink.addresses)
         ]

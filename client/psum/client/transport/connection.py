@@ -38,7 +38,6 @@ class AggregatorConnection:
         hello: Makes the hello, given the aggregator's index and whether this worker was in the job before.
         planes: Makes the offers of planes.
         settle: Called after messages were taken: reports what has finished, and wakes the senders.
-        share: The aggregator's share of the bytes that this worker sends, from 0 to 1.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class AggregatorConnection:
         hello: Callable[[int, bool], pb.Hello],
         planes: PlaneOffers,
         settle: Callable[[], None],
-        share: float,
     ) -> None:
         self.index = index
         self.address = address
@@ -68,7 +66,8 @@ class AggregatorConnection:
         )
         self._dialer = DataDialer(session.title, address, credentials, keepalive)
         self._settle = settle
-        self._share = share
+        self._agreed_share: float | None = None
+        """The aggregator's share of the bytes that this worker sends, once the ranks have agreed on weights."""
         self._wake = asyncio.Event()
         self._leaving = False
         self._parting: pb.Goodbye | None = None
@@ -169,7 +168,7 @@ class AggregatorConnection:
 
     def share_links(self, share: float) -> None:
         """Changes the aggregator's share of the bytes that this worker sends, from 0 to 1."""
-        self._share = share
+        self._agreed_share = share
         if self.stream is not None and self.stream.data_connection is not None:
             self.stream.data_connection.share_links(share)
 
@@ -218,13 +217,19 @@ class AggregatorConnection:
         # Beyond the patience, with a deadline of its own: the aggregator is there in any case.
         stream.data_connection = await self._dialer.open(stream.welcome)
         if stream.data_connection is not None:
-            stream.data_connection.share_links(self._share)
+            stream.data_connection.share_links(self._agreed_share or self._share())
             if stream.plane.payloads_follow and stream.data_connection.far:
                 stream.plane.batch_bytes = FAR_BATCH_BYTES
         if stream.plane.payloads_follow and stream.data_connection is None:
             stream.use_inline()
         self.plane_name = NAMES[stream.plane.kind]
         self._session.use_plane(self.index, stream.plane)
+
+    def _share(self) -> float:
+        """The aggregator's share of the bytes that this worker sends, from 0 to 1."""
+        hello = self._hello(self.index, True)
+        weights = hello.weights or [1] * len(hello.aggregators)
+        return weights[hello.aggregator_index] / sum(weights) if weights else 1.0
 
     async def _watch_address(self, conversation: Conversation, welcome: pb.Welcome) -> str:
         """Raises an error if the address leads to several aggregators, which would keep the ranks apart."""
