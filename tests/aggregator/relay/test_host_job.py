@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from psum.aggregator.core.actions import SendUplinks
 from psum.aggregator.core.departures import RELEASE_SECONDS
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
@@ -352,3 +353,24 @@ def test_an_owner_that_is_not_in_the_list_is_refused() -> None:
     workers = [relay.join(hello(rank)) for rank in range(2)]
     with pytest.raises(Exception, match="aggregator 5, counted from 0, of a list of 1"):
         relay.say(workers[0], declare=pb.Declare(keys=[key(5)]))
+
+
+@pytest.mark.parametrize("how", ["abort", "deserted", "timeout"])
+def test_the_uplinks_are_woken_when_a_key_fails(how: str) -> None:
+    """A connection that has nothing else to send sends the abort at once: otherwise other groups wait for it."""
+    hosts = Hosts()
+    hosts.declare(key(0))
+    relay = hosts.relay(0)
+    if how == "abort":
+        relay.say(hosts.workers[0], abort=pb.Abort(id=7, text="no memory"))
+    elif how == "deserted":
+        relay.say(hosts.workers[1], goodbye=pb.Goodbye())
+        relay.told.clear()
+        relay.say(hosts.workers[0], **push(b"abcd"))
+    else:
+        relay.say(hosts.workers[0], **push(b"abcd"))
+        relay.tick(2 * LACKING_SECONDS)
+        relay.told.clear()
+        relay.tick(Limits().round_timeout)
+    assert hosts.job(0).keys[7].failure is not None
+    assert SendUplinks() in relay.told

@@ -335,11 +335,11 @@ class HostJob(Job):
         finally:
             self._from_above = False
 
-    def _key_failed(self, key: Key, failure: FaultError) -> None:
+    def _key_failed(self, key: Key, failure: FaultError) -> list[Action]:
         """A key has failed. Unless the owners said so, they are told, so that no other group waits for this one."""
         if failure.key is None:
             # The whole job fails.
-            return
+            return []
         abort = None
         if not self._from_above:
             fault = failure.to_message()
@@ -348,6 +348,8 @@ class HostJob(Job):
                 owners = {shard.index: shard.owner for shard in key.declared.shards}
                 self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
         self.uplink.fail_key(key, abort)
+        # The credit of its shards has come back too.
+        return [SendUplinks()]
 
     def _ask(self) -> list[Action]:
         """Asks ranks of the group for the sums that owners want and this process does not have."""
