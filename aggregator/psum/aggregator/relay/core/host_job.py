@@ -220,6 +220,13 @@ class HostJob(Job):
             self._gone.update(worker.ranks)
         return actions + self._settle_syncs(rank) + self._tell_gone()
 
+    def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
+        """See Job. The owners are told, as of a worker that leaves while others stay."""
+        actions = super().leave_partly(rank, ranks)
+        if self.failure is None:
+            self._gone.update(ranks)
+        return actions + self._tell_gone()
+
     def parted(self, now: float) -> list[Action]:
         """The owners have let the relay go, or cannot be reached any more: so may the last ranks."""
         departures = self.members.departures
@@ -402,9 +409,12 @@ class HostJob(Job):
         """Tells the owners which ranks have left, as soon as no round needs their contribution any more."""
         if not self._gone or self.leaving:
             return []
-        for key, shard in self.open_shards.values():
-            if key.failure is None and not self._gone.isdisjoint(shard.contributions):
-                return []
+        gone = {self.members.roster.member(rank) for rank in self._gone}
+        for key in self.keys.values():
+            for shard in key.shards.values():
+                # A thread may be making the sum. Before it is forwarded, the owner must not miss these ranks.
+                if shard.phase is not Phase.FORWARDING and not gone.isdisjoint(shard.contributions):
+                    return []
         self.uplink.left(self._gone)
         self._gone = set()
         return [SendUplinks()]
