@@ -59,6 +59,8 @@ class JobRounds:
         self._memory = memory
         self._counters = counters
         self._max_shards = max_shards
+        self._restoring: set[tuple[int, int]] = set()
+        """The shards whose last sum was given back and is being written to where workers read it."""
         self._failed = False
         """Whether the job failed: then what still arrives is ignored."""
         self.key_failed: Callable[[Key, FaultError], Sequence[Action]] = _nobody_listens
@@ -253,10 +255,16 @@ class JobRounds:
                 f"rank {rank} gave back {len(payload)} bytes as the sum of key {key.title} shard {entry.shard};"
                 f" expected {key.sizes[entry.shard]}"
             )
+        if not shard.ranks_lacking_result or (key.id, entry.shard) in self._restoring:
+            # Nobody needs it here; an owner of a relay's shards may. It must not be written to where workers read the
+            # sum of the next round, which may be made before.
+            return []
+        self._restoring.add((key.id, entry.shard))
         return [Sum(key, entry.shard, entry.round, entry.priority, (payload,), restored=True)]
 
     def restored(self, key: Key, index: int, round: int, result: object) -> list[Action]:
         """Sends a sum that was given back to the ranks that wait for it."""
+        self._restoring.discard((key.id, index))
         shard = key.shards.get(index)
         if shard is None or shard.last_result is not None or shard.round != round + 1:
             return []
@@ -423,6 +431,7 @@ class JobRounds:
 
     def _clear(self) -> None:
         self.keys.clear()
+        self._restoring.clear()
         self._open_shards.clear()
         self.timings.clear()
         self._memory.held_bytes = 0
