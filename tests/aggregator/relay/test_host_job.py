@@ -421,3 +421,23 @@ def test_a_relay_passes_on_which_ranks_of_another_relay_have_left() -> None:
     uplinks.run()
     owner.say(other, **push(b"abcd"))
     assert [list(fault.ranks) for fault in other.faults()] == [[1]]
+
+
+def test_an_owner_that_was_started_again_is_told_for_which_ranks_a_relay_waits(hosts: Hosts) -> None:
+    """Its warnings would otherwise name ranks that have contributed."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1, 2])
+    hosts.tick(LACKING_SECONDS)
+    hosts.restart_owner()
+    hosts.tick(LACKING_SECONDS)
+    [fleet] = hosts.owners[0].fleet.jobs.values()
+    assert list(fleet.keys[7].shards[0].waiting_for()) == [3]
+
+
+@pytest.mark.parametrize("addresses", [[], ["nowhere"], ["owner:1"] * 5000], ids=["none", "no address", "too many"])
+def test_a_relay_to_unusable_addresses_is_refused(addresses: list[str]) -> None:
+    """A hello of a few bytes for each address must not make the relay keep buffers for each, and connect to it."""
+    relay = Process(1)
+    job, _, refusal = relay.groups.join(hello(0, aggregators=addresses), "peer:0", 0.0)
+    assert job is None
+    assert "it asks for a relay to" in str(refusal)

@@ -93,6 +93,8 @@ class HostJob(Job):
         self._next_sync = _FIRST_SYNC
         self._told_lacking: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
         """The ranks that the owner was told of: the round and the ranks, by (key's id, shard)."""
+        self._told_before = 0
+        """How many streams to owners had been opened again by then."""
         self._gone: set[int] = set()
         """Ranks that have left while others stay, and that the owners have not been told of."""
         self.rounds.key_failed = self._key_failed
@@ -421,6 +423,10 @@ class HostJob(Job):
 
     def _lacking(self, now: float) -> list[tuple[int, int, int, Sequence[int]]]:
         """The rounds that wait here, and for which ranks, as far as the owners have not been told."""
+        if self._told_before != self.uplink.counters.reconnects:
+            # The owner may have been started again, and know nothing of it.
+            self._told_before = self.uplink.counters.reconnects
+            self._told_lacking = {}
         told: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
         new: list[tuple[int, int, int, Sequence[int]]] = []
         for (key_id, index), (_, shard) in self.open_shards.items():
