@@ -207,6 +207,32 @@ def test_a_sum_that_is_given_back_twice_or_unasked_changes_nothing(job: Job) -> 
     assert job.held_bytes == 4
 
 
+def test_a_sum_that_nobody_waits_for_is_not_written(job: Job) -> None:
+    """Where it would be written, the sum of the next round may be written meanwhile, or be read already."""
+    for rank in range(3):
+        declare(job, rank, 6)
+    entry = ShardRound(id=7, round=5, length=4)
+    assert job.restore(2, entry, FOUR) == []
+    for rank in range(3):
+        push(job, rank, 6)
+    assert job.restore(2, entry, FOUR) == []
+
+
+def test_a_sum_that_two_ranks_give_back_is_written_once(job: Job) -> None:
+    """The second one could otherwise be written after the next round's sum, in its place."""
+    declare(job, 2, 6)
+    declare(job, 1, 6)
+    declare(job, 0, 5)
+    push(job, 0, 5)
+    entry = ShardRound(id=7, round=5, length=4)
+    [action] = job.restore(2, entry, FOUR)
+    assert isinstance(action, Sum)
+    assert job.restore(1, entry, FOUR) == []
+    [delivery] = job.restored(action.key, 0, 5, "sum")
+    assert isinstance(delivery, Deliver)
+    assert delivery.ranks == (0,)
+
+
 def test_a_sum_of_the_wrong_size_breaks_the_protocol(job: Job) -> None:
     """The sum must have the size of the shard."""
     declare(job, 2, 6)

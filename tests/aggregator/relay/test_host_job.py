@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from psum.aggregator.core.actions import SendUplinks
 from psum.aggregator.core.departures import RELEASE_SECONDS
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
@@ -352,3 +353,91 @@ def test_an_owner_that_is_not_in_the_list_is_refused() -> None:
     workers = [relay.join(hello(rank)) for rank in range(2)]
     with pytest.raises(Exception, match="aggregator 5, counted from 0, of a list of 1"):
         relay.say(workers[0], declare=pb.Declare(keys=[key(5)]))
+
+
+@pytest.mark.parametrize("how", ["abort", "deserted", "timeout"])
+def test_the_uplinks_are_woken_when_a_key_fails(how: str) -> None:
+    """A connection that has nothing else to send sends the abort at once: otherwise other groups wait for it."""
+    hosts = Hosts()
+    hosts.declare(key(0))
+    relay = hosts.relay(0)
+    if how == "abort":
+        relay.say(hosts.workers[0], abort=pb.Abort(id=7, text="no memory"))
+    elif how == "deserted":
+        relay.say(hosts.workers[1], goodbye=pb.Goodbye())
+        relay.told.clear()
+        relay.say(hosts.workers[0], **push(b"abcd"))
+    else:
+        relay.say(hosts.workers[0], **push(b"abcd"))
+        relay.tick(2 * LACKING_SECONDS)
+        relay.told.clear()
+        relay.tick(Limits().round_timeout)
+    assert hosts.job(0).keys[7].failure is not None
+    assert SendUplinks() in relay.told
+
+
+def test_a_rank_that_leaves_while_a_thread_makes_the_sum_is_not_missing(hosts: Hosts) -> None:
+    """The owner hears that the rank has left only after the sum with its contribution, so no key fails."""
+    hosts.declare(key(0))
+    relay, job = hosts.relay(0), hosts.job(0)
+    hosts.push(ranks=[0, 2, 3])
+    summing = job.contribute(1, ShardRound(7, 0, 0), memoryview(b"\x0a" * 4), relay.now)
+    relay.say(hosts.workers[1], goodbye=pb.Goodbye())
+    hosts.tick(LACKING_SECONDS)
+    relay.runner.perform(job, summing)
+    hosts.settle()
+    assert hosts.workers[0].faults() == []
+    assert hosts.workers[2].results() == [SUM]
+    # From the next round on, it is.
+    hosts.tick(0.0)
+    hosts.push(round=1, ranks=[2, 3])
+    assert [list(fault.ranks) for fault in hosts.workers[2].faults()] == [[1]]
+
+
+def test_the_owner_hears_of_a_rank_that_left_while_a_round_waits_there(hosts: Hosts) -> None:
+    """The group waits for another one at one key, and that one for the rank that has left at another key."""
+    hosts.declare(key(0))
+    hosts.declare(key(0, id=8))
+    hosts.push(ranks=[0, 1])
+    hosts.relay(1).say(hosts.workers[1], goodbye=pb.Goodbye())
+    hosts.settle()
+    for rank in (2, 3):
+        hosts.relay(rank).say(hosts.workers[rank], **push(b"abcd", id=8))
+    hosts.settle()
+    assert [list(fault.ranks) for fault in hosts.workers[2].faults()] == [[1]]
+
+
+def test_a_relay_passes_on_which_ranks_of_another_relay_have_left() -> None:
+    """With two levels of relays, the owner names the rank of the lower level that has left."""
+    owner, rack = Process(100), Process(1)
+    near = rack.join(hello(0, group=2, ranks=[0, 1], num_workers=3))
+    uplinks = Uplinks(rack, near.job, [owner])
+    uplinks.run()
+    other = owner.join(hello(2, group=0, num_workers=3))
+    rack.say(near, declare=pb.Declare(keys=[key(0)]))
+    owner.say(other, declare=pb.Declare(keys=[key(0)]))
+    uplinks.run()
+    rack.say(near, goodbye=pb.Goodbye(ranks=[1]))
+    uplinks.run()
+    owner.say(other, **push(b"abcd"))
+    assert [list(fault.ranks) for fault in other.faults()] == [[1]]
+
+
+def test_an_owner_that_was_started_again_is_told_for_which_ranks_a_relay_waits(hosts: Hosts) -> None:
+    """Its warnings would otherwise name ranks that have contributed."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1, 2])
+    hosts.tick(LACKING_SECONDS)
+    hosts.restart_owner()
+    hosts.tick(LACKING_SECONDS)
+    [fleet] = hosts.owners[0].fleet.jobs.values()
+    assert list(fleet.keys[7].shards[0].waiting_for()) == [3]
+
+
+@pytest.mark.parametrize("addresses", [[], ["nowhere"], ["owner:1"] * 5000], ids=["none", "no address", "too many"])
+def test_a_relay_to_unusable_addresses_is_refused(addresses: list[str]) -> None:
+    """A hello of a few bytes for each address must not make the relay keep buffers for each, and connect to it."""
+    relay = Process(1)
+    job, _, refusal = relay.groups.join(hello(0, aggregators=addresses), "peer:0", 0.0)
+    assert job is None
+    assert "it asks for a relay to" in str(refusal)

@@ -59,10 +59,12 @@ class JobRounds:
         self._memory = memory
         self._counters = counters
         self._max_shards = max_shards
+        self._restoring: set[tuple[int, int]] = set()
+        """The shards whose last sum was given back and is being written to where workers read it."""
         self._failed = False
         """Whether the job failed: then what still arrives is ignored."""
-        self.key_failed: Callable[[Key, FaultError], None] = _nobody_listens
-        """Called with each key that fails, alone or with the whole job."""
+        self.key_failed: Callable[[Key, FaultError], Sequence[Action]] = _nobody_listens
+        """Called with each key that fails, alone or with the whole job. Returns what follows if it fails alone."""
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
         """Handles a worker's declaration of a key.
@@ -85,8 +87,7 @@ class JobRounds:
                 need, budget = self._memory.need(key), self._memory.budget
                 failure = error_texts.exhausted(self._name, key, self._roster.most_members, need, budget)
                 key.fail(failure)
-                self.key_failed(key, failure)
-                return [Report(failure, self._members.connected())]
+                return [Report(failure, self._members.connected()), *self.key_failed(key, failure)]
         if key.failure is not None:
             return [Report(key.failure, (rank,))]
         if (disagreement := key.disagreement(declared, rank)) is not None:
@@ -254,10 +255,16 @@ class JobRounds:
                 f"rank {rank} gave back {len(payload)} bytes as the sum of key {key.title} shard {entry.shard};"
                 f" expected {key.sizes[entry.shard]}"
             )
+        if not shard.ranks_lacking_result or (key.id, entry.shard) in self._restoring:
+            # Nobody needs it here; an owner of a relay's shards may. It must not be written to where workers read the
+            # sum of the next round, which may be made before.
+            return []
+        self._restoring.add((key.id, entry.shard))
         return [Sum(key, entry.shard, entry.round, entry.priority, (payload,), restored=True)]
 
     def restored(self, key: Key, index: int, round: int, result: object) -> list[Action]:
         """Sends a sum that was given back to the ranks that wait for it."""
+        self._restoring.discard((key.id, index))
         shard = key.shards.get(index)
         if shard is None or shard.last_result is not None or shard.round != round + 1:
             return []
@@ -318,9 +325,9 @@ class JobRounds:
         for index in key.shards:
             self._open_shards.pop((key.id, index), None)
         self._memory.drop(key)
-        self._let_go(key, failure)
+        following = self._let_go(key, failure)
         self.timings.forget(key)
-        return [Report(failure, self._members.connected())]
+        return [Report(failure, self._members.connected()), *following]
 
     def fail(self, failure: FaultError) -> None:
         """Fails all keys because the job has failed, and releases what they hold."""
@@ -415,18 +422,21 @@ class JobRounds:
         self._open_shards.pop((key.id, index), None)
         return waiting
 
-    def _let_go(self, key: Key, failure: FaultError) -> None:
-        if key.failure is None:
-            self._memory.release(key)
-            key.fail(failure)
-            self.key_failed(key, failure)
+    def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
+        if key.failure is not None:
+            return ()
+        self._memory.release(key)
+        key.fail(failure)
+        return self.key_failed(key, failure)
 
     def _clear(self) -> None:
         self.keys.clear()
+        self._restoring.clear()
         self._open_shards.clear()
         self.timings.clear()
         self._memory.held_bytes = 0
 
 
-def _nobody_listens(key: Key, failure: FaultError) -> None:
+def _nobody_listens(key: Key, failure: FaultError) -> Sequence[Action]:
     """Only the job of a relay's group passes on what fails."""
+    return ()

@@ -16,7 +16,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.roster import ranks_of
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION
+from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION, parse_destination
 from psum.wire.errors import ExhaustedError, FaultError, InvalidError, TakenError, WorkerLostError
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ _HISTORY: Final = 32
 
 #: The most workers that a job may have.
 _MAX_WORKERS: Final = 4096
+
+#: The most aggregators that a relay forwards to. It has buffers for each.
+_MAX_AGGREGATORS: Final = 4096
 
 #: The longest name of a job or a worker, in characters.
 _MAX_NAME: Final = 253
@@ -227,6 +230,8 @@ class Registry:
                 f"{who}: {_listed(ranks)} in a group of {hello.group_size} of {hello.num_workers} workers; a group has"
                 " as many ranks as one of its members at least, and as many as the job at most"
             )
+        if hello.group_size and (problem := _unusable(hello)) is not None:
+            return InvalidError(f"{who}: it asks for a relay to {problem}")
         if not 0 < hello.partition_bytes <= MAX_PARTITION_BYTES:
             return InvalidError(
                 f"{who}: a partition of {hello.partition_bytes} bytes; expected 1 to {MAX_PARTITION_BYTES}"
@@ -239,6 +244,18 @@ class Registry:
         if hello.planes and pb.PLANE_INLINE not in hello.planes:
             return InvalidError(f"{who}: it does not offer the inline plane, which every worker must offer")
         return None
+
+
+def _unusable(hello: pb.Hello) -> str | None:
+    """Why a relay cannot forward to the aggregators of a hello; None if it can. Only the relay connects to them."""
+    if not 0 < len(hello.aggregators) <= _MAX_AGGREGATORS:
+        return f"{len(hello.aggregators)} aggregators; expected 1 to {_MAX_AGGREGATORS}"
+    try:
+        for address in (*hello.aggregators, *(relay.address for relay in hello.next_relays)):
+            parse_destination(address)
+    except ValueError as error:
+        return f"no address of an aggregator: {error}"
+    return None
 
 
 def _listed(ranks: Sequence[int]) -> str:

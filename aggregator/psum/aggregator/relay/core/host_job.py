@@ -93,6 +93,8 @@ class HostJob(Job):
         self._next_sync = _FIRST_SYNC
         self._told_lacking: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
         """The ranks that the owner was told of: the round and the ranks, by (key's id, shard)."""
+        self._told_before = 0
+        """How many streams to owners had been opened again by then."""
         self._gone: set[int] = set()
         """Ranks that have left while others stay, and that the owners have not been told of."""
         self.rounds.key_failed = self._key_failed
@@ -220,6 +222,13 @@ class HostJob(Job):
             self._gone.update(worker.ranks)
         return actions + self._settle_syncs(rank) + self._tell_gone()
 
+    def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
+        """See Job. The owners are told, as of a worker that leaves while others stay."""
+        actions = super().leave_partly(rank, ranks)
+        if self.failure is None:
+            self._gone.update(ranks)
+        return actions + self._tell_gone()
+
     def parted(self, now: float) -> list[Action]:
         """The owners have let the relay go, or cannot be reached any more: so may the last ranks."""
         departures = self.members.departures
@@ -335,11 +344,11 @@ class HostJob(Job):
         finally:
             self._from_above = False
 
-    def _key_failed(self, key: Key, failure: FaultError) -> None:
+    def _key_failed(self, key: Key, failure: FaultError) -> list[Action]:
         """A key has failed. Unless the owners said so, they are told, so that no other group waits for this one."""
         if failure.key is None:
             # The whole job fails.
-            return
+            return []
         abort = None
         if not self._from_above:
             fault = failure.to_message()
@@ -348,6 +357,8 @@ class HostJob(Job):
                 owners = {shard.index: shard.owner for shard in key.declared.shards}
                 self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
         self.uplink.fail_key(key, abort)
+        # The credit of its shards has come back too.
+        return [SendUplinks()]
 
     def _ask(self) -> list[Action]:
         """Asks ranks of the group for the sums that owners want and this process does not have."""
@@ -400,15 +411,22 @@ class HostJob(Job):
         """Tells the owners which ranks have left, as soon as no round needs their contribution any more."""
         if not self._gone or self.leaving:
             return []
-        for key, shard in self.open_shards.values():
-            if key.failure is None and not self._gone.isdisjoint(shard.contributions):
-                return []
+        gone = {self.members.roster.member(rank) for rank in self._gone}
+        for key in self.keys.values():
+            for shard in key.shards.values():
+                # A thread may be making the sum. Before it is forwarded, the owner must not miss these ranks.
+                if shard.phase is not Phase.FORWARDING and not gone.isdisjoint(shard.contributions):
+                    return []
         self.uplink.left(self._gone)
         self._gone = set()
         return [SendUplinks()]
 
     def _lacking(self, now: float) -> list[tuple[int, int, int, Sequence[int]]]:
         """The rounds that wait here, and for which ranks, as far as the owners have not been told."""
+        if self._told_before != self.uplink.counters.reconnects:
+            # The owner may have been started again, and know nothing of it.
+            self._told_before = self.uplink.counters.reconnects
+            self._told_lacking = {}
         told: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
         new: list[tuple[int, int, int, Sequence[int]]] = []
         for (key_id, index), (_, shard) in self.open_shards.items():

@@ -292,8 +292,8 @@ class Uplink:
             window.following = []
             return encode(pb.ExchangeRequest(lacking=self._lacking[aggregator].popleft()))
         message = window.next_message()
-        unanswered = window.outstanding or window.postponed or window.scheduler
-        if message is None and self._goodbyes[aggregator] and not unanswered:
+        unsent = window.postponed or window.scheduler
+        if message is None and self._goodbyes[aggregator] and not unsent:
             # Not before: the owner would miss the contributions of these ranks that are still to be sent.
             self._goodbyes[aggregator] = False
             return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(self._left))))
