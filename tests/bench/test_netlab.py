@@ -44,13 +44,14 @@ def owned_by(pid: int) -> list[str]:
 
 
 @pytest.mark.usefixtures("lab")
-def test_links_carry_each_byte_as_often_as_there_are_workers_on_a_host() -> None:
-    """psum sends no payload twice, and headers and its own messages add about 5 %. All sums are checked."""
+def test_links_carry_each_byte_once_for_each_host() -> None:
+    """However many workers a host has. Headers and psum's own messages add about 5 %. All sums are checked."""
     arguments = ("--local", "1,2", "--workload", "big", "--mbit", "1000", "--steps", "1", "--warmup", "1", "--json")
     for local, run in enumerate(runs_of(netlab(*arguments)), 1):
-        assert (run["hosts"], run["local"], run["plane"]) == (2, local, "direct+shm")
-        assert 1.03 * local < run["link_bytes"] < 1.07 * local
-        assert all(1.03 * local < bytes < 1.07 * local for pair in run["links"] for bytes in pair)
+        # Workers with a relay are connected to that only.
+        assert (run["hosts"], run["local"], run["plane"]) == (2, local, "direct+shm" if local == 1 else "shm")
+        assert 1.03 < run["link_bytes"] < 1.07
+        assert all(1.03 < bytes < 1.07 for pair in run["links"] for bytes in pair)
         assert run["bound"] == pytest.approx(16 * 4 * 2**20 / 125e6, rel=1e-3)
         assert run["of_bound"] == pytest.approx(run["bound"] / run["seconds"], rel=1e-3)
         assert 0 < run["fullness"] <= 1.1

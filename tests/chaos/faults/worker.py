@@ -6,6 +6,7 @@ Commands, by "do":
 
     join    joins a job with "settings" of psum.client.Settings                → joined
     push    push-pulls the next round of "key", "size" float32, without waiting → pushed, then sum
+            Relays sum for "group_size" ranks each
     train   trains for "steps", or until a "stop" command                       → step …, trained
     work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
     stop    ends a training: all ranks stop after the same step
@@ -21,6 +22,7 @@ Every pushed value is `contribution(...)` of its key, round and rank. Any proces
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -54,13 +56,11 @@ def contribution(key: str, round: int, rank: int, size: int) -> Values:
     return np.random.default_rng([zlib.crc32(key.encode()), round, rank]).standard_normal(size, np.float32)
 
 
-def expected_sum(key: str, round: int, ranks: Iterable[int], size: int) -> Values:
-    """Return the sum that all ranks must get: the contributions added in rank order."""
-    first, *others = ranks
-    total = contribution(key, round, first, size)
-    for rank in others:
-        total += contribution(key, round, rank, size)
-    return total
+def expected_sum(key: str, round: int, ranks: Iterable[int], size: int, group_size: int = 1) -> Values:
+    """Return the sum that all ranks must get: the contributions added in rank order, those of groups first."""
+    contributions = [contribution(key, round, rank, size) for rank in ranks]
+    groups = [contributions[start : start + group_size] for start in range(0, len(contributions), group_size)]
+    return functools.reduce(np.add, [functools.reduce(np.add, group) for group in groups])
 
 
 def describe(error: BaseException | None) -> dict[str, Any] | None:
@@ -131,14 +131,14 @@ class Worker:
         self._rounds.clear()
         self.tell("joined")
 
-    def _push(self, key: str, size: int) -> None:
+    def _push(self, key: str, size: int, group_size: int = 1) -> None:
         assert self._client is not None
         assert self._store is not None
         rank, num_workers = self._client.rank, self._client.num_workers
         round = self._rounds[key]
         self._rounds[key] += 1
         value = contribution(key, round, rank, size)
-        expected = expected_sum(key, round, range(num_workers), size)
+        expected = expected_sum(key, round, range(num_workers), size, group_size)
 
         def tell(future: "Future[None]") -> None:
             right = bool(np.array_equal(value, expected))
