@@ -10,6 +10,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns
+from psum.wire.errors import InternalError
 from tests.aggregator.relay.pure import Peer, Process, Uplinks, hello, key, pull, push
 
 
@@ -441,3 +442,14 @@ def test_a_relay_to_unusable_addresses_is_refused(addresses: list[str]) -> None:
     job, _, refusal = relay.groups.join(hello(0, aggregators=addresses), "peer:0", 0.0)
     assert job is None
     assert "it asks for a relay to" in str(refusal)
+
+
+def test_nothing_follows_from_what_comes_after_a_failure(hosts: Hosts) -> None:
+    """The job may have been released: what it asked of its uplinks then would make new ones, which nobody ends."""
+    hosts.declare(key(0))
+    job, relay = hosts.job(0), hosts.relay(0)
+    relay.say(hosts.workers[0], **push(b"abcd"))
+    relay.say(hosts.workers[0], goodbye=pb.Goodbye())
+    relay.runner.perform(job, job.fail(InternalError("for some reason"), relay.now))
+    job.uplink.handle(0, pb.ExchangeResponse(sync=pb.Sync(number=2)), memoryview(b""), (), relay.now)
+    assert job.heard(relay.now) == []

@@ -152,6 +152,9 @@ class HostJob(Job):
     def heard(self, now: float) -> list[Action]:
         """What follows from the messages that the uplink has handled."""
         events, self.uplink.events = self.uplink.events, []
+        if self.failure is not None or self.ended:
+            # The owners may not have heard of it yet.
+            return []
         actions: list[Action] = []
         for event in events:
             match event:
