@@ -14,7 +14,7 @@ import pytest
 from psum import client as psum
 from psum.cli.timeline.step_times import Report
 from psum.cli.timeline.traces import load
-from psum.wire import CODECS, IDENTITY
+from psum.wire import CODECS, IDENTITY, report_of
 from tests.integration.test_codecs import Shifting
 
 T = TypeVar("T")
@@ -240,6 +240,17 @@ def test_relays_in_a_circle_are_noticed(make_fleet: Any) -> None:
     for error in on_ranks(fleet, [by(f"{one},{other}/2", 2)] * 2, failure):
         assert isinstance(error, psum.DisagreementError)
         assert other in str(error)
+
+
+def test_the_status_of_an_incomplete_group_is_that_of_a_relay(make_fleet: Any) -> None:
+    """It says where the sums will go, and does not guess which ranks will come."""
+    fleet = make_fleet(2)
+    with fleet.worker(1, 4, **by(fleet.addresses[0], 2)):
+        (job,) = report_of(psum.fetch_status(fleet.addresses[0]))["jobs"]
+    assert [(uplink["address"], uplink["state"]) for uplink in job["uplinks"]] == [
+        (address, "not connected") for address in fleet.addresses
+    ]
+    assert (job["num_workers"], job["not_joined"]) == (2, [])
 
 
 def test_a_timeline_names_the_slow_rank_of_another_host(make_fleet: Any, tmp_path: pathlib.Path) -> None:

@@ -340,3 +340,21 @@ def test_what_waits_for_other_groups_is_shown(make_fleet: Callable[..., Fleet]) 
     assert counted["psum_relay_uplinks_connected"] == counted["psum_relay_uplinks"] == 2
     assert counted["psum_relay_forwarded_bytes_total"] == 2 * 400_000
     assert counted["psum_relay_result_bytes_total"] == 400_000
+
+
+def test_another_process_may_take_the_place_of_a_worker_that_took_part_in_nothing(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    """The relay has joined the job for the first process, and joins it anew for the other."""
+    fleet = make_fleet(2)
+    given: dict[str, Any] = {"relay": f"{fleet.addresses[0]}/2"}
+    with fleet.worker(0, 3, **given) as zero, fleet.worker(2, 3, relay="off") as two:
+        gone = fleet.worker(1, 3, **given)
+        assert gone._thread is not None
+        gone._thread.run(vanish(gone), PATIENCE_SECONDS)
+        with fleet.worker(1, 3, **given) as one, ThreadPoolExecutor(3) as pool:
+            arrays = [value(rank, 300_000) for rank in range(3)]
+            for done in pool.map(lambda c: c.store().push_pull("w", arrays[c.rank]), (zero, one, two)):
+                assert done is None
+        gone.close()
+    assert {array.tobytes() for array in arrays} == {expected(300_000, groups=[(0, 1), (2,)])}

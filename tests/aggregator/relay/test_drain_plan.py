@@ -2,7 +2,7 @@
 
 import pytest
 
-from psum.aggregator.relay.core.drain_plan import Round, plan
+from psum.aggregator.relay.core.drain_plan import Round, plan, still_open
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns
 from tests.aggregator.relay.pure import Peer, Process, Uplinks, hello, key, push
@@ -80,3 +80,12 @@ def test_a_round_whose_owner_ends_too_is_left(host: Host) -> None:
     listed = pb.Drain(open=to_columns([ShardRound(*ROUND)]))
     host.uplinks.job.uplink.handle(0, pb.ExchangeResponse(drain=listed), memoryview(b""), (), 0.0)
     assert host.plan(own=False)[0] == {ROUND}
+
+
+def test_a_round_whose_other_members_have_gone_is_waited_for_no_longer(host: Host) -> None:
+    """The group's sum has gone on to the owner here, which waits for a member whose own process has ended."""
+    host.contribute(*host.local)
+    fleet = host.process.fleet.jobs["night"]
+    assert still_open(host.uplinks.job, {0}, fleet) == {ROUND}
+    fleet.lost(2, 0.0)
+    assert still_open(host.uplinks.job, {0}, fleet) == set()

@@ -321,6 +321,8 @@ def test_relays_are_shown_with_both_levels() -> None:
     assert "round 0 of w shard 0 at relay a:1 has waited 9.0 s for rank 3" in lines
     assert "1 a:1 connected 0 ms 0 ms 0 B 0 B shm, stream node pid 1" in lines
     assert "3 a:1 vanished 0 ms 0 ms 0 B 0 B shm, stream node pid 3" in lines
+    host.num_workers = 3
+    assert "relay a:1 waits until 3 workers of its group have joined" in shown(a=[host])
     alone = shown(a=[host])
     assert "job job" in alone
     assert not [line for line in alone if "not joined" in line], "a relay does not know which ranks will join"

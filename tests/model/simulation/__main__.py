@@ -8,12 +8,15 @@ import time
 
 from simulation import Counters, Failure, History, run, shrink
 
+_RELAYED = {"yes": True, "no": False, "some": None}
+
 
 def main() -> int:
     """Run histories until one fails. Return the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/model", description=__doc__)
     parser.add_argument("--histories", type=int, default=1000, help="number of histories (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first history; each next one adds 1 (0)")
+    parser.add_argument("--relays", choices=_RELAYED, default="some", help="which histories: with relays or not (some)")
     parser.add_argument("--keep-going", action="store_true", help="count failures by kind instead of stopping at one")
     arguments = parser.parse_args()
     # Silence the aggregators' log messages about the injected faults.
@@ -23,11 +26,12 @@ def main() -> int:
     kinds: collections.Counter[str] = collections.Counter()
     for seed in range(arguments.seed, arguments.seed + arguments.histories):
         try:
-            run(History.draw(seed), counters)
+            run(History.draw(seed, relayed=_RELAYED[arguments.relays]), counters)
         except Failure as failure:
             if not arguments.keep_going:
                 print(shrink(failure).report)
-                print(f"\nhistory {seed} failed; repeat it with scripts/model --seed {seed} --histories 1")
+                again = f"scripts/model --seed {seed} --histories 1 --relays {arguments.relays}"
+                print(f"\nhistory {seed} failed; repeat it with {again}")
                 return 1
             kinds[failure.kind] += 1
             print(failure.report.splitlines()[0], flush=True)

@@ -48,6 +48,7 @@ class Client(abc.ABC):
     def __init__(self, processes: Sequence[int]) -> None:
         self.alive = True
         self.connections = [Connection(process) for process in processes]
+        self._indexes = {process: index for index, process in enumerate(processes)}
 
     @property
     def joined(self) -> bool:
@@ -61,7 +62,7 @@ class Client(abc.ABC):
 
     def to(self, process: int) -> Connection:
         """Return the connection to a process."""
-        return next(connection for connection in self.connections if connection.process == process)
+        return self.connections[self._indexes[process]]
 
     def may_connect(self, process: int, _now: float) -> bool:
         """Return whether it wants a new stream to a process now."""

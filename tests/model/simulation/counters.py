@@ -5,6 +5,8 @@ from collections import Counter
 #: Order and labels of the summary.
 _LINES = {
     "histories": "histories",
+    "relayed": "histories with relays",
+    "levels": "histories with relays on two levels",
     "rounds": "rounds requested by every rank (some fail on purpose)",
     "deliveries": "results delivered to a rank and compared with the model",
     "failures": "operations that failed with an expected error",

@@ -197,5 +197,5 @@ def _wait(fleet: Fleet, random: Random, seconds: float) -> None:
     until = fleet.now + seconds
     while fleet.now < until:
         fleet.settle(random, reconnect=True)
-        fleet.pass_time(5.0)
+        fleet.pass_time(10.0)
     fleet.settle(random, reconnect=True)

@@ -250,7 +250,7 @@ class Fleet:
             random.shuffle(directions)
             for what, client, index in directions:
                 # Sometimes several moves in a row, so that queues grow.
-                for _ in range(random.choice((1, 1, 3))):
+                for _ in range(3 if random.random() < 0.3 else 1):
                     moved |= self._move(what, client, index, random)
             for index, aggregator in enumerate(self.aggregators):
                 moved |= self.sum_one(index, random)

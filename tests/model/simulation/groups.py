@@ -7,6 +7,10 @@ from typing import NamedTuple, Union
 Tree = tuple[Union[int, "Tree"], ...]
 
 
+#: More workers take longer, and find hardly more.
+_MAX_WORKERS = 6
+
+
 class Relay(NamedTuple):
     """One relay of a plan.
 
@@ -28,6 +32,8 @@ def draw_relays(random: Random, owners: int) -> tuple[int, tuple[Relay, ...]]:
         The number of workers, and the relays, each after those that forward to it.
     """
     sizes = [random.choice((1, 2, 2, 3)) for _ in range(random.choice((1, 2, 2, 3)))]
+    while sum(sizes) > _MAX_WORKERS:
+        sizes.remove(max(sizes))
     ranks = list(range(sum(sizes)))
     if random.random() < 0.3:
         # Ranks need not be numbered host by host.

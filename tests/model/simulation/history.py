@@ -29,10 +29,15 @@ class History:
     steps: tuple[Step, ...]
 
     @classmethod
-    def draw(cls, seed: int) -> "History":
-        """Draw a random history."""
+    def draw(cls, seed: int, *, relayed: bool | None = None) -> "History":
+        """Draw a random history.
+
+        Args:
+            seed: Determines the history.
+            relayed: Whether it has relays; None: one of three has.
+        """
         random = Random(seed)
-        plan = Plan.draw(random)
+        plan = Plan.draw(random, relayed=seed % 3 == 0 if relayed is None else relayed)
         names = random.choices(list(plan.steps), list(plan.steps.values()), k=plan.length)
         if plan.ending is not Ending.ALL_LEAVE:
             first = plan.ending in (Ending.NO_KEPT_SUMS, Ending.LATE_JOIN)
@@ -85,6 +90,8 @@ def run(history: History, counters: Counters | None = None) -> None:
             text += [*fleet.describe(), "".join(traceback.format_tb(error.__traceback__)[-4:])]
             raise Failure(history, kind, "\n".join(text)) from error
     counters["histories"] += 1
+    counters["relayed"] += bool(history.plan.relays)
+    counters["levels"] += any(relay.above is not None for relay in history.plan.relays)
     counters["rounds"] += sum(min(counts) for counts in fleet.counts.values())
     counters["deliveries"] += fleet.oracle.deliveries
     counters["failures"] += fleet.oracle.failures

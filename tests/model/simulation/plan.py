@@ -22,13 +22,13 @@ FAULTS = {
     "take_over": 4,
     "restart": 4,
     "restarts": 2,
-    "restart_several": 2,
     "skew": 5,
     "reconnect_one_by_one": 4,
     "cut_during_restore": 3,
-    "lose_result": 3,
     "drain": 3,
 }
+#: Further faults of histories with relays.
+RELAY_FAULTS = {"restart_several": 4, "lose_result": 3}
 
 
 #: How many of the histories have relays.
@@ -90,10 +90,11 @@ class Plan:
     ending: Ending
 
     @classmethod
-    def draw(cls, random: Random) -> "Plan":
-        """Draw a random plan."""
+    def draw(cls, random: Random, *, relayed: bool) -> "Plan":
+        """Draw a random plan, with or without relays."""
         aggregators = random.choice((1, 1, 2, 2, 3))
-        faults = {name: weight * random.choice((1, 1, 4)) for name, weight in FAULTS.items() if random.random() < 0.4}
+        possible = FAULTS | RELAY_FAULTS if relayed else FAULTS
+        faults = {name: weight * random.choice((1, 1, 4)) for name, weight in possible.items() if random.random() < 0.4}
         if random.random() < 0.1:
             faults = {}
         if faults:
@@ -105,7 +106,7 @@ class Plan:
         by_roles = aggregators > 1 and random.random() < 0.25
         workers = random.choice((1, 2, 2, 2, 3, 3, 3, 4))
         relays: tuple[Relay, ...] = ()
-        if random.random() < RELAYED:
+        if relayed:
             workers, relays = draw_relays(random, aggregators)
         return cls(
             workers=workers,

@@ -327,7 +327,7 @@ def _skew(fleet: Fleet, random: Random) -> None:
     held = {("receive", client, index) for client in clients for index in fleet.processes_of(client)}
     behind = {rank for rank in range(fleet.plan.workers) if not fleet.clients_above(rank).isdisjoint(clients)}
     if random.random() < 0.3:
-        held = {entry for entry in held if random.random() < 0.6}
+        held = {entry for entry in sorted(held) if random.random() < 0.6}
     fleet.settle(random, held)
     if random.random() < 0.6:
         for rank in set(range(fleet.plan.workers)) - behind:

@@ -12,7 +12,7 @@ from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
-from psum.aggregator.relay.core.drain_plan import Round, plan
+from psum.aggregator.relay.core.drain_plan import Round, plan, still_open
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.inquiries import Inquiries
@@ -127,10 +127,25 @@ class Relays:
         """The uplinks of a job; None before all ranks of its group have joined."""
         return self._uplinks.get(id(job))
 
-    def note_lost(self) -> None:
-        """Tells each job which aggregators it is not connected to. To be called before it is asked for open rounds."""
-        for uplinks in self._uplinks.values():
-            uplinks.note_lost()
+    def status(self, job: Job) -> list[pb.UplinkStatus]:
+        """The state of each way to an owner, for people. There are none open before the group is complete."""
+        if (uplinks := self.of(job)) is not None and uplinks.connections:
+            return uplinks.status()
+        assert isinstance(job, HostJob)
+        return [pb.UplinkStatus(address=address) for address in job.uplink.addresses]
+
+    def still_open(self, fleet: Registry) -> dict[int, set[Round]]:
+        """The rounds of each group that are open and can still be finished, by its job's id().
+
+        Args:
+            fleet: The jobs whose shards this process owns.
+        """
+        self._note_lost()
+        rounds = {}
+        for name, job in self.registry.jobs.items():
+            assert isinstance(job, HostJob)
+            rounds[id(job)] = still_open(job, self._own_uplinks(job), fleet.jobs.get(name))
+        return rounds
 
     def plan_drain(self, fleet: Registry, rounds: dict[int, set[Round]]) -> None:
         """Adds the rounds that groups finish before this process ends.
@@ -139,12 +154,12 @@ class Relays:
             fleet: The jobs whose shards this process owns.
             rounds: The rounds that each job finishes, by its id(). Those of the fleet's jobs may change.
         """
-        self.note_lost()
+        self._note_lost()
         for name, job in self.registry.jobs.items():
             assert isinstance(job, HostJob)
-            uplinks, owned = self._uplinks.get(id(job)), fleet.jobs.get(name)
-            own = uplinks.leading_to(self._identity.incarnation) if uplinks is not None else set()
-            rounds[id(job)] = plan(job, own, owned, rounds[id(owned)] if owned is not None else set())
+            owned = fleet.jobs.get(name)
+            fleet_rounds = rounds[id(owned)] if owned is not None else set()
+            rounds[id(job)] = plan(job, self._own_uplinks(job), owned, fleet_rounds)
 
     async def close(self) -> None:
         """Ends all connections: those of jobs in progress at once, to be opened again by the next process."""
@@ -154,6 +169,16 @@ class Relays:
         for task in self._ending:
             task.cancel()
         await asyncio.gather(*self._ending, *(each.close() for each in self._uplinks.values()), return_exceptions=True)
+
+    def _note_lost(self) -> None:
+        """Tells each job which aggregators it is not connected to, before it is asked for open rounds."""
+        for uplinks in self._uplinks.values():
+            uplinks.note_lost()
+
+    def _own_uplinks(self, job: HostJob) -> set[int]:
+        """The uplinks of a job that lead to this process."""
+        uplinks = self._uplinks.get(id(job))
+        return set() if uplinks is None else uplinks.leading_to(self._identity.incarnation)
 
     def _make(self, hello: pb.Hello, limits: Limits, **job: Any) -> HostJob:
         return HostJob(

@@ -11,7 +11,6 @@ from psum.v1 import aggregator_pb2 as pb
 
 if TYPE_CHECKING:
     from psum.aggregator.relay.relays import Relays
-    from psum.aggregator.relay.uplinks import Uplinks
 
 
 class Registries:
@@ -58,7 +57,7 @@ class Registries:
         if self.relays is not None:
             for job in self.relays.registry.jobs.values():
                 uplinks = self.relays.of(job)
-                yield job, ([] if uplinks is None else uplinks.status()), (0 if uplinks is None else uplinks.reconnects)
+                yield job, self.relays.status(job), (0 if uplinks is None else uplinks.reconnects)
 
     def totals(self) -> tuple[int, int]:
         """Payload bytes received from workers and sent to them since this process started."""
@@ -93,18 +92,19 @@ class Registries:
         Args:
             rounds: The rounds of each job, by its id().
         """
+        still_open = {id(job): set(job.open_rounds()) for job in self.fleet.jobs.values()}
         if self.relays is not None:
-            self.relays.note_lost()
-        return sum(len(rounds.get(id(job), set()).intersection(job.open_rounds())) for job in self.jobs())
+            still_open |= self.relays.still_open(self.fleet)
+        return sum(len(rounds.get(job_id, set()) & here) for job_id, here in still_open.items())
 
     def tell_uplinks(self, job: Job, action: UplinkAction) -> None:
         """Carries out an action of a group's job that concerns its uplinks."""
         assert self.relays is not None
         self.relays.tell(job, action)
 
-    def uplinks(self, job: Job) -> "Uplinks | None":
-        """The connections of a group's job to the aggregators that it forwards to; None if there are none."""
-        return None if self.relays is None else self.relays.of(job)
+    def uplinks(self, job: Job) -> list[pb.UplinkStatus]:
+        """The state of each way to the aggregators that a group's job forwards to; none if the job is no group's."""
+        return self.relays.status(job) if self.relays is not None and job.forwards else []
 
     def end_inquiries(self) -> None:
         """Answers all who wait for other aggregators' answers: this process is about to end."""

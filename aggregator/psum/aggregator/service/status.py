@@ -121,8 +121,7 @@ class Status:
         for worker in status.workers:
             if (connection := self._connections.get(job, worker.rank)) is not None:
                 worker.plane, worker.data_connection = connection.plane.kind, connection.data_connection is not None
-        if (uplinks := self._registries.uplinks(job)) is not None:
-            status.uplinks.extend(uplinks.status())
+        status.uplinks.extend(self._registries.uplinks(job))
 
 
 def parse_request(data: bytes) -> pb.GetStatusRequest | None:

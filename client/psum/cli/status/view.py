@@ -125,13 +125,16 @@ class Fleet:
     def _relayed(self, places: Sequence[tuple[str, Answer]]) -> Iterable[RenderableType]:
         """Return a job on its relays, and the workers behind them."""
         table = _table("relay", "workers", "ranks", "forwards to", "way", "sent", "received", "under way")
-        lost = []
+        lost, incomplete = [], []
         for address, job in places:
             uplinks = job["uplinks"]
             connected = [uplink for uplink in uplinks if uplink["state"] == "connected"]
-            lost += [(address, uplink["address"]) for uplink in uplinks if uplink["state"] != "connected"]
             behind = uplinks[0]["address"] if len(uplinks) == 1 else f"{len(connected)} of {len(uplinks)} aggregators"
             joined = sorted(rank for worker in job["workers"] for rank in worker["ranks"])
+            if len(joined) < job["num_workers"]:
+                incomplete.append(f"relay {address} waits until {job['num_workers']} workers of its group have joined")
+            else:
+                lost += [(address, uplink["address"]) for uplink in uplinks if uplink["state"] != "connected"]
             present = sum(len(worker["ranks"]) for worker in job["workers"] if worker["state"] == "connected")
             table.add_row(
                 Text(address),
@@ -145,6 +148,8 @@ class Fleet:
             )
         yield table
         yield from _oldest(places, "at relay")
+        for text in incomplete:
+            yield Text(text, style="yellow")
         for relay, address in lost[:_MAX_LOST]:
             yield Text(f"relay {relay} is not connected to {address}", style="red")
         if len(lost) > _MAX_LOST:

@@ -40,6 +40,24 @@ def plan(group: HostJob, own_uplinks: Set[int], fleet: Job | None, fleet_rounds:
     return rounds
 
 
+def still_open(group: HostJob, own_uplinks: Set[int], fleet: Job | None) -> set[Round]:
+    """The rounds of a group that are open and can still be finished.
+
+    Those that have gone on to the owner in this process can be only as long as all members are connected that it waits
+    for: another relay may have ended in the meantime.
+    """
+    here = set() if fleet is None else set(fleet.members.connected())
+    rounds = set()
+    for round in group.open_rounds():
+        forwarded = group.uplink.keys.get(round[0])
+        shard = None if fleet is None else _shard(fleet, round)
+        own = forwarded is not None and forwarded.route[round[1]] in own_uplinks
+        if own and shard is not None and shard.round == round[2] and not here.issuperset(shard.members_missing):
+            continue
+        rounds.add(round)
+    return rounds
+
+
 def _owner_finishes(fleet: Job | None, fleet_rounds: set[Round], round: Round) -> bool:
     """Whether the owner in this process finishes a round of the group; it may have to be told."""
     shard = _shard(fleet, round) if fleet is not None else None
