@@ -87,7 +87,9 @@ class Inquiries:
         if (problem := unusable_addresses(hello)) is not None:
             raise InvalidError(f"a relay is asked about {problem}")
         addresses, _ = uplink_addresses(hello)
-        credentials = dataclasses.replace(self._credentials, token=lambda: token)
+        # As on the connections later: see Relays.
+        own = bool(self._credentials.token_file)
+        credentials = dataclasses.replace(self._credentials, token=None if own else lambda: token)
         if (open_to := exposed(addresses, credentials, insecure=self._insecure)) is not None:
             raise DeniedError(f"the workers' token would travel unencrypted to {open_to}")
         limit = self._connect_timeout
