@@ -453,3 +453,32 @@ def test_nothing_follows_from_what_comes_after_a_failure(hosts: Hosts) -> None:
     relay.runner.perform(job, job.fail(InternalError("for some reason"), relay.now))
     job.uplink.handle(0, pb.ExchangeResponse(sync=pb.Sync(number=2)), memoryview(b""), (), relay.now)
     assert job.heard(relay.now) == []
+
+
+@pytest.mark.parametrize("owner_knows", [True, False])
+def test_the_owner_knows_for_which_rank_a_key_is_not_declared(hosts: Hosts, owner_knows: bool) -> None:
+    """A rank that has not even declared the key is named, not the ranks of its group that have contributed."""
+    if owner_knows:
+        hosts.declare(key(0), [0, 2, 3])
+        hosts.push(ranks=[0, 2, 3])
+        hosts.tick(LACKING_SECONDS)
+    else:
+        hosts.declare(key(0), [0])
+        hosts.push(ranks=[0])
+        hosts.tick(LACKING_SECONDS)
+        hosts.declare(key(0), [2, 3])
+        hosts.push(ranks=[2, 3])
+        hosts.tick(LACKING_SECONDS)
+    [fleet] = hosts.owners[0].fleet.jobs.values()
+    assert list(fleet.keys[7].shards[0].waiting_for()) == [1]
+
+
+def test_what_an_owner_is_told_does_not_pile_up(hosts: Hosts) -> None:
+    """While there is no connection, what is said again and again waits once."""
+    hosts.declare(key(0), [0])
+    hosts.push(ranks=[0])
+    for _ in range(5):
+        hosts.relay(0).tick(LACKING_SECONDS)
+    uplink = hosts.job(0).uplink
+    assert uplink.next_message(0) is not None
+    assert uplink.next_message(0) is None

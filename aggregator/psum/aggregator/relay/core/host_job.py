@@ -442,7 +442,9 @@ class HostJob(Job):
                 continue
             state = shard.round, tuple(shard.waiting_for())
             told[key_id, index] = state
-            if state[1] and self._told_lacking.get((key_id, index)) != state:
+            # An owner that does not know the key yet forgets what it is told of it.
+            forgets = not self.uplink.keys[key_id].declared
+            if state[1] and (forgets or self._told_lacking.get((key_id, index)) != state):
                 new.append((key_id, index, *state))
         self._told_lacking = told
         return new
