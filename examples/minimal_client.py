@@ -100,8 +100,9 @@ class Worker:
     """One rank of a job."""
 
     def __init__(
-        self, addresses: Sequence[str], rank: int, num_workers: int, job: str = "default", partition: int = 2 << 20
+        self, addresses: Sequence[str], rank: int, num_workers: int, job: str = "default", partition: int = 0
     ) -> None:
+        partition = partition or max((2 << 20) // len(addresses), 512 << 10)
         self.rank, self.partition, self.rounds = rank, partition, dict[int, int]()
         self.weights = [1] * len(addresses)
         self.streams: list[Stream] = []

@@ -40,6 +40,7 @@ _ONCE: Final = (
     "integration/test_priority.py",
     "integration/test_processes.py",
     "integration/test_relay_groups.py",
+    "integration/test_relayed_processes.py",
     "integration/test_relays.py",
     "integration/test_security.py",
     "integration/test_shared_memory.py",

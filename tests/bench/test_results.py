@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from psum.cli.bench.cases import System
+from psum.cli.bench.page import APPENDIX
 from psum.cli.bench.rivals import Rival
 from tests.bench.netlab import page
 from tests.bench.netlab.placement import Placement
@@ -93,14 +94,25 @@ def test_the_suite_has_every_experiment_that_its_targets_name() -> None:
 
 
 def test_results_are_written_and_read_again(tmp_path: pathlib.Path) -> None:
-    """The page shows which targets were reached and missed. The file gives back the same runs."""
+    """The page shows which targets were reached and missed. The file gives back the same runs. A second time, the
+    appendix is replaced, and what is before it on the page stays."""
+    (tmp_path / "benchmarks.md").write_text("# Benchmarks\n\n" + page.appendix({}))
     page.write(tmp_path, {"beside": page.Result("2026-11-26", "a machine", "scripts/netlab --suite beside", RUNS)})
     assert page.load(tmp_path / "network.json")["beside"].runs == RUNS
-    text = (tmp_path / "network.md").read_text()
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.startswith("# Benchmarks\n\n<!--")
+    assert text.count("## Networks of hosts") == 1
     assert "| 4 hosts of 1 worker and 1 aggregator | psum auto | of_bound | ≥ 0.92 | 0.900 | **missed** |" in text
     assert "| 4 hosts of 1 worker and 1 aggregator | psum auto | of_bound | ≥ gloo | 0.900 | reached |" in text
     assert "| 2 hosts of 1 worker and 1 aggregator | psum auto | of_bound | ≥ 0.92 | not measured |  |" in text
     assert page.load(tmp_path / "nothing.json") == {}
+
+
+def test_the_page_of_this_project_shows_its_results() -> None:
+    """docs/benchmarks.md ends with the section that docs/network.json leads to; nobody has edited it."""
+    docs = pathlib.Path(__file__).parents[2] / "docs"
+    _, marker, section = (docs / "benchmarks.md").read_text().partition(APPENDIX)
+    assert marker + section == page.appendix(page.load(docs / "network.json"))
 
 
 def test_processes_know_each_other() -> None:

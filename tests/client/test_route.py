@@ -94,6 +94,24 @@ def test_named_relays_are_used_as_they_are() -> None:
     assert socket_route == Route(("unix:/run/psum/8",), 2, (Level("unix:/run/rack", 16),))
 
 
+def test_a_fleet_of_more_processes_changes_no_relay() -> None:
+    """Only a worker without a relay connects to the processes."""
+    more = (*FLEET, "10.0.0.2:50053")
+    assert Route(FLEET).to(more) == Route(more)
+    relayed = Route(("near:1",), 4, found=True)
+    assert relayed.to(more) is relayed
+
+
+def test_only_what_a_found_relay_causes_is_explained_by_it() -> None:
+    """Not that the relay does not reach another aggregator, nor what a relay does that the user named."""
+    here, there = (ConnectError("no", address=address) for address in ("near:1", "far:1"))
+    found, named = Route(("near:1",), 4, found=True), Route(("near:1",), 4)
+    assert "PSUM_RELAY=off" in str(found.explained(here))
+    assert found.explained(there) is there
+    assert named.explained(here) is here
+    assert Route(FLEET).explained(here) is here
+
+
 def test_without_a_relay_a_hello_says_nothing_of_relays() -> None:
     """Its bytes are those of a worker that knows no relays."""
     hello = pb.Hello(protocol_version=PROTOCOL_VERSION, job="night")

@@ -1,6 +1,7 @@
 """A worker's settings come from psum's names, or from those that BytePS, ps-lite and Kubernetes use."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -89,25 +90,6 @@ def test_all_mistakes_are_listed_together() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_environment({"PSUM_RANK": "x", "PSUM_PLANE": "y", "PSUM_CONNECT_TIMEOUT": "z"})
     assert len(caught.value.mistakes) == 3
-
-
-@pytest.mark.parametrize(
-    ("aggregators", "weights", "by_roles"),
-    [
-        ("host-{0..2}:1", None, True),
-        ("host-{0..2}:1", "auto", True),
-        ("host-{0..2}:1", "1,1,1", False),
-        ("127.0.0.1:1,10.0.0.7:1", None, True),
-        # One aggregator takes everything, and a machine by itself has one link for all.
-        ("host-0:1", "auto", False),
-        ("127.0.0.1:1,localhost:2,[::1]:3,unix:/run/psum", "auto", False),
-        ("", None, False),
-    ],
-)
-def test_weights_follow_from_roles_unless_they_are_given(aggregators: str, weights: str | None, by_roles: bool) -> None:
-    """All workers decide that alike, since they have the same list and the same weights."""
-    environ = {"PSUM_AGGREGATORS": aggregators} | ({} if weights is None else {"PSUM_AGGREGATOR_WEIGHTS": weights})
-    assert Settings.from_environment(environ).weights_by_roles is by_roles
 
 
 @pytest.mark.parametrize(
@@ -288,3 +270,22 @@ def test_warnings_are_logged_once_when_a_worker_starts(caplog: pytest.LogCapture
         pass
     [text] = [record.getMessage() for record in caplog.records]
     assert "trains alone" in text
+
+
+def test_shards_are_smaller_with_several_aggregators() -> None:
+    """A partition is divided by the number of aggregators, but not below 512 KiB; a smaller one stays as it is."""
+
+    def shard_bytes(aggregators: int, **given: Any) -> int:
+        addresses = tuple(f"10.0.0.{number}:1" for number in range(aggregators))
+        return Settings.from_environment({}, aggregators=addresses, **given).shard_bytes
+
+    assert [shard_bytes(count) for count in (0, 1, 2, 3, 4, 64)] == [
+        2 << 20,
+        2 << 20,
+        1 << 20,
+        (2 << 20) // 3,
+        512 << 10,
+        512 << 10,
+    ]
+    assert shard_bytes(4, partition_bytes=8 << 20) == 2 << 20
+    assert shard_bytes(4, partition_bytes=1 << 14) == 1 << 14

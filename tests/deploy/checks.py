@@ -136,12 +136,15 @@ def _ports(resources: Sequence[Resource]) -> Iterator[str]:
 
 
 def _reachable(resources: Sequence[Resource]) -> Iterator[str]:
-    """The network policy lets workers reach both ports of an aggregator. Workers that share memory use both too."""
+    """The network policy lets workers reach both ports of each process of an aggregator.
+
+    Workers that share memory use both too.
+    """
     labels = next((pod.labels for pod in pods(resources) if not pod.is_aggregator), {_COMPONENT: _WORKER})
     for pod in pods(resources):
         if pod.is_aggregator and not pod.is_sidecar:
             reached = network.open_ports(resources, network.Peer(labels), network.Peer.of(pod))
-            if missing := sorted({"grpc", "data"} - reached):
+            if missing := sorted(pod.streams - reached):
                 yield f"{pod.owner}: the network policy keeps workers from its port {', '.join(missing)}"
 
 

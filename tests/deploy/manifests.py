@@ -29,7 +29,7 @@ RENDERED = {
     "own-certificates": ("overlays/own-certificates",),
     "production, large": ("overlays/production", "components/large-fleet"),
     "production, processes": ("overlays/production", "components/stable-addresses", "components/processes"),
-    "production, relays and processes": ("overlays/production", "components/relay", "components/processes"),
+    "relays, processes": ("overlays/relays", "components/processes"),
     "production, behind an ingress": ("overlays/production", "components/ingress"),
     "workers/indexed-job": ("workers/indexed-job",),
     "workers/single-node": ("workers/single-node",),
@@ -81,6 +81,12 @@ class Pod:
     def is_aggregator(self) -> bool:
         """Whether it is an aggregator; else it is a worker."""
         return "psum-aggregator" in self.container["image"]
+
+    @property
+    def streams(self) -> set[str]:
+        """The names of an aggregator's ports for streams and data connections: two for each of its processes."""
+        names = (port["name"] for port in self.container.get("ports", ()))
+        return {"grpc", "data"} | {name for name in names if name.partition("-")[0] in ("grpc", "data")}
 
     @property
     def is_relay(self) -> bool:

@@ -94,13 +94,13 @@ def _addresses(resources: Sequence[Resource]) -> Iterator[str]:
 
 
 def _ways(resources: Sequence[Resource]) -> Iterator[str]:
-    """The network policies let a node's relay reach the fleet, and the names of the fleet."""
+    """The network policies let a node's relay reach all processes of the fleet, and the names of the fleet."""
     all_pods = list(pods(resources))
     for relay in (pod for pod in all_pods if pod.owner.startswith("DaemonSet/")):
         source = network.Peer.of(relay)
         for owner in {pod.owner: pod for pod in all_pods if pod.is_aggregator and not pod.is_relay}.values():
             reached = network.open_ports(resources, source, network.Peer.of(owner))
-            if missing := sorted({"grpc", "data"} - reached):
+            if missing := sorted(owner.streams - reached):
                 yield f"{relay.owner}: the network policies keep it from port {', '.join(missing)} of {owner.owner}"
         for protocol in ("UDP", "TCP"):
             if not network.reaches(resources, source, _DNS, 53, protocol):

@@ -18,7 +18,8 @@ from psum.aggregator.service.receiver import Receiver
 from psum.client.transport import data_dialer
 from psum.client.transport.data_dialer import DialProspects
 from psum.planes import SECRET_BYTES, DataConnection
-from psum.wire import report_of
+from psum.planes.tcp import limit_sending
+from psum.wire import FAR_BATCH_BYTES, report_of
 from tests.polling import wait_until
 
 
@@ -51,6 +52,31 @@ def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., An
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(sums, clients, timeout=60)) == inline
         list(pool.map(psum.Client.close, clients))
+
+
+def test_between_hosts_links_are_shared_and_messages_announce_less(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To another host, both sides limit what is under way, and a message announces 1 MiB of payloads; the sums are the
+    same."""
+    inline = make_fleet(2).on_every_rank(2, few_sums, plane="inline")
+    limited = list[socket.socket]()
+
+    def watched(connection: socket.socket, size: int) -> None:
+        limited.append(connection)
+        limit_sending(connection, size)
+
+    monkeypatch.setattr("psum.planes.data_connection.limit_sending", watched)
+    monkeypatch.setattr("psum.planes.data_connection.on_this_host", lambda peer, own: False)
+    fleet = make_fleet(2)
+
+    def work(client: psum.Client) -> list[bytes]:
+        assert {window.scheduler.batch_bytes for window in client._session._windows} == {FAR_BATCH_BYTES}
+        return few_sums(client)
+
+    assert fleet.on_every_rank(2, work, plane="direct") == inline
+    # Each of two workers and two aggregators sends on two connections.
+    assert len({id(connection) for connection in limited}) == 8
 
 
 def test_large_payloads_do_not_travel_in_messages(

@@ -92,6 +92,7 @@ def test_an_aggregator_that_does_not_run_is_named(make_fleet: Any) -> None:
     question = process_question.ask
 
     async def watched(to: str, credentials: Credentials, request: pb.GetStatusRequest, patience: float) -> Any:
+        assert to == relay
         asked.append(list(request.hello.aggregators))
         return await question(to, credentials, request, patience)
 
@@ -147,14 +148,14 @@ def test_strangers_make_a_relay_connect_nowhere(make_fleet: Any, tmp_path: Any) 
 def test_all_processes_beside_workers_share_what_suits_their_host(
     make_fleet: Any, make: Any, monkeypatch: pytest.MonkeyPatch, relays: bool
 ) -> None:
-    """Three hosts with two workers and an aggregator of two processes each, and a dedicated one of two: it takes two
+    """Three hosts with two workers and an aggregator of two processes each, and a dedicated one of four: it takes two
     fifths of the bytes, as if each was one process. A worker need not know that all processes are on its host."""
-    hosts, dedicated = [make() for _ in range(3)], make()
+    hosts, dedicated = [make() for _ in range(3)], make(4)
 
     async def own(membership: Membership) -> frozenset[int]:
         return frozenset([2 * (membership._settings.rank // 2)])
 
-    monkeypatch.setattr("psum.client.settings.is_local", lambda address: False)
+    monkeypatch.setattr("psum.client.fleet.is_local", lambda address: False)
     monkeypatch.setattr(Membership, "_own_aggregators", own)
     aggregators = tuple(aggregator.address for aggregator in (*hosts, dedicated))
     settings = [
@@ -174,4 +175,4 @@ def test_all_processes_beside_workers_share_what_suits_their_host(
 
     assert on_ranks(make_fleet(1), settings, work) == [None] * 6
     received = [bytes_ for aggregator in (*hosts, dedicated) for bytes_ in aggregator.received_bytes()]
-    assert [round(each / sum(received), 2) for each in received] == [0.1] * 6 + [0.2] * 2
+    assert [round(each / sum(received), 2) for each in received] == [0.1] * 10

@@ -19,7 +19,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[int, Sequence[in
         async def own(membership: Membership) -> frozenset[int]:
             return frozenset(beside.get(membership._settings.rank, ()))
 
-        monkeypatch.setattr("psum.client.settings.is_local", lambda address: False)
+        monkeypatch.setattr("psum.client.fleet.is_local", lambda address: False)
         monkeypatch.setattr("psum.client.membership.Membership._own_aggregators", own)
 
     return pretend

@@ -73,14 +73,15 @@ class Client:
         self._pid = process_name.pid
         self._session = Session(
             settings.aggregators,
-            None if settings.weights_by_roles else settings.weights,
+            None if fleet.by_roles else settings.weights,
             rank=settings.rank,
-            partition_bytes=settings.partition_bytes,
+            partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,
             relay=route.relay,
             processes_of=fleet.aggregators,
             keep_sums=settings.keep_sums,
             hand_over=self._hand_over,
+            shares_known=lambda shares: self._membership.share_links(shares),
             report_fault=self._report_fault,
         )
         self._telemetry = Telemetry(settings, self._session)
@@ -91,6 +92,7 @@ class Client:
             settings,
             route,
             self._session,
+            by_roles=fleet.by_roles,
             planes=self._planes.planes,
             settle=self._settle,
             fail=self._end,

@@ -84,7 +84,8 @@ class DeclaredSettings(BaseSettings):
         default=2 << 20,
         default_text="2 MiB",
         parse=size,
-        meaning="The most bytes that a shard has. All workers must have the same.",
+        meaning="The most bytes that a shard has. With several aggregators it is divided by their number, but not below"
+        " 512 KiB. All workers must have the same.",
     )
     credit_bytes: int = setting(
         "PSUM_CREDIT_BYTES",

@@ -16,6 +16,7 @@ from psum.client.transport.process_lists import ask_for_processes, ask_relay_for
 from psum.client.transport.usable_planes import usable_planes
 from psum.runtime import open_descriptors, replaced
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import is_local
 from psum.wire.errors import ConnectError, WorkerLostError
 
 
@@ -38,12 +39,14 @@ class Fleet:
         settings: Its settings, with every process of the listed aggregators in the place of its aggregator.
         route: Where it connects to.
         aggregators: For each process the number of its aggregator; see `aggregators_of`.
+        by_roles: Whether the weights follow from where aggregators run. The settings have none then.
         opened: How many file descriptors it has opened to learn that, and uses further on.
     """
 
     settings: Settings
     route: Route
     aggregators: Sequence[int]
+    by_roles: bool
     opened: int
 
 
@@ -69,13 +72,26 @@ def whole_fleet(settings: Settings) -> Iterator[Fleet]:
         processes = _ask(settings, route) if settings.aggregators else ()
         addresses, weights = fleet_of(settings.aggregators, settings.weights, processes)
         aggregators = aggregators_of(settings.aggregators, addresses, processes)
+        by_roles = not settings.weights and have_roles(addresses, aggregators)
+        if by_roles:
+            weights = ()
         if len(addresses) != len(settings.aggregators):
-            # Weights by roles are shared among processes when they are known.
-            weights = () if settings.weights_by_roles else weights
             settings = replaced(settings, aggregators=addresses, weights=weights)
-        yield Fleet(settings, route.to(addresses), aggregators, max(0, open_descriptors() - before))
+        yield Fleet(settings, route.to(addresses), aggregators, by_roles, max(0, open_descriptors() - before))
     finally:
         termination.forget(newcomer)
+
+
+def have_roles(addresses: Sequence[str], aggregators: Sequence[int]) -> bool:
+    """Whether it can matter where aggregators run: where all addresses are local, all is on one host.
+
+    All workers decide this alike from what they agree on.
+
+    Args:
+        addresses: The addresses of all processes.
+        aggregators: For each the number of its aggregator.
+    """
+    return len(set(aggregators)) > 1 and not all(map(is_local, addresses))
 
 
 def _ask(settings: Settings, route: Route) -> Sequence[Processes]:

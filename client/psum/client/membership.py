@@ -26,6 +26,7 @@ class Membership:
         settings: The worker's settings.
         route: Where it connects to.
         session: What gives the connections their messages, and takes those received.
+        by_roles: Whether the aggregators' weights follow from where they run.
         planes: The planes to offer to aggregators, the best first.
         settle: Called after a connection has received messages.
         fail: Called with the error that ends a connection for good.
@@ -40,6 +41,7 @@ class Membership:
         route: Route,
         session: Session,
         *,
+        by_roles: bool,
         planes: Sequence[Plane],
         settle: Callable[[], None],
         fail: Callable[[Exception], None],
@@ -48,6 +50,7 @@ class Membership:
         self._settings = settings
         self._route = route
         self._session = session
+        self._by_roles = by_roles
         self._planes = planes
         self._settle = settle
         self._fail = fail
@@ -105,7 +108,7 @@ class Membership:
         if self._is_leaving_early:
             # The process is ending, and must not begin anything.
             await asyncio.Event().wait()
-        if settings.weights_by_roles:
+        if self._by_roles:
             self._session.beside = await self._own_aggregators()
             # Workers that share a relay send each byte once together.
             self._session.is_member = not self._route.relay or settings.local_rank == 0
@@ -142,6 +145,11 @@ class Membership:
         for connection in self.connections:
             connection.part(pb.Goodbye(fault=fault.to_message()))
 
+    def share_links(self, shares: Sequence[float]) -> None:
+        """Lets each connection use this worker's links as much as its share says."""
+        for connection in self.connections:
+            connection.share_links(shares[connection.index])
+
     def recall(self, aggregators: Collection[int]) -> None:
         """Stops sending, to these aggregators, memory that is no longer this worker's to send."""
         for connection in self.connections:
@@ -175,14 +183,14 @@ class Membership:
             rank=settings.rank,
             num_workers=settings.num_workers,
             incarnation=self._incarnation,
-            partition_bytes=settings.partition_bytes,
+            partition_bytes=settings.shard_bytes,
             aggregators=settings.aggregators,
             weights=settings.weights,
             aggregator_index=aggregator,
             worker=process_name.name(),
             age_seconds=process_name.age_seconds(),
             resuming=resuming,
-            placement=PLACEMENT_BY_ROLES if settings.weights_by_roles else PLACEMENT_BY_WEIGHTS,
+            placement=PLACEMENT_BY_ROLES if self._by_roles else PLACEMENT_BY_WEIGHTS,
         )
         self._route.describe(hello)
         return hello

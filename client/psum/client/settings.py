@@ -3,13 +3,16 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from psum.client.declared_settings import DeclaredSettings
 from psum.client.doubtful_settings import doubts
 from psum.client.foreign_variables import remarks, with_derived
 from psum.runtime import load
 from psum.wire import MAX_PARTITION_BYTES, PAYLOAD_ALIGNMENT_BYTES, is_local
+
+#: However many aggregators there are, shards do not become smaller than this because of them. Each costs time.
+_LEAST_SHARD_BYTES: Final = 512 << 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +34,14 @@ class Settings(DeclaredSettings):
         return load(cls, with_derived(environ), given, remarks(environ))
 
     @property
-    def weights_by_roles(self) -> bool:
-        """Whether the aggregators' weights follow from where they run.
+    def shard_bytes(self) -> int:
+        """The most bytes that a shard has.
 
-        All workers decide this alike from what they agree on. Where all addresses are local, all is on one host.
+        The shards of one key travel to all aggregators at once. So with more aggregators smaller shards suffice to fill
+        a worker's link. The last sums of a step can be sent back the sooner, the smaller the last shards are.
         """
-        return len(self.aggregators) > 1 and not self.weights and not all(map(is_local, self.aggregators))
+        least = min(self.partition_bytes, _LEAST_SHARD_BYTES)
+        return max(self.partition_bytes // max(1, len(self.aggregators)), least)
 
     def warnings(self) -> Iterator[str]:
         """Yields a sentence for everything that works but is probably not meant."""

@@ -9,7 +9,6 @@ without it, nothing is read.
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import struct
 from collections import deque
@@ -18,6 +17,8 @@ from typing import Final, cast
 
 import numpy as np
 
+from psum.planes.send_limit import SendLimit
+from psum.planes.tcp import do_not_pace, limit_sending, on_this_host, probe_when_silent, progress_of
 from psum.wire.channel import MAX_MESSAGE_BYTES, MAX_PARTITION_BYTES
 from psum.wire.errors import ProtocolError
 
@@ -31,12 +32,12 @@ _LIMITS: Final = {_MESSAGE: MAX_MESSAGE_BYTES, _PAYLOAD: MAX_PARTITION_BYTES}
 #: How many bytes may wait for the kernel. An urgent payload waits for at most this much of others.
 _WRITE_BUFFER_BYTES: Final = 256 << 10
 
+#: Round trips that take less stay within a data center.
+_SHORT_WAY_SECONDS: Final = 0.002
+
 #: How much is read while the length of the next frame is not known: enough for several messages, but little of a
 #: payload, because that part of it is copied.
 _STAGE_BYTES: Final = 4 << 10
-
-#: Congestion control without pacing, which a loopback does not need: BBR's takes a quarter of the time there.
-_LOOPBACK_CONGESTION_CONTROL: Final = b"reno"
 
 
 class DataConnection(asyncio.BufferedProtocol):
@@ -58,6 +59,16 @@ class DataConnection(asyncio.BufferedProtocol):
         self._admit = admit
         self._keepalive = keepalive
         self._transport: asyncio.Transport | None = None
+        self._local = False
+        """Whether the other side is on this host."""
+        self._limit: SendLimit | None = None
+        """How many bytes may be under way; None: the kernel decides."""
+        self._share: float | None = None
+        """The share for which the limit is made."""
+        self._limiting: asyncio.TimerHandle | None = None
+        """Sets the limit anew, None while nothing is under way."""
+        self._limited = False
+        """Whether there is a limit already."""
         self._stage = memoryview(bytearray(_STAGE_BYTES))
         self._staged = 0
         """How many bytes of the stage are filled."""
@@ -89,9 +100,10 @@ class DataConnection(asyncio.BufferedProtocol):
         connection = cast(socket.socket, transport.get_extra_info("socket"))
         # A connection that is broken by now takes no options; connection_lost follows.
         with contextlib.suppress(OSError):
-            _probe_when_silent(connection, self._keepalive)
-        if ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
-            _do_not_pace(connection)
+            probe_when_silent(connection, self._keepalive)
+        self._local = on_this_host(address, transport.get_extra_info("sockname"))
+        if self._local:
+            do_not_pace(connection)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._stage[self._staged :] if self._frame is None else self._frame[self._filled :]
@@ -168,6 +180,26 @@ class DataConnection(asyncio.BufferedProtocol):
             raise ConnectionResetError(str(self._error or "the data connection is not open"))
         self._transport.write(secret)
 
+    @property
+    def far(self) -> bool:
+        """Whether the other side is on another host."""
+        return not self._local
+
+    def share_links(self, share: float) -> None:
+        """Limits what is under way in the network, so that this connection and others share full links evenly.
+
+        Does nothing if the other side is on this host.
+
+        Args:
+            share: This connection's share of the bytes that its process sends, from 0 to 1.
+        """
+        if not self._local and share != self._share:
+            self._share = share
+            self._limit, self._limited = SendLimit(share), False
+            if self._limiting is not None:
+                self._limiting.cancel()
+                self._limiting = None
+
     async def send(self, message: bytes, payloads: Sequence[memoryview] = ()) -> None:
         """Sends a message and the payloads that it announces. Waits while the write buffer is full.
 
@@ -179,6 +211,8 @@ class DataConnection(asyncio.BufferedProtocol):
         Raises:
             ConnectionResetError: The connection broke.
         """
+        if payloads and self._limit is not None and self._limiting is None:
+            self._begin_limiting(self._limit)
         lead = _HEADER.pack(_MESSAGE, len(message)) + message
         for payload in payloads:
             await self._write(lead + _HEADER.pack(_PAYLOAD, len(payload)))
@@ -203,6 +237,43 @@ class DataConnection(asyncio.BufferedProtocol):
         self._closed = True
         if self._transport is not None:
             self._transport.abort()
+
+    def _begin_limiting(self, limit: SendLimit) -> None:
+        if (connection := self._socket()) is None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            progress = progress_of(connection)
+            if progress.shortest >= _SHORT_WAY_SECONDS:
+                # On a long way, much must be under way, and its round trips vary by themselves.
+                self._limit = None
+                return
+            limit.begin(loop.time(), progress)
+            if not self._limited:
+                limit_sending(connection, limit.size)
+                do_not_pace(connection)
+                self._limited = True
+        except OSError:
+            # It is broken, or the kernel is too old.
+            self._limit = None
+            return
+        self._limiting = loop.call_later(limit.interval, self._set_limit, limit)
+
+    def _set_limit(self, limit: SendLimit) -> None:
+        self._limiting = None
+        if self.flushed or (connection := self._socket()) is None:
+            return
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            limit.move(loop.time(), progress_of(connection))
+            limit_sending(connection, limit.size)
+            self._limiting = loop.call_later(limit.interval, self._set_limit, limit)
+
+    def _socket(self) -> socket.socket | None:
+        """The socket while the connection is open. Not one of Python's, but it takes options."""
+        if self._transport is None or self._closed or self._error is not None:
+            return None
+        return cast(socket.socket, self._transport.get_extra_info("socket"))
 
     async def _write(self, data: bytes) -> None:
         while not self._writable.is_set():
@@ -271,21 +342,3 @@ class DataConnection(asyncio.BufferedProtocol):
         self._arrived.set()
         self._writable.set()
         self.close()
-
-
-def _probe_when_silent(connection: socket.socket, keepalive: float) -> None:
-    # The kernel takes whole seconds up to some hours for the probes, and milliseconds of 31 bits for the time-out.
-    seconds = max(1, min(round(keepalive), 32767))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
-    # There are no probes while something is not acknowledged. A busy process may leave it unread for a while, and the
-    # stream's own probes find out sooner that a host is gone.
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 6000 * seconds)
-
-
-def _do_not_pace(connection: socket.socket) -> None:
-    # Without it, the system's default does too.
-    with contextlib.suppress(OSError):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LOOPBACK_CONGESTION_CONTROL)

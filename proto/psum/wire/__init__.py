@@ -15,6 +15,7 @@ from psum.wire.addresses import (
 )
 from psum.wire.channel import (
     BATCH_BYTES,
+    FAR_BATCH_BYTES,
     LARGE_PAYLOAD_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PARTITION_BYTES,
@@ -56,6 +57,7 @@ from psum.wire.state_report import (
 __all__ = [
     "BATCH_BYTES",
     "CODECS",
+    "FAR_BATCH_BYTES",
     "IDENTITY",
     "LARGE_PAYLOAD_BYTES",
     "MAX_MESSAGE_BYTES",

@@ -24,6 +24,9 @@ BATCH_BYTES: Final = 512 << 10
 #: takes about a millisecond, or follow on a data connection. An urgent payload waits behind at most this much.
 OUTSIDE_BATCH_BYTES: Final = 4 << 20
 
+#: The same for payloads that follow on a data connection to another host, where they may take a second.
+FAR_BATCH_BYTES: Final = 1 << 20
+
 #: Payloads of at least this size are large: they cross as their plane says. Smaller ones always travel in the message.
 LARGE_PAYLOAD_BYTES: Final = 64 << 10
 

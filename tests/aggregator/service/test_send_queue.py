@@ -49,6 +49,20 @@ def test_a_sync_follows_all_that_was_there_before_it() -> None:
     assert decode(pb.ExchangeResponse, queue.get())[0].sync.number == 1
 
 
+def test_few_payloads_follow_a_message_to_another_host() -> None:
+    """An urgent result waits there behind at most this much, unless a single payload is larger."""
+    queue = SendQueue()
+    queue.following_bytes = 100
+    for key, size in enumerate((60, 40, 1, 200, 50)):
+        row, payload = ShardRound(key, 0, 0, -key, 0, 0, size), memoryview(bytes(size))
+        queue.put(Results((row,), [memoryview(b"")], priority=-key, following=(payload,)))
+    sent = []
+    while queue:
+        queue.get()
+        sent.append([len(payload) for payload in queue.following])
+    assert sent == [[60, 40], [1], [200], [50]]
+
+
 def test_small_results_share_a_message_in_order_of_urgency() -> None:
     """Small neighbours travel together, the most urgent first."""
     queue = SendQueue()

@@ -119,7 +119,7 @@ _ROUNDS: Final = 3
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="With --suite: write network.json and network.md to this directory.",
+    help="With --suite: write network.json and the last section of benchmarks.md to this directory.",
 )
 def netlab(**options: Any) -> None:
     """Run psum, Gloo and dist_sync on hosts with their own links, all on this machine.

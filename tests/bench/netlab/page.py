@@ -1,4 +1,4 @@
-"""Writes the results of the suite: its runs as JSON, and a section for docs/benchmarks.md."""
+"""Writes the results of the suite: its runs as JSON, and the last section of docs/benchmarks.md."""
 
 import dataclasses
 import json
@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from psum.cli.bench.page import APPENDIX
+from psum.cli.bench.runs import Spread
 from tests.bench.netlab.runs import FIGURES, Run, summarise
 from tests.bench.netlab.suite import EXPERIMENTS
 from tests.bench.netlab.tables import markdown
@@ -15,8 +17,9 @@ _TITLES: Final = {name: title for name, title, _ in FIGURES}
 _INTRODUCTION: Final = """\
 ## Networks of hosts
 
-`scripts/netlab --suite all` makes these tables. Each host is a network namespace. Its link to the switch has the given
-rate in both directions. The link's only delay is that of its queues. Hosts do not share memory with each other.
+`scripts/netlab --suite all --output docs` writes this section. Each host is a network namespace. Its link to the
+switch has the given rate in both directions. The link's only delay is that of its queues. Hosts do not share memory
+with each other.
 
 - of_bound is the shortest step time that the links allow, divided by the measured step time. The bound holds for any
   software in that placement. It counts the workers of one host once. Headers take 4 to 5 % of a link, so the best
@@ -55,13 +58,32 @@ def load(file: pathlib.Path) -> dict[str, Result]:
 
 
 def write(directory: pathlib.Path, results: Mapping[str, Result]) -> list[pathlib.Path]:
-    """Writes network.json and network.md, with the experiments in the order of EXPERIMENTS; returns both paths."""
+    """Writes network.json, and the appendix of benchmarks.md, in the order of EXPERIMENTS; returns both paths.
+
+    The rest of benchmarks.md stays. If there is no such file, it gets the appendix alone.
+    """
     ordered = {name: results[name] for name in EXPERIMENTS if name in results}
     directory.mkdir(parents=True, exist_ok=True)
-    data, page = directory / "network.json", directory / "network.md"
-    data.write_text(json.dumps({name: dataclasses.asdict(result) for name, result in ordered.items()}, indent=1) + "\n")
-    page.write_text(render(ordered))
+    data, page = directory / "network.json", directory / "benchmarks.md"
+    data.write_text(_dump(ordered))
+    rest = page.read_text().partition(APPENDIX)[0] if page.exists() else ""
+    page.write_text(rest + appendix(ordered))
     return [data, page]
+
+
+def appendix(results: Mapping[str, Result]) -> str:
+    """Returns the appendix of benchmarks.md with the line that begins it."""
+    return f"{APPENDIX}\n\n{render(results)}"
+
+
+def _dump(results: Mapping[str, Result]) -> str:
+    """Returns results as JSON, with one run per line so that diffs are readable."""
+    parts = []
+    for name, result in results.items():
+        runs = ",\n".join("   " + json.dumps(dataclasses.asdict(run)) for run in result.runs)
+        about = ",\n".join(f'  "{key}": {json.dumps(getattr(result, key))}' for key in ("date", "machine", "command"))
+        parts.append(f' {json.dumps(name)}: {{\n{about},\n  "runs": [\n{runs}\n  ]\n }}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def render(results: Mapping[str, Result]) -> str:
@@ -71,7 +93,10 @@ def render(results: Mapping[str, Result]) -> str:
         summaries = summarise(result.runs)
         versions = dict.fromkeys(f"{run.variant} is version {run.version}" for run in result.runs if run.version)
         parts += [f"### {name}\n\n{EXPERIMENTS[name].about}\n", markdown(summaries), _targets(name, result)]
-        parts.append("; ".join([result.date, result.machine, *versions, f"`{result.command}`"]) + "\n")
+        controls = ", ".join(dict.fromkeys(run.congestion_control for run in result.runs))
+        load = f"load average before a run {Spread.of([run.load for run in result.runs]).show(1)}"
+        about = [result.date, result.machine, *versions, f"TCP with {controls}", load, f"`{result.command}`"]
+        parts.append("; ".join(about) + "\n")
     return "\n".join(parts)
 
 

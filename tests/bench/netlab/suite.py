@@ -78,7 +78,7 @@ class Experiment:
     targets: Sequence[Target]
     mbit: float = 200.0
     workload: str = "resnet50"
-    effort: Effort = Effort(steps=4, warmup=2)  # noqa: RUF009 (frozen)
+    effort: Effort = Effort(steps=2, warmup=1)  # noqa: RUF009 (frozen)
 
     def pairs(self, rivals: Sequence[Rival], congestion_control: str) -> list[tuple[Case, System]]:
         """Returns all pairs of case and system, for psum and for the installed rivals."""
@@ -148,7 +148,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
                 *(Target(each, "psum auto", least=0.9) for each in _SEVERAL),
                 *(Target(each, "psum auto", "link_bytes", most=1.07) for each in _SEVERAL),
             ],
-            effort=Effort(steps=3, warmup=2),
+            effort=Effort(steps=1, warmup=1),
         ),
         "urgent": Experiment(
             "The first layer's tensor is pushed last, behind a whole step.",
@@ -156,7 +156,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             ("auto", "inline"),
             (),
             [Target(Placement(4), f"psum {plane}", "urgent_share", most=0.15) for plane in ("auto", "inline")],
-            effort=Effort(steps=1, warmup=2, latency_steps=4),
+            effort=Effort(steps=1, warmup=1, latency_steps=3),
         ),
     }
 )

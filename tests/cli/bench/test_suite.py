@@ -155,6 +155,19 @@ def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
     assert bench_page.machine()
 
 
+def test_the_appendix_of_the_page_stays(tmp_path: pathlib.Path) -> None:
+    """What another program has written after the marker is there after the next suite, once."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "benchmarks.md").write_text(f"# Before\n{bench_page.APPENDIX}\n\n## Another\n")
+    results = {"big": Result("today", "here", "psum", [run("gloo", 1.0)])}
+    for _ in range(2):
+        bench_page.write(tmp_path, results)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.endswith(f"\n\n{bench_page.APPENDIX}\n\n## Another\n")
+    assert text.count("## Another") == 1
+    assert "# Before" not in text
+
+
 def test_the_same_figures_give_the_same_plots(tmp_path: pathlib.Path) -> None:
     """Writing the page again changes it only if figures change."""
     pytest.importorskip("matplotlib")

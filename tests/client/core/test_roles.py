@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psum.client.core.roles import Aggregators
+from psum.client.core.roles import Aggregators, link_shares
 
 
 def agreed(aggregators: int, hosts: Sequence[tuple[int, Collection[int]]], *, relays: bool = False) -> tuple[int, ...]:
@@ -113,3 +113,12 @@ def test_contradictory_reports_lead_to_weights_too(data: st.DataObject) -> None:
     assert len(weights) == aggregators
     assert all(isinstance(weight, int) and 0 <= weight <= 1000 for weight in weights)
     assert any(weights)
+
+
+def test_connections_share_a_worker_s_links_as_the_weights_say() -> None:
+    """Those that cross the link have limits in proportion to their bytes."""
+    assert link_shares([1, 1, 1, 1], [2]) == (0.25, 0.25, 0.25, 0.25)
+    shares = link_shares([1, 1, 1, 1, 3, 3], [0])
+    limits = [share / (1 - share) for share in shares]
+    assert limits == pytest.approx([1 / 9, 1 / 9, 1 / 9, 1 / 9, 3 / 9, 3 / 9])
+    assert link_shares([1, 1, 0], [0]) == (0.5, 0.5, 0)

@@ -160,7 +160,7 @@ async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType
 async def test_a_worker_that_lacks_descriptors_says_so() -> None:
     """The error comes at once and names descriptors, not the aggregator, before anything is opened and later."""
     async with Aggregator(WELCOME) as settings:
-        fleet = Fleet(settings, Route(settings.aggregators), aggregators=(0,), opened=0)
+        fleet = Fleet(settings, Route(settings.aggregators), aggregators=(0,), by_roles=False, opened=0)
         with (
             descriptors_left(18),
             pytest.raises(psum.ConnectError, match=r"rank 0 .* needs 19 file descriptors.*ulimit -n"),

@@ -303,6 +303,7 @@ class Fleet:
             self.log(f"  aggregator {index} {why}")
             self.counters[f"fault: aggregators that ended: {why}"] += 1
             aggregator.die()
+            self.oracle.relay_ended |= any(relay.process == index for relay in self.plan.relays)
             self.aggregators[index] = None
 
     def start_aggregator(self, index: int) -> bool:

@@ -76,6 +76,8 @@ class Oracle:
         self._together = False
         self._groups: set[int] = set()
         self._replaced = False
+        self.relay_ended = False
+        """Whether some relay ended. Its owners then wait for its ranks, and name them all."""
 
     @property
     def strict(self) -> bool:
@@ -156,7 +158,7 @@ class Oracle:
         assert self._blamed is not None
         if self._groups and "started again" in str(error):
             return named <= self._blamed | self._groups and (bool(named) or "of a relay's group" in str(error))
-        if self._replaced and "relay on" in str(error):
+        if (self._replaced or self.relay_ended) and "relay on" in str(error):
             return self._blamed <= named <= self._blamed | self._groups
         return named == self._blamed if self._together else bool(named) and named <= self._blamed
 

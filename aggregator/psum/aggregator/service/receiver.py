@@ -15,7 +15,7 @@ from psum.aggregator.service.connection import WorkerConnection
 from psum.planes import DataConnection
 from psum.runtime import first_completed, rank_names
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, decode, encode, split, to_rows
+from psum.wire import FAR_BATCH_BYTES, MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, decode, encode, split, to_rows
 from psum.wire.errors import ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class Receiver:
         self._runner = runner
         self._clock = clock
         self._uncredited = uncredited
+        self._ranks = len(job.workers[rank].hello.ranks) or 1
+        """For how many ranks the worker stands."""
         self._codecs: dict[int, Codec] = {}
         """The codecs of the worker's keys by id, without those that change nothing."""
 
@@ -85,6 +87,10 @@ class Receiver:
             await asyncio.Event().wait()
             return
         self._connection.use_data_connection()
+        # Each member gets all sums. Most stand for as many ranks as this one.
+        data_connection.share_links(self._ranks / self._job.num_workers)
+        if data_connection.far:
+            self._connection.queue.following_bytes = FAR_BATCH_BYTES
         while True:
             if self._connection.closing:
                 await data_connection.discard()
@@ -140,6 +146,8 @@ class Receiver:
                 finally:
                     self._runner.perform(job, actions)
             case "declare":
+                if data_connection is not None and 0 < request.declare.share <= 1:
+                    data_connection.share_links(request.declare.share)
                 for key in request.declare.keys:
                     self._runner.perform(job, job.declare(rank, key, now))
                     known = job.keys.get(key.id)

@@ -41,6 +41,8 @@ class SendQueue:
         self._by_shard: dict[tuple[int, int], _Entry] = {}
         self.following: list[memoryview] = []
         """The payloads that must follow the last message on the data connection."""
+        self.following_bytes = OUTSIDE_BATCH_BYTES
+        """How many bytes of payloads may follow one message, if there are several."""
         self._order = itertools.count()
 
     def __bool__(self) -> bool:
@@ -96,7 +98,7 @@ class SendQueue:
             count += len(upcoming.rows)
             size += upcoming.size
             size_following += upcoming.size_following
-            if upcoming.alone or count > MAX_BATCH or size > BATCH_BYTES or size_following > OUTSIDE_BATCH_BYTES:
+            if upcoming.alone or count > MAX_BATCH or size > BATCH_BYTES or size_following > self.following_bytes:
                 break
             batch.append(self._pop())
         if len(batch) == 1:

@@ -42,6 +42,9 @@ open round and the last sum, and what all workers have under way. Measured memor
 later, and contributions that wait for a late rank.
 """
 
+#: What follows this line in benchmarks.md is not this suite's, and is kept.
+APPENDIX: Final = "<!-- scripts/netlab --suite writes what follows; do not edit it -->"
+
 _MIB: Final = 1 << 20
 
 
@@ -100,6 +103,8 @@ def save(file: pathlib.Path, results: Mapping[str, Result]) -> None:
 def write(directory: pathlib.Path, results: Mapping[str, Result]) -> list[pathlib.Path]:
     """Write benchmarks.md, benchmarks.json and the plots, and return their paths.
 
+    The appendix of benchmarks.md stays.
+
     Raises:
         NoPlotsError: matplotlib is not installed.
     """
@@ -109,7 +114,9 @@ def write(directory: pathlib.Path, results: Mapping[str, Result]) -> list[pathli
     for name, result in ordered.items():
         plots[name] = draw(result.runs, directory / "benchmarks", f"{name}-")
     page = directory / "benchmarks.md"
-    page.write_text(render(ordered, {name: [f"benchmarks/{file.name}" for file in plots[name]] for name in plots}))
+    text = render(ordered, {name: [f"benchmarks/{file.name}" for file in plots[name]] for name in plots})
+    _, marker, appendix = page.read_text().partition(APPENDIX) if page.exists() else ("", "", "")
+    page.write_text(f"{text}\n{marker}{appendix}" if marker else text)
     return [page, directory / "benchmarks.json", *(file for files in plots.values() for file in files)]
 
 

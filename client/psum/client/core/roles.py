@@ -87,3 +87,17 @@ def _weights_of(total: Sequence[int]) -> tuple[int, ...]:
     fleet = Fleet(Counter(kinds.values()), count - len(host_of), max(total[-1], *beside))
     weights, dedicated = small_weights(fleet)
     return tuple(weights[kinds[host_of[index]]] if index in host_of else dedicated for index in range(count))
+
+
+def link_shares(weights: Sequence[int], beside: Collection[int]) -> tuple[float, ...]:
+    """Each aggregator's share of the bytes that a worker exchanges with other hosts and with that aggregator.
+
+    An aggregator on another host has its part of what crosses the worker's link. The other end of its connection has
+    the same share, since as many bytes come back as are sent.
+
+    Args:
+        weights: The weights of all aggregators.
+        beside: The indices of those on the worker's host.
+    """
+    elsewhere = sum(weight for index, weight in enumerate(weights) if index not in beside)
+    return tuple(weight / (elsewhere + weight) if weight else 0.0 for weight in weights)

@@ -89,6 +89,8 @@ class SendWindow(Generic[Item]):
         not end."""
         self.postponed: list[Item] = []
         """Shards of other rounds, kept for the aggregator's next process."""
+        self.share = 0.0
+        """The connection's share of the bytes that this worker exchanges with other hosts; 0 if it is not known."""
         self._credit_bytes = credit_bytes
         self._counters = counters
         self._clock = clock
@@ -162,7 +164,7 @@ class SendWindow(Generic[Item]):
             if shards + len(self.declarations[0].shards) > _SHARDS_PER_DECLARE:
                 break
             keys.append(self.declarations.popleft())
-        return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys)))
+        return encode(pb.ExchangeRequest(declare=pb.Declare(keys=keys, share=self.share)))
 
     def _contribute(self, batch: Sequence[Item], now: float) -> bytes:
         """The message with these shards, all of one kind, which are under way from now on."""

@@ -68,6 +68,8 @@ class Session:
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; must lead to `submit`.
+        shares_known: Called with each aggregator's share of the bytes that this worker exchanges with other hosts, when
+            the ranks have agreed on the weights.
         report_fault: Called with each failure that an aggregator reports, before anything fails because of it.
         recorder: Where operations are recorded, None if nowhere.
         clock: The time now, as the methods are given it.
@@ -85,6 +87,7 @@ class Session:
         processes_of: Sequence[int] = (),
         keep_sums: bool = True,
         hand_over: Callable[[Ticket], None],
+        shares_known: Callable[[Sequence[float]], None] = lambda shares: None,
         report_fault: Callable[[FaultError], None] = lambda fault: None,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -110,10 +113,12 @@ class Session:
         self._registry = KeyRegistry(placement, self.counters, hand_over)
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
         self._operations.recorder = recorder
+        self._shares_known = shares_known
+        self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
             processes = roles.Aggregators(processes_of or range(len(addresses)))
-            self._agreement = WeightsAgreement(processes, self._operations, self._registry, place)
+            self._agreement = WeightsAgreement(processes, self._operations, self._registry, place, self._share_links)
 
     def __repr__(self) -> str:
         return f"<Session rank={self.rank} keys={len(self._registry)} running={len(self._operations.since)}>"
@@ -315,6 +320,15 @@ class Session:
         for rounds in self._operations.rounds.values():
             assert (rounds.running is None) or rounds.running.round == rounds.round
             assert all(round >= rounds.round for round in rounds.waiting)
+
+    def _share_links(self, weights: Sequence[int]) -> None:
+        if self._relayed:
+            # The only connection is the relay's.
+            return
+        shares = roles.link_shares(weights, self.beside)
+        for window, share in zip(self._windows, shares, strict=True):
+            window.share = share
+        self._shares_known(shares)
 
     def _fault(self, fault: FaultError) -> None:
         self.counters.faults[fault.kind] += 1

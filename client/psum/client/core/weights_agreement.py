@@ -36,6 +36,7 @@ class WeightsAgreement:
         operations: What runs the operations.
         registry: The keys.
         placement: Makes the placement from the weights.
+        known: Called with the weights.
 
     Attributes:
         over: Whether it has ended.
@@ -47,6 +48,7 @@ class WeightsAgreement:
         operations: RunningOperations,
         registry: KeyRegistry,
         placement: Callable[[tuple[int, ...]], Placement],
+        known: Callable[[Sequence[int]], None],
     ) -> None:
         self.over = False
         self._begun = False
@@ -54,6 +56,7 @@ class WeightsAgreement:
         self._operations = operations
         self._registry = registry
         self._placement = placement
+        self._known = known
         self._held: list[tuple[Ticket, float]] = []
 
     def hold(self, ticket: Ticket, now: float, beside: Collection[int], *, is_member: bool) -> None:
@@ -84,6 +87,7 @@ class WeightsAgreement:
             weights = self._aggregators.weights_of(total)
             _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
             self._registry.place(self._placement(weights))
+            self._known(weights)
         else:
             self._operations.fail(error)
         for ticket, now in self._held:

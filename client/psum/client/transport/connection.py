@@ -17,6 +17,7 @@ from psum.client.transport.split_addresses import Member, watch_for_split
 from psum.client.transport.stream import Stream
 from psum.planes import NAMES
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import FAR_BATCH_BYTES
 from psum.wire.errors import AggregatorLostError, ConnectError
 
 _log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class AggregatorConnection:
         )
         self._dialer = DataDialer(session.title, address, credentials, keepalive)
         self._settle = settle
+        self._agreed_share: float | None = None
+        """The aggregator's share of the bytes that this worker sends, once the ranks have agreed on weights."""
         self._wake = asyncio.Event()
         self._leaving = False
         self._parting: pb.Goodbye | None = None
@@ -163,6 +166,12 @@ class AggregatorConnection:
                 time.monotonic() - lost,
             )
 
+    def share_links(self, share: float) -> None:
+        """Changes the aggregator's share of the bytes that this worker sends, from 0 to 1."""
+        self._agreed_share = share
+        if self.stream is not None and self.stream.data_connection is not None:
+            self.stream.data_connection.share_links(share)
+
     def recall(self) -> None:
         """Stops sending memory of failed operations, which is about to change. This may end the stream."""
         if self._conversation is not None:
@@ -207,10 +216,20 @@ class AggregatorConnection:
         self.stream = stream = await self._opener.open(patience, resuming=resuming)
         # Beyond the patience, with a deadline of its own: the aggregator is there in any case.
         stream.data_connection = await self._dialer.open(stream.welcome)
+        if stream.data_connection is not None:
+            stream.data_connection.share_links(self._agreed_share or self._share())
+            if stream.plane.payloads_follow and stream.data_connection.far:
+                stream.plane.batch_bytes = FAR_BATCH_BYTES
         if stream.plane.payloads_follow and stream.data_connection is None:
             stream.use_inline()
         self.plane_name = NAMES[stream.plane.kind]
         self._session.use_plane(self.index, stream.plane)
+
+    def _share(self) -> float:
+        """The aggregator's share of the bytes that this worker sends, from 0 to 1."""
+        hello = self._hello(self.index, True)
+        weights = hello.weights or [1] * len(hello.aggregators)
+        return weights[hello.aggregator_index] / sum(weights) if weights else 1.0
 
     async def _watch_address(self, conversation: Conversation, welcome: pb.Welcome) -> str:
         """Raises an error if the address leads to several aggregators, which would keep the ranks apart."""
