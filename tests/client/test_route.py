@@ -185,3 +185,13 @@ def test_a_relay_for_one_worker_is_doubted() -> None:
     assert warning.startswith("PSUM_RELAY=near:1: the number of workers on this node (PSUM_LOCAL_SIZE) is not set")
     for known in ({"PSUM_LOCAL_SIZE": "1"}, {"PSUM_RELAY": "near:1/1"}):
         assert list(Settings.from_environment(environ | known).warnings()) == []
+
+
+@pytest.mark.parametrize("about", FLEET)
+def test_an_error_of_a_relay_that_nobody_named_says_how_to_go_without(about: str) -> None:
+    """Also if the relay cannot talk to another aggregator, as where TLS was set up before there were relays."""
+    found, named = Route(FLEET[:1], 2, found=True), Route(FLEET[:1], 2)
+    error = ConnectError("no trust", address=about)
+    assert "PSUM_RELAY=off" in str(found.explained(error))
+    assert found.explained(error).address == about
+    assert named.explained(error) is error

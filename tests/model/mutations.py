@@ -3,6 +3,8 @@
 Each mutation is small and plausible, and does not affect a run without faults.
 """
 
+from collections.abc import Sequence
+
 import pytest
 
 from psum.aggregator.core.actions import Action, Release
@@ -76,7 +78,13 @@ def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None
 
 
 def memory_of_a_failed_key_is_kept(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(JobRounds, "_let_go", lambda _self, key, failure: key.failure or key.fail(failure))
+    def mutant(self: JobRounds, key: JobKey, failure: FaultError) -> Sequence[Action]:
+        if key.failure is None:
+            key.fail(failure)
+            return self.key_failed(key, failure)
+        return ()
+
+    patch.setattr(JobRounds, "_let_go", mutant)
 
 
 def ranks_are_declared_at_the_key_s_round(patch: pytest.MonkeyPatch) -> None:

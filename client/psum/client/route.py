@@ -52,11 +52,12 @@ class Route:
 
     def explained(self, error: ConnectError) -> ConnectError:
         """An error with what the user must know if a relay that nobody named has caused it."""
-        if not self.found or error.address != self.relay:
+        if not self.found:
             return error
+        which = "That" if error.address == self.relay else f"Relay {self.relay}"
         return ConnectError(
-            f"{error} (That is the aggregator of this host, which its workers use as their relay; PSUM_RELAY=off on all"
-            " of them goes without.)",
+            f"{error} ({which} is the aggregator of this host, which its workers use as their relay; PSUM_RELAY=off on"
+            " all of them goes without.)",
             address=error.address,
         )
 

@@ -128,3 +128,17 @@ def test_any_history_keeps_each_round_whole(num_workers: int, history: list[tupl
         if shard.phase is Phase.SUMMING and finish:
             shard.complete(shard.round)
             assert shard.round == before + 1
+
+
+def test_what_relays_told_of_a_round_does_not_count_for_the_round_before() -> None:
+    """The only holder of a sum has lost it: the round is gathered again, and other ranks may be missing now."""
+    roster = Roster(3)
+    roster.add((0, 1))
+    roster.add((2,))
+    shard: ShardRounds[str] = ShardRounds(roster, 5)
+    shard.contribute(2, 5, ONE, 0, 1.0)
+    shard.adopt(0, 2.0)
+    shard.lacks(0, {1})
+    assert list(shard.waiting_for()) == [1, 2]
+    assert shard.loses(0) == {2}
+    assert list(shard.waiting_for()) == [0, 1, 2]

@@ -10,6 +10,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns
+from psum.wire.errors import InternalError
 from tests.aggregator.relay.pure import Peer, Process, Uplinks, hello, key, pull, push
 
 
@@ -441,3 +442,43 @@ def test_a_relay_to_unusable_addresses_is_refused(addresses: list[str]) -> None:
     job, _, refusal = relay.groups.join(hello(0, aggregators=addresses), "peer:0", 0.0)
     assert job is None
     assert "it asks for a relay to" in str(refusal)
+
+
+def test_nothing_follows_from_what_comes_after_a_failure(hosts: Hosts) -> None:
+    """The job may have been released: what it asked of its uplinks then would make new ones, which nobody ends."""
+    hosts.declare(key(0))
+    job, relay = hosts.job(0), hosts.relay(0)
+    relay.say(hosts.workers[0], **push(b"abcd"))
+    relay.say(hosts.workers[0], goodbye=pb.Goodbye())
+    relay.runner.perform(job, job.fail(InternalError("for some reason"), relay.now))
+    job.uplink.handle(0, pb.ExchangeResponse(sync=pb.Sync(number=2)), memoryview(b""), (), relay.now)
+    assert job.heard(relay.now) == []
+
+
+@pytest.mark.parametrize("owner_knows", [True, False])
+def test_the_owner_knows_for_which_rank_a_key_is_not_declared(hosts: Hosts, owner_knows: bool) -> None:
+    """A rank that has not even declared the key is named, not the ranks of its group that have contributed."""
+    if owner_knows:
+        hosts.declare(key(0), [0, 2, 3])
+        hosts.push(ranks=[0, 2, 3])
+        hosts.tick(LACKING_SECONDS)
+    else:
+        hosts.declare(key(0), [0])
+        hosts.push(ranks=[0])
+        hosts.tick(LACKING_SECONDS)
+        hosts.declare(key(0), [2, 3])
+        hosts.push(ranks=[2, 3])
+        hosts.tick(LACKING_SECONDS)
+    [fleet] = hosts.owners[0].fleet.jobs.values()
+    assert list(fleet.keys[7].shards[0].waiting_for()) == [1]
+
+
+def test_what_an_owner_is_told_does_not_pile_up(hosts: Hosts) -> None:
+    """While there is no connection, what is said again and again waits once."""
+    hosts.declare(key(0), [0])
+    hosts.push(ranks=[0])
+    for _ in range(5):
+        hosts.relay(0).tick(LACKING_SECONDS)
+    uplink = hosts.job(0).uplink
+    assert uplink.next_message(0) is not None
+    assert uplink.next_message(0) is None

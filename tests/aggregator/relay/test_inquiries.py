@@ -1,6 +1,7 @@
 """What a relay asks aggregators for its workers, and what it answers if they do not."""
 
 import asyncio
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -138,3 +139,23 @@ async def test_a_lack_of_descriptors_is_a_problem_that_may_pass(monkeypatch: pyt
     assert "file descriptor" in inquiry.problem
     assert not inquiry.final
     assert network.asked == []
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the worker's", "the relay's own"])
+async def test_a_question_brings_the_token_of_the_uplinks(
+    own: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An aggregator that lets in the relay must also answer it: the token is the same as on the connection later."""
+    brought = []
+
+    async def ask(address: str, credentials: Credentials, *_: object) -> pb.GetStatusResponse:
+        brought.append((address, dict(credentials.metadata())["authorization"]))
+        return pb.GetStatusResponse()
+
+    monkeypatch.setattr(module, "ask", ask)
+    file = tmp_path / "token"
+    file.write_text("of-the-relay")
+    credentials = Credentials(tls=TlsFiles("", "", ""), server_name="", token_file=str(file) if own else "")
+    asking = Inquiries(Identity(1, "here"), credentials, insecure=True, connect_timeout=5, descriptors=lambda _: True)
+    await asking.ask(pb.Hello(job="night", group_size=2, aggregators=["a:1"]), "of-the-worker", None)
+    assert brought == [("a:1", "Bearer of-the-relay" if own else "Bearer of-the-worker")]

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from psum.client.core.session import Session
 from psum.client.fleet import Fleet
 from psum.client.route import Route
+from psum.client.transport.connection import AggregatorConnection
+from psum.client.transport.credentials import Credentials
 from psum.client.transport.opening import StreamOpener
+from psum.client.transport.plane_offers import PlaneOffers
 from psum.client.transport.stream import Stream
+from psum.planes import DEFAULT_LIMIT
+from psum.runtime import TlsFiles
 from psum.v1 import aggregator_pb2 as pb
 from tests.scarcity import descriptors_left
 
@@ -226,3 +232,26 @@ async def test_streams_that_break_at_once_are_opened_ever_more_slowly() -> None:
             await asyncio.to_thread(client.close, 0.2)
     # The pauses are half to one and a half times as long as 50 ms, 80 ms …, 524 ms, 839 ms.
     assert breaking.opened[7] - breaking.opened[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("hello", "share"),
+    [
+        (pb.Hello(aggregators=["a:1", "b:1"]), 0.5),
+        (pb.Hello(aggregators=["a:1", "b:1"], weights=[3, 1]), 0.75),
+        (pb.Hello(aggregators=["a:1", "b:1"], weights=[3, 1], group_size=2), 1.0),
+    ],
+)
+def test_a_connection_has_the_share_of_what_it_carries(hello: pb.Hello, share: float) -> None:
+    """Everything goes to a relay, however many aggregators are behind it."""
+    connection = AggregatorConnection(
+        0,
+        "a:1",
+        Session(["a:1", "b:1"], (), rank=0, partition_bytes=1 << 10, credit_bytes=1 << 10, hand_over=print),
+        credentials=Credentials(tls=TlsFiles("", "", ""), server_name=""),
+        keepalive=1.0,
+        hello=lambda _index, _resuming: hello,
+        planes=PlaneOffers("rank 0", "inline", (), shm_directory="", shm_limit=DEFAULT_LIMIT, credit_bytes=1),
+        settle=lambda: None,
+    )
+    assert connection._share() == share

@@ -230,7 +230,7 @@ class Registry:
                 f"{who}: {_listed(ranks)} in a group of {hello.group_size} of {hello.num_workers} workers; a group has"
                 " as many ranks as one of its members at least, and as many as the job at most"
             )
-        if hello.group_size and (problem := _unusable(hello)) is not None:
+        if hello.group_size and (problem := unusable_addresses(hello)) is not None:
             return InvalidError(f"{who}: it asks for a relay to {problem}")
         if not 0 < hello.partition_bytes <= MAX_PARTITION_BYTES:
             return InvalidError(
@@ -246,7 +246,7 @@ class Registry:
         return None
 
 
-def _unusable(hello: pb.Hello) -> str | None:
+def unusable_addresses(hello: pb.Hello) -> str | None:
     """Why a relay cannot forward to the aggregators of a hello; None if it can. Only the relay connects to them."""
     if not 0 < len(hello.aggregators) <= _MAX_AGGREGATORS:
         return f"{len(hello.aggregators)} aggregators; expected 1 to {_MAX_AGGREGATORS}"

@@ -249,6 +249,8 @@ class ShardRounds(Generic[Result]):
         waiting, self.ranks_lacking_result = self.ranks_lacking_result, set()
         self.round -= 1
         self.since = None
+        # What relays have told is of the later round.
+        self.lacking = None
         return waiting
 
     def restore(self, result: Result) -> tuple[int, ...]:

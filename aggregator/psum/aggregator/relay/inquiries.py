@@ -12,6 +12,7 @@ from typing import Final
 
 import grpc.aio
 
+from psum.aggregator.core.registry import unusable_addresses
 from psum.aggregator.relay.core.introduction import Identity, question, uplink_addresses
 from psum.aggregator.relay.exposure import exposed
 from psum.client.transport.connect_problem import ConnectProblem
@@ -19,7 +20,6 @@ from psum.client.transport.credentials import Credentials
 from psum.client.transport.explanation import explain
 from psum.client.transport.process_question import ENDING, ask, is_unanswered
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import parse_destination
 from psum.wire.errors import ConfigurationError, ConnectError, DeniedError, InvalidError
 
 #: The file descriptors that one question takes.
@@ -82,15 +82,14 @@ class Inquiries:
 
         Raises:
             DeniedError: The token would be exposed.
-            InvalidError: The hello has something else than addresses.
+            InvalidError: The hello has something else than addresses, or too many.
         """
+        if (problem := unusable_addresses(hello)) is not None:
+            raise InvalidError(f"a relay is asked about {problem}")
         addresses, _ = uplink_addresses(hello)
-        try:
-            for address in (*hello.aggregators, *addresses):
-                parse_destination(address)
-        except ValueError as error:
-            raise InvalidError(f"a relay is asked about an aggregator at no address: {error}") from None
-        credentials = dataclasses.replace(self._credentials, token=lambda: token)
+        # As on the connections later: see Relays.
+        own = bool(self._credentials.token_file)
+        credentials = dataclasses.replace(self._credentials, token=None if own else lambda: token)
         if (open_to := exposed(addresses, credentials, insecure=self._insecure)) is not None:
             raise DeniedError(f"the workers' token would travel unencrypted to {open_to}")
         limit = self._connect_timeout

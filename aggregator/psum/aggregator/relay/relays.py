@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from psum.aggregator.core.actions import Action, UplinkAction
+from psum.aggregator.core.actions import Action, ConnectUplinks, UplinkAction
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
@@ -107,6 +107,9 @@ class Relays:
         assert isinstance(job, HostJob)
         uplinks = self._uplinks.get(id(job))
         if uplinks is None:
+            if not isinstance(action, ConnectUplinks):
+                # The job was released meanwhile.
+                return
             uplinks = self._uplinks[id(job)] = Uplinks(
                 job,
                 self._terms(self._take_descriptors(job)),
@@ -236,7 +239,9 @@ class Relays:
             task = asyncio.get_running_loop().create_task(uplinks.finish())
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
-            self._descriptors(-self._taken.pop(id(job), 0))
+            # Not before: the connections are still open.
+            taken = self._taken.pop(id(job), 0)
+            task.add_done_callback(lambda _: self._descriptors(-taken))
         self._released(job)
 
 

@@ -217,7 +217,7 @@ class Uplinks:
         return DeniedError(
             f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the token would travel"
             " unencrypted, for anybody between to read and use; give the relay the authority of that aggregator's"
-            " certificate (PSUM_RELAY_TLS_CA), or say --insecure where it is started"
+            " certificate (PSUM_RELAY_TLS_CA), say --insecure where it is started, or give the workers PSUM_RELAY=off"
         )
 
     def _lacks_descriptors(self) -> ExhaustedError | None:

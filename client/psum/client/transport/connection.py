@@ -228,6 +228,9 @@ class AggregatorConnection:
     def _share(self) -> float:
         """The aggregator's share of the bytes that this worker sends, from 0 to 1."""
         hello = self._hello(self.index, True)
+        if hello.group_size:
+            # A relay, which everything goes to.
+            return 1.0
         weights = hello.weights or [1] * len(hello.aggregators)
         return weights[hello.aggregator_index] / sum(weights) if weights else 1.0
 

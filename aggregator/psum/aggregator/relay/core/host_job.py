@@ -152,6 +152,9 @@ class HostJob(Job):
     def heard(self, now: float) -> list[Action]:
         """What follows from the messages that the uplink has handled."""
         events, self.uplink.events = self.uplink.events, []
+        if self.failure is not None or self.ended:
+            # The owners may not have heard of it yet.
+            return []
         actions: list[Action] = []
         for event in events:
             match event:
@@ -439,7 +442,9 @@ class HostJob(Job):
                 continue
             state = shard.round, tuple(shard.waiting_for())
             told[key_id, index] = state
-            if state[1] and self._told_lacking.get((key_id, index)) != state:
+            # An owner that does not know the key yet forgets what it is told of it.
+            forgets = not self.uplink.keys[key_id].declared
+            if state[1] and (forgets or self._told_lacking.get((key_id, index)) != state):
                 new.append((key_id, index, *state))
         self._told_lacking = told
         return new

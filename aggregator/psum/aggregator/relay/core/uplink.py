@@ -259,12 +259,14 @@ class Uplink:
     def lacking(self, rounds: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
         """Tells the owners which ranks of the group some rounds wait for: (key's id, shard, round, ranks) each."""
         for uplink in range(len(self.addresses)):
-            here = [row for row in rounds if self._is_declared_on(uplink, row[0], row[1])]
+            # Also of keys that some rank of the group has not declared: the owner may wait for just that rank.
+            here = [row for row in rounds if self._leads_to(uplink, row[0], row[1])]
             for start in range(0, len(here), _MAX_LACKING):
                 some = here[start : start + _MAX_LACKING]
                 shards = to_columns([ShardRound(*row[:3]) for row in some])
                 message = pb.Lacking(shards=shards, ranks=[pb.Ranks(ranks=row[3]) for row in some])
-                self._lacking[uplink].append(message)
+                if message not in self._lacking[uplink]:
+                    self._lacking[uplink].append(message)
 
     def finishes(self, key_id: int, index: int, round: int) -> bool:
         """Whether the owner of a shard is there and takes a contribution to this round: it does not end before that."""
@@ -410,9 +412,9 @@ class Uplink:
         for uplink in forwarded.uplinks:
             self.windows[uplink].declarations.append(forwarded.declaration(uplink, to_relay=self._to_relay))
 
-    def _is_declared_on(self, uplink: int, key_id: int, index: int) -> bool:
+    def _leads_to(self, uplink: int, key_id: int, index: int) -> bool:
         forwarded = self.keys.get(key_id)
-        return forwarded is not None and forwarded.declared and forwarded.route.get(index) == uplink
+        return forwarded is not None and forwarded.route.get(index) == uplink
 
     def _result(self, aggregator: int, row: ShardRound, payload: memoryview) -> None:
         window = self.windows[aggregator]
