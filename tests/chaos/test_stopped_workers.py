@@ -13,7 +13,7 @@ from faults.watching import is_gone, is_over, rounds_waiting, wait_until
 
 #: More than the socket buffers hold, so that the stopped worker has received its sum only in part.
 SIZE = 2_000_000
-SHARD_BYTES = 1 << 20
+SHARD_BYTES = 1 << 19
 KEYS = ("v", "w")
 SHARDS = len(KEYS) * -(-SIZE * 4 // SHARD_BYTES)
 

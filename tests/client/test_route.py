@@ -79,6 +79,7 @@ def test_a_relay_is_used_where_it_saves_something() -> None:
         {"num_workers": 2},
         {"plane": "direct"},
         {"plane": "inline"},
+        {"tls_ca": "ca.pem"},
     ):
         assert route(Settings(**usual | change)) == flat, change
     assert route(Settings(**usual | {"aggregators": FLEET[:1]})) == Route(FLEET[:1])

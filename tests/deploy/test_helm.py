@@ -50,7 +50,7 @@ SAME: dict[str, list[str]] = {
 
 #: What the chart does not make: an ingress belongs to the cluster, and some workers have aggregators or relays of their
 #: own.
-LEFT_OUT = {"production, behind an ingress", "workers/jobset", "workers/pod-relay"}
+LEFT_OUT = {"production, behind an ingress", "relays, processes", "workers/jobset", "workers/pod-relay"}
 
 
 def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
