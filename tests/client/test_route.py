@@ -103,14 +103,15 @@ def test_a_fleet_of_more_processes_changes_no_relay() -> None:
     assert relayed.to(more) is relayed
 
 
-def test_only_what_a_found_relay_causes_is_explained_by_it() -> None:
-    """Not that the relay does not reach another aggregator, nor what a relay does that the user named."""
+def test_errors_of_a_relay_that_the_user_named_are_not_explained() -> None:
+    """Only who did not ask for a relay must hear of it, also if another aggregator cannot be reached through it."""
     here, there = (ConnectError("no", address=address) for address in ("near:1", "far:1"))
     found, named = Route(("near:1",), 4, found=True), Route(("near:1",), 4)
-    assert "PSUM_RELAY=off" in str(found.explained(here))
-    assert found.explained(there) is there
-    assert named.explained(here) is here
-    assert Route(FLEET).explained(here) is here
+    for error in (here, there):
+        assert "PSUM_RELAY=off" in str(found.explained(error))
+        assert found.explained(error).address == error.address
+        assert named.explained(error) is error
+        assert Route(FLEET).explained(error) is error
 
 
 def test_without_a_relay_a_hello_says_nothing_of_relays() -> None:
