@@ -103,17 +103,6 @@ def test_a_fleet_of_more_processes_changes_no_relay() -> None:
     assert relayed.to(more) is relayed
 
 
-def test_errors_of_a_relay_that_the_user_named_are_not_explained() -> None:
-    """Only who did not ask for a relay must hear of it, also if another aggregator cannot be reached through it."""
-    here, there = (ConnectError("no", address=address) for address in ("near:1", "far:1"))
-    found, named = Route(("near:1",), 4, found=True), Route(("near:1",), 4)
-    for error in (here, there):
-        assert "PSUM_RELAY=off" in str(found.explained(error))
-        assert found.explained(error).address == error.address
-        assert named.explained(error) is error
-        assert Route(FLEET).explained(error) is error
-
-
 def test_without_a_relay_a_hello_says_nothing_of_relays() -> None:
     """Its bytes are those of a worker that knows no relays."""
     hello = pb.Hello(protocol_version=PROTOCOL_VERSION, job="night")
