@@ -244,7 +244,7 @@ class Mutator:
         match field.type:
             case FieldDescriptor.TYPE_BOOL:
                 return random.random() < 0.5
-            case FieldDescriptor.TYPE_DOUBLE:
+            case FieldDescriptor.TYPE_DOUBLE | FieldDescriptor.TYPE_FLOAT:
                 return random.choice(_FLOATS)
             case FieldDescriptor.TYPE_STRING:
                 return random.choice(_TEXTS)
