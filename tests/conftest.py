@@ -15,12 +15,12 @@ from tests.signals import heed_signals
 hypothesis.settings.register_profile("psum", deadline=None)
 hypothesis.settings.load_profile("psum")
 
-#: Slow tests whose subject is protocols, processes and files, and does not depend on the version of Python.
+#: Tests whose subject is protocols, processes, files and MXNet, and does not depend on the version of Python.
 _ONCE: Final = (
-    "aggregator/observe/test_metrics.py",
-    "aggregator/observe/test_page.py",
-    "aggregator/observe/test_scraping.py",
-    "aggregator/service/test_descriptor_budget.py",
+    "aggregator/access",
+    "aggregator/observe",
+    "aggregator/processes",
+    "aggregator/service",
     "bench",
     "chaos",
     "cli",
@@ -50,7 +50,12 @@ _ONCE: Final = (
     "integration/test_timeline.py",
     "integration/test_weights.py",
     "model",
-    "mxnet/staging/test_host_memory.py",
+    "mxnet/arrays",
+    "mxnet/staging",
+    "mxnet/test_installation.py",
+    "mxnet/test_order.py",
+    "mxnet/test_parameter_check.py",
+    "mxnet/test_workers.py",
     "test_processes.py",
     "test_scripts.py",
 )

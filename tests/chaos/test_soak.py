@@ -13,10 +13,10 @@ from faults.soak import soak
 @pytest.mark.timeout(240)
 def test_random_faults(tmp_path: pathlib.Path) -> None:
     """Under random faults every sum of many small jobs is right, and no resource grows."""
-    report = soak(tmp_path, minutes=0.5, seed=4)
+    report = soak(tmp_path, minutes=0.35, seed=4)
     assert report.problems == [], report.table
-    assert report.jobs["done"] > 20
-    assert report.checked > 1000
+    assert report.jobs["done"] > 14
+    assert report.checked > 700
     assert report.faults["aggregator killed"] > 2
     assert report.faults["connections cut"] > 2
 

@@ -14,7 +14,7 @@ from simulation import Counters, Failure, History, run, shrink
 from simulation.plan import FAULTS, RELAY_FAULTS, WORK
 from simulation.steps import STEPS
 
-HISTORIES = 180
+HISTORIES = 150
 
 #: Maximum number of histories to find a mutation. Most are found within twenty.
 MUTATION_HISTORIES = 600
