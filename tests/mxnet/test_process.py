@@ -340,6 +340,17 @@ print(dependent.asnumpy().tolist())
     assert run_python(OUTSTANDING + SIGNALLED + program).check().splitlines() == ["interrupted", "[1.0, 1.0]"]
 
 
+def test_an_interrupt_that_is_heard_late_does_not_end_a_later_wait(run_python: Callable[..., Any]) -> None:
+    """The thread that hears of signals may run only after the KeyboardInterrupt was raised."""
+    program = """
+_interrupts.PATIENCE_SECONDS = 0.2
+threading.Timer(0.1, _interrupts._heed, [lambda: print("ended")]).start()
+threading.Timer(0.6, pending[0].complete).start()
+print(dependent.asnumpy().tolist())
+"""
+    assert run_python(OUTSTANDING + SIGNALLED + program).check().splitlines() == ["[1.0, 1.0]"]
+
+
 @pytest.mark.parametrize("own_handler", [False, True])
 def test_interrupt_in_an_operator(run_python: Callable[..., Any], own_handler: bool) -> None:
     """An operator that waits for a sum by itself is interrupted by ending the sums, unless the program has a handler.

@@ -1,6 +1,7 @@
 """Every plane in the table keeps what psum.planes.plane promises, from offer to close."""
 
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 import click
@@ -62,9 +63,12 @@ class Host:
 class Ends:
     """Both ends of one plane that was offered and accepted."""
 
-    def __init__(self, plane: Plane, *, staging: GrowingSegment | None = None) -> None:
+    def __init__(
+        self, plane: Plane, *, staging: GrowingSegment | None = None, directory: str = DEFAULT_DIRECTORY
+    ) -> None:
         self.host = Host()
-        terms = WorkerTerms(DEFAULT_DIRECTORY, DEFAULT_LIMIT, 4 * SIZE, staging, fail)
+        self.host.shm_directory = directory
+        terms = WorkerTerms(directory, DEFAULT_LIMIT, 4 * SIZE, staging, fail)
         offer = plane.offer("localhost:1", terms)
         assert offer is not None
         hello, welcome = pb.Hello(planes=[plane.kind]), pb.Welcome(plane=plane.kind)
@@ -87,11 +91,12 @@ class Ends:
 @pytest.fixture
 def ends(plane: Plane) -> Iterator[Ends]:
     """Both ends of the plane."""
-    before = set(pathlib.Path(DEFAULT_DIRECTORY).glob("psum-*"))
-    made = Ends(plane)
-    yield made
-    made.close()
-    assert set(pathlib.Path(DEFAULT_DIRECTORY).glob("psum-*")) <= before
+    # Tests that run at the same time make segments too.
+    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as directory:
+        made = Ends(plane, directory=directory)
+        yield made
+        made.close()
+        assert list(pathlib.Path(directory).glob("psum-*")) == []
 
 
 def value(seed: int) -> memoryview:

@@ -18,7 +18,7 @@ from typing import Final
 
 from psum.client.wakeup import forget as forget_signal
 from psum.client.wakeup import listen
-from psum.mxnet.engine import operations
+from psum.mxnet.engine import operations, waits
 
 #: How long the main thread goes on waiting for sums after an interrupt.
 PATIENCE_SECONDS: Final = 2.0
@@ -75,6 +75,10 @@ def _heed(end_sums: Callable[[], None]) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     position = _main_position()
+    if position is not None and waits.is_interruptible(position[0]):
+        # Python raises the KeyboardInterrupt there. Or it has done so before this thread could run, and the program
+        # waits for something else by now.
+        return
     if not operations.wait_until_idle(PATIENCE_SECONDS) and _main_position() == position:
         end_sums()
 

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import functools
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -64,6 +65,11 @@ def install() -> None:
 def interrupted() -> bool:
     """Returns whether the last wait ended because the handler of a signal raised something, as that of Ctrl-C does."""
     return _interrupted
+
+
+def is_interruptible(frame: types.FrameType) -> bool:
+    """Returns whether a thread whose innermost frame this is waits where handlers of signals can run."""
+    return frame.f_globals is globals()
 
 
 def take_errors() -> None:
