@@ -18,14 +18,15 @@ hypothesis.settings.load_profile("psum")
 #: Tests whose subject is protocols, processes, files and MXNet, and does not depend on the version of Python.
 _ONCE: Final = (
     "aggregator/access",
+    "aggregator/core",
     "aggregator/observe",
     "aggregator/processes",
+    "aggregator/relay",
     "aggregator/service",
     "bench",
     "chaos",
     "cli",
-    "client/core/test_link_shares.py",
-    "client/core/test_roles.py",
+    "client/core",
     "deploy",
     "fuzz",
     "integration/test_codecs.py",
