@@ -1,7 +1,9 @@
 """Ranks agree on the weights of aggregators by what runs on their hosts."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -94,3 +96,26 @@ def test_the_agreement_survives_broken_connections(make_fleet: Any, hosts: Any) 
         one.store().push_pull("w", value)
         first.result(10)
         assert (value == 3).all()
+
+
+def test_workers_that_share_a_relay_count_once(make_fleet: Any, hosts: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A host of three workers and two hosts of two have equal shares: each host's link carries each byte once. The
+    reports pass the relays like any sum."""
+    fleet = make_fleet(4)
+    workers = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)]
+    hosts({rank: [host] for rank, (host, _) in enumerate(workers)})
+    sizes = Counter(host for host, _ in workers)
+    caplog.set_level("INFO", logger="psum.client.core.weights_agreement")
+
+    def work(rank: int) -> float:
+        host, local = workers[rank]
+        own = {"relay": fleet.addresses[host], "local_rank": local, "local_size": sizes[host]}
+        with fleet.worker(rank, len(workers), **own) as client:
+            value = np.full(1 << 16, rank, np.float32)
+            client.store().push_pull("w", value)
+            return float(value[0])
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        assert list(pool.map(work, range(len(workers)))) == [21.0] * 7
+    agreed = [record.args for record in caplog.records if record.name == "psum.client.core.weights_agreement"]
+    assert agreed == [("1,1,1,2",)] * 7
