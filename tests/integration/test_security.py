@@ -158,9 +158,26 @@ def test_a_renewed_certificate_is_used_without_a_restart(
         files.write("server-key.pem", "no key")
         with caplog.at_level(logging.ERROR), fleet.worker(0, 1, job="other", tls_ca=files.other_ca) as after:
             assert total(after) == 1.0
-        [message] = [record.getMessage() for record in caplog.records]
+        [message] = [record.getMessage() for record in caplog.records if record.name.startswith("psum.")]
         assert "keeping their previous content: tls_cert=" in message
         assert "server-key.pem" in message
+
+
+def test_every_port_uses_a_renewed_certificate(make_fleet: Callable[..., Any], files: Files) -> None:
+    """An aggregator that listens on two addresses shows the new certificate on both, also at the first handshake."""
+    listen = ("127.0.0.1:0", "127.0.0.2:0")
+    [server] = make_fleet(listen=listen, **files.certificate("server", "127.0.0.1")).servers
+    hosts, ports = zip(*(address.split(":") for address in server.addresses), strict=True)
+
+    def shown() -> list[str]:
+        return [ssl.get_server_certificate((host, int(port))) for host, port in zip(hosts, ports, strict=True)]
+
+    first = shown()
+    files.certificate("server", "127.0.0.1")
+    second = shown()
+    assert shown() == second
+    assert len({*first}) == len({*second}) == 1
+    assert first != second
 
 
 def test_a_worker_reads_its_files_again_when_it_connects_again(make_fleet: Callable[..., Any], files: Files) -> None:

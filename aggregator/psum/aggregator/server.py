@@ -96,8 +96,7 @@ class Server:
         Raises:
             ConfigurationError: An address cannot be listened on, or a file cannot be used.
         """
-        tls = ServerTls(self.settings.tls) if self.settings.tls else None
-        self._tls = tls.credentials(self._handshakes.begun) if tls is not None else None
+        self._tls = tls = ServerTls(self.settings.tls) if self.settings.tls else None
         hosts = dict.fromkeys(a.rpartition(":")[0].strip("[]") for a in self.settings.listen if a[:5] != "unix:")
         self._data_port = DataPort(
             tuple(hosts),
@@ -261,7 +260,7 @@ class Server:
             if self._tls is None or address.startswith("unix:"):
                 port = self._grpc.add_insecure_port(address)
             else:
-                port = self._grpc.add_secure_port(address, self._tls)
+                port = self._grpc.add_secure_port(address, self._tls.credentials(self._handshakes.begun))
         except RuntimeError:
             port = 0
         finally:

@@ -2,11 +2,16 @@
 
 import dataclasses
 import ssl
+import time
 from collections.abc import Callable
+from typing import Final
 
 import grpc
 
 from psum.runtime import TlsFiles, WatchedFiles
+
+#: How long handshakes that have begun may take, at a renewal, to take hold of the previous certificate.
+_HANDOVER_SECONDS: Final = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,17 +38,34 @@ class ServerTls:
         self._watched = WatchedFiles(files.paths, self._load)
 
     def credentials(self, begun: Callable[[], None]) -> grpc.ServerCredentials:
-        """The credentials for a gRPC server.
+        """The credentials for one port of a gRPC server. Each port needs its own.
+
+        A port frees its previous certificate as soon as it is told a new one, and a handshake in another thread may be
+        about to use it: the process then crashes (https://github.com/grpc/grpc/issues/36693). So a port is told a
+        certificate only if it has changed, and only after the other handshakes have taken hold of the previous one. No
+        handshake begins meanwhile.
 
         Args:
             begun: Called when a handshake begins, in a thread of gRPC's.
         """
+        told = self._watched.get()
 
-        def configuration() -> grpc.ServerCertificateConfiguration:
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal told
             begun()
-            return self._watched.get().for_streams
+            loaded = self._watched.get()
+            if loaded is told:
+                return None
+            time.sleep(_HANDOVER_SECONDS)
+            told = loaded
+            return loaded.for_streams
 
-        return grpc.dynamic_ssl_server_credentials(self._watched.get().for_streams, configuration, bool(self._files.ca))
+        # gRPC's documentation allows None; the type stubs do not know that.
+        return grpc.dynamic_ssl_server_credentials(
+            told.for_streams,
+            renewed,  # type: ignore[arg-type]
+            bool(self._files.ca),
+        )
 
     def data_context(self) -> ssl.SSLContext:
         """The context of the next data connection. It asks for no certificate, because the worker shows a secret."""
