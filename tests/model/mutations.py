@@ -70,7 +70,7 @@ def a_contribution_replaces_the_one_before(patch: pytest.MonkeyPatch) -> None:
 
 
 def credit_is_never_returned(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(CreditReturns, "_rounds_due", lambda _self, worker, _now: worker.uncredited.clear() or ())
+    patch.setattr(CreditReturns, "_rounds_due", lambda _self, worker, *_: worker.uncredited.clear() or ())
 
 
 def a_leaving_worker_does_not_wait_for_others(patch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """A job of workers, and of relays that stand for several ranks each."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -593,8 +593,16 @@ def test_a_roster_knows_who_stands_for_whom() -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "name"),
-    [([5], "rank 5"), ([4, 5], "ranks 4-5"), ([1, 4, 5, 6, 9], "ranks 1, 4-6, 9"), ([0, 2], "ranks 0, 2")],
+    [
+        ([5], "rank 5"),
+        ([4, 5], "ranks 4-5"),
+        ([1, 4, 5, 6, 9], "ranks 1, 4-6, 9"),
+        ([0, 2], "ranks 0, 2"),
+        (range(5, 1000), "ranks 5-999"),
+        ([*range(0, 24, 2), 23, 24, 27], "ranks 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22-24 and 1 more"),
+        (range(1, 4096, 2), "ranks 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 2036 more"),
+    ],
 )
-def test_ranks_are_named_in_runs(ranks: list[int], name: str) -> None:
-    """A host's ranks mostly follow each other."""
+def test_ranks_are_named_in_runs(ranks: Sequence[int], name: str) -> None:
+    """A host's ranks mostly follow each other. Of many others, as a stranger may claim, some are named."""
     assert rank_names(ranks) == name

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from psum.aggregator.core.actions import ConnectUplinks, LeaveUplinks, PartUplinks, UplinkAction
+from psum.aggregator.core.actions import ConnectUplinks, LeaveUplinks, PartUplinks, ReopenUplinks, UplinkAction
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
@@ -185,6 +185,9 @@ class Uplinks:
                         for index, peer in enumerate(self.peers):
                             if peer is None:
                                 self.connect(index)
+                    case ReopenUplinks():
+                        for index in range(len(self.peers)):
+                            self.connect(index, resuming=True)
                     case PartUplinks(goodbye):
                         for owner, peer in self.pairs():
                             owner.say(peer, goodbye=goodbye)

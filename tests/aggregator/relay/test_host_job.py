@@ -424,6 +424,40 @@ def test_a_relay_passes_on_which_ranks_of_another_relay_have_left() -> None:
     assert [list(fault.ranks) for fault in other.faults()] == [[1]]
 
 
+def test_a_sum_that_only_a_dead_relay_had_is_made_again_through_two_levels() -> None:
+    """The owner was told that the rack has it. The rack tells that it has lost it, and all ranks contribute again."""
+    owner, rack = Process(100), Process(1)
+    ranks = [0, 1], [2, 3]
+    members = [hello(each[0], group=4, ranks=each, num_workers=5, resuming=True) for each in ranks]
+    near, other = [rack.join(member) for member in members]
+    uplinks = Uplinks(rack, near.job, [owner])
+    far = owner.join(hello(4, group=0, num_workers=5, resuming=True))
+    # The owner and the rack's relay were started again. Only the relay of ranks 0 and 1 has received the sum.
+    for process, peer, round in ((rack, near, 1), (rack, other, 0), (owner, far, 0)):
+        uplinks.run()
+        process.say(peer, declare=pb.Declare(keys=[key(0, round=round)]))
+    owner.say(far, **push(b"\1\0\0\0"))
+    rack.say(other, **push(b"\0\1\0\0"))
+    uplinks.run()
+    assert set(near.kinds()) == {"want"}
+    # Then it is killed. Its next process has what its workers have.
+    rack.runner.perform(near.job, near.job.lost(near.rank, rack.now))
+    near = rack.join(members[0])
+    rack.say(near, declare=pb.Declare(keys=[key(0)]))
+    uplinks.run()
+    uplinks.job.check()
+    assert other.connection.closing
+    assert far.connection.closing
+    other = rack.join(members[1])
+    far = owner.join(hello(4, group=0, num_workers=5, resuming=True))
+    for process, peer, value in ((rack, other, b"\0\1\0\0"), (owner, far, b"\1\0\0\0"), (rack, near, b"\0\0\1\0")):
+        process.say(peer, declare=pb.Declare(keys=[key(0)]))
+        process.say(peer, **push(value))
+        uplinks.run()
+    assert [peer.results() for peer in (near, other, far)] == [[b"\1\1\1\0"]] * 3
+    uplinks.job.check()
+
+
 def test_an_owner_that_was_started_again_is_told_for_which_ranks_a_relay_waits(hosts: Hosts) -> None:
     """Its warnings would otherwise name ranks that have contributed."""
     hosts.declare(key(0))

@@ -210,6 +210,7 @@ class Job:
         self.rounds.fail(failure)
         for worker in self.workers.values():
             worker.uncredited.clear()
+            worker.credited.clear()
         return [Report(failure, self.members.connected() if ranks is None else ranks)]
 
     def end(self) -> None:

@@ -27,6 +27,8 @@ class Worker:
         received_bytes: Payload received from it.
         sent_bytes: Payload sent to it.
         uncredited: Contributions that count against its credit: since when, key, shard, round.
+        credited: Contributions whose credit was returned while their round waits, the oldest first: key and round, by
+            (key's id, shard). Some may have their result meanwhile.
     """
 
     hello: pb.Hello
@@ -43,6 +45,7 @@ class Worker:
     received_bytes: int = 0
     sent_bytes: int = 0
     uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)
+    credited: dict[tuple[int, int], tuple[Key, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -17,6 +17,9 @@ from psum.aggregator.processes.orders import Fails, Order, Serves, packed, recei
 
 _MODULE: Final = "psum.aggregator.processes.process"
 
+#: How many questions may wait for answers. A process that leaves so many unanswered is stopped or hangs.
+_MOST_QUESTIONS: Final = 16
+
 
 class Child:
     """A fresh interpreter that serves as one process of the aggregator.
@@ -39,6 +42,9 @@ class Child:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = loop.create_future()
         self._answers: deque[asyncio.Future[Any]] = deque()
+        """The answers that are still to come, in the order of the questions."""
+        self._news: str | None = None
+        """What it is told as soon as it answers again, None if it was told everything."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -72,21 +78,39 @@ class Child:
         """Its answer to a question of orders.py.
 
         Raises:
-            TimeoutError: It does not answer within so many seconds.
+            TimeoutError: It does not answer within so many seconds, or has not answered many earlier questions. Then it
+                is not asked: the questions would pile up.
             ConnectionError: It ends.
         """
         if not self.serving.is_set() or self._listening.done():
             raise ConnectionError("it does not serve")
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        # Answers come in the order of the questions, also those that nobody waits for any more.
-        self._answers.append(answer)
-        self._writer.write(packed(question))
+        if len(self._answers) >= _MOST_QUESTIONS:
+            raise TimeoutError(f"it has not answered {len(self._answers)} earlier questions")
+        answer = self._put(question)
         async with asyncio.timeout(patience):
             return await answer
+
+    async def tell(self, news: str, patience: float) -> None:
+        """Tells it something. Later news replace earlier ones that it has not been told yet.
+
+        Raises:
+            TimeoutError: It does not answer. It is told as soon as it does.
+            ConnectionError: It ends.
+        """
+        self._news = news if len(self._answers) >= _MOST_QUESTIONS else None
+        await self.ask(news, patience)
 
     async def close(self) -> None:
         """Closes the connection of a process that has ended, after everything that it said was heard."""
         await self._listening
+
+    def _put(self, question: str) -> asyncio.Future[Any]:
+        """Sends a question; returns its answer."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        # Answers come in the order of the questions, also those that nobody waits for any more.
+        self._answers.append(answer)
+        self._writer.write(packed(question))
+        return answer
 
     async def _listen(self, connection: socket.socket, order: Order) -> None:
         reader, self._writer = await asyncio.open_connection(sock=connection)
@@ -101,6 +125,9 @@ class Child:
                     case answer:
                         if not (waiting := self._answers.popleft()).done():
                             waiting.set_result(answer)
+                        if self._news is not None:
+                            news, self._news = self._news, None
+                            self._put(news)
         except (EOFError, ConnectionError):
             pass
         finally:

@@ -12,7 +12,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from psum.aggregator.announcement import announce as write_announcement
 from psum.aggregator.observe.logging import set_up_logging
@@ -116,7 +116,7 @@ class _Supervisor:
         _log.info("status page, metrics and probes at http://%s/", address)
 
     async def _start(self) -> None:
-        """Starts all processes, and waits until each serves.
+        """Starts all processes, and waits until each serves, or until a signal.
 
         Raises:
             ConfigurationError: One cannot.
@@ -126,7 +126,7 @@ class _Supervisor:
         children = [child for child in self._running if child is not None]
         mistakes: dict[str, None] = {}
         for child in children:
-            await _serving(child)
+            await _serving(child, self._stopping)
             if child.ended.done() and not self._stopping.is_set():
                 await child.close()
                 mistakes |= dict.fromkeys(child.mistakes or (f"process {child.number} {_how(child.ended.result())}",))
@@ -156,7 +156,7 @@ class _Supervisor:
                     _log.error("process %d cannot be started (%s); tried again in %g s", number, error, pause)
                     await asyncio.sleep(pause)
                     continue
-            await _serving(child)
+            await _serving(child, self._stopping)
             await self._tell()
             code = await child.ended
             await child.close()
@@ -181,8 +181,8 @@ class _Supervisor:
         """Tells all processes whether all serve, for gRPC's health service."""
         serving = [child for child in self._running if child is not None and child.serving.is_set()]
         news = ALL_SERVE if len(serving) == len(self._each) else SOME_MISSING
-        # One that ends or hangs is told later, by its next process.
-        await asyncio.gather(*(child.ask(news, _TELLING_SECONDS) for child in serving), return_exceptions=True)
+        # One that hangs is told when it answers again; in place of one that ends, its next process is told.
+        await asyncio.gather(*(child.tell(news, _TELLING_SECONDS) for child in serving), return_exceptions=True)
 
     def _stop(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
@@ -199,7 +199,9 @@ class _Supervisor:
         running = [child for child in self._running if child is not None and not child.ended.done()]
         for child in running:
             child.signal(signal.SIGTERM)
-        patience = self._settings.grace + _ENDING_SECONDS
+        # A process that does not serve yet has no open rounds.
+        grace = self._settings.grace if any(child.serving.is_set() for child in running) else 0.0
+        patience = grace + _ENDING_SECONDS
         if running:
             await asyncio.wait([child.ended for child in running], timeout=patience)
         for child in running:
@@ -209,11 +211,13 @@ class _Supervisor:
                 await child.ended
 
 
-async def _serving(child: Child) -> None:
-    """Waits until a process serves, or has ended. One that takes too long is killed."""
-    serving = asyncio.create_task(child.serving.wait())
-    done, _ = await asyncio.wait((serving, child.ended), timeout=_STARTING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+async def _serving(child: Child, stopping: asyncio.Event) -> None:
+    """Waits until a process serves or has ended, or all are to end. A process that takes too long is killed."""
+    serving, ending = (asyncio.create_task(event.wait()) for event in (child.serving, stopping))
+    waiting: set[asyncio.Future[Any]] = {serving, ending, child.ended}
+    done, _ = await asyncio.wait(waiting, timeout=_STARTING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
+    ending.cancel()
     if not done:
         _log.error("process %d does not serve %g s after its start, and is killed", child.number, _STARTING_SECONDS)
         child.signal(signal.SIGKILL)

@@ -119,6 +119,9 @@ class HostJob(Job):
         if not forwarded.declared and self.complete and forwarded.declared_by.issuperset(self.members.roster.members):
             self.uplink.declare(forwarded)
             actions.append(SendUplinks())
+        if self.uplink.take_back(forwarded):
+            # Only an owner that hears it on a new stream begins that round again.
+            actions += [ReopenUplinks(), *([LeaveUplinks()] if self.leaving else [])]
         # The rank may have a sum that an owner wants. It knows nothing of what it was asked for on an earlier stream.
         self._asked = {which: asked for which, asked in self._asked.items() if (which[0], asked[0]) != (key.id, rank)}
         return actions + self._ask()

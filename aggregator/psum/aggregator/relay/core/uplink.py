@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.round import Phase
 from psum.aggregator.relay.core.forwarded import ForwardedKey, ForwardedShard
 from psum.client.core.counters import Counters
 from psum.client.core.operation import Operation
@@ -147,6 +148,29 @@ class Uplink:
         forwarded.declared = True
         forwarded.rounds = {index: shard.round for index, shard in forwarded.key.shards.items()}
         self._declare(forwarded)
+
+    def take_back(self, forwarded: ForwardedKey) -> bool:
+        """Notes of which shards the group has lost the last sum, which the owners were told that it has.
+
+        Only one member had it, a relay, and that has ended before its own members had it.
+
+        Returns:
+            Whether there are any. Then the owners must be told again of the key.
+        """
+        if not forwarded.declared:
+            return False
+        shards = forwarded.key.shards
+        # While a result is on its way to where workers read it, the group's round is one behind, but not gathering.
+        lost = [
+            index
+            for index, round in forwarded.rounds.items()
+            if shards[index].round < round and shards[index].phase is Phase.GATHERING
+        ]
+        for index in lost:
+            forwarded.rounds[index] = shards[index].round
+            forwarded.sums.pop(index, None)
+            self.wanted.pop((forwarded.key.id, index), None)
+        return bool(lost)
 
     def forward(
         self, key: Key, index: int, round: int, priority: int, value: memoryview | None, *, timed: bool
