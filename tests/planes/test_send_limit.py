@@ -47,14 +47,36 @@ class _Link:
         for limit, acknowledged in zip(self._limits, self._acknowledged, strict=True):
             limit.begin(self._now, Progress(int(acknowledged), self._shortest, self._shortest))
         interval = self._limits[0].interval
+        looks = [self._now + limit.interval for limit in self._limits]
         for _ in range(round(seconds / interval)):
             self._now += interval
             round_trip = self.round_trip
             self.rates = [under_way / round_trip for under_way in self._under_way]
             for number, limit in enumerate(self._limits):
                 self._acknowledged[number] += self.rates[number] * interval
-                if self.busy[number]:
+                # Sums of intervals are not exact.
+                if self.busy[number] and self._now >= looks[number] - interval / 2:
                     limit.move(self._now, Progress(int(self._acknowledged[number]), round_trip, self._shortest))
+                    looks[number] = self._now + limit.interval
+
+
+def test_a_limit_that_stays_is_looked_at_less_often() -> None:
+    """On a full link the interval grows from 25 to 100 ms. As soon as the limit moves, it is 25 ms again."""
+    limit = SendLimit(1 / 3)
+    now, acknowledged = 0.0, 0.0
+    intervals = []
+
+    def look(waiting: float) -> bool:
+        nonlocal now, acknowledged
+        now += limit.interval
+        acknowledged += limit.size / (0.0001 + waiting) * limit.interval
+        moved = limit.move(now, Progress(int(acknowledged), 0.0001 + waiting, 0.0001))
+        intervals.append(limit.interval)
+        return moved
+
+    assert [look(0.02) for _ in range(4)] == [False] * 4
+    assert look(0.0)
+    assert intervals == [0.05, 0.1, 0.1, 0.1, 0.025]
 
 
 def test_a_connection_among_others_that_fill_the_queues_is_not_starved() -> None:

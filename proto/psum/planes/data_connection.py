@@ -265,8 +265,8 @@ class DataConnection(asyncio.BufferedProtocol):
             return
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
-            limit.move(loop.time(), progress_of(connection))
-            limit_sending(connection, limit.size)
+            if limit.move(loop.time(), progress_of(connection)):
+                limit_sending(connection, limit.size)
             self._limiting = loop.call_later(limit.interval, self._set_limit, limit)
 
     def _socket(self) -> socket.socket | None:

@@ -36,11 +36,13 @@ _SHRINKING: Final = 1 / 8
 #: who fill the queues.
 _STARVED: Final = 8
 
-#: How the memory of the highest rate fades with each look: to a half in about a minute.
-_FADING: Final = 0.9997
+#: How long it takes until half of the highest rate is forgotten.
+_HALF_LIFE_SECONDS: Final = 60.0
 
-#: How often the limit is looked at, unless two round trips take longer.
+#: How often the limit is looked at, unless two round trips take longer. Each time the limit stays the same, the
+#: interval doubles, up to the longest one: a look wakes the process, and there are many with many connections.
 _INTERVAL_SECONDS: Final = 0.025
+_LONGEST_INTERVAL_SECONDS: Final = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,30 +76,40 @@ class SendLimit:
         self._before = Progress(0, 0.0, 0.0)
         self._highest_rate = 0.0
         """The highest rate lately, in bytes per second."""
+        self._pause = _INTERVAL_SECONDS
+        """Seconds until the next look, if two round trips take no longer."""
         self.size = self._least
         """The limit in bytes."""
 
     @property
     def interval(self) -> float:
         """Seconds until `move` should be called."""
-        return max(_INTERVAL_SECONDS, 2 * self._before.shortest)
+        return max(self._pause, 2 * self._before.shortest)
 
     def begin(self, now: float, progress: Progress) -> None:
         """Notes that the connection has something to send from now on."""
         self._since, self._before = now, progress
 
-    def move(self, now: float, progress: Progress) -> None:
-        """Sets the limit anew. The connection had something to send all the time since the last call."""
+    def move(self, now: float, progress: Progress) -> bool:
+        """Sets the limit anew. The connection had something to send all the time since the last call.
+
+        Returns:
+            Whether the limit has changed.
+        """
+        before = self.size
         sent, seconds = progress.acknowledged - self._before.acknowledged, now - self._since
         queue = progress.round_trip - progress.shortest
         # Otherwise something else holds the connection back, such as the other side.
         limited = 2 * sent * progress.round_trip >= self.size * seconds
         rate = sent / seconds if seconds else 0.0
-        self._highest_rate = max(rate, self._highest_rate * _FADING)
+        self._highest_rate = max(rate, self._highest_rate * 0.5 ** (seconds / _HALF_LIFE_SECONDS))
         starved = limited and rate * _STARVED < self._highest_rate * self._share
         if queue >= _SHORT_QUEUE_SECONDS and not starved:
             self.size = max(int(self.size * (1 - _SHRINKING)), self._least)
         elif limited:
             more = self.size if queue < _NO_QUEUE_SECONDS else self._least
             self.size = min(self.size + more, _MOST_BYTES)
+        changed = self.size != before
+        self._pause = _INTERVAL_SECONDS if changed else min(2 * self._pause, _LONGEST_INTERVAL_SECONDS)
         self.begin(now, progress)
+        return changed
