@@ -1,6 +1,7 @@
 """What else than an aggregator may answer a question about its state."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -23,7 +24,7 @@ async def address() -> AsyncIterator[str]:
         return b"\xff"
 
     server = grpc.aio.server()
-    handlers = {"GetStatus": grpc.unary_unary_rpc_method_handler(answer)}
+    handlers: dict[str, Any] = {"GetStatus": grpc.unary_unary_rpc_method_handler(answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("psum.v1.AggregatorService", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
