@@ -1,6 +1,6 @@
 """A job of workers, and of relays that stand for several ranks each."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -593,8 +593,15 @@ def test_a_roster_knows_who_stands_for_whom() -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "name"),
-    [([5], "rank 5"), ([4, 5], "ranks 4-5"), ([1, 4, 5, 6, 9], "ranks 1, 4-6, 9"), ([0, 2], "ranks 0, 2")],
+    [
+        ([5], "rank 5"),
+        ([4, 5], "ranks 4-5"),
+        ([1, 4, 5, 6, 9], "ranks 1, 4-6, 9"),
+        ([0, 2], "ranks 0, 2"),
+        (range(0, 16, 2), "ranks 0, 2, 4, 6, 8, 10, 12, 14"),
+        ([*range(0, 100_000, 2), 100_001, 100_002], "ranks 0, 2, 4, 6, 8, 10, 12, 14 and 49994 more"),
+    ],
 )
-def test_ranks_are_named_in_runs(ranks: list[int], name: str) -> None:
-    """A host's ranks mostly follow each other."""
+def test_ranks_are_named_in_runs(ranks: Sequence[int], name: str) -> None:
+    """A host's ranks mostly follow each other. Of many that do not, the first are named."""
     assert rank_names(ranks) == name
