@@ -6,23 +6,23 @@ from typing import Any
 import pytest
 
 from faults.aggregators import aggregators
-from faults.training import STEPS, training
+from faults.training import LOCAL_SIZE, STEPS, hosts, training
 from psum import client as psum
 
-#: How many workers each of two hosts has.
-LOCAL_SIZE = 2
 
-
-def hosts(aggregators: list[Any]) -> list[dict[str, Any]]:
-    """The settings of each rank, where each host has an aggregator that is its relay."""
-    return [{"relay": a.address, "local_size": LOCAL_SIZE} for a in aggregators for _ in range(LOCAL_SIZE)]
+def addresses(aggregators: list[Any]) -> list[str]:
+    """Their addresses."""
+    return [a.address for a in aggregators]
 
 
 @pytest.fixture(scope="module")
 def undisturbed_with_relays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The result of a training with relays and without faults."""
     directory = tmp_path_factory.mktemp("undisturbed")
-    with aggregators(directory, 2) as pair, training(directory, [a.address for a in pair], each=hosts(pair)) as trained:
+    with (
+        aggregators(directory, 2) as pair,
+        training(directory, addresses(pair), each=hosts(addresses(pair))) as trained,
+    ):
         trained.wait_for_step(STEPS // 2)
         check_connections(pair)
         return trained.result()
@@ -43,7 +43,7 @@ def test_killed_relays_change_no_bit(
 ) -> None:
     """Each process is a relay and an owner of shards. One is killed, then the other one, then both at once."""
     pair = [make_aggregator() for _ in range(2)]
-    training = make_training([a.address for a in pair], each=hosts(pair))
+    training = make_training(addresses(pair), each=hosts(addresses(pair)))
     for victims in (pair[:1], pair[1:], pair):
         training.wait_for_step(training.steps + 4)
         for victim in victims:
@@ -61,7 +61,7 @@ def test_a_killed_relay_that_owns_nothing_changes_no_bit(
 ) -> None:
     """Its workers and the owners bring it back into its rounds."""
     owners, relays = ([make_aggregator() for _ in range(2)] for _ in range(2))
-    training = make_training([a.address for a in owners], each=hosts(relays), plane="inline")
+    training = make_training(addresses(owners), each=hosts(addresses(relays)), plane="inline")
     for victim in (*relays, owners[0]):
         training.wait_for_step(training.steps + 4)
         victim.end()
@@ -77,7 +77,7 @@ def test_a_relay_that_does_not_come_back_is_named_by_its_ranks(
     owner = make_aggregator("--worker-timeout", "1s")
     workers = [
         make_worker(**each, aggregators=[owner.address], rank=rank, num_workers=4, reconnect_timeout=2.0)
-        for rank, each in enumerate(hosts(pair))
+        for rank, each in enumerate(hosts(addresses(pair)))
     ]
     for worker in workers:
         worker.send("push", key="first", size=100_000)

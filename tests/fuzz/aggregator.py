@@ -7,7 +7,6 @@ from random import Random
 from typing import Final
 
 import grpc
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from psum.aggregator.access.handshakes import Handshakes
@@ -16,12 +15,12 @@ from psum.aggregator.service import stream
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.service import Service
 from psum.aggregator.settings import Settings
-from psum.client import ElementType, Operation
 from psum.v1 import aggregator_pb2 as pb
 from tests.fuzz.conforming_worker import ConformingWorker
 from tests.fuzz.conversations import ADDRESSES, Conversation, Step, foreign_messages, mutate_steps
 from tests.fuzz.harness import LogMonitor, ViolationError
-from tests.fuzz.streams import AbortedStream, Attacker, Context, Worker
+from tests.fuzz.healthy_job import HealthyJob
+from tests.fuzz.streams import AbortedStream, Attacker, Context
 
 #: Time limit for everything that one input causes.
 PATIENCE_SECONDS: Final = 20.0
@@ -29,7 +28,6 @@ PATIENCE_SECONDS: Final = 20.0
 _HEALTHY: Final = "healthy"
 _WORKER_TIMEOUT: Final = 5.0
 _ROUND_TIMEOUT: Final = 600.0
-_HEALTHY_TENSORS: Final = (("h", 7), ("i", 12_000))
 
 
 class AggregatorTarget:
@@ -43,8 +41,6 @@ class AggregatorTarget:
         self.outcomes: Counter[str] = Counter()
         self.messages = 0
         """Number of messages fed."""
-        self.healthy_rounds = 0
-        """Number of checked rounds of the healthy job."""
         self._log = log
         self._number = 0
 
@@ -60,6 +56,7 @@ class AggregatorTarget:
                 hello_timeout=PATIENCE_SECONDS,
                 memory_budget=1 << 30,
                 threads=1,
+                connect_timeout=0.1,
             ),
             DataPort((), 0, patience=PATIENCE_SECONDS, keepalive=10),
             Handshakes(PATIENCE_SECONDS),
@@ -67,23 +64,17 @@ class AggregatorTarget:
             clock=self._clock.time,
         )
         self._registry = self._service.registry
-        hellos = [
-            pb.Hello(
-                protocol_version=1,
-                job=_HEALTHY,
-                rank=rank,
-                num_workers=2,
-                incarnation=77 + rank,
-                partition_bytes=1 << 14,
-                aggregators=ADDRESSES,
-                planes=[pb.PLANE_INLINE],
-            )
-            for rank in range(2)
-        ]
-        self._healthy = [Worker(hello) for hello in hellos]
-        self._healthy_tasks = [self._open(worker) for worker in self._healthy]
-        self._begin_healthy_round()
-        await self._finish_healthy_round()
+        hello = pb.Hello(
+            protocol_version=1,
+            job=_HEALTHY,
+            num_workers=2,
+            partition_bytes=1 << 14,
+            aggregators=ADDRESSES,
+            planes=[pb.PLANE_INLINE],
+        )
+        self._healthy = HealthyJob(hello, self._open)
+        self._healthy.begin_round()
+        await self._healthy.finish_round()
         self._reserved = self._registry.budget.reserved_bytes
 
     async def feed(self, random: Random) -> None:
@@ -132,7 +123,7 @@ class AggregatorTarget:
         """
         healthy = self._number % 8 == 0
         if healthy:
-            self._begin_healthy_round()
+            self._healthy.begin_round()
         conforming = ConformingWorker(conversation, conforming_rank) if conforming_rank >= 0 else None
         conforming_task = self._open(conforming.worker) if conforming else None
         streams: dict[int, tuple[Attacker, asyncio.Task[None]]] = {}
@@ -170,7 +161,7 @@ class AggregatorTarget:
                 await self._leave_after_peers(conforming, conforming_task, healthy=healthy)
                 conforming.check(sent, mutated=mutated)
             if healthy:
-                await self._finish_healthy_round()
+                await self._healthy.finish_round()
         for task in tasks:
             self._check_ended(task)
         self._count(streams, sent)
@@ -180,7 +171,7 @@ class AggregatorTarget:
         """Check that nothing is left of earlier inputs."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             await self._pool_idle()
-            for job in self._registry.jobs.values():
+            for job in self._service.registries.jobs():
                 job.check()
                 check_held(job)
             # The first pass declares vanished workers lost. The second one forgets the jobs that failed for that.
@@ -188,8 +179,8 @@ class AggregatorTarget:
                 self._pass_time(_WORKER_TIMEOUT + 1)
             await self._pool_idle()
         self._log.check()
-        if set(self._registry.jobs) != {_HEALTHY}:
-            raise ViolationError(f"jobs are left: {self._registry.jobs}")
+        if [job.name for job in self._service.registries.jobs()] != [_HEALTHY]:
+            raise ViolationError(f"jobs are left: {list(self._service.registries.jobs())}")
         if self._registry.budget.reserved_bytes != self._reserved:
             raise ViolationError(f"{self._registry.budget!r} after the input, {self._reserved} before")
         if len(self._service.connections) != 2:
@@ -198,9 +189,7 @@ class AggregatorTarget:
     async def stop(self) -> None:
         """End the healthy job and the service."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            for worker in self._healthy:
-                worker.leave()
-            await asyncio.gather(*self._healthy_tasks)
+            await self._healthy.end()
             await self._service.close()
         stream._LAST_MESSAGE_SECONDS = self._last_message_seconds
 
@@ -233,7 +222,7 @@ class AggregatorTarget:
 
     def _pass_time(self, seconds: float) -> None:
         self._clock.ahead += seconds
-        for job, action in self._registry.tick(self._clock.time()):
+        for job, action in self._service.registries.tick(self._clock.time()):
             self._service._runner.perform(job, [action])
 
     async def _wait_until_read(self, attacker: Attacker, task: "asyncio.Task[None]") -> None:
@@ -264,10 +253,10 @@ class AggregatorTarget:
                 raise ViolationError(f"{worker.pending} operations wait for ranks that have gone, in {job!r}")
             # If a rank has never joined, only the round time-out ends the operations.
             if healthy:
-                await self._finish_healthy_round()
+                await self._healthy.finish_round()
             self._pass_time(_ROUND_TIMEOUT + 1)
             if healthy:
-                self._begin_healthy_round()
+                self._healthy.begin_round()
         if not await self._operations_ended(conforming, task):
             raise ViolationError(f"{worker.pending} operations never end")
         worker.leave()
@@ -287,35 +276,6 @@ class AggregatorTarget:
     async def _query_status(self) -> None:
         response = await self._service._get_status(pb.GetStatusRequest(), Context())
         pb.GetStatusResponse.FromString(response.SerializeToString())
-
-    def _begin_healthy_round(self) -> None:
-        number = self.healthy_rounds
-        self._values = [
-            [
-                worker.begin(name, ElementType.INT32, Operation.SUM, _healthy_value(rank, number, elements))
-                for name, elements in _HEALTHY_TENSORS
-            ]
-            for rank, worker in enumerate(self._healthy)
-        ]
-
-    async def _finish_healthy_round(self) -> None:
-        turns = 0
-        while any(worker.pending for worker in self._healthy):
-            turns += 1
-            await asyncio.sleep(0 if turns < 100 else 0.001)
-            if turns > 5000 or any(task.done() for task in self._healthy_tasks):
-                raise ViolationError("the healthy job is disturbed: its sums do not arrive")
-        for rank, worker in enumerate(self._healthy):
-            for (ticket, value), (_, elements) in zip(self._values[rank], _HEALTHY_TENSORS, strict=True):
-                if worker.outcomes.pop(ticket) != [None]:
-                    raise ViolationError("the healthy job is disturbed: an operation failed")
-                terms = [
-                    np.frombuffer(_healthy_value(r, self.healthy_rounds, elements), np.int32)
-                    for r in range(len(self._healthy))
-                ]
-                if bytes(value) != (terms[0] + terms[1]).tobytes():
-                    raise ViolationError(f"a sum of the healthy job is wrong: {ticket!r}")
-        self.healthy_rounds += 1
 
 
 def check_held(job: Job) -> None:
@@ -343,10 +303,6 @@ class Clock:
     def time(self) -> float:
         """Return the current time in seconds."""
         return self._loop.time() + self.ahead
-
-
-def _healthy_value(rank: int, round: int, elements: int) -> bytearray:
-    return bytearray((np.arange(elements, dtype=np.int32) * (rank + 3) + round).tobytes())
 
 
 def _is_passed_on(fault: pb.Fault, sent: list[bytes]) -> bool:

@@ -283,6 +283,11 @@ def mutate_steps(random: Random, steps: list[Step], foreign_messages: Sequence[p
         if step.message is not None:
             step.data = mutator.mutate(step.message, step.payload)
 
+    def misjoin() -> None:
+        step = random.choice([step for step in steps if step.message is not None and step.message.HasField("hello")])
+        assert step.message is not None
+        step.data = misjoined(random, step.message.hello)
+
     def repeat() -> None:
         place = random.randrange(len(steps))
         steps.insert(random.choice((place, random.randrange(len(steps) + 1))), dataclasses.replace(steps[place]))
@@ -312,9 +317,52 @@ def mutate_steps(random: Random, steps: list[Step], foreign_messages: Sequence[p
         if len(steps) > 1:
             del steps[random.randrange(len(steps))]
 
-    mistakes: tuple[Callable[[], None], ...] = (change, repeat, move, swap_stream, insert_foreign, stop, wait, drop)
+    mistakes: tuple[Callable[[], None], ...] = (
+        change,
+        repeat,
+        move,
+        swap_stream,
+        insert_foreign,
+        stop,
+        wait,
+        drop,
+    )
+    # First, while the conversation has all its hellos.
+    if random.random() < 0.15:
+        misjoin()
     for _ in range(random.choice((1, 1, 2, 3, 5))):
         random.choices(mistakes, (8, 2, 2, 1, 2, 1, 1, 1))[0]()
+
+
+def misjoined(random: Random, hello: pb.Hello) -> bytes:
+    """Return a hello like this one that brings other ranks, or another size of the job or of its group."""
+    changed = pb.Hello()
+    changed.CopyFrom(hello)
+    size = hello.num_workers
+    further = b""
+    match random.randrange(8):
+        case 0:
+            # Valid by itself. Other members may have the same ranks.
+            changed.ranks[:] = sorted(random.sample(range(size), random.randint(1, size)))
+            changed.rank = changed.ranks[0]
+        case 1:
+            changed.ranks[:] = random.choices(range(size + 1), k=random.randint(1, 2 * size))
+        case 2:
+            changed.ranks[:] = [*(hello.ranks or [hello.rank]), random.choice((size, 1 << 31, (1 << 32) - 1))]
+        case 3:
+            changed.ranks[:] = range(hello.rank, hello.rank + random.choice((1000, 100_000)))
+            changed.num_workers = random.choice((size, (1 << 32) - 1))
+        case 4:
+            changed.rank = random.randrange(size + 1)
+        case 5:
+            changed.num_workers = random.choice((0, 1, max(0, size - 1), size + 1, 1 << 31, (1 << 32) - 1))
+        case 6:
+            # A negative number, as another language may encode it. A field that comes twice is merged.
+            ranks = bytes((pb.Hello.RANKS_FIELD_NUMBER << 3, *b"\xff" * 9, 1))
+            further = bytes((pb.ExchangeRequest.HELLO_FIELD_NUMBER << 3 | 2, len(ranks))) + ranks
+        case _:
+            changed.group_size = random.choice((1, 2, size, size + 1, (1 << 32) - 1))
+    return encode(pb.ExchangeRequest(hello=changed)) + further
 
 
 @functools.cache

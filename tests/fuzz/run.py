@@ -14,12 +14,21 @@ from tests.fuzz.client import ClientTarget
 from tests.fuzz.data_connection import DataConnectionTarget
 from tests.fuzz.framing import FramingTarget
 from tests.fuzz.harness import Case, LogMonitor, Target, ViolationError
+from tests.fuzz.relay import RelayTarget
 from tests.fuzz.server import ServerTarget
 from tests.fuzz.session import SessionTarget
 
-#: Each target's share of 1000 inputs. The targets with real connections (client, server) are the slowest by far.
+#: Each target's share of 1000 inputs. The targets with real connections (client, server, relay) are the slowest by far.
 #: client is a whole client, data_connection one data connection.
-SHARES: Final = {"framing": 350, "data_connection": 50, "session": 280, "aggregator": 310, "client": 4, "server": 6}
+SHARES: Final = {
+    "framing": 350,
+    "data_connection": 50,
+    "session": 280,
+    "aggregator": 310,
+    "client": 4,
+    "server": 6,
+    "relay": 6,
+}
 
 _MAKERS: Final[dict[str, Callable[[LogMonitor], Target]]] = {
     "framing": lambda log: FramingTarget(),
@@ -28,6 +37,7 @@ _MAKERS: Final[dict[str, Callable[[LogMonitor], Target]]] = {
     "aggregator": AggregatorTarget,
     "client": ClientTarget,
     "server": ServerTarget,
+    "relay": RelayTarget,
 }
 
 #: Fraction of a run that warms up caches and the allocator's arenas.

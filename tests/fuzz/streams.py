@@ -98,9 +98,12 @@ class Worker(Context):
             rank=hello.rank,
             partition_bytes=hello.partition_bytes,
             credit_bytes=1 << 20,
+            relay="the relay" if hello.group_size else "",
             hand_over=self._submitted.append,
         )
         self.outcomes: dict[Ticket, list[PsumError | None]] = {}
+        self.targets: dict[Ticket, bytearray] = {}
+        """The memory that receives each result."""
         self.pending = 0
         """Number of operations that have not ended."""
 
@@ -113,6 +116,7 @@ class Worker(Context):
         target = memoryview(value)
         source = None if operation is Operation.BROADCAST and self.session.rank else target
         outcomes = self.outcomes[ticket] = []
+        self.targets[ticket] = value
         self.pending += 1
         ticket.start(source, target, self._count(outcomes))
         self.session.submit(self._submitted.pop(), 0.0)

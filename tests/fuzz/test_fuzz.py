@@ -14,7 +14,15 @@ from tests.fuzz.harness import Case
 from tests.fuzz.mutation import Mutator, split_fields
 from tests.fuzz.run import run_in_new_loop
 
-INPUTS = {"framing": 2000, "data_connection": 1000, "session": 600, "aggregator": 300, "client": 12, "server": 10}
+INPUTS = {
+    "framing": 2000,
+    "data_connection": 1000,
+    "session": 600,
+    "aggregator": 300,
+    "client": 12,
+    "server": 10,
+    "relay": 20,
+}
 
 
 @pytest.mark.parametrize("target", INPUTS)

@@ -348,6 +348,20 @@ def test_a_relayed_key_reserves_what_it_may_hold() -> None:
     assert workers[0].faults() == []
 
 
+def test_an_owner_takes_a_relay_whose_ranks_do_not_follow_each_other() -> None:
+    """Its name tells the first ones. With all of them it would be longer than an owner takes."""
+    relay, owner = Process(1), Process(100)
+    ranks = range(0, 1000, 10)
+    workers = [relay.join(hello(rank, group=len(ranks), num_workers=1000)) for rank in ranks]
+    job = workers[0].job
+    assert isinstance(job, HostJob)
+    member = job.hello(0, False)
+    _, _, refusal = owner.fleet.join(member, "peer", 0.0)
+    assert refusal is None
+    assert list(member.ranks) == [*ranks]
+    assert member.worker.endswith("for ranks 0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110 and 88 more")
+
+
 def test_an_owner_that_is_not_in_the_list_is_refused() -> None:
     """A declaration for an aggregator that the hello does not list breaks the protocol."""
     relay = Process(1)

@@ -1,11 +1,14 @@
 """usage: scripts/chaos kills [--kills 50] [--seed 1] [--plane shm]
        scripts/chaos proxy [--harms 50] [--seed 1] [--plane shm]
+       scripts/chaos relays [--faults 50] [--seed 1] [--plane shm]
        scripts/soak [--minutes 10] [--seed 1]
 
 kills and proxy inject faults into a training with 2 aggregators and 3 worker processes. They compare its final
-parameters and every sum with those of an undisturbed training that has the same number of steps. soak injects faults
-of all kinds while many small jobs start and end. It checks every sum, and samples the memory, open files and threads of
-the processes that live through the run. The exit status is 1 if a bit differs or if soak reports a problem.
+parameters and every sum with those of an undisturbed training that has the same number of steps. relays does the same
+with two hosts of two workers, a relay on each and two owners, and checks that nothing is left behind. soak injects
+faults of all kinds while many small jobs start and end. It checks every sum, and samples the memory, open files and
+threads of the processes that live through the run. The exit status is 1 if a bit differs, if something is left, or if
+soak reports a problem.
 """
 
 import argparse
@@ -26,11 +29,13 @@ def main() -> int:
     kills.add_argument("--kills", type=int, default=50, help="number of kills (50)")
     proxy = which.add_parser("proxy", help="a TCP proxy that cuts, delays and stalls connections")
     proxy.add_argument("--harms", type=int, default=50, help="number of faults besides cuts at random bytes (50)")
+    relays = which.add_parser("relays", help="kill -9, SIGTERM and cuts of relays and owners")
+    relays.add_argument("--faults", type=int, default=50, help="number of faults (50)")
     long = which.add_parser("soak", help="faults of all kinds, with many small jobs")
     long.add_argument("--minutes", type=float, default=10.0, help="duration (10)")
-    for each in (kills, proxy):
+    for each in (kills, proxy, relays):
         each.add_argument("--plane", choices=CHOICES[1:], default="shm", help="plane for large payloads (shm)")
-    for each in (kills, proxy, long):
+    for each in (kills, proxy, relays, long):
         each.add_argument("--seed", type=int, default=1, help="seed for times and targets of faults (1)")
     args = parser.parse_args()
     # A background shell script may ignore signals. Worker processes must not inherit that.
@@ -51,6 +56,10 @@ def main() -> int:
             return 1 if soaked.problems else 0
         if args.run == "kills":
             report = runs.kill_aggregators(directory, args.kills, args.seed, args.plane, progress)
+        elif args.run == "relays":
+            report = runs.disturb_relays(directory, args.faults, args.seed, args.plane, progress)
+            if left := report.pop("left"):
+                print(f"LEFT BEHIND: {left}")
         else:
             report = runs.disturb_connections(directory, args.harms, args.seed, args.plane, progress)
     for what, count in report.items():

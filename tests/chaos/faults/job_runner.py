@@ -27,6 +27,7 @@ class JobRunner:
     Attributes:
         workers: The processes. Killed ones are replaced after the job.
         jobs: Number of jobs by outcome.
+        relays: Number of groups that each aggregator was the relay of, by the aggregator's index.
         checked: Number of sums compared with the expected values.
         problems: Outcomes that are not allowed.
     """
@@ -40,6 +41,7 @@ class JobRunner:
         self._killed: dict[int, float] = {}
         self.workers = [self._start(number) for number in range(processes)]
         self.jobs: Counter[str] = Counter()
+        self.relays: Counter[int] = Counter()
         self.checked = 0
         self.problems: list[str] = []
 
@@ -77,7 +79,6 @@ class JobRunner:
         number = sum(self.jobs.values())
         spec = JobSpec.draw(self._chance, f"{self._name}-{number}", num_workers, len(self._addresses))
         settings = {
-            "aggregators": [self._addresses[a] for a in spec.aggregators],
             "keepalive": 1.0,
             "connect_timeout": 60.0,
             "reconnect_timeout": 60.0,
@@ -85,7 +86,8 @@ class JobRunner:
         }
         ranks = [[*range(num_workers)]] if one_process else [[rank] for rank in range(num_workers)]
         for worker, worker_ranks in zip(self.workers, ranks, strict=True):
-            worker.send("work", spec=dataclasses.asdict(spec), ranks=worker_ranks, settings=settings)
+            given = dataclasses.asdict(spec)
+            worker.send("work", spec=given, ranks=worker_ranks, addresses=self._addresses, settings=settings)
         outcomes: dict[str, Any] = {}
         deadline = time.monotonic() + JOB_SECONDS
         for rank, worker in enumerate(self.workers):
@@ -98,6 +100,7 @@ class JobRunner:
         with self._changing:
             result, problems = check_outcomes(spec, outcomes, self._killed, NOTICE_SECONDS)
             self.jobs[result] += 1
+            self.relays.update(relay for relay in spec.relays if relay is not None)
             self.checked += sum(outcome["checked"] for outcome in outcomes.values())
             self.problems += problems
             for rank in self._killed:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import random
 import time
 from collections import deque
@@ -38,6 +39,8 @@ class JobSpec:
         aggregators: Indices of the aggregators that it uses.
         planes: Plane of each rank's large payloads.
         mismatched: Whether the last rank declares the last key one element longer. That must fail the key on all ranks.
+        groups: The ranks in groups. The sums of the groups are added in this order.
+        relays: Index of the aggregator that is the relay of each group; None for a rank without a relay.
     """
 
     name: str
@@ -48,12 +51,16 @@ class JobSpec:
     aggregators: tuple[int, ...]
     planes: tuple[str, ...]
     mismatched: bool
+    groups: tuple[tuple[int, ...], ...]
+    relays: tuple[int | None, ...]
 
     @staticmethod
     def draw(chance: random.Random, name: str, num_workers: int, num_aggregators: int) -> "JobSpec":
         """Draw a random job, which always uses aggregator 0."""
         sizes = tuple(int(10 ** chance.uniform(0, 5.2)) for _ in range(chance.randint(1, 6)))
         others = [a for a in range(1, num_aggregators) if chance.random() < 0.6]
+        groups = _draw_groups(chance, num_workers)
+        relays = chance.sample(range(num_aggregators), len(groups))
         return JobSpec(
             name=name,
             num_workers=num_workers,
@@ -63,7 +70,17 @@ class JobSpec:
             aggregators=(0, *others),
             planes=tuple(chance.choice(CHOICES[1:]) for _ in range(num_workers)),
             mismatched=chance.random() < 0.1 and num_workers > 1,
+            groups=groups,
+            relays=tuple(
+                relay if len(group) > 1 or chance.random() < 0.3 else None
+                for group, relay in zip(groups, relays, strict=True)
+            ),
         )
+
+    def relay_settings(self, rank: int, addresses: Sequence[str]) -> dict[str, Any]:
+        """Return the fields of psum.client.Settings for a rank's relay, given the addresses of all aggregators."""
+        [(group, relay)] = [(g, r) for g, r in zip(self.groups, self.relays, strict=True) if rank in g]
+        return {} if relay is None else {"relay": f"{addresses[relay]}/{len(group)}"}
 
     def keys(self, rank: int | None = None) -> list[tuple[str, int]]:
         """Return each key with the size that a rank declares."""
@@ -73,7 +90,22 @@ class JobSpec:
         return [(f"{self.name} {index}", size) for index, size in enumerate(sizes)]
 
 
-def work(tell: Callable[..., None], *, spec: dict[str, Any], ranks: Sequence[int], settings: dict[str, Any]) -> None:
+def _draw_groups(chance: random.Random, num_workers: int) -> tuple[tuple[int, ...], ...]:
+    """Divide consecutive ranks into groups, in half of the jobs each rank into a group of its own."""
+    bounds = [0, *(rank for rank in range(1, num_workers) if chance.random() < 0.4), num_workers]
+    if chance.random() < 0.5:
+        bounds = list(range(num_workers + 1))
+    return tuple(tuple(range(first, stop)) for first, stop in itertools.pairwise(bounds))
+
+
+def work(
+    tell: Callable[..., None],
+    *,
+    spec: dict[str, Any],
+    ranks: Sequence[int],
+    addresses: Sequence[str],
+    settings: dict[str, Any],
+) -> None:
     """Run these ranks of a job, each in a thread. Report a `working` event for each rank, then one `worked` event.
 
     The `worked` event has "outcomes", a dictionary by rank (as text): the number of sums "checked", the number of
@@ -81,13 +113,14 @@ def work(tell: Callable[..., None], *, spec: dict[str, Any], ranks: Sequence[int
     """
     job = JobSpec(**spec)
     settings |= {"job": job.name, "num_workers": job.num_workers, "partition_bytes": job.partition_bytes}
-    settings["aggregators"] = tuple(settings["aggregators"])
+    settings["aggregators"] = tuple(addresses[a] for a in job.aggregators)
 
     def begin(rank: int) -> dict[str, Any]:
         checked: list[bool] = []
         error = None
+        own = settings | {"rank": rank, "plane": job.planes[rank]} | job.relay_settings(rank, addresses)
         try:
-            client = psum.connect(psum.Settings(**settings | {"rank": rank, "plane": job.planes[rank]}))
+            client = psum.connect(psum.Settings(**own))
             try:
                 tell("working", rank=rank)
                 for right in _sums(client, job):
@@ -124,7 +157,7 @@ def _sums(client: psum.Client, job: JobSpec) -> Iterator[bool]:
         if round >= _WINDOW:
             for future, value, key, of_round in in_flight.popleft():
                 future.result(PATIENCE_SECONDS)
-                expected = expected_sum(key, of_round, range(client.num_workers), value.size)
+                expected = expected_sum(key, of_round, job.groups, value.size)
                 yield bool(np.array_equal(value, expected))
 
 

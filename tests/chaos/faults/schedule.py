@@ -21,6 +21,7 @@ _GAP_SECONDS = 1.5
 #: keepalive probes to notice, and below the 3 s for which a leaving worker waits for ranks that do not answer.
 KINDS: dict[str, tuple[int, float, float]] = {
     "aggregator killed": (4, 0, 0),
+    "aggregators killed together": (2, 0, 0),
     "aggregator told to stop": (2, 0, 0),
     "connections cut": (5, 0, 0),
     "network silent": (2, 0.3, 2.5),
@@ -104,6 +105,12 @@ class FaultInjector:
             case "aggregator killed":
                 victim.end()
                 victim.start()
+            case "aggregators killed together":
+                for each in self._killable:
+                    each.process.kill()
+                for each in self._killable:
+                    each.end()
+                    each.start()
             case "aggregator told to stop":
                 status = victim.end(signal.SIGTERM)
                 assert status == 0, victim.log[-2000:]

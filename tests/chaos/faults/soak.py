@@ -24,6 +24,8 @@ from faults.watching import find_jobs
 AGGREGATORS = 3
 RUNNERS = 2
 
+_WARM_UP_SECONDS = 3.0
+
 #: Time limit for a process to close the connections of ended jobs.
 _IDLE_TIMEOUT_SECONDS = 20.0
 
@@ -66,8 +68,10 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         ]
         for runner in (resident, *runners):
             stack.callback(runner.close)
-        # Warm up, so that the first samples include everything that is created on first use.
-        resident.run(time.monotonic() + 3)
+        # Warm up, so that the first samples include everything that is created on first use, also of relays.
+        resident.run(time.monotonic() + _WARM_UP_SECONDS)
+        while not resident.relays[0] and not resident.problems:
+            resident.run(time.monotonic() + 0.1)
         failed: list[str] = []
         _wait_until_idle(targets[0], failed)
         samplers = [Sampler("aggregator", targets[0].process.pid), Sampler("client", resident.workers[0].process.pid)]
@@ -110,6 +114,7 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         parts = (resident, *runners)
         jobs = sum((runner.jobs for runner in parts), Counter[str]())
         checked = sum(runner.checked for runner in parts)
+        relayed = sum(runner.relays.total() for runner in parts)
         problems = failed + [p for runner in parts for p in runner.problems] + [p for s in samplers for p in s.problems]
         if jobs[STRANDED] > 1 + jobs.total() // 100:
             problems.append(f"{jobs[STRANDED]} jobs had a rank that needed a sum from ranks that had left")
@@ -117,6 +122,7 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
             "seed, seconds": f"{seed}, {time.monotonic() - begin:.0f}",
             "jobs": f"{jobs.total()}: " + ", ".join(f"{count} {how}" for how, count in sorted(jobs.items())),
             "sums checked": f"{checked}",
+            "groups with a relay": f"{relayed}",
         }
         table |= {kind: f"{faults.done[kind]}" for kind in KINDS}
         for sampler in samplers:

@@ -9,6 +9,9 @@ from faults.aggregators import aggregators
 from faults.processes import WorkerProcess
 
 WORKERS = 3
+
+#: How many workers a host has, where there are relays.
+LOCAL_SIZE = 2
 STEPS = 60
 
 
@@ -96,11 +99,26 @@ def training(
         made.close()
 
 
-def undisturbed(directory: pathlib.Path, steps: int = STEPS) -> dict[str, Any]:
-    """Run a training without faults and return its result."""
+def hosts(relays: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the settings of each rank, for hosts of LOCAL_SIZE workers.
+
+    Args:
+        relays: The address of each host's relay.
+    """
+    return [{"relay": relay, "local_size": LOCAL_SIZE} for relay in relays for _ in range(LOCAL_SIZE)]
+
+
+def undisturbed(directory: pathlib.Path, steps: int = STEPS, *, relays: bool = False) -> dict[str, Any]:
+    """Run a training without faults and return its result.
+
+    Args:
+        directory: Directory for logs.
+        steps: Number of steps.
+        relays: Whether the workers are those of two hosts, with an aggregator each that is their relay.
+    """
     directory.mkdir(exist_ok=True)
-    with (
-        aggregators(directory, 2) as pair,
-        training(directory, [a.address for a in pair], steps) as trained,
-    ):
-        return trained.result()
+    with aggregators(directory, 2) as pair:
+        addresses = [a.address for a in pair]
+        each = hosts(addresses) if relays else ({},) * WORKERS
+        with training(directory, addresses, steps, each=each) as trained:
+            return trained.result()

@@ -56,11 +56,10 @@ def contribution(key: str, round: int, rank: int, size: int) -> Values:
     return np.random.default_rng([zlib.crc32(key.encode()), round, rank]).standard_normal(size, np.float32)
 
 
-def expected_sum(key: str, round: int, ranks: Iterable[int], size: int, group_size: int = 1) -> Values:
-    """Return the sum that all ranks must get: the contributions added in rank order, those of groups first."""
-    contributions = [contribution(key, round, rank, size) for rank in ranks]
-    groups = [contributions[start : start + group_size] for start in range(0, len(contributions), group_size)]
-    return functools.reduce(np.add, [functools.reduce(np.add, group) for group in groups])
+def expected_sum(key: str, round: int, groups: Iterable[Iterable[int]], size: int) -> Values:
+    """Return the sum that all ranks must get: in each group the contributions added in rank order, then the groups."""
+    sums = (functools.reduce(np.add, (contribution(key, round, rank, size) for rank in group)) for group in groups)
+    return functools.reduce(np.add, sums)
 
 
 def describe(error: BaseException | None) -> dict[str, Any] | None:
@@ -138,7 +137,8 @@ class Worker:
         round = self._rounds[key]
         self._rounds[key] += 1
         value = contribution(key, round, rank, size)
-        expected = expected_sum(key, round, range(num_workers), size, group_size)
+        groups = (range(num_workers)[start : start + group_size] for start in range(0, num_workers, group_size))
+        expected = expected_sum(key, round, groups, size)
 
         def tell(future: "Future[None]") -> None:
             right = bool(np.array_equal(value, expected))

@@ -143,6 +143,15 @@ async def test_a_relay_that_the_worker_found_itself_is_explained(monkeypatch: py
         await asyncio.to_thread(psum.connect, settings)
 
 
+async def test_a_refusal_concerns_the_whole_job() -> None:
+    """If it names a key, that is ignored: a relay would take it for the failure of the key, and its workers wait."""
+    fault = pb.Fault(code=pb.FAULT_CODE_EXHAUSTED, text="full", id=0, round=3)
+    async with Aggregator(pb.ExchangeResponse(fault=fault)) as settings:
+        with pytest.raises(psum.ExhaustedError, match="full") as caught:
+            await asyncio.to_thread(psum.connect, settings)
+    assert (caught.value.key, caught.value.round) == (None, None)
+
+
 async def test_a_farewell_that_nobody_asked_for_ends_the_operations() -> None:
     """Otherwise they would wait for their last deadline, ten minutes later."""
     async with Aggregator(WELCOME, FAREWELL) as settings:

@@ -8,11 +8,13 @@ from psum.client import (
     DisagreementError,
     RoundTimeoutError,
     TakenError,
+    UnreachableError,
     WorkerLostError,
 )
 from simulation import steps
 from simulation.fleet import ROUND_TIMEOUT_SECONDS, WORKER_TIMEOUT_SECONDS, Fleet, Frozen
 from simulation.plan import Ending
+from simulation.relay import Uplinks
 
 
 def begin_ending(fleet: Fleet, random: Random) -> None:
@@ -34,8 +36,12 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
             oracle.allow(WorkerLostError, RoundTimeoutError)
             oracle.blame(ranks, fleet.groupmates(ranks), together=True)
         case Ending.RELAY_DEATH:
-            ranks = _kill_relay(fleet, random)
-            oracle.allow(WorkerLostError, RoundTimeoutError)
+            if random.random() < 0.5:
+                ranks = _kill_relay(fleet, random)
+                oracle.allow(WorkerLostError, RoundTimeoutError)
+            else:
+                ranks = _lose_owner(fleet, random)
+                oracle.allow(UnreachableError, WorkerLostError, RoundTimeoutError)
             oracle.blame(ranks, fleet.groupmates(ranks), together=True)
         case Ending.REPLACEMENT:
             fleet.kill_worker(rank)
@@ -143,6 +149,21 @@ def _kill_relay(fleet: Fleet, random: Random) -> Collection[int]:
     fleet.kill_aggregator(relay.process, "is killed for good")
     fleet.lost_processes.add(relay.process)
     return relay.ranks
+
+
+def _lose_owner(fleet: Fleet, random: Random) -> Collection[int]:
+    """Let a relay give up one of its uplinks after it lost it. Return the ranks that it stands for."""
+    uplinks = {number: fleet.client(number) for number, _ in fleet.links}
+    relays = [(n, c) for n, c in uplinks.items() if isinstance(c, Uplinks) and not c.failed and c.connections]
+    if not relays:
+        return ()
+    number, client = random.choice(relays)
+    connection = random.choice(client.connections)
+    fleet.log(f"  {fleet.name(number)} cannot reach process {connection.process} any more")
+    fleet.counters["fault: uplinks given up"] += 1
+    fleet.cut(number, connection.process, client_knows=True, aggregator_knows=random.random() < 0.5)
+    client.give_up(connection, UnreachableError(f"process {connection.process} cannot be reached"), fleet.now)
+    return fleet.plan.relays[number - fleet.plan.workers].ranks
 
 
 def _join_late(fleet: Fleet, random: Random) -> None:

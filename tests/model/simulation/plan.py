@@ -41,7 +41,7 @@ class Ending(enum.Enum):
     ALL_LEAVE = "all ranks catch up, and leave as soon as they are done"
     DEATH = "a worker is killed and not replaced"
     HOST_DEATH = "several workers are killed at once, with their relay if they have one"
-    RELAY_DEATH = "a relay is killed and never comes back"
+    RELAY_DEATH = "a relay is killed and never comes back, or loses an owner for good"
     REPLACEMENT = "a worker is killed, and another process takes its rank"
     TERMINATION = "a worker is told to end, and perhaps another process takes its rank"
     ABORT = "a worker cannot contribute to some round"

@@ -7,7 +7,7 @@ from psum.aggregator.relay.core.host_job import HostJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
 from psum.wire.errors import FaultError, TakenError
-from simulation.client import RANK_TIMEOUT_SECONDS, Client
+from simulation.client import RANK_TIMEOUT_SECONDS, Client, Connection
 
 
 class Uplinks(Client):
@@ -87,6 +87,11 @@ class Uplinks(Client):
                 self._perform_actions(self.job, self.job.unreachable(FaultError.from_message(message.fault), now))
             case kind:
                 raise AssertionError(f"hello was answered with {kind}")
+
+    def give_up(self, connection: Connection, failure: FaultError, now: float) -> None:
+        """Stop trying to reach the process at the end of a connection."""
+        connection.gone = True
+        self._perform_actions(self.job, self.job.unreachable(failure, now))
 
     def _waits(self, now: float) -> bool:
         if self.failed:

@@ -20,7 +20,7 @@ from psum.client.transport.credentials import Credentials
 from psum.client.transport.explanation import explain
 from psum.client.transport.process_question import ENDING, ask, is_unanswered
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ConfigurationError, ConnectError, DeniedError, InvalidError
+from psum.wire.errors import ConfigurationError, ConnectError, DeniedError, InvalidError, ProtocolError
 
 #: The file descriptors that one question takes.
 _DESCRIPTORS: Final = 2
@@ -145,10 +145,11 @@ class Inquiries:
     ) -> Sequence[pb.Inquiry]:
         try:
             status = await ask(address, credentials, asked, limit)
+        except ProtocolError:
+            return _one_process(asked)
         except grpc.aio.AioRpcError as error:
             if not is_unanswered(error):
-                # It counts as one process. The relay finds out what is wrong when it joins.
-                return [pb.Inquiry()] * _count(asked)
+                return _one_process(asked)
             problem = ConnectProblem(time.monotonic())
             title = f"the relay on {self._identity.name}"
             try:
@@ -162,12 +163,20 @@ class Inquiries:
             return _problem(asked, address, ENDING)
         if not asked.HasField("hello"):
             return [pb.Inquiry(processes=status.processes)]
-        return status.inquiries if len(status.inquiries) == _count(asked) else [pb.Inquiry()] * _count(asked)
+        return status.inquiries if len(status.inquiries) == _count(asked) else _one_process(asked)
 
 
 def _count(asked: pb.GetStatusRequest) -> int:
     """How many aggregators a question is about."""
     return len(asked.hello.aggregators) if asked.HasField("hello") else 1
+
+
+def _one_process(asked: pb.GetStatusRequest) -> Sequence[pb.Inquiry]:
+    """The answer about what does not speak as an aggregator of several processes does.
+
+    Whoever joins finds out what is wrong with it.
+    """
+    return [pb.Inquiry()] * _count(asked)
 
 
 def _problem(asked: pb.GetStatusRequest, address: str, text: str, *, final: bool = False) -> Sequence[pb.Inquiry]:

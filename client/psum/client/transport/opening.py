@@ -140,6 +140,9 @@ class StreamOpener:
                     stream.plane = self._planes.accepted(offers, self._address, message.welcome)
                     stream.welcome = message.welcome
                 case "fault":
+                    # A refusal concerns the whole job. If it named a key, a relay's workers would wait for its end.
+                    message.fault.ClearField("id")
+                    message.fault.ClearField("round")
                     raise FaultError.from_message(message.fault)
                 case kind:
                     raise ProtocolError(f"it answered hello with {kind}")

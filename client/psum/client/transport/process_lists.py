@@ -19,7 +19,7 @@ from psum.client.transport.explanation import explain
 from psum.client.transport.opening import backoff
 from psum.client.transport.process_question import ENDING, ask, is_unanswered, processes_in
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ConnectError, PsumError
+from psum.wire.errors import ConnectError, ProtocolError, PsumError
 
 _log = logging.getLogger(__name__)
 
@@ -171,6 +171,9 @@ async def _persevere(
                 except _UnansweredError as error:
                     about = error.address
                     problem.failed(str(error))
+                except ProtocolError:
+                    # It has answered. What is wrong with it is found when this worker joins.
+                    return None
                 except grpc.aio.AioRpcError as error:
                     if not is_unanswered(error):
                         return None

@@ -1,13 +1,13 @@
 """Asks one aggregator once of which processes it consists, for a worker or for a relay."""
 
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import grpc.aio
 
 from psum.client.core.process_lists import Processes
-from psum.client.transport.aggregator_status import GET_STATUS
 from psum.client.transport.credentials import Credentials
+from psum.client.transport.status_call import call_status
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import NO_PROXY
 
@@ -37,16 +37,11 @@ async def ask(
 
     Raises:
         grpc.aio.AioRpcError: There was no such answer.
+        ProtocolError: The answer is not a status.
         ConfigurationError: A file for TLS or the token file cannot be used.
     """
     async with credentials.aio_channel(address, _CHANNEL_OPTIONS) as channel:
-        call: Any = channel.unary_unary(
-            GET_STATUS,
-            request_serializer=pb.GetStatusRequest.SerializeToString,
-            response_deserializer=pb.GetStatusResponse.FromString,
-        )
-        status: pb.GetStatusResponse = await call(question, timeout=patience, metadata=credentials.metadata())
-        return status
+        return await call_status(channel, question, patience=patience, metadata=credentials.metadata())
 
 
 def is_unanswered(error: grpc.aio.AioRpcError) -> bool:

@@ -11,18 +11,19 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import grpc
 import grpc.aio
 
-from psum.client.transport.aggregator_status import GET_STATUS
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.data_dialer import addresses_of
+from psum.client.transport.status_call import call_status
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import NO_PROXY, join_address, split_address
-from psum.wire.errors import ConfigurationError, DisagreementError
+from psum.wire.errors import ConfigurationError, DisagreementError, ProtocolError
 
 #: How long a worker waits for its first sum before it asks, and the shortest and longest pause between questions.
 _FIRST_PAUSE_SECONDS: Final = 2.0
@@ -159,19 +160,14 @@ async def _ask(
     """Asks which process is there; returns its answer about the job if it is certainly another process."""
     try:
         async with credentials.aio_channel(address, _CHANNEL_OPTIONS) as channel:
-            call: Any = channel.unary_unary(
-                GET_STATUS,
-                request_serializer=pb.GetStatusRequest.SerializeToString,
-                response_deserializer=pb.GetStatusResponse.FromString,
-            )
-            given = {"metadata": credentials.metadata(), "timeout": _ANSWER_SECONDS}
-            status: pb.GetStatusResponse = await call(pb.GetStatusRequest(without_jobs=True), **given)
+            ask = partial(call_status, channel, patience=_ANSWER_SECONDS, metadata=credentials.metadata())
+            status = await ask(pb.GetStatusRequest(without_jobs=True))
             if not another(status):
                 return None
             await asyncio.sleep(_CERTAIN_SECONDS)
             # On the same connection, so the same process answers.
-            status = await call(pb.GetStatusRequest(job=job), **given)
+            status = await ask(pb.GetStatusRequest(job=job))
             return status if another(status) else None
-    except (grpc.RpcError, ConfigurationError):
+    except (grpc.RpcError, ProtocolError, ConfigurationError):
         # This does not keep ranks apart, or it shows up elsewhere.
         return None
