@@ -165,6 +165,7 @@ class Uplinks:
     def connect(self, index: int, *, resuming: bool = False) -> None:
         """Opens a stream to one owner."""
         self.peers[index] = self.owners[index].join(self.job.hello(index, resuming))
+        self.job.uplink.let_in(index)
         if resuming:
             self.job.uplink.reconnected(index)
 

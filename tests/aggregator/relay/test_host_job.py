@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from psum.aggregator.core.actions import SendUplinks
+from psum.aggregator.core.actions import ReopenUplinks, SendUplinks
 from psum.aggregator.core.departures import RELEASE_SECONDS
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
@@ -346,6 +346,46 @@ def test_a_relayed_key_reserves_what_it_may_hold() -> None:
     workers = [relay.join(hello(rank)) for rank in range(2)]
     relay.say(workers[0], declare=pb.Declare(keys=[key(0)]))
     assert workers[0].faults() == []
+
+
+def test_nothing_is_sent_before_every_owner_has_let_the_group_in() -> None:
+    """A relay, an owner and a worker are killed, and the worker is replaced. The other owner has a contribution of the
+    old process, and refuses the group. The new owner has got nothing of the new process by then."""
+    hosts = Hosts(owners=2)
+    hosts.declare(key(0, 1))
+    hosts.push(shard=0)
+    [owner, peer], _ = hosts.uplinks[0].pairs()
+    owner.runner.perform(peer.job, peer.job.lost(peer.rank, 0.0))
+    relay, new = Process(1000), Process(200)
+    relay.now = owner.now = 10.0
+    workers = [relay.join(hello(0, owners=2, resuming=True)), relay.join(hello(1, owners=2, incarnation=999))]
+    for rank, worker in enumerate(workers):
+        relay.say(worker, declare=pb.Declare(keys=[key(0, 1)]))
+        relay.say(worker, **push(bytes([rank] * 4), shard=1))
+    uplinks = Uplinks(relay, workers[0].job, [owner, new])
+    uplinks.connect(1)
+    assert uplinks.job.uplink.next_message(1) is None
+    _, _, refusal = owner.fleet.join(uplinks.job.hello(0, False), "peer", 10.0)
+    assert refusal is not None
+    assert "ranks 0-1" in str(refusal)
+    assert owner.fleet.jobs["night"].failure is not None
+
+
+def test_the_owners_hear_of_a_newcomer_also_if_others_have_come_back(hosts: Hosts) -> None:
+    """A relay was started again. Then a worker that had come back ends, and another process takes its rank. The owner
+    refuses the group, because it has a contribution of the old process."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[0, 1])
+    hosts.restart_relay(0, declared=False)
+    relay, uplinks = hosts.relays[0], hosts.uplinks[0]
+    relay.runner.perform(uplinks.job, uplinks.job.lost(1, relay.now))
+    hosts.workers[1] = relay.join(hello(1, incarnation=999))
+    assert uplinks.take_told() == [ReopenUplinks()]
+    assert uplinks.job.uplink.next_message(0) is None
+    [(owner, peer)] = uplinks.pairs()
+    owner.runner.perform(peer.job, peer.job.lost(peer.rank, 0.0))
+    _, _, refusal = owner.fleet.join(uplinks.job.hello(0, False), "peer", 10.0)
+    assert refusal is not None
 
 
 def test_an_owner_takes_a_relay_whose_ranks_do_not_follow_each_other() -> None:

@@ -79,6 +79,7 @@ class Uplinks(Client):
                 if connection.resuming or connection.reopened:
                     self.job.uplink.reconnected(index)
                 connection.resuming = True
+                self.job.uplink.let_in(index)
             case "fault" if message.fault.code == TakenError.code and self._waits(now):
                 self.lose(connection.process)
             case "fault":

@@ -240,6 +240,8 @@ class Uplinks:
             await self._join(connection)
             if self._reopened:
                 self._job.uplink.reconnected(connection.index)
+            if self._job.uplink.let_in(connection.index):
+                self.tell(SendUplinks())
             if self._parting:
                 await connection.parted()
             else:

@@ -187,10 +187,12 @@ class HostJob(Job):
         before = self.workers.get(hello.rank)
         actions, refusal = super().join(hello, peer, now)
         if refusal is None and self.complete and self.failure is None:
-            # If others come back, the newcomer is known to be one only when they declare that they have sums. Then the
-            # job fails, and the owners must hear of it.
-            reopens = self.workers[hello.rank] is not before and not self._resumes
-            actions = [*actions, *([ReopenUplinks()] if self._connecting and reopens else self._connect())]
+            if not self._connecting:
+                actions = [*actions, *self._connect()]
+            elif self.workers[hello.rank] is not before:
+                # The owners must know of the newcomer: those that have a contribution of its predecessor refuse it.
+                self.uplink.await_all()
+                actions = [*actions, ReopenUplinks()]
         return actions, refusal
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
@@ -320,11 +322,6 @@ class HostJob(Job):
                 if forwarded.declared:
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
-
-    @property
-    def _resumes(self) -> bool:
-        """Whether a worker of the group was in the job before this process was started."""
-        return any(worker.hello.resuming for worker in self.workers.values())
 
     @property
     def _is_root(self) -> bool:

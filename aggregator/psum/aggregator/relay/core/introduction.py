@@ -72,7 +72,8 @@ def introduction(identity: Identity, workers: Sequence[Worker], uplink: int, now
         worker=f"relay on {identity.name} for {rank_names(ranks)}",
         # The relay is as late as the latest of its group.
         age_seconds=max(0.0, min(worker.hello.age_seconds + now - worker.joined for worker in workers)),
-        resuming=resuming or any(hello.resuming for hello in said),
+        # A group with a newcomer is a newcomer.
+        resuming=resuming or all(hello.resuming for hello in said),
         placement=first.placement,
         group_size=first.next_relays[0].group_size if first.next_relays else 0,
         next_relays=further,

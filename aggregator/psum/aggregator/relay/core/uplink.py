@@ -123,6 +123,9 @@ class Uplink:
         """What is sent on each uplink."""
         self.lost: set[int] = set()
         """The uplinks without an open stream, as the shell last said. Only what ends before them depends on it."""
+        self._awaited: set[int] = set()
+        """The uplinks whose aggregator has not let the group in."""
+        self.await_all()
         self._left: set[int] = set()
         """The ranks that have left the group while others stay."""
         self._goodbyes: list[bool] = [False] * len(self.addresses)
@@ -309,10 +312,25 @@ class Uplink:
             return True
         return bool(window.declarations or window.aborts or window.restores or window.scheduler or window.syncs)
 
+    def await_all(self) -> None:
+        """Sends nothing until every aggregator has let the group in.
+
+        An aggregator that knows other processes of the group refuses it. Before that, no other aggregator may have a
+        contribution: some shards of one sum would be made of the old processes' values, and others of the new ones'.
+        """
+        self._awaited = set(range(len(self.addresses)))
+
+    def let_in(self, aggregator: int) -> bool:
+        """The aggregator at the end of an uplink has let the group in. Returns whether all have by now."""
+        self._awaited.discard(aggregator)
+        return not self._awaited
+
     # What connections ask and bring: see psum.client.transport.party.Party.
 
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message on an uplink, None if nothing may be sent now."""
+        if self._awaited:
+            return None
         window = self.windows[aggregator]
         if self._lacking[aggregator] and not window.declarations:
             window.following = []
