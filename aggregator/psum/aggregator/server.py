@@ -24,6 +24,7 @@ from psum.aggregator.observe.logging import set_up_logging
 from psum.aggregator.observe.loop_monitor import LoopMonitor
 from psum.aggregator.observe.process_view import ProcessView
 from psum.aggregator.observe.throughput import Throughput
+from psum.aggregator.parent import Parent
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.service import Service
 from psum.aggregator.settings import Settings
@@ -272,7 +273,7 @@ class Server:
         return f"{address.rpartition(':')[0]}:{port}"
 
 
-def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
+def run(settings: Settings, *, announce: pathlib.Path | None = None, parent: int | None = None) -> None:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once.
 
     With several processes, this one starts and watches them.
@@ -280,21 +281,31 @@ def run(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
     Args:
         settings: The settings.
         announce: A file to which the addresses are written, one on each line, as soon as they accept connections.
+        parent: The id of the process that has started this one, if this one ends with it. That counts as SIGTERM.
 
     Raises:
         ConfigurationError: An address cannot be listened on, a file cannot be used or written, or the limit of file
             descriptors is too low.
     """
+    ending = Parent(parent) if parent is not None else None
+    if ending is not None:
+        ending.watch()
+    number = _run(settings, announce, ending)
+    if ending is not None and number is signal.SIGTERM:
+        ending.clear_up(settings.shm_directory)
+
+
+def _run(settings: Settings, announce: pathlib.Path | None, parent: Parent | None) -> signal.Signals:
+    """Serves until a signal, and returns that."""
     if settings.processes > 1:
         from psum.aggregator.processes.supervisor import supervise
 
-        supervise(settings, announce=announce)
-        return
+        return supervise(settings, announce=announce, parent=parent)
     prepare()
     set_up_logging(settings)
     for text in settings.warnings():
         _log.warning("%s", text)
-    uvloop.run(_serve(settings, announce))
+    return uvloop.run(_serve(settings, announce, parent))
 
 
 def prepare() -> None:
@@ -316,24 +327,29 @@ def prepare() -> None:
     gc.set_threshold(_COLLECT_AFTER)
 
 
-async def _serve(settings: Settings, announce: pathlib.Path | None) -> None:
+async def _serve(settings: Settings, announce: pathlib.Path | None, parent: Parent | None) -> signal.Signals:
     server = Server(settings)
     await server.start()
-    asked = asyncio.Event()
     loop = asyncio.get_running_loop()
+    asked: asyncio.Future[signal.Signals] = loop.create_future()
 
     def ask(signal_number: signal.Signals) -> None:
-        if asked.is_set():
+        if asked.done():
+            if parent is not None and signal_number is signal.SIGTERM:
+                return
             os._exit(128 + signal_number)
         _log.info("stopping on %s", signal_number.name)
-        asked.set()
+        asked.set_result(signal_number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, number)
     try:
         if announce is not None:
             write_announcement(announce, server.addresses)
-        await asked.wait()
+        number = await asked
+        if parent is not None and number is signal.SIGTERM:
+            await parent.ended()
+        return number
     finally:
         await server.stop()
 

@@ -32,7 +32,13 @@ def _flags(command: click.Command) -> click.Command:
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
     help="Write the addresses to this file, one per line, as soon as the aggregator accepts connections.",
 )
-def aggregator(announce: pathlib.Path | None, **given: Any) -> None:
+@click.option(
+    "--end-with",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    help="The process that starts this one. When it ends, however it ends, that counts as SIGTERM.",
+)
+def aggregator(announce: pathlib.Path | None, end_with: int | None, **given: Any) -> None:
     """Sum the gradients that workers send, until SIGTERM.
 
     Each flag can be set by the environment variable in brackets instead.
@@ -42,7 +48,7 @@ def aggregator(announce: pathlib.Path | None, **given: Any) -> None:
         click.echo("psum: --tls-ca is called --tls-client-ca now; the old name will be removed", err=True)
         given["tls_client_ca"] = given["tls_client_ca"] or ca
     try:
-        run(Settings.from_environment(**given), announce=announce)
+        run(Settings.from_environment(**given), announce=announce, parent=end_with)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from None
 

@@ -4,18 +4,17 @@ It serves until the supervisor sends SIGTERM, and ends at once when the supervis
 """
 
 import asyncio
-import contextlib
-import ctypes
 import logging
 import os
 import signal
 import socket
 import sys
-from typing import Any, Final
+from typing import Any
 
 import uvloop
 
 from psum.aggregator.observe.logging import set_up_logging
+from psum.aggregator.parent import end_with
 from psum.aggregator.processes.orders import (
     ALL_SERVE,
     FAMILIES,
@@ -35,9 +34,6 @@ from psum.wire.errors import ConfigurationError
 # Not __name__, which is __main__ here.
 _log = logging.getLogger("psum.aggregator.processes.process")
 
-#: prctl(2): the signal that this process gets when its parent ends.
-_PR_SET_PDEATHSIG: Final = 1
-
 
 def main(descriptor: int) -> None:
     """Runs the process whose order comes from a socket with this descriptor."""
@@ -46,7 +42,9 @@ def main(descriptor: int) -> None:
         order: Order = receive_now(connection)
     except EOFError:
         return
-    _end_with(order.supervisor)
+    # Even if this process is stopped or hangs. Without the permission for that, it ends when it reads the end of its
+    # connection to the supervisor.
+    end_with(order.supervisor, signal.SIGKILL)
     set_up_logging(order.settings, process=order.number)
     try:
         prepare()
@@ -54,17 +52,6 @@ def main(descriptor: int) -> None:
         connection.sendall(packed(Fails(error.mistakes)))
         return
     uvloop.run(_serve(order, connection))
-
-
-def _end_with(supervisor: int) -> None:
-    """Makes the kernel kill this process when the supervisor has ended, even if this one is stopped or hangs.
-
-    Without the permission for that, it ends when it reads the end of its connection to the supervisor.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(1)
 
 
 async def _serve(order: Order, connection: socket.socket) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from psum.aggregator.announcement import announce as write_announcement
 from psum.aggregator.observe.logging import set_up_logging
+from psum.aggregator.parent import Parent
 from psum.aggregator.processes.child import Child, Children
 from psum.aggregator.processes.orders import ALL_SERVE, SOME_MISSING, Order
 from psum.aggregator.processes.ports import Ports
@@ -37,12 +38,18 @@ _STARTING_SECONDS: Final = 120.0
 _TELLING_SECONDS: Final = 1.0
 
 
-def supervise(settings: Settings, *, announce: pathlib.Path | None = None) -> None:
+def supervise(
+    settings: Settings, *, announce: pathlib.Path | None = None, parent: Parent | None = None
+) -> signal.Signals:
     """Runs an aggregator of several processes until SIGTERM or SIGINT; a second signal kills all of them at once.
 
     Args:
         settings: The settings of the whole aggregator.
         announce: A file to which the first process's addresses are written as soon as all processes accept connections.
+        parent: The process with which this one ends, if there is one.
+
+    Returns:
+        The first signal.
 
     Raises:
         ConfigurationError: A process cannot serve at the start, or a file cannot be written.
@@ -52,7 +59,7 @@ def supervise(settings: Settings, *, announce: pathlib.Path | None = None) -> No
     for text in settings.warnings():
         _log.warning("%s", text)
     with Ports() as ports:
-        asyncio.run(_Supervisor(settings, ports.reserve(settings)).run(announce))
+        return asyncio.run(_Supervisor(settings, ports.reserve(settings), parent).run(announce))
 
 
 class _Supervisor:
@@ -61,19 +68,22 @@ class _Supervisor:
     Args:
         settings: The settings of the whole aggregator.
         each: The settings of each process.
+        parent: The process with which this one ends, if there is one.
     """
 
-    def __init__(self, settings: Settings, each: Sequence[Settings]) -> None:
+    def __init__(self, settings: Settings, each: Sequence[Settings], parent: Parent | None) -> None:
         self._settings = settings
+        self._parent = parent
         self._each = each
         self._reservations = Reservations.make(len(each))
         self._children = Children()
         self._running: list[Child | None] = [None] * len(each)
         self._restarts = [Restarts() for _ in each]
         self._stopping = asyncio.Event()
+        self._signal = signal.SIGTERM
 
-    async def run(self, announce: pathlib.Path | None) -> None:
-        """Starts all processes, and keeps them running until a signal."""
+    async def run(self, announce: pathlib.Path | None) -> signal.Signals:
+        """Starts all processes, and keeps them running until a signal. Returns that."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._children.reap)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,6 +105,9 @@ class _Supervisor:
             for task in keeping:
                 if task.done():
                     task.result()
+            if self._parent is not None and self._signal is signal.SIGTERM:
+                await self._parent.ended()
+        return self._signal
 
     async def _serve_http(self, stack: contextlib.AsyncExitStack) -> None:
         self._view = None
@@ -186,11 +199,14 @@ class _Supervisor:
 
     def _stop(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
+            if self._parent is not None and number is signal.SIGTERM:
+                return
             for child in self._running:
                 if child is not None:
                     child.signal(signal.SIGKILL)
             os._exit(128 + number)
         _log.info("stopping on %s", number.name)
+        self._signal = number
         self._stopping.set()
 
     async def _end(self) -> None:
