@@ -154,3 +154,17 @@ def test_nothing_is_left_of_a_worker_after_kill_9(directory: pathlib.Path, make_
         assert len(list(directory.iterdir())) == 2
         process.send_signal(signal.SIGKILL)
     wait_until(lambda: not list(directory.iterdir()))
+
+
+def test_a_worker_that_sigterm_ends_takes_its_memory_along(
+    directory: pathlib.Path, make_fleet: Callable[..., Any]
+) -> None:
+    """Its staging memory loses its name before the goodbye, so nothing stays if the aggregator ends first."""
+    fleet = make_fleet(1, shm_directory=str(directory))
+    with fleet.worker(0, 1, staging=True) as client:
+        assert client.allocate(4096) is not None
+        before = set(os.listdir(directory))
+        ending = client.part(psum.WorkerLostError("rank 0 ends", ranks=[0]))
+        assert len(before - set(os.listdir(directory))) >= 1
+        assert ending is not None
+        ending.result(10)

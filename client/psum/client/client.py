@@ -269,6 +269,7 @@ class Client:
         """
         if self._thread is None or self._closed or self.forked:
             return None
+        self._memory.unlink()
         return asyncio.run_coroutine_threadsafe(self._membership.leave_early(fault), self._thread.loop)
 
     def close(self, timeout: float = 5.0) -> None:

@@ -39,6 +39,11 @@ class ClientMemory:
         """The staging memory; None if there is none."""
         return self._staging
 
+    def unlink(self) -> None:
+        """Removes the staging memory's name, for a process that is about to end: the memory then ends with it."""
+        if self._staging is not None:
+            self._staging.unlink()
+
     def close(self) -> None:
         """Closes the staging memory."""
         if self._staging is not None:

@@ -65,6 +65,10 @@ class GrowingSegment:
             self._end += -(-size // _PAGE_BYTES) * _PAGE_BYTES
             return Block(offset, self._segment.view[offset : offset + size])
 
+    def unlink(self) -> None:
+        """Removes its name only. Takes no lock, so a signal handler may call it."""
+        self._segment.unlink()
+
     def close(self) -> None:
         """Removes its name, so that no other process can open it. The memory goes with the last view of it."""
         with self._lock:
