@@ -5,6 +5,7 @@ import pathlib
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from psum.cli.launch.command import suitable_processes
+from psum.cli.launch.store_port import StorePort
 from tests.polling import PATIENCE_SECONDS, wait_until
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -85,6 +87,25 @@ def test_workers_find_their_job_in_the_environment(launch: Launch) -> None:
     for rank, line in enumerate(lines):
         assert re.fullmatch(rf"\[{rank}\] mine {address},{address} {rank} 2 {rank} 2 inline off <>", line)
     assert len(lines) == 2
+
+
+def test_workers_find_their_job_in_torchs_names_too(launch: Launch) -> None:
+    """With a port for torch's store, and without what torchrun has set for processes of its own."""
+    names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    script = "echo " + " ".join(f"${name}" for name in names.split()) + ' "<$TORCHELASTIC_USE_AGENT_STORE$GROUP_RANK>"'
+    environ = {"RANK": "7", "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_RANK": "3"}
+    lines = sorted(launch("--workers", "2", shell=script, **environ).stdout.splitlines())
+    (port,) = {line.split()[6] for line in lines}
+    assert port.isdecimal()
+    assert lines == [f"[{rank}] {rank} 2 {rank} 2 127.0.0.1 {port} <>" for rank in range(2)]
+
+
+def test_the_ports_of_two_jobs_differ() -> None:
+    """As long as both run. In the meantime a worker can listen on its job's port, on all addresses."""
+    with StorePort() as one, StorePort() as other:
+        assert one.number != other.number
+        with socket.create_server(("", one.number)) as server:
+            assert server.getsockname()[1] == one.number
 
 
 def test_the_plane_is_that_of_the_environment_where_no_other_is_asked_for(launch: Launch) -> None:

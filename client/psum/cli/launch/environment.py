@@ -22,6 +22,16 @@ _FOREIGN: Final = (
     "BYTEPS_LOCAL_RANK",
     "BYTEPS_LOCAL_SIZE",
     "JOB_COMPLETION_INDEX",
+    # torchrun's, which would make all workers wait for a store that its agent has.
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_NAME",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "TORCHELASTIC_MAX_RESTARTS",
+    "TORCHELASTIC_RESTART_COUNT",
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_USE_AGENT_STORE",
 )
 
 
@@ -45,9 +55,9 @@ def common_environment(environ: Mapping[str, str], token_file: str, shm_director
 
 
 def worker_environment(
-    *, job: str, addresses: Sequence[str], rank: int, num_workers: int, plane: str, fault_file: str
+    *, job: str, addresses: Sequence[str], rank: int, num_workers: int, plane: str, fault_file: str, store_port: int
 ) -> dict[str, str]:
-    """Return the additional variables of a worker."""
+    """Return the additional variables of a worker, in psum's names and in those of torch.distributed."""
     return {
         # Show lines as soon as they are printed.
         "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED") or "1",
@@ -61,4 +71,10 @@ def worker_environment(
         "PSUM_RELAY": "off",
         "PSUM_PLANE": plane,
         "PSUM_FAULT_FILE": fault_file,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(num_workers),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(num_workers),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store_port),
     }

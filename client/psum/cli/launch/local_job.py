@@ -17,6 +17,7 @@ from psum.cli.launch.environment import common_environment, worker_environment
 from psum.cli.launch.guard import Guard
 from psum.cli.launch.join_check import JoinCheck
 from psum.cli.launch.processes import Child, describe, end, shell_status
+from psum.cli.launch.store_port import StorePort
 from psum.cli.launch.supervise import LaunchError, supervise
 from psum.cli.launch.verdict import Ending, cause, suspects
 from psum.client.observe.fault_report import FaultReport
@@ -65,14 +66,16 @@ async def run(job: LocalJob) -> int:
         The exit status: that of the worker that failed first as a shell would report it, 128 + the number of the signal
         that ended everything, or 0.
     """
-    return await supervise(functools.partial(_Fleet, job))
+    with StorePort() as port:
+        return await supervise(functools.partial(_Fleet, job, port.number))
 
 
 class _Fleet:
     """The processes of a job."""
 
-    def __init__(self, job: LocalJob, display: Display, guard: Guard, directory: pathlib.Path) -> None:
+    def __init__(self, job: LocalJob, store_port: int, display: Display, guard: Guard, directory: pathlib.Path) -> None:
         self._job = job
+        self._store_port = store_port
         self._name = os.environ.get("PSUM_JOB") or "launch"
         self._display = display
         self._guard = guard
@@ -100,6 +103,7 @@ class _Fleet:
                 num_workers=self._job.workers,
                 plane=self._job.plane,
                 fault_file=str(self._fault_file(rank)),
+                store_port=self._store_port,
             )
             try:
                 child = await self._start(str(rank), f"worker rank {rank}", self._job.command, environ)
