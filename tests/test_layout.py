@@ -49,6 +49,11 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "mxnet.engine": ("client", "mxnet", "runtime"),
     "mxnet.staging": ("client", "mxnet", "mxnet.arrays", "mxnet.engine"),
     "mxnet": ("client", "mxnet.arrays", "mxnet.engine", "mxnet.staging"),
+    "torch": ("client", "torch.byteps", "torch.collectives", "torch.rendezvous", "torch.staging"),
+    "torch.byteps": ("client", "torch", "torch.staging"),
+    "torch.collectives": ("client", "torch"),
+    "torch.rendezvous": ("client", "runtime"),
+    "torch.staging": ("client", "torch"),
     "cli.launch": ("cli", "client", "client.observe", "runtime", "wire"),
     "cli.bench": ("cli", "cli.launch", "client", "mxnet", "wire"),
     "cli.status": ("cli", "client", "runtime", "wire"),
@@ -100,12 +105,14 @@ def test_no_source_root_hides_the_others(root: str) -> None:
     assert not (ROOT / root / "psum" / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("package", ["v1", "wire", "runtime", "planes", "aggregator", "client", "mxnet", "cli"])
+@pytest.mark.parametrize(
+    "package", ["v1", "wire", "runtime", "planes", "aggregator", "client", "mxnet", "torch", "cli"]
+)
 def test_every_package_is_typed(package: str) -> None:
     """Each portion is found under the one name, and carries its type marker."""
     path = PATHS[f"psum.{package}"]
     assert path.with_name("py.typed").exists()
-    if package != "mxnet":
+    if package not in ("mxnet", "torch"):
         assert importlib.import_module(f"psum.{package}").__file__ == str(path)
 
 

@@ -115,6 +115,14 @@ class DeclaredSettings(BaseSettings):
         meaning="How far psum may fill that directory's file system, as a part (50%) or a size (2GiB). Further"
         " payloads travel in messages. The rest is for other users, such as the processes of a DataLoader.",
     )
+    device_buffers: int = setting(
+        "PSUM_DEVICE_BUFFERS",
+        default=2 << 30,
+        default_text="2 GiB",
+        parse=size,
+        meaning="Bytes of host memory for PyTorch tensors of one GPU that are under way. Further tensors wait until"
+        " earlier ones are done. A process group has its own.",
+    )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",
         default=60.0,

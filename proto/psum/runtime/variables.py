@@ -38,6 +38,7 @@ VARIABLES: Final = frozenset(
         "PSUM_CONNECT_TIMEOUT",
         "PSUM_CREDIT_BYTES",
         "PSUM_DATA_PORT",
+        "PSUM_DEVICE_BUFFERS",
         "PSUM_FAULT_FILE",
         "PSUM_GRACE",
         "PSUM_HELLO_TIMEOUT",

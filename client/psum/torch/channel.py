@@ -1,0 +1,129 @@
+"""The way from collectives to psum: names the keys, hands over the tensors, and returns the work."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from psum.client import Client, ElementType, Operation, Store, Ticket
+from psum.torch import priority, staging
+from psum.torch.callback_threads import CallbackThreads
+from psum.torch.keys import KeySequence, Kind
+from psum.torch.tensors import byte_count, check_dense
+from psum.torch.work import PsumWork
+
+
+class Transfer(NamedTuple):
+    """One tensor that psum moves, in place.
+
+    Attributes:
+        name: What it is for. Ranks that disagree on it get an error.
+        tensor: The tensor: dense, and of a dtype that psum sums.
+        root: The rank whose bytes all ranks get. The tensor is then plain and of uint8. None: its sum is wanted.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    root: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What ranks must agree on."""
+        tensor = self.tensor
+        return Kind(self.name, str(tensor.dtype).removeprefix("torch."), tensor.numel(), byte_count(tensor))
+
+
+class Channel:
+    """One group's store, with what turns its operations into works. From any thread.
+
+    Args:
+        client: The membership in the group's job. The channel closes it.
+        title: The group, for people.
+        patience: Seconds that a collective waits at most.
+
+    Attributes:
+        client: As given.
+        rank: This process's rank in the group.
+        size: The number of ranks.
+    """
+
+    def __init__(self, client: Client, title: str, patience: float) -> None:
+        self.client = client
+        self.rank = client.rank
+        self.size = client.num_workers
+        self._store = client.store()
+        self._begun = itertools.count()
+        self._keys = KeySequence()
+        self._callbacks = CallbackThreads(title, self._keys.expect_callbacks)
+        self._patience = patience
+
+    def begin(
+        self,
+        name: str,
+        transfers: Sequence[Transfer],
+        steps: Sequence[Callable[[], object]],
+        result: Sequence[torch.Tensor],
+    ) -> PsumWork:
+        """Begins a collective.
+
+        Args:
+            name: The collective, for people.
+            transfers: What psum moves.
+            steps: What this rank does after all transfers, in order.
+            result: What the work's future gives.
+
+        Raises:
+            PsumError: A key or the whole job has failed before.
+        """
+        for transfer in transfers:
+            check_dense(transfer.tensor, f"a tensor of {name}")
+        work = PsumWork(
+            name,
+            result,
+            transfers=len(transfers),
+            steps=steps,
+            callbacks=self._callbacks,
+            patience=self._patience,
+        )
+        for transfer in transfers:
+            kind = transfer.kind
+            store: Any = _LabelledStore(self._store, str(kind))
+            key = self._keys.name(kind)
+            urgency = priority.of_ready(next(self._begun))
+            if transfer.root is None:
+                staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done)
+            else:
+                staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)
+        return work
+
+    def close(self) -> None:
+        """Waits a few seconds for operations under way, and leaves the job. Operations that do not end by then fail."""
+        self.client.close()
+        self._callbacks.close()
+
+    def abort(self) -> None:
+        """Leaves the job at once. Operations under way fail."""
+        self.client.close(timeout=0)
+        self._callbacks.close()
+
+
+class _LabelledStore:
+    """A store whose keys say what they stand for. Ranks that disagree on that get an error."""
+
+    def __init__(self, store: Store, label: str) -> None:
+        self.client = store.client
+        self._store = store
+        self._label = label
+
+    def reserve(
+        self,
+        key: str,
+        *,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation = Operation.SUM,
+        priority: int = 0,
+    ) -> Ticket:
+        return self._store.reserve(
+            key, shape=shape, element_type=element_type, operation=operation, priority=priority, label=self._label
+        )

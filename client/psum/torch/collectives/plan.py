@@ -1,0 +1,107 @@
+"""A collective before it begins: what psum is to move, and what this rank does afterwards."""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import torch
+from psum.client import DisagreementError
+from psum.torch.channel import Channel, Transfer
+from psum.torch.keys import rounded_up
+from psum.torch.tensors import as_bytes, byte_count, described, plain
+from psum.torch.work import PsumWork
+
+#: Behind each rank's bytes: how many they are, and a checksum of what they are.
+_TRAILER_BYTES = 16
+
+Step = Callable[[], object]
+
+
+class Plan:
+    """Collects transfers and steps. All ranks must plan alike.
+
+    Args:
+        channel: The group's.
+        name: The collective, for people.
+    """
+
+    def __init__(self, channel: Channel, name: str) -> None:
+        self._channel = channel
+        self._name = name
+        self._transfers: list[Transfer] = []
+        self._steps: list[Step] = []
+
+    def sum(self, tensor: torch.Tensor, *steps: Step) -> None:
+        """Adds up a tensor over all ranks, in place; then come the steps."""
+        self._transfers.append(Transfer(self._name, tensor))
+        self._steps += steps
+
+    def broadcast(self, data: torch.Tensor, root: int, *steps: Step, of: torch.dtype) -> None:
+        """Gives all ranks the root's bytes, in place; then come the steps.
+
+        Args:
+            data: A plain tensor of uint8.
+            root: The rank whose bytes all get.
+            steps: What this rank does then.
+            of: The dtype that the bytes stand for.
+        """
+        name = f"{self._name} of {str(of).removeprefix('torch.')} from rank {root}"
+        self._transfers.append(Transfer(name, data, root))
+        self._steps += steps
+
+    def gather(self, tensor: torch.Tensor, use: Callable[[Sequence[torch.Tensor]], object], detail: str = "") -> None:
+        """Gathers a tensor of the same size and dtype from each rank.
+
+        It is a sum: each rank contributes its bytes at its place and zeros elsewhere. That costs, because every rank
+        sends and receives the bytes of all ranks. Sums of bytes are exact for every dtype, since each byte has at most
+        one summand that is not zero.
+
+        Args:
+            tensor: This rank's tensor, of any dtype.
+            use: The next step: called with all ranks' tensors, flat, in order of rank. They are its own.
+            detail: What else ranks must agree on.
+        """
+        channel, name = self._channel, self._name
+        value = plain(tensor)
+        size = byte_count(value)
+        room = rounded_up(size)
+        every = torch.zeros((channel.size, room + _TRAILER_BYTES), dtype=torch.uint8, device=value.device)
+        mine = every[channel.rank]
+        mine[:size].copy_(as_bytes(value))
+        trailer = torch.tensor([size, zlib.crc32(f"{name} {detail} {value.dtype}".encode())], device=value.device)
+        mine[room:].copy_(trailer.view(torch.uint8))
+
+        def step() -> None:
+            _check(name, tensor, every[:, room:].contiguous().view(torch.int64).tolist(), channel.rank)
+            parts = every[:, :size].contiguous().view(-1).view(value.dtype)
+            use(parts.view(channel.size, value.numel()).unbind())
+
+        self.sum(every, step)
+
+    def then(self, step: Step) -> None:
+        """Adds a step after those that there are."""
+        self._steps.append(step)
+
+    def begin(self, result: Sequence[torch.Tensor]) -> PsumWork:
+        """Begins the collective.
+
+        Args:
+            result: What the work's future gives.
+
+        Raises:
+            PsumError: A key or the whole job has failed before.
+        """
+        return self._channel.begin(self._name, self._transfers, self._steps, result)
+
+
+def _check(name: str, tensor: torch.Tensor, trailers: Sequence[Sequence[int]], rank: int) -> None:
+    """Raises a DisagreementError if ranks have given different things."""
+    others = [other for other, trailer in enumerate(trailers) if trailer != trailers[rank]]
+    if not others:
+        return
+    sizes = ", ".join(f"rank {other}: {size} bytes" for other, (size, _) in enumerate(trailers))
+    raise DisagreementError(
+        f"{name}: the ranks' tensors differ in size or type, or the ranks called different collectives. Rank {rank}"
+        f" gave {described(tensor)}; {sizes}. All ranks must call the same collectives in the same order, with tensors"
+        " of one shape and dtype",
+        ranks=others,
+    )

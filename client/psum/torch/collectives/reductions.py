@@ -1,0 +1,111 @@
+"""Collectives that combine values: all_reduce, reduce, reduce_scatter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from psum.torch.channel import Channel
+from psum.torch.collectives.operators import Operator, operator_of
+from psum.torch.collectives.plan import Plan
+from psum.torch.tensors import check_dense, element_type_of, is_plain, plain
+from psum.torch.work import PsumWork
+
+#: The most ranks whose bools can be added up in bytes.
+_MOST_BOOLS = 255
+
+
+def all_reduce(channel: Channel, tensors: Sequence[torch.Tensor], op: Any) -> PsumWork:
+    """Combines tensors over all ranks, in place.
+
+    SUM is psum's own operation. AVG divides the sum afterwards, on each rank. All others gather the values of all ranks
+    (see Plan.gather): each rank then sends and receives as many times the bytes as there are ranks.
+    """
+    operator = operator_of(op)
+    plan = Plan(channel, "all_reduce")
+    for tensor in tensors:
+        check_dense(tensor, "the tensor of all_reduce")
+        _combine(plan, channel.size, tensor, operator)
+    return plan.begin(tensors)
+
+
+def reduce(channel: Channel, tensor: torch.Tensor, op: Any, root: int) -> PsumWork:
+    """Combines a tensor over all ranks. Only the root's tensor changes. Costs as much as all_reduce."""
+    check_dense(tensor, "the tensor of reduce")
+    plan = Plan(channel, "reduce")
+    target = tensor if channel.rank == root else tensor.detach().clone()
+    _combine(plan, channel.size, target, operator_of(op))
+    return plan.begin([tensor])
+
+
+def reduce_scatter(
+    channel: Channel, outputs: Sequence[torch.Tensor], inputs: Sequence[Sequence[torch.Tensor]], op: Any
+) -> PsumWork:
+    """Combines lists of tensors, one tensor for each rank, and gives each rank the result of its own.
+
+    Costs as much as an all_reduce of the whole lists, because psum sends every rank all results.
+
+    Args:
+        channel: The group's.
+        outputs: Where the results go.
+        inputs: For each output a list of tensors. The tensors of a list may differ in size, alike on all ranks.
+        op: The reduction.
+    """
+    operator = operator_of(op)
+    plan = Plan(channel, "reduce_scatter")
+    for output, parts in zip(outputs, inputs, strict=True):
+        check_dense(output, "the output of reduce_scatter")
+        if len(parts) != channel.size:
+            raise ValueError(f"reduce_scatter: {len(parts)} tensors for {channel.size} ranks; expected one for each")
+        for part in parts:
+            check_dense(part, "an input of reduce_scatter")
+        if (mine := parts[channel.rank]).numel() != output.numel() or mine.dtype is not output.dtype:
+            raise ValueError(
+                f"reduce_scatter: the output is {output.dtype} {tuple(output.shape)}, and this rank's input"
+                f" {mine.dtype} {tuple(mine.shape)}; they must have the same dtype and number of elements"
+            )
+        whole = torch.cat([part.detach().reshape(-1) for part in parts])
+        begin = sum(part.numel() for part in parts[: channel.rank])
+        _combine(plan, channel.size, whole, operator)
+        plan.then(_copying(output, whole[begin : begin + output.numel()]))
+    return plan.begin(outputs)
+
+
+def reduce_scatter_single(
+    channel: Channel, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], op: Any
+) -> PsumWork:
+    """Like reduce_scatter, with inputs that are the lists in one piece."""
+    lists = []
+    for output, whole in zip(outputs, inputs, strict=True):
+        check_dense(whole, "the input of reduce_scatter_tensor")
+        if whole.numel() != output.numel() * channel.size:
+            raise ValueError(
+                f"reduce_scatter_tensor: the input has {whole.numel()} elements; expected {channel.size} ×"
+                f" {output.numel()}, the output's for each rank"
+            )
+        lists.append(whole.detach().reshape(channel.size, -1).unbind())
+    return reduce_scatter(channel, outputs, lists, op)
+
+
+def _combine(plan: Plan, size: int, tensor: torch.Tensor, operator: Operator) -> None:
+    """Plans the reduction of a tensor, in place."""
+    target = tensor.detach()
+    if operator.combine is not None:
+        plan.gather(target, lambda values: target.copy_(operator.of_all(values).view(target.shape)), operator.name)
+        return
+    element_type_of(tensor.dtype)
+    values = target
+    if tensor.dtype is torch.bool:
+        # A sum of bools says whether any is true.
+        values = target.to(torch.uint8 if size <= _MOST_BOOLS else torch.int32).contiguous()
+    elif not is_plain(target):
+        values = plain(target)
+    plan.sum(values)
+    if operator.averages:
+        whole_numbers = not values.dtype.is_floating_point
+        plan.then(lambda: values.div_(size, rounding_mode="trunc" if whole_numbers else None))
+    if values is not target:
+        plan.then(_copying(target, values))
+
+
+def _copying(target: torch.Tensor, values: torch.Tensor) -> Any:
+    return lambda: target.detach().copy_(values.view(target.shape))

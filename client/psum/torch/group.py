@@ -1,0 +1,224 @@
+"""The process group: torch.distributed's calls, as collectives of psum."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final, NoReturn
+
+import torch
+import torch.distributed as dist
+from psum.client import Client, ConfigurationError
+from psum.torch import job, rendezvous
+from psum.torch.agreement import check_members
+from psum.torch.channel import Channel
+from psum.torch.collectives import movements, reductions
+from psum.torch.work import PsumWork
+
+_SUM: Final = dist.ReduceOp.SUM
+
+Tensors = Sequence[torch.Tensor]
+
+
+class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
+    """One group of ranks, which is a job of psum.
+
+    torch.distributed calls its methods. Their names and arguments are those of torch.distributed.ProcessGroup. Ranks
+    are ranks in the group. Each collective returns a PsumWork at once. Its tensors must not be changed, and the result
+    not be read, before the work is done. psum's modules `collectives.reductions` and `collectives.movements` say what
+    each costs.
+
+    Args:
+        channel: The way to psum. The group closes it.
+        name: The group's name.
+    """
+
+    #: What torch asks a backend. A psum group is its own backend, on all devices.
+    supports_splitting = False
+    supports_coalescing = False
+    supports_time_estimate = False
+
+    def __init__(self, channel: Channel, name: str) -> None:
+        super().__init__(channel.rank, channel.size)
+        self._channel = channel
+        self._name = name
+        self._description = ""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r}: rank {self._channel.rank} of {self._channel.size}>"
+
+    @property
+    def client(self) -> Client:
+        """This process's membership in the group's job, with settings and statistics. The group closes it."""
+        return self._channel.client
+
+    def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
+        """See reductions.all_reduce."""
+        return reductions.all_reduce(self._channel, tensors, _op(opts))
+
+    def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> PsumWork:
+        """See reductions.all_reduce."""
+        return reductions.all_reduce(self._channel, tensors, _op(opts))
+
+    def reduce(self, tensors: Tensors, opts: Any) -> PsumWork:
+        """See reductions.reduce."""
+        (tensor,) = tensors
+        return reductions.reduce(self._channel, tensor, _op(opts), opts.rootRank)
+
+    def reduce_scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any = None) -> PsumWork:
+        """See reductions.reduce_scatter."""
+        return reductions.reduce_scatter(self._channel, outputs, inputs, _op(opts))
+
+    def reduce_scatter_single(self, output: torch.Tensor, whole: torch.Tensor, opts: Any = None) -> PsumWork:
+        """See reductions.reduce_scatter."""
+        return reductions.reduce_scatter_single(self._channel, [output], [whole], _op(opts))
+
+    def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> PsumWork:
+        """See reductions.reduce_scatter."""
+        return reductions.reduce_scatter_single(self._channel, outputs, inputs, _op(opts))
+
+    def broadcast(self, tensors: Tensors, opts: Any) -> PsumWork:
+        """See movements.broadcast."""
+        return movements.broadcast(self._channel, tensors, opts.rootRank)
+
+    def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> PsumWork:
+        """See movements.scatter."""
+        (output,) = outputs
+        return movements.scatter(self._channel, output, inputs[0] if inputs else (), opts.rootRank)
+
+    def gather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any) -> PsumWork:
+        """See movements.gather."""
+        (tensor,) = inputs
+        return movements.gather(self._channel, outputs[0] if outputs else (), tensor, opts.rootRank)
+
+    def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> PsumWork:
+        """See movements.all_gather."""
+        return movements.all_gather(self._channel, outputs, inputs)
+
+    def allgather_coalesced(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> PsumWork:
+        """See movements.all_gather. Here each rank has a list of outputs, one for each input."""
+        lists = [[copies[number] for copies in outputs] for number in range(len(inputs))]
+        return movements.all_gather(self._channel, lists, inputs)
+
+    def all_gather_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> PsumWork:
+        """See movements.all_gather."""
+        return movements.all_gather_single(self._channel, [output], [tensor])
+
+    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> PsumWork:
+        """See movements.all_gather."""
+        return movements.all_gather_single(self._channel, outputs, inputs)
+
+    def barrier(self, opts: Any = None) -> PsumWork:
+        """See movements.barrier."""
+        return movements.barrier(self._channel)
+
+    def send(self, *_: Any, **__: Any) -> NoReturn:
+        """Not implemented."""
+        raise _lacks("send")
+
+    def recv(self, *_: Any, **__: Any) -> NoReturn:
+        """Not implemented."""
+        raise _lacks("recv")
+
+    def recv_anysource(self, *_: Any, **__: Any) -> NoReturn:
+        """Not implemented."""
+        raise _lacks("recv from any source")
+
+    def alltoall(self, *_: Any, **__: Any) -> NoReturn:
+        """Not implemented."""
+        raise _lacks("all_to_all")
+
+    def all_to_all_single(self, *_: Any, **__: Any) -> NoReturn:
+        """Not implemented."""
+        raise _lacks("all_to_all_single")
+
+    # The names that some versions of torch use.
+    _allgather_base = all_gather_single
+    allgather_into_tensor_coalesced = all_gather_single_coalesced
+    _reduce_scatter_base = reduce_scatter_single
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+    alltoall_base = all_to_all_single
+
+    def shutdown(self) -> None:
+        """Waits a few seconds for collectives under way, and leaves the job. Those that do not end by then fail."""
+        self._channel.close()
+
+    def abort(self) -> None:
+        """Leaves the job at once. Collectives under way fail."""
+        self._channel.abort()
+
+    # What torch asks a group for:
+
+    def getBackendName(self) -> str:
+        """'psum'."""
+        return "psum"
+
+    def name(self) -> str:
+        """'psum'."""
+        return "psum"
+
+    def getGroupName(self) -> str:
+        """The group's name."""
+        return self._name
+
+    def setGroupName(self, name: str) -> None:
+        """Names the group."""
+        self._name = name
+
+    def getGroupDesc(self) -> str:
+        """The group's description."""
+        return self._description
+
+    def setGroupDesc(self, description: str) -> None:
+        """Describes the group."""
+        self._description = description
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        return [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
+
+    def _get_backend(self, device: torch.device) -> "PsumProcessGroup":
+        return self
+
+
+def create(options: Any, _: object = None) -> PsumProcessGroup:
+    """Makes a group. torch.distributed calls it, for the default group and in new_group.
+
+    Args:
+        options: torch's DistributedBackendOptions.
+
+    Raises:
+        ConfigurationError: The settings cannot be used, or the process has joined the default group's job already.
+        ConnectError: An aggregator was not reached in time.
+        DisagreementError: The ranks do not agree on the group.
+    """
+    store, rank, size, timeout = options.store, options.group_rank, options.group_size, options.timeout
+    ranks = list(options.global_ranks_in_group)
+    name = str(options.group_id)
+    # The list is empty for the default group, which is the job itself.
+    if ranks:
+        check_members(store, name, ranks[rank], ranks, timeout)
+    elif job.is_initialized():
+        raise ConfigurationError(
+            [
+                'psum.torch.init() was called before init_process_group("psum"). Call it after that: it then uses the'
+                " membership of the process group"
+            ]
+        )
+    client = rendezvous.connect(store, rank, size, timeout=timeout, group_name=name if ranks else "")
+    return PsumProcessGroup(Channel(client, f"psum group {name}", _patience(timeout)), name)
+
+
+def _patience(timeout: timedelta) -> float:
+    """How long a collective waits, in seconds: a little longer than psum, whose errors say more."""
+    seconds = timeout.total_seconds()
+    return seconds + min(10.0, seconds / 10)
+
+
+def _op(options: Any) -> Any:
+    return _SUM if options is None else options.reduceOp
+
+
+def _lacks(what: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"the backend psum does not have {what}, because it sums and does not connect pairs of ranks. Use a group of a"
+        " backend that has it beside this one: torch.distributed.new_group(backend='gloo'), or 'nccl' for CUDA tensors"
+    )

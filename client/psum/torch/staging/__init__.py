@@ -1,0 +1,8 @@
+"""The way of tensors to psum and back: `push_pull` and `broadcast`, in place and without waiting.
+
+It may import client and torch. Begin with transfer.py.
+"""
+
+from psum.torch.staging.transfer import Done, after_results, broadcast, devices_of, push_pull
+
+__all__ = ["Done", "after_results", "broadcast", "devices_of", "push_pull"]

@@ -1,0 +1,141 @@
+"""Sums and broadcasts of tensors, wherever their memory is."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from psum.client import Client, Operation, PsumError, Store
+from psum.torch.staging.cuda import CudaDevice
+from psum.torch.staging.pipeline import Pipeline
+from psum.torch.staging.request import Request
+from psum.torch.tensors import byte_count, check_dense, element_type_of, is_plain, plain
+
+#: Called exactly once, from any thread, with None or the error. It must return soon and not raise.
+Done = Callable[[PsumError | None], None]
+
+
+def push_pull(store: Store, key: str, tensor: torch.Tensor, *, priority: int = 0, done: Done) -> None:
+    """Sums a tensor over all ranks, in place. Returns at once: the caller's thread does not wait for psum or a GPU.
+
+    The call fixes the round of the key, in the program's order, in whatever order the values become ready. On a GPU,
+    what is summed is the value at this point of the caller's current stream.
+
+    Args:
+        store: The namespace of the key.
+        key: The tensor's name. A key keeps its number of elements and its type.
+        tensor: A dense tensor on the CPU or on a GPU. Do not change it, nor use it, before `done` is called.
+        priority: Higher values go first.
+        done: Called exactly once, with None or the error. For a tensor on a GPU, the thread that calls it has a current
+            stream on that GPU which comes after the result. So an event that `done` records there, or a
+            torch.futures.Future with `devices_of` that it completes, makes other streams wait for the result. See
+            `after_results` for other threads.
+
+    Raises:
+        TypeError: psum cannot sum such a tensor.
+        ValueError: The key had another size or element type before.
+        PsumError: The key or the whole job has failed. After any exception, `done` is not called.
+    """
+    _check(tensor)
+    ticket = store.reserve(key, shape=(tensor.numel(),), element_type=element_type_of(tensor.dtype), priority=priority)
+    _begin(store, Request(ticket, gives=True, takes=True, as_bytes=False), tensor, done)
+
+
+def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priority: int = 0, done: Done) -> None:
+    """Gives every rank the tensor of one rank, in place, bit for bit. Returns at once, as `push_pull` does.
+
+    From rank 0, psum moves the tensor once. From another rank it is a sum of bytes to which the others contribute
+    zeros, which costs as much as `push_pull`.
+
+    Args:
+        store, key, tensor, priority, done: As for `push_pull`.
+        root: The rank of the job whose value all ranks get.
+
+    Raises:
+        TypeError, ValueError, PsumError: As for `push_pull`.
+    """
+    _check(tensor)
+    element_type = element_type_of(tensor.dtype)
+    is_root = store.client.rank == root
+    if root == 0:
+        ticket = store.reserve(
+            key,
+            shape=(tensor.numel(),),
+            element_type=element_type,
+            operation=Operation.BROADCAST,
+            priority=priority,
+        )
+    else:
+        # Bytes are integers: adding zeros changes no bit, not even of a NaN or of -0.0.
+        ticket = store.reserve(
+            f"{key} from rank {root}",
+            shape=(byte_count(tensor),),
+            element_type=element_type_of(torch.uint8),
+            priority=priority,
+        )
+    _begin(store, Request(ticket, gives=is_root, takes=not is_root, as_bytes=root != 0), tensor, done)
+
+
+def devices_of(tensors: Iterable[torch.Tensor]) -> list[torch.device]:
+    """Returns the GPUs that tensors are on: what a torch.futures.Future of them needs as `devices`."""
+    return sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
+
+
+@contextlib.contextmanager
+def after_results(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Within this context, the calling thread's current streams come after all results for which `done` was called.
+
+    Use it to complete a torch.futures.Future in another thread than the one that calls `done`.
+
+    Args:
+        tensors: The tensors whose results are meant. For those on the CPU there is nothing to do.
+    """
+    with contextlib.ExitStack() as stack:
+        for place in devices_of(tensors):
+            device = CudaDevice.of(place)
+            stack.enter_context(device.use(device.up))
+        yield
+
+
+def _check(tensor: torch.Tensor) -> None:
+    """Raises for a tensor that psum cannot take. Before a round is fixed: other ranks would wait for this one."""
+    check_dense(tensor, "tensor")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"psum takes tensors on the CPU and on CUDA devices, and this one is on {tensor.device}")
+    if tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise PsumError(
+            "a CUDA graph is being captured, and psum's sums cannot be part of it: they are no work of the GPU. Capture"
+            " the work before and after the collective in graphs of their own"
+        )
+
+
+def _begin(store: Store, request: Request, tensor: torch.Tensor, done: Done) -> None:
+    """Starts a reserved operation: at once in host memory, by way of host memory on a GPU."""
+    try:
+        if tensor.device.type == "cuda" and tensor.numel():
+            assert isinstance(store.client, Client)
+            Pipeline.of(store.client, CudaDevice.of(tensor.device)).begin(request, tensor.detach(), done)
+        else:
+            _begin_in_place(request, tensor.detach(), done)
+    except BaseException as error:
+        # RuntimeError: the operation was started, and what came then failed.
+        with contextlib.suppress(RuntimeError):
+            request.ticket.abort(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _begin_in_place(request: Request, tensor: torch.Tensor, done: Done) -> None:
+    if not tensor.numel():
+        request.start(torch.empty(0, dtype=tensor.dtype), done)
+    elif is_plain(tensor):
+        # Not copied to staging memory first: that would take longer than what psum itself does with other memory, which
+        # is one copy to where an aggregator on this host reads it, while shards before it are summed.
+        request.start(tensor, done)
+    else:
+        copy = plain(tensor)
+
+        def copy_back(error: PsumError | None) -> None:
+            if error is None and request.takes:
+                tensor.copy_(copy)
+            done(error)
+
+        request.start(copy, copy_back)

@@ -1,0 +1,169 @@
+"""What a collective returns: a torch.distributed.Work."""
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from psum.client import PsumError
+from psum.torch import staging
+from psum.torch.callback_threads import CallbackThreads
+from torch.futures import Future
+
+_NO_TIMEOUT: Final = timedelta(0)
+
+
+class PsumWork(dist.Work):  # type: ignore[misc]
+    """A collective under way: some transfers, and then some steps on this rank.
+
+    The thread that waits first carries out the steps, which copy the result to where the caller wants it. psum's own
+    thread only counts the transfers.
+
+    Args:
+        title: What it is, for people.
+        result: The tensors that hold the result in the end.
+        transfers: How many calls of `done` end it.
+        steps: Carried out once, in order, after the last transfer, if none has failed.
+        callbacks: Runs the callbacks of its future.
+        patience: Seconds that `wait` waits at most, if its caller does not say.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        result: Sequence[torch.Tensor],
+        *,
+        transfers: int,
+        steps: Sequence[Callable[[], object]],
+        callbacks: CallbackThreads,
+        patience: float,
+    ) -> None:
+        super().__init__()
+        self._title = title
+        self._result = list(result)
+        self._pending = transfers
+        self._steps = tuple(steps)
+        self._callbacks = callbacks
+        self._patience = patience
+        self._error: Exception | None = None
+        self._future: Any = None
+        self._lock = threading.RLock()
+        self._arrived = threading.Event()
+        self._devices = staging.devices_of(self._result)
+        self._events: list[Any] = []
+        """On each GPU, the moment after which the result is there."""
+        if not transfers:
+            self._arrived.set()
+
+    def __repr__(self) -> str:
+        state = "done" if self._arrived.is_set() else "under way"
+        return f"<{type(self).__name__} {self._title}: {self._error or state}>"
+
+    def done(self, error: PsumError | None) -> None:
+        """Called with the outcome of each transfer, from any thread."""
+        with self._lock:
+            self._pending -= 1
+            self._error = self._error or error
+            if self._pending:
+                return
+            self._mark()
+        self._arrived.set()
+
+    def wait(self, timeout: timedelta | None = _NO_TIMEOUT) -> bool:
+        """Waits until the result is there. For tensors on a GPU, the current stream waits, and this thread does not.
+
+        Args:
+            timeout: How long. Zero or None: as long as the group waits.
+
+        Returns:
+            True.
+
+        Raises:
+            PsumError: The collective failed.
+            TimeoutError: It has not ended in that time. It goes on; do not use its tensors.
+        """
+        seconds = timeout.total_seconds() if timeout else self._patience
+        if not self._arrived.wait(seconds):
+            raise TimeoutError(
+                f"{self._title} has waited {seconds:g} s for its result. Its tensors must not be used, because they may"
+                " still change. `psum status` shows which ranks it waits for"
+            )
+        with self._lock:
+            for device, event in zip(self._devices, self._events, strict=False):
+                torch.cuda.current_stream(device).wait_event(event)
+            self._conclude()
+        if self._error is not None:
+            # The same object may be raised several times; it must not collect all their tracebacks.
+            raise self._error.with_traceback(None)
+        return True
+
+    def synchronize(self) -> None:
+        """Waits like `wait`."""
+        self.wait()
+
+    def is_completed(self) -> bool:
+        """Whether it has ended, with a result or an error. `wait` then does not wait for other ranks."""
+        return self._arrived.is_set()
+
+    def is_success(self) -> bool:
+        """Whether it has ended with a result."""
+        return self._arrived.is_set() and self._error is None
+
+    def exception(self) -> Exception | None:
+        """Returns its error if it has ended with one."""
+        return self._error if self._arrived.is_set() else None
+
+    def result(self) -> list[torch.Tensor]:
+        """Waits, and returns the tensors with the result. Raises like `wait`."""
+        self.wait()
+        return self._result
+
+    def get_future(self) -> Any:
+        """Returns a torch.futures.Future of the list of tensors.
+
+        Callbacks of the future run in a thread of the group, in the order in which the program asked for futures, or in
+        the thread that adds them if the result is there. They may begin collectives of this group, and wait for them;
+        the program must not begin such of the same kind, dtype and size meanwhile, because nothing then says which
+        comes first. An error reaches callbacks, and whoever waits for the future, as a RuntimeError with its text.
+        """
+        with self._lock:
+            if self._future is None:
+                begun: Any = Future(devices=self._devices)
+                # An exception that is set on a future is a value for C++, and DDP would take it for tensors. An error
+                # in a callback is an error there too.
+                self._future = begun.then(self._outcome)
+                self._callbacks.submit(lambda: self._complete(begun))
+            return self._future
+
+    def _complete(self, begun: Any) -> None:
+        """Completes the future, in the thread for callbacks."""
+        if not self._arrived.wait(self._patience):
+            self._error = self._error or TimeoutError(f"{self._title} has waited {self._patience:g} s for its result")
+        with staging.after_results(self._result):
+            if self._arrived.is_set():
+                self._conclude()
+            begun.set_result(self._result)
+
+    def _outcome(self, _: Any) -> list[torch.Tensor]:
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return self._result
+
+    def _conclude(self) -> None:
+        """Carries out the steps on the current streams, unless that was done."""
+        with self._lock:
+            steps, self._steps = self._steps, ()
+            if self._error is not None or not steps:
+                return
+            try:
+                for step in steps:
+                    step()
+            except Exception as error:
+                self._error = error
+            self._mark()
+
+    def _mark(self) -> None:
+        """Records on each GPU that what the current stream has done so far belongs to the result."""
+        self._events = [torch.cuda.current_stream(device).record_event() for device in self._devices]

@@ -1,0 +1,228 @@
+"""What goes wrong is an error in psum's words on every rank that is left, and soon."""
+
+import os
+import signal
+import time
+from datetime import timedelta
+from threading import Timer
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from psum.client import ClosedError, DisagreementError, ForkedError, PsumError
+from tests.integration.conftest import Fleet
+from tests.torch.ranks import Ranks
+
+
+def different_shapes() -> str:
+    with pytest.raises(DisagreementError) as caught:
+        dist.all_reduce(torch.ones(3 + dist.get_rank()))
+    # The group has failed for the key only.
+    dist.barrier()
+    return str(caught.value)
+
+
+def different_dtypes() -> str:
+    with pytest.raises(DisagreementError) as caught:
+        dist.all_reduce(torch.ones(3, dtype=(torch.float32, torch.float64)[dist.get_rank()]))
+    return str(caught.value)
+
+
+def different_collectives() -> str:
+    tensor = torch.ones(3, dtype=torch.uint8)
+    call: Any = dist.all_reduce if dist.get_rank() else lambda tensor: dist.reduce(tensor, 0)
+    with pytest.raises(DisagreementError) as caught:
+        call(tensor)
+    return str(caught.value)
+
+
+def different_gathers() -> str:
+    size = 3 + dist.get_rank()
+    with pytest.raises(DisagreementError) as caught:
+        dist.all_gather([torch.empty(size), torch.empty(size)], torch.ones(size))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "sides"),
+    [
+        (different_shapes, ["(3,)", "(4,)"]),
+        (different_dtypes, ["float32", "float64"]),
+        (different_collectives, ["all_reduce", "reduce of"]),
+        (different_gathers, ["rank 0: 12 bytes", "rank 1: 16 bytes"]),
+    ],
+)
+def test_ranks_that_disagree_all_hear_of_it(ranks: Ranks, program: Any, sides: list[str]) -> None:
+    """Every rank gets an error that shows both sides."""
+    for text in ranks.run(2, program):
+        assert all(side in text for side in sides), text
+
+
+def dies() -> str:
+    dist.all_reduce(torch.ones(3))
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PsumError) as caught:  # noqa: PT012
+        for _ in range(1000):
+            dist.all_reduce(torch.ones(3))
+    text = str(caught.value)
+    with pytest.raises(PsumError):
+        dist.all_reduce(torch.ones(3))
+    return text
+
+
+def dies_in_training() -> str:
+    model = DistributedDataParallel(torch.nn.Linear(3, 3))
+    with pytest.raises((RuntimeError, PsumError)) as caught:  # noqa: PT012
+        for step in range(1000):
+            model(torch.ones(1, 3)).sum().backward()
+            if step == 2 and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("program", [dies, dies_in_training])
+def test_a_lost_worker_is_named(ranks_that_notice: Ranks, program: Any) -> None:
+    """The other ranks get an error that names the rank, in a collective and in DDP's backward pass."""
+    left, gone = ranks_that_notice.run(2, program, failing=True)
+    assert gone is None
+    assert "rank 1" in left
+
+
+def waits_in_vain() -> str:
+    if dist.get_rank() == 1:
+        time.sleep(2.5)
+        return ""
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError) as caught:
+        dist.all_reduce(torch.ones(3))
+    assert time.monotonic() - begun < 2.4
+    return str(caught.value)
+
+
+def test_a_collective_waits_no_longer_than_the_timeout(ranks: Ranks) -> None:
+    """init_process_group's timeout bounds each collective, and the error says how to find the rank that is missing."""
+    left, _ = ranks.run(2, waits_in_vain, timeout=1.0, failing=True)
+    assert "all_reduce has waited 1.1 s" in left
+    assert "psum status" in left
+
+
+def until_the_aggregator_is_gone() -> str:
+    begun = time.monotonic()
+    with pytest.raises(PsumError) as caught:  # noqa: PT012
+        while time.monotonic() - begun < 20:
+            dist.all_reduce(torch.ones(1000))
+            time.sleep(0.01)
+    return str(caught.value)
+
+
+def groups_in_other_orders(method: str, rank: int, size: int) -> str:
+    dist.init_process_group("psum", init_method=method, rank=rank, world_size=size)
+    lists = [[0, 1], [1, 2]]
+    with pytest.raises((PsumError, RuntimeError)) as caught:  # noqa: PT012
+        for members in lists[::-1] if rank == 1 else lists:
+            dist.new_group(members, timeout=timedelta(seconds=2))
+    return str(caught.value)
+
+
+def test_groups_created_in_different_orders_are_an_error(ranks: Ranks) -> None:
+    """No rank waits longer than the timeout, and a rank that sees both sides shows them."""
+    texts = ranks.run(3, groups_in_other_orders, initialize=False)
+    assert any("created group '1' with the ranks" in text and "in the same order" in text for text in texts), texts
+
+
+def initializes_twice() -> str:
+    with pytest.raises(ValueError, match="twice") as caught:
+        dist.init_process_group("psum")
+    dist.all_reduce(torch.ones(1))
+    return str(caught.value)
+
+
+def test_a_second_initialization_is_refused(ranks: Ranks) -> None:
+    """The first goes on working."""
+    ranks.run(2, initializes_twice)
+
+
+def destroys_with_work() -> str:
+    work = None
+    if dist.get_rank() == 0:
+        work = dist.all_reduce(torch.ones(3), async_op=True)
+        dist.destroy_process_group()
+        with pytest.raises(PsumError) as caught:
+            work.wait()
+        return type(caught.value).__name__
+    time.sleep(7)
+    return ""
+
+
+def test_destroying_a_group_ends_its_works(ranks: Ranks) -> None:
+    """A work that nobody completes fails when the group has waited for it for some seconds."""
+    left, _ = ranks.run(2, destroys_with_work, failing=True)
+    assert left == ClosedError.__name__
+
+
+def again() -> list[float]:
+    sums = []
+    for _ in range(2):
+        tensor = torch.ones(1)
+        dist.all_reduce(tensor)
+        sums.append(tensor.item())
+    return sums
+
+
+def initializes_again(method: str, rank: int, size: int) -> list[float]:
+    sums = []
+    for number in range(3):
+        dist.init_process_group("psum", init_method=f"{method}-{number}", rank=rank, world_size=size)
+        sums += again()
+        dist.destroy_process_group()
+        with pytest.raises(ValueError, match="not been initialized"):
+            dist.all_reduce(torch.ones(1))
+    return sums
+
+
+def test_a_process_may_initialize_again(ranks: Ranks) -> None:
+    """After destroy_process_group, the processes can make a group again."""
+    assert ranks.run(2, initializes_again, initialize=False) == [[2.0] * 6] * 2
+
+
+def forks() -> str:
+    dist.all_reduce(torch.ones(1))
+    read, write = os.pipe()
+    if not os.fork():
+        try:
+            dist.all_reduce(torch.ones(1))
+        except ForkedError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    text = b""
+    while part := os.read(read, 1000):
+        text += part
+    os.wait()
+    dist.all_reduce(torch.ones(1))
+    return text.decode()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_cannot_use_the_group(ranks: Ranks) -> None:
+    """The child gets an error at once, and the parent's group goes on working."""
+    for text in ranks.run(2, forks):
+        assert "was forked" in text
+
+
+def test_a_vanished_aggregator_is_named(vanishing: Fleet) -> None:
+    """If it does not come back, every rank gets an error with its address."""
+    address = vanishing.addresses[0]
+    ranks = Ranks([address])
+    timer = Timer(4.0, lambda: vanishing.thread.run(vanishing.servers[0].stop(0), 20))
+    timer.start()
+    try:
+        texts = ranks.run(2, until_the_aggregator_is_gone, environ={"PSUM_RECONNECT_TIMEOUT": "1"})
+    finally:
+        timer.join()
+    assert all(address in text for text in texts), texts
