@@ -30,6 +30,13 @@ TEXT
 # What scripts/setup installs, for work on psum.
 EVERYTHING='-e .[aggregator,mxnet,demo,dev]'
 
+# PyTorch for the CPU, which is much smaller than PyPI's for CUDA. --retries 1: a mirror may have all that pip needs, where
+# PyTorch's index is out of reach.
+TORCH='torch==2.13.0+cpu --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu'
+
+# What the tests with PyTorch need. PyTorch's own tests import expecttest.
+WITH_TORCH="-e .[torch,demo,dev] expecttest $TORCH"
+
 # stamp_of PYTHON STAMP_FILE ARGUMENTS...: what an environment depends on, including its directory: an environment
 # contains absolute paths, so a copy elsewhere would still use the original.
 stamp_of() {

@@ -83,6 +83,22 @@ def test_the_demo_installs_what_it_needs_alone(checkout: Checkout) -> None:
     assert len(checkout.took()) == 1
 
 
+def test_the_demo_with_pytorch_has_an_environment_of_its_own(checkout: Checkout) -> None:
+    """PyTorch is large, and MXNet is not needed. Another framework is an error that lists those there are."""
+    done = checkout.run("scripts/demo", "--framework", "torch", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    own = ".venv-demo-torch/bin"
+    cpu = "torch==2.13.0+cpu --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu"
+    assert checkout.took() == [
+        f"{own}/python -m pip install --disable-pip-version-check -e .[torch,demo] {cpu}",
+        f"{own}/psum launch --workers 2 -- {own}/python examples/torch_digits.py --epochs 3",
+    ]
+    for wrong in (("--framework", "jax"), ("--framework",)):
+        done = checkout.run("scripts/demo", *wrong)
+        assert done.returncode == 2
+        assert "expected mxnet or torch" in done.stderr
+
+
 def test_the_demo_uses_what_is_set_up(checkout: Checkout) -> None:
     """This holds as long as nothing has changed. After the demo, setting up again takes no time."""
     checkout.run("scripts/setup")
@@ -125,14 +141,15 @@ def test_all_tests_say_how_far_they_are(checkout: Checkout) -> None:
     done = checkout.run("scripts/test")
     assert done.returncode == 0, done.stderr
     assert re.sub(r"0:0\d", "0:00", done.stdout).splitlines() == [
-        "== 1 of 4: everything on Python 3.11 with MXNet 1.9.1 (0:00 min since the start)",
-        "== 2 of 4: what depends on the interpreter on Python 3.12 with MXNet 1.9.1 (0:00 min since the start)",
-        "== 3 of 4: the KVStore on Python 3.11 with MXNet 2.0.0b1 (0:00 min since the start)",
-        "== 4 of 4: client and aggregator on Python 3.13 without MXNet (0:00 min since the start)",
+        "== 1 of 5: everything on Python 3.11 with MXNet 1.9.1 (0:00 min since the start)",
+        "== 2 of 5: what depends on the interpreter on Python 3.12 with MXNet 1.9.1 (0:00 min since the start)",
+        "== 3 of 5: the KVStore on Python 3.11 with MXNet 2.0.0b1 (0:00 min since the start)",
+        "== 4 of 5: the PyTorch backend on Python 3.11 with PyTorch for the CPU (0:00 min since the start)",
+        "== 5 of 5: client and aggregator on Python 3.13 without MXNet (0:00 min since the start)",
         "took 0:00 min",
         "0 passed, 0 failed, 0 skipped",
     ]
-    assert len([line for line in checkout.took() if " -m pytest --junit-xml=" in line]) == 4
+    assert len([line for line in checkout.took() if " -m pytest --junit-xml=" in line]) == 5
 
 
 def test_setting_up_leaves_the_clock_of_all_tests_alone(checkout: Checkout) -> None:
