@@ -58,6 +58,8 @@ _ONCE: Final = (
     "mxnet/test_order.py",
     "mxnet/test_parameter_check.py",
     "mxnet/test_workers.py",
+    "test_layout.py",
+    "test_pages.py",
     "test_processes.py",
     "test_scripts.py",
 )

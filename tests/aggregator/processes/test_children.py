@@ -78,7 +78,7 @@ async def test_a_stopped_process_is_not_asked_for_ever(path: pathlib.Path, monke
 def test_a_signal_ends_processes_that_hang_at_their_start(path: pathlib.Path) -> None:
     """They have no rounds to finish: neither the time for a start nor the grace period is waited for."""
     begun = path / "begun"
-    (path / "hangs.py").write_text(f"import time\nopen({str(begun)!r}, 'x').close()\ntime.sleep(600)")
+    (path / "hangs.py").write_text(f"import time\nopen({str(begun)!r}, 'a').close()\ntime.sleep(600)")
     supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISES], env={**os.environ, "PYTHONPATH": str(path)})
     try:
         end = time.monotonic() + 20
