@@ -61,6 +61,7 @@ _ONCE: Final = (
     "test_layout.py",
     "test_pages.py",
     "test_processes.py",
+    "test_readme.py",
     "test_scripts.py",
 )
 
@@ -83,7 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that scripts/test runs on one interpreter only."""
     for item in items:
-        if any(item.path.is_relative_to(_HERE / part) for part in _ONCE):
+        alike = item.get_closest_marker("alike") is not None
+        if alike or any(item.path.is_relative_to(_HERE / part) for part in _ONCE):
             item.add_marker(pytest.mark.once)
 
 

@@ -13,8 +13,8 @@ import pytest
 from psum.aggregator import Settings
 from psum.client import PEER_FAULT_STATUS
 
-#: For cases that differ from others in what does not depend on the version of Python.
-ONCE: Final = pytest.mark.once
+#: For cases that differ from others in what depends neither on Python nor on MXNet.
+ALIKE: Final = pytest.mark.alike
 
 #: An operation on the engine that is outstanding and completed by hand.
 OUTSTANDING = """
@@ -71,7 +71,7 @@ print("parent:", array.asnumpy().tolist())
     assert lines[2:] == ["parent: [1.0, 1.0]", "parent: [0.0, 0.0]"]
 
 
-@ONCE
+@ALIKE
 def test_forks_between_sums_of_temporaries(run_python: Callable[..., Any]) -> None:
     """A process forks while the engine's threads drop the last references to arrays, and nobody waits for anybody."""
     program = """
@@ -121,7 +121,7 @@ print(arrays[0].asnumpy()[0])
     assert run_python(program).check().strip() == "1.0"
 
 
-@ONCE
+@ALIKE
 def test_interrupt_while_a_fork_waits(run_python: Callable[..., Any]) -> None:
     """Ctrl-C while a fork waits for a sum: the fork is made once the sum is there, and the interrupt comes after it."""
     program = """
@@ -223,7 +223,7 @@ print(net.weight.data().asnumpy().tolist())
     assert run_python(program).check().strip() == "[[0.0, -1.0]]"
 
 
-@pytest.mark.parametrize("crash", [pytest.param(False, marks=ONCE), True])
+@pytest.mark.parametrize("crash", [pytest.param(False, marks=ALIKE), True])
 def test_exit_with_outstanding_sum(run_python: Callable[..., Any], aggregator: str, crash: bool) -> None:
     """A process with a sum under way that never comes ends soon all the same, and says so; a crash stays a crash."""
     program = """
@@ -244,7 +244,7 @@ dependent = array + 1
 
 @pytest.mark.parametrize(
     "outstanding",
-    [pytest.param(False, id="sum comes", marks=ONCE), pytest.param(True, id="sum never comes")],
+    [pytest.param(False, id="sum comes", marks=ALIKE), pytest.param(True, id="sum never comes")],
 )
 def test_interrupt_in_mid_step(
     run_python: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path, outstanding: bool
@@ -292,7 +292,7 @@ def send(number, seconds=0.2):
 """
 
 
-@ONCE
+@ALIKE
 def test_handlers_run_while_mxnet_waits(run_python: Callable[..., Any]) -> None:
     """A handler of the program's runs while MXNet waits for a sum in any of its ways, and the sum comes after it.
 
@@ -360,7 +360,7 @@ print(dependent.asnumpy().tolist())
     assert run_python(OUTSTANDING + SIGNALLED + program).check().splitlines() == ["[1.0, 1.0]"]
 
 
-@pytest.mark.parametrize("own_handler", [False, pytest.param(True, marks=ONCE)])
+@pytest.mark.parametrize("own_handler", [False, pytest.param(True, marks=ALIKE)])
 def test_interrupt_in_an_operator(run_python: Callable[..., Any], own_handler: bool) -> None:
     """An operator that waits for a sum by itself is interrupted by ending the sums, unless the program has a handler.
 
@@ -386,7 +386,7 @@ except KeyboardInterrupt:
     assert lines == (["handled"] if own_handler else ["ended", "interrupted"])
 
 
-@pytest.mark.parametrize("action", [pytest.param("asks for one more step", marks=ONCE), "exits"])
+@pytest.mark.parametrize("action", [pytest.param("asks for one more step", marks=ALIKE), "exits"])
 def test_signal_in_mid_step(
     run_python: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path, action: str
 ) -> None:
@@ -435,7 +435,7 @@ except mx.base.MXNetError as error:
 
 
 @pytest.mark.parametrize(
-    "wait", ["array.wait_to_read()", pytest.param("mx.nd.contrib.boolean_mask(array, array)", marks=ONCE)]
+    "wait", ["array.wait_to_read()", pytest.param("mx.nd.contrib.boolean_mask(array, array)", marks=ALIKE)]
 )
 def test_a_signal_without_a_handler_in_mid_step(
     run_python: Callable[..., Any], aggregator: str, tmp_path: pathlib.Path, wait: str
@@ -504,8 +504,8 @@ def test_killed_worker_with_a_data_loader(
 @pytest.mark.parametrize(
     ("last", "status"),
     [
-        pytest.param("array.wait_to_read()", 1, id="read", marks=ONCE),
-        pytest.param("", 0, id="unread", marks=ONCE),
+        pytest.param("array.wait_to_read()", 1, id="read", marks=ALIKE),
+        pytest.param("", 0, id="unread", marks=ALIKE),
         pytest.param("sys.exit(3)", 3, id="exit"),
     ],
 )
@@ -530,7 +530,7 @@ next(iter(lifecycle._clients)).fail(PsumError("everything fails"))
     assert "_notify_shutdown" not in run.errors
 
 
-@ONCE
+@ALIKE
 def test_fork_after_a_failed_sum(run_python: Callable[..., Any], aggregator: str) -> None:
     """A fork between the failure of a sum and its reader does not end the process; the reader still gets the error."""
     program = """
@@ -640,7 +640,6 @@ def test_exit_hooks_with_nothing_done(run_python: Callable[..., Any]) -> None:
     assert run.errors == ""
 
 
-@ONCE
 def test_naive_engine(run_python: Callable[..., Any]) -> None:
     """With MXNet's NaiveEngine everything works, done when the call returns, and a failed sum raises in the call."""
     program = """
@@ -677,7 +676,7 @@ for call in (store.pushpull, store.broadcast):
     ]
 
 
-@ONCE
+@ALIKE
 def test_import_order_does_not_matter(run_python: Callable[..., Any]) -> None:
     """Where the NumPy at hand lets MXNet be imported first, the store is registered all the same."""
     program = """
@@ -698,7 +697,7 @@ def test_import_as_a_ps_lite_server(run_python: Callable[..., Any], role: str) -
     assert f"DMLC_ROLE={role}" in run.errors
 
 
-@ONCE
+@ALIKE
 def test_unknown_job(run_python: Callable[..., Any]) -> None:
     """A store whose aggregator is not there fails to be made after the deadline, naming the address."""
     job = {"PSUM_AGGREGATORS": "127.0.0.1:1", "PSUM_NUM_WORKERS": "2", "PSUM_CONNECT_TIMEOUT": "0.3"}

@@ -143,7 +143,8 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             "Several workers and one aggregator on each host.",
             _SEVERAL,
             ("auto",),
-            _RIVALS,
+            # dist_sync sends everything once for each worker, so it reaches the bound divided by their number at best.
+            ("gloo",),
             [
                 *(Target(each, "psum auto", least=0.9) for each in _SEVERAL),
                 *(Target(each, "psum auto", "link_bytes", most=1.07) for each in _SEVERAL),
