@@ -52,7 +52,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "torch": ("client", "torch.byteps", "torch.collectives", "torch.rendezvous", "torch.staging"),
     "torch.byteps": ("client", "torch", "torch.staging"),
     "torch.collectives": ("client", "torch"),
-    "torch.rendezvous": ("client", "runtime"),
+    "torch.rendezvous": ("client", "runtime", "wire"),
     "torch.staging": ("client", "torch"),
     "cli.launch": ("cli", "client", "client.observe", "runtime", "wire"),
     "cli.bench": ("cli", "cli.launch", "client", "mxnet", "wire"),

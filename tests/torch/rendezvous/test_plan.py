@@ -76,10 +76,10 @@ def test_a_group_of_some_ranks_uses_the_aggregators_of_the_default_group() -> No
     [
         (
             (report(HERE, aggregators=("c:1",)), HERE, THERE),
-            "PSUM_AGGREGATORS must be the same on all ranks, and is c:1 on rank 0; not set on ranks 1, 2",
+            "PSUM_AGGREGATORS must be the same on all ranks, and is c:1 on rank 0; not set on ranks 1-2",
         ),
         ((report(HERE, job="x"), report(HERE, job="y")), "PSUM_JOB must be the same on all ranks, and is x on rank 0;"),
-        ((HERE, report(HERE, mistakes=("no",)), report(HERE, mistakes=("no",))), "ranks 1, 2: no"),
+        ((HERE, report(HERE, mistakes=("no",)), report(HERE, mistakes=("no",))), "ranks 1-2: no"),
         ((HERE, Report("b")), "rank 1: its host has no address by which it reaches MASTER_ADDR"),
         ((report(HERE, tls=True), HERE), "rank 0: PSUM_TLS_CA asks for TLS"),
     ],

@@ -17,7 +17,8 @@ from psum.torch.rendezvous import this_host
 from psum.torch.rendezvous.exchange import Exchange
 from psum.torch.rendezvous.names import contradictions, local_place, node, restarts
 from psum.torch.rendezvous.own_aggregator import OwnAggregator
-from psum.torch.rendezvous.plan import Plan, Report, Starter, advertised, make_plan, with_port
+from psum.torch.rendezvous.plan import Plan, Report, Starter, advertised, make_plan
+from psum.wire import join_address
 
 _log = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ def _own(
     if exposed:
         its["PSUM_AGGREGATOR_INSECURE"] = "1"
     processes = max(1, min(sensible_processes(processors()), local))
-    return OwnAggregator(starter.listen or with_port(address, 0), processes, its)
+    return OwnAggregator(starter.listen or join_address(address, 0), processes, its)
 
 
 def _settings(

@@ -5,6 +5,8 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 
 from psum.client import ConfigurationError
+from psum.runtime import rank_names
+from psum.wire import is_local, join_address
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,7 @@ def make_plan(reports: Sequence[Report], group_name: str, *, random: str, earlie
     except ConfigurationError as error:
         return Plan(mistakes=error.mistakes)
     certified = all(reports[starter.rank].certificate for starter in starters)
-    exposed = not certified and any(not _is_loopback_listener(starter.listen) for starter in starters)
+    exposed = not certified and any(not is_local(starter.listen) for starter in starters)
     return Plan(job, hosts, (), starters, exposed)
 
 
@@ -115,7 +117,7 @@ def _mistakes(reports: Sequence[Report]) -> Iterator[str]:
         for mistake in report.mistakes:
             of.setdefault(mistake, []).append(rank)
     for mistake, ranks in of.items():
-        yield f"{_ranks(ranks)}: {mistake}"
+        yield f"{rank_names(ranks)}: {mistake}"
     if of:
         return
     for variable, values in (
@@ -123,12 +125,14 @@ def _mistakes(reports: Sequence[Report]) -> Iterator[str]:
         ("PSUM_JOB", [report.job for report in reports]),
     ):
         if len(set(values)) > 1:
-            differing = [f"{value or 'not set'} on {_ranks(_where(values, value))}" for value in dict.fromkeys(values)]
+            differing = [
+                f"{value or 'not set'} on {rank_names(_where(values, value))}" for value in dict.fromkeys(values)
+            ]
             yield f"{variable} must be the same on all ranks, and is {'; '.join(differing)}"
     bare = [rank for rank, report in enumerate(reports) if report.tls and not report.certificate]
     if bare and len(reports) > 1 and not reports[0].aggregators and not reports[0].world:
         yield (
-            f"{_ranks(bare)}: PSUM_TLS_CA asks for TLS, but the aggregators that psum starts where none are named"
+            f"{rank_names(bare)}: PSUM_TLS_CA asks for TLS, but the aggregators that psum starts where none are named"
             " (PSUM_AGGREGATORS) would have no certificate: set PSUM_AGGREGATOR_TLS_CERT and PSUM_AGGREGATOR_TLS_KEY,"
             " name aggregators, or unset PSUM_TLS_CA"
         )
@@ -161,15 +165,10 @@ def _starters(reports: Sequence[Report], ranks: Sequence[int]) -> tuple[Starter,
             # The host of MASTER_ADDR itself, where that name often leads to a loopback address.
             starters.append(Starter(rank, "", elsewhere[0]))
         else:
-            starters.append(Starter(rank, with_port(address, 0)))
+            starters.append(Starter(rank, join_address(address, 0)))
     if mistakes:
         raise ConfigurationError(mistakes)
     return tuple(starters)
-
-
-def with_port(address: str, port: int) -> str:
-    """An IP address with a port."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def advertised(listen: str, address: str) -> str:
@@ -182,22 +181,8 @@ def advertised(listen: str, address: str) -> str:
     if listen.startswith("unix:"):
         return listen
     host, _, port = listen.rpartition(":")
-    return with_port(address, int(port)) if host in ("0.0.0.0", "[::]") and address else listen
-
-
-def _is_loopback_listener(listen: str) -> bool:
-    if listen.startswith("unix:"):
-        return True
-    host = listen.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return join_address(address, int(port)) if host in ("0.0.0.0", "[::]") and address else listen
 
 
 def _where(values: Sequence[str], value: str) -> list[int]:
     return [rank for rank, found in enumerate(values) if found == value]
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
