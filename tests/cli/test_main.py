@@ -58,3 +58,10 @@ def test_a_missing_extra_is_named() -> None:
     )
     assert "Needs numkong" in run("--help").stdout
     assert run("bench", "--help").returncode == 0
+
+
+def test_an_aggregator_says_that_a_stranger_did_not_start_it(psum: Any) -> None:
+    """`--end-with` names the process that starts the aggregator. With another one, it ends at once and says why."""
+    done = psum.run("aggregator", "--listen", "127.0.0.1:0", "--end-with", "1000000000")
+    assert done.returncode == 1
+    assert "process 1000000000, with which it should end, has ended or did not start it" in done.stderr

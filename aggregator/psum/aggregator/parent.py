@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import os
 import signal
+import sys
 from typing import Final
 
 from psum.planes import sweep
@@ -23,7 +24,8 @@ def end_with(parent: int, number: signal.Signals) -> None:
     """Makes the kernel send this process a signal when its parent has ended, however that ended.
 
     The parent is the thread that started this process: it must live as long as its process. If the parent has ended
-    already, this ends the process at once. Without the permission to ask the kernel, it changes nothing else.
+    already, this ends the process at once and says so on standard error. Without the permission to ask the kernel, it
+    changes nothing else.
 
     The kernel sends the signal for each thread of the parent that was the last one's successor, so it may come several
     times.
@@ -35,6 +37,10 @@ def end_with(parent: int, number: signal.Signals) -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
+        # Mostly nobody reads it, because the parent has just ended.
+        with contextlib.suppress(OSError):
+            text = f"this process ends: process {parent}, with which it should end, has ended or did not start it"
+            os.write(sys.stderr.fileno(), f"{text}\n".encode())
         os._exit(1)
 
 
