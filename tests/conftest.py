@@ -1,6 +1,7 @@
 """Hooks and fixtures for all tests."""
 
 import gc
+import os
 import pathlib
 import time
 from collections.abc import Generator
@@ -11,6 +12,9 @@ import pytest
 
 from tests.processes import Leftovers, Moment
 from tests.signals import heed_signals
+
+# As the client does, also for tests of aggregators: gRPC's fork handlers abort one of a hundred forked children.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # On a busy machine, an example may take any time. pytest's timeout ends tests that hang.
 hypothesis.settings.register_profile("psum", deadline=None)

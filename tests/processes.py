@@ -16,6 +16,12 @@ _MARK: Final = "STARTED_BY_TESTS"
 
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
+#: PF_KTHREAD of the kernel's include/linux/sched.h.
+_KERNEL_THREAD: Final = 0x00200000
+
+#: How long a process may take to begin its program.
+_EXEC_SECONDS: Final = 0.5
+
 
 @contextlib.contextmanager
 def running(command: Sequence[str], **options: Any) -> "Iterator[subprocess.Popen[Any]]":
@@ -27,6 +33,13 @@ def running(command: Sequence[str], **options: Any) -> "Iterator[subprocess.Pope
             process.kill()
 
 
+def with_descriptors(soft: int, command: Sequence[str], hard: int | None = None) -> list[str]:
+    """Return a command that runs the given one with limits of open file descriptors. A preexec_fn would run Python
+    between fork and exec, where another thread's lock may be held for ever."""
+    limits = f"ulimit -S -n {soft}; ulimit -H -n {soft if hard is None else hard}"
+    return ["sh", "-c", f'{limits}; exec "$@"', "sh", *command]
+
+
 @dataclasses.dataclass(frozen=True)
 class Left:
     """A running process.
@@ -34,12 +47,12 @@ class Left:
     Attributes:
         pid: The process id.
         started: The time of its start, in clock ticks since boot.
-        command: The command line.
+        command: The command line. A killed process may lose it before it has ended.
     """
 
     pid: int
     started: int
-    command: str
+    command: str = dataclasses.field(compare=False)
 
 
 class Moment:
@@ -59,6 +72,17 @@ class Moment:
     def is_after(self, pid: int, started: int) -> bool:
         """Return whether this moment is after the start of a process."""
         return started < self._ticks or (started == self._ticks and pid in self._children)
+
+
+def environment_of(process: pathlib.Path, flags: int) -> bytes:
+    """Return the environment of a process, given its directory in /proc and its flags as the kernel has them."""
+    environment = (process / "environ").read_bytes()
+    deadline = time.monotonic() + _EXEC_SECONDS
+    # While a process executes a new program, its environment reads as empty. A thread of the kernel never has one.
+    while not environment and not flags & _KERNEL_THREAD and time.monotonic() < deadline:
+        time.sleep(0.001)
+        environment = (process / "environ").read_bytes()
+    return environment
 
 
 class Leftovers:
@@ -81,7 +105,9 @@ class Leftovers:
                     if state in b"ZX" or (since is not None and since.is_after(int(entry.name), started)):
                         continue
                     # A forked child has the environment of this process's start, without the mark.
-                    if parent == os.getpid() or f"{_MARK}={self._mark}".encode() in (entry / "environ").read_bytes():
+                    if parent == os.getpid() or f"{_MARK}={self._mark}".encode() in environment_of(
+                        entry, int(fields[6])
+                    ):
                         command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                         found.append(Left(int(entry.name), started, command))
         return found

@@ -3,11 +3,12 @@
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from tests.processes import running
+from tests.processes import environment_of, running
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -16,7 +17,7 @@ def run_pytest(directory: pathlib.Path, program: str, shell: str = "") -> "subpr
     """Run tests with the configuration of this directory, after some shell commands."""
     file = directory / "test_it.py"
     file.write_text(program)
-    command = [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", "-p", "tests.conftest"]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", "--noconftest", "-p", "tests.conftest"]
     command += ["-p", "no:cacheprovider", str(file)]
     return subprocess.run(
         ["sh", "-c", f'{shell}\nexec "$@"', "sh", *command], cwd=ROOT, capture_output=True, text=True, timeout=50
@@ -64,6 +65,18 @@ def test_tests_that_pass_and_leave_something_running_fail_the_run(tmp_path: path
     stat = pathlib.Path("/proc", line.split()[0], "stat")
     assert "left running by tests, and killed:" in done.stdout
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_the_environment_of_a_process_that_just_begins_its_program_is_awaited(tmp_path: pathlib.Path) -> None:
+    """For a moment it reads as empty, as that of a kernel's thread always does."""
+    environment = tmp_path / "environ"
+    environment.write_bytes(b"")
+    begin = threading.Timer(0.05, environment.write_bytes, [b"NAME=value"])
+    begin.start()
+    assert environment_of(tmp_path, flags=0) == b"NAME=value"
+    begin.join()
+    environment.write_bytes(b"")
+    assert environment_of(tmp_path, flags=0x00200000) == b""
 
 
 @pytest.mark.parametrize("shell", ["", "trap '' INT TERM HUP QUIT"])

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
-import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.processes import with_descriptors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,11 @@ def start_process() -> Iterator[Callable[..., Served]]:
     started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
 
     def start(*arguments: str, descriptors: int | None = None) -> Served:
-        def limit() -> None:
-            if descriptors is not None:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-
         command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+        command += arguments
+        if descriptors is not None:
+            command = with_descriptors(descriptors, command)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         log = ""
         while (line := process.stderr.readline()) and "listening on" not in (log := log + line):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ from psum.runtime import (
     lacks_descriptors,
     open_descriptors,
 )
+from tests.processes import with_descriptors
 from tests.scarcity import descriptors_left
 
 
@@ -25,8 +25,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
         "print(descriptor_limit(), raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (60, 90)),
+        with_descriptors(60, [sys.executable, "-c", program], hard=90),
         stdout=subprocess.PIPE,
         text=True,
         check=True,

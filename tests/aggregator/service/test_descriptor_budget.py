@@ -4,7 +4,6 @@ import asyncio
 import logging
 import pathlib
 import re
-import resource
 import subprocess
 import sys
 import urllib.error
@@ -20,6 +19,7 @@ from psum.aggregator.service import descriptor_budget
 from psum.aggregator.service.descriptor_budget import DescriptorBudget, DescriptorMonitor, reserve
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
+from tests.processes import with_descriptors
 
 #: Each channel has a connection of its own.
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
@@ -191,8 +191,7 @@ async def test_rather_all_in_messages_than_some_not_at_all(start_process: Callab
 def test_a_limit_that_is_enough_for_nothing_is_told_in_words_alone(limit: int) -> None:
     """gRPC would abort the process without a message."""
     done = subprocess.run(
-        [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+        with_descriptors(limit, [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0"]),
         stderr=subprocess.PIPE,
         text=True,
         timeout=30,
