@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from psum.planes import DataConnection
-from psum.planes.send_limit import TOGETHER_BYTES, Progress, SendLimit
+from psum.planes.send_limit import LINK_BYTES, Progress, SendLimit, usual_share
 from psum.planes.tcp import do_not_pace, limit_sending, on_this_host, progress_of
 
 
@@ -116,7 +116,7 @@ def test_connections_come_to_share_a_full_link_evenly(mbit: int) -> None:
 @pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_queues_are_short(hosts: int) -> None:
     """With a worker and an aggregator on each host, the queue of a full link of 200 Mbit/s stays below 35 ms."""
-    link = _Link(25e6, 0.0001, [1 / hosts] * 2 * (hosts - 1))
+    link = _Link(25e6, 0.0001, [usual_share(1 / hosts)] * 2 * (hosts - 1))
 
     link.run(2)
 
@@ -195,7 +195,7 @@ async def test_a_connection_to_another_host_limits_what_is_under_way() -> None:
     before, during, received = await _sent(_Far)
 
     assert during < before
-    assert during <= 4 * TOGETHER_BYTES
+    assert during <= 4 * LINK_BYTES
     assert received
 
 
@@ -240,6 +240,23 @@ async def _sent(kind: type[_Far] | type[_Near]) -> tuple[int, int, bool]:
         sender.close()
         receiver.close()
         server.close()
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4])
+def test_the_kernel_asks_for_more_before_a_piece_too_many_is_acknowledged(pieces: int) -> None:
+    """Two thirds of the buffer hold this number of pieces, as the kernel counts them, also if the limit is smaller."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+        limit_sending(one, pieces * (96 << 10))
+
+        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) * 2 // 3 // 65_994 == pieces
+
+
+def test_a_small_limit_is_kept() -> None:
+    """Many connections to one host have less under way than a piece each, and more would fill the queues."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+        limit_sending(one, 48_000)
+
+        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 48_000
 
 
 def test_a_large_limit_is_left_to_the_kernel() -> None:

@@ -32,6 +32,9 @@ from psum.planes.segment import (
     SegmentError,
     sweep,
 )
+from psum.planes.send_limit import (
+    usual_share,
+)
 from psum.planes.shm import (
     ARENA_DESCRIPTORS,
     Arena,
@@ -80,4 +83,5 @@ __all__ = [
     "is_lent",
     "offered_by",
     "sweep",
+    "usual_share",
 ]

@@ -191,7 +191,7 @@ class DataConnection(asyncio.BufferedProtocol):
         Does nothing if the other side is on this host.
 
         Args:
-            share: This connection's share of the bytes that its process sends, from 0 to 1.
+            share: This connection's share of the bytes that its link carries in one direction; see SendLimit.
         """
         if not self._local and share != self._share:
             self._share = share

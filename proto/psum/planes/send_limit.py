@@ -13,9 +13,9 @@ link to them. So a connection that gets much less than its share may have more u
 import dataclasses
 from typing import Final
 
-#: What the connections of one process to other hosts together have under way at first. Much more fills the queues of a
-#: slow link; much less lets it run dry while the process does other things.
-TOGETHER_BYTES: Final = 384 << 10
+#: What all connections that share a link have under way on it at first, in one direction. Much more fills the queues of
+#: a slow link; much less lets it run dry while processes do other things.
+LINK_BYTES: Final = 768 << 10
 
 #: The least for one connection: several packets, so that losses are noticed soon.
 _LEAST_BYTES: Final = 16 << 10
@@ -45,6 +45,19 @@ _INTERVAL_SECONDS: Final = 0.025
 _LONGEST_INTERVAL_SECONDS: Final = 0.1
 
 
+def usual_share(part: float) -> float:
+    """A connection's share of its link's bytes where each host has a worker and an aggregator.
+
+    The link carries what the worker sends to the other hosts' aggregators, and as much that the aggregator sends to the
+    other hosts' workers.
+
+    Args:
+        part: Which part of all bytes the aggregator sums, from 0 to 1.
+    """
+    # Two hosts have one connection from each worker. With a single worker nothing is known of others.
+    return part / (2 * max(1.0 - part, part))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
     """What the kernel tells of a connection.
@@ -64,14 +77,13 @@ class SendLimit:
     """The limit of one connection. All times are in seconds of one clock.
 
     Args:
-        share: The connection's share of the bytes that its process sends, from 0 to 1.
+        share: The connection's share of the bytes that its link carries in one direction, from 0 to 1. The hosts at its
+            ends may have different shares; it is the lesser one.
     """
 
     def __init__(self, share: float) -> None:
-        # Mostly one of the process's connections stays within its host, and carries as much as this one.
-        elsewhere = max(1.0 - share, share)
         self._share = share
-        self._least = max(int(TOGETHER_BYTES * share / elsewhere), _LEAST_BYTES)
+        self._least = max(int(LINK_BYTES * share), _LEAST_BYTES)
         self._since = 0.0
         self._before = Progress(0, 0.0, 0.0)
         self._highest_rate = 0.0

@@ -582,8 +582,8 @@ class Declare(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     share: _builtins.float
-    """On a data connection: its share of the bytes that the worker exchanges with other hosts, from 0 to 1. 0:
-    the worker does not say.
+    """On a data connection: its share of the bytes that the link between the hosts carries in one direction, from 0 to 1.
+    0: the worker does not say.
     """
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___Key]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psum.client.core.roles import Aggregators, link_shares
+from psum.client.core.roles import Aggregators
 
 
 def agreed(aggregators: int, hosts: Sequence[tuple[int, Collection[int]]], *, relays: bool = False) -> tuple[int, ...]:
@@ -115,10 +115,32 @@ def test_contradictory_reports_lead_to_weights_too(data: st.DataObject) -> None:
     assert any(weights)
 
 
-def test_connections_share_a_worker_s_links_as_the_weights_say() -> None:
-    """Those that cross the link have limits in proportion to their bytes."""
-    assert link_shares([1, 1, 1, 1], [2]) == (0.25, 0.25, 0.25, 0.25)
-    shares = link_shares([1, 1, 1, 1, 3, 3], [0])
-    limits = [share / (1 - share) for share in shares]
-    assert limits == pytest.approx([1 / 9, 1 / 9, 1 / 9, 1 / 9, 3 / 9, 3 / 9])
-    assert link_shares([1, 1, 0], [0]) == (0.5, 0.5, 0)
+@pytest.mark.parametrize(
+    ("aggregators", "hosts", "shares"),
+    [
+        # Each link carries both what a worker and what an aggregator sends to three others.
+        (4, [(1, [host]) for host in range(4)], (1 / 6, 1 / 6, 1 / 6)),
+        # Each link is only a worker's or only an aggregator's.
+        (2, [(1, []), (1, [])], (1 / 2, 1 / 2)),
+        # Four workers share the link of a dedicated aggregator, and two such connections a worker's link.
+        (2, [(1, [])] * 4, (1 / 4, 1 / 4)),
+        # A worker's link carries 9/10 of the bytes for its worker, and 3/10 for others.
+        (6, [(1, [host]) for host in range(4)], (1 / 12, 1 / 12, 1 / 12, 1 / 4, 1 / 4)),
+    ],
+)
+def test_connections_share_links_as_their_bytes_do(
+    aggregators: int, hosts: list[tuple[int, list[int]]], shares: tuple[float, ...]
+) -> None:
+    """A connection's share is that of its bytes on the link where they are the lesser part."""
+    fleet = Aggregators(range(aggregators))
+    total = np.sum([fleet.report(beside) for _, beside in hosts], axis=0).tolist()
+    beside = hosts[0][1]
+    found = fleet.link_shares(fleet.weights_of(total), beside, total)
+    assert [share for index, share in enumerate(found) if index not in beside] == pytest.approx(shares)
+
+
+def test_processes_of_one_aggregator_share_its_link() -> None:
+    """With two processes each, connections have half the share."""
+    fleet = Aggregators((0, 0, 1, 1))
+    total = np.sum([fleet.report(())] * 4, axis=0).tolist()
+    assert fleet.link_shares((1, 1, 1, 1), (), total) == pytest.approx([1 / 8] * 4)

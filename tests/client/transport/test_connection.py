@@ -263,4 +263,4 @@ def test_a_connection_has_the_share_of_what_it_carries(hello: pb.Hello, share: f
         planes=PlaneOffers("rank 0", "inline", (), shm_directory="", shm_limit=DEFAULT_LIMIT, credit_bytes=1),
         settle=lambda: None,
     )
-    assert connection._share() == share
+    assert connection._part() == share

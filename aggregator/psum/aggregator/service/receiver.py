@@ -12,7 +12,7 @@ from psum.aggregator.core.actions import Action
 from psum.aggregator.core.job import Job
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
-from psum.planes import DataConnection
+from psum.planes import DataConnection, usual_share
 from psum.runtime import first_completed, rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import FAR_BATCH_BYTES, MAX_SHARDS_PER_PAYLOAD, Codec, ShardRound, decode, encode, split, to_rows
@@ -88,7 +88,7 @@ class Receiver:
             return
         self._connection.use_data_connection()
         # Each member gets all sums. Most stand for as many ranks as this one.
-        data_connection.share_links(self._ranks / self._job.num_workers)
+        data_connection.share_links(usual_share(self._ranks / self._job.num_workers))
         if data_connection.far:
             self._connection.queue.following_bytes = FAR_BATCH_BYTES
         while True:

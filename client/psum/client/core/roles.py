@@ -70,6 +70,33 @@ class Aggregators:
             each = tuple((2 * part * most + turns) // (2 * turns) for part in each)
         return tuple(each[number] for number in self._numbers)
 
+    def link_shares(self, weights: Sequence[int], beside: Collection[int], total: Sequence[int]) -> tuple[float, ...]:
+        """For each process, which share its connection has of the bytes on the link between the hosts.
+
+        The worker's link carries what it sends to other hosts, and what the aggregators beside it send to the other
+        members. The aggregator's link carries the bytes of all members, or more. The share is the lesser of the two. It
+        is the same in both directions, since as many bytes come back as are sent.
+
+        Args:
+            weights: The weights of all processes.
+            beside: The indices of those on the worker's host.
+            total: The sum of all reports.
+
+        Returns:
+            The shares, from 0 to 1. That of a process on the worker's host means nothing.
+        """
+        members = max(total[-1], *total[: self._count], 1)
+        whole = sum(weights)
+        of_aggregator = Counter[int]()
+        for number, weight in zip(self._numbers, weights, strict=True):
+            of_aggregator[number] += weight
+        own = sum(weights[index] for index in beside) / whole
+        carried = (1 - own) + own * (members - 1)
+        return tuple(
+            weight / max(whole * carried, members * of_aggregator[number]) if weight else 0.0
+            for number, weight in zip(self._numbers, weights, strict=True)
+        )
+
 
 def _weights_of(total: Sequence[int]) -> tuple[int, ...]:
     """The weights of all aggregators. All are 1 if no aggregator is beside a worker."""
@@ -87,17 +114,3 @@ def _weights_of(total: Sequence[int]) -> tuple[int, ...]:
     fleet = Fleet(Counter(kinds.values()), count - len(host_of), max(total[-1], *beside))
     weights, dedicated = small_weights(fleet)
     return tuple(weights[kinds[host_of[index]]] if index in host_of else dedicated for index in range(count))
-
-
-def link_shares(weights: Sequence[int], beside: Collection[int]) -> tuple[float, ...]:
-    """Each aggregator's share of the bytes that a worker exchanges with other hosts and with that aggregator.
-
-    An aggregator on another host has its part of what crosses the worker's link. The other end of its connection has
-    the same share, since as many bytes come back as are sent.
-
-    Args:
-        weights: The weights of all aggregators.
-        beside: The indices of those on the worker's host.
-    """
-    elsewhere = sum(weight for index, weight in enumerate(weights) if index not in beside)
-    return tuple(weight / (elsewhere + weight) if weight else 0.0 for weight in weights)

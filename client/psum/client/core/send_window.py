@@ -90,7 +90,7 @@ class SendWindow(Generic[Item]):
         self.postponed: list[Item] = []
         """Shards of other rounds, kept for the aggregator's next process."""
         self.share = 0.0
-        """The connection's share of the bytes that this worker exchanges with other hosts; 0 if it is not known."""
+        """The connection's share of the bytes on its link; 0 if it is not known."""
         self._credit_bytes = credit_bytes
         self._counters = counters
         self._clock = clock

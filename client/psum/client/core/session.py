@@ -68,8 +68,8 @@ class Session:
         partition_bytes: The size of a shard.
         credit_bytes: Bytes that may be under way to one aggregator.
         hand_over: Called from any thread with a ticket that was started or aborted; must lead to `submit`.
-        shares_known: Called with each aggregator's share of the bytes that this worker exchanges with other hosts, when
-            the ranks have agreed on the weights.
+        shares_known: Called with each connection's share of the bytes on its link when the ranks have agreed on the
+            weights; see Aggregators.link_shares.
         report_fault: Called with each failure that an aggregator reports, before anything fails because of it.
         recorder: Where operations are recorded, None if nowhere.
         clock: The time now, as the methods are given it.
@@ -321,11 +321,10 @@ class Session:
             assert (rounds.running is None) or rounds.running.round == rounds.round
             assert all(round >= rounds.round for round in rounds.waiting)
 
-    def _share_links(self, weights: Sequence[int]) -> None:
+    def _share_links(self, shares: Sequence[float]) -> None:
         if self._relayed:
             # The only connection is the relay's.
             return
-        shares = roles.link_shares(weights, self.beside)
         for window, share in zip(self._windows, shares, strict=True):
             window.share = share
         self._shares_known(shares)

@@ -36,7 +36,7 @@ class WeightsAgreement:
         operations: What runs the operations.
         registry: The keys.
         placement: Makes the placement from the weights.
-        known: Called with the weights.
+        shares_known: Called with each connection's share of the bytes on its link; see Aggregators.link_shares.
 
     Attributes:
         over: Whether it has ended.
@@ -48,7 +48,7 @@ class WeightsAgreement:
         operations: RunningOperations,
         registry: KeyRegistry,
         placement: Callable[[tuple[int, ...]], Placement],
-        known: Callable[[Sequence[int]], None],
+        shares_known: Callable[[Sequence[float]], None],
     ) -> None:
         self.over = False
         self._begun = False
@@ -56,7 +56,8 @@ class WeightsAgreement:
         self._operations = operations
         self._registry = registry
         self._placement = placement
-        self._known = known
+        self._shares_known = shares_known
+        self._beside: Collection[int] = ()
         self._held: list[tuple[Ticket, float]] = []
 
     def hold(self, ticket: Ticket, now: float, beside: Collection[int], *, is_member: bool) -> None:
@@ -71,6 +72,7 @@ class WeightsAgreement:
         self._held.append((ticket, now))
         if not self._begun:
             self._begun = True
+            self._beside = beside
             report = self._aggregators.report(beside, is_member=is_member)
             key = self._registry.add(INTERNAL, NAME, report.shape, ElementType.INT64, Operation.SUM)
             key.keeps_sum = True
@@ -87,7 +89,7 @@ class WeightsAgreement:
             weights = self._aggregators.weights_of(total)
             _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
             self._registry.place(self._placement(weights))
-            self._known(weights)
+            self._shares_known(self._aggregators.link_shares(weights, self._beside, total))
         else:
             self._operations.fail(error)
         for ticket, now in self._held:

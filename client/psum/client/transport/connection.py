@@ -15,7 +15,7 @@ from psum.client.transport.party import Party
 from psum.client.transport.plane_offers import PlaneOffers
 from psum.client.transport.split_addresses import Member, watch_for_split
 from psum.client.transport.stream import Stream
-from psum.planes import NAMES
+from psum.planes import NAMES, usual_share
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import FAR_BATCH_BYTES
 from psum.wire.errors import AggregatorLostError, ConnectError
@@ -67,7 +67,7 @@ class AggregatorConnection:
         self._dialer = DataDialer(session.title, address, credentials, keepalive)
         self._settle = settle
         self._agreed_share: float | None = None
-        """The aggregator's share of the bytes that this worker sends, once the ranks have agreed on weights."""
+        """The connection's share of its link's bytes, once the ranks have agreed on weights."""
         self._wake = asyncio.Event()
         self._leaving = False
         self._parting: pb.Goodbye | None = None
@@ -167,7 +167,7 @@ class AggregatorConnection:
             )
 
     def share_links(self, share: float) -> None:
-        """Changes the aggregator's share of the bytes that this worker sends, from 0 to 1."""
+        """Changes the connection's share of its link's bytes, from 0 to 1."""
         self._agreed_share = share
         if self.stream is not None and self.stream.data_connection is not None:
             self.stream.data_connection.share_links(share)
@@ -217,7 +217,7 @@ class AggregatorConnection:
         # Beyond the patience, with a deadline of its own: the aggregator is there in any case.
         stream.data_connection = await self._dialer.open(stream.welcome)
         if stream.data_connection is not None:
-            stream.data_connection.share_links(self._agreed_share or self._share())
+            stream.data_connection.share_links(self._agreed_share or usual_share(self._part()))
             if stream.plane.payloads_follow and stream.data_connection.far:
                 stream.plane.batch_bytes = FAR_BATCH_BYTES
         if stream.plane.payloads_follow and stream.data_connection is None:
@@ -225,8 +225,8 @@ class AggregatorConnection:
         self.plane_name = NAMES[stream.plane.kind]
         self._session.use_plane(self.index, stream.plane)
 
-    def _share(self) -> float:
-        """The aggregator's share of the bytes that this worker sends, from 0 to 1."""
+    def _part(self) -> float:
+        """Which part of all bytes the aggregator sums, from 0 to 1."""
         hello = self._hello(self.index, True)
         if hello.group_size:
             # A relay, which everything goes to.
