@@ -29,6 +29,7 @@ from psum.cli.launch.command import suitable_processes
 from psum.cli.launch.local_job import LocalJob, run
 from psum.client import connect
 from psum.runtime import processors
+from tests.bench.marked_processes import aggregators, processor_seconds
 
 #: The variable by which rank 0 finds the aggregator's processes.
 _MARK: Final = "PROCESS_SCALING_RUN"
@@ -89,17 +90,10 @@ def work(workload: str, warmup: int, steps: int, file: str) -> None:
 
 def _processor_seconds() -> dict[int, tuple[float, float]]:
     """Return the processor time of the aggregator's processes: of all threads, and of the main one with the loop."""
-    mark = f"{_MARK}={os.environ[_MARK]}".encode()
-    found = {}
-    for entry in pathlib.Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                command = (entry / "cmdline").read_bytes()
-                if b"psum.aggregator.processes" in command or b"\0aggregator\0" in command:
-                    found[int(entry.name)] = _seconds(entry / "stat"), _seconds(entry / "task" / entry.name / "stat")
-        except OSError:
-            continue
-    return found
+    return {
+        pid: (processor_seconds(pid), _seconds(pathlib.Path(f"/proc/{pid}/task/{pid}/stat")))
+        for pid in aggregators(_MARK, os.environ[_MARK])
+    }
 
 
 def _seconds(stat: pathlib.Path) -> float:

@@ -1,14 +1,16 @@
 """Summaries of several runs, and whether they reach their targets."""
 
 import dataclasses
+import os
 import pathlib
 
 import pytest
 
 from psum.cli.bench.cases import System
+from psum.cli.bench.measure import Plan
 from psum.cli.bench.page import APPENDIX
-from psum.cli.bench.rivals import Rival
-from tests.bench.netlab import page
+from psum.cli.bench.rivals import MissingError, Rival
+from tests.bench.netlab import page, torch_python
 from tests.bench.netlab.placement import Placement
 from tests.bench.netlab.runs import Run, summarise
 from tests.bench.netlab.suite import EXPERIMENTS, Target
@@ -63,6 +65,8 @@ RUNS = [
         (Target(FOUR, "psum auto", "urgent_share", most=0.15), (0.1, True)),
         (Target(FOUR, "psum auto", against="gloo"), (0.9, True)),
         (Target(FOUR, "gloo", against="psum auto"), (0.85, False)),
+        (Target(FOUR, "psum auto", against="gloo", times=1.05), (0.9, True)),
+        (Target(FOUR, "psum auto", against="gloo", times=1.06), (0.9, False)),
         (Target(FOUR, "psum auto", against="dist_sync"), None),
         (Target(FOUR, "gloo", "urgent_share", most=0.15), None),
         (Target(Placement(2), "psum auto", least=0.9), None),
@@ -87,7 +91,7 @@ def test_the_suite_has_every_experiment_that_its_targets_name() -> None:
     """Every placement and every system of a target is measured."""
     for name, experiment in EXPERIMENTS.items():
         rivals = [Rival(rival, "1", "python") for rival in experiment.rivals]
-        measured = {(case.placement, system.name) for case, system in experiment.pairs(rivals, "cubic")}
+        measured = {(case.placement, system.name) for case, system in experiment.pairs(rivals, "cubic", "python")}
         for target in experiment.targets:
             assert (target.placement, target.variant) in measured, name
             assert not target.against or (target.placement, target.against) in measured, name
@@ -134,3 +138,47 @@ def test_processes_know_each_other() -> None:
     without = Placement(2, beside=0)
     assert [can_run(system, without) for system in (System(plane="auto"), gloo, dist_sync)] == [False, True, False]
     assert can_run(dist_sync, placement)
+
+
+def test_workers_with_pytorch_start_their_aggregators() -> None:
+    """They get what torchrun would give them and no aggregators, and find psum in this repository."""
+    system = System(plane="auto", through="torch", python="/torch/python")
+    job = Job(system, Placement(2, local=2), ["a", "b"], ["/a", "/b"], pathlib.Path("/tmp"))
+    assert job.servers() == []
+    plan = Plan("torch", [1], "float32", 4, 0, 1, 0, 0.0, "", False)
+    [*_, last] = job.workers(plan)
+    assert (last.title, last.host, last.command[:2]) == ("psum auto through torch rank 3", 1, ["/torch/python", "-P"])
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "PSUM_SHM_DIRECTORY")
+    assert [last.environ[name] for name in names] == ["3", "4", "1", "2", "1", "a", "/b"]
+    assert not any(name in last.environ for name in ("PSUM_AGGREGATORS", "PSUM_RANK"))
+    paths = [pathlib.Path(path, "psum") for path in last.environ["PYTHONPATH"].split(os.pathsep)]
+    assert len(paths) == 3
+    assert all(path.is_dir() for path in paths)
+    assert [
+        can_run(system, placement) for placement in (Placement(2), Placement(2, beside=0), Placement(2, 2, 1, 1))
+    ] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_an_interpreter_without_pytorch_is_named(tmp_path: pathlib.Path) -> None:
+    """The message says what it cannot import, and which option names another interpreter."""
+    (tmp_path / "python").write_text("#!/bin/sh\necho 'ModuleNotFoundError: No module named torch' >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.raises(MissingError, match=r"psum\.torch \(ModuleNotFoundError: .* torch\)\. .* --torch-python"):
+        torch_python.find(str(tmp_path / "python"))
+    with pytest.raises(MissingError, match="cannot run"):
+        torch_python.find(str(tmp_path / "nothing"))
+
+
+def test_a_multiple_of_a_rivals_figure_is_shown() -> None:
+    """The page shows how many times the rival's figure a system has reached, and what it must reach."""
+    placement = Placement(2, 2)
+    ours = dataclasses.replace(RUN, hosts=2, local=2, variant="psum auto through torch", of_bound=0.9)
+    result = page.Result("2026-11-26", "a machine", "", [ours, dataclasses.replace(ours, variant="gloo", of_bound=0.6)])
+    row = (
+        f"| {placement.title} | psum auto through torch | of_bound | ≥ 1.8 × gloo | 0.900 (1.50 × gloo) | **missed** |"
+    )
+    assert row in page.render({"torch": result})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.bench.torch_overlap import least_exposed, report
+from tests.bench.torch_overlap import least_exposed, report, table
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,22 @@ def test_parts() -> None:
         "of_possible": 1.0,
     }
     assert report([0.3], [0.1], [0.4], buckets, end)["of_possible"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (
+            0.354,
+            "92% of",
+        ),
+        (0.356, "88% of"),
+    ],
+)
+def test_the_output_says_what_was_measured_and_whether_that_is_enough(step: float, said: str) -> None:
+    """A sentence names the part of the possible overlap, and for psum the target."""
+    ways = {way: report([0.3], [0.1], [step], [(0.1, 10), (0.2, 10)], 0.2) for way in ("psum", "gloo")}
+    *_, ours, gloo = table(ways).splitlines()
+    assert ours.startswith(f"psum: {said} the communication that DistributedDataParallel's timeline lets overlap")
+    assert ours.endswith(f"target ≥ 90%: {'reached' if step == 0.354 else 'missed'}")
+    assert "target" not in gloo

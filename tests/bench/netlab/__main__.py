@@ -18,12 +18,12 @@ from psum.cli.bench.cases import Effort, System
 from psum.cli.bench.rivals import MissingError, Rival
 from psum.cli.bench.runs import FailedError
 from psum.cli.options import PLANES, Several, check_variables
-from tests.bench.netlab import page, tables
+from tests.bench.netlab import page, tables, torch_python
 from tests.bench.netlab.namespaces import LabError, check, sweep
 from tests.bench.netlab.network import CONGESTION_CONTROLS
 from tests.bench.netlab.placement import Placement
 from tests.bench.netlab.runs import Case, Run, once, summarise
-from tests.bench.netlab.suite import EXPERIMENTS
+from tests.bench.netlab.suite import EXPERIMENTS, psum_systems
 from tests.bench.netlab.systems import can_run
 
 _ROUNDS: Final = 3
@@ -87,6 +87,14 @@ _ROUNDS: Final = 3
     " of its own.",
 )
 @click.option(
+    "--through",
+    type=click.Choice(["numpy", "torch"]),
+    default="numpy",
+    show_default=True,
+    help="The interface to psum. With torch, it is psum's backend of torch.distributed, which starts one aggregator on"
+    " each host by itself.",
+)
+@click.option(
     "--against",
     type=Several(click.Choice(rivals.NAMES)),
     default="",
@@ -97,7 +105,12 @@ _ROUNDS: Final = 3
 @click.option(
     "--gloo-python",
     type=click.Path(exists=True, dir_okay=False),
-    help="A Python interpreter that has PyTorch, if this one does not.",
+    help="A Python interpreter that has PyTorch for Gloo.  [default: that of --torch-python]",
+)
+@click.option(
+    "--torch-python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A Python interpreter that has PyTorch and what psum needs, for psum through torch.  [default: this one]",
 )
 @click.option(
     "--rounds",
@@ -157,9 +170,11 @@ def _compare(
     congestion_control: str,
     workload: str,
     planes: Sequence[str],
+    through: str,
     against: Sequence[str],
     only_rivals: bool,
     gloo_python: str | None,
+    torch_python: str | None,
     rounds: int | None,
     steps: int,
     warmup: int,
@@ -168,8 +183,11 @@ def _compare(
     as_json: bool,
     **_: object,
 ) -> int:
-    systems = [System(plane=plane) for plane in dict.fromkeys(planes)] if not only_rivals else []
-    systems += [System(rival=rival) for rival in _installed(against, gloo_python)]
+    systems: list[System] = []
+    if not only_rivals:
+        found = _torch_python(torch_python) if through == "torch" else None
+        systems += psum_systems(through, list(dict.fromkeys(planes)), found)
+    systems += [System(rival=rival) for rival in _installed(against, gloo_python or torch_python)]
     placements = [Placement(n, each, beside, k) for n in hosts for each in local for k in dedicated]
     pairs = [
         (Case(placement, workload, mbit, congestion_control), system)
@@ -178,7 +196,10 @@ def _compare(
         if can_run(system, placement)
     ]
     if not pairs:
-        raise LabError("no system can run: psum and dist_sync need aggregators; set --beside or --dedicated")
+        raise LabError(
+            "no system can run: psum and dist_sync need aggregators; set --beside or --dedicated. With --through torch,"
+            " psum has one aggregator on each host with workers, and no other"
+        )
     effort = Effort(steps, warmup, steps if latency else 0)
     runs = list(_runs(pairs, effort, rounds or (_ROUNDS if len(systems) > 1 else 1), watch, as_json))
     if as_json:
@@ -193,6 +214,7 @@ def _suite(
     suite: Sequence[str],
     output: pathlib.Path | None,
     gloo_python: str | None,
+    torch_python: str | None,
     rounds: int | None,
     congestion_control: str,
     watch: bool,
@@ -201,13 +223,16 @@ def _suite(
 ) -> int:
     if output is None:
         raise click.UsageError("--suite needs a directory: set --output")
-    installed = _installed(rivals.NAMES, gloo_python)
+    installed = _installed(rivals.NAMES, gloo_python or torch_python)
     results = page.load(output / "network.json")
     for name in list(EXPERIMENTS) if "all" in suite else dict.fromkeys(suite):
         experiment = EXPERIMENTS[name]
         _note(f"experiment {name}: {experiment.about}")
+        found = _torch_python(torch_python) if experiment.through == "torch" else None
         pairs = [
-            pair for pair in experiment.pairs(installed, congestion_control) if can_run(pair[1], pair[0].placement)
+            pair
+            for pair in experiment.pairs(installed, congestion_control, found)
+            if can_run(pair[1], pair[0].placement)
         ]
         runs = list(_runs(pairs, experiment.effort, rounds or _ROUNDS, watch, as_json))
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -252,6 +277,15 @@ def _installed(names: Iterable[str], gloo_python: str | None) -> list[Rival]:
         except MissingError as error:
             _note(str(error))
     return found
+
+
+def _torch_python(given: str | None) -> str | None:
+    """Returns an interpreter for psum through torch; None, after saying why, if there is none."""
+    try:
+        return torch_python.find(given)
+    except MissingError as error:
+        _note(str(error))
+        return None
 
 
 def _end(number: int, frame: object) -> None:

@@ -26,6 +26,8 @@ with each other.
   possible value is 0.95.
 - link_bytes is what the busiest link carried in one direction, divided by the least that it has to carry.
 - links used is the average part of their rate that the links of the workers' hosts carried.
+- Through torch, psum is the backend psum of torch.distributed. It and Gloo all-reduce the buckets into which
+  DistributedDataParallel packs the gradients of that workload.
 - Figures are medians of alternating runs. The lowest and the highest value follow if they differ.
 """
 
@@ -106,6 +108,8 @@ def _targets(name: str, result: Result) -> str:
     for target in EXPERIMENTS[name].targets:
         found = target.verdict(summaries)
         measured = "not measured" if found is None else f"{found[0]:.3f}"
+        if target.times != 1 and (ratio := target.ratio(summaries)) is not None:
+            measured += f" ({ratio:.2f} × {target.against})"
         verdict = "" if found is None else "reached" if found[1] else "**missed**"
         cells = (target.placement.title, target.variant, _TITLES[target.figure], target.words(), measured, verdict)
         rows.append(f"| {' | '.join(cells)} |")

@@ -172,7 +172,7 @@ def once(system: System, case: Case, effort: Effort, round: int = 0) -> tuple[Ru
     ):
         path = pathlib.Path(directory)
         plan = Plan(
-            system="numpy" if system.rival is None else system.rival.name,
+            system=system.through if system.rival is None else system.rival.name,
             sizes=sizes(case.workload),
             element_type=system.dtype,
             item_bytes=ElementType.of(system.dtype).itemsize,

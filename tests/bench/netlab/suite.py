@@ -22,6 +22,7 @@ class Target:
         least: The lowest value that reaches the target, or None.
         most: The highest value that reaches the target, or None.
         against: A rival whose figure the system must reach, instead of a number; else empty.
+        times: How many times the rival's figure.
     """
 
     placement: Placement
@@ -30,11 +31,12 @@ class Target:
     least: float | None = None
     most: float | None = None
     against: str = ""
+    times: float = 1.0
 
     def words(self) -> str:
-        """The target as text: '≥ 0.92', '≥ gloo'."""
+        """The target as text: '≥ 0.92', '≥ gloo', '≥ 1.8 × gloo'."""
         if self.against:
-            return f"≥ {self.against}"
+            return f"≥ {self.against}" if self.times == 1 else f"≥ {self.times:g} × {self.against}"
         return f"≥ {self.least:g}" if self.least is not None else f"≤ {self.most:g}"
 
     def verdict(self, summaries: Sequence[Summary]) -> tuple[float, bool] | None:
@@ -44,9 +46,14 @@ class Target:
             return None
         if self.against:
             theirs = self._median(summaries, self.against)
-            return None if theirs is None else (ours, ours >= theirs)
+            return None if theirs is None else (ours, ours >= self.times * theirs)
         enough = (self.least is None or ours >= self.least) and (self.most is None or ours <= self.most)
         return ours, enough
+
+    def ratio(self, summaries: Sequence[Summary]) -> float | None:
+        """Returns the measured median divided by the rival's. None if a figure was not measured."""
+        ours, theirs = self._median(summaries, self.variant), self._median(summaries, self.against)
+        return ours / theirs if ours is not None and theirs else None
 
     def _median(self, summaries: Sequence[Summary], variant: str) -> float | None:
         for summary in summaries:
@@ -69,6 +76,7 @@ class Experiment:
         mbit: The rate of the links, in 10^6 bits per second.
         workload: The name of the workload.
         effort: The number of steps in one run.
+        through: The interface to psum: 'numpy' or 'torch'.
     """
 
     about: str
@@ -79,16 +87,35 @@ class Experiment:
     mbit: float = 200.0
     workload: str = "resnet50"
     effort: Effort = Effort(steps=2, warmup=1)  # noqa: RUF009 (frozen)
+    through: str = "numpy"
 
-    def pairs(self, rivals: Sequence[Rival], congestion_control: str) -> list[tuple[Case, System]]:
-        """Returns all pairs of case and system, for psum and for the installed rivals."""
-        systems = [System(plane=plane) for plane in self.planes]
+    def pairs(
+        self, rivals: Sequence[Rival], congestion_control: str, torch_python: str | None = None
+    ) -> list[tuple[Case, System]]:
+        """Returns all pairs of case and system, for psum and for the installed rivals.
+
+        Args:
+            rivals: The installed rivals.
+            congestion_control: TCP's congestion control.
+            torch_python: The path of an interpreter with PyTorch and psum. Without one, psum is left out of an
+                experiment through torch.
+        """
+        systems = psum_systems(self.through, self.planes, torch_python)
         systems += [System(rival=rival) for rival in rivals if rival.name in self.rivals]
         return [
             (Case(placement, self.workload, self.mbit, congestion_control), system)
             for placement in self.placements
             for system in systems
         ]
+
+
+def psum_systems(through: str, planes: Sequence[str], torch_python: str | None) -> list[System]:
+    """Returns psum with each plane; nothing if PyTorch is needed and `torch_python` is None."""
+    if through != "torch":
+        return [System(plane=plane, through=through) for plane in planes]
+    if torch_python is None:
+        return []
+    return [System(plane=plane, through=through, python=torch_python) for plane in planes]
 
 
 _RIVALS: Final = ("gloo", "dist_sync")
@@ -102,6 +129,7 @@ _MIXED: Final = (
     Placement(4, dedicated=4),
 )
 _SEVERAL: Final = tuple(Placement(hosts, local) for hosts in (2, 4) for local in (2, 4, 8))
+_TORCH: Final = tuple(Placement(hosts, local) for hosts in (2, 4) for local in (1, 2, 4))
 
 
 def _rivals(placements: Sequence[Placement], variant: str) -> list[Target]:
@@ -160,6 +188,20 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = MappingProxyType(
             (),
             [Target(Placement(4), f"psum {plane}", "urgent_share", most=0.15) for plane in ("auto", "inline")],
             effort=Effort(steps=1, warmup=1, latency_steps=3),
+        ),
+        "torch": Experiment(
+            "PyTorch: torch.distributed sums the buckets of DistributedDataParallel with the backend psum, which starts"
+            " an aggregator on each host, and with Gloo.",
+            _TORCH,
+            ("auto",),
+            ("gloo",),
+            [
+                Target(each, "psum auto through torch", against="gloo", times=1.0 if each.local == 1 else 1.8)
+                for each in _TORCH
+            ],
+            mbit=500.0,
+            workload="resnet50-ddp",
+            through="torch",
         ),
     }
 )

@@ -9,7 +9,7 @@ from typing import Final
 from psum.cli.bench import measure, rivals
 from psum.cli.bench.cases import System
 from psum.cli.bench.runs import openmp_environment
-from tests.bench.netlab import rank
+from tests.bench.netlab import rank, torch_python
 from tests.bench.netlab.placement import Placement
 
 #: Each host has a network stack of its own, so every port is free.
@@ -18,7 +18,16 @@ _PEER_PORT: Final = 29500
 
 #: Variables that processes must not inherit: they would set another rank, size or role, or switch on TLS.
 _FOREIGN_PREFIXES: Final = ("DMLC_", "BYTEPS_", "PS_", "TORCHELASTIC_", "PSUM_TLS_", "PSUM_AGGREGATOR_TLS_")
-_FOREIGN: Final = ("JOB_COMPLETION_INDEX", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FOREIGN: Final = (
+    "JOB_COMPLETION_INDEX",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +72,13 @@ class Job:
         return self.directory / f"steps-{number}"
 
     def servers(self) -> list[Process]:
-        """psum's aggregators, or dist_sync's scheduler followed by its servers. Gloo has none."""
+        """psum's aggregators, or dist_sync's scheduler followed by its servers.
+
+        Gloo has none. With PyTorch, psum's workers start the aggregators.
+        """
         hosts = self.placement.aggregator_hosts
+        if self.system.through == "torch":
+            return []
         if self.system.rival is None:
             addresses = self._aggregators()
             return [
@@ -93,7 +107,7 @@ class Job:
 
     def workers(self, plan: measure.Plan) -> list[Process]:
         """The workers, one for each rank, in order."""
-        python = sys.executable if self.system.rival is None else self.system.rival.python
+        python = (self.system.python or sys.executable) if self.system.rival is None else self.system.rival.python
         return [
             Process(
                 str(number),
@@ -106,7 +120,9 @@ class Job:
         ]
 
     def _rank(self, python: str, plan: measure.Plan, number: int) -> list[str]:
-        return [python, "-I", rank.__file__, measure.__file__, plan.dump(), str(self.steps_file(number))]
+        # With -P, an interpreter finds psum in PYTHONPATH, and nothing in the working directory.
+        isolated = "-P" if self.system.through == "torch" else "-I"
+        return [python, isolated, rank.__file__, measure.__file__, plan.dump(), str(self.steps_file(number))]
 
     def _aggregators(self) -> list[str]:
         hosts = self.placement.aggregator_hosts
@@ -114,6 +130,19 @@ class Job:
 
     def _worker_environment(self, number: int) -> dict[str, str]:
         placement, host = self.placement, self.placement.host_of(number)
+        if self.system.through == "torch":
+            return {
+                **self._torchs(number),
+                # As torchrun sets them, with one agent on each host.
+                "LOCAL_RANK": str(number % placement.local),
+                "LOCAL_WORLD_SIZE": str(placement.local),
+                "GROUP_RANK": str(host),
+                **torch_python.environment(),
+                "PSUM_PLANE": self.system.plane,
+                "PSUM_SHM_DIRECTORY": self.shared_memory[host],
+                # Otherwise each rank warns that its link is not encrypted.
+                "PSUM_LOG_LEVEL": "error",
+            }
         if self.system.rival is None:
             return {
                 "PSUM_AGGREGATORS": ",".join(self._aggregators()),
@@ -126,12 +155,14 @@ class Job:
             }
         if self.system.rival.name == "dist_sync":
             return self._dmlc("worker", host)
+        return {**self._torchs(number), "GLOO_SOCKET_IFNAME": "eth0"}
+
+    def _torchs(self, number: int) -> dict[str, str]:
         return {
             "MASTER_ADDR": self.addresses[0],
             "MASTER_PORT": str(_PEER_PORT),
             "RANK": str(number),
-            "WORLD_SIZE": str(placement.workers),
-            "GLOO_SOCKET_IFNAME": "eth0",
+            "WORLD_SIZE": str(self.placement.workers),
         }
 
     def _dmlc(self, role: str, host: int) -> dict[str, str]:
@@ -162,7 +193,12 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def can_run(system: System, placement: Placement) -> bool:
-    """Whether a system has what it needs in a placement: Gloo needs no aggregators, all others do."""
+    """Whether a system has what it needs in a placement: Gloo needs no aggregators, all others do.
+
+    With PyTorch, psum itself starts one aggregator on each host with workers.
+    """
+    if system.through == "torch":
+        return (placement.beside, placement.dedicated) == (1, 0)
     return bool(placement.aggregator_hosts) or (system.rival is not None and system.rival.name in _WITHOUT_SERVERS)
 
 

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
         ("resnet50", 193, 25_575_912),
         ("vgg16", 32, 138_357_544),
         ("transformer", 199, 109_482_240),
+        ("resnet50-ddp", 5, 25_575_912),
+        ("transformer-ddp", 14, 109_482_240),
     ],
 )
 def test_sizes(workload: str, tensors: int, elements: int) -> None:

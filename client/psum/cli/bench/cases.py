@@ -16,15 +16,17 @@ class System:
 
     Attributes:
         plane: The plane for psum's payloads, empty for a rival.
-        through: The interface to psum, 'numpy' or 'mxnet'.
+        through: The interface to psum: 'numpy' or 'mxnet', in the network lab also 'torch'.
         dtype: The label of the element type.
         rival: The rival, None for psum.
+        python: The path of the interpreter of psum's workers. Empty: this one.
     """
 
     plane: str = ""
     through: str = "numpy"
     dtype: str = "float32"
     rival: Rival | None = None
+    python: str = ""
 
     @property
     def name(self) -> str:

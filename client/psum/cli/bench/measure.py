@@ -276,8 +276,14 @@ class DistSync(System):
         self._store._barrier()
 
 
-class Gloo(System):
-    """Gloo's all-reduce through torch.distributed. It sums in place, without servers and priorities."""
+class TorchDistributed(System):
+    """The all-reduce of a backend of torch.distributed. It sums in place.
+
+    Attributes:
+        backend: The backend's name.
+    """
+
+    backend = ""
 
     def __init__(self, plan: Plan) -> None:
         import torch
@@ -285,19 +291,23 @@ class Gloo(System):
 
         # With all ranks on one machine, more threads per rank only slow each other down.
         torch.set_num_threads(1)
+        self._torch = torch
         self._distributed = torch.distributed
-        self._distributed.init_process_group("gloo")
+        self._distributed.init_process_group(self.backend)
         self.rank = self._distributed.get_rank()
         self._tensors = [torch.ones(size) for size in plan.sizes]
         self._handles: dict[int, Any] = {}
+        self._sums = [0 for _ in plan.sizes]
 
     def fill(self, turn: int) -> None:
         # Each step sums the previous sums, which would be infinite after a hundred steps.
-        for tensor in self._tensors:
+        for number, tensor in enumerate(self._tensors):
             tensor.fill_(1)
+            self._sums[number] = 0
 
     def push_pull(self, number: int) -> None:
         self._handles[number] = self._distributed.all_reduce(self._tensors[number], async_op=True)
+        self._sums[number] += 1
 
     def wait(self, number: int) -> None:
         handle = self._handles.pop(number, None)
@@ -310,6 +320,22 @@ class Gloo(System):
 
     def meet(self) -> None:
         self._distributed.barrier()
+
+    def check(self, turn: int) -> None:
+        size = self._torch.tensor(float(self._distributed.get_world_size()))
+        for number, tensor in enumerate(self._tensors):
+            expected = size ** self._sums[number]
+            if not all(self._torch.isclose(found, expected, rtol=1e-4) for found in tensor.aminmax()):
+                raise RuntimeError(
+                    f"{self.backend} gave rank {self.rank} wrong sums for tensor {number}: {tensor.min():g} to"
+                    f" {tensor.max():g}; expected {expected:g}"
+                )
+
+
+class Gloo(TorchDistributed):
+    """Gloo, which has no servers and no priorities."""
+
+    backend = "gloo"
 
 
 RIVALS = {"dist_sync": DistSync, "gloo": Gloo}

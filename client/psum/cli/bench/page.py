@@ -69,7 +69,10 @@ def machine() -> str:
     """Describe this machine in one line."""
     cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "")
-    version = importlib.metadata.version("psum")
+    try:
+        version = importlib.metadata.version("psum")
+    except importlib.metadata.PackageNotFoundError:
+        version = "from source"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{len(os.sched_getaffinity(0))} cores of {model or platform.machine()}, {memory:.0f} GiB, Linux"

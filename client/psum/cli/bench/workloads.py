@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -9,8 +10,25 @@ import numpy.typing as npt
 
 from psum.wire import ElementType, NumberKind
 
-NAMES: Final = ("big", "wide", "small", "many", "resnet50", "vgg16", "transformer")
+#: The ending of a network's name for its buckets in PyTorch.
+_BUCKETS: Final = "-ddp"
 
+NAMES: Final = (
+    "big",
+    "wide",
+    "small",
+    "many",
+    "resnet50",
+    "vgg16",
+    "transformer",
+    f"resnet50{_BUCKETS}",
+    f"transformer{_BUCKETS}",
+)
+
+#: DistributedDataParallel's sizes of the first bucket and of the others, in bytes. A bucket ends with the parameter
+#: that makes it this large or larger.
+_FIRST_BUCKET_BYTES: Final = 1 << 20
+_BUCKET_BYTES: Final = 25 << 20
 
 #: The longest period of values. A longer one would not distinguish more. A prime distinguishes ranks, tensors and
 #: positions best.
@@ -25,8 +43,12 @@ def sizes(workload: str) -> list[int]:
 
     `big` has 16 tensors of 1 Mi elements. `wide` has 16 of 2 Mi: in float16 as many bytes as `big` in float32. `small`
     has 256 of 1 Ki, `many` has 10,000 of 256. `resnet50` and `vgg16` have the parameters of these networks in Gluon's
-    model zoo, `transformer` those of BERT-base, uncased, with its pooler.
+    model zoo, `transformer` those of BERT-base, uncased, with its pooler. `resnet50-ddp` and `transformer-ddp` have the
+    same in the buckets of PyTorch's DistributedDataParallel for float32, in the order in which a backward pass fills
+    them.
     """
+    if workload.endswith(_BUCKETS):
+        return _buckets(sizes(workload.removesuffix(_BUCKETS)))
     if workload == "big":
         return [1 << 20] * 16
     if workload == "wide":
@@ -38,6 +60,17 @@ def sizes(workload: str) -> list[int]:
     table = json.loads(importlib.resources.files("psum.cli.bench").joinpath("workloads.json").read_text())
     counts: list[int] = table[workload]
     return counts
+
+
+def _buckets(parameters: Sequence[int]) -> list[int]:
+    """Return the element counts of DistributedDataParallel's buckets: from the last parameter to the first."""
+    found, limit, elements = [], _FIRST_BUCKET_BYTES, 0
+    for size in reversed(parameters):
+        elements += size
+        if elements * ElementType.FLOAT32.itemsize >= limit:
+            found.append(elements)
+            limit, elements = _BUCKET_BYTES, 0
+    return [*found, elements] if elements else found
 
 
 class Values:
