@@ -33,6 +33,11 @@ def end_server() -> None:
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
+def pipe() -> tuple["Connection[Any, Any]", "Connection[Any, Any]"]:
+    """Two ends of a pipe, of which a program on the ranks may get one."""
+    return _context.Pipe()
+
+
 class Ranks:
     """Starts ranks.
 
