@@ -34,7 +34,7 @@ def end_server() -> None:
 
 
 def pipe() -> tuple["Connection[Any, Any]", "Connection[Any, Any]"]:
-    """Two ends of a pipe, of which a program on the ranks may get one."""
+    """Returns two ends of a pipe. A program on ranks may get one of them."""
     return _context.Pipe()
 
 
