@@ -28,6 +28,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         steps: Carried out once, in order, after the last transfer, if none has failed.
         callbacks: Runs the callbacks of its future.
         patience: Seconds that `wait` waits at most, if its caller does not say.
+        whom: Says which ranks it waits for, in sentences. May take some seconds.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         steps: Sequence[Callable[[], object]],
         callbacks: CallbackThreads,
         patience: float,
+        whom: Callable[[], str],
     ) -> None:
         super().__init__()
         self._title = title
@@ -47,6 +49,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._steps = tuple(steps)
         self._callbacks = callbacks
         self._patience = patience
+        self._whom = whom
         self._error: Exception | None = None
         self._future: Any = None
         self._lock = threading.RLock()
@@ -86,10 +89,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         """
         seconds = timeout.total_seconds() if timeout else self._patience
         if not self._arrived.wait(seconds):
-            raise TimeoutError(
-                f"{self._title} has waited {seconds:g} s for its result. Its tensors must not be used, because they may"
-                " still change. `psum status` shows which ranks it waits for"
-            )
+            raise self._late(seconds)
         with self._lock:
             for device, event in zip(self._devices, self._events, strict=False):
                 torch.cuda.current_stream(device).wait_event(event)
@@ -140,7 +140,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
     def _complete(self, begun: Any) -> None:
         """Completes the future, in the thread for callbacks."""
         if not self._arrived.wait(self._patience):
-            self._error = self._error or TimeoutError(f"{self._title} has waited {self._patience:g} s for its result")
+            error = self._late(self._patience)
+            self._error = self._error or error
         with staging.after_results(self._result):
             if self._arrived.is_set():
                 self._conclude()
@@ -150,6 +151,12 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         if self._error is not None:
             raise self._error.with_traceback(None)
         return self._result
+
+    def _late(self, seconds: float) -> TimeoutError:
+        return TimeoutError(
+            f"{self._title} has waited {seconds:g} s for its result. {self._whom()} Its tensors must not be used,"
+            " because they may still change"
+        )
 
     def _conclude(self) -> None:
         """Carries out the steps on the current streams, unless that was done."""
