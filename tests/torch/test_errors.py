@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from psum.client import ClosedError, DisagreementError, ForkedError, PsumError
@@ -46,6 +47,28 @@ def different_gathers() -> str:
     return str(caught.value)
 
 
+def different_shapes_in_a_training() -> str:
+    model = DistributedDataParallel(torch.nn.Linear(3, 3), bucket_cap_mb=1e-6)
+    model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+    # Futures have callbacks now.
+    assert dist.all_reduce(torch.ones(2), async_op=True).get_future().then(lambda done: done.value()[0].sum()).wait()
+    return different_shapes()
+
+
+def one_more_collective_in_a_training() -> str:
+    model = DistributedDataParallel(torch.nn.Linear(3, 3))
+    with pytest.raises((DisagreementError, RuntimeError)) as caught:  # noqa: PT012
+        for _ in range(3):
+            model(torch.ones(1, 3)).sum().backward()
+        if dist.get_rank():
+            dist.all_reduce(torch.ones(5))
+        model(torch.ones(1, 3)).sum().backward()
+        dist.barrier()
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("program", "sides"),
     [
@@ -53,6 +76,8 @@ def different_gathers() -> str:
         (different_dtypes, ["float32", "float64"]),
         (different_collectives, ["all_reduce", "reduce of"]),
         (different_gathers, ["rank 0: 12 bytes", "rank 1: 16 bytes"]),
+        (different_shapes_in_a_training, ["(3,)", "(4,)"]),
+        (one_more_collective_in_a_training, ["(5,)", "(12,)"]),
     ],
 )
 def test_ranks_that_disagree_all_hear_of_it(ranks: Ranks, program: Any, sides: list[str]) -> None:

@@ -15,7 +15,7 @@ It may import client. Begin with group.py.
 """
 
 import torch.distributed as dist
-from psum.torch import rendezvous
+from psum.torch import in_callback, rendezvous
 from psum.torch.byteps.allreduce import Average, Sum, allreduce, allreduce_, allreduce_async, allreduce_async_
 from psum.torch.byteps.broadcasts import broadcast_object, broadcast_optimizer_state, broadcast_parameters
 from psum.torch.byteps.compression import Compression
@@ -65,3 +65,4 @@ __all__ = [
 
 dist.Backend.register_backend("psum", create, extended_api=True, devices=["cpu", "cuda"])
 rendezvous.install()
+in_callback.install()

@@ -8,6 +8,7 @@ import torch
 from psum.client import Client, ElementType, Operation, Store, Ticket
 from psum.torch import priority, staging, stragglers
 from psum.torch.callback_threads import CallbackThreads
+from psum.torch.in_callback import in_callback
 from psum.torch.keys import KeySequence, Kind
 from psum.torch.tensors import byte_count, check_dense
 from psum.torch.work import PsumWork
@@ -54,8 +55,12 @@ class Channel:
         self._store = client.store()
         self._begun = itertools.count()
         self._keys = KeySequence()
-        self._callbacks = CallbackThreads(title, self._keys.expect_callbacks)
+        self._callbacks = CallbackThreads(title)
         self._patience = patience
+
+    def has_own_keys(self, transfer: Transfer) -> bool:
+        """Whether a transfer has keys of its own. Otherwise its size must be rounded up: see KeySequence."""
+        return self._keys.has_own_keys(transfer.kind, in_callback=in_callback())
 
     def begin(
         self,
@@ -90,7 +95,7 @@ class Channel:
         for transfer in transfers:
             kind = transfer.kind
             store: Any = _LabelledStore(self._store, str(kind), operations)
-            key = self._keys.name(kind)
+            key = self._keys.name(kind, in_callback=in_callback())
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
                 staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done)

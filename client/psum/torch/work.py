@@ -124,9 +124,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         """Returns a torch.futures.Future of the list of tensors.
 
         Callbacks of the future run in a thread of the group, in the order in which the program asked for futures, or in
-        the thread that adds them if the result is there. They may begin collectives of this group, and wait for them;
-        the program must not begin such of the same kind, dtype and size meanwhile, because nothing then says which
-        comes first. An error reaches callbacks, and whoever waits for the future, as a RuntimeError with its text.
+        the thread that adds them if the result is there. They may begin collectives of this group, and wait for them.
+        An error reaches callbacks, and whoever waits for the future, as a RuntimeError with its text.
         """
         with self._lock:
             if self._future is None:
