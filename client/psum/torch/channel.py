@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from psum.client import Client, ElementType, Operation, Store, Ticket
-from psum.torch import priority, staging, stragglers
+from psum.client import Client, ElementType, Operation, Store, Ticket, stragglers
+from psum.torch import priority, staging
 from psum.torch.callback_threads import CallbackThreads
 from psum.torch.in_callback import in_callback
 from psum.torch.keys import KeySequence, Kind

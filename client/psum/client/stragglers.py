@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from psum.client import Client, PsumError, fetch_status
+from psum.client.client import Client
+from psum.client.transport.aggregator_status import fetch_status
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import PsumError
 
 #: How long the aggregators may take to answer.
 _PATIENCE_SECONDS: Final = 2.0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from psum import client as psum
-from psum.torch.stragglers import sentence, whom
+from psum.client.stragglers import sentence, whom
 from psum.v1 import aggregator_pb2 as pb
 
 
