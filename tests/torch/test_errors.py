@@ -184,13 +184,15 @@ def test_a_second_initialization_is_refused(ranks: Ranks) -> None:
 
 def destroys_with_work() -> str:
     work = None
+    store = ended()
     if dist.get_rank() == 0:
         work = dist.all_reduce(torch.ones(3), async_op=True)
         dist.destroy_process_group()
         with pytest.raises(PsumError) as caught:
             work.wait()
+        store.set("over", "")
         return type(caught.value).__name__
-    time.sleep(7)
+    store.wait(["over"], timedelta(seconds=30))
     return ""
 
 
