@@ -105,11 +105,9 @@ def trained(group: Any, variant: str) -> list[torch.Tensor]:
         for _ in range(steps):
             optimizer.zero_grad()
             for accumulates in (True, True, False) if variant == "accumulated" else (False,):
-                with (
-                    torch.autocast("cpu", torch.bfloat16, enabled=variant == "autocast"),
-                    model.no_sync() if accumulates else contextlib.nullcontext(),
-                ):
-                    loss = model(torch.randn(8, 16, generator=inputs))
+                with model.no_sync() if accumulates else contextlib.nullcontext():
+                    with torch.autocast("cpu", torch.bfloat16, enabled=variant == "autocast"):
+                        loss = model(torch.randn(8, 16, generator=inputs))
                     loss.backward()
             optimizer.step()
     if "zero" in variant:

@@ -153,8 +153,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
 
     def _late(self, seconds: float) -> TimeoutError:
         return TimeoutError(
-            f"{self._title} has waited {seconds:g} s for its result. {self._whom()} Its tensors must not be used,"
-            " because they may still change"
+            f"{self._title} has not got its result within the timeout of {seconds:g} s. {self._whom()} Its tensors must"
+            " not be used, because they may still change"
         )
 
     def _conclude(self) -> None:
