@@ -11,6 +11,7 @@ from psum.torch import job, rendezvous
 from psum.torch.agreement import check_members
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
+from psum.torch.monitored_barrier import MonitoredBarrier
 from psum.torch.work import PsumWork
 
 _SUM: Final = dist.ReduceOp.SUM
@@ -29,6 +30,8 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     Args:
         channel: The way to psum. The group closes it.
         name: The group's name.
+        monitored: Its barrier that names missing ranks.
+        timeout: How long that barrier waits if its caller does not say.
     """
 
     #: What torch asks a backend. A psum group is its own backend, on all devices.
@@ -36,10 +39,12 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     supports_coalescing = False
     supports_time_estimate = False
 
-    def __init__(self, channel: Channel, name: str) -> None:
+    def __init__(self, channel: Channel, name: str, monitored: MonitoredBarrier, timeout: timedelta) -> None:
         super().__init__(channel.rank, channel.size)
         self._channel = channel
         self._name = name
+        self._monitored = monitored
+        self._timeout = timeout
         self._description = ""
 
     def __repr__(self) -> str:
@@ -109,6 +114,15 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     def barrier(self, opts: Any = None) -> PsumWork:
         """See movements.barrier."""
         return movements.barrier(self._channel)
+
+    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+        """See MonitoredBarrier.wait. torch.distributed.monitored_barrier takes groups of Gloo only: call this method.
+
+        Args:
+            timeout: How long to wait; None: the group's timeout.
+            wait_all_ranks: Whether rank 0 looks for all ranks that are missing, or for the first.
+        """
+        self._monitored.wait(self._timeout if timeout is None else timeout, all_ranks=wait_all_ranks)
 
     def send(self, *_: Any, **__: Any) -> NoReturn:
         """Not implemented."""
@@ -204,7 +218,12 @@ def create(options: Any, _: object = None) -> PsumProcessGroup:
             ]
         )
     client = rendezvous.connect(store, rank, size, timeout=timeout, group_name=name if ranks else "")
-    return PsumProcessGroup(Channel(client, f"psum group {name}", _patience(timeout)), name)
+    return PsumProcessGroup(
+        Channel(client, f"psum group {name}", _patience(timeout)),
+        name,
+        MonitoredBarrier(store, client.settings.job, rank, size),
+        timeout,
+    )
 
 
 def _patience(timeout: timedelta) -> float:
