@@ -131,6 +131,7 @@ def works() -> None:
     assert all(future.wait().tolist() == [size * size + 1.0] * 6 for future in futures)
     work = dist.all_reduce(torch.ones(1), dist.ReduceOp.AVG, async_op=True)
     assert work.wait(timedelta(seconds=20))
+    assert work.get_future().done()
     assert work.get_future().wait()[0].item() == 1.0
 
 

@@ -1,5 +1,6 @@
 """The process group: torch.distributed's calls, as collectives of psum."""
 
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final, NoReturn
@@ -15,6 +16,10 @@ from psum.torch.monitored_barrier import MonitoredBarrier
 from psum.torch.work import PsumWork
 
 _SUM: Final = dist.ReduceOp.SUM
+
+#: Up to which size an all_reduce counts as small, and how many works of such a group keeps.
+_SMALL_ELEMENTS: Final = 1
+_KEPT_WORKS: Final = 256
 
 Tensors = Sequence[torch.Tensor]
 
@@ -45,6 +50,9 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
         self._name = name
         self._monitored = monitored
         self._timeout = timeout
+        self._kept: deque[PsumWork] = deque(maxlen=_KEPT_WORKS)
+        """The last works of small all_reduces. DistributedDataParallel.join hands the work of one to DDP's code in C++,
+        and keeps no reference itself. C++ would then find a work without its part in Python, and wait forever."""
         self._description = ""
 
     def __repr__(self) -> str:
@@ -57,7 +65,10 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce."""
-        return reductions.all_reduce(self._channel, tensors, _op(opts))
+        work = reductions.all_reduce(self._channel, tensors, _op(opts))
+        if sum(tensor.numel() for tensor in tensors) <= _SMALL_ELEMENTS:
+            self._kept.append(work)
+        return work
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce."""

@@ -49,6 +49,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._patience = patience
         self._error: Exception | None = None
         self._future: Any = None
+        self._waited_for = False
         self._lock = threading.RLock()
         self._arrived = threading.Event()
         self._devices = staging.devices_of(self._result)
@@ -87,13 +88,14 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         seconds = timeout.total_seconds() if timeout else self._patience
         if not self._arrived.wait(seconds):
             raise TimeoutError(
-                f"{self._title} has waited {seconds:g} s for its result. Its tensors must not be used, because they may"
-                " still change. `psum status` shows which ranks it waits for"
+                f"{self._title} has not got its result within the timeout of {seconds:g} s. Its tensors must not be"
+                " used, because they may still change. `psum status` shows which ranks it waits for"
             )
         with self._lock:
             for device, event in zip(self._devices, self._events, strict=False):
                 torch.cuda.current_stream(device).wait_event(event)
             self._conclude()
+            self._waited_for = True
         if self._error is not None:
             # The same object may be raised several times; it must not collect all their tracebacks.
             raise self._error.with_traceback(None)
@@ -126,7 +128,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         Callbacks of the future run in a thread of the group, in the order in which the program asked for futures, or in
         the thread that adds them if the result is there. They may begin collectives of this group, and wait for them;
         the program must not begin such of the same kind, dtype and size meanwhile, because nothing then says which
-        comes first. An error reaches callbacks, and whoever waits for the future, as a RuntimeError with its text.
+        comes first. If the work was waited for, the future is complete at once. An error reaches callbacks, and whoever
+        waits for the future, as a RuntimeError with its text.
         """
         with self._lock:
             if self._future is None:
@@ -134,7 +137,11 @@ class PsumWork(dist.Work):  # type: ignore[misc]
                 # An exception that is set on a future is a value for C++, and DDP would take it for tensors. An error
                 # in a callback is an error there too.
                 self._future = begun.then(self._outcome)
-                self._callbacks.submit(lambda: self._complete(begun))
+                if self._waited_for:
+                    # In the program's order, on every rank. DDP's C++ code reads the value as soon as it has waited.
+                    self._complete(begun)
+                else:
+                    self._callbacks.submit(lambda: self._complete(begun))
             return self._future
 
     def _complete(self, begun: Any) -> None:
