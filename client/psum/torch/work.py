@@ -10,6 +10,7 @@ import torch.distributed as dist
 from psum.client import PsumError
 from psum.torch import staging
 from psum.torch.callback_threads import CallbackThreads
+from psum.torch.profiling import begin_event
 from torch.futures import Future
 
 _NO_TIMEOUT: Final = timedelta(0)
@@ -50,12 +51,14 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._error: Exception | None = None
         self._future: Any = None
         self._waited_for = False
+        self._end_event = begin_event(f"psum:{title}")
         self._lock = threading.RLock()
         self._arrived = threading.Event()
         self._devices = staging.devices_of(self._result)
         self._events: list[Any] = []
         """On each GPU, the moment after which the result is there."""
         if not transfers:
+            self._end_event()
             self._arrived.set()
 
     def __repr__(self) -> str:
@@ -70,6 +73,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             if self._pending:
                 return
             self._mark()
+        self._end_event()
         self._arrived.set()
 
     def wait(self, timeout: timedelta | None = _NO_TIMEOUT) -> bool:
