@@ -150,6 +150,7 @@ def works() -> None:
         assert then.wait().tolist() == [size * size + 3.0 * size] * 3
     work = dist.all_reduce(torch.ones(1), dist.ReduceOp.AVG, async_op=True)
     assert work.wait(timedelta(seconds=20))
+    assert work.get_future().done()
     assert work.get_future().wait()[0].item() == 1.0
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from psum.client import PsumError
 from psum.torch import staging
 from psum.torch.callback_threads import CallbackThreads
+from psum.torch.profiling import begin_event
 from torch.futures import Future
 
 _NO_TIMEOUT: Final = timedelta(0)
@@ -52,12 +53,15 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._whom = whom
         self._error: Exception | None = None
         self._future: Any = None
+        self._waited_for = False
+        self._end_event = begin_event(f"psum:{title}")
         self._lock = threading.RLock()
         self._arrived = threading.Event()
         self._devices = staging.devices_of(self._result)
         self._events: list[Any] = []
         """On each GPU, the moment after which the result is there."""
         if not transfers:
+            self._end_event()
             self._arrived.set()
 
     def __repr__(self) -> str:
@@ -72,6 +76,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             if self._pending:
                 return
             self._mark()
+        self._end_event()
         self._arrived.set()
 
     def wait(self, timeout: timedelta | None = _NO_TIMEOUT) -> bool:
@@ -94,6 +99,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             for device, event in zip(self._devices, self._events, strict=False):
                 torch.cuda.current_stream(device).wait_event(event)
             self._conclude()
+            self._waited_for = True
         if self._error is not None:
             # The same object may be raised several times; it must not collect all their tracebacks.
             raise self._error.with_traceback(None)
@@ -125,7 +131,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
 
         Callbacks of the future run in a thread of the group, in the order in which the program asked for futures, or in
         the thread that adds them if the result is there. They may begin collectives of this group, and wait for them.
-        An error reaches callbacks, and whoever waits for the future, as a RuntimeError with its text.
+        If the work was waited for, the future is complete at once. An error reaches callbacks, and whoever waits for
+        the future, as a RuntimeError with its text.
         """
         with self._lock:
             if self._future is None:
@@ -133,7 +140,11 @@ class PsumWork(dist.Work):  # type: ignore[misc]
                 # An exception that is set on a future is a value for C++, and DDP would take it for tensors. An error
                 # in a callback is an error there too.
                 self._future = begun.then(self._outcome)
-                self._callbacks.submit(lambda: self._complete(begun))
+                if self._waited_for:
+                    # In the program's order, on every rank. DDP's C++ code reads the value as soon as it has waited.
+                    self._complete(begun)
+                else:
+                    self._callbacks.submit(lambda: self._complete(begun))
             return self._future
 
     def _complete(self, begun: Any) -> None:
