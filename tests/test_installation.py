@@ -1,4 +1,4 @@
-"""What an installation contains, and the errors if psum.mxnet lacks something."""
+"""What an installation contains, and the errors if psum.mxnet or psum.torch lacks something."""
 
 import pathlib
 import subprocess
@@ -56,6 +56,25 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
     assert complaint in done.stdout
+
+
+def test_importing_psum_torch_says_what_is_missing() -> None:
+    """One sentence says how to install it."""
+    program = """
+import sys
+class WithoutTorch:
+    def find_spec(name, *_):
+        if name == "torch":
+            raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, WithoutTorch)
+try:
+    import psum.torch
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("psum.torch needs PyTorch, which is not installed here: pip install 'psum[torch]'")
 
 
 def test_psum_brings_no_mxnet_unasked() -> None:

@@ -33,6 +33,11 @@ def end_server() -> None:
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
+def pipe() -> tuple["Connection[Any, Any]", "Connection[Any, Any]"]:
+    """Returns two ends of a pipe. A program on ranks may get one of them."""
+    return _context.Pipe()
+
+
 class Ranks:
     """Starts ranks.
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from psum.client import DisagreementError, fetch_status
+from psum.torch import keys
 from psum.torch.tensors import ELEMENT_TYPES
 from tests.torch.ranks import Ranks
 
@@ -112,6 +114,12 @@ def objects() -> None:
         assert out == [every[rank]]
 
 
+def again_of(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor + 3
+    dist.all_reduce(tensor)
+    return tensor
+
+
 def works() -> None:
     size = dist.get_world_size()
     tensors = [torch.ones(1000) for _ in range(20)]
@@ -122,16 +130,70 @@ def works() -> None:
 
     # A callback may begin a collective and wait for it, also in its callback.
     def again(future: Any) -> Any:
-        # Of another size: whether the program or a callback begins a collective first differs between ranks.
-        tensor = future.value()[0].repeat(2)
+        # Whether the program or a callback begins a collective first differs between ranks.
+        tensor = future.value()[0] + 0
         inner = dist.all_reduce(tensor, async_op=True).get_future()
         return inner.then(lambda done: done.value()[0] + 1).wait()
 
     futures = [dist.all_reduce(torch.ones(3), async_op=True).get_future().then(again) for _ in range(10)]
-    assert all(future.wait().tolist() == [size * size + 1.0] * 6 for future in futures)
+    assert all(future.wait().tolist() == [size * size + 1.0] * 3 for future in futures)
+    # On some ranks the callback then runs at once in this thread, in the middle of the program.
+    for late in range(10):
+        work = dist.all_reduce(torch.ones(3), async_op=True)
+        future = work.get_future()
+        if late % size == dist.get_rank():
+            future.wait()
+        then = future.then(lambda done: done.value()[0]).then(lambda done: again_of(done.value()))
+        tensor = torch.full((3,), 2.0)
+        dist.all_reduce(tensor)
+        assert tensor.tolist() == [2.0 * size] * 3
+        assert then.wait().tolist() == [size * size + 3.0 * size] * 3
     work = dist.all_reduce(torch.ones(1), dist.ReduceOp.AVG, async_op=True)
     assert work.wait(timedelta(seconds=20))
+    assert work.get_future().done()
     assert work.get_future().wait()[0].item() == 1.0
+
+
+def keys_on_the_aggregator() -> int:
+    client: Any = dist.group.WORLD.client  # type: ignore[union-attr, unused-ignore]
+    [job] = fetch_status(client.settings.aggregators[0], job=client.settings.job).jobs
+    return job.keys
+
+
+def sizes() -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    # Fewer kinds than in reality have keys of their own.
+    pytest.MonkeyPatch().setattr(keys, "MOST_KINDS", 4)
+    for elements in range(1, 200, 7):
+        tensor = value(rank, size=elements)
+        dist.all_reduce(tensor, dist.ReduceOp.AVG)
+        assert tensor.equal(torch.stack([value(r, size=elements) for r in range(size)]).mean(0))
+        view = value(rank, torch.int64, 2 * elements).view(2, elements).t()
+        root = elements % size
+        dist.broadcast(view, root)
+        assert view.equal(value(root, torch.int64, 2 * elements).view(2, elements).t())
+        output = torch.empty(elements)
+        dist.scatter(output, [value(r, size=elements) for r in range(size)] if rank == root else None, root)
+        assert output.equal(value(rank, size=elements))
+        outputs = [torch.empty(elements) for _ in range(size)]
+        dist.all_gather(outputs, value(rank, size=elements))
+        assert all(out.equal(value(r, size=elements)) for r, out in enumerate(outputs))
+    before = keys_on_the_aggregator()
+    tensors = [torch.ones(elements) for elements in range(200, 500)]
+    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        work.wait()
+    assert all(tensor.equal(torch.full(tensor.shape, float(size))) for tensor in tensors)
+    # Six rounded sizes take turns on a few keys each.
+    assert keys_on_the_aggregator() - before < 60
+    # Disagreements are found as before.
+    with pytest.raises(DisagreementError, match="rank 1: 484 bytes, rank 2: 488 bytes"):
+        dist.all_reduce(torch.ones(120 + rank))
+    if rank == 1:
+        dist.broadcast(torch.ones(120), 1)
+    else:
+        with pytest.raises(DisagreementError, match="rank 1 gave 480 bytes"):
+            dist.broadcast(torch.ones(121), 1)
+    dist.barrier()
 
 
 def groups() -> None:
@@ -167,7 +229,7 @@ def unsupported() -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("program", [reductions, movements, objects, works, groups])
+@pytest.mark.parametrize("program", [reductions, movements, objects, works, sizes, groups])
 def test_collectives(ranks: Ranks, program: Any) -> None:
     """Three ranks get what torch.distributed documents, for every dtype, root and kind of tensor."""
     ranks.run(3, program)

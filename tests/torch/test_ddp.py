@@ -1,13 +1,16 @@
 """DistributedDataParallel and its relatives on psum give what they give on Gloo."""
 
 import contextlib
+import functools
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, post_localSGD_hook, powerSGD_hook
+from torch.distributed.algorithms.model_averaging import averagers
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from tests.torch.ranks import Ranks
 
@@ -18,11 +21,17 @@ STEPS = 3
 
 
 class Net(torch.nn.Module):  # type: ignore[misc]
-    """Layers of equal sizes, a buffer, and a branch that one step in two leaves out."""
+    """Layers of equal sizes, a buffer, and a branch that one step in two leaves out, on each rank another one.
 
-    def __init__(self, *, branches: bool) -> None:
+    Args:
+        branches: Whether there is such a branch.
+        again: Whether the backward pass computes the layers' values again instead of keeping them.
+    """
+
+    def __init__(self, *, branches: bool, again: bool) -> None:
         super().__init__()
         self.branches = branches
+        self.again = again
         self.layers = torch.nn.ModuleList([torch.nn.Linear(16, 16) for _ in range(4)])
         self.norm = torch.nn.BatchNorm1d(16)
         self.calls = 0
@@ -30,8 +39,9 @@ class Net(torch.nn.Module):  # type: ignore[misc]
     def forward(self, values: torch.Tensor) -> Any:
         self.calls += 1
         for number, layer in enumerate(self.layers):
-            if not (self.branches and number == 2 and self.calls % 2):
-                values = torch.relu(layer(values))
+            if self.branches and number == 2 and (self.calls + dist.get_rank()) % 2:
+                continue
+            values = torch.relu(checkpoint(layer, values, use_reentrant=False) if self.again else layer(values))
         return self.norm(values).pow(2).mean()
 
 
@@ -40,42 +50,73 @@ def bf16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tens
     return default_hooks.bf16_compress_hook(group, bucket)
 
 
-def trained(group: Any, variant: str) -> list[torch.Tensor]:
-    """Train with a group, and return all parameters and buffers."""
-    rank = dist.get_rank()
-    torch.manual_seed(rank)
-    options = {
-        "view": {"gradient_as_bucket_view": True},
-        "static": {"static_graph": True},
-        "unused": {"find_unused_parameters": True},
-    }.get(variant, {})
-    net = Net(branches=variant == "unused")
-    # Gloo fails if PowerSGD's callbacks of several buckets begin collectives at the same time.
-    buckets = {} if variant == "powersgd" else {"bucket_cap_mb": BUCKET_MEGABYTES}
-    model = DistributedDataParallel(net, process_group=group, **buckets, **options)
+def register_hook(model: DistributedDataParallel, group: Any, variant: str) -> None:
+    """Give a model PyTorch's communication hook of that name, if it is one."""
     hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": bf16}
     if variant in hooks:
         model.register_comm_hook(group, hooks[variant])
     if "powersgd" in variant:
         state = powerSGD_hook.PowerSGDState(group, matrix_approximation_rank=2, start_powerSGD_iter=2)
-        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-    optimizer: torch.optim.Optimizer
-    if variant == "zero":
-        from torch.distributed.optim import ZeroRedundancyOptimizer
+        hook = powerSGD_hook.powerSGD_hook
+        model.register_comm_hook(state, default_hooks.fp16_compress_wrapper(hook) if "fp16" in variant else hook)
+    if variant == "local sgd":
+        # Averages gradients in the first step only, and parameters in every second one.
+        state = post_localSGD_hook.PostLocalSGDState(group, None, 1, post_local_gradient_allreduce=False)
+        model.register_comm_hook(state, post_localSGD_hook.post_localSGD_hook)
 
-        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, process_group=group, lr=0.1)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+def optimizer_of(model: DistributedDataParallel, group: Any, variant: str) -> Any:
+    """Make the optimizer of a variant."""
+    from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
+
+    if "zero" in variant:
+        # With its small epsilon, Adam would make steps of gradients that are nothing but rounding.
+        kind = functools.partial(torch.optim.Adam, eps=0.1) if "adam" in variant else torch.optim.SGD
+        return ZeroRedundancyOptimizer(model.parameters(), kind, process_group=group, lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if variant == "local sgd":
+        averager = averagers.PeriodicModelAverager(period=2, warmup_steps=0, process_group=group)
+        return PostLocalSGDOptimizer(optimizer, averager)
+    return optimizer
+
+
+def trained(group: Any, variant: str) -> list[torch.Tensor]:
+    """Train with a group, and return all parameters and buffers."""
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    options: dict[str, Any] = {
+        "view": {"gradient_as_bucket_view": True},
+        "static": {"static_graph": True},
+        "checkpointed": {"static_graph": True},
+        "unused": {"find_unused_parameters": True},
+        "unused in view": {"find_unused_parameters": True, "gradient_as_bucket_view": True},
+    }.get(variant, {})
+    net = Net(branches="unused" in variant, again=variant == "checkpointed")
+    # Gloo fails if PowerSGD's callbacks of several buckets begin collectives at the same time.
+    if "powersgd" not in variant or "buckets" in variant:
+        options["bucket_cap_mb"] = BUCKET_MEGABYTES
+    model = DistributedDataParallel(net, process_group=group, **options)
+    register_hook(model, group, variant)
+    optimizer = optimizer_of(model, group, variant)
     inputs = torch.Generator().manual_seed(100 + rank)
     # Ranks have batches of different numbers, which only join allows.
-    steps = STEPS + rank if variant == "join" else STEPS
-    with model.join() if variant == "join" else contextlib.nullcontext():
+    joins = "join" in variant
+    steps = STEPS + rank if joins else STEPS
+    # The divisor is the number of ranks, or the number of those that still have batches: DDP's C++ code learns it from
+    # the work of a collective, of which the program keeps nothing.
+    with model.join(divide_by_initial_world_size=variant == "join") if joins else contextlib.nullcontext():
         for _ in range(steps):
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=variant == "autocast"):
-                loss = model(torch.randn(8, 16, generator=inputs))
-            loss.backward()
+            for accumulates in (True, True, False) if variant == "accumulated" else (False,):
+                with model.no_sync() if accumulates else contextlib.nullcontext():
+                    with torch.autocast("cpu", torch.bfloat16, enabled=variant == "autocast"):
+                        loss = model(torch.randn(8, 16, generator=inputs))
+                    loss.backward()
             optimizer.step()
+    if "zero" in variant:
+        # For a checkpoint, rank 0 gathers all parts of the optimizer's state.
+        optimizer.consolidate_state_dict(to=0)
+        assert rank or len(optimizer.state_dict()["state"]) == ("adam" in variant) * len(list(net.parameters()))
     return [value.detach().clone() for value in (*net.parameters(), *net.buffers())]
 
 
@@ -86,19 +127,21 @@ def trainings(variants: list[str]) -> list[list[list[float]]]:
     for variant in variants:
         ours = trained(dist.group.WORLD, variant)
         values.append([our.double().flatten().tolist() for our in ours])
-        if variant == "powersgd in buckets":
+        if "buckets" in variant:
             continue
         theirs = trained(gloo, variant)
         # Gloo adds up in the element type, psum in float32.
-        atol = {"fp16": 1e-3, "bf16": 1e-2}.get(variant, 1e-5)
+        atol = {"fp16": 1e-3, "bf16": 1e-2}.get(variant.split()[0], 1e-5)
         for our, their in zip(ours, theirs, strict=True):
             assert torch.allclose(our, their, rtol=1e-4, atol=atol), f"{variant}: {our} {their}"
     return values
 
 
 VARIANTS = [
-    *("plain", "view", "static", "unused", "join", "autocast"),
-    *("fp16", "bf16", "powersgd", "powersgd in buckets", "zero"),
+    *("plain", "view", "static", "checkpointed", "unused", "unused in view", "accumulated", "autocast"),
+    *("join", "join, by those left"),
+    *("fp16", "bf16", "powersgd", "powersgd in buckets", "fp16 powersgd"),
+    *("local sgd", "zero", "zero with adam"),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from psum.client import ClosedError, DisagreementError, ForkedError, PsumError
@@ -46,6 +47,28 @@ def different_gathers() -> str:
     return str(caught.value)
 
 
+def different_shapes_in_a_training() -> str:
+    model = DistributedDataParallel(torch.nn.Linear(3, 3), bucket_cap_mb=1e-6)
+    model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+    # Futures have callbacks now.
+    assert dist.all_reduce(torch.ones(2), async_op=True).get_future().then(lambda done: done.value()[0].sum()).wait()
+    return different_shapes()
+
+
+def one_more_collective_in_a_training() -> str:
+    model = DistributedDataParallel(torch.nn.Linear(3, 3))
+    with pytest.raises((DisagreementError, RuntimeError)) as caught:  # noqa: PT012
+        for _ in range(3):
+            model(torch.ones(1, 3)).sum().backward()
+        if dist.get_rank():
+            dist.all_reduce(torch.ones(5))
+        model(torch.ones(1, 3)).sum().backward()
+        dist.barrier()
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("program", "sides"),
     [
@@ -53,6 +76,8 @@ def different_gathers() -> str:
         (different_dtypes, ["float32", "float64"]),
         (different_collectives, ["all_reduce", "reduce of"]),
         (different_gathers, ["rank 0: 12 bytes", "rank 1: 16 bytes"]),
+        (different_shapes_in_a_training, ["(3,)", "(4,)"]),
+        (one_more_collective_in_a_training, ["(5,)", "(12,)"]),
     ],
 )
 def test_ranks_that_disagree_all_hear_of_it(ranks: Ranks, program: Any, sides: list[str]) -> None:
@@ -92,22 +117,33 @@ def test_a_lost_worker_is_named(ranks_that_notice: Ranks, program: Any) -> None:
     assert "rank 1" in left
 
 
+def ended() -> Any:
+    """A place where rank 0 says that its part of a test is over."""
+    return dist.PrefixStore("test", dist.distributed_c10d._get_default_store())
+
+
 def waits_in_vain() -> str:
-    if dist.get_rank() == 1:
-        time.sleep(2.5)
+    if dist.get_rank():
+        ended().wait(["over"], timedelta(seconds=30))
         return ""
     begun = time.monotonic()
     with pytest.raises(TimeoutError) as caught:
         dist.all_reduce(torch.ones(3))
-    assert time.monotonic() - begun < 2.4
+    # Also that of a future, whose error has no type.
+    with pytest.raises(RuntimeError, match="Ranks 1-2 have not contributed"):
+        dist.all_reduce(torch.ones(3), async_op=True).get_future().wait()
+    assert time.monotonic() - begun < 6
+    ended().set("over", "")
+    # Otherwise leaving waits for the other ranks' part.
+    dist.group.WORLD.abort()
     return str(caught.value)
 
 
 def test_a_collective_waits_no_longer_than_the_timeout(ranks: Ranks) -> None:
-    """init_process_group's timeout bounds each collective, and the error says how to find the rank that is missing."""
-    left, _ = ranks.run(2, waits_in_vain, timeout=1.0, failing=True)
-    assert "all_reduce has waited 1.1 s" in left
-    assert "psum status" in left
+    """init_process_group's timeout bounds each collective, and the error names the ranks that are missing."""
+    left, *_ = ranks.run(3, waits_in_vain, timeout=1.0, failing=True)
+    assert left.startswith("all_reduce has not got its result within the timeout of 1.1 s. Ranks 1-2 have not contrib")
+    assert "waits for nobody. Its tensors must not be used" in left
 
 
 def until_the_aggregator_is_gone() -> str:
@@ -148,13 +184,15 @@ def test_a_second_initialization_is_refused(ranks: Ranks) -> None:
 
 def destroys_with_work() -> str:
     work = None
+    store = ended()
     if dist.get_rank() == 0:
         work = dist.all_reduce(torch.ones(3), async_op=True)
         dist.destroy_process_group()
         with pytest.raises(PsumError) as caught:
             work.wait()
+        store.set("over", "")
         return type(caught.value).__name__
-    time.sleep(7)
+    store.wait(["over"], timedelta(seconds=30))
     return ""
 
 

@@ -1,19 +1,19 @@
 """Names of keys for operations that have none."""
 
-from psum.torch.keys import KeySequence, Kind, rounded_up, slots
+import pytest
+
+from psum.torch.keys import MOST_KINDS, KeySequence, Kind, rounded_up, slots
 
 BUCKET = Kind("all_reduce", "float32", 6 << 20, 24 << 20)
 SMALL = Kind("all_reduce", "float32", 4, 16)
 
 
-def test_a_training_uses_the_same_keys_in_every_step() -> None:
+@pytest.mark.parametrize("in_callback", [False, True])
+def test_a_training_uses_the_same_keys_in_every_step(in_callback: bool) -> None:
     """The number of keys does not grow with the number of operations."""
-    for has_callbacks in (False, True):
-        keys = KeySequence()
-        if has_callbacks:
-            keys.expect_callbacks()
-        names = [keys.name(kind) for _ in range(100) for kind in (BUCKET, BUCKET, SMALL)]
-        assert len(set(names)) == slots(BUCKET.nbytes) + slots(SMALL.nbytes)
+    keys = KeySequence()
+    names = [keys.name(kind, in_callback=in_callback) for _ in range(100) for kind in (BUCKET, BUCKET, SMALL)]
+    assert len(set(names)) == slots(BUCKET.nbytes) + slots(SMALL.nbytes)
 
 
 def test_operations_that_follow_each_other_have_keys_of_their_own() -> None:
@@ -29,14 +29,25 @@ def test_ranks_that_disagree_use_one_key() -> None:
     assert KeySequence().name(BUCKET) == KeySequence().name(SMALL)
 
 
-def test_with_callbacks_only_the_order_within_a_kind_counts() -> None:
-    """Ranks whose threads begin operations in other orders give them the same names."""
+def test_in_callbacks_only_the_order_within_a_kind_counts() -> None:
+    """Ranks whose callbacks begin operations at other moments give all operations the same names."""
     names = []
     for order in ((BUCKET, SMALL, SMALL, BUCKET), (SMALL, BUCKET, BUCKET, SMALL)):
-        keys = KeySequence()
-        keys.expect_callbacks()
-        names.append({(kind, keys.name(kind)) for kind in order})
-    assert names[0] == names[1]
+        for late in (False, True):
+            keys = KeySequence()
+            program = [] if late else [keys.name(SMALL), keys.name(BUCKET)]
+            callbacks = {(kind, keys.name(kind, in_callback=True)) for kind in order}
+            names.append((callbacks, program or [keys.name(SMALL), keys.name(BUCKET)]))
+    assert all(each == names[0] for each in names)
+
+
+def test_the_number_of_kinds_with_own_keys_is_bounded() -> None:
+    """Those that came first keep theirs; callbacks, whose order says nothing, always have them."""
+    keys = KeySequence()
+    kinds = [Kind("all_reduce", "float32", size, 4 * size) for size in range(2 * MOST_KINDS)]
+    for _ in range(2):
+        assert [kind for kind in kinds if keys.has_own_keys(kind)] == kinds[:MOST_KINDS]
+    assert all(keys.has_own_keys(kind, in_callback=True) for kind in kinds)
 
 
 def test_sizes_are_rounded_to_few() -> None:

@@ -14,8 +14,17 @@ let psum average their gradients by `model.register_comm_hook(None, psum.torch.h
 It may import client. Begin with group.py.
 """
 
-import torch.distributed as dist
-from psum.torch import rendezvous
+try:
+    import torch.distributed as dist
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "psum.torch needs PyTorch, which is not installed here: pip install 'psum[torch]', or install PyTorch as"
+        " https://pytorch.org says",
+        name="torch",
+    ) from None
+from psum.torch import in_callback, rendezvous
 from psum.torch.byteps.allreduce import Average, Sum, allreduce, allreduce_, allreduce_async, allreduce_async_
 from psum.torch.byteps.broadcasts import broadcast_object, broadcast_optimizer_state, broadcast_parameters
 from psum.torch.byteps.compression import Compression
@@ -65,3 +74,4 @@ __all__ = [
 
 dist.Backend.register_backend("psum", create, extended_api=True, devices=["cpu", "cuda"])
 rendezvous.install()
+in_callback.install()

@@ -23,19 +23,16 @@ class CallbackThreads:
 
     Args:
         title: What the threads are named after.
-        expect: Called before a task is taken: from then on callbacks may run.
     """
 
-    def __init__(self, title: str, expect: Callable[[], None]) -> None:
+    def __init__(self, title: str) -> None:
         self._title = title
-        self._expect = expect
         self._lock = threading.Lock()
         self._queues: dict[int, SimpleQueue[Task | None]] = {}
         self._closed = False
 
     def submit(self, task: Task) -> None:
         """Runs a task in the thread for the level of the calling thread. After `close`, in the calling thread."""
-        self._expect()
         level = level_of_this_thread() + 1
         with self._lock:
             if not self._closed:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from psum.client import Client, ElementType, Operation, Store, Ticket
+from psum.client import Client, ElementType, Operation, Store, Ticket, stragglers
 from psum.torch import priority, staging
 from psum.torch.callback_threads import CallbackThreads
+from psum.torch.in_callback import in_callback
 from psum.torch.keys import KeySequence, Kind
 from psum.torch.tensors import byte_count, check_dense
 from psum.torch.work import PsumWork
@@ -54,8 +55,12 @@ class Channel:
         self._store = client.store()
         self._begun = itertools.count()
         self._keys = KeySequence()
-        self._callbacks = CallbackThreads(title, self._keys.expect_callbacks)
+        self._callbacks = CallbackThreads(title)
         self._patience = patience
+
+    def has_own_keys(self, transfer: Transfer) -> bool:
+        """Whether a transfer has keys of its own. Otherwise its size must be rounded up: see KeySequence."""
+        return self._keys.has_own_keys(transfer.kind, in_callback=in_callback())
 
     def begin(
         self,
@@ -77,6 +82,7 @@ class Channel:
         """
         for transfer in transfers:
             check_dense(transfer.tensor, f"a tensor of {name}")
+        operations: list[tuple[str, int]] = []
         work = PsumWork(
             name,
             result,
@@ -84,11 +90,12 @@ class Channel:
             steps=steps,
             callbacks=self._callbacks,
             patience=self._patience,
+            whom=lambda: stragglers.whom(self.client, operations),
         )
         for transfer in transfers:
             kind = transfer.kind
-            store: Any = _LabelledStore(self._store, str(kind))
-            key = self._keys.name(kind)
+            store: Any = _LabelledStore(self._store, str(kind), operations)
+            key = self._keys.name(kind, in_callback=in_callback())
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
                 staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done)
@@ -108,12 +115,19 @@ class Channel:
 
 
 class _LabelledStore:
-    """A store whose keys say what they stand for. Ranks that disagree on that get an error."""
+    """A store whose keys say what they stand for. Ranks that disagree on that get an error.
 
-    def __init__(self, store: Store, label: str) -> None:
+    Args:
+        store: The store.
+        label: What its keys stand for.
+        operations: Where its operations are noted, each with its key's name and its round.
+    """
+
+    def __init__(self, store: Store, label: str, operations: list[tuple[str, int]]) -> None:
         self.client = store.client
         self._store = store
         self._label = label
+        self._operations = operations
 
     def reserve(
         self,
@@ -124,6 +138,8 @@ class _LabelledStore:
         operation: Operation = Operation.SUM,
         priority: int = 0,
     ) -> Ticket:
-        return self._store.reserve(
+        ticket = self._store.reserve(
             key, shape=shape, element_type=element_type, operation=operation, priority=priority, label=self._label
         )
+        self._operations.append((ticket.key.name, ticket.round))
+        return ticket

@@ -1,5 +1,6 @@
 """The process group: torch.distributed's calls, as collectives of psum."""
 
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final, NoReturn
@@ -11,9 +12,14 @@ from psum.torch import job, rendezvous
 from psum.torch.agreement import check_members
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
+from psum.torch.monitored_barrier import MonitoredBarrier
 from psum.torch.work import PsumWork
 
 _SUM: Final = dist.ReduceOp.SUM
+
+#: Up to which size an all_reduce counts as small, and how many works of such a group keeps.
+_SMALL_ELEMENTS: Final = 1
+_KEPT_WORKS: Final = 256
 
 Tensors = Sequence[torch.Tensor]
 
@@ -29,6 +35,8 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     Args:
         channel: The way to psum. The group closes it.
         name: The group's name.
+        monitored: Its barrier that names missing ranks.
+        timeout: How long that barrier waits if its caller does not say.
     """
 
     #: What torch asks a backend. A psum group is its own backend, on all devices.
@@ -36,10 +44,15 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     supports_coalescing = False
     supports_time_estimate = False
 
-    def __init__(self, channel: Channel, name: str) -> None:
+    def __init__(self, channel: Channel, name: str, monitored: MonitoredBarrier, timeout: timedelta) -> None:
         super().__init__(channel.rank, channel.size)
         self._channel = channel
         self._name = name
+        self._monitored = monitored
+        self._timeout = timeout
+        self._kept: deque[PsumWork] = deque(maxlen=_KEPT_WORKS)
+        """The last works of small all_reduces. DistributedDataParallel.join hands the work of one to DDP's code in C++,
+        and keeps no reference itself. C++ would then find a work without its part in Python, and wait forever."""
         self._description = ""
 
     def __repr__(self) -> str:
@@ -52,7 +65,10 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce."""
-        return reductions.all_reduce(self._channel, tensors, _op(opts))
+        work = reductions.all_reduce(self._channel, tensors, _op(opts))
+        if sum(tensor.numel() for tensor in tensors) <= _SMALL_ELEMENTS:
+            self._kept.append(work)
+        return work
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce."""
@@ -109,6 +125,15 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     def barrier(self, opts: Any = None) -> PsumWork:
         """See movements.barrier."""
         return movements.barrier(self._channel)
+
+    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+        """See MonitoredBarrier.wait. torch.distributed.monitored_barrier takes groups of Gloo only: call this method.
+
+        Args:
+            timeout: How long to wait; None: the group's timeout.
+            wait_all_ranks: Whether rank 0 looks for all ranks that are missing, or for the first.
+        """
+        self._monitored.wait(self._timeout if timeout is None else timeout, all_ranks=wait_all_ranks)
 
     def send(self, *_: Any, **__: Any) -> NoReturn:
         """Not implemented."""
@@ -204,7 +229,12 @@ def create(options: Any, _: object = None) -> PsumProcessGroup:
             ]
         )
     client = rendezvous.connect(store, rank, size, timeout=timeout, group_name=name if ranks else "")
-    return PsumProcessGroup(Channel(client, f"psum group {name}", _patience(timeout)), name)
+    return PsumProcessGroup(
+        Channel(client, f"psum group {name}", _patience(timeout)),
+        name,
+        MonitoredBarrier(store, client.settings.job, rank, size),
+        timeout,
+    )
 
 
 def _patience(timeout: timedelta) -> float:

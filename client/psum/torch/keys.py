@@ -17,6 +17,9 @@ _SLOT_BYTES: Final = 8 << 20
 #: Larger operations have one key for all of their kind.
 _ALONE_BYTES: Final = 64 << 20
 
+#: How many kinds of operations have keys of their own.
+MOST_KINDS: Final = 1024
+
 
 class Kind(NamedTuple):
     """What ranks must agree on in one operation.
@@ -43,32 +46,53 @@ class KeySequence:
     A key keeps its size and type for ever, and operations on one key wait for each other. So operations of one kind
     take turns on a few keys, and a training uses the same keys in every step.
 
-    As long as only the program's own threads begin operations, kinds are numbered in the order of their first use, and
-    the number alone is the name: ranks that disagree on the kind of an operation then use one key for different things,
-    and psum reports that to all of them at once. Callbacks of futures may begin operations too, at any moment. Only the
-    order of operations of one kind is then the same on all ranks, so the kind is in the name. Ranks that disagree then
-    wait for each other until the timeout.
+    The program begins its operations in the same order on all ranks. Their kinds are numbered in the order of their
+    first use, and the number alone is the name: ranks that disagree on the kind of an operation then use one key for
+    different things, and psum reports that to all of them at once.
+
+    Callbacks of futures may begin operations too, at moments that differ between ranks. Only the order of operations of
+    one kind is then the same on all ranks, so the kind is in the name. Ranks that disagree there wait for each other
+    until the timeout.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._has_callbacks = False
-        self._counts: dict[Kind, int] = {}
+        self._counts: dict[tuple[Kind, bool], int] = {}
         self._numbers: dict[tuple[Kind, int], int] = {}
+        self._own: set[Kind] = set()
 
-    def expect_callbacks(self) -> None:
-        """From now on callbacks may begin operations. All ranks call this between the same operations."""
-        self._has_callbacks = True
+    def name(self, kind: Kind, *, in_callback: bool = False) -> str:
+        """Returns the name of the key for the next operation.
 
-    def name(self, kind: Kind) -> str:
-        """Returns the name of the key for the next operation."""
+        Args:
+            kind: What it does.
+            in_callback: Whether a callback of a future begins it.
+        """
         with self._lock:
-            count = self._counts.get(kind, 0)
-            self._counts[kind] = count + 1
+            count = self._counts.get((kind, in_callback), 0)
+            self._counts[kind, in_callback] = count + 1
             slot = count % slots(kind.nbytes)
-            if self._has_callbacks:
-                return f"{kind} in slot {slot}"
+            if in_callback:
+                return f"{kind} in slot {slot} of callbacks"
             return str(self._numbers.setdefault((kind, slot), len(self._numbers)))
+
+    def has_own_keys(self, kind: Kind, *, in_callback: bool = False) -> bool:
+        """Whether operations of this kind have keys of their own.
+
+        The first MOST_KINDS kinds have. Later ones must be rounded up to one of few sizes, because keys stay for ever:
+        a program whose tensors have ever new sizes would fill the aggregators' memory. Not in callbacks, where ranks
+        would not agree on which kinds come first.
+
+        Args:
+            kind: What the operation does.
+            in_callback: Whether a callback of a future begins it.
+        """
+        if in_callback:
+            return True
+        with self._lock:
+            if len(self._own) < MOST_KINDS:
+                self._own.add(kind)
+            return kind in self._own
 
 
 def slots(nbytes: int) -> int:
@@ -78,10 +102,10 @@ def slots(nbytes: int) -> int:
     return max(2, min(_MOST_SLOTS, _SLOT_BYTES // max(1, nbytes)))
 
 
-def rounded_up(nbytes: int) -> int:
-    """Returns the least size that is not smaller and has three significant binary digits, and at least 64 bytes.
+def rounded_up(size: int) -> int:
+    """Returns the least size that is not smaller and has three significant binary digits, and at least 64.
 
-    Sizes of pickled objects differ from call to call. Rounded, they need few keys.
+    Sizes of pickled objects, for example, differ from call to call. Rounded, they need few keys.
     """
-    step = max(64, 1 << max(0, nbytes.bit_length() - 3))
-    return -(-max(1, nbytes) // step) * step
+    step = max(64, 1 << max(0, size.bit_length() - 3))
+    return -(-max(1, size) // step) * step

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from psum.client import PsumError
 from psum.torch import staging
 from psum.torch.callback_threads import CallbackThreads
+from psum.torch.profiling import begin_event
 from torch.futures import Future
 
 _NO_TIMEOUT: Final = timedelta(0)
@@ -28,6 +29,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         steps: Carried out once, in order, after the last transfer, if none has failed.
         callbacks: Runs the callbacks of its future.
         patience: Seconds that `wait` waits at most, if its caller does not say.
+        whom: Says which ranks it waits for, in sentences. May take some seconds.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         steps: Sequence[Callable[[], object]],
         callbacks: CallbackThreads,
         patience: float,
+        whom: Callable[[], str],
     ) -> None:
         super().__init__()
         self._title = title
@@ -47,14 +50,18 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._steps = tuple(steps)
         self._callbacks = callbacks
         self._patience = patience
+        self._whom = whom
         self._error: Exception | None = None
         self._future: Any = None
+        self._waited_for = False
+        self._end_event = begin_event(f"psum:{title}")
         self._lock = threading.RLock()
         self._arrived = threading.Event()
         self._devices = staging.devices_of(self._result)
         self._events: list[Any] = []
         """On each GPU, the moment after which the result is there."""
         if not transfers:
+            self._end_event()
             self._arrived.set()
 
     def __repr__(self) -> str:
@@ -69,6 +76,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             if self._pending:
                 return
             self._mark()
+        self._end_event()
         self._arrived.set()
 
     def wait(self, timeout: timedelta | None = _NO_TIMEOUT) -> bool:
@@ -86,14 +94,12 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         """
         seconds = timeout.total_seconds() if timeout else self._patience
         if not self._arrived.wait(seconds):
-            raise TimeoutError(
-                f"{self._title} has waited {seconds:g} s for its result. Its tensors must not be used, because they may"
-                " still change. `psum status` shows which ranks it waits for"
-            )
+            raise self._late(seconds)
         with self._lock:
             for device, event in zip(self._devices, self._events, strict=False):
                 torch.cuda.current_stream(device).wait_event(event)
             self._conclude()
+            self._waited_for = True
         if self._error is not None:
             # The same object may be raised several times; it must not collect all their tracebacks.
             raise self._error.with_traceback(None)
@@ -124,9 +130,9 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         """Returns a torch.futures.Future of the list of tensors.
 
         Callbacks of the future run in a thread of the group, in the order in which the program asked for futures, or in
-        the thread that adds them if the result is there. They may begin collectives of this group, and wait for them;
-        the program must not begin such of the same kind, dtype and size meanwhile, because nothing then says which
-        comes first. An error reaches callbacks, and whoever waits for the future, as a RuntimeError with its text.
+        the thread that adds them if the result is there. They may begin collectives of this group, and wait for them.
+        If the work was waited for, the future is complete at once. An error reaches callbacks, and whoever waits for
+        the future, as a RuntimeError with its text.
         """
         with self._lock:
             if self._future is None:
@@ -134,13 +140,18 @@ class PsumWork(dist.Work):  # type: ignore[misc]
                 # An exception that is set on a future is a value for C++, and DDP would take it for tensors. An error
                 # in a callback is an error there too.
                 self._future = begun.then(self._outcome)
-                self._callbacks.submit(lambda: self._complete(begun))
+                if self._waited_for:
+                    # In the program's order, on every rank. DDP's C++ code reads the value as soon as it has waited.
+                    self._complete(begun)
+                else:
+                    self._callbacks.submit(lambda: self._complete(begun))
             return self._future
 
     def _complete(self, begun: Any) -> None:
         """Completes the future, in the thread for callbacks."""
         if not self._arrived.wait(self._patience):
-            self._error = self._error or TimeoutError(f"{self._title} has waited {self._patience:g} s for its result")
+            error = self._late(self._patience)
+            self._error = self._error or error
         with staging.after_results(self._result):
             if self._arrived.is_set():
                 self._conclude()
@@ -150,6 +161,12 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         if self._error is not None:
             raise self._error.with_traceback(None)
         return self._result
+
+    def _late(self, seconds: float) -> TimeoutError:
+        return TimeoutError(
+            f"{self._title} has not got its result within the timeout of {seconds:g} s. {self._whom()} Its tensors must"
+            " not be used, because they may still change"
+        )
 
     def _conclude(self) -> None:
         """Carries out the steps on the current streams, unless that was done."""

@@ -8,6 +8,7 @@ PsumError
 ├── ClosedError             the client was closed, or its process is ending
 ├── ForkedError             the client belongs to the parent process of this fork
 ├── OutOfStepError          ranks hold different tensors where they should hold the same
+├── MissingRanksError       ranks did not come to a barrier in time (also a RuntimeError)
 └── FaultError              an aggregator reported a failure
     ├── InvalidError        this process violated the protocol
     ├── DisagreementError   ranks disagree on a key or on the job
@@ -85,6 +86,20 @@ class OutOfStepError(PsumError):
 
     Attributes:
         ranks: The ranks that differ from the majority, or from rank 0 if there is no majority.
+    """
+
+    def __init__(self, text: str, *, ranks: Iterable[int]) -> None:
+        self.ranks = tuple(ranks)
+        super().__init__(text)
+
+
+class MissingRanksError(PsumError, RuntimeError):
+    """Ranks did not come to a barrier in time. The text names them.
+
+    It is a RuntimeError because that is what torch.distributed raises.
+
+    Attributes:
+        ranks: These ranks; only the first if no more were looked for.
     """
 
     def __init__(self, text: str, *, ranks: Iterable[int]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from psum.torch.channel import Channel
 from psum.torch.collectives.plan import Plan
-from psum.torch.keys import rounded_up
 from psum.torch.tensors import as_bytes, byte_count, check_dense, is_plain, plain
 from psum.torch.work import PsumWork
 
@@ -112,13 +111,7 @@ def barrier(channel: Channel) -> PsumWork:
 
 
 def _broadcast(plan: Plan, target: torch.Tensor, root: int) -> None:
-    size = byte_count(target)
-    if target.dtype is torch.uint8 and rounded_up(size) != size:
-        # As of a pickled object. Each size would need a key.
-        data = torch.zeros(rounded_up(size), dtype=torch.uint8, device=target.device)
-        data[:size].copy_(target.reshape(-1))
-        plan.broadcast(data, root, lambda: target.copy_(data[:size].view(target.shape)), of=target.dtype)
-    elif is_plain(target):
+    if is_plain(target):
         plan.broadcast(as_bytes(target), root, of=target.dtype)
     else:
         values = plain(target)

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from psum.client import DisagreementError
@@ -12,6 +13,8 @@ from psum.torch.work import PsumWork
 
 #: Behind each rank's bytes: how many they are, and a checksum of what they are.
 _TRAILER_BYTES = 16
+
+_ADVICE: Final = "All ranks must call the same collectives in the same order, with tensors of one shape and dtype"
 
 Step = Callable[[], object]
 
@@ -32,7 +35,11 @@ class Plan:
 
     def sum(self, tensor: torch.Tensor, *steps: Step) -> None:
         """Adds up a tensor over all ranks, in place; then come the steps."""
-        self._transfers.append(Transfer(self._name, tensor))
+        transfer = Transfer(self._name, tensor)
+        if self._channel.has_own_keys(transfer):
+            self._transfers.append(transfer)
+        else:
+            self._sum_rounded(tensor)
         self._steps += steps
 
     def broadcast(self, data: torch.Tensor, root: int, *steps: Step, of: torch.dtype) -> None:
@@ -45,7 +52,13 @@ class Plan:
             of: The dtype that the bytes stand for.
         """
         name = f"{self._name} of {str(of).removeprefix('torch.')} from rank {root}"
-        self._transfers.append(Transfer(name, data, root))
+        transfer = Transfer(name, data, root)
+        # Bytes are often pickled objects, each of another size.
+        is_odd = of is torch.uint8 and rounded_up(data.numel()) != data.numel()
+        if not is_odd and self._channel.has_own_keys(transfer):
+            self._transfers.append(transfer)
+        else:
+            self._broadcast_rounded(transfer)
         self._steps += steps
 
     def gather(self, tensor: torch.Tensor, use: Callable[[Sequence[torch.Tensor]], object], detail: str = "") -> None:
@@ -67,8 +80,7 @@ class Plan:
         every = torch.zeros((channel.size, room + _TRAILER_BYTES), dtype=torch.uint8, device=value.device)
         mine = every[channel.rank]
         mine[:size].copy_(as_bytes(value))
-        trailer = torch.tensor([size, zlib.crc32(f"{name} {detail} {value.dtype}".encode())], device=value.device)
-        mine[room:].copy_(trailer.view(torch.uint8))
+        mine[room:].copy_(_trailer(size, f"{name} {detail} {value.dtype}"))
 
         def step() -> None:
             _check(name, tensor, every[:, room:].contiguous().view(torch.int64).tolist(), channel.rank)
@@ -92,6 +104,46 @@ class Plan:
         """
         return self._channel.begin(self._name, self._transfers, self._steps, result)
 
+    def _sum_rounded(self, tensor: torch.Tensor) -> None:
+        """Adds up a tensor with zeros behind it, and tells all ranks its size."""
+        channel, count = self._channel, tensor.numel()
+        padded = torch.zeros(rounded_up(count), dtype=tensor.dtype, device=tensor.device)
+        padded[:count].copy_(tensor.detach().reshape(-1))
+        every = torch.zeros((channel.size, _TRAILER_BYTES), dtype=torch.uint8)
+        every[channel.rank].copy_(_trailer(byte_count(tensor), f"{self._name} {tensor.dtype}"))
+
+        def step() -> None:
+            _check(self._name, tensor, every.view(torch.int64).tolist(), channel.rank)
+            tensor.detach().copy_(padded[:count].view(tensor.shape))
+
+        self._transfers += [Transfer(f"sizes of {self._name}", every), Transfer(f"{self._name}, rounded up,", padded)]
+        self._steps.append(step)
+
+    def _broadcast_rounded(self, transfer: Transfer) -> None:
+        """Broadcasts bytes with zeros and their number behind them."""
+        name, data, root = transfer
+        assert root is not None
+        size, room, rank = data.numel(), rounded_up(data.numel()), self._channel.rank
+        padded = torch.zeros(room + _TRAILER_BYTES, dtype=torch.uint8, device=data.device)
+        padded[:size].copy_(data)
+        padded[room:].copy_(_trailer(size, name))
+
+        def step() -> None:
+            theirs = int(padded[room:].clone().view(torch.int64)[0])
+            if theirs != size:
+                raise DisagreementError(
+                    f"{name}: rank {root} gave {theirs} bytes, and rank {rank} expected {size}. {_ADVICE}",
+                    ranks=[root],
+                )
+            data.copy_(padded[:size])
+
+        self._transfers.append(Transfer(f"{name}, rounded up,", padded, root))
+        self._steps.append(step)
+
+
+def _trailer(size: int, text: str) -> torch.Tensor:
+    return torch.tensor([size, zlib.crc32(text.encode())]).view(torch.uint8)
+
 
 def _check(name: str, tensor: torch.Tensor, trailers: Sequence[Sequence[int]], rank: int) -> None:
     """Raises a DisagreementError if ranks have given different things."""
@@ -101,7 +153,6 @@ def _check(name: str, tensor: torch.Tensor, trailers: Sequence[Sequence[int]], r
     sizes = ", ".join(f"rank {other}: {size} bytes" for other, (size, _) in enumerate(trailers))
     raise DisagreementError(
         f"{name}: the ranks' tensors differ in size or type, or the ranks called different collectives. Rank {rank}"
-        f" gave {described(tensor)}; {sizes}. All ranks must call the same collectives in the same order, with tensors"
-        " of one shape and dtype",
+        f" gave {described(tensor)}; {sizes}. {_ADVICE}",
         ranks=others,
     )
