@@ -13,12 +13,12 @@ from faults.soak import soak
 @pytest.mark.timeout(240)
 def test_random_faults(tmp_path: pathlib.Path) -> None:
     """Under random faults every sum of many small jobs is right, and no resource grows."""
-    report = soak(tmp_path, minutes=0.35, seed=4)
+    report = soak(tmp_path, minutes=0.22, seed=4)
     assert report.problems == [], report.table
-    assert report.jobs["done"] > 14
-    assert report.checked > 700
-    assert report.faults["aggregator killed"] > 2
-    assert report.faults["connections cut"] > 2
+    assert report.jobs["done"] > 8
+    assert report.checked > 400
+    assert report.faults["aggregator killed"] > 1
+    assert report.faults["connections cut"] > 1
 
 
 def test_the_seed_fixes_the_schedule() -> None:
