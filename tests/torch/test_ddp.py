@@ -50,9 +50,12 @@ def trained(group: Any, variant: str) -> list[torch.Tensor]:
         "unused": {"find_unused_parameters": True},
     }.get(variant, {})
     net = Net(branches=variant == "unused")
-    # Gloo fails if PowerSGD's callbacks of several buckets begin collectives at the same time.
-    buckets = {} if variant == "powersgd" else {"bucket_cap_mb": BUCKET_MEGABYTES}
+    # Gloo fails if PowerSGD's callbacks of several buckets begin collectives at the same time. torch.compile does not
+    # take buckets that are smaller than the first one.
+    buckets = {} if variant in ("powersgd", "compiled") else {"bucket_cap_mb": BUCKET_MEGABYTES}
     model = DistributedDataParallel(net, process_group=group, **buckets, **options)
+    if variant == "compiled":
+        model = torch.compile(model, backend="eager")
     hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": bf16}
     if variant in hooks:
         model.register_comm_hook(group, hooks[variant])
@@ -100,7 +103,7 @@ def trainings(variants: list[str]) -> list[list[list[float]]]:
 
 
 VARIANTS = [
-    *("plain", "view", "static", "unused", "join", "join, by those left", "autocast"),
+    *("plain", "view", "static", "unused", "join", "join, by those left", "autocast", "compiled"),
     *("fp16", "bf16", "powersgd", "powersgd in buckets", "zero"),
 ]
 
