@@ -92,12 +92,15 @@ def trained(group: Any, variant: str) -> list[torch.Tensor]:
         "unused in view": {"find_unused_parameters": True, "gradient_as_bucket_view": True},
     }.get(variant, {})
     net = Net(branches="unused" in variant, again=variant == "checkpointed")
-    # Gloo fails if PowerSGD's callbacks of several buckets begin collectives at the same time.
-    if "powersgd" not in variant or "buckets" in variant:
+    # Gloo fails if PowerSGD's callbacks of several buckets begin collectives at the same time. torch.compile does not
+    # take buckets that are smaller than the first one.
+    if ("powersgd" not in variant and variant != "compiled") or "buckets" in variant:
         options["bucket_cap_mb"] = BUCKET_MEGABYTES
     model = DistributedDataParallel(net, process_group=group, **options)
     register_hook(model, group, variant)
     optimizer = optimizer_of(model, group, variant)
+    if variant == "compiled":
+        model = torch.compile(model, backend="eager")
     inputs = torch.Generator().manual_seed(100 + rank)
     # Ranks have batches of different numbers, which only join allows.
     joins = "join" in variant
@@ -138,7 +141,7 @@ def trainings(variants: list[str]) -> list[list[list[float]]]:
 
 
 VARIANTS = [
-    *("plain", "view", "static", "checkpointed", "unused", "unused in view", "accumulated", "autocast"),
+    *("plain", "view", "static", "checkpointed", "unused", "unused in view", "accumulated", "autocast", "compiled"),
     *("join", "join, by those left"),
     *("fp16", "bf16", "powersgd", "powersgd in buckets", "fp16 powersgd"),
     *("local sgd", "zero", "zero with adam"),

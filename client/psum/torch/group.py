@@ -12,6 +12,7 @@ from psum.torch import job, rendezvous
 from psum.torch.agreement import check_members
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
+from psum.torch.compilation import not_compiled
 from psum.torch.monitored_barrier import MonitoredBarrier
 from psum.torch.work import PsumWork
 
@@ -24,6 +25,7 @@ _KEPT_WORKS: Final = 256
 Tensors = Sequence[torch.Tensor]
 
 
+@not_compiled
 class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     """One group of ranks, which is a job of psum.
 

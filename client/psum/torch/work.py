@@ -10,12 +10,14 @@ import torch.distributed as dist
 from psum.client import PsumError
 from psum.torch import staging
 from psum.torch.callback_threads import CallbackThreads
+from psum.torch.compilation import not_compiled
 from psum.torch.profiling import begin_event
 from torch.futures import Future
 
 _NO_TIMEOUT: Final = timedelta(0)
 
 
+@not_compiled
 class PsumWork(dist.Work):  # type: ignore[misc]
     """A collective under way: some transfers, and then some steps on this rank.
 
