@@ -45,7 +45,7 @@ class Departures:
         return bool(workers) and all(worker.left and worker.release_at is None for worker in workers)
 
     def begin(self, rank: int, now: float) -> list[Action]:
-        """Handles a member's goodbye: asks the ranks that may lack a sum of it whether they do."""
+        """Handles a member's goodbye: tells those who stay, and asks them whether they lack a sum of it."""
         worker = self._workers[rank]
         worker.left = worker.taking_leave = True
         self.left.update(worker.ranks)
@@ -54,8 +54,10 @@ class Departures:
         # A worker that leaves has received everything that was sent to it.
         for other in self._workers.values():
             other.needed_by.difference_update(worker.ranks)
-        asked = tuple(sorted(worker.needed_by - {_UNKNOWN}))
-        return [Sync(rank, asked)] if asked else []
+        # Nobody waits for the answers of those that need nothing of it. They must hear of it all the same.
+        staying = {member for member, other in self._workers.items() if not other.left}
+        told = tuple(sorted((worker.needed_by | staying) - {_UNKNOWN}))
+        return [Sync(rank, told, (worker.departure(),))] if told else []
 
     def synced(self, rank: int, leaving: int) -> None:
         """Notes that a rank lacks no sum that the leaving rank may have."""

@@ -57,5 +57,9 @@ class Worker:
         """Whether it is a relay, not a worker."""
         return bool(self.hello.ranks)
 
+    def departure(self) -> pb.Departure:
+        """What the others are told when it leaves."""
+        return pb.Departure(ranks=self.ranks, incarnation=self.hello.incarnation)
+
     def __str__(self) -> str:
         return f"{self.hello.worker or 'unnamed worker'} ({self.peer})"

@@ -16,6 +16,7 @@ from psum.client.core.counters import Counters
 from psum.client.core.kept_sums import give_back, kept
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
+from psum.client.core.known_departures import KnownDepartures
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.recorder import Recorder
@@ -114,6 +115,7 @@ class Session:
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
         self._operations.recorder = recorder
         self._shares_known = shares_known
+        self._departures = KnownDepartures()
         self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
@@ -257,6 +259,7 @@ class Session:
                     rounds = self._operations.rounds.get(row.id)
                     self.counters.restores += give_back(self.rank, rounds, aggregator, row, window)
             case "sync":
+                self._departures.note(message.sync.departures)
                 window.syncs.append(message.sync.number)
             case "drain":
                 window.drain(to_rows(message.drain.open))
@@ -276,6 +279,18 @@ class Session:
             waiting_shards=sum(len(window.scheduler) for window in self._windows),
             under_way_bytes=sum(window.scheduler.under_way_bytes for window in self._windows),
         )
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """Takes what an aggregator said on a new stream."""
+        self._departures.note(welcome.departures)
+
+    def departures(self, aggregator: int) -> list[pb.Departure]:
+        """The members that have left the job, for the next hello to an aggregator, which may have been started again.
+
+        A member that has left has all results of what it took part in. While this worker lacks one, the aggregator must
+        not go on without that member, which may come back once more. Then none is listed.
+        """
+        return list(self._departures) if self._windows[aggregator].settled else []
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream to an aggregator."""

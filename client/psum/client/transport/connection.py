@@ -224,6 +224,7 @@ class AggregatorConnection:
             stream.use_inline()
         self.plane_name = NAMES[stream.plane.kind]
         self._session.use_plane(self.index, stream.plane)
+        self._session.welcomed(stream.welcome)
 
     def _share(self) -> float:
         """The aggregator's share of the bytes that this worker sends, from 0 to 1."""
