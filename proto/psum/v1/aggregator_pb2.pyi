@@ -444,8 +444,8 @@ class Hello(_message.Message):
 
     @_builtins.property
     def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Departure]:
-        """The members that have left the job, as this aggregator's process or another has told, if this worker lacks no result
-        of what it has pushed here. An aggregator that was started again does not wait for them.
+        """The members that have left the job, as aggregators have told, and whose results this worker has all. An aggregator that
+        was started again does not wait for them.
         """
 
     def __init__(
@@ -903,7 +903,9 @@ class Abort(_message.Message):
     """Why, for people."""
     @_builtins.property
     def fault(self) -> Global___Fault:
-        """From a relay: why its group does not contribute. All ranks get this fault as it is, about the key and the round."""
+        """From a relay: why its group does not contribute. From a worker that comes back: what it was told of the key, which an
+        aggregator that was started again does not know. All ranks get this fault as it is, about the key and the round.
+        """
 
     def __init__(
         self,

@@ -433,12 +433,14 @@ def test_a_worker_whose_connection_breaks_after_its_goodbye_says_it_again(job: J
     assert isinstance(refusal, TakenError)
 
 
-def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
-    """No rank can need a sum of it."""
+def test_a_worker_that_took_part_in_nothing_is_released_when_all_know() -> None:
+    """No rank can need a sum of it. But the next process of this aggregator would wait for it."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         job.join(hello(rank, resuming=False), "peer", 0.0)
-    assert job.leave(1, 5.0) == [sync(1, 0, 2), Release(1)]
+    assert job.leave(1, 5.0) == [sync(1, 0, 2)]
+    assert job.synced(0, 1, 5.0) == []
+    assert job.synced(2, 1, 5.0) == [Release(1)]
 
 
 def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(job: Job) -> None:

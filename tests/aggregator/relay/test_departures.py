@@ -129,7 +129,7 @@ def test_a_relay_knows_which_other_groups_have_left() -> None:
 def test_a_relay_that_lacks_a_result_says_nothing_of_departures() -> None:
     """The member that has left has that result, so the owner must not be told to do without it."""
     owner, relay = Process(100), Process(1)
-    workers = [relay.join(hello(rank, num_workers=3)) for rank in range(2)]
+    workers = [relay.join(hello(rank)) for rank in range(2)]
     job = workers[0].job
     assert isinstance(job, HostJob)
     uplinks = Uplinks(relay, job, [owner])
@@ -140,12 +140,14 @@ def test_a_relay_that_lacks_a_result_says_nothing_of_departures() -> None:
         relay.say(peer, declare=pb.Declare(keys=[key(0)]))
         relay.say(peer, **push(b"abcd"))
     uplinks.run()
-    assert list(job.hello(0, True).departures) == []
+    job.uplink.welcomed(pb.Welcome(departures=[left(3)]))
+    # Rank 2 had left before.
+    assert list(job.hello(0, True).departures) == [left(2)]
 
 
 def test_the_last_departure_of_a_member_counts() -> None:
     """A member is known by its ranks on its level."""
-    known = KnownDepartures()
+    known = KnownDepartures(1)
     known.note([left(1), left(1, level=1), pb.Departure(ranks=[1], incarnation=5)])
     assert list(known) == [pb.Departure(ranks=[1], incarnation=5), left(1, level=1)]
 

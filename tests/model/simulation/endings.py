@@ -63,13 +63,13 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
         case Ending.ABORT:
             key = random.choice(fleet.key_operations())
             if fleet.reserve(rank, key, 0):
-                oracle.allow(AbortedError, RoundTimeoutError, key=key)
+                oracle.allow(AbortedError, key=key)
                 ticket, _ = fleet.reserved[rank].pop()
                 oracle.forbid_results(key, ticket.round)
                 ticket.abort("aborted on purpose")
                 worker.submit(fleet.now)
         case Ending.EARLY_LEAVE:
-            oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.allow(WorkerLostError)
             oracle.blame([rank], fleet.groupmates([rank]))
             fleet.leaving_ranks.add(rank)
         case Ending.LATE_JOIN:

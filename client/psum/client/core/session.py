@@ -115,7 +115,7 @@ class Session:
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
         self._operations.recorder = recorder
         self._shares_known = shares_known
-        self._departures = KnownDepartures()
+        self._departures = KnownDepartures(len(self._addresses))
         self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
@@ -208,7 +208,10 @@ class Session:
 
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None if nothing may be sent now."""
-        return self._windows[aggregator].next_message()
+        message = self._windows[aggregator].next_message()
+        if message is None:
+            self._note_settled(aggregator)
+        return message
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
         """Handles a message from an aggregator that no payload follows. See `handle`."""
@@ -285,12 +288,9 @@ class Session:
         self._departures.note(welcome.departures)
 
     def departures(self, aggregator: int) -> list[pb.Departure]:
-        """The members that have left the job, for the next hello to an aggregator, which may have been started again.
-
-        A member that has left has all results of what it took part in. While this worker lacks one, the aggregator must
-        not go on without that member, which may come back once more. Then none is listed.
-        """
-        return list(self._departures) if self._windows[aggregator].settled else []
+        """The members that have left, for the next hello to an aggregator, which may have been started again."""
+        self._note_settled(aggregator)
+        return self._departures.for_next_process(aggregator)
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream to an aggregator."""
@@ -336,6 +336,10 @@ class Session:
             assert (rounds.running is None) or rounds.running.round == rounds.round
             assert all(round >= rounds.round for round in rounds.waiting)
 
+    def _note_settled(self, aggregator: int) -> None:
+        if self._departures.may_lack(aggregator) and self._windows[aggregator].settled:
+            self._departures.lacks_nothing(aggregator)
+
     def _share_links(self, weights: Sequence[int]) -> None:
         if self._relayed:
             # The only connection is the relay's.
@@ -351,6 +355,7 @@ class Session:
         if fault.key is None:
             self.fail(fault)
         elif (key := self._registry.by_id(fault.key)) is not None:
+            self._operations.note_fault(key, fault)
             self._operations.fail_key(key, fault)
 
     def _result(self, aggregator: int, row: ShardRound, payload: memoryview, now: float) -> None:

@@ -293,10 +293,7 @@ class HostJob(Job):
         connect = self._connect() if self.workers else []
         if not self._connecting:
             return actions
-        fault = failure.to_message()
-        fault.ClearField("id")
-        fault.ClearField("round")
-        return [*connect, *actions, PartUplinks(pb.Goodbye(fault=fault))]
+        return [*connect, *actions, PartUplinks(pb.Goodbye(fault=failure.of_the_job().to_message()))]
 
     def end(self) -> None:
         """See Job."""
@@ -371,18 +368,16 @@ class HostJob(Job):
             self._from_above = False
 
     def _key_failed(self, key: Key, failure: FaultError) -> list[Action]:
-        """A key has failed. Unless the owners said so, they are told, so that no other group waits for this one."""
+        """A key has failed. Unless the owners said so, they are told, so that no other group waits for this one. Those
+        that are started again are told in any case."""
         if failure.key is None:
             # The whole job fails.
             return []
-        abort = None
-        if not self._from_above:
-            fault = failure.to_message()
-            abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure), fault=fault)
-            if key.id not in self.uplink.keys:
-                owners = {shard.index: shard.owner for shard in key.declared.shards}
-                self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
-        self.uplink.fail_key(key, abort)
+        abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure), fault=failure.to_message())
+        if key.id not in self.uplink.keys:
+            owners = {shard.index: shard.owner for shard in key.declared.shards}
+            self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
+        self.uplink.fail_key(key, abort, known=self._from_above)
         # The credit of its shards has come back too.
         return [SendUplinks()]
 

@@ -109,7 +109,7 @@ class Uplink:
         """Sums that an owner asked for and that this relay does not keep, by (key's id, shard)."""
         self.syncs: dict[tuple[int, int], Sequence[pb.Departure]] = {}
         """The syncs that the group has not confirmed yet, by (uplink, number): who is about to leave."""
-        self.departures = KnownDepartures()
+        self.departures = KnownDepartures(len(self.addresses))
         """The other members that have left, as the owners or the group's workers have told."""
         self.keys: dict[int, ForwardedKey] = {}
         """The keys by id."""
@@ -231,12 +231,13 @@ class Uplink:
             del self.syncs[uplink, number]
             self.windows[uplink].syncs.append(number)
 
-    def fail_key(self, key: Key, abort: pb.Abort | None) -> None:
+    def fail_key(self, key: Key, abort: pb.Abort, *, known: bool) -> None:
         """Ends a key, which has failed in the group.
 
         Args:
             key: The key.
-            abort: What the owners are told; None: they know it.
+            abort: What the owners are told.
+            known: Whether they know it. Then only an owner that is started again is told.
         """
         forwarded = self.keys.get(key.id)
         if forwarded is None or forwarded.failed:
@@ -251,13 +252,14 @@ class Uplink:
         for shard in forwarded.shards.values():
             # An entry may stay in a queue. The memory must not.
             shard.value = None
-        if abort is not None:
-            if not forwarded.declared:
-                forwarded.declared = True
-                first = {shard.index: shard.round for shard in key.declared.shards}
-                forwarded.rounds = {index: first[index] for index in forwarded.owners}
+        forwarded.abort = abort
+        if not forwarded.declared:
+            forwarded.declared = True
+            first = {shard.index: shard.round for shard in key.declared.shards}
+            forwarded.rounds = {index: first[index] for index in forwarded.owners}
+            if not known:
                 self._declare(forwarded)
-            forwarded.abort = abort
+        if not known:
             for uplink in forwarded.uplinks:
                 self.windows[uplink].aborts.append(abort)
 
@@ -344,6 +346,8 @@ class Uplink:
             # Not before: the owner would miss the contributions of these ranks that are still to be sent.
             self._goodbyes[aggregator] = False
             return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(self._left))))
+        if message is None:
+            self._note_settled(aggregator)
         return message
 
     def following(self, aggregator: int) -> list[memoryview]:
@@ -418,7 +422,8 @@ class Uplink:
 
     def departures_for(self, aggregator: int) -> list[pb.Departure]:
         """The other members that have left, for the next hello on an uplink. See Session.departures."""
-        return list(self.departures) if self.windows[aggregator].settled else []
+        self._note_settled(aggregator)
+        return self.departures.for_next_process(aggregator)
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream."""
@@ -461,6 +466,10 @@ class Uplink:
                 assert forwarded.rounds[index] == shard.round
         for key_id, index in self.wanted:
             assert index not in self.keys[key_id].sums
+
+    def _note_settled(self, aggregator: int) -> None:
+        if self.departures.may_lack(aggregator) and self.windows[aggregator].settled:
+            self.departures.lacks_nothing(aggregator)
 
     def _declare(self, forwarded: ForwardedKey) -> None:
         for uplink in forwarded.uplinks:
