@@ -61,6 +61,31 @@ def test_a_relay_goes_on_without_a_rank_that_left_before_it_was_started_again() 
     uplinks.job.check()
 
 
+def test_owners_hear_of_the_last_sum_before_they_hear_who_has_left() -> None:
+    """Relay and owner were started again. Rank 1 comes back and repeats its goodbye before rank 0 declares the key.
+
+    The owner must not take the round of another host, which lacks the last sum, for one that needs rank 1.
+    """
+    owner, relay = Process(100), Process(1)
+    other = owner.join(hello(2, group=0, num_workers=3, resuming=True))
+    owner.say(other, declare=pb.Declare(keys=[key(0)]))
+    owner.say(other, **push(b"\0\1\0\0"))
+    workers = [relay.join(hello(rank, num_workers=3, resuming=True)) for rank in range(2)]
+    uplinks = Uplinks(relay, workers[0].job, [owner])
+    relay.say(workers[1], declare=pb.Declare(keys=[key(0, round=1)]))
+    relay.say(workers[1], goodbye=pb.Goodbye())
+    uplinks.run()
+    assert other.kinds() == []
+    relay.say(workers[0], declare=pb.Declare(keys=[key(0, round=1)]))
+    uplinks.run()
+    assert other.kinds() == []
+    relay.say(workers[1], payload=b"abcd", restore=pb.Restore(shards=push(b"abcd")["push"].shards))
+    uplinks.run()
+    assert other.results() == [b"abcd"]
+    owner.say(other, **push(b"abcd", round=1))
+    assert [list(fault.ranks) for fault in other.faults()] == [[1]]
+
+
 def test_the_last_rank_of_a_group_leaves_after_it_has_told_that_the_others_have_left() -> None:
     """It said goodbye before the relay knew the group to be complete. The owners are told when it repeats that."""
     owner, relay = Process(100), Process(1)

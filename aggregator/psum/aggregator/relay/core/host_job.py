@@ -433,6 +433,10 @@ class HostJob(Job):
         if not self._gone or self.leaving:
             return []
         gone = {self.members.roster.member(rank) for rank in self._gone}
+        for forwarded in self.uplink.keys.values():
+            # An owner that was started again does not know yet that the group has the last sum.
+            if not (forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)):
+                return []
         for key in self.keys.values():
             for shard in key.shards.values():
                 # A thread may be making the sum. Before it is forwarded, the owner must not miss these ranks.
