@@ -99,8 +99,7 @@ def finish(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
     if fleet.oracle.strict:
         assert not fleet.oracle.open, f"{len(fleet.oracle.open)} operations wait although no message is in flight"
-        # A worker that has not heard its farewell may be told that its job has ended.
-        failed = [worker.rank for worker in fleet.workers if worker.session.failure is not None and not worker.leaving]
+        failed = [worker.rank for worker in fleet.workers if worker.session.failure is not None]
         assert not failed, f"ranks {failed} have failed"
     else:
         _wait(fleet, random, WORKER_TIMEOUT_SECONDS + ROUND_TIMEOUT_SECONDS + 20)

@@ -164,6 +164,10 @@ class WorkerProcess(Client):
                 if connection.resuming:
                     self.session.reconnected(index)
                 connection.resuming = True
+            case "fault" if self.leaving and message.fault.code == TakenError.code:
+                # Its farewell was lost, and the job has ended there.
+                self.lose(connection.process)
+                connection.gone = True
             case "fault" if self._waits_for_rank(message.fault, now):
                 # As psum.client.joining: leave all aggregators, then join all of them anew.
                 for other in self.connections:
