@@ -171,6 +171,31 @@ def test_a_training_survives_restarts(make_fleet: Callable[..., Fleet], plane: s
     assert results == [[expected(size, step) for step in range(steps) for size in SIZES]] * 4
 
 
+def test_a_restarted_relay_does_not_wait_for_a_rank_that_has_left(make_fleet: Callable[..., Fleet]) -> None:
+    """A rank leaves, then its relay and the owners are killed. The relay comes back with the ranks that stay."""
+    fleet = make_fleet(2)
+    relay = fleet.addresses[0]
+    with ThreadPoolExecutor(3) as pool:
+
+        def join(rank: int) -> psum.Client:
+            way = {"relay": relay, "local_size": 2, "local_rank": rank} if rank < 2 else {"relay": "off"}
+            return fleet.worker(rank, 3, keepalive=1.0, partition_bytes=PARTITION_BYTES, **way)
+
+        clients = list(pool.map(join, range(3), timeout=PATIENCE_SECONDS))
+        list(pool.map(lambda client: push_all(client, client.store(), 0), clients, timeout=PATIENCE_SECONDS))
+        clients[1].close()
+        restart(fleet, 0, 1)
+
+        def is_back() -> bool:
+            jobs = [job for address in fleet.addresses for job in psum.fetch_status(address).jobs]
+            groups = [[(worker.rank, worker.left) for worker in job.workers] for job in jobs if job.uplinks]
+            owners = [[list(worker.ranks) for worker in job.workers] for job in jobs if not job.uplinks]
+            return groups == [[(0, False), (1, True)]] and owners == [[[0, 1], []]] * 2
+
+        wait_until(is_back)
+        list(pool.map(lambda client: client.close(), (clients[0], clients[2]), timeout=PATIENCE_SECONDS))
+
+
 def test_two_levels(make_fleet: Callable[..., Fleet]) -> None:
     """Two hosts forward to a relay of their rack, which forwards to the owners; a third host has no relay."""
     fleet = make_fleet(4)

@@ -7,6 +7,7 @@ import pytest
 
 from psum.aggregator.core.actions import Action, PartUplinks
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import introduction
@@ -90,6 +91,10 @@ def other_groups_do_not_hear_of_a_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HostJob, "fail", mutant)
 
 
+def a_relay_waits_for_ranks_that_left_before_it_was_started_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Membership, "learn_departures", lambda *_: None)
+
+
 ALL = [
     a_sum_is_forwarded_before_all_ranks_have_contributed,
     a_key_is_declared_upward_before_all_ranks_have_declared_it,
@@ -98,4 +103,5 @@ ALL = [
     an_owner_that_was_started_again_is_sent_nothing_again,
     no_rank_is_asked_for_a_sum_that_an_owner_wants,
     other_groups_do_not_hear_of_a_failure,
+    a_relay_waits_for_ranks_that_left_before_it_was_started_again,
 ]

@@ -191,6 +191,7 @@ class Membership:
             age_seconds=process_name.age_seconds(),
             resuming=resuming,
             placement=PLACEMENT_BY_ROLES if self._by_roles else PLACEMENT_BY_WEIGHTS,
+            departures=self._session.departures(aggregator) if resuming else (),
         )
         self._route.describe(hello)
         return hello

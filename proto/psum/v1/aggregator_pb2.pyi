@@ -377,6 +377,7 @@ class Hello(_message.Message):
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
     NEXT_RELAYS_FIELD_NUMBER: _builtins.int
     FORWARDED_BY_FIELD_NUMBER: _builtins.int
+    DEPARTURES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -441,6 +442,12 @@ class Hello(_message.Message):
     def forwarded_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """From a relay: the incarnations of the aggregator processes that forwarded this, so that a cycle is noticed."""
 
+    @_builtins.property
+    def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Departure]:
+        """The members that have left the job, as aggregators have told, and whose results this worker has all. An aggregator that
+        was started again does not wait for them.
+        """
+
     def __init__(
         self,
         *,
@@ -464,14 +471,49 @@ class Hello(_message.Message):
         group_size: _builtins.int = ...,
         next_relays: _abc.Iterable[Global___Relay] | None = ...,
         forwarded_by: _abc.Iterable[_builtins.int] | None = ...,
+        departures: _abc.Iterable[Global___Departure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "forwarded_by", b"forwarded_by", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "departures", b"departures", "forwarded_by", b"forwarded_by", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Departure(_message.Message):
+    """A member that has left a job in good order. It has all results of what it took part in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANKS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The incarnation in its hello."""
+    level: _builtins.int
+    """Whose member it is. 0: of the aggregator that sends or receives this, where the worker of this stream is a member too.
+    1: of the aggregators, or the relay, that this one forwards to. 2: of those behind that relay, and so on.
+    """
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ranks that it stands for, in ascending order: more than one only if it is a relay."""
+
+    def __init__(
+        self,
+        *,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+        incarnation: _builtins.int = ...,
+        level: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "level", b"level", "ranks", b"ranks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Departure: _TypeAlias = Departure  # noqa: Y015
 
 @_typing.final
 class Relay(_message.Message):
@@ -517,6 +559,7 @@ class Welcome(_message.Message):
     STAGING_FIELD_NUMBER: _builtins.int
     DATA_ANSWERS_FIELD_NUMBER: _builtins.int
     RELAYS_FIELD_NUMBER: _builtins.int
+    DEPARTURES_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -549,6 +592,10 @@ class Welcome(_message.Message):
     """
     relays: _builtins.bool
     """Whether the aggregator is a relay for this worker, as the worker's group_size asks for."""
+    @_builtins.property
+    def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Departure]:
+        """The members that have left the job."""
+
     def __init__(
         self,
         *,
@@ -564,10 +611,11 @@ class Welcome(_message.Message):
         staging: _builtins.bool = ...,
         data_answers: _builtins.bool = ...,
         relays: _builtins.bool = ...,
+        departures: _abc.Iterable[Global___Departure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -855,7 +903,9 @@ class Abort(_message.Message):
     """Why, for people."""
     @_builtins.property
     def fault(self) -> Global___Fault:
-        """From a relay: why its group does not contribute. All ranks get this fault as it is, about the key and the round."""
+        """From a relay: why its group does not contribute. From a worker that comes back: what it was told of the key, which an
+        aggregator that was started again does not know. All ranks get this fault as it is, about the key and the round.
+        """
 
     def __init__(
         self,
@@ -1156,16 +1206,22 @@ class Sync(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
+    DEPARTURES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The number that the answer must repeat."""
+    @_builtins.property
+    def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Departure]:
+        """The members that are about to leave, for this worker's next hello."""
+
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
+        departures: _abc.Iterable[Global___Departure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["departures", b"departures", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

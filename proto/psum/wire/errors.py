@@ -135,6 +135,10 @@ class FaultError(PsumError):
         """Return the protocol's message for this fault."""
         return pb.Fault(code=self.code, text=str(self), id=self.key, round=self.round, ranks=self.ranks)
 
+    def of_the_job(self) -> "FaultError":
+        """Return this fault as one of the whole job, which names no key."""
+        return self if self.key is None else type(self)(str(self), ranks=self.ranks)
+
     @staticmethod
     def from_message(message: pb.Fault) -> "FaultError":
         """Return the exception for a received fault. An unknown code gives a plain FaultError."""

@@ -43,6 +43,11 @@ def job() -> Job:
     return job
 
 
+def sync(leaving: int, *others: int) -> Sync:
+    """What the others are asked when a rank leaves."""
+    return Sync(leaving, others, (pb.Departure(ranks=[leaving], incarnation=100 + leaving),))
+
+
 def declare(job: Job, rank: int, round: int) -> list[Action]:
     """A rank declares the round that it is at: the first one whose sum it lacks."""
     key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4])
@@ -392,9 +397,9 @@ def summed_once(job: Job) -> None:
 def test_a_worker_is_released_when_the_others_have_received_their_sums(job: Job) -> None:
     """Its goodbye is answered when each connected rank has confirmed; a rank that leaves too needs nothing more."""
     summed_once(job)
-    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    assert job.leave(2, 5.0) == [sync(2, 0, 1)]
     assert job.synced(0, 2, 5.0) == []
-    assert job.leave(1, 5.0) == [Sync(1, (0,)), Release(2)]
+    assert job.leave(1, 5.0) == [sync(1, 0), Release(2)]
     assert job.synced(0, 1, 5.0) == [Release(1)]
     assert job.leave(0, 6.0) == [Release(0)]
     # Its memory is kept as long as one of them may still answer.
@@ -408,7 +413,7 @@ def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
     """A rank that does not answer delays another one's end only for a while."""
     summed_once(job)
     job.lost(0, 4.0)
-    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    assert job.leave(2, 5.0) == [sync(2, 0, 1)]
     assert job.synced(1, 2, 5.0) == []
     assert job.tick(5.0 + RELEASE_SECONDS / 2) == []
     assert job.tick(5.0 + RELEASE_SECONDS) == [Release(2)]
@@ -418,22 +423,24 @@ def test_a_worker_is_released_after_a_while_in_any_case(job: Job) -> None:
 def test_a_worker_whose_connection_breaks_after_its_goodbye_says_it_again(job: Job) -> None:
     """If it were refused, it would end, although other aggregators may still need its sums."""
     summed_once(job)
-    assert job.leave(2, 5.0) == [Sync(2, (0, 1))]
+    assert job.leave(2, 5.0) == [sync(2, 0, 1)]
     job.lost(2, 5.5)
     assert job.join(hello(2), "peer", 6.0) == ([], None)
-    assert job.leave(2, 6.0) == [Sync(2, (0, 1))]
+    assert job.leave(2, 6.0) == [sync(2, 0, 1)]
     assert job.synced(0, 2, 6.0) == []
     assert job.synced(1, 2, 6.0) == [Release(2)]
     _, refusal = job.join(hello(2, incarnation=7), "peer", 7.0)
     assert isinstance(refusal, TakenError)
 
 
-def test_a_worker_that_took_part_in_nothing_is_released_at_once() -> None:
-    """No rank can need a sum of it."""
+def test_a_worker_that_took_part_in_nothing_is_released_when_all_know() -> None:
+    """No rank can need a sum of it. But the next process of this aggregator would wait for it."""
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     for rank in range(3):
         job.join(hello(rank, resuming=False), "peer", 0.0)
-    assert job.leave(1, 5.0) == [Release(1)]
+    assert job.leave(1, 5.0) == [sync(1, 0, 2)]
+    assert job.synced(0, 1, 5.0) == []
+    assert job.synced(2, 1, 5.0) == [Release(1)]
 
 
 def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(job: Job) -> None:
@@ -441,7 +448,7 @@ def test_a_worker_that_leaves_after_a_restart_stays_for_ranks_that_are_not_back(
     job = Job(hello(0), Limits(worker_timeout=30, round_timeout=600))
     job.join(hello(2), "peer", 0.0)
     declare(job, 2, 6)
-    assert job.leave(2, 1.0) == [Sync(2, (0, 1))]
+    assert job.leave(2, 1.0) == [sync(2, 0, 1)]
     job.join(hello(0), "peer", 1.0)
     declare(job, 0, 5)
     assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
@@ -455,7 +462,7 @@ def test_a_worker_that_leaves_does_not_fail_those_who_wait_for_a_sum_that_it_has
     declare(job, 2, 6)
     declare(job, 0, 5)
     assert push(job, 0, 5) == [Ask(2, ((7, 0, 5),))]
-    assert job.leave(2, 2.0) == [Sync(2, (0, 1))]
+    assert job.leave(2, 2.0) == [sync(2, 0, 1)]
     job.check()
     [action] = give_back(job, 2, 5)
     assert isinstance(action, Deliver)

@@ -308,7 +308,7 @@ def test_a_relay_leaves_with_all_its_ranks(job: Job) -> None:
     job.summed(action.key, 0, "sum")
     job.leave_partly(1, [1])
     [sync] = job.leave(1, 2.0)
-    assert sync == Sync(1, (0, 4))
+    assert sync == Sync(1, (0, 4), (pb.Departure(ranks=[1, 2, 3], incarnation=101),))
     assert job.members.departures.left == {1, 2, 3}
     for first in (0, 4):
         job.leave(first, 2.0)

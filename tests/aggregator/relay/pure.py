@@ -164,8 +164,9 @@ class Uplinks:
 
     def connect(self, index: int, *, resuming: bool = False) -> None:
         """Opens a stream to one owner."""
-        self.peers[index] = self.owners[index].join(self.job.hello(index, resuming))
+        self.peers[index] = peer = self.owners[index].join(self.job.hello(index, resuming))
         self.job.uplink.let_in(index)
+        self.job.uplink.welcomed(pb.Welcome(departures=peer.job.departures()))
         if resuming:
             self.job.uplink.reconnected(index)
 

@@ -10,7 +10,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns
-from psum.wire.errors import InternalError
+from psum.wire.errors import InternalError, WorkerLostError
 from tests.aggregator.relay.pure import Peer, Process, Uplinks, hello, key, pull, push
 
 
@@ -237,6 +237,21 @@ def test_an_owner_s_fault_is_told_verbatim(hosts: Hosts) -> None:
     assert len({faults[0].text for faults in told}) == 1
     assert "ranks 0-1" in told[0][0].text
     assert "ranks 2-3" in told[0][0].text
+
+
+def test_an_owner_that_was_started_again_is_told_of_a_key_that_had_failed(hosts: Hosts) -> None:
+    """The owner is killed before all groups have heard of the failure. Those who have tell the next process."""
+    hosts.declare(key(0))
+    owner, peer = hosts.uplinks[1].pairs()[0]
+    owner.runner.perform(peer.job, peer.job.lost(peer.rank, 0.0))
+    hosts.uplinks[1].peers[0] = None
+    owner.connections.pop((id(peer.job), peer.rank))
+    fault = WorkerLostError("rank 3 has left", key=7, round=0, ranks=[3])
+    owner.runner.perform(peer.job, peer.job.rounds.fail_key(peer.job.keys[7], fault))
+    hosts.settle()
+    assert [worker.faults() for worker in hosts.workers] == [[fault.to_message()]] * 2 + [[]] * 2
+    hosts.restart_owner()
+    assert [worker.faults() for worker in hosts.workers] == [[]] * 2 + [[fault.to_message()]] * 2
 
 
 def test_a_lost_worker_fails_the_job_everywhere_and_is_named(hosts: Hosts) -> None:

@@ -50,6 +50,37 @@ def test_a_sync_of_a_stream_that_broke_is_not_answered_on_the_next_one(session: 
     assert sent(session) == []
 
 
+def test_departures_are_told_to_the_next_aggregator_process_when_no_sum_is_lacking(session: Session) -> None:
+    """Those who have left have that sum. The aggregator must not go on without them while this rank may need it."""
+    gone = [pb.Departure(ranks=[rank], incarnation=100 + rank) for rank in (1, 2)]
+    session.welcomed(pb.Welcome(departures=gone[:1]))
+    session.receive(0, encode(pb.ExchangeResponse(sync=pb.Sync(number=2, departures=gone[1:]))), 0.0)
+    assert session.departures(0) == []
+    [_, push] = sent(session)
+    assert session.departures(0) == []
+    session.receive(0, encode(pb.ExchangeResponse(result=pb.Result(shards=push.push.shards)), bytes(16)), 0.0)
+    sent(session)
+    # They had left before that.
+    ticket = reserve(session, "")
+    view = np.zeros(4, np.int32).view(np.uint8).data
+    ticket.start(view, view, lambda _: None)
+    session.submit(ticket, 0.0)
+    assert session.departures(0) == gone
+
+
+def test_an_aggregator_that_was_started_again_is_told_what_failed(session: Session) -> None:
+    """Other ranks may not have heard of it, and would wait for this one until the round timeout."""
+    [declare, _] = sent(session)
+    [key] = declare.declare.keys
+    fault = pb.Fault(code=pb.FAULT_CODE_WORKER_LOST, id=key.id, round=0, text="rank 1 has left", ranks=[1])
+    session.receive(0, encode(pb.ExchangeResponse(fault=fault)), 0.0)
+    assert sent(session) == []
+    session.reconnected(0)
+    [declare, abort] = sent(session)
+    assert [each.id for each in declare.declare.keys] == [key.id]
+    assert abort.abort == pb.Abort(id=key.id, text="rank 1 has left", fault=fault)
+
+
 def reserve(session: Session, label: str, key: str = "0") -> Ticket:
     return session.reserve(0, key, (4,), ElementType.INT32, Operation.SUM, 0, label)
 

@@ -103,3 +103,6 @@ def test_operations_that_wait_for_the_weights_fail_with_them(of_the_job: bool) -
     with pytest.raises(WorkerLostError, match="rank 1 vanished"):
         ranks.push(0, "w")
     assert not session.busy
+    # So it is passed on to all aggregators.
+    assert isinstance(session.failure, WorkerLostError)
+    assert session.failure.key is None

@@ -243,6 +243,38 @@ async def test_streams_that_break_at_once_are_opened_ever_more_slowly() -> None:
     assert breaking.opened[7] - breaking.opened[0] > 0.9
 
 
+class Ended(Aggregator):
+    """A server that loses the farewell of a worker, and when that comes back says that the job has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streams = 0
+
+    async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        self.streams += 1
+        async for data in requests:
+            request = pb.ExchangeRequest.FromString(data)
+            if request.HasField("goodbye"):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection breaks")
+            if request.hello.resuming:
+                text = "job 'job' has ended, and rank 0 had left it"
+                yield pb.ExchangeResponse(fault=pb.Fault(code=pb.FAULT_CODE_TAKEN, text=text)).SerializeToString()
+            elif request.HasField("hello"):
+                yield WELCOME.SerializeToString()
+
+
+async def test_a_worker_that_has_left_may_find_that_its_job_has_ended() -> None:
+    """That is no failure, which the worker would pass on to aggregators where others still need their sums."""
+    ended = Ended()
+    async with ended as settings:
+        client = await asyncio.to_thread(psum.connect, settings)
+        began = time.monotonic()
+        await asyncio.to_thread(client.close, 20.0)
+        assert time.monotonic() - began < 20.0
+    assert ended.streams == 2
+    assert isinstance(client._session.failure, psum.ClosedError)
+
+
 @pytest.mark.parametrize(
     ("hello", "share"),
     [

@@ -199,9 +199,8 @@ class AggregatorProcess:
             replaced.closing = True
         self.connections[id(job), hello.rank] = connection
         stream.joined = job, hello.rank
-        connection.queue.put_control(
-            pb.ExchangeResponse(welcome=pb.Welcome(plane=pb.PLANE_INLINE, relays=hello.group_size > 0))
-        )
+        welcome = pb.Welcome(plane=pb.PLANE_INLINE, relays=hello.group_size > 0, departures=job.departures())
+        connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
 
     def _handle(self, job: Job, rank: int, request: pb.ExchangeRequest, payload: memoryview, now: float) -> None:
         job.workers[rank].last_heard = now

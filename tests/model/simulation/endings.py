@@ -63,13 +63,13 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
         case Ending.ABORT:
             key = random.choice(fleet.key_operations())
             if fleet.reserve(rank, key, 0):
-                oracle.allow(AbortedError, RoundTimeoutError, key=key)
+                oracle.allow(AbortedError, key=key)
                 ticket, _ = fleet.reserved[rank].pop()
                 oracle.forbid_results(key, ticket.round)
                 ticket.abort("aborted on purpose")
                 worker.submit(fleet.now)
         case Ending.EARLY_LEAVE:
-            oracle.allow(WorkerLostError, RoundTimeoutError)
+            oracle.allow(WorkerLostError)
             oracle.blame([rank], fleet.groupmates([rank]))
             fleet.leaving_ranks.add(rank)
         case Ending.LATE_JOIN:
@@ -95,10 +95,12 @@ def finish(fleet: Fleet, random: Random) -> None:
         fleet.settle(random, reconnect=True)
     steps.catch_up(fleet, random)
     if fleet.plan.ending is Ending.ALL_LEAVE and random.random() < 0.7:
-        _leave_one_by_one(fleet, random)
+        (_leave_before_a_restart if random.random() < 0.3 else _leave_one_by_one)(fleet, random)
     fleet.settle(random, reconnect=True)
     if fleet.oracle.strict:
         assert not fleet.oracle.open, f"{len(fleet.oracle.open)} operations wait although no message is in flight"
+        failed = [worker.rank for worker in fleet.workers if worker.session.failure is not None]
+        assert not failed, f"ranks {failed} have failed"
     else:
         _wait(fleet, random, WORKER_TIMEOUT_SECONDS + ROUND_TIMEOUT_SECONDS + 20)
         assert not fleet.oracle.open, f"{len(fleet.oracle.open)} operations wait after all time-outs have passed"
@@ -211,6 +213,33 @@ def _leave_one_by_one(fleet: Fleet, random: Random) -> None:
             name = random.choice(faults)
             fleet.log(f"  {name} as workers leave")
             steps.STEPS[name](fleet, random)
+
+
+def _leave_before_a_restart(fleet: Fleet, random: Random) -> None:
+    """Let some ranks leave in order while ranks of other groups lack the last sums. Then kill some processes.
+
+    The next processes must not wait for the ranks that have left.
+    """
+    group = random.choice([relay.ranks for relay in fleet.plan.relays] or [tuple(range(fleet.plan.workers))])
+    done = {client for rank in group for client in fleet.clients_above(rank)}
+    # The ranks that leave stay until the others of their group have all results.
+    behind = {("receive", c, a) for c, a in fleet.links if c not in done and random.random() < 0.7}
+    fleet.settle(random, behind, reconnect=True)
+    leaving = random.sample(group, random.randint(1, len(group)))
+    for rank in leaving:
+        if not fleet.workers[rank].busy:
+            fleet.leaving_ranks.add(rank)
+    fleet.settle(random, behind)
+    processes = range(fleet.plan.processes)
+    for index in random.sample(processes, random.randint(0, len(processes))):
+        fleet.kill_aggregator(index, "is killed after some ranks have left")
+        fleet.start_aggregator(index)
+    if random.random() < 0.5:
+        steps.random_moves(fleet, random, 60)
+    if random.random() < 0.5:
+        # Those that stay may do so for long, for example to save what was trained.
+        fleet.settle(random, reconnect=True)
+        fleet.pass_time(WORKER_TIMEOUT_SECONDS + 5)
 
 
 def _wait(fleet: Fleet, random: Random, seconds: float) -> None:

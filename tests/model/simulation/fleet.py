@@ -168,6 +168,8 @@ class Fleet:
         """Let a client send a message."""
         if number in self.leaving_ranks and not self.workers[number].busy:
             self.workers[number].leaving = True
+            # The program has closed its client. What it has reserved is never started.
+            self.reserved[number].clear()
         client = self.client(number)
         return client is not None and client.send(index, self.plan.window, self.now)
 

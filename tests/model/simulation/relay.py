@@ -76,6 +76,7 @@ class Uplinks(Client):
         match message.WhichOneof("kind"):
             case "welcome":
                 connection.welcomed = True
+                self.job.uplink.welcomed(message.welcome)
                 if connection.resuming or connection.reopened:
                     self.job.uplink.reconnected(index)
                 connection.resuming = True

@@ -105,6 +105,7 @@ class WorkerProcess(Client):
             age_seconds=now - self._started_at,
             resuming=self.connections[index].resuming,
             placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
+            departures=self.session.departures(index),
         )
         self._route.describe(hello)
         return hello
@@ -159,9 +160,14 @@ class WorkerProcess(Client):
             case "welcome":
                 assert message.welcome.relays is bool(self._route.relay)
                 connection.welcomed = True
+                self.session.welcomed(message.welcome)
                 if connection.resuming:
                     self.session.reconnected(index)
                 connection.resuming = True
+            case "fault" if self.leaving and message.fault.code == TakenError.code:
+                # Its farewell was lost, and the job has ended there.
+                self.lose(connection.process)
+                connection.gone = True
             case "fault" if self._waits_for_rank(message.fault, now):
                 # As psum.client.joining: leave all aggregators, then join all of them anew.
                 for other in self.connections:

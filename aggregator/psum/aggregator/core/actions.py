@@ -91,10 +91,12 @@ class Sync:
     Attributes:
         number: The number that they repeat in the answer.
         ranks: The ranks to ask.
+        departures: The members that are about to leave.
     """
 
     number: int
     ranks: tuple[int, ...]
+    departures: tuple[pb.Departure, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

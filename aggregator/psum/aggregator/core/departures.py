@@ -1,7 +1,8 @@
 """Departures: which workers may leave a job, and when.
 
 A worker that says goodbye is released when every other rank has received the sums of all rounds that it contributed to.
-Until then this aggregator, or a new process of it, may need a sum that only this worker has.
+Until then this aggregator, or a new process of it, may need a sum that only this worker has. The others also know then
+that it leaves: a new process of this aggregator must not wait for it.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class Departures:
         return bool(workers) and all(worker.left and worker.release_at is None for worker in workers)
 
     def begin(self, rank: int, now: float) -> list[Action]:
-        """Handles a member's goodbye: asks the ranks that may lack a sum of it whether they do."""
+        """Handles a member's goodbye: tells those who stay, and asks them whether they lack a sum of it."""
         worker = self._workers[rank]
         worker.left = worker.taking_leave = True
         self.left.update(worker.ranks)
@@ -55,7 +56,7 @@ class Departures:
         for other in self._workers.values():
             other.needed_by.difference_update(worker.ranks)
         asked = tuple(sorted(worker.needed_by - {_UNKNOWN}))
-        return [Sync(rank, asked)] if asked else []
+        return [Sync(rank, asked, (worker.departure(),))] if asked else []
 
     def synced(self, rank: int, leaving: int) -> None:
         """Notes that a rank lacks no sum that the leaving rank may have."""
@@ -72,10 +73,9 @@ class Departures:
         return released
 
     def _who_may_need(self, worker: Worker) -> set[int]:
-        """The members that may lack a sum that this one has."""
-        workers = self._workers
+        """The members that may lack a sum that this one has, or do not know yet that it leaves."""
+        staying = {member for member, other in self._workers.items() if not other.left}
         if worker.hello.resuming:
             # It may have sums of an earlier process, to which not all ranks have come back yet.
-            absent = {*self._roster.not_joined(), *([_UNKNOWN] if self._roster.unknown else ())}
-            return absent | {member for member, other in workers.items() if not other.left}
-        return {member for member, other in workers.items() if not other.left} if worker.contributed else set()
+            return staying | {*self._roster.not_joined(), *([_UNKNOWN] if self._roster.unknown else ())}
+        return staying

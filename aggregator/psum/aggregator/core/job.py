@@ -124,6 +124,10 @@ class Job:
             return ([] if self.complete else self.fail(refusal, now)), refusal
         was_complete = self.complete
         refusal, failure = self.members.join(hello, peer, now)
+        if refusal is None and failure is None:
+            self.members.learn_departures(hello, peer, now)
+            # Each worker of a job keeps its hello, and each may list thousands.
+            del hello.departures[:]
         if self.complete and not was_complete:
             self._memory.trim(key for key in self.keys.values() if key.failure is None)
         return [] if failure is None else self.fail(failure, now), refusal
@@ -177,6 +181,15 @@ class Job:
         failure = membership_texts.ended_early(worker, goodbye.fault)
         return [*self.fail(failure, now, others), Release(rank)]
 
+    def departures(self) -> list[pb.Departure]:
+        """The members that have left, as each worker is told for its hello to the next aggregator process."""
+        return self.members.left_members()
+
+    def given_up(self, ranks: Sequence[int]) -> list[Action]:
+        """Ranks that had left before this aggregator process was started do not come back to it. Keys that need them
+        fail."""
+        return self.rounds.fail_deserted()
+
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
         """A worker has received all sums that the leaving rank may have; the number is that of the leaving rank."""
         self.members.departures.synced(rank, number)
@@ -192,6 +205,8 @@ class Job:
         if (failure := self.members.overdue(now)) is not None:
             return self.fail(failure, now)
         actions: list[Action] = [*self.credit.due(now), *self.members.departures.releases(now)]
+        if ranks := self.members.give_up_departed(now):
+            actions += self.given_up(ranks)
         while (overdue := self._open_shards.overdue(now)) is not None:
             actions += self.rounds.fail_key(*overdue)
         return actions + self._open_shards.warnings(now)

@@ -49,6 +49,8 @@ class Membership:
         """The last process that was refused because its rank is taken, by first rank."""
         self._left_before: set[int] = set()
         """Ranks that had left before this job began. They may join it again."""
+        self.departed: set[int] = set()
+        """The members that have left according to others, and have not come to this aggregator process."""
         self._resumed_at: float | None = None
         """When the first worker came back that had joined the job in an earlier aggregator process."""
         self._inherits = False
@@ -114,6 +116,7 @@ class Membership:
             holder.connected, holder.peer, holder.last_heard = True, peer, now
             holder.uncredited.clear()
             holder.taking_leave = False
+            self.departed.discard(hello.rank)
             return None, None
         if holder is not None and self._left_before.issuperset(ranks) and not hello.resuming:
             self._left_before.difference_update(ranks)
@@ -137,6 +140,57 @@ class Membership:
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
         return None, None
+
+    def left_members(self) -> list[pb.Departure]:
+        """The members that have left in good order, as the others tell the next aggregator process."""
+        return [
+            worker.departure()
+            for worker in self.workers.values()
+            if worker.left and not self._left_before.issuperset(worker.ranks)
+        ]
+
+    def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
+        """Adds the members that have left before this aggregator process was started, as a worker that comes back says.
+
+        They count as members, so that the job is complete without them. But they may come back, if they have not heard
+        that they may leave. Until that is out of the question, nothing fails because they have left; see
+        `give_up_departed`.
+
+        Args:
+            hello: The worker's hello; it has joined.
+            peer: Its address.
+            now: The time.
+        """
+        for each in hello.departures if hello.resuming else ():
+            ranks = tuple(each.ranks)
+            if (
+                each.level
+                or len(ranks) > self.roster.absent
+                or any(self.roster.member(rank) is not None for rank in ranks)
+            ):
+                continue
+            said = pb.Hello()
+            said.CopyFrom(hello)
+            said.rank, said.incarnation, said.worker = ranks[0], each.incarnation, "a process that had left before"
+            said.ranks[:] = ranks if len(ranks) > 1 else ()
+            del said.departures[:]
+            self.roster.add(ranks)
+            self.workers[ranks[0]] = Worker(
+                said, f"according to {peer}", joined=now, last_heard=now, connected=False, left=True, contributed=True
+            )
+            self.departed.add(ranks[0])
+
+    def give_up_departed(self, now: float) -> list[int]:
+        """The ranks that have left according to others, and by now have had the time to come back to this process.
+
+        What needs them fails from now on.
+        """
+        if not self.departed or self._resumed_at is None or now - self._resumed_at <= self._worker_timeout:
+            return []
+        left = self.departures.left
+        ranks = [rank for member in self.departed for rank in self.workers[member].ranks if rank not in left]
+        left.update(ranks)
+        return ranks
 
     def _taken(
         self, holders: Sequence[Worker], hello: pb.Hello, peer: str, now: float

@@ -241,6 +241,13 @@ class Registry:
                 f"{who}: {len(hello.weights)} weights {list(hello.weights)[:_MAX_SHOWN]} for {len(hello.aggregators)}"
                 " aggregators; expected none, or one for each, from 1"
             )
+        for each in hello.departures:
+            gone = list(each.ranks)
+            if not gone or gone != sorted(set(gone)) or gone[-1] >= hello.num_workers:
+                return InvalidError(
+                    f"{who}: it says that a member for {_listed(gone)} of {hello.num_workers} workers has left;"
+                    " expected each rank once, in ascending order"
+                )
         if hello.planes and pb.PLANE_INLINE not in hello.planes:
             return InvalidError(f"{who}: it does not offer the inline plane, which every worker must offer")
         return None

@@ -22,7 +22,7 @@ class Worker:
         left: Whether it said goodbye.
         taking_leave: Whether it said goodbye on its present connection.
         contributed: Whether it took part in any round. A worker that vanished before may be replaced.
-        needed_by: After its goodbye, the members that may still lack a sum that it has.
+        needed_by: After its goodbye, the members that may lack a sum that it has, or do not know of the goodbye.
         release_at: When it is released at the latest; None before its goodbye and after its release.
         received_bytes: Payload received from it.
         sent_bytes: Payload sent to it.
@@ -56,6 +56,10 @@ class Worker:
     def is_relay(self) -> bool:
         """Whether it is a relay, not a worker."""
         return bool(self.hello.ranks)
+
+    def departure(self) -> pb.Departure:
+        """What the others are told when it leaves."""
+        return pb.Departure(ranks=self.ranks, incarnation=self.hello.incarnation)
 
     def __str__(self) -> str:
         return f"{self.hello.worker or 'unnamed worker'} ({self.peer})"

@@ -105,10 +105,11 @@ class ActionRunner:
             case Ask(rank, rounds):
                 wanted = pb.Want(shards=to_columns([ShardRound(*round) for round in rounds]))
                 self._send(job, rank, pb.ExchangeResponse(want=wanted))
-            case Sync(number, ranks):
+            case Sync(number, ranks, departures):
                 for rank in ranks:
                     if (connection := self._connections(job, rank)) is not None:
-                        connection.queue.put_last(pb.ExchangeResponse(sync=pb.Sync(number=number)))
+                        sync = pb.Sync(number=number, departures=departures)
+                        connection.queue.put_last(pb.ExchangeResponse(sync=sync))
                         connection.filled.set()
             case EndStreams(ranks):
                 for rank in ranks:

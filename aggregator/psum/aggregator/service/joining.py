@@ -242,6 +242,7 @@ class Joining:
         _log.info("job %s: %s of %d %s, %s", job.name, ranks, hello.num_workers, did, worker)
         welcome = self._welcome()
         welcome.relays = bool(hello.group_size)
+        welcome.departures.extend(job.departures())
         lack = self._choose_plane(job, hello, connection, welcome)
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:

@@ -12,7 +12,7 @@ from psum.client.core.recorder import Recorder, ShardRecord
 from psum.client.core.send_window import SendWindow
 from psum.client.core.ticket import State, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import PsumError
+from psum.wire.errors import FaultError, PsumError
 
 
 class RunningOperations:
@@ -112,6 +112,13 @@ class RunningOperations:
         rounds.running = None
         rounds.round += 1
         self._finish(ticket, None)
+
+    def note_fault(self, key: Key, fault: FaultError) -> None:
+        """Notes what an aggregator has said of a key, for one that is started again: it does not know, and other ranks
+        may not have heard of it."""
+        rounds = self.rounds.get(key.id)
+        if rounds is not None and rounds.abort is None:
+            rounds.abort = pb.Abort(id=key.id, round=fault.round or 0, text=str(fault), fault=fault.to_message())
 
     def fail_key(self, key: Key, error: PsumError) -> None:
         """Ends all operations of a key with an error, now and from now on. Only the first error counts."""

@@ -97,6 +97,11 @@ class SendWindow(Generic[Item]):
         self._stalled_since: float | None = None
         """Since when a shard waits for credit."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether everything has its result."""
+        return not (self.outstanding or self.postponed or self.scheduler)
+
     def add(self, part: Item) -> None:
         """Queues a shard, or keeps it for the aggregator's next process."""
         if self.still_open is None or (*part.id, part.round) in self.still_open:
@@ -153,7 +158,7 @@ class SendWindow(Generic[Item]):
         if batch:
             return self._contribute(batch, now)
         # While something has no answer, this rank may lack a sum that only the rank that wants to leave has.
-        if self.syncs and not (self.outstanding or self.postponed or self.scheduler):
+        if self.syncs and self.settled:
             return encode(pb.ExchangeRequest(synced=pb.Synced(number=self.syncs.popleft())))
         return None
 

@@ -16,6 +16,7 @@ from psum.client.core.counters import Counters
 from psum.client.core.kept_sums import give_back, kept
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
+from psum.client.core.known_departures import KnownDepartures
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.recorder import Recorder
@@ -114,6 +115,7 @@ class Session:
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
         self._operations.recorder = recorder
         self._shares_known = shares_known
+        self._departures = KnownDepartures(len(self._addresses))
         self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
@@ -206,7 +208,10 @@ class Session:
 
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None if nothing may be sent now."""
-        return self._windows[aggregator].next_message()
+        message = self._windows[aggregator].next_message()
+        if message is None:
+            self._note_settled(aggregator)
+        return message
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
         """Handles a message from an aggregator that no payload follows. See `handle`."""
@@ -257,6 +262,7 @@ class Session:
                     rounds = self._operations.rounds.get(row.id)
                     self.counters.restores += give_back(self.rank, rounds, aggregator, row, window)
             case "sync":
+                self._departures.note(message.sync.departures)
                 window.syncs.append(message.sync.number)
             case "drain":
                 window.drain(to_rows(message.drain.open))
@@ -276,6 +282,15 @@ class Session:
             waiting_shards=sum(len(window.scheduler) for window in self._windows),
             under_way_bytes=sum(window.scheduler.under_way_bytes for window in self._windows),
         )
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """Takes what an aggregator said on a new stream."""
+        self._departures.note(welcome.departures)
+
+    def departures(self, aggregator: int) -> list[pb.Departure]:
+        """The members that have left, for the next hello to an aggregator, which may have been started again."""
+        self._note_settled(aggregator)
+        return self._departures.for_next_process(aggregator)
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream to an aggregator."""
@@ -321,6 +336,10 @@ class Session:
             assert (rounds.running is None) or rounds.running.round == rounds.round
             assert all(round >= rounds.round for round in rounds.waiting)
 
+    def _note_settled(self, aggregator: int) -> None:
+        if self._departures.may_lack(aggregator) and self._windows[aggregator].settled:
+            self._departures.lacks_nothing(aggregator)
+
     def _share_links(self, shares: Sequence[float]) -> None:
         if self._relayed:
             # The only connection is the relay's.
@@ -335,6 +354,7 @@ class Session:
         if fault.key is None:
             self.fail(fault)
         elif (key := self._registry.by_id(fault.key)) is not None:
+            self._operations.note_fault(key, fault)
             self._operations.fail_key(key, fault)
 
     def _result(self, aggregator: int, row: ShardRound, payload: memoryview, now: float) -> None:

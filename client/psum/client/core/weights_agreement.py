@@ -17,7 +17,7 @@ from psum.client.core.running_operations import RunningOperations
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
 from psum.wire import ElementType
-from psum.wire.errors import PsumError
+from psum.wire.errors import FaultError, PsumError
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,8 @@ class WeightsAgreement:
             self._registry.place(self._placement(weights))
             self._shares_known(self._aggregators.link_shares(weights, self._beside, total))
         else:
-            self._operations.fail(error)
+            # It is about a key, but this worker can go on with none. The other ranks must not wait for it.
+            self._operations.fail(error.of_the_job() if isinstance(error, FaultError) else error)
         for ticket, now in self._held:
             self._operations.submit(ticket, now)
         self._held.clear()

@@ -18,7 +18,7 @@ from psum.client.transport.stream import Stream
 from psum.planes import NAMES, usual_share
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import FAR_BATCH_BYTES
-from psum.wire.errors import AggregatorLostError, ConnectError
+from psum.wire.errors import AggregatorLostError, ConnectError, TakenError
 
 _log = logging.getLogger(__name__)
 
@@ -151,6 +151,12 @@ class AggregatorConnection:
                 pauses = backoff()
             try:
                 await self._open(patience, resuming=True)
+            except TakenError:
+                if self._leaving and self._parting is None:
+                    # Its farewell was lost, and the job has ended here. If this counted as a failure, it would end the
+                    # job at the other aggregators too.
+                    return
+                raise
             except OutOfPatienceError as error:
                 raise AggregatorLostError(
                     f"{self._session.title} lost its connection to aggregator {self.address} ({cause}) and could"
@@ -224,6 +230,7 @@ class AggregatorConnection:
             stream.use_inline()
         self.plane_name = NAMES[stream.plane.kind]
         self._session.use_plane(self.index, stream.plane)
+        self._session.welcomed(stream.welcome)
 
     def _part(self) -> float:
         """Which part of all bytes the aggregator sums, from 0 to 1."""

@@ -42,6 +42,9 @@ class Party(Protocol):
             ProtocolError: The message is wrong here.
         """
 
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """Takes what an aggregator said on a new stream."""
+
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream to an aggregator."""
 

@@ -35,6 +35,7 @@ from psum.aggregator.relay.core import introduction
 from psum.aggregator.relay.core.forwarded import owners_of
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.core.uplink import Arrived, Faulted, Noticed, Uplink
+from psum.client.core.known_departures import from_below, further_up
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
@@ -95,6 +96,8 @@ class HostJob(Job):
         """The ranks that the owner was told of: the round and the ranks, by (key's id, shard)."""
         self._told_before = 0
         """How many streams to owners had been opened again by then."""
+        self._leaving_told = False
+        """Whether the owners have been told that all ranks leave."""
         self._gone: set[int] = set()
         """Ranks that have left while others stay, and that the owners have not been told of."""
         self.rounds.key_failed = self._key_failed
@@ -116,7 +119,7 @@ class HostJob(Job):
         if key is None or key.failure is not None:
             return actions
         forwarded = self.uplink.learn(key, owners, declared.owner, rank)
-        if not forwarded.declared and self.complete and forwarded.declared_by.issuperset(self.members.roster.members):
+        if not forwarded.declared and self.complete and forwarded.declared_by.issuperset(self._declaring()):
             self.uplink.declare(forwarded)
             actions.append(SendUplinks())
         if self.uplink.take_back(forwarded):
@@ -185,7 +188,10 @@ class HostJob(Job):
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
         before = self.workers.get(hello.rank)
+        further = list(from_below(hello.departures))
         actions, refusal = super().join(hello, peer, now)
+        if refusal is None:
+            self.uplink.departures.note(further)
         if refusal is None and self.complete and self.failure is None:
             if not self._connecting:
                 actions = [*actions, *self._connect()]
@@ -203,7 +209,10 @@ class HostJob(Job):
             resuming: Whether this process was in the job before.
         """
         workers = list(self.workers.values())
-        return introduction.introduction(self._identity, workers, uplink, self._clock(), resuming=resuming)
+        departures = self.uplink.departures_for(uplink)
+        return introduction.introduction(
+            self._identity, workers, uplink, self._clock(), resuming=resuming, departures=departures
+        )
 
     @property
     def leaving(self) -> bool:
@@ -216,18 +225,19 @@ class HostJob(Job):
         worker = self.workers[rank]
         if worker.taking_leave:
             return []
-        first = not worker.left
-        last = self.complete and all(other.left for other in self.workers.values() if other is not worker)
         departures = self.members.departures
-        if last and first and self._connecting and self.failure is None:
-            departures.held = True
+        last = self.complete and all(other.left for other in self.workers.values() if other is not worker)
+        begins = last and self._connecting and not self._leaving_told and self.failure is None
+        if begins:
+            departures.held = self._leaving_told = True
+        new = set(worker.ranks) - departures.left
         actions = super().leave(rank, now)
-        if not first or self.failure is not None:
+        if self.failure is not None:
             return actions
-        if last and self._connecting:
+        if begins:
             actions.append(LeaveUplinks())
         elif not last:
-            self._gone.update(worker.ranks)
+            self._gone.update(new)
         return actions + self._settle_syncs(rank) + self._tell_gone()
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
@@ -236,6 +246,15 @@ class HostJob(Job):
         if self.failure is None:
             self._gone.update(ranks)
         return actions + self._tell_gone()
+
+    def departures(self) -> list[pb.Departure]:
+        """See Job. The workers also keep what the relay knows of other groups, for the case that both are killed."""
+        return [*super().departures(), *further_up(self.uplink.departures)]
+
+    def given_up(self, ranks: Sequence[int]) -> list[Action]:
+        """See Job. The owners are told, as of a rank that leaves while others stay."""
+        self._gone.update(ranks)
+        return super().given_up(ranks)
 
     def parted(self, now: float) -> list[Action]:
         """The owners have let the relay go, or cannot be reached any more: so may the last ranks."""
@@ -274,10 +293,7 @@ class HostJob(Job):
         connect = self._connect() if self.workers else []
         if not self._connecting:
             return actions
-        fault = failure.to_message()
-        fault.ClearField("id")
-        fault.ClearField("round")
-        return [*connect, *actions, PartUplinks(pb.Goodbye(fault=fault))]
+        return [*connect, *actions, PartUplinks(pb.Goodbye(fault=failure.of_the_job().to_message()))]
 
     def end(self) -> None:
         """See Job."""
@@ -328,6 +344,10 @@ class HostJob(Job):
         """Whether rank 0, the root of broadcasts, is in the group."""
         return 0 in self.workers
 
+    def _declaring(self) -> set[int]:
+        """The members that declare keys: not those that had left before this process was started."""
+        return set(self.members.roster.members) - self.members.departed
+
     def _connect(self) -> list[Action]:
         if self._connecting:
             return []
@@ -348,18 +368,16 @@ class HostJob(Job):
             self._from_above = False
 
     def _key_failed(self, key: Key, failure: FaultError) -> list[Action]:
-        """A key has failed. Unless the owners said so, they are told, so that no other group waits for this one."""
+        """A key has failed. Unless the owners said so, they are told, so that no other group waits for this one. Those
+        that are started again are told in any case."""
         if failure.key is None:
             # The whole job fails.
             return []
-        abort = None
-        if not self._from_above:
-            fault = failure.to_message()
-            abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure), fault=fault)
-            if key.id not in self.uplink.keys:
-                owners = {shard.index: shard.owner for shard in key.declared.shards}
-                self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
-        self.uplink.fail_key(key, abort)
+        abort = pb.Abort(id=key.id, round=failure.round or 0, text=str(failure), fault=failure.to_message())
+        if key.id not in self.uplink.keys:
+            owners = {shard.index: shard.owner for shard in key.declared.shards}
+            self.uplink.learn(key, owners, key.declared.owner, key.first_rank)
+        self.uplink.fail_key(key, abort, known=self._from_above)
         # The credit of its shards has come back too.
         return [SendUplinks()]
 
@@ -388,13 +406,13 @@ class HostJob(Job):
         """
         known = {which for which, _ in self._syncs.values()}
         actions: list[Action] = []
-        for which in self.uplink.syncs:
+        for which, leaving in self.uplink.syncs.items():
             if which in known:
                 continue
             number, self._next_sync = self._next_sync, self._next_sync + 1
             members = {member for member, worker in self.workers.items() if not worker.left}
             self._syncs[number] = which, members
-            actions.append(Sync(number, tuple(sorted(members))))
+            actions.append(Sync(number, tuple(sorted(members)), tuple(further_up(leaving))))
         return actions + self._settle_syncs()
 
     def _settle_syncs(self, member: int | None = None, number: int | None = None) -> list[Action]:
@@ -415,6 +433,10 @@ class HostJob(Job):
         if not self._gone or self.leaving:
             return []
         gone = {self.members.roster.member(rank) for rank in self._gone}
+        for forwarded in self.uplink.keys.values():
+            # An owner that was started again does not know yet that the group has the last sum.
+            if not (forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)):
+                return []
         for key in self.keys.values():
             for shard in key.shards.values():
                 # A thread may be making the sum. Before it is forwarded, the owner must not miss these ranks.

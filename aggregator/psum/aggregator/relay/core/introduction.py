@@ -43,7 +43,15 @@ def title(identity: Identity, workers: Sequence[Worker]) -> str:
     return f"the relay on {identity.name} for {rank_names(ranks_in(workers))}"
 
 
-def introduction(identity: Identity, workers: Sequence[Worker], uplink: int, now: float, *, resuming: bool) -> pb.Hello:
+def introduction(
+    identity: Identity,
+    workers: Sequence[Worker],
+    uplink: int,
+    now: float,
+    *,
+    resuming: bool,
+    departures: Sequence[pb.Departure] = (),
+) -> pb.Hello:
     """The hello of a relay, made from those of its group.
 
     Args:
@@ -52,6 +60,7 @@ def introduction(identity: Identity, workers: Sequence[Worker], uplink: int, now
         uplink: The index of the uplink.
         now: The time, by the clock of the workers' times.
         resuming: Whether this process was in the job before.
+        departures: The other members of the job there that have left.
     """
     ranks = ranks_in(workers)
     first = min(workers, key=lambda worker: worker.ranks).hello
@@ -78,6 +87,7 @@ def introduction(identity: Identity, workers: Sequence[Worker], uplink: int, now
         group_size=first.next_relays[0].group_size if first.next_relays else 0,
         next_relays=further,
         forwarded_by=[*forwarded_by, identity.incarnation],
+        departures=departures,
     )
 
 

@@ -17,6 +17,7 @@ from psum.aggregator.core.key import Key
 from psum.aggregator.core.round import Phase
 from psum.aggregator.relay.core.forwarded import ForwardedKey, ForwardedShard
 from psum.client.core.counters import Counters
+from psum.client.core.known_departures import KnownDepartures
 from psum.client.core.operation import Operation
 from psum.client.core.send_window import SendWindow
 from psum.planes import WorkerPlane
@@ -106,8 +107,10 @@ class Uplink:
         """What has come, for the group's job to take."""
         self.wanted: dict[tuple[int, int], ShardRound] = {}
         """Sums that an owner asked for and that this relay does not keep, by (key's id, shard)."""
-        self.syncs: list[tuple[int, int]] = []
-        """The syncs that the group has not confirmed yet: (uplink, number)."""
+        self.syncs: dict[tuple[int, int], Sequence[pb.Departure]] = {}
+        """The syncs that the group has not confirmed yet, by (uplink, number): who is about to leave."""
+        self.departures = KnownDepartures(len(self.addresses))
+        """The other members that have left, as the owners or the group's workers have told."""
         self.keys: dict[int, ForwardedKey] = {}
         """The keys by id."""
         self.received_bytes = [0] * len(self.addresses)
@@ -225,15 +228,16 @@ class Uplink:
     def confirm(self, uplink: int, number: int) -> None:
         """The group has all sums of this uplink that it has been sent."""
         if (uplink, number) in self.syncs:
-            self.syncs.remove((uplink, number))
+            del self.syncs[uplink, number]
             self.windows[uplink].syncs.append(number)
 
-    def fail_key(self, key: Key, abort: pb.Abort | None) -> None:
+    def fail_key(self, key: Key, abort: pb.Abort, *, known: bool) -> None:
         """Ends a key, which has failed in the group.
 
         Args:
             key: The key.
-            abort: What the owners are told; None: they know it.
+            abort: What the owners are told.
+            known: Whether they know it. Then only an owner that is started again is told.
         """
         forwarded = self.keys.get(key.id)
         if forwarded is None or forwarded.failed:
@@ -248,13 +252,14 @@ class Uplink:
         for shard in forwarded.shards.values():
             # An entry may stay in a queue. The memory must not.
             shard.value = None
-        if abort is not None:
-            if not forwarded.declared:
-                forwarded.declared = True
-                first = {shard.index: shard.round for shard in key.declared.shards}
-                forwarded.rounds = {index: first[index] for index in forwarded.owners}
+        forwarded.abort = abort
+        if not forwarded.declared:
+            forwarded.declared = True
+            first = {shard.index: shard.round for shard in key.declared.shards}
+            forwarded.rounds = {index: first[index] for index in forwarded.owners}
+            if not known:
                 self._declare(forwarded)
-            forwarded.abort = abort
+        if not known:
             for uplink in forwarded.uplinks:
                 self.windows[uplink].aborts.append(abort)
 
@@ -341,6 +346,8 @@ class Uplink:
             # Not before: the owner would miss the contributions of these ranks that are still to be sent.
             self._goodbyes[aggregator] = False
             return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(self._left))))
+        if message is None:
+            self._note_settled(aggregator)
         return message
 
     def following(self, aggregator: int) -> list[memoryview]:
@@ -393,7 +400,8 @@ class Uplink:
                 for row in to_rows(message.want.shards):
                     self._want(aggregator, row)
             case "sync":
-                self.syncs.append((aggregator, message.sync.number))
+                self.departures.note(message.sync.departures)
+                self.syncs[aggregator, message.sync.number] = message.sync.departures
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":
@@ -407,6 +415,15 @@ class Uplink:
                 self.events.append(Faulted(fault))
             case kind:
                 raise ProtocolError(f"aggregator {self.addresses[aggregator]} sent {kind}, which it must not send here")
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """Takes what an owner said on a new stream."""
+        self.departures.note(welcome.departures)
+
+    def departures_for(self, aggregator: int) -> list[pb.Departure]:
+        """The other members that have left, for the next hello on an uplink. See Session.departures."""
+        self._note_settled(aggregator)
+        return self.departures.for_next_process(aggregator)
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream."""
@@ -428,7 +445,7 @@ class Uplink:
         self._goodbyes[aggregator] = bool(self._left)
         self._lacking[aggregator].clear()
         # The owner asks again if it needs an answer still.
-        self.syncs = [(uplink, number) for uplink, number in self.syncs if uplink != aggregator]
+        self.syncs = {which: leaving for which, leaving in self.syncs.items() if which[0] != aggregator}
         for key_id, index in list(self.wanted):
             if self.keys[key_id].route[index] == aggregator:
                 del self.wanted[key_id, index]
@@ -449,6 +466,10 @@ class Uplink:
                 assert forwarded.rounds[index] == shard.round
         for key_id, index in self.wanted:
             assert index not in self.keys[key_id].sums
+
+    def _note_settled(self, aggregator: int) -> None:
+        if self.departures.may_lack(aggregator) and self.windows[aggregator].settled:
+            self.departures.lacks_nothing(aggregator)
 
     def _declare(self, forwarded: ForwardedKey) -> None:
         for uplink in forwarded.uplinks:
