@@ -343,6 +343,7 @@ class Client:
         if self._expiry is not None:
             self._expiry.cancel()
             await asyncio.gather(self._expiry, return_exceptions=True)
+        self._session.leaving = True
         await self._membership.leave(patience)
 
     async def _expire(self) -> None:

@@ -8,6 +8,7 @@ from psum.client.core.placement import Placement
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, to_columns, to_rows
+from psum.wire.errors import FaultError
 
 
 @pytest.fixture
@@ -222,3 +223,27 @@ def test_a_session_without_a_relay_declares_no_owners() -> None:
         [key] = decode(pb.ExchangeRequest, data)[0].declare.keys
         assert {shard.owner for shard in key.shards} == {key.owner} == {0}
         assert len(key.shards) == 4
+
+
+@pytest.mark.parametrize("has_all", [True, False])
+def test_a_worker_that_leaves_with_all_its_results_has_no_part_in_a_fault_of_others(has_all: bool) -> None:
+    """It hears of rounds that fail as it leaves. The fault counts only if the worker waits for something itself."""
+    reported: list[FaultError] = []
+    handed_over: list[Ticket] = []
+    worker = Session(
+        ["aggregator:1"],
+        (),
+        rank=0,
+        partition_bytes=64,
+        credit_bytes=64,
+        hand_over=handed_over.append,
+        report_fault=reported.append,
+    )
+    if not has_all:
+        view = np.zeros(4, np.int32).view(np.uint8).data
+        reserve(worker, "").start(view, view, lambda _: None)
+        worker.submit(handed_over.pop(), 0.0)
+    worker.leaving = True
+    fault = pb.Fault(code=pb.FAULT_CODE_WORKER_LOST, id=1, round=0, text="rank 0 has left", ranks=[0])
+    worker.receive(0, encode(pb.ExchangeResponse(fault=fault)), 0.0)
+    assert len(reported) == (not has_all)

@@ -99,6 +99,8 @@ class Session:
         """What aggregators want this worker's user to know, for the client to take."""
         self.beside: Collection[int] = ()
         """The addresses of aggregators on this worker's host, as far as it knows, by their indices."""
+        self.leaving = False
+        """Whether this worker leaves: it begins no operation any more."""
         self.is_member = True
         """Whether this worker counts when the weights are found: one of those that share a relay does."""
         self._clock = clock
@@ -349,8 +351,10 @@ class Session:
         self._shares_known(shares)
 
     def _fault(self, fault: FaultError) -> None:
-        self.counters.faults[fault.kind] += 1
-        self._report_fault(fault)
+        if fault.key is None or self.busy or not self.leaving:
+            # Otherwise it is no fault of this worker, which has all its results.
+            self.counters.faults[fault.kind] += 1
+            self._report_fault(fault)
         if fault.key is None:
             self.fail(fault)
         elif (key := self._registry.by_id(fault.key)) is not None:
