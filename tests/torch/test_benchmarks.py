@@ -15,6 +15,14 @@ from tests.bench.netlab.namespaces import LabError, check
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
+def run(module: str, *options: str) -> str:
+    """Runs a measuring tool; returns what it prints."""
+    command = [sys.executable, "-m", module, *options]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("workload", ["resnet50", "transformer"])
 def test_buckets_are_those_of_distributed_data_parallel(workload: str) -> None:
     """A workload in buckets has the sizes that torch computes, with DistributedDataParallel's limits."""
@@ -29,16 +37,8 @@ def test_steps_of_distributed_data_parallel_are_compared(tmp_path: pathlib.Path)
     """The ranks check the averages. What is measured of both ways is written, and a table is printed."""
     options = ("--workloads", "resnet50", "--processes", "2", "--aggregators", "own")
     effort = ("--rounds", "1", "--steps", "1", "--warmup", "1", "--json", str(tmp_path / "ddp.json"))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.torch_ddp", *options, *effort],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "| resnet50 | 2 | own (shm) |" in done.stdout
+    printed = run("tests.bench.torch_ddp", *options, *effort)
+    assert "| resnet50 | 2 | own (shm) |" in printed
     [result] = json.loads((tmp_path / "ddp.json").read_text())
     measured = result["measured"]
     assert (measured["plane"], measured["buckets"], measured["omp_num_threads"]) == ("shm", 5, "1")
@@ -55,16 +55,8 @@ def test_the_lab_runs_psum_through_torch_and_gloo() -> None:
         pytest.skip(str(error))
     options = ("--hosts", "2", "--local", "2", "--mbit", "1000", "--workload", "big", "--through", "torch")
     effort = ("--steps", "1", "--warmup", "1", "--rounds", "1", "--against", "gloo", "--json")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.netlab", *options, *effort],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    ours, gloo = map(json.loads, done.stdout.splitlines())
+    printed = run("tests.bench.netlab", *options, *effort)
+    ours, gloo = map(json.loads, printed.splitlines())
     assert (ours["variant"], ours["plane"], gloo["variant"]) == ("psum auto through torch", "shm", "gloo")
     assert 1.03 < ours["link_bytes"] < 1.07 < gloo["link_bytes"]
     assert ours["aggregator_cpu_s_per_gb"] > 0
