@@ -78,6 +78,26 @@ def test_a_leaving_worker_may_come_back_until_it_is_let_go(registry: Registry) -
     assert registry.jobs == {}
 
 
+def test_an_aggregator_that_was_started_again_hears_why_the_job_has_failed(registry: Registry) -> None:
+    """A rank comes back only to say so, and ends. The others hear the true cause, and not that this rank is missing."""
+    back = [hello(rank, num_workers=3) for rank in range(3)]
+    for each in back:
+        each.resuming = True
+    assert join(registry, back[0], 0.0) is None
+    assert join(registry, back[1], 0.1) is None
+    job = registry.jobs["night"]
+    fault = WorkerLostError("rank 2 was ended by SIGTERM", ranks=[2])
+    report, _ = job.leave_early(1, pb.Goodbye(fault=fault.to_message()), now=0.2)
+    assert isinstance(report, Report)
+    assert (str(report.fault), report.ranks) == (str(fault), (0,))
+    for rank in range(2):
+        job.lost(rank, 0.3)
+    registry.settle(job, 0.3)
+    late = join(registry, back[2], 29.0)
+    assert isinstance(late, WorkerLostError)
+    assert (str(late), late.ranks) == (str(fault), (2,))
+
+
 def test_a_late_rank_of_a_failed_job_is_told_why(registry: Registry) -> None:
     """A worker that was already running when its job failed is told of the failure, and does not wait."""
     assert join(registry, hello(0, num_workers=3), 0.0) is None

@@ -1,6 +1,7 @@
 """An aggregator that breaks the protocol causes an error soon, and leaves nothing waiting."""
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -273,6 +274,97 @@ async def test_a_worker_that_has_left_may_find_that_its_job_has_ended() -> None:
         assert time.monotonic() - began < 20.0
     assert ended.streams == 2
     assert isinstance(client._session.failure, psum.ClosedError)
+
+
+class Reporting(Aggregator):
+    """A server that says that the job has failed as soon as `fail` is set."""
+
+    FAULT = pb.Fault(code=pb.FAULT_CODE_WORKER_LOST, text="rank 1 has ended", ranks=[1])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fail = asyncio.Event()
+
+    async def _exchange(self, requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            yield WELCOME.SerializeToString()
+            await self.fail.wait()
+            yield pb.ExchangeResponse(fault=self.FAULT).SerializeToString()
+            await asyncio.Event().wait()
+
+
+class Forgetful(Aggregator):
+    """A server that ends the first stream on which a worker says goodbye, as if it was killed and started again.
+
+    Args:
+        knows: Whether it then says that the job has failed. Otherwise it lets the worker go.
+    """
+
+    def __init__(self, *, knows: bool = False) -> None:
+        super().__init__()
+        self._knows = knows
+        self.streams = 0
+        self.goodbyes: list[pb.Goodbye] = []
+        self.told = asyncio.Event()
+
+    async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        self.streams += 1
+        async for data in requests:
+            request = pb.ExchangeRequest.FromString(data)
+            if request.HasField("goodbye"):
+                self.goodbyes.append(request.goodbye)
+                if self.streams == 1:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection breaks")
+                self.told.set()
+                yield FAREWELL.SerializeToString()
+            elif request.hello.resuming and self._knows:
+                self.told.set()
+                yield pb.ExchangeResponse(fault=Reporting.FAULT).SerializeToString()
+            elif request.HasField("hello"):
+                yield WELCOME.SerializeToString()
+
+
+@contextlib.asynccontextmanager
+async def two_aggregators(one: Aggregator, two: Aggregator) -> AsyncIterator[psum.Client]:
+    """A client of both."""
+    async with one as settings, two as others:
+        addresses = (*settings.aggregators, *others.aggregators)
+        client = await asyncio.to_thread(psum.connect, dataclasses.replace(settings, aggregators=addresses))
+        try:
+            yield client
+        finally:
+            await asyncio.to_thread(client.close, 0.2)
+
+
+@pytest.mark.parametrize("knows", [False, True], ids=["started again", "the same"])
+async def test_an_aggregator_that_forgets_why_the_job_has_failed_is_told_again(*, knows: bool) -> None:
+    """A worker comes back for that, so that an aggregator that was started again does not wait for it and blame it."""
+    reporting, forgetful = Reporting(), Forgetful(knows=knows)
+    async with two_aggregators(reporting, forgetful) as client, asyncio.timeout(20):
+        reporting.fail.set()
+        await forgetful.told.wait()
+        assert forgetful.streams == 2
+        assert [goodbye.fault for goodbye in forgetful.goodbyes] == [Reporting.FAULT] * (1 if knows else 2)
+        with pytest.raises(psum.WorkerLostError, match="rank 1 has ended"):
+            await asyncio.to_thread(client.store().push_pull, "w", np.ones(3, np.float32))
+
+
+async def test_an_aggregator_that_stays_away_delays_nothing_but_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """The operations fail at once with the cause, and closing waits no longer than it may for an aggregator that does
+    not come back to hear of it."""
+    reporting, gone = Reporting(), Aggregator(WELCOME)
+    async with two_aggregators(reporting, gone) as client:
+        pushed = asyncio.create_task(asyncio.to_thread(client.store().push_pull, "w", np.ones(1 << 20, np.float32)))
+        await gone._server.stop(0)
+        reporting.fail.set()
+        async with asyncio.timeout(20):
+            with pytest.raises(psum.WorkerLostError, match="rank 1 has ended"):
+                await pushed
+        began = time.monotonic()
+        await asyncio.to_thread(client.close, 0.2)
+        # psum gives aggregators at least 0.5 s for a goodbye. The rest is for a busy machine.
+        assert time.monotonic() - began < 5.0
+    assert "could not" not in caplog.text
 
 
 @pytest.mark.parametrize(

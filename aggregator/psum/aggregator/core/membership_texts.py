@@ -246,7 +246,8 @@ def not_back(job: str, roster: Roster, timeout: float) -> WorkerLostError:
     who = rank_names(missing) if missing else f"{roster.absent} of the {roster.size} ranks of a relay's group"
     return WorkerLostError(
         f"{who} of job {job!r} did not come back within the worker timeout of"
-        f" {timeout:g} s after this aggregator was started again; look into the log, then start the job again",
+        f" {timeout:g} s after this aggregator was started again; look into {either(missing, 'its log', 'their logs')},"
+        " which may name another cause of the job's end, then start the job again",
         ranks=missing,
     )
 

@@ -18,7 +18,7 @@ from psum.client.transport.stream import Stream
 from psum.planes import NAMES, usual_share
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import FAR_BATCH_BYTES
-from psum.wire.errors import AggregatorLostError, ConnectError, TakenError
+from psum.wire.errors import AggregatorLostError, ConnectError, FaultError, TakenError
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +105,9 @@ class AggregatorConnection:
     async def run(self, patience: float) -> None:
         """Sends and receives until this worker has left, over a new stream whenever one breaks.
 
+        It opens new streams also after everything has failed, until the aggregator knows that: one that was started
+        again would otherwise wait for this worker, and in the end name it as the cause.
+
         Args:
             patience: Seconds to try for when the aggregator is gone.
 
@@ -130,15 +133,16 @@ class AggregatorConnection:
             if not self.address.startswith("unix:"):
                 watchers.append(partial(self._watch_address, conversation, stream.welcome))
             cause = await conversation.run(*watchers)
-            if conversation.left or self._parting is not None or self._session.failure is not None:
+            if conversation.left or conversation.failed:
                 return
             lost = time.monotonic()
             _log.warning(
-                "%s lost its connection to aggregator %s (%s); connecting again for up to %g s",
+                "%s lost its connection to aggregator %s (%s); connecting again for up to %g s%s",
                 self._session.title,
                 self.address,
                 cause,
                 patience,
+                ", to tell it that the job has ended" if self._is_over else "",
             )
             connection = stream.data_connection
             if connection is not None and connection.broken is not None and not conversation.recalled:
@@ -151,13 +155,18 @@ class AggregatorConnection:
                 pauses = backoff()
             try:
                 await self._open(patience, resuming=True)
-            except TakenError:
-                if self._leaving and self._parting is None:
-                    # Its farewell was lost, and the job has ended here. If this counted as a failure, it would end the
-                    # job at the other aggregators too.
+            except FaultError as error:
+                # Either the aggregator knows that the job has failed, or the farewell of this worker was lost, and the
+                # job has ended here. If this counted as a failure, it would end the job at the other aggregators too.
+                if self._is_over or (self._leaving and isinstance(error, TakenError)):
                     return
                 raise
             except OutOfPatienceError as error:
+                if self._is_over:
+                    _log.warning(
+                        "%s could not tell aggregator %s that the job has ended", self._session.title, self.address
+                    )
+                    return
                 raise AggregatorLostError(
                     f"{self._session.title} lost its connection to aggregator {self.address} ({cause}) and could"
                     f" not get it back within {patience:g} s (PSUM_RECONNECT_TIMEOUT): {error}."
@@ -171,6 +180,11 @@ class AggregatorConnection:
                 self.address,
                 time.monotonic() - lost,
             )
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing is left to do here but to say so: this worker has ended, or everything has failed."""
+        return self._parting is not None or self._session.failure is not None
 
     def share_links(self, share: float) -> None:
         """Changes the connection's share of its link's bytes, from 0 to 1."""
@@ -191,7 +205,10 @@ class AggregatorConnection:
         self._wake.set()
 
     def part(self, goodbye: pb.Goodbye) -> None:
-        """Says goodbye at once, before this worker's work is done. Nothing else is sent; `run` ends soon."""
+        """Says goodbye at once, before this worker's work is done. Nothing else is sent.
+
+        `run` ends when the aggregator has heard of it, or cannot be reached within the patience.
+        """
         if self._parting is None:
             self._parting, self._leaving = goodbye, True
             if self._conversation is not None:

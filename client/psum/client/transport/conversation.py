@@ -44,6 +44,8 @@ class Conversation:
         """The goodbye that goes ahead of everything that waits, and is the last message; None if there is none."""
         self.left = False
         """Whether the aggregator has let this worker go."""
+        self.failed = False
+        """Whether the aggregator has said that the job has failed."""
         self.summed = False
         """Whether a sum has come."""
         self.recalled = False
@@ -170,5 +172,6 @@ class Conversation:
         if message.HasField("fault") and not message.fault.HasField("id"):
             # That was the aggregator's last message; it leaves it to this side to end the stream. This also holds where
             # the session had failed before, as when another aggregator was the first to tell.
+            self.failed = True
             return "the job has failed"
         return None
