@@ -111,6 +111,11 @@ class Client(abc.ABC):
         twice = message.WhichOneof("kind") in _REPEATABLE and duplicate_rate and random.random() < duplicate_rate
         for _ in range(2 if twice else 1):
             self.handle(index, data, now)
+        if message.HasField("fault") and not message.fault.HasField("id"):
+            # The process knows that the job has failed.
+            self.lose(process)
+            connection.gone = True
+            self.released(now)
         return True
 
     def lose(self, process: int) -> None:
@@ -119,7 +124,6 @@ class Client(abc.ABC):
         if connection.stream is not None:
             connection.stream.close_client_end()
             connection.stream = None
-            connection.gone = connection.gone or (connection.welcomed and self.failed)
 
     def die(self) -> None:
         """End as if the process were killed."""

@@ -39,10 +39,9 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
             if random.random() < 0.5:
                 ranks = _kill_relay(fleet, random)
                 oracle.allow(WorkerLostError, RoundTimeoutError)
+                oracle.blame(ranks, fleet.groupmates(ranks), together=True)
             else:
-                ranks = _lose_owner(fleet, random)
-                oracle.allow(UnreachableError, WorkerLostError, RoundTimeoutError)
-            oracle.blame(ranks, fleet.groupmates(ranks), together=True)
+                _lose_owner(fleet, random)
         case Ending.REPLACEMENT:
             fleet.kill_worker(rank)
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
@@ -153,19 +152,49 @@ def _kill_relay(fleet: Fleet, random: Random) -> Collection[int]:
     return relay.ranks
 
 
-def _lose_owner(fleet: Fleet, random: Random) -> Collection[int]:
-    """Let a relay give up one of its uplinks after it lost it. Return the ranks that it stands for."""
+def _lose_owner(fleet: Fleet, random: Random) -> None:
+    """Let a relay give up one of its uplinks after it lost it. Another process may be away as others hear of that."""
+    fleet.oracle.allow(UnreachableError, WorkerLostError, RoundTimeoutError)
+    fleet.oracle.blame(())
     uplinks = {number: fleet.client(number) for number, _ in fleet.links}
     relays = [(n, c) for n, c in uplinks.items() if isinstance(c, Uplinks) and not c.failed and c.connections]
     if not relays:
-        return ()
+        return
     number, client = random.choice(relays)
+    relay = fleet.plan.relays[number - fleet.plan.workers]
+    fleet.oracle.blame(relay.ranks, fleet.groupmates(relay.ranks), together=True)
     connection = random.choice(client.connections)
+    away = random.choice([None, *(each for each in range(fleet.plan.processes) if each != relay.process)])
+    if away is not None and random.random() < 0.5:
+        # Otherwise it hangs, and is killed later.
+        fleet.kill_aggregator(away, "is killed before the job fails")
     fleet.log(f"  {fleet.name(number)} cannot reach process {connection.process} any more")
     fleet.counters["fault: uplinks given up"] += 1
     fleet.cut(number, connection.process, client_knows=True, aggregator_knows=random.random() < 0.5)
     client.give_up(connection, UnreachableError(f"process {connection.process} cannot be reached"), fleet.now)
-    return fleet.plan.relays[number - fleet.plan.workers].ranks
+    if away is not None:
+        _spread_with_one_away(fleet, random, away)
+
+
+def _spread_with_one_away(fleet: Fleet, random: Random, away: int) -> None:
+    """Some clients hear that the job has failed. Then processes are killed, and the one that was away is started again.
+
+    Those that have heard of it must tell the next processes, which the others may come back to first.
+    """
+    behind = {("receive", c, a) for c, a in fleet.links if random.random() < 0.3}
+    behind |= {("read", client, away) for client in fleet.clients_of(away)}
+    for client in random.sample(fleet.clients, random.randrange(len(fleet.clients))):
+        behind |= {("receive", client, a) for a in fleet.processes_of(client)}
+    fleet.settle(random, behind)
+    for index in range(fleet.plan.processes):
+        if index == away or random.random() < 0.5:
+            fleet.kill_aggregator(index, "is killed after the job has failed")
+            for client in fleet.clients_of(index):
+                if ("receive", client, index) in behind:
+                    fleet.lose(client, index)
+    for index in random.sample(range(fleet.plan.processes), fleet.plan.processes):
+        fleet.start_aggregator(index)
+        steps.random_moves(fleet, random, random.choice((0, 30)), behind)
 
 
 def _join_late(fleet: Fleet, random: Random) -> None:

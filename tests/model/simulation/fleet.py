@@ -1,7 +1,7 @@
 """A job's simulated workers and aggregators, and the moves between them."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from random import Random
 from unittest import mock
 
@@ -43,7 +43,8 @@ class Fleet:
         self.counters = counters
         self.log = log
         self.now = 1000.0
-        self.oracle = Oracle(plan.workers, sum_tree(plan.workers, plan.relays))
+        self.oracle = Oracle(plan.workers, sum_tree(plan.workers, plan.relays), self._excused)
+        self._excused_before: set[int] = set()
         self.limits = Limits(worker_timeout=WORKER_TIMEOUT_SECONDS, round_timeout=ROUND_TIMEOUT_SECONDS)
         self.aggregators: list[AggregatorProcess | None] = [self._new_process(i) for i in range(plan.processes)]
         """The processes by number. None if the process has ended and has not been restarted."""
@@ -304,9 +305,24 @@ class Fleet:
         if aggregator is not None and (aggregator.draining or not self.keep_aggregators):
             self.log(f"  aggregator {index} {why}")
             self.counters[f"fault: aggregators that ended: {why}"] += 1
+            # A relay's uplinks end with it.
+            self._excused_before = self._excused()
             aggregator.die()
             self.oracle.relay_ended |= any(relay.process == index for relay in self.plan.relays)
             self.aggregators[index] = None
+
+    def _excused(self) -> set[int]:
+        """Return the ranks that have ended because the job has failed, and that no process needs to hear that any more.
+
+        If those processes are killed before the other ranks have heard it, nobody can tell their next processes.
+        """
+        failed = [number for number in self.clients if (c := self.client(number)) is not None and c.failed and c.gone]
+        ranks = {rank for number in failed for rank in self._ranks_of(number)}
+        # After a restart, their relay does not come back without them.
+        return ranks | self.groupmates(ranks) | self._excused_before
+
+    def _ranks_of(self, client: int) -> Sequence[int]:
+        return (client,) if client < self.plan.workers else self.plan.relays[client - self.plan.workers].ranks
 
     def start_aggregator(self, index: int) -> bool:
         """Start an aggregator process if none runs at this index. Return whether one was started."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,7 @@ class Oracle:
     Args:
         workers: Number of ranks.
         tree: The order of addition.
+        excused: Returns the ranks that a process which was started again may blame too, if they do not come back.
 
     Attributes:
         calls: All started operations.
@@ -60,8 +61,9 @@ class Oracle:
         failures: Number of failed operations.
     """
 
-    def __init__(self, workers: int, tree: Tree) -> None:
+    def __init__(self, workers: int, tree: Tree, excused: Callable[[], Set[int]]) -> None:
         self.workers = workers
+        self._excused = excused
         self._tree = tree
         self.calls: list[Call] = []
         self.deliveries = 0
@@ -159,8 +161,9 @@ class Oracle:
     def _names_the_right_ranks(self, error: FaultError) -> bool:
         named = set(error.ranks)
         assert self._blamed is not None
-        if self._groups and "started again" in str(error):
-            return named <= self._blamed | self._groups and (bool(named) or "of a relay's group" in str(error))
+        if "started again" in str(error) and (self._groups or self._excused()):
+            known = bool(named) or "of a relay's group" in str(error)
+            return known and named <= self._blamed | self._groups | self._excused()
         if (self._replaced or self.relay_ended) and "relay on" in str(error):
             return self._blamed <= named <= self._blamed | self._groups
         return named == self._blamed if self._together else bool(named) and named <= self._blamed
