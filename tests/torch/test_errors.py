@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from psum.client import ClosedError, DisagreementError, ForkedError, PsumError
+from psum.client import ClosedError, DisagreementError, ForkedError, PsumError, WorkerLostError
 from tests.integration.conftest import Fleet
 from tests.torch.ranks import Ranks
 
@@ -47,6 +47,41 @@ def different_gathers() -> str:
     return str(caught.value)
 
 
+def different_reductions() -> str:
+    operators = (dist.ReduceOp.SUM, dist.ReduceOp.AVG, dist.ReduceOp.MIN)
+    texts = []
+    for number in range(2):
+        with pytest.raises(DisagreementError) as caught:
+            dist.all_reduce(torch.ones(3 + number), operators[dist.get_rank() + number])
+        texts.append(str(caught.value))
+    # A sum of bools is made of bytes, and is no sum.
+    with pytest.raises(DisagreementError, match="all_reduce of bool of"):
+        dist.all_reduce(torch.ones(5, dtype=(torch.bool, torch.uint8)[dist.get_rank()]))
+    return "".join(texts)
+
+
+def a_broadcast_and_a_sum() -> str:
+    tensor = torch.ones(3, dtype=torch.uint8)
+    with pytest.raises(DisagreementError) as caught:
+        dist.all_reduce(tensor) if dist.get_rank() else dist.broadcast(torch.ones(64, dtype=torch.uint8), 1)
+    return str(caught.value)
+
+
+def different_shapes_in_callbacks() -> str:
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    def reduced(tensor: torch.Tensor) -> Any:
+        return dist.all_reduce(torch.ones(1), async_op=True).get_future().then(lambda _: reduce(tensor))
+
+    assert reduced(torch.ones(2)).wait().tolist() == [2.0, 2.0]
+    with pytest.raises(RuntimeError) as caught:
+        reduced(torch.ones(3 + dist.get_rank())).wait()
+    assert reduced(torch.ones(2)).wait().tolist() == [2.0, 2.0]
+    return str(caught.value)
+
+
 def different_shapes_in_a_training() -> str:
     model = DistributedDataParallel(torch.nn.Linear(3, 3), bucket_cap_mb=1e-6)
     model.register_comm_hook(None, default_hooks.fp16_compress_hook)
@@ -76,6 +111,9 @@ def one_more_collective_in_a_training() -> str:
         (different_dtypes, ["float32", "float64"]),
         (different_collectives, ["all_reduce", "reduce of"]),
         (different_gathers, ["rank 0: 12 bytes", "rank 1: 16 bytes"]),
+        (different_reductions, ["for all_reduce of 3 ×", "all_reduce with AVG of 4 ×", "all_reduce with MIN of"]),
+        (a_broadcast_and_a_sum, ["broadcast of uint8 from rank 1", "all_reduce of 3 × uint8"]),
+        (different_shapes_in_callbacks, ["(3,)", "(4,)"]),
         (different_shapes_in_a_training, ["(3,)", "(4,)"]),
         (one_more_collective_in_a_training, ["(5,)", "(12,)"]),
     ],
@@ -84,6 +122,30 @@ def test_ranks_that_disagree_all_hear_of_it(ranks: Ranks, program: Any, sides: l
     """Every rank gets an error that shows both sides."""
     for text in ranks.run(2, program):
         assert all(side in text for side in sides), text
+
+
+def mistakes() -> None:
+    tensor, size = torch.ones(2), dist.get_world_size()
+    for root in (size, -1):
+        calls: tuple[Any, ...] = (
+            lambda root=root: dist.broadcast(tensor, group_src=root),
+            lambda root=root: dist.reduce(tensor, group_dst=root),
+            lambda root=root: dist.gather(tensor, group_dst=root),
+            lambda root=root: dist.scatter(tensor, group_src=root),
+        )
+        for call in calls:
+            with pytest.raises(
+                ValueError, match=f"the root is rank {root}, and the group has the ranks 0 to {size - 1}"
+            ):
+                call()
+    with pytest.raises(TypeError, match=r"BAND takes whole numbers and bools, and this tensor is of torch\.float32"):
+        dist.all_reduce(tensor, dist.ReduceOp.BAND)
+    assert tensor.tolist() == [1.0, 1.0]
+
+
+def test_mistakes_are_found_before_anything_is_sent(ranks: Ranks) -> None:
+    """A root that the group does not have, and bits of floating-point numbers, change no tensor."""
+    ranks.run(2, mistakes)
 
 
 def dies() -> str:
@@ -155,19 +217,46 @@ def until_the_aggregator_is_gone() -> str:
     return str(caught.value)
 
 
-def groups_in_other_orders(method: str, rank: int, size: int) -> str:
-    dist.init_process_group("psum", init_method=method, rank=rank, world_size=size)
-    lists = [[0, 1], [1, 2]]
-    with pytest.raises((PsumError, RuntimeError)) as caught:  # noqa: PT012
-        for members in lists[::-1] if rank == 1 else lists:
-            dist.new_group(members, timeout=timedelta(seconds=2))
+def groups_in_other_orders(lists: list[list[int]]) -> str:
+    with pytest.raises(DisagreementError) as caught:  # noqa: PT012
+        for members in lists[::-1] if dist.get_rank() == 1 else lists:
+            # Waits for half an hour.
+            dist.new_group(members)
     return str(caught.value)
 
 
-def test_groups_created_in_different_orders_are_an_error(ranks: Ranks) -> None:
-    """No rank waits longer than the timeout, and a rank that sees both sides shows them."""
-    texts = ranks.run(3, groups_in_other_orders, initialize=False)
-    assert any("created group '1' with the ranks" in text and "in the same order" in text for text in texts), texts
+@pytest.mark.parametrize(
+    ("lists", "text"),
+    [
+        ([[0, 1], [1, 2]], "group '1' with the ranks"),
+        # Rank 1 is not in its first group, and so says nothing about that.
+        ([[0, 1, 2], [0]], "rank 1 creates group '2' with the ranks [0, 1, 2] instead"),
+    ],
+)
+def test_groups_created_in_different_orders_are_an_error_at_once(
+    ranks: Ranks, lists: list[list[int]], text: str
+) -> None:
+    """Each rank hears of it and sees both sides, whoever has noticed it first."""
+    for error in ranks.run(3, groups_in_other_orders, lists):
+        assert text in error
+        assert "in the same order" in error
+
+
+def leaves_instead_of_a_group() -> str:
+    dist.barrier()
+    if dist.get_rank():
+        return ""
+    with pytest.raises(WorkerLostError) as caught:
+        dist.new_group([0, 1])
+    dist.group.WORLD.abort()  # type: ignore[union-attr, unused-ignore]
+    return str(caught.value)
+
+
+def test_a_group_without_a_rank_that_has_left_is_an_error(ranks: Ranks) -> None:
+    """The others do not wait for the timeout."""
+    text, _ = ranks.run(2, leaves_instead_of_a_group)
+    assert "Rank 1" in text
+    assert "has left the job, and did not create group '1' with the ranks [0, 1]" in text
 
 
 def initializes_twice() -> str:

@@ -8,11 +8,11 @@ BUCKET = Kind("all_reduce", "float32", 6 << 20, 24 << 20)
 SMALL = Kind("all_reduce", "float32", 4, 16)
 
 
-@pytest.mark.parametrize("in_callback", [False, True])
-def test_a_training_uses_the_same_keys_in_every_step(in_callback: bool) -> None:
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_training_uses_the_same_keys_in_every_step(level: int) -> None:
     """The number of keys does not grow with the number of operations."""
-    keys = KeySequence()
-    names = [keys.name(kind, in_callback=in_callback) for _ in range(100) for kind in (BUCKET, BUCKET, SMALL)]
+    keys = KeySequence(level)
+    names = [keys.name(kind) for _ in range(100) for kind in (BUCKET, BUCKET, SMALL)]
     assert len(set(names)) == slots(BUCKET.nbytes) + slots(SMALL.nbytes)
 
 
@@ -24,30 +24,24 @@ def test_operations_that_follow_each_other_have_keys_of_their_own() -> None:
     assert slots(16) == slots(0) == 8
 
 
-def test_ranks_that_disagree_use_one_key() -> None:
+@pytest.mark.parametrize("level", [0, 1])
+def test_ranks_that_disagree_use_one_key(level: int) -> None:
     """The first operation of every rank has the same name, whatever it is: psum then sees both."""
-    assert KeySequence().name(BUCKET) == KeySequence().name(SMALL)
+    assert KeySequence(level).name(BUCKET) == KeySequence(level).name(SMALL)
 
 
-def test_in_callbacks_only_the_order_within_a_kind_counts() -> None:
-    """Ranks whose callbacks begin operations at other moments give all operations the same names."""
-    names = []
-    for order in ((BUCKET, SMALL, SMALL, BUCKET), (SMALL, BUCKET, BUCKET, SMALL)):
-        for late in (False, True):
-            keys = KeySequence()
-            program = [] if late else [keys.name(SMALL), keys.name(BUCKET)]
-            callbacks = {(kind, keys.name(kind, in_callback=True)) for kind in order}
-            names.append((callbacks, program or [keys.name(SMALL), keys.name(BUCKET)]))
-    assert all(each == names[0] for each in names)
+def test_levels_of_callbacks_share_no_key() -> None:
+    """It does not matter whether the program or a callback begins an operation first."""
+    assert len({KeySequence(level).name(BUCKET) for level in range(3)}) == 3
 
 
-def test_the_number_of_kinds_with_own_keys_is_bounded() -> None:
-    """Those that came first keep theirs; callbacks, whose order says nothing, always have them."""
-    keys = KeySequence()
+@pytest.mark.parametrize("level", [0, 1])
+def test_the_number_of_kinds_with_own_keys_is_bounded(level: int) -> None:
+    """Those that came first keep theirs."""
+    keys = KeySequence(level)
     kinds = [Kind("all_reduce", "float32", size, 4 * size) for size in range(2 * MOST_KINDS)]
     for _ in range(2):
         assert [kind for kind in kinds if keys.has_own_keys(kind)] == kinds[:MOST_KINDS]
-    assert all(keys.has_own_keys(kind, in_callback=True) for kind in kinds)
 
 
 def test_sizes_are_rounded_to_few() -> None:

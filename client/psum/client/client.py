@@ -120,6 +120,11 @@ class Client:
         return self._closed
 
     @property
+    def failure(self) -> PsumError | None:
+        """Why no operation can succeed any more; None as long as the job works. From any thread."""
+        return self._session.failure
+
+    @property
     def forked(self) -> bool:
         """Whether it belongs to the process that this one was forked from, and cannot be used here."""
         return process_name.pid != self._pid

@@ -32,6 +32,31 @@ def whom(client: Client, operations: Collection[tuple[str, int]]) -> str:
     Returns:
         One or more sentences.
     """
+    jobs, silent = _ask_all(client)
+    return sentence(jobs, operations, client.rank, silent)
+
+
+def departed(client: Client, ranks: Collection[int]) -> dict[int, str]:
+    """Asks the aggregators which of some ranks have left the job in good order. Waits for some seconds at most.
+
+    Args:
+        client: The membership in the job.
+        ranks: The ranks.
+
+    Returns:
+        A sentence without a full stop, by rank. Without those of which nothing is known.
+    """
+    jobs, _ = _ask_all(client)
+    return {
+        worker.rank: _doing(worker.rank, worker, (), client.rank)
+        for job in jobs
+        for worker in job.workers
+        if worker.left and worker.rank in ranks
+    }
+
+
+def _ask_all(client: Client) -> tuple[list[pb.JobStatus], list[str]]:
+    """Returns the job as its aggregators see it, and why some did not answer."""
     settings = client.settings
     deadline = time.monotonic() + _PATIENCE_SECONDS
     silent: list[str] = []
@@ -48,7 +73,7 @@ def whom(client: Client, operations: Collection[tuple[str, int]]) -> str:
     # RuntimeError: the interpreter is about to end.
     with contextlib.suppress(RuntimeError), ThreadPoolExecutor(_AT_ONCE, "psum-stragglers") as pool:
         jobs = [job for found in pool.map(ask, settings.aggregators) for job in found]
-    return sentence(jobs, operations, client.rank, silent)
+    return jobs, silent
 
 
 def sentence(

@@ -1,14 +1,14 @@
 """The way from collectives to psum: names the keys, hands over the tensors, and returns the work."""
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from psum.client import Client, ElementType, Operation, Store, Ticket, stragglers
-from psum.torch import priority, staging
+from psum.torch import in_callback, priority, staging
 from psum.torch.callback_threads import CallbackThreads
-from psum.torch.in_callback import in_callback
 from psum.torch.keys import KeySequence, Kind
 from psum.torch.tensors import byte_count, check_dense
 from psum.torch.work import PsumWork
@@ -54,13 +54,15 @@ class Channel:
         self.size = client.num_workers
         self._store = client.store()
         self._begun = itertools.count()
-        self._keys = KeySequence()
+        self._lock = threading.Lock()
+        self._sequences: dict[int, KeySequence] = {}
+        """By the level of callbacks."""
         self._callbacks = CallbackThreads(title)
         self._patience = patience
 
     def has_own_keys(self, transfer: Transfer) -> bool:
         """Whether a transfer has keys of its own. Otherwise its size must be rounded up: see KeySequence."""
-        return self._keys.has_own_keys(transfer.kind, in_callback=in_callback())
+        return self._keys.has_own_keys(transfer.kind)
 
     def begin(
         self,
@@ -94,14 +96,23 @@ class Channel:
         )
         for transfer in transfers:
             kind = transfer.kind
-            store: Any = _LabelledStore(self._store, str(kind), operations)
-            key = self._keys.name(kind, in_callback=in_callback())
+            key = self._keys.name(kind)
+            store: Any = _OneKey(self._store, key, str(kind), operations)
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
                 staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done)
             else:
                 staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)
         return work
+
+    @property
+    def _keys(self) -> KeySequence:
+        """Names the operations that begin where the caller is."""
+        level = in_callback.level()
+        with self._lock:
+            if (sequence := self._sequences.get(level)) is None:
+                sequence = self._sequences[level] = KeySequence(level)
+        return sequence
 
     def close(self) -> None:
         """Waits a few seconds for operations under way, and leaves the job. Operations that do not end by then fail."""
@@ -114,18 +125,20 @@ class Channel:
         self._callbacks.close()
 
 
-class _LabelledStore:
-    """A store whose keys say what they stand for. Ranks that disagree on that get an error.
+class _OneKey:
+    """A store for one operation, whose key says what it stands for. Ranks that disagree on that get an error.
 
     Args:
         store: The store.
-        label: What its keys stand for.
-        operations: Where its operations are noted, each with its key's name and its round.
+        key: The key.
+        label: What the key stands for.
+        operations: Where the operation is noted, with its key's name and its round.
     """
 
-    def __init__(self, store: Store, label: str, operations: list[tuple[str, int]]) -> None:
+    def __init__(self, store: Store, key: str, label: str, operations: list[tuple[str, int]]) -> None:
         self.client = store.client
         self._store = store
+        self._key = key
         self._label = label
         self._operations = operations
 
@@ -138,8 +151,9 @@ class _LabelledStore:
         operation: Operation = Operation.SUM,
         priority: int = 0,
     ) -> Ticket:
+        # Not the given key: it has a root in it. Ranks that disagree on the root must meet on one key.
         ticket = self._store.reserve(
-            key, shape=shape, element_type=element_type, operation=operation, priority=priority, label=self._label
+            self._key, shape=shape, element_type=element_type, operation=operation, priority=priority, label=self._label
         )
         self._operations.append((ticket.key.name, ticket.round))
         return ticket

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from psum.client import Client, ConfigurationError
 from psum.torch import job, rendezvous
-from psum.torch.agreement import check_members
+from psum.torch.agreement import NewestGroups, check_members
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
 from psum.torch.compilation import not_compiled
@@ -216,13 +216,16 @@ def create(options: Any, _: object = None) -> PsumProcessGroup:
         ConfigurationError: The settings cannot be used, or the process has joined the default group's job already.
         ConnectError: An aggregator was not reached in time.
         DisagreementError: The ranks do not agree on the group.
+        WorkerLostError: A rank of the group has left the job of the default group.
     """
     store, rank, size, timeout = options.store, options.group_rank, options.group_size, options.timeout
     ranks = list(options.global_ranks_in_group)
     name = str(options.group_id)
     # The list is empty for the default group, which is the job itself.
     if ranks:
-        check_members(store, name, ranks[rank], ranks, timeout)
+        world = job.groups_client()
+        newest = None if world is None else NewestGroups(dist.distributed_c10d._get_default_store(), world)
+        check_members(store, name, ranks[rank], ranks, timeout, newest)
     elif job.is_initialized():
         raise ConfigurationError(
             [

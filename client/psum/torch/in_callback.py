@@ -1,8 +1,9 @@
-"""Whether the current thread runs a callback of one of torch's futures.
+"""Whether the current thread runs a callback of one of torch's futures, and on which level.
 
 Callbacks may begin collectives, at moments that differ between ranks: if a future has its result already, torch runs a
 callback at once in the thread that adds it, in the middle of the program; otherwise later, in a thread of the group.
-Only torch's futures know when that is.
+Only torch's futures know when that is. The level is the same on all ranks: the program is on level 0, and a callback is
+one level above the code that has added it.
 """
 
 import functools
@@ -18,9 +19,9 @@ _METHODS: Final = ("then", "add_done_callback")
 _here: Final = threading.local()
 
 
-def in_callback() -> bool:
-    """Whether the current thread runs a callback."""
-    return getattr(_here, "depth", 0) > 0
+def level() -> int:
+    """Returns 0 outside of callbacks, 1 in a callback that the program has added, 2 in one that this has added, …"""
+    return getattr(_here, "level", 0)
 
 
 def install() -> None:
@@ -34,13 +35,15 @@ def install() -> None:
 def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def add(future: Any, callback: Callable[..., Any]) -> Any:
+        its = level() + 1
+
         @functools.wraps(callback)
         def noted(*arguments: Any) -> Any:
-            _here.depth = getattr(_here, "depth", 0) + 1
+            before, _here.level = level(), its
             try:
                 return callback(*arguments)
             finally:
-                _here.depth -= 1
+                _here.level = before
 
         return method(future, noted)
 

@@ -51,7 +51,7 @@ def shutdown() -> None:
     global _client, _store, _kept
     with _lock:
         client, _client, _store = _client, None, None
-        if client is not None and client is not _groups_client():
+        if client is not None and client is not groups_client():
             client.close()
         _kept = None
 
@@ -74,6 +74,12 @@ def local_rank() -> int:
 def local_size() -> int:
     """The number of processes of the job on this host."""
     return _current().local_size
+
+
+def groups_client() -> Client | None:
+    """The client of torch.distributed's default group, if its backend is psum."""
+    client = getattr(dist.group.WORLD, "client", None) if _has_group() else None
+    return client if isinstance(client, Client) else None
 
 
 def store() -> Store:
@@ -102,15 +108,9 @@ def _joined() -> Client:
     global _client, _store
     with _lock:
         if _client is None or _client.closed:
-            client = _groups_client() or _join()
+            client = groups_client() or _join()
             _client, _store = client, client.store()
         return _client
-
-
-def _groups_client() -> Client | None:
-    """The client of torch.distributed's default group, if its backend is psum."""
-    client = getattr(dist.group.WORLD, "client", None) if _has_group() else None
-    return client if isinstance(client, Client) else None
 
 
 def _join() -> Client:
@@ -120,6 +120,9 @@ def _join() -> Client:
     elif _is_told_by_torch(os.environ):
         _kept, rank, size = next(iter(dist.rendezvous("env://")))
     else:
+        if os.environ.get("RANK") or os.environ.get("WORLD_SIZE"):
+            # One of them alone is an error: each process would train alone otherwise.
+            rendezvous.missing_from_torch(os.environ, {})
         return shared_client()
     return rendezvous.connect(dist.PrefixStore("psum.torch.init", _kept), rank, size, timeout=dist.default_pg_timeout)
 

@@ -4,6 +4,7 @@ torch.distributed demands that all ranks call a group's collectives in the same 
 alike.
 """
 
+import collections
 import threading
 from typing import Final, NamedTuple
 
@@ -41,54 +42,42 @@ class Kind(NamedTuple):
 
 
 class KeySequence:
-    """Names the operations of one group. From any thread.
+    """Names operations of one group that begin in the same order on all ranks. From any thread.
 
     A key keeps its size and type for ever, and operations on one key wait for each other. So operations of one kind
     take turns on a few keys, and a training uses the same keys in every step.
 
-    The program begins its operations in the same order on all ranks. Their kinds are numbered in the order of their
-    first use, and the number alone is the name: ranks that disagree on the kind of an operation then use one key for
-    different things, and psum reports that to all of them at once.
+    Kinds are numbered in the order of their first use, and the number alone is the name: ranks that disagree on the
+    kind of an operation then use one key for different things, and psum reports that to all of them at once.
 
-    Callbacks of futures may begin operations too, at moments that differ between ranks. Only the order of operations of
-    one kind is then the same on all ranks, so the kind is in the name. Ranks that disagree there wait for each other
-    until the timeout.
+    Callbacks of futures may begin operations too, at moments that differ between ranks. Among themselves, callbacks of
+    one level come in the same order (see CallbackThreads), so each level has a sequence of its own.
+
+    Args:
+        level: The level of callbacks that begin the operations; 0: the program does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, level: int = 0) -> None:
+        self._level = level
         self._lock = threading.Lock()
-        self._counts: dict[tuple[Kind, bool], int] = {}
+        self._counts: collections.Counter[Kind] = collections.Counter()
         self._numbers: dict[tuple[Kind, int], int] = {}
         self._own: set[Kind] = set()
 
-    def name(self, kind: Kind, *, in_callback: bool = False) -> str:
-        """Returns the name of the key for the next operation.
-
-        Args:
-            kind: What it does.
-            in_callback: Whether a callback of a future begins it.
-        """
+    def name(self, kind: Kind) -> str:
+        """Returns the name of the key for the next operation, which is of this kind."""
         with self._lock:
-            count = self._counts.get((kind, in_callback), 0)
-            self._counts[kind, in_callback] = count + 1
-            slot = count % slots(kind.nbytes)
-            if in_callback:
-                return f"{kind} in slot {slot} of callbacks"
-            return str(self._numbers.setdefault((kind, slot), len(self._numbers)))
+            slot = self._counts[kind] % slots(kind.nbytes)
+            self._counts[kind] += 1
+            number = self._numbers.setdefault((kind, slot), len(self._numbers))
+        return f"{number} of callbacks {self._level}" if self._level else str(number)
 
-    def has_own_keys(self, kind: Kind, *, in_callback: bool = False) -> bool:
+    def has_own_keys(self, kind: Kind) -> bool:
         """Whether operations of this kind have keys of their own.
 
         The first MOST_KINDS kinds have. Later ones must be rounded up to one of few sizes, because keys stay for ever:
-        a program whose tensors have ever new sizes would fill the aggregators' memory. Not in callbacks, where ranks
-        would not agree on which kinds come first.
-
-        Args:
-            kind: What the operation does.
-            in_callback: Whether a callback of a future begins it.
+        a program whose tensors have ever new sizes would fill the aggregators' memory.
         """
-        if in_callback:
-            return True
         with self._lock:
             if len(self._own) < MOST_KINDS:
                 self._own.add(kind)

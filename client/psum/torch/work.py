@@ -82,7 +82,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._arrived.set()
 
     def wait(self, timeout: timedelta | None = _NO_TIMEOUT) -> bool:
-        """Waits until the result is there. For tensors on a GPU, the current stream waits, and this thread does not.
+        """Waits until the result is there. For tensors on a GPU, this thread waits until the sum is in host memory. The
+        current stream then waits for the copy to the GPU, and this thread does not.
 
         Args:
             timeout: How long. Zero or None: as long as the group waits.

@@ -222,3 +222,14 @@ def test_before_init_and_after_shutdown() -> None:
             call()
     psum.torch.init()
     assert psum.torch.push_pull(torch.ones(1), name="x").item() == 1.0
+
+
+def test_a_size_without_a_rank_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each process would train alone."""
+    psum.torch.shutdown()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(psum.client.ConfigurationError, match="neither RANK nor PSUM_RANK is set"):
+        psum.torch.init()
+    monkeypatch.setenv("PSUM_RANK", "0")
+    monkeypatch.setenv("PSUM_NUM_WORKERS", "1")
+    psum.torch.init()

@@ -117,8 +117,8 @@ class Key:
             first = self.label_rank
             here, there = f"{here} for {self.label}", f"{there} for {label}"
             advice = (
-                "their sum would mix these. Make networks, stores and Trainers in the same order on all ranks, or give"
-                " each network a name of its own (in MXNet a prefix)"
+                "their sum would mix these. Call collectives, and make networks, stores and Trainers, in the same order"
+                " on all ranks, or give each network a name of its own (in MXNet a prefix)"
             )
         one, two = self._roster.ranks(first), self._roster.ranks(rank)
         sides = f"{rank_names(one)} declared {here}, {rank_names(two)} declared {there}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from psum.torch.channel import Channel
-from psum.torch.collectives.plan import Plan
+from psum.torch.collectives.plan import Plan, check_root
 from psum.torch.tensors import as_bytes, byte_count, check_dense, is_plain, plain
 from psum.torch.work import PsumWork
 
@@ -33,6 +33,7 @@ def scatter(channel: Channel, output: torch.Tensor, parts: Sequence[torch.Tensor
         root: The rank that has the tensors.
     """
     check_dense(output, "the output of scatter")
+    check_root(channel, "scatter", root)
     whole = torch.zeros((channel.size, byte_count(output)), dtype=torch.uint8, device=output.device)
     if channel.rank == root:
         _check_list("scatter", "inputs", parts, output, channel.size)
@@ -60,6 +61,7 @@ def gather(channel: Channel, outputs: Sequence[torch.Tensor], tensor: torch.Tens
         root: The rank that gets them.
     """
     check_dense(tensor, "the input of gather")
+    check_root(channel, "gather", root)
     if channel.rank == root:
         _check_list("gather", "outputs", outputs, tensor, channel.size)
     elif outputs:

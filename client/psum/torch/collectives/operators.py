@@ -14,11 +14,27 @@ class Operator(NamedTuple):
         name: Its name.
         combine: Computes the result of two values, in place, for reductions of gathered values. None: psum sums.
         averages: Whether the sum is divided by the number of ranks.
+        bitwise: Whether it takes bits, which only whole numbers and bools have.
     """
 
     name: str
     combine: Callable[[torch.Tensor, torch.Tensor], Any] | None = None
     averages: bool = False
+    bitwise: bool = False
+
+    @property
+    def detail(self) -> str:
+        """What a collective with this reduction is called after its name. Ranks must agree on it."""
+        return "" if self.combine is None and not self.averages else f" with {self.name}"
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Checks that values of this dtype can be reduced.
+
+        Raises:
+            TypeError: They cannot.
+        """
+        if self.bitwise and (dtype.is_floating_point or dtype.is_complex):
+            raise TypeError(f"{self.name} takes whole numbers and bools, and this tensor is of {dtype}")
 
     def of_all(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """The result for the values of all ranks, in order of rank. Changes the first."""
@@ -43,9 +59,9 @@ _OPERATORS: Final = (
     (ReduceOp.MIN, Operator("MIN", _minimum)),
     (ReduceOp.MAX, Operator("MAX", _maximum)),
     (ReduceOp.PRODUCT, Operator("PRODUCT", lambda value, other: value.mul_(other))),
-    (ReduceOp.BAND, Operator("BAND", lambda value, other: value.bitwise_and_(other))),
-    (ReduceOp.BOR, Operator("BOR", lambda value, other: value.bitwise_or_(other))),
-    (ReduceOp.BXOR, Operator("BXOR", lambda value, other: value.bitwise_xor_(other))),
+    (ReduceOp.BAND, Operator("BAND", lambda value, other: value.bitwise_and_(other), bitwise=True)),
+    (ReduceOp.BOR, Operator("BOR", lambda value, other: value.bitwise_or_(other), bitwise=True)),
+    (ReduceOp.BXOR, Operator("BXOR", lambda value, other: value.bitwise_xor_(other), bitwise=True)),
 )
 
 

@@ -33,13 +33,19 @@ class Plan:
         self._transfers: list[Transfer] = []
         self._steps: list[Step] = []
 
-    def sum(self, tensor: torch.Tensor, *steps: Step) -> None:
-        """Adds up a tensor over all ranks, in place; then come the steps."""
-        transfer = Transfer(self._name, tensor)
+    def sum(self, tensor: torch.Tensor, *steps: Step, detail: str = "") -> None:
+        """Adds up a tensor over all ranks, in place; then come the steps.
+
+        Args:
+            tensor: A plain tensor.
+            steps: What this rank does then.
+            detail: What ranks must agree on beside the collective and the tensor.
+        """
+        transfer = Transfer(f"{self._name}{detail}", tensor)
         if self._channel.has_own_keys(transfer):
             self._transfers.append(transfer)
         else:
-            self._sum_rounded(tensor)
+            self._sum_rounded(transfer)
         self._steps += steps
 
     def broadcast(self, data: torch.Tensor, root: int, *steps: Step, of: torch.dtype) -> None:
@@ -50,7 +56,11 @@ class Plan:
             root: The rank whose bytes all get.
             steps: What this rank does then.
             of: The dtype that the bytes stand for.
+
+        Raises:
+            ValueError: The group has no such rank.
         """
+        check_root(self._channel, self._name, root)
         name = f"{self._name} of {str(of).removeprefix('torch.')} from rank {root}"
         transfer = Transfer(name, data, root)
         # Bytes are often pickled objects, each of another size.
@@ -80,14 +90,14 @@ class Plan:
         every = torch.zeros((channel.size, room + _TRAILER_BYTES), dtype=torch.uint8, device=value.device)
         mine = every[channel.rank]
         mine[:size].copy_(as_bytes(value))
-        mine[room:].copy_(_trailer(size, f"{name} {detail} {value.dtype}"))
+        mine[room:].copy_(_trailer(size, f"{name}{detail} {value.dtype}"))
 
         def step() -> None:
             _check(name, tensor, every[:, room:].contiguous().view(torch.int64).tolist(), channel.rank)
             parts = every[:, :size].contiguous().view(-1).view(value.dtype)
             use(parts.view(channel.size, value.numel()).unbind())
 
-        self.sum(every, step)
+        self.sum(every, step, detail=detail)
 
     def then(self, step: Step) -> None:
         """Adds a step after those that there are."""
@@ -104,19 +114,20 @@ class Plan:
         """
         return self._channel.begin(self._name, self._transfers, self._steps, result)
 
-    def _sum_rounded(self, tensor: torch.Tensor) -> None:
+    def _sum_rounded(self, transfer: Transfer) -> None:
         """Adds up a tensor with zeros behind it, and tells all ranks its size."""
+        name, tensor, _ = transfer
         channel, count = self._channel, tensor.numel()
         padded = torch.zeros(rounded_up(count), dtype=tensor.dtype, device=tensor.device)
         padded[:count].copy_(tensor.detach().reshape(-1))
         every = torch.zeros((channel.size, _TRAILER_BYTES), dtype=torch.uint8)
-        every[channel.rank].copy_(_trailer(byte_count(tensor), f"{self._name} {tensor.dtype}"))
+        every[channel.rank].copy_(_trailer(byte_count(tensor), f"{name} {tensor.dtype}"))
 
         def step() -> None:
-            _check(self._name, tensor, every.view(torch.int64).tolist(), channel.rank)
+            _check(name, tensor, every.view(torch.int64).tolist(), channel.rank)
             tensor.detach().copy_(padded[:count].view(tensor.shape))
 
-        self._transfers += [Transfer(f"sizes of {self._name}", every), Transfer(f"{self._name}, rounded up,", padded)]
+        self._transfers += [Transfer(f"sizes of {name}", every), Transfer(f"{name}, rounded up,", padded)]
         self._steps.append(step)
 
     def _broadcast_rounded(self, transfer: Transfer) -> None:
@@ -139,6 +150,16 @@ class Plan:
 
         self._transfers.append(Transfer(f"{name}, rounded up,", padded, root))
         self._steps.append(step)
+
+
+def check_root(channel: Channel, name: str, root: int) -> None:
+    """Checks that a collective's root is a rank of the group.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not 0 <= root < channel.size:
+        raise ValueError(f"{name}: the root is rank {root}, and the group has the ranks 0 to {channel.size - 1}")
 
 
 def _trailer(size: int, text: str) -> torch.Tensor:

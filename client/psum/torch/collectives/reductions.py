@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from psum.torch.channel import Channel
 from psum.torch.collectives.operators import Operator, operator_of
-from psum.torch.collectives.plan import Plan
+from psum.torch.collectives.plan import Plan, check_root
 from psum.torch.tensors import check_dense, element_type_of, is_plain, plain
 from psum.torch.work import PsumWork
 
@@ -31,6 +31,7 @@ def all_reduce(channel: Channel, tensors: Sequence[torch.Tensor], op: Any) -> Ps
 def reduce(channel: Channel, tensor: torch.Tensor, op: Any, root: int) -> PsumWork:
     """Combines a tensor over all ranks. Only the root's tensor changes. Costs as much as all_reduce."""
     check_dense(tensor, "the tensor of reduce")
+    check_root(channel, "reduce", root)
     plan = Plan(channel, "reduce")
     target = tensor if channel.rank == root else tensor.detach().clone()
     _combine(plan, channel.size, target, operator_of(op))
@@ -89,17 +90,19 @@ def reduce_scatter_single(
 def _combine(plan: Plan, size: int, tensor: torch.Tensor, operator: Operator) -> None:
     """Plans the reduction of a tensor, in place."""
     target = tensor.detach()
+    operator.check(tensor.dtype)
     if operator.combine is not None:
-        plan.gather(target, lambda values: target.copy_(operator.of_all(values).view(target.shape)), operator.name)
+        plan.gather(target, lambda values: target.copy_(operator.of_all(values).view(target.shape)), operator.detail)
         return
     element_type_of(tensor.dtype)
-    values = target
+    values, detail = target, operator.detail
     if tensor.dtype is torch.bool:
+        detail = f"{detail} of bool"
         # A sum of bools says whether any is true.
         values = target.to(torch.uint8 if size <= _MOST_BOOLS else torch.int32).contiguous()
     elif not is_plain(target):
         values = plain(target)
-    plan.sum(values)
+    plan.sum(values, detail=detail)
     if operator.averages:
         whole_numbers = not values.dtype.is_floating_point
         plan.then(lambda: values.div_(size, rounding_mode="trunc" if whole_numbers else None))

@@ -6,5 +6,6 @@ carries what ranks tell each other through torch's store; own_aggregator.py is a
 
 from psum.torch.rendezvous.initialization import install
 from psum.torch.rendezvous.joining import connect
+from psum.torch.rendezvous.names import missing_from_torch
 
-__all__ = ["connect", "install"]
+__all__ = ["connect", "install", "missing_from_torch"]
