@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -11,6 +11,18 @@ from faults.aggregators import AggregatorProcess
 from faults.processes import WorkerProcess
 from faults.proxy import Proxy
 from faults.training import STEPS, Training, undisturbed
+
+_HERE: Final = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give these tests more time: they start many processes, which on a busy machine takes many times as long.
+
+    Each of their waits has a deadline of its own, which is shorter and says what was waited for.
+    """
+    for item in items:
+        if item.path.is_relative_to(_HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(180))
 
 
 @pytest.fixture

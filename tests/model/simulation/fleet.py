@@ -1,9 +1,7 @@
 """A job's simulated workers and aggregators, and the moves between them."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from random import Random
-from unittest import mock
 
 import numpy as np
 
@@ -404,15 +402,3 @@ class Fleet:
                         lacking = sorted(shard.ranks_lacking_result)
                         waits = f"ranks {lacking} lack the result, holder {shard.holder}" if lacking else ""
                         yield f"    {key.name} {'broadcast' if key.broadcast else 'sum'} {number}: {shard!r} {waits}"
-
-
-@contextlib.contextmanager
-def sizes_of(plan: Plan) -> Iterator[None]:
-    """Apply the plan's size limits for messages and inline sums until the end of the block."""
-    with contextlib.ExitStack() as stack:
-        for module in ("aggregator.service.send_queue", "client.core.scheduler"):
-            stack.enter_context(mock.patch(f"psum.{module}.BATCH_BYTES", plan.batch_bytes))
-        stack.enter_context(mock.patch("psum.client.core.kept_sums._KEPT_VIEW_BYTES", plan.batch_bytes))
-        stack.enter_context(mock.patch("psum.aggregator.service.action_runner.LARGE_PAYLOAD_BYTES", plan.inline_bytes))
-        stack.enter_context(mock.patch("simulation.aggregator.LatePool.at_once_bytes", plan.inline_bytes))
-        yield

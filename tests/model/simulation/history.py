@@ -6,8 +6,9 @@ from random import Random
 
 from simulation.counters import Counters
 from simulation.endings import begin_ending, finish
-from simulation.fleet import Fleet, sizes_of
+from simulation.fleet import Fleet
 from simulation.plan import Ending, Plan
+from simulation.sizes import sizes_of
 from simulation.steps import STEPS
 
 Step = tuple[str, int]

@@ -116,7 +116,7 @@ class Plan:
 
     def _sum_rounded(self, transfer: Transfer) -> None:
         """Adds up a tensor with zeros behind it, and tells all ranks its size."""
-        name, tensor, _ = transfer
+        name, tensor = transfer.name, transfer.tensor
         channel, count = self._channel, tensor.numel()
         padded = torch.zeros(rounded_up(count), dtype=tensor.dtype, device=tensor.device)
         padded[:count].copy_(tensor.detach().reshape(-1))
