@@ -33,9 +33,9 @@ class Plan:
         self._transfers: list[Transfer] = []
         self._steps: list[Step] = []
 
-    def sum(self, tensor: torch.Tensor, *steps: Step) -> None:
-        """Adds up a tensor over all ranks, in place; then come the steps."""
-        transfer = Transfer(self._name, tensor)
+    def sum(self, tensor: torch.Tensor, *steps: Step, borrows: bool = False) -> None:
+        """Adds up a tensor over all ranks, in place, or lends the work the sum; then come the steps."""
+        transfer = Transfer(self._name, tensor, borrows=borrows)
         if self._channel.has_own_keys(transfer):
             self._transfers.append(transfer)
         else:
@@ -121,7 +121,7 @@ class Plan:
 
     def _broadcast_rounded(self, transfer: Transfer) -> None:
         """Broadcasts bytes with zeros and their number behind them."""
-        name, data, root = transfer
+        name, data, root = transfer.name, transfer.tensor, transfer.root
         assert root is not None
         size, room, rank = data.numel(), rounded_up(data.numel()), self._channel.rank
         padded = torch.zeros(room + _TRAILER_BYTES, dtype=torch.uint8, device=data.device)
