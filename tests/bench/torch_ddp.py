@@ -167,6 +167,7 @@ def run(case: Case, arguments: argparse.Namespace) -> Result:
             "steps": arguments.steps,
             "rounds": arguments.rounds,
             "file": str(file),
+            "bucket_views": arguments.bucket_views,
         }
         program = ["-m", "tests.bench.torch_ddp_rank", json.dumps(plan)]
         added = {**openmp_environment(), _MARK: secrets.token_hex(8)}
@@ -217,6 +218,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each way")
     parser.add_argument("--steps", type=int, default=5, help="steps of each kind in a turn")
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--bucket-views", action="store_true", help="gradient_as_bucket_view=True")
     parser.add_argument("--json", type=pathlib.Path, help="a file for all that was measured")
     arguments = parser.parse_args(given)
     results: list[Result] = []

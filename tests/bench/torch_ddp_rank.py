@@ -38,6 +38,8 @@ class Plan:
         steps: Steps of one kind in a turn.
         rounds: The number of turns of each way.
         file: Where rank 0 writes the results.
+        bucket_views: Whether gradients are views of the buckets (gradient_as_bucket_view), which is not
+            DistributedDataParallel's default.
     """
 
     workload: str
@@ -45,6 +47,7 @@ class Plan:
     steps: int
     rounds: int
     file: str
+    bucket_views: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +162,9 @@ class _Bench:
         weights = [torch.zeros(size) for size in sizes(plan.workload)]
 
         def model(group: Any) -> Any:
-            return DistributedDataParallel(_Net(weights, gradient), process_group=group, gradient_as_bucket_view=True)
+            return DistributedDataParallel(
+                _Net(weights, gradient), process_group=group, gradient_as_bucket_view=plan.bucket_views
+            )
 
         self.models = {way: model(group) for way, group in self.groups.items()}
         self._plain = model(self.groups["gloo"])

@@ -33,7 +33,7 @@ from psum.client.exit_status import PEER_FAULT_STATUS
 from psum.client.settings import Settings
 from psum.client.store import Store, key_name
 from psum.client.transport.aggregator_status import addresses_behind, fetch_status
-from psum.planes import Block
+from psum.planes import Block, Loan
 from psum.wire import ElementType
 from psum.wire.errors import (
     AbortedError,
@@ -77,6 +77,7 @@ __all__ = [
     "ForkedError",
     "InternalError",
     "InvalidError",
+    "Loan",
     "MissingRanksError",
     "Operation",
     "OperationStatistics",

@@ -24,7 +24,7 @@ from psum.client.outstanding import OutstandingOperations
 from psum.client.store import Store
 from psum.client.transport.loop_thread import LoopThread
 from psum.client.transport.usable_planes import usable_planes
-from psum.planes import Block
+from psum.planes import Block, MappedSums
 from psum.runtime import keep_large_blocks
 from psum.wire import ElementType
 from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError
@@ -83,6 +83,7 @@ class Client:
             hand_over=self._hand_over,
             shares_known=lambda shares: self._membership.share_links(shares),
             report_fault=self._report_fault,
+            map_pieces=MappedSums.of,
         )
         self._telemetry = Telemetry(settings, self._session)
         self._memory = ClientMemory(settings, shared=self._planes.shares_memory, staging=staging)

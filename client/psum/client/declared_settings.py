@@ -123,6 +123,14 @@ class DeclaredSettings(BaseSettings):
         meaning="Bytes of host memory for PyTorch tensors of one GPU that are under way. Further tensors wait until"
         " earlier ones are done. A process group has its own.",
     )
+    torch_lend_results: bool = setting(
+        "PSUM_TORCH_LEND_RESULTS",
+        default=True,
+        default_text="1",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="1: PyTorch's DistributedDataParallel reads sums from memory shared with aggregators on this host; 0:"
+        " psum copies them to its buckets first.",
+    )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",
         default=60.0,

@@ -91,6 +91,7 @@ class OutstandingOperations:
                     done(error)
             except Exception:
                 _log.exception("the callback of %r failed", ticket)
+            ticket.loan = None
         if count:
             with self._counting:
                 self._begun -= count

@@ -21,11 +21,13 @@ class Transfer(NamedTuple):
         name: What it is for. Ranks that disagree on it get an error.
         tensor: The tensor: dense, and of a dtype that psum sums.
         root: The rank whose bytes all ranks get. The tensor is then plain and of uint8. None: its sum is wanted.
+        borrows: Whether the sum may be lent rather than written to the tensor, which is then the work's only result.
     """
 
     name: str
     tensor: torch.Tensor
     root: int | None = None
+    borrows: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -46,12 +48,14 @@ class Channel:
         client: As given.
         rank: This process's rank in the group.
         size: The number of ranks.
+        lends: Whether sums may be lent.
     """
 
     def __init__(self, client: Client, title: str, patience: float) -> None:
         self.client = client
         self.rank = client.rank
         self.size = client.num_workers
+        self.lends = client.settings.torch_lend_results and client.num_workers > 1
         self._store = client.store()
         self._begun = itertools.count()
         self._lock = threading.Lock()
@@ -100,7 +104,8 @@ class Channel:
             store: Any = _OneKey(self._store, key, str(kind), operations)
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
-                staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done)
+                lent = work.lent if transfer.borrows else None
+                staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done, lent=lent)
             else:
                 staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)
         return work

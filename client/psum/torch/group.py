@@ -1,5 +1,6 @@
 """The process group: torch.distributed's calls, as collectives of psum."""
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
@@ -8,7 +9,7 @@ from typing import Any, Final, NoReturn
 import torch
 import torch.distributed as dist
 from psum.client import Client, ConfigurationError
-from psum.torch import job, rendezvous
+from psum.torch import borrowers, job, rendezvous
 from psum.torch.agreement import NewestGroups, check_members
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
@@ -66,8 +67,11 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
         return self._channel.client
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
-        """See reductions.all_reduce."""
-        work = reductions.all_reduce(self._channel, tensors, _op(opts))
+        """See reductions.all_reduce. The reducer of DistributedDataParallel may borrow the result; see `borrowers`."""
+        borrows = (
+            self._channel.lends and len(tensors) == 1 and borrowers.may_borrow(self, tensors[0], sys._getframe().f_back)
+        )
+        work = reductions.all_reduce(self._channel, tensors, _op(opts), borrows=borrows)
         if sum(tensor.numel() for tensor in tensors) <= _SMALL_ELEMENTS:
             self._kept.append(work)
         return work
@@ -233,6 +237,7 @@ def create(options: Any, _: object = None) -> PsumProcessGroup:
                 " membership of the process group"
             ]
         )
+    borrowers.install()
     client = rendezvous.connect(store, rank, size, timeout=timeout, group_name=name if ranks else "")
     return PsumProcessGroup(
         Channel(client, f"psum group {name}", _patience(timeout)),

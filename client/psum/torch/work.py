@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+import numpy as np
+
 import torch
 import torch.distributed as dist
-from psum.client import PsumError
+from psum.client import Loan, PsumError
 from psum.torch import staging
 from psum.torch.callback_threads import CallbackThreads
 from psum.torch.compilation import not_compiled
@@ -23,6 +25,9 @@ class PsumWork(dist.Work):  # type: ignore[misc]
 
     The thread that waits first carries out the steps, which copy the result to where the caller wants it. psum's own
     thread only counts the transfers.
+
+    The result may be lent (see psum.torch.borrowers). Then the future's value is another tensor, which views it.
+    Whoever uses the work in any other way finds the result in the tensors as always: it is copied to them first.
 
     Args:
         title: What it is, for people.
@@ -53,6 +58,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._callbacks = callbacks
         self._patience = patience
         self._whom = whom
+        self._lent: list[torch.Tensor] = []
+        """The tensor of a result that is lent and was not copied."""
         self._error: Exception | None = None
         self._future: Any = None
         self._waited_for = False
@@ -81,6 +88,11 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._end_event()
         self._arrived.set()
 
+    def lent(self, loan: Loan) -> None:
+        """Called before `done` with the result, if that is lent: the sum of the only tensor."""
+        (tensor,) = self._result
+        self._lent = [torch.from_numpy(np.asarray(loan)).view(tensor.dtype).view(tensor.shape)]
+
     def wait(self, timeout: timedelta | None = _NO_TIMEOUT) -> bool:
         """Waits until the result is there. For tensors on a GPU, this thread waits until the sum is in host memory. The
         current stream then waits for the copy to the GPU, and this thread does not.
@@ -102,6 +114,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             for device, event in zip(self._devices, self._events, strict=False):
                 torch.cuda.current_stream(device).wait_event(event)
             self._conclude()
+            self._write_lent()
             self._waited_for = True
         if self._error is not None:
             # The same object may be raised several times; it must not collect all their tracebacks.
@@ -114,11 +127,14 @@ class PsumWork(dist.Work):  # type: ignore[misc]
 
     def is_completed(self) -> bool:
         """Whether it has ended, with a result or an error. `wait` then does not wait for other ranks."""
-        return self._arrived.is_set()
+        if not self._arrived.is_set():
+            return False
+        self._write_lent()
+        return True
 
     def is_success(self) -> bool:
         """Whether it has ended with a result."""
-        return self._arrived.is_set() and self._error is None
+        return self.is_completed() and self._error is None
 
     def exception(self) -> Exception | None:
         """Returns its error if it has ended with one."""
@@ -163,7 +179,14 @@ class PsumWork(dist.Work):  # type: ignore[misc]
     def _outcome(self, _: Any) -> list[torch.Tensor]:
         if self._error is not None:
             raise self._error.with_traceback(None)
-        return self._result
+        return self._lent or self._result
+
+    def _write_lent(self) -> None:
+        """Copies a result that is lent to where collectives have theirs."""
+        with self._lock:
+            lent, self._lent = self._lent, []
+            if lent and self._error is None:
+                self._result[0].detach().copy_(lent[0])
 
     def _late(self, seconds: float) -> TimeoutError:
         return TimeoutError(

@@ -19,6 +19,10 @@ from psum.planes.inline import (
     InlineAggregator,
     InlineWorker,
 )
+from psum.planes.mapped_sums import (
+    Loan,
+    MappedSums,
+)
 from psum.planes.plane import (
     AggregatorPlane,
     Location,
@@ -71,7 +75,9 @@ __all__ = [
     "InlineAggregator",
     "InlineWorker",
     "Limit",
+    "Loan",
     "Location",
+    "MappedSums",
     "Offer",
     "Plane",
     "PlaneError",

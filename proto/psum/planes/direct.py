@@ -34,6 +34,7 @@ class DirectWorker(WorkerPlane):
     batch_bytes = OUTSIDE_BATCH_BYTES
     credit_bytes: int | None = None
     payloads_follow = True
+    shares_sums = False
 
     def put(
         self, value: memoryview, staged: int | None, payloads: list[memoryview], following: list[memoryview]

@@ -31,6 +31,7 @@ class InlineWorker(WorkerPlane):
     batch_bytes = BATCH_BYTES
     credit_bytes: int | None = None
     payloads_follow = False
+    shares_sums = False
 
     def put(
         self, value: memoryview, staged: int | None, payloads: list[memoryview], following: list[memoryview]

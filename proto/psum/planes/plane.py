@@ -48,12 +48,14 @@ class WorkerPlane(Protocol):
         credit_bytes: How many bytes may be under way; None: as many as the settings say.
         payloads_follow: Whether payloads follow their message on the data connection, sent from their owner's memory.
             Then the plane needs a data connection, and the stream must end before that memory changes.
+        shares_sums: Whether sums outside of messages lie in memory that the aggregator shares; see MappedSums.
     """
 
     kind: pb.Plane.ValueType
     batch_bytes: int
     credit_bytes: int | None
     payloads_follow: bool
+    shares_sums: bool
 
     def put(
         self, value: memoryview, staged: int | None, payloads: list[memoryview], following: list[memoryview]

@@ -80,6 +80,7 @@ class ShmWorker(WorkerPlane):
     kind = pb.PLANE_SHM
     batch_bytes = OUTSIDE_BATCH_BYTES
     payloads_follow = False
+    shares_sums = True
 
     def __init__(self, segment: Segment, room: int, sums: Segment, credit_bytes: int, *, reads_staging: bool) -> None:
         self.credit_bytes: int | None = credit_bytes

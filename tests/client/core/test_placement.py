@@ -72,6 +72,13 @@ def test_the_order_of_declaration_is_of_no_account(sizes: list[int], aggregators
     assert {key: shards(other, *key) for key in keys} == first
 
 
+@given(st.integers(1 << 17, 1 << 23), st.sampled_from([2, 4, 8]), st.integers(16, 512), weights)
+def test_shards_of_large_keys_begin_at_pages(elements: int, itemsize: int, pages: int, weights: list[int]) -> None:
+    """The sums of all shards can then be mapped one after the other."""
+    shards = Placement(pages * 4096, weights).shards(0, elements, itemsize)
+    assert elements * itemsize < 1 << 20 or all(shard.start % 4096 == 0 for shard in shards)
+
+
 @pytest.mark.parametrize("model", ["resnet50", "vgg16", "transformer", "big"])
 def test_known_models_are_even(model: str) -> None:
     """No aggregator has more than 1.02 times the mean of a known model, in any fleet of up to 64."""
@@ -109,7 +116,9 @@ def test_no_model_is_far_from_even(sizes: list[int], weights: list[int]) -> None
         shards = placement.shards(placement.turn(0, str(number), 0), elements, 4)
         owned = [sum(s.size for s in shards if s.aggregator == owner) for owner in range(len(weights))]
         everywhere = elements * 4 * min(shares) >= 64 << 10
-        slack = 128 if everywhere else 2 * max(s.size for s in shards)
+        # Shards begin at multiples of 64 bytes, those of keys of 1 MiB and more at pages.
+        rounding = 2 * (4096 if elements * 4 >= 1 << 20 else 64)
+        slack = rounding if everywhere else 2 * max(s.size for s in shards)
         for bytes_owned, share in zip(owned, shares, strict=True):
             assert bytes_owned <= elements * 4 * share + slack
 

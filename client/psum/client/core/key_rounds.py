@@ -3,6 +3,7 @@
 from psum.client.core.buffers import flat
 from psum.client.core.counters import OperationCounters
 from psum.client.core.key import Key
+from psum.client.core.key_loans import KeyLoans
 from psum.client.core.placement import Shard
 from psum.client.core.recorder import ShardRecord
 from psum.client.core.ticket import State, Ticket
@@ -33,6 +34,8 @@ class KeyRounds:
         """The first round of each shard whose result this worker does not have."""
         self.sums: dict[int, memoryview | bytes] = {}
         """The last result of each shard, for an aggregator that was started again."""
+        self.loans: KeyLoans | None = None
+        """What it lends, None if nobody has borrowed anything."""
         self.abort: pb.Abort | None = None
         """What the aggregators were told when this worker could not contribute."""
         self.declared = False
@@ -134,6 +137,31 @@ class Part:
         value = flat(ticket.source)[shard.start : shard.stop]  # type: ignore[arg-type]
         codec = ticket.key.codec
         return value if codec is None else codec.encode(value)
+
+    def receive(self, result: memoryview, *, own: bool = False, stays: bool = False) -> None:
+        """Writes the shard's result to its place in the target, or keeps it to be lent.
+
+        Args:
+            result: The result.
+            own: Whether it is this rank's own value, which `result` does not have.
+            stays: Whether it lies in memory that the aggregator shares.
+        """
+        ticket, shard = self.ticket, self.shard
+        source, target = ticket.source, ticket.target
+        if target is None:
+            return
+        if own:
+            if source is not None and target is not source:
+                flat(target)[shard.start : shard.stop] = flat(source)[shard.start : shard.stop]
+        elif stays and ticket.borrows and (loans := self.rounds.loans) is not None and not loans.useless:
+            loans.collect(shard.index, result)
+        else:
+            self.write(result)
+
+    def write(self, result: memoryview) -> None:
+        """Writes the shard's result to its place in the target."""
+        if (target := self.ticket.target) is not None:
+            flat(target)[self.shard.start : self.shard.stop] = result
 
     def staged(self) -> int | None:
         """The payload's offset in the staging memory, None if it does not lie there."""

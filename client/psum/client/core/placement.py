@@ -17,6 +17,11 @@ from psum.v1 import aggregator_pb2 as pb
 #: Shards begin at multiples of this many elements, at 16 bytes or more, where sums of them are aligned.
 _UNIT_ELEMENTS: Final = 16
 
+#: Keys from this size on have shards that begin at pages, if a shard has several: so their sums can be lent in one
+#: piece.
+_PAGED_KEY_BYTES: Final = 1 << 20
+_PAGE_BYTES: Final = 4096
+
 #: A large key's smallest range has at least this, divided by the number of aggregators, within the limits below. Less
 #: costs more messages; more leaves more bytes to chance. With it no aggregator has more than 1.02 times the mean of
 #: resnet50, vgg16 and BERT-base, for 2 to 64 aggregators.
@@ -106,6 +111,8 @@ class Placement:
         """The shards of a key that begins at a turn, none if it has no elements."""
         most = max(1, self._partition_bytes // itemsize)
         unit = _UNIT_ELEMENTS if most >= _UNIT_ELEMENTS else 1
+        if elements * itemsize >= _PAGED_KEY_BYTES and self._partition_bytes >= 16 * _PAGE_BYTES:
+            unit = _PAGE_BYTES // itemsize
         units, most_units = -(-elements // unit), most // unit
         total = len(self._turns)
         shards = []

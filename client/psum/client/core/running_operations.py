@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from psum.client.core import error_texts
 from psum.client.core.buffers import flat
 from psum.client.core.key import Key
+from psum.client.core.key_loans import KeyLoans, MapPieces
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.recorder import Recorder, ShardRecord
@@ -23,10 +24,16 @@ class RunningOperations:
         addresses: The addresses at the other ends of the connections, for errors.
         windows: What is sent on each connection.
         registry: Where failed keys are noted.
+        map_pieces: Maps results in shared memory one after the other, to lend them.
     """
 
     def __init__(
-        self, rank: int, addresses: Sequence[str], windows: Sequence[SendWindow[Part]], registry: KeyRegistry
+        self,
+        rank: int,
+        addresses: Sequence[str],
+        windows: Sequence[SendWindow[Part]],
+        registry: KeyRegistry,
+        map_pieces: MapPieces,
     ) -> None:
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the client to report."""
@@ -43,6 +50,7 @@ class RunningOperations:
         self._addresses = addresses
         self._windows = windows
         self._registry = registry
+        self._map_pieces = map_pieces
         self._stalled: OrderedDict[KeyRounds, float] = OrderedDict()
         """Keys with operations that wait for an earlier one that was reserved and not started, and since when."""
 
@@ -90,6 +98,8 @@ class RunningOperations:
                     flat(ticket.target)[:] = flat(ticket.source)
                 self.complete(rounds, ticket, now)
                 continue
+            if not self._keeps_loans(rounds, ticket):
+                return
             if not rounds.parts:
                 rounds.parts = [Part(rounds, shard, ticket) for shard in shards]
             for part in rounds.parts:
@@ -106,6 +116,8 @@ class RunningOperations:
 
     def complete(self, rounds: KeyRounds, ticket: Ticket, now: float) -> None:
         """Ends the key's running operation, whose result is complete."""
+        if ticket.borrows and rounds.loans is not None:
+            ticket.loan = rounds.loans.conclude(lambda shard, piece: rounds.parts[shard].write(piece))
         rounds.key.counters.total.observe(now - self.since[ticket])
         if (recorder := self.recorder) is not None:
             recorder.completed(ticket.record, now)
@@ -162,6 +174,19 @@ class RunningOperations:
         for connection in rounds.key.connections:
             self._windows[connection].declarations.append(rounds.declaration(connection))
 
+    def _keeps_loans(self, rounds: KeyRounds, ticket: Ticket) -> bool:
+        """Keeps the key's results that are still lent from changing. Returns False if the key has failed over it."""
+        if rounds.loans is None and ticket.borrows:
+            rounds.loans = KeyLoans(len(rounds.key.shards), self._map_pieces)
+        if rounds.loans is not None:
+            try:
+                rounds.loans.secure()
+            except MemoryError as error:
+                ticket.reason = str(error)
+                self._abort(rounds, ticket)
+                return False
+        return True
+
     def _abort(self, rounds: KeyRounds, ticket: Ticket) -> None:
         if not rounds.declared:
             self._declare(rounds)
@@ -196,3 +221,4 @@ class RunningOperations:
         rounds.waiting.clear()
         self._stalled.pop(rounds, None)
         rounds.sums.clear()
+        rounds.loans = None

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from psum.client.core import error_texts, roles
-from psum.client.core.buffers import flat
 from psum.client.core.counters import Counters
 from psum.client.core.kept_sums import give_back, kept
+from psum.client.core.key_loans import MapPieces
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
 from psum.client.core.known_departures import KnownDepartures
@@ -72,6 +72,7 @@ class Session:
         shares_known: Called with each connection's share of the bytes on its link when the ranks have agreed on the
             weights; see Aggregators.link_shares.
         report_fault: Called with each failure that an aggregator reports, before anything fails because of it.
+        map_pieces: Maps results in shared memory one after the other, to lend them. By default nothing is lent.
         recorder: Where operations are recorded, None if nowhere.
         clock: The time now, as the methods are given it.
     """
@@ -90,6 +91,7 @@ class Session:
         hand_over: Callable[[Ticket], None],
         shares_known: Callable[[Sequence[float]], None] = lambda shares: None,
         report_fault: Callable[[FaultError], None] = lambda fault: None,
+        map_pieces: MapPieces = lambda pieces: None,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -114,7 +116,7 @@ class Session:
         place = partial(Placement, partition_bytes, relayed=bool(relay))
         placement = place(tuple(weights) or (1,) * len(addresses)) if addresses and weights is not None else None
         self._registry = KeyRegistry(placement, self.counters, hand_over)
-        self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry)
+        self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry, map_pieces)
         self._operations.recorder = recorder
         self._shares_known = shares_known
         self._departures = KnownDepartures(len(self._addresses))
@@ -245,7 +247,10 @@ class Session:
                 rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
                 plane, following = window.plane, iter(following)
                 for row, piece in zip(rows, split(payload, rows), strict=True):
-                    self._result(aggregator, row, plane.get(row, following) if row.outside_size else piece, now)
+                    if row.outside_size:
+                        self._result(aggregator, row, plane.get(row, following), now, stays=plane.shares_sums)
+                    else:
+                        self._result(aggregator, row, piece, now)
             case "taken":
                 for row in to_rows(message.taken.shards):
                     part = window.outstanding.get((row.id, row.shard))
@@ -361,25 +366,23 @@ class Session:
             self._operations.note_fault(key, fault)
             self._operations.fail_key(key, fault)
 
-    def _result(self, aggregator: int, row: ShardRound, payload: memoryview, now: float) -> None:
+    def _result(
+        self, aggregator: int, row: ShardRound, payload: memoryview, now: float, *, stays: bool = False
+    ) -> None:
         window = self._windows[aggregator]
         part_id, round, received = row[:2], row.round, len(payload)
         part = window.outstanding.get(part_id)
         if part is None or (ticket := part.ticket).round != round:
             # It was under way when the operation failed, or had its result already.
             return
-        shard, key, source, target = part.shard, ticket.key, ticket.source, ticket.target
-        own = source is not None and key.operation is Operation.BROADCAST
+        shard, key = part.shard, ticket.key
+        own = ticket.source is not None and key.operation is Operation.BROADCAST
         if key.codec is not None and not own:
             payload = key.codec.decode(payload, shard.size)
-            received = len(payload)
+            received, stays = len(payload), False
         if received != (expected := 0 if own else shard.size):
             raise error_texts.wrong_size(self._addresses[aggregator], key, shard, received, expected)
-        if target is not None:
-            if not own:
-                flat(target)[shard.start : shard.stop] = payload
-            elif source is not None and target is not source:
-                flat(target)[shard.start : shard.stop] = flat(source)[shard.start : shard.stop]
+        part.receive(payload, own=own, stays=stays)
         if part.record is not None:
             part.record.received, part.record.written = now, self._clock()
         rounds = part.rounds

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from psum.client.core.buffers import Memory
 from psum.client.core.key import Key
 from psum.client.core.recorder import OperationRecord
+from psum.planes import Loan
 from psum.wire.errors import PsumError
 
 Done = Callable[[PsumError | None], None]
@@ -30,8 +31,10 @@ class Ticket:
 
     __slots__ = (
         "_hand_over",
+        "borrows",
         "done",
         "key",
+        "loan",
         "pending",
         "priority",
         "reason",
@@ -54,6 +57,10 @@ class Ticket:
         """The source's offset in the client's staging memory, None if it lies elsewhere."""
         self.target: Memory | None = None
         """Where the result is written; None if it is not wanted."""
+        self.borrows = False
+        """Whether the result may be lent rather than written to the target."""
+        self.loan: Loan | None = None
+        """The result, if it is lent; for `done` to take."""
         self.done: Done | None = None
         self.reason = ""
         """Why it was aborted."""
@@ -66,7 +73,15 @@ class Ticket:
     def __repr__(self) -> str:
         return f"<Ticket {self.key.title} round {self.round} {self.state.name}>"
 
-    def start(self, source: Memory | None, target: Memory | None, done: Done, staged: int | None = None) -> None:
+    def start(
+        self,
+        source: Memory | None,
+        target: Memory | None,
+        done: Done,
+        staged: int | None = None,
+        *,
+        borrows: bool = False,
+    ) -> None:
         """Starts the operation: its value is there. Returns at once; from any thread.
 
         Args:
@@ -76,8 +91,12 @@ class Ticket:
                 `done` is called.
             done: Called exactly once, from any thread, with None or the error. It must return soon and not raise.
             staged: The source's offset in the client's staging memory, None if it does not lie there.
+            borrows: Whether the result may be lent, if it lies in memory shared with the aggregators, rather than
+                written to the target. While `done` is called, `loan` tells which. Take it from there if it is wanted
+                for longer. Return it before this rank's next operation on the key: otherwise psum must copy it then.
         """
         self._decide(State.QUEUED)
+        self.borrows = borrows
         self.source, self.target, self.done, self.staged = source, target, done, staged
         self._hand_over(self)
 

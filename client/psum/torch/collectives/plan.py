@@ -33,15 +33,16 @@ class Plan:
         self._transfers: list[Transfer] = []
         self._steps: list[Step] = []
 
-    def sum(self, tensor: torch.Tensor, *steps: Step, detail: str = "") -> None:
-        """Adds up a tensor over all ranks, in place; then come the steps.
+    def sum(self, tensor: torch.Tensor, *steps: Step, detail: str = "", borrows: bool = False) -> None:
+        """Adds up a tensor over all ranks, in place, or lends the work the sum; then come the steps.
 
         Args:
             tensor: A plain tensor.
             steps: What this rank does then.
             detail: What ranks must agree on beside the collective and the tensor.
+            borrows: Whether the work may lend the sum.
         """
-        transfer = Transfer(f"{self._name}{detail}", tensor)
+        transfer = Transfer(f"{self._name}{detail}", tensor, borrows=borrows)
         if self._channel.has_own_keys(transfer):
             self._transfers.append(transfer)
         else:
@@ -132,7 +133,7 @@ class Plan:
 
     def _broadcast_rounded(self, transfer: Transfer) -> None:
         """Broadcasts bytes with zeros and their number behind them."""
-        name, data, root = transfer
+        name, data, root = transfer.name, transfer.tensor, transfer.root
         assert root is not None
         size, room, rank = data.numel(), rounded_up(data.numel()), self._channel.rank
         padded = torch.zeros(room + _TRAILER_BYTES, dtype=torch.uint8, device=data.device)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import torch
-from psum.client import PsumError, Ticket
+from psum.client import Loan, PsumError, Ticket
 from psum.torch.tensors import flat_array
 
 
@@ -20,12 +20,14 @@ class Request:
         gives: Whether the value of this rank counts.
         takes: Whether the tensor receives the result. If not, it has the result already.
         as_bytes: Whether it is a sum of bytes to which ranks that do not give contribute zeros.
+        lent: Called with the result if it is lent rather than written to the tensor. None: it is always written.
     """
 
     ticket: Ticket
     gives: bool
     takes: bool
     as_bytes: bool
+    lent: Callable[[Loan], None] | None = None
 
     def start(self, host: torch.Tensor, done: Callable[[PsumError | None], None], staged: int | None = None) -> None:
         """Starts the operation. Returns at once.
@@ -40,4 +42,15 @@ class Request:
             array = array.view(np.uint8)
             if not self.gives:
                 array[:] = 0
-        self.ticket.start(array if self.gives or self.as_bytes else None, array, done, staged)
+        source = array if self.gives or self.as_bytes else None
+        if (lent := self.lent) is None:
+            self.ticket.start(source, array, done, staged)
+            return
+        ticket = self.ticket
+
+        def ended(error: PsumError | None) -> None:
+            if ticket.loan is not None:
+                lent(ticket.loan)
+            done(error)
+
+        ticket.start(source, array, ended, staged, borrows=True)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from psum.client import Client, Operation, PsumError, Store
+from psum.client import Client, Loan, Operation, PsumError, Store
 from psum.torch.staging.cuda import CudaDevice
 from psum.torch.staging.pipeline import Pipeline
 from psum.torch.staging.request import Request
@@ -14,7 +14,15 @@ from psum.torch.tensors import byte_count, check_dense, element_type_of, is_plai
 Done = Callable[[PsumError | None], None]
 
 
-def push_pull(store: Store, key: str, tensor: torch.Tensor, *, priority: int = 0, done: Done) -> None:
+def push_pull(
+    store: Store,
+    key: str,
+    tensor: torch.Tensor,
+    *,
+    priority: int = 0,
+    done: Done,
+    lent: Callable[[Loan], None] | None = None,
+) -> None:
     """Sums a tensor over all ranks, in place. Returns at once: the caller's thread does not wait for psum or a GPU.
 
     The call fixes the round of the key, in the program's order, in whatever order the values become ready. On a GPU,
@@ -29,6 +37,8 @@ def push_pull(store: Store, key: str, tensor: torch.Tensor, *, priority: int = 0
             stream on that GPU which comes after the result. So an event that `done` records there, or a
             torch.futures.Future with `devices_of` that it completes, makes other streams wait for the result. See
             `after_results` for other threads.
+        lent: Called before `done` with the result, if that is lent and not written to the tensor. None: it is written.
+            Only for plain tensors on the CPU.
 
     Raises:
         TypeError: psum cannot sum such a tensor.
@@ -37,7 +47,7 @@ def push_pull(store: Store, key: str, tensor: torch.Tensor, *, priority: int = 0
     """
     _check(tensor)
     ticket = store.reserve(key, shape=(tensor.numel(),), element_type=element_type_of(tensor.dtype), priority=priority)
-    _begin(store, Request(ticket, gives=True, takes=True, as_bytes=False), tensor, done)
+    _begin(store, Request(ticket, gives=True, takes=True, as_bytes=False, lent=lent), tensor, done)
 
 
 def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priority: int = 0, done: Done) -> None:

@@ -1,0 +1,174 @@
+"""Sums in shared memory as one piece: the pages of all shards, mapped one after the other into one range of addresses.
+
+The pages are the aggregators' own, so nothing is copied. They keep what they show only until this worker contributes to
+the next round of the key. So before that, memory that is still lent gets private pages with the same content.
+"""
+
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any, Final, Self
+
+import numpy as np
+
+_PAGE_BYTES: Final = mmap.PAGESIZE
+
+#: The most separate places that are mapped. A process may have some 65 000 mappings in all.
+_MOST_PLACES: Final = 64
+
+# Of Linux.
+_PROT_NONE: Final = 0
+_MREMAP_MAYMOVE: Final = 1
+_MREMAP_FIXED: Final = 2
+_MADV_DONTFORK: Final = 10
+_FAILED: Final = ctypes.c_void_p(-1).value
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = _libc.mremap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+_libc.mprotect.argtypes = _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class Loan:
+    """Memory that is lent as long as this object lives: `numpy.asarray(loan)` is an array of its bytes that keeps it.
+
+    The content never changes. The processor forbids writing, whatever the array's flags say: PyTorch warns of arrays
+    that are marked as read-only. A process that is forked has no such memory.
+    """
+
+    __slots__ = ("__weakref__", "_sums")
+
+    def __init__(self, sums: "MappedSums") -> None:
+        self._sums = sums
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """NumPy's protocol for memory of others."""
+        sums = self._sums
+        return {"version": 3, "typestr": "|u1", "shape": (sums.size,), "data": (sums.address, False)}
+
+
+class MappedSums:
+    """A range of addresses where the sums of all shards of a key follow each other. Made by `of`.
+
+    From one thread. Only the loans may end in any thread.
+
+    Attributes:
+        address: Where it begins.
+        size: Its size in bytes.
+    """
+
+    def __init__(self, pieces: Sequence[memoryview], address: int, size: int) -> None:
+        self.address = address
+        self.size = size
+        self._pieces: Sequence[memoryview] = pieces
+        """They keep the addresses of their memory from being used for something else, so that `shows` can compare."""
+        self._loan: weakref.ref[Loan] | None = None
+        # Not when the interpreter ends: a tensor may still lie there.
+        weakref.finalize(self, _unmap, os.getpid(), address, _in_pages(size)).atexit = False
+
+    @classmethod
+    def of(cls, pieces: Sequence[memoryview]) -> Self | None:
+        """Maps pieces of shared memory one after the other.
+
+        Args:
+            pieces: The pieces. They must lie in memory that was mapped as shared.
+
+        Returns:
+            None if they cannot be mapped so: one does not begin at a page, or one but the last does not end at one, or
+            they lie at too many places, or the system does not allow it.
+        """
+        places = _places(pieces)
+        if not places or len(places) > _MOST_PLACES:
+            return None
+        if any(begin % _PAGE_BYTES for begin, _ in places) or any(size % _PAGE_BYTES for _, size in places[:-1]):
+            return None
+        size = sum(size for _, size in places)
+        length = _in_pages(size)
+        address = _libc.mmap(None, length, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        if address == _FAILED:
+            return None
+        try:
+            end = address
+            for begin, part in places:
+                # With an old size of 0, it maps the pages of a shared mapping a second time.
+                flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
+                if _libc.mremap(begin, 0, _in_pages(part), flags, end) == _FAILED:
+                    raise _error()
+                end += part
+            if _libc.mprotect(address, length, mmap.PROT_READ) or _libc.madvise(address, length, _MADV_DONTFORK):
+                raise _error()
+        except OSError:
+            _libc.munmap(address, length)
+            return None
+        return cls(pieces, address, size)
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a loan lives."""
+        return self._loan is not None and self._loan() is not None
+
+    def shows(self, pieces: Sequence[memoryview]) -> bool:
+        """Whether it shows the memory of these pieces."""
+        return _places(self._pieces) == _places(pieces)
+
+    def lend(self) -> Loan:
+        """Lends the memory. It must not be lent already."""
+        loan = Loan(self)
+        self._loan = weakref.ref(loan)
+        return loan
+
+    def detach(self) -> None:
+        """Gives the range private pages with the same content. It is not to be lent again.
+
+        Whoever reads it at the same time sees no difference.
+
+        Raises:
+            MemoryError: There is not enough memory. Nothing has changed.
+        """
+        length = _in_pages(self.size)
+        private = _libc.mmap(
+            None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+        )
+        if private == _FAILED:
+            raise MemoryError(f"{length} bytes for a private copy of a lent sum: {_error().strerror}")
+        ctypes.memmove(private, self.address, self.size)
+        _libc.mprotect(private, length, mmap.PROT_READ)
+        # One step for the system: no thread finds the range without pages.
+        if _libc.mremap(private, length, length, _MREMAP_MAYMOVE | _MREMAP_FIXED, self.address) == _FAILED:
+            error = _error()
+            _libc.munmap(private, length)
+            raise MemoryError(f"{length} bytes for a private copy of a lent sum: {error.strerror}")
+        self._pieces = ()
+
+
+def _unmap(pid: int, address: int, length: int) -> None:
+    # A process that was forked does not have the range, and may have something else there.
+    if pid == os.getpid():
+        _libc.munmap(address, length)
+
+
+def _places(pieces: Sequence[memoryview]) -> list[tuple[int, int]]:
+    """Addresses and sizes of pieces; those that follow each other in memory are one."""
+    places: list[tuple[int, int]] = []
+    for piece in pieces:
+        begin = np.frombuffer(piece, np.uint8).__array_interface__["data"][0]
+        if places and sum(places[-1]) == begin:
+            places[-1] = places[-1][0], places[-1][1] + len(piece)
+        else:
+            places.append((begin, len(piece)))
+    return places
+
+
+def _in_pages(size: int) -> int:
+    """The size of all pages that hold so many bytes."""
+    return -(-size // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
