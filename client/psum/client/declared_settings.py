@@ -123,6 +123,14 @@ class DeclaredSettings(BaseSettings):
         meaning="Bytes of host memory for PyTorch tensors of one GPU that are under way. Further tensors wait until"
         " earlier ones are done. A process group has its own.",
     )
+    torch_share_buffers: bool = setting(
+        "PSUM_TORCH_SHARE_BUFFERS",
+        default=True,
+        default_text="1",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="1: move buckets of PyTorch's DistributedDataParallel to memory that aggregators on this host read; 0:"
+        " copy them there in each step. See docs/torch.md.",
+    )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",
         default=60.0,

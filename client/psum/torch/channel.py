@@ -21,11 +21,13 @@ class Transfer(NamedTuple):
         name: What it is for. Ranks that disagree on it get an error.
         tensor: The tensor: dense, and of a dtype that psum sums.
         root: The rank whose bytes all ranks get. The tensor is then plain and of uint8. None: its sum is wanted.
+        movable: As in staging.push_pull.
     """
 
     name: str
     tensor: torch.Tensor
     root: int | None = None
+    movable: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -98,7 +100,9 @@ class Channel:
             key = self._keys.name(kind, in_callback=in_callback())
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
-                staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done)
+                staging.push_pull(
+                    store, key, transfer.tensor, priority=urgency, movable=transfer.movable, done=work.done
+                )
             else:
                 staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)
         return work

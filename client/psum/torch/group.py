@@ -1,5 +1,6 @@
 """The process group: torch.distributed's calls, as collectives of psum."""
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from psum.client import Client, ConfigurationError
 from psum.torch import job, rendezvous
 from psum.torch.agreement import check_members
+from psum.torch.bucket_calls import is_of_backward
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
 from psum.torch.compilation import not_compiled
@@ -67,7 +69,8 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce."""
-        work = reductions.all_reduce(self._channel, tensors, _op(opts))
+        movable = is_of_backward(sys._getframe().f_back)
+        work = reductions.all_reduce(self._channel, tensors, _op(opts), movable=movable)
         if sum(tensor.numel() for tensor in tensors) <= _SMALL_ELEMENTS:
             self._kept.append(work)
         return work

@@ -46,6 +46,8 @@ from psum.planes.slots import (
 from psum.planes.space_limit import (
     DEFAULT_LIMIT,
     Limit,
+    shortage,
+    turn,
 )
 from psum.planes.table import (
     CHOICES,
@@ -82,6 +84,8 @@ __all__ = [
     "WorkerTerms",
     "is_lent",
     "offered_by",
+    "shortage",
     "sweep",
+    "turn",
     "usual_share",
 ]

@@ -33,9 +33,9 @@ class Plan:
         self._transfers: list[Transfer] = []
         self._steps: list[Step] = []
 
-    def sum(self, tensor: torch.Tensor, *steps: Step) -> None:
+    def sum(self, tensor: torch.Tensor, *steps: Step, movable: bool = False) -> None:
         """Adds up a tensor over all ranks, in place; then come the steps."""
-        transfer = Transfer(self._name, tensor)
+        transfer = Transfer(self._name, tensor, movable=movable)
         if self._channel.has_own_keys(transfer):
             self._transfers.append(transfer)
         else:
@@ -121,7 +121,7 @@ class Plan:
 
     def _broadcast_rounded(self, transfer: Transfer) -> None:
         """Broadcasts bytes with zeros and their number behind them."""
-        name, data, root = transfer
+        name, data, root, _ = transfer
         assert root is not None
         size, room, rank = data.numel(), rounded_up(data.numel()), self._channel.rank
         padded = torch.zeros(room + _TRAILER_BYTES, dtype=torch.uint8, device=data.device)

@@ -14,17 +14,23 @@ from psum.torch.work import PsumWork
 _MOST_BOOLS = 255
 
 
-def all_reduce(channel: Channel, tensors: Sequence[torch.Tensor], op: Any) -> PsumWork:
+def all_reduce(channel: Channel, tensors: Sequence[torch.Tensor], op: Any, *, movable: bool = False) -> PsumWork:
     """Combines tensors over all ranks, in place.
 
     SUM is psum's own operation. AVG divides the sum afterwards, on each rank. All others gather the values of all ranks
     (see Plan.gather): each rank then sends and receives as many times the bytes as there are ranks.
+
+    Args:
+        channel: The group's.
+        tensors: The tensors.
+        op: The reduction.
+        movable: As in Transfer.
     """
     operator = operator_of(op)
     plan = Plan(channel, "all_reduce")
     for tensor in tensors:
         check_dense(tensor, "the tensor of all_reduce")
-        _combine(plan, channel.size, tensor, operator)
+        _combine(plan, channel.size, tensor, operator, movable=movable)
     return plan.begin(tensors)
 
 
@@ -86,7 +92,7 @@ def reduce_scatter_single(
     return reduce_scatter(channel, outputs, lists, op)
 
 
-def _combine(plan: Plan, size: int, tensor: torch.Tensor, operator: Operator) -> None:
+def _combine(plan: Plan, size: int, tensor: torch.Tensor, operator: Operator, *, movable: bool = False) -> None:
     """Plans the reduction of a tensor, in place."""
     target = tensor.detach()
     if operator.combine is not None:
@@ -99,7 +105,7 @@ def _combine(plan: Plan, size: int, tensor: torch.Tensor, operator: Operator) ->
         values = target.to(torch.uint8 if size <= _MOST_BOOLS else torch.int32).contiguous()
     elif not is_plain(target):
         values = plain(target)
-    plan.sum(values)
+    plan.sum(values, movable=movable and values is target)
     if operator.averages:
         whole_numbers = not values.dtype.is_floating_point
         plan.then(lambda: values.div_(size, rounding_mode="trunc" if whole_numbers else None))
