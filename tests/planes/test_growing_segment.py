@@ -77,3 +77,59 @@ def test_more_than_its_addresses_is_not_to_be_had(directory: str) -> None:
     assert block is not None
     assert block.offset == 0
     growing.close()
+
+
+def test_what_is_freed_is_given_back_and_used_again(directory: str) -> None:
+    """The memory of freed blocks goes back to the system at once; later blocks lie in their place, and are all zero."""
+    growing = GrowingSegment(directory, _fail)
+    file = pathlib.Path(directory) / growing.name
+    blocks = [growing.allocate(size) for size in (8192, 5000, 4096)]
+    before = file.stat().st_blocks
+    for block in blocks[:2]:
+        assert block is not None
+        block.view[:] = b"x" * len(block.view)
+        growing.free(block.offset, len(block.view))
+    assert (before - file.stat().st_blocks) * 512 == 16384
+    again = growing.allocate(16384)
+    assert again is not None
+    assert (again.offset, bytes(again.view)) == (0, bytes(16384))
+    growing.close()
+    growing.free(again.offset, 16384)
+
+
+def test_after_a_block_was_freed_it_allocates_again(directory: str) -> None:
+    """A lack of memory is for a time only, if blocks are freed; it is told once all the same."""
+    told: list[SegmentError] = []
+    status = os.statvfs(directory)
+    growing = GrowingSegment(directory, told.append, Limit(percent=100))
+    block = growing.allocate(4096)
+    assert block is not None
+    too_much = status.f_bavail * status.f_frsize + 4096
+    for _ in range(2):
+        assert growing.allocate(too_much) is None
+        assert growing.allocate(4096) is None
+        growing.free(block.offset, 4096)
+        block = growing.allocate(4096)
+        assert block is not None
+    assert len(told) == 1
+    growing.close()
+
+
+def test_a_finalizer_frees_while_another_block_is_allocated(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may run a finalizer anywhere: it neither waits nor is forgotten."""
+    growing = GrowingSegment(directory, _fail)
+    first = growing.allocate(4096)
+    assert first is not None
+    reserve = Segment.reserve
+
+    def collect(segment: Segment, offset: int, size: int) -> None:
+        growing.free(first.offset, 4096)
+        monkeypatch.undo()
+        reserve(segment, offset, size)
+
+    monkeypatch.setattr(Segment, "reserve", collect)
+    second, third = growing.allocate(4096), growing.allocate(4096)
+    assert second is not None
+    assert third is not None
+    assert (second.offset, third.offset) == (4096, 0)
+    growing.close()

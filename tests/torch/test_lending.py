@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import sys
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed._functional_collectives import all_reduce as functional_all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from psum.torch import borrowers
+from psum.torch import borrowers, bucket_calls
 from psum.torch.work import PsumWork
 from tests.torch.ranks import Ranks
 
@@ -170,12 +169,12 @@ def others() -> tuple[int, list[float]]:
 
 @contextlib.contextmanager
 def lent_to_this_code() -> Any:
-    """Lets this function's caller pass for code in C++."""
-    code, borrowers._BACKWARD = borrowers._BACKWARD, sys._getframe(2).f_code  # type: ignore[misc]
+    """Lets the calls of this process pass for those of code in C++."""
+    tells, bucket_calls.is_of_backward = bucket_calls.is_of_backward, lambda caller: True
     try:
         yield
     finally:
-        borrowers._BACKWARD = code  # type: ignore[misc]
+        bucket_calls.is_of_backward = tells
 
 
 def test_all_other_calls_find_the_result_in_place(ranks: Ranks) -> None:
@@ -220,9 +219,19 @@ def test_a_sum_outlives_its_group(ranks: Ranks) -> None:
     assert ranks.run(2, destroyed) == [[3.0, 3.0]] * 2
 
 
-@pytest.mark.parametrize("size", [borrowers.LEAST_BYTES // 4 - 1, borrowers.LEAST_BYTES // 4])
-def test_small_and_whole_numbers_are_not_lent(size: int) -> None:
+def test_small_and_whole_numbers_are_not_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only floating point tensors of 1 MiB and more, in contiguous memory."""
-    wide = torch.zeros(size)
-    assert not borrowers.may_borrow(object(), wide, None)
-    assert not borrowers.may_borrow(object(), wide.int(), None)
+    monkeypatch.setattr(borrowers, "_reads_only", lambda group: True)
+    wide = torch.zeros(borrowers.LEAST_BYTES // 4)
+    lent = {
+        "wide": wide,
+        "small": wide[:-1],
+        "whole numbers": wide.int(),
+        "not contiguous": torch.zeros(2, borrowers.LEAST_BYTES // 4).t(),
+    }
+    assert [name for name, tensor in lent.items() if borrowers.may_borrow(object(), tensor)] == ["wide"]
+
+
+def test_only_groups_whose_models_only_read_sums_are_lent_to() -> None:
+    """Without a DistributedDataParallel of the group, nothing is known of who asks."""
+    assert not borrowers.may_borrow(object(), torch.zeros(borrowers.LEAST_BYTES // 4))

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self
 
@@ -205,7 +206,7 @@ class Client:
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.
 
-        It is never given back, so use it for buffers that are reused. Pass its place to Ticket.start. Do not change
+        Use it for buffers that are reused, because allocating takes time. Pass its place to Ticket.start. Do not change
         what was pushed from it after the operation has failed: an aggregator may still sum it for other ranks.
 
         Args:
@@ -215,6 +216,32 @@ class Client:
             The memory. None if the client was made without staging, or no memory is shared.
         """
         return self._memory.allocate(size)
+
+    def free(self, offset: int, size: int) -> None:
+        """Frees memory that `allocate` gave, for other uses. From any thread and any finalizer.
+
+        Never free memory from which an operation was started that is not done, or that has failed: an aggregator may
+        still read it. A process that was forked from the client's frees nothing.
+
+        Args:
+            offset: The block's offset.
+            size: Its size, as it was allocated.
+        """
+        if not self.forked:
+            self._memory.free(offset, size)
+
+    def room(self, size: int) -> AbstractContextManager[str | None]:
+        """Says whether others may take so many bytes of /dev/shm, and meanwhile keeps psum from taking more there.
+
+        A process that writes to a full /dev/shm is killed, so ask before a library writes there.
+
+        Returns:
+            A context. It gives None, or why they may not: it would be fuller than PSUM_SHM_LIMIT allows.
+
+        Raises:
+            OSError: There is no /dev/shm.
+        """
+        return self._memory.room(size)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Waits until no operation is outstanding.

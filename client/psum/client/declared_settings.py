@@ -131,6 +131,14 @@ class DeclaredSettings(BaseSettings):
         meaning="1: PyTorch's DistributedDataParallel reads sums from memory shared with aggregators on this host; 0:"
         " psum copies them to its buckets first.",
     )
+    torch_share_buffers: bool = setting(
+        "PSUM_TORCH_SHARE_BUFFERS",
+        default=True,
+        default_text="1",
+        parse=lambda text: choice("0", "1")(text) == "1",
+        meaning="1: move buckets of PyTorch's DistributedDataParallel to memory that aggregators on this host read; 0:"
+        " copy them there in each step. See docs/torch.md.",
+    )
     connect_timeout: float = setting(
         "PSUM_CONNECT_TIMEOUT",
         default=60.0,

@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+from collections.abc import Iterator
 
 from psum.client.settings import Settings
-from psum.planes import Block, GrowingSegment, SegmentError
+from psum.planes import DEFAULT_DIRECTORY, Block, GrowingSegment, SegmentError, shortage, turn
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,17 @@ class ClientMemory:
     def allocate(self, size: int) -> Block | None:
         """A block of staging memory of size bytes; None if there is none. From any thread."""
         return self._staging.allocate(size) if self._staging is not None and size else None
+
+    def free(self, offset: int, size: int) -> None:
+        """Frees a block of staging memory. From any thread and any finalizer."""
+        if self._staging is not None:
+            self._staging.free(offset, size)
+
+    @contextlib.contextmanager
+    def room(self, size: int) -> Iterator[str | None]:
+        """See Client.room."""
+        with turn(DEFAULT_DIRECTORY):
+            yield shortage(DEFAULT_DIRECTORY, size, self._settings.shm_limit)
 
     @property
     def staging(self) -> GrowingSegment | None:

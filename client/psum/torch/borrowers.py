@@ -7,20 +7,15 @@ much as the copy that lending saves, and at a worse time: after the backward pas
 """
 
 import weakref
-from types import FrameType
 from typing import Any, Final
 
 import torch
-from psum.torch.in_callback import in_callback
 from psum.torch.tensors import byte_count, is_plain
-from torch.autograd.graph import _engine_run_backward
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 #: Smaller results are copied faster than they are lent.
 LEAST_BYTES: Final = 1 << 20
-
-_BACKWARD: Final = _engine_run_backward.__code__
 
 _wrappers: "weakref.WeakSet[Any]" = weakref.WeakSet()
 """All modules of DistributedDataParallel in this process."""
@@ -33,22 +28,18 @@ def install() -> None:
         _noting.append(register_module_module_registration_hook(_note))
 
 
-def may_borrow(group: Any, tensor: torch.Tensor, caller: FrameType | None) -> bool:
-    """Whether the sum of a tensor may be lent to the caller of the group's all_reduce.
+def may_borrow(group: Any, tensor: torch.Tensor) -> bool:
+    """Whether the sum of a tensor may be lent, if DistributedDataParallel asks for it; see bucket_calls.
 
     Args:
         group: The process group.
         tensor: What is summed.
-        caller: The frame in Python that called the group. Code in C++ has none: the frame is then that of the Python
-            code that runs it, which for the reducer is the backward pass.
     """
     return (
-        (caller is None or caller.f_code is _BACKWARD)
-        and tensor.device.type == "cpu"
+        tensor.device.type == "cpu"
         and tensor.dtype.is_floating_point
         and byte_count(tensor) >= LEAST_BYTES
         and is_plain(tensor)
-        and not in_callback()
         and _reads_only(group)
     )
 

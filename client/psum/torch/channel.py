@@ -21,12 +21,14 @@ class Transfer(NamedTuple):
         name: What it is for. Ranks that disagree on it get an error.
         tensor: The tensor: dense, and of a dtype that psum sums.
         root: The rank whose bytes all ranks get. The tensor is then plain and of uint8. None: its sum is wanted.
+        movable: As in staging.push_pull.
         borrows: Whether the sum may be lent rather than written to the tensor, which is then the work's only result.
     """
 
     name: str
     tensor: torch.Tensor
     root: int | None = None
+    movable: bool = False
     borrows: bool = False
 
     @property
@@ -104,8 +106,15 @@ class Channel:
             store: Any = _OneKey(self._store, key, str(kind), operations)
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
-                lent = work.lent if transfer.borrows else None
-                staging.push_pull(store, key, transfer.tensor, priority=urgency, done=work.done, lent=lent)
+                staging.push_pull(
+                    store,
+                    key,
+                    transfer.tensor,
+                    priority=urgency,
+                    movable=transfer.movable,
+                    done=work.done,
+                    lent=work.lent if transfer.borrows else None,
+                )
             else:
                 staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)
         return work

@@ -81,7 +81,7 @@ def hook(store: Store | None = None) -> Hook:
         future, done = torch_future(tensor)
         index = bucket.index()
         key = keys.key(index, tensor.numel(), tensor.dtype)
-        staging.push_pull(store, key, tensor, priority=priority.of_ready(index), done=done)
+        staging.push_pull(store, key, tensor, priority=priority.of_ready(index), movable=True, done=done)
         return future
 
     return psum_hook

@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 import torch
 import torch.distributed as dist
 from psum.client import Client, ConfigurationError
-from psum.torch import borrowers, job, rendezvous
+from psum.torch import borrowers, bucket_calls, job, rendezvous
 from psum.torch.agreement import NewestGroups, check_members
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
@@ -68,10 +68,9 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce. The reducer of DistributedDataParallel may borrow the result; see `borrowers`."""
-        borrows = (
-            self._channel.lends and len(tensors) == 1 and borrowers.may_borrow(self, tensors[0], sys._getframe().f_back)
-        )
-        work = reductions.all_reduce(self._channel, tensors, _op(opts), borrows=borrows)
+        of_backward = bucket_calls.is_of_backward(sys._getframe().f_back)
+        borrows = of_backward and self._channel.lends and len(tensors) == 1 and borrowers.may_borrow(self, tensors[0])
+        work = reductions.all_reduce(self._channel, tensors, _op(opts), movable=of_backward, borrows=borrows)
         if sum(tensor.numel() for tensor in tensors) <= _SMALL_ELEMENTS:
             self._kept.append(work)
         return work

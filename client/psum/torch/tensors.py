@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 
 import torch
@@ -87,6 +88,31 @@ def flat_array(tensor: torch.Tensor) -> tuple[npt.NDArray[Any], ElementType]:
     viewed = _VIEWED_AS.get(tensor.dtype)
     array: npt.NDArray[Any] = (flat if viewed is None else flat.view(viewed)).numpy()
     return array, element_type
+
+
+def unmarked_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Like the array of `flat_array`, but the tensor's storage does not remember that it was made.
+
+    PyTorch forbids to resize a storage that NumPy arrays were made of. So a storage that may be resized has none that
+    the program still uses.
+    """
+    memory = _Memory(tensor)
+    array: npt.NDArray[Any] = np.asarray(memory)
+    return array
+
+
+class _Memory:
+    """The memory of a plain tensor on the CPU, which it keeps alive. NumPy reads the attribute."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        kind = torch.empty(0, dtype=_VIEWED_AS.get(tensor.dtype, tensor.dtype)).numpy().dtype
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (tensor.numel(),),
+            "typestr": kind.str,
+            "data": (tensor.data_ptr(), False),
+        }
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,8 @@ from psum.planes.slots import (
 from psum.planes.space_limit import (
     DEFAULT_LIMIT,
     Limit,
+    shortage,
+    turn,
 )
 from psum.planes.table import (
     CHOICES,
@@ -88,6 +90,8 @@ __all__ = [
     "WorkerTerms",
     "is_lent",
     "offered_by",
+    "shortage",
     "sweep",
+    "turn",
     "usual_share",
 ]

@@ -1,10 +1,12 @@
 """Shared memory that grows as blocks of it are allocated."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from psum.planes.segment import Segment, SegmentError
+from psum.planes.slots import Slots
 from psum.planes.space_limit import DEFAULT_LIMIT, Limit
 
 #: The address space of a segment. Only allocated blocks take memory.
@@ -27,7 +29,7 @@ class Block(NamedTuple):
 
 
 class GrowingSegment:
-    """Allocates blocks, and never takes one back: blocks are reused by their owners as long as the segment exists.
+    """Allocates blocks. Most owners keep theirs as long as the segment exists; others free them.
 
     Args:
         directory: Where shared memory is kept.
@@ -40,9 +42,12 @@ class GrowingSegment:
 
     def __init__(self, directory: str, lacking: Callable[[SegmentError], None], limit: Limit = DEFAULT_LIMIT) -> None:
         self._segment = Segment.create(directory, _ADDRESS_SPACE_BYTES, limit)
-        self._lacking = lacking
-        self._end = 0
+        self._lacking: Callable[[SegmentError], None] | None = lacking
+        self._slots = Slots(self._segment.size, _PAGE_BYTES)
         self._full = False
+        self._closed = False
+        self._freed: deque[tuple[int, int]] = deque()
+        """Blocks that were freed and whose memory was not given back yet, as (offset, size)."""
         self._lock = threading.Lock()
 
     @property
@@ -52,18 +57,31 @@ class GrowingSegment:
 
     def allocate(self, size: int) -> Block | None:
         """A block of this many bytes, at least 1; None if there is not enough memory. From any thread."""
+        self._settle()
         with self._lock:
-            offset = self._end
-            if self._full or offset + size > self._segment.size:
+            if self._full or self._closed or (offset := self._slots.take(size)) is None:
                 return None
             try:
                 self._segment.reserve(offset, size)
             except SegmentError as error:
+                self._slots.give(offset, size)
                 self._full = True
-                self._lacking(error)
+                lacking, self._lacking = self._lacking, None
+                if lacking is not None:
+                    lacking(error)
                 return None
-            self._end += -(-size // _PAGE_BYTES) * _PAGE_BYTES
             return Block(offset, self._segment.view[offset : offset + size])
+
+    def free(self, offset: int, size: int) -> None:
+        """Frees a block, whose memory is given back and used for others. From any thread and any finalizer.
+
+        Args:
+            offset: The block's offset. Nobody may use it any more, in this process or another.
+            size: Its size, as it was allocated.
+        """
+        # A part of a page would only be cleared.
+        self._freed.append((offset, -(-size // _PAGE_BYTES) * _PAGE_BYTES))
+        self._settle()
 
     def unlink(self) -> None:
         """Removes its name only. Takes no lock, so a signal handler may call it."""
@@ -72,5 +90,16 @@ class GrowingSegment:
     def close(self) -> None:
         """Removes its name, so that no other process can open it. The memory goes with the last view of it."""
         with self._lock:
-            self._full = True
+            self._closed = True
             self._segment.close()
+
+    def _settle(self) -> None:
+        """Gives back what was freed. If another call has the lock, perhaps in this thread, a later one does it."""
+        while self._freed and self._lock.acquire(blocking=False):
+            try:
+                offset, size = self._freed.popleft()
+                self._segment.give_back(offset, size)
+                self._slots.give(offset, size)
+                self._full = False
+            finally:
+                self._lock.release()

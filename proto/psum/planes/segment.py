@@ -152,6 +152,11 @@ class Segment:
                 scarce=True,
             ) from None
 
+    def give_back(self, offset: int, size: int) -> None:
+        """Gives back memory that was reserved: what it held is gone in every process, and it must not be written to."""
+        if self._descriptor >= 0:
+            _punch(self._descriptor, offset, size)
+
     def unlink(self) -> None:
         """Removes the name: no other process can open it any more, and the file goes with the last mapping."""
         with contextlib.suppress(OSError):

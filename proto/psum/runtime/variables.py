@@ -80,6 +80,7 @@ VARIABLES: Final = frozenset(
         "PSUM_TLS_SERVER_NAME",
         "PSUM_TOKEN_FILE",
         "PSUM_TORCH_LEND_RESULTS",
+        "PSUM_TORCH_SHARE_BUFFERS",
         "PSUM_TRACE_DIR",
         "PSUM_TRACE_END_STEP",
         "PSUM_TRACE_START_STEP",

@@ -48,9 +48,9 @@ def test_buckets_go_with_their_priority(monkeypatch: pytest.MonkeyPatch) -> None
     given = []
     push_pull = staging.push_pull
 
-    def noted(store: Any, key: str, tensor: Any, *, priority: int, done: Any) -> None:
+    def noted(store: Any, key: str, tensor: Any, *, priority: int, movable: bool, done: Any) -> None:
         given.append(priority)
-        push_pull(store, key, tensor, priority=priority, done=done)
+        push_pull(store, key, tensor, priority=priority, movable=movable, done=done)
 
     monkeypatch.setattr(staging, "push_pull", noted)
     with psum.connect(psum.Settings()) as client:

@@ -33,16 +33,18 @@ class Plan:
         self._transfers: list[Transfer] = []
         self._steps: list[Step] = []
 
-    def sum(self, tensor: torch.Tensor, *steps: Step, detail: str = "", borrows: bool = False) -> None:
+    def sum(
+        self, tensor: torch.Tensor, *steps: Step, detail: str = "", movable: bool = False, borrows: bool = False
+    ) -> None:
         """Adds up a tensor over all ranks, in place, or lends the work the sum; then come the steps.
 
         Args:
             tensor: A plain tensor.
             steps: What this rank does then.
             detail: What ranks must agree on beside the collective and the tensor.
-            borrows: Whether the work may lend the sum.
+            movable, borrows: As in Transfer.
         """
-        transfer = Transfer(f"{self._name}{detail}", tensor, borrows=borrows)
+        transfer = Transfer(f"{self._name}{detail}", tensor, movable=movable, borrows=borrows)
         if self._channel.has_own_keys(transfer):
             self._transfers.append(transfer)
         else:

@@ -14,7 +14,9 @@ from psum.torch.work import PsumWork
 _MOST_BOOLS = 255
 
 
-def all_reduce(channel: Channel, tensors: Sequence[torch.Tensor], op: Any, *, borrows: bool = False) -> PsumWork:
+def all_reduce(
+    channel: Channel, tensors: Sequence[torch.Tensor], op: Any, *, movable: bool = False, borrows: bool = False
+) -> PsumWork:
     """Combines tensors over all ranks, in place.
 
     SUM is psum's own operation. AVG divides the sum afterwards, on each rank. All others gather the values of all ranks
@@ -24,13 +26,14 @@ def all_reduce(channel: Channel, tensors: Sequence[torch.Tensor], op: Any, *, bo
         channel: The group's.
         tensors: The tensors.
         op: The reduction.
+        movable: As in Transfer.
         borrows: Whether a sum of a plain tensor may be lent: see PsumWork.
     """
     operator = operator_of(op)
     plan = Plan(channel, "all_reduce")
     for tensor in tensors:
         check_dense(tensor, "the tensor of all_reduce")
-        _combine(plan, channel.size, tensor, operator, borrows=borrows)
+        _combine(plan, channel.size, tensor, operator, movable=movable, borrows=borrows)
     return plan.begin(tensors)
 
 
@@ -93,7 +96,9 @@ def reduce_scatter_single(
     return reduce_scatter(channel, outputs, lists, op)
 
 
-def _combine(plan: Plan, size: int, tensor: torch.Tensor, operator: Operator, *, borrows: bool = False) -> None:
+def _combine(
+    plan: Plan, size: int, tensor: torch.Tensor, operator: Operator, *, movable: bool = False, borrows: bool = False
+) -> None:
     """Plans the reduction of a tensor, in place."""
     target = tensor.detach()
     operator.check(tensor.dtype)
@@ -108,8 +113,9 @@ def _combine(plan: Plan, size: int, tensor: torch.Tensor, operator: Operator, *,
         values = target.to(torch.uint8 if size <= _MOST_BOOLS else torch.int32).contiguous()
     elif not is_plain(target):
         values = plain(target)
+    is_own = values is target
     # A step changes the result, so it cannot be in memory that is lent.
-    plan.sum(values, detail=detail, borrows=borrows and values is target and not operator.averages)
+    plan.sum(values, detail=detail, movable=movable and is_own, borrows=borrows and is_own and not operator.averages)
     if operator.averages:
         whole_numbers = not values.dtype.is_floating_point
         plan.then(lambda: values.div_(size, rounding_mode="trunc" if whole_numbers else None))

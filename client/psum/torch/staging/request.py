@@ -37,7 +37,10 @@ class Request:
             done: Called exactly once, from any thread, with None or the error.
             staged: The offset of the memory in the client's staging memory, None if it does not lie there.
         """
-        array: Any = flat_array(host)[0]
+        self.start_with(flat_array(host)[0], done, staged)
+
+    def start_with(self, array: Any, done: Callable[[PsumError | None], None], staged: int | None = None) -> None:
+        """Starts the operation with an array of `flat_array` or `unmarked_array`. See `start`."""
         if self.as_bytes:
             array = array.view(np.uint8)
             if not self.gives:

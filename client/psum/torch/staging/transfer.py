@@ -8,6 +8,7 @@ from psum.client import Client, Loan, Operation, PsumError, Store
 from psum.torch.staging.cuda import CudaDevice
 from psum.torch.staging.pipeline import Pipeline
 from psum.torch.staging.request import Request
+from psum.torch.staging.shared_storages import SharedStorages
 from psum.torch.tensors import byte_count, check_dense, element_type_of, is_plain, plain
 
 #: Called exactly once, from any thread, with None or the error. It must return soon and not raise.
@@ -20,6 +21,7 @@ def push_pull(
     tensor: torch.Tensor,
     *,
     priority: int = 0,
+    movable: bool = False,
     done: Done,
     lent: Callable[[Loan], None] | None = None,
 ) -> None:
@@ -33,6 +35,8 @@ def push_pull(
         key: The tensor's name. A key keeps its number of elements and its type.
         tensor: A dense tensor on the CPU or on a GPU. Do not change it, nor use it, before `done` is called.
         priority: Higher values go first.
+        movable: Whether the tensor's memory may be moved to where aggregators on this host read it, if the tensor is
+            summed again and again. See SharedStorages.memory_of.
         done: Called exactly once, with None or the error. For a tensor on a GPU, the thread that calls it has a current
             stream on that GPU which comes after the result. So an event that `done` records there, or a
             torch.futures.Future with `devices_of` that it completes, makes other streams wait for the result. See
@@ -47,7 +51,8 @@ def push_pull(
     """
     _check(tensor)
     ticket = store.reserve(key, shape=(tensor.numel(),), element_type=element_type_of(tensor.dtype), priority=priority)
-    _begin(store, Request(ticket, gives=True, takes=True, as_bytes=False, lent=lent), tensor, done)
+    request = Request(ticket, gives=True, takes=True, as_bytes=False, lent=lent)
+    _begin(store, request, tensor, done, movable=movable)
 
 
 def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priority: int = 0, done: Done) -> None:
@@ -118,12 +123,14 @@ def _check(tensor: torch.Tensor) -> None:
         )
 
 
-def _begin(store: Store, request: Request, tensor: torch.Tensor, done: Done) -> None:
+def _begin(store: Store, request: Request, tensor: torch.Tensor, done: Done, *, movable: bool = False) -> None:
     """Starts a reserved operation: at once in host memory, by way of host memory on a GPU."""
     try:
         if tensor.device.type == "cuda" and tensor.numel():
             assert isinstance(store.client, Client)
             Pipeline.of(store.client, CudaDevice.of(tensor.device)).begin(request, tensor.detach(), done)
+        elif movable and isinstance(store.client, Client) and tensor.numel() and is_plain(tensor):
+            _begin_in_shared_memory(SharedStorages.of(store.client), request, tensor.detach(), done)
         else:
             _begin_in_place(request, tensor.detach(), done)
     except BaseException as error:
@@ -131,6 +138,17 @@ def _begin(store: Store, request: Request, tensor: torch.Tensor, done: Done) -> 
         with contextlib.suppress(RuntimeError):
             request.ticket.abort(f"{type(error).__name__}: {error}")
         raise
+
+
+def _begin_in_shared_memory(shared: SharedStorages, request: Request, tensor: torch.Tensor, done: Done) -> None:
+    array, staged = shared.memory_of(tensor)
+
+    def withdraw_if_failed(error: PsumError | None) -> None:
+        if error is not None:
+            shared.withdraw(tensor)
+        done(error)
+
+    request.start_with(array, done if staged is None else withdraw_if_failed, staged)
 
 
 def _begin_in_place(request: Request, tensor: torch.Tensor, done: Done) -> None:
