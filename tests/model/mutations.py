@@ -137,11 +137,13 @@ def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> No
 def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
     result = Session._result
 
-    def mutant(self: Session, aggregator: int, entry: ShardRound, payload: memoryview, now: float) -> None:
+    def mutant(
+        self: Session, aggregator: int, entry: ShardRound, payload: memoryview, now: float, *, stays: bool
+    ) -> None:
         part = self._windows[aggregator].outstanding.get((entry.id, entry.shard))
         if part is not None:
             entry = entry._replace(round=part.ticket.round)
-        result(self, aggregator, entry, payload, now)
+        result(self, aggregator, entry, payload, now, stays=stays)
 
     patch.setattr(Session, "_result", mutant)
 

@@ -247,10 +247,9 @@ class Session:
                 rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
                 plane, following = window.plane, iter(following)
                 for row, piece in zip(rows, split(payload, rows), strict=True):
-                    if row.outside_size:
-                        self._result(aggregator, row, plane.get(row, following), now, stays=plane.shares_sums)
-                    else:
-                        self._result(aggregator, row, piece, now)
+                    outside = row.outside_size > 0
+                    value = plane.get(row, following) if outside else piece
+                    self._result(aggregator, row, value, now, stays=outside and plane.shares_sums)
             case "taken":
                 for row in to_rows(message.taken.shards):
                     part = window.outstanding.get((row.id, row.shard))
@@ -366,9 +365,7 @@ class Session:
             self._operations.note_fault(key, fault)
             self._operations.fail_key(key, fault)
 
-    def _result(
-        self, aggregator: int, row: ShardRound, payload: memoryview, now: float, *, stays: bool = False
-    ) -> None:
+    def _result(self, aggregator: int, row: ShardRound, payload: memoryview, now: float, *, stays: bool) -> None:
         window = self._windows[aggregator]
         part_id, round, received = row[:2], row.round, len(payload)
         part = window.outstanding.get(part_id)
