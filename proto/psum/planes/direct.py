@@ -32,6 +32,7 @@ class DirectWorker(WorkerPlane):
 
     kind = pb.PLANE_DIRECT
     batch_bytes = OUTSIDE_BATCH_BYTES
+    staged_divisor = 1
     credit_bytes: int | None = None
     payloads_follow = True
     shares_sums = False

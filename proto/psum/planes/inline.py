@@ -29,6 +29,7 @@ class InlineWorker(WorkerPlane):
 
     kind = pb.PLANE_INLINE
     batch_bytes = BATCH_BYTES
+    staged_divisor = 1
     credit_bytes: int | None = None
     payloads_follow = False
     shares_sums = False

@@ -46,6 +46,8 @@ class WorkerPlane(Protocol):
         kind: Which plane it is.
         batch_bytes: How many bytes of contributions one message may announce.
         credit_bytes: How many bytes may be under way; None: as many as the settings say.
+        staged_divisor: Of a payload that is read from the staging memory, only this part, one of so many, counts
+            against the credit: it takes no further memory, and the time until it is read is short.
         payloads_follow: Whether payloads follow their message on the data connection, sent from their owner's memory.
             Then the plane needs a data connection, and the stream must end before that memory changes.
         shares_sums: Whether sums outside of messages lie in memory that the aggregator shares; see MappedSums.
@@ -54,6 +56,7 @@ class WorkerPlane(Protocol):
     kind: pb.Plane.ValueType
     batch_bytes: int
     credit_bytes: int | None
+    staged_divisor: int
     payloads_follow: bool
     shares_sums: bool
 

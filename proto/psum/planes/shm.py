@@ -25,6 +25,10 @@ from psum.wire.errors import ProtocolError
 #: A worker's segment has this many times its credit: blocks that are taken leave gaps.
 _SLACK: Final = 1.25
 
+#: Which part of a payload in the staging memory counts against the credit. Sums of 8 MiB take the aggregator some
+#: milliseconds, which is too little to let a worker announce the next ones in time.
+_STAGED_DIVISOR: Final = 4
+
 #: A job's memory for sums takes two file descriptors: its file, and its mapping.
 ARENA_DESCRIPTORS: Final = 2
 
@@ -88,6 +92,7 @@ class ShmWorker(WorkerPlane):
         self._slots = Slots(room)
         self._sums = sums
         self._reads_staging = reads_staging
+        self.staged_divisor = _STAGED_DIVISOR if reads_staging else 1
 
     def put(
         self, value: memoryview, staged: int | None, payloads: list[memoryview], following: list[memoryview]

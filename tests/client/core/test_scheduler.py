@@ -16,6 +16,10 @@ class Item:
     size: int = BATCH_BYTES
     pulls: bool = False
     cancelled: bool = False
+    place: int | None = None
+
+    def staged(self) -> int | None:
+        return self.place
 
 
 def names(batch: list[Item]) -> list[str]:
@@ -39,7 +43,7 @@ def test_a_late_urgent_item_overtakes_what_waits_for_credit() -> None:
     assert scheduler.take() == []
     scheduler.add(Item("urgent", 5))
     assert scheduler.take() == []
-    scheduler.release(BATCH_BYTES)
+    scheduler.release(Item("a", -9))
     assert names(scheduler.take()) == ["urgent"]
 
 
@@ -50,8 +54,26 @@ def test_an_item_larger_than_the_credit_passes_alone() -> None:
     scheduler.add(Item("small", size=1))
     assert names(scheduler.take()) == ["large"]
     assert scheduler.take() == []
-    scheduler.release(1000)
+    scheduler.release(Item("large", size=1000))
     assert names(scheduler.take()) == ["small"]
+
+
+def test_only_a_part_of_what_is_staged_counts_against_the_credit() -> None:
+    """As many staged items as the divisor pass for one other, if the plane reads the staging memory."""
+    scheduler: Scheduler[Item] = Scheduler(BATCH_BYTES)
+    scheduler.staged_divisor = 4
+    staged = [Item(name, place=0) for name in "abcde"]
+    for item in staged:
+        scheduler.add(item)
+    assert [names(scheduler.take()) for _ in range(5)] == [["a"], ["b"], ["c"], ["d"], []]
+    scheduler.add(Item("other", priority=1))
+    scheduler.release(staged[0])
+    assert scheduler.take() == []
+    for item in staged[1:4]:
+        scheduler.release(item)
+    assert [names(scheduler.take()) for _ in range(2)] == [["other"], []]
+    scheduler.release(Item("other"))
+    assert names(scheduler.take()) == ["e"]
 
 
 def test_small_items_of_one_kind_travel_together() -> None:
@@ -90,7 +112,7 @@ def test_everything_is_sent_once_within_credit_and_no_batch_grows_large(
     while scheduler or under_way:
         batch = scheduler.take()
         if not batch:
-            scheduler.release(under_way.pop(0).size)
+            scheduler.release(under_way.pop(0))
             continue
         under_way += batch
         sent += names(batch)

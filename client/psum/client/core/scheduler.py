@@ -26,6 +26,9 @@ class Sendable(Protocol):
     def cancelled(self) -> bool:
         """Whether it must not be sent any more."""
 
+    def staged(self) -> int | None:
+        """The payload's offset in the staging memory, None if it does not lie there."""
+
 
 Item = TypeVar("Item", bound=Sendable)
 
@@ -49,6 +52,8 @@ class Scheduler(Generic[Item]):
         self.credit_bytes = credit_bytes
         self.batch_bytes = BATCH_BYTES
         """The most bytes that several items in one message have together."""
+        self.staged_divisor = 1
+        """Only this part, one of so many, of a staged item's bytes counts against the credit."""
         self.under_way_bytes = 0
         """Bytes that count against the credit now."""
         self._queue: list[tuple[int, int, Item]] = []
@@ -71,7 +76,7 @@ class Scheduler(Generic[Item]):
         """
         queue, before = self._queue, self.under_way_bytes
         batch: list[Item] = []
-        size = 0
+        size = charged = 0
         while queue and len(batch) < _MAX_BATCH:
             item = queue[0][2]
             if item.cancelled:
@@ -80,12 +85,14 @@ class Scheduler(Generic[Item]):
             larger = size + item.size
             if batch and (larger > self.batch_bytes or item.pulls is not batch[0].pulls):
                 break
-            if (before or size) and before + larger > self.credit_bytes:
+            charge = item.size if self.staged_divisor == 1 else self._charge(item)
+            if (before or size) and before + charged + charge > self.credit_bytes:
                 break
             heapq.heappop(queue)
             batch.append(item)
             size = larger
-        self.under_way_bytes = before + size
+            charged += charge
+        self.under_way_bytes = before + charged
         return batch
 
     def clear(self) -> list[Item]:
@@ -98,7 +105,12 @@ class Scheduler(Generic[Item]):
         """Notes that nothing is under way any more, because the connection broke."""
         self.under_way_bytes = 0
 
-    def release(self, size: int) -> None:
-        """Notes that this many bytes are no longer under way."""
-        assert size <= self.under_way_bytes
-        self.under_way_bytes -= size
+    def release(self, item: Item) -> None:
+        """Notes that an item is no longer under way."""
+        charge = item.size if self.staged_divisor == 1 else self._charge(item)
+        assert charge <= self.under_way_bytes
+        self.under_way_bytes -= charge
+
+    def _charge(self, item: Item) -> int:
+        """The bytes of an item that count against the credit."""
+        return item.size if item.staged() is None else item.size // self.staged_divisor

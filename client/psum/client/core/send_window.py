@@ -47,9 +47,6 @@ class Outgoing(Sendable, Protocol):
     def payload(self) -> memoryview:
         """What is sent, unless it pulls. It is not changed before the result comes."""
 
-    def staged(self) -> int | None:
-        """The payload's offset in the staging memory, None if it does not lie there."""
-
     def went(self, sent: float, copied: float) -> None:
         """Notes that its turn came at a time, and when its message was made."""
 
@@ -114,6 +111,7 @@ class SendWindow(Generic[Item]):
         self.plane = plane
         self.scheduler.credit_bytes = self._credit_bytes if plane.credit_bytes is None else plane.credit_bytes
         self.scheduler.batch_bytes = plane.batch_bytes
+        self.scheduler.staged_divisor = plane.staged_divisor
 
     def drain(self, still_open: Iterable[ShardRound]) -> None:
         """Notes that the aggregator is about to end, and finishes only these rounds."""
@@ -140,7 +138,7 @@ class SendWindow(Generic[Item]):
         """Stops counting a shard's bytes against the credit."""
         if not part.credited:
             part.credited = True
-            self.scheduler.release(part.size)
+            self.scheduler.release(part)
 
     def next_message(self) -> bytes | None:
         """The next message, None if nothing may be sent now. `following` then has the payloads that must follow it."""
