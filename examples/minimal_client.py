@@ -39,9 +39,12 @@ def turns(weights: Sequence[int]) -> list[int]:
 
 def place(key: int, name: str, elements: int, partition: int, weights: Sequence[int]) -> list[tuple[int, int]]:
     """Elements and owner of each shard of a key in store 0."""
-    order, unit = turns(weights), 16 if partition // ITEM_BYTES >= 16 else 1
+    order, size = turns(weights), elements * ITEM_BYTES
+    unit = 16 if partition // ITEM_BYTES >= 16 else 1
+    if size >= 1 << 20 and partition >= 64 << 10:
+        unit = 4096 // ITEM_BYTES
     total, grain = len(order), min(max((256 << 10) // len(weights), 4 << 10), 64 << 10)
-    units, most, size = -(-elements // unit), max(1, partition // ITEM_BYTES) // unit, elements * ITEM_BYTES
+    units, most = -(-elements // unit), max(1, partition // ITEM_BYTES) // unit
     turn = key % total
     if name.isascii() and name.isdecimal():
         block, position = divmod(int(name), total)

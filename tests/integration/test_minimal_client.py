@@ -63,7 +63,7 @@ def test_the_shards_on_the_page_are_those_that_are_cut() -> None:
 @given(
     st.integers(0, 2**64 - 1),
     st.one_of(st.text(max_size=3), st.integers(0, 300).map(str)),
-    st.integers(0, 400_000),
+    st.integers(0, 800_000),
     st.integers(1 << 10, 1 << 18),
     st.lists(st.integers(1, 6), min_size=1, max_size=9),
 )
