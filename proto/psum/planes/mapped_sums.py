@@ -4,7 +4,7 @@ The pages are the aggregators' own, so nothing is copied. They keep what they sh
 the next round of the key. So before that, memory that is still lent gets private pages with the same content.
 """
 
-import ctypes
+import itertools
 import mmap
 import os
 import weakref
@@ -13,24 +13,12 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from psum.runtime import mappings
+
 _PAGE_BYTES: Final = mmap.PAGESIZE
 
 #: The most separate places that are mapped. A process may have some 65 000 mappings in all.
 _MOST_PLACES: Final = 64
-
-# Of Linux.
-_PROT_NONE: Final = 0
-_MREMAP_MAYMOVE: Final = 1
-_MREMAP_FIXED: Final = 2
-_MADV_DONTFORK: Final = 10
-_FAILED: Final = ctypes.c_void_p(-1).value
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = _libc.mremap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
-_libc.mprotect.argtypes = _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Loan:
@@ -69,7 +57,7 @@ class MappedSums:
         """They keep the addresses of their memory from being used for something else, so that `shows` can compare."""
         self._loan: weakref.ref[Loan] | None = None
         # Not when the interpreter ends: a tensor may still lie there.
-        weakref.finalize(self, _unmap, os.getpid(), address, _in_pages(size)).atexit = False
+        weakref.finalize(self, _unmap, os.getpid(), address, size).atexit = False
 
     @classmethod
     def of(cls, pieces: Sequence[memoryview]) -> Self | None:
@@ -88,22 +76,15 @@ class MappedSums:
         if any(begin % _PAGE_BYTES for begin, _ in places) or any(size % _PAGE_BYTES for _, size in places[:-1]):
             return None
         size = sum(size for _, size in places)
-        length = _in_pages(size)
-        address = _libc.mmap(None, length, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        if address == _FAILED:
+        address = mappings.reserve(size)
+        if address is None:
             return None
-        try:
-            end = address
-            for begin, part in places:
-                # With an old size of 0, it maps the pages of a shared mapping a second time.
-                flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
-                if _libc.mremap(begin, 0, _in_pages(part), flags, end) == _FAILED:
-                    raise _error()
-                end += part
-            if _libc.mprotect(address, length, mmap.PROT_READ) or _libc.madvise(address, length, _MADV_DONTFORK):
-                raise _error()
-        except OSError:
-            _libc.munmap(address, length)
+        ends = itertools.accumulate((part for _, part in places), initial=address)
+        if not (
+            all(mappings.map_again(begin, part, end) for (begin, part), end in zip(places, ends, strict=False))
+            and mappings.restrict(address, size)
+        ):
+            mappings.unmap(address, size)
             return None
         return cls(pieces, address, size)
 
@@ -130,26 +111,15 @@ class MappedSums:
         Raises:
             MemoryError: There is not enough memory. Nothing has changed.
         """
-        length = _in_pages(self.size)
-        private = _libc.mmap(
-            None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
-        )
-        if private == _FAILED:
-            raise MemoryError(f"{length} bytes for a private copy of a lent sum: {_error().strerror}")
-        ctypes.memmove(private, self.address, self.size)
-        _libc.mprotect(private, length, mmap.PROT_READ)
-        # One step for the system: no thread finds the range without pages.
-        if _libc.mremap(private, length, length, _MREMAP_MAYMOVE | _MREMAP_FIXED, self.address) == _FAILED:
-            error = _error()
-            _libc.munmap(private, length)
-            raise MemoryError(f"{length} bytes for a private copy of a lent sum: {error.strerror}")
+        if not mappings.make_private(self.address, self.size, writable=False):
+            raise MemoryError(f"{self.size} bytes for a private copy of a lent sum")
         self._pieces = ()
 
 
-def _unmap(pid: int, address: int, length: int) -> None:
+def _unmap(pid: int, address: int, size: int) -> None:
     # A process that was forked does not have the range, and may have something else there.
     if pid == os.getpid():
-        _libc.munmap(address, length)
+        mappings.unmap(address, size)
 
 
 def _places(pieces: Sequence[memoryview]) -> list[tuple[int, int]]:
@@ -162,13 +132,3 @@ def _places(pieces: Sequence[memoryview]) -> list[tuple[int, int]]:
         else:
             places.append((begin, len(piece)))
     return places
-
-
-def _in_pages(size: int) -> int:
-    """The size of all pages that hold so many bytes."""
-    return -(-size // _PAGE_BYTES) * _PAGE_BYTES
-
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

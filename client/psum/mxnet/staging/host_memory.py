@@ -45,7 +45,7 @@ class HostMemory:
         """
         block = allocate(self._size)
         if block is not None:
-            if map_again(block.view, self.address):
+            if map_again(address_of(block.view), self._size, self.address):
                 self.offset = block.offset
             else:
                 _log.debug("shared memory at %d cannot be mapped again; its content is copied", block.offset)

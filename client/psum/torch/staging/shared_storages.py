@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import torch
 from psum.client import Block, Client
-from psum.client.mappings import make_private, map_again
+from psum.client.mappings import address_of, make_private, map_again
 from psum.torch.tensors import byte_count, flat_array, unmarked_array
 
 _log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class SharedStorages:
             # Moves it to a mapping of PyTorch's, which ends with the storage.
             descriptor, _ = storage._share_fd_cpu_()
             torch.frombuffer(block.view, dtype=tensor.dtype, count=tensor.numel()).copy_(tensor.detach().view(-1))
-            if not map_again(block.view, storage.data_ptr()):
+            if not map_again(address_of(block.view), storage.nbytes(), storage.data_ptr()):
                 return "it cannot be mapped again"
             # Gives PyTorch's file back. Who sends the tensor to another process (torch.multiprocessing) gets an error
             # there instead of a file with other content.

@@ -2,7 +2,7 @@
 
 import mmap
 
-from psum.client.mappings import address_of, make_private, map_again
+from psum.runtime.mappings import address_of, make_private, map_again
 
 SIZE = 3 * 4096 - 100
 
@@ -12,7 +12,7 @@ def test_shared_memory_takes_the_place_of_other_memory() -> None:
     shared, other = mmap.mmap(-1, SIZE), mmap.mmap(-1, SIZE)
     other[:5] = b"other"
     shared[:6] = b"shared"
-    assert map_again(memoryview(shared), address_of(other))
+    assert map_again(address_of(shared), SIZE, address_of(other))
     assert other[:6] == b"shared"
     other[-3:] = b"end"
     assert shared[-3:] == b"end"
@@ -28,6 +28,6 @@ def test_what_cannot_be_mapped_leaves_all_unchanged() -> None:
     """An address that is not that of a page is refused."""
     shared, other = mmap.mmap(-1, SIZE), mmap.mmap(-1, SIZE)
     other[:] = b"x" * SIZE
-    assert not map_again(memoryview(shared), address_of(other) + 8)
+    assert not map_again(address_of(shared), SIZE, address_of(other) + 8)
     assert not make_private(address_of(other) + 8, 4096)
     assert other[:] == b"x" * SIZE
