@@ -68,7 +68,7 @@ class Client:
 
     def __init__(self, fleet: Fleet, *, staging: bool = False, numbering: StoreNumbers | None = None) -> None:
         settings, route = fleet.settings, fleet.route
-        self._planes = usable_planes(settings, route.connections, staging=staging, opened=fleet.opened)
+        self._planes = usable_planes(settings, route.connections, staging=staging, before=fleet.descriptors_before)
         self.settings = settings
         self.numbering = numbering or StoreNumbers()
         self._pid = process_name.pid

@@ -40,14 +40,15 @@ class Fleet:
         route: Where it connects to.
         aggregators: For each process the number of its aggregator; see `aggregators_of`.
         by_roles: Whether the weights follow from where aggregators run. The settings have none then.
-        opened: How many file descriptors it has opened to learn that, and uses further on.
+        descriptors_before: How many file descriptors were open before it opened some to learn that, which it uses
+            further on.
     """
 
     settings: Settings
     route: Route
     aggregators: Sequence[int]
     by_roles: bool
-    opened: int
+    descriptors_before: int
 
 
 @contextlib.contextmanager
@@ -77,7 +78,7 @@ def whole_fleet(settings: Settings) -> Iterator[Fleet]:
             weights = ()
         if len(addresses) != len(settings.aggregators):
             settings = replaced(settings, aggregators=addresses, weights=weights)
-        yield Fleet(settings, route.to(addresses), aggregators, by_roles, max(0, open_descriptors() - before))
+        yield Fleet(settings, route.to(addresses), aggregators, by_roles, before)
     finally:
         termination.forget(newcomer)
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -21,7 +22,7 @@ from psum.client.transport.opening import StreamOpener
 from psum.client.transport.plane_offers import PlaneOffers
 from psum.client.transport.stream import Stream
 from psum.planes import DEFAULT_LIMIT
-from psum.runtime import TlsFiles
+from psum.runtime import TlsFiles, open_descriptors
 from psum.v1 import aggregator_pb2 as pb
 from tests.scarcity import descriptors_left
 
@@ -176,13 +177,13 @@ async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType
 async def test_a_worker_that_lacks_descriptors_says_so() -> None:
     """The error comes at once and names descriptors, not the aggregator, before anything is opened and later."""
     async with Aggregator(WELCOME) as settings:
-        fleet = Fleet(settings, Route(settings.aggregators), aggregators=(0,), by_roles=False, opened=0)
+        fleet = partial(Fleet, settings, Route(settings.aggregators), aggregators=(0,), by_roles=False)
         with (
             descriptors_left(18),
             pytest.raises(psum.ConnectError, match=r"rank 0 .* needs 19 file descriptors.*ulimit -n"),
         ):
-            psum.Client(fleet)
-        client = psum.Client(fleet)
+            psum.Client(fleet(descriptors_before=open_descriptors()))
+        client = psum.Client(fleet(descriptors_before=open_descriptors()))
         with (
             descriptors_left(0),
             pytest.raises(

@@ -6,7 +6,7 @@ from typing import Final
 
 from psum.client.settings import Settings
 from psum.planes import Plane, offered_by
-from psum.runtime import lacks_descriptors
+from psum.runtime import lacks_descriptors, open_descriptors
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ConnectError
 
@@ -36,7 +36,7 @@ class UsablePlanes:
 
 
 def usable_planes(
-    settings: Settings, addresses: Sequence[str], *, staging: bool = False, opened: int = 0
+    settings: Settings, addresses: Sequence[str], *, staging: bool = False, before: int | None = None
 ) -> UsablePlanes:
     """The best planes for which there are enough descriptors on all connections. To be called before any is opened.
 
@@ -44,7 +44,7 @@ def usable_planes(
         settings: The worker's settings.
         addresses: What the worker connects to.
         staging: Whether the worker has staging memory if it shares memory.
-        opened: How many of the worker's descriptors are open already.
+        before: How many descriptors were open before the worker opened its first one; None: it has opened none.
 
     Raises:
         ConnectError: There are too few descriptors for any plane.
@@ -53,6 +53,8 @@ def usable_planes(
     usable = UsablePlanes(offered_by(settings.plane))
     if not count:
         return usable
+    # Counted here and not before: gRPC closes what it does not use any more at some later moment.
+    opened = 0 if before is None else max(0, open_descriptors() - before)
     needed = _needed(usable, count) + _STAGING * (staging and usable.shares_memory)
     lack = lacks_descriptors(needed - opened)
     if lack is None:
