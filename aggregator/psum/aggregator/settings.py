@@ -21,6 +21,7 @@ from psum.runtime import (
     sensible_processes,
     setting,
     size,
+    switch,
 )
 from psum.wire import is_local, parse_address, split_address
 
@@ -87,7 +88,7 @@ class Settings(BaseSettings):
         deprecated=("PSUM_INSECURE",),
         default=False,
         default_text="off",
-        parse=lambda text: choice("0", "1")(text) == "1",
+        parse=switch,
         meaning="Serve on addresses that other machines can reach. Anybody there can then read and change sums.",
     )
     tls_cert: str = setting(
@@ -205,7 +206,7 @@ class Settings(BaseSettings):
         "PSUM_RELAYING",
         default=True,
         default_text="1",
-        parse=lambda text: choice("0", "1")(text) == "1",
+        parse=switch,
         meaning="1: forward the sums of a host's workers to other aggregators if the workers ask for it (PSUM_RELAY);"
         " 0: refuse such workers.",
     )
@@ -271,7 +272,7 @@ class Settings(BaseSettings):
         "PSUM_REFLECTION",
         default=False,
         default_text="off",
-        parse=lambda text: choice("0", "1")(text) == "1",
+        parse=switch,
         meaning="Describe the services to gRPC tools such as grpcurl.",
     )
     shm_directory: str = setting(

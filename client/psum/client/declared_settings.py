@@ -4,7 +4,18 @@ import dataclasses
 
 from psum.client.relay_levels import AUTO, Level, parse_levels, parse_relay
 from psum.planes import CHOICES, DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
-from psum.runtime import BaseSettings, TlsFiles, choice, duration, integer, items, parse_destinations, setting, size
+from psum.runtime import (
+    BaseSettings,
+    TlsFiles,
+    choice,
+    duration,
+    integer,
+    items,
+    parse_destinations,
+    setting,
+    size,
+    switch,
+)
 from psum.wire import parse_address
 
 
@@ -127,7 +138,7 @@ class DeclaredSettings(BaseSettings):
         "PSUM_TORCH_LEND_RESULTS",
         default=True,
         default_text="1",
-        parse=lambda text: choice("0", "1")(text) == "1",
+        parse=switch,
         meaning="1: PyTorch's DistributedDataParallel reads sums from memory shared with aggregators on this host; 0:"
         " psum copies them to its buckets first.",
     )
@@ -135,7 +146,7 @@ class DeclaredSettings(BaseSettings):
         "PSUM_TORCH_SHARE_BUFFERS",
         default=True,
         default_text="1",
-        parse=lambda text: choice("0", "1")(text) == "1",
+        parse=switch,
         meaning="1: move buckets of PyTorch's DistributedDataParallel to memory that aggregators on this host read; 0:"
         " copy them there in each step. See docs/torch.md.",
     )
@@ -173,7 +184,7 @@ class DeclaredSettings(BaseSettings):
         "PSUM_KEEP_SUMS",
         default=True,
         default_text="1",
-        parse=lambda text: choice("0", "1")(text) == "1",
+        parse=switch,
         meaning="1: keep the last sum of each shard, so that an aggregator that was started again can continue; 0: do"
         " not.",
     )
@@ -224,7 +235,7 @@ class DeclaredSettings(BaseSettings):
         "PSUM_INSECURE",
         default=False,
         default_text="off",
-        parse=lambda text: choice("0", "1")(text) == "1",
+        parse=switch,
         meaning="Send the token to other machines without TLS. Anybody on the way can then read and use it.",
     )
     metrics_port: str = setting(

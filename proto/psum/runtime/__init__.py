@@ -39,6 +39,7 @@ from psum.runtime.parsers import (
     integer,
     items,
     size,
+    switch,
 )
 from psum.runtime.processors import (
     processors,
@@ -115,6 +116,7 @@ __all__ = [
     "setting",
     "similar",
     "size",
+    "switch",
     "titled",
     "unknown_variables",
 ]

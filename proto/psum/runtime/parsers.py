@@ -64,6 +64,11 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def switch(text: str) -> bool:
+    """Parses 1 as True and 0 as False."""
+    return choice("0", "1")(text) == "1"
+
+
 def items(parse: Callable[[str], Any] = str) -> Callable[[str], tuple[Any, ...]]:
     """Return a parser for a comma-separated list. It ignores empty items."""
     return lambda text: tuple(parse(item.strip()) for item in text.split(",") if item.strip())
