@@ -33,6 +33,8 @@ class KeyRounds:
         """The first round of each shard whose result this worker does not have."""
         self.sums: dict[int, memoryview | bytes] = {}
         """The last result of each shard, for an aggregator that was started again."""
+        self.contributors: dict[int, tuple[int, int]] = {}
+        """The last round of each shard to which not all ranks contributed, and how many did. Only in elastic jobs."""
         self.abort: pb.Abort | None = None
         """What the aggregators were told when this worker could not contribute."""
         self.declared = False
