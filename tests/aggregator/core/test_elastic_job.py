@@ -495,11 +495,13 @@ def test_a_result_that_only_a_lost_rank_had_is_made_again() -> None:
     assert (result.round, result.result, result.contributors) == (5, bytes([6] * 4), 2)
 
 
-def test_a_stopped_process_that_is_the_first_to_come_back_spoils_nothing() -> None:
+@pytest.mark.parametrize(("old", "pushes"), [(2, True), (2, False), (0, True), (0, False)])
+def test_a_stopped_process_that_is_the_first_to_come_back_spoils_nothing(old: int, pushes: bool) -> None:
     """It declares an old round to a process that does not know of its loss. The others begin at their own round."""
     job = started([1], resuming=True)
-    declare(job, 1, 2)
-    push(job, 1, 2)
+    declare(job, 1, old)
+    if pushes:
+        push(job, 1, old)
     actions, refusal = job.join(hello(0, resuming=True, losses=[loss(1)]), "peer", 1.0)
     assert refusal is None
     assert isinstance(faults(actions)[0], ExcludedError)

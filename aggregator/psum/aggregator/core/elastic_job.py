@@ -164,7 +164,7 @@ class ElasticJob(Job):
         actions += [Warn(elastic_texts.lost(self.name, loss, roster), others) for loss in new]
         if not roster.known and not roster.left:
             return actions + self.fail(elastic_texts.all_lost(self.name, roster), now)
-        if begin_again or (self.members.have_resumed(lost) and self.rounds.is_tainted()):
+        if begin_again or (self.members.have_resumed(lost) and self.rounds.is_learning):
             self.rounds.begin_again()
             for worker in self.workers.values():
                 worker.uncredited.clear()

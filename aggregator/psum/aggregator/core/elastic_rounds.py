@@ -108,13 +108,13 @@ class ElasticRounds(JobRounds):
         ]
         return self.fail_key(key, error_texts.deserted(key, shard, gone)) if gone else []
 
-    def is_tainted(self) -> bool:
-        """Whether some shard's round may come from a single rank's declaration: no round of it was completed here."""
-        return any(
-            shard.inherited and (shard.round or shard.contributions)
-            for key in self.keys.values()
-            for shard in key.shards.values()
-        )
+    @property
+    def is_learning(self) -> bool:
+        """Whether this process has completed no round of some shard: it has the shard's round from declarations only.
+
+        That of a process that was stopped for long may be many rounds old, also if it was the first round.
+        """
+        return any(shard.inherited for key in self.keys.values() for shard in key.shards.values())
 
     def begin_again(self) -> None:
         """Forgets all keys, as if this aggregator process had just been started. Ranks declare them again."""
