@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import elastic_mutations
 import mutations
 import relay_mutations
 from simulation import Counters, Failure, History, run, shrink
-from simulation.plan import FAULTS, RELAY_FAULTS, WORK
+from simulation.elastic_steps import ELASTIC_STEPS
+from simulation.plan import ELASTIC_FAULTS, FAULTS, RELAY_FAULTS, WORK
 from simulation.steps import STEPS
 
 HISTORIES = 150
+
+ELASTIC_HISTORIES = 80
 
 #: Maximum number of histories to find a mutation. Most are found within twenty.
 MUTATION_HISTORIES = 600
@@ -45,9 +49,22 @@ def test_every_rank_gets_every_sum_once() -> None:
     assert counters["relayed"] > counters["levels"] > 0
 
 
+def test_an_elastic_job_goes_on_without_lost_ranks() -> None:
+    """Under all faults survivors get the same bits and counts, and no operation of theirs fails or hangs."""
+    counters = Counters()
+    try:
+        for seed in range(ELASTIC_HISTORIES):
+            run(History.draw(seed, elastic=True), counters)
+    except Failure as failure:
+        pytest.fail(shrink(failure).report)
+    assert counters["ranks lost"] > ELASTIC_HISTORIES
+    assert counters["deliveries"] > 5 * ELASTIC_HISTORIES
+
+
 def test_every_step_can_be_drawn() -> None:
     """Each step has a weight, and each weight has a step."""
     assert STEPS.keys() == WORK.keys() | FAULTS.keys() | RELAY_FAULTS.keys()
+    assert ELASTIC_STEPS.keys() == ELASTIC_FAULTS.keys()
 
 
 def test_a_history_repeats_itself() -> None:
@@ -76,6 +93,15 @@ def test_a_bug_in_a_relay_is_found(
     """Each bug injected into relays makes at least one history with a relay fail."""
     mutate(monkeypatch)
     assert any(_fails(History.draw(seed, relayed=True)) for seed in range(MUTATION_HISTORIES))
+
+
+@pytest.mark.parametrize("mutate", elastic_mutations.ALL, ids=lambda mutation: mutation.__name__)
+def test_a_bug_in_an_elastic_job_is_found(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bug injected into elastic jobs makes at least one of their histories fail."""
+    mutate(monkeypatch)
+    assert any(_fails(History.draw(seed, elastic=True)) for seed in range(MUTATION_HISTORIES))
 
 
 def _fails(history: History) -> bool:

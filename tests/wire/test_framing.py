@@ -31,6 +31,7 @@ entries = st.builds(
     length=st.integers(0, 2**40),
     offset=st.just(0),
     outside_size=st.just(0),
+    contributors=st.integers(0, 2**32 - 1),
 )
 pushes = st.builds(
     lambda rows: pb.ExchangeRequest(push=pb.Push(shards=to_columns(rows))), st.lists(entries, max_size=20)

@@ -22,6 +22,7 @@ rows = st.builds(
     offset=numbers,
     outside_size=numbers,
     timed=st.booleans(),
+    contributors=numbers,
 )
 columns = st.lists(st.integers(0, 3), max_size=4)
 

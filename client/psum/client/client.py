@@ -12,8 +12,9 @@ from typing import Final, Self
 
 from psum.client import termination
 from psum.client.core.counters import Counters, Statistics, statistics
+from psum.client.core.load import Load
 from psum.client.core.operation import Operation
-from psum.client.core.session import Load, Session
+from psum.client.core.session import Session
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
 from psum.client.core.ticket import Ticket
 from psum.client.fleet import Fleet

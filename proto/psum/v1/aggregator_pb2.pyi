@@ -153,6 +153,8 @@ class _FaultCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultCode.V
     """The aggregator itself failed."""
     FAULT_CODE_UNREACHABLE: _FaultCode.ValueType  # 10
     """A relay cannot reach an aggregator, or lost it."""
+    FAULT_CODE_EXCLUDED: _FaultCode.ValueType  # 11
+    """The elastic job goes on without the worker that receives this."""
 
 class FaultCode(_FaultCode, metaclass=_FaultCodeEnumTypeWrapper):
     """Why something failed. The fault's text explains it."""
@@ -179,6 +181,8 @@ FAULT_CODE_INTERNAL: FaultCode.ValueType  # 9
 """The aggregator itself failed."""
 FAULT_CODE_UNREACHABLE: FaultCode.ValueType  # 10
 """A relay cannot reach an aggregator, or lost it."""
+FAULT_CODE_EXCLUDED: FaultCode.ValueType  # 11
+"""The elastic job goes on without the worker that receives this."""
 Global___FaultCode: _TypeAlias = FaultCode  # noqa: Y015
 
 @_typing.final
@@ -196,6 +200,7 @@ class ExchangeRequest(_message.Message):
     GOODBYE_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
     LACKING_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -238,6 +243,10 @@ class ExchangeRequest(_message.Message):
     def lacking(self) -> Global___Lacking:
         """Says which ranks of a relay a round waits for. Only from relays."""
 
+    @_builtins.property
+    def losses(self) -> Global___Losses:
+        """Passes on which ranks of an elastic job are lost."""
+
     def __init__(
         self,
         *,
@@ -250,14 +259,15 @@ class ExchangeRequest(_message.Message):
         goodbye: Global___Goodbye | None = ...,
         synced: Global___Synced | None = ...,
         lacking: Global___Lacking | None = ...,
+        losses: Global___Losses | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced", "lacking"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced", "lacking", "losses"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -279,6 +289,7 @@ class ExchangeResponse(_message.Message):
     SYNC_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -325,6 +336,10 @@ class ExchangeResponse(_message.Message):
     def timings(self) -> Global___Timings:
         """What rounds waited for. Comes before their results, if the worker asked for it."""
 
+    @_builtins.property
+    def losses(self) -> Global___Losses:
+        """Says which ranks of an elastic job are lost. Comes before each result that was summed without them."""
+
     def __init__(
         self,
         *,
@@ -338,14 +353,15 @@ class ExchangeResponse(_message.Message):
         sync: Global___Sync | None = ...,
         notice: Global___Notice | None = ...,
         timings: Global___Timings | None = ...,
+        losses: Global___Losses | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice", "timings"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice", "timings", "losses"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -378,6 +394,8 @@ class Hello(_message.Message):
     NEXT_RELAYS_FIELD_NUMBER: _builtins.int
     FORWARDED_BY_FIELD_NUMBER: _builtins.int
     DEPARTURES_FIELD_NUMBER: _builtins.int
+    ELASTIC_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -448,6 +466,14 @@ class Hello(_message.Message):
         was started again does not wait for them.
         """
 
+    @_builtins.property
+    def elastic(self) -> Global___Elastic:
+        """That the job is elastic. Absent: it is not. All ranks must agree."""
+
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
+        """The ranks of an elastic job that are lost, as far as this worker knows."""
+
     def __init__(
         self,
         *,
@@ -472,14 +498,96 @@ class Hello(_message.Message):
         next_relays: _abc.Iterable[Global___Relay] | None = ...,
         forwarded_by: _abc.Iterable[_builtins.int] | None = ...,
         departures: _abc.Iterable[Global___Departure] | None = ...,
+        elastic: Global___Elastic | None = ...,
+        losses: _abc.Iterable[Global___Loss] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elastic", b"elastic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "departures", b"departures", "forwarded_by", b"forwarded_by", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "departures", b"departures", "elastic", b"elastic", "forwarded_by", b"forwarded_by", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "losses", b"losses", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Elastic(_message.Message):
+    """An elastic job goes on when some of its workers are lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    min: _builtins.int
+    """The least number of ranks with which rounds are summed, from 1 to num_workers."""
+    max: _builtins.int
+    """The most ranks that the job may have, at least num_workers."""
+    def __init__(
+        self,
+        *,
+        min: _builtins.int = ...,
+        max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "min", b"min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Elastic: _TypeAlias = Elastic  # noqa: Y015
+
+@_typing.final
+class Loss(_message.Message):
+    """A rank of an elastic job that is lost. It never contributes again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SECONDS_AGO_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The rank."""
+    text: _builtins.str
+    """Which process it was and why it is lost, for people."""
+    seconds_ago: _builtins.float
+    """How long ago it was lost."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        text: _builtins.str = ...,
+        seconds_ago: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "seconds_ago", b"seconds_ago", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loss: _TypeAlias = Loss  # noqa: Y015
+
+@_typing.final
+class Losses(_message.Message):
+    """Losses of an elastic job. Everybody adds them to those that it knows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOSSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
+        """The losses."""
+
+    def __init__(
+        self,
+        *,
+        losses: _abc.Iterable[Global___Loss] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["losses", b"losses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Losses: _TypeAlias = Losses  # noqa: Y015
 
 @_typing.final
 class Departure(_message.Message):
@@ -560,6 +668,7 @@ class Welcome(_message.Message):
     DATA_ANSWERS_FIELD_NUMBER: _builtins.int
     RELAYS_FIELD_NUMBER: _builtins.int
     DEPARTURES_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -596,6 +705,10 @@ class Welcome(_message.Message):
     def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Departure]:
         """The members that have left the job."""
 
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
+        """The ranks of an elastic job that are lost."""
+
     def __init__(
         self,
         *,
@@ -612,10 +725,11 @@ class Welcome(_message.Message):
         data_answers: _builtins.bool = ...,
         relays: _builtins.bool = ...,
         departures: _abc.Iterable[Global___Departure] | None = ...,
+        losses: _abc.Iterable[Global___Loss] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -761,6 +875,7 @@ class ShardRounds(_message.Message):
     PLACES_FIELD_NUMBER: _builtins.int
     PLACED_FIELD_NUMBER: _builtins.int
     TIMED_FIELD_NUMBER: _builtins.int
+    CONTRIBUTORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The keys' ids."""
@@ -793,6 +908,10 @@ class ShardRounds(_message.Message):
     def timed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
         """In a push or pull: whether this worker wants a timing of the round."""
 
+    @_builtins.property
+    def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In a result, and in a sum that is given back, of an elastic job: how many ranks contributed. 0: all."""
+
     def __init__(
         self,
         *,
@@ -804,10 +923,11 @@ class ShardRounds(_message.Message):
         places: _abc.Iterable[_builtins.int] | None = ...,
         placed: _abc.Iterable[_builtins.int] | None = ...,
         timed: _abc.Iterable[_builtins.bool] | None = ...,
+        contributors: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "lengths", b"lengths", "placed", b"placed", "places", b"places", "priorities", b"priorities", "rounds", b"rounds", "shards", b"shards", "timed", b"timed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributors", b"contributors", "ids", b"ids", "lengths", b"lengths", "placed", b"placed", "places", b"places", "priorities", b"priorities", "rounds", b"rounds", "shards", b"shards", "timed", b"timed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

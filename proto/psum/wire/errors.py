@@ -14,6 +14,7 @@ PsumError
     ├── DisagreementError   ranks disagree on a key or on the job
     ├── TakenError          the rank or the job's name is taken
     ├── WorkerLostError     a worker vanished, or left while others needed it
+    │   └── ExcludedError   this worker was lost to an elastic job, which goes on without it
     ├── RoundTimeoutError   a round waited too long for its slowest rank
     ├── AbortedError        a rank reported that it cannot contribute
     ├── ExhaustedError      the aggregator has not enough memory for the keys, or no file descriptor for the worker
@@ -174,6 +175,15 @@ class WorkerLostError(FaultError):
     code = pb.FAULT_CODE_WORKER_LOST
 
 
+class ExcludedError(WorkerLostError):
+    """This worker was out of touch for too long, and its elastic job goes on without it.
+
+    A new process may take part in the job again; this one may not, because the others have steps that it lacks.
+    """
+
+    code = pb.FAULT_CODE_EXCLUDED
+
+
 class RoundTimeoutError(FaultError):
     """A round waited too long for its slowest rank."""
 
@@ -217,6 +227,7 @@ _CLASSES: dict[int, type[FaultError]] = {
         DisagreementError,
         TakenError,
         WorkerLostError,
+        ExcludedError,
         RoundTimeoutError,
         AbortedError,
         ExhaustedError,

@@ -28,6 +28,7 @@ class ShardRound(NamedTuple):
         offset: Where the payload lies in the sender's shared memory, in bytes (`places` on the wire).
         outside_size: Bytes of the payload outside of the message (`placed` on the wire).
         timed: Whether the worker asks for the round's timing.
+        contributors: In a sum of an elastic job, how many ranks contributed; 0: all.
     """
 
     id: int
@@ -38,27 +39,29 @@ class ShardRound(NamedTuple):
     offset: int = 0
     outside_size: int = 0
     timed: bool = False
+    contributors: int = 0
 
 
 # The names on the wire, in the order of the row's fields.
-_COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places", "placed", "timed")
+_COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places", "placed", "timed", "contributors")
 
 # Does the same as NamedTuple's _make, but runs in C.
 _row = partial(tuple.__new__, ShardRound)
 
 
-def to_columns(rows: Sequence[tuple[int, int, int, int, int, int, int, bool]]) -> pb.ShardRounds:
+def to_columns(rows: Sequence[ShardRound] | Sequence[tuple[int, int, int, int, int, int, int, bool]]) -> pb.ShardRounds:
     """Return rows as columns. A column with the same value in all rows has it once, or is empty if the value is 0.
 
     Args:
-        rows: ShardRounds, or tuples with the same fields, which are faster to create.
+        rows: ShardRounds, or tuples with the same fields but for the last, which are faster to create.
     """
     if not rows:
         return pb.ShardRounds()
     ids, *others = zip(*rows, strict=True)
     columns: dict[str, Any] = {"ids": ids}
     count = len(ids)
-    for name, column in zip(_COLUMNS[1:], others, strict=True):
+    # Tuples without the last field have a column less.
+    for name, column in zip(_COLUMNS[1:], others, strict=False):
         first = column[0]
         if column.count(first) != count:
             columns[name] = column

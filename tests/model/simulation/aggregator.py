@@ -24,7 +24,7 @@ from simulation.stream import Stream
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
 #: Kinds of messages that the aggregator must accept twice.
-_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking")
+_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses")
 
 #: The processes' incarnations.
 _numbers = itertools.count(1 << 40)
@@ -199,7 +199,12 @@ class AggregatorProcess:
             replaced.closing = True
         self.connections[id(job), hello.rank] = connection
         stream.joined = job, hello.rank
-        welcome = pb.Welcome(plane=pb.PLANE_INLINE, relays=hello.group_size > 0, departures=job.departures())
+        welcome = pb.Welcome(
+            plane=pb.PLANE_INLINE,
+            relays=hello.group_size > 0,
+            departures=job.departures(),
+            losses=job.losses(now),
+        )
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
 
     def _handle(self, job: Job, rank: int, request: pb.ExchangeRequest, payload: memoryview, now: float) -> None:
@@ -233,6 +238,8 @@ class AggregatorProcess:
                     perform(job.leave(rank, now))
             case "synced":
                 perform(job.synced(rank, request.synced.number, now))
+            case "losses":
+                perform(job.learn_losses(rank, request.losses.losses, now))
             case "lacking":
                 for entry, lacks in zip(to_rows(request.lacking.shards), request.lacking.ranks, strict=True):
                     job.lacking(rank, entry, lacks.ranks)

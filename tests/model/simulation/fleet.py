@@ -41,9 +41,16 @@ class Fleet:
         self.counters = counters
         self.log = log
         self.now = 1000.0
-        self.oracle = Oracle(plan.workers, sum_tree(plan.workers, plan.relays), self._excused)
+        self.oracle = Oracle(plan.workers, sum_tree(plan.workers, plan.relays), self._excused, elastic=plan.elastic)
         self._excused_before: set[int] = set()
-        self.limits = Limits(worker_timeout=WORKER_TIMEOUT_SECONDS, round_timeout=ROUND_TIMEOUT_SECONDS)
+        # Operations wait for several losses, one after the other.
+        self._round_timeout = ROUND_TIMEOUT_SECONDS * (20 if plan.elastic else 1)
+        self.limits = Limits(
+            worker_timeout=WORKER_TIMEOUT_SECONDS,
+            round_timeout=self._round_timeout,
+            elastic_timeout=WORKER_TIMEOUT_SECONDS,
+            elastic_closed_timeout=WORKER_TIMEOUT_SECONDS,
+        )
         self.aggregators: list[AggregatorProcess | None] = [self._new_process(i) for i in range(plan.processes)]
         """The processes by number. None if the process has ended and has not been restarted."""
         self.workers = [self.new_worker(rank, 0) for rank in range(plan.workers)]
@@ -61,6 +68,12 @@ class Fleet:
         """Ranks whose processes run, but do not connect yet."""
         if plan.ending is Ending.LATE_JOIN and plan.workers > 1:
             self.absent_ranks.add(plan.length % plan.workers)
+        self.stopped_ranks: set[int] = set()
+        """Ranks whose processes do not run for a while."""
+        self.parted: set[Link] = set()
+        """Clients and processes that cannot reach each other for a while."""
+        self._lost: set[int] = set()
+        """Ranks of an elastic job that some process has lost."""
         self.lost_processes: set[int] = set()
         """Processes that are never started again."""
         self.keep_aggregators = False
@@ -118,13 +131,13 @@ class Fleet:
     def reserve(self, rank: int, key: KeyOperation, priority: int) -> bool:
         """Reserve a rank's next operation on a key. Return False if the rank cannot any more."""
         worker = self.workers[rank]
-        if not worker.alive or rank in self.leaving_ranks or not worker.joined:
+        if not worker.alive or rank in self.leaving_ranks | self.stopped_ranks or not worker.joined:
             return False
         elements, kind = self.plan.keys[int(key[0][1:])]
         try:
             ticket = worker.reserve(key[0], elements, kind, key[1], priority)
         except PsumError:
-            if self.oracle.strict:
+            if self.oracle.strict and not self.oracle.may_fail(rank, key):
                 raise
             return False
         counts = self.counts.setdefault(key, [0] * self.plan.workers)
@@ -153,9 +166,9 @@ class Fleet:
     def connect(self, number: int, index: int) -> bool:
         """Open a stream, if the client needs one and the process accepts it. Return whether it was opened."""
         client, aggregator = self.client(number), self.aggregators[index]
-        if client is None or aggregator is None or number in self.absent_ranks:
+        if client is None or aggregator is None or number in self.absent_ranks | self.stopped_ranks:
             return False
-        if not client.may_connect(index, self.now):
+        if (number, index) in self.parted or not client.may_connect(index, self.now):
             return False
         stream = Stream(number)
         if not aggregator.accept(stream):
@@ -226,6 +239,10 @@ class Fleet:
         return (what, client, index) not in frozen and self._move(what, client, index, random)
 
     def _move(self, what: str, client: int, index: int, random: Random) -> bool:
+        if client in self.stopped_ranks and what in ("send", "receive"):
+            return False
+        if self.plan.elastic:
+            self.note_exclusions()
         match what:
             case "send":
                 return self.send(client, index)
@@ -279,9 +296,38 @@ class Fleet:
         for aggregator in self.aggregators:
             if aggregator is not None:
                 aggregator.tick(self.now)
+        if self.plan.elastic:
+            self.note_exclusions()
         for worker in self.workers:
             if worker.alive:
-                worker.expire(ROUND_TIMEOUT_SECONDS + 5, self.now)
+                worker.expire(self._round_timeout + 5, self.now)
+
+    # Losses of an elastic job
+
+    @property
+    def survivors(self) -> list[int]:
+        """The ranks that are not lost at any process, as far as any process or worker knows."""
+        return [rank for rank in range(self.plan.workers) if rank not in self.oracle.excluded]
+
+    def note_exclusions(self) -> None:
+        """Tell the oracle which ranks are lost."""
+        jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
+        for job in jobs:
+            for loss in job.losses(self.now):
+                if loss.rank not in self._lost:
+                    self._lost.add(loss.rank)
+                    self.log(f"  rank {loss.rank} is lost")
+                    self.counters["ranks lost"] += 1
+                    self.counters["ranks lost alive"] += self.workers[loss.rank].alive
+                    self.oracle.exclude(loss.rank)
+
+    def check_losses(self) -> None:
+        """Assert that all processes know of the same losses. To be called when all messages have arrived."""
+        jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
+        known = [{loss.rank for loss in job.losses(self.now)} for job in jobs]
+        assert not self.survivors or all(lost == known[0] for lost in known), (
+            f"processes know different losses: {known}"
+        )
 
     # Faults
 

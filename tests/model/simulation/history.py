@@ -5,6 +5,7 @@ import traceback
 from random import Random
 
 from simulation.counters import Counters
+from simulation.elastic_steps import ELASTIC_STEPS
 from simulation.endings import begin_ending, finish
 from simulation.fleet import Fleet
 from simulation.plan import Ending, Plan
@@ -30,15 +31,18 @@ class History:
     steps: tuple[Step, ...]
 
     @classmethod
-    def draw(cls, seed: int, *, relayed: bool | None = None) -> "History":
+    def draw(cls, seed: int, *, relayed: bool | None = None, elastic: bool = False) -> "History":
         """Draw a random history.
 
         Args:
             seed: Determines the history.
             relayed: Whether it has relays; None: one of three has.
+            elastic: Whether its job is elastic. Then it has no relays.
         """
         random = Random(seed)
-        plan = Plan.draw(random, relayed=seed % 3 == 0 if relayed is None else relayed)
+        plan = Plan.draw(random, relayed=not elastic and (seed % 3 == 0 if relayed is None else relayed))
+        if elastic:
+            plan = plan.as_elastic(random)
         names = random.choices(list(plan.steps), list(plan.steps.values()), k=plan.length)
         if plan.ending is not Ending.ALL_LEAVE:
             first = plan.ending in (Ending.NO_KEPT_SUMS, Ending.LATE_JOIN)
@@ -126,4 +130,4 @@ def _execute(fleet: Fleet, name: str, random: Random) -> None:
     elif name == "ending":
         begin_ending(fleet, random)
     else:
-        STEPS[name](fleet, random)
+        (STEPS | ELASTIC_STEPS)[name](fleet, random)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,7 @@ class Oracle:
         workers: Number of ranks.
         tree: The order of addition.
         excused: Returns the ranks that a process which was started again may blame too, if they do not come back.
+        elastic: Whether the job is elastic: sums may lack ranks that are lost.
 
     Attributes:
         calls: All started operations.
@@ -61,10 +62,15 @@ class Oracle:
         failures: Number of failed operations.
     """
 
-    def __init__(self, workers: int, tree: Tree, excused: Callable[[], Set[int]]) -> None:
+    def __init__(self, workers: int, tree: Tree, excused: Callable[[], Set[int]], *, elastic: bool = False) -> None:
         self.workers = workers
         self._excused = excused
         self._tree = tree
+        self._elastic = elastic
+        self.excluded: set[int] = set()
+        """The ranks of an elastic job that are lost or were killed. Nothing is expected of them."""
+        self._counts: dict[tuple[KeyOperation, int], Mapping[int, int]] = {}
+        """The counts of contributors by shard that the first successful rank of an elastic job got."""
         self.calls: list[Call] = []
         self.deliveries = 0
         self.failures = 0
@@ -130,6 +136,12 @@ class Oracle:
         """Record that the client reported the end of an operation, and check its result."""
         call.ends.append(error)
         assert len(call.ends) == 1, f"{call} ended twice: {call.ends}"
+        if self._elastic and call.rank in self.excluded:
+            # What it gets binds nobody, and it must learn sometime that it is excluded.
+            self.failures += error is not None
+            return
+        if error is not None and self.may_fail(call.rank, call.key) and isinstance(error, WorkerLostError):
+            return
         if error is not None:
             self.failures += 1
             allowed = self._allowed.get(None, set()) | self._allowed.get(call.key, set())
@@ -143,7 +155,15 @@ class Oracle:
         forbidden = self._forbidden.get(call.key)
         assert forbidden is None or call.round < forbidden or not call.array.size, f"{call} succeeded after an abort"
         agreed = self._agreed.get((call.key, call.round))
-        if agreed is None:
+        counts = call.ticket.contributors or {}
+        if self._elastic:
+            assert counts == self._counts.setdefault((call.key, call.round), counts), (
+                f"{call} has the counts {counts}, and another rank has {self._counts[call.key, call.round]}"
+            )
+        if self._elastic and agreed is None:
+            agreed = self._agreed[call.key, call.round] = call.array.copy()
+            self._check_shards(call, counts)
+        elif agreed is None:
             agreed = call.array.copy()
             if not call.process_killed:
                 # A process that was told to end still receives results, which do not bind the others either.
@@ -157,6 +177,42 @@ class Oracle:
         )
         # The memory belongs to the program again. Overwrite it, as a program might.
         call.array.view(np.uint8)[:] = 0xEE
+
+    def exclude(self, rank: int) -> None:
+        """Record that a rank of an elastic job is lost."""
+        self.excluded.add(rank)
+        self.worker_killed(rank)
+        self._counts = {key: counts for key, counts in self._counts.items() if key in self._agreed}
+
+    def may_fail(self, rank: int, key: KeyOperation) -> bool:
+        """Return whether an operation may fail: its rank is lost, or the root of the broadcast is."""
+        return rank in self.excluded or (key[1] is Operation.BROADCAST and 0 in self.excluded)
+
+    def _check_shards(self, call: Call, counts: Mapping[int, int]) -> None:
+        """Assert that each shard is the sum of as many ranks as its count says, of all survivors among them."""
+        name, key = call.key[0], call.ticket.key
+        given = {
+            rank: value(name, len(call.array), call.kind, call.round, rank, 0)
+            for rank in range(self.workers)
+            if self._processes[call.key, call.round, rank]
+        }
+        must = set(range(self.workers)) - self.excluded
+        for shard in key.shards:
+            part = slice(shard.start // call.array.itemsize, shard.stop // call.array.itemsize)
+            if call.key[1] is Operation.BROADCAST:
+                possible: list[tuple[int, ...]] = [(0,)]
+            else:
+                possible = [
+                    ranks
+                    for ranks in itertools.combinations(sorted(given), counts.get(shard.index, self.workers))
+                    if must.issubset(ranks)
+                ]
+            with np.errstate(all="ignore"):
+                sums = [functools.reduce(np.add, [given[rank][part] for rank in ranks]) for ranks in possible]
+            got = call.array[part]
+            assert any(np.array_equal(got.view(np.uint8), total.view(np.uint8)) for total in sums), (
+                f"{call} got {got[:8]} for shard {shard.index}, which is no sum of {possible}; counts {counts}"
+            )
 
     def _names_the_right_ranks(self, error: FaultError) -> bool:
         named = set(error.ranks)

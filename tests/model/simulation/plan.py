@@ -31,6 +31,17 @@ FAULTS = {
 RELAY_FAULTS = {"restart_several": 4, "lose_result": 3}
 
 
+#: Further faults of histories with an elastic job. They do not make operations of the survivors fail.
+ELASTIC_FAULTS = {
+    "kill": 4,
+    "stop": 3,
+    "resume": 3,
+    "lose": 5,
+    "lose_at_one": 3,
+    "lose_unseen": 2,
+    "come_back_first": 3,
+}
+
 #: How many of the histories have relays.
 RELAYED = 0.5
 
@@ -71,6 +82,7 @@ class Plan:
         steps: Weight of each possible step.
         length: Number of steps.
         ending: How the history ends.
+        elastic: Whether the job is elastic.
     """
 
     workers: int
@@ -88,6 +100,18 @@ class Plan:
     steps: dict[str, int]
     length: int
     ending: Ending
+    elastic: bool = False
+
+    def as_elastic(self, random: Random) -> "Plan":
+        """Return the same plan for an elastic job, in which workers are lost."""
+        faults = {name: weight * random.choice((1, 2)) for name, weight in ELASTIC_FAULTS.items()}
+        return dataclasses.replace(
+            self,
+            workers=random.choice((2, 3, 3, 4)),
+            steps=self.steps | faults,
+            ending=Ending.ALL_LEAVE,
+            elastic=True,
+        )
 
     @classmethod
     def draw(cls, random: Random, *, relayed: bool) -> "Plan":

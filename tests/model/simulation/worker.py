@@ -106,6 +106,8 @@ class WorkerProcess(Client):
             resuming=self.connections[index].resuming,
             placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
             departures=self.session.departures(index),
+            elastic=pb.Elastic(min=1, max=self.plan.workers) if self.plan.elastic else None,
+            losses=self.session.losses(index),
         )
         self._route.describe(hello)
         return hello

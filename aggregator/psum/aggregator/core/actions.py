@@ -6,7 +6,7 @@ The actions that occur in each round are not frozen: frozen ones take twice as l
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from psum.aggregator.core.key import Key
 from psum.v1 import aggregator_pb2 as pb
@@ -26,6 +26,7 @@ class Sum:
         restored: The only contribution is a sum that a rank gave back: call `restored` instead.
         relayed: In the job of a relay's group, the only contribution is the result that came from the shard's owner. A
             sum of the group's own contributions is passed to `forward` instead.
+        contributors: In an elastic job, of how many ranks the sum is; 0: of all.
     """
 
     key: Key
@@ -35,6 +36,7 @@ class Sum:
     contributions: tuple[memoryview, ...]
     restored: bool = False
     relayed: bool = False
+    contributors: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,6 +50,7 @@ class Deliver:
         priority: How urgent it is.
         result: What the shell passed to `summed`.
         ranks: The receivers.
+        contributors: In an elastic job, of how many ranks the result is; 0: of all.
     """
 
     key: Key
@@ -56,6 +59,7 @@ class Deliver:
     priority: int
     result: object
     ranks: tuple[int, ...]
+    contributors: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,6 +152,19 @@ class Warn:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TellLosses:
+    """Tell some ranks which ranks of their elastic job are lost: `losses`. It goes ahead of results.
+
+    Attributes:
+        losses: The losses that they may not know.
+        ranks: The ranks to tell.
+    """
+
+    losses: Sequence[pb.Loss]
+    ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TellTiming:
     """Tell the ranks that asked for timings how long the phases of a round took: `timings`.
 
@@ -206,4 +223,17 @@ class PartUplinks:
 
 
 UplinkAction = ConnectUplinks | ReopenUplinks | SendUplinks | LeaveUplinks | PartUplinks
-Action = Sum | Deliver | ReturnCredit | Ask | Sync | Release | EndStreams | Report | Warn | TellTiming | UplinkAction
+Action = (
+    Sum
+    | Deliver
+    | ReturnCredit
+    | Ask
+    | Sync
+    | Release
+    | EndStreams
+    | Report
+    | Warn
+    | TellLosses
+    | TellTiming
+    | UplinkAction
+)

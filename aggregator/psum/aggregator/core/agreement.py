@@ -29,6 +29,11 @@ def aggregators(hello: pb.Hello) -> tuple[str, ...]:
     return tuple(map(canonical, hello.aggregators))
 
 
+def elastic(hello: pb.Hello) -> tuple[int, int] | None:
+    """The least and the most ranks of an elastic job; None if it is not elastic."""
+    return (hello.elastic.min, hello.elastic.max) if hello.HasField("elastic") else None
+
+
 def next_relays(hello: pb.Hello) -> list[tuple[str, int]]:
     """The relays that a group's relay forwards to, as address and group size."""
     return [(canonical(relay.address), relay.group_size) for relay in hello.next_relays]

@@ -27,7 +27,7 @@ from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
 from psum.aggregator.core.round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import FaultError
+from psum.wire.errors import FaultError, ProtocolError
 
 
 class Job:
@@ -45,6 +45,12 @@ class Job:
     forwards: ClassVar[bool] = False
     """Whether sums of contributions are passed to `forward` rather than to `summed`: this is a relay's group."""
 
+    membership_type: ClassVar[type[Membership]] = Membership
+    """What decides who belongs to the job."""
+
+    rounds_type: ClassVar[type[JobRounds]] = JobRounds
+    """What decides what contributions lead to."""
+
     def __init__(
         self,
         hello: pb.Hello,
@@ -57,7 +63,7 @@ class Job:
     ) -> None:
         self.name = hello.job
         self.counters = counters or JobCounters()
-        self.members: Membership = Membership(hello, limits, None if before is None else before.members)
+        self.members: Membership = self.membership_type(hello, limits, None if before is None else before.members)
         self.num_workers = self.members.roster.size
         """The number of ranks that take part: those of the fleet, or those of a relay's group."""
         self.workers = self.members.workers
@@ -72,7 +78,7 @@ class Job:
         self.open_shards = self._open_shards.shards
         """Shards whose round has some contributions but not all, by (key's id, shard), the oldest round first."""
         self.credit = CreditReturns(self.workers, lent)
-        self.rounds = JobRounds(self.members, self._open_shards, self._memory, self.counters, limits.max_shards)
+        self.rounds = self.rounds_type(self.members, self._open_shards, self._memory, self.counters, limits.max_shards)
         self.keys = self.rounds.keys
         """The declared keys by id."""
         # The methods themselves, not wrappers: a wrapper would add a call for each shard.
@@ -184,6 +190,18 @@ class Job:
     def departures(self) -> list[pb.Departure]:
         """The members that have left, as each worker is told for its hello to the next aggregator process."""
         return self.members.left_members()
+
+    def losses(self, now: float) -> list[pb.Loss]:
+        """The ranks that are lost, as each worker is told when it joins. Only in elastic jobs."""
+        return []
+
+    def learn_losses(self, rank: int, losses: Sequence[pb.Loss], now: float) -> list[Action]:
+        """Takes losses that a worker of an elastic job has heard of elsewhere.
+
+        Raises:
+            ProtocolError: The job is not elastic.
+        """
+        raise ProtocolError(f"rank {rank} told of lost ranks, but job {self.name!r} is not elastic")
 
     def given_up(self, ranks: Sequence[int]) -> list[Action]:
         """Ranks that had left before this aggregator process was started do not come back to it. Keys that need them

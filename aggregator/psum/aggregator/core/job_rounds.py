@@ -365,14 +365,16 @@ class JobRounds:
         """Asserts the invariants; for tests."""
         held = 0
         open_shards = set()
-        assert self._roster.members == tuple(sorted(self._workers))
+        assert self._roster.members == tuple(sorted(self._workers.keys() - self._roster.gone))
         for key in self.keys.values():
             assert key.failure is None or not key.shards
             for index, shard in key.shards.items():
                 held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
-                assert shard.contributions.keys() <= set(self._roster.members)
-                assert (shard.phase is not Phase.GATHERING) == (len(shard.contributions) == self._roster.needed)
+                assert shard.contributions.keys() <= {*self._roster.members, *self._roster.gone}
+                gathered = len(shard.contributions) >= self._roster.needed and not list(shard.members_missing)
+                # A round may be summed while its members are lost.
+                assert gathered == (shard.phase is not Phase.GATHERING) or (self._roster.gone and not gathered)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
                 assert not shard.ranks_lacking_result or shard.last_result is None

@@ -5,12 +5,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """What jobs may use and how long they may wait. Each field is the setting of the same name.
+    """What jobs may use and how long they may wait. Each field is the setting of the same name, if there is one.
 
     Attributes:
         worker_timeout: Seconds for which the place of a vanished worker is kept.
         closed_timeout: The same if its stream was closed and it had taken part in some round, and for no relay; 0: as
             worker_timeout.
+        elastic_timeout: The same as worker_timeout, for elastic jobs.
+        elastic_closed_timeout: The same as closed_timeout, for elastic jobs.
         round_timeout: Seconds for which a round may wait.
         warn_after: Seconds after which a round that waits is reported.
         max_shards: How many shards one job may declare; every key has at least one.
@@ -20,6 +22,8 @@ class Limits:
 
     worker_timeout: float = 30.0
     closed_timeout: float = 0.0
+    elastic_timeout: float = 5.0
+    elastic_closed_timeout: float = 1.0
     round_timeout: float = 600.0
     warn_after: float = 30.0
     max_shards: int = 500_000

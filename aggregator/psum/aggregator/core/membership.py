@@ -36,7 +36,7 @@ class Membership:
     def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
         self.first: pb.Hello = hello if before is None else before.first
         """The first hello, which all others must agree with."""
-        self.roster = Roster(self.first.group_size or self.first.num_workers, fleet=not self.first.group_size)
+        self.roster = self._make_roster()
         """The ranks."""
         self.workers: dict[int, Worker] = {}
         """The members that joined, by first rank; they stay here after they left."""
@@ -191,6 +191,9 @@ class Membership:
         ranks = [rank for member in self.departed for rank in self.workers[member].ranks if rank not in left]
         left.update(ranks)
         return ranks
+
+    def _make_roster(self) -> Roster:
+        return Roster(self.first.group_size or self.first.num_workers, fleet=not self.first.group_size)
 
     def _taken(
         self, holders: Sequence[Worker], hello: pb.Hello, peer: str, now: float

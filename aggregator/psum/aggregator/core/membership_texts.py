@@ -24,6 +24,11 @@ def _said_weights(hello: pb.Hello) -> list[int] | str:
     return "auto" if agreement.weights(hello) == "auto" else list(hello.weights)
 
 
+def _said_elastic(hello: pb.Hello) -> str:
+    bounds = agreement.elastic(hello)
+    return "nothing" if bounds is None else "{}:{}".format(*bounds)
+
+
 #: What the ranks of a job must agree on: its name, what a rank's hello says, and that value in its canonical form.
 _AGREED: Final[Sequence[tuple[str, Callable[[pb.Hello], object], Callable[[pb.Hello], object]]]] = (
     ("the number of workers (PSUM_NUM_WORKERS)", _NUM_WORKERS, _NUM_WORKERS),
@@ -32,6 +37,7 @@ _AGREED: Final[Sequence[tuple[str, Callable[[pb.Hello], object], Callable[[pb.He
     ("the partition size (PSUM_PARTITION_BYTES)", _PARTITION_BYTES, _PARTITION_BYTES),
     ("the list of aggregators (PSUM_AGGREGATORS)", lambda hello: list(hello.aggregators), agreement.aggregators),
     ("the weights of the aggregators (PSUM_AGGREGATOR_WEIGHTS)", _said_weights, agreement.weights),
+    ("how many workers may be lost or join (PSUM_ELASTIC)", _said_elastic, agreement.elastic),
     ("the rule for the placement of shards (the version of psum)", _PLACEMENT, agreement.placement),
 )
 

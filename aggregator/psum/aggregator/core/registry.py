@@ -4,11 +4,12 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from psum.aggregator.core.actions import Action
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.counters import AllCounters
+from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.ended_jobs import EndedJobs
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_status import job_status
@@ -59,7 +60,7 @@ class Registry:
         released: Called with each job that has ended, when nobody uses it any more.
         lent: Tells whether a payload lies in memory that its worker takes back with the credit; see Job.
         budget: The memory that these jobs share with others; None: they have their own.
-        make: Makes a job, with Job's arguments.
+        make: Makes a job, with Job's arguments. By default that is a Job, or an ElasticJob if the hello is elastic.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class Registry:
         lent: Callable[[memoryview], bool] = lambda payload: False,
         *,
         budget: Budget | None = None,
-        make: Callable[..., Job] = Job,
+        make: Callable[..., Job] | None = None,
     ) -> None:
         self._limits = limits
         self._released = released
         self._lent = lent
         self.budget = budget or Budget(limits.memory_budget)
-        self._make = make
+        self._make = make or _make
         self.counters = AllCounters()
         self.jobs: dict[str, Job] = {}
         """Jobs in progress, and failed ones that some worker is still connected to."""
@@ -241,6 +242,8 @@ class Registry:
                 f"{who}: {len(hello.weights)} weights {list(hello.weights)[:_MAX_SHOWN]} for {len(hello.aggregators)}"
                 " aggregators; expected none, or one for each, from 1"
             )
+        if hello.HasField("elastic") and (problem := _wrong_elastic(hello)) is not None:
+            return InvalidError(f"{who}: {problem}")
         for each in hello.departures:
             gone = list(each.ranks)
             if not gone or gone != sorted(set(gone)) or gone[-1] >= hello.num_workers:
@@ -253,6 +256,10 @@ class Registry:
         return None
 
 
+def _make(hello: pb.Hello, limits: Limits, **others: Any) -> Job:
+    return (ElasticJob if hello.HasField("elastic") else Job)(hello, limits, **others)
+
+
 def unusable_addresses(hello: pb.Hello) -> str | None:
     """Why a relay cannot forward to the aggregators of a hello; None if it can. Only the relay connects to them."""
     if not 0 < len(hello.aggregators) <= _MAX_AGGREGATORS:
@@ -262,6 +269,21 @@ def unusable_addresses(hello: pb.Hello) -> str | None:
             parse_destination(address)
     except ValueError as error:
         return f"no address of an aggregator: {error}"
+    return None
+
+
+def _wrong_elastic(hello: pb.Hello) -> str | None:
+    """Why an elastic job cannot be as a hello says; None if it can."""
+    least, most = hello.elastic.min, hello.elastic.max
+    if not 0 < least <= hello.num_workers <= most <= _MAX_WORKERS:
+        return (
+            f"an elastic job of {least} to {most} ranks that begins with {hello.num_workers}; expected at least 1,"
+            f" at most {_MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
+        )
+    if hello.group_size or hello.ranks:
+        return "an elastic job cannot use relays yet; start its workers with PSUM_RELAY=off"
+    if any(loss.rank >= hello.num_workers for loss in hello.losses):
+        return f"it says that a rank is lost which is none of {hello.num_workers}"
     return None
 
 

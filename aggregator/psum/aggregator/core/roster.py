@@ -6,13 +6,13 @@ people names ranks.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final
 
 from psum.v1 import aggregator_pb2 as pb
 
 #: More contributions than a round can have.
-_NEVER: Final = sys.maxsize
+NEVER: Final = sys.maxsize
 
 
 def ranks_of(hello: pb.Hello) -> tuple[int, ...]:
@@ -36,16 +36,18 @@ class Roster:
         needed: How many contributions make a round complete. No round can have as many until all ranks have joined.
         known: The ranks that are known, in ascending order.
         fleet: Whether it is the job of a fleet.
+        gone: The members that rounds wait for no more, though they may have contributed. Only in elastic jobs.
     """
 
-    __slots__ = ("_member", "_ranks", "fleet", "known", "members", "needed", "size")
+    __slots__ = ("_member", "_ranks", "fleet", "gone", "known", "members", "needed", "size")
 
     def __init__(self, size: int, *, fleet: bool = True) -> None:
         self.size = size
         self.members: tuple[int, ...] = ()
-        self.needed = _NEVER
+        self.needed = NEVER
         self.known: Sequence[int] = range(size) if fleet else ()
         self.fleet = fleet
+        self.gone: Set[int] = frozenset()
         self._member: dict[int, int] = {}
         """The member that stands for each rank that has joined."""
         self._ranks: dict[int, tuple[int, ...]] = {}
@@ -54,7 +56,7 @@ class Roster:
     @property
     def complete(self) -> bool:
         """Whether all ranks have joined."""
-        return self.needed < _NEVER
+        return self.needed < NEVER
 
     @property
     def absent(self) -> int:

@@ -184,11 +184,22 @@ class ShardRounds(Generic[Result]):
             self.priority = priority
         if self.since is None:
             self.since = now
-        if len(contributions) < self.roster.needed:
+        if len(contributions) < self.roster.needed or (self.roster.gone and not self._gathered):
             return verdict
         self.phase = Phase.SUMMING
         self.last_result = None
         return Verdict.COMPLETE
+
+    def conclude(self) -> bool:
+        """Ends the gathering of a round that waits for nobody, after members are gone. Returns whether it did.
+
+        The caller then sums, and calls `complete`.
+        """
+        if self.phase is not Phase.GATHERING or not self.contributions or not self._gathered:
+            return False
+        self.phase = Phase.SUMMING
+        self.last_result = None
+        return True
 
     def complete(self, result: Result) -> None:
         """Makes the sum of the current round the last result, and begins the next round."""
@@ -283,6 +294,11 @@ class ShardRounds(Generic[Result]):
     def in_rank_order(self) -> tuple[memoryview, ...]:
         """The contributions to the current round, in rank order: by the first rank of each member."""
         return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
+
+    @property
+    def _gathered(self) -> bool:
+        """Whether all members have contributed that the round waits for; others may have contributed too."""
+        return len(self.contributions) >= self.roster.needed and not any(True for _ in self.members_missing)
 
     def _timing(self, round: int) -> Timing:
         """The timing of a round other than the current one."""

@@ -23,6 +23,7 @@ from psum.aggregator.core.actions import (
     SendUplinks,
     Sum,
     Sync,
+    TellLosses,
     TellTiming,
     UplinkAction,
     Warn,
@@ -123,6 +124,9 @@ class ActionRunner:
                 _log.warning("%s", text, extra={"job": job.name})
                 for rank in ranks:
                     self._send(job, rank, pb.ExchangeResponse(notice=pb.Notice(text=text)))
+            case TellLosses(losses, ranks):
+                for rank in ranks:
+                    self._send(job, rank, pb.ExchangeResponse(losses=pb.Losses(losses=losses)))
             case Report(fault, ranks):
                 job.counters.faults[fault.kind] += 1
                 self._log_fault(job, fault)
@@ -357,7 +361,10 @@ def _batches(actions: Iterable[Deliver]) -> Iterator[list[Deliver]]:
 def _small(batch: Sequence[Deliver]) -> Results:
     """Small results with their values, in one message."""
     payloads: list[Any] = [action.result for action in batch]
-    rows = [ShardRound(a.key.id, a.shard, a.round, a.priority, len(p)) for a, p in zip(batch, payloads, strict=True)]
+    rows = [
+        ShardRound(a.key.id, a.shard, a.round, a.priority, len(p), contributors=a.contributors)
+        for a, p in zip(batch, payloads, strict=True)
+    ]
     return Results(rows, payloads, priority=max([row.priority for row in rows]))
 
 
@@ -369,4 +376,4 @@ def _empty(batch: Sequence[Deliver]) -> Results:
 
 def _row(action: Sum) -> ShardRound:
     """Which sum an action makes."""
-    return ShardRound(action.key.id, action.shard, action.round, action.priority)
+    return ShardRound(action.key.id, action.shard, action.round, action.priority, contributors=action.contributors)

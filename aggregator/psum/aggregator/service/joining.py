@@ -243,6 +243,7 @@ class Joining:
         welcome = self._welcome()
         welcome.relays = bool(hello.group_size)
         welcome.departures.extend(job.departures())
+        welcome.losses.extend(job.losses(self._clock()))
         lack = self._choose_plane(job, hello, connection, welcome)
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:

@@ -172,6 +172,8 @@ class Receiver:
                 self._runner.perform(job, job.leave(rank, now))
             case "synced":
                 self._runner.perform(job, job.synced(rank, request.synced.number, now))
+            case "losses":
+                self._runner.perform(job, job.learn_losses(rank, request.losses.losses, now))
             case "lacking":
                 rows = to_rows(request.lacking.shards, MAX_SHARDS_PER_PAYLOAD)
                 if len(rows) != len(request.lacking.ranks):

@@ -55,5 +55,9 @@ def give_back(rank: int, rounds: KeyRounds | None, connection: int, row: ShardRo
         reason = f"rank {rank} was asked for the sum of round {row.round} and keeps none (PSUM_KEEP_SUMS=0)"
         window.aborts.append(pb.Abort(id=rounds.key.id, round=row.round, text=reason))
         return False
-    window.restores.append((ShardRound(row.id, row.shard, row.round, length=len(total)), total))
+    round, count = rounds.contributors.get(row.shard, (-1, 0))
+    contributors = count if round == row.round else 0
+    window.restores.append(
+        (ShardRound(row.id, row.shard, row.round, length=len(total), contributors=contributors), total)
+    )
     return True

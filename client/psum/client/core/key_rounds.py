@@ -36,6 +36,8 @@ class KeyRounds:
         """The last result of each shard, for an aggregator that was started again."""
         self.loans: KeyLoans | None = None
         """What it lends, None if nobody has borrowed anything."""
+        self.contributors: dict[int, tuple[int, int]] = {}
+        """The last round of each shard to which not all ranks contributed, and how many did. Only in elastic jobs."""
         self.abort: pb.Abort | None = None
         """What the aggregators were told when this worker could not contribute."""
         self.declared = False

@@ -5,7 +5,6 @@ called from any thread. KeyRegistry reserves rounds, RunningOperations takes ope
 makes the messages to one aggregator, and Session takes what aggregators answer.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -17,11 +16,14 @@ from psum.client.core.key_loans import MapPieces
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
 from psum.client.core.known_departures import KnownDepartures
+from psum.client.core.known_losses import KnownLosses
+from psum.client.core.load import Load
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.recorder import Recorder
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
+from psum.client.core.shard_notes import note_contributors, note_timings
 from psum.client.core.ticket import State, Ticket
 from psum.client.core.weights_agreement import WeightsAgreement
 from psum.planes import WorkerPlane
@@ -31,25 +33,11 @@ from psum.wire import (
     ElementType,
     ShardRound,
     decode,
+    encode,
     split,
     to_rows,
 )
 from psum.wire.errors import FaultError, ProtocolError, PsumError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Load:
-    """What is under way.
-
-    Attributes:
-        operations: Operations that run and have no result.
-        waiting_shards: Shards that wait to be sent.
-        under_way_bytes: Bytes that count against the credit.
-    """
-
-    operations: int
-    waiting_shards: int
-    under_way_bytes: int
 
 
 class Session:
@@ -120,6 +108,7 @@ class Session:
         self._operations.recorder = recorder
         self._shares_known = shares_known
         self._departures = KnownDepartures(len(self._addresses))
+        self._losses = KnownLosses(len(self._addresses))
         self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
@@ -212,6 +201,8 @@ class Session:
 
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None if nothing may be sent now."""
+        if self._losses.news and (losses := self._losses.take_news(aggregator, self._clock())):
+            return encode(pb.ExchangeRequest(losses=pb.Losses(losses=losses)))
         message = self._windows[aggregator].next_message()
         if message is None:
             self._note_settled(aggregator)
@@ -246,6 +237,8 @@ class Session:
             case "result":
                 rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
                 plane, following = window.plane, iter(following)
+                if message.result.shards.contributors:
+                    note_contributors(window.outstanding, rows)
                 for row, piece in zip(rows, split(payload, rows), strict=True):
                     outside = row.outside_size > 0
                     value = plane.get(row, following) if outside else piece
@@ -257,12 +250,7 @@ class Session:
                         window.credit(part)
                         part.free()
             case "timings":
-                for timing in message.timings.timings:
-                    part = window.outstanding.get((timing.id, timing.shard))
-                    if part is not None and part.record is not None and part.ticket.round == timing.round:
-                        part.record.last_rank = timing.last_rank
-                        part.record.waiting, part.record.summing = timing.waiting_seconds, timing.summing_seconds
-                        part.record.forwarding = timing.forwarding_seconds
+                note_timings(window.outstanding, message.timings.timings)
             case "want":
                 for row in to_rows(message.want.shards):
                     rounds = self._operations.rounds.get(row.id)
@@ -270,6 +258,8 @@ class Session:
             case "sync":
                 self._departures.note(message.sync.departures)
                 window.syncs.append(message.sync.number)
+            case "losses":
+                self._losses.note(message.losses.losses, now, told_by=aggregator)
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":
@@ -292,11 +282,16 @@ class Session:
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator said on a new stream."""
         self._departures.note(welcome.departures)
+        self._losses.note(welcome.losses, self._clock())
 
     def departures(self, aggregator: int) -> list[pb.Departure]:
         """The members that have left, for the next hello to an aggregator, which may have been started again."""
         self._note_settled(aggregator)
         return self._departures.for_next_process(aggregator)
+
+    def losses(self, aggregator: int) -> list[pb.Loss]:
+        """The ranks of an elastic job that are lost, for the next hello to an aggregator."""
+        return self._losses.all(aggregator, self._clock())
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream to an aggregator."""

@@ -32,6 +32,7 @@ class Ticket:
     __slots__ = (
         "_hand_over",
         "borrows",
+        "contributors",
         "done",
         "key",
         "loan",
@@ -66,6 +67,9 @@ class Ticket:
         """Why it was aborted."""
         self.pending = 0
         """Shards whose result has not come yet."""
+        self.contributors: dict[int, int] | None = None
+        """In an elastic job, how many ranks contributed to the sum of each shard to which not all did, by the shard's
+        number within the key. None: all ranks contributed to all of it."""
         self.record: OperationRecord | None = None
         """What is recorded of it, None if nothing is."""
         self._hand_over = hand_over

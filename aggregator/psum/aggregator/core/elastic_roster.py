@@ -1,0 +1,78 @@
+"""The ranks of an elastic job: those that rounds wait for, and those that are lost or have left."""
+
+from collections.abc import Sequence
+
+from psum.aggregator.core.roster import NEVER, Roster
+
+
+class ElasticRoster(Roster):
+    """See Roster. `members` and `known` are without the ranks that are lost or have left: nothing waits for those.
+
+    Args:
+        size: How many ranks the job has.
+        least: The least number of ranks with which a round can be complete.
+
+    Attributes:
+        least: The same.
+        lost: The ranks that are lost.
+        left: The ranks that have left in good order.
+    """
+
+    __slots__ = ("least", "left", "lost")
+
+    def __init__(self, size: int, least: int) -> None:
+        super().__init__(size)
+        self.least = least
+        self.lost: set[int] = set()
+        self.left: set[int] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all ranks have joined, except those that are lost or have left."""
+        return not self.absent
+
+    @property
+    def absent(self) -> int:
+        """How many ranks have not joined, except those that are lost or have left."""
+        return sum(1 for rank in self.known if rank not in self._member)
+
+    @property
+    def unknown(self) -> int:
+        """See Roster. All ranks are known."""
+        return 0
+
+    @property
+    def too_few(self) -> bool:
+        """Whether fewer ranks are left than a round needs."""
+        return len(self.known) < self.least
+
+    @property
+    def deserted(self) -> bool:
+        """Whether a round would have enough ranks if some had not left in good order. Nobody replaces those."""
+        return self.too_few and len(self.known) + len(self.left - self.lost) >= self.least
+
+    def add(self, ranks: Sequence[int]) -> None:
+        """See Roster."""
+        super().add(ranks)
+        self._settle()
+
+    def lose(self, rank: int) -> None:
+        """Notes that a rank is lost. It may never have joined."""
+        self.lost.add(rank)
+        self._settle()
+
+    def leave(self, rank: int) -> None:
+        """Notes that a rank has left in good order."""
+        self.left.add(rank)
+        self._settle()
+
+    def take_back(self, rank: int) -> None:
+        """Notes that a rank that has left is a member again."""
+        self.left.discard(rank)
+        self._settle()
+
+    def _settle(self) -> None:
+        self.gone = frozenset(self.lost | self.left)
+        self.known = tuple(rank for rank in range(self.size) if rank not in self.gone)
+        self.members = tuple(member for member in sorted(self._ranks) if member not in self.gone)
+        self.needed = len(self.members) if self.complete and not self.too_few else NEVER

@@ -1,0 +1,162 @@
+"""The rounds of an elastic job: how they end without lost ranks, and how many ranks each result counts."""
+
+from collections.abc import Sequence
+
+from psum.aggregator.core import elastic_texts, error_texts
+from psum.aggregator.core.actions import Action, Deliver, Sum
+from psum.aggregator.core.elastic_membership import ElasticMembership
+from psum.aggregator.core.elastic_roster import ElasticRoster
+from psum.aggregator.core.job_rounds import JobRounds
+from psum.aggregator.core.key import Key
+from psum.aggregator.core.round import Phase, ShardRounds
+from psum.wire import ShardRound
+from psum.wire.errors import FaultError
+
+
+class ElasticRounds(JobRounds):
+    """See JobRounds. A round is complete when every rank has contributed that is neither lost nor has left.
+
+    What a rank contributed before it was lost counts. Sums and results say how many ranks contributed.
+    """
+
+    _members: ElasticMembership
+    _roster: ElasticRoster
+
+    def __init__(self, *arguments: object, **others: object) -> None:
+        super().__init__(*arguments, **others)  # type: ignore[arg-type]
+        self._contributors: dict[tuple[int, int], int] = {}
+        """How many ranks the last result of a shard counts, by (key's id, shard), where it does not count all."""
+        self._begun_again = False
+        """Whether keys were forgotten. What still arrives for them is ignored."""
+
+    def contribute(
+        self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
+    ) -> list[Action]:
+        """See JobRounds. What comes from a lost rank is ignored."""
+        roster, key = self._roster, self.keys.get(entry.id)
+        if rank in roster.gone or (key is None and self._begun_again):
+            return []
+        if key is not None and key.broadcast and 0 in roster.gone:
+            shard = key.shards.get(entry.shard)
+            if shard is not None and shard.round == entry.round and self._rootless(shard):
+                return self._fail_rootless(key, shard)
+        actions = super().contribute(rank, entry, payload, now, message_bytes)
+        for action in actions:
+            if isinstance(action, Sum):
+                action.contributors = self._count(key, action.shard)
+            elif isinstance(action, Deliver):
+                action.contributors = self._contributors.get((action.key.id, action.shard), 0)
+        return actions
+
+    def summed(self, key: Key, index: int, result: object) -> list[Action]:
+        """See JobRounds."""
+        contributors = self._count(key, index)
+        actions = super().summed(key, index, result)
+        return self._counted(actions, (key.id, index), contributors) if actions else actions
+
+    def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
+        """See JobRounds. The sum comes with its count."""
+        actions = super().restore(rank, entry, payload)
+        for action in actions:
+            if isinstance(action, Sum):
+                action.contributors = entry.contributors
+                self._note_count((entry.id, entry.shard), entry.contributors)
+        return actions
+
+    def restored(self, key: Key, index: int, round: int, result: object) -> list[Action]:
+        """See JobRounds."""
+        which = key.id, index
+        return self._counted(super().restored(key, index, round, result), which, self._contributors.get(which, 0))
+
+    def settle(self, last: int) -> list[Action]:
+        """Ends the open rounds that wait for nobody, after ranks were lost or have left.
+
+        Args:
+            last: The rank that they have waited for last.
+        """
+        actions: list[Action] = []
+        for (_, index), (key, shard) in list(self._open_shards.items()):
+            if key.failure is not None or not shard.contributions or shard.phase is not Phase.GATHERING:
+                continue
+            if key.broadcast and self._rootless(shard):
+                actions += self._fail_rootless(key, shard)
+                continue
+            kept = key.sizes[index] if shard.last_result is not None else 0
+            if shard.conclude():
+                self._memory.held_bytes -= kept
+                self._open_shards.pop((key.id, index), None)
+                if self.timings.rounds:
+                    self.timings.contributed(key, index, shard.round, last, asked=False, complete=True)
+                given = shard.in_rank_order()
+                contributions = given[:1] if key.broadcast else given
+                priority, contributors = shard.priority or 0, self._count(key, index)
+                actions.append(Sum(key, index, shard.round, priority, contributions, contributors=contributors))
+        return actions
+
+    def fail_deserted(self) -> list[Action]:
+        """See JobRounds. Rounds go on without those who have left, as long as enough ranks are left."""
+        return super().fail_deserted() if self._roster.deserted else []
+
+    def fail_if_deserted(self, key: Key, shard: ShardRounds[object]) -> list[Action]:
+        """See JobRounds. Called only while ranks have left."""
+        if not self._roster.deserted or key.failure is not None:
+            return []
+        gone = [
+            ((rank,), worker)
+            for rank, worker in self._workers.items()
+            if rank in self._roster.left and rank not in shard.contributions
+        ]
+        return self.fail_key(key, error_texts.deserted(key, shard, gone)) if gone else []
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether this process has completed no round of some shard: it has the shard's round from declarations only.
+
+        That of a process that was stopped for long may be many rounds old, also if it was the first round.
+        """
+        return any(shard.inherited for key in self.keys.values() for shard in key.shards.values())
+
+    def begin_again(self) -> None:
+        """Forgets all keys, as if this aggregator process had just been started. Ranks declare them again."""
+        for key in self.keys.values():
+            # Sums that are being made find no shard.
+            key.shards.clear()
+            if key.failure is None:
+                self._memory.release(key)
+        self._clear()
+        self._contributors.clear()
+        self.shards = 0
+        self._begun_again = True
+
+    def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
+        for index in key.sizes:
+            self._contributors.pop((key.id, index), None)
+        return super()._let_go(key, failure)
+
+    def _count(self, key: Key | None, index: int) -> int:
+        """How many ranks have contributed to the current round of a shard; 0: all."""
+        shard = None if key is None or key.broadcast else key.shards.get(index)
+        count = 0 if shard is None else len(shard.contributions)
+        return count if count < self._roster.size else 0
+
+    def _counted(self, actions: list[Action], which: tuple[int, int], contributors: int) -> list[Action]:
+        """Notes how many ranks a result counts, and tells its receivers."""
+        for action in actions:
+            if isinstance(action, Deliver):
+                action.contributors = contributors
+                self._note_count(which, contributors)
+        return actions
+
+    def _note_count(self, which: tuple[int, int], contributors: int) -> None:
+        if contributors:
+            self._contributors[which] = contributors
+        else:
+            self._contributors.pop(which, None)
+
+    def _rootless(self, shard: ShardRounds[object]) -> bool:
+        """Whether the current round of a broadcast will never get its value."""
+        return 0 in self._roster.gone and 0 not in shard.contributions and not shard.ranks_lacking_result
+
+    def _fail_rootless(self, key: Key, shard: ShardRounds[object]) -> list[Action]:
+        why = "is lost" if 0 in self._roster.lost else "has left"
+        return self.fail_key(key, elastic_texts.root_lost(self._name, key, shard, why))

@@ -1,0 +1,63 @@
+"""The ranks of an elastic job that are lost: a set that only grows.
+
+Aggregators decide losses on their own, and hear of others' decisions from workers. Everybody adds what it hears. So the
+order of messages does not matter, and aggregators that decide differently come to the same set.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Final
+
+from psum.v1 import aggregator_pb2 as pb
+
+#: The longest text of a loss that is kept, in characters.
+_MAX_TEXT: Final = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loss:
+    """A rank that is lost for good.
+
+    Attributes:
+        rank: The rank.
+        text: Which process it was and why it is lost, for people.
+        at: When it was lost.
+    """
+
+    rank: int
+    text: str
+    at: float
+
+    def to_message(self, now: float) -> pb.Loss:
+        """The loss as others are told of it."""
+        return pb.Loss(rank=self.rank, text=self.text, seconds_ago=max(0.0, now - self.at))
+
+
+class Losses:
+    """The losses of one job that are known here."""
+
+    def __init__(self) -> None:
+        self._by_rank: dict[int, Loss] = {}
+
+    def __contains__(self, rank: int) -> bool:
+        return rank in self._by_rank
+
+    def __len__(self) -> int:
+        return len(self._by_rank)
+
+    def of(self, rank: int) -> Loss | None:
+        """The loss of a rank; None if it is not lost."""
+        return self._by_rank.get(rank)
+
+    def add(self, loss: Loss) -> bool:
+        """Adds a loss. Returns whether it is new."""
+        return self._by_rank.setdefault(loss.rank, loss) is loss
+
+    def messages(self, now: float) -> list[pb.Loss]:
+        """All losses, as others are told of them."""
+        return [loss.to_message(now) for loss in self._by_rank.values()]
+
+
+def reported(messages: Iterable[pb.Loss], now: float) -> list[Loss]:
+    """Losses that a worker tells of."""
+    return [Loss(each.rank, each.text[:_MAX_TEXT], now - max(0.0, each.seconds_ago)) for each in messages]

@@ -1,0 +1,126 @@
+"""The steps of histories of elastic jobs: workers are killed, stopped or cut off, and lost."""
+
+from collections.abc import Callable
+from random import Random
+
+from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
+from simulation.steps import catch_up, random_moves, restart, use
+
+
+def kill(fleet: Fleet, random: Random) -> None:
+    """A worker of an elastic job is killed. The aggregators notice later."""
+    survivors = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    if len(survivors) > 1:
+        rank = random.choice(survivors)
+        fleet.log(f"  rank {rank}")
+        if random.random() < 0.5:
+            # It has contributed to a round, and some survivors have not yet.
+            key = random.choice(fleet.key_operations())
+            for other in {rank, *random.sample(survivors, random.randrange(len(survivors)))}:
+                if fleet.reserve(other, key, 0):
+                    fleet.start(other, len(fleet.reserved[other]) - 1)
+            fleet.settle(random)
+        fleet.kill_worker(rank)
+        fleet.oracle.exclude(rank)
+
+
+def stop(fleet: Fleet, random: Random) -> None:
+    """A worker of an elastic job stops for a while. Some processes notice that it is silent."""
+    running = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    if len(running) > 1:
+        rank = random.choice(running)
+        fleet.log(f"  rank {rank}")
+        fleet.counters["fault: workers stopped"] += 1
+        fleet.stopped_ranks.add(rank)
+        for aggregator in fleet.aggregators:
+            for stream in list(aggregator.streams) if aggregator is not None and random.random() < 0.7 else ():
+                if stream.client == rank:
+                    aggregator.lose(stream, fleet.now)  # type: ignore[union-attr]
+
+
+def resume(fleet: Fleet, random: Random) -> None:
+    """Stopped workers continue. They may have been excluded."""
+    for rank in list(fleet.stopped_ranks):
+        if random.random() < 0.7:
+            fleet.log(f"  rank {rank}")
+            fleet.stopped_ranks.discard(rank)
+
+
+def lose(fleet: Fleet, random: Random) -> None:
+    """So much time passes that aggregators lose the workers that are away. Those that run are connected."""
+    if random.random() < 0.5:
+        # Otherwise some survivors contribute only after the loss to rounds to which the lost ranks have contributed.
+        catch_up(fleet, random)
+    fleet.settle(random, reconnect=True)
+    _pass_timeout(fleet, random)
+    fleet.settle(random, reconnect=True)
+
+
+def lose_at_one(fleet: Fleet, random: Random) -> None:
+    """A worker cannot reach one aggregator, which loses it. The others hear of it only from workers."""
+    running = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    if len(running) < 2:
+        return
+    fleet.settle(random, reconnect=True)
+    rank, index = random.choice(running), random.randrange(fleet.plan.processes)
+    fleet.log(f"  rank {rank} at aggregator {index}")
+    fleet.cut(rank, index, client_knows=True, aggregator_knows=True)
+    fleet.parted.add((rank, index))
+    _pass_timeout(fleet, random)
+    fleet.settle(random, reconnect=random.random() < 0.5)
+    fleet.parted.clear()
+
+
+def lose_unseen(fleet: Fleet, random: Random) -> None:
+    """An aggregator loses workers, and is killed before all others have heard of it."""
+    catch_up(fleet, random)
+    fleet.settle(random, reconnect=True)
+    _pass_timeout(fleet, random)
+    deaf = {(w, c, a) for w in ("receive", "send") for c, a in fleet.links if random.random() < 0.6}
+    random_moves(fleet, random, random.choice((0, 5, 20, 60)), deaf)
+    restart(fleet, random)
+    fleet.stopped_ranks.clear()
+    for link in random.sample(fleet.links, len(fleet.links)):
+        if random.random() < 0.5:
+            fleet.connect(*link)
+            random_moves(fleet, random, random.choice((0, 5, 20)), deaf)
+
+
+def come_back_first(fleet: Fleet, random: Random) -> None:
+    """A worker is stopped for so long that it is lost. It comes back first to an aggregator that was killed."""
+    running = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    if len(running) < 2:
+        return
+    fleet.settle(random, reconnect=True)
+    rank, index = random.choice(running), random.randrange(fleet.plan.processes)
+    fleet.log(f"  rank {rank} at aggregator {index}")
+    fleet.stopped_ranks.add(rank)
+    for aggregator in fleet.aggregators:
+        for stream in list(aggregator.streams) if aggregator is not None else ():
+            if stream.client == rank:
+                aggregator.lose(stream, fleet.now)  # type: ignore[union-attr]
+    _pass_timeout(fleet, random)
+    for _ in range(random.randint(0, 3)):
+        use(fleet, random)
+        fleet.settle(random, reconnect=True)
+    fleet.kill_aggregator(index, "is killed")
+    fleet.start_aggregator(index)
+    fleet.stopped_ranks.discard(rank)
+    for process in fleet.processes_of(rank):
+        fleet.lose(rank, process)
+    fleet.connect(rank, index)
+    others = {(w, c, a) for w in ("send", "receive") for c, a in fleet.links if c != rank}
+    random_moves(fleet, random, random.choice((10, 30, 100)), others, only=index)
+    fleet.settle(random, reconnect=True)
+
+
+def _pass_timeout(fleet: Fleet, random: Random) -> None:
+    for _ in range(2):
+        fleet.pass_time(WORKER_TIMEOUT_SECONDS / 2 + 1)
+        if random.random() < 0.5:
+            random_moves(fleet, random, 10)
+
+
+ELASTIC_STEPS: dict[str, Callable[[Fleet, Random], None]] = {
+    function.__name__: function for function in (kill, stop, resume, lose, lose_at_one, lose_unseen, come_back_first)
+}
