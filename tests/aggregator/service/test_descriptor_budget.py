@@ -49,6 +49,28 @@ def test_what_was_promised_is_not_promised_again() -> None:
     assert budget.left == 1
 
 
+async def test_descriptors_of_streams_that_have_ended_are_awaited_and_others_are_not() -> None:
+    """A new worker is refused at once if all descriptors belong to connected workers, and not because the last messages
+    to others are being sent."""
+    budget = DescriptorBudget(limit=48, used=36)
+    budget.take(4)
+    async with asyncio.timeout(10):
+        await budget.await_room(1, 3600)
+        assert not budget.fits(1)
+        budget.end(2)
+        waiting = asyncio.create_task(budget.await_room(2, 3600))
+        await asyncio.sleep(0)
+        budget.give(1, ended=True)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        budget.give(1, ended=True)
+        await waiting
+        assert budget.fits(2)
+        budget.end(2)
+        await budget.await_room(3, 0.01)
+        assert not budget.fits(3)
+
+
 async def test_an_aggregator_that_ran_out_nevertheless_says_so_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """The file descriptors of an aggregator: how many are promised to workers, so that it never runs out of them."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import Final
@@ -32,6 +33,8 @@ class DescriptorBudget:
         self.limit = limit
         self._used = used
         self._free = limit - used - reserve(limit)
+        self._ending = 0
+        self._given = asyncio.Event()
 
     @property
     def left(self) -> int:
@@ -51,9 +54,24 @@ class DescriptorBudget:
         """Counts descriptors that are opened or promised."""
         self._free -= count
 
-    def give(self, count: int) -> None:
-        """Returns descriptors that were taken and are closed."""
+    def end(self, count: int) -> None:
+        """Counts taken descriptors of a stream that has ended: they are given back when its last messages are sent."""
+        self._ending += count
+
+    def give(self, count: int, *, ended: bool = False) -> None:
+        """Returns descriptors that were taken and are closed; `ended` says that `end` has counted them."""
         self._free += count
+        if ended:
+            self._ending -= count
+        self._given.set()
+
+    async def await_room(self, count: int, seconds: float) -> None:
+        """Waits while this many do not fit, and streams that have ended will give some back, for at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._ending > 0 and not self.fits(count):
+                    self._given.clear()
+                    await self._given.wait()
 
     def lack(self, what: str) -> str:
         """The text for a lack of descriptors; `what` is its consequence."""

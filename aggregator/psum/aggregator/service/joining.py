@@ -190,6 +190,8 @@ class Joining:
             ExhaustedError: There is none. A worker that comes back is told to try again instead: others may leave
                 before it gives up.
         """
+        # The next job must not be refused because the last messages to the workers of the one before are being sent.
+        await self._descriptors.await_room(1, self._settings.hello_timeout)
         replaced = self._connections.get(self._registries.of(hello).jobs.get(hello.job), hello.rank) is not None
         # A replaced stream is about to end, and frees its descriptor.
         if self._descriptors.fits(0 if replaced else 1):

@@ -105,6 +105,7 @@ class Streams:
         finally:
             if joined is not None:
                 self._depart(*joined, connection, why)
+            self._descriptors.end(connection.descriptors)
             try:
                 await self._send_rest(connection, sender, gone=gone)
                 if receiver is not None or (unread and not gone):
@@ -113,7 +114,7 @@ class Streams:
                 # gRPC may cancel the lines above when the peer is gone.
                 self._data_port.uninvite(connection)
                 connection.close()
-                self._descriptors.give(connection.descriptors)
+                self._descriptors.give(connection.descriptors, ended=True)
                 # Exceptions of these tasks refer to this frame. Without this, a reference cycle would keep the
                 # connection and its memory.
                 del receiver, sender
