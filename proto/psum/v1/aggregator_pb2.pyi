@@ -201,6 +201,8 @@ class ExchangeRequest(_message.Message):
     SYNCED_FIELD_NUMBER: _builtins.int
     LACKING_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
+    ADMIT_FIELD_NUMBER: _builtins.int
+    REACH_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -247,6 +249,14 @@ class ExchangeRequest(_message.Message):
     def losses(self) -> Global___Losses:
         """Passes on which ranks of an elastic job are lost."""
 
+    @_builtins.property
+    def admit(self) -> Global___Admit:
+        """Admits a process to an elastic job."""
+
+    @_builtins.property
+    def reach(self) -> Global___Reach:
+        """Says whether this member of an elastic job reaches all aggregators."""
+
     def __init__(
         self,
         *,
@@ -260,14 +270,16 @@ class ExchangeRequest(_message.Message):
         synced: Global___Synced | None = ...,
         lacking: Global___Lacking | None = ...,
         losses: Global___Losses | None = ...,
+        admit: Global___Admit | None = ...,
+        reach: Global___Reach | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "pull", b"pull", "push", b"push", "reach", b"reach", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "reach", b"reach", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced", "lacking", "losses"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced", "lacking", "losses", "admit", "reach"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -290,6 +302,7 @@ class ExchangeResponse(_message.Message):
     NOTICE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -340,6 +353,10 @@ class ExchangeResponse(_message.Message):
     def losses(self) -> Global___Losses:
         """Says which ranks of an elastic job are lost. Comes before each result that was summed without them."""
 
+    @_builtins.property
+    def candidates(self) -> Global___Candidates:
+        """Tells which processes wait to join an elastic job."""
+
     def __init__(
         self,
         *,
@@ -354,14 +371,15 @@ class ExchangeResponse(_message.Message):
         notice: Global___Notice | None = ...,
         timings: Global___Timings | None = ...,
         losses: Global___Losses | None = ...,
+        candidates: Global___Candidates | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice", "timings", "losses"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice", "timings", "losses", "candidates"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -396,6 +414,9 @@ class Hello(_message.Message):
     DEPARTURES_FIELD_NUMBER: _builtins.int
     ELASTIC_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
+    JOINING_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -430,6 +451,10 @@ class Hello(_message.Message):
     """To a relay: how many of the job's ranks it waits for, sums, and forwards as one. 0: this is not a relay for this
     worker, but an owner of shards.
     """
+    joining: _builtins.bool
+    """This process waits until the members of an elastic job admit it. It gets no welcome before that."""
+    generation: _builtins.int
+    """How many processes of this rank were lost before this one. The first process of a rank has 0."""
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses of the fleet as the worker knows them. All ranks must agree, also on the order."""
@@ -474,6 +499,10 @@ class Hello(_message.Message):
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
         """The ranks of an elastic job that are lost, as far as this worker knows."""
 
+    @_builtins.property
+    def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission]:
+        """Admissions that some member may not have heard of yet. An aggregator that was started again learns them."""
+
     def __init__(
         self,
         *,
@@ -500,10 +529,13 @@ class Hello(_message.Message):
         departures: _abc.Iterable[Global___Departure] | None = ...,
         elastic: Global___Elastic | None = ...,
         losses: _abc.Iterable[Global___Loss] | None = ...,
+        joining: _builtins.bool = ...,
+        generation: _builtins.int = ...,
+        admissions: _abc.Iterable[Global___Admission] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elastic", b"elastic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "departures", b"departures", "elastic", b"elastic", "forwarded_by", b"forwarded_by", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "losses", b"losses", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "departures", b"departures", "elastic", b"elastic", "forwarded_by", b"forwarded_by", "generation", b"generation", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "joining", b"joining", "losses", b"losses", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -544,22 +576,26 @@ class Loss(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     SECONDS_AGO_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """The rank."""
     text: _builtins.str
     """Which process it was and why it is lost, for people."""
     seconds_ago: _builtins.float
     """How long ago it was lost."""
+    generation: _builtins.int
+    """Which process of the rank is lost: how many were lost before it."""
     def __init__(
         self,
         *,
         rank: _builtins.int = ...,
         text: _builtins.str = ...,
         seconds_ago: _builtins.float = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "seconds_ago", b"seconds_ago", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "rank", b"rank", "seconds_ago", b"seconds_ago", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,6 +624,148 @@ class Losses(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Losses: _TypeAlias = Losses  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """A process that waits to join an elastic job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The rank that it would have."""
+    incarnation: _builtins.int
+    """The number of its process, from its hello."""
+    worker: _builtins.str
+    """Which process it is, for people."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "rank", b"rank", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class Candidates(_message.Message):
+    """The processes that wait to join an elastic job at this aggregator: all of them, instead of those told before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """The candidates, by rank."""
+
+    def __init__(
+        self,
+        *,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidates: _TypeAlias = Candidates  # noqa: Y015
+
+@_typing.final
+class Admission(_message.Message):
+    """The members of an elastic job have admitted a process. It contributes from the given rounds on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Its rank."""
+    generation: _builtins.int
+    """How many processes of this rank were lost before it."""
+    incarnation: _builtins.int
+    """The number of its process."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids of the keys that the job uses."""
+
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The first round of each of these keys to which the newcomer contributes, of all its shards."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        rounds: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "ids", b"ids", "incarnation", b"incarnation", "rank", b"rank", "rounds", b"rounds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Admission: _TypeAlias = Admission  # noqa: Y015
+
+@_typing.final
+class Admit(_message.Message):
+    """Admits a process to an elastic job. Every member sends it before its next contribution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMISSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """Who, and from which rounds on."""
+
+    def __init__(
+        self,
+        *,
+        admission: Global___Admission | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Admit: _TypeAlias = Admit  # noqa: Y015
+
+@_typing.final
+class Reach(_message.Message):
+    """Says whether a member of an elastic job reaches all aggregators of the job. Until it says otherwise it does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Whether it has a stream to each of them."""
+    def __init__(
+        self,
+        *,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reach: _TypeAlias = Reach  # noqa: Y015
 
 @_typing.final
 class Departure(_message.Message):
@@ -780,6 +958,7 @@ class Key(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The key's id on the wire: any number that all ranks of the job choose alike."""
     name: _builtins.str
@@ -804,6 +983,10 @@ class Key(_message.Message):
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
         """The shards that placement gives to this aggregator, each with this worker's round."""
 
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ranks of an elastic job that use this key, ascending; the first is the root of a broadcast. None: all ranks."""
+
     def __init__(
         self,
         *,
@@ -816,10 +999,11 @@ class Key(_message.Message):
         shards: _abc.Iterable[Global___Shard] | None = ...,
         label: _builtins.str = ...,
         owner: _builtins.int = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "label", b"label", "name", b"name", "operation", b"operation", "owner", b"owner", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "id", b"id", "label", b"label", "name", b"name", "operation", b"operation", "owner", b"owner", "ranks", b"ranks", "shape", b"shape", "shards", b"shards", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
