@@ -1,8 +1,9 @@
 """The ranks of an elastic job: those that rounds wait for, and those that are lost or have left."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psum.aggregator.core.roster import NEVER, Roster
+from psum.aggregator.core.roster_part import RosterPart
 
 
 class ElasticRoster(Roster):
@@ -18,13 +19,15 @@ class ElasticRoster(Roster):
         left: The ranks that have left in good order.
     """
 
-    __slots__ = ("least", "left", "lost")
+    __slots__ = ("_parts", "least", "left", "lost")
 
     def __init__(self, size: int, least: int) -> None:
         super().__init__(size)
         self.least = least
         self.lost: set[int] = set()
         self.left: set[int] = set()
+        self._parts: dict[tuple[int, ...], RosterPart] = {}
+        """The parts of the job that use keys of their own, by ranks."""
 
     @property
     def complete(self) -> bool:
@@ -51,6 +54,17 @@ class ElasticRoster(Roster):
         """Whether a round would have enough ranks if some had not left in good order. Nobody replaces those."""
         return self.too_few and len(self.known) + len(self.left - self.lost) >= self.least
 
+    def part(self, ranks: Sequence[int]) -> RosterPart:
+        """The roster of some ranks, given in ascending order."""
+        which = tuple(ranks)
+        if (part := self._parts.get(which)) is None:
+            part = self._parts[which] = RosterPart(self, which)
+        return part
+
+    def keep_parts(self, used: Collection[Roster]) -> None:
+        """Forgets the parts that no key uses any more."""
+        self._parts = {ranks: part for ranks, part in self._parts.items() if part in used}
+
     def add(self, ranks: Sequence[int]) -> None:
         """See Roster."""
         super().add(ranks)
@@ -76,3 +90,5 @@ class ElasticRoster(Roster):
         self.known = tuple(rank for rank in range(self.size) if rank not in self.gone)
         self.members = tuple(member for member in sorted(self._ranks) if member not in self.gone)
         self.needed = len(self.members) if self.complete and not self.too_few else NEVER
+        for part in self._parts.values():
+            part.settle()

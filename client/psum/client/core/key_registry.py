@@ -28,7 +28,8 @@ class KeyRegistry:
         self._placement = placement
         self._counters = counters
         self._hand_over = hand_over
-        self._keys: dict[tuple[int, str, Operation], Key] = {}
+        self._keys: dict[tuple[int, str, Operation] | tuple[int, str, Operation, tuple[int, ...]], Key] = {}
+        """All keys; those that are not for all ranks with their ranks."""
         self._by_id: dict[int, Key] = {}
         # Reentrant: a signal handler may push while the main thread holds the lock.
         self._lock = threading.RLock()
@@ -51,6 +52,7 @@ class KeyRegistry:
         label: str,
         recorder: Recorder | None,
         clock: Callable[[], float],
+        ranks: tuple[int, ...] = (),
     ) -> Ticket:
         """See Session.reserve.
 
@@ -64,17 +66,19 @@ class KeyRegistry:
             label: What the key stands for, empty if nobody says.
             recorder: Where the operation is recorded, None if nowhere.
             clock: The time now.
+            ranks: The ranks that use the key, in ascending order; none if all do.
         """
         with self._lock:
-            key = self._keys.get((store, name, operation))
+            which = (store, name, operation, ranks) if ranks else (store, name, operation)
+            key = self._keys.get(which)
             if key is None:
                 counters = self._counters.operations[operation]
-                key = Key(store, name, shape, element_type, operation, self._placement, counters, label)
+                key = Key(store, name, shape, element_type, operation, self._placement, counters, label, ranks)
                 first = self._keys.get((store, name, Operation.BROADCAST))
                 if label and first is not None and first.label == label:
                     key.begins_with = first
                     first.successor = key
-                self._keys[store, name, operation] = self._by_id[key.id] = key
+                self._keys[which] = self._by_id[key.id] = key
             begun = None if key.begins_with is None else key.begins_with.failure
             if (failure := self.failure or key.failure or begun) is not None:
                 # The same object is raised many times; it must not collect all their tracebacks.
@@ -102,6 +106,15 @@ class KeyRegistry:
             for key in self._keys.values():
                 if not key.connections:
                     key.place(placement)
+
+    def forget(self, is_at_rest: Callable[[Key], bool]) -> list[Key]:
+        """Forgets the keys that are not for all ranks, if they are at rest; returns those."""
+        with self._lock:
+            forgotten = [key for key in self._keys.values() if key.ranks and is_at_rest(key)]
+            self._keys = {which: key for which, key in self._keys.items() if key not in forgotten}
+            for key in forgotten:
+                del self._by_id[key.id]
+            return forgotten
 
     def fail(self, error: PsumError) -> list[Key]:
         """Makes every later reservation fail; returns the keys that there are."""

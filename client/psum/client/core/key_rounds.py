@@ -69,6 +69,7 @@ class KeyRounds:
             ],
             label=key.label,
             owner=key.first if key.relayed else 0,
+            ranks=key.ranks,
         )
 
 
