@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from psum.client import ElementType, ExcludedError, Operation, Ticket, WorkerLostError
-from psum.client import Contribution, ElementType, ExcludedError, Operation, Ticket
+from psum.client import Contribution, ElementType, ExcludedError, Operation, Ticket, WorkerLostError
 from psum.client.core.contribution import contributions
 from psum.client.core.placement import Shard
 from psum.client.core.session import Session
