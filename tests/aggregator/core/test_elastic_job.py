@@ -236,14 +236,15 @@ def test_a_lost_process_that_comes_back_is_refused() -> None:
     assert job.failure is None
 
 
-def test_a_new_process_for_a_lost_rank_waits_for_the_next_run() -> None:
-    """It is refused as one whose rank is taken, which it may wait for."""
+def test_a_new_process_for_a_lost_rank_that_does_not_ask_to_join_is_refused() -> None:
+    """It is told that it is excluded, from which a client sees that it must ask to join."""
     job = begun()
     silence(job, 1)
     actions, refusal = job.join(hello(1, incarnation=9), "peer", 20.0)
     assert actions == []
-    assert isinstance(refusal, TakenError)
-    assert "others go on without it" in str(refusal)
+    assert isinstance(refusal, ExcludedError)
+    assert "was lost 4.9 s ago (h1 pid 7 (peer 1) vanished" in str(refusal)
+    assert "It can join the job (PSUM_JOIN=1)" in str(refusal)
 
 
 def test_a_process_that_comes_in_the_place_of_another_makes_it_lost() -> None:

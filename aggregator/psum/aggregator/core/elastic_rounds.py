@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 from psum.aggregator.core import elastic_texts, error_texts
 from psum.aggregator.core.actions import Action, Deliver, Sum
+from psum.aggregator.core.admissions import Admission
+from psum.aggregator.core.earlier_roster import EarlierRoster
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.round import Phase, ShardRounds
+from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError
 
@@ -25,9 +28,24 @@ class ElasticRounds(JobRounds):
     def __init__(self, *arguments: object, **others: object) -> None:
         super().__init__(*arguments, **others)  # type: ignore[arg-type]
         self._contributors: dict[tuple[int, int], int] = {}
-        """How many ranks the last result of a shard counts, by (key's id, shard), where it does not count all."""
+        """How many ranks the last result of a shard counts, by (key's id, shard), unless it is the nominal number."""
         self._begun_again = False
         """Whether keys were forgotten. What still arrives for them is ignored."""
+        self._admission: Admission | None = None
+        """The last admission, if rounds may be open that come before it."""
+
+    def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
+        """See JobRounds."""
+        outcome = super().declare(rank, declared, now)
+        if self._admission is not None and (key := self.keys.get(declared.id)) is not None:
+            self._set_rosters(key)
+        return outcome
+
+    def begin_at(self, admission: Admission) -> None:
+        """Waits for a newcomer from the rounds of its admission on. A round before that does not need it."""
+        self._admission = admission
+        for key in self.keys.values():
+            self._set_rosters(key)
 
     def contribute(
         self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
@@ -52,6 +70,8 @@ class ElasticRounds(JobRounds):
         """See JobRounds."""
         contributors = self._count(key, index)
         actions = super().summed(key, index, result)
+        if self._admission is not None:
+            self._set_rosters(key)
         return self._counted(actions, (key.id, index), contributors) if actions else actions
 
     def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
@@ -128,16 +148,29 @@ class ElasticRounds(JobRounds):
         self.shards = 0
         self._begun_again = True
 
+    def _set_rosters(self, key: Key) -> None:
+        """Sets for which ranks the current rounds of a key wait, after an admission or in another round."""
+        admission = self._admission
+        first = 0 if admission is None else admission.rounds.get(key.id, 0)
+        for shard in key.shards.values():
+            if admission is not None and shard.round < first:
+                shard.roster = EarlierRoster(self._roster, admission.rank)
+            else:
+                shard.roster = self._roster
+
     def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
         for index in key.sizes:
             self._contributors.pop((key.id, index), None)
         return super()._let_go(key, failure)
 
     def _count(self, key: Key | None, index: int) -> int:
-        """How many ranks have contributed to the current round of a shard; 0: all."""
+        """How many ranks have contributed to the current round of a shard; 0: as many as the job began with.
+
+        With further ranks there may be more. Results are scaled by this number, so 0 says nothing about which they are.
+        """
         shard = None if key is None or key.broadcast else key.shards.get(index)
         count = 0 if shard is None else len(shard.contributions)
-        return count if count < self._roster.size else 0
+        return count if count != self._roster.size else 0
 
     def _counted(self, actions: list[Action], which: tuple[int, int], contributors: int) -> list[Action]:
         """Notes how many ranks a result counts, and tells its receivers."""

@@ -48,6 +48,20 @@ class JobMemory:
                 self.budget.release(key.reserved_bytes - need)
                 key.reserved_bytes = need
 
+    def lack_for_another(self, keys: Iterable[Key]) -> int:
+        """How many bytes the budget lacks if one more member joined; 0 or less: it has enough."""
+        if not self.budget.limit_bytes:
+            return 0
+        more = sum(max(0, self.need(key) + key.nbytes - key.reserved_bytes) for key in keys if key.failure is None)
+        return more - self.budget.free_bytes
+
+    def grow(self, keys: Iterable[Key]) -> None:
+        """Reserves what keys need for a member that was admitted, even if the budget is too small by now."""
+        for key in keys:
+            if key.failure is None and (more := self.need(key) - key.reserved_bytes) > 0:
+                self.budget.take(more)
+                key.reserved_bytes += more
+
     def release(self, key: Key) -> None:
         """Returns what was reserved for a key."""
         self.budget.release(key.reserved_bytes)
