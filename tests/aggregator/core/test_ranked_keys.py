@@ -68,6 +68,16 @@ def test_a_broadcast_goes_from_the_first_of_its_ranks_to_the_others() -> None:
     assert complete(job, contribute(job, 2, None, 1)).result == b"efgh"
 
 
+def test_the_root_may_be_a_higher_rank_than_the_others() -> None:
+    """A newcomer takes the place of a low rank, and gets the state from a higher one."""
+    job = started()
+    for rank in (2, 0):
+        declare_among(job, rank, (2, 0), broadcast=True)
+    contribute(job, 0, None)
+    result = complete(job, contribute(job, 2, b"abcd"))
+    assert (result.result, result.ranks) == (b"abcd", (0, 2))
+
+
 def test_a_sum_is_over_its_ranks() -> None:
     """It counts only them, so that no rank seems to be missing."""
     job = started()
@@ -128,9 +138,9 @@ def test_ranks_disagree_on_who_uses_a_key() -> None:
     assert "among ranks 1-2, rank 2 declared pushpull of uint8 () among ranks 0, 2" in str(error)
 
 
-@pytest.mark.parametrize("ranks", [(0, 1), (2, 1), (1, 1), (1, 3)])
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 2, 1), (1, 1), (1, 3)])
 def test_a_declaration_with_wrong_ranks_ends_the_stream(ranks: tuple[int, ...]) -> None:
-    """Each rank once, in ascending order, below the job's maximum; the sender among them."""
+    """Each rank once, below the job's maximum; the sender among them."""
     job = started()
     with pytest.raises(ProtocolError, match="expected each rank once"):
         declare_among(job, 1 if ranks != (0, 1) else 2, ranks)

@@ -55,7 +55,7 @@ class ElasticRoster(Roster):
         return self.too_few and len(self.known) + len(self.left - self.lost) >= self.least
 
     def part(self, ranks: Sequence[int]) -> RosterPart:
-        """The roster of some ranks, given in ascending order."""
+        """The roster of some ranks."""
         which = tuple(ranks)
         if (part := self._parts.get(which)) is None:
             part = self._parts[which] = RosterPart(self, which)

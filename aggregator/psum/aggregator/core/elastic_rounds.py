@@ -40,7 +40,9 @@ class ElasticRounds(JobRounds):
         if rank in roster.gone or (key is None and self._begun_again):
             return []
         if key is not None and key.ranks and rank not in key.ranks:
-            raise ProtocolError(f"rank {rank} contributed to key {key.title}, which only {rank_names(key.ranks)} use")
+            raise ProtocolError(
+                f"rank {rank} contributed to key {key.title}, which only {rank_names(sorted(key.ranks))} use"
+            )
         actions = super().contribute(rank, entry, payload, now, message_bytes)
         for action in actions:
             if isinstance(action, Sum):
@@ -173,12 +175,12 @@ class ElasticRounds(JobRounds):
             self._contributors.pop(which, None)
 
     def _part(self, rank: int, declared: pb.Key) -> Roster:
-        """See JobRounds. Such a key names its ranks in ascending order, and the one that declares it is among them."""
+        """See JobRounds. Such a key names each of its ranks once, and the one that declares it is among them."""
         ranks, most = list(declared.ranks), self._members.first.elastic.max
-        if ranks != sorted(set(ranks)) or ranks[-1] >= most or rank not in ranks:
+        if len(ranks) != len(set(ranks)) or max(ranks) >= most or rank not in ranks:
             raise ProtocolError(
                 f"rank {rank} declared key {declared.name[:80]!r} for the ranks {ranks[:8]} of at most {most}; expected"
-                " each rank once, in ascending order, and its own among them"
+                " each rank once, and its own among them"
             )
         return self._roster.part(ranks)
 
@@ -194,10 +196,8 @@ class ElasticRounds(JobRounds):
         self._open_shards.pop((key.id, index), None)
         if self.timings.rounds:
             self.timings.contributed(key, index, shard.round, last, asked=False, complete=True)
-        given = shard.in_rank_order()
-        contributions = given[:1] if key.broadcast else given
         priority, contributors = shard.priority or 0, self._count(key, index)
-        return [Sum(key, index, shard.round, priority, contributions, contributors=contributors)]
+        return [Sum(key, index, shard.round, priority, shard.to_sum(), contributors=contributors)]
 
     def _rootless(self, shard: ShardRounds[object]) -> bool:
         """Whether the current round of a broadcast has begun, and its root is gone without having contributed."""

@@ -79,7 +79,7 @@ def root_lost(job: str, key: Key, shard: ShardRounds[object], why: str) -> Worke
     """The rank is gone whose value a broadcast sends."""
     return WorkerLostError(
         f"rank {key.root} of elastic job {job!r}, whose value key {key.title} round {shard.round} sends to"
-        f" {rank_names(key.ranks)}, {why} before it contributed",
+        f" {rank_names(sorted(key.ranks))}, {why} before it contributed",
         key=key.id,
         round=shard.round,
         ranks=[key.root],

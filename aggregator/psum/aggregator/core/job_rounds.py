@@ -179,9 +179,7 @@ class JobRounds:
                 worker.contributed = True
                 self._memory.held_bytes += size - kept
                 self._open_shards.pop((key_id, index), None)
-                given = shard.in_rank_order()
-                contributions = given[:1] if key.broadcast else given
-                return [Sum(key, index, round, shard.priority or 0, contributions)]
+                return [Sum(key, index, round, shard.priority or 0, shard.to_sum())]
             case Verdict.REPLAY:
                 return [Deliver(key, index, round, entry.priority, shard.last_result, (rank,))]
             case Verdict.WAIT:
@@ -375,7 +373,8 @@ class JobRounds:
                 held += key.sizes[index] if shard.last_result is not None else 0
                 roster = shard.roster
                 assert shard.contributions.keys() <= {*roster.members, *roster.gone}
-                gathered = shard.awaits_nobody and (shard.root is None or shard.root in shard.contributions)
+                rootless = shard.root in roster.gone and shard.root not in shard.contributions
+                gathered = shard.awaits_nobody and not rootless
                 # A round may be summed while its members are lost.
                 assert gathered == (shard.phase is not Phase.GATHERING) or (roster.gone and not gathered)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)
@@ -396,7 +395,7 @@ class JobRounds:
             ProtocolError: There is no such key in this job.
         """
         raise ProtocolError(
-            f"rank {rank} declared key {declared.name!r} for {rank_names(declared.ranks)}; only an elastic job has keys"
+            f"rank {rank} declared key {declared.name[:80]!r} for {len(declared.ranks)} ranks; only an elastic job has keys"
             " that are not for all ranks"
         )
 

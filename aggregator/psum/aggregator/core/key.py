@@ -49,7 +49,7 @@ class Key:
         """The rank that gave the label; the first rank while there is none."""
         self.broadcast = declared.operation == pb.OPERATION_BROADCAST
         self.ranks = tuple(declared.ranks)
-        """The ranks that use it, in ascending order; none if all do."""
+        """The ranks that use it, the root of a broadcast first; none if all do."""
         self.root = self.ranks[0] if self.ranks else 0
         """The rank whose value a broadcast sends."""
         self.declared = declared
@@ -95,7 +95,7 @@ class Key:
             elements = ElementType(declared.type).label
         except ValueError:
             elements = f"unknown type {declared.type}"
-        among = f" among {rank_names(declared.ranks)}" if declared.ranks else ""
+        among = f" among {rank_names(sorted(declared.ranks))}" if declared.ranks else ""
         return f"{kind} of {elements} {tuple(declared.shape[:_MAX_DIMENSIONS])}{among}"
 
     def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:

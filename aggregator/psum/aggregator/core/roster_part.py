@@ -10,7 +10,7 @@ class RosterPart(Roster):
 
     Args:
         whole: The roster of the job, which calls `settle` whenever it changes.
-        ranks: The ranks, in ascending order.
+        ranks: The ranks.
     """
 
     __slots__ = ("_part", "_whole")

@@ -299,6 +299,13 @@ class ShardRounds(Generic[Result]):
         """The contributions to the current round, in rank order: by the first rank of each member."""
         return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
 
+    def to_sum(self) -> tuple[memoryview, ...]:
+        """What the result of the current round is made of: all contributions, or of a broadcast the root's.
+
+        Of a broadcast whose root is in another relay's group, that is nothing.
+        """
+        return self.in_rank_order() if self.root is None else (self.contributions.get(self.root, _NOTHING),)
+
     @property
     def _gathered(self) -> bool:
         """Whether all members have contributed that the round waits for; others may have contributed too."""

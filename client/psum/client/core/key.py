@@ -27,7 +27,7 @@ class Key:
             operation begins.
         counters: Where its operations are counted.
         label: What it stands for, such as a parameter's name; empty if nobody says.
-        ranks: The ranks that use it, in ascending order; none if all do. Only in elastic jobs.
+        ranks: The ranks that use it, the root of a broadcast first; none if all do. Only in elastic jobs.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Key:
         self.counters = counters
         self.id = key_id(store, key, pb.Operation.ValueType(operation), ranks)
         self.ranks = ranks
-        """The ranks that use it, in ascending order; none if all do."""
+        """The ranks that use it, the root of a broadcast first; none if all do."""
         self.root = ranks[0] if ranks else 0
         """The rank whose value a broadcast sends."""
         self.name = key if store <= 0 else f"{key} (store {store})"

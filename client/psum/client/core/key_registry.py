@@ -66,7 +66,7 @@ class KeyRegistry:
             label: What the key stands for, empty if nobody says.
             recorder: Where the operation is recorded, None if nowhere.
             clock: The time now.
-            ranks: The ranks that use the key, in ascending order; none if all do.
+            ranks: The ranks that use the key, the root of a broadcast first; none if all do.
         """
         with self._lock:
             which = (store, name, operation, ranks) if ranks else (store, name, operation)

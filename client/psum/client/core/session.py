@@ -178,9 +178,9 @@ class Session:
     ) -> Ticket:
         """Fixes the round of an operation. From any thread; the order of calls on a key must be the same on all ranks.
 
-        With `ranks`, in ascending order, only these ranks of an elastic job use the key, and the first is the root of a
-        broadcast. Names are of their own for each group of ranks. If the root is lost, the key fails with
-        WorkerLostError; the job goes on.
+        With `ranks`, only these ranks of an elastic job use the key, and the first is the root of a broadcast. All of them
+        must give the same list, and a name stands for another key under each list. If the root is lost, the key fails
+        with WorkerLostError, and the job goes on.
 
         Raises:
             ValueError: The key had another shape or element type before, or an earlier label again.
