@@ -1,6 +1,6 @@
 """A worker's part in the joins of an elastic job: as a member that admits others, or as the process that joins."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from psum.client.core.admissions import Admissions
 from psum.client.core.key import Key
@@ -101,7 +101,4 @@ class Joins:
     def complete(self) -> None:
         """Notes that a join is over. What was used for it alone is forgotten."""
         self.admissions.complete()
-        used: Sequence[Key] = [each.key for each in self._operations.rounds.values() if each.key.ranks]
-        for key in used:
-            del self._operations.rounds[key.id]
-        self._registry.forget(used)
+        self._operations.forget_ranked_keys()

@@ -28,7 +28,7 @@ class Key:
             operation begins.
         counters: Where its operations are counted.
         label: What it stands for, such as a parameter's name; empty if nobody says.
-        ranks: The ranks of an elastic job that use it, if not all do, in any order. The first is a broadcast's root.
+        ranks: The ranks that use it, the root of a broadcast first; none if all do. Only in elastic jobs.
     """
 
     def __init__(
@@ -43,9 +43,12 @@ class Key:
         label: str = "",
         ranks: tuple[int, ...] = (),
     ) -> None:
-        self.ranks = ranks
         self.counters = counters
-        self.id = key_id(store, key, pb.Operation.ValueType(operation))
+        self.id = key_id(store, key, pb.Operation.ValueType(operation), ranks)
+        self.ranks = ranks
+        """The ranks that use it, the root of a broadcast first; none if all do."""
+        self.root = ranks[0] if ranks else 0
+        """The rank whose value a broadcast sends."""
         self.name = key if store <= 0 else f"{key} (store {store})"
         self.label = label
         """The label that every declaration tells the aggregators."""

@@ -1,7 +1,7 @@
 """The keys of one worker, and the reservation of their rounds."""
 
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from psum.client.core.counters import Counters
 from psum.client.core.key import Key
@@ -33,7 +33,8 @@ class KeyRegistry:
         """The first round of each key by its id, in a process that has joined an elastic job."""
         self._counters = counters
         self._hand_over = hand_over
-        self._keys: dict[tuple[int, str, Operation], Key] = {}
+        self._keys: dict[tuple[int, str, Operation] | tuple[int, str, Operation, tuple[int, ...]], Key] = {}
+        """All keys; those that are not for all ranks with their ranks."""
         self._by_id: dict[int, Key] = {}
         # Reentrant: a signal handler may push while the main thread holds the lock.
         self._lock = threading.RLock()
@@ -70,10 +71,11 @@ class KeyRegistry:
             label: What the key stands for, empty if nobody says.
             recorder: Where the operation is recorded, None if nowhere.
             clock: The time now.
-            ranks: The ranks that use the key, if not all do.
+            ranks: The ranks that use the key, the root of a broadcast first; none if all do.
         """
         with self._lock:
-            key = self._keys.get((store, name, operation))
+            which = (store, name, operation, ranks) if ranks else (store, name, operation)
+            key = self._keys.get(which)
             if key is None:
                 counters = self._counters.operations[operation]
                 placement = self._placement if store != STEERING else self._steering
@@ -83,7 +85,7 @@ class KeyRegistry:
                 if label and first is not None and first.label == label:
                     key.begins_with = first
                     first.successor = key
-                self._keys[store, name, operation] = self._by_id[key.id] = key
+                self._keys[which] = self._by_id[key.id] = key
             begun = None if key.begins_with is None else key.begins_with.failure
             if (failure := self.failure or key.failure or begun) is not None:
                 # The same object is raised many times; it must not collect all their tracebacks.
@@ -138,13 +140,14 @@ class KeyRegistry:
         with self._lock:
             return [key for key in self._keys.values() if key.failure is None and key.reserved > round_of(key)]
 
-    def forget(self, keys: Iterable[Key]) -> None:
-        """Forgets keys that nobody uses again."""
+    def forget(self, is_at_rest: Callable[[Key], bool]) -> list[Key]:
+        """Forgets the keys that are not for all ranks, if they are at rest; returns those."""
         with self._lock:
-            for key in keys:
-                self._by_id.pop(key.id, None)
-                for name in [name for name, known in self._keys.items() if known is key]:
-                    del self._keys[name]
+            forgotten = [key for key in self._keys.values() if key.ranks and is_at_rest(key)]
+            self._keys = {which: key for which, key in self._keys.items() if key not in forgotten}
+            for key in forgotten:
+                del self._by_id[key.id]
+            return forgotten
 
     def fail(self, error: PsumError) -> list[Key]:
         """Makes every later reservation fail; returns the keys that there are."""

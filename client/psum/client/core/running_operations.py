@@ -151,6 +151,16 @@ class RunningOperations:
             if key.successor is not None:
                 self.fail_key(key.successor, error)
 
+    def forget_ranked_keys(self) -> None:
+        """Forgets the keys that are not for all ranks, if all operations that were reserved on them have ended."""
+
+        def is_at_rest(key: Key) -> bool:
+            rounds = self.rounds.get(key.id)
+            return key.failure is not None or key.reserved == (0 if rounds is None else rounds.round)
+
+        for key in self._registry.forget(is_at_rest):
+            self.rounds.pop(key.id, None)
+
     def fail(self, error: PsumError) -> None:
         """Ends all operations with an error, now and from now on."""
         for key in self._registry.fail(error):

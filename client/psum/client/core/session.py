@@ -187,6 +187,10 @@ class Session:
     ) -> Ticket:
         """Fixes the round of an operation. From any thread; the order of calls on a key must be the same on all ranks.
 
+        With `ranks`, only these ranks of an elastic job use the key, and the first is the root of a broadcast. All of
+        them must give the same list, and a name stands for another key under each list. If the root is lost, the key
+        fails with WorkerLostError, and the job goes on.
+
         Raises:
             ValueError: The key had another shape or element type before, or an earlier label again.
             PsumError: The key, or everything, has failed.
@@ -194,6 +198,15 @@ class Session:
         return self._registry.reserve(
             store, name, shape, element_type, operation, priority, label, self._operations.recorder, self._clock, ranks
         )
+
+    def forget_ranked_keys(self) -> None:
+        """Forgets the keys that are not for all ranks and have no operation left, and what is kept for them.
+
+        To be called when this worker hears of an admission to its elastic job. Aggregators do the same then, so a name
+        may be used again after that. It is safer to give each transfer names of its own: a key that still has
+        operations is not forgotten.
+        """
+        self._operations.forget_ranked_keys()
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Takes a ticket that was started or aborted."""
