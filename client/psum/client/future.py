@@ -5,9 +5,12 @@ that wait for any of them share one set of waiters.
 """
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from psum.client.core.contribution import Contribution
+from psum.client.core.ticket import Ticket
 from psum.runtime import Waiters
 from psum.wire.errors import PsumError
 
@@ -17,6 +20,21 @@ _lock = threading.RLock()
 _changed = threading.Condition(_lock)
 """For the functions of concurrent.futures, which lock it. Nothing waits for a notification."""
 _sleepers = Waiters()
+
+
+def wait_for(predicate: Callable[[], object], timeout: float | None = None) -> bool:
+    """Waits until a predicate is true that depends on futures, or on something that calls `wake`.
+
+    Returns:
+        False if it is still false after timeout seconds.
+    """
+    return _sleepers.wait_for(predicate, timeout)
+
+
+def wake() -> None:
+    """Makes all that `wait_for` check their predicates again."""
+    if _sleepers:
+        _sleepers.wake()
 
 
 class Outcome(Future[None]):
@@ -33,6 +51,14 @@ class Outcome(Future[None]):
         self._exception = None
         self._watchers: list[Any] | None = None
         self._callbacks: list[Any] | None = None
+
+    @property
+    def contributors(self) -> tuple[Contribution, ...]:
+        """In an elastic job, the parts of the result to which not all ranks contributed. Empty if all did to all of it.
+
+        To be read when the operation has ended. The result is the sum of what these ranks contributed.
+        """
+        return ()
 
     # Lists are made when needed, which is seldom: the garbage collector visits every list of every future.
     @property
@@ -90,3 +116,29 @@ class Outcome(Future[None]):
     def _wait(self, timeout: float | None) -> None:
         # Wakes up when any future ends.
         _sleepers.wait_for(self.done, timeout)
+
+
+class CountedOutcome(Outcome):
+    """The future of an operation in an elastic job. It knows how many ranks contributed.
+
+    Args:
+        ticket: The operation, to be started with this as its callback.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__()
+        self._ticket: Ticket | None = ticket
+        self._contributors: tuple[Contribution, ...] = ()
+
+    @property
+    def contributors(self) -> tuple[Contribution, ...]:
+        """See Outcome."""
+        return self._contributors
+
+    def __call__(self, error: PsumError | None) -> None:
+        """See Outcome."""
+        ticket, self._ticket = self._ticket, None
+        if error is None and ticket is not None:
+            self._contributors = ticket.contributions
+        # The ticket is not kept: it has the caller's arrays.
+        super().__call__(error)

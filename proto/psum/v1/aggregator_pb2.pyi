@@ -993,7 +993,7 @@ class Key(_message.Message):
 
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ranks of an elastic job that use this key, ascending; the first is the root of a broadcast. None: all ranks."""
+        """The ranks of an elastic job that use this key; the first is the root of a broadcast. None: all ranks."""
 
     def __init__(
         self,

@@ -390,35 +390,6 @@ def test_a_job_is_over_when_the_others_have_left() -> None:
     assert job.failure is None
 
 
-def test_a_broadcast_without_its_root_fails() -> None:
-    """If rank 0 is lost before it has sent its value, the key fails; if after, the broadcast goes on."""
-    job = started()
-    for rank in range(3):
-        declare(job, rank, broadcast=True)
-    job.contribute(0, ShardRound(id=7, length=4), memoryview(b"abcd"), 1.0)
-    job.learn_losses(1, [loss(0)], 3.0)
-    assert pull(job, 1) == []
-    [action] = pull(job, 2)
-    assert isinstance(action, Sum)
-    assert [bytes(each) for each in action.contributions] == [b"abcd"]
-    job.summed(action.key, 0, b"abcd")
-    [fault] = faults(pull(job, 1, 1))
-    assert isinstance(fault, WorkerLostError)
-    assert fault.ranks == (0,)
-    assert "broadcasts, is lost before it contributed" in str(fault)
-
-
-def test_an_open_broadcast_fails_when_its_root_is_lost() -> None:
-    """Those who wait for the value hear it with the loss."""
-    job = started()
-    for rank in range(3):
-        declare(job, rank, broadcast=True)
-    pull(job, 1)
-    [_, fault] = faults(job.learn_losses(1, [loss(0)], 3.0))
-    assert isinstance(fault, WorkerLostError)
-    job.check()
-
-
 def test_a_rank_that_never_joined_here_may_be_lost_elsewhere() -> None:
     """The job is complete without it."""
     job = started(range(2))

@@ -186,6 +186,10 @@ class ElasticJob(Job):
             return []
         return self._lose(reported(losses, now), now, knowing=rank)
 
+    def forget_ranked_keys(self) -> None:
+        """Forgets the keys that are not for all ranks and are at rest. To be called when a process is admitted."""
+        self.rounds.forget_ranked_keys()
+
     def tick(self, now: float) -> list[Action]:
         """See Job. Ranks that are out of touch for too long are lost."""
         if self.failure is not None:
@@ -193,9 +197,10 @@ class ElasticJob(Job):
         actions = [*self._lose(self.members.due(now), now), *self.joins.due(now)]
         roster = self.members.roster
         while self.failure is None and roster.too_few and (overdue := self._open_shards.overdue(now)) is not None:
-            key, shard = next(iter(self.open_shards.values()))
-            assert key is overdue[0]
-            failure = elastic_texts.too_few(self.name, key, shard, roster, self._round_timeout, now)
+            key, failure = overdue
+            _, shard = next(iter(self.open_shards.values()))
+            if not key.ranks:
+                failure = elastic_texts.too_few(self.name, key, shard, roster, self._round_timeout, now)
             actions += self.rounds.fail_key(key, failure)
         return actions if self.failure is not None else actions + super().tick(now)
 

@@ -1,8 +1,9 @@
 """The ranks of an elastic job: those that rounds wait for, and those that are lost or have left."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psum.aggregator.core.roster import NEVER, Roster
+from psum.aggregator.core.roster_part import RosterPart
 
 
 class ElasticRoster(Roster):
@@ -20,7 +21,7 @@ class ElasticRoster(Roster):
         left: The ranks that have left in good order.
     """
 
-    __slots__ = ("_enrolled", "least", "left", "lost")
+    __slots__ = ("_enrolled", "_parts", "least", "left", "lost")
 
     def __init__(self, size: int, least: int) -> None:
         super().__init__(size)
@@ -29,6 +30,8 @@ class ElasticRoster(Roster):
         self.left: set[int] = set()
         self._enrolled = set(range(size))
         """The ranks that are or were expected to contribute."""
+        self._parts: dict[tuple[int, ...], RosterPart] = {}
+        """The parts of the job that use keys of their own, by ranks."""
 
     @property
     def complete(self) -> bool:
@@ -58,6 +61,17 @@ class ElasticRoster(Roster):
     def __contains__(self, rank: int) -> bool:
         """Whether a rank is or was expected to contribute."""
         return rank in self._enrolled
+
+    def part(self, ranks: Sequence[int]) -> RosterPart:
+        """The roster of some ranks."""
+        which = tuple(ranks)
+        if (part := self._parts.get(which)) is None:
+            part = self._parts[which] = RosterPart(self, which)
+        return part
+
+    def keep_parts(self, used: Collection[Roster]) -> None:
+        """Forgets the parts that no key uses any more."""
+        self._parts = {ranks: part for ranks, part in self._parts.items() if part in used}
 
     def add(self, ranks: Sequence[int]) -> None:
         """See Roster."""
@@ -94,3 +108,5 @@ class ElasticRoster(Roster):
         self.known = tuple(rank for rank in sorted(self._enrolled) if rank not in self.gone)
         self.members = tuple(member for member in sorted(self._ranks) if member not in self.gone)
         self.needed = len(self.members) if self.complete and not self.too_few else NEVER
+        for part in self._parts.values():
+            part.settle()

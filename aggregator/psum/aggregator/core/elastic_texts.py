@@ -186,11 +186,11 @@ def ended(job: str, candidate: Candidate) -> WorkerLostError:
 def root_lost(job: str, key: Key, shard: ShardRounds[object], why: str) -> WorkerLostError:
     """The rank is gone whose value a broadcast sends."""
     return WorkerLostError(
-        f"rank 0 of elastic job {job!r}, whose value key {key.title} round {shard.round} broadcasts, {why} before it"
-        " contributed. Start the job again, or broadcast from a rank that is left",
+        f"rank {key.root} of elastic job {job!r}, whose value key {key.title} round {shard.round} sends to"
+        f" {rank_names(sorted(key.ranks))}, {why} before it contributed",
         key=key.id,
         round=shard.round,
-        ranks=[0],
+        ranks=[key.root],
     )
 
 

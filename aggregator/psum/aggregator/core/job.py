@@ -73,7 +73,7 @@ class Job:
         self.failed_at: float | None = None
         self.ended = False
         """Whether `end` was called."""
-        self._memory = JobMemory(budget or Budget(), self.members.roster)
+        self._memory = JobMemory(budget or Budget())
         self._open_shards = OpenShards(self.name, self.workers, limits)
         self.open_shards = self._open_shards.shards
         """Shards whose round has some contributions but not all, by (key's id, shard), the oldest round first."""

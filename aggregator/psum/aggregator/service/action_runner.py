@@ -339,7 +339,7 @@ class ActionRunner:
                 if connection is None:
                     continue
                 connection.filled.set()
-                if key.broadcast and rank == 0:
+                if key.broadcast and rank == key.root:
                     # The root has the value; this tells it that all ranks have asked for it.
                     connection.queue.put(_empty(batch))
                     continue

@@ -4,6 +4,7 @@ import enum
 from collections.abc import Callable
 
 from psum.client.core.buffers import Memory
+from psum.client.core.contribution import Contribution, contributions
 from psum.client.core.key import Key
 from psum.client.core.recorder import OperationRecord
 from psum.planes import Loan
@@ -31,6 +32,7 @@ class Ticket:
 
     __slots__ = (
         "_hand_over",
+        "alone",
         "borrows",
         "contributors",
         "done",
@@ -43,6 +45,7 @@ class Ticket:
         "round",
         "source",
         "staged",
+        "stands_in",
         "state",
         "target",
     )
@@ -58,6 +61,8 @@ class Ticket:
         """The source's offset in the client's staging memory, None if it lies elsewhere."""
         self.target: Memory | None = None
         """Where the result is written; None if it is not wanted."""
+        self.stands_in = False
+        """Whether the target of a broadcast has this rank's own value, which may take the place of a lost root's."""
         self.borrows = False
         """Whether the result may be lent rather than written to the target."""
         self.loan: Loan | None = None
@@ -70,12 +75,25 @@ class Ticket:
         self.contributors: dict[int, int] | None = None
         """In an elastic job, how many ranks contributed to the sum of each shard to which not all did, by the shard's
         number within the key. None: all ranks contributed to all of it."""
+        self.alone = False
+        """Whether the result is only this rank's own contribution: it waits to join an elastic job."""
         self.record: OperationRecord | None = None
         """What is recorded of it, None if nothing is."""
         self._hand_over = hand_over
 
     def __repr__(self) -> str:
         return f"<Ticket {self.key.title} round {self.round} {self.state.name}>"
+
+    @property
+    def contributions(self) -> tuple[Contribution, ...]:
+        """The parts of the result to which not all ranks contributed; none if all ranks contributed to all of it.
+
+        To be read when the operation is done.
+        """
+        key = self.key
+        if self.alone:
+            return (Contribution(0, key.elements, 1),)
+        return contributions(self.contributors, key.shards, key.element_type.itemsize) if self.contributors else ()
 
     def start(
         self,
@@ -85,6 +103,7 @@ class Ticket:
         staged: int | None = None,
         *,
         borrows: bool = False,
+        stands_in: bool = False,
     ) -> None:
         """Starts the operation: its value is there. Returns at once; from any thread.
 
@@ -98,9 +117,12 @@ class Ticket:
             borrows: Whether the result may be lent, if it lies in memory shared with the aggregators, rather than
                 written to the target. While `done` is called, `loan` tells which. Take it from there if it is wanted
                 for longer. Return it before this rank's next operation on the key: otherwise psum must copy it then.
+            stands_in: On a rank that receives a broadcast: whether the target already has a value that all ranks may
+                get instead, if the root is lost before it has sent its own. Otherwise the key fails then. Only in
+                elastic jobs.
         """
         self._decide(State.QUEUED)
-        self.borrows = borrows
+        self.borrows, self.stands_in = borrows, stands_in
         self.source, self.target, self.done, self.staged = source, target, done, staged
         self._hand_over(self)
 
