@@ -169,18 +169,14 @@ class ElasticRounds(JobRounds):
         self._begun_again = True
 
     def _set_rosters(self, key: Key) -> None:
-        """Sets for which ranks the current rounds of a key wait, after an admission or in another round.
-
-        The newcomer's rounds of a key of some ranks begin with the first one."""
-        if key.ranks:
-            return
+        """Sets for which ranks the current rounds of a key wait, after an admission or in another round."""
         admission = self._admission
         first = 0 if admission is None else admission.rounds.get(key.id, 0)
         for shard in key.shards.values():
             if admission is not None and shard.round < first:
                 shard.roster = EarlierRoster(self._roster, admission.rank)
             else:
-                shard.roster = self._roster
+                shard.roster = key.roster
 
     def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
         for index in key.sizes:
@@ -194,8 +190,7 @@ class ElasticRounds(JobRounds):
         """
         shard = None if key is None or key.broadcast else key.shards.get(index)
         count = 0 if shard is None else len(shard.contributions)
-        usual = len(key.ranks) if key is not None and key.ranks else self._roster.size
-        return count if count != usual else 0
+        return count if shard is not None and count != shard.roster.size else 0
 
     def _counted(self, actions: list[Action], which: tuple[int, int], contributors: int) -> list[Action]:
         """Notes how many ranks a result counts, and tells its receivers."""
