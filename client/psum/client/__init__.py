@@ -31,6 +31,8 @@ from psum.client.core.operation import Operation
 from psum.client.core.placement import UNIT_ELEMENTS as SHARD_UNIT_ELEMENTS
 from psum.client.core.store_numbers import StoreNumber
 from psum.client.core.ticket import Ticket
+from psum.client.elastic.sources import StateSource
+from psum.client.elastic.state import ElasticState
 from psum.client.elastic_range import Elastic
 from psum.client.exit_status import PEER_FAULT_STATUS
 from psum.client.future import Outcome
@@ -80,6 +82,7 @@ __all__ = [
     "DeniedError",
     "DisagreementError",
     "Elastic",
+    "ElasticState",
     "ElementType",
     "ExcludedError",
     "ExhaustedError",
@@ -97,6 +100,7 @@ __all__ = [
     "PsumError",
     "RoundTimeoutError",
     "Settings",
+    "StateSource",
     "Statistics",
     "Store",
     "StoreNumber",
