@@ -200,6 +200,11 @@ class ElasticJob(Job):
             actions += self.rounds.fail_key(key, failure)
         return actions if self.failure is not None else actions + super().tick(now)
 
+    def drain(self) -> list[tuple[int, int, int]]:
+        """See Job. Nobody is lost by time any more: whoever loses its stream cannot open another one here."""
+        self.members.draining = True
+        return super().drain()
+
     def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
         """See Job. Those who wait to join are told too."""
         return [*super().fail(failure, now, ranks), *self.joins.refuse_all(failure)]

@@ -35,6 +35,8 @@ class ElasticMembership(Membership):
         """The last loss of each rank. It may be of an earlier generation than the present one."""
         self.admissions: dict[int, Admission] = {}
         """The last admission of each rank that has one."""
+        self.draining = False
+        """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
         self._deadlines: dict[int, float] = {}
         """When ranks are lost that were admitted and whose processes are not here."""
         self._replaced: dict[int, str] = {}
@@ -168,7 +170,7 @@ class ElasticMembership(Membership):
 
     def due(self, now: float) -> list[Loss]:
         """The ranks that are lost by now and have not been noted as lost."""
-        return list(self._due(now))
+        return [] if self.draining else list(self._due(now))
 
     def lose_rank(self, loss: Loss) -> bool:
         """Notes that a process is lost. Returns whether that is new, and the process has not left in good order before.

@@ -28,10 +28,10 @@ class ElasticRoster(Roster):
         self.least = least
         self.lost: set[int] = set()
         self.left: set[int] = set()
-        self._parts: dict[tuple[int, ...], RosterPart] = {}
-        """The parts of the job that use keys of their own, by ranks."""
         self._enrolled = set(range(size))
         """The ranks that are or were expected to contribute."""
+        self._parts: dict[tuple[int, ...], RosterPart] = {}
+        """The parts of the job that use keys of their own, by ranks."""
 
     @property
     def complete(self) -> bool:
@@ -58,6 +58,10 @@ class ElasticRoster(Roster):
         """Whether a round would have enough ranks if some had not left in good order. Nobody replaces those."""
         return self.too_few and len(self.known) + len(self.left - self.lost) >= self.least
 
+    def __contains__(self, rank: int) -> bool:
+        """Whether a rank is or was expected to contribute."""
+        return rank in self._enrolled
+
     def part(self, ranks: Sequence[int]) -> RosterPart:
         """The roster of some ranks."""
         which = tuple(ranks)
@@ -68,10 +72,6 @@ class ElasticRoster(Roster):
     def keep_parts(self, used: Collection[Roster]) -> None:
         """Forgets the parts that no key uses any more."""
         self._parts = {ranks: part for ranks, part in self._parts.items() if part in used}
-
-    def __contains__(self, rank: int) -> bool:
-        """Whether a rank is or was expected to contribute."""
-        return rank in self._enrolled
 
     def add(self, ranks: Sequence[int]) -> None:
         """See Roster."""

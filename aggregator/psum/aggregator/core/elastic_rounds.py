@@ -66,7 +66,7 @@ class ElasticRounds(JobRounds):
                 action.contributors = self._count(key, action.shard)
             elif isinstance(action, Deliver):
                 action.contributors = self._contributors.get((action.key.id, action.shard), 0)
-        if key is not None and key.broadcast and key.root in roster.gone:
+        if key is not None and key.broadcast:
             return actions + self._replace_root(key, entry.shard)
         return actions
 
@@ -171,7 +171,8 @@ class ElasticRounds(JobRounds):
     def _set_rosters(self, key: Key) -> None:
         """Sets for which ranks the current rounds of a key wait, after an admission or in another round.
 
-        The newcomer's rounds of a key of some ranks begin with the first one."""
+        The newcomer's rounds of a key of some ranks begin with the first one.
+        """
         if key.ranks:
             return
         admission = self._admission
@@ -194,8 +195,7 @@ class ElasticRounds(JobRounds):
         """
         shard = None if key is None or key.broadcast else key.shards.get(index)
         count = 0 if shard is None else len(shard.contributions)
-        usual = len(key.ranks) if key is not None and key.ranks else self._roster.size
-        return count if count != usual else 0
+        return count if shard is not None and count != shard.roster.size else 0
 
     def _counted(self, actions: list[Action], which: tuple[int, int], contributors: int) -> list[Action]:
         """Notes how many ranks a result counts, and tells its receivers."""
@@ -242,9 +242,9 @@ class ElasticRounds(JobRounds):
         return (
             bool(shard.contributions)
             and shard.phase is Phase.GATHERING
-            and root in self._roster.gone
+            and root in shard.roster.gone
             and root not in shard.contributions
-            and shard.ranks_lacking_result <= self._roster.gone
+            and shard.ranks_lacking_result <= shard.roster.gone
         )
 
     def _replace_root(self, key: Key, index: int) -> list[Action]:

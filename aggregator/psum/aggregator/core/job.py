@@ -288,6 +288,10 @@ class Job:
         """The rounds to finish before this aggregator ends: (key's id, shard, round)."""
         return self.rounds.open_rounds()
 
+    def drain(self) -> list[tuple[int, int, int]]:
+        """Notes that this aggregator is about to end. Returns `open_rounds`."""
+        return self.open_rounds()
+
     def check(self) -> None:
         """Asserts the invariants; for tests."""
         self.rounds.check()

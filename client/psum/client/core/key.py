@@ -6,6 +6,7 @@ from typing import Final
 from psum.client.core.counters import OperationCounters
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement, Shard, key_id
+from psum.client.core.store_numbers import STEERING
 from psum.runtime import titled
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ElementType, codec_of
@@ -63,6 +64,8 @@ class Key:
         self.codec = codec_of()
         """How its payloads are encoded; None: not at all."""
         self._store, self._key = store, key
+        self.steers = store == STEERING
+        """Whether the first aggregator process owns it, whatever the ranks agree on."""
         self.shards: tuple[Shard, ...] = ()
         self.relayed = False
         """Whether a relay forwards it to the owners of its shards."""
@@ -75,6 +78,8 @@ class Key:
             self.place(placement)
         self.keeps_sum = False
         """Whether its last sum is kept in any case: if it were lost with an aggregator, all other keys would fail."""
+        self.start = 0
+        """Its first round in this process: later than 0 if the process joined an elastic job that had used the key."""
         self.reserved = 0
         """The next round to be reserved."""
         self.failure: PsumError | None = None
@@ -97,6 +102,10 @@ class Key:
     def describe(self) -> str:
         """What must be the same in every call, for people."""
         return f"{_NAMES[self.operation]} of {self.element_type.label} {self.shape}"
+
+    def start_at(self, round: int) -> None:
+        """Sets the round of its next operation. Only before the first one is declared."""
+        self.start = self.reserved = round
 
     def place(self, placement: Placement) -> None:
         """Cuts it into shards, and gives these to aggregators."""

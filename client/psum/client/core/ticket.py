@@ -32,6 +32,7 @@ class Ticket:
 
     __slots__ = (
         "_hand_over",
+        "alone",
         "borrows",
         "contributors",
         "done",
@@ -74,6 +75,8 @@ class Ticket:
         self.contributors: dict[int, int] | None = None
         """In an elastic job, how many ranks contributed to the sum of each shard to which not all did, by the shard's
         number within the key. None: all ranks contributed to all of it."""
+        self.alone = False
+        """Whether the result is only this rank's own contribution: it waits to join an elastic job."""
         self.record: OperationRecord | None = None
         """What is recorded of it, None if nothing is."""
         self._hand_over = hand_over
@@ -88,6 +91,8 @@ class Ticket:
         To be read when the operation is done.
         """
         key = self.key
+        if self.alone:
+            return (Contribution(0, key.elements, 1),)
         return contributions(self.contributors, key.shards, key.element_type.itemsize) if self.contributors else ()
 
     def start(
