@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from psum.client import Client, ElementType, Operation, Store, Ticket, stragglers
-from psum.torch import in_callback, priority, staging
+from psum.client import Client, ElementType, Loan, Operation, Store, Ticket, stragglers
+from psum.torch import borrowers, in_callback, priority, staging
 from psum.torch.callback_threads import CallbackThreads
 from psum.torch.keys import KeySequence, Kind
 from psum.torch.tensors import byte_count, check_dense
@@ -71,6 +71,7 @@ class Channel:
         self._sequences: dict[int, KeySequence] = {}
         """By the level of callbacks."""
         self._callbacks = CallbackThreads(title)
+        self._borrowed = borrowers.Borrowed()
         self._patience = patience
 
     def has_own_keys(self, transfer: Transfer) -> bool:
@@ -112,6 +113,7 @@ class Channel:
             kind = transfer.kind
             key = self._keys.name(kind)
             store: Any = _OneKey(self._store, key, str(kind), operations)
+            lent = self._lending(work, transfer.tensor) if transfer.borrows else None
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
                 staging.push_pull(
@@ -121,13 +123,23 @@ class Channel:
                     priority=urgency,
                     movable=transfer.movable,
                     done=work.done,
-                    lent=work.lent if transfer.borrows else None,
+                    lent=lent,
                     gradient=transfer.gradient,
                     counted=transfer.counted,
                 )
             else:
                 staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)
         return work
+
+    def _lending(self, work: PsumWork, tensor: torch.Tensor) -> Callable[[Loan], None]:
+        """Gives up what was lent before for the same bucket. Returns what is called with the new loan."""
+        self._borrowed.give_up(tensor)
+
+        def lent(loan: Loan) -> None:
+            self._borrowed.note(tensor, loan)
+            work.lent(loan)
+
+        return lent
 
     @property
     def _keys(self) -> KeySequence:
