@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from psum.client.core.buffers import Memory
@@ -60,21 +61,29 @@ class Owner(Protocol):
     ) -> Ticket:
         """See Store.reserve."""
 
+    def start_with_next(self, start: Callable[[], None]) -> None:
+        """Starts an operation together with the next one."""
+
+    def start_upcoming(self) -> None:
+        """Starts what was to be started with the next operation."""
+
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the job."""
 
 
 class RollCall:
-    """A roll call that has begun.
+    """A roll call that has begun, or is about to.
 
     Args:
         future: Ends with the sum.
         table: Holds the sum then.
+        start: Starts it if it was not started.
     """
 
-    def __init__(self, future: Outcome, table: Table) -> None:
+    def __init__(self, future: Outcome, table: Table, start: Callable[[], None]) -> None:
         self._future = future
         self._table = table
+        self._start = start
 
     @property
     def done(self) -> bool:
@@ -87,6 +96,7 @@ class RollCall:
         Raises:
             PsumError: It could not be summed.
         """
+        self._start()
         self._future.result()
         return self._table
 
@@ -140,12 +150,13 @@ class Link:
             raise RuntimeError("this client has an ElasticState already; a program has one, with everything in it")
         self._claimed = True
 
-    def call(self, *, leaving: bool, ready: bool = True) -> RollCall:
+    def call(self, *, leaving: bool, ready: bool = True, ahead: bool = False) -> RollCall:
         """Begins a roll call.
 
         Args:
             leaving: Whether this rank leaves at this boundary.
             ready: Whether this process has the state of the others.
+            ahead: Whether it is that of the next boundary. Then it travels with the next step's first operation.
         """
         candidate = self._session.joins.admissions.candidate if ready else None
         row = Row(self._owner.incarnation, leaving, ready, candidate)
@@ -153,8 +164,11 @@ class Link:
         shape = self._ranks, COLUMNS
         ticket = self._owner.reserve(STEERING, NAME, shape, ElementType.INT64, Operation.SUM, _PRIORITY)
         future = Outcome()
-        ticket.start(table, table, future)
-        return RollCall(future, table)
+        if ahead:
+            self._owner.start_with_next(partial(ticket.start, table, table, future))
+        else:
+            ticket.start(table, table, future)
+        return RollCall(future, table, self._owner.start_upcoming)
 
     def give(self, name: str, memory: Memory, giver: int, receiver: int, *, steers: bool = False) -> Outcome:
         """Begins a broadcast between two ranks; other ranks have no part in it.
