@@ -423,11 +423,15 @@ class Client:
         await self._membership.leave(patience)
 
     async def _expire(self) -> None:
-        """Fails operations that wait too long, and writes the timeline when its last step is over."""
+        """Fails operations that wait too long, and writes the timeline when its last step is over. In an elastic job,
+        warns of candidates that wait in vain."""
         try:
             while True:
                 await asyncio.sleep(_EXPIRY_SECONDS)
-                self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, time.monotonic())
+                now = time.monotonic()
+                self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, now)
+                if self.link is not None:
+                    self.link.look_for_candidates(now)
                 self._settle()
                 if self._telemetry.is_timeline_due:
                     await asyncio.to_thread(self._telemetry.write_timeline)

@@ -29,6 +29,9 @@ NAME: Final = "roll call"
 #: Before everything that a program pushes, and after the agreement on weights.
 _PRIORITY: Final = (1 << 63) - 2
 
+#: How long processes may wait to join a job whose program has had no boundary until it is warned.
+_UNATTENDED_SECONDS: Final = 20.0
+
 #: How long a process waits for its admission until it says so again.
 _REMINDER_SECONDS: Final = 30.0
 
@@ -129,6 +132,9 @@ class Link:
         self._settle = settle
         self._ranks = settings.elastic.maximum
         self._claimed = False
+        self._candidates_since: float | None = None
+        """Since when candidates wait although the program has had no boundary; None if none do."""
+        self._has_warned = False
 
     @property
     def title(self) -> str:
@@ -263,6 +269,23 @@ class Link:
     def adopt(self, admitted: Sequence[pb.Admission]) -> None:
         """Notes that this process has the state of the others, and takes part in all operations."""
         self._in_thread(lambda: self._session.joins.adopt(admitted))
+
+    def look_for_candidates(self, now: float) -> None:
+        """Warns once if processes wait to join and the program has no boundaries. In the client's thread only."""
+        waiting = None if self.boundaries else self._session.joins.admissions.waiting
+        if not waiting:
+            self._candidates_since = None
+        elif self._candidates_since is None:
+            self._candidates_since = now
+        elif now - self._candidates_since >= _UNATTENDED_SECONDS and not self._has_warned:
+            self._has_warned = True
+            names = ", ".join(f"rank {process.rank} ({worker})" for process, worker in sorted(waiting.items()))
+            _log.warning(
+                "%s waits to join the job, which %s cannot let it do: processes are let in at step boundaries, and this"
+                " program has not called ElasticState.step() so far. The job goes on without it",
+                names,
+                self.title,
+            )
 
     def leave(self, timeout: float) -> None:
         """Leaves the job in good order."""
