@@ -32,7 +32,7 @@ from psum.client.transport.usable_planes import usable_planes
 from psum.planes import Block, MappedSums
 from psum.runtime import keep_large_blocks
 from psum.wire import ElementType
-from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError
+from psum.wire.errors import ClosedError, FaultError, ForkedError, InvalidError, PsumError
 
 _log = logging.getLogger(__name__)
 
@@ -224,8 +224,10 @@ class Client:
         label: str = "",
         ranks: tuple[int, ...] = (),
     ) -> Ticket:
-        """See Store.reserve."""
+        """See Store.reserve. `ranks` are those that use the key, in an elastic job; none if all do."""
         self._check_process()
+        if ranks:
+            self._check_ranks(key, ranks)
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
@@ -506,6 +508,24 @@ class Client:
         self._outstanding.report()
         for connection in self._membership.connections:
             connection.wake()
+
+    def _check_ranks(self, key: str, ranks: tuple[int, ...]) -> None:
+        """Checks the ranks of a key that is not for all ranks. An aggregator would end the stream for wrong ones."""
+        elastic = self.settings.elastic
+        if elastic is None:
+            raise InvalidError(
+                f"key {key!r} is for the ranks {list(ranks)} only, and {self.title} is in a job that is not elastic"
+                " (PSUM_ELASTIC), in which each rank uses each key"
+            )
+        if (
+            self.rank not in ranks
+            or len(set(ranks)) != len(ranks)
+            or not 0 <= min(ranks) <= max(ranks) < elastic.maximum
+        ):
+            raise ValueError(
+                f"key {key!r} is for the ranks {list(ranks)}; expected each rank once, from 0 to {elastic.maximum - 1},"
+                f" with rank {self.rank}, which is this one"
+            )
 
     def _check_process(self) -> None:
         if process_name.pid != self._pid:
