@@ -8,6 +8,7 @@ from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
 from psum.aggregator.core.membership import Membership, is_replaced
+from psum.aggregator.core.view import View
 from psum.aggregator.core.worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
@@ -41,6 +42,8 @@ class ElasticMembership(Membership):
         """When ranks are lost that were admitted and whose processes are not here."""
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
+        self._view = View()
+        """Whether time decides anything."""
         super().__init__(hello, limits, before)
         for rank in self._left_before:
             self.roster.leave(rank)
@@ -75,12 +78,24 @@ class ElasticMembership(Membership):
             return None, None
         had_left = rank in self._left_before
         refusal, failure = super().join(hello, peer, now)
+        if refusal is None:
+            self.reaches(rank, now, all_of_them=True)
         if had_left and rank not in self._left_before:
             self.roster.take_back(rank)
         if failure is not None:
             # Another process has come for a rank, so nobody waits for the one before.
             self._replaced[rank] = elastic_texts.replaced(hello, peer)
         return refusal, None
+
+    def reaches(self, rank: int, now: float, *, all_of_them: bool) -> None:
+        """Notes whether a member has a stream to each aggregator."""
+        self.workers[rank].reaches_all = all_of_them
+        self._look(now)
+
+    def lose(self, rank: int, now: float, *, closed: bool) -> None:
+        """See Membership."""
+        super().lose(rank, now, closed=closed)
+        self._look(now)
 
     def admit(self, admission: Admission, now: float) -> None:
         """Begins the next generation of a rank. The process before is lost or has left.
@@ -119,6 +134,7 @@ class ElasticMembership(Membership):
         worker = self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
+        self._look(now)
         return worker
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
@@ -169,7 +185,11 @@ class ElasticMembership(Membership):
                 worker.hello.resuming = True
 
     def due(self, now: float) -> list[Loss]:
-        """The ranks that are lost by now and have not been noted as lost."""
+        """The ranks that are lost by now and have not been noted as lost.
+
+        Time alone decides nothing unless this aggregator has had a view of the job for as long.
+        """
+        self._look(now)
         return [] if self.draining else list(self._due(now))
 
     def lose_rank(self, loss: Loss) -> bool:
@@ -209,17 +229,26 @@ class ElasticMembership(Membership):
     def _due(self, now: float) -> Iterator[Loss]:
         for rank, text in self._replaced.items():
             yield Loss(rank, text, now, generation=self.generation(rank))
+        view, here = self._view, elastic_texts.aggregator(self.first)
         for worker in self._gone_for(1.0, now):
             rank = worker.hello.rank
-            if rank not in self.roster.lost:
-                yield Loss(rank, elastic_texts.vanished(worker, now), now, generation=self.generation(rank))
+            if rank not in self.roster.lost and view.held_longer(self.kept_seconds(worker), now):
+                yield Loss(rank, elastic_texts.vanished(worker, here, now), now, generation=self.generation(rank))
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
-                if now > deadline:
+                if now > deadline and view.held_longer(self._closed_timeout, now):
                     yield Loss(rank, elastic_texts.not_come(self.admissions[rank]), now, generation=generation)
-            elif self._resumed_at is not None and now - self._resumed_at > self._worker_timeout:
-                yield Loss(rank, elastic_texts.not_back(self._worker_timeout), now, generation=generation)
+            elif (
+                self._resumed_at is not None
+                and now - self._resumed_at > self._worker_timeout
+                and view.held_longer(self._worker_timeout, now)
+            ):
+                yield Loss(rank, elastic_texts.not_back(self._worker_timeout, here), now, generation=generation)
+
+    def _look(self, now: float) -> None:
+        gone = self.roster.gone
+        self._view.update((worker for rank, worker in self.workers.items() if rank not in gone), now)
 
     def _refusal(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process is refused: it is out, or its rank goes on without it. None if it is not refused for that."""
