@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 from psum.client.core.session import Session
 from psum.client.joining import join
@@ -17,6 +18,10 @@ from psum.planes import NAMES, GrowingSegment, Plane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, canonical
 from psum.wire.errors import ConnectError, FaultError
+
+#: The longest keepalive in elastic jobs, in seconds. A worker must notice that its connection is silent, and have
+#: another one, before its aggregator counts it as lost.
+_ELASTIC_KEEPALIVE: Final = 2.0
 
 
 class Membership:
@@ -89,10 +94,11 @@ class Membership:
                     address,
                     self._session,
                     credentials=credentials,
-                    keepalive=settings.keepalive,
+                    keepalive=min(settings.keepalive, _ELASTIC_KEEPALIVE) if settings.elastic else settings.keepalive,
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,
+                    beats=settings.elastic is not None,
                 )
                 for index, address in enumerate(self._route.connections)
             ]

@@ -7,6 +7,8 @@ from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
 from psum.aggregator.core.membership import Membership
+from psum.aggregator.core.silence import Silence
+from psum.aggregator.core.worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
@@ -27,6 +29,7 @@ class ElasticMembership(Membership):
         """The ranks that are lost."""
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
+        self._silence = Silence(limits.worker_timeout)
         super().__init__(hello, limits, before)
         for rank in self._left_before:
             self.roster.leave(rank)
@@ -36,6 +39,7 @@ class ElasticMembership(Membership):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """See Membership. The job never fails. A process of a lost rank is refused."""
+        self._silence.pass_time(self.workers.values(), now)
         if (loss := self.losses.of(hello.rank)) is not None:
             return self._refusal(loss, hello, peer, now), None
         had_left = hello.rank in self._left_before
@@ -46,6 +50,23 @@ class ElasticMembership(Membership):
             # Another process has come for a rank, so nobody waits for the one before.
             self._replaced[hello.rank] = elastic_texts.replaced(hello, peer)
         return refusal, None
+
+    def kept_seconds(self, worker: Worker) -> float:
+        """See Membership. A process that has come back to an aggregator counts as one that has taken part."""
+        ended = worker.closed and (worker.contributed or worker.hello.resuming)
+        return self._closed_timeout if ended else self.worker_timeout
+
+    def was_closed(self, worker: Worker, now: float, keepalive: float) -> bool:
+        """See Membership. Workers of elastic jobs send something with each beat."""
+        return super().was_closed(worker, now, max(keepalive, 1.5 * self._silence.beat))
+
+    def lose(self, rank: int, now: float, *, closed: bool) -> None:
+        """See Membership. A stream that is given up as silent has been silent for some time."""
+        self._silence.pass_time(self.workers.values(), now)
+        heard = self.workers[rank].last_heard
+        super().lose(rank, now, closed=closed)
+        if not closed:
+            self.workers[rank].last_heard = heard
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
         """See Membership. Nothing waits for those who have left."""
@@ -82,6 +103,7 @@ class ElasticMembership(Membership):
 
     def due(self, now: float) -> list[Loss]:
         """The ranks that are lost by now and have not been noted as lost."""
+        self._silence.pass_time(self.workers.values(), now)
         return list(self._due(now))
 
     def lose_rank(self, loss: Loss) -> bool:
@@ -103,9 +125,12 @@ class ElasticMembership(Membership):
         for worker in self._gone_for(1.0, now):
             if worker.hello.rank not in self.losses:
                 yield Loss(worker.hello.rank, elastic_texts.vanished(worker, now), now)
-        if self._resumed_at is not None and not self.complete and now - self._resumed_at > self._worker_timeout:
+        for worker in self._silence.silent(self.workers.values(), now):
+            if worker.hello.rank not in self.losses:
+                yield Loss(worker.hello.rank, elastic_texts.silent(worker, now), now)
+        if self._resumed_at is not None and not self.complete and now - self._resumed_at > self.worker_timeout:
             for rank in self.roster.not_joined():
-                yield Loss(rank, elastic_texts.not_back(self._worker_timeout), now)
+                yield Loss(rank, elastic_texts.not_back(self.worker_timeout), now)
 
     def _refusal(self, loss: Loss, hello: pb.Hello, peer: str, now: float) -> FaultError:
         """Why a process of a lost rank is refused: it is the lost one, or a new one."""
