@@ -11,13 +11,14 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self
 
-from psum.client import termination
+from psum.client import future, termination
 from psum.client.core.counters import Counters, Statistics, statistics
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
 from psum.client.core.session import Session
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
 from psum.client.core.ticket import Ticket
+from psum.client.elastic.link import Link
 from psum.client.fleet import Fleet
 from psum.client.membership import Membership
 from psum.client.memory import ClientMemory
@@ -30,7 +31,7 @@ from psum.client.transport.usable_planes import usable_planes
 from psum.planes import Block, MappedSums
 from psum.runtime import keep_large_blocks
 from psum.wire import ElementType
-from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError
+from psum.wire.errors import ClosedError, FaultError, ForkedError, InvalidError, PsumError
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ class Client:
             settings.aggregators,
             None if fleet.by_roles else settings.weights,
             rank=settings.rank,
+            elastic=settings.elastic is not None,
+            num_workers=settings.num_workers,
             partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,
             relay=route.relay,
@@ -108,6 +111,10 @@ class Client:
             settle=self._settle,
             fail=self._end,
         )
+        self.link: Link | None = None
+        """What step boundaries need of an elastic job; None in others."""
+        if settings.elastic is not None and self._thread is not None:
+            self.link = Link(self, settings, self._session, self._thread, self._settle)
         self._expiry: asyncio.Task[None] | None = None
         # Reentrant: a signal's handler may close the client while the main thread does so.
         self._closing = threading.RLock()
@@ -154,6 +161,16 @@ class Client:
     def elastic(self) -> bool:
         """Whether the job goes on when workers are lost. `num_workers` is then its nominal size."""
         return self.settings.elastic is not None
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this process, by which aggregators know it again."""
+        return self._membership.incarnation
+
+    @property
+    def waits_for_admission(self) -> bool:
+        """Whether it waits to be let into a running elastic job. Operations are complete without the others then."""
+        return self._membership.waits_for_admission
 
     @property
     def planes(self) -> tuple[str, ...]:
@@ -210,12 +227,15 @@ class Client:
         operation: Operation,
         priority: int,
         label: str = "",
+        ranks: tuple[int, ...] = (),
     ) -> Ticket:
-        """See Store.reserve."""
+        """See Store.reserve. `ranks` are those that use the key, in an elastic job; none if all do."""
         self._check_process()
+        if ranks:
+            self._check_ranks(key, ranks)
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
-        return self._session.reserve(store, key, shape, element_type, operation, priority, label)
+        return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
 
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.
@@ -465,9 +485,30 @@ class Client:
             notices, session.notices = session.notices, []
             for text in notices:
                 _log.warning("%s", text)
+        if session.joins.changed or session.failure is not None:
+            session.joins.changed = False
+            future.wake()
         self._outstanding.report()
         for connection in self._membership.connections:
             connection.wake()
+
+    def _check_ranks(self, key: str, ranks: tuple[int, ...]) -> None:
+        """Checks the ranks of a key that is not for all ranks. An aggregator would end the stream for wrong ones."""
+        elastic = self.settings.elastic
+        if elastic is None:
+            raise InvalidError(
+                f"key {key!r} is for the ranks {list(ranks)} only, and {self.title} is in a job that is not elastic"
+                " (PSUM_ELASTIC), in which each rank uses each key"
+            )
+        if (
+            self.rank not in ranks
+            or len(set(ranks)) != len(ranks)
+            or not 0 <= min(ranks) <= max(ranks) < elastic.maximum
+        ):
+            raise ValueError(
+                f"key {key!r} is for the ranks {list(ranks)}; expected each rank once, from 0 to {elastic.maximum - 1},"
+                f" with rank {self.rank}, which is this one"
+            )
 
     def _check_process(self) -> None:
         if process_name.pid != self._pid:
