@@ -21,6 +21,14 @@ def aggregator(hello: pb.Hello) -> str:
     return f"aggregator {hello.aggregators[hello.aggregator_index]}" if known else "an aggregator"
 
 
+def silent(worker: Worker, here: str, now: float) -> str:
+    """Why a worker is lost whose connection is open."""
+    return (
+        f"{worker} was silent for {now - worker.last_heard:.1f} s, although its connection to {here} is open: it was"
+        " stopped or blocked, or its host or network does not work (PSUM_ELASTIC_TIMEOUT)"
+    )
+
+
 def vanished(worker: Worker, here: str, now: float) -> str:
     """Why a worker is lost that is out of touch with an aggregator."""
     how = "was closed" if worker.closed else "was silent"
