@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from psum.client import ElementType, FaultError, Operation, PsumError, TakenError, Ticket, WorkerLostError
+from simulation import keys
 from simulation.groups import Tree
+from simulation.keys import KeyOperation
 
 Values = npt.NDArray[np.generic]
-KeyOperation = tuple[str, Operation]
-"""The name of a key, and the operation that it is used with."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -185,8 +185,9 @@ class Oracle:
         self._counts = {key: counts for key, counts in self._counts.items() if key in self._agreed}
 
     def may_fail(self, rank: int, key: KeyOperation) -> bool:
-        """Return whether an operation may fail: its rank is lost, or the root of the broadcast is."""
-        return rank in self.excluded or (key[1] is Operation.BROADCAST and 0 in self.excluded)
+        """Return whether an operation may fail: its rank is lost, or a root for which nobody stands in."""
+        lost_root = key[1] is Operation.BROADCAST and keys.root_of(key) in self.excluded
+        return rank in self.excluded or (lost_root and not keys.stands_in(key))
 
     def _check_shards(self, call: Call, counts: Mapping[int, int]) -> None:
         """Assert that each shard is the sum of as many ranks as its count says, of all survivors among them."""
@@ -196,15 +197,18 @@ class Oracle:
             for rank in range(self.workers)
             if self._processes[call.key, call.round, rank]
         }
-        must = set(range(self.workers)) - self.excluded
+        users = set(keys.ranks_of(call.key) or range(self.workers))
+        must, root = users - self.excluded, keys.root_of(call.key)
         for shard in key.shards:
             part = slice(shard.start // call.array.itemsize, shard.stop // call.array.itemsize)
             if call.key[1] is Operation.BROADCAST:
-                possible: list[tuple[int, ...]] = [(0,)]
+                # If the root is lost, that of one of the others, which may differ from shard to shard.
+                others = root in self.excluded and keys.stands_in(call.key)
+                possible: list[tuple[int, ...]] = [(rank,) for rank in given if rank == root or others]
             else:
                 possible = [
                     ranks
-                    for ranks in itertools.combinations(sorted(given), counts.get(shard.index, self.workers))
+                    for ranks in itertools.combinations(sorted(given), counts.get(shard.index, len(users)))
                     if must.issubset(ranks)
                 ]
             with np.errstate(all="ignore"):

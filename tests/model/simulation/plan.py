@@ -40,6 +40,9 @@ ELASTIC_FAULTS = {
     "lose_at_one": 3,
     "lose_unseen": 2,
     "come_back_first": 3,
+    "part": 3,
+    "share": 4,
+    "forget": 2,
 }
 
 #: How many of the histories have relays.
