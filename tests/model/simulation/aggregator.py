@@ -25,7 +25,7 @@ from simulation.stream import Stream
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
 #: Kinds of messages that the aggregator must accept twice.
-_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses", "admit")
+_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses", "admit", "reach")
 
 #: The processes' incarnations.
 _numbers = itertools.count(1 << 40)
@@ -292,6 +292,8 @@ class AggregatorProcess:
                 perform(job.learn_losses(rank, request.losses.losses, now))
             case "admit":
                 perform(job.admit(rank, request.admit.admission, now))
+            case "reach":
+                perform(job.reaches(rank, now, all_of_them=request.reach.all))
             case "lacking":
                 for entry, lacks in zip(to_rows(request.lacking.shards), request.lacking.ranks, strict=True):
                     job.lacking(rank, entry, lacks.ranks)

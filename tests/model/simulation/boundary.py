@@ -67,6 +67,7 @@ class Boundary:
             self.newcomer.session.joins.complete()
         for member in members:
             member.session.joins.complete()
+        fleet.forget_ranked_keys()
 
     @property
     def _members(self) -> list[int]:

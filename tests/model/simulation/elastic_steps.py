@@ -4,6 +4,7 @@ from collections.abc import Callable
 from random import Random
 
 from simulation.boundary import Boundary
+from simulation.elastic_cuts import forget, part, share
 from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
 from simulation.steps import catch_up, random_moves, restart, use
 
@@ -233,5 +234,5 @@ def _pass_timeout(fleet: Fleet, random: Random) -> None:
 
 ELASTIC_STEPS: dict[str, Callable[[Fleet, Random], None]] = {
     function.__name__: function
-    for function in (kill, stop, resume, lose, lose_at_one, lose_unseen, come_back_first, join)
+    for function in (kill, stop, resume, lose, lose_at_one, lose_unseen, come_back_first, part, share, forget, join)
 }

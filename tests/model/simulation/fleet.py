@@ -7,11 +7,13 @@ import numpy as np
 
 from psum.aggregator.core.limits import Limits
 from psum.client import Operation, PsumError, Ticket
+from simulation import keys
 from simulation.aggregator import AggregatorProcess
 from simulation.client import Client
 from simulation.counters import Counters
 from simulation.groups import sum_tree
-from simulation.oracle import Call, KeyOperation, Oracle, value
+from simulation.keys import KeyOperation
+from simulation.oracle import Call, Oracle, value
 from simulation.plan import Ending, Plan
 from simulation.stream import Stream
 from simulation.worker import WorkerProcess
@@ -77,6 +79,8 @@ class Fleet:
         """Ranks whose processes do not run for a while."""
         self.parted: set[Link] = set()
         """Clients and processes that cannot reach each other for a while."""
+        self.shared = 0
+        """How many keys of some ranks there were."""
         self._lost: set[tuple[int, int]] = set()
         """Processes of an elastic job that some aggregator has lost, by rank and generation."""
         self.generations = [0] * plan.workers + [-1] * plan.spares
@@ -133,16 +137,19 @@ class Fleet:
 
     def key_operations(self) -> list[KeyOperation]:
         """Return all keys with all operations."""
-        return [(f"k{i}", operation) for i in range(len(self.plan.keys)) for operation in Operation]
+        return [(keys.of_all(i), operation) for i in range(len(self.plan.keys)) for operation in Operation]
 
     def reserve(self, rank: int, key: KeyOperation, priority: int) -> bool:
         """Reserve a rank's next operation on a key. Return False if the rank cannot any more."""
         worker = self.workers[rank]
         if not worker.alive or rank in self.leaving_ranks | self.stopped_ranks or not worker.joined or worker.joining:
             return False
-        elements, kind = self.plan.keys[int(key[0][1:])]
+        ranks = keys.ranks_of(key)
+        if ranks and rank not in ranks:
+            return False
+        elements, kind = self.plan.keys[keys.index_of(key)]
         try:
-            ticket = worker.reserve(key[0], elements, kind, key[1], priority)
+            ticket = worker.reserve(key[0], elements, kind, key[1], priority, ranks)
         except PsumError:
             if self.oracle.strict and not self.oracle.may_fail(rank, key):
                 raise
@@ -157,15 +164,17 @@ class Fleet:
         """Start one of a rank's reserved operations."""
         ticket, key = self.reserved[rank].pop(index)
         worker = self.workers[rank]
-        receives = key[1] is Operation.BROADCAST and rank > 0
-        elements, kind = self.plan.keys[int(key[0][1:])]
+        receives = key[1] is Operation.BROADCAST and rank != keys.root_of(key)
+        stands_in = receives and self.plan.elastic and keys.stands_in(key)
+        elements, kind = self.plan.keys[keys.index_of(key)]
         array = value(key[0], elements, kind, ticket.round, rank, worker.number).copy()
         call = Call(rank, worker.number, key, ticket.round, kind, ticket, array)
-        if receives:
+        if receives and not stands_in:
             array.view(np.uint8)[:] = 0xDD
         view = array.view(np.uint8).data
         self.oracle.begin(call)
-        ticket.start(None if receives else view, view, lambda error: self.oracle.end(call, error))
+        source = None if receives else view
+        ticket.start(source, view, lambda error: self.oracle.end(call, error), stands_in=stands_in)
         worker.submit(self.now)
 
     # Moves
@@ -316,6 +325,12 @@ class Fleet:
         """The ranks that are not lost at any process, as far as any process or worker knows."""
         return [rank for rank in range(self.plan.ranks) if rank not in self.oracle.excluded]
 
+    @property
+    def lost_ranks(self) -> frozenset[tuple[int, int]]:
+        """The processes that some aggregator has lost, by rank and generation."""
+        self.note_exclusions()
+        return frozenset(self._lost)
+
     def note_exclusions(self) -> None:
         """Tell the oracle which ranks are lost."""
         jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
@@ -354,6 +369,10 @@ class Fleet:
         for counts in self.counts.values():
             counts[newcomer.rank] = counts[donor.rank]
         self.oracle.include(newcomer.rank, {key: counts[donor.rank] for key, counts in self.counts.items()})
+
+    def forget_ranked_keys(self) -> None:
+        """Use the keys of some ranks no more."""
+        self.counts = {key: counts for key, counts in self.counts.items() if not keys.ranks_of(key)}
 
     def check_losses(self) -> None:
         """Assert that all processes know of the same losses. To be called when all messages have arrived."""

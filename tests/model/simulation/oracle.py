@@ -19,11 +19,11 @@ from psum.client import (
     Ticket,
     WorkerLostError,
 )
+from simulation import keys
 from simulation.groups import Tree
+from simulation.keys import KeyOperation
 
 Values = npt.NDArray[np.generic]
-KeyOperation = tuple[str, Operation]
-"""The name of a key, and the operation that it is used with."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -84,8 +84,8 @@ class Oracle:
         """The ranks of an elastic job that are lost, were killed, or have not joined. Nothing is expected of them."""
         self._begins: dict[int, Mapping[KeyOperation, int]] = {}
         """The first rounds of ranks that have joined, by key."""
-        self._root_lost = False
-        """Whether rank 0 was ever lost. Broadcasts may have failed for good."""
+        self._ever_lost: set[int] = set()
+        """The ranks that were ever lost. Broadcasts from them may have failed for good."""
         self._counts: dict[tuple[KeyOperation, int], Mapping[int, int]] = {}
         """The counts of contributors by shard that the first successful rank of an elastic job got."""
         self.calls: list[Call] = []
@@ -201,7 +201,7 @@ class Oracle:
     def exclude(self, rank: int) -> None:
         """Record that a rank of an elastic job is lost."""
         self.excluded.add(rank)
-        self._root_lost |= rank == 0
+        self._ever_lost.add(rank)
         self.worker_killed(rank)
         self._counts = {key: counts for key, counts in self._counts.items() if key in self._agreed}
 
@@ -211,8 +211,9 @@ class Oracle:
         self._begins[rank] = begins
 
     def may_fail(self, rank: int, key: KeyOperation) -> bool:
-        """Return whether an operation may fail: its rank is lost, or the root of the broadcast is or was."""
-        return rank in self.excluded or (key[1] is Operation.BROADCAST and self._root_lost)
+        """Return whether an operation may fail: its rank is lost, or a root is or was for which nobody stands in."""
+        lost_root = key[1] is Operation.BROADCAST and keys.root_of(key) in self._ever_lost
+        return rank in self.excluded or (lost_root and not keys.stands_in(key))
 
     def _check_shards(self, call: Call, counts: Mapping[int, int]) -> None:
         """Assert that each shard is the sum of as many ranks as its count says, of all survivors among them."""
@@ -222,19 +223,23 @@ class Oracle:
             for rank in self._ranks
             if (numbers := self._processes[call.key, call.round, rank])
         }
+        users, root = keys.ranks_of(call.key) or self._ranks, keys.root_of(call.key)
+        nominal = len(keys.ranks_of(call.key)) or self.workers
         must = {
             rank
-            for rank in self._ranks
+            for rank in users
             if rank not in self.excluded and call.round >= self._begins.get(rank, {}).get(call.key, 0)
         }
         for shard in key.shards:
             part = slice(shard.start // call.array.itemsize, shard.stop // call.array.itemsize)
             if call.key[1] is Operation.BROADCAST:
-                possible: list[tuple[int, ...]] = [(0,)]
+                # If the root is lost, that of one of the others, which may differ from shard to shard.
+                others = root not in must and keys.stands_in(call.key)
+                possible: list[tuple[int, ...]] = [(rank,) for rank in given if rank == root or others]
             else:
                 possible = [
                     ranks
-                    for ranks in itertools.combinations(sorted(given), counts.get(shard.index, self.workers))
+                    for ranks in itertools.combinations(sorted(given), counts.get(shard.index, nominal))
                     if must.issubset(ranks)
                 ]
             with np.errstate(all="ignore"):

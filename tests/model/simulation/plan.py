@@ -41,6 +41,9 @@ ELASTIC_FAULTS = {
     "lose_unseen": 2,
     "come_back_first": 3,
     "join": 10,
+    "part": 3,
+    "share": 4,
+    "forget": 2,
 }
 
 #: How many of the histories have relays.

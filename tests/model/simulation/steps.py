@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 
 from simulation.fleet import Fleet, Frozen
-from simulation.oracle import KeyOperation
+from simulation.keys import KeyOperation
 
 #: Latest time in a history before its ending. No time-out of a worker or a round has passed by then.
 _STRICT_SECONDS = 1020.0

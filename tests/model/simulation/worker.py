@@ -59,6 +59,7 @@ class WorkerProcess(Client):
             None if plan.by_roles else plan.weights,
             rank=rank,
             num_workers=plan.workers,
+            elastic=plan.elastic,
             relay=self._route.relay,
             partition_bytes=plan.partition_bytes,
             credit_bytes=plan.credit_bytes,
@@ -101,6 +102,12 @@ class WorkerProcess(Client):
     def failed(self) -> bool:
         return self.session.failure is not None
 
+    def lose(self, process: int) -> None:
+        connection = self.to(process)
+        if connection.stream is not None and connection.resuming and not self.leaving:
+            self.session.disconnected(self.connections.index(connection))
+        super().lose(process)
+
     def may_connect(self, process: int, now: float) -> bool:
         return now >= self.retry_at and super().may_connect(process, now)
 
@@ -130,11 +137,19 @@ class WorkerProcess(Client):
         self._route.describe(hello)
         return hello
 
-    def reserve(self, name: str, elements: int, kind: ElementType, operation: Operation, priority: int) -> Ticket:
+    def reserve(
+        self,
+        name: str,
+        elements: int,
+        kind: ElementType,
+        operation: Operation,
+        priority: int,
+        ranks: tuple[int, ...] = (),
+    ) -> Ticket:
         """Reserve an operation."""
         # Only some ranks label the key.
         label = f"{operation.name} of {name}" if self.rank % 2 else ""
-        return self.session.reserve(0, name, (elements,), kind, operation, priority, label)
+        return self.session.reserve(0, name, (elements,), kind, operation, priority, label, ranks)
 
     def submit(self, now: float) -> None:
         """Pass started and aborted operations to the session."""
