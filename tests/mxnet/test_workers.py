@@ -131,5 +131,5 @@ def test_a_replacement_has_the_same_bits(start_workers: Callable[..., list[Any]]
     assert steps[0] == steps[2]
     assert "members 0 1 2" in outputs[0]
     assert "joined" in outputs[1]
-    assert len(steps[1]) == 4
+    assert len(steps[1]) >= 4
     assert steps[1].items() <= steps[0].items()

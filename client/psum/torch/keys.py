@@ -41,6 +41,20 @@ class Kind(NamedTuple):
         return f"{self.name} of {self.elements} × {self.dtype}"
 
 
+class Numbering(NamedTuple):
+    """Where a KeySequence stands.
+
+    Attributes:
+        counts: How many operations of each kind there were.
+        numbers: The numbers of kinds and their keys.
+        own: The kinds that have keys of their own.
+    """
+
+    counts: list[tuple[Kind, int]]
+    numbers: list[tuple[Kind, int, int]]
+    own: list[Kind]
+
+
 class KeySequence:
     """Names operations of one group that begin in the same order on all ranks. From any thread.
 
@@ -55,14 +69,22 @@ class KeySequence:
 
     Args:
         level: The level of callbacks that begin the operations; 0: the program does.
+        numbering: Where to begin. None: at the beginning.
     """
 
-    def __init__(self, level: int = 0) -> None:
+    def __init__(self, level: int = 0, numbering: Numbering | None = None) -> None:
         self._level = level
         self._lock = threading.Lock()
-        self._counts: collections.Counter[Kind] = collections.Counter()
-        self._numbers: dict[tuple[Kind, int], int] = {}
-        self._own: set[Kind] = set()
+        counts, numbers, own = numbering or Numbering([], [], [])
+        self._counts = collections.Counter(dict(counts))
+        self._numbers = {(kind, slot): number for kind, slot, number in numbers}
+        self._own = set(own)
+
+    def numbering(self) -> Numbering:
+        """Where it stands. Another sequence that begins there gives the same names."""
+        with self._lock:
+            numbers = [(kind, slot, number) for (kind, slot), number in self._numbers.items()]
+            return Numbering(list(self._counts.items()), numbers, list(self._own))
 
     def name(self, kind: Kind) -> str:
         """Returns the name of the key for the next operation, which is of this kind."""
