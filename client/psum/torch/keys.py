@@ -5,6 +5,7 @@ alike.
 """
 
 import collections
+import copy
 import threading
 from typing import Final, NamedTuple
 
@@ -56,6 +57,24 @@ class Kind(NamedTuple):
         return f"{self.name} of {self.elements} × {self.dtype}"
 
 
+class Numbering(NamedTuple):
+    """Where a KeySequence stands.
+
+    Attributes:
+        counts: How many operations of each kind there were.
+        numbers: The numbers of kinds and their keys.
+        own: The kinds that have keys of their own.
+        slots: How many keys the kinds of large sums have.
+        repetitions: What the program repeats, as far as it is known.
+    """
+
+    counts: list[tuple[Kind, int]]
+    numbers: list[tuple[Kind, int, int]]
+    own: list[Kind]
+    slots: dict[Kind, int]
+    repetitions: Repetitions[Kind]
+
+
 class KeySequence:
     """Names operations of one group that begin in the same order on all ranks. From any thread.
 
@@ -75,17 +94,26 @@ class KeySequence:
 
     Args:
         level: The level of callbacks that begin the operations; 0: the program does.
+        numbering: Where to begin. None: at the beginning.
     """
 
-    def __init__(self, level: int = 0) -> None:
+    def __init__(self, level: int = 0, numbering: Numbering | None = None) -> None:
         self._level = level
         self._lock = threading.Lock()
-        self._counts: collections.Counter[Kind] = collections.Counter()
-        self._numbers: dict[tuple[Kind, int], int] = {}
-        self._own: set[Kind] = set()
-        self._slots: dict[Kind, int] = {}
+        start = numbering or Numbering([], [], [], {}, Repetitions())
+        self._counts = collections.Counter(dict(start.counts))
+        self._numbers = {(kind, slot): number for kind, slot, number in start.numbers}
+        self._own = set(start.own)
+        self._slots = dict(start.slots)
         """How many keys the kinds of large sums have."""
-        self._repetitions: Repetitions[Kind] = Repetitions()
+        self._repetitions = copy.deepcopy(start.repetitions)
+
+    def numbering(self) -> Numbering:
+        """Where it stands. Another sequence that begins there gives the same names."""
+        with self._lock:
+            numbers = [(kind, slot, number) for (kind, slot), number in self._numbers.items()]
+            slots, repetitions = dict(self._slots), copy.deepcopy(self._repetitions)
+            return Numbering(list(self._counts.items()), numbers, list(self._own), slots, repetitions)
 
     def name(self, kind: Kind) -> str:
         """Returns the name of the key for the next operation, which is of this kind."""
