@@ -13,12 +13,14 @@ from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import Action, EndStreams, Release, Report, TellLosses, Warn
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.elastic_rounds import ElasticRounds
+from psum.aggregator.core.elastic_status import elastic_status
 from psum.aggregator.core.error_texts import MAX_REASON
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
+from psum.aggregator.core.membership_log import EventKind, MembershipLog
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, ProtocolError, WorkerLostError
 
@@ -44,6 +46,8 @@ class ElasticJob(Job):
         )
         super().__init__(hello, limits, **job)
         self._round_timeout = limits.round_timeout
+        self.log = MembershipLog()
+        """How the members have changed, for operators."""
 
     @property
     def over(self) -> bool:
@@ -56,6 +60,10 @@ class ElasticJob(Job):
     def losses(self, now: float) -> list[pb.Loss]:
         """See Job."""
         return self.members.losses.messages(now)
+
+    def elastic_status(self, now: float) -> pb.ElasticStatus:
+        """See Job."""
+        return elastic_status(self.members.first.elastic, self.members.roster, self.log, now)
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. Of a worker that is let in, the losses are learned before anything else that it says."""
@@ -89,6 +97,7 @@ class ElasticJob(Job):
             return actions
         self.workers[rank].needed_by.difference_update(self.members.roster.lost)
         self.members.roster.leave(rank)
+        self.log.note(now, EventKind.LEFT, rank, 0, str(self.workers[rank]))
         return [*actions, *self.rounds.settle(rank), *self.rounds.fail_deserted()]
 
     def leave_early(self, rank: int, goodbye: pb.Goodbye, now: float) -> list[Action]:
@@ -103,7 +112,7 @@ class ElasticJob(Job):
         worker.taking_leave = True
         text = elastic_texts.ended_early(worker, goodbye.fault, MAX_REASON)
         # Its stream gets no error, but the farewell that it waits for.
-        return [*self._lose([Loss(rank, text, now)], now, told=(rank,)), Release(rank)]
+        return [*self._lose([Loss(rank, text, now, "ended early")], now, told=(rank,)), Release(rank)]
 
     def learn_losses(self, rank: int, losses: Sequence[pb.Loss], now: float) -> list[Action]:
         """Takes losses that a worker has heard of elsewhere.
@@ -152,6 +161,9 @@ class ElasticJob(Job):
         if not new:
             return []
         roster, connected = self.members.roster, self.members.connected()
+        for loss in new:
+            self.log.note(loss.at, EventKind.LOST, loss.rank, 0, loss.text)
+            self.counters.losses[loss.reason] += 1
         others = tuple(rank for rank in connected if rank in roster.members)
         lost = [loss.rank for loss in new]
         actions: list[Action] = [

@@ -61,7 +61,7 @@ class ElasticMembership(Membership):
     def newcomers(self, now: float) -> list[Loss]:
         """The ranks of processes that have joined as new ones, now that a rank has a sum of an earlier process."""
         return [
-            Loss(rank, elastic_texts.began_anew(worker), now)
+            Loss(rank, elastic_texts.began_anew(worker), now, "began anew")
             for rank, worker in self.workers.items()
             if not worker.hello.resuming and rank not in self.roster.gone
         ]
@@ -99,13 +99,14 @@ class ElasticMembership(Membership):
 
     def _due(self, now: float) -> Iterator[Loss]:
         for rank, text in self._replaced.items():
-            yield Loss(rank, text, now)
+            yield Loss(rank, text, now, "replaced")
         for worker in self._gone_for(1.0, now):
             if worker.hello.rank not in self.losses:
-                yield Loss(worker.hello.rank, elastic_texts.vanished(worker, now), now)
+                reason = "closed" if worker.closed else "silent"
+                yield Loss(worker.hello.rank, elastic_texts.vanished(worker, now), now, reason)
         if self._resumed_at is not None and not self.complete and now - self._resumed_at > self._worker_timeout:
             for rank in self.roster.not_joined():
-                yield Loss(rank, elastic_texts.not_back(self._worker_timeout), now)
+                yield Loss(rank, elastic_texts.not_back(self._worker_timeout), now, "not back")
 
     def _refusal(self, loss: Loss, hello: pb.Hello, peer: str, now: float) -> FaultError:
         """Why a process of a lost rank is refused: it is the lost one, or a new one."""

@@ -22,11 +22,14 @@ class Loss:
         rank: The rank.
         text: Which process it was and why it is lost, for people.
         at: When it was lost.
+        reason: The kind of the reason, for metrics: closed, silent, replaced, not back, ended early, began anew, or
+            told if another aggregator has decided it.
     """
 
     rank: int
     text: str
     at: float
+    reason: str = "told"
 
     def to_message(self, now: float) -> pb.Loss:
         """The loss as others are told of it."""
