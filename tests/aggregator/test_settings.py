@@ -29,6 +29,15 @@ def test_flags_beat_the_environment() -> None:
     assert (settings.worker_timeout, settings.round_timeout) == (9, 7)
 
 
+def test_elastic_jobs_have_time_outs_of_their_own() -> None:
+    """A closed connection must not be given more time than a silent one."""
+    settings = Settings.from_environment({"PSUM_ELASTIC_TIMEOUT": "8", "PSUM_ELASTIC_CLOSED_TIMEOUT": "2"})
+    assert (settings.elastic_timeout, settings.elastic_closed_timeout) == (8, 2)
+    assert (Settings().elastic_timeout, Settings().elastic_closed_timeout) == (5, 1)
+    with pytest.raises(ConfigurationError, match="PSUM_ELASTIC_CLOSED_TIMEOUT"):
+        Settings.from_environment({"PSUM_ELASTIC_TIMEOUT": "2", "PSUM_ELASTIC_CLOSED_TIMEOUT": "3"})
+
+
 OLD = {"PSUM_TLS_CERT": "c.pem", "PSUM_TLS_KEY": "k.pem", "PSUM_TLS_CA": "ca.pem"}
 RENAMED = {
     "PSUM_TLS_CERT": "PSUM_AGGREGATOR_TLS_CERT",

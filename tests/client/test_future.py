@@ -7,10 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import cast
 
 import pytest
 
-from psum.client.future import Outcome
+from psum.client.core.contribution import Contribution
+from psum.client.core.ticket import Ticket
+from psum.client.future import CountedOutcome, Outcome
 from psum.wire.errors import ClosedError
 
 
@@ -114,3 +117,21 @@ def test_a_handler_runs_while_it_is_waited_for(timeout: float | None) -> None:
     with handling(interrupt), pytest.raises(InterruptedError):
         never.exception(timeout)
     never(None)
+
+
+class Counted:
+    """A ticket whose result lacks a rank in its first half."""
+
+    contributions = (Contribution(0, 4, 3),)
+
+
+def test_a_future_of_an_elastic_job_has_counts_if_it_succeeded() -> None:
+    """It takes them from its ticket when it ends, and keeps no ticket, which has the caller's arrays."""
+    succeeded, failed = (CountedOutcome(cast(Ticket, Counted())) for _ in range(2))
+    assert succeeded.contributors == ()
+    succeeded(None)
+    failed(ClosedError("the client was closed"))
+    assert list(succeeded.contributors) == [Contribution(0, 4, 3)]
+    assert failed.contributors == ()
+    assert not any(isinstance(value, Counted) for value in vars(succeeded).values())
+    assert Outcome().contributors == ()

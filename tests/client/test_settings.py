@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from psum.client import ConfigurationError, Settings, connect
+from psum.client import ConfigurationError, Elastic, Settings, connect
 
 
 def test_nothing_set_is_a_job_of_one_worker_without_aggregators() -> None:
@@ -61,6 +61,28 @@ def test_kubernetes_gives_the_rank_of_an_indexed_job() -> None:
     assert Settings.from_environment(environ | {"PSUM_RANK": "2"}).rank == 2
 
 
+FOUR = {"PSUM_NUM_WORKERS": "4", "PSUM_AGGREGATORS": "a:1,b:1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "elastic", "joining"),
+    [
+        ({}, None, False),
+        ({"PSUM_ELASTIC": "off"}, None, False),
+        ({"PSUM_ELASTIC": "2"}, Elastic(2, 4), False),
+        ({"PSUM_ELASTIC": " 2:8 "}, Elastic(2, 8), False),
+        ({"PSUM_ELASTIC": "2:8", "PSUM_JOIN": "1"}, Elastic(2, 8), True),
+        ({"PSUM_ELASTIC": "2:8", "PSUM_RANK": "5"}, Elastic(2, 8), True),
+    ],
+)
+def test_an_elastic_job_has_a_minimum_and_a_maximum(
+    environ: dict[str, str], elastic: Elastic | None, joining: bool
+) -> None:
+    """The maximum is the number of workers if it is left out. A rank that is not among the first ones joins."""
+    settings = Settings.from_environment(FOUR | environ)
+    assert (settings.elastic, settings.joining) == (elastic, joining)
+
+
 @pytest.mark.parametrize(
     ("environ", "complaint"),
     [
@@ -74,6 +96,17 @@ def test_kubernetes_gives_the_rank_of_an_indexed_job() -> None:
         ({"PSUM_AGGREGATORS": "a-{0..2}:1", "PSUM_AGGREGATOR_WEIGHTS": "1"}, "1 weights for 3 aggregators"),
         ({"PSUM_AGGREGATORS": "a:1,b:1", "PSUM_AGGREGATOR_WEIGHTS": "1"}, "1 weights for 2 aggregators"),
         ({"PSUM_PARTITION_BYTES": "1"}, "expected 16 to"),
+        ({"PSUM_ELASTIC": "0"}, "PSUM_ELASTIC='0': expected the least number of workers"),
+        ({"PSUM_ELASTIC": "2:"}, "PSUM_ELASTIC='2:': expected the least number of workers"),
+        ({"PSUM_ELASTIC": "2:many"}, "PSUM_ELASTIC='2:many': expected the least number of workers"),
+        (FOUR | {"PSUM_ELASTIC": "3:2"}, "of 3 to 2 workers that begins with 4"),
+        (FOUR | {"PSUM_ELASTIC": "5:8"}, "of 5 to 8 workers that begins with 4"),
+        (FOUR | {"PSUM_ELASTIC": "2:3"}, "of 2 to 3 workers that begins with 4"),
+        (FOUR | {"PSUM_ELASTIC": "2:5000"}, "of 2 to 5000 workers that begins with 4; expected .* at most 4096"),
+        (FOUR | {"PSUM_ELASTIC": "2", "PSUM_RANK": "4"}, "rank 4 of an elastic job of at most 4 workers"),
+        (FOUR | {"PSUM_ELASTIC": "2", "PSUM_RELAY": "c:1"}, "PSUM_RELAY=c:1: an elastic job .* cannot use relays"),
+        ({"PSUM_ELASTIC": "1"}, "an elastic job needs at least one aggregator"),
+        (FOUR | {"PSUM_JOIN": "1"}, "only an elastic job can be joined while it runs"),
         ({"PSUM_PLANE": "carrier pigeon"}, "expected one of"),
         ({"DMLC_WORKER_ID": "first"}, "PSUM_RANK='first'"),
         ({"DMLC_NUM_WORKER": "many"}, "PSUM_NUM_WORKERS='many'"),

@@ -142,6 +142,21 @@ class Settings(BaseSettings):
         " of its process, rather than silent. One that lives is back within two seconds, where nothing is in its way."
         " Not for relays, which come back when they were started again.",
     )
+    elastic_timeout: float = setting(
+        "PSUM_ELASTIC_TIMEOUT",
+        default=5.0,
+        default_text="5 s",
+        parse=duration,
+        meaning="How long a worker of an elastic job may be out of touch. Then the job goes on without it, for good.",
+    )
+    elastic_closed_timeout: float = setting(
+        "PSUM_ELASTIC_CLOSED_TIMEOUT",
+        default=1.0,
+        default_text="1 s",
+        parse=duration,
+        meaning="The same for a worker whose connection was closed, as by the end of its process, rather than silent."
+        " It must suffice for a worker that lives to connect again.",
+    )
     round_timeout: float = setting(
         "PSUM_ROUND_TIMEOUT",
         default=600.0,
@@ -361,6 +376,12 @@ class Settings(BaseSettings):
         """A sentence for each mistake in the combination of values."""
         if not self.listen:
             yield "listen: at least one address is needed"
+        if self.elastic_closed_timeout > self.elastic_timeout:
+            yield (
+                f"a worker whose connection was closed would be waited for longer, {self.elastic_closed_timeout:g} s"
+                f" (PSUM_ELASTIC_CLOSED_TIMEOUT), than one that is silent, {self.elastic_timeout:g} s"
+                " (PSUM_ELASTIC_TIMEOUT)"
+            )
         if self.credit_bytes < 1:
             yield "a credit of 0 bytes would let nothing pass to other aggregators (PSUM_CREDIT_BYTES)"
         if bool(self.tls_cert) is not bool(self.tls_key):

@@ -25,11 +25,14 @@ os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
 from psum.client.client import Client
 from psum.client.clients import connect, reserve_store, shared_client
 from psum.client.comparison import ComparedTensor, Comparison, digest_of
+from psum.client.core.contribution import Contribution
 from psum.client.core.counters import OperationStatistics, Statistics, Times
 from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import StoreNumber
 from psum.client.core.ticket import Ticket
+from psum.client.elastic_range import Elastic
 from psum.client.exit_status import PEER_FAULT_STATUS
+from psum.client.future import Outcome
 from psum.client.settings import Settings
 from psum.client.store import Store, key_name
 from psum.client.transport.aggregator_status import addresses_behind, fetch_status
@@ -70,8 +73,10 @@ __all__ = [
     "Comparison",
     "ConfigurationError",
     "ConnectError",
+    "Contribution",
     "DeniedError",
     "DisagreementError",
+    "Elastic",
     "ElementType",
     "ExcludedError",
     "ExhaustedError",
@@ -84,6 +89,7 @@ __all__ = [
     "Operation",
     "OperationStatistics",
     "OutOfStepError",
+    "Outcome",
     "ProtocolError",
     "PsumError",
     "RoundTimeoutError",

@@ -143,6 +143,11 @@ class Client:
         return self.settings.num_workers
 
     @property
+    def elastic(self) -> bool:
+        """Whether the job goes on when workers are lost. `num_workers` is then its nominal size."""
+        return self.settings.elastic is not None
+
+    @property
     def planes(self) -> tuple[str, ...]:
         """The plane that was agreed on for large payloads with each aggregator, or with the relay that stands for all:
         'shm', 'direct' or 'inline'."""

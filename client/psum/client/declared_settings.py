@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from psum.client.elastic_range import Elastic, parse_elastic
 from psum.client.relay_levels import AUTO, Level, parse_levels, parse_relay
 from psum.planes import CHOICES, DEFAULT_DIRECTORY, DEFAULT_LIMIT, Limit
 from psum.runtime import (
@@ -66,6 +67,23 @@ class DeclaredSettings(BaseSettings):
     )
     num_workers: int = setting(
         "PSUM_NUM_WORKERS", default=1, parse=integer(1, 4096), meaning="The number of worker processes."
+    )
+    elastic: Elastic | None = setting(  # noqa: RUF009 (a field, whatever its type)
+        "PSUM_ELASTIC",
+        default=None,
+        default_text="off",
+        parse=parse_elastic,
+        meaning="Whether the job goes on when workers are lost: off, or min:max, the least number of workers with which"
+        " it goes on, and the most that it may have. Without :max that is PSUM_NUM_WORKERS. All workers must have the"
+        " same value. See docs/elastic.md.",
+    )
+    joining: bool = setting(
+        "PSUM_JOIN",
+        default=False,
+        default_text="0",
+        parse=switch,
+        meaning="1: wait until the members of the running elastic job let this worker in; 0: take part from the first"
+        " round. psum sees for itself that a rank was lost before, so this is seldom needed.",
     )
     local_rank: int = setting(
         "PSUM_LOCAL_RANK",

@@ -8,6 +8,8 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from psum.client.core.contribution import Contribution
+from psum.client.core.ticket import Ticket
 from psum.runtime import Waiters
 from psum.wire.errors import PsumError
 
@@ -33,6 +35,14 @@ class Outcome(Future[None]):
         self._exception = None
         self._watchers: list[Any] | None = None
         self._callbacks: list[Any] | None = None
+
+    @property
+    def contributors(self) -> tuple[Contribution, ...]:
+        """In an elastic job, the parts of the result to which not all ranks contributed. Empty if all did to all of it.
+
+        To be read when the operation has ended. The result is the sum of what these ranks contributed.
+        """
+        return ()
 
     # Lists are made when needed, which is seldom: the garbage collector visits every list of every future.
     @property
@@ -90,3 +100,29 @@ class Outcome(Future[None]):
     def _wait(self, timeout: float | None) -> None:
         # Wakes up when any future ends.
         _sleepers.wait_for(self.done, timeout)
+
+
+class CountedOutcome(Outcome):
+    """The future of an operation in an elastic job. It knows how many ranks contributed.
+
+    Args:
+        ticket: The operation, to be started with this as its callback.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__()
+        self._ticket: Ticket | None = ticket
+        self._contributors: tuple[Contribution, ...] = ()
+
+    @property
+    def contributors(self) -> tuple[Contribution, ...]:
+        """See Outcome."""
+        return self._contributors
+
+    def __call__(self, error: PsumError | None) -> None:
+        """See Outcome."""
+        ticket, self._ticket = self._ticket, None
+        if error is None and ticket is not None:
+            self._contributors = ticket.contributions
+        # The ticket is not kept: it has the caller's arrays.
+        super().__call__(error)

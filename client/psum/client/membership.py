@@ -193,5 +193,8 @@ class Membership:
             placement=PLACEMENT_BY_ROLES if self._by_roles else PLACEMENT_BY_WEIGHTS,
             departures=self._session.departures(aggregator) if resuming else (),
         )
+        if settings.elastic is not None:
+            hello.elastic.min, hello.elastic.max = settings.elastic.minimum, settings.elastic.maximum
+            hello.losses.extend(self._session.losses)
         self._route.describe(hello)
         return hello

@@ -14,6 +14,9 @@ from psum.wire import MAX_PARTITION_BYTES, PAYLOAD_ALIGNMENT_BYTES, is_local
 #: However many aggregators there are, shards do not become smaller than this because of them. Each costs time.
 _LEAST_SHARD_BYTES: Final = 512 << 10
 
+#: The most workers that a job may have.
+_MAX_WORKERS: Final = 4096
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(DeclaredSettings):
@@ -23,6 +26,13 @@ class Settings(DeclaredSettings):
     DMLC_WORKER_ID or JOB_COMPLETION_INDEX, rank = worker_id · local_size + local_rank, and
     num_workers = DMLC_NUM_WORKER · local_size.
     """
+
+    def __post_init__(self) -> None:
+        if self.elastic is not None:
+            most = self.elastic.maximum or self.num_workers
+            object.__setattr__(self, "elastic", dataclasses.replace(self.elastic, maximum=most))
+            # A job begins with the ranks below num_workers.
+            object.__setattr__(self, "joining", self.joining or self.num_workers <= self.rank < most)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **given: Any) -> "Settings":
@@ -50,11 +60,12 @@ class Settings(DeclaredSettings):
 
     def mistakes(self) -> Iterator[str]:
         """Yields a sentence for every value that is wrong together with others."""
-        if self.rank >= self.num_workers:
+        if self.elastic is None and self.rank >= self.num_workers:
             yield (
                 f"rank {self.rank} of {self.num_workers} workers; ranks go from 0 to {self.num_workers - 1}"
                 " (PSUM_RANK, PSUM_NUM_WORKERS)"
             )
+        yield from self._elastic_mistakes()
         if self.local_rank >= self.local_size:
             yield (
                 f"local rank {self.local_rank} of {self.local_size} on this node; local ranks go from 0 to"
@@ -95,6 +106,34 @@ class Settings(DeclaredSettings):
                         f"token_file={self.token_file}: to {address} the token would travel unencrypted, for anybody"
                         " between to read and use; set tls_ca to speak TLS, or PSUM_INSECURE=1"
                     )
+
+    def _elastic_mistakes(self) -> Iterator[str]:
+        """Yields a sentence for each error in what is said of an elastic job."""
+        if (elastic := self.elastic) is None:
+            if self.joining:
+                yield "only an elastic job can be joined while it runs (PSUM_JOIN): set PSUM_ELASTIC as its workers do"
+            return
+        least, most = elastic.minimum, elastic.maximum
+        if not 1 <= least <= self.num_workers <= most <= _MAX_WORKERS:
+            yield (
+                f"an elastic job of {least} to {most} workers that begins with {self.num_workers}; expected at least 1"
+                f" and at most {_MAX_WORKERS}, and the number of workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
+            )
+        elif self.rank >= most:
+            yield (
+                f"rank {self.rank} of an elastic job of at most {most} workers; ranks go from 0 to {most - 1}"
+                " (PSUM_RANK, PSUM_ELASTIC)"
+            )
+        if not self.aggregators:
+            yield (
+                "an elastic job needs at least one aggregator (PSUM_ELASTIC): set PSUM_AGGREGATORS to its address, or"
+                " start everything with `psum launch`"
+            )
+        if self.relays:
+            yield (
+                f"PSUM_RELAY={self.relay}: an elastic job (PSUM_ELASTIC) cannot use relays; set PSUM_RELAY=off on all"
+                " workers"
+            )
 
     def _relay_mistakes(self) -> Iterator[str]:
         """Yields a sentence for each error in the relays."""

@@ -1,14 +1,13 @@
 """A namespace of keys, and what can be done with them."""
 
 import operator
-from concurrent.futures import Future
 from typing import Any, Final, Protocol
 
 from psum.client.core.buffers import Buffer
 from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
-from psum.client.future import Outcome
+from psum.client.future import CountedOutcome, Outcome
 from psum.wire import ElementType
 
 #: A label is cut after this many characters. An aggregator takes 4096.
@@ -28,6 +27,10 @@ class Member(Protocol):
     @property
     def num_workers(self) -> int:
         """The number of workers of the job."""
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the job is elastic."""
 
     def reserve(
         self,
@@ -92,8 +95,13 @@ class Store:
 
     def push_pull_async(
         self, key: str | int, value: Any, out: Any = None, *, priority: int = 0, element_type: object = None
-    ) -> "Future[None]":
-        """Sums a tensor without waiting. Do not change value, nor use out, before the future is done."""
+    ) -> Outcome:
+        """Sums a tensor without waiting. Do not change value, nor use out, before the future is done.
+
+        Returns:
+            The operation's future, a `concurrent.futures.Future`. In an elastic job, its `contributors` tell which
+            parts of the sum lack some ranks.
+        """
         source = Buffer.of(value, "value", element_type, writable=out is None)
         target = source if out is None else _like(source, out, element_type)
         return self._begin(key, source, target, Operation.SUM, priority, True)
@@ -114,9 +122,7 @@ class Store:
         self.client.check_may_wait()
         self.broadcast_async(key, value, priority=priority, element_type=element_type).result()
 
-    def broadcast_async(
-        self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None
-    ) -> "Future[None]":
+    def broadcast_async(self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None) -> Outcome:
         """Broadcasts without waiting. Do not change value, nor use it, before the future is done."""
         root = self.client.rank == 0
         buffer = Buffer.of(value, "value", element_type, writable=not root)
@@ -187,7 +193,7 @@ class Store:
     ) -> Outcome:
         _, shape, kind = source
         ticket = self._reserve(key, shape, kind, operation, priority)
-        future = Outcome()
+        future = CountedOutcome(ticket) if self.client.elastic else Outcome()
         ticket.start(source.memory if contributes else None, target.memory, future)
         return future
 

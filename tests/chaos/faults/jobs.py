@@ -7,7 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,7 @@ def work(
 def _sums(client: psum.Client, job: JobSpec) -> Iterator[bool]:
     """Push-pull all rounds of all keys. Yield for each sum whether it is right, and raise the first error."""
     store = client.store()
-    in_flight: deque[list[tuple[Future[None], Values, str, int]]] = deque()
+    in_flight: deque[list[tuple[psum.Outcome, Values, str, int]]] = deque()
     for round in range(job.rounds + _WINDOW):
         if round < job.rounds:
             started = []

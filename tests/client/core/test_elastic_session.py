@@ -1,9 +1,13 @@
 """A worker of an elastic job tells its aggregators of lost ranks, and knows how many ranks each sum counts."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from psum.client import ElementType, ExcludedError, Operation, Ticket
+from psum.client import Contribution, ElementType, ExcludedError, Operation, Ticket
+from psum.client.core.contribution import contributions
+from psum.client.core.placement import Shard
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, encode, to_columns, to_rows
@@ -73,11 +77,11 @@ def test_what_an_aggregator_knows_it_is_not_told(session: Session) -> None:
 
 
 def test_a_hello_has_all_losses(session: Session) -> None:
-    """An aggregator that was started again learns them from it, and is not told again."""
+    """An aggregator that was started again learns them from it. If the hello does not arrive, it is told later."""
     session.welcomed(pb.Welcome(losses=[loss(3)]))
     tell(session, 0, 2)
-    assert sorted(each.rank for each in session.losses(1)) == [2, 3]
-    assert sent(session, 1) == []
+    assert sorted(each.rank for each in session.losses) == [2, 3]
+    assert [sorted(each.rank for each in message.losses.losses) for message in sent(session, 1)] == [[2, 3]]
 
 
 def test_losses_go_ahead_of_contributions(session: Session) -> None:
@@ -96,7 +100,17 @@ def test_an_operation_knows_how_many_ranks_its_shards_count(session: Session) ->
         answer(session, aggregator, row, contributors)
         if contributors:
             assert ticket.contributors == {row.shard: 3}
+            assert ticket.contributions == (Contribution(4 * row.shard, 4 * row.shard + 4, 3),)
     assert session.finished == [(ticket, None)]
+
+
+def test_parts_of_equal_count_are_told_as_one() -> None:
+    """The caller sees ranges of elements, not shards: neighbours with as many contributors are one range."""
+    edges = [0, 16, 32, 48, 64, 72]
+    shards = [Shard(index, start, stop, 0, 0) for index, (start, stop) in enumerate(itertools.pairwise(edges))]
+    assert contributions({4: 2, 0: 3, 1: 3, 3: 2}, shards, 4) == (Contribution(0, 8, 3), Contribution(12, 18, 2))
+    assert contributions({1: 3, 2: 2}, shards, 4) == (Contribution(4, 8, 3), Contribution(8, 12, 2))
+    assert contributions(None, shards, 4) == ()
 
 
 @pytest.mark.parametrize("contributors", [0, 3])

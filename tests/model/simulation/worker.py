@@ -107,7 +107,7 @@ class WorkerProcess(Client):
             placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
             departures=self.session.departures(index),
             elastic=pb.Elastic(min=1, max=self.plan.workers) if self.plan.elastic else None,
-            losses=self.session.losses(index),
+            losses=self.session.losses,
         )
         self._route.describe(hello)
         return hello

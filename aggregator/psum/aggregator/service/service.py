@@ -249,6 +249,8 @@ def _limits(settings: Settings) -> Limits:
     return Limits(
         worker_timeout=settings.worker_timeout,
         closed_timeout=settings.closed_timeout,
+        elastic_timeout=settings.elastic_timeout,
+        elastic_closed_timeout=settings.elastic_closed_timeout,
         round_timeout=settings.round_timeout,
         warn_after=settings.warn_after,
         max_shards=settings.max_shards,

@@ -43,9 +43,11 @@ class KnownLosses:
         """The losses that an aggregator may not know. It is told of them now."""
         return self._messages(sorted(self.news.pop(aggregator, ())), now)
 
-    def all(self, aggregator: int, now: float) -> list[pb.Loss]:
-        """All losses, for the hello to an aggregator, which may have been started again."""
-        self.news.pop(aggregator, None)
+    def all(self, now: float) -> list[pb.Loss]:
+        """All losses, for the hello to an aggregator, which may have been started again.
+
+        It is told of the news all the same: not every hello arrives.
+        """
         return self._messages(self._losses, now)
 
     def _knows(self, aggregator: int, ranks: Iterable[int]) -> None:

@@ -289,9 +289,10 @@ class Session:
         self._note_settled(aggregator)
         return self._departures.for_next_process(aggregator)
 
-    def losses(self, aggregator: int) -> list[pb.Loss]:
+    @property
+    def losses(self) -> list[pb.Loss]:
         """The ranks of an elastic job that are lost, for the next hello to an aggregator."""
-        return self._losses.all(aggregator, self._clock())
+        return self._losses.all(self._clock())
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream to an aggregator."""

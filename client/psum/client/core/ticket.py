@@ -4,6 +4,7 @@ import enum
 from collections.abc import Callable
 
 from psum.client.core.buffers import Memory
+from psum.client.core.contribution import Contribution, contributions
 from psum.client.core.key import Key
 from psum.client.core.recorder import OperationRecord
 from psum.planes import Loan
@@ -76,6 +77,15 @@ class Ticket:
 
     def __repr__(self) -> str:
         return f"<Ticket {self.key.title} round {self.round} {self.state.name}>"
+
+    @property
+    def contributions(self) -> tuple[Contribution, ...]:
+        """The parts of the result to which not all ranks contributed; none if all ranks contributed to all of it.
+
+        To be read when the operation is done.
+        """
+        key = self.key
+        return contributions(self.contributors, key.shards, key.element_type.itemsize) if self.contributors else ()
 
     def start(
         self,
