@@ -30,6 +30,8 @@ from psum.client.core.counters import OperationStatistics, Statistics, Times
 from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import StoreNumber
 from psum.client.core.ticket import Ticket
+from psum.client.elastic.sources import StateSource
+from psum.client.elastic.state import ElasticState
 from psum.client.elastic_range import Elastic
 from psum.client.exit_status import PEER_FAULT_STATUS
 from psum.client.future import Outcome
@@ -77,6 +79,7 @@ __all__ = [
     "DeniedError",
     "DisagreementError",
     "Elastic",
+    "ElasticState",
     "ElementType",
     "ExcludedError",
     "ExhaustedError",
@@ -94,6 +97,7 @@ __all__ = [
     "PsumError",
     "RoundTimeoutError",
     "Settings",
+    "StateSource",
     "Statistics",
     "Store",
     "StoreNumber",

@@ -10,13 +10,14 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self
 
-from psum.client import termination
+from psum.client import future, termination
 from psum.client.core.counters import Counters, Statistics, statistics
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
 from psum.client.core.session import Session
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
 from psum.client.core.ticket import Ticket
+from psum.client.elastic.link import Link
 from psum.client.fleet import Fleet
 from psum.client.membership import Membership
 from psum.client.memory import ClientMemory
@@ -77,6 +78,7 @@ class Client:
             settings.aggregators,
             None if fleet.by_roles else settings.weights,
             rank=settings.rank,
+            num_workers=settings.num_workers,
             partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,
             relay=route.relay,
@@ -100,6 +102,10 @@ class Client:
             settle=self._settle,
             fail=self._end,
         )
+        self.link: Link | None = None
+        """What step boundaries need of an elastic job; None in others."""
+        if settings.elastic is not None and self._thread is not None:
+            self.link = Link(self, settings, self._session, self._thread, self._settle)
         self._expiry: asyncio.Task[None] | None = None
         # Reentrant: a signal's handler may close the client while the main thread does so.
         self._closing = threading.RLock()
@@ -146,6 +152,16 @@ class Client:
     def elastic(self) -> bool:
         """Whether the job goes on when workers are lost. `num_workers` is then its nominal size."""
         return self.settings.elastic is not None
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this process, by which aggregators know it again."""
+        return self._membership.incarnation
+
+    @property
+    def waits_for_admission(self) -> bool:
+        """Whether it waits to be let into a running elastic job. Operations are complete without the others then."""
+        return self._membership.waits_for_admission
 
     @property
     def planes(self) -> tuple[str, ...]:
@@ -202,12 +218,13 @@ class Client:
         operation: Operation,
         priority: int,
         label: str = "",
+        ranks: tuple[int, ...] = (),
     ) -> Ticket:
         """See Store.reserve."""
         self._check_process()
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
-        return self._session.reserve(store, key, shape, element_type, operation, priority, label)
+        return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
 
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.
@@ -457,6 +474,9 @@ class Client:
             notices, session.notices = session.notices, []
             for text in notices:
                 _log.warning("%s", text)
+        if session.joins.changed or session.failure is not None:
+            session.joins.changed = False
+            future.wake()
         self._outstanding.report()
         for connection in self._membership.connections:
             connection.wake()

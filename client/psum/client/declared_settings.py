@@ -85,6 +85,14 @@ class DeclaredSettings(BaseSettings):
         meaning="1: wait until the members of the running elastic job let this worker in; 0: take part from the first"
         " round. psum sees for itself that a rank was lost before, so this is seldom needed.",
     )
+    leave_timeout: float = setting(
+        "PSUM_LEAVE_TIMEOUT",
+        default=25.0,
+        default_text="25 s",
+        parse=duration,
+        meaning="How long a worker of an elastic job may go on after SIGTERM until it leaves at a step boundary. Then"
+        " it ends at once.",
+    )
     local_rank: int = setting(
         "PSUM_LOCAL_RANK",
         "BYTEPS_LOCAL_RANK",

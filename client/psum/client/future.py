@@ -5,6 +5,7 @@ that wait for any of them share one set of waiters.
 """
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,6 +20,21 @@ _lock = threading.RLock()
 _changed = threading.Condition(_lock)
 """For the functions of concurrent.futures, which lock it. Nothing waits for a notification."""
 _sleepers = Waiters()
+
+
+def wait_for(predicate: Callable[[], object], timeout: float | None = None) -> bool:
+    """Waits until a predicate is true that depends on futures, or on something that calls `wake`.
+
+    Returns:
+        False if it is still false after timeout seconds.
+    """
+    return _sleepers.wait_for(predicate, timeout)
+
+
+def wake() -> None:
+    """Makes all that `wait_for` check their predicates again."""
+    if _sleepers:
+        _sleepers.wake()
 
 
 class Outcome(Future[None]):

@@ -1,6 +1,7 @@
 """A worker's membership in its job: joining, staying and leaving at every aggregator, or at its relay."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Collection, Sequence
 
@@ -16,7 +17,9 @@ from psum.client.transport.plane_offers import PlaneOffers
 from psum.planes import NAMES, GrowingSegment, Plane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, canonical
-from psum.wire.errors import ConnectError, FaultError
+from psum.wire.errors import ConnectError, ExcludedError, FaultError
+
+_log = logging.getLogger(__name__)
 
 
 class Membership:
@@ -57,6 +60,10 @@ class Membership:
         self._incarnation = 0
         """The number of this worker's last attempt to join, by which aggregators know it again."""
         self._is_leaving_early = False
+        self._joining = settings.joining
+        """Whether this worker joins a job that runs already."""
+        self._admission: asyncio.Task[None] | None = None
+        """Waits until the members of such a job have let this worker in; None if it takes part from the beginning."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -64,8 +71,20 @@ class Membership:
         """The plane that was agreed on for each connection: 'shm', 'direct' or 'inline'."""
         return tuple(each.plane_name for each in self.connections if each.plane_name)
 
+    @property
+    def incarnation(self) -> int:
+        """The number of this worker's process, by which aggregators know it again."""
+        return self._incarnation
+
+    @property
+    def waits_for_admission(self) -> bool:
+        """Whether this worker waits until the members of a running job let it in. False again when they have."""
+        return self._joining
+
     async def join(self, staging: GrowingSegment | None, *, waits_for_rank: bool) -> None:
         """Connects to all aggregators, and keeps the connections up until `leave`.
+
+        A worker that joins a running job waits for its admission afterwards, in the background.
 
         Args:
             staging: Memory that aggregators on this host may read contributions from; None if there is none.
@@ -98,6 +117,31 @@ class Membership:
             ]
             return self.connections
 
+        if not self._joining:
+            try:
+                await self._join(make, waits_for_rank=waits_for_rank)
+                return
+            except ExcludedError as error:
+                if settings.elastic is None:
+                    raise
+                _log.warning("rank %d joins the running job in place of a lost process: %s", settings.rank, error)
+        self._joining = True
+        self._session.joins.wait()
+        self._admission = asyncio.create_task(self._wait_for_admission(make, waits_for_rank=waits_for_rank))
+
+    async def _wait_for_admission(
+        self, make: Callable[[], Sequence[AggregatorConnection]], *, waits_for_rank: bool
+    ) -> None:
+        try:
+            await self._join(make, waits_for_rank=waits_for_rank)
+            self._joining = False
+            self._session.joins.changed = True
+            self._settle()
+        except Exception as error:
+            self._fail(error)
+
+    async def _join(self, make: Callable[[], Sequence[AggregatorConnection]], *, waits_for_rank: bool) -> None:
+        settings = self._settings
         try:
             await join(make, settings, waits=waits_for_rank)
         except BaseException as error:
@@ -116,6 +160,9 @@ class Membership:
 
     async def leave(self, patience: float) -> None:
         """Says goodbye to all aggregators, and waits for their answers for at most so many seconds."""
+        if self._admission is not None:
+            self._admission.cancel()
+            await asyncio.gather(self._admission, return_exceptions=True)
         for connection in self.connections:
             await connection.leave()
         if self._tasks:
@@ -196,5 +243,8 @@ class Membership:
         if settings.elastic is not None:
             hello.elastic.min, hello.elastic.max = settings.elastic.minimum, settings.elastic.maximum
             hello.losses.extend(self._session.losses)
+            hello.joining = self._joining and not resuming
+            hello.generation = self._session.joins.generation
+            hello.admissions.extend(self._session.joins.admissions.for_hello(aggregator))
         self._route.describe(hello)
         return hello

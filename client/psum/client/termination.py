@@ -3,6 +3,8 @@
 Otherwise the other ranks would notice its end only when its place is no longer kept. And a program that is process 1,
 as in a container, would not end at all: the kernel does not deliver signals without a handler to process 1.
 
+A program with step boundaries of an elastic job leaves at one of them instead; see `postpone`.
+
 The process ends by the signal, as it would without psum: nothing else of the program runs. As process 1 it exits with
 status 143, which a shell shows for a process that SIGTERM ended.
 """
@@ -13,6 +15,7 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Final, Protocol
 
@@ -49,7 +52,15 @@ class Parting(Protocol):
 _clients: "weakref.WeakSet[Parting]" = weakref.WeakSet()
 """The open clients."""
 _ending = False
-"""Whether the handler has begun."""
+"""Whether the handler has begun to end the process."""
+_leaving: "_Leaving | None" = None
+"""How the program leaves by itself, None if it does not."""
+_late = 0
+"""How many signals were handled in place of the main thread, which will still run the handler for them."""
+_arrived = 0
+"""How many signals `_stand_in` was called for."""
+_handled = 0
+"""How often the main thread has run the handler."""
 
 
 def watch(client: Parting) -> None:
@@ -67,6 +78,19 @@ def watch(client: Parting) -> None:
         wakeup.listen(signal.SIGTERM, _stand_in)
 
 
+def postpone(leave: Callable[[], None] | None, seconds: float = 0.0) -> None:
+    """Lets the program leave by itself after the first SIGTERM. A second one ends it as usual.
+
+    Args:
+        leave: Asks the program to leave. It takes no lock. None: it has left, and the next signal ends the process.
+        seconds: The process ends as usual if it has not left so many seconds after the signal.
+    """
+    global _leaving
+    before, _leaving = _leaving, None if leave is None else _Leaving(leave, seconds)
+    if before is not None:
+        before.end()
+
+
 def forget(client: Parting) -> None:
     """Forgets a closed client. After the last one the signal is as before, unless the program has changed it."""
     _clients.discard(client)
@@ -81,9 +105,14 @@ def _restore() -> None:
 
 
 def _handle(*_: object) -> None:
-    global _ending
-    if _ending:
-        # A second signal while the first is handled.
+    global _ending, _handled, _late
+    _handled += 1
+    if _late:
+        # A stand-in has done it.
+        _late -= 1
+        return
+    if _ending or _postponed():
+        # Or a second signal while the first is handled.
         return
     _ending = True
     try:
@@ -98,11 +127,61 @@ def _handle(*_: object) -> None:
 
 def _stand_in() -> None:
     """Handles the signal in place of the main thread, if that does not run the handler in time."""
-    deadline = time.monotonic() + _HANDLER_SECONDS
+    global _arrived, _late
+    _arrived += 1
+    number, deadline = _arrived, time.monotonic() + _HANDLER_SECONDS
     while time.monotonic() < deadline:
-        if _ending or signal.getsignal(signal.SIGTERM) is not _handle:
+        if _ending or _handled >= number or signal.getsignal(signal.SIGTERM) is not _handle:
             return
         time.sleep(_POLL_SECONDS)
+    _late += 1
+    if not _postponed():
+        _end_here()
+
+
+def _postponed() -> bool:
+    """Asks the program to leave by itself, if it does so and was not asked before."""
+    leaving = _leaving
+    return leaving is not None and leaving.ask()
+
+
+class _Leaving:
+    """A program that leaves by itself, and the thread that ends the process if it does not.
+
+    Args:
+        leave: Asks the program to leave.
+        seconds: How many seconds it may take.
+    """
+
+    def __init__(self, leave: Callable[[], None], seconds: float) -> None:
+        self._leave = leave
+        self._seconds = seconds
+        self._asked = threading.Event()
+        self._left = threading.Event()
+        # Not when the signal arrives: a handler must not take the locks with which threads are made.
+        threading.Thread(target=self._watch, name="psum-leaving", daemon=True).start()
+
+    def ask(self) -> bool:
+        """Asks the program to leave. Returns whether that is new."""
+        if self._asked.is_set():
+            return False
+        self._leave()
+        self._asked.set()
+        return True
+
+    def end(self) -> None:
+        """Ends the watch."""
+        self._left.set()
+        self._asked.set()
+
+    def _watch(self) -> None:
+        self._asked.wait()
+        if not self._left.wait(self._seconds):
+            _end_here()
+
+
+def _end_here() -> None:
+    """Ends the process from another thread than the main one."""
     try:
         _say_goodbye()
     finally:
@@ -123,7 +202,9 @@ def _say_goodbye() -> None:
 
 def _forked() -> None:
     # The child has its own signals and its own end.
+    global _leaving
     _clients.clear()
+    _leaving = None
     with contextlib.suppress(ValueError):
         _restore()
 

@@ -193,36 +193,32 @@ class _MembershipChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Memb
     DESCRIPTOR: _descriptor.EnumDescriptor
     MEMBERSHIP_CHANGE_UNSPECIFIED: _MembershipChange.ValueType  # 0
     """Never sent."""
-    MEMBERSHIP_CHANGE_JOINED: _MembershipChange.ValueType  # 1
-    """It has joined: it is connected."""
-    MEMBERSHIP_CHANGE_LOST: _MembershipChange.ValueType  # 2
+    MEMBERSHIP_CHANGE_LOST: _MembershipChange.ValueType  # 1
     """It was lost."""
-    MEMBERSHIP_CHANGE_LEFT: _MembershipChange.ValueType  # 3
+    MEMBERSHIP_CHANGE_LEFT: _MembershipChange.ValueType  # 2
     """It has left in good order."""
-    MEMBERSHIP_CHANGE_WAITS: _MembershipChange.ValueType  # 4
+    MEMBERSHIP_CHANGE_WAITS: _MembershipChange.ValueType  # 3
     """It waits to join the running job."""
-    MEMBERSHIP_CHANGE_WITHDRAWN: _MembershipChange.ValueType  # 5
+    MEMBERSHIP_CHANGE_WITHDRAWN: _MembershipChange.ValueType  # 4
     """It waits no more, because it has ended."""
-    MEMBERSHIP_CHANGE_ADMITTED: _MembershipChange.ValueType  # 6
-    """The members have admitted it."""
+    MEMBERSHIP_CHANGE_ADMITTED: _MembershipChange.ValueType  # 5
+    """The members have admitted it, and it has joined."""
 
 class MembershipChange(_MembershipChange, metaclass=_MembershipChangeEnumTypeWrapper):
     """What happened to a process of an elastic job."""
 
 MEMBERSHIP_CHANGE_UNSPECIFIED: MembershipChange.ValueType  # 0
 """Never sent."""
-MEMBERSHIP_CHANGE_JOINED: MembershipChange.ValueType  # 1
-"""It has joined: it is connected."""
-MEMBERSHIP_CHANGE_LOST: MembershipChange.ValueType  # 2
+MEMBERSHIP_CHANGE_LOST: MembershipChange.ValueType  # 1
 """It was lost."""
-MEMBERSHIP_CHANGE_LEFT: MembershipChange.ValueType  # 3
+MEMBERSHIP_CHANGE_LEFT: MembershipChange.ValueType  # 2
 """It has left in good order."""
-MEMBERSHIP_CHANGE_WAITS: MembershipChange.ValueType  # 4
+MEMBERSHIP_CHANGE_WAITS: MembershipChange.ValueType  # 3
 """It waits to join the running job."""
-MEMBERSHIP_CHANGE_WITHDRAWN: MembershipChange.ValueType  # 5
+MEMBERSHIP_CHANGE_WITHDRAWN: MembershipChange.ValueType  # 4
 """It waits no more, because it has ended."""
-MEMBERSHIP_CHANGE_ADMITTED: MembershipChange.ValueType  # 6
-"""The members have admitted it."""
+MEMBERSHIP_CHANGE_ADMITTED: MembershipChange.ValueType  # 5
+"""The members have admitted it, and it has joined."""
 Global___MembershipChange: _TypeAlias = MembershipChange  # noqa: Y015
 
 @_typing.final
@@ -494,7 +490,7 @@ class Hello(_message.Message):
     joining: _builtins.bool
     """This process waits until the members of an elastic job admit it. It gets no welcome before that."""
     generation: _builtins.int
-    """How many processes of this rank were lost before this one. The first process of a rank has 0."""
+    """How many processes of this rank were members before this one, and were lost or left. The first process of a rank has 0."""
     @_builtins.property
     def aggregators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses of the fleet as the worker knows them. All ranks must agree, also on the order."""
@@ -541,7 +537,9 @@ class Hello(_message.Message):
 
     @_builtins.property
     def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission]:
-        """Admissions that some member may not have heard of yet. An aggregator that was started again learns them."""
+        """The last admission of each rank whose present process was admitted. An aggregator that was started again learns them.
+        The rounds are left out when all members have them.
+        """
 
     def __init__(
         self,
@@ -624,7 +622,7 @@ class Loss(_message.Message):
     seconds_ago: _builtins.float
     """How long ago it was lost."""
     generation: _builtins.int
-    """Which process of the rank is lost: how many were lost before it."""
+    """Which process of the rank is lost: how many were members before it."""
     def __init__(
         self,
         *,
@@ -733,12 +731,12 @@ class Admission(_message.Message):
     rank: _builtins.int
     """Its rank."""
     generation: _builtins.int
-    """How many processes of this rank were lost before it."""
+    """How many processes of this rank were members before it."""
     incarnation: _builtins.int
     """The number of its process."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ids of the keys that the job uses."""
+        """The ids of the keys that the job uses and that have shards at this aggregator."""
 
     @_builtins.property
     def rounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -887,6 +885,7 @@ class Welcome(_message.Message):
     RELAYS_FIELD_NUMBER: _builtins.int
     DEPARTURES_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -927,6 +926,10 @@ class Welcome(_message.Message):
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
         """The ranks of an elastic job that are lost."""
 
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """To a process that was admitted to an elastic job: its admission, as this aggregator holds it."""
+
     def __init__(
         self,
         *,
@@ -944,10 +947,11 @@ class Welcome(_message.Message):
         relays: _builtins.bool = ...,
         departures: _abc.Iterable[Global___Departure] | None = ...,
         losses: _abc.Iterable[Global___Loss] | None = ...,
+        admission: Global___Admission | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1025,7 +1029,7 @@ class Key(_message.Message):
 
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ranks of an elastic job that use this key, ascending; the first is the root of a broadcast. None: all ranks."""
+        """The ranks of an elastic job that use this key; the first is the root of a broadcast. None: all ranks."""
 
     def __init__(
         self,
@@ -1134,7 +1138,7 @@ class ShardRounds(_message.Message):
 
     @_builtins.property
     def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """In a result, and in a sum that is given back, of an elastic job: how many ranks contributed. 0: all."""
+        """In a result, and in a sum that is given back, of an elastic job: how many ranks contributed. 0: num_workers."""
 
     def __init__(
         self,

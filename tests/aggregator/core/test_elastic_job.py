@@ -236,14 +236,15 @@ def test_a_lost_process_that_comes_back_is_refused() -> None:
     assert job.failure is None
 
 
-def test_a_new_process_for_a_lost_rank_waits_for_the_next_run() -> None:
-    """It is refused as one whose rank is taken, which it may wait for."""
+def test_a_new_process_for_a_lost_rank_that_does_not_ask_to_join_is_refused() -> None:
+    """It is told that it is excluded, from which a client sees that it must ask to join."""
     job = begun()
     silence(job, 1)
     actions, refusal = job.join(hello(1, incarnation=9), "peer", 20.0)
     assert actions == []
-    assert isinstance(refusal, TakenError)
-    assert "others go on without it" in str(refusal)
+    assert isinstance(refusal, ExcludedError)
+    assert "was lost 4.9 s ago (h1 pid 7 (peer 1) vanished" in str(refusal)
+    assert "It can join the job (PSUM_JOIN=1)" in str(refusal)
 
 
 def test_a_process_that_comes_in_the_place_of_another_makes_it_lost() -> None:
@@ -387,35 +388,6 @@ def test_a_job_is_over_when_the_others_have_left() -> None:
         job.lost(rank, 21.0)
     assert job.over
     assert job.failure is None
-
-
-def test_a_broadcast_without_its_root_fails() -> None:
-    """If rank 0 is lost before it has sent its value, the key fails; if after, the broadcast goes on."""
-    job = started()
-    for rank in range(3):
-        declare(job, rank, broadcast=True)
-    job.contribute(0, ShardRound(id=7, length=4), memoryview(b"abcd"), 1.0)
-    job.learn_losses(1, [loss(0)], 3.0)
-    assert pull(job, 1) == []
-    [action] = pull(job, 2)
-    assert isinstance(action, Sum)
-    assert [bytes(each) for each in action.contributions] == [b"abcd"]
-    job.summed(action.key, 0, b"abcd")
-    [fault] = faults(pull(job, 1, 1))
-    assert isinstance(fault, WorkerLostError)
-    assert fault.ranks == (0,)
-    assert "broadcasts, is lost before it contributed" in str(fault)
-
-
-def test_an_open_broadcast_fails_when_its_root_is_lost() -> None:
-    """Those who wait for the value hear it with the loss."""
-    job = started()
-    for rank in range(3):
-        declare(job, rank, broadcast=True)
-    pull(job, 1)
-    [_, fault] = faults(job.learn_losses(1, [loss(0)], 3.0))
-    assert isinstance(fault, WorkerLostError)
-    job.check()
 
 
 def test_a_rank_that_never_joined_here_may_be_lost_elsewhere() -> None:

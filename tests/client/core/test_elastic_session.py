@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from psum.client import Contribution, ElementType, ExcludedError, Operation, Ticket
+from psum.client import Contribution, ElementType, ExcludedError, Operation, Ticket, WorkerLostError
 from psum.client.core.contribution import contributions
 from psum.client.core.placement import Shard
 from psum.client.core.session import Session
@@ -137,3 +137,107 @@ def test_an_excluded_worker_fails(session: Session) -> None:
     [(ended, error)] = session.finished
     assert ended is ticket
     assert isinstance(error, ExcludedError)
+
+
+# Broadcasts whose root is lost.
+
+
+def receive_broadcast(session: Session, *, stands_in: bool, ranks: tuple[int, ...] = ()) -> Ticket:
+    """Begins a broadcast from rank 0 on rank 1, whose array has the numbers from 0. All of it has been asked for."""
+    session.rank = session._operations._rank = 1
+    ticket = session.reserve(0, "b", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=ranks)
+    ticket.start(None, np.arange(8, dtype=np.int32).view(np.uint8).data, lambda _: None, stands_in=stands_in)
+    session.submit(ticket, 0.0)
+    for aggregator in (0, 1):
+        assert [message.WhichOneof("kind") for message in sent(session, aggregator)] == ["declare", "pull"]
+    return ticket
+
+
+def want(session: Session, ticket: Ticket, shard: int, round: int = 0) -> list[pb.ExchangeRequest]:
+    """An aggregator asks for a shard of a round. Returns the answers."""
+    connection = ticket.key.shards[shard].connection
+    shards = to_columns([ShardRound(ticket.key.id, shard, round)])
+    session.receive(connection, encode(pb.ExchangeResponse(want=pb.Want(shards=shards))), 0.0)
+    return sent(session, connection)
+
+
+def test_a_receiver_s_value_takes_the_place_of_a_lost_root_s(session: Session) -> None:
+    """It sends the part of its array that the aggregator asks for, and receives it like the others."""
+    ticket = receive_broadcast(session, stands_in=True)
+    shard = ticket.key.shards[1]
+    connection = shard.connection
+    shards = to_columns([ShardRound(ticket.key.id, 1, 0)])
+    session.receive(connection, encode(pb.ExchangeResponse(want=pb.Want(shards=shards))), 0.0)
+    data = session.next_message(connection)
+    assert data is not None
+    request, payload = decode(pb.ExchangeRequest, data)
+    [row] = to_rows(request.restore.shards)
+    assert (row.id, row.shard, row.round) == (ticket.key.id, 1, 0)
+    assert np.frombuffer(payload, np.int32).tolist() == list(range(shard.start // 4, shard.stop // 4))
+    for each in ticket.key.shards:
+        answer(session, each.connection, ShardRound(ticket.key.id, each.index, 0), 0)
+    assert session.finished == [(ticket, None)]
+
+
+def test_a_receiver_without_a_value_fails_the_key(session: Session) -> None:
+    """The aggregator is told why, and what to do; it tells all ranks."""
+    ticket = receive_broadcast(session, stands_in=False)
+    [message] = want(session, ticket, 0)
+    assert message.abort.fault.code == pb.FAULT_CODE_WORKER_LOST
+    assert (message.abort.fault.id, list(message.abort.fault.ranks)) == (ticket.key.id, [0])
+    assert "elastic=True" in message.abort.text
+
+
+def test_a_value_is_sent_only_for_the_round_that_runs(session: Session) -> None:
+    """A question for another round, or after the result, is out of date."""
+    ticket = receive_broadcast(session, stands_in=True)
+    assert want(session, ticket, 0, 1) == []
+    answer(session, ticket.key.shards[0].connection, ShardRound(ticket.key.id, 0, 0), 0)
+    assert want(session, ticket, 0, 1) == []
+
+
+# Keys that only some ranks use.
+
+
+def test_a_key_of_some_ranks_is_another_key(session: Session) -> None:
+    """It is declared with its ranks, and has an id and rounds of its own under each group of them."""
+    tickets = [
+        session.reserve(0, "b", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=ranks)
+        for ranks in ((), (0, 2), (0, 3), (0, 2))
+    ]
+    assert [ticket.round for ticket in tickets] == [0, 0, 0, 1]
+    assert len({ticket.key.id for ticket in tickets}) == 3
+    view = np.zeros(8, np.int32).view(np.uint8).data
+    tickets[1].start(view, view, lambda _: None)
+    session.submit(tickets[1], 0.0)
+    [declaration, _] = sent(session, 0)
+    assert list(declaration.declare.keys[0].ranks) == [0, 2]
+
+
+def test_keys_of_some_ranks_are_forgotten_when_they_are_at_rest(session: Session) -> None:
+    """They begin with the first round again, and are not declared on a new stream. Others stay as they are."""
+    everybody = begin(session)
+    assert sent(session, 0)
+    assert sent(session, 1)
+    ticket = receive_broadcast(session, stands_in=False, ranks=(0, 1))
+    session.forget_ranked_keys()
+    assert session.reserve(0, "b", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=(0, 1)).round == 1
+    session.forget_ranked_keys()
+    fault = WorkerLostError("rank 0 is lost", key=ticket.key.id, ranks=[0])
+    session.receive(0, encode(pb.ExchangeResponse(fault=fault.to_message())), 0.0)
+    session.forget_ranked_keys()
+    session.reconnected(0)
+    [declaration, *_] = sent(session, 0)
+    assert [key.id for key in declaration.declare.keys] == [everybody.key.id]
+    assert session.reserve(0, "b", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=(0, 1)).round == 0
+    session.check()
+
+
+def test_a_complete_key_of_some_ranks_is_forgotten(session: Session) -> None:
+    """Nothing is kept of it, and it begins again with the first round."""
+    ticket = receive_broadcast(session, stands_in=False, ranks=(0, 1))
+    for each in ticket.key.shards:
+        answer(session, each.connection, ShardRound(ticket.key.id, each.index, 0), 0)
+    session.forget_ranked_keys()
+    assert ticket.key.id not in session._operations.rounds
+    assert session.reserve(0, "b", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=(0, 1)).round == 0

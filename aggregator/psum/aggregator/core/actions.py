@@ -8,6 +8,7 @@ The actions that occur in each round are not frozen: frozen ones take twice as l
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.key import Key
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
@@ -165,6 +166,54 @@ class TellLosses:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TellCandidates:
+    """Tell some ranks which processes wait to join their elastic job: `candidates`.
+
+    Attributes:
+        candidates: All that wait.
+        ranks: The ranks to tell.
+    """
+
+    candidates: Sequence[pb.Candidate]
+    ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Detach:
+    """Forget the stream of a rank: its process is lost or has left, and another process was admitted. No message.
+
+    Attributes:
+        rank: The rank.
+    """
+
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admit:
+    """Make a candidate the worker of its rank: `welcome`.
+
+    Attributes:
+        candidate: The candidate.
+    """
+
+    candidate: Candidate
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell a candidate that it waits in vain: `fault`. It is the last message to it.
+
+    Attributes:
+        candidate: The candidate.
+        fault: The reason.
+    """
+
+    candidate: Candidate
+    fault: FaultError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TellTiming:
     """Tell the ranks that asked for timings how long the phases of a round took: `timings`.
 
@@ -234,6 +283,10 @@ Action = (
     | Report
     | Warn
     | TellLosses
+    | TellCandidates
+    | Detach
+    | Admit
+    | Refuse
     | TellTiming
     | UplinkAction
 )

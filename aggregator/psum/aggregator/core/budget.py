@@ -31,6 +31,10 @@ class Budget:
         self.reserved_bytes += size
         return True
 
+    def take(self, size: int) -> None:
+        """Reserves bytes, even past the limit."""
+        self.reserved_bytes += size
+
     def release(self, size: int) -> None:
         """Returns reserved bytes."""
         assert size <= self.reserved_bytes

@@ -1,8 +1,9 @@
 """An elastic job on one aggregator: it goes on without workers that are lost. docs/elastic-design.md has the reasons.
 
 It is a Job in which a rank that vanishes does not end the job. Its open rounds are summed from the contributions that
-there are, and later rounds do not wait for it. A lost rank never contributes again. `learn` takes the losses that other
-aggregators have decided, as workers tell.
+there are, and later rounds do not wait for it. A lost process never contributes again. `learn_losses` takes the losses
+that other aggregators have decided, as workers tell. `wait` takes processes that ask to join, and `admit` what the
+members have decided about them.
 """
 
 import dataclasses
@@ -10,13 +11,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from psum.aggregator.core import elastic_texts
-from psum.aggregator.core.actions import Action, EndStreams, Release, Report, TellLosses, Warn
-from psum.aggregator.core.elastic_membership import ElasticMembership
+from psum.aggregator.core.actions import Action, Detach, EndStreams, Release, Report, TellLosses, Warn
+from psum.aggregator.core.admissions import Admission, admission_of
+from psum.aggregator.core.candidates import Candidate
+from psum.aggregator.core.elastic_membership import NEVER_THERE, ElasticMembership
 from psum.aggregator.core.elastic_rounds import ElasticRounds
 from psum.aggregator.core.elastic_status import elastic_status
 from psum.aggregator.core.error_texts import MAX_REASON
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
+from psum.aggregator.core.joins import Joins
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
@@ -46,15 +50,18 @@ class ElasticJob(Job):
         )
         super().__init__(hello, limits, **job)
         self._round_timeout = limits.round_timeout
+        self._most = hello.elastic.max
         self.log = MembershipLog()
-        """How the members have changed, for operators."""
+        """What happened to members, for operators."""
+        self.joins = Joins(self.members, self._memory, limits, self.log)
+        """The processes that wait to join."""
 
     @property
     def over(self) -> bool:
         """See Job. Lost workers do not come back."""
         if any(worker.connected for worker in self.workers.values()):
             return False
-        staying = [worker for rank, worker in self.workers.items() if rank not in self.members.losses]
+        staying = [worker for rank, worker in self.workers.items() if rank not in self.members.roster.lost]
         return self.failure is not None or all(worker.left and worker.release_at is None for worker in staying)
 
     def losses(self, now: float) -> list[pb.Loss]:
@@ -63,24 +70,76 @@ class ElasticJob(Job):
 
     def elastic_status(self, now: float) -> pb.ElasticStatus:
         """See Job."""
-        return elastic_status(self.members.first.elastic, self.members.roster, self.log, now)
+        elastic, roster, candidates = self.members.first.elastic, self.members.roster, self.joins.listed()
+        return elastic_status(elastic, roster, self.log, candidates, now)
+
+    def candidates(self) -> list[pb.Candidate]:
+        """See Job."""
+        return [candidate.to_message() for candidate in self.joins.listed()]
+
+    def admission(self, rank: int) -> pb.Admission | None:
+        """See Job."""
+        admission = self.members.admissions.get(rank)
+        return None if admission is None else admission.to_message()
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
-        """See Job. Of a worker that is let in, the losses are learned before anything else that it says."""
-        actions, refusal = super().join(hello, peer, now)
+        """See Job. Of a worker that is let in, losses and admissions are learned before anything else that it says."""
+        rank, before = hello.rank, self.workers.get(hello.rank)
+        # What a process says of itself comes first, and cannot contradict itself.
+        admissions = [admission_of(each, self._most) for each in hello.admissions if each.rank != rank]
+        for admission in admissions:
+            self._check(admission, rank)
+        actions = self._admit_itself(hello, peer, now)
+        more, refusal = super().join(hello, peer, now)
+        actions += more
         if self.failure is None and refusal is None:
-            actions = [*actions, *self._lose(reported(hello.losses, now), now), *self.rounds.settle(hello.rank)]
-            if (loss := self.members.losses.of(hello.rank)) is not None:
+            actions += self._lose(reported(hello.losses, now), now)
+            for admission in admissions:
+                actions += self._admit(admission, rank, now)
+            actions += self.rounds.settle(rank)
+            if (loss := self.members.loss(rank)) is not None:
                 # It says that its own rank is lost.
                 refusal = elastic_texts.excluded(self.name, loss, now)
-                self.members.lose(hello.rank, now, closed=True)
+                self.members.lose(rank, now, closed=True)
+            elif self.workers[rank] is not before:
+                self.log.note(now, EventKind.JOINED, rank, self.members.generation(rank), str(self.workers[rank]))
+            actions += self.joins.welcome(now)
         # Each worker of a job keeps its hello.
         del hello.losses[:]
+        del hello.admissions[:]
         return actions, refusal
+
+    def wait(self, candidate: Candidate, now: float) -> tuple[list[Action], FaultError | None]:
+        """Lets a process wait that asks to join.
+
+        Returns:
+            The actions that follow, and why the process is refused (None: it waits).
+        """
+        if self.failure is not None:
+            return [], self.failure
+        # What members say about others is enough.
+        del candidate.hello.losses[:]
+        del candidate.hello.admissions[:]
+        if (refusal := self.joins.refusal(candidate, self.keys.values())) is not None:
+            return [], refusal
+        actions = self._lose(self.members.replace(candidate.hello, candidate.peer, now), now)
+        if self.failure is not None:
+            return actions, self.failure
+        return [*actions, *self.joins.add(candidate, now), *self.joins.welcome(now)], None
+
+    def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
+        """Notes that the stream of a process has ended that waited."""
+        return self.joins.withdraw(candidate, now)
+
+    def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
+        """See Job."""
+        if self.failure is not None or rank in self.members.roster.lost:
+            return []
+        return [*self._admit(admission_of(admission, self._most), rank, now), *self.joins.welcome(now)]
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action]:
         """See Job. Processes that have joined with the first round are lost if a rank has a later one."""
-        if self.failure is not None or rank in self.members.losses:
+        if self.failure is not None or rank in self.members.roster.lost:
             return []
         if self._is_ahead(rank, declared) and (newcomers := self.members.newcomers(now)):
             # Their declarations must not be compared with this one.
@@ -90,15 +149,21 @@ class ElasticJob(Job):
 
     def leave(self, rank: int, now: float) -> list[Action]:
         """See Job. Later rounds do not wait for this rank."""
-        if self.workers[rank].taking_leave or rank in self.members.losses:
+        if self.workers[rank].taking_leave or rank in self.members.roster.lost:
             return []
+        if not self.workers[rank].left:
+            self.log.note(now, EventKind.LEFT, rank, self.members.generation(rank), str(self.workers[rank]))
         actions = super().leave(rank, now)
         if self.failure is not None:
             return actions
         self.workers[rank].needed_by.difference_update(self.members.roster.lost)
         self.members.roster.leave(rank)
-        self.log.note(now, EventKind.LEFT, rank, 0, str(self.workers[rank]))
-        return [*actions, *self.rounds.settle(rank), *self.rounds.fail_deserted()]
+        return [
+            *actions,
+            *self.rounds.settle(rank),
+            *self.rounds.fail_deserted(),
+            *self.joins.welcome(now),
+        ]
 
     def leave_early(self, rank: int, goodbye: pb.Goodbye, now: float) -> list[Action]:
         """See Job. A worker that ends for a reason of its own is lost at once; other reasons end the job."""
@@ -111,8 +176,9 @@ class ElasticJob(Job):
             return []
         worker.taking_leave = True
         text = elastic_texts.ended_early(worker, goodbye.fault, MAX_REASON)
+        loss = Loss(rank, text, now, generation=self.members.generation(rank), reason="ended early")
         # Its stream gets no error, but the farewell that it waits for.
-        return [*self._lose([Loss(rank, text, now, "ended early")], now, told=(rank,)), Release(rank)]
+        return [*self._lose([loss], now, told=(rank,)), Release(rank)]
 
     def learn_losses(self, rank: int, losses: Sequence[pb.Loss], now: float) -> list[Action]:
         """Takes losses that a worker has heard of elsewhere.
@@ -120,24 +186,94 @@ class ElasticJob(Job):
         Raises:
             ProtocolError: A rank is none of this job.
         """
-        if any(loss.rank >= self.num_workers for loss in losses):
+        if any(loss.rank >= self._most for loss in losses):
             raise ProtocolError(f"rank {rank} of job {self.name!r} told of a loss of a rank that is not in the job")
-        if self.failure is not None or rank in self.members.losses:
+        if self.failure is not None or rank in self.members.roster.lost:
             return []
         return self._lose(reported(losses, now), now, knowing=rank)
+
+    def forget_ranked_keys(self) -> None:
+        """Forgets the keys that are not for all ranks and are at rest. To be called when a process is admitted."""
+        self.rounds.forget_ranked_keys()
 
     def tick(self, now: float) -> list[Action]:
         """See Job. Ranks that are out of touch for too long are lost."""
         if self.failure is not None:
             return []
-        actions = self._lose(self.members.due(now), now)
+        actions = [*self._lose(self.members.due(now), now), *self.joins.due(now)]
         roster = self.members.roster
         while self.failure is None and roster.too_few and (overdue := self._open_shards.overdue(now)) is not None:
-            key, shard = next(iter(self.open_shards.values()))
-            assert key is overdue[0]
-            failure = elastic_texts.too_few(self.name, key, shard, roster, self._round_timeout, now)
+            key, failure = overdue
+            _, shard = next(iter(self.open_shards.values()))
+            if not key.ranks:
+                failure = elastic_texts.too_few(self.name, key, shard, roster, self._round_timeout, now)
             actions += self.rounds.fail_key(key, failure)
         return actions if self.failure is not None else actions + super().tick(now)
+
+    def drain(self) -> list[tuple[int, int, int]]:
+        """See Job. Nobody is lost by time any more: whoever loses its stream cannot open another one here."""
+        self.members.draining = True
+        return super().drain()
+
+    def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
+        """See Job. Those who wait to join are told too."""
+        return [*super().fail(failure, now, ranks), *self.joins.refuse_all(failure)]
+
+    def _admit_itself(self, hello: pb.Hello, peer: str, now: float) -> list[Action]:
+        """Learns from a member that comes back that it was admitted, if nobody has said so here."""
+        rank, generation = hello.rank, self.members.generation(hello.rank)
+        later = hello.generation > max(generation, 0) or (hello.resuming and generation == NEVER_THERE)
+        if self.failure is not None or not later:
+            return []
+        if self.members.disagreement(hello, peer) is not None or not hello.incarnation:
+            return []
+        return self._admit(Admission(rank, hello.generation, hello.incarnation), rank, now)
+
+    def _admit(self, admission: Admission, by: int, now: float) -> list[Action]:
+        """Learns that members have admitted a process.
+
+        Args:
+            admission: The admission.
+            by: The member that says so.
+            now: The time.
+
+        Raises:
+            ProtocolError: It contradicts what is known.
+        """
+        self._check(admission, by)
+        rank, generation = admission.rank, self.members.generation(admission.rank)
+        known = self.members.admissions.get(rank)
+        if admission.generation <= generation:
+            if known is not None and known.generation == admission.generation:
+                known.said.add(by)
+                if admission.rounds and not known.rounds:
+                    known.rounds = admission.rounds
+                    self.rounds.begin_at(known)
+            return []
+        admission.said.add(by)
+        out = [] if rank in self.members.roster.gone or generation < 0 else [elastic_texts.admitted_later(admission)]
+        return self._lose(
+            [Loss(rank, text, now, generation=generation, reason="replaced") for text in out], now, admission=admission
+        )
+
+    def _check(self, admission: Admission, by: int) -> None:
+        """Compares an admission with what is known.
+
+        Raises:
+            ProtocolError: They contradict each other.
+        """
+        rank, generation = admission.rank, self.members.generation(admission.rank)
+        known = self.members.admissions.get(rank)
+        if known is not None and known.generation == admission.generation:
+            if known.incarnation != admission.incarnation:
+                raise ProtocolError(
+                    f"rank {by} of job {self.name!r} admitted process {admission.incarnation:#x} as number {generation}"
+                    f" of rank {rank}, and others admitted {known.incarnation:#x}"
+                )
+        elif admission.generation == generation and self.members.loss(rank) is None:
+            raise ProtocolError(
+                f"rank {by} of job {self.name!r} admitted rank {rank}, whose process {generation} began with the job"
+            )
 
     def _lose(
         self,
@@ -147,8 +283,9 @@ class ElasticJob(Job):
         knowing: int | None = None,
         told: Sequence[int] = (),
         begin_again: bool = False,
+        admission: Admission | None = None,
     ) -> list[Action]:
-        """Loses ranks for good.
+        """Loses processes for good.
 
         Args:
             losses: The ranks, some of which may be lost already.
@@ -156,14 +293,13 @@ class ElasticJob(Job):
             knowing: The rank that has told of them.
             told: Those of them whose processes need not be told.
             begin_again: Whether to forget all keys, because the lost ranks may have declared something wrong.
+            admission: A process that was admitted in the place of one that is lost by then, or has left.
         """
         new = [loss for loss in losses if self.members.lose_rank(loss)]
-        if not new:
+        if not new and admission is None:
             return []
         roster, connected = self.members.roster, self.members.connected()
-        for loss in new:
-            self.log.note(loss.at, EventKind.LOST, loss.rank, 0, loss.text)
-            self.counters.losses[loss.reason] += 1
+        begin_again |= self.members.have_resumed(loss.rank for loss in new) and self.rounds.is_learning
         others = tuple(rank for rank in connected if rank in roster.members)
         lost = [loss.rank for loss in new]
         actions: list[Action] = [
@@ -171,24 +307,46 @@ class ElasticJob(Job):
             for loss in new
             if loss.rank in connected and loss.rank not in told
         ]
-        messages = [loss.to_message(now) for loss in new]
-        actions.append(TellLosses(messages, tuple(rank for rank in connected if rank != knowing and rank not in lost)))
+        for loss in new:
+            self.log.note(loss.at, EventKind.LOST, loss.rank, loss.generation, loss.text)
+            self.counters.losses[loss.reason] += 1
+            actions += self.joins.lost(loss, elastic_texts.excluded(self.name, loss, now))
+        if new:
+            messages = [loss.to_message(now) for loss in new]
+            ranks = tuple(rank for rank in connected if rank != knowing and rank not in lost)
+            actions.append(TellLosses(messages, ranks))
         actions += [Warn(elastic_texts.lost(self.name, loss, roster), others) for loss in new]
+        if admission is not None:
+            actions += self._begin_generation(admission, now)
         if not roster.known and not roster.left:
             return actions + self.fail(elastic_texts.all_lost(self.name, roster), now)
-        if begin_again or (self.members.have_resumed(lost) and self.rounds.is_learning):
+        if begin_again:
             self.rounds.begin_again()
             for worker in self.workers.values():
                 worker.uncredited.clear()
                 worker.credited.clear()
             self.members.resume()
             return [*actions, EndStreams(tuple(rank for rank in connected if rank not in lost))]
-        return [*actions, *self.rounds.settle(lost[-1]), *self.rounds.fail_deserted()]
+        last = lost[-1] if lost else roster.known[0]
+        return [*actions, *self.rounds.settle(last), *self.rounds.fail_deserted(), *self.joins.welcome(now)]
+
+    def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
+        """Expects the process of an admission, and nothing more of the one before."""
+        rank, before = admission.rank, self.workers.get(admission.rank)
+        actions: list[Action] = []
+        if before is not None and before.connected and before.left and before.release_at is not None:
+            actions.append(Release(rank))
+        if before is not None and before.connected:
+            actions.append(Detach(rank))
+        self.members.admit(admission, now)
+        self._memory.grow(self.keys.values())
+        self.rounds.begin_at(admission)
+        return actions + self.joins.admitted(admission, now)
 
     def _is_ahead(self, rank: int, declared: pb.Key) -> bool:
         """Whether a rank declares a later round than the first, of a shard of which no round was completed here."""
         key = self.keys.get(declared.id)
-        return self.workers[rank].hello.resuming and any(
+        return self.members.goes_on(rank) and any(
             shard.round > 0 and (key is None or (known := key.shards.get(shard.index)) is None or known.inherited)
             for shard in declared.shards
         )

@@ -1,18 +1,26 @@
-"""The members of an elastic job: which ranks are lost, and who may come back."""
+"""The members of an elastic job: which processes are lost, which were admitted, and who may come back."""
 
 from collections.abc import Iterable, Iterator
 
 from psum.aggregator.core import elastic_texts
+from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
-from psum.aggregator.core.membership import Membership
+from psum.aggregator.core.membership import Membership, is_replaced
+from psum.aggregator.core.worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
+#: The generation of a rank that never had a process.
+NEVER_THERE = -1
+
 
 class ElasticMembership(Membership):
-    """See Membership. What would end another job makes a rank lost here: `due` says which, and `lose` notes it.
+    """See Membership. What would end another job makes a rank lost here: `due` says which, and `lose_rank` notes it.
+
+    A rank may have several processes, one after the other. They are numbered by their generation: how many processes of
+    the rank were members before. A loss is about one generation. An admission begins the next one.
 
     Args:
         hello: The first worker's hello, which is elastic.
@@ -24,7 +32,13 @@ class ElasticMembership(Membership):
 
     def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
         self.losses = Losses()
-        """The ranks that are lost."""
+        """The last loss of each rank. It may be of an earlier generation than the present one."""
+        self.admissions: dict[int, Admission] = {}
+        """The last admission of each rank that has one."""
+        self.draining = False
+        """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
+        self._deadlines: dict[int, float] = {}
+        """When ranks are lost that were admitted and whose processes are not here."""
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
         super().__init__(hello, limits, before)
@@ -34,21 +48,91 @@ class ElasticMembership(Membership):
     def _make_roster(self) -> ElasticRoster:
         return ElasticRoster(self.first.num_workers, self.first.elastic.min)
 
+    def generation(self, rank: int) -> int:
+        """The generation of the last process of a rank that is known here; NEVER_THERE if the rank never had one."""
+        admission, loss = self.admissions.get(rank), self.losses.of(rank)
+        known = NEVER_THERE if rank >= self.first.num_workers else 0
+        if admission is not None:
+            known = max(known, admission.generation)
+        return known if loss is None else max(known, loss.generation)
+
+    def loss(self, rank: int) -> Loss | None:
+        """The loss of a rank's last process; None if that is not lost."""
+        loss = self.losses.of(rank)
+        return None if loss is None or loss.generation < self.generation(rank) else loss
+
+    def is_stranger(self, hello: pb.Hello) -> bool:
+        """See Membership. A job that has begun goes on without a process whose settings differ."""
+        return self.complete or self._resumed_at is not None or bool(self.losses) or bool(self.admissions)
+
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
-        """See Membership. The job never fails. A process of a lost rank is refused."""
-        if (loss := self.losses.of(hello.rank)) is not None:
-            return self._refusal(loss, hello, peer, now), None
-        had_left = hello.rank in self._left_before
+        """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
+        rank, holder = hello.rank, self.workers.get(hello.rank)
+        if (refusal := self._refusal(hello, peer, now)) is not None:
+            return refusal, None
+        if holder is None and rank in self.admissions:
+            self._enter(hello, peer, now)
+            return None, None
+        had_left = rank in self._left_before
         refusal, failure = super().join(hello, peer, now)
-        if had_left and hello.rank not in self._left_before:
-            self.roster.take_back(hello.rank)
+        if had_left and rank not in self._left_before:
+            self.roster.take_back(rank)
         if failure is not None:
             # Another process has come for a rank, so nobody waits for the one before.
-            self._replaced[hello.rank] = elastic_texts.replaced(hello, peer)
+            self._replaced[rank] = elastic_texts.replaced(hello, peer)
         return refusal, None
 
+    def admit(self, admission: Admission, now: float) -> None:
+        """Begins the next generation of a rank. The process before is lost or has left.
+
+        Its process has the worker timeout to come, unless `await_newcomer` says otherwise.
+        """
+        rank = admission.rank
+        for earlier in self.admissions.values():
+            # All members are past the step boundary of earlier admissions.
+            earlier.rounds = {}
+        self.admissions[rank] = admission
+        self.workers.pop(rank, None)
+        self._replaced.pop(rank, None)
+        self.departed.discard(rank)
+        self._left_before.discard(rank)
+        self.departures.left.discard(rank)
+        self.roster.expect(rank)
+        self._deadlines[rank] = now + self._worker_timeout
+
+    def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
+        """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended."""
+        if rank in self._deadlines:
+            if here:
+                self._deadlines[rank] = float("inf")
+            else:
+                self._deadlines[rank] = now + self._closed_timeout
+
+    def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
+        """Makes an admitted process a member."""
+        hello.joining, hello.generation = False, self.admissions[hello.rank].generation
+        return self._enter(hello, peer, now)
+
+    def _enter(self, hello: pb.Hello, peer: str, now: float) -> Worker:
+        self._deadlines.pop(hello.rank, None)
+        self.roster.add((hello.rank,))
+        worker = self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
+        if hello.resuming and self._resumed_at is None:
+            self._resumed_at = now
+        return worker
+
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
-        """See Membership. Nothing waits for those who have left."""
+        """See Membership. Nothing waits for those who have left. Another process may have been admitted since."""
+        later = [
+            each
+            for each in hello.departures
+            if any(
+                (admission := self.admissions.get(rank)) is not None and admission.incarnation != each.incarnation
+                for rank in each.ranks
+            )
+        ]
+        for each in later:
+            hello.departures.remove(each)
         super().learn_departures(hello, peer, now)
         for rank in self.departed:
             self.roster.leave(rank)
@@ -61,10 +145,14 @@ class ElasticMembership(Membership):
     def newcomers(self, now: float) -> list[Loss]:
         """The ranks of processes that have joined as new ones, now that a rank has a sum of an earlier process."""
         return [
-            Loss(rank, elastic_texts.began_anew(worker), now, "began anew")
+            Loss(rank, elastic_texts.began_anew(worker), now, generation=self.generation(rank), reason="began anew")
             for rank, worker in self.workers.items()
-            if not worker.hello.resuming and rank not in self.roster.gone
+            if not self.goes_on(rank) and rank not in self.roster.gone
         ]
+
+    def goes_on(self, rank: int) -> bool:
+        """Whether the process of a rank has the rounds of an earlier aggregator process: from itself or a member."""
+        return self.workers[rank].hello.resuming or rank in self.admissions
 
     def overdue(self, now: float) -> FaultError | None:
         """See Membership. An elastic job does not fail because of lost ranks."""
@@ -77,40 +165,87 @@ class ElasticMembership(Membership):
     def resume(self) -> None:
         """Notes that all members have been in the job before: what this process knew of their rounds is forgotten."""
         for rank, worker in self.workers.items():
-            if rank not in self.losses:
+            if rank not in self.roster.lost:
                 worker.hello.resuming = True
 
     def due(self, now: float) -> list[Loss]:
         """The ranks that are lost by now and have not been noted as lost."""
-        return list(self._due(now))
+        return [] if self.draining else list(self._due(now))
 
     def lose_rank(self, loss: Loss) -> bool:
-        """Notes that a rank is lost. Returns whether that is new, and the rank has not left in good order before."""
-        if loss.rank in self.departures.left or not self.losses.add(loss):
+        """Notes that a process is lost. Returns whether that is new, and the process has not left in good order before.
+
+        A loss of an earlier generation than the present one is old, and changes nothing.
+        """
+        rank, generation = loss.rank, self.generation(loss.rank)
+        if loss.generation < generation or (loss.generation == generation and rank in self.departures.left):
             return False
-        self._replaced.pop(loss.rank, None)
-        self.roster.lose(loss.rank)
-        if (worker := self.workers.get(loss.rank)) is not None:
+        if not self.losses.add(loss):
+            return False
+        self._replaced.pop(rank, None)
+        self._deadlines.pop(rank, None)
+        self.departures.left.discard(rank)
+        self.roster.lose(rank)
+        if (worker := self.workers.get(rank)) is not None:
             worker.uncredited.clear()
             worker.credited.clear()
         for other in self.workers.values():
-            other.needed_by.discard(loss.rank)
+            other.needed_by.discard(rank)
         return True
+
+    def replace(self, hello: pb.Hello, peer: str, now: float) -> list[Loss]:
+        """The loss of a rank's process that vanished, and in whose place another one has come. Empty if there is none.
+
+        Args:
+            hello: The hello of the other process, which waits to join.
+            peer: Its address.
+            now: The time.
+        """
+        holder = self.workers.get(hello.rank)
+        if holder is None or hello.rank in self.roster.gone or not is_replaced(holder, hello, now):
+            return []
+        text, generation = elastic_texts.replaced(hello, peer), self.generation(hello.rank)
+        return [Loss(hello.rank, text, now, generation=generation, reason="replaced")]
 
     def _due(self, now: float) -> Iterator[Loss]:
         for rank, text in self._replaced.items():
-            yield Loss(rank, text, now, "replaced")
+            yield Loss(rank, text, now, generation=self.generation(rank), reason="replaced")
         for worker in self._gone_for(1.0, now):
-            if worker.hello.rank not in self.losses:
-                reason = "closed" if worker.closed else "silent"
-                yield Loss(worker.hello.rank, elastic_texts.vanished(worker, now), now, reason)
-        if self._resumed_at is not None and not self.complete and now - self._resumed_at > self._worker_timeout:
-            for rank in self.roster.not_joined():
-                yield Loss(rank, elastic_texts.not_back(self._worker_timeout), now, "not back")
+            rank = worker.hello.rank
+            if rank not in self.roster.lost:
+                text, reason = elastic_texts.vanished(worker, now), "closed" if worker.closed else "silent"
+                yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
+        for rank in self.roster.not_joined():
+            deadline, generation = self._deadlines.get(rank), self.generation(rank)
+            if deadline is not None:
+                if now > deadline:
+                    text = elastic_texts.not_come(self.admissions[rank])
+                    yield Loss(rank, text, now, generation=generation, reason="not come")
+            elif self._resumed_at is not None and now - self._resumed_at > self._worker_timeout:
+                text = elastic_texts.not_back(self._worker_timeout)
+                yield Loss(rank, text, now, generation=generation, reason="not back")
 
-    def _refusal(self, loss: Loss, hello: pb.Hello, peer: str, now: float) -> FaultError:
-        """Why a process of a lost rank is refused: it is the lost one, or a new one."""
-        holder, job = self.workers.get(hello.rank), self.first.job
-        if hello.resuming or (holder is not None and holder.hello.incarnation == hello.incarnation != 0):
-            return elastic_texts.excluded(job, loss, now)
-        return elastic_texts.occupied(job, loss, hello, peer, now)
+    def _refusal(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
+        """Why a process is refused: it is out, or its rank goes on without it. None if it is not refused for that."""
+        rank, job, generation = hello.rank, self.first.job, self.generation(hello.rank)
+        if (loss := self.loss(rank)) is not None:
+            holder = self.workers.get(rank)
+            if self._is_known(hello, holder):
+                return elastic_texts.excluded(job, loss, now)
+            return elastic_texts.begun_without(
+                job, hello, peer, f"lost {max(0.0, now - loss.at):.1f} s ago ({loss.text})"
+            )
+        admission = self.admissions.get(rank)
+        if hello.generation < generation or (admission is not None and admission.incarnation != hello.incarnation):
+            return elastic_texts.superseded(job, hello, peer, generation)
+        if generation == NEVER_THERE:
+            return elastic_texts.begun_without(job, hello, peer, f"not among the {self.first.num_workers} first ranks")
+        holder = self.workers.get(rank)
+        if rank in self.roster.left - self._left_before and not self._is_known(hello, holder):
+            return elastic_texts.begun_without(job, hello, peer, "left by another process")
+        return None
+
+    @staticmethod
+    def _is_known(hello: pb.Hello, holder: Worker | None) -> bool:
+        """Whether a process has been a member before, as far as it says or is known here."""
+        return hello.resuming or (holder is not None and holder.hello.incarnation == hello.incarnation != 0)

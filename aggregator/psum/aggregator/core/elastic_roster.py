@@ -1,15 +1,18 @@
 """The ranks of an elastic job: those that rounds wait for, and those that are lost or have left."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psum.aggregator.core.roster import NEVER, Roster
+from psum.aggregator.core.roster_part import RosterPart
 
 
 class ElasticRoster(Roster):
     """See Roster. `members` and `known` are without the ranks that are lost or have left: nothing waits for those.
 
+    The job begins with the ranks 0 to size - 1. Further ones are added by `expect`, when a process is admitted.
+
     Args:
-        size: How many ranks the job has.
+        size: With how many ranks the job begins.
         least: The least number of ranks with which a round can be complete.
 
     Attributes:
@@ -18,13 +21,17 @@ class ElasticRoster(Roster):
         left: The ranks that have left in good order.
     """
 
-    __slots__ = ("least", "left", "lost")
+    __slots__ = ("_enrolled", "_parts", "least", "left", "lost")
 
     def __init__(self, size: int, least: int) -> None:
         super().__init__(size)
         self.least = least
         self.lost: set[int] = set()
         self.left: set[int] = set()
+        self._enrolled = set(range(size))
+        """The ranks that are or were expected to contribute."""
+        self._parts: dict[tuple[int, ...], RosterPart] = {}
+        """The parts of the job that use keys of their own, by ranks."""
 
     @property
     def complete(self) -> bool:
@@ -51,13 +58,29 @@ class ElasticRoster(Roster):
         """Whether a round would have enough ranks if some had not left in good order. Nobody replaces those."""
         return self.too_few and len(self.known) + len(self.left - self.lost) >= self.least
 
+    def __contains__(self, rank: int) -> bool:
+        """Whether a rank is or was expected to contribute."""
+        return rank in self._enrolled
+
+    def part(self, ranks: Sequence[int]) -> RosterPart:
+        """The roster of some ranks."""
+        which = tuple(ranks)
+        if (part := self._parts.get(which)) is None:
+            part = self._parts[which] = RosterPart(self, which)
+        return part
+
+    def keep_parts(self, used: Collection[Roster]) -> None:
+        """Forgets the parts that no key uses any more."""
+        self._parts = {ranks: part for ranks, part in self._parts.items() if part in used}
+
     def add(self, ranks: Sequence[int]) -> None:
         """See Roster."""
         super().add(ranks)
         self._settle()
 
     def lose(self, rank: int) -> None:
-        """Notes that a rank is lost. It may never have joined."""
+        """Notes that a rank is lost. It may never have joined, or be none that is known here."""
+        self._enrolled.add(rank)
         self.lost.add(rank)
         self._settle()
 
@@ -71,8 +94,19 @@ class ElasticRoster(Roster):
         self.left.discard(rank)
         self._settle()
 
+    def expect(self, rank: int) -> None:
+        """Waits for a process of a rank that was admitted, and not for the one that was lost or has left before."""
+        self._enrolled.add(rank)
+        self.lost.discard(rank)
+        self.left.discard(rank)
+        self._member.pop(rank, None)
+        self._ranks.pop(rank, None)
+        self._settle()
+
     def _settle(self) -> None:
         self.gone = frozenset(self.lost | self.left)
-        self.known = tuple(rank for rank in range(self.size) if rank not in self.gone)
+        self.known = tuple(rank for rank in sorted(self._enrolled) if rank not in self.gone)
         self.members = tuple(member for member in sorted(self._ranks) if member not in self.gone)
         self.needed = len(self.members) if self.complete and not self.too_few else NEVER
+        for part in self._parts.values():
+            part.settle()

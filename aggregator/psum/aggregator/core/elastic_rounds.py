@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 
 from psum.aggregator.core import elastic_texts, error_texts
-from psum.aggregator.core.actions import Action, Deliver, Sum
+from psum.aggregator.core.actions import Action, Ask, Deliver, Sum
+from psum.aggregator.core.admissions import Admission
+from psum.aggregator.core.earlier_roster import EarlierRoster
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.round import Phase, ShardRounds
+from psum.runtime import rank_names
+from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
-from psum.wire.errors import FaultError
+from psum.wire.errors import FaultError, ProtocolError
 
 
 class ElasticRounds(JobRounds):
@@ -25,9 +30,24 @@ class ElasticRounds(JobRounds):
     def __init__(self, *arguments: object, **others: object) -> None:
         super().__init__(*arguments, **others)  # type: ignore[arg-type]
         self._contributors: dict[tuple[int, int], int] = {}
-        """How many ranks the last result of a shard counts, by (key's id, shard), where it does not count all."""
+        """How many ranks the last result of a shard counts, by (key's id, shard), unless it is the nominal number."""
         self._begun_again = False
         """Whether keys were forgotten. What still arrives for them is ignored."""
+        self._admission: Admission | None = None
+        """The last admission, if rounds may be open that come before it."""
+
+    def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
+        """See JobRounds."""
+        outcome = super().declare(rank, declared, now)
+        if self._admission is not None and (key := self.keys.get(declared.id)) is not None:
+            self._set_rosters(key)
+        return outcome
+
+    def begin_at(self, admission: Admission) -> None:
+        """Waits for a newcomer from the rounds of its admission on. A round before that does not need it."""
+        self._admission = admission
+        for key in self.keys.values():
+            self._set_rosters(key)
 
     def contribute(
         self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
@@ -36,26 +56,35 @@ class ElasticRounds(JobRounds):
         roster, key = self._roster, self.keys.get(entry.id)
         if rank in roster.gone or (key is None and self._begun_again):
             return []
-        if key is not None and key.broadcast and 0 in roster.gone:
-            shard = key.shards.get(entry.shard)
-            if shard is not None and shard.round == entry.round and self._rootless(shard):
-                return self._fail_rootless(key, shard)
+        if key is not None and key.ranks and rank not in key.ranks:
+            raise ProtocolError(
+                f"rank {rank} contributed to key {key.title}, which only {rank_names(sorted(key.ranks))} use"
+            )
         actions = super().contribute(rank, entry, payload, now, message_bytes)
         for action in actions:
             if isinstance(action, Sum):
                 action.contributors = self._count(key, action.shard)
             elif isinstance(action, Deliver):
                 action.contributors = self._contributors.get((action.key.id, action.shard), 0)
+        if key is not None and key.broadcast and key.root in roster.gone:
+            return actions + self._replace_root(key, entry.shard)
         return actions
 
     def summed(self, key: Key, index: int, result: object) -> list[Action]:
         """See JobRounds."""
         contributors = self._count(key, index)
         actions = super().summed(key, index, result)
+        if self._admission is not None:
+            self._set_rosters(key)
         return self._counted(actions, (key.id, index), contributors) if actions else actions
 
     def restore(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
-        """See JobRounds. The sum comes with its count."""
+        """See JobRounds. The sum comes with its count. For the current round it is the value of a rank that stands in
+        for the lost root of a broadcast."""
+        key = self.keys.get(entry.id)
+        shard = None if key is None else key.shards.get(entry.shard)
+        if key is not None and shard is not None and key.broadcast and entry.round == shard.round:
+            return self._take_value(rank, key, entry.shard, payload)
         actions = super().restore(rank, entry, payload)
         for action in actions:
             if isinstance(action, Sum):
@@ -75,23 +104,34 @@ class ElasticRounds(JobRounds):
             last: The rank that they have waited for last.
         """
         actions: list[Action] = []
-        for (_, index), (key, shard) in list(self._open_shards.items()):
-            if key.failure is not None or not shard.contributions or shard.phase is not Phase.GATHERING:
-                continue
-            if key.broadcast and self._rootless(shard):
-                actions += self._fail_rootless(key, shard)
-                continue
-            kept = key.sizes[index] if shard.last_result is not None else 0
-            if shard.conclude():
-                self._memory.held_bytes -= kept
-                self._open_shards.pop((key.id, index), None)
-                if self.timings.rounds:
-                    self.timings.contributed(key, index, shard.round, last, asked=False, complete=True)
-                given = shard.in_rank_order()
-                contributions = given[:1] if key.broadcast else given
-                priority, contributors = shard.priority or 0, self._count(key, index)
-                actions.append(Sum(key, index, shard.round, priority, contributions, contributors=contributors))
+        for (_, index), (key, _) in list(self._open_shards.items()):
+            actions += self._replace_root(key, index) or self._conclude(key, index, last)
         return actions
+
+    def forget_ranked_keys(self) -> None:
+        """Forgets the keys that are not for all ranks and are at rest, and releases their memory.
+
+        To be called when a process is admitted: transfers before that are over, and those that took part in them have
+        forgotten the keys too, or will before they use others.
+        """
+        for key in [key for key in self.keys.values() if key.ranks]:
+            at_rest = all(
+                shard.phase is Phase.GATHERING and not shard.contributions and not shard.ranks_lacking_result
+                for shard in key.shards.values()
+            )
+            if not at_rest or any((key.id, index) in self._restoring for index in key.shards):
+                continue
+            if key.failure is None:
+                self._memory.drop(key)
+                self._memory.release(key)
+            # Sums that are given back late find no shard.
+            key.shards.clear()
+            self.timings.forget(key)
+            for index in key.sizes:
+                self._contributors.pop((key.id, index), None)
+            self.shards -= max(1, len(key.sizes))
+            del self.keys[key.id]
+        self._roster.keep_parts({key.roster for key in self.keys.values()})
 
     def fail_deserted(self) -> list[Action]:
         """See JobRounds. Rounds go on without those who have left, as long as enough ranks are left."""
@@ -99,7 +139,7 @@ class ElasticRounds(JobRounds):
 
     def fail_if_deserted(self, key: Key, shard: ShardRounds[object]) -> list[Action]:
         """See JobRounds. Called only while ranks have left."""
-        if not self._roster.deserted or key.failure is not None:
+        if not self._roster.deserted or key.failure is not None or key.ranks:
             return []
         gone = [
             ((rank,), worker)
@@ -128,16 +168,29 @@ class ElasticRounds(JobRounds):
         self.shards = 0
         self._begun_again = True
 
+    def _set_rosters(self, key: Key) -> None:
+        """Sets for which ranks the current rounds of a key wait, after an admission or in another round."""
+        admission = self._admission
+        first = 0 if admission is None else admission.rounds.get(key.id, 0)
+        for shard in key.shards.values():
+            if admission is not None and shard.round < first:
+                shard.roster = EarlierRoster(self._roster, admission.rank)
+            else:
+                shard.roster = self._roster
+
     def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
         for index in key.sizes:
             self._contributors.pop((key.id, index), None)
         return super()._let_go(key, failure)
 
     def _count(self, key: Key | None, index: int) -> int:
-        """How many ranks have contributed to the current round of a shard; 0: all."""
+        """How many ranks have contributed to the current round of a shard; 0: as many as the job began with.
+
+        With further ranks there may be more. Results are scaled by this number, so 0 says nothing about which they are.
+        """
         shard = None if key is None or key.broadcast else key.shards.get(index)
         count = 0 if shard is None else len(shard.contributions)
-        return count if count < self._roster.size else 0
+        return count if shard is not None and count != shard.roster.size else 0
 
     def _counted(self, actions: list[Action], which: tuple[int, int], contributors: int) -> list[Action]:
         """Notes how many ranks a result counts, and tells its receivers."""
@@ -153,10 +206,73 @@ class ElasticRounds(JobRounds):
         else:
             self._contributors.pop(which, None)
 
-    def _rootless(self, shard: ShardRounds[object]) -> bool:
-        """Whether the current round of a broadcast will never get its value."""
-        return 0 in self._roster.gone and 0 not in shard.contributions and not shard.ranks_lacking_result
+    def _part(self, rank: int, declared: pb.Key) -> Roster:
+        """See JobRounds. Such a key names each of its ranks once, and the one that declares it is among them."""
+        ranks, most = list(declared.ranks), self._members.first.elastic.max
+        if len(ranks) != len(set(ranks)) or max(ranks) >= most or rank not in ranks:
+            raise ProtocolError(
+                f"rank {rank} declared key {declared.name[:80]!r} for the ranks {ranks[:8]} of at most {most}; expected"
+                " each rank once, and its own among them"
+            )
+        return self._roster.part(ranks)
 
-    def _fail_rootless(self, key: Key, shard: ShardRounds[object]) -> list[Action]:
-        why = "is lost" if 0 in self._roster.lost else "has left"
-        return self.fail_key(key, elastic_texts.root_lost(self._name, key, shard, why))
+    def _conclude(self, key: Key, index: int, last: int) -> list[Action]:
+        """Ends the current round of a shard if it waits for nobody. `last` is the rank that it has waited for last."""
+        shard = key.shards.get(index)
+        if shard is None:
+            return []
+        kept = key.sizes[index] if shard.last_result is not None else 0
+        if not shard.conclude():
+            return []
+        self._memory.held_bytes -= kept
+        self._open_shards.pop((key.id, index), None)
+        if self.timings.rounds:
+            self.timings.contributed(key, index, shard.round, last, asked=False, complete=True)
+        priority, contributors = shard.priority or 0, self._count(key, index)
+        return [Sum(key, index, shard.round, priority, shard.to_sum(), contributors=contributors)]
+
+    def _rootless(self, shard: ShardRounds[object]) -> bool:
+        """Whether the current round of a broadcast has begun, and its root is gone without having contributed."""
+        root = shard.root
+        return (
+            bool(shard.contributions)
+            and shard.phase is Phase.GATHERING
+            and root in self._roster.gone
+            and root not in shard.contributions
+            and shard.ranks_lacking_result <= self._roster.gone
+        )
+
+    def _replace_root(self, key: Key, index: int) -> list[Action]:
+        """If a broadcast has lost its root: asks the lowest member for its value as soon as all members wait for one.
+
+        By then each of them has an array that receives the result. Called whenever a member contributes or is gone, it
+        asks again if that member's stream was broken, or asks the next one if the member is gone.
+        """
+        shard = key.shards.get(index)
+        if shard is None or not self._rootless(shard):
+            return []
+        if key.ranks:
+            # Only its root has anything to send.
+            why = "is lost" if key.root in self._roster.lost else "has left"
+            return self.fail_key(key, elastic_texts.root_lost(self._name, key, shard, why))
+        if not shard.awaits_nobody:
+            return []
+        return [Ask(shard.roster.members[0], ((key.id, index, shard.round),))]
+
+    def _take_value(self, rank: int, key: Key, index: int, payload: memoryview) -> list[Action]:
+        """Takes a rank's value of a broadcast in place of the root's. The first one counts.
+
+        Raises:
+            ProtocolError: It does not have the shard's size.
+        """
+        shard = key.shards[index]
+        if key.ranks or rank in self._roster.gone or not self._rootless(shard):
+            return []
+        if len(payload) != key.sizes[index]:
+            raise ProtocolError(
+                f"rank {rank} gave {len(payload)} bytes as its value of key {key.title} shard {index}; expected"
+                f" {key.sizes[index]}"
+            )
+        shard.contributions[key.root] = payload
+        self._memory.held_bytes += len(payload)
+        return self._conclude(key, index, rank)

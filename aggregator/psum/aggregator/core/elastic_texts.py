@@ -1,5 +1,10 @@
 """The texts of the faults and warnings of elastic jobs: what happened, to whom, and what to do."""
 
+from typing import Final
+
+from psum.aggregator.core.admissions import Admission
+from psum.aggregator.core.budget import Budget
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.losses import Loss
@@ -7,7 +12,7 @@ from psum.aggregator.core.round import ShardRounds
 from psum.aggregator.core.worker import Worker
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ExcludedError, RoundTimeoutError, TakenError, WorkerLostError
+from psum.wire.errors import ExcludedError, ExhaustedError, InvalidError, RoundTimeoutError, TakenError, WorkerLostError
 
 
 def vanished(worker: Worker, now: float) -> str:
@@ -45,7 +50,7 @@ def lost(job: str, loss: Loss, roster: ElasticRoster) -> str:
             " fail after the round timeout"
         )
     else:
-        then = f"the job goes on with {left} of {roster.size} ranks"
+        then = f"the job goes on with {left} of {max(left, roster.size)} ranks"
     return f"rank {loss.rank} of job {job!r} is lost: {loss.text}; {then}"
 
 
@@ -65,24 +70,127 @@ def excluded(job: str, loss: Loss, now: float) -> ExcludedError:
     )
 
 
-def occupied(job: str, loss: Loss, hello: pb.Hello, peer: str, now: float) -> TakenError:
-    """A new process has come for a lost rank while the others go on."""
+def begun_without(job: str, hello: pb.Hello, peer: str, why: str) -> ExcludedError:
+    """A process begins with the first round in a rank that takes no part any more, or not yet."""
+    return ExcludedError(
+        f"rank {hello.rank} of elastic job {job!r} was {why}, and the others go on; refused"
+        f" {hello.worker or 'an unnamed worker'} ({peer}), which begins with the first round. It can join the job"
+        " (PSUM_JOIN=1), or wait until the job has ended",
+        ranks=[hello.rank],
+    )
+
+
+def superseded(job: str, hello: pb.Hello, peer: str, generation: int) -> ExcludedError:
+    """A process comes back, or begins, whose rank belongs to a process that was admitted later."""
+    return ExcludedError(
+        f"rank {hello.rank} of elastic job {job!r} belongs to process {generation} of this rank, which was admitted to"
+        f" the job; refused {hello.worker or 'an unnamed worker'} ({peer}), which is process {hello.generation}",
+        ranks=[hello.rank],
+    )
+
+
+def not_come(admission: Admission) -> str:
+    """Why a rank is lost whose process was admitted, and is not here."""
+    return f"its process, number {admission.generation} of this rank, was admitted and did not come"
+
+
+def admitted_later(admission: Admission) -> str:
+    """Why a process is lost in whose place members have admitted another one."""
+    return f"the members have admitted another process, number {admission.generation} of this rank"
+
+
+def already_lost(job: str, hello: pb.Hello, peer: str) -> ExcludedError:
+    """A process asks to join that was a member and is lost."""
+    return ExcludedError(
+        f"{hello.worker or 'an unnamed worker'} ({peer}) was rank {hello.rank} of elastic job {job!r} and is lost. It"
+        " cannot join again as the same process; start a new process in its place",
+        ranks=[hello.rank],
+    )
+
+
+def replaced_candidate(job: str, hello: pb.Hello, peer: str) -> TakenError:
+    """A process waits to join, and the same worker asks anew."""
     return TakenError(
-        f"rank {loss.rank} of elastic job {job!r} was lost {max(0.0, now - loss.at):.1f} s ago ({loss.text}), and the"
-        f" others go on without it; refused {hello.worker or 'an unnamed worker'} ({peer}), which begins with the first"
-        " round. The rank is free when the job has ended",
-        ranks=[loss.rank],
+        f"another process, {hello.worker or 'an unnamed worker'} ({peer}), waits to join elastic job {job!r} as rank"
+        f" {hello.rank} in the place of this one",
+        ranks=[hello.rank],
+    )
+
+
+def taken_candidate(job: str, waiting: Candidate, hello: pb.Hello, peer: str) -> TakenError:
+    """Two processes ask to join as the same rank."""
+    return TakenError(
+        f"{waiting} waits already to join elastic job {job!r} as rank {hello.rank}; refused"
+        f" {hello.worker or 'an unnamed worker'} ({peer}). Give every worker its own PSUM_RANK, and every job its own"
+        " PSUM_JOB",
+        ranks=[hello.rank],
+    )
+
+
+def no_room(job: str, hello: pb.Hello, peer: str, lack: int, budget: Budget) -> ExhaustedError:
+    """There is not enough memory for the contributions of another rank."""
+    return ExhaustedError(
+        f"{hello.worker or 'an unnamed worker'} ({peer}) cannot join elastic job {job!r} as rank {hello.rank}: its"
+        f" contributions need {lack} bytes more than are left of the aggregator's memory budget of"
+        f" {budget.limit_bytes} bytes. Give it more (PSUM_MEMORY_BUDGET), or wait for other jobs to end",
+        ranks=[hello.rank],
+    )
+
+
+def waits_long(job: str, candidate: Candidate, timeout: float, now: float) -> str:
+    """A candidate waits for long."""
+    return (
+        f"{candidate} has waited {now - candidate.since:.0f} s to join elastic job {job!r} as rank"
+        f" {candidate.hello.rank}. Members admit it when all of them call step() of their ElasticState, and when the"
+        f" process before it in this rank is lost or has left. It is refused after {timeout:g} s"
+    )
+
+
+def waited_in_vain(job: str, candidate: Candidate, why: str, timeout: float) -> WorkerLostError:
+    """A candidate has waited too long."""
+    return WorkerLostError(
+        f"{candidate} has waited to join elastic job {job!r} as rank {candidate.hello.rank} for longer than the round"
+        f" timeout of {timeout:g} s: {why}",
+        ranks=[candidate.hello.rank],
+    )
+
+
+NO_MEMBERS: Final = "no member of this job has come to this aggregator. Start the job's first workers without PSUM_JOIN"
+NOT_ADMITTED: Final = (
+    "the members have not admitted it. They do so when all of them call step() of their ElasticState; a program that"
+    " never does takes in no others"
+)
+
+
+def held(holder: Worker) -> str:
+    """Why a candidate was not admitted whose rank has a living process."""
+    return f"its rank is that of {holder}, which is still there. Give every worker its own PSUM_RANK"
+
+
+def not_elastic(hello: pb.Hello) -> InvalidError:
+    """A process asks to join a job that takes in nobody."""
+    return InvalidError(
+        f"{hello.worker or 'an unnamed worker'} asks to join job {hello.job!r}, which is not elastic (PSUM_ELASTIC)"
+    )
+
+
+def ended(job: str, candidate: Candidate) -> WorkerLostError:
+    """The job has ended while a process waited to join it."""
+    return WorkerLostError(
+        f"elastic job {job!r} has ended while {candidate} waited to join it as rank {candidate.hello.rank}: all its"
+        " members have left",
+        ranks=[candidate.hello.rank],
     )
 
 
 def root_lost(job: str, key: Key, shard: ShardRounds[object], why: str) -> WorkerLostError:
     """The rank is gone whose value a broadcast sends."""
     return WorkerLostError(
-        f"rank 0 of elastic job {job!r}, whose value key {key.title} round {shard.round} broadcasts, {why} before it"
-        " contributed. Start the job again, or broadcast from a rank that is left",
+        f"rank {key.root} of elastic job {job!r}, whose value key {key.title} round {shard.round} sends to"
+        f" {rank_names(sorted(key.ranks))}, {why} before it contributed",
         key=key.id,
         round=shard.round,
-        ranks=[0],
+        ranks=[key.root],
     )
 
 

@@ -73,7 +73,7 @@ class Job:
         self.failed_at: float | None = None
         self.ended = False
         """Whether `end` was called."""
-        self._memory = JobMemory(budget or Budget(), self.members.roster)
+        self._memory = JobMemory(budget or Budget())
         self._open_shards = OpenShards(self.name, self.workers, limits)
         self.open_shards = self._open_shards.shards
         """Shards whose round has some contributions but not all, by (key's id, shard), the oldest round first."""
@@ -127,7 +127,7 @@ class Job:
             self.members.told[hello.rank] = hello.incarnation
             # While ranks are missing, the worker may be one of them, and the job cannot go on without it. If the job is
             # complete, the worker is a stranger, which must not end it.
-            return ([] if self.complete else self.fail(refusal, now)), refusal
+            return ([] if self.members.is_stranger(hello) else self.fail(refusal, now)), refusal
         was_complete = self.complete
         refusal, failure = self.members.join(hello, peer, now)
         if refusal is None and failure is None:
@@ -207,6 +207,22 @@ class Job:
         """
         raise ProtocolError(f"rank {rank} told of lost ranks, but job {self.name!r} is not elastic")
 
+    def candidates(self) -> list[pb.Candidate]:
+        """The processes that wait to join, as each worker is told. Only in elastic jobs."""
+        return []
+
+    def admission(self, rank: int) -> pb.Admission | None:
+        """The admission of a rank's present process, as it is told of it. None if it was there from the beginning."""
+        return None
+
+    def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
+        """Takes from a member of an elastic job that the members have admitted a process.
+
+        Raises:
+            ProtocolError: The job is not elastic, or the admission makes no sense.
+        """
+        raise ProtocolError(f"rank {rank} admitted a process, but job {self.name!r} is not elastic")
+
     def given_up(self, ranks: Sequence[int]) -> list[Action]:
         """Ranks that had left before this aggregator process was started do not come back to it. Keys that need them
         fail."""
@@ -275,6 +291,10 @@ class Job:
     def open_rounds(self) -> list[tuple[int, int, int]]:
         """The rounds to finish before this aggregator ends: (key's id, shard, round)."""
         return self.rounds.open_rounds()
+
+    def drain(self) -> list[tuple[int, int, int]]:
+        """Notes that this aggregator is about to end. Returns `open_rounds`."""
+        return self.open_rounds()
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""

@@ -13,6 +13,7 @@ from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
+from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.round import Phase, ShardRounds, Verdict
 from psum.aggregator.core.timings import Timings
 from psum.runtime import rank_names
@@ -75,19 +76,20 @@ class JobRounds:
         Raises:
             ProtocolError: The declaration contradicts itself.
         """
+        roster = self._part(rank, declared) if declared.ranks else self._roster
         key = self.keys.get(declared.id)
         if key is None:
             shards = self.shards + max(1, len(declared.shards))
             if shards > self._max_shards:
                 return error_texts.too_many_shards(self._name, len(self.keys), declared, shards, self._max_shards)
-            self.keys[declared.id] = key = Key(declared, rank, self._roster)
+            self.keys[declared.id] = key = Key(declared, rank, roster)
             self.shards = shards
             if not self._memory.reserve(key):
                 # `fail_key` would release what was not reserved.
                 need, budget = self._memory.need(key), self._memory.budget
-                failure = error_texts.exhausted(self._name, key, self._roster.most_members, need, budget)
+                failure = error_texts.exhausted(self._name, key, roster.most_members, need, budget)
                 key.fail(failure)
-                return [Report(failure, self._members.connected()), *self.key_failed(key, failure)]
+                return [Report(failure, self._users(key)), *self.key_failed(key, failure)]
         if key.failure is not None:
             return [Report(key.failure, (rank,))]
         if (disagreement := key.disagreement(declared, rank)) is not None:
@@ -146,7 +148,7 @@ class JobRounds:
             raise ProtocolError(
                 f"rank {rank} contributed to shard {index} of key {key.title}, which is none of those declared"
             )
-        whole, sends = key.sizes[index], not key.broadcast or rank == 0
+        whole, sends = key.sizes[index], not key.broadcast or rank == key.root
         size = len(payload) if payload is not None else 0
         if (payload is not None) is not sends or (sends and size != whole):
             raise ProtocolError(
@@ -177,9 +179,7 @@ class JobRounds:
                 worker.contributed = True
                 self._memory.held_bytes += size - kept
                 self._open_shards.pop((key_id, index), None)
-                given = shard.in_rank_order()
-                contributions = given[:1] if key.broadcast else given
-                return [Sum(key, index, round, shard.priority or 0, contributions)]
+                return [Sum(key, index, round, shard.priority or 0, shard.to_sum())]
             case Verdict.REPLAY:
                 return [Deliver(key, index, round, entry.priority, shard.last_result, (rank,))]
             case Verdict.WAIT:
@@ -214,7 +214,7 @@ class JobRounds:
             self._memory.held_bytes -= key.sizes[index] * (len(shard.contributions) - 1)
         shard.complete(result)
         self.completed += 1
-        deliver = Deliver(key, index, round, priority, result, self._roster.members)
+        deliver = Deliver(key, index, round, priority, result, shard.roster.members)
         return [*self.timings.summed(key, index, round), deliver] if self.timings.rounds else [deliver]
 
     def forward(self, key: Key, index: int, round: int, partial: memoryview | None) -> bool:
@@ -327,7 +327,7 @@ class JobRounds:
         self._memory.drop(key)
         following = self._let_go(key, failure)
         self.timings.forget(key)
-        return [Report(failure, self._members.connected()), *following]
+        return [Report(failure, self._users(key)), *following]
 
     def fail(self, failure: FaultError) -> None:
         """Fails all keys because the job has failed, and releases what they hold."""
@@ -371,10 +371,12 @@ class JobRounds:
             for index, shard in key.shards.items():
                 held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
-                assert shard.contributions.keys() <= {*self._roster.members, *self._roster.gone}
-                gathered = len(shard.contributions) >= self._roster.needed and not list(shard.members_missing)
+                roster = shard.roster
+                assert shard.contributions.keys() <= {*roster.members, *roster.gone}
+                rootless = shard.root in roster.gone and shard.root not in shard.contributions
+                gathered = shard.awaits_nobody and not rootless
                 # A round may be summed while its members are lost.
-                assert gathered == (shard.phase is not Phase.GATHERING) or (self._roster.gone and not gathered)
+                assert gathered == (shard.phase is not Phase.GATHERING) or (roster.gone and not gathered)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)
                 assert (shard.since is not None) == begun
                 assert not shard.ranks_lacking_result or shard.last_result is None
@@ -385,6 +387,22 @@ class JobRounds:
         assert len(self.timings) <= self.shards
         reserved = sum(key.reserved_bytes for key in self.keys.values() if key.failure is None)
         assert reserved <= self._memory.budget.reserved_bytes
+
+    def _part(self, rank: int, declared: pb.Key) -> Roster:
+        """The ranks that use a key which is not for all ranks.
+
+        Raises:
+            ProtocolError: There is no such key in this job.
+        """
+        raise ProtocolError(
+            f"rank {rank} declared key {declared.name[:80]!r} for {len(declared.ranks)} ranks; only an elastic job has"
+            " keys that are not for all ranks"
+        )
+
+    def _users(self, key: Key) -> tuple[int, ...]:
+        """The members that are connected and use a key."""
+        connected = self._members.connected()
+        return tuple(rank for rank in connected if rank in key.ranks) if key.ranks else connected
 
     @staticmethod
     def _in_step(shard: ShardRounds[object], round: int) -> bool:

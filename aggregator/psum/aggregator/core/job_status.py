@@ -57,4 +57,5 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         status.elastic.CopyFrom(elastic)
         for worker in status.workers:
             worker.lost = worker.rank in elastic.lost
+            worker.generation = job.workers[worker.rank].hello.generation
     return status

@@ -22,7 +22,7 @@ class Key:
     Args:
         declared: The first declaration of the key, which all others must agree with.
         rank: The member that made it.
-        roster: The ranks of the job.
+        roster: The ranks that use it: those of the job, or some of them.
 
     Raises:
         ProtocolError: The declaration contradicts itself.
@@ -48,13 +48,18 @@ class Key:
         self.label_rank = rank
         """The rank that gave the label; the first rank while there is none."""
         self.broadcast = declared.operation == pb.OPERATION_BROADCAST
+        self.ranks = tuple(declared.ranks)
+        """The ranks that use it, the root of a broadcast first; none if all do."""
+        self.root = self.ranks[0] if self.ranks else 0
+        """The rank whose value a broadcast sends."""
         self.declared = declared
         """The declaration that others are compared with."""
         self.codec = codec_of()
         """Encodes payloads on the wire; None leaves them as they are."""
         self.first_rank = rank
         """The rank that made it."""
-        self._roster = roster
+        self.roster = roster
+        """The ranks that its rounds wait for."""
         self.reserved_bytes = 0
         """How much of the memory budget is reserved for it."""
         self.sizes: dict[int, int] = {}
@@ -71,7 +76,8 @@ class Key:
                     f" with 1 to {MAX_PARTITION_BYTES} bytes"
                 )
             self.sizes[shard.index] = size
-            self.shards[shard.index] = ShardRounds(roster, shard.round)
+            root = self.root if self.broadcast else None
+            self.shards[shard.index] = ShardRounds(roster, shard.round, root=root)
 
     def __repr__(self) -> str:
         return f"<Key {self.name!r} {self.describe(self.declared)}>"
@@ -89,7 +95,8 @@ class Key:
             elements = ElementType(declared.type).label
         except ValueError:
             elements = f"unknown type {declared.type}"
-        return f"{kind} of {elements} {tuple(declared.shape[:_MAX_DIMENSIONS])}"
+        among = f" among {rank_names(sorted(declared.ranks))}" if declared.ranks else ""
+        return f"{kind} of {elements} {tuple(declared.shape[:_MAX_DIMENSIONS])}{among}"
 
     def disagreement(self, other: pb.Key, rank: int) -> DisagreementError | None:
         """How another rank's declaration differs from the first; None if they agree.
@@ -101,6 +108,7 @@ class Key:
         if not labels_differ and (
             (mine.name, mine.elements, mine.type, mine.operation)
             == (other.name, other.elements, other.type, other.operation)
+            and mine.ranks == other.ranks
             and agreement.same_shape(mine, other)
             and agreement.shards(mine) == agreement.shards(other)
         ):
@@ -120,7 +128,7 @@ class Key:
                 "their sum would mix these. Call collectives, and make networks, stores and Trainers, in the same order"
                 " on all ranks, or give each network a name of its own (in MXNet a prefix)"
             )
-        one, two = self._roster.ranks(first), self._roster.ranks(rank)
+        one, two = self.roster.ranks(first), self.roster.ranks(rank)
         sides = f"{rank_names(one)} declared {here}, {rank_names(two)} declared {there}"
         return DisagreementError(
             f"ranks disagree on {what}: {sides}; {advice}",

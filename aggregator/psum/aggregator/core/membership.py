@@ -83,6 +83,10 @@ class Membership:
         """How a worker's settings differ from those of the first; None if they agree."""
         return membership_texts.disagreement(self.first, self.workers.get(self.first.rank), hello, peer)
 
+    def is_stranger(self, hello: pb.Hello) -> bool:
+        """Whether the job can go on without a process whose settings differ."""
+        return self.complete
+
     def is_of_next_run(self, hello: pb.Hello) -> bool:
         """Whether a worker belongs to the next run of this job, which has failed or ended."""
         if hello.resuming:
@@ -200,7 +204,7 @@ class Membership:
     ) -> tuple[FaultError, FaultError | None]:
         """Why a process is refused whose ranks others hold, and why the job fails (None: it goes on)."""
         taken = membership_texts.taken(holders, hello, peer, now)
-        if not all(_is_replaced(holder, hello, now) for holder in holders):
+        if not all(is_replaced(holder, hello, now) for holder in holders):
             return taken, None
         if not any(holder.contributed for holder in holders) and self.connected():
             # Some workers have left in good order, and the others are about to. Or the holders may be replaced by
@@ -214,7 +218,7 @@ class Membership:
         refusal = membership_texts.begun_without(hello, peer)
         holder = self.workers.get(hello.rank)
         if holder is not None:
-            replaced = _is_replaced(holder, hello, now)
+            replaced = is_replaced(holder, hello, now)
             return refusal, membership_texts.replaced([holder], hello, peer, now) if replaced else None
         # The old process has not come back to this aggregator. It may have ended while no aggregator could notice.
         if self._resumed_at is None or not _has_replaced(self._resumed_at, hello, now):
@@ -286,7 +290,7 @@ def _same_process(holder: Worker, hello: pb.Hello) -> bool:
     return bool(hello.incarnation) and holder.hello.incarnation == hello.incarnation
 
 
-def _is_replaced(holder: Worker, hello: pb.Hello, now: float) -> bool:
+def is_replaced(holder: Worker, hello: pb.Hello, now: float) -> bool:
     """Whether another process has come in the place of a vanished worker, so that nobody waits for that one.
 
     A process that started after the worker had vanished was started because of that. A process that started before may

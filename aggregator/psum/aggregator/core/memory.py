@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.key import Key
-from psum.aggregator.core.roster import Roster
 
 
 class JobMemory:
@@ -12,23 +11,21 @@ class JobMemory:
 
     Args:
         budget: The budget that the job shares with others.
-        roster: The ranks of the job.
     """
 
-    __slots__ = ("_roster", "budget", "held_bytes")
+    __slots__ = ("budget", "held_bytes")
 
-    def __init__(self, budget: Budget, roster: Roster) -> None:
+    def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.held_bytes = 0
         """Bytes of contributions and results that the job refers to."""
-        self._roster = roster
 
     def need(self, key: Key) -> int:
         """The most bytes that a key can hold: one contribution of each member, and the result.
 
         A relay's group also holds the sum that it forwards, while members contribute again.
         """
-        return key.nbytes * (self._roster.most_members + (1 if self._roster.fleet else 2))
+        return key.nbytes * (key.roster.most_members + (1 if key.roster.fleet else 2))
 
     def reserve(self, key: Key) -> bool:
         """Reserves what a key needs. Returns False, and reserves nothing, if the budget is too small."""
@@ -47,6 +44,20 @@ class JobMemory:
             if key.reserved_bytes > (need := self.need(key)):
                 self.budget.release(key.reserved_bytes - need)
                 key.reserved_bytes = need
+
+    def lack_for_another(self, keys: Iterable[Key]) -> int:
+        """How many bytes the budget lacks if one more member joined; 0 or less: it has enough."""
+        if not self.budget.limit_bytes:
+            return 0
+        more = sum(max(0, self.need(key) + key.nbytes - key.reserved_bytes) for key in keys if key.failure is None)
+        return more - self.budget.free_bytes
+
+    def grow(self, keys: Iterable[Key]) -> None:
+        """Reserves what keys need for a member that was admitted, even if the budget is too small by now."""
+        for key in keys:
+            if key.failure is None and (more := self.need(key) - key.reserved_bytes) > 0:
+                self.budget.take(more)
+                key.reserved_bytes += more
 
     def release(self, key: Key) -> None:
         """Returns what was reserved for a key."""

@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from psum.aggregator.core.actions import Action
+from psum.aggregator.core import elastic_texts
+from psum.aggregator.core.actions import Action, Refuse
 from psum.aggregator.core.budget import Budget
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.counters import AllCounters
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.ended_jobs import EndedJobs
@@ -15,6 +17,7 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.roster import ranks_of
+from psum.aggregator.core.waiting_room import WaitingRoom
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION, parse_destination
@@ -83,6 +86,7 @@ class Registry:
         self.ended: deque[Ended] = deque(maxlen=_HISTORY)
         """The jobs that ended last, the newest first."""
         self._ended_jobs = EndedJobs(limits.round_timeout, limits.worker_timeout)
+        self._waiting = WaitingRoom(limits.round_timeout)
 
     def join(
         self, hello: pb.Hello, peer: str, now: float
@@ -132,7 +136,54 @@ class Registry:
             )
             self._ended_jobs.forget(hello.job)
         more, refused = job.join(hello, peer, now)
-        return job, actions + [(job, action) for action in more], refused
+        actions += [(job, action) for action in more]
+        if refused is None:
+            for candidate in self._waiting.take(job.name):
+                actions += [(job, action) for action in self._wait_for(job, candidate, now)]
+        return job, actions, refused
+
+    def wait(self, candidate: Candidate, now: float) -> tuple[list[tuple[Job, Action]], FaultError | None]:
+        """Handles the hello of a process that asks to join an elastic job.
+
+        Returns:
+            The actions that follow with the job of each, and why the process is refused (None: it waits until an action
+            admits or refuses it, or `refusals` lists it).
+        """
+        hello = candidate.hello
+        if (refusal := self._invalid(hello)) is not None:
+            return [], refusal
+        if (job := self.jobs.get(hello.job)) is not None:
+            self.settle(job, now)
+            job = self.jobs.get(hello.job)
+        if job is None:
+            ended = self._ended_jobs.of(hello, now)
+            if ended is not None and ended.failure is not None:
+                return [], ended.failure
+            return [], self._waiting.add(candidate)
+        if not isinstance(job, ElasticJob):
+            return [], job.members.disagreement(hello, candidate.peer) or elastic_texts.not_elastic(hello)
+        actions, refusal = job.wait(candidate, now)
+        return [(job, action) for action in actions], refusal
+
+    def withdraw(self, candidate: Candidate, now: float) -> list[tuple[Job, Action]]:
+        """Handles the end of a waiting process's stream."""
+        self._waiting.remove(candidate)
+        job = self.jobs.get(candidate.hello.job)
+        if not isinstance(job, ElasticJob):
+            return []
+        return [(job, action) for action in job.withdraw(candidate, now)]
+
+    def refusals(self, now: float) -> Iterator[Refuse]:
+        """The processes that wait for a job which has no members here, and are refused by now. Call it with `tick`."""
+        return self._waiting.refusals(now)
+
+    def _wait_for(self, job: Job, candidate: Candidate, now: float) -> list[Action]:
+        """Lets a process wait for a job that has begun meanwhile."""
+        if not isinstance(job, ElasticJob):
+            peer, hello = candidate.peer, candidate.hello
+            return [Refuse(candidate, job.members.disagreement(hello, peer) or elastic_texts.not_elastic(hello))]
+        actions, refusal = job.wait(candidate, now)
+        return actions if refusal is None else [*actions, Refuse(candidate, refusal)]
 
     def settle(self, job: Job, now: float) -> None:
         """Ends a job if it is over. Call it after a worker left or was lost."""
@@ -173,6 +224,9 @@ class Registry:
 
     def _end(self, job: Job, now: float, *, abandoned: bool = False) -> None:
         del self.jobs[job.name]
+        if isinstance(job, ElasticJob):
+            for candidate in job.joins.candidates:
+                self._waiting.refuse(candidate, elastic_texts.ended(job.name, candidate))
         job.end()
         self._released(job)
         self.counters.end(job.name, now)
@@ -215,13 +269,13 @@ class Registry:
             )
         if not 0 < len(hello.job) <= _MAX_NAME or not hello.job.isprintable():
             return InvalidError(f"{who}: a job's name has 1 to {_MAX_NAME} printable characters")
-        if not 0 < hello.num_workers <= _MAX_WORKERS or hello.rank >= hello.num_workers:
+        most = max(hello.num_workers, hello.elastic.max) if hello.HasField("elastic") else hello.num_workers
+        if not 0 < hello.num_workers <= _MAX_WORKERS or hello.rank >= most:
             return InvalidError(
-                f"{who}: rank {hello.rank} of {hello.num_workers} workers; a job has 1 to {_MAX_WORKERS} workers,"
-                " ranks from 0"
+                f"{who}: rank {hello.rank} of {most} workers; a job has 1 to {_MAX_WORKERS} workers, ranks from 0"
             )
         ranks = ranks_of(hello)
-        if ranks[0] != hello.rank or list(ranks) != sorted(set(ranks)) or ranks[-1] >= hello.num_workers:
+        if ranks[0] != hello.rank or list(ranks) != sorted(set(ranks)) or ranks[-1] >= most:
             return InvalidError(
                 f"{who}: rank {hello.rank} that stands for {_listed(ranks)} of {hello.num_workers} workers; expected"
                 " each rank once, in ascending order, from its own rank"
@@ -242,11 +296,15 @@ class Registry:
                 f"{who}: {len(hello.weights)} weights {list(hello.weights)[:_MAX_SHOWN]} for {len(hello.aggregators)}"
                 " aggregators; expected none, or one for each, from 1"
             )
+        if (hello.joining or hello.generation or hello.admissions) and not hello.HasField("elastic"):
+            return InvalidError(
+                f"{who}: it asks to join a running job, or was admitted to one, which is not elastic (PSUM_ELASTIC)"
+            )
         if hello.HasField("elastic") and (problem := _wrong_elastic(hello)) is not None:
             return InvalidError(f"{who}: {problem}")
         for each in hello.departures:
             gone = list(each.ranks)
-            if not gone or gone != sorted(set(gone)) or gone[-1] >= hello.num_workers:
+            if not gone or gone != sorted(set(gone)) or gone[-1] >= most:
                 return InvalidError(
                     f"{who}: it says that a member for {_listed(gone)} of {hello.num_workers} workers has left;"
                     " expected each rank once, in ascending order"
@@ -282,8 +340,10 @@ def _wrong_elastic(hello: pb.Hello) -> str | None:
         )
     if hello.group_size or hello.ranks:
         return "an elastic job cannot use relays yet; start its workers with PSUM_RELAY=off"
-    if any(loss.rank >= hello.num_workers for loss in hello.losses):
-        return f"it says that a rank is lost which is none of {hello.num_workers}"
+    if any(each.rank >= most for each in hello.losses):
+        return f"it says that a rank is lost which is none of {most}"
+    if (hello.joining or hello.generation) and not hello.incarnation:
+        return "a process that asks to join must have an incarnation"
     return None
 
 

@@ -101,6 +101,7 @@ class ShardRounds(Generic[Result]):
     Args:
         roster: The ranks of the job.
         first_round: The first round to gather.
+        root: The rank without whose contribution no round is complete; None if there is none such.
     """
 
     __slots__ = (
@@ -112,17 +113,20 @@ class ShardRounds(Generic[Result]):
         "phase",
         "priority",
         "ranks_lacking_result",
+        "root",
         "roster",
         "round",
         "since",
     )
 
-    def __init__(self, roster: Roster, first_round: int = 0) -> None:
+    def __init__(self, roster: Roster, first_round: int = 0, *, root: int | None = None) -> None:
         self.round = first_round
         """The current round."""
         self.phase = Phase.GATHERING
         self.roster = roster
         """The ranks of the job."""
+        self.root = root
+        """The root of a broadcast. Without its value there is no result, also if it is lost. None for a sum."""
         self.contributions: dict[int, memoryview] = {}
         """The contributions to the current round by member; b'' from a member that only receives.
 
@@ -295,9 +299,21 @@ class ShardRounds(Generic[Result]):
         """The contributions to the current round, in rank order: by the first rank of each member."""
         return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
 
+    def to_sum(self) -> tuple[memoryview, ...]:
+        """What the result of the current round is made of: all contributions, or of a broadcast the root's.
+
+        Of a broadcast whose root is in another relay's group, that is nothing.
+        """
+        return self.in_rank_order() if self.root is None else (self.contributions.get(self.root, _NOTHING),)
+
     @property
     def _gathered(self) -> bool:
         """Whether all members have contributed that the round waits for; others may have contributed too."""
+        return self.awaits_nobody and (self.root is None or self.root in self.contributions)
+
+    @property
+    def awaits_nobody(self) -> bool:
+        """Whether no member's contribution is missing. A broadcast may still lack the value of a root that is gone."""
         return len(self.contributions) >= self.roster.needed and not any(True for _ in self.members_missing)
 
     def _timing(self, round: int) -> Timing:

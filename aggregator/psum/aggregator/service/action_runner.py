@@ -10,12 +10,15 @@ from weakref import WeakKeyDictionary
 
 from psum.aggregator.core.actions import (
     Action,
+    Admit,
     Ask,
     ConnectUplinks,
     Deliver,
+    Detach,
     EndStreams,
     LeaveUplinks,
     PartUplinks,
+    Refuse,
     Release,
     ReopenUplinks,
     Report,
@@ -23,6 +26,7 @@ from psum.aggregator.core.actions import (
     SendUplinks,
     Sum,
     Sync,
+    TellCandidates,
     TellLosses,
     TellTiming,
     UplinkAction,
@@ -56,6 +60,8 @@ class ActionRunner:
         connections: The connection of a job's rank, None if it is not connected.
         arena: A job's shared memory for sums, None if none of its workers shares memory.
         uplinks: Tells the connections of a relay's group to the aggregators that it forwards to.
+        detach: Forgets the connection of a job's rank, which is about to end.
+        decide: Carries out what was decided about a process that waits to join.
     """
 
     def __init__(
@@ -64,11 +70,15 @@ class ActionRunner:
         connections: Callable[[Job, int], WorkerConnection | None],
         arena: Callable[[Job], Arena | None] = lambda job: None,
         uplinks: Callable[[Job, UplinkAction], None] = lambda job, action: None,
+        detach: Callable[[Job, int], None] = lambda job, rank: None,
+        decide: Callable[[Job, Admit | Refuse], None] = lambda job, action: None,
     ) -> None:
         self._pool = pool
         self._connections = connections
         self._arena = arena
         self._uplinks = uplinks
+        self._detach = detach
+        self._decide = decide
         self._faults: WeakKeyDictionary[Job, Counter[int]] = WeakKeyDictionary()
         """How many keys of each job failed, by code."""
 
@@ -127,6 +137,13 @@ class ActionRunner:
             case TellLosses(losses, ranks):
                 for rank in ranks:
                     self._send(job, rank, pb.ExchangeResponse(losses=pb.Losses(losses=losses)))
+            case TellCandidates(candidates, ranks):
+                for rank in ranks:
+                    self._send(job, rank, pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
+            case Detach(rank):
+                self._detach(job, rank)
+            case Admit() | Refuse():
+                self._decide(job, action)
             case Report(fault, ranks):
                 job.counters.faults[fault.kind] += 1
                 self._log_fault(job, fault)
@@ -322,7 +339,7 @@ class ActionRunner:
                 if connection is None:
                     continue
                 connection.filled.set()
-                if key.broadcast and rank == 0:
+                if key.broadcast and rank == key.root:
                     # The root has the value; this tells it that all ranks have asked for it.
                     connection.queue.put(_empty(batch))
                     continue

@@ -44,6 +44,12 @@ class Connections:
         del self._connections[id(job), rank]
         return True
 
+    def detach(self, job: Job, rank: int) -> None:
+        """Removes the connection of a rank whose process is out. It ends when its last messages have been sent."""
+        if (connection := self._connections.pop((id(job), rank), None)) is not None:
+            connection.closing = True
+            connection.filled.set()
+
     def by_job(self) -> Iterator[tuple[int, WorkerConnection]]:
         """Each connection with the id() of its job."""
         for (job_id, _), connection in self._connections.items():

@@ -10,6 +10,8 @@ from typing import Any, Final
 import grpc
 
 from psum.aggregator.access.admission import Admission
+from psum.aggregator.core.actions import Admit, Refuse
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.error_texts import either
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.roster import ranks_of
@@ -19,6 +21,7 @@ from psum.aggregator.service.connections import Connections
 from psum.aggregator.service.descriptor_budget import DescriptorBudget
 from psum.aggregator.service.plane_choice import PlaneChoice
 from psum.aggregator.service.registries import Registries
+from psum.aggregator.service.waiting import Decision, Waiting
 from psum.aggregator.settings import Settings
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
@@ -79,6 +82,7 @@ class Joining:
         self._descriptors = descriptors
         self._plane_choice = plane_choice
         self._clock = clock
+        self._waiting = Waiting()
         self._incomplete: weakref.WeakSet[Job] = weakref.WeakSet()
         """Jobs whose workers were told that one of their ranks was refused."""
 
@@ -90,8 +94,10 @@ class Joining:
         """
         return self._admission.token(context.invocation_metadata() or (), context.peer())
 
-    async def join(self, token: bytes, connection: WorkerConnection, context: Any) -> tuple[Job, int]:
+    async def join(self, token: bytes, connection: WorkerConnection, context: Any) -> tuple[Job, int] | Candidate:
         """Reads the hello of a stream, and lets its worker join the job. Queues the welcome.
+
+        A process that asks to join a running job waits instead: see `decision`.
 
         Args:
             token: The peer's token.
@@ -99,7 +105,7 @@ class Joining:
             context: The stream's grpc.aio.ServicerContext.
 
         Returns:
-            The job, and the worker's rank; of a relay, the first of its ranks.
+            The job, and the worker's rank; of a relay, the first of its ranks. Or the process that waits.
 
         Raises:
             FaultError: The worker is refused.
@@ -109,7 +115,61 @@ class Joining:
         peer = context.peer()
         await self._admit(token, hello, peer)
         await self._take_descriptor(hello, connection, context)
+        if hello.joining:
+            return self._wait(hello, connection, peer)
         return self._enter(hello, token, connection, peer), hello.rank
+
+    def decision(self, candidate: Candidate) -> "asyncio.Future[Decision]":
+        """What is decided about a process that waits, as soon as it is: the job that it has joined, or a fault."""
+        return self._waiting.decision(candidate)
+
+    def withdraw(self, candidate: Candidate) -> Job | None:
+        """Ends the wait of a process: it was decided about, or its stream has ended.
+
+        Returns:
+            The job that it has joined, if any.
+        """
+        if (job := self._waiting.remove(candidate)) is None:
+            for about, action in self._registries.fleet.withdraw(candidate, self._clock()):
+                self._runner.perform(about, [action])
+        return job
+
+    def decide(self, job: Job | None, action: Admit | Refuse) -> None:
+        """Carries out what a job has decided about a process that waits. `job` may be None if it is refused."""
+        candidate = action.candidate
+        hello = candidate.hello
+        if isinstance(action, Refuse):
+            if self._waiting.decide(candidate, copy.copy(action.fault)) is not None:
+                _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, action.fault)
+            return
+        assert job is not None
+        if (connection := self._waiting.decide(candidate, job)) is not None:
+            self._let_in(job, hello, connection)
+
+    def end_waiting(self) -> None:
+        """Ends the streams of all who wait: this process is about to end. They wait at the next one."""
+        for connection in self._waiting:
+            connection.closing = True
+            connection.filled.set()
+
+    def refuse_overdue(self) -> None:
+        """Refuses those who have waited too long for a job that has no members here. To be called regularly."""
+        for refusal in self._registries.fleet.refusals(self._clock()):
+            self.decide(None, refusal)
+
+    def _wait(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Candidate:
+        candidate = Candidate(hello, peer, self._clock())
+        self._waiting.add(candidate, connection)
+        actions, refusal = self._registries.of(hello).wait(candidate, candidate.since)
+        for about, action in actions:
+            self._runner.perform(about, [action])
+        if refusal is not None:
+            self._waiting.remove(candidate)
+            _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+            raise copy.copy(refusal)
+        if not self._waiting.decision(candidate).done():
+            _log.info("job %s: %s waits to join as rank %d", hello.job, candidate, hello.rank)
+        return candidate
 
     async def _admit(self, token: bytes, hello: pb.Hello, peer: str, level: int = logging.WARNING) -> None:
         """Checks whether a peer may join a job here, and makes this process ready to relay if it asks for that.
@@ -205,7 +265,8 @@ class Joining:
         if hello.resuming:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         _log.warning("%s", text)
-        self._notify_others(hello, text)
+        if not hello.joining:
+            self._notify_others(hello, text)
         raise ExhaustedError(text, ranks=ranks_of(hello))
 
     def _notify_others(self, hello: pb.Hello, text: str) -> None:
@@ -235,24 +296,35 @@ class Joining:
                 _log.log(level, "job %s: refused %s: %s", hello.job, ranks, refusal)
             # A copy: the job keeps its failure, whose traceback would keep the frames of this stream alive.
             raise copy.copy(refusal or InternalError("refused without a reason"))
+        self._let_in(job, hello, connection)
+        return job
+
+    def _let_in(self, job: Job, hello: pb.Hello, connection: WorkerConnection) -> None:
+        """Gives a member its connection, and queues the welcome."""
+        ranks, admission = rank_names(ranks_of(hello)), job.admission(hello.rank)
         self._connections.add(job, hello.rank, connection)
         job.counters.reconnects += hello.resuming
         did = "came back" if hello.resuming else "joined"
         if hello.group_size:
             did += f" to be relayed in a group of {hello.group_size}"
+        if admission is not None:
+            did += f" as process {admission.generation} of this rank"
         worker = job.workers[hello.rank]
         _log.info("job %s: %s of %d %s, %s", job.name, ranks, hello.num_workers, did, worker)
         welcome = self._welcome()
         welcome.relays = bool(hello.group_size)
         welcome.departures.extend(job.departures())
         welcome.losses.extend(job.losses(self._clock()))
+        if admission is not None:
+            welcome.admission.CopyFrom(admission)
         lack = self._choose_plane(job, hello, connection, welcome)
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:
             _log.warning("job %s: %s", job.name, lack)
             connection.queue.put_control(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
+        if candidates := job.candidates():
+            connection.queue.put_control(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
         connection.filled.set()
-        return job
 
     def _choose_plane(self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome) -> str | None:
         """Gives a worker the best plane that both sides have. Returns what this process lacks for a better one."""

@@ -57,23 +57,25 @@ class Receiver:
         self._codecs: dict[int, Codec] = {}
         """The codecs of the worker's keys by id, without those that change nothing."""
 
-    async def receive(self, context: Any) -> None:
+    async def receive(self, context: Any, first: "asyncio.Task[Any] | None" = None) -> None:
         """Receives until the worker's stream ends.
 
         Args:
             context: The stream's grpc.aio.ServicerContext.
+            first: Reads the first message, if the stream is being read already.
 
         Raises:
             ProtocolError: The worker did not keep to the protocol.
             FaultError: The worker must not go on.
             ConnectionResetError: The worker's data connection broke.
         """
-        await first_completed(self._receive_on_stream(context), self._receive_on_data_connection())
+        await first_completed(self._receive_on_stream(context, first), self._receive_on_data_connection())
 
-    async def _receive_on_stream(self, context: Any) -> None:
+    async def _receive_on_stream(self, context: Any, first: "asyncio.Task[Any] | None") -> None:
         while True:
             await self._connection.room.wait()
-            data = await context.read()
+            data = await (context.read() if first is None else first)
+            first = None
             if data is grpc.aio.EOF:
                 return
             # What comes after the last message to the worker is ignored.
@@ -128,6 +130,9 @@ class Receiver:
                                 self._runner.perform(job, actions)
                                 actions = []
                                 outside = await plane.receive(row, data_connection)
+                                if connection.closing:
+                                    # Meanwhile another process may have its rank.
+                                    return
                             value = outside
                         if codecs and (codec := codecs.get(row.id)) is not None:
                             value = self._decoded(codec, row, value)
@@ -174,6 +179,8 @@ class Receiver:
                 self._runner.perform(job, job.synced(rank, request.synced.number, now))
             case "losses":
                 self._runner.perform(job, job.learn_losses(rank, request.losses.losses, now))
+            case "admit":
+                self._runner.perform(job, job.admit(rank, request.admit.admission, now))
             case "lacking":
                 rows = to_rows(request.lacking.shards, MAX_SHARDS_PER_PAYLOAD)
                 if len(rows) != len(request.lacking.ranks):

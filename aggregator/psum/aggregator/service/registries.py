@@ -81,7 +81,7 @@ class Registries:
 
     def plan_drain(self) -> dict[int, set[tuple[int, int, int]]]:
         """The rounds to finish before this process ends, as (key's id, shard, round), by the job's id()."""
-        rounds = {id(job): set(job.open_rounds()) for job in self.fleet.jobs.values()}
+        rounds = {id(job): set(job.drain()) for job in self.fleet.jobs.values()}
         if self.relays is not None:
             self.relays.plan_drain(self.fleet, rounds)
         return rounds

@@ -11,7 +11,7 @@ import grpc
 
 from psum.aggregator.access.admission import Admission
 from psum.aggregator.access.handshakes import Handshakes
-from psum.aggregator.core.actions import Action
+from psum.aggregator.core.actions import Action, Admit, Refuse
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
@@ -86,10 +86,15 @@ class Service:
         """The jobs, and those of groups that this process relays for."""
         self._pool = PriorityPool(settings.threads)
         self._runner = ActionRunner(
-            self._pool, self.connections.get, self._job_memories.of, self.registries.tell_uplinks
+            self._pool,
+            self.connections.get,
+            self._job_memories.of,
+            self.registries.tell_uplinks,
+            self.connections.detach,
+            self._decide,
         )
         self._draining = Draining(self.registries, self.connections)
-        self._ticker = Ticker(self.registries, self._runner, clock, handshakes.tick)
+        self._ticker = Ticker(self.registries, self._runner, clock, self._tick)
         self._joining = Joining(
             settings,
             incarnation,
@@ -185,6 +190,7 @@ class Service:
         """Finishes the open rounds within `grace` seconds, and begins no others: workers keep them for the next
         process."""
         self.registries.end_inquiries()
+        self._joining.end_waiting()
         await self._draining.run(grace)
 
     async def close(self) -> None:
@@ -219,6 +225,13 @@ class Service:
             self._ticker.tick_soon()
         if job.failure is not None:
             self.registries.settle(job, self._clock())
+
+    def _decide(self, job: Job, action: Admit | Refuse) -> None:
+        self._joining.decide(job, action)
+
+    def _tick(self) -> None:
+        self._handshakes.tick()
+        self._joining.refuse_overdue()
 
     def _take_descriptors(self, count: int) -> bool:
         """Takes file descriptors for connections to other aggregators, if there are as many; or gives them back."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.job import Job
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
@@ -81,14 +82,22 @@ class Streams:
         sender = loop.create_task(connection.send(context))
         receiver: asyncio.Task[None] | None = None
         joined: tuple[Job, int] | None = None
+        candidate: Candidate | None = None
+        first: asyncio.Task[Any] | None = None
         gone, unread, why = False, True, ""
         try:
             # The token is checked before anything is read, so that strangers cannot make the aggregator store data.
             token = self._joining.token(context)
             unread = False
-            joined = job, rank = await self._joining.join(token, connection, context)
+            entered = await self._joining.join(token, connection, context)
+            if isinstance(entered, Candidate):
+                candidate, first = entered, loop.create_task(context.read())
+                if (admitted := await self._await_admission(candidate, first, sender)) is None:
+                    return
+                entered, candidate = (admitted, candidate.hello.rank), None
+            joined = job, rank = entered
             incoming = Receiver(job, rank, connection, self._runner, clock=self._clock, uncredited=self._uncredited)
-            receiver = loop.create_task(incoming.receive(context))
+            receiver = loop.create_task(incoming.receive(context, first))
             await self._converse(connection, receiver, sender)
             if receiver.done():
                 receiver.result()
@@ -103,6 +112,9 @@ class Streams:
             gone = True
             raise
         finally:
+            if candidate is not None and (job_joined := self._joining.withdraw(candidate)) is not None:
+                # It was let in, and its stream has ended at once.
+                joined = job_joined, candidate.hello.rank
             if joined is not None:
                 self._depart(*joined, connection, why)
             self._descriptors.end(connection.descriptors)
@@ -115,9 +127,40 @@ class Streams:
                 self._data_port.uninvite(connection)
                 connection.close()
                 self._descriptors.give(connection.descriptors, ended=True)
+                if first is not None and receiver is None:
+                    first.cancel()
                 # Exceptions of these tasks refer to this frame. Without this, a reference cycle would keep the
                 # connection and its memory.
-                del receiver, sender
+                del receiver, sender, first
+
+    async def _await_admission(
+        self, candidate: Candidate, reading: "asyncio.Task[Any]", sender: "asyncio.Task[None]"
+    ) -> Job | None:
+        """Waits until a process is admitted, refused, or gone.
+
+        Args:
+            candidate: The process.
+            reading: Reads its next message, which only a member may send.
+            sender: Ends when this process of the aggregator is about to end.
+
+        Returns:
+            The job that it has joined; None if the stream has ended.
+
+        Raises:
+            FaultError: It is refused.
+            ProtocolError: It did not wait.
+        """
+        decision = self._joining.decision(candidate)
+        await asyncio.wait((decision, reading, sender), return_when=asyncio.FIRST_COMPLETED)
+        if decision.done():
+            decided = decision.result()
+            if isinstance(decided, FaultError):
+                raise decided
+            self._joining.withdraw(candidate)
+            return decided
+        if reading.done() and reading.result() is not grpc.aio.EOF:
+            raise ProtocolError(f"{candidate} sent a message while it waited to join job {candidate.hello.job!r}")
+        return None
 
     def _refuse(
         self, error: FaultError | ProtocolError, peer: str, joined: tuple[Job, int] | None, connection: WorkerConnection

@@ -6,6 +6,7 @@ from typing import Final
 from psum.client.core.counters import OperationCounters
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement, Shard, key_id
+from psum.client.core.store_numbers import STEERING
 from psum.runtime import titled
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ElementType, codec_of
@@ -27,6 +28,7 @@ class Key:
             operation begins.
         counters: Where its operations are counted.
         label: What it stands for, such as a parameter's name; empty if nobody says.
+        ranks: The ranks that use it, the root of a broadcast first; none if all do. Only in elastic jobs.
     """
 
     def __init__(
@@ -39,9 +41,14 @@ class Key:
         placement: Placement | None,
         counters: OperationCounters,
         label: str = "",
+        ranks: tuple[int, ...] = (),
     ) -> None:
         self.counters = counters
-        self.id = key_id(store, key, pb.Operation.ValueType(operation))
+        self.id = key_id(store, key, pb.Operation.ValueType(operation), ranks)
+        self.ranks = ranks
+        """The ranks that use it, the root of a broadcast first; none if all do."""
+        self.root = ranks[0] if ranks else 0
+        """The rank whose value a broadcast sends."""
         self.name = key if store <= 0 else f"{key} (store {store})"
         self.label = label
         """The label that every declaration tells the aggregators."""
@@ -57,6 +64,8 @@ class Key:
         self.codec = codec_of()
         """How its payloads are encoded; None: not at all."""
         self._store, self._key = store, key
+        self.steers = store == STEERING
+        """Whether the first aggregator process owns it, whatever the ranks agree on."""
         self.shards: tuple[Shard, ...] = ()
         self.relayed = False
         """Whether a relay forwards it to the owners of its shards."""
@@ -69,6 +78,8 @@ class Key:
             self.place(placement)
         self.keeps_sum = False
         """Whether its last sum is kept in any case: if it were lost with an aggregator, all other keys would fail."""
+        self.start = 0
+        """Its first round in this process: later than 0 if the process joined an elastic job that had used the key."""
         self.reserved = 0
         """The next round to be reserved."""
         self.failure: PsumError | None = None
@@ -91,6 +102,10 @@ class Key:
     def describe(self) -> str:
         """What must be the same in every call, for people."""
         return f"{_NAMES[self.operation]} of {self.element_type.label} {self.shape}"
+
+    def start_at(self, round: int) -> None:
+        """Sets the round of its next operation. Only before the first one is declared."""
+        self.start = self.reserved = round
 
     def place(self, placement: Placement) -> None:
         """Cuts it into shards, and gives these to aggregators."""

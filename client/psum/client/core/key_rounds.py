@@ -23,14 +23,14 @@ class KeyRounds:
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        self.round = 0
+        self.round = key.start
         """The round that is running, or is to run next."""
         self.waiting: dict[int, Ticket] = {}
         """Started or aborted operations whose turn has not come, by round."""
         self.running: Ticket | None = None
         self.parts: list[Part] = []
         """The shards as they are scheduled, made with the first operation."""
-        self.next_rounds = [0] * len(key.shards)
+        self.next_rounds = [key.start] * len(key.shards)
         """The first round of each shard whose result this worker does not have."""
         self.sums: dict[int, memoryview | bytes] = {}
         """The last result of each shard, for an aggregator that was started again."""
@@ -69,6 +69,7 @@ class KeyRounds:
             ],
             label=key.label,
             owner=key.first if key.relayed else 0,
+            ranks=key.ranks,
         )
 
 

@@ -138,9 +138,10 @@ class Placement:
                 yield piece, owner
 
 
-def key_id(store: int, key: str, operation: pb.Operation.ValueType) -> int:
+def key_id(store: int, key: str, operation: pb.Operation.ValueType, ranks: Sequence[int] = ()) -> int:
     """A key's id on the wire: 64 bits of a hash that is the same in every process."""
-    return _hash(f"{store}/{int(operation)}/{key}")
+    among = f" among {','.join(map(str, ranks))}" if ranks else ""
+    return _hash(f"{store}/{int(operation)}{among}/{key}")
 
 
 def _hash(text: str) -> int:

@@ -11,9 +11,10 @@ from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.recorder import Recorder, ShardRecord
 from psum.client.core.send_window import SendWindow
+from psum.client.core.solo import Solo
 from psum.client.core.ticket import State, Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import FaultError, PsumError
+from psum.wire.errors import FaultError, InvalidError, PsumError
 
 
 class RunningOperations:
@@ -44,6 +45,8 @@ class RunningOperations:
         self.rounds: dict[int, KeyRounds] = {}
         """The keys that were used, by id."""
         self.recorder: Recorder | None = None
+        self.solo: Solo | None = None
+        """What completes operations while this process waits to join an elastic job."""
         self._own: dict[Ticket, Callable[[PsumError | None], None]] = {}
         """Running operations of the session itself, and what to call when they end."""
         self._rank = rank
@@ -54,11 +57,18 @@ class RunningOperations:
         self._stalled: OrderedDict[KeyRounds, float] = OrderedDict()
         """Keys with operations that wait for an earlier one that was reserved and not started, and since when."""
 
+    def needs_no_weights(self, key: Key) -> bool:
+        """Whether operations on a key can begin, or fail, before ranks have agreed on the weights of aggregators."""
+        return key.steers or self.solo is not None or self._registry.failure is not None
+
     def submit(self, ticket: Ticket, now: float) -> None:
         """Takes a ticket that was started or aborted."""
         key = ticket.key
         if (failure := self._registry.failure or key.failure) is not None:
             self._finish(ticket, failure)
+            return
+        if (solo := self.solo) is not None and solo.takes(key):
+            self._complete_alone(solo, ticket)
             return
         rounds = self.rounds.get(key.id)
         if rounds is None:
@@ -141,6 +151,16 @@ class RunningOperations:
             if key.successor is not None:
                 self.fail_key(key.successor, error)
 
+    def forget_ranked_keys(self) -> None:
+        """Forgets the keys that are not for all ranks, if all operations that were reserved on them have ended."""
+
+        def is_at_rest(key: Key) -> bool:
+            rounds = self.rounds.get(key.id)
+            return key.failure is not None or key.reserved == (0 if rounds is None else rounds.round)
+
+        for key in self._registry.forget(is_at_rest):
+            self.rounds.pop(key.id, None)
+
     def fail(self, error: PsumError) -> None:
         """Ends all operations with an error, now and from now on."""
         for key in self._registry.fail(error):
@@ -168,6 +188,19 @@ class RunningOperations:
                 if any(part.ticket is ticket for part in window.outstanding.values())
             ]
             self.fail_key(ticket.key, error_texts.overdue(self._rank, ticket, now - since, addresses))
+
+    def _complete_alone(self, solo: Solo, ticket: Ticket) -> None:
+        error: PsumError | None = None
+        try:
+            if ticket.state is State.ABORTED:
+                error = error_texts.aborted(self._rank, ticket)
+            else:
+                solo.complete(ticket)
+        except InvalidError as beyond:
+            error = beyond
+        self._finish(ticket, error)
+        if error is not None:
+            self.fail_key(ticket.key, error)
 
     def _declare(self, rounds: KeyRounds) -> None:
         rounds.declared = True

@@ -11,6 +11,7 @@ from functools import partial
 
 from psum.client.core import error_texts, roles
 from psum.client.core.counters import Counters
+from psum.client.core.joins import Joins
 from psum.client.core.kept_sums import give_back, kept
 from psum.client.core.key_loans import MapPieces
 from psum.client.core.key_registry import KeyRegistry
@@ -52,6 +53,7 @@ class Session:
         processes_of: For each address the number of the aggregator that it is a process of; see roles.Aggregators. By
             default each is one of its own.
         rank: This worker's rank.
+        num_workers: The nominal size of the job.
         keep_sums: Whether to keep the last sum of each shard for an aggregator that was started again. The sums take as
             many bytes as all keys together, in the received messages.
         partition_bytes: The size of a shard.
@@ -71,6 +73,7 @@ class Session:
         weights: Sequence[int] | None,
         *,
         rank: int,
+        num_workers: int = 1,
         partition_bytes: int,
         credit_bytes: int,
         relay: str = "",
@@ -104,11 +107,17 @@ class Session:
         place = partial(Placement, partition_bytes, relayed=bool(relay))
         placement = place(tuple(weights) or (1,) * len(addresses)) if addresses and weights is not None else None
         self._registry = KeyRegistry(placement, self.counters, hand_over)
+        if addresses:
+            self._registry.steer(place((1, *[0] * (len(addresses) - 1))))
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry, map_pieces)
         self._operations.recorder = recorder
         self._shares_known = shares_known
         self._departures = KnownDepartures(len(self._addresses))
         self._losses = KnownLosses(len(self._addresses))
+        self.joins = Joins(
+            f"rank {rank}", len(self._addresses), num_workers, self._losses, self._operations, self._registry
+        )
+        """What this worker does when processes join an elastic job."""
         self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
@@ -174,23 +183,35 @@ class Session:
         operation: Operation,
         priority: int,
         label: str = "",
+        ranks: tuple[int, ...] = (),
     ) -> Ticket:
         """Fixes the round of an operation. From any thread; the order of calls on a key must be the same on all ranks.
+
+        With `ranks`, only these ranks of an elastic job use the key, and the first is the root of a broadcast. All of
+        them must give the same list, and a name stands for another key under each list. If the root is lost, the key
+        fails with WorkerLostError, and the job goes on.
 
         Raises:
             ValueError: The key had another shape or element type before, or an earlier label again.
             PsumError: The key, or everything, has failed.
         """
         return self._registry.reserve(
-            store, name, shape, element_type, operation, priority, label, self._operations.recorder, self._clock
+            store, name, shape, element_type, operation, priority, label, self._operations.recorder, self._clock, ranks
         )
+
+    def forget_ranked_keys(self) -> None:
+        """Forgets the keys that are not for all ranks and have no operation left, and what is kept for them.
+
+        To be called when this worker hears of an admission to its elastic job. Aggregators do the same then, so a name
+        may be used again after that. It is safer to give each transfer names of its own: a key that still has
+        operations is not forgotten.
+        """
+        self._operations.forget_ranked_keys()
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Takes a ticket that was started or aborted."""
-        if (agreement := self._agreement) is None:
-            self._operations.submit(ticket, now)
-        elif agreement.over or self.failure is not None:
-            self._agreement = None
+        agreement = self._agreement
+        if agreement is None or agreement.over or self._operations.needs_no_weights(ticket.key):
             self._operations.submit(ticket, now)
         else:
             agreement.hold(ticket, now, self.beside, is_member=self.is_member)
@@ -203,6 +224,8 @@ class Session:
         """The next message to an aggregator, None if nothing may be sent now."""
         if self._losses.news and (losses := self._losses.take_news(aggregator, self._clock())):
             return encode(pb.ExchangeRequest(losses=pb.Losses(losses=losses)))
+        if self.joins.admissions.news and (admission := self.joins.admissions.take_news(aggregator)):
+            return encode(pb.ExchangeRequest(admit=pb.Admit(admission=admission)))
         message = self._windows[aggregator].next_message()
         if message is None:
             self._note_settled(aggregator)
@@ -259,7 +282,9 @@ class Session:
                 self._departures.note(message.sync.departures)
                 window.syncs.append(message.sync.number)
             case "losses":
-                self._losses.note(message.losses.losses, now, told_by=aggregator)
+                self.joins.changed |= self._losses.note(message.losses.losses, now, told_by=aggregator)
+            case "candidates":
+                self.joins.admissions.note(aggregator, message.candidates.candidates)
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":
@@ -282,7 +307,8 @@ class Session:
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator said on a new stream."""
         self._departures.note(welcome.departures)
-        self._losses.note(welcome.losses, self._clock())
+        self.joins.changed |= self._losses.note(welcome.losses, self._clock())
+        self.joins.welcomed(welcome)
 
     def departures(self, aggregator: int) -> list[pb.Departure]:
         """The members that have left, for the next hello to an aggregator, which may have been started again."""
@@ -292,7 +318,17 @@ class Session:
     @property
     def losses(self) -> list[pb.Loss]:
         """The ranks of an elastic job that are lost, for the next hello to an aggregator."""
-        return self._losses.all(self._clock())
+        return self._losses.all(self._clock(), self.joins.admissions.admitted)
+
+    @property
+    def weights_total(self) -> Sequence[int] | None:
+        """What all ranks have agreed on for the weights of aggregators; None if they need not, or have not yet."""
+        return None if self._agreement is None else self._agreement.total
+
+    def adopt_weights(self, total: Sequence[int]) -> None:
+        """Takes over what the others have agreed on, in a process that joins an elastic job."""
+        if self._agreement is not None:
+            self._agreement.adopt(total, self.beside)
 
     def use_plane(self, aggregator: int, plane: WorkerPlane) -> None:
         """Uses a plane for large payloads on a new stream to an aggregator."""
@@ -309,6 +345,7 @@ class Session:
         The aggregator may be the same process, which ignores what it had already, or another one, which knows nothing.
         """
         self.counters.reconnects += 1
+        self.joins.admissions.forget(aggregator)
         declared = [
             rounds
             for rounds in self._operations.rounds.values()

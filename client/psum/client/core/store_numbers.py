@@ -6,6 +6,10 @@ from typing import NamedTuple
 #: The namespace of psum's own keys, apart from those of all stores.
 INTERNAL = -1
 
+#: The namespace of those of psum's own keys that the first aggregator process owns. A process that joins an elastic job
+#: finds them before it knows where other keys are.
+STEERING = -2
+
 
 class StoreNumber(NamedTuple):
     """A number that is reserved for a store.

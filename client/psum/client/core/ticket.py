@@ -32,6 +32,7 @@ class Ticket:
 
     __slots__ = (
         "_hand_over",
+        "alone",
         "borrows",
         "contributors",
         "done",
@@ -44,6 +45,7 @@ class Ticket:
         "round",
         "source",
         "staged",
+        "stands_in",
         "state",
         "target",
     )
@@ -59,6 +61,8 @@ class Ticket:
         """The source's offset in the client's staging memory, None if it lies elsewhere."""
         self.target: Memory | None = None
         """Where the result is written; None if it is not wanted."""
+        self.stands_in = False
+        """Whether the target of a broadcast has this rank's own value, which may take the place of a lost root's."""
         self.borrows = False
         """Whether the result may be lent rather than written to the target."""
         self.loan: Loan | None = None
@@ -71,6 +75,8 @@ class Ticket:
         self.contributors: dict[int, int] | None = None
         """In an elastic job, how many ranks contributed to the sum of each shard to which not all did, by the shard's
         number within the key. None: all ranks contributed to all of it."""
+        self.alone = False
+        """Whether the result is only this rank's own contribution: it waits to join an elastic job."""
         self.record: OperationRecord | None = None
         """What is recorded of it, None if nothing is."""
         self._hand_over = hand_over
@@ -85,6 +91,8 @@ class Ticket:
         To be read when the operation is done.
         """
         key = self.key
+        if self.alone:
+            return (Contribution(0, key.elements, 1),)
         return contributions(self.contributors, key.shards, key.element_type.itemsize) if self.contributors else ()
 
     def start(
@@ -95,6 +103,7 @@ class Ticket:
         staged: int | None = None,
         *,
         borrows: bool = False,
+        stands_in: bool = False,
     ) -> None:
         """Starts the operation: its value is there. Returns at once; from any thread.
 
@@ -108,9 +117,12 @@ class Ticket:
             borrows: Whether the result may be lent, if it lies in memory shared with the aggregators, rather than
                 written to the target. While `done` is called, `loan` tells which. Take it from there if it is wanted
                 for longer. Return it before this rank's next operation on the key: otherwise psum must copy it then.
+            stands_in: On a rank that receives a broadcast: whether the target already has a value that all ranks may
+                get instead, if the root is lost before it has sent its own. Otherwise the key fails then. Only in
+                elastic jobs.
         """
         self._decide(State.QUEUED)
-        self.borrows = borrows
+        self.borrows, self.stands_in = borrows, stands_in
         self.source, self.target, self.done, self.staged = source, target, done, staged
         self._hand_over(self)
 

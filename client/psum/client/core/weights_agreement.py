@@ -40,6 +40,7 @@ class WeightsAgreement:
 
     Attributes:
         over: Whether it has ended.
+        total: The sum of all reports, None before it is known.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class WeightsAgreement:
         shares_known: Callable[[Sequence[float]], None],
     ) -> None:
         self.over = False
+        self.total: Sequence[int] | None = None
         self._begun = False
         self._aggregators = aggregators
         self._operations = operations
@@ -82,15 +84,26 @@ class WeightsAgreement:
             summing.start(report, report, lambda error: None)
             self._operations.run_own(summing, lambda error: self._end(report.tolist(), error), now)
 
+    def adopt(self, total: Sequence[int], beside: Collection[int]) -> None:
+        """Takes over what the others have agreed on, in a process that joins an elastic job.
+
+        Args:
+            total: The sum of their reports.
+            beside: The processes of aggregators on this worker's host.
+        """
+        self.over = True
+        self.total = total
+        weights = self._aggregators.weights_of(total)
+        _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
+        self._registry.place(self._placement(weights))
+        self._shares_known(self._aggregators.link_shares(weights, beside, total))
+
     def _end(self, total: Sequence[int], error: PsumError | None) -> None:
         """Places all keys by the sum of the reports, and runs the operations that were held; or fails everything."""
-        self.over = True
         if error is None:
-            weights = self._aggregators.weights_of(total)
-            _log.info("weights of the aggregators, by where they run: %s", ",".join(map(str, weights)))
-            self._registry.place(self._placement(weights))
-            self._shares_known(self._aggregators.link_shares(weights, self._beside, total))
+            self.adopt(total, self._beside)
         else:
+            self.over = True
             # It is about a key, but this worker can go on with none. The other ranks must not wait for it.
             self._operations.fail(error.of_the_job() if isinstance(error, FaultError) else error)
         for ticket, now in self._held:

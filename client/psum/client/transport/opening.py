@@ -82,14 +82,17 @@ class StreamOpener:
         """
         problem = ConnectProblem(time.monotonic())
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience) as deadline:
                 for pause in backoff():
                     stream: Stream | None = None
                     try:
+                        if deadline.when() is None:
+                            # The stream broke on which this process waited to be let in.
+                            deadline.reschedule(asyncio.get_running_loop().time() + patience)
                         channel = self._credentials.aio_channel(self._address, self._options)
                         stream = Stream(channel, self._credentials.metadata())
                         # Made for each attempt: it tells how old this process is.
-                        await self._introduce(stream, self._hello(self._index, resuming))
+                        await self._introduce(stream, self._hello(self._index, resuming), deadline)
                         opened, stream = stream, None
                         return opened
                     except (grpc.RpcError, ProtocolError) as error:
@@ -116,18 +119,23 @@ class StreamOpener:
             pass
         raise OutOfPatienceError(problem.cause or "nothing was heard from it")
 
-    async def _introduce(self, stream: Stream, hello: pb.Hello) -> None:
-        """Says hello, and takes the aggregator's answer."""
+    async def _introduce(self, stream: Stream, hello: pb.Hello, deadline: asyncio.Timeout) -> None:
+        """Says hello, and takes the aggregator's answer.
+
+        To a process that joins a running job, it comes when the members have let it in, however long that takes.
+        """
         offers = self._planes.make(self._address)
         try:
             hello.planes[:] = [offer.kind for offer in offers]
             for offer in offers:
                 offer.describe(hello)
             await stream.write(encode(pb.ExchangeRequest(hello=hello)))
-            data = await stream.read()
-            if data is None:
-                raise ProtocolError(f"it ended the stream instead of answering ({await stream.status()})")
-            message, _ = decode(pb.ExchangeResponse, data)
+            if hello.joining:
+                await stream.ready()
+                deadline.reschedule(None)
+            message = await self._answer(stream)
+            while hello.joining and message.WhichOneof("kind") == "candidates":
+                message = await self._answer(stream)
             match message.WhichOneof("kind"):
                 case "welcome" if hello.group_size and not message.welcome.relays:
                     raise ConnectError(
@@ -149,6 +157,13 @@ class StreamOpener:
         finally:
             for offer in offers:
                 offer.close()
+
+    async def _answer(self, stream: Stream) -> pb.ExchangeResponse:
+        data = await stream.read()
+        if data is None:
+            raise ProtocolError(f"it ended the stream instead of answering ({await stream.status()})")
+        message, _ = decode(pb.ExchangeResponse, data)
+        return message
 
     async def _explain(self, error: BaseException, problem: ConnectProblem, *, final: bool) -> None:
         """Finds out why a stream could not be opened; see `explain`."""

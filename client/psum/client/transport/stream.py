@@ -33,6 +33,11 @@ class Stream:
         self._channel: grpc.aio.Channel | None = channel
         self._call: Any = channel.stream_stream(_EXCHANGE)(metadata=metadata)
 
+    async def ready(self) -> None:
+        """Waits until the channel is connected."""
+        if (channel := self._channel) is not None:
+            await channel.channel_ready()
+
     async def write(self, message: bytes) -> None:
         """Sends a message on the call."""
         await self._open_call().write(message)

@@ -1,0 +1,70 @@
+"""The ranks that a round waits for which comes before the admission of a newcomer."""
+
+from collections.abc import Sequence, Set
+
+from psum.aggregator.core.elastic_roster import ElasticRoster
+from psum.aggregator.core.roster import NEVER, Roster
+
+
+class EarlierRoster(Roster):
+    """The roster of an elastic job without a newcomer. It always says what that roster says at the moment.
+
+    Args:
+        job: The roster of the job.
+        newcomer: The rank that was admitted from a later round on.
+    """
+
+    __slots__ = ("_job", "_newcomer")
+
+    def __init__(self, job: ElasticRoster, newcomer: int) -> None:
+        # Roster's attributes are properties here.
+        self._job = job
+        self._newcomer = newcomer
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """See Roster."""
+        return self._job.size
+
+    @property
+    def fleet(self) -> bool:  # type: ignore[override]
+        """See Roster."""
+        return True
+
+    @property
+    def known(self) -> Sequence[int]:  # type: ignore[override]
+        """See Roster."""
+        return tuple(rank for rank in self._job.known if rank != self._newcomer)
+
+    @property
+    def members(self) -> tuple[int, ...]:  # type: ignore[override]
+        """See Roster."""
+        return tuple(rank for rank in self._job.members if rank != self._newcomer)
+
+    @property
+    def gone(self) -> Set[int]:  # type: ignore[override]
+        """See Roster."""
+        return self._job.gone
+
+    @property
+    def absent(self) -> int:
+        """See Roster."""
+        return sum(1 for rank in self.known if self._job.member(rank) is None)
+
+    @property
+    def unknown(self) -> int:
+        """See Roster."""
+        return 0
+
+    @property
+    def needed(self) -> int:  # type: ignore[override]
+        """See Roster. The newcomer counts when it comes to the minimum: it is a member, only not of this round."""
+        return NEVER if self.absent or self._job.too_few else len(self.members)
+
+    def member(self, rank: int) -> int | None:
+        """See Roster."""
+        return self._job.member(rank)
+
+    def ranks(self, member: int) -> tuple[int, ...]:
+        """See Roster."""
+        return self._job.ranks(member)

@@ -1,0 +1,162 @@
+"""Joining an elastic job: which processes wait, which of them is refused, and when an admitted one becomes a member."""
+
+from collections.abc import Iterable
+
+from psum.aggregator.core import elastic_texts
+from psum.aggregator.core.actions import Action, Admit, Refuse, TellCandidates, Warn
+from psum.aggregator.core.admissions import Admission
+from psum.aggregator.core.candidates import Candidate, Candidates
+from psum.aggregator.core.elastic_membership import ElasticMembership
+from psum.aggregator.core.key import Key
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.losses import Loss
+from psum.aggregator.core.membership_log import EventKind, MembershipLog
+from psum.aggregator.core.memory import JobMemory
+from psum.wire.errors import FaultError
+
+
+class Joins:
+    """The processes that wait to join one elastic job.
+
+    A candidate waits until the members admit it, and after that until all of them have said so. Only then has every
+    member the results of all rounds before, so that nobody ever asks the newcomer for one of them.
+
+    Args:
+        members: The job's members.
+        memory: The job's memory.
+        limits: How long a candidate may wait.
+        log: Where events are noted.
+    """
+
+    def __init__(self, members: ElasticMembership, memory: JobMemory, limits: Limits, log: MembershipLog) -> None:
+        self.candidates = Candidates()
+        self._members = members
+        self._memory = memory
+        self._timeout = limits.round_timeout
+        self._warn_after = limits.warn_after
+        self._log = log
+        self._name = members.first.job
+
+    def listed(self) -> list[Candidate]:
+        """The candidates that the members may admit: all that are not admitted yet."""
+        return [candidate for candidate in self.candidates if self._admission(candidate) is None]
+
+    def tell(self) -> list[Action]:
+        """Tells the members who waits."""
+        messages = [candidate.to_message() for candidate in self.listed()]
+        return [TellCandidates(messages, ranks)] if (ranks := self._members.connected()) else []
+
+    def refusal(self, candidate: Candidate, keys: Iterable[Key]) -> FaultError | None:
+        """Why a process cannot wait; None if it can."""
+        hello, peer, members = candidate.hello, candidate.peer, self._members
+        if (refusal := members.disagreement(hello, peer)) is not None:
+            return refusal
+        holder, loss = members.workers.get(hello.rank), members.loss(hello.rank)
+        admission = members.admissions.get(hello.rank)
+        incarnations = {holder.hello.incarnation if holder is not None and loss is not None else None}
+        incarnations.add(admission.incarnation if admission is not None and loss is not None else None)
+        if hello.incarnation in incarnations:
+            return elastic_texts.already_lost(self._name, hello, peer)
+        waiting = self.candidates.of(hello.rank)
+        if waiting is not None and waiting.hello.incarnation != hello.incarnation:
+            return elastic_texts.taken_candidate(self._name, waiting, hello, peer)
+        if (lack := self._memory.lack_for_another(keys)) > 0:
+            return elastic_texts.no_room(self._name, hello, peer, lack, self._memory.budget)
+        return None
+
+    def add(self, candidate: Candidate, now: float) -> list[Action]:
+        """Lets a process wait."""
+        hello = candidate.hello
+        actions: list[Action] = []
+        if (replaced := self.candidates.add(candidate)) is not None:
+            actions.append(Refuse(replaced, elastic_texts.replaced_candidate(self._name, hello, candidate.peer)))
+        if self._admission(candidate) is not None:
+            self._members.await_newcomer(hello.rank, now, here=True)
+            return actions
+        self._log.note(now, EventKind.WAITS, hello.rank, self._next_generation(hello.rank), str(candidate))
+        return actions + self.tell()
+
+    def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
+        """Notes that a candidate's stream has ended."""
+        if not self.candidates.remove(candidate):
+            return []
+        rank = candidate.hello.rank
+        self._log.note(now, EventKind.WITHDRAWN, rank, self._next_generation(rank), str(candidate))
+        if self._admission(candidate) is not None:
+            self._members.await_newcomer(rank, now, here=False)
+            return []
+        return self.tell()
+
+    def admitted(self, admission: Admission, now: float) -> list[Action]:
+        """Notes that the members have admitted a process, which may wait here or not."""
+        candidate = self.candidates.of(admission.rank)
+        self._log.note(
+            now,
+            EventKind.ADMITTED,
+            admission.rank,
+            admission.generation,
+            "a process" if candidate is None else str(candidate),
+        )
+        if candidate is None:
+            return []
+        if self._admission(candidate) is not None:
+            self._members.await_newcomer(admission.rank, now, here=True)
+        # Otherwise another process of its rank was admitted, and it goes on waiting.
+        return self.tell()
+
+    def lost(self, loss: Loss, fault: FaultError) -> list[Action]:
+        """Refuses the process of a loss if it waits for its welcome."""
+        candidate = self.candidates.of(loss.rank)
+        if candidate is None or (admission := self._admission(candidate)) is None:
+            return []
+        if admission.generation > loss.generation:
+            return []
+        self.candidates.remove(candidate)
+        return [Refuse(candidate, fault)]
+
+    def welcome(self, now: float) -> list[Action]:
+        """Makes those members whose admission all members have said."""
+        actions: list[Action] = []
+        for candidate in list(self.candidates):
+            admission, rank = self._admission(candidate), candidate.hello.rank
+            if admission is None or not admission.said.issuperset(set(self._members.roster.known) - {rank}):
+                continue
+            self.candidates.remove(candidate)
+            worker = self._members.welcome(candidate.hello, candidate.peer, now)
+            self._log.note(now, EventKind.JOINED, rank, admission.generation, str(worker))
+            actions.append(Admit(candidate))
+        return actions
+
+    def due(self, now: float) -> list[Action]:
+        """Warns of candidates that wait for long, and refuses those that have waited too long."""
+        actions: list[Action] = []
+        for candidate in list(self.candidates):
+            waited = now - candidate.since
+            if waited > self._timeout:
+                actions.append(Refuse(candidate, self._in_vain(candidate)))
+                actions += self.withdraw(candidate, now)
+            elif waited > self._warn_after and not candidate.warned:
+                candidate.warned = True
+                text = elastic_texts.waits_long(self._name, candidate, self._timeout, now)
+                actions.append(Warn(text, self._members.connected()))
+        return actions
+
+    def refuse_all(self, fault: FaultError) -> list[Action]:
+        """Refuses everybody, because the job has failed."""
+        refused = list(self.candidates)
+        self.candidates = Candidates()
+        return [Refuse(candidate, fault) for candidate in refused]
+
+    def _admission(self, candidate: Candidate) -> Admission | None:
+        """The admission of a candidate, None if it waits for one."""
+        admission = self._members.admissions.get(candidate.hello.rank)
+        return None if admission is None or admission.incarnation != candidate.hello.incarnation else admission
+
+    def _next_generation(self, rank: int) -> int:
+        return self._members.generation(rank) + 1
+
+    def _in_vain(self, candidate: Candidate) -> FaultError:
+        holder = self._members.workers.get(candidate.hello.rank)
+        held = holder is not None and candidate.hello.rank not in self._members.roster.gone
+        why = elastic_texts.held(holder) if held and holder is not None else elastic_texts.NOT_ADMITTED
+        return elastic_texts.waited_in_vain(self._name, candidate, why, self._timeout)

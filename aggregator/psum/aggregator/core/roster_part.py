@@ -1,0 +1,52 @@
+"""Some ranks of an elastic job: those that use a key which is not for all ranks."""
+
+from collections.abc import Sequence
+
+from psum.aggregator.core.roster import NEVER, Roster
+
+
+class RosterPart(Roster):
+    """See Roster. Rounds wait for these ranks, except those that are lost or have left. No least number is needed.
+
+    Args:
+        whole: The roster of the job, which calls `settle` whenever it changes.
+        ranks: The ranks.
+    """
+
+    __slots__ = ("_part", "_whole")
+
+    def __init__(self, whole: Roster, ranks: Sequence[int]) -> None:
+        super().__init__(len(ranks))
+        self._whole = whole
+        self._part = frozenset(ranks)
+        self.settle()
+
+    @property
+    def absent(self) -> int:
+        """How many of the ranks have not joined, except those that are lost or have left."""
+        return len(self.not_joined())
+
+    @property
+    def unknown(self) -> int:
+        """See Roster. All ranks are known."""
+        return 0
+
+    def member(self, rank: int) -> int | None:
+        """See Roster."""
+        return self._whole.member(rank)
+
+    def ranks(self, member: int) -> tuple[int, ...]:
+        """See Roster."""
+        return self._whole.ranks(member)
+
+    def not_joined(self) -> list[int]:
+        """See Roster."""
+        return [rank for rank in self._whole.not_joined() if rank in self._part]
+
+    def settle(self) -> None:
+        """Takes over what has changed in the job."""
+        whole, part = self._whole, self._part
+        self.gone = whole.gone & part
+        self.known = tuple(rank for rank in whole.known if rank in part)
+        self.members = tuple(member for member in whole.members if member in part)
+        self.needed = NEVER if self.not_joined() else len(self.members)

@@ -1,0 +1,104 @@
+"""A worker's part in the joins of an elastic job: as a member that admits others, or as the process that joins."""
+
+from collections.abc import Iterable
+
+from psum.client.core.admissions import Admissions
+from psum.client.core.key import Key
+from psum.client.core.key_registry import KeyRegistry
+from psum.client.core.known_losses import KnownLosses
+from psum.client.core.roll_call import Process
+from psum.client.core.running_operations import RunningOperations
+from psum.client.core.solo import Solo
+from psum.v1 import aggregator_pb2 as pb
+
+
+class Joins:
+    """Connects admissions and losses with the rounds of keys. Used from the client's thread only.
+
+    Args:
+        title: Which worker this is, for people.
+        aggregators: How many aggregators there are.
+        num_workers: The nominal size of the job.
+        losses: The losses that are known.
+        operations: The rounds of the keys.
+        registry: The keys.
+
+    Attributes:
+        generation: How many processes of this rank were members before this one.
+        admissions: Who waits, and who was admitted.
+        changed: Whether losses or admissions have changed since the client has looked.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        aggregators: int,
+        num_workers: int,
+        losses: KnownLosses,
+        operations: RunningOperations,
+        registry: KeyRegistry,
+    ) -> None:
+        self.generation = 0
+        self.admissions = Admissions(aggregators, num_workers)
+        self.changed = False
+        self._title = title
+        self._aggregators = range(aggregators)
+        self._losses = losses
+        self._operations = operations
+        self._registry = registry
+        self._rounds: dict[int, int] = {}
+        """The rounds with which this process begins, by the key's id, if it has joined."""
+
+    def is_lost(self, rank: int) -> bool:
+        """Whether the present process of a rank is lost."""
+        return self._losses.generations.get(rank, -1) >= self.admissions.generation(rank)
+
+    def unfinished(self) -> list[Key]:
+        """The keys that are not at rest: an operation of theirs was reserved and is not complete."""
+        rounds = self._operations.rounds
+        return self._registry.unfinished(lambda key: rounds[key.id].round if key.id in rounds else key.start)
+
+    def admit(self, process: Process) -> int:
+        """Admits a process: all aggregators are told before anything else. All keys must be at rest.
+
+        Returns:
+            The newcomer's generation.
+        """
+        rounds: dict[int, dict[int, int]] = {aggregator: {} for aggregator in self._aggregators}
+        for each in self._operations.rounds.values():
+            key = each.key
+            if key.failure is None and not key.ranks:
+                for connection in key.connections:
+                    rounds[connection][key.id] = each.round
+        return self.admissions.admit(process, rounds)
+
+    def wait(self) -> None:
+        """Begins to wait for the admission of this process. Its operations are complete without the others."""
+        self._operations.solo = Solo(self._title)
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """Takes what an aggregator says of this process's admission."""
+        if welcome.HasField("admission"):
+            admission = welcome.admission
+            self.generation = admission.generation
+            self._rounds.update(zip(admission.ids, admission.rounds, strict=True))
+            self.admissions.learn([admission])
+
+    def begin(self) -> None:
+        """Notes that all aggregators have welcomed this process, which has no state yet: it knows the rounds now."""
+        self._registry.start_at(self._rounds, self._operations.rounds)
+
+    def adopt(self, admitted: Iterable[pb.Admission]) -> None:
+        """Notes that this process has the state of the others. From now on it takes part in all operations.
+
+        Args:
+            admitted: The admissions that the others know.
+        """
+        self.admissions.learn(admitted)
+        self._registry.start_at(self._rounds, self._operations.rounds)
+        self._operations.solo = None
+
+    def complete(self) -> None:
+        """Notes that a join is over. What was used for it alone is forgotten."""
+        self.admissions.complete()
+        self._operations.forget_ranked_keys()

@@ -1,0 +1,169 @@
+"""A step boundary of an elastic job: the roll call, and the admission of a process if all members name one."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from psum.client.core.roll_call import Process, Row, Table, admitted, donors, rows
+from psum.client.elastic.packing import Packed, pack, unpack
+from psum.client.elastic.transfer import Line, Pair, give, receive, refuse
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import InvalidError, WorkerLostError
+
+_log = logging.getLogger(__name__)
+
+#: The entry of a state that is psum's own.
+_OWN: Final = ""
+
+
+class Calling(Protocol):
+    """A roll call that has begun; see RollCall."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def result(self) -> Table: ...
+
+
+class Fellowship(Line, Protocol):
+    """What a boundary needs of Link, which documents it."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def weights_total(self) -> Sequence[int] | None: ...
+
+    @property
+    def admitted(self) -> list[pb.Admission]: ...
+
+    def call(self, *, leaving: bool, ready: bool = True) -> Calling: ...
+
+    def admit(self, process: Process) -> int: ...
+
+    def complete(self) -> None: ...
+
+    def wait_for_admission(self) -> None: ...
+
+    def adopt_weights(self, total: Sequence[int]) -> None: ...
+
+    def adopt(self, admitted: Sequence[pb.Admission]) -> None: ...
+
+
+def conclude(
+    fellowship: Fellowship,
+    call: Calling,
+    *,
+    settle: Callable[[], None],
+    save: Callable[[], Mapping[str, object]],
+    is_leaving: Callable[[], bool],
+) -> Mapping[int, Row]:
+    """Ends a boundary, as a member. If a process is admitted, it has the state afterwards, or is lost.
+
+    Args:
+        fellowship: The members.
+        call: The boundary's roll call.
+        settle: Called before an admission: makes sure that all operations of the step are complete.
+        save: Gives the state of this process. May raise InvalidError.
+        is_leaving: Whether this rank leaves.
+
+    Returns:
+        The rows of the members after the boundary.
+
+    Raises:
+        PsumError: The job has failed.
+    """
+    members = rows(call.result())
+    if (newcomer := admitted(members)) is None:
+        return members
+    settle()
+    generation = fellowship.admit(newcomer)
+    _log.info("%s admits rank %d, generation %d", fellowship.title, newcomer.rank, generation)
+    try:
+        members = rows(fellowship.call(leaving=is_leaving()).result())
+        if newcomer.rank not in members:
+            _log.warning("rank %d was admitted to the job and was lost before it got the state", newcomer.rank)
+            return members
+        last = fellowship.call(leaving=is_leaving())
+        _help(fellowship, donors(members), newcomer, last, save)
+        members = rows(last.result())
+        if newcomer.rank not in members:
+            _log.warning("rank %d was admitted to the job and was lost before it had the state", newcomer.rank)
+        return members
+    finally:
+        fellowship.complete()
+
+
+def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -> Mapping[int, Row]:
+    """Joins a running job: waits for the admission of this process, and gets the state of the others.
+
+    Args:
+        fellowship: The members.
+        load: Takes the state. May raise an error, which ends the join: the others go on without this process.
+
+    Returns:
+        The rows of the members, with this one.
+
+    Raises:
+        InvalidError: The state could not be given or taken. The text names the entry.
+        WorkerLostError: All members were lost before they had given the state.
+        PsumError: This process was refused, or the job has failed.
+    """
+    fellowship.wait_for_admission()
+    members = rows(fellowship.call(leaving=False, ready=False).result())
+    newcomer = Process(fellowship.rank, members[fellowship.rank].incarnation)
+    for donor in donors(members):
+        stream = receive(fellowship, Pair(donor, newcomer), fellowship.adopt_weights)
+        if stream is not None:
+            break
+        _log.warning("rank %d was lost while it gave its state to %s; the next one does", donor, fellowship.title)
+    else:
+        raise WorkerLostError(
+            f"{fellowship.title} was let into the job, and all members were lost before they had given it their state;"
+            " start the job again",
+            ranks=list(members),
+        )
+    entries = unpack(stream)
+    own = entries.pop(_OWN)
+    load(entries)
+    fellowship.adopt([pb.Admission.FromString(each) for each in own["admitted"]])
+    members = rows(fellowship.call(leaving=False).result())
+    fellowship.complete()
+    return members
+
+
+def _help(
+    fellowship: Fellowship,
+    order: Sequence[int],
+    newcomer: Process,
+    last: Calling,
+    save: Callable[[], Mapping[str, object]],
+) -> None:
+    """Waits until the newcomer has taken part in the last roll call or is lost. Gives it the state, if that is up to
+    this rank: to the first donor that is not lost."""
+    asked: int | None = None
+    while not last.done:
+        donor = next((rank for rank in order if not fellowship.is_lost(rank)), fellowship.rank)
+        if donor != asked and donor == fellowship.rank:
+            _give(fellowship, Pair(donor, newcomer), save)
+        asked = donor
+        fellowship.wait(lambda donor=donor: last.done or fellowship.is_lost(donor))  # type: ignore[misc]
+
+
+def _give(fellowship: Fellowship, pair: Pair, save: Callable[[], Mapping[str, object]]) -> None:
+    try:
+        packed = _packed(fellowship, save)
+    except InvalidError as error:
+        # The members go on: their state is as it was.
+        _log.error("%s cannot give its state to rank %d: %s", fellowship.title, pair.newcomer.rank, error)
+        refuse(fellowship, pair, str(error))
+        return
+    give(fellowship, pair, packed, fellowship.weights_total or ())
+
+
+def _packed(fellowship: Fellowship, save: Callable[[], Mapping[str, object]]) -> Packed:
+    own = {"admitted": [each.SerializeToString() for each in fellowship.admitted]}
+    return pack({_OWN: own, **save()})

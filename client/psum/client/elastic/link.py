@@ -1,0 +1,266 @@
+"""What a step boundary needs of the client: sums of the roll call, admissions, and losses. From any thread."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
+
+from psum.client.core.buffers import Memory
+from psum.client.core.operation import Operation
+from psum.client.core.roll_call import COLUMNS, Process, Row, Table, contribution
+from psum.client.core.session import Session
+from psum.client.core.store_numbers import INTERNAL, STEERING
+from psum.client.core.ticket import Ticket
+from psum.client.future import Outcome, wait_for
+from psum.client.settings import Settings
+from psum.client.transport.loop_thread import LoopThread
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ElementType
+from psum.wire.errors import RoundTimeoutError
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+#: The name of the roll call's key.
+NAME: Final = "roll call"
+
+#: Before everything that a program pushes, and after the agreement on weights.
+_PRIORITY: Final = (1 << 63) - 2
+
+#: How long a process waits for its admission until it says so again.
+_REMINDER_SECONDS: Final = 30.0
+
+
+class Owner(Protocol):
+    """What a link needs of the client that owns it."""
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this process at its aggregators."""
+
+    @property
+    def waits_for_admission(self) -> bool:
+        """Whether this process waits until the members of a running job let it in."""
+
+    @property
+    def title(self) -> str:
+        """Which worker this is, for people."""
+
+    def reserve(
+        self,
+        store: int,
+        key: str,
+        shape: tuple[int, ...],
+        element_type: ElementType,
+        operation: Operation,
+        priority: int,
+        label: str = "",
+        ranks: tuple[int, ...] = (),
+    ) -> Ticket:
+        """See Store.reserve."""
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Leaves the job."""
+
+
+class RollCall:
+    """A roll call that has begun.
+
+    Args:
+        future: Ends with the sum.
+        table: Holds the sum then.
+    """
+
+    def __init__(self, future: Outcome, table: Table) -> None:
+        self._future = future
+        self._table = table
+
+    @property
+    def done(self) -> bool:
+        """Whether the table is there, or has failed."""
+        return self._future.done()
+
+    def result(self) -> Table:
+        """The table, which is waited for.
+
+        Raises:
+            PsumError: It could not be summed.
+        """
+        self._future.result()
+        return self._table
+
+
+class Link:
+    """A client of an elastic job, as its step boundaries see it.
+
+    Args:
+        owner: The client.
+        settings: Its settings.
+        session: Its session, which only the thread uses.
+        thread: Its thread.
+        settle: To be called in the thread after the session was changed.
+
+    Attributes:
+        rank: This worker's rank.
+        boundaries: How many boundaries the program has had.
+    """
+
+    def __init__(
+        self, owner: Owner, settings: Settings, session: Session, thread: LoopThread, settle: Callable[[], None]
+    ) -> None:
+        assert settings.elastic is not None
+        self.rank = settings.rank
+        self.boundaries = 0
+        self._owner = owner
+        self._settings = settings
+        self._session = session
+        self._thread = thread
+        self._settle = settle
+        self._ranks = settings.elastic.maximum
+        self._claimed = False
+
+    @property
+    def title(self) -> str:
+        """Which worker this is, for people."""
+        return self._owner.title
+
+    @property
+    def joining(self) -> bool:
+        """Whether this process waits until the members of a running job let it in."""
+        return self._owner.waits_for_admission
+
+    def claim(self) -> None:
+        """Notes that an ElasticState uses the link.
+
+        Raises:
+            RuntimeError: Another one does. A boundary is that of the whole program.
+        """
+        if self._claimed:
+            raise RuntimeError("this client has an ElasticState already; a program has one, with everything in it")
+        self._claimed = True
+
+    def call(self, *, leaving: bool, ready: bool = True) -> RollCall:
+        """Begins a roll call.
+
+        Args:
+            leaving: Whether this rank leaves at this boundary.
+            ready: Whether this process has the state of the others.
+        """
+        candidate = self._session.joins.admissions.candidate if ready else None
+        row = Row(self._owner.incarnation, leaving, ready, candidate)
+        table = contribution(self._ranks, self.rank, row)
+        shape = self._ranks, COLUMNS
+        ticket = self._owner.reserve(STEERING, NAME, shape, ElementType.INT64, Operation.SUM, _PRIORITY)
+        future = Outcome()
+        ticket.start(table, table, future)
+        return RollCall(future, table)
+
+    def give(self, name: str, memory: Memory, giver: int, receiver: int, *, steers: bool = False) -> Outcome:
+        """Begins a broadcast between two ranks; other ranks have no part in it.
+
+        Args:
+            name: The key's name. No other pair may use it, and it has memory of one size.
+            memory: What is given, or where it is received. Not to be changed or used before the future is done.
+            giver: Whose memory it is.
+            receiver: Who receives it.
+            steers: Whether the first aggregator process owns the key.
+        """
+        store, size = STEERING if steers else INTERNAL, memory.nbytes
+        ticket = self._owner.reserve(
+            store, name, (size,), ElementType.UINT8, Operation.BROADCAST, _PRIORITY, ranks=(giver, receiver)
+        )
+        future = Outcome()
+        ticket.start(memory if giver == self.rank else None, memory, future)
+        return future
+
+    def wait(self, predicate: Callable[[], bool]) -> None:
+        """Waits until a predicate is true that depends on futures and losses.
+
+        Raises:
+            PsumError: The job has failed.
+        """
+        wait_for(lambda: predicate() or self._session.failure is not None)
+        if not predicate() and (failure := self._session.failure) is not None:
+            raise failure.with_traceback(None)
+
+    def is_lost(self, rank: int) -> bool:
+        """Whether the present process of a rank is known to be lost."""
+        return self._session.joins.is_lost(rank)
+
+    @property
+    def weights_total(self) -> Sequence[int] | None:
+        """What the ranks have agreed on for the weights of aggregators, None if they need not."""
+        return self._session.weights_total
+
+    @property
+    def admitted(self) -> list[pb.Admission]:
+        """The last admission of each rank."""
+        return list(self._session.joins.admissions.admitted.values())
+
+    def admit(self, process: Process) -> int:
+        """Tells all aggregators that a process is admitted, when all operations of this rank are complete.
+
+        Returns:
+            The newcomer's generation.
+
+        Raises:
+            RoundTimeoutError: Some operation did not end. The text names the keys.
+        """
+        joins = self._session.joins
+        give_up = time.monotonic() + self._settings.round_timeout
+        while keys := self._in_thread(joins.unfinished):
+            if time.monotonic() > give_up:
+                names = ", ".join(key.title for key in keys[:8])
+                raise RoundTimeoutError(
+                    f"{self.title} cannot admit rank {process.rank} at this step boundary: operations on {len(keys)}"
+                    f" keys were announced and are not complete ({names}). Wait for all results of a step before"
+                    " state.step()"
+                )
+            time.sleep(0.01)
+        return self._in_thread(lambda: joins.admit(process))
+
+    def complete(self) -> None:
+        """Notes that the join at this boundary is over, with or without the newcomer."""
+        self._in_thread(self._session.joins.complete)
+
+    def wait_for_admission(self) -> None:
+        """Waits until the members have let this process in, and all aggregators have welcomed it.
+
+        Raises:
+            PsumError: It was refused.
+        """
+        began = time.monotonic()
+        while not wait_for(lambda: not self.joining or self._session.failure is not None, timeout=_REMINDER_SECONDS):
+            _log.warning(
+                "%s has waited for %.0f s to be let into the running job; its members do so at a step boundary, when"
+                " their programs call ElasticState.step()",
+                self.title,
+                time.monotonic() - began,
+            )
+        if (failure := self._session.failure) is not None:
+            raise failure.with_traceback(None)
+        self._in_thread(self._session.joins.begin)
+
+    def adopt_weights(self, total: Sequence[int]) -> None:
+        """Takes over what the others have agreed on for the weights of aggregators."""
+        self._in_thread(lambda: self._session.adopt_weights(total))
+
+    def adopt(self, admitted: Sequence[pb.Admission]) -> None:
+        """Notes that this process has the state of the others, and takes part in all operations."""
+        self._in_thread(lambda: self._session.joins.adopt(admitted))
+
+    def leave(self, timeout: float) -> None:
+        """Leaves the job in good order."""
+        self._owner.close(timeout)
+
+    def _in_thread(self, function: Callable[[], T]) -> T:
+        """Runs a function where the session may be used, and sends what follows from it."""
+
+        async def run() -> T:
+            try:
+                return function()
+            finally:
+                self._settle()
+
+        return self._thread.run(run())

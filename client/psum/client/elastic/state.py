@@ -1,0 +1,230 @@
+"""The state of a program in an elastic job, and its step boundaries."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from psum.client import termination
+from psum.client.client import Client
+from psum.client.core import roll_call
+from psum.client.elastic import boundary
+from psum.client.elastic.link import Link, RollCall
+from psum.client.elastic.sources import ArraySource, StateSource, source_of
+from psum.wire.errors import ClosedError, InvalidError
+
+_log = logging.getLogger(__name__)
+
+#: How long a rank that leaves may wait for others that need a sum of it.
+_LEAVE_SECONDS: Final = 10.0
+
+
+class ElasticState:
+    """What a process gets that joins a running elastic job, and the boundaries between the steps.
+
+        state = psum.client.ElasticState(client, {"weights": weights, "momentum": momentum}, epoch=0, batch=0)
+        while state.batch < 1000:
+            ...  # one step: gradients, their sums, the update
+            state.batch += 1
+            state.step()
+
+    A process that joins waits in the constructor. It gets everything from a member, at a boundary that is the same for
+    all: the sources, and the values. From then on it takes part in each step, with the same bits.
+
+    All members call `step` after each step, the same number of times. If a job is not elastic, it does nothing.
+
+    Args:
+        client: The client.
+        sources: The parts of the state, by names that are the same in all processes: arrays of NumPy and
+            dictionaries, which are filled in place, generators of random numbers, and objects with the methods of
+            StateSource.
+        exit_on_leave: Whether `step` ends the program when this process leaves: by SystemExit(0).
+        **values: Further values that can be pickled. They are attributes, to be read and set.
+
+    Attributes:
+        joined: Whether this process has joined a running job.
+        left: Whether this process has left the job.
+
+    Raises:
+        InvalidError: This process joins a job, and the state could not be given or taken. The text names the entry.
+        PsumError: It joins, and was refused, or the job has failed.
+        TypeError: A source is none of these, or a value has the name of a method or an attribute of this class.
+        RuntimeError: The client has an ElasticState already.
+    """
+
+    joined: bool
+    left: bool
+    _values: dict[str, Any]
+    _client: Client
+    _sources: dict[str, StateSource]
+    _hooks: list[Callable[[tuple[int, ...]], None]]
+    _leaving: bool
+    _exit_on_leave: bool
+    _members: tuple[int, ...]
+    _link: Link | None
+    _call: RollCall | None
+
+    def __init__(
+        self,
+        client: Client,
+        sources: Mapping[str, StateSource | Any] | None = None,
+        /,
+        *,
+        exit_on_leave: bool = True,
+        **values: Any,
+    ) -> None:
+        if taken := [name for name in values if name.startswith("_") or hasattr(type(self), name) or name in _OWN]:
+            raise TypeError(f"a value of an ElasticState cannot be called {taken[0]!r}, which has a meaning of its own")
+        own = self.__dict__
+        own["_values"] = values
+        own["_client"] = client
+        own["_sources"] = {name: source_of(name, given) for name, given in (sources or {}).items()}
+        own["_hooks"] = []
+        own["_leaving"] = own["left"] = own["joined"] = False
+        own["_exit_on_leave"] = exit_on_leave
+        own["_members"] = tuple(range(client.num_workers))
+        own["_link"] = link = client.link
+        own["_call"] = None
+        if link is None:
+            return
+        link.claim()
+        if link.joining:
+            own["_members"] = tuple(boundary.join(link, self._load))
+            own["joined"] = True
+            _log.warning("%s has joined the running job; its members are now %s", link.title, _names(self.members))
+        termination.postpone(self.leave, client.settings.leave_timeout)
+        own["_call"] = link.call(leaving=False)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_values"][name]
+        except KeyError:
+            raise AttributeError(f"this ElasticState has no value {name!r}; give it to the constructor") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        elif name in self._values:
+            self._values[name] = value
+        else:
+            raise AttributeError(f"this ElasticState has no value {name!r} that can be set; give it to the constructor")
+
+    def __repr__(self) -> str:
+        values = "".join(f" {name}={value!r}" for name, value in self._values.items())
+        return f"<{type(self).__name__} members={_names(self.members)}{values}>"
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The ranks of the job, ascending, the same on all of them between two boundaries.
+
+        A rank that is lost is among them until the roll call of a later boundary lacks it.
+        """
+        return self._members
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this process was asked to leave, by `leave` or SIGTERM."""
+        return self._leaving
+
+    def leave(self) -> None:
+        """Asks this process to leave at one of the next two boundaries. From any thread and any signal handler."""
+        self.__dict__["_leaving"] = True
+
+    def on_change(self, hook: Callable[[tuple[int, ...]], None]) -> None:
+        """Calls a function with the new members after each boundary at which they have changed, within `step`."""
+        self._hooks.append(hook)
+
+    def settle(self) -> None:
+        """Called before a process is let in: all operations that the program has begun must be complete afterwards.
+
+        For subclasses whose framework runs operations later.
+        """
+        self._client.drain(self._client.settings.round_timeout)
+
+    def step(self) -> None:
+        """The boundary after a step. Lets at most one process in, and waits until it has the state.
+
+        Raises:
+            SystemExit: This process has left the job, as it was asked to.
+            ClosedError: It had left before.
+            PsumError: The job has failed.
+        """
+        if (link := self._link) is None:
+            return
+        call = self._call
+        if self.left or call is None:
+            raise ClosedError(f"{link.title} has left the job; its program must end")
+        link.boundaries += 1
+        rows = boundary.conclude(link, call, settle=self.settle, save=self._save, is_leaving=lambda: self.leaving)
+        leaving = roll_call.leaving(rows)
+        members = tuple(rank for rank in rows if rank not in leaving)
+        changed = members != self._members
+        self._members = members
+        if link.rank in leaving:
+            self._leave(link)
+            return
+        self._call = link.call(leaving=self._leaving)
+        if changed:
+            _log.info("%s: the members are now %s", link.title, _names(members))
+            for hook in self._hooks:
+                hook(members)
+
+    def _leave(self, link: Link) -> None:
+        self.__dict__["left"] = True
+        self._call = None
+        termination.postpone(None)
+        _log.warning("%s leaves the job in good order, as it was asked to", link.title)
+        link.leave(_LEAVE_SECONDS)
+        if self._exit_on_leave:
+            raise SystemExit(0)
+
+    def _save(self) -> dict[str, object]:
+        entries: dict[str, object] = {}
+        for name, source in self._sources.items():
+            try:
+                entries[_source(name)] = source.save()
+            except Exception as error:
+                raise InvalidError(
+                    f"entry {name!r} of the elastic state could not be saved, so no process can join:"
+                    f" {type(error).__name__}: {error}"
+                ) from error
+        return entries | {_value(name): value for name, value in self._values.items()}
+
+    def _load(self, entries: Mapping[str, object]) -> None:
+        expected = {*map(_source, self._sources), *map(_value, self._values)}
+        if entries.keys() != expected:
+            lacking, unknown = sorted(expected - entries.keys()), sorted(entries.keys() - expected)
+            parts = [f"the job has no {', '.join(lacking)}"] if lacking else []
+            parts += [f"this process has no {', '.join(unknown)}"] if unknown else []
+            raise InvalidError(
+                f"the elastic state of this process is not that of the job that it joins: {'; '.join(parts)}. All"
+                " processes must run the same program with the same settings"
+            )
+        for name, source in self._sources.items():
+            source.load(entries[_source(name)])
+        for name, value in self._values.items():
+            new = entries[_value(name)]
+            if isinstance(value, np.ndarray) and value.flags.writeable:
+                # The program may have the array under another name.
+                with contextlib.suppress(InvalidError):
+                    ArraySource(name, value).load(new)
+                    continue
+            self._values[name] = new
+
+
+def _source(name: str) -> str:
+    return f"source {name}"
+
+
+def _value(name: str) -> str:
+    return f"value {name}"
+
+
+def _names(ranks: tuple[int, ...]) -> str:
+    return ",".join(map(str, ranks))
+
+
+#: Attributes that no value can be called after.
+_OWN: Final = frozenset({"joined", "left", "client", "sources"})
