@@ -8,6 +8,8 @@ Commands, by "do":
     push    push-pulls the next round of "key", "size" float32, without waiting → pushed, then sum
             Relays sum for "group_size" ranks each
     train   trains for "steps", or until a "stop" command                       → step …, trained
+    learn   trains in an elastic job until a "stop" command, with "seed" and
+            "pause"; see learning.py                                            → step …, learned
     work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
     stop    ends a training: all ranks stop after the same step
     close   leaves the job in order                                             → closed
@@ -98,6 +100,7 @@ class Worker:
             "join": self._join,
             "push": self._push,
             "train": self._train,
+            "learn": self._learn,
             "work": self._work,
             "close": self._close,
             "fork": self._fork,
@@ -125,7 +128,10 @@ class Worker:
         self._commands.put({"do": "end"})
 
     def _join(self, settings: dict[str, Any]) -> None:
-        self._client = psum.connect(psum.Settings(**settings | {"aggregators": tuple(settings["aggregators"])}))
+        settings["aggregators"] = tuple(settings["aggregators"])
+        if "elastic" in settings:
+            settings["elastic"] = psum.Elastic(*settings["elastic"])
+        self._client = psum.connect(psum.Settings(**settings))
         self._store = self._client.store()
         self._rounds.clear()
         self.tell("joined")
@@ -152,6 +158,12 @@ class Worker:
         assert self._client is not None
         result = train(self._client, steps, self._stop, lambda step: self.tell("step", step=step))
         self.tell("trained", **result)
+
+    def _learn(self, seed: int, pause: float) -> None:
+        from faults import learning
+
+        assert self._client is not None
+        self.tell("learned", **learning.learn(self._client, seed, pause, self._stop, self.tell))
 
     def _work(self, **spec: Any) -> None:
         from faults import jobs

@@ -99,8 +99,8 @@ LEAST_MEMBERS: Final = Metric(
 LOSSES: Final = Metric(
     "psum_elastic_losses_total",
     "counter",
-    "Ranks of an elastic job that were lost, by reason: closed, silent, replaced, not come, not back, ended early, began"
-    " anew, or told if another aggregator has decided it.",
+    "Ranks of an elastic job that were lost, by reason: closed, silent, replaced, not come, not back, ended early,"
+    " began anew, or told if another aggregator has decided it.",
     (*_JOB, "reason"),
 )
 JOINS: Final = Metric("psum_elastic_joins_total", "counter", "Processes that have joined a running elastic job.", _JOB)
