@@ -1,4 +1,4 @@
-"""An elastic training of several processes: starts workers, kills them, and compares the bits of all after each step."""
+"""An elastic training of several processes: starts and kills workers, and compares their bits after each step."""
 
 import contextlib
 import json
@@ -56,13 +56,20 @@ class ElasticWorker:
                 rest = deadline - time.monotonic()
                 ended = self.process.poll() is not None
                 if rest <= 0 or (not self._changed.wait(min(rest, 0.5)) and ended):
-                    raise AssertionError(
-                        f"rank {self.rank}: no {what} in {self.events[-3:]}; it logged {self.log[-3000:]}"
-                    )
+                    last = f"{self.events[-3:]}; it logged {self.log[-3000:]}"
+                    raise AssertionError(f"rank {self.rank}: no {what} in {last}")
 
     def await_batch(self, batch: int) -> dict[str, Any]:
         """Waits until it has made so many steps."""
         return self.await_event(lambda event: event.get("batch", -1) >= batch, f"step {batch}")
+
+    def await_join(self) -> int:
+        """Waits until it has joined the running job. Returns its first step."""
+        return int(self.await_event(lambda event: event.get("joined", False), "step after a join")["batch"])
+
+    def await_error(self) -> dict[str, Any]:
+        """Waits until it has failed."""
+        return self.await_event(lambda event: "error" in event, "error")
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Sends a signal."""
@@ -91,6 +98,7 @@ class ElasticTraining:
         steps: How many steps it has.
         pause: Seconds that each worker sleeps after a step.
         size: Bytes of state besides the model.
+        bad: Whether the state cannot be pickled; needs a size.
         settings: Further settings of all workers.
     """
 
@@ -101,20 +109,22 @@ class ElasticTraining:
         *,
         num_workers: int = 3,
         elastic: tuple[int, int] = (1, 4),
-        steps: int = 10_000,
+        steps: int = 1_000_000,
         pause: float = 0.01,
         size: int = 0,
+        bad: bool = False,
         **settings: Any,
     ) -> None:
         directory.mkdir(exist_ok=True)
+        self.addresses = addresses
         self.directory = directory
         self.workers: list[ElasticWorker] = []
-        self._given = {"steps": steps, "pause": pause, "size": size, "mark": str(directory), "bad": False}
+        self._given = {"steps": steps, "pause": pause, "size": size, "mark": str(directory), "bad": bad}
         self._settings = {
             "aggregators": list(addresses),
             "num_workers": num_workers,
             "elastic": elastic,
-            "partition_bytes": 1 << 12,
+            "partition_bytes": 1 << 18,
             "connect_timeout": PATIENCE_SECONDS,
         } | settings
 

@@ -1,4 +1,4 @@
-"""A worker of an elastic training: the example, reporting a hash of its state after each step. See elastic_training.py."""
+"""A worker of an elastic training, the example, which reports a hash of its state after each step."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def main() -> None:
         psum.ElasticState = with_more  # type: ignore[assignment, misc]
 
     def after_step(state: psum.ElasticState) -> None:
-        model = state._sources["model"].save()
+        model: Any = state._sources["model"].save()
         digest = hashlib.sha256(b"".join(array.tobytes() for array in model.values())).hexdigest()
         report(batch=state.batch, digest=digest, members=state.members, joined=state.joined)
         time.sleep(pause)
