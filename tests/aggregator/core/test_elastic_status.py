@@ -1,5 +1,6 @@
 """What operators see of the members of an elastic job."""
 
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
@@ -11,25 +12,32 @@ from psum.wire.errors import WorkerLostError
 LIMITS = Limits(elastic_timeout=5, elastic_closed_timeout=1)
 
 
-def started(least: int = 2) -> ElasticJob:
+def hello(rank: int, number: int = 0) -> pb.Hello:
+    return pb.Hello(
+        protocol_version=PROTOCOL_VERSION,
+        job="night",
+        rank=rank,
+        num_workers=4,
+        incarnation=100 + 10 * number + rank,
+        partition_bytes=1024,
+        aggregators=["a:1"],
+        worker=f"h{rank} pid {7 + number}",
+        elastic=pb.Elastic(min=2, max=8),
+        joining=number > 0,
+    )
+
+
+def started() -> ElasticJob:
     """A job of four ranks, of which all have joined."""
-    job: ElasticJob | None = None
+    job = ElasticJob(hello(0), LIMITS)
     for rank in range(4):
-        hello = pb.Hello(
-            protocol_version=PROTOCOL_VERSION,
-            job="night",
-            rank=rank,
-            num_workers=4,
-            incarnation=100 + rank,
-            partition_bytes=1024,
-            aggregators=["a:1"],
-            worker=f"h{rank} pid 7",
-            elastic=pb.Elastic(min=least, max=8),
-        )
-        job = job or ElasticJob(hello, LIMITS)
-        assert job.join(hello, f"peer {rank}", float(rank)) == ([], None)
-    assert job is not None
+        assert job.join(hello(rank), f"peer {rank}", float(rank)) == ([], None)
     return job
+
+
+def lost(job: ElasticJob, rank: int, generation: int, now: float) -> None:
+    """A rank is lost elsewhere, as rank 0 tells."""
+    job.learn_losses(0, [pb.Loss(rank=rank, generation=generation, text="it vanished there")], now)
 
 
 def test_a_job_whose_members_stay_has_no_changes() -> None:
@@ -76,6 +84,30 @@ def test_losses_are_counted_by_how_they_were_noticed() -> None:
     assert job.counters.losses == {"told": 1, "ended early": 1}
     [_, told] = job_status(job, 12.0).elastic.events
     assert (told.rank, told.text, told.seconds_ago) == (1, "it vanished there", 5.0)
+
+
+def test_who_waits_to_join_is_shown_and_then_its_admission() -> None:
+    """A newcomer is not told of the loss of the process before it, nor are later ones: they would take it for lost."""
+    job = started()
+    lost(job, 1, 0, 10.0)
+    assert job.wait(Candidate(hello(1, 1), "peer 9", 11.0), 11.0)[1] is None
+    [waits] = job_status(job, 14.0).elastic.candidates
+    assert (waits.rank, waits.worker, waits.peer, waits.waiting_seconds) == (1, "h1 pid 8", "peer 9", 3.0)
+    assert [(loss.rank, loss.generation) for loss in job.losses(14.0)] == [(1, 0)]
+    for rank in (0, 2, 3):
+        job.admit(rank, pb.Admission(rank=1, generation=1, incarnation=111), 15.0)
+    status = job_status(job, 16.0)
+    assert (status.elastic.members, status.elastic.joins, status.elastic.changed_seconds) == (4, 1, 1.0)
+    assert (list(status.elastic.lost), list(status.elastic.candidates)) == ([], [])
+    assert [event.change for event in status.elastic.events] == [
+        pb.MEMBERSHIP_CHANGE_ADMITTED,
+        pb.MEMBERSHIP_CHANGE_WAITS,
+        pb.MEMBERSHIP_CHANGE_LOST,
+    ]
+    assert [worker.generation for worker in status.workers] == [0, 1, 0, 0]
+    assert job.losses(16.0) == []
+    lost(job, 1, 1, 17.0)
+    assert [(loss.rank, loss.generation) for loss in job.losses(18.0)] == [(1, 1)]
 
 
 def test_processes_of_one_aggregator_show_one_history() -> None:

@@ -65,8 +65,8 @@ class ElasticJob(Job):
         return self.failure is not None or all(worker.left and worker.release_at is None for worker in staying)
 
     def losses(self, now: float) -> list[pb.Loss]:
-        """See Job."""
-        return self.members.losses.messages(now)
+        """See Job. Without those after which another process was admitted: a newcomer would take that one for lost."""
+        return [loss.to_message(now) for loss in self.members.present_losses()]
 
     def elastic_status(self, now: float) -> pb.ElasticStatus:
         """See Job."""

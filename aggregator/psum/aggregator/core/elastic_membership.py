@@ -61,6 +61,10 @@ class ElasticMembership(Membership):
         loss = self.losses.of(rank)
         return None if loss is None or loss.generation < self.generation(rank) else loss
 
+    def present_losses(self) -> list[Loss]:
+        """The losses of those ranks whose last process is lost."""
+        return [loss for loss in self.losses if self.loss(loss.rank) is not None]
+
     def is_stranger(self, hello: pb.Hello) -> bool:
         """See Membership. A job that has begun goes on without a process whose settings differ."""
         return self.complete or self._resumed_at is not None or bool(self.losses) or bool(self.admissions)

@@ -6,7 +6,7 @@ generation of a rank, and the earlier ones are out anyway. So the last loss of e
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from psum.v1 import aggregator_pb2 as pb
@@ -47,6 +47,10 @@ class Losses:
 
     def __len__(self) -> int:
         return len(self._by_rank)
+
+    def __iter__(self) -> Iterator[Loss]:
+        """The last loss of each rank."""
+        return iter(self._by_rank.values())
 
     def of(self, rank: int) -> Loss | None:
         """The last loss of a rank; None if no process of it was lost."""
