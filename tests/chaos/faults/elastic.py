@@ -21,7 +21,7 @@ WORKERS: Final = 4
 _MINIMUM: Final = 1
 
 #: How long a worker may take to join, with all faults that come in between.
-_JOIN_SECONDS: Final = 15.0
+_JOIN_SECONDS: Final = 60.0
 
 #: The training pauses after each step for this long, so that steps are of about the same length under load.
 _PAUSE_SECONDS: Final = 0.01
