@@ -15,7 +15,7 @@ def test_the_others_go_on_without_workers_that_are_killed(tmp_path: pathlib.Path
 
 
 def test_workers_that_are_killed_are_replaced(tmp_path: pathlib.Path) -> None:
-    """Also while an aggregator is started again. It then begins again with the next loss, and no member is lost by that.
+    """Also while an aggregator is started again. With the next loss it begins again, which costs no member its place.
 
     After each step all members hold the same bits, and the loss ends as without faults.
     """
