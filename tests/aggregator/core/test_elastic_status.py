@@ -1,5 +1,6 @@
 """What operators see of the members of an elastic job."""
 
+from psum.aggregator.core.actions import TellLosses
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job_status import job_status
@@ -108,6 +109,22 @@ def test_who_waits_to_join_is_shown_and_then_its_admission() -> None:
     assert job.losses(16.0) == []
     lost(job, 1, 1, 17.0)
     assert [(loss.rank, loss.generation) for loss in job.losses(18.0)] == [(1, 1)]
+
+
+def test_an_aggregator_that_was_started_again_tells_of_no_earlier_processes() -> None:
+    """A member comes back that was admitted. Nobody is told of the loss of the process before it: a process that is about
+    to join would take it for the loss of this one, which may be about to give it its state."""
+    resuming = hello(2, 1)
+    resuming.joining, resuming.resuming, resuming.generation = False, True, 3
+    first = hello(0)
+    first.resuming = True
+    job = ElasticJob(first, LIMITS)
+    assert job.join(first, "peer 0", 0.0) == ([], None)
+    actions, refusal = job.join(resuming, "peer 2", 1.0)
+    assert refusal is None
+    assert not [action for action in actions if isinstance(action, TellLosses)]
+    status = job_status(job, 2.0).elastic
+    assert (status.losses, job.losses(2.0), job.members.generation(2)) == (0, [], 3)
 
 
 def test_processes_of_one_aggregator_show_one_history() -> None:

@@ -251,7 +251,10 @@ class ElasticJob(Job):
                     self.rounds.begin_at(known)
             return []
         admission.said.add(by)
-        out = [] if rank in self.members.roster.gone or generation < 0 else [elastic_texts.admitted_later(admission)]
+        # Without a process here there is none to lose. Others would take the loss for one of the present process if they
+        # do not know of its admission yet.
+        is_here = rank in self.workers and rank not in self.members.roster.gone
+        out = [elastic_texts.admitted_later(admission)] if is_here and generation >= 0 else []
         return self._lose(
             [Loss(rank, text, now, generation=generation, reason="replaced") for text in out], now, admission=admission
         )
