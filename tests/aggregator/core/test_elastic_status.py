@@ -112,8 +112,10 @@ def test_who_waits_to_join_is_shown_and_then_its_admission() -> None:
 
 
 def test_an_aggregator_that_was_started_again_tells_of_no_earlier_processes() -> None:
-    """A member comes back that was admitted. Nobody is told of the loss of the process before it: a process that is about
-    to join would take it for the loss of this one, which may be about to give it its state."""
+    """A member comes back that was admitted. Nobody is told of the loss of the process before it.
+
+    A process that is joining would take it for the loss of this one, which may be about to give it its state.
+    """
     resuming = hello(2, 1)
     resuming.joining, resuming.resuming, resuming.generation = False, True, 3
     first = hello(0)
