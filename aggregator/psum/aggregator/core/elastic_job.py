@@ -251,8 +251,8 @@ class ElasticJob(Job):
                     self.rounds.begin_at(known)
             return []
         admission.said.add(by)
-        # Without a process here there is none to lose. Who does not know of the admission yet would take the loss for that
-        # of the present process.
+        # Without a process here there is none to lose. A newcomer, which does not know of this admission, would take the
+        # loss for that of the present process.
         is_here = rank in self.workers and rank not in self.members.roster.gone
         out = [elastic_texts.admitted_later(admission)] if is_here and generation >= 0 else []
         return self._lose(
