@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from psum.aggregator import Server, Settings
-from psum.client import ElementType, Operation, PsumError, StoreNumber, connect
+from psum.client import Contribution, ElementType, Operation, PsumError, StoreNumber, connect
 from psum.client import Settings as ClientSettings
 from psum.client.transport.loop_thread import LoopThread
 
@@ -46,6 +46,7 @@ class FakeTicket:
         value: The contribution, once started; None if the operation only receives.
         reason: Why it was aborted; None if it was not.
         decided: Set when it is started or aborted.
+        contributions: The parts to which fewer ranks contributed.
     """
 
     def __init__(self, client: "FakeClient", key: str, round: int, **reserved: Any) -> None:
@@ -59,6 +60,7 @@ class FakeTicket:
         self.value: np.ndarray[Any, Any] | None = None
         self.reason: str | None = None
         self.decided = threading.Event()
+        self.contributions: list[Contribution] = []
         self._client = client
         self._target: memoryview | None = None
         self._done: Callable[[PsumError | None], None] | None = None
@@ -116,6 +118,7 @@ class FakeClient:
     num_workers = 2
     local_rank = 0
     local_size = 2
+    elastic = False
     settings = ClientSettings()
     number = 0
     is_current_thread = False

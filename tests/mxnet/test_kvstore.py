@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psum.client import AbortedError, ElementType, Operation, PsumError
+from psum.client import AbortedError, Contribution, ElementType, Operation, PsumError
 from psum.mxnet import BytePS, StageStatistics, kvstore
 from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import operations
@@ -344,8 +344,8 @@ def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pyt
     freed = threading.Semaphore(0)
 
     class Watched(PushPull):
-        def __init__(self, *arguments: Any, awaited: bool) -> None:
-            super().__init__(*arguments, awaited=awaited)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             weakref.finalize(self, freed.release)
 
     monkeypatch.setattr(kvstore, "PushPull", Watched)
@@ -456,3 +456,31 @@ def test_broadcast_of_a_failed_value(store: BytePS, client: Any) -> None:
     with pytest.raises(MXNetError, match="division by zero"):
         store.broadcast("w", failed_array(), mx.nd.zeros((2,)))
     assert client.reserved[0].reason is not None
+
+
+def test_gradients_of_elastic_jobs_are_scaled(store: BytePS, client: Any) -> None:
+    """A sum of floats to which fewer ranks contributed is scaled, part by part. Integers and broadcasts are not."""
+    client.elastic = True
+    for dtype, expected in (("float32", [4, 4, 2]), ("float16", [4, 4, 2]), ("int32", [2, 2, 2])):
+        gradient = mx.nd.ones((3,), dtype=dtype)
+        store.pushpull(dtype, gradient)
+        ticket = client.next_started()
+        ticket.contributions = [Contribution(0, 2, 1)]
+        ticket.finish(np.full(3, 2))
+        assert gradient.asnumpy().tolist() == expected
+    weight = mx.nd.ones((3,))
+    client.peers = lambda ticket: None
+    store.broadcast("w", weight)
+    assert weight.asnumpy().tolist() == [1, 1, 1]
+
+
+def test_stages_of_elastic_jobs_are_scaled(client: Any) -> None:
+    """Arrays that go through a stage get the scaled sum, and so do all copies on devices."""
+    client.elastic = True
+    store = BytePS(client, in_place=lambda context: False)
+    copies = [mx.nd.ones((2,), ctx=mx.cpu(number)) for number in range(2)]
+    store.pushpull("w", copies)
+    ticket = client.next_started()
+    ticket.contributions = [Contribution(1, 2, 1)]
+    ticket.finish(np.array([6.0, 3.0]))
+    assert [copy.asnumpy().tolist() for copy in copies] == [[6, 6]] * 2

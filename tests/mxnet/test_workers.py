@@ -1,6 +1,7 @@
 """Real workers: processes with MXNet that sum through a real aggregator."""
 
 import pathlib
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -102,3 +103,14 @@ def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., 
 def test_forms_and_types(run_workers: Callable[..., list[Any]], plane: str) -> None:
     """Arrays of all element types are summed exactly in all forms, in place and through stages, on every plane."""
     assert [run.check().splitlines() for run in run_workers("forms.py", PSUM_PLANE=plane)] == [["700 checked"]] * 2
+
+
+@pytest.mark.parametrize("aggregator_settings", [Settings(listen=("127.0.0.1:0",), elastic_closed_timeout=0.2)])
+def test_the_mean_stays_the_mean(run_workers: Callable[..., list[Any]]) -> None:
+    """When a rank of an elastic job is killed, Trainer's gradients are the mean of the others', with equal bits.
+
+    Integers are summed.
+    """
+    first, lost, last = run_workers("mean.py", num_workers=3, PSUM_ELASTIC="1")
+    assert lost.status == -signal.SIGKILL
+    assert first.check() == last.check() != ""

@@ -25,12 +25,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_fleet() -> Iterator[Fleet]:
-    """One aggregator for all tests that leave it running."""
+def server() -> Iterator[None]:
+    """The processes from which ranks are forked."""
     start_server()
+    yield
+    end_server()
+
+
+@pytest.fixture(scope="session")
+def shared_fleet(server: None) -> Iterator[Fleet]:
+    """One aggregator for all tests that leave it running."""
     fleet = Fleet([Settings(listen=("127.0.0.1:0",))])
     yield fleet
-    end_server()
     fleet.close()
 
 
@@ -46,6 +52,21 @@ def ranks_that_notice() -> Iterator[Ranks]:
     fleet = Fleet([Settings(listen=("127.0.0.1:0",), worker_timeout=1.0)])
     yield Ranks(fleet.addresses)
     fleet.close()
+
+
+@pytest.fixture(scope="session")
+def elastic_fleet(server: None) -> Iterator[Fleet]:
+    """Two aggregators for all tests of elastic jobs, which notice soon that a worker has ended."""
+    quick = Settings(listen=("127.0.0.1:0",), elastic_closed_timeout=0.2)
+    fleet = Fleet([quick, quick])
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def elastic_ranks(elastic_fleet: Fleet) -> Ranks:
+    """Runs programs on ranks of elastic jobs, which may lose all but one."""
+    return Ranks(elastic_fleet.addresses, {"PSUM_ELASTIC": "1"})
 
 
 @pytest.fixture

@@ -43,10 +43,12 @@ class Ranks:
 
     Args:
         aggregators: The addresses that they get.
+        environ: Further variables of all programs.
     """
 
-    def __init__(self, aggregators: Sequence[str]) -> None:
+    def __init__(self, aggregators: Sequence[str], environ: dict[str, str] | None = None) -> None:
         self.aggregators = ",".join(aggregators)
+        self._environ = environ or {}
 
     def run(
         self,
@@ -70,7 +72,9 @@ class Ranks:
             environ: Further variables.
             failing: Whether a result may be missing: it is then the text of the exception, or None if the rank died.
         """
-        variables = {"PSUM_AGGREGATORS": self.aggregators, "PSUM_JOB": secrets.token_hex(4)} | (environ or {})
+        variables = (
+            {"PSUM_AGGREGATORS": self.aggregators, "PSUM_JOB": secrets.token_hex(4)} | self._environ | (environ or {})
+        )
         with tempfile.TemporaryDirectory() as directory:
             method = f"file://{pathlib.Path(directory) / 'store'}"
             started = []

@@ -28,6 +28,7 @@ from psum.client.comparison import ComparedTensor, Comparison, digest_of
 from psum.client.core.contribution import Contribution
 from psum.client.core.counters import OperationStatistics, Statistics, Times
 from psum.client.core.operation import Operation
+from psum.client.core.placement import UNIT_ELEMENTS as SHARD_UNIT_ELEMENTS
 from psum.client.core.store_numbers import StoreNumber
 from psum.client.core.ticket import Ticket
 from psum.client.elastic.sources import StateSource
@@ -35,6 +36,7 @@ from psum.client.elastic.state import ElasticState
 from psum.client.elastic_range import Elastic
 from psum.client.exit_status import PEER_FAULT_STATUS
 from psum.client.future import Outcome
+from psum.client.scaling import scale
 from psum.client.settings import Settings
 from psum.client.store import Store, key_name
 from psum.client.transport.aggregator_status import addresses_behind, fetch_status
@@ -66,6 +68,7 @@ from psum.wire.errors import (
 
 __all__ = [
     "PEER_FAULT_STATUS",
+    "SHARD_UNIT_ELEMENTS",
     "AbortedError",
     "AggregatorLostError",
     "Block",
@@ -112,5 +115,6 @@ __all__ = [
     "fetch_status",
     "key_name",
     "reserve_store",
+    "scale",
     "shared_client",
 ]

@@ -5,6 +5,8 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -30,7 +32,7 @@ from psum.client.transport.usable_planes import usable_planes
 from psum.planes import Block, MappedSums
 from psum.runtime import keep_large_blocks
 from psum.wire import ElementType
-from psum.wire.errors import ClosedError, FaultError, ForkedError, PsumError
+from psum.wire.errors import ClosedError, FaultError, ForkedError, InvalidError, PsumError
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +108,8 @@ class Client:
         """What step boundaries need of an elastic job; None in others."""
         if settings.elastic is not None and self._thread is not None:
             self.link = Link(self, settings, self._session, self._thread, self._settle)
+        self._upcoming: deque[Callable[[], None]] = deque()
+        """What is to be started with the next operation."""
         self._expiry: asyncio.Task[None] | None = None
         # Reentrant: a signal's handler may close the client while the main thread does so.
         self._closing = threading.RLock()
@@ -220,8 +224,10 @@ class Client:
         label: str = "",
         ranks: tuple[int, ...] = (),
     ) -> Ticket:
-        """See Store.reserve."""
+        """See Store.reserve. `ranks` are those that use the key, in an elastic job; none if all do."""
         self._check_process()
+        if ranks:
+            self._check_ranks(key, ranks)
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
@@ -277,6 +283,7 @@ class Client:
         """
         self._check_process()
         self.check_may_wait()
+        self.start_upcoming()
         return self._outstanding.wait(timeout)
 
     @property
@@ -383,6 +390,21 @@ class Client:
             self._memory.close()
             raise
 
+    def start_with_next(self, start: Callable[[], None]) -> None:
+        """Starts an operation together with the next one: they need no more messages than that alone.
+
+        Args:
+            start: Starts it. `start_upcoming` calls it too, if there is no next one.
+        """
+        self._upcoming.append(start)
+
+    def start_upcoming(self) -> None:
+        """Starts what was to be started with the next operation. From any thread."""
+        while self._upcoming:
+            # Another thread may be faster.
+            with contextlib.suppress(IndexError):
+                self._upcoming.popleft()()
+
     def check_may_wait(self) -> None:
         """Raises RuntimeError in the client's own thread: the results to wait for come through that thread."""
         if self.is_current_thread:
@@ -403,11 +425,15 @@ class Client:
         await self._membership.leave(patience)
 
     async def _expire(self) -> None:
-        """Fails operations that wait too long, and writes the timeline when its last step is over."""
+        """Fails operations that wait too long, and writes the timeline when its last step is over. In an elastic job,
+        warns of candidates that wait in vain."""
         try:
             while True:
                 await asyncio.sleep(_EXPIRY_SECONDS)
-                self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, time.monotonic())
+                now = time.monotonic()
+                self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, now)
+                if self.link is not None:
+                    self.link.look_for_candidates(now)
                 self._settle()
                 if self._telemetry.is_timeline_due:
                     await asyncio.to_thread(self._telemetry.write_timeline)
@@ -459,6 +485,8 @@ class Client:
     def _hand_over(self, ticket: Ticket) -> None:
         if process_name.pid != self._pid:
             raise self._forked_error()
+        if self._upcoming:
+            self.start_upcoming()
         self._outstanding.add(ticket)
 
     def _settle(self) -> None:
@@ -480,6 +508,24 @@ class Client:
         self._outstanding.report()
         for connection in self._membership.connections:
             connection.wake()
+
+    def _check_ranks(self, key: str, ranks: tuple[int, ...]) -> None:
+        """Checks the ranks of a key that is not for all ranks. An aggregator would end the stream for wrong ones."""
+        elastic = self.settings.elastic
+        if elastic is None:
+            raise InvalidError(
+                f"key {key!r} is for the ranks {list(ranks)} only, and {self.title} is in a job that is not elastic"
+                " (PSUM_ELASTIC), in which each rank uses each key"
+            )
+        if (
+            self.rank not in ranks
+            or len(set(ranks)) != len(ranks)
+            or not 0 <= min(ranks) <= max(ranks) < elastic.maximum
+        ):
+            raise ValueError(
+                f"key {key!r} is for the ranks {list(ranks)}; expected each rank once, from 0 to {elastic.maximum - 1},"
+                f" with rank {self.rank}, which is this one"
+            )
 
     def _check_process(self) -> None:
         if process_name.pid != self._pid:

@@ -1,6 +1,7 @@
 """A namespace of keys, and what can be done with them."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from psum.client.core.buffers import Buffer
@@ -41,6 +42,7 @@ class Member(Protocol):
         operation: Operation,
         priority: int,
         label: str = "",
+        ranks: tuple[int, ...] = (),
     ) -> Ticket:
         """See Store.reserve."""
 
@@ -75,7 +77,14 @@ class Store:
         return f"<Store {self.number} of {self.client!r}>"
 
     def push_pull(
-        self, key: str | int, value: Any, out: Any = None, *, priority: int = 0, element_type: object = None
+        self,
+        key: str | int,
+        value: Any,
+        out: Any = None,
+        *,
+        priority: int = 0,
+        element_type: object = None,
+        ranks: Sequence[int] = (),
     ) -> None:
         """Sums a tensor over all ranks, and waits for the sum.
 
@@ -85,16 +94,25 @@ class Store:
             out: Receives the sum; of the same shape and type as value. None: value receives it.
             priority: Higher values go first.
             element_type: The type of the elements if the buffer cannot say it, such as 'bfloat16' for uint16.
+            ranks: In an elastic job, the ranks that sum, this one among them. None: all. All of them must give the same
+                list. A key stands for another tensor under each list.
 
         Raises:
             TypeError, ValueError: The arguments do not fit.
             PsumError: The sum failed.
         """
         self.client.check_may_wait()
-        self.push_pull_async(key, value, out, priority=priority, element_type=element_type).result()
+        self.push_pull_async(key, value, out, priority=priority, element_type=element_type, ranks=ranks).result()
 
     def push_pull_async(
-        self, key: str | int, value: Any, out: Any = None, *, priority: int = 0, element_type: object = None
+        self,
+        key: str | int,
+        value: Any,
+        out: Any = None,
+        *,
+        priority: int = 0,
+        element_type: object = None,
+        ranks: Sequence[int] = (),
     ) -> Outcome:
         """Sums a tensor without waiting. Do not change value, nor use out, before the future is done.
 
@@ -104,29 +122,59 @@ class Store:
         """
         source = Buffer.of(value, "value", element_type, writable=out is None)
         target = source if out is None else _like(source, out, element_type)
-        return self._begin(key, source, target, Operation.SUM, priority, True)
+        return self._begin(key, source, target, Operation.SUM, priority, True, tuple(ranks))
 
-    def broadcast(self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None) -> None:
+    def broadcast(
+        self,
+        key: str | int,
+        value: Any,
+        *,
+        priority: int = 0,
+        element_type: object = None,
+        ranks: Sequence[int] = (),
+        elastic: bool = False,
+    ) -> None:
         """Gives every rank the tensor of rank 0, in place, and waits for it. All ranks must call it, or none.
+
+        In an elastic job, rank 0 may be lost before it has sent its value. Then the key fails on all ranks, except with
+        `elastic`: then they get another rank's value, perhaps one rank's in some parts of the tensor and another's in
+        others. All get the same.
 
         Args:
             key: The tensor's name.
             value: Read on rank 0, written to on the others.
             priority: Higher values go first.
             element_type: As for push_pull.
+            ranks: As for push_pull. The first of them sends its tensor, instead of rank 0. If it is lost before, the
+                key fails with WorkerLostError, whatever `elastic` says.
+            elastic: Whether `value` has a tensor on each rank that the others may get if rank 0 is lost, such as
+                parameters after their initialization. All ranks must say the same. It has no effect in other jobs.
 
         Raises:
             TypeError, ValueError: The arguments do not fit.
+            WorkerLostError: The rank that was to send its value is gone.
             PsumError: The broadcast failed.
         """
         self.client.check_may_wait()
-        self.broadcast_async(key, value, priority=priority, element_type=element_type).result()
+        self.broadcast_async(
+            key, value, priority=priority, element_type=element_type, ranks=ranks, elastic=elastic
+        ).result()
 
-    def broadcast_async(self, key: str | int, value: Any, *, priority: int = 0, element_type: object = None) -> Outcome:
+    def broadcast_async(
+        self,
+        key: str | int,
+        value: Any,
+        *,
+        priority: int = 0,
+        element_type: object = None,
+        ranks: Sequence[int] = (),
+        elastic: bool = False,
+    ) -> Outcome:
         """Broadcasts without waiting. Do not change value, nor use it, before the future is done."""
-        root = self.client.rank == 0
+        which = tuple(ranks)
+        root = self.client.rank == (which[0] if which else 0)
         buffer = Buffer.of(value, "value", element_type, writable=not root)
-        return self._begin(key, buffer, buffer, Operation.BROADCAST, priority, root)
+        return self._begin(key, buffer, buffer, Operation.BROADCAST, priority, root, which, stands_in=elastic)
 
     def reserve(
         self,
@@ -175,12 +223,13 @@ class Store:
         operation: Operation,
         priority: int,
         label: str = "",
+        ranks: tuple[int, ...] = (),
     ) -> Ticket:
         # Checked here: in the client's thread, a wrong priority would end the whole client.
         priority = operator.index(priority)
         if not -_PRIORITY_LIMIT <= priority < _PRIORITY_LIMIT:
             raise ValueError(f"a priority of {priority}; expected -2^63 to 2^63 - 1")
-        return self.client.reserve(self.number, key_name(key), shape, element_type, operation, priority, label)
+        return self.client.reserve(self.number, key_name(key), shape, element_type, operation, priority, label, ranks)
 
     def _begin(
         self,
@@ -190,11 +239,14 @@ class Store:
         operation: Operation,
         priority: int,
         contributes: bool,
+        ranks: tuple[int, ...],
+        *,
+        stands_in: bool = False,
     ) -> Outcome:
         _, shape, kind = source
-        ticket = self._reserve(key, shape, kind, operation, priority)
+        ticket = self._reserve(key, shape, kind, operation, priority, ranks=ranks)
         future = CountedOutcome(ticket) if self.client.elastic else Outcome()
-        ticket.start(source.memory if contributes else None, target.memory, future)
+        ticket.start(source.memory if contributes else None, target.memory, future, stands_in=stands_in)
         return future
 
 

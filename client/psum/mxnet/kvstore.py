@@ -104,6 +104,10 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         All workers must push-pull a key the same number of times, with the same shape and type. They all get the same
         bits. If the sum fails, reading out raises an MXNetError that tells why.
 
+        In an elastic job, a sum of floating-point numbers to which only m of the n workers contributed is multiplied by
+        n / m, because it is taken for gradients: divided by num_workers, it is their mean. Integers are never scaled.
+        For exact sums and counts of other things, use the core client (psum.client) beside the store.
+
         Arrays that cannot be used in place, such as those of a GPU, go through one array in host memory for each key.
         The next value is copied there after the last sum was copied out.
 
@@ -278,6 +282,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 self._stages,
                 self._in_place,
                 awaited=self._waits and operation is Operation.BROADCAST,
+                nominal=self.num_workers if operation is Operation.SUM and self._client.elastic else 0,
             )
             push_pull.begin(priority)
         push_pull.complete()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from psum.client import Operation, PsumError, Ticket
+from psum.client import Operation, PsumError, Ticket, scale
 from psum.mxnet.arguments import Arrays
 from psum.mxnet.arrays import copies
 from psum.mxnet.arrays.inspection import context_of
@@ -40,6 +40,8 @@ class PushPull:
         stages: Lends stages.
         in_place: Whether the arrays of a context can be used in place.
         awaited: Whether `wait` will be called.
+        nominal: The number of ranks by which the program divides the sum, which is scaled if fewer contributed. 0: the
+            sum is taken as it is.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class PushPull:
         in_place: Callable[[Any], bool],
         *,
         awaited: bool,
+        nominal: int = 0,
     ) -> None:
         self._ticket = ticket
         self._key = key
@@ -59,6 +62,7 @@ class PushPull:
         self._outs = outs
         self._stages = stages
         self._in_place = in_place
+        self._nominal = nominal
         self._target: Any = None
         self._turn: Turn | None = None
         # Most push-pulls are not waited for, and an event costs as much as all the rest of the constructor.
@@ -192,7 +196,9 @@ class PushPull:
         self._ticket.start(
             None if self._values is None else view,
             view,
-            functools.partial(self._on_result, operation),
+            functools.partial(self._on_result, operation)
+            if not self._nominal
+            else functools.partial(self._on_gradients, operation, view),
             None if self._turn is None else self._turn.memory.offset,
         )
 
@@ -215,6 +221,14 @@ class PushPull:
             self._stages.give_back(self._turn, reason)
         if self._ended is not None:
             self._ended.set()
+
+    def _on_gradients(
+        self, operation: operations.Operation | None, result: memoryview, error: PsumError | None
+    ) -> None:
+        """Scales a sum of gradients, and ends the push-pull. The client calls this, from any thread."""
+        if error is None:
+            scale(result, self._outs.element_type, self._ticket.contributions, self._nominal)
+        self._on_result(operation, error)
 
     def _on_result(self, operation: operations.Operation | None, error: PsumError | None) -> None:
         """Ends the push-pull. The client calls this, from any thread."""

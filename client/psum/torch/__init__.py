@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
         " https://pytorch.org says",
         name="torch",
     ) from None
-from psum.torch import in_callback, rendezvous
+from psum.torch import in_callback, lost_objects, rendezvous
 from psum.torch.byteps.allreduce import Average, Sum, allreduce, allreduce_, allreduce_async, allreduce_async_
 from psum.torch.byteps.broadcasts import broadcast_object, broadcast_optimizer_state, broadcast_parameters
 from psum.torch.byteps.compression import Compression
@@ -75,3 +75,4 @@ __all__ = [
 dist.Backend.register_backend("psum", create, extended_api=True, devices=["cpu", "cuda"])
 rendezvous.install()
 in_callback.install()
+lost_objects.install()

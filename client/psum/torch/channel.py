@@ -13,6 +13,8 @@ from psum.torch.keys import KeySequence, Kind
 from psum.torch.tensors import byte_count, check_dense
 from psum.torch.work import PsumWork
 
+Counted = staging.Counted
+
 
 class Transfer(NamedTuple):
     """One tensor that psum moves, in place.
@@ -23,6 +25,7 @@ class Transfer(NamedTuple):
         root: The rank whose bytes all ranks get. The tensor is then plain and of uint8. None: its sum is wanted.
         movable: As in staging.push_pull.
         borrows: Whether the sum may be lent rather than written to the tensor, which is then the work's only result.
+        gradient, counted: As in staging.push_pull.
     """
 
     name: str
@@ -30,6 +33,8 @@ class Transfer(NamedTuple):
     root: int | None = None
     movable: bool = False
     borrows: bool = False
+    gradient: bool = False
+    counted: Counted | None = None
 
     @property
     def kind(self) -> Kind:
@@ -50,14 +55,16 @@ class Channel:
         client: As given.
         rank: This process's rank in the group.
         size: The number of ranks.
-        lends: Whether sums may be lent.
+        elastic: Whether ranks may be lost, and sums then count the others only.
+        lends: Whether sums may be lent. Not in elastic jobs, where some must be scaled.
     """
 
     def __init__(self, client: Client, title: str, patience: float) -> None:
         self.client = client
         self.rank = client.rank
         self.size = client.num_workers
-        self.lends = client.settings.torch_lend_results and client.num_workers > 1
+        self.elastic = client.elastic
+        self.lends = client.settings.torch_lend_results and client.num_workers > 1 and not client.elastic
         self._store = client.store()
         self._begun = itertools.count()
         self._lock = threading.Lock()
@@ -99,6 +106,7 @@ class Channel:
             callbacks=self._callbacks,
             patience=self._patience,
             whom=lambda: stragglers.whom(self.client, operations),
+            gradients=any(transfer.gradient for transfer in transfers),
         )
         for transfer in transfers:
             kind = transfer.kind
@@ -114,6 +122,8 @@ class Channel:
                     movable=transfer.movable,
                     done=work.done,
                     lent=work.lent if transfer.borrows else None,
+                    gradient=transfer.gradient,
+                    counted=transfer.counted,
                 )
             else:
                 staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)

@@ -56,7 +56,8 @@ def hook(store: Store | None = None) -> Hook:
 
     All ranks must make their hooks in the same order. A bucket goes before the others if it holds layers that the next
     forward pass needs earlier. The result equals that of DistributedDataParallel without a hook: each rank divides its
-    gradients by the number of ranks, and psum adds them up in rank order. torch's wrappers fit around it:
+    gradients by the number of ranks, and psum adds them up in rank order. In an elastic job, the mean stays the mean
+    when ranks are lost. torch's wrappers fit around it:
     `model.register_comm_hook(None, fp16_compress_wrapper(psum.torch.hook()))`.
 
     If a sum fails, `backward()` raises a RuntimeError with the text of psum's error.
@@ -81,7 +82,7 @@ def hook(store: Store | None = None) -> Hook:
         future, done = torch_future(tensor)
         index = bucket.index()
         key = keys.key(index, tensor.numel(), tensor.dtype)
-        staging.push_pull(store, key, tensor, priority=priority.of_ready(index), movable=True, done=done)
+        staging.push_pull(store, key, tensor, priority=priority.of_ready(index), movable=True, done=done, gradient=True)
         return future
 
     return psum_hook

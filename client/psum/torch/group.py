@@ -4,6 +4,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 import torch
@@ -23,6 +24,9 @@ _SUM: Final = dist.ReduceOp.SUM
 _SMALL_ELEMENTS: Final = 1
 _KEPT_WORKS: Final = 256
 
+#: In which function DistributedDataParallel compares the ranks' parameters.
+_VERIFICATION: Final = "_verify_param_shape_across_processes"
+
 Tensors = Sequence[torch.Tensor]
 
 
@@ -38,7 +42,7 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     Args:
         channel: The way to psum. The group closes it.
         name: The group's name.
-        monitored: Its barrier that names missing ranks.
+        monitored: Its barrier that names missing ranks; None in an elastic job, in which ranks may miss.
         timeout: How long that barrier waits if its caller does not say.
     """
 
@@ -47,7 +51,7 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     supports_coalescing = False
     supports_time_estimate = False
 
-    def __init__(self, channel: Channel, name: str, monitored: MonitoredBarrier, timeout: timedelta) -> None:
+    def __init__(self, channel: Channel, name: str, monitored: MonitoredBarrier | None, timeout: timedelta) -> None:
         super().__init__(channel.rank, channel.size)
         self._channel = channel
         self._name = name
@@ -68,16 +72,25 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce. The reducer of DistributedDataParallel may borrow the result; see `borrowers`."""
-        of_backward = bucket_calls.is_of_backward(sys._getframe().f_back)
+        caller = sys._getframe().f_back
+        of_backward = bucket_calls.is_of_backward(caller)
         borrows = of_backward and self._channel.lends and len(tensors) == 1 and borrowers.may_borrow(self, tensors[0])
-        work = reductions.all_reduce(self._channel, tensors, _op(opts), movable=of_backward, borrows=borrows)
+        work = reductions.all_reduce(
+            self._channel,
+            tensors,
+            _op(opts),
+            movable=of_backward,
+            borrows=borrows,
+            gradients=self._channel.elastic and bucket_calls.is_of_gradients(caller),
+        )
         if sum(tensor.numel() for tensor in tensors) <= _SMALL_ELEMENTS:
             self._kept.append(work)
         return work
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce."""
-        return reductions.all_reduce(self._channel, tensors, _op(opts))
+        gradients = self._channel.elastic and bucket_calls.is_of_gradients(sys._getframe().f_back)
+        return reductions.all_reduce(self._channel, tensors, _op(opts), gradients=gradients)
 
     def reduce(self, tensors: Tensors, opts: Any) -> PsumWork:
         """See reductions.reduce."""
@@ -112,7 +125,9 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def allgather(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> PsumWork:
         """See movements.all_gather."""
-        return movements.all_gather(self._channel, outputs, inputs)
+        # DistributedDataParallel compares all ranks' numbers of parameters with this rank's.
+        compares = self._channel.elastic and _is_called_by(_VERIFICATION, sys._getframe().f_back)
+        return movements.all_gather(self._channel, outputs, inputs, own_for_lost=compares)
 
     def allgather_coalesced(self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None) -> PsumWork:
         """See movements.all_gather. Here each rank has a list of outputs, one for each input."""
@@ -138,6 +153,11 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
             timeout: How long to wait; None: the group's timeout.
             wait_all_ranks: Whether rank 0 looks for all ranks that are missing, or for the first.
         """
+        if self._monitored is None:
+            raise NotImplementedError(
+                "monitored_barrier: an elastic job (PSUM_ELASTIC) has no rank that is always there, and through which"
+                " the others meet. Call torch.distributed.barrier(); `psum status` shows whom rounds wait for"
+            )
         self._monitored.wait(self._timeout if timeout is None else timeout, all_ranks=wait_all_ranks)
 
     def send(self, *_: Any, **__: Any) -> NoReturn:
@@ -227,6 +247,13 @@ def create(options: Any, _: object = None) -> PsumProcessGroup:
     # The list is empty for the default group, which is the job itself.
     if ranks:
         world = job.groups_client()
+        if world is not None and world.elastic:
+            raise ConfigurationError(
+                [
+                    f"new_group with the ranks {ranks}: an elastic job (PSUM_ELASTIC) has the default group only."
+                    " Another group would fail with the first of its ranks. Use the default group"
+                ]
+            )
         newest = None if world is None else NewestGroups(dist.distributed_c10d._get_default_store(), world)
         check_members(store, name, ranks[rank], ranks, timeout, newest)
     elif job.is_initialized():
@@ -241,7 +268,7 @@ def create(options: Any, _: object = None) -> PsumProcessGroup:
     return PsumProcessGroup(
         Channel(client, f"psum group {name}", _patience(timeout)),
         name,
-        MonitoredBarrier(store, client.settings.job, rank, size),
+        None if client.elastic else MonitoredBarrier(store, client.settings.job, rank, size),
         timeout,
     )
 
@@ -250,6 +277,10 @@ def _patience(timeout: timedelta) -> float:
     """How long a collective waits, in seconds: a little longer than psum, whose errors say more."""
     seconds = timeout.total_seconds()
     return seconds + min(10.0, seconds / 10)
+
+
+def _is_called_by(function: str, caller: FrameType | None) -> bool:
+    return caller is not None and caller.f_code.co_name == function
 
 
 def _op(options: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from psum.client import Loan, PsumError
-from psum.torch import staging
+from psum.torch import bucket_calls, staging
 from psum.torch.callback_threads import CallbackThreads
 from psum.torch.compilation import not_compiled
 from psum.torch.profiling import begin_event
@@ -37,6 +37,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         callbacks: Runs the callbacks of its future.
         patience: Seconds that `wait` waits at most, if its caller does not say.
         whom: Says which ranks it waits for, in sentences. May take some seconds.
+        gradients: Whether it sums gradients, in an elastic job.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         callbacks: CallbackThreads,
         patience: float,
         whom: Callable[[], str],
+        gradients: bool = False,
     ) -> None:
         super().__init__()
         self._title = title
@@ -58,6 +60,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._callbacks = callbacks
         self._patience = patience
         self._whom = whom
+        self._gradients = gradients
         self._lent: list[torch.Tensor] = []
         """The tensor of a result that is lent and was not copied."""
         self._error: Exception | None = None
@@ -171,7 +174,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         if not self._arrived.wait(self._patience):
             error = self._late(self._patience)
             self._error = self._error or error
-        with staging.after_results(self._result):
+        with staging.after_results(self._result), bucket_calls.callbacks_of(gradients=self._gradients):
             if self._arrived.is_set():
                 self._conclude()
             begun.set_result(self._result)

@@ -186,3 +186,18 @@ def test_no_sum_is_affected() -> None:
     [action] = sums(lose(job, 0))
     assert len(action.contributions) == 2
     assert faults(lose(job, 0)) == []
+
+
+def test_a_newcomer_is_no_root_of_rounds_before_its_admission() -> None:
+    """Rank 0 is replaced while the others wait for its value. The new process has nothing to do with that round."""
+    job = begun()
+    pull(job, 2)
+    lose(job, 0)
+    job.admit(1, pb.Admission(rank=0, generation=1, incarnation=9, ids=[7], rounds=[1]), 4.0)
+    assert asked(pull(job, 1)) == [(1, 0)]
+    [action] = answer(job, 1, b"mine")
+    assert isinstance(action, Sum)
+    [result] = job.summed(action.key, 0, b"mine")
+    job.check()
+    assert isinstance(result, Deliver)
+    assert result.ranks == (1, 2)

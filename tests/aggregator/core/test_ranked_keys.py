@@ -183,7 +183,7 @@ def test_keys_at_rest_are_forgotten() -> None:
     before = job._memory.budget.reserved_bytes
     contribute(job, 2, None)
     complete(job, contribute(job, 1, b"abcd"))
-    job.forget_ranked_keys()
+    job.rounds.forget_ranked_keys()
     job.check()
     assert list(job.keys) == [7]
     assert job._memory.budget.reserved_bytes == before - 4 * 3
@@ -198,7 +198,7 @@ def test_a_failed_key_is_forgotten() -> None:
     job = transfer()
     contribute(job, 2, None)
     job.learn_losses(0, [loss(1)], 3.0)
-    job.forget_ranked_keys()
+    job.rounds.forget_ranked_keys()
     job.check()
     assert not job.keys
 
@@ -207,11 +207,11 @@ def test_a_key_whose_round_is_open_is_not_forgotten() -> None:
     """It is when the round is complete."""
     job = transfer()
     contribute(job, 2, None)
-    job.forget_ranked_keys()
+    job.rounds.forget_ranked_keys()
     made = contribute(job, 1, b"abcd")
-    job.forget_ranked_keys()
+    job.rounds.forget_ranked_keys()
     assert complete(job, made).result == b"abcd"
-    job.forget_ranked_keys()
+    job.rounds.forget_ranked_keys()
     assert not job.keys
 
 

@@ -43,8 +43,8 @@ class EarlierRoster(Roster):
 
     @property
     def gone(self) -> Set[int]:  # type: ignore[override]
-        """See Roster."""
-        return self._job.gone
+        """See Roster. The newcomer takes no part, so a broadcast from its rank has lost its root."""
+        return self._job.gone | {self._newcomer}
 
     @property
     def absent(self) -> int:

@@ -192,10 +192,6 @@ class ElasticJob(Job):
             return []
         return self._lose(reported(losses, now), now, knowing=rank)
 
-    def forget_ranked_keys(self) -> None:
-        """Forgets the keys that are not for all ranks and are at rest. To be called when a process is admitted."""
-        self.rounds.forget_ranked_keys()
-
     def tick(self, now: float) -> list[Action]:
         """See Job. Ranks that are out of touch for too long are lost."""
         if self.failure is not None:
@@ -343,6 +339,7 @@ class ElasticJob(Job):
         if before is not None and before.connected:
             actions.append(Detach(rank))
         self.members.admit(admission, now)
+        self.rounds.forget_ranked_keys()
         self._memory.grow(self.keys.values())
         self.rounds.begin_at(admission)
         return actions + self.joins.admitted(admission, now)

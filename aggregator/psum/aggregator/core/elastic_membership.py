@@ -39,6 +39,7 @@ class ElasticMembership(Membership):
         """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
         self._deadlines: dict[int, float] = {}
         """When ranks are lost that were admitted and whose processes are not here."""
+        self._round_timeout = limits.round_timeout
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
         super().__init__(hello, limits, before)
@@ -105,12 +106,12 @@ class ElasticMembership(Membership):
         self._deadlines[rank] = now + self._worker_timeout
 
     def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
-        """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended."""
+        """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
+
+        Its welcome waits for members that have not come to the step boundary.
+        """
         if rank in self._deadlines:
-            if here:
-                self._deadlines[rank] = float("inf")
-            else:
-                self._deadlines[rank] = now + self._closed_timeout
+            self._deadlines[rank] = now + (self._round_timeout if here else self._closed_timeout)
 
     def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
         """Makes an admitted process a member."""
@@ -206,7 +207,9 @@ class ElasticMembership(Membership):
             now: The time.
         """
         holder = self.workers.get(hello.rank)
-        if holder is None or hello.rank in self.roster.gone or not is_replaced(holder, hello, now):
+        if holder is None or hello.rank in self.roster.gone or holder.hello.incarnation == hello.incarnation:
+            return []
+        if not is_replaced(holder, hello, now):
             return []
         text, generation = elastic_texts.replaced(hello, peer), self.generation(hello.rank)
         return [Loss(hello.rank, text, now, generation=generation, reason="replaced")]

@@ -66,7 +66,7 @@ class ElasticRounds(JobRounds):
                 action.contributors = self._count(key, action.shard)
             elif isinstance(action, Deliver):
                 action.contributors = self._contributors.get((action.key.id, action.shard), 0)
-        if key is not None and key.broadcast and key.root in roster.gone:
+        if key is not None and key.broadcast:
             return actions + self._replace_root(key, entry.shard)
         return actions
 
@@ -169,7 +169,12 @@ class ElasticRounds(JobRounds):
         self._begun_again = True
 
     def _set_rosters(self, key: Key) -> None:
-        """Sets for which ranks the current rounds of a key wait, after an admission or in another round."""
+        """Sets for which ranks the current rounds of a key wait, after an admission or in another round.
+
+        The newcomer's rounds of a key of some ranks begin with the first one.
+        """
+        if key.ranks:
+            return
         admission = self._admission
         first = 0 if admission is None else admission.rounds.get(key.id, 0)
         for shard in key.shards.values():
@@ -237,9 +242,9 @@ class ElasticRounds(JobRounds):
         return (
             bool(shard.contributions)
             and shard.phase is Phase.GATHERING
-            and root in self._roster.gone
+            and root in shard.roster.gone
             and root not in shard.contributions
-            and shard.ranks_lacking_result <= self._roster.gone
+            and shard.ranks_lacking_result <= shard.roster.gone
         )
 
     def _replace_root(self, key: Key, index: int) -> list[Action]:

@@ -49,7 +49,8 @@ class JobMemory:
         """How many bytes the budget lacks if one more member joined; 0 or less: it has enough."""
         if not self.budget.limit_bytes:
             return 0
-        more = sum(max(0, self.need(key) + key.nbytes - key.reserved_bytes) for key in keys if key.failure is None)
+        used = [key for key in keys if key.failure is None and not key.ranks]
+        more = sum(max(0, self.need(key) + key.nbytes - key.reserved_bytes) for key in used)
         return more - self.budget.free_bytes
 
     def grow(self, keys: Iterable[Key]) -> None:

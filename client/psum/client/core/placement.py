@@ -15,7 +15,7 @@ from typing import Final
 from psum.v1 import aggregator_pb2 as pb
 
 #: Shards begin at multiples of this many elements, at 16 bytes or more, where sums of them are aligned.
-_UNIT_ELEMENTS: Final = 16
+UNIT_ELEMENTS: Final = 16
 
 #: Keys from this size on have shards that begin at pages, if a shard has several: so their sums can be lent in one
 #: piece.
@@ -110,7 +110,7 @@ class Placement:
     def shards(self, turn: int, elements: int, itemsize: int) -> tuple[Shard, ...]:
         """The shards of a key that begins at a turn, none if it has no elements."""
         most = max(1, self._partition_bytes // itemsize)
-        unit = _UNIT_ELEMENTS if most >= _UNIT_ELEMENTS else 1
+        unit = UNIT_ELEMENTS if most >= UNIT_ELEMENTS else 1
         if elements * itemsize >= _PAGED_KEY_BYTES and self._partition_bytes >= 16 * _PAGE_BYTES:
             unit = _PAGE_BYTES // itemsize
         units, most_units = -(-elements // unit), most // unit

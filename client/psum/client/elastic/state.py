@@ -95,7 +95,7 @@ class ElasticState:
             own["joined"] = True
             _log.warning("%s has joined the running job; its members are now %s", link.title, _names(self.members))
         termination.postpone(self.leave, client.settings.leave_timeout)
-        own["_call"] = link.call(leaving=False)
+        own["_call"] = link.call(leaving=False, ahead=True)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -165,7 +165,7 @@ class ElasticState:
         if link.rank in leaving:
             self._leave(link)
             return
-        self._call = link.call(leaving=self._leaving)
+        self._call = link.call(leaving=self._leaving, ahead=True)
         if changed:
             _log.info("%s: the members are now %s", link.title, _names(members))
             for hook in self._hooks:

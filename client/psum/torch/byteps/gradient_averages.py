@@ -173,7 +173,7 @@ class GradientAverages:
         sent, context = self._compression.compress(gradient)
         outcome = Outcome(self._store, sent)
         key = f"gradient {parameter.name}"
-        staging.push_pull(self._store, key, sent, priority=parameter.priority, done=outcome)
+        staging.push_pull(self._store, key, sent, priority=parameter.priority, done=outcome, gradient=True)
         parameter.gradient, parameter.sent, parameter.context, parameter.outcome = gradient, sent, context, outcome
 
     def _restore(self, parameter: _Parameter) -> None:

@@ -59,7 +59,7 @@ def push_pull_async_inplace(
             values.div_(store.client.num_workers)
     key = f"push_pull of {tuple(values.shape)} {values.dtype}" if name is None else f"push_pull {name}"
     handle = Handle(store, tensor)
-    staging.push_pull(store, key, values, priority=priority, done=handle.outcome)
+    staging.push_pull(store, key, values, priority=priority, done=handle.outcome, gradient=average)
     return handle
 
 

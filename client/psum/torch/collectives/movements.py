@@ -14,7 +14,8 @@ def broadcast(channel: Channel, tensors: Sequence[torch.Tensor], root: int) -> P
     """Gives all ranks the root's tensors, of any dtype, bit for bit.
 
     From rank 0 of the group, psum moves a tensor once. From another rank, the others contribute zeros to a sum of
-    bytes: that costs as much as an all_reduce.
+    bytes: that costs as much as an all_reduce. In an elastic job, it fails if that rank was lost before it had given
+    all of its value.
     """
     plan = Plan(channel, "broadcast")
     for tensor in tensors:
@@ -54,6 +55,9 @@ def scatter(channel: Channel, output: torch.Tensor, parts: Sequence[torch.Tensor
 def gather(channel: Channel, outputs: Sequence[torch.Tensor], tensor: torch.Tensor, root: int) -> PsumWork:
     """Gives the root the tensors of all ranks. Costs as much as all_gather.
 
+    In an elastic job, the root gets zeros for lost ranks. If the root is lost, nobody receives anything, and the others
+    go on.
+
     Args:
         channel: The group's.
         outputs: On the root one tensor for each rank; elsewhere nothing.
@@ -72,20 +76,27 @@ def gather(channel: Channel, outputs: Sequence[torch.Tensor], tensor: torch.Tens
 
 
 def all_gather(
-    channel: Channel, outputs: Sequence[Sequence[torch.Tensor]], tensors: Sequence[torch.Tensor]
+    channel: Channel,
+    outputs: Sequence[Sequence[torch.Tensor]],
+    tensors: Sequence[torch.Tensor],
+    *,
+    own_for_lost: bool = False,
 ) -> PsumWork:
     """Gives all ranks the tensors of all ranks. psum has only sums, so each rank sends and receives the bytes of all.
+
+    In an elastic job, ranks that were lost have zeros.
 
     Args:
         channel: The group's.
         outputs: For each tensor a list with one output for each rank.
         tensors: This rank's.
+        own_for_lost: Whether lost ranks have this rank's value instead of zeros.
     """
     plan = Plan(channel, "all_gather")
     for copies, tensor in zip(outputs, tensors, strict=True):
         check_dense(tensor, "the input of all_gather")
         _check_list("all_gather", "outputs", copies, tensor, channel.size)
-        plan.gather(tensor, functools.partial(_copy_all, copies))
+        plan.gather(tensor, functools.partial(_copy_all, copies, lost=tensor.detach() if own_for_lost else None))
     return plan.begin([output for copies in outputs for output in copies])
 
 
@@ -106,7 +117,7 @@ def all_gather_single(channel: Channel, outputs: Sequence[torch.Tensor], tensors
 
 
 def barrier(channel: Channel) -> PsumWork:
-    """Ends when all ranks have called it."""
+    """Ends when all ranks have called it. In an elastic job, it does not wait for lost ranks."""
     plan = Plan(channel, "barrier")
     plan.sum(torch.zeros(1, dtype=torch.uint8))
     return plan.begin([])
@@ -132,7 +143,13 @@ def _check_list(name: str, what: str, tensors: Sequence[torch.Tensor], like: tor
             )
 
 
-def _copy_all(outputs: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+def _copy_all(
+    outputs: Sequence[torch.Tensor], values: Sequence[torch.Tensor | None], lost: torch.Tensor | None = None
+) -> None:
     # Without outputs on ranks that only contribute.
-    for output, value in zip(outputs, values, strict=False):
-        output.detach().copy_(value.view(output.shape))
+    for output, gathered in zip(outputs, values, strict=False):
+        value = lost if gathered is None else gathered
+        if value is None:
+            output.detach().zero_()
+        else:
+            output.detach().copy_(value.view(output.shape))

@@ -37,7 +37,7 @@ class Operator(NamedTuple):
             raise TypeError(f"{self.name} takes whole numbers and bools, and this tensor is of {dtype}")
 
     def of_all(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The result for the values of all ranks, in order of rank. Changes the first."""
+        """The result for the values of ranks, in order of rank. Changes the first."""
         assert self.combine is not None
         first, *others = values
         for other in others:

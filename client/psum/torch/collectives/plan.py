@@ -6,7 +6,8 @@ from typing import Final
 
 import torch
 from psum.client import DisagreementError
-from psum.torch.channel import Channel, Transfer
+from psum.torch.channel import Channel, Counted, Transfer
+from psum.torch.collectives.places import Places
 from psum.torch.keys import rounded_up
 from psum.torch.tensors import as_bytes, byte_count, described, plain
 from psum.torch.work import PsumWork
@@ -34,7 +35,14 @@ class Plan:
         self._steps: list[Step] = []
 
     def sum(
-        self, tensor: torch.Tensor, *steps: Step, detail: str = "", movable: bool = False, borrows: bool = False
+        self,
+        tensor: torch.Tensor,
+        *steps: Step,
+        detail: str = "",
+        movable: bool = False,
+        borrows: bool = False,
+        gradient: bool = False,
+        counted: Counted | None = None,
     ) -> None:
         """Adds up a tensor over all ranks, in place, or lends the work the sum; then come the steps.
 
@@ -42,9 +50,11 @@ class Plan:
             tensor: A plain tensor.
             steps: What this rank does then.
             detail: What ranks must agree on beside the collective and the tensor.
-            movable, borrows: As in Transfer.
+            movable, borrows, gradient, counted: As in Transfer.
         """
-        transfer = Transfer(f"{self._name}{detail}", tensor, movable=movable, borrows=borrows)
+        transfer = Transfer(
+            f"{self._name}{detail}", tensor, movable=movable, borrows=borrows, gradient=gradient, counted=counted
+        )
         if self._channel.has_own_keys(transfer):
             self._transfers.append(transfer)
         else:
@@ -74,33 +84,38 @@ class Plan:
             self._broadcast_rounded(transfer)
         self._steps += steps
 
-    def gather(self, tensor: torch.Tensor, use: Callable[[Sequence[torch.Tensor]], object], detail: str = "") -> None:
+    def gather(
+        self, tensor: torch.Tensor, use: Callable[[Sequence[torch.Tensor | None]], object], detail: str = ""
+    ) -> None:
         """Gathers a tensor of the same size and dtype from each rank.
 
         It is a sum: each rank contributes its bytes at its place and zeros elsewhere. That costs, because every rank
-        sends and receives the bytes of all ranks. Sums of bytes are exact for every dtype, since each byte has at most
-        one summand that is not zero.
+        sends and receives the bytes of all ranks.
 
         Args:
             tensor: This rank's tensor, of any dtype.
-            use: The next step: called with all ranks' tensors, flat, in order of rank. They are its own.
+            use: The next step: called with all ranks' tensors, flat, in order of rank. They are its own. None stands
+                for the tensor of a rank that was lost before it had contributed all of it, in an elastic job.
             detail: What else ranks must agree on.
         """
         channel, name = self._channel, self._name
         value = plain(tensor)
         size = byte_count(value)
         room = rounded_up(size)
-        every = torch.zeros((channel.size, room + _TRAILER_BYTES), dtype=torch.uint8, device=value.device)
-        mine = every[channel.rank]
-        mine[:size].copy_(as_bytes(value))
-        mine[room:].copy_(_trailer(size, f"{name}{detail} {value.dtype}"))
+        places = Places(channel.size, room + _TRAILER_BYTES, value.device, elastic=channel.elastic)
+        between = torch.zeros(room - size, dtype=torch.uint8, device=value.device)
+        places.write(channel.rank, as_bytes(value), between, _trailer(size, f"{name}{detail} {value.dtype}"))
 
         def step() -> None:
-            _check(name, tensor, every[:, room:].contiguous().view(torch.int64).tolist(), channel.rank)
+            lost, every = places.lost(), places.read()
+            _check(name, tensor, every[:, room:].contiguous().view(torch.int64).tolist(), channel.rank, lost)
             parts = every[:, :size].contiguous().view(-1).view(value.dtype)
-            use(parts.view(channel.size, value.numel()).unbind())
+            values: list[torch.Tensor | None] = list(parts.view(channel.size, value.numel()).unbind())
+            for rank in lost:
+                values[rank] = None
+            use(values)
 
-        self.sum(every, step, detail=detail)
+        self.sum(places.every, step, detail=detail, counted=places.count)
 
     def then(self, step: Step) -> None:
         """Adds a step after those that there are."""
@@ -123,14 +138,18 @@ class Plan:
         channel, count = self._channel, tensor.numel()
         padded = torch.zeros(rounded_up(count), dtype=tensor.dtype, device=tensor.device)
         padded[:count].copy_(tensor.detach().reshape(-1))
-        every = torch.zeros((channel.size, _TRAILER_BYTES), dtype=torch.uint8)
-        every[channel.rank].copy_(_trailer(byte_count(tensor), f"{name} {tensor.dtype}"))
+        places = Places(channel.size, _TRAILER_BYTES, torch.device("cpu"), elastic=channel.elastic)
+        places.write(channel.rank, _trailer(byte_count(tensor), f"{name} {tensor.dtype}"))
 
         def step() -> None:
-            _check(name, tensor, every.view(torch.int64).tolist(), channel.rank)
+            trailers = places.read().view(torch.int64).tolist()
+            _check(name, tensor, trailers, channel.rank, places.lost())
             tensor.detach().copy_(padded[:count].view(tensor.shape))
 
-        self._transfers += [Transfer(f"sizes of {name}", every), Transfer(f"{name}, rounded up,", padded)]
+        self._transfers += [
+            Transfer(f"sizes of {name}", places.every, counted=places.count),
+            transfer._replace(name=f"{name}, rounded up,", tensor=padded, movable=False, borrows=False),
+        ]
         self._steps.append(step)
 
     def _broadcast_rounded(self, transfer: Transfer) -> None:
@@ -169,12 +188,13 @@ def _trailer(size: int, text: str) -> torch.Tensor:
     return torch.tensor([size, zlib.crc32(text.encode())]).view(torch.uint8)
 
 
-def _check(name: str, tensor: torch.Tensor, trailers: Sequence[Sequence[int]], rank: int) -> None:
-    """Raises a DisagreementError if ranks have given different things."""
-    others = [other for other, trailer in enumerate(trailers) if trailer != trailers[rank]]
+def _check(name: str, tensor: torch.Tensor, trailers: Sequence[Sequence[int]], rank: int, lost: Sequence[int]) -> None:
+    """Raises a DisagreementError if ranks that are not lost have given different things."""
+    present = [(other, trailer) for other, trailer in enumerate(trailers) if other not in lost]
+    others = [other for other, trailer in present if trailer != trailers[rank]]
     if not others:
         return
-    sizes = ", ".join(f"rank {other}: {size} bytes" for other, (size, _) in enumerate(trailers))
+    sizes = ", ".join(f"rank {other}: {size} bytes" for other, (size, _) in present)
     raise DisagreementError(
         f"{name}: the ranks' tensors differ in size or type, or the ranks called different collectives. Rank {rank}"
         f" gave {described(tensor)}; {sizes}. {_ADVICE}",

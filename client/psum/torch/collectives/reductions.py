@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from psum.client import Contribution
 from psum.torch.channel import Channel
 from psum.torch.collectives.operators import Operator, operator_of
 from psum.torch.collectives.plan import Plan, check_root
@@ -15,12 +16,20 @@ _MOST_BOOLS = 255
 
 
 def all_reduce(
-    channel: Channel, tensors: Sequence[torch.Tensor], op: Any, *, movable: bool = False, borrows: bool = False
+    channel: Channel,
+    tensors: Sequence[torch.Tensor],
+    op: Any,
+    *,
+    movable: bool = False,
+    borrows: bool = False,
+    gradients: bool = False,
 ) -> PsumWork:
     """Combines tensors over all ranks, in place.
 
     SUM is psum's own operation. AVG divides the sum afterwards, on each rank. All others gather the values of all ranks
     (see Plan.gather): each rank then sends and receives as many times the bytes as there are ranks.
+
+    In an elastic job, the values of lost ranks are left out. AVG divides by the number of ranks that contributed.
 
     Args:
         channel: The group's.
@@ -28,17 +37,21 @@ def all_reduce(
         op: The reduction.
         movable: As in Transfer.
         borrows: Whether a sum of a plain tensor may be lent: see PsumWork.
+        gradients: Whether SUM sums gradients, which the caller divides by the number of ranks: see staging.push_pull.
     """
     operator = operator_of(op)
     plan = Plan(channel, "all_reduce")
     for tensor in tensors:
         check_dense(tensor, "the tensor of all_reduce")
-        _combine(plan, channel.size, tensor, operator, movable=movable, borrows=borrows)
+        _combine(plan, channel.size, tensor, operator, movable=movable, borrows=borrows, gradient=gradients)
     return plan.begin(tensors)
 
 
 def reduce(channel: Channel, tensor: torch.Tensor, op: Any, root: int) -> PsumWork:
-    """Combines a tensor over all ranks. Only the root's tensor changes. Costs as much as all_reduce."""
+    """Combines a tensor over all ranks. Only the root's tensor changes. Costs as much as all_reduce.
+
+    In an elastic job in which the root is lost, nobody receives the result, and the others go on.
+    """
     check_dense(tensor, "the tensor of reduce")
     check_root(channel, "reduce", root)
     plan = Plan(channel, "reduce")
@@ -97,13 +110,25 @@ def reduce_scatter_single(
 
 
 def _combine(
-    plan: Plan, size: int, tensor: torch.Tensor, operator: Operator, *, movable: bool = False, borrows: bool = False
+    plan: Plan,
+    size: int,
+    tensor: torch.Tensor,
+    operator: Operator,
+    *,
+    movable: bool = False,
+    borrows: bool = False,
+    gradient: bool = False,
 ) -> None:
     """Plans the reduction of a tensor, in place."""
     target = tensor.detach()
     operator.check(tensor.dtype)
     if operator.combine is not None:
-        plan.gather(target, lambda values: target.copy_(operator.of_all(values).view(target.shape)), operator.detail)
+
+        def combine(gathered: Sequence[torch.Tensor | None]) -> None:
+            present = [each for each in gathered if each is not None]
+            target.copy_(operator.of_all(present).view(target.shape))
+
+        plan.gather(target, combine, operator.detail)
         return
     element_type_of(tensor.dtype)
     values, detail = target, operator.detail
@@ -115,12 +140,36 @@ def _combine(
         values = plain(target)
     is_own = values is target
     # A step changes the result, so it cannot be in memory that is lent.
-    plan.sum(values, detail=detail, movable=movable and is_own, borrows=borrows and is_own and not operator.averages)
+    counts: list[Contribution] = []
+    plan.sum(
+        values,
+        detail=detail,
+        movable=movable and is_own,
+        borrows=borrows and is_own and not operator.averages,
+        gradient=gradient,
+        counted=counts.extend if operator.averages else None,
+    )
     if operator.averages:
-        whole_numbers = not values.dtype.is_floating_point
-        plan.then(lambda: values.div_(size, rounding_mode="trunc" if whole_numbers else None))
+        plan.then(lambda: _divide(values, size, counts))
     if values is not target:
         plan.then(_copying(target, values))
+
+
+def _divide(sums: torch.Tensor, size: int, counts: Sequence[Contribution]) -> None:
+    """Divides sums by the number of ranks that contributed to each.
+
+    Args:
+        sums: A plain tensor.
+        size: The number of ranks.
+        counts: Where fewer contributed.
+    """
+    rounding = None if sums.dtype.is_floating_point else "trunc"
+    flat, position = sums.view(-1), 0
+    for part in counts:
+        flat[position : part.start].div_(size, rounding_mode=rounding)
+        flat[part.start : part.stop].div_(part.count, rounding_mode=rounding)
+        position = part.stop
+    flat[position:].div_(size, rounding_mode=rounding)
 
 
 def _copying(target: torch.Tensor, values: torch.Tensor) -> Any:

@@ -15,7 +15,7 @@ from psum.client import Client, ConfigurationError, Settings
 from psum.runtime import processors, sensible_processes
 from psum.torch.rendezvous import this_host
 from psum.torch.rendezvous.exchange import Exchange
-from psum.torch.rendezvous.names import contradictions, local_place, node, restarts
+from psum.torch.rendezvous.names import contradictions, is_elastic, local_place, node, restarts
 from psum.torch.rendezvous.own_aggregator import OwnAggregator
 from psum.torch.rendezvous.plan import Plan, Report, Starter, advertised, make_plan
 from psum.wire import join_address
@@ -31,6 +31,8 @@ _PROCESS_VARIABLES: Final = (
     "PSUM_TRACE_DIR",
     "PSUM_FAULT_FILE",
     "BYTEPS_TRACE_ON",
+    "PSUM_ELASTIC",
+    "PSUM_JOIN",
 )
 
 #: The most seconds that this process waits at its end for its own operations.
@@ -79,6 +81,9 @@ def connect(store: Any, rank: int, size: int, *, timeout: datetime.timedelta, gr
     Where PSUM_AGGREGATORS names no aggregators, the lowest rank of each host starts one. It ends when all ranks have
     closed their clients, or when the process ends that has started it.
 
+    The default group of an elastic job meets nobody in torch's store: a process that replaces another one joins while
+    the others train. PSUM_AGGREGATORS, PSUM_JOB and the local ranks must then be told to each process.
+
     Args:
         store: torch's store of this group.
         rank: This process's rank in the group.
@@ -94,6 +99,10 @@ def connect(store: Any, rank: int, size: int, *, timeout: datetime.timedelta, gr
         FaultError: An aggregator refused this worker.
     """
     environ = _environment(group_name)
+    if not group_name and (alone := _elastic(environ, rank, size)) is not None:
+        client = psum.client.connect(alone, staging=True)
+        _enter(_World(alone.job, alone.aggregators, {}, None), client)
+        return client
     exchange = Exchange(store, rank, size, timeout=timeout.total_seconds())
     world = next((world for world in reversed(_worlds) if world.open), None) if group_name else None
     report = _report(environ, rank, size, group_name, exchange.host, world)
@@ -117,12 +126,52 @@ def connect(store: Any, rank: int, size: int, *, timeout: datetime.timedelta, gr
             own.end()
         raise
     if world is None:
-        world = _World(plan.job, addresses, given, own)
-        _worlds[:] = [*(other for other in _worlds if other.open or (other.own and other.own.running)), world]
-    world.use(client)
+        _enter(_World(plan.job, addresses, given, own), client)
+    else:
+        world.use(client)
     if own is not None:
         _tell(own, plan)
     return client
+
+
+def _enter(world: _World, client: Client) -> None:
+    """Notes the job of a new default group, and its client."""
+    _worlds[:] = [*(other for other in _worlds if other.open or (other.own and other.own.running)), world]
+    world.use(client)
+
+
+def _elastic(environ: Mapping[str, str], rank: int, size: int) -> Settings | None:
+    """The settings of a worker of an elastic job; None if the job is not elastic.
+
+    Raises:
+        ConfigurationError: Settings cannot be used.
+    """
+    if not is_elastic(environ):
+        return None
+    mistakes = list(contradictions(environ, rank, size))
+    if rank >= size:
+        mistakes.append(
+            f"rank {rank} of {size}: with PyTorch, an elastic job has the ranks of its world size, in which it begins,"
+            " and no further ones. Begin with as many workers as it may have"
+        )
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    if not environ.get("PSUM_AGGREGATORS"):
+        raise ConfigurationError(
+            [
+                "PSUM_ELASTIC is set and PSUM_AGGREGATORS is not: aggregators that psum starts for a job end with the"
+                " rank that has started them. Start aggregators beside the workers, or use `psum launch --elastic`"
+            ]
+        )
+    local_rank, local_size = (environ.get(name) or None for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    told = Settings.from_environment(environ, rank=rank, num_workers=size).sources
+    return Settings.from_environment(
+        environ,
+        rank=rank,
+        num_workers=size,
+        local_rank=None if "local_rank" in told else local_rank,
+        local_size=None if "local_size" in told else local_size,
+    )
 
 
 def _environment(group_name: str) -> Mapping[str, str]:

@@ -136,6 +136,19 @@ def restarts(environ: Mapping[str, str]) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def is_elastic(environ: Mapping[str, str]) -> bool:
+    """Whether the environment asks for an elastic job.
+
+    Raises:
+        ConfigurationError: psum's settings cannot be read.
+    """
+    if not environ.get("PSUM_ELASTIC"):
+        return False
+    # The other settings do not matter here, and may be incomplete.
+    only = {"PSUM_ELASTIC": environ["PSUM_ELASTIC"]}
+    return Settings.from_environment(only, aggregators=_ANY, rank=0, num_workers=_MOST).elastic is not None
+
+
 def node(environ: Mapping[str, str]) -> str:
     """The number of torchrun's agent that started this process; empty without torchrun.
 

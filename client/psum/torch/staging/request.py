@@ -21,6 +21,8 @@ class Request:
         takes: Whether the tensor receives the result. If not, it has the result already.
         as_bytes: Whether it is a sum of bytes to which ranks that do not give contribute zeros.
         lent: Called with the result if it is lent rather than written to the tensor. None: it is always written.
+        arrived: Called with the ticket and the result in host memory, before that goes to the tensor. None: nothing is
+            to be done.
     """
 
     ticket: Ticket
@@ -28,6 +30,7 @@ class Request:
     takes: bool
     as_bytes: bool
     lent: Callable[[Loan], None] | None = None
+    arrived: Callable[[Ticket, Any], None] | None = None
 
     def start(self, host: torch.Tensor, done: Callable[[PsumError | None], None], staged: int | None = None) -> None:
         """Starts the operation. Returns at once.
@@ -46,14 +49,16 @@ class Request:
             if not self.gives:
                 array[:] = 0
         source = array if self.gives or self.as_bytes else None
-        if (lent := self.lent) is None:
-            self.ticket.start(source, array, done, staged)
+        ticket, lent, arrived = self.ticket, self.lent, self.arrived
+        if lent is None and arrived is None:
+            ticket.start(source, array, done, staged)
             return
-        ticket = self.ticket
 
         def ended(error: PsumError | None) -> None:
-            if ticket.loan is not None:
+            if lent is not None and ticket.loan is not None:
                 lent(ticket.loan)
+            if arrived is not None and error is None:
+                arrived(ticket, array)
             done(error)
 
-        ticket.start(source, array, ended, staged, borrows=True)
+        ticket.start(source, array, ended, staged, borrows=lent is not None)

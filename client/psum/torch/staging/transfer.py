@@ -1,18 +1,24 @@
 """Sums and broadcasts of tensors, wherever their memory is."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from psum.client import Client, Loan, Operation, PsumError, Store
+from psum.client import Client, Contribution, Loan, Operation, PsumError, Store, Ticket, WorkerLostError, scale
+from psum.torch import marks
 from psum.torch.staging.cuda import CudaDevice
 from psum.torch.staging.pipeline import Pipeline
 from psum.torch.staging.request import Request
 from psum.torch.staging.shared_storages import SharedStorages
-from psum.torch.tensors import byte_count, check_dense, element_type_of, is_plain, plain
+from psum.torch.tensors import as_bytes, byte_count, check_dense, element_type_of, is_plain, plain
 
 #: Called exactly once, from any thread, with None or the error. It must return soon and not raise.
 Done = Callable[[PsumError | None], None]
+
+#: Called before `done` if fewer ranks than all have contributed, from any thread. It must return soon and not raise.
+Counted = Callable[[Sequence[Contribution]], None]
 
 
 def push_pull(
@@ -24,6 +30,8 @@ def push_pull(
     movable: bool = False,
     done: Done,
     lent: Callable[[Loan], None] | None = None,
+    gradient: bool = False,
+    counted: Counted | None = None,
 ) -> None:
     """Sums a tensor over all ranks, in place. Returns at once: the caller's thread does not wait for psum or a GPU.
 
@@ -43,6 +51,9 @@ def push_pull(
             `after_results` for other threads.
         lent: Called before `done` with the result, if that is lent and not written to the tensor. None: it is written.
             Only for plain tensors on the CPU.
+        gradient: Whether the program divides by the number of ranks, and means the mean. In an elastic job, a sum to
+            which fewer ranks contributed is then scaled: see psum.client.scale.
+        counted: Called before `done` if fewer ranks than all contributed to some elements, with their counts.
 
     Raises:
         TypeError: psum cannot sum such a tensor.
@@ -51,7 +62,8 @@ def push_pull(
     """
     _check(tensor)
     ticket = store.reserve(key, shape=(tensor.numel(),), element_type=element_type_of(tensor.dtype), priority=priority)
-    request = Request(ticket, gives=True, takes=True, as_bytes=False, lent=lent)
+    arrived = _arrival(store, gradient=gradient, counted=counted)
+    request = Request(ticket, gives=True, takes=True, as_bytes=False, lent=lent, arrived=arrived)
     _begin(store, request, tensor, done, movable=movable)
 
 
@@ -59,7 +71,8 @@ def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priori
     """Gives every rank the tensor of one rank, in place, bit for bit. Returns at once, as `push_pull` does.
 
     From rank 0, psum moves the tensor once. From another rank it is a sum of bytes to which the others contribute
-    zeros, which costs as much as `push_pull`.
+    zeros, which costs as much as `push_pull`. In an elastic job, it fails with a WorkerLostError if that rank was lost
+    before it had contributed to all of it.
 
     Args:
         store, key, tensor, priority, done: As for `push_pull`.
@@ -71,6 +84,9 @@ def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priori
     _check(tensor)
     element_type = element_type_of(tensor.dtype)
     is_root = store.client.rank == root
+    if root and _is_elastic(store):
+        _broadcast_marked(store, key, tensor, root, priority, done)
+        return
     if root == 0:
         ticket = store.reserve(
             key,
@@ -88,6 +104,50 @@ def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priori
             priority=priority,
         )
     _begin(store, Request(ticket, gives=is_root, takes=not is_root, as_bytes=root != 0), tensor, done)
+
+
+def _broadcast_marked(store: Store, key: str, tensor: torch.Tensor, root: int, priority: int, done: Done) -> None:
+    """Broadcasts from another rank than 0, as a sum that shows whether the root has contributed."""
+    nbytes, is_root = byte_count(tensor), store.client.rank == root
+    place = torch.zeros(marks.marked_size(nbytes), dtype=torch.uint8, device=tensor.device)
+    if is_root:
+        marks.write(place, as_bytes(plain(tensor)))
+    counts: list[Contribution] = []
+
+    def ended(error: PsumError | None) -> None:
+        if error is None and not is_root:
+            if counts and not marks.is_complete(place):
+                error = WorkerLostError(
+                    f"rank {root} was lost before it had given its value to a broadcast ({key})", ranks=[root]
+                )
+            else:
+                value = marks.read(place, nbytes).view(tensor.dtype).view(tensor.shape)
+                tensor.detach().copy_(value)
+        done(error)
+
+    push_pull(store, f"{key} from rank {root}, marked", place, priority=priority, done=ended, counted=counts.extend)
+
+
+def _is_elastic(store: Store) -> bool:
+    return bool(getattr(store.client, "elastic", False))
+
+
+def _arrival(store: Store, *, gradient: bool, counted: Counted | None) -> Callable[[Ticket, Any], None] | None:
+    """What is to be done with a sum before it goes to its tensor."""
+    if not _is_elastic(store):
+        return None
+    if gradient:
+        return functools.partial(_scale, store.client.num_workers)
+    return None if counted is None else functools.partial(_tell, counted)
+
+
+def _scale(nominal: int, ticket: Ticket, array: Any) -> None:
+    scale(array, ticket.key.element_type, ticket.contributions, nominal)
+
+
+def _tell(counted: Counted, ticket: Ticket, _: Any) -> None:
+    if parts := ticket.contributions:
+        counted(parts)
 
 
 def devices_of(tensors: Iterable[torch.Tensor]) -> list[torch.device]:

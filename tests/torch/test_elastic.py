@@ -1,0 +1,197 @@
+"""PyTorch in elastic jobs: what collectives give when a rank was killed, and the mean of gradients stays the mean."""
+
+import os
+import signal
+from typing import Any, Final
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import psum.torch
+from psum.client import ConfigurationError, WorkerLostError
+from tests.torch.ranks import Ranks
+
+#: The rank that is killed.
+LOST: Final = 1
+
+
+def die_if_lost() -> None:
+    """Kill this process if its rank is the one to be lost. All ranks have begun by then."""
+    dist.barrier()
+    if dist.get_rank() == LOST:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def value(rank: int) -> torch.Tensor:
+    return torch.tensor([1.0, -2.0]) * (rank + 1)
+
+
+def collectives() -> bool:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    die_if_lost()
+    living = [r for r in range(size) if r != LOST]
+    every = torch.stack([value(r) for r in living])
+    for op, expected in {
+        dist.ReduceOp.SUM: every.sum(0),
+        dist.ReduceOp.AVG: every.mean(0),
+        dist.ReduceOp.MIN: every.min(0).values,
+        dist.ReduceOp.MAX: every.max(0).values,
+        dist.ReduceOp.PRODUCT: every.prod(0),
+    }.items():
+        tensor = value(rank)
+        dist.all_reduce(tensor, op)
+        assert tensor.equal(expected), (op, tensor)
+    whole = torch.tensor([7 * (rank + 1)])
+    dist.all_reduce(whole, dist.ReduceOp.AVG)
+    assert whole.item() == sum(7 * (r + 1) for r in living) // len(living)
+    output = torch.empty(1)
+    dist.reduce_scatter_tensor(output, torch.arange(float(size)), dist.ReduceOp.AVG)
+    assert output.item() == rank
+    outputs = [torch.full((2,), 5.0) for _ in range(size)]
+    dist.all_gather(outputs, value(rank))
+    assert all(outputs[r].equal(value(r) if r in living else torch.zeros(2)) for r in range(size))
+    objects: list[Any] = [0] * size
+    dist.all_gather_object(objects, f"rank {rank}")
+    assert objects == [f"rank {r}" if r in living else None for r in range(size)]
+    # Nobody gets the results of these.
+    dist.gather(value(rank), None, dst=LOST)
+    dist.reduce(value(rank), dst=LOST)
+    dist.barrier()
+    last = size - 1
+    tensor = value(rank)
+    dist.broadcast(tensor, last)
+    assert tensor.equal(value(last))
+    output = torch.empty(2)
+    dist.scatter(output, [value(r) for r in range(size)] if rank == last else None, src=last)
+    assert output.equal(value(rank))
+    with pytest.raises(WorkerLostError, match=f"rank {LOST} was lost before it had given its value"):
+        dist.broadcast(value(rank), LOST)
+    store = [rank] if rank == last else [None]
+    dist.broadcast_object_list(store, src=last)
+    assert store == [last]
+    for root, expected in ((last, value(last)), (LOST, None)):
+        parameters = {"w": value(rank)}
+        psum.torch.init()
+        if expected is not None:
+            psum.torch.broadcast_parameters(parameters, root_rank=root)
+            assert parameters["w"].equal(expected)
+        else:
+            with pytest.raises(WorkerLostError, match=f"rank {LOST} was lost"):
+                psum.torch.broadcast_parameters(parameters, root_rank=root, prefix="again.")
+    return True
+
+
+def test_collectives_leave_lost_ranks_out(elastic_ranks: Ranks) -> None:
+    """After a kill -9, reductions combine what living ranks give, gathers have zeros, and other roots still work."""
+    assert elastic_ranks.run(4, collectives, failing=True) == [True, None, True, True]
+
+
+class Weights(torch.nn.Module):  # type: ignore[misc]
+    """A network whose gradients are known: those of its weights are the input."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.zeros(elements))
+        self.second = torch.nn.Parameter(torch.zeros(elements))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return (self.first * values).sum() + (self.second * values).sum()
+
+
+def bf16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """PyTorch's hook, which DDP admits by its name on GPUs only."""
+    return default_hooks.bf16_compress_hook(group, bucket)
+
+
+#: Each rank's gradients.
+GRADIENTS: Final = (3.0, 9.0, 27.0)
+
+
+def trainings() -> list[bytes]:
+    """Train with known gradients, in every way that averages them."""
+    rank = dist.get_rank()
+    psum.torch.init()
+    elements = 300_000
+    means: list[Any] = []
+
+    def add(model: Any) -> None:
+        module = getattr(model, "module", model)
+        for parameter in (module.first, module.second):
+            assert parameter.grad.eq(parameter.grad[0]).all()
+            means.append(parameter.grad[0].clone())
+            parameter.grad = None
+
+    def with_hook(hook: Any, state: Any = None, **options: Any) -> Any:
+        model = DistributedDataParallel(Weights(elements), bucket_cap_mb=1, **options)
+        if hook is not None:
+            model.register_comm_hook(state, hook)
+        return model
+
+    models = [
+        with_hook(None),
+        with_hook(None, gradient_as_bucket_view=True),
+        with_hook(psum.torch.hook()),
+        with_hook(default_hooks.fp16_compress_hook),
+        with_hook(bf16),
+        with_hook(powerSGD_hook.powerSGD_hook, powerSGD_hook.PowerSGDState(None, 1, start_powerSGD_iter=2)),
+    ]
+    alone = Weights(elements)
+    optimizer = psum.torch.DistributedOptimizer(
+        torch.optim.SGD(alone.parameters(), lr=0.0), alone.named_parameters(), psum.torch.Compression.fp16
+    )
+    for step in range(4):
+        if step == 2:
+            die_if_lost()
+        living = GRADIENTS if step < 2 else GRADIENTS[:LOST] + GRADIENTS[LOST + 1 :]
+        for number, model in enumerate(models):
+            model(torch.full((elements,), GRADIENTS[rank])).backward()
+            add(model)
+            is_exact = number < 3
+            for mean in means[-2:]:
+                expected = torch.tensor(sum(living) / len(living))
+                torch.testing.assert_close(mean, expected, rtol=1e-6 if is_exact else 1e-2, atol=0)
+        alone(torch.full((elements,), GRADIENTS[rank])).backward()
+        optimizer.synchronize()
+        for mean in (alone.first.grad[0], alone.second.grad[0]):
+            means.append(mean.clone())
+            torch.testing.assert_close(mean, torch.tensor(sum(living) / len(living)), rtol=1e-3, atol=0)
+        optimizer.step()
+        optimizer.zero_grad()
+    # A sum is a sum, and so are integers; an average is the mean of those that are there.
+    tensor = torch.full((3,), GRADIENTS[rank])
+    assert psum.torch.push_pull(tensor, average=False).tolist() == [30.0] * 3
+    assert psum.torch.push_pull(tensor, average=True).allclose(torch.tensor(15.0))
+    counts = torch.full((3,), rank + 1)
+    dist.all_reduce(counts)
+    assert counts.tolist() == [4] * 3
+    # Another model can still be made.
+    model = DistributedDataParallel(Weights(3))
+    model(torch.full((3,), GRADIENTS[rank])).backward()
+    assert model.module.first.grad.allclose(torch.tensor(15.0))
+    return [mean.numpy().tobytes() for mean in means]
+
+
+def test_the_mean_stays_the_mean(elastic_ranks: Ranks) -> None:
+    """Gradients of known values have the mean of those that contributed, by DDP, its hooks, and DistributedOptimizer.
+
+    Survivors have the same bits.
+    """
+    first, lost, last = elastic_ranks.run(3, trainings, failing=True)
+    assert lost is None
+    assert isinstance(first, list), first
+    assert first == last
+
+
+def refusals() -> None:
+    with pytest.raises(ConfigurationError, match="has the default group only"):
+        dist.new_group([0])
+    with pytest.raises(NotImplementedError, match=r"Call torch\.distributed\.barrier"):
+        dist.group.WORLD.monitored_barrier()
+
+
+def test_what_elastic_jobs_lack(elastic_ranks: Ranks) -> None:
+    """Groups over parts of the ranks, and barriers through a store, say why there are none."""
+    elastic_ranks.run(1, refusals)
