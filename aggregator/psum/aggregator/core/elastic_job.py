@@ -247,7 +247,7 @@ class ElasticJob(Job):
                     self.rounds.begin_at(known)
             return []
         admission.said.add(by)
-        # Without a process here there is none to lose. A newcomer, which does not know of this admission, would take the
+        # Without a process here there is none to lose. A newcomer that does not know of this admission would take the
         # loss for that of the present process.
         is_here = rank in self.workers and rank not in self.members.roster.gone
         out = [elastic_texts.admitted_later(admission)] if is_here and generation >= 0 else []
@@ -332,7 +332,6 @@ class ElasticJob(Job):
     def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
         """Expects the process of an admission, and nothing more of the one before."""
         rank, before = admission.rank, self.workers.get(admission.rank)
-        self.forget_ranked_keys()
         actions: list[Action] = []
         if before is not None and before.connected and before.left and before.release_at is not None:
             actions.append(Release(rank))
