@@ -267,4 +267,5 @@ def _compare_losses(processes: Sequence[WorkerProcess], seed: int, steps: int) -
     # With other samples: the same ones give the same losses, apart from what was lost.
     others = [statistics.fmean(rehearse(seed + other, steps, WORKERS)[-tail:]) for other in range(3)]
     expected = statistics.fmean(others)
-    return end, expected, max(5 * statistics.stdev(others), 0.05 * expected)
+    # Steps without some ranks learn from fewer samples, so the gradients are noisier.
+    return end, expected, max(5 * statistics.stdev(others), 0.1 * expected)

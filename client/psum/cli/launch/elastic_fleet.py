@@ -10,7 +10,6 @@ from psum.cli.launch.processes import describe, shell_status
 from psum.cli.launch.verdict import Ending, cause
 from psum.cli.launch.workforce import State, Workforce
 from psum.client import ConnectError, Settings, fetch_status
-from psum.v1 import aggregator_pb2 as pb
 
 #: How often the aggregator is asked whether a new process has joined.
 _ASK_SECONDS: Final = 1.0
@@ -86,7 +85,7 @@ class ElasticFleet(LocalFleet):
             status = await asyncio.to_thread(fetch_status, address, job=self._name, settings=settings)
         except ConnectError:
             return None
-        workers: list[pb.WorkerStatus] = [worker for job in status.jobs for worker in job.workers]
+        workers = [worker for job in status.jobs for worker in job.workers]
         known = (*force.ranks(State.MEMBER), *force.ranks(State.JOINING))
         return {
             worker.rank
