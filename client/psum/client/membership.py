@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 from psum.client.core.session import Session
 from psum.client.joining import join
@@ -20,6 +21,10 @@ from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION
 from psum.wire.errors import ConnectError, ExcludedError, FaultError
 
 _log = logging.getLogger(__name__)
+
+#: The longest keepalive in elastic jobs, in seconds. A worker must notice that its connection is silent, and have
+#: another one, before its aggregator counts it as lost.
+_ELASTIC_KEEPALIVE: Final = 2.0
 
 
 class Membership:
@@ -108,10 +113,11 @@ class Membership:
                     address,
                     self._session,
                     credentials=credentials,
-                    keepalive=settings.keepalive,
+                    keepalive=min(settings.keepalive, _ELASTIC_KEEPALIVE) if settings.elastic else settings.keepalive,
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,
+                    beats=settings.elastic is not None,
                 )
                 for index, address in enumerate(self._route.connections)
             ]

@@ -320,7 +320,6 @@ class ElasticJob(Job):
     def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
         """Expects the process of an admission, and nothing more of the one before."""
         rank, before = admission.rank, self.workers.get(admission.rank)
-        self.forget_ranked_keys()
         actions: list[Action] = []
         if before is not None and before.connected and before.left and before.release_at is not None:
             actions.append(Release(rank))

@@ -8,6 +8,7 @@ from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
 from psum.aggregator.core.membership import Membership, is_replaced
+from psum.aggregator.core.silence import Silence
 from psum.aggregator.core.worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
@@ -42,6 +43,7 @@ class ElasticMembership(Membership):
         self._round_timeout = limits.round_timeout
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
+        self._silence = Silence(limits.worker_timeout)
         super().__init__(hello, limits, before)
         for rank in self._left_before:
             self.roster.leave(rank)
@@ -68,6 +70,7 @@ class ElasticMembership(Membership):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
+        self._silence.pass_time(self.workers.values(), now)
         rank, holder = hello.rank, self.workers.get(hello.rank)
         if (refusal := self._refusal(hello, peer, now)) is not None:
             return refusal, None
@@ -82,6 +85,23 @@ class ElasticMembership(Membership):
             # Another process has come for a rank, so nobody waits for the one before.
             self._replaced[rank] = elastic_texts.replaced(hello, peer)
         return refusal, None
+
+    def kept_seconds(self, worker: Worker) -> float:
+        """See Membership. A process that has come back to an aggregator counts as one that has taken part."""
+        ended = worker.closed and (worker.contributed or worker.hello.resuming)
+        return self._closed_timeout if ended else self.worker_timeout
+
+    def was_closed(self, worker: Worker, now: float, keepalive: float) -> bool:
+        """See Membership. Workers of elastic jobs send something with each beat."""
+        return super().was_closed(worker, now, max(keepalive, 1.5 * self._silence.beat))
+
+    def lose(self, rank: int, now: float, *, closed: bool) -> None:
+        """See Membership. A stream that is given up as silent has been silent for some time."""
+        self._silence.pass_time(self.workers.values(), now)
+        heard = self.workers[rank].last_heard
+        super().lose(rank, now, closed=closed)
+        if not closed:
+            self.workers[rank].last_heard = heard
 
     def admit(self, admission: Admission, now: float) -> None:
         """Begins the next generation of a rank. The process before is lost or has left.
@@ -99,7 +119,7 @@ class ElasticMembership(Membership):
         self._left_before.discard(rank)
         self.departures.left.discard(rank)
         self.roster.expect(rank)
-        self._deadlines[rank] = now + self._worker_timeout
+        self._deadlines[rank] = now + self.worker_timeout
 
     def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
         """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
@@ -171,6 +191,7 @@ class ElasticMembership(Membership):
 
     def due(self, now: float) -> list[Loss]:
         """The ranks that are lost by now and have not been noted as lost."""
+        self._silence.pass_time(self.workers.values(), now)
         return [] if self.draining else list(self._due(now))
 
     def lose_rank(self, loss: Loss) -> bool:
@@ -216,13 +237,17 @@ class ElasticMembership(Membership):
             rank = worker.hello.rank
             if rank not in self.roster.lost:
                 yield Loss(rank, elastic_texts.vanished(worker, now), now, generation=self.generation(rank))
+        for worker in self._silence.silent(self.workers.values(), now):
+            rank = worker.hello.rank
+            if rank not in self.roster.lost:
+                yield Loss(rank, elastic_texts.silent(worker, now), now, generation=self.generation(rank))
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
                 if now > deadline:
                     yield Loss(rank, elastic_texts.not_come(self.admissions[rank]), now, generation=generation)
-            elif self._resumed_at is not None and now - self._resumed_at > self._worker_timeout:
-                yield Loss(rank, elastic_texts.not_back(self._worker_timeout), now, generation=generation)
+            elif self._resumed_at is not None and now - self._resumed_at > self.worker_timeout:
+                yield Loss(rank, elastic_texts.not_back(self.worker_timeout), now, generation=generation)
 
     def _refusal(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process is refused: it is out, or its rank goes on without it. None if it is not refused for that."""

@@ -21,6 +21,14 @@ def vanished(worker: Worker, now: float) -> str:
     return f"{worker} vanished {now - worker.last_heard:.1f} s ago ({how})"
 
 
+def silent(worker: Worker, now: float) -> str:
+    """Why a worker is lost whose connection is open."""
+    return (
+        f"{worker} was silent for {now - worker.last_heard:.1f} s, although its connection is open: it was stopped or"
+        " blocked, or its host or network does not work (PSUM_ELASTIC_TIMEOUT)"
+    )
+
+
 def not_back(timeout: float) -> str:
     """Why a rank is lost that has not come back to an aggregator that was started again."""
     return f"its process did not come back within {timeout:g} s after an aggregator was started again"
