@@ -87,6 +87,7 @@ class Client:
             settings.aggregators,
             None if fleet.by_roles else settings.weights,
             rank=settings.rank,
+            elastic=settings.elastic is not None,
             num_workers=settings.num_workers,
             partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,

@@ -22,9 +22,10 @@ from psum.wire.errors import ConnectError, ExcludedError, FaultError
 
 _log = logging.getLogger(__name__)
 
-#: The longest keepalive in elastic jobs, in seconds. A worker must notice that its connection is silent, and have
-#: another one, before its aggregator counts it as lost.
-_ELASTIC_KEEPALIVE: Final = 2.0
+#: The longest keepalive in elastic jobs, in seconds. After twice as long a worker notices that a connection is silent.
+#: It must have another one before the aggregator counts it as lost, and must tell the others that it does not reach all
+#: before they lose anybody.
+_ELASTIC_KEEPALIVE: Final = 1.5
 
 
 class Membership:

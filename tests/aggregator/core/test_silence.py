@@ -58,7 +58,9 @@ def test_a_silent_worker_is_lost_although_its_connection_is_open(job: ElasticJob
     assert lost(actions) == [1]
     [report] = [action for action in actions if isinstance(action, Report)]
     assert (type(report.fault), report.ranks) == (ExcludedError, (1,))
-    assert "h1 pid 7 (peer 1) was silent for 5.2 s, although its connection is open" in str(report.fault)
+    assert "h1 pid 7 (peer 1) was silent for 5.2 s, although its connection to an aggregator is open" in str(
+        report.fault
+    )
     assert [len(action.contributions) for action in actions if isinstance(action, Sum)] == [2]
 
 
@@ -80,6 +82,15 @@ def test_a_pause_of_the_aggregator_is_no_silence_of_its_workers(job: ElasticJob)
     assert job.tick(100.0) == []
     actions, now = run(job, 100.0, 160.0, 0, 2)
     assert (lost(actions), 104 < now <= 105 + TICK) == ([1], True)
+
+
+def test_a_silent_worker_stays_while_those_who_are_heard_do_not_reach_all_aggregators(job: ElasticJob) -> None:
+    """Its network may be one half, and this aggregator's the other. What a silent worker has said earlier is old."""
+    job.members.reaches(0, 0.0, all_of_them=False)
+    job.members.reaches(2, 0.0, all_of_them=False)
+    assert run(job, 0.0, 60.0, 0, 2)[0] == []
+    job.members.reaches(2, 60.0, all_of_them=True)
+    assert lost(run(job, 60.0, 61.0, 0, 2)[0]) == [1]
 
 
 def test_the_silence_before_a_stream_was_given_up_counts(job: ElasticJob) -> None:

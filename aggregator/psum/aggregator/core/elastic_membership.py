@@ -9,6 +9,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
 from psum.aggregator.core.membership import Membership, is_replaced
 from psum.aggregator.core.silence import Silence
+from psum.aggregator.core.view import View
 from psum.aggregator.core.worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
@@ -44,6 +45,8 @@ class ElasticMembership(Membership):
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
         self._silence = Silence(limits.worker_timeout)
+        self._view = View()
+        """Whether time decides anything."""
         super().__init__(hello, limits, before)
         for rank in self._left_before:
             self.roster.leave(rank)
@@ -79,6 +82,8 @@ class ElasticMembership(Membership):
             return None, None
         had_left = rank in self._left_before
         refusal, failure = super().join(hello, peer, now)
+        if refusal is None:
+            self.reaches(rank, now, all_of_them=True)
         if had_left and rank not in self._left_before:
             self.roster.take_back(rank)
         if failure is not None:
@@ -95,6 +100,11 @@ class ElasticMembership(Membership):
         """See Membership. Workers of elastic jobs send something with each beat."""
         return super().was_closed(worker, now, max(keepalive, 1.5 * self._silence.beat))
 
+    def reaches(self, rank: int, now: float, *, all_of_them: bool) -> None:
+        """Notes whether a member has a stream to each aggregator."""
+        self.workers[rank].reaches_all = all_of_them
+        self._look(now)
+
     def lose(self, rank: int, now: float, *, closed: bool) -> None:
         """See Membership. A stream that is given up as silent has been silent for some time."""
         self._silence.pass_time(self.workers.values(), now)
@@ -102,6 +112,7 @@ class ElasticMembership(Membership):
         super().lose(rank, now, closed=closed)
         if not closed:
             self.workers[rank].last_heard = heard
+        self._look(now)
 
     def admit(self, admission: Admission, now: float) -> None:
         """Begins the next generation of a rank. The process before is lost or has left.
@@ -140,6 +151,7 @@ class ElasticMembership(Membership):
         worker = self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
+        self._look(now)
         return worker
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
@@ -190,8 +202,11 @@ class ElasticMembership(Membership):
                 worker.hello.resuming = True
 
     def due(self, now: float) -> list[Loss]:
-        """The ranks that are lost by now and have not been noted as lost."""
-        self._silence.pass_time(self.workers.values(), now)
+        """The ranks that are lost by now and have not been noted as lost.
+
+        Time alone decides nothing unless this aggregator has had a view of the job for as long.
+        """
+        self._look(now)
         return [] if self.draining else list(self._due(now))
 
     def lose_rank(self, loss: Loss) -> bool:
@@ -233,21 +248,33 @@ class ElasticMembership(Membership):
     def _due(self, now: float) -> Iterator[Loss]:
         for rank, text in self._replaced.items():
             yield Loss(rank, text, now, generation=self.generation(rank))
+        view, here = self._view, elastic_texts.aggregator(self.first)
         for worker in self._gone_for(1.0, now):
             rank = worker.hello.rank
-            if rank not in self.roster.lost:
-                yield Loss(rank, elastic_texts.vanished(worker, now), now, generation=self.generation(rank))
+            if rank not in self.roster.lost and view.held_longer(self.kept_seconds(worker), now):
+                yield Loss(rank, elastic_texts.vanished(worker, here, now), now, generation=self.generation(rank))
         for worker in self._silence.silent(self.workers.values(), now):
             rank = worker.hello.rank
-            if rank not in self.roster.lost:
-                yield Loss(rank, elastic_texts.silent(worker, now), now, generation=self.generation(rank))
+            if rank not in self.roster.lost and view.since is not None:
+                yield Loss(rank, elastic_texts.silent(worker, here, now), now, generation=self.generation(rank))
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
-                if now > deadline:
+                if now > deadline and view.held_longer(self._closed_timeout, now):
                     yield Loss(rank, elastic_texts.not_come(self.admissions[rank]), now, generation=generation)
-            elif self._resumed_at is not None and now - self._resumed_at > self.worker_timeout:
-                yield Loss(rank, elastic_texts.not_back(self.worker_timeout), now, generation=generation)
+            elif (
+                self._resumed_at is not None
+                and now - self._resumed_at > self.worker_timeout
+                and view.held_longer(self.worker_timeout, now)
+            ):
+                yield Loss(rank, elastic_texts.not_back(self.worker_timeout, here), now, generation=generation)
+
+    def _look(self, now: float) -> None:
+        gone, silence = self.roster.gone, self._silence
+        silence.pass_time(self.workers.values(), now)
+        # What a member has said of its reach may be old if it is quiet.
+        heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
+        self._view.update(heard, now)
 
     def _refusal(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process is refused: it is out, or its rank goes on without it. None if it is not refused for that."""

@@ -37,13 +37,15 @@ class Silence:
             return
         connected = [worker for worker in workers if worker.connected]
         passed = now - before
-        if passed <= _PAUSE_SECONDS:
-            # After two missed beats of everybody, the network of this side is the likely cause.
-            heard = max((worker.last_heard for worker in connected), default=now)
-            if now - heard <= 2 * self.beat:
-                return
+        # After two missed beats of everybody, the network of this side is the likely cause.
+        if passed <= _PAUSE_SECONDS and not all(self.is_quiet(worker, now) for worker in connected):
+            return
         for worker in connected:
             worker.last_heard = min(now, worker.last_heard + passed)
+
+    def is_quiet(self, worker: Worker, now: float) -> bool:
+        """Whether a worker has missed two signs of life."""
+        return now - worker.last_heard > 2 * self.beat
 
     def silent(self, workers: Collection[Worker], now: float) -> list[Worker]:
         """The connected workers that have been silent for longer than the time-out. Those that have left may be."""

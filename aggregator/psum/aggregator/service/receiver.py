@@ -186,6 +186,8 @@ class Receiver:
                 self._runner.perform(job, job.synced(rank, request.synced.number, now))
             case "losses":
                 self._runner.perform(job, job.learn_losses(rank, request.losses.losses, now))
+            case "reach":
+                self._runner.perform(job, job.reaches(rank, now, all_of_them=request.reach.all))
             case "admit":
                 self._runner.perform(job, job.admit(rank, request.admit.admission, now))
             case "lacking":

@@ -153,6 +153,9 @@ class AggregatorConnection:
             connection = stream.data_connection
             if connection is not None and connection.broken is not None and not conversation.recalled:
                 self._dialer.broke(connection.broken, useful=conversation.summed)
+            self._session.disconnected(self.index)
+            # The other connections may have something to say about it.
+            self._settle()
             await self.abandon()
             if lost - began < _STEADY_SECONDS:
                 # As behind a proxy that refuses large messages: each stream can be opened, and ends with the first one.
