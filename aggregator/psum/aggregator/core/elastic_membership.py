@@ -41,6 +41,7 @@ class ElasticMembership(Membership):
         """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
         self._deadlines: dict[int, float] = {}
         """When ranks are lost that were admitted and whose processes are not here."""
+        self._round_timeout = limits.round_timeout
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
         self._silence = Silence(limits.worker_timeout)
@@ -132,12 +133,12 @@ class ElasticMembership(Membership):
         self._deadlines[rank] = now + self.worker_timeout
 
     def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
-        """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended."""
+        """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
+
+        Its welcome waits for members that have not come to the step boundary.
+        """
         if rank in self._deadlines:
-            if here:
-                self._deadlines[rank] = float("inf")
-            else:
-                self._deadlines[rank] = now + self._closed_timeout
+            self._deadlines[rank] = now + (self._round_timeout if here else self._closed_timeout)
 
     def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
         """Makes an admitted process a member."""
@@ -238,7 +239,9 @@ class ElasticMembership(Membership):
             now: The time.
         """
         holder = self.workers.get(hello.rank)
-        if holder is None or hello.rank in self.roster.gone or not is_replaced(holder, hello, now):
+        if holder is None or hello.rank in self.roster.gone or holder.hello.incarnation == hello.incarnation:
+            return []
+        if not is_replaced(holder, hello, now):
             return []
         return [Loss(hello.rank, elastic_texts.replaced(hello, peer), now, generation=self.generation(hello.rank))]
 
@@ -252,7 +255,8 @@ class ElasticMembership(Membership):
                 yield Loss(rank, elastic_texts.vanished(worker, here, now), now, generation=self.generation(rank))
         for worker in self._silence.silent(self.workers.values(), now):
             rank = worker.hello.rank
-            if rank not in self.roster.lost and view.since is not None:
+            # A connection that worked again at the same time as that of the member with the view may still be slow.
+            if rank not in self.roster.lost and view.held_longer(2 * self._silence.beat, now):
                 yield Loss(rank, elastic_texts.silent(worker, here, now), now, generation=self.generation(rank))
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
