@@ -88,7 +88,7 @@ def a_lost_process_is_let_in(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_hello_has_no_losses(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(KnownLosses, "all", lambda _self, _now: [])
+    patch.setattr(KnownLosses, "all", lambda *_: [])
 
 
 def ranks_that_do_not_come_back_are_waited_for(patch: pytest.MonkeyPatch) -> None:

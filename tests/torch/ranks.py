@@ -79,7 +79,7 @@ class Ranks:
         )
         with tempfile.TemporaryDirectory() as directory:
             method = f"file://{pathlib.Path(directory) / 'store'}"
-            started: "dict[Connection[Any, Any], tuple[int, Any]]" = {}
+            started: dict[Connection[Any, Any], tuple[int, Any]] = {}
 
             def start(rank: int) -> "Connection[Any, Any]":
                 ours, theirs = _context.Pipe()

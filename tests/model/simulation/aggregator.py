@@ -24,7 +24,7 @@ from simulation.stream import Stream
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
 #: Kinds of messages that the aggregator must accept twice.
-_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses")
+_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses", "reach")
 
 #: The processes' incarnations.
 _numbers = itertools.count(1 << 40)
@@ -240,6 +240,8 @@ class AggregatorProcess:
                 perform(job.synced(rank, request.synced.number, now))
             case "losses":
                 perform(job.learn_losses(rank, request.losses.losses, now))
+            case "reach":
+                perform(job.reaches(rank, now, all_of_them=request.reach.all))
             case "lacking":
                 for entry, lacks in zip(to_rows(request.lacking.shards), request.lacking.ranks, strict=True):
                     job.lacking(rank, entry, lacks.ranks)
