@@ -58,6 +58,7 @@ class FakeTicket:
         self.priority: int = reserved["priority"]
         self.label: str = reserved["label"]
         self.value: np.ndarray[Any, Any] | None = None
+        self.stand_in: np.ndarray[Any, Any] | None = None
         self.reason: str | None = None
         self.decided = threading.Event()
         self.contributions: list[Contribution] = []
@@ -71,10 +72,15 @@ class FakeTicket:
         target: memoryview | None,
         done: Callable[[PsumError | None], None],
         staged: int | None = None,
+        *,
+        stands_in: bool = False,
     ) -> None:
         assert not self.decided.is_set()
         if source is not None:
             self.value = np.frombuffer(source, self.element_type.numpy).reshape(self.shape).copy()
+        if stands_in:
+            assert source is None
+            self.stand_in = np.frombuffer(target or b"", self.element_type.numpy).reshape(self.shape).copy()
         self._target, self._done = target, done
         self.decided.set()
         if self._client.failure is not None:

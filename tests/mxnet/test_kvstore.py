@@ -484,3 +484,20 @@ def test_stages_of_elastic_jobs_are_scaled(client: Any) -> None:
     ticket.contributions = [Contribution(1, 2, 1)]
     ticket.finish(np.array([6.0, 3.0]))
     assert [copy.asnumpy().tolist() for copy in copies] == [[6, 6]] * 2
+
+
+@pytest.mark.parametrize("contexts", [[0], [1], [0, 1, 2], [2, 1]])
+def test_a_receiver_of_a_broadcast_in_an_elastic_job_has_a_value_to_send(
+    device_store: BytePS, client: Any, contexts: list[int]
+) -> None:
+    """If rank 0 is lost, this rank's value may be sent: it is in the target before the operation starts."""
+    client.elastic, client.rank = True, 1
+    outs = [mx.nd.zeros((2,), ctx=mx.cpu(n)) for n in contexts]
+    thread = threading.Thread(target=device_store.broadcast, args=("w", mx.nd.array([5.0, 6.0]), outs))
+    thread.start()
+    ticket = client.next_started()
+    assert ticket.value is None
+    assert ticket.stand_in.tolist() == [5, 6]
+    ticket.finish(np.array([3.0, 4.0]))
+    thread.join(PATIENCE_SECONDS)
+    assert [out.asnumpy().tolist() for out in outs] == [[3, 4]] * len(contexts)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -50,6 +50,13 @@ _CLOSE_MARGIN_SECONDS: Final = 5.0
 _LEAST_LEAVE_SECONDS: Final = 0.5
 
 
+def _lends_nothing(pieces: Sequence[memoryview]) -> None:
+    """Maps no results, so that none is lent: aggregators do not wait for a lost rank before they reuse the memory.
+
+    Such a rank may live, and must not see a sum change.
+    """
+
+
 class Client:
     """One worker process in its job. Made by `connect`. All methods may be called from any thread.
 
@@ -80,6 +87,7 @@ class Client:
             settings.aggregators,
             None if fleet.by_roles else settings.weights,
             rank=settings.rank,
+            elastic=settings.elastic is not None,
             num_workers=settings.num_workers,
             partition_bytes=settings.shard_bytes,
             credit_bytes=settings.credit_bytes,
@@ -89,7 +97,7 @@ class Client:
             hand_over=self._hand_over,
             shares_known=lambda shares: self._membership.share_links(shares),
             report_fault=self._report_fault,
-            map_pieces=MappedSums.of,
+            map_pieces=_lends_nothing if self.elastic else MappedSums.of,
         )
         self._telemetry = Telemetry(settings, self._session)
         self._memory = ClientMemory(settings, shared=self._planes.shares_memory, staging=staging)

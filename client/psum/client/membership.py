@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 from psum.client.core.session import Session
 from psum.client.joining import join
@@ -20,6 +21,11 @@ from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION
 from psum.wire.errors import ConnectError, ExcludedError, FaultError
 
 _log = logging.getLogger(__name__)
+
+#: The longest keepalive in elastic jobs, in seconds. After twice as long a worker notices that a connection is silent.
+#: It must have another one before the aggregator counts it as lost, and must tell the others that it does not reach all
+#: before they lose anybody.
+_ELASTIC_KEEPALIVE: Final = 1.5
 
 
 class Membership:
@@ -108,10 +114,11 @@ class Membership:
                     address,
                     self._session,
                     credentials=credentials,
-                    keepalive=settings.keepalive,
+                    keepalive=min(settings.keepalive, _ELASTIC_KEEPALIVE) if settings.elastic else settings.keepalive,
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,
+                    beats=settings.elastic is not None,
                 )
                 for index, address in enumerate(self._route.connections)
             ]

@@ -133,7 +133,9 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
 
         Args:
             key: The name of the array.
-            value: An NDArray. Rank 0 sends its value; other ranks do not read theirs.
+            value: An NDArray. Rank 0 sends its value; other ranks do not read theirs. But in an elastic job theirs
+                must be valid too, such as a parameter's after its initialization. If rank 0 is lost before it has sent
+                its value, all others receive that of one of them, or those of several in parts of the array.
             out: Receives rank 0's value: an NDArray, or a list of NDArrays of which each receives it. None: value
                 receives it.
             priority: Higher values go first.
@@ -274,15 +276,18 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 )
             except PsumError as error:
                 raise MXNetError(str(error)) from error
+            # If the root is lost, the ranks take the value of one of them.
+            stands_in = not contributes and self._client.elastic
             push_pull = PushPull(
                 ticket,
                 (self._store, key_name(key), operation),
-                values if contributes else None,
+                values if contributes or stands_in else None,
                 outs,
                 self._stages,
                 self._in_place,
                 awaited=self._waits and operation is Operation.BROADCAST,
                 nominal=self.num_workers if operation is Operation.SUM and self._client.elastic else 0,
+                stands_in=stands_in,
             )
             push_pull.begin(priority)
         push_pull.complete()

@@ -35,13 +35,14 @@ class PushPull:
     Args:
         ticket: The reserved operation. The push-pull starts or aborts it in every case.
         key: The key of the operation: the store, the name, and what to do.
-        values: What this rank contributes; None if it only receives.
+        values: What this rank contributes, or with `stands_in` would contribute; None if it only receives.
         outs: Receive the result.
         stages: Lends stages.
         in_place: Whether the arrays of a context can be used in place.
         awaited: Whether `wait` will be called.
         nominal: The number of ranks by which the program divides the sum, which is scaled if fewer contributed. 0: the
             sum is taken as it is.
+        stands_in: Whether this rank receives a broadcast, and its values may take the place of those of a lost root.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class PushPull:
         *,
         awaited: bool,
         nominal: int = 0,
+        stands_in: bool = False,
     ) -> None:
         self._ticket = ticket
         self._key = key
@@ -63,6 +65,7 @@ class PushPull:
         self._stages = stages
         self._in_place = in_place
         self._nominal = nominal
+        self._stands_in = stands_in
         self._target: Any = None
         self._turn: Turn | None = None
         # Most push-pulls are not waited for, and an event costs as much as all the rest of the constructor.
@@ -194,12 +197,13 @@ class PushPull:
             self._withdraw(f"its memory could not be accessed: {error}")
             raise
         self._ticket.start(
-            None if self._values is None else view,
+            None if self._values is None or self._stands_in else view,
             view,
             functools.partial(self._on_result, operation)
             if not self._nominal
             else functools.partial(self._on_gradients, operation, view),
             None if self._turn is None else self._turn.memory.offset,
+            stands_in=self._stands_in,
         )
 
     def _wait_for_end(self) -> None:

@@ -26,6 +26,7 @@ class Transfer(NamedTuple):
         movable: As in staging.push_pull.
         borrows: Whether the sum may be lent rather than written to the tensor, which is then the work's only result.
         gradient, counted: As in staging.push_pull.
+        stands_in: As in staging.broadcast.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Transfer(NamedTuple):
     borrows: bool = False
     gradient: bool = False
     counted: Counted | None = None
+    stands_in: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -126,7 +128,15 @@ class Channel:
                     counted=transfer.counted,
                 )
             else:
-                staging.broadcast(store, key, transfer.tensor, root=transfer.root, priority=urgency, done=work.done)
+                staging.broadcast(
+                    store,
+                    key,
+                    transfer.tensor,
+                    root=transfer.root,
+                    priority=urgency,
+                    done=work.done,
+                    stands_in=transfer.stands_in,
+                )
         return work
 
     @property

@@ -110,8 +110,9 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
         return reductions.reduce_scatter_single(self._channel, outputs, inputs, _op(opts))
 
     def broadcast(self, tensors: Tensors, opts: Any) -> PsumWork:
-        """See movements.broadcast."""
-        return movements.broadcast(self._channel, tensors, opts.rootRank)
+        """See movements.broadcast. Modules have values on each rank; the tensors of a program may have none."""
+        of_program = _is_of_program(sys._getframe().f_back)
+        return movements.broadcast(self._channel, tensors, opts.rootRank, stands_in=not of_program)
 
     def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> PsumWork:
         """See movements.scatter."""
@@ -281,6 +282,16 @@ def _patience(timeout: timedelta) -> float:
 
 def _is_called_by(function: str, caller: FrameType | None) -> bool:
     return caller is not None and caller.f_code.co_name == function
+
+
+def _is_of_program(caller: FrameType | None) -> bool:
+    """Whether a broadcast was called by torch.distributed.broadcast, and not by DistributedDataParallel and the like.
+
+    Those send parameters and buffers, by way of C++.
+    """
+    if caller is None:
+        return True
+    return caller.f_code.co_name == "broadcast" and caller.f_globals.get("__name__") == dist.distributed_c10d.__name__
 
 
 def _op(options: Any) -> Any:

@@ -325,12 +325,12 @@ def test_a_round_that_is_being_summed_ends_below_the_minimum() -> None:
 def test_when_all_are_lost_the_job_ends() -> None:
     """Nobody is left who could go on."""
     job = begun()
-    for rank in range(3):
-        job.lost(rank, 10.0)
-    actions = tick(job, 15.1)
-    [fault] = faults(actions)
+    actions = job.learn_losses(0, [loss(rank) for rank in range(3)], 3.0)
+    fault = faults(actions)[-1]
     assert isinstance(fault, WorkerLostError)
     assert fault.ranks == (0, 1, 2)
+    for rank in range(3):
+        job.lost(rank, 3.0)
     assert job.over
 
 

@@ -4,14 +4,16 @@
 
 Commands, by "do":
 
-    join    joins a job with "settings" of psum.client.Settings                → joined
+    join    joins a job with "settings" of psum.client.Settings; "elastic" is
+            [min, max]                                                         → joined
     push    push-pulls the next round of "key", "size" float32, without waiting → pushed, then sum
             Relays sum for "group_size" ranks each
     train   trains for "steps", or until a "stop" command                       → step …, trained
     learn   trains in an elastic job until a "stop" command, with "seed" and
             "pause"; see learning.py                                            → step …, learned
     work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
-    stop    ends a training: all ranks stop after the same step
+    steps   runs steps of an elastic job until a "stop" command; see elastic.py  → step …, stepped
+    stop    ends a training or steps: all ranks stop after the same step
     close   leaves the job in order                                             → closed
     fork    forks a child. "uses" says whether it calls psum, "ends" how it
             ends; with "stays" it lives until it is killed                      → child, forked
@@ -102,6 +104,7 @@ class Worker:
             "train": self._train,
             "learn": self._learn,
             "work": self._work,
+            "steps": self._steps,
             "close": self._close,
             "fork": self._fork,
             "compute": self._compute,
@@ -128,10 +131,9 @@ class Worker:
         self._commands.put({"do": "end"})
 
     def _join(self, settings: dict[str, Any]) -> None:
-        settings["aggregators"] = tuple(settings["aggregators"])
-        if "elastic" in settings:
-            settings["elastic"] = psum.Elastic(*settings["elastic"])
-        self._client = psum.connect(psum.Settings(**settings))
+        if (elastic := settings.pop("elastic", None)) is not None:
+            settings["elastic"] = psum.Elastic(*elastic)
+        self._client = psum.connect(psum.Settings(**settings | {"aggregators": tuple(settings["aggregators"])}))
         self._store = self._client.store()
         self._rounds.clear()
         self.tell("joined")
@@ -148,11 +150,12 @@ class Worker:
 
         def tell(future: "Future[None]") -> None:
             right = bool(np.array_equal(value, expected))
-            self.tell("sum", key=key, round=round, right=right, error=describe(future.exception()))
+            counts = [(part.start, part.stop, part.count) for part in outcome.contributors]
+            self.tell("sum", key=key, round=round, right=right, counts=counts, error=describe(future.exception()))
 
-        future = self._store.push_pull_async(key, value)
+        outcome = self._store.push_pull_async(key, value)
         self.tell("pushed", key=key, round=round)
-        future.add_done_callback(tell)
+        outcome.add_done_callback(tell)
 
     def _train(self, steps: int | None = None) -> None:
         assert self._client is not None
@@ -169,6 +172,12 @@ class Worker:
         from faults import jobs
 
         jobs.work(self.tell, **spec)
+
+    def _steps(self) -> None:
+        from faults import elastic
+
+        assert self._client is not None
+        elastic.run_steps(self._client, self._stop, self.tell)
 
     def _close(self) -> None:
         assert self._client is not None

@@ -241,3 +241,70 @@ def test_a_complete_key_of_some_ranks_is_forgotten(session: Session) -> None:
     session.forget_ranked_keys()
     assert ticket.key.id not in session._operations.rounds
     assert session.reserve(0, "b", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=(0, 1)).round == 0
+
+
+# Whether this worker reaches all aggregators.
+
+
+@pytest.fixture
+def three() -> Session:
+    """A session of an elastic job with three aggregators."""
+    return Session(
+        ["one:1", "two:1", "three:1"],
+        (),
+        rank=0,
+        elastic=True,
+        partition_bytes=16,
+        credit_bytes=1 << 20,
+        hand_over=lambda ticket: None,
+    )
+
+
+def told_reach(session: Session, aggregator: int) -> list[bool]:
+    """What an aggregator is told now of this worker's reach."""
+    messages = sent(session, aggregator)
+    assert all(message.HasField("reach") for message in messages)
+    return [message.reach.all for message in messages]
+
+
+def test_other_aggregators_hear_of_a_broken_connection(three: Session) -> None:
+    """They are told once that this worker does not reach all, and once that it does again."""
+    assert told_reach(three, 0) == told_reach(three, 1) == []
+    three.disconnected(2)
+    assert told_reach(three, 0) == told_reach(three, 1) == [False]
+    three.disconnected(2)
+    assert told_reach(three, 0) == []
+    three.reconnected(2)
+    assert [told_reach(three, aggregator) for aggregator in range(3)] == [[True], [True], []]
+
+
+def test_an_aggregator_on_a_new_stream_hears_of_another_broken_connection(three: Session) -> None:
+    """It takes it for granted that all are reached, as it was when the stream before began."""
+    three.disconnected(1)
+    three.disconnected(2)
+    assert told_reach(three, 0) == [False]
+    three.reconnected(1)
+    assert told_reach(three, 0) == []
+    assert told_reach(three, 1) == [False]
+    three.reconnected(2)
+    assert [told_reach(three, aggregator) for aggregator in range(3)] == [[True], [True], []]
+
+
+def test_a_short_break_may_pass_unsaid(three: Session) -> None:
+    """If nothing could be sent meanwhile, there is nothing to say."""
+    three.disconnected(1)
+    three.reconnected(1)
+    assert told_reach(three, 0) == told_reach(three, 1) == []
+
+
+def test_a_worker_that_leaves_says_nothing_of_its_reach(three: Session) -> None:
+    """It closes its connections one after the other."""
+    three.leaving = True
+    three.disconnected(1)
+    assert told_reach(three, 0) == []
+
+
+def test_only_in_elastic_jobs_is_anybody_told(session: Session) -> None:
+    """Others do not know the message."""
+    session.disconnected(1)
+    assert sent(session, 0) == []

@@ -45,11 +45,15 @@ class ElasticJob(Job):
     rounds: ElasticRounds
 
     def __init__(self, hello: pb.Hello, limits: Limits, **job: Any) -> None:
+        abandon_after = max(limits.worker_timeout, limits.elastic_timeout)
         limits = dataclasses.replace(
             limits, worker_timeout=limits.elastic_timeout, closed_timeout=limits.elastic_closed_timeout
         )
         super().__init__(hello, limits, **job)
         self._round_timeout = limits.round_timeout
+        self._abandon_after = abandon_after
+        self._alone_since: float | None = None
+        """Since when no member has been connected."""
         self._most = hello.elastic.max
         self.log = MembershipLog()
         """What happened to members, for operators."""
@@ -61,6 +65,8 @@ class ElasticJob(Job):
         """See Job. Lost workers do not come back."""
         if any(worker.connected for worker in self.workers.values()):
             return False
+        if self.abandoned:
+            return True
         staying = [worker for rank, worker in self.workers.items() if rank not in self.members.roster.lost]
         return self.failure is not None or all(worker.left and worker.release_at is None for worker in staying)
 
@@ -192,10 +198,22 @@ class ElasticJob(Job):
             return []
         return self._lose(reported(losses, now), now, knowing=rank)
 
+    def reaches(self, rank: int, now: float, *, all_of_them: bool) -> list[Action]:
+        """See Job."""
+        self.members.reaches(rank, now, all_of_them=all_of_them)
+        return []
+
     def tick(self, now: float) -> list[Action]:
-        """See Job. Ranks that are out of touch for too long are lost."""
+        """See Job. Ranks that are out of touch for too long are lost. Nothing is decided while all are."""
         if self.failure is not None:
             return []
+        if not self.workers or any(worker.connected for worker in self.workers.values()):
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
+        elif now - self._alone_since > self._abandon_after:
+            self.abandoned = True
+            return self.joins.refuse_all(elastic_texts.all_away(self.name, self._abandon_after))
         actions = [*self._lose(self.members.due(now), now), *self.joins.due(now)]
         roster = self.members.roster
         while self.failure is None and roster.too_few and (overdue := self._open_shards.overdue(now)) is not None:

@@ -8,6 +8,8 @@ from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
 from psum.aggregator.core.membership import Membership, is_replaced
+from psum.aggregator.core.silence import Silence
+from psum.aggregator.core.view import View
 from psum.aggregator.core.worker import Worker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
@@ -42,6 +44,9 @@ class ElasticMembership(Membership):
         self._round_timeout = limits.round_timeout
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
+        self._silence = Silence(limits.worker_timeout)
+        self._view = View()
+        """Whether time decides anything."""
         super().__init__(hello, limits, before)
         for rank in self._left_before:
             self.roster.leave(rank)
@@ -72,6 +77,7 @@ class ElasticMembership(Membership):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
+        self._silence.pass_time(self.workers.values(), now)
         rank, holder = hello.rank, self.workers.get(hello.rank)
         if (refusal := self._refusal(hello, peer, now)) is not None:
             return refusal, None
@@ -80,12 +86,37 @@ class ElasticMembership(Membership):
             return None, None
         had_left = rank in self._left_before
         refusal, failure = super().join(hello, peer, now)
+        if refusal is None:
+            self.reaches(rank, now, all_of_them=True)
         if had_left and rank not in self._left_before:
             self.roster.take_back(rank)
         if failure is not None:
             # Another process has come for a rank, so nobody waits for the one before.
             self._replaced[rank] = elastic_texts.replaced(hello, peer)
         return refusal, None
+
+    def kept_seconds(self, worker: Worker) -> float:
+        """See Membership. A process that has come back to an aggregator counts as one that has taken part."""
+        ended = worker.closed and (worker.contributed or worker.hello.resuming)
+        return self._closed_timeout if ended else self.worker_timeout
+
+    def was_closed(self, worker: Worker, now: float, keepalive: float) -> bool:
+        """See Membership. Workers of elastic jobs send something with each beat."""
+        return super().was_closed(worker, now, max(keepalive, 1.5 * self._silence.beat))
+
+    def reaches(self, rank: int, now: float, *, all_of_them: bool) -> None:
+        """Notes whether a member has a stream to each aggregator."""
+        self.workers[rank].reaches_all = all_of_them
+        self._look(now)
+
+    def lose(self, rank: int, now: float, *, closed: bool) -> None:
+        """See Membership. A stream that is given up as silent has been silent for some time."""
+        self._silence.pass_time(self.workers.values(), now)
+        heard = self.workers[rank].last_heard
+        super().lose(rank, now, closed=closed)
+        if not closed:
+            self.workers[rank].last_heard = heard
+        self._look(now)
 
     def admit(self, admission: Admission, now: float) -> None:
         """Begins the next generation of a rank. The process before is lost or has left.
@@ -103,7 +134,7 @@ class ElasticMembership(Membership):
         self._left_before.discard(rank)
         self.departures.left.discard(rank)
         self.roster.expect(rank)
-        self._deadlines[rank] = now + self._worker_timeout
+        self._deadlines[rank] = now + self.worker_timeout
 
     def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
         """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
@@ -124,6 +155,7 @@ class ElasticMembership(Membership):
         worker = self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
         if hello.resuming and self._resumed_at is None:
             self._resumed_at = now
+        self._look(now)
         return worker
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
@@ -174,7 +206,11 @@ class ElasticMembership(Membership):
                 worker.hello.resuming = True
 
     def due(self, now: float) -> list[Loss]:
-        """The ranks that are lost by now and have not been noted as lost."""
+        """The ranks that are lost by now and have not been noted as lost.
+
+        Time alone decides nothing unless this aggregator has had a view of the job for as long.
+        """
+        self._look(now)
         return [] if self.draining else list(self._due(now))
 
     def lose_rank(self, loss: Loss) -> bool:
@@ -217,20 +253,37 @@ class ElasticMembership(Membership):
     def _due(self, now: float) -> Iterator[Loss]:
         for rank, text in self._replaced.items():
             yield Loss(rank, text, now, generation=self.generation(rank), reason="replaced")
+        view, here = self._view, elastic_texts.aggregator(self.first)
         for worker in self._gone_for(1.0, now):
             rank = worker.hello.rank
-            if rank not in self.roster.lost:
-                text, reason = elastic_texts.vanished(worker, now), "closed" if worker.closed else "silent"
+            if rank not in self.roster.lost and view.held_longer(self.kept_seconds(worker), now):
+                text, reason = elastic_texts.vanished(worker, here, now), "closed" if worker.closed else "silent"
                 yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
+        for worker in self._silence.silent(self.workers.values(), now):
+            rank = worker.hello.rank
+            if rank not in self.roster.lost and view.since is not None:
+                text = elastic_texts.silent(worker, here, now)
+                yield Loss(rank, text, now, generation=self.generation(rank), reason="silent")
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
-                if now > deadline:
+                if now > deadline and view.held_longer(self._closed_timeout, now):
                     text = elastic_texts.not_come(self.admissions[rank])
                     yield Loss(rank, text, now, generation=generation, reason="not come")
-            elif self._resumed_at is not None and now - self._resumed_at > self._worker_timeout:
-                text = elastic_texts.not_back(self._worker_timeout)
+            elif (
+                self._resumed_at is not None
+                and now - self._resumed_at > self.worker_timeout
+                and view.held_longer(self.worker_timeout, now)
+            ):
+                text = elastic_texts.not_back(self.worker_timeout, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
+
+    def _look(self, now: float) -> None:
+        gone, silence = self.roster.gone, self._silence
+        silence.pass_time(self.workers.values(), now)
+        # What a member has said of its reach may be old if it is quiet.
+        heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
+        self._view.update(heard, now)
 
     def _refusal(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process is refused: it is out, or its rank goes on without it. None if it is not refused for that."""

@@ -15,15 +15,29 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ExcludedError, ExhaustedError, InvalidError, RoundTimeoutError, TakenError, WorkerLostError
 
 
-def vanished(worker: Worker, now: float) -> str:
-    """Why a worker is lost that is out of touch."""
-    how = "its connection was closed" if worker.closed else "nothing was heard of it"
-    return f"{worker} vanished {now - worker.last_heard:.1f} s ago ({how})"
+def aggregator(hello: pb.Hello) -> str:
+    """An aggregator, as a worker of the job knows it from this hello."""
+    known = hello.aggregator_index < len(hello.aggregators)
+    return f"aggregator {hello.aggregators[hello.aggregator_index]}" if known else "an aggregator"
 
 
-def not_back(timeout: float) -> str:
+def silent(worker: Worker, here: str, now: float) -> str:
+    """Why a worker is lost whose connection is open."""
+    return (
+        f"{worker} was silent for {now - worker.last_heard:.1f} s, although its connection to {here} is open: it was"
+        " stopped or blocked, or its host or network does not work (PSUM_ELASTIC_TIMEOUT)"
+    )
+
+
+def vanished(worker: Worker, here: str, now: float) -> str:
+    """Why a worker is lost that is out of touch with an aggregator."""
+    how = "was closed" if worker.closed else "was silent"
+    return f"{worker} vanished {now - worker.last_heard:.1f} s ago: its connection to {here} {how}, and no other came"
+
+
+def not_back(timeout: float, here: str) -> str:
     """Why a rank is lost that has not come back to an aggregator that was started again."""
-    return f"its process did not come back within {timeout:g} s after an aggregator was started again"
+    return f"its process did not come back within {timeout:g} s after {here} was started again"
 
 
 def replaced(hello: pb.Hello, peer: str) -> str:
@@ -58,6 +72,14 @@ def all_lost(job: str, roster: ElasticRoster) -> WorkerLostError:
     """No rank is left."""
     ranks = sorted(roster.lost)
     return WorkerLostError(f"all ranks of elastic job {job!r} are lost; start the job again", ranks=ranks)
+
+
+def all_away(job: str, seconds: float) -> WorkerLostError:
+    """A process waits to join a job whose members are all away."""
+    return WorkerLostError(
+        f"no member of elastic job {job!r} has been connected for {seconds:g} s, so nobody can let another process in;"
+        " start the job again"
+    )
 
 
 def excluded(job: str, loss: Loss, now: float) -> ExcludedError:

@@ -71,6 +71,11 @@ class Job:
         self.failure: FaultError | None = None
         """Why the job failed; a failed job holds nothing."""
         self.failed_at: float | None = None
+        self.abandoned = False
+        """Whether all members of an elastic job have been away for so long that nothing is kept for them any more.
+
+        Those that live come back as to an aggregator that was started again.
+        """
         self.ended = False
         """Whether `end` was called."""
         self._memory = JobMemory(budget or Budget())
@@ -222,6 +227,14 @@ class Job:
             ProtocolError: The job is not elastic, or the admission makes no sense.
         """
         raise ProtocolError(f"rank {rank} admitted a process, but job {self.name!r} is not elastic")
+
+    def reaches(self, rank: int, now: float, *, all_of_them: bool) -> list[Action]:
+        """Takes what a worker of an elastic job says of its reach: whether it has a stream to each aggregator.
+
+        Raises:
+            ProtocolError: The job is not elastic.
+        """
+        raise ProtocolError(f"rank {rank} told what it reaches, but job {self.name!r} is not elastic")
 
     def given_up(self, ranks: Sequence[int]) -> list[Action]:
         """Ranks that had left before this aggregator process was started do not come back to it. Keys that need them

@@ -43,7 +43,8 @@ class Membership:
         self.told: dict[int, int] = {}
         """The incarnation of each refused worker that was told why the job ended, by first rank."""
         self.departures = Departures(self.roster, self.workers)
-        self._worker_timeout = limits.worker_timeout
+        self.worker_timeout = limits.worker_timeout
+        """How long the place of a vanished worker is kept."""
         self._closed_timeout = min(limits.closed_timeout, limits.worker_timeout) or limits.worker_timeout
         self._turned_away: dict[int, str] = {}
         """The last process that was refused because its rank is taken, by first rank."""
@@ -189,7 +190,7 @@ class Membership:
 
         What needs them fails from now on.
         """
-        if not self.departed or self._resumed_at is None or now - self._resumed_at <= self._worker_timeout:
+        if not self.departed or self._resumed_at is None or now - self._resumed_at <= self.worker_timeout:
             return []
         left = self.departures.left
         ranks = [rank for member in self.departed for rank in self.workers[member].ranks if rank not in left]
@@ -248,7 +249,7 @@ class Membership:
         its workers wait for it.
         """
         ended = worker.closed and worker.contributed and not worker.is_relay
-        return self._closed_timeout if ended else self._worker_timeout
+        return self._closed_timeout if ended else self.worker_timeout
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> None:
         """Notes that some ranks of a member leave, while others that it stands for may stay.
@@ -263,6 +264,16 @@ class Membership:
             )
         self.departures.left.update(ranks)
 
+    def was_closed(self, worker: Worker, now: float, keepalive: float) -> bool:
+        """Whether a stream that ends now was closed, as by the end of its process, rather than given up as silent.
+
+        Args:
+            worker: The worker.
+            now: The time.
+            keepalive: Seconds of silence before a probe. Probes take longer to find out that a peer is gone.
+        """
+        return now - worker.last_heard < keepalive
+
     def lose(self, rank: int, now: float, *, closed: bool) -> None:
         """Notes that a worker's stream has ended, with or without a goodbye; it was closed, or given up as silent."""
         worker = self.workers[rank]
@@ -272,8 +283,8 @@ class Membership:
 
     def overdue(self, now: float) -> FaultError | None:
         """Why the job fails if some worker did not come back in time; None otherwise."""
-        if self._resumed_at is not None and not self.complete and now - self._resumed_at > self._worker_timeout:
-            return membership_texts.not_back(self.first.job, self.roster, self._worker_timeout)
+        if self._resumed_at is not None and not self.complete and now - self._resumed_at > self.worker_timeout:
+            return membership_texts.not_back(self.first.job, self.roster, self.worker_timeout)
         for worker in self._gone_for(1.0, now):
             together = list(self._gone_for(TOGETHER, now))
             return membership_texts.vanished(together, self.kept_seconds(worker), self.departures.left, now)

@@ -188,8 +188,9 @@ class Registry:
     def settle(self, job: Job, now: float) -> None:
         """Ends a job if it is over. Call it after a worker left or was lost."""
         if job.over and self.jobs.get(job.name) is job:
-            self._end(job, now)
-            self._ended_jobs.remember(job, now)
+            self._end(job, now, abandoned=job.abandoned)
+            if not job.abandoned:
+                self._ended_jobs.remember(job, now)
 
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Handles time-outs; yields the actions that follow with the job of each. Call it several times a second."""

@@ -21,6 +21,7 @@ class Worker:
         closed: Whether its last stream was closed, as by the end of its process, and not given up as silent.
         left: Whether it said goodbye.
         taking_leave: Whether it said goodbye on its present connection.
+        reaches_all: Whether it has a stream to each aggregator, as far as it has said. Only in elastic jobs.
         contributed: Whether it took part in any round. A worker that vanished before may be replaced.
         needed_by: After its goodbye, the members that may lack a sum that it has, or do not know of the goodbye.
         release_at: When it is released at the latest; None before its goodbye and after its release.
@@ -39,6 +40,7 @@ class Worker:
     closed: bool = False
     left: bool = False
     taking_leave: bool = False
+    reaches_all: bool = True
     contributed: bool = False
     needed_by: set[int] = dataclasses.field(default_factory=set)
     release_at: float | None = None

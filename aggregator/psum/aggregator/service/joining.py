@@ -311,7 +311,7 @@ class Joining:
             did += f" as process {admission.generation} of this rank"
         worker = job.workers[hello.rank]
         _log.info("job %s: %s of %d %s, %s", job.name, ranks, hello.num_workers, did, worker)
-        welcome = self._welcome()
+        welcome = self._welcome(job)
         welcome.relays = bool(hello.group_size)
         welcome.departures.extend(job.departures())
         welcome.losses.extend(job.losses(self._clock()))
@@ -338,11 +338,11 @@ class Joining:
             f" {', '.join(self.addresses)}, which is slower"
         )
 
-    def _welcome(self) -> pb.Welcome:
+    def _welcome(self, job: Job) -> pb.Welcome:
         return pb.Welcome(
             incarnation=self._incarnation,
             max_message_bytes=MAX_MESSAGE_BYTES,
             plane=pb.PLANE_INLINE,
-            worker_timeout_seconds=self._settings.worker_timeout,
+            worker_timeout_seconds=job.members.worker_timeout,
             round_timeout_seconds=self._settings.round_timeout,
         )

@@ -73,7 +73,7 @@ class Receiver:
 
     async def _receive_on_stream(self, context: Any, first: "asyncio.Task[Any] | None") -> None:
         while True:
-            await self._connection.room.wait()
+            await self._make_room()
             data = await (context.read() if first is None else first)
             first = None
             if data is grpc.aio.EOF:
@@ -98,8 +98,15 @@ class Receiver:
                 await data_connection.discard()
                 return
             await self._handle(data, data_connection)
-            await self._connection.room.wait()
+            await self._make_room()
             data = await data_connection.receive()
+
+    async def _make_room(self) -> None:
+        """Waits while the worker takes too little of what is sent to it."""
+        if not self._connection.room.is_set():
+            await self._connection.room.wait()
+            # It was not listened to meanwhile, so it was not silent. Room shows that it lives.
+            self._job.workers[self._rank].last_heard = self._clock()
 
     async def _first_on(self, data_connection: DataConnection) -> memoryview | None:
         """Answers on a data connection; returns the worker's first message there, None if the connection ends first."""
@@ -179,6 +186,8 @@ class Receiver:
                 self._runner.perform(job, job.synced(rank, request.synced.number, now))
             case "losses":
                 self._runner.perform(job, job.learn_losses(rank, request.losses.losses, now))
+            case "reach":
+                self._runner.perform(job, job.reaches(rank, now, all_of_them=request.reach.all))
             case "admit":
                 self._runner.perform(job, job.admit(rank, request.admit.admission, now))
             case "lacking":

@@ -227,8 +227,7 @@ class Streams:
         if not self._connections.remove(job, rank, connection):
             return
         worker, now = job.workers[rank], self._clock()
-        # Keepalive probes take longer than this to find out that a peer is gone.
-        closed = now - worker.last_heard < self._settings.keepalive
+        closed = job.members.was_closed(worker, now, self._settings.keepalive)
         actions = job.lost(rank, now, closed=closed)
         ranks = rank_names(worker.ranks)
         if worker.left or job.failure is not None:

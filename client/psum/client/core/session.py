@@ -21,6 +21,7 @@ from psum.client.core.known_losses import KnownLosses
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
+from psum.client.core.reach import Reach
 from psum.client.core.recorder import Recorder
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
@@ -54,6 +55,7 @@ class Session:
             default each is one of its own.
         rank: This worker's rank.
         num_workers: The nominal size of the job.
+        elastic: Whether the job is elastic.
         keep_sums: Whether to keep the last sum of each shard for an aggregator that was started again. The sums take as
             many bytes as all keys together, in the received messages.
         partition_bytes: The size of a shard.
@@ -74,6 +76,7 @@ class Session:
         *,
         rank: int,
         num_workers: int = 1,
+        elastic: bool = False,
         partition_bytes: int,
         credit_bytes: int,
         relay: str = "",
@@ -114,6 +117,8 @@ class Session:
         self._shares_known = shares_known
         self._departures = KnownDepartures(len(self._addresses))
         self._losses = KnownLosses(len(self._addresses))
+        self._elastic = elastic
+        self._reach = Reach(len(self._addresses))
         self.joins = Joins(
             f"rank {rank}", len(self._addresses), num_workers, self._losses, self._operations, self._registry
         )
@@ -226,6 +231,8 @@ class Session:
             return encode(pb.ExchangeRequest(losses=pb.Losses(losses=losses)))
         if self.joins.admissions.news and (admission := self.joins.admissions.take_news(aggregator)):
             return encode(pb.ExchangeRequest(admit=pb.Admit(admission=admission)))
+        if aggregator in self._reach.news:
+            return encode(pb.ExchangeRequest(reach=pb.Reach(all=self._reach.take_news(aggregator))))
         message = self._windows[aggregator].next_message()
         if message is None:
             self._note_settled(aggregator)
@@ -339,12 +346,18 @@ class Session:
         window = self._windows[aggregator]
         return bool(window.outstanding) if window.still_open is None else None
 
+    def disconnected(self, aggregator: int) -> None:
+        """Notes that the stream to an aggregator has broken. In an elastic job, the others are told."""
+        if self._elastic and not self.leaving:
+            self._reach.lost(aggregator)
+
     def reconnected(self, aggregator: int) -> None:
         """Begins anew on a new stream to an aggregator: declares everything again, and sends again what has no result.
 
         The aggregator may be the same process, which ignores what it had already, or another one, which knows nothing.
         """
         self.counters.reconnects += 1
+        self._reach.found(aggregator)
         self.joins.admissions.forget(aggregator)
         declared = [
             rounds

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from psum.client.transport.beats import Beats, beat_seconds
 from psum.client.transport.conversation import Conversation
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.data_dialer import DataDialer
@@ -38,6 +39,7 @@ class AggregatorConnection:
         hello: Makes the hello, given the aggregator's index and whether this worker was in the job before.
         planes: Makes the offers of planes.
         settle: Called after messages were taken: reports what has finished, and wakes the senders.
+        beats: Whether to send empty messages when there is nothing else to send for long.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class AggregatorConnection:
         hello: Callable[[int, bool], pb.Hello],
         planes: PlaneOffers,
         settle: Callable[[], None],
+        beats: bool = False,
     ) -> None:
         self.index = index
         self.address = address
@@ -77,6 +80,9 @@ class AggregatorConnection:
         self._silent = asyncio.Event()
         """Set when nothing more will come after `part`."""
         self._conversation: Conversation | None = None
+        self._sends_beats = beats
+        self._beats: Beats | None = None
+        """What sends beats before a conversation does."""
 
     def wake(self) -> None:
         """Looks again whether there is something to send."""
@@ -128,7 +134,7 @@ class AggregatorConnection:
             stream = self.stream
             assert stream is not None
             began = time.monotonic()
-            conversation = self._converse_on(stream)
+            conversation = await self._converse_on(stream)
             watchers = []
             if not self.address.startswith("unix:"):
                 watchers.append(partial(self._watch_address, conversation, stream.welcome))
@@ -147,6 +153,9 @@ class AggregatorConnection:
             connection = stream.data_connection
             if connection is not None and connection.broken is not None and not conversation.recalled:
                 self._dialer.broke(connection.broken, useful=conversation.summed)
+            self._session.disconnected(self.index)
+            # The other connections may have something to say about it.
+            self._settle()
             await self.abandon()
             if lost - began < _STEADY_SECONDS:
                 # As behind a proxy that refuses large messages: each stream can be opened, and ends with the first one.
@@ -221,22 +230,34 @@ class AggregatorConnection:
             await self._silent.wait()
         elif self.stream is not None:
             # This worker has joined here, but not at every aggregator.
-            await self._converse_on(self.stream).run()
+            await (await self._converse_on(self.stream)).run()
 
     async def abandon(self) -> None:
         """Closes the stream at once."""
         stream, self.stream, self._conversation = self.stream, None, None
+        await self._stop_beats()
         if stream is not None:
             await stream.close()
 
-    def _converse_on(self, stream: Stream) -> Conversation:
-        conversation = Conversation(self.index, self.address, stream, self._session, self._wake, self._settle)
+    async def _converse_on(self, stream: Stream) -> Conversation:
+        await self._stop_beats()
+        beat = beat_seconds(stream.welcome) if self._sends_beats else None
+        conversation = Conversation(
+            self.index, self.address, stream, self._session, self._wake, self._settle, beat=beat
+        )
         conversation.leaving, conversation.parting = self._leaving, self._parting
         self._conversation = conversation
         return conversation
 
+    async def _stop_beats(self) -> None:
+        beats, self._beats = self._beats, None
+        if beats is not None:
+            await beats.stop()
+
     async def _open(self, patience: float, *, resuming: bool = False) -> None:
         self.stream = stream = await self._opener.open(patience, resuming=resuming)
+        if self._sends_beats and (beat := beat_seconds(stream.welcome)) is not None:
+            self._beats = Beats(stream, beat)
         # Beyond the patience, with a deadline of its own: the aggregator is there in any case.
         stream.data_connection = await self._dialer.open(stream.welcome)
         if stream.data_connection is not None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
+from psum.client.transport.beats import BEAT
 from psum.client.transport.party import Party
 from psum.client.transport.stream import BROKEN, Stream, describe
 from psum.planes import DataConnection
@@ -27,6 +28,7 @@ class Conversation:
         session: What makes the messages and takes the answers.
         wake: Set when there may be something to send.
         settle: Called after a message was taken: reports what has finished, and wakes the senders.
+        beat: The seconds without a message after which an empty one is sent; None: none is sent.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class Conversation:
         session: Party,
         wake: asyncio.Event,
         settle: Callable[[], None],
+        *,
+        beat: float | None = None,
     ) -> None:
         self.leaving = False
         """Whether this worker says goodbye as soon as everything was sent."""
@@ -56,6 +60,9 @@ class Conversation:
         self._session = session
         self._wake = wake
         self._settle = settle
+        self._beat = beat
+        self._written = 0.0
+        """When the last message was sent, in the loop's time; only with `beat`."""
         self._sending = False
         """Whether payloads follow a message that the data connection has not been given yet."""
 
@@ -118,10 +125,22 @@ class Conversation:
                 said_goodbye = True
             else:
                 self._wake.clear()
+                if self._beat is None:
+                    await self._wake.wait()
+                else:
+                    await self._wait_or_beat(self._beat)
+
+    async def _wait_or_beat(self, beat: float) -> None:
+        try:
+            async with asyncio.timeout_at(self._written + beat):
                 await self._wake.wait()
+        except TimeoutError:
+            await self._write(BEAT)
 
     async def _write(self, message: bytes, following: Sequence[memoryview] = ()) -> None:
         connection = self._stream.data_connection
+        if self._beat is not None:
+            self._written = asyncio.get_running_loop().time()
         if connection is None:
             await self._stream.write(message)
             return

@@ -51,5 +51,8 @@ class Party(Protocol):
     def waits(self, aggregator: int) -> bool | None:
         """Whether something was sent to an aggregator that has no result yet; None: the aggregator is about to end."""
 
+    def disconnected(self, aggregator: int) -> None:
+        """Notes that the stream to an aggregator has broken."""
+
     def reconnected(self, aggregator: int) -> None:
         """Begins anew on a new stream to an aggregator."""

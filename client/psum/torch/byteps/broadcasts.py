@@ -20,6 +20,8 @@ def broadcast_parameters(
 ) -> None:
     """Gives all ranks one rank's tensors, in place, and waits.
 
+    In an elastic job, rank 0 may be lost before it has sent its own. Then all get those of another rank.
+
     Args:
         params: A model's state_dict() or named_parameters(). The names must be the same on all ranks.
         root_rank: Whose tensors all ranks get. Rank 0 costs least.
@@ -39,7 +41,7 @@ def broadcast_parameters(
                 f" {type(item).__name__}"
             )
         check_dense(item[1], f"parameter {item[0]!r}")
-    _broadcast_all(store, [(f"{prefix}{name}", tensor) for name, tensor in named], root_rank)
+    _broadcast_all(store, [(f"{prefix}{name}", tensor) for name, tensor in named], root_rank, stands_in=True)
 
 
 def broadcast_optimizer_state(optimizer: Any, root_rank: int = 0, prefix: str = "Parameter.") -> None:
@@ -142,12 +144,12 @@ def _store(root_rank: int) -> Store:
     return store
 
 
-def _broadcast_all(store: Store, named: list[tuple[str, Any]], root_rank: int) -> None:
+def _broadcast_all(store: Store, named: list[tuple[str, Any]], root_rank: int, *, stands_in: bool = False) -> None:
     outcomes = []
     try:
         for key, tensor in named:
             outcome = Outcome(store, tensor)
-            staging.broadcast(store, key, tensor.detach(), root=root_rank, done=outcome)
+            staging.broadcast(store, key, tensor.detach(), root=root_rank, done=outcome, stands_in=stands_in)
             outcomes.append(outcome)
     finally:
         wait_for_all(outcomes)

@@ -10,17 +10,24 @@ from psum.torch.tensors import as_bytes, byte_count, check_dense, is_plain, plai
 from psum.torch.work import PsumWork
 
 
-def broadcast(channel: Channel, tensors: Sequence[torch.Tensor], root: int) -> PsumWork:
+def broadcast(channel: Channel, tensors: Sequence[torch.Tensor], root: int, *, stands_in: bool = False) -> PsumWork:
     """Gives all ranks the root's tensors, of any dtype, bit for bit.
 
     From rank 0 of the group, psum moves a tensor once. From another rank, the others contribute zeros to a sum of
     bytes: that costs as much as an all_reduce. In an elastic job, it fails if that rank was lost before it had given
     all of its value.
+
+    Args:
+        channel: The group's.
+        tensors: The tensors. They receive the root's values.
+        root: The rank that sends its own.
+        stands_in: Whether each rank's tensors have values that would do. If rank 0 is the root and lost, all get those
+            of another rank.
     """
     plan = Plan(channel, "broadcast")
     for tensor in tensors:
         check_dense(tensor, "the tensor of broadcast")
-        _broadcast(plan, tensor.detach(), root)
+        _broadcast(plan, tensor.detach(), root, stands_in=stands_in)
     return plan.begin(tensors)
 
 
@@ -123,12 +130,12 @@ def barrier(channel: Channel) -> PsumWork:
     return plan.begin([])
 
 
-def _broadcast(plan: Plan, target: torch.Tensor, root: int) -> None:
+def _broadcast(plan: Plan, target: torch.Tensor, root: int, *, stands_in: bool = False) -> None:
     if is_plain(target):
-        plan.broadcast(as_bytes(target), root, of=target.dtype)
+        plan.broadcast(as_bytes(target), root, of=target.dtype, stands_in=stands_in)
     else:
         values = plain(target)
-        plan.broadcast(as_bytes(values), root, lambda: target.copy_(values), of=target.dtype)
+        plan.broadcast(as_bytes(values), root, lambda: target.copy_(values), of=target.dtype, stands_in=stands_in)
 
 
 def _check_list(name: str, what: str, tensors: Sequence[torch.Tensor], like: torch.Tensor, size: int) -> None:

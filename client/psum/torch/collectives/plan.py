@@ -61,7 +61,7 @@ class Plan:
             self._sum_rounded(transfer)
         self._steps += steps
 
-    def broadcast(self, data: torch.Tensor, root: int, *steps: Step, of: torch.dtype) -> None:
+    def broadcast(self, data: torch.Tensor, root: int, *steps: Step, of: torch.dtype, stands_in: bool = False) -> None:
         """Gives all ranks the root's bytes, in place; then come the steps.
 
         Args:
@@ -69,13 +69,14 @@ class Plan:
             root: The rank whose bytes all get.
             steps: What this rank does then.
             of: The dtype that the bytes stand for.
+            stands_in: As in Transfer.
 
         Raises:
             ValueError: The group has no such rank.
         """
         check_root(self._channel, self._name, root)
         name = f"{self._name} of {str(of).removeprefix('torch.')} from rank {root}"
-        transfer = Transfer(name, data, root)
+        transfer = Transfer(name, data, root, stands_in=stands_in)
         # Bytes are often pickled objects, each of another size.
         is_odd = of is torch.uint8 and rounded_up(data.numel()) != data.numel()
         if not is_odd and self._channel.has_own_keys(transfer):
@@ -170,7 +171,7 @@ class Plan:
                 )
             data.copy_(padded[:size])
 
-        self._transfers.append(Transfer(f"{name}, rounded up,", padded, root))
+        self._transfers.append(Transfer(f"{name}, rounded up,", padded, root, stands_in=transfer.stands_in))
         self._steps.append(step)
 
 

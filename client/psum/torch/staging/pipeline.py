@@ -174,7 +174,7 @@ class Pipeline:
                 if transfer.buffer is None:
                     return
                 self._queued.popleft()
-                copied = self._bring_down(transfer, transfer.buffer, gives=request.gives)
+                copied = self._bring_down(transfer, transfer.buffer, gives=request.gives or request.stands_in)
             except Exception as error:
                 if transfer.buffer is None:
                     self._queued.popleft()

@@ -23,6 +23,7 @@ class Request:
         lent: Called with the result if it is lent rather than written to the tensor. None: it is always written.
         arrived: Called with the ticket and the result in host memory, before that goes to the tensor. None: nothing is
             to be done.
+        stands_in: Whether the tensor of a rank that does not give has a value that may replace a lost root's.
     """
 
     ticket: Ticket
@@ -31,6 +32,7 @@ class Request:
     as_bytes: bool
     lent: Callable[[Loan], None] | None = None
     arrived: Callable[[Ticket, Any], None] | None = None
+    stands_in: bool = False
 
     def start(self, host: torch.Tensor, done: Callable[[PsumError | None], None], staged: int | None = None) -> None:
         """Starts the operation. Returns at once.
@@ -51,7 +53,7 @@ class Request:
         source = array if self.gives or self.as_bytes else None
         ticket, lent, arrived = self.ticket, self.lent, self.arrived
         if lent is None and arrived is None:
-            ticket.start(source, array, done, staged)
+            ticket.start(source, array, done, staged, stands_in=self.stands_in)
             return
 
         def ended(error: PsumError | None) -> None:

@@ -67,16 +67,27 @@ def push_pull(
     _begin(store, request, tensor, done, movable=movable)
 
 
-def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priority: int = 0, done: Done) -> None:
+def broadcast(
+    store: Store,
+    key: str,
+    tensor: torch.Tensor,
+    *,
+    root: int,
+    priority: int = 0,
+    done: Done,
+    stands_in: bool = False,
+) -> None:
     """Gives every rank the tensor of one rank, in place, bit for bit. Returns at once, as `push_pull` does.
 
     From rank 0, psum moves the tensor once. From another rank it is a sum of bytes to which the others contribute
     zeros, which costs as much as `push_pull`. In an elastic job, it fails with a WorkerLostError if that rank was lost
-    before it had contributed to all of it.
+    before it had contributed to all of it. See `stands_in` for rank 0.
 
     Args:
         store, key, tensor, priority, done: As for `push_pull`.
         root: The rank of the job whose value all ranks get.
+        stands_in: Whether this rank's tensor has a value that the others may get if rank 0 is lost before it has sent
+            its own, in an elastic job. Otherwise the broadcast then fails.
 
     Raises:
         TypeError, ValueError, PsumError: As for `push_pull`.
@@ -103,7 +114,14 @@ def broadcast(store: Store, key: str, tensor: torch.Tensor, *, root: int, priori
             element_type=element_type_of(torch.uint8),
             priority=priority,
         )
-    _begin(store, Request(ticket, gives=is_root, takes=not is_root, as_bytes=root != 0), tensor, done)
+    request = Request(
+        ticket,
+        gives=is_root,
+        takes=not is_root,
+        as_bytes=root != 0,
+        stands_in=stands_in and not is_root and _is_elastic(store),
+    )
+    _begin(store, request, tensor, done)
 
 
 def _broadcast_marked(store: Store, key: str, tensor: torch.Tensor, root: int, priority: int, done: Done) -> None:

@@ -434,6 +434,9 @@ class Uplink:
         window = self.windows[aggregator]
         return bool(window.outstanding) if window.still_open is None else None
 
+    def disconnected(self, aggregator: int) -> None:
+        """See Party. Only elastic jobs must know, and they have no relays."""
+
     def reconnected(self, aggregator: int) -> None:
         """Begins anew on a new stream: declares everything again, and sends again what has no result."""
         self.counters.reconnects += 1

@@ -1,0 +1,56 @@
+"""How long connected workers of an elastic job have been silent.
+
+A worker that lives sends something several times within the time-out, if only an empty message. So silence shows that
+its process, its host or the network between does not work, although no connection was closed. The same silence may have
+its cause on this side. Time in which this process did not run, or in which it heard nobody, does not count.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+from psum.aggregator.core.worker import Worker
+
+#: A worker sends something at least so many times within the time-out.
+BEATS: Final = 5
+
+#: Time-outs are checked several times a second. If they were not for this long, this process did not run.
+_PAUSE_SECONDS: Final = 1.0
+
+
+class Silence:
+    """The silence of one job's workers.
+
+    Args:
+        timeout: Seconds after which a silent worker is lost.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.beat = timeout / BEATS
+        """The time in which a worker that lives sends something, in seconds."""
+        self._timeout = timeout
+        self._checked: float | None = None
+
+    def pass_time(self, workers: Collection[Worker], now: float) -> None:
+        """Takes note of the time, and shifts `last_heard` of connected workers by what does not count as silence."""
+        before, self._checked = self._checked, now
+        if before is None:
+            return
+        connected = [worker for worker in workers if worker.connected]
+        passed = now - before
+        # After two missed beats of everybody, the network of this side is the likely cause.
+        if passed <= _PAUSE_SECONDS and not all(self.is_quiet(worker, now) for worker in connected):
+            return
+        for worker in connected:
+            worker.last_heard = min(now, worker.last_heard + passed)
+
+    def is_quiet(self, worker: Worker, now: float) -> bool:
+        """Whether a worker has missed two signs of life."""
+        return now - worker.last_heard > 2 * self.beat
+
+    def silent(self, workers: Collection[Worker], now: float) -> list[Worker]:
+        """The connected workers that have been silent for longer than the time-out. Those that have left may be."""
+        return [
+            worker
+            for worker in workers
+            if worker.connected and not worker.left and now - worker.last_heard > self._timeout
+        ]
