@@ -24,8 +24,8 @@ def train(client: psum.client.Client, steps: int, after_step: Callable[[psum.cli
     """
     store = client.store()
     model = {"weights": np.zeros(TRUTH.size), "momentum": np.zeros(TRUTH.size)}
-    # All workers begin with the same weights. Here they are zero anyway.
-    store.broadcast("weights", model["weights"])
+    # All workers begin with the same weights, those of rank 0. If it is lost now, those of another one do as well.
+    store.broadcast("weights", model["weights"], elastic=True)
     # A process that joins a running job waits here, until it has everything from a member.
     state = psum.client.ElasticState(client, {"model": model}, batch=0)
     while state.batch < steps:

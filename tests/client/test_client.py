@@ -139,3 +139,20 @@ def test_a_callback_cannot_wait_for_what_only_its_own_thread_brings(address: str
         with pytest.raises(RuntimeError, match="a callback of an operation called this"):
             told.result(5)
         store.push_pull("w", np.ones(3))
+
+
+def test_what_starts_with_the_next_operation_starts_with_it() -> None:
+    """Once, and not before, unless it is wanted. A client that is closed drops it: the others may never begin it."""
+    started: list[int] = []
+    with psum.connect(psum.Settings()) as client:
+        client.start_with_next(lambda: started.append(1))
+        client.drain()
+        assert started == []
+        for _ in range(2):
+            client.store().push_pull("a", np.zeros(1))
+            assert started == [1]
+        client.start_with_next(lambda: started.append(2))
+        client.start_upcoming()
+        assert started == [1, 2]
+        client.start_with_next(lambda: started.append(3))
+    assert started == [1, 2]

@@ -1,6 +1,9 @@
 """Processes that wait to join an elastic job, and get no further."""
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -43,3 +46,23 @@ def test_one_that_does_not_fit_is_refused(fleet: Any) -> None:
                 psum.ElasticState(candidate, batch=0)
             with pytest.raises(psum.DisagreementError, match="partition"):
                 candidate.store().push_pull("a", np.zeros(4))
+
+
+def test_a_member_that_ends_does_not_wait_for_the_next_boundary(fleet: Any) -> None:
+    """The others may have other things to do before they end, and sum nothing."""
+    closed = threading.Event()
+
+    def work(rank: int) -> float:
+        client = fleet.worker(rank, 2, elastic=ELASTIC)
+        state = psum.ElasticState(client, batch=0)
+        for _ in range(2):
+            state.step()
+        if rank == 0:
+            assert closed.wait(20.0)
+        began = time.monotonic()
+        client.close(timeout=10.0)
+        closed.set()
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(2) as pool:
+        assert max(pool.map(work, range(2))) < 5.0

@@ -291,7 +291,6 @@ class Client:
         """
         self._check_process()
         self.check_may_wait()
-        self.start_upcoming()
         return self._outstanding.wait(timeout)
 
     @property
@@ -359,6 +358,8 @@ class Client:
             if self._closed or self._is_closing:
                 return
             self._is_closing = True
+            # The others may begin it much later, or never.
+            self._upcoming.clear()
             try:
                 self._close(timeout)
             finally:
@@ -402,7 +403,8 @@ class Client:
         """Starts an operation together with the next one: they need no more messages than that alone.
 
         Args:
-            start: Starts it. `start_upcoming` calls it too, if there is no next one.
+            start: Starts it. `start_upcoming` calls it too, if there is no next one. It is dropped if the client is
+                closed before.
         """
         self._upcoming.append(start)
 

@@ -126,6 +126,17 @@ def test_operations_are_complete_at_once_while_a_process_waits_to_join() -> None
         assert sent(session, 0) == sent(session, 1) == []
 
 
+def test_a_roll_call_needs_no_message_of_its_own() -> None:
+    """It travels with what is begun at the same time, ahead of it."""
+    session = make()
+    called, other = begin(session, "roll call", store=STEERING), begin(session)
+    declare, push = sent(session, 0)
+    assert kinds([declare, push]) == ["declare", "push"]
+    assert {key.id for key in declare.declare.keys} == {called.key.id, other.key.id}
+    assert push.push.shards.ids[0] == called.key.id
+    assert other.key.id in push.push.shards.ids
+
+
 def test_a_newcomer_takes_over_the_agreed_weights() -> None:
     """It cannot sum the reports, which the others did long ago. The first aggregator's keys need no weights."""
     session = make(1, None)
