@@ -9,6 +9,8 @@ Commands, by "do":
     push    push-pulls the next round of "key", "size" float32, without waiting → pushed, then sum
             Relays sum for "group_size" ranks each
     train   trains for "steps", or until a "stop" command                       → step …, trained
+    learn   trains in an elastic job until a "stop" command, with "seed" and
+            "pause"; see learning.py                                            → step …, learned
     work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
     steps   runs steps of an elastic job until a "stop" command; see elastic.py  → step …, stepped
     stop    ends a training or steps: all ranks stop after the same step
@@ -100,6 +102,7 @@ class Worker:
             "join": self._join,
             "push": self._push,
             "train": self._train,
+            "learn": self._learn,
             "work": self._work,
             "steps": self._steps,
             "close": self._close,
@@ -158,6 +161,12 @@ class Worker:
         assert self._client is not None
         result = train(self._client, steps, self._stop, lambda step: self.tell("step", step=step))
         self.tell("trained", **result)
+
+    def _learn(self, seed: int, pause: float) -> None:
+        from faults import learning
+
+        assert self._client is not None
+        self.tell("learned", **learning.learn(self._client, seed, pause, self._stop, self.tell))
 
     def _work(self, **spec: Any) -> None:
         from faults import jobs
