@@ -26,7 +26,8 @@ import numpy as np
 from psum.cli.bench.runs import openmp_environment
 from psum.cli.bench.workloads import NAMES, sizes
 from psum.cli.launch.command import suitable_processes
-from psum.cli.launch.local_job import LocalJob, run
+from psum.cli.launch.job import LocalJob
+from psum.cli.launch.local_job import run
 from psum.client import connect
 from psum.runtime import processors
 from tests.bench.marked_processes import aggregators, processor_seconds

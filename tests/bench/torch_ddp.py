@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from psum.cli.bench.page import machine
 from psum.cli.bench.runs import Spread, openmp_environment
-from psum.cli.launch.local_job import LocalJob
+from psum.cli.launch.job import LocalJob
 from psum.cli.launch.local_job import run as run_locally
 
 #: How the job gets its aggregator: psum starts it, as with plain torchrun, or it is named, as `psum launch` does.

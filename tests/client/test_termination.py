@@ -56,6 +56,55 @@ def test_the_programs_own_is_left_alone(own: Any) -> None:
     assert handler() is own
 
 
+PROGRAM = """
+import os, signal, sys, threading, time
+from psum import client as psum
+from psum.client import termination
+asked = threading.Event()
+with psum.connect(psum.Settings()):
+    termination.postpone(asked.set, float(sys.argv[1]))
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(int(sys.argv[2])):
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+    print(asked.is_set(), flush=True)
+    if sys.argv[3] == "leaves":
+        termination.postpone(None)
+    time.sleep(float(sys.argv[4]))
+print("at its end", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("patience", "more", "then", "lasts", "status", "output"),
+    [
+        pytest.param("30", "0", "leaves", "0", 0, "True\nat its end\n", id="leaves"),
+        pytest.param("0.2", "0", "leaves", "0.6", 0, "True\nat its end\n", id="lives on after it has left"),
+        pytest.param("0.2", "0", "stays", "30", 143, "True\n", id="does not leave in time"),
+        pytest.param("30", "1", "stays", "30", -signal.SIGTERM, "", id="is asked twice"),
+    ],
+)
+def test_a_program_may_leave_by_itself(
+    patience: str, more: str, then: str, lasts: str, status: int, output: str
+) -> None:
+    """The first signal asks it to. It ends as usual if it takes too long, or with the second signal."""
+    command = [sys.executable, "-c", PROGRAM, patience, more, then, lasts]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout) == (status, output), ended.stderr
+
+
+def test_a_program_is_asked_to_leave_once_though_another_thread_handles_the_signal() -> None:
+    """The main thread is in a long call into C meanwhile, and runs the handler when it comes back."""
+    signals = "os.kill(os.getpid(), signal.SIGTERM)\n    for"
+    busy = "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start(); KEY()\n    for"
+    # About a second, without an end by the signal and without Python's lock.
+    begin = "import hashlib; KEY = lambda: hashlib.pbkdf2_hmac('sha256', b'a', b'b', 3_000_000)"
+    program = begin + PROGRAM.replace(signals, busy)
+    command = [sys.executable, "-c", program, "30", "0", "leaves", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "True\nat its end\n"), ended.stderr
+
+
 def test_there_is_none_in_a_forked_child() -> None:
     """Such as the processes of a DataLoader, which are ended by this signal."""
     with psum.connect(psum.Settings()):

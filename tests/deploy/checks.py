@@ -40,6 +40,9 @@ DNS_TTL_SECONDS = 30
 _GONE_SECONDS = 10
 _GONE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
+#: Seconds that a worker may need to end after it has given up leaving at the end of a step.
+_GOODBYE_SECONDS = 5
+
 #: Seconds after which the other ranks must learn that a worker was killed.
 _CLOSED_SECONDS = 5
 
@@ -58,7 +61,7 @@ def mistakes(resources: Sequence[Resource]) -> list[str]:
         if pod.is_aggregator and not told:
             told = [text for check in (_aggregator_ports, _ending, _room, _patience) for text in check(pod)]
         if not pod.is_aggregator:
-            told += _moves(pod)
+            told += [*_moves(pod), *_leaves(pod)]
             told += [text for text in _waits(pod) if not told]
         found += [f"{pod.owner}: {text}" for text in told]
     return list(dict.fromkeys(found))
@@ -229,7 +232,14 @@ def _replaced(resources: Sequence[Resource]) -> Iterator[str]:
             yield f"{name}: a worker on a node that is gone would never be replaced (podReplacementPolicy: Failed)"
         if "backoffLimit" in spec or not spec.get("backoffLimitPerIndex"):
             yield f"{name}: all workers would share one delay, doubled by each failure; set backoffLimitPerIndex"
-        if spec.get("maxFailedIndexes") != 0:
+        elastic = any(
+            entry["name"] == "PSUM_ELASTIC"
+            for container in spec["template"]["spec"]["containers"]
+            for entry in container.get("env", ())
+        )
+        if elastic and "maxFailedIndexes" in spec:
+            yield f"{name}: it is elastic, and would end when one worker is given up; leave out maxFailedIndexes"
+        if not elastic and spec.get("maxFailedIndexes") != 0:
             yield f"{name}: when one worker is given up, the others would wait for it; set maxFailedIndexes: 0"
     for resource in _of_kind(resources, "Job", "JobSet"):
         if not resource["spec"].get("ttlSecondsAfterFinished"):
@@ -320,6 +330,15 @@ def _moves(pod: Pod) -> Iterator[str]:
     for key in _GONE:
         if not 0 <= (seconds := tolerated.get(key, 300)) <= _GONE_SECONDS:
             yield f"it stays for {seconds} s on a node that is {key}; tolerate that for {_GONE_SECONDS} s"
+
+
+def _leaves(pod: Pod) -> Iterator[str]:
+    """A worker of an elastic job may leave at the end of its step before it is killed."""
+    settings = WorkerSettings.from_environment(pod.environ)
+    grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+    if settings.elastic is not None and grace < settings.leave_timeout + _GOODBYE_SECONDS:
+        leaves = f"it leaves within {settings.leave_timeout:g} s (PSUM_LEAVE_TIMEOUT)"
+        yield f"{leaves}, and is killed {grace} s after SIGTERM"
 
 
 def _waits(pod: Pod) -> Iterator[str]:

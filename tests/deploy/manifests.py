@@ -32,6 +32,7 @@ RENDERED = {
     "relays, processes": ("overlays/relays", "components/processes"),
     "production, behind an ingress": ("overlays/production", "components/ingress"),
     "workers/indexed-job": ("workers/indexed-job",),
+    "workers/elastic": ("workers/elastic",),
     "workers/single-node": ("workers/single-node",),
     "workers/jobset": ("workers/jobset",),
     "workers/kueue": ("workers/kueue",),

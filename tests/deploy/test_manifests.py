@@ -214,6 +214,36 @@ WORKERS_MISTAKES: dict[str, Callable[[Any], object]] = {
 }
 
 
+#: Possible mistakes in an elastic Job.
+ELASTIC_MISTAKES: dict[str, Callable[[Any], object]] = {
+    "would end when one worker is given up": lambda spec: spec.update(maxFailedIndexes=0),
+    "would never be replaced": lambda spec: spec.update(podReplacementPolicy="Failed"),
+    "it leaves within 25 s": lambda spec: spec["template"]["spec"].update(terminationGracePeriodSeconds=20),
+}
+
+
+@pytest.mark.parametrize("text", ELASTIC_MISTAKES)
+def test_a_mistake_in_an_elastic_job_is_found(text: str) -> None:
+    """Each check reports its mistake."""
+    resources = copy.deepcopy(list(rendered("workers/elastic")))
+    ELASTIC_MISTAKES[text](of_kind("Job", resources)["spec"])
+    assert any(text in found for found in mistakes(resources)), mistakes(resources)
+
+
+def test_an_elastic_job_may_be_scaled_within_its_range() -> None:
+    """Pods beyond the number with which the job began join it, up to the maximum. One more is refused."""
+    resources = copy.deepcopy(list(rendered("workers/elastic")))
+    spec = of_kind("Job", resources)["spec"]
+    spec["completions"] = spec["parallelism"] = 8
+    settings = [WorkerSettings.from_environment(pod.environ) for pod in pods(resources)]
+    assert [s.rank for s in settings] == list(range(8))
+    assert [s.joining for s in settings] == [False] * 4 + [True] * 4
+    assert {(s.num_workers, str(s.elastic)) for s in settings} == {(4, "2:8")}
+    spec["completions"] = spec["parallelism"] = 9
+    with pytest.raises(ConfigurationError, match="ranks go from 0 to 7"):
+        list(map(WorkerSettings.from_environment, (pod.environ for pod in pods(resources))))
+
+
 @pytest.mark.parametrize("text", MISTAKES)
 def test_a_mistake_is_found(text: str) -> None:
     """Each check reports its mistake."""
@@ -275,6 +305,7 @@ def fleet(name: str) -> dict[str, Pod]:
     ("workers", "overlay"),
     [
         ("workers/indexed-job", "production"),
+        ("workers/elastic", "production"),
         ("workers/kueue", "production"),
         ("workers/volcano", "production"),
         ("workers/mxjob", "production"),

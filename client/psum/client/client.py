@@ -5,7 +5,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -115,6 +116,8 @@ class Client:
         """What step boundaries need of an elastic job; None in others."""
         if settings.elastic is not None and self._thread is not None:
             self.link = Link(self, settings, self._session, self._thread, self._settle)
+        self._upcoming: deque[Callable[[], None]] = deque()
+        """What is to be started with the next operation."""
         self._expiry: asyncio.Task[None] | None = None
         # Reentrant: a signal's handler may close the client while the main thread does so.
         self._closing = threading.RLock()
@@ -288,6 +291,7 @@ class Client:
         """
         self._check_process()
         self.check_may_wait()
+        self.start_upcoming()
         return self._outstanding.wait(timeout)
 
     @property
@@ -394,6 +398,21 @@ class Client:
             self._memory.close()
             raise
 
+    def start_with_next(self, start: Callable[[], None]) -> None:
+        """Starts an operation together with the next one: they need no more messages than that alone.
+
+        Args:
+            start: Starts it. `start_upcoming` calls it too, if there is no next one.
+        """
+        self._upcoming.append(start)
+
+    def start_upcoming(self) -> None:
+        """Starts what was to be started with the next operation. From any thread."""
+        while self._upcoming:
+            # Another thread may be faster.
+            with contextlib.suppress(IndexError):
+                self._upcoming.popleft()()
+
     def check_may_wait(self) -> None:
         """Raises RuntimeError in the client's own thread: the results to wait for come through that thread."""
         if self.is_current_thread:
@@ -414,11 +433,15 @@ class Client:
         await self._membership.leave(patience)
 
     async def _expire(self) -> None:
-        """Fails operations that wait too long, and writes the timeline when its last step is over."""
+        """Fails operations that wait too long, and writes the timeline when its last step is over. In an elastic job,
+        warns of candidates that wait in vain."""
         try:
             while True:
                 await asyncio.sleep(_EXPIRY_SECONDS)
-                self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, time.monotonic())
+                now = time.monotonic()
+                self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, now)
+                if self.link is not None:
+                    self.link.look_for_candidates(now)
                 self._settle()
                 if self._telemetry.is_timeline_due:
                     await asyncio.to_thread(self._telemetry.write_timeline)
@@ -470,6 +493,8 @@ class Client:
     def _hand_over(self, ticket: Ticket) -> None:
         if process_name.pid != self._pid:
             raise self._forked_error()
+        if self._upcoming:
+            self.start_upcoming()
         self._outstanding.add(ticket)
 
     def _settle(self) -> None:

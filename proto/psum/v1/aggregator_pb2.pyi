@@ -185,6 +185,42 @@ FAULT_CODE_EXCLUDED: FaultCode.ValueType  # 11
 """The elastic job goes on without the worker that receives this."""
 Global___FaultCode: _TypeAlias = FaultCode  # noqa: Y015
 
+class _MembershipChange:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MembershipChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MembershipChange.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMBERSHIP_CHANGE_UNSPECIFIED: _MembershipChange.ValueType  # 0
+    """Never sent."""
+    MEMBERSHIP_CHANGE_LOST: _MembershipChange.ValueType  # 1
+    """It was lost."""
+    MEMBERSHIP_CHANGE_LEFT: _MembershipChange.ValueType  # 2
+    """It has left in good order."""
+    MEMBERSHIP_CHANGE_WAITS: _MembershipChange.ValueType  # 3
+    """It waits to join the running job."""
+    MEMBERSHIP_CHANGE_WITHDRAWN: _MembershipChange.ValueType  # 4
+    """It waits no more, because it has ended."""
+    MEMBERSHIP_CHANGE_ADMITTED: _MembershipChange.ValueType  # 5
+    """The members have admitted it, and it has joined."""
+
+class MembershipChange(_MembershipChange, metaclass=_MembershipChangeEnumTypeWrapper):
+    """What happened to a process of an elastic job."""
+
+MEMBERSHIP_CHANGE_UNSPECIFIED: MembershipChange.ValueType  # 0
+"""Never sent."""
+MEMBERSHIP_CHANGE_LOST: MembershipChange.ValueType  # 1
+"""It was lost."""
+MEMBERSHIP_CHANGE_LEFT: MembershipChange.ValueType  # 2
+"""It has left in good order."""
+MEMBERSHIP_CHANGE_WAITS: MembershipChange.ValueType  # 3
+"""It waits to join the running job."""
+MEMBERSHIP_CHANGE_WITHDRAWN: MembershipChange.ValueType  # 4
+"""It waits no more, because it has ended."""
+MEMBERSHIP_CHANGE_ADMITTED: MembershipChange.ValueType  # 5
+"""The members have admitted it, and it has joined."""
+Global___MembershipChange: _TypeAlias = MembershipChange  # noqa: Y015
+
 @_typing.final
 class ExchangeRequest(_message.Message):
     """A message from a worker. It has exactly one kind. A message may carry several small shards."""
@@ -1825,6 +1861,7 @@ class JobStatus(_message.Message):
     ROUNDS_FIELD_NUMBER: _builtins.int
     ROUNDS_WAITING_FIELD_NUMBER: _builtins.int
     UPLINKS_FIELD_NUMBER: _builtins.int
+    ELASTIC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     num_workers: _builtins.int
@@ -1849,6 +1886,10 @@ class JobStatus(_message.Message):
     def uplinks(self) -> _containers.RepeatedCompositeFieldContainer[Global___UplinkStatus]:
         """At a relay: what it forwards to. `num_workers` is then the number of ranks that it waits for."""
 
+    @_builtins.property
+    def elastic(self) -> Global___ElasticStatus:
+        """That the job is elastic, and what is known of its members. Absent: it is not elastic."""
+
     def __init__(
         self,
         *,
@@ -1861,14 +1902,151 @@ class JobStatus(_message.Message):
         rounds: _abc.Iterable[Global___RoundStatus] | None = ...,
         rounds_waiting: _builtins.int = ...,
         uplinks: _abc.Iterable[Global___UplinkStatus] | None = ...,
+        elastic: Global___ElasticStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elastic", b"elastic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_bytes", b"held_bytes", "keys", b"keys", "name", b"name", "num_workers", b"num_workers", "rounds", b"rounds", "rounds_completed", b"rounds_completed", "rounds_waiting", b"rounds_waiting", "uplinks", b"uplinks", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elastic", b"elastic", "held_bytes", b"held_bytes", "keys", b"keys", "name", b"name", "num_workers", b"num_workers", "rounds", b"rounds", "rounds_completed", b"rounds_completed", "rounds_waiting", b"rounds_waiting", "uplinks", b"uplinks", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
+
+@_typing.final
+class ElasticStatus(_message.Message):
+    """The members of an elastic job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    JOINS_FIELD_NUMBER: _builtins.int
+    DEPARTURES_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    CHANGED_SECONDS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    min: _builtins.int
+    """The least number of members with which rounds are summed."""
+    max: _builtins.int
+    """The most ranks that the job may have."""
+    members: _builtins.int
+    """How many members rounds wait for: the ranks that are neither lost nor have left."""
+    losses: _builtins.int
+    """How many ranks were lost while this process knew the job."""
+    joins: _builtins.int
+    """How many processes were admitted to the running job meanwhile."""
+    departures: _builtins.int
+    """How many ranks have left in good order meanwhile."""
+    changed_seconds: _builtins.float
+    """Seconds since the last change; 0 if there was none."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembershipEvent]:
+        """The latest changes of the members, and processes that wait to be one, the latest first, at most 64."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateStatus]:
+        """The processes that wait to join."""
+
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ranks that are lost and that no process has taken since, in ascending order."""
+
+    def __init__(
+        self,
+        *,
+        min: _builtins.int = ...,
+        max: _builtins.int = ...,
+        members: _builtins.int = ...,
+        losses: _builtins.int = ...,
+        joins: _builtins.int = ...,
+        departures: _builtins.int = ...,
+        events: _abc.Iterable[Global___MembershipEvent] | None = ...,
+        candidates: _abc.Iterable[Global___CandidateStatus] | None = ...,
+        changed_seconds: _builtins.float = ...,
+        lost: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "changed_seconds", b"changed_seconds", "departures", b"departures", "events", b"events", "joins", b"joins", "losses", b"losses", "lost", b"lost", "max", b"max", "members", b"members", "min", b"min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ElasticStatus: _TypeAlias = ElasticStatus  # noqa: Y015
+
+@_typing.final
+class MembershipEvent(_message.Message):
+    """One change of the members of an elastic job, or of the processes that wait to be one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SECONDS_AGO_FIELD_NUMBER: _builtins.int
+    change: Global___MembershipChange.ValueType
+    """What has happened."""
+    rank: _builtins.int
+    """The rank."""
+    generation: _builtins.int
+    """Which process of the rank: how many were members before it."""
+    text: _builtins.str
+    """Which process it is, and why, for people."""
+    seconds_ago: _builtins.float
+    """How long ago it was."""
+    def __init__(
+        self,
+        *,
+        change: Global___MembershipChange.ValueType = ...,
+        rank: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        text: _builtins.str = ...,
+        seconds_ago: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "generation", b"generation", "rank", b"rank", "seconds_ago", b"seconds_ago", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipEvent: _TypeAlias = MembershipEvent  # noqa: Y015
+
+@_typing.final
+class CandidateStatus(_message.Message):
+    """A process that waits to join an elastic job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    WAITING_SECONDS_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The rank that it would have."""
+    worker: _builtins.str
+    """Where it runs, in its own words."""
+    peer: _builtins.str
+    """The address that it connected from."""
+    waiting_seconds: _builtins.float
+    """How long it has waited."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        waiting_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer", "rank", b"rank", "waiting_seconds", b"waiting_seconds", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CandidateStatus: _TypeAlias = CandidateStatus  # noqa: Y015
 
 @_typing.final
 class UplinkStatus(_message.Message):
@@ -1934,6 +2112,9 @@ class WorkerStatus(_message.Message):
     PLANE_FIELD_NUMBER: _builtins.int
     DATA_CONNECTION_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    JOINED_SECONDS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     worker: _builtins.str
@@ -1956,6 +2137,12 @@ class WorkerStatus(_message.Message):
     """How large payloads cross between it and the aggregator. Unspecified while it is not connected."""
     data_connection: _builtins.bool
     """Whether it has a data connection. Without one its messages take the stream, which is slower."""
+    lost: _builtins.bool
+    """Whether its rank is lost, in an elastic job."""
+    joined_seconds: _builtins.float
+    """Seconds since it joined the job at this process."""
+    generation: _builtins.int
+    """How many processes of its rank were members before it, in an elastic job."""
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ranks that it stands for, if it is a relay."""
@@ -1975,10 +2162,13 @@ class WorkerStatus(_message.Message):
         plane: Global___Plane.ValueType = ...,
         data_connection: _builtins.bool = ...,
         ranks: _abc.Iterable[_builtins.int] | None = ...,
+        lost: _builtins.bool = ...,
+        joined_seconds: _builtins.float = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_seconds", b"behind_seconds", "connected", b"connected", "data_connection", b"data_connection", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "peer", b"peer", "plane", b"plane", "rank", b"rank", "ranks", b"ranks", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_seconds", b"behind_seconds", "connected", b"connected", "data_connection", b"data_connection", "generation", b"generation", "joined_seconds", b"joined_seconds", "last_heard_seconds", b"last_heard_seconds", "left", b"left", "lost", b"lost", "peer", b"peer", "plane", b"plane", "rank", b"rank", "ranks", b"ranks", "received_bytes", b"received_bytes", "sent_bytes", b"sent_bytes", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

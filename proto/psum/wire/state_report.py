@@ -39,6 +39,7 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
     joined = {rank for worker in job.workers for rank in _ranks(worker)}
     # Which ranks a relay's group has is not known before they join.
     expected = () if job.uplinks else range(job.num_workers)
+    joined.update(job.elastic.lost)
     return {
         "name": job.name,
         "num_workers": job.num_workers,
@@ -48,6 +49,8 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
         "sent_bytes": sum(worker.sent_bytes for worker in job.workers),
         "rounds_completed": job.rounds_completed,
         "rounds_waiting": job.rounds_waiting,
+        # None if the job is not elastic.
+        "elastic": _elastic(job.elastic) if job.HasField("elastic") else None,
         "not_joined": [rank for rank in expected if rank not in joined],
         "workers": [
             {
@@ -55,7 +58,9 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
                 "ranks": _ranks(worker),
                 "worker": worker.worker,
                 "address": _address(worker.peer),
-                "state": "left" if worker.left else "connected" if worker.connected else "vanished",
+                "state": _state(worker),
+                "generation": worker.generation,
+                "joined_seconds": round(worker.joined_seconds, 3),
                 "way": _plane(worker.plane, data_connection=worker.data_connection),
                 "last_heard_seconds": round(worker.last_heard_seconds, 3),
                 "behind_seconds": round(worker.behind_seconds, 3),
@@ -85,6 +90,44 @@ def _job(job: pb.JobStatus) -> dict[str, Any]:
                 "outstanding_shards": uplink.outstanding_shards,
             }
             for uplink in job.uplinks
+        ],
+    }
+
+
+def _state(worker: pb.WorkerStatus) -> str:
+    if worker.left:
+        return "left"
+    return "lost" if worker.lost else "connected" if worker.connected else "vanished"
+
+
+def _elastic(elastic: pb.ElasticStatus) -> dict[str, Any]:
+    return {
+        "min": elastic.min,
+        "max": elastic.max,
+        "members": elastic.members,
+        "lost": list(elastic.lost),
+        "losses": elastic.losses,
+        "joins": elastic.joins,
+        "departures": elastic.departures,
+        "changed_seconds": round(elastic.changed_seconds, 3) if elastic.changed_seconds else None,
+        "events": [
+            {
+                "change": pb.MembershipChange.Name(event.change).removeprefix("MEMBERSHIP_CHANGE_").lower(),
+                "rank": event.rank,
+                "generation": event.generation,
+                "text": event.text,
+                "seconds_ago": round(event.seconds_ago, 3),
+            }
+            for event in elastic.events
+        ],
+        "candidates": [
+            {
+                "rank": candidate.rank,
+                "worker": candidate.worker,
+                "address": _address(candidate.peer),
+                "waiting_seconds": round(candidate.waiting_seconds, 3),
+            }
+            for candidate in elastic.candidates
         ],
     }
 

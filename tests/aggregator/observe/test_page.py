@@ -242,6 +242,27 @@ async def test_the_page_names_the_rank_and_survives_a_restart(stalled: Aggregato
     assert "b:1not connected1.0\u00a0KiB0\u00a0B7" in text
     assert "w059.0 san aggregator" in text
     assert "has waited" not in text.replace("has waitedfor", ""), "no rank is waited for"
+    # An elastic job shows its members and how they have changed.
+    lost = {"change": "lost", "rank": 1, "generation": 0, "text": "node pid 4 vanished", "seconds_ago": 9}
+    elastic: dict[str, Any] = {
+        "min": 2,
+        "max": 4,
+        "members": 1,
+        "losses": 1,
+        "joins": 0,
+        "departures": 2,
+        "changed_seconds": 9,
+    }
+    elastic |= {
+        "lost": [1],
+        "events": [lost],
+        "candidates": [{"rank": 1, "worker": "node pid 9", "waiting_seconds": 3}],
+    }
+    text = await page.value(f"jobBody({json.dumps({**host, 'elastic': elastic})}).textContent")
+    assert "Elastic 2:4: 1 member, 1 loss, 0 joins, 2 departures; last change 9.0 s ago" in text
+    assert "Rounds wait: they need 2 members." in text
+    assert "node pid 9 has waited 3.0 s to join as rank 1." in text
+    assert "lost19.0 snode pid 4 vanished" in text
     assert page.log == []
 
     await asyncio.to_thread(stalled.kill)

@@ -65,6 +65,24 @@ def test_counters_do_not_go_back_when_a_process_is_started_again() -> None:
     assert values(merging)["psum_sent_bytes_total a"] == 312
 
 
+def test_losses_that_all_processes_hear_of_are_counted_once() -> None:
+    """The loss of a worker is known to each process. A process that was started again does not know of earlier ones."""
+
+    def losses(count: float) -> list[Family]:
+        family = CounterMetricFamily("psum_elastic_losses_total", "Losses.", labels=["job_name"])
+        family.add_metric(["a"], count)
+        return [family]
+
+    merging = MergedMetrics()
+    merging.update(0, losses(3))
+    merging.update(1, losses(3))
+    assert values(merging) == {"psum_elastic_losses_total a": 3}
+    merging.end(0)
+    merging.end(1)
+    merging.update(1, losses(1))
+    assert values(merging) == {"psum_elastic_losses_total a": 3}
+
+
 def test_a_job_that_no_process_knows_is_forgotten() -> None:
     """A name that comes again later begins at 0."""
     merging = MergedMetrics()

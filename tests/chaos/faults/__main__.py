@@ -1,11 +1,14 @@
 """usage: scripts/chaos kills [--kills 50] [--seed 1] [--plane shm]
        scripts/chaos proxy [--harms 50] [--seed 1] [--plane shm]
        scripts/chaos relays [--faults 50] [--seed 1] [--plane shm]
+       scripts/chaos workers [--kills 200] [--seed 1] [--plane shm] [--no-replace]
        scripts/soak [--minutes 10] [--seed 1]
 
 kills and proxy inject faults into a training with 2 aggregators and 3 worker processes. They compare its final
 parameters and every sum with those of an undisturbed training that has the same number of steps. relays does the same
-with two hosts of two workers, a relay on each and two owners, and checks that nothing is left behind. soak injects
+with two hosts of two workers, a relay on each and two owners, and checks that nothing is left behind. workers kills
+and replaces the workers of an elastic training, compares the bits of all after each step, and prints what a kill costs.
+soak injects
 faults of all kinds while many small jobs start and end. It checks every sum, and samples the memory, open files and
 threads of the processes that live through the run. The exit status is 1 if a bit differs, if something is left, or if
 soak reports a problem.
@@ -16,7 +19,7 @@ import pathlib
 import sys
 import tempfile
 
-from faults import runs, soak
+from faults import elastic, runs, soak
 from psum.planes import CHOICES
 from tests.signals import heed_signals
 
@@ -31,11 +34,14 @@ def main() -> int:
     proxy.add_argument("--harms", type=int, default=50, help="number of faults besides cuts at random bytes (50)")
     relays = which.add_parser("relays", help="kill -9, SIGTERM and cuts of relays and owners")
     relays.add_argument("--faults", type=int, default=50, help="number of faults (50)")
+    workers = which.add_parser("workers", help="kill -9 of the workers of an elastic job, which are replaced")
+    workers.add_argument("--kills", type=int, default=200, help="number of kills (200)")
+    workers.add_argument("--no-replace", action="store_true", help="start no other worker; at most two are killed")
     long = which.add_parser("soak", help="faults of all kinds, with many small jobs")
     long.add_argument("--minutes", type=float, default=10.0, help="duration (10)")
-    for each in (kills, proxy, relays):
+    for each in (kills, proxy, relays, workers):
         each.add_argument("--plane", choices=CHOICES[1:], default="shm", help="plane for large payloads (shm)")
-    for each in (kills, proxy, relays, long):
+    for each in (kills, proxy, relays, workers, long):
         each.add_argument("--seed", type=int, default=1, help="seed for times and targets of faults (1)")
     args = parser.parse_args()
     # A background shell script may ignore signals. Worker processes must not inherit that.
@@ -56,6 +62,11 @@ def main() -> int:
             return 1 if soaked.problems else 0
         if args.run == "kills":
             report = runs.kill_aggregators(directory, args.kills, args.seed, args.plane, progress)
+        elif args.run == "workers":
+            given = args.kills, args.seed, args.plane, progress
+            report = elastic.kill_workers(directory, *given, replace=not args.no_replace)
+            for problem in (problems := report.pop("problems"))[:20]:
+                print(f"PROBLEM: {problem}")
         elif args.run == "relays":
             report = runs.disturb_relays(directory, args.faults, args.seed, args.plane, progress)
             if left := report.pop("left"):
@@ -65,7 +76,10 @@ def main() -> int:
     for what, count in report.items():
         if what != "same":
             print(f"{what:24} {count:7}")
-    print("same bits as the undisturbed run" if report["same"] else "DIFFERENT from the undisturbed run")
+    if args.run == "workers":
+        print("all members held the same bits after each step" if report["same"] else f"{len(problems)} PROBLEMS")
+    else:
+        print("same bits as the undisturbed run" if report["same"] else "DIFFERENT from the undisturbed run")
     return 0 if report["same"] else 1
 
 

@@ -9,8 +9,10 @@ Commands, by "do":
     push    push-pulls the next round of "key", "size" float32, without waiting → pushed, then sum
             Relays sum for "group_size" ranks each
     train   trains for "steps", or until a "stop" command                       → step …, trained
+    learn   trains in an elastic job until a "stop" command, with "seed" and
+            "pause"; see learning.py                                            → step …, learned
     work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
-    steps   runs steps of an elastic job until a "stop" command; see elastic.py  → step …, stepped
+    steps   runs steps of an elastic job until a "stop" command; see elastic_steps.py → step …, stepped
     stop    ends a training or steps: all ranks stop after the same step
     close   leaves the job in order                                             → closed
     fork    forks a child. "uses" says whether it calls psum, "ends" how it
@@ -100,6 +102,7 @@ class Worker:
             "join": self._join,
             "push": self._push,
             "train": self._train,
+            "learn": self._learn,
             "work": self._work,
             "steps": self._steps,
             "close": self._close,
@@ -128,9 +131,10 @@ class Worker:
         self._commands.put({"do": "end"})
 
     def _join(self, settings: dict[str, Any]) -> None:
-        if (elastic := settings.pop("elastic", None)) is not None:
-            settings["elastic"] = psum.Elastic(*elastic)
-        self._client = psum.connect(psum.Settings(**settings | {"aggregators": tuple(settings["aggregators"])}))
+        settings["aggregators"] = tuple(settings["aggregators"])
+        if "elastic" in settings:
+            settings["elastic"] = psum.Elastic(*settings["elastic"])
+        self._client = psum.connect(psum.Settings(**settings))
         self._store = self._client.store()
         self._rounds.clear()
         self.tell("joined")
@@ -159,16 +163,22 @@ class Worker:
         result = train(self._client, steps, self._stop, lambda step: self.tell("step", step=step))
         self.tell("trained", **result)
 
+    def _learn(self, seed: int, pause: float) -> None:
+        from faults import learning
+
+        assert self._client is not None
+        self.tell("learned", **learning.learn(self._client, seed, pause, self._stop, self.tell))
+
     def _work(self, **spec: Any) -> None:
         from faults import jobs
 
         jobs.work(self.tell, **spec)
 
     def _steps(self) -> None:
-        from faults import elastic
+        from faults import elastic_steps
 
         assert self._client is not None
-        elastic.run_steps(self._client, self._stop, self.tell)
+        elastic_steps.run_steps(self._client, self._stop, self.tell)
 
     def _close(self) -> None:
         assert self._client is not None

@@ -328,6 +328,40 @@ def test_relays_are_shown_with_both_levels() -> None:
     assert not [line for line in alone if "not joined" in line], "a relay does not know which ranks will join"
 
 
+def test_the_members_of_an_elastic_job_are_shown_with_their_changes() -> None:
+    """Both aggregators know of the loss, and it is listed once. Other jobs have none."""
+    lost = pb.MembershipEvent(change=pb.MEMBERSHIP_CHANGE_LOST, rank=1, text="node pid 1 vanished", seconds_ago=90)
+    waits = pb.CandidateStatus(rank=1, worker="node pid 9", waiting_seconds=2)
+    elastic = pb.ElasticStatus(min=2, max=4, members=2, losses=1, lost=[1], events=[lost], changed_seconds=90)
+    job = pb.JobStatus(name="job", num_workers=3, elastic=elastic)
+    job.elastic.candidates.append(waits)
+    for rank in range(3):
+        job.workers.add(rank=rank, worker=f"node pid {rank}", connected=rank != 1, lost=rank == 1)
+
+    def shown(*, everything: bool = False) -> list[str]:
+        console = Console(width=200)
+        with console.capture() as capture:
+            report = report_of(pb.GetStatusResponse(jobs=[job]))
+            answers = [{"address": address, **report} for address in ("a:1", "b:1")]
+            console.print(Fleet(everything=everything).show(answers, 1.0))
+        return [" ".join(line.split()) for line in capture.get().splitlines()]
+
+    lines = shown()
+    assert "elastic 2:4: 2 members, 1 loss, 0 joins, 0 departures; last change 1 min 30 s ago" in lines
+    assert "lost: rank 1" in lines
+    assert "node pid 9 has waited 2.0 s to join as rank 1" in lines
+    assert lines.count("lost 1 1 min 30 s node pid 1 vanished") == 1
+    assert not [line for line in lines if "they need" in line or "not joined" in line]
+    assert [line for line in lines if line.startswith("1 lost ")]
+    job.elastic.members = 1
+    job.elastic.events.extend(pb.MembershipEvent(change=pb.MEMBERSHIP_CHANGE_LEFT, rank=rank) for rank in range(2, 8))
+    assert "rounds wait: they need 2 members" in shown()
+    assert "… and 2 earlier changes (--all)" in shown()
+    assert "lost 1 1 min 30 s node pid 1 vanished" in shown(everything=True)
+    job.ClearField("elastic")
+    assert not [line for line in shown() if "elastic" in line]
+
+
 def test_a_key_that_is_a_number_is_shown_with_what_it_stands_for() -> None:
     """The label is shown without control characters."""
     waiting = pb.RoundStatus(key="0", label="dense0_weight\x1b", waiting_for=[1])

@@ -19,7 +19,7 @@ def part(fleet: Fleet, random: Random) -> None:
         fleet.parted.add(link)
     fleet.settle(random)
     # One that was lost at an aggregator that was killed may be taken in again.
-    running = [worker.rank for worker in fleet.workers if worker.alive and not worker.failed]
+    running = [worker.rank for worker in fleet.workers if worker.alive and not worker.failed and not worker.joining]
     blind = not any(fleet.parted.isdisjoint((rank, index) for index in range(fleet.plan.processes)) for rank in running)
     fleet.log(f"  {sorted(fleet.parted)}, {'no view' if blind else 'some view'}")
     fleet.counters["fault: networks without a view"] += blind
@@ -80,7 +80,7 @@ def forget(fleet: Fleet, random: Random) -> None:
             assert not left, f"{left} are at rest, and are not forgotten"
     for rank in survivors:
         fleet.workers[rank].session.forget_ranked_keys()
-    fleet.counts = {key: counts for key, counts in fleet.counts.items() if not keys.ranks_of(key)}
+    fleet.forget_ranked_keys()
 
 
 def _links(fleet: Fleet, random: Random) -> list[tuple[int, int]]:

@@ -114,7 +114,7 @@ def finish(fleet: Fleet, random: Random) -> None:
         if not fleet.lost_processes.isdisjoint(fleet.plan.processes_of(rank)):
             # Nobody answers its goodbye.
             worker.die()
-    fleet.leaving_ranks.update(range(fleet.plan.workers))
+    fleet.leaving_ranks.update(range(fleet.plan.ranks))
     for _ in range(20):
         fleet.settle(random, reconnect=True)
         if all(worker.gone for worker in fleet.workers):

@@ -47,7 +47,17 @@ class OperationCounters:
 class JobCounters:
     """The counters of one job. A job continues those of an earlier one of its name that is still exported."""
 
-    __slots__ = ("broadcast", "duplicates", "ended_at", "faults", "reconnects", "restores", "returned_credits", "sum")
+    __slots__ = (
+        "broadcast",
+        "duplicates",
+        "ended_at",
+        "faults",
+        "losses",
+        "reconnects",
+        "restores",
+        "returned_credits",
+        "sum",
+    )
 
     def __init__(self) -> None:
         self.sum = OperationCounters()
@@ -62,6 +72,8 @@ class JobCounters:
         """Contributions whose credit was returned before their round was complete, because it waited for others."""
         self.faults: Counter[str] = Counter()
         """Failures by kind."""
+        self.losses: Counter[str] = Counter()
+        """Ranks of an elastic job that were lost, by reason."""
         self.ended_at: float | None = None
         """When the job ended; None while it is in progress."""
 

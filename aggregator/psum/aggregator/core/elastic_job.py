@@ -16,6 +16,7 @@ from psum.aggregator.core.admissions import Admission, admission_of
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_membership import NEVER_THERE, ElasticMembership
 from psum.aggregator.core.elastic_rounds import ElasticRounds
+from psum.aggregator.core.elastic_status import elastic_status
 from psum.aggregator.core.error_texts import MAX_REASON
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
@@ -70,8 +71,13 @@ class ElasticJob(Job):
         return self.failure is not None or all(worker.left and worker.release_at is None for worker in staying)
 
     def losses(self, now: float) -> list[pb.Loss]:
+        """See Job. Without those after which another process was admitted: a newcomer would take that one for lost."""
+        return [loss.to_message(now) for loss in self.members.present_losses()]
+
+    def elastic_status(self, now: float) -> pb.ElasticStatus:
         """See Job."""
-        return self.members.losses.messages(now)
+        elastic, roster, candidates = self.members.first.elastic, self.members.roster, self.joins.listed()
+        return elastic_status(elastic, roster, self.log, candidates, now)
 
     def candidates(self) -> list[pb.Candidate]:
         """See Job."""
@@ -176,7 +182,7 @@ class ElasticJob(Job):
             return []
         worker.taking_leave = True
         text = elastic_texts.ended_early(worker, goodbye.fault, MAX_REASON)
-        loss = Loss(rank, text, now, generation=self.members.generation(rank))
+        loss = Loss(rank, text, now, generation=self.members.generation(rank), reason="ended early")
         # Its stream gets no error, but the farewell that it waits for.
         return [*self._lose([loss], now, told=(rank,)), Release(rank)]
 
@@ -259,8 +265,13 @@ class ElasticJob(Job):
                     self.rounds.begin_at(known)
             return []
         admission.said.add(by)
-        out = [] if rank in self.members.roster.gone or generation < 0 else [elastic_texts.admitted_later(admission)]
-        return self._lose([Loss(rank, text, now, generation=generation) for text in out], now, admission=admission)
+        # Without a process here there is none to lose. A newcomer that does not know of this admission would take the
+        # loss for that of the present process.
+        is_here = rank in self.workers and rank not in self.members.roster.gone
+        out = [elastic_texts.admitted_later(admission)] if is_here and generation >= 0 else []
+        return self._lose(
+            [Loss(rank, text, now, generation=generation, reason="replaced") for text in out], now, admission=admission
+        )
 
     def _check(self, admission: Admission, by: int) -> None:
         """Compares an admission with what is known.
@@ -315,6 +326,7 @@ class ElasticJob(Job):
         ]
         for loss in new:
             self.log.note(loss.at, EventKind.LOST, loss.rank, loss.generation, loss.text)
+            self.counters.losses[loss.reason] += 1
             actions += self.joins.lost(loss, elastic_texts.excluded(self.name, loss, now))
         if new:
             messages = [loss.to_message(now) for loss in new]

@@ -41,6 +41,7 @@ class ElasticMembership(Membership):
         """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
         self._deadlines: dict[int, float] = {}
         """When ranks are lost that were admitted and whose processes are not here."""
+        self._round_timeout = limits.round_timeout
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, and why they are lost."""
         self._silence = Silence(limits.worker_timeout)
@@ -65,6 +66,10 @@ class ElasticMembership(Membership):
         """The loss of a rank's last process; None if that is not lost."""
         loss = self.losses.of(rank)
         return None if loss is None or loss.generation < self.generation(rank) else loss
+
+    def present_losses(self) -> list[Loss]:
+        """The losses of those ranks whose last process is lost."""
+        return [loss for loss in self.losses if self.loss(loss.rank) is not None]
 
     def is_stranger(self, hello: pb.Hello) -> bool:
         """See Membership. A job that has begun goes on without a process whose settings differ."""
@@ -132,12 +137,12 @@ class ElasticMembership(Membership):
         self._deadlines[rank] = now + self.worker_timeout
 
     def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
-        """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended."""
+        """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
+
+        Its welcome waits for members that have not come to the step boundary.
+        """
         if rank in self._deadlines:
-            if here:
-                self._deadlines[rank] = float("inf")
-            else:
-                self._deadlines[rank] = now + self._closed_timeout
+            self._deadlines[rank] = now + (self._round_timeout if here else self._closed_timeout)
 
     def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
         """Makes an admitted process a member."""
@@ -177,7 +182,7 @@ class ElasticMembership(Membership):
     def newcomers(self, now: float) -> list[Loss]:
         """The ranks of processes that have joined as new ones, now that a rank has a sum of an earlier process."""
         return [
-            Loss(rank, elastic_texts.began_anew(worker), now, generation=self.generation(rank))
+            Loss(rank, elastic_texts.began_anew(worker), now, generation=self.generation(rank), reason="began anew")
             for rank, worker in self.workers.items()
             if not self.goes_on(rank) and rank not in self.roster.gone
         ]
@@ -238,34 +243,41 @@ class ElasticMembership(Membership):
             now: The time.
         """
         holder = self.workers.get(hello.rank)
-        if holder is None or hello.rank in self.roster.gone or not is_replaced(holder, hello, now):
+        if holder is None or hello.rank in self.roster.gone or holder.hello.incarnation == hello.incarnation:
             return []
-        return [Loss(hello.rank, elastic_texts.replaced(hello, peer), now, generation=self.generation(hello.rank))]
+        if not is_replaced(holder, hello, now):
+            return []
+        text, generation = elastic_texts.replaced(hello, peer), self.generation(hello.rank)
+        return [Loss(hello.rank, text, now, generation=generation, reason="replaced")]
 
     def _due(self, now: float) -> Iterator[Loss]:
         for rank, text in self._replaced.items():
-            yield Loss(rank, text, now, generation=self.generation(rank))
+            yield Loss(rank, text, now, generation=self.generation(rank), reason="replaced")
         view, here = self._view, elastic_texts.aggregator(self.first)
         for worker in self._gone_for(1.0, now):
             rank = worker.hello.rank
             if rank not in self.roster.lost and view.held_longer(self.kept_seconds(worker), now):
-                yield Loss(rank, elastic_texts.vanished(worker, here, now), now, generation=self.generation(rank))
+                text, reason = elastic_texts.vanished(worker, here, now), "closed" if worker.closed else "silent"
+                yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
         for worker in self._silence.silent(self.workers.values(), now):
             rank = worker.hello.rank
             # A connection that worked again at the same time as that of the member with the view may still be slow.
             if rank not in self.roster.lost and view.held_longer(2 * self._silence.beat, now):
-                yield Loss(rank, elastic_texts.silent(worker, here, now), now, generation=self.generation(rank))
+                text = elastic_texts.silent(worker, here, now)
+                yield Loss(rank, text, now, generation=self.generation(rank), reason="silent")
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
                 if now > deadline and view.held_longer(self._closed_timeout, now):
-                    yield Loss(rank, elastic_texts.not_come(self.admissions[rank]), now, generation=generation)
+                    text = elastic_texts.not_come(self.admissions[rank])
+                    yield Loss(rank, text, now, generation=generation, reason="not come")
             elif (
                 self._resumed_at is not None
                 and now - self._resumed_at > self.worker_timeout
                 and view.held_longer(self.worker_timeout, now)
             ):
-                yield Loss(rank, elastic_texts.not_back(self.worker_timeout, here), now, generation=generation)
+                text = elastic_texts.not_back(self.worker_timeout, here)
+                yield Loss(rank, text, now, generation=generation, reason="not back")
 
     def _look(self, now: float) -> None:
         gone, silence = self.roster.gone, self._silence

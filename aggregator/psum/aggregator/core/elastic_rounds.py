@@ -181,7 +181,7 @@ class ElasticRounds(JobRounds):
             if admission is not None and shard.round < first:
                 shard.roster = EarlierRoster(self._roster, admission.rank)
             else:
-                shard.roster = self._roster
+                shard.roster = key.roster
 
     def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
         for index in key.sizes:

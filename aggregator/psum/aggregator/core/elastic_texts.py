@@ -113,7 +113,7 @@ def superseded(job: str, hello: pb.Hello, peer: str, generation: int) -> Exclude
 
 def not_come(admission: Admission) -> str:
     """Why a rank is lost whose process was admitted, and is not here."""
-    return f"its process, number {admission.generation} of this rank, was admitted and did not come"
+    return f"its process, number {admission.generation} of this rank, was admitted and did not become a member in time"
 
 
 def admitted_later(admission: Admission) -> str:

@@ -200,6 +200,10 @@ class Job:
         """The ranks that are lost, as each worker is told when it joins. Only in elastic jobs."""
         return []
 
+    def elastic_status(self, now: float) -> pb.ElasticStatus | None:
+        """The members for operators; None if the job is not elastic."""
+        return None
+
     def learn_losses(self, rank: int, losses: Sequence[pb.Loss], now: float) -> list[Action]:
         """Takes losses that a worker of an elastic job has heard of elsewhere.
 

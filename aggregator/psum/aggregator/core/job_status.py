@@ -28,7 +28,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         for rank in round.waiting_for:
             if (member := job.members.roster.member(rank)) is not None:
                 behind[member] = max(round.waiting_seconds, behind.get(member, 0.0))
-    return pb.JobStatus(
+    status = pb.JobStatus(
         name=job.name,
         num_workers=job.num_workers,
         workers=[
@@ -43,6 +43,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
                 left=worker.left,
                 behind_seconds=behind.get(rank, 0.0),
                 ranks=worker.hello.ranks,
+                joined_seconds=now - worker.joined,
             )
             for rank, worker in sorted(job.workers.items())
         ],
@@ -52,3 +53,9 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         rounds_waiting=job.rounds_waiting,
         rounds=rounds,
     )
+    if (elastic := job.elastic_status(now)) is not None:
+        status.elastic.CopyFrom(elastic)
+        for worker in status.workers:
+            worker.lost = worker.rank in elastic.lost
+            worker.generation = job.workers[worker.rank].hello.generation
+    return status

@@ -44,7 +44,8 @@ class Joins:
     def tell(self) -> list[Action]:
         """Tells the members who waits."""
         messages = [candidate.to_message() for candidate in self.listed()]
-        return [TellCandidates(messages, ranks)] if (ranks := self._members.connected()) else []
+        ranks = tuple(rank for rank in self._members.connected() if rank not in self._members.roster.lost)
+        return [TellCandidates(messages, ranks)] if ranks else []
 
     def refusal(self, candidate: Candidate, keys: Iterable[Key]) -> FaultError | None:
         """Why a process cannot wait; None if it can."""
@@ -119,7 +120,11 @@ class Joins:
         actions: list[Action] = []
         for candidate in list(self.candidates):
             admission, rank = self._admission(candidate), candidate.hello.rank
-            if admission is None or not admission.said.issuperset(set(self._members.roster.known) - {rank}):
+            if admission is None:
+                continue
+            # A process that has joined already did not receive its welcome.
+            joined = self._members.roster.member(rank) is not None
+            if not joined and not admission.said.issuperset(set(self._members.roster.known) - {rank}):
                 continue
             self.candidates.remove(candidate)
             worker = self._members.welcome(candidate.hello, candidate.peer, now)
@@ -128,9 +133,9 @@ class Joins:
         return actions
 
     def due(self, now: float) -> list[Action]:
-        """Warns of candidates that wait for long, and refuses those that have waited too long."""
+        """Warns of candidates that wait for their admission for long, and refuses those that have waited too long."""
         actions: list[Action] = []
-        for candidate in list(self.candidates):
+        for candidate in self.listed():
             waited = now - candidate.since
             if waited > self._timeout:
                 actions.append(Refuse(candidate, self._in_vain(candidate)))

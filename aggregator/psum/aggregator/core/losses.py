@@ -6,7 +6,7 @@ generation of a rank, and the earlier ones are out anyway. So the last loss of e
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from psum.v1 import aggregator_pb2 as pb
@@ -24,12 +24,15 @@ class Loss:
         text: Which process it was and why it is lost, for people.
         at: When it was lost.
         generation: How many processes of this rank were members before it.
+        reason: The kind of the reason, for metrics: closed, silent, replaced, not come, not back, ended early, began
+            anew, or told if another aggregator has decided it.
     """
 
     rank: int
     text: str
     at: float
     generation: int = 0
+    reason: str = "told"
 
     def to_message(self, now: float) -> pb.Loss:
         """The loss as others are told of it."""
@@ -44,6 +47,10 @@ class Losses:
 
     def __len__(self) -> int:
         return len(self._by_rank)
+
+    def __iter__(self) -> Iterator[Loss]:
+        """The last loss of each rank."""
+        return iter(self._by_rank.values())
 
     def of(self, rank: int) -> Loss | None:
         """The last loss of a rank; None if no process of it was lost."""

@@ -270,6 +270,10 @@ class Registry:
             )
         if not 0 < len(hello.job) <= _MAX_NAME or not hello.job.isprintable():
             return InvalidError(f"{who}: a job's name has 1 to {_MAX_NAME} printable characters")
+        if (hello.joining or hello.generation or hello.admissions) and not hello.HasField("elastic"):
+            return InvalidError(
+                f"{who}: it asks to join a running job, or was admitted to one, which is not elastic (PSUM_ELASTIC)"
+            )
         most = max(hello.num_workers, hello.elastic.max) if hello.HasField("elastic") else hello.num_workers
         if not 0 < hello.num_workers <= _MAX_WORKERS or hello.rank >= most:
             return InvalidError(
@@ -296,10 +300,6 @@ class Registry:
             return InvalidError(
                 f"{who}: {len(hello.weights)} weights {list(hello.weights)[:_MAX_SHOWN]} for {len(hello.aggregators)}"
                 " aggregators; expected none, or one for each, from 1"
-            )
-        if (hello.joining or hello.generation or hello.admissions) and not hello.HasField("elastic"):
-            return InvalidError(
-                f"{who}: it asks to join a running job, or was admitted to one, which is not elastic (PSUM_ELASTIC)"
             )
         if hello.HasField("elastic") and (problem := _wrong_elastic(hello)) is not None:
             return InvalidError(f"{who}: {problem}")

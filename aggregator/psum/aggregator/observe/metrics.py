@@ -15,6 +15,7 @@ from psum.aggregator.service.service import Service
 from psum.aggregator.service.status import VERSION
 from psum.runtime import Metric
 from psum.runtime.prometheus import Families
+from psum.v1 import aggregator_pb2 as pb
 
 # Not "job": Prometheus sets that label itself, to the name of the scrape job.
 _JOB: Final = ("job_name",)
@@ -83,6 +84,34 @@ RETURNED_CREDITS: Final = Metric(
     "psum_returned_credits_total",
     "counter",
     "Contributions whose credit was returned early, because their round waited for other workers.",
+    _JOB,
+)
+
+MEMBERS: Final = Metric(
+    "psum_elastic_members",
+    "gauge",
+    "Members of an elastic job: the ranks that are neither lost nor have left. Rounds wait for these.",
+    _JOB,
+)
+LEAST_MEMBERS: Final = Metric(
+    "psum_elastic_least_members", "gauge", "With fewer members an elastic job makes no sums (PSUM_ELASTIC).", _JOB
+)
+LOSSES: Final = Metric(
+    "psum_elastic_losses_total",
+    "counter",
+    "Ranks of an elastic job that were lost, by reason: closed, silent, replaced, not come, not back, ended early,"
+    " began anew, or told if another aggregator has decided it.",
+    (*_JOB, "reason"),
+)
+JOINS: Final = Metric("psum_elastic_joins_total", "counter", "Processes that have joined a running elastic job.", _JOB)
+DEPARTURES: Final = Metric(
+    "psum_elastic_departures_total", "counter", "Ranks that have left an elastic job in good order.", _JOB
+)
+CANDIDATES: Final = Metric("psum_elastic_candidates", "gauge", "Processes that wait to join an elastic job.", _JOB)
+SINCE_CHANGE: Final = Metric(
+    "psum_elastic_unchanged_seconds",
+    "gauge",
+    "Seconds since the members of an elastic job have changed. Absent if they have not.",
     _JOB,
 )
 
@@ -165,6 +194,13 @@ METRICS: Final = (
     RECONNECTS,
     RESTORES,
     RETURNED_CREDITS,
+    MEMBERS,
+    LEAST_MEMBERS,
+    LOSSES,
+    JOINS,
+    DEPARTURES,
+    CANDIDATES,
+    SINCE_CHANGE,
     RECEIVED,
     SENT,
     CONTRIBUTIONS,
@@ -230,12 +266,26 @@ def _add_jobs(families: Families, service: Service, now: float) -> None:
         families.add(OLDEST_WAIT, 0.0 if oldest is None else now - (oldest.since or now), job.name)
         families.add(OLDEST_MISSING, 0 if oldest is None else oldest.missing, job.name)
         families.add(MESSAGES_WAITING, queued[job.name], job.name)
+        if (elastic := job.elastic_status(now)) is not None:
+            _add_elastic(families, job.name, elastic)
+
+
+def _add_elastic(families: Families, name: str, elastic: pb.ElasticStatus) -> None:
+    families.add(MEMBERS, elastic.members, name)
+    families.add(LEAST_MEMBERS, elastic.min, name)
+    families.add(JOINS, elastic.joins, name)
+    families.add(DEPARTURES, elastic.departures, name)
+    families.add(CANDIDATES, len(elastic.candidates), name)
+    if elastic.changed_seconds:
+        families.add(SINCE_CHANGE, elastic.changed_seconds, name)
 
 
 def _add_counters(families: Families, service: Service) -> None:
     for name, counters in service.registry.counters.items():
         for kind, count in counters.faults.items():
             families.add(FAULTS, count, name, kind)
+        for reason, count in counters.losses.items():
+            families.add(LOSSES, count, name, reason)
         families.add(DUPLICATES, counters.duplicates, name)
         families.add(RECONNECTS, counters.reconnects, name)
         families.add(RESTORES, counters.restores, name)

@@ -1,5 +1,6 @@
 """The metrics of several processes as those of one aggregator."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -23,7 +24,17 @@ _GAUGES: Final[Mapping[str, Callable[[Iterable[float]], float]]] = {
     declared.WORKERS_CONNECTED.name: min,
     declared.OLDEST_WAIT.name: max,
     declared.OLDEST_MISSING.name: max,
+    declared.MEMBERS.name: min,
+    declared.LEAST_MEMBERS.name: max,
+    declared.CANDIDATES.name: max,
+    declared.SINCE_CHANGE.name: min,
     "process_start_time_seconds": max,
+}
+
+
+#: Counters of what every process sees, which are not added.
+_SEEN_BY_ALL: Final = {
+    metric.name.removesuffix("_total") for metric in (declared.LOSSES, declared.JOINS, declared.DEPARTURES)
 }
 
 
@@ -46,7 +57,9 @@ class MergedMetrics:
             if family.type != "gauge":
                 for sample in family.samples:
                     series = _series(sample)
-                    self._ended[series] = self._ended.get(series, 0.0) + sample.value
+                    before = self._ended.get(series, 0.0)
+                    add = max if family.name in _SEEN_BY_ALL else operator.add
+                    self._ended[series] = add(before, sample.value)
 
     def merged(self) -> list[Family]:
         """The metrics of all processes together, from what each said last."""
@@ -63,11 +76,15 @@ class MergedMetrics:
         # A job that has ended on all processes is forgotten there after a while, and so here.
         self._ended = {series: value for series, value in self._ended.items() if series in values}
         for family in found.values():
-            add = _GAUGES.get(family.name, sum) if family.type == "gauge" else sum
-            family.samples = [
-                sample._replace(value=add(values[_series(sample)]) + self._ended.get(_series(sample), 0.0))
-                for sample in family.samples
-            ]
+            if family.type == "gauge":
+                add = _GAUGES.get(family.name, sum)
+            else:
+                # What processes have counted that have ended counts too.
+                add = max if family.name in _SEEN_BY_ALL else sum
+                for sample in family.samples:
+                    if (before := self._ended.get(series := _series(sample))) is not None:
+                        values[series].append(before)
+            family.samples = [sample._replace(value=add(values[_series(sample)])) for sample in family.samples]
         return list(found.values())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Final
 
+from psum.aggregator.processes.merged_elastic import merged_elastic
 from psum.v1 import aggregator_pb2 as pb
 
 #: The most waiting rounds of a job that are listed, as by one process.
@@ -61,6 +62,8 @@ def _job(jobs: Sequence[pb.JobStatus], processes: int) -> pb.JobStatus:
     merged.workers.extend(_worker(workers[rank], processes) for rank in sorted(workers))
     merged.rounds.extend(rounds[:_MAX_ROUNDS])
     merged.uplinks.extend(uplink for job in jobs for uplink in job.uplinks)
+    if elastic := [job.elastic for job in jobs if job.HasField("elastic")]:
+        merged.elastic.CopyFrom(merged_elastic(elastic))
     return merged
 
 
@@ -69,6 +72,9 @@ def _worker(found: Sequence[pb.WorkerStatus], processes: int) -> pb.WorkerStatus
     merged.CopyFrom(found[0])
     merged.connected = len(found) == processes and all(worker.connected for worker in found)
     merged.left = all(worker.left for worker in found)
+    merged.lost = any(worker.lost for worker in found)
+    merged.joined_seconds = max(worker.joined_seconds for worker in found)
+    merged.generation = max(worker.generation for worker in found)
     merged.last_heard_seconds = min(worker.last_heard_seconds for worker in found)
     merged.received_bytes = sum(worker.received_bytes for worker in found)
     merged.sent_bytes = sum(worker.sent_bytes for worker in found)

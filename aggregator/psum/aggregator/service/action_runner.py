@@ -126,7 +126,7 @@ class ActionRunner:
                 for rank in ranks:
                     if (connection := self._connections(job, rank)) is not None:
                         connection.queue.clear()
-                        connection.closing = True
+                        connection.closing = connection.recalled = True
                         connection.filled.set()
             case Release(rank):
                 self._send(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)

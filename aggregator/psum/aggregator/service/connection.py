@@ -24,6 +24,8 @@ class WorkerConnection:
         """To be set after something was put into the queue."""
         self.closing = False
         """Whether the stream ends as soon as the queue is empty."""
+        self.recalled = False
+        """Whether the stream ends at once, for the worker to open another one: there is no last message to wait for."""
         self.room = asyncio.Event()
         """Set while the queue is not crowded, so that the worker may be heard."""
         self.room.set()

@@ -120,7 +120,10 @@ class Streams:
             self._descriptors.end(connection.descriptors)
             try:
                 await self._send_rest(connection, sender, gone=gone)
-                if receiver is not None or (unread and not gone):
+                if connection.recalled and receiver is not None:
+                    receiver.cancel()
+                    await asyncio.gather(receiver, return_exceptions=True)
+                elif receiver is not None or (unread and not gone):
                     await self._await_end(receiver)
             finally:
                 # gRPC may cancel the lines above when the peer is gone.

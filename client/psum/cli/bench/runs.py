@@ -15,7 +15,7 @@ from psum.cli.bench import rivals
 from psum.cli.bench.cases import Case, Effort, System
 from psum.cli.bench.measure import Measurement, Plan
 from psum.cli.bench.workloads import sizes
-from psum.cli.launch.local_job import LocalJob
+from psum.cli.launch.job import LocalJob
 from psum.cli.launch.local_job import run as run_locally
 from psum.wire import ElementType
 

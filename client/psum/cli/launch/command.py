@@ -1,13 +1,16 @@
 """`psum launch`: run a training on this machine."""
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 import click
 
-from psum.cli.launch.local_job import LocalJob, run
-from psum.cli.options import Number, aggregators_option, check_variables, plane_option
+from psum.cli.launch.job import LocalJob
+from psum.cli.launch.local_job import run
+from psum.cli.options import Number, Range, aggregators_option, check_variables, plane_option
+from psum.client.elastic_range import Elastic
 from psum.runtime import processors, sensible_processes
 
 
@@ -27,6 +30,19 @@ def suitable_processes(usable: int, workers: int, aggregators: int) -> int:
     show_default=True,
     help="The number of processes of each aggregator; auto: what suits the processors of this machine.",
 )
+@click.option(
+    "--elastic",
+    envvar="PSUM_ELASTIC",
+    type=Range(),
+    metavar="MIN[:MAX]",
+    help="Go on when workers fail, while at least MIN are left. At most MAX take part (by default WORKERS).",
+)
+@click.option(
+    "--replace/--no-replace",
+    default=True,
+    show_default=True,
+    help="Whether another process takes the place of a worker of an elastic job that has failed.",
+)
 @plane_option
 @click.option(
     "--grace",
@@ -38,7 +54,14 @@ def suitable_processes(usable: int, workers: int, aggregators: int) -> int:
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(
-    workers: int, aggregators: int, processes: int | None, plane: str, grace: float, command: Sequence[str]
+    workers: int,
+    aggregators: int,
+    processes: int | None,
+    elastic: Elastic | None,
+    replace: bool,
+    plane: str,
+    grace: float,
+    command: Sequence[str],
 ) -> None:
     """Run COMMAND as the workers of one job on this machine, with aggregators on free ports.
 
@@ -47,9 +70,18 @@ def launch(
     line names the first failure, even if other copies ended before it as a consequence. Ctrl-C ends everything, a
     second Ctrl-C kills it. SIGUSR1 and SIGUSR2 are passed on to the workers.
 
+    With --elastic the others go on without a copy that fails, and another takes its place. The exit status is 0 if the
+    copies that are left end well.
+
     Example: psum launch --workers 2 -- python train.py
+
+    Example: psum launch --elastic 2:8 --workers 4 -- python train.py
     """
     check_variables()
+    if elastic is not None:
+        elastic = dataclasses.replace(elastic, maximum=elastic.maximum or workers)
+        if not elastic.minimum <= workers <= elastic.maximum:
+            raise click.UsageError(f"--workers {workers} is not in the range of --elastic {elastic}")
     job = LocalJob(
         command,
         workers=workers,
@@ -57,5 +89,7 @@ def launch(
         processes=processes or suitable_processes(processors(), workers, aggregators),
         plane=plane,
         grace=grace,
+        elastic=elastic,
+        replace=replace,
     )
     sys.exit(asyncio.run(run(job)))

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from psum.cli.formatting import printable, ranks, runs_of, seconds, size
+from psum.cli.status.elastic import members
 from psum.runtime import captioned
 
 #: The most workers of a job that are listed without --all.
@@ -118,6 +119,7 @@ class Fleet:
             f" holds {size(sum(job['held_bytes'] for job in jobs))}",
         )
         yield from _oldest(places, "on")
+        yield from members(jobs, everything=self._everything)
         if missing := sorted({rank for job in jobs for rank in job["not_joined"]}):
             yield Text(f"not joined yet: {ranks(missing)}", style="yellow")
         yield from self._workers(workers, len(jobs))

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from psum.client.core.buffers import Memory
@@ -27,6 +28,9 @@ NAME: Final = "roll call"
 
 #: Before everything that a program pushes, and after the agreement on weights.
 _PRIORITY: Final = (1 << 63) - 2
+
+#: How long processes may wait to join a job whose program has had no boundary until it is warned.
+_UNATTENDED_SECONDS: Final = 20.0
 
 #: How long a process waits for its admission until it says so again.
 _REMINDER_SECONDS: Final = 30.0
@@ -60,21 +64,29 @@ class Owner(Protocol):
     ) -> Ticket:
         """See Store.reserve."""
 
+    def start_with_next(self, start: Callable[[], None]) -> None:
+        """Starts an operation together with the next one."""
+
+    def start_upcoming(self) -> None:
+        """Starts what was to be started with the next operation."""
+
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the job."""
 
 
 class RollCall:
-    """A roll call that has begun.
+    """A roll call that has begun, or is about to.
 
     Args:
         future: Ends with the sum.
         table: Holds the sum then.
+        start: Starts it if it was not started.
     """
 
-    def __init__(self, future: Outcome, table: Table) -> None:
+    def __init__(self, future: Outcome, table: Table, start: Callable[[], None]) -> None:
         self._future = future
         self._table = table
+        self._start = start
 
     @property
     def done(self) -> bool:
@@ -87,6 +99,7 @@ class RollCall:
         Raises:
             PsumError: It could not be summed.
         """
+        self._start()
         self._future.result()
         return self._table
 
@@ -119,6 +132,9 @@ class Link:
         self._settle = settle
         self._ranks = settings.elastic.maximum
         self._claimed = False
+        self._candidates_since: float | None = None
+        """Since when candidates wait although the program has had no boundary; None if none do."""
+        self._has_warned = False
 
     @property
     def title(self) -> str:
@@ -140,12 +156,13 @@ class Link:
             raise RuntimeError("this client has an ElasticState already; a program has one, with everything in it")
         self._claimed = True
 
-    def call(self, *, leaving: bool, ready: bool = True) -> RollCall:
+    def call(self, *, leaving: bool, ready: bool = True, ahead: bool = False) -> RollCall:
         """Begins a roll call.
 
         Args:
             leaving: Whether this rank leaves at this boundary.
             ready: Whether this process has the state of the others.
+            ahead: Whether it is that of the next boundary. Then it travels with the next step's first operation.
         """
         candidate = self._session.joins.admissions.candidate if ready else None
         row = Row(self._owner.incarnation, leaving, ready, candidate)
@@ -153,8 +170,11 @@ class Link:
         shape = self._ranks, COLUMNS
         ticket = self._owner.reserve(STEERING, NAME, shape, ElementType.INT64, Operation.SUM, _PRIORITY)
         future = Outcome()
-        ticket.start(table, table, future)
-        return RollCall(future, table)
+        if ahead:
+            self._owner.start_with_next(partial(ticket.start, table, table, future))
+        else:
+            ticket.start(table, table, future)
+        return RollCall(future, table, self._owner.start_upcoming)
 
     def give(self, name: str, memory: Memory, giver: int, receiver: int, *, steers: bool = False) -> Outcome:
         """Begins a broadcast between two ranks; other ranks have no part in it.
@@ -249,6 +269,23 @@ class Link:
     def adopt(self, admitted: Sequence[pb.Admission]) -> None:
         """Notes that this process has the state of the others, and takes part in all operations."""
         self._in_thread(lambda: self._session.joins.adopt(admitted))
+
+    def look_for_candidates(self, now: float) -> None:
+        """Warns once if processes wait to join and the program has no boundaries. In the client's thread only."""
+        waiting = None if self.boundaries else self._session.joins.admissions.waiting
+        if not waiting:
+            self._candidates_since = None
+        elif self._candidates_since is None:
+            self._candidates_since = now
+        elif now - self._candidates_since >= _UNATTENDED_SECONDS and not self._has_warned:
+            self._has_warned = True
+            names = ", ".join(f"rank {process.rank} ({worker})" for process, worker in sorted(waiting.items()))
+            _log.warning(
+                "%s waits to join the job, which %s cannot let it do: processes are let in at step boundaries, and this"
+                " program has not called ElasticState.step() so far. The job goes on without it",
+                names,
+                self.title,
+            )
 
     def leave(self, timeout: float) -> None:
         """Leaves the job in good order."""

@@ -100,6 +100,8 @@ def source_of(name: str, given: object) -> StateSource:
     Raises:
         TypeError: It is none of these.
     """
+    if not isinstance(name, str) or not name or name.startswith("state."):
+        raise TypeError(f"an entry of the elastic state cannot be called {name!r}; expected a text, not like 'state.a'")
     title = f"entry {name!r} of the elastic state"
     if isinstance(given, np.ndarray):
         if not given.flags.writeable:

@@ -95,7 +95,7 @@ class ElasticState:
             own["joined"] = True
             _log.warning("%s has joined the running job; its members are now %s", link.title, _names(self.members))
         termination.postpone(self.leave, client.settings.leave_timeout)
-        own["_call"] = link.call(leaving=False)
+        own["_call"] = link.call(leaving=False, ahead=True)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -165,7 +165,7 @@ class ElasticState:
         if link.rank in leaving:
             self._leave(link)
             return
-        self._call = link.call(leaving=self._leaving)
+        self._call = link.call(leaving=self._leaving, ahead=True)
         if changed:
             _log.info("%s: the members are now %s", link.title, _names(members))
             for hook in self._hooks:
@@ -184,7 +184,7 @@ class ElasticState:
         entries: dict[str, object] = {}
         for name, source in self._sources.items():
             try:
-                entries[_source(name)] = source.save()
+                entries[name] = source.save()
             except Exception as error:
                 raise InvalidError(
                     f"entry {name!r} of the elastic state could not be saved, so no process can join:"
@@ -193,7 +193,7 @@ class ElasticState:
         return entries | {_value(name): value for name, value in self._values.items()}
 
     def _load(self, entries: Mapping[str, object]) -> None:
-        expected = {*map(_source, self._sources), *map(_value, self._values)}
+        expected = {*self._sources, *map(_value, self._values)}
         if entries.keys() != expected:
             lacking, unknown = sorted(expected - entries.keys()), sorted(entries.keys() - expected)
             parts = [f"the job has no {', '.join(lacking)}"] if lacking else []
@@ -203,7 +203,7 @@ class ElasticState:
                 " processes must run the same program with the same settings"
             )
         for name, source in self._sources.items():
-            source.load(entries[_source(name)])
+            source.load(entries[name])
         for name, value in self._values.items():
             new = entries[_value(name)]
             if isinstance(value, np.ndarray) and value.flags.writeable:
@@ -214,12 +214,9 @@ class ElasticState:
             self._values[name] = new
 
 
-def _source(name: str) -> str:
-    return f"source {name}"
-
-
 def _value(name: str) -> str:
-    return f"value {name}"
+    """The entry of a value. No source may be called so."""
+    return f"state.{name}"
 
 
 def _names(ranks: tuple[int, ...]) -> str:

@@ -9,6 +9,7 @@ const ANSWER_MS = 5000;
 const RATE_MS = 1000; // No rate is shown for a shorter time than this.
 const ROWS_AT_FIRST = 20;
 const ROUNDS_AT_FIRST = 12; // Most rounds wait for the same ranks, which are shown above them.
+const CHANGES_AT_FIRST = 8;
 const ALERTS = 5;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -192,7 +193,7 @@ function uplinkRow(uplink) {
 }
 
 function workerRow(worker) {
-  const state = worker.state === "vanished" ? [worker.state, "bad"] : worker.state;
+  const state = ["vanished", "lost"].includes(worker.state) ? [worker.state, "bad"] : worker.state;
   const behind = worker.behind_seconds >= 1 ? [duration(worker.behind_seconds), "warn"] : duration(worker.behind_seconds);
   return [ranks(worker.ranks), state, behind, duration(worker.last_heard_seconds), bytes(worker.received_bytes),
     bytes(worker.sent_bytes), worker.way, worker.address, worker.worker];
@@ -205,15 +206,41 @@ function showAll(job, number) {
 }
 
 function foremost(workers) {
-  // In a large job, the workers that vanished or are waited for, sorted by rank.
+  // In a large job, the workers that vanished, were lost or are waited for, sorted by rank.
   const behind = (worker) => (worker.behind_seconds >= 1 ? worker.behind_seconds : 0);
-  return [...workers].sort((a, b) =>
-    (b.state === "vanished") - (a.state === "vanished") || behind(b) - behind(a) || a.rank - b.rank)
+  const gone = (worker) => ["vanished", "lost"].includes(worker.state);
+  return [...workers].sort((a, b) => gone(b) - gone(a) || behind(b) - behind(a) || a.rank - b.rank)
     .slice(0, ROWS_AT_FIRST).sort((a, b) => a.rank - b.rank);
 }
 
+function membership(job) {
+  // An elastic job: how many members it has, who waits to join it, and how its members have changed.
+  const elastic = job.elastic;
+  if (!elastic) return [];
+  const counts = [[elastic.losses, "loss", "losses"], [elastic.joins, "join", "joins"],
+    [elastic.departures, "departure", "departures"]].map(([n, one, many]) => `, ${n} ${n === 1 ? one : many}`).join("");
+  const since = elastic.changed_seconds === null ? "" : `; last change ${duration(elastic.changed_seconds)} ago`;
+  const few = elastic.members < elastic.min ? `. Rounds wait: they need ${count(elastic.min, "member")}` : "";
+  const parts = [element("p", elastic.members < job.num_workers ? { "class": "waits" } : {},
+    `Elastic ${elastic.min}:${elastic.max}: ${count(elastic.members, "member")}${counts}${since}${few}.`)];
+  for (const one of elastic.candidates) {
+    parts.push(element("p", { "class": "waits" }, `${one.worker || "An unnamed process"} has waited ` +
+      `${duration(one.waiting_seconds)} to join as rank ${one.rank}.`));
+  }
+  if (elastic.events.length) {
+    const events = whole.has(titled(job)) ? elastic.events : elastic.events.slice(0, CHANGES_AT_FIRST);
+    const title = events.length < elastic.events.length
+      ? `Members: the latest ${events.length} of ${elastic.events.length} changes` : "Members: changes";
+    parts.push(element("h4", {}, title), element("div", { "class": "scroll" }, table(
+      [["change"], ["rank", "number"], ["ago", "number"], ["how", "wraps"]],
+      events.map((e) => [e.change === "lost" ? [e.change, "bad"] : e.change, e.rank, duration(e.seconds_ago), e.text]), true)));
+    if (events.length < elastic.events.length) parts.push(showAll(job, elastic.events.length));
+  }
+  return parts;
+}
+
 function jobBody(job) {
-  const parts = waits(job);
+  const parts = [...waits(job), ...membership(job)];
   if (job.not_joined.length) parts.push(element("p", { "class": "waits" }, `Not joined yet: ${named(job.not_joined)}.`));
   const shown = whole.has(titled(job)) ? job.workers : foremost(job.workers);
   const title = shown.length < job.workers.length ? `Workers: ${shown.length} of ${job.workers.length}` : "Workers";

@@ -1,0 +1,98 @@
+"""`psum launch --elastic` with real aggregators and real workers."""
+
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cli.launch.test_launch import WAIT, wait_until_ready
+
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+#: A worker of a training of some steps, in which a rank may do something else in the third one.
+TRAIN = """
+import os, sys, time, numpy as np, psum.client
+with psum.client.connect() as client:
+    store = client.store()
+    for step in range(6):
+        if step == 3 and client.rank == 1:
+            {}
+        value = np.ones(3)
+        store.push_pull('x', value)
+    print('done', *value)
+"""
+
+
+def test_the_others_go_on_without_a_worker_that_is_killed(launch: Launch) -> None:
+    """They end well, and so does the launcher. The launch says who is gone."""
+    program = TRAIN.format("os.kill(os.getpid(), 9)")
+    done = launch("--workers", "3", "--elastic", "2", "--no-replace", python=program)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[0] done 2.0 2.0 2.0", "[2] done 2.0 2.0 2.0"]
+    assert "psum: worker rank 1 was killed by SIGKILL; 2 left" in done.stderr.splitlines()
+
+
+def test_too_few_workers_end_the_job(launch: Launch) -> None:
+    """The status is that of the worker without which it cannot go on."""
+    program = TRAIN.format("raise RuntimeError('no more data')")
+    done = launch("--workers", "2", "--elastic", "2:4", "--no-replace", python=program)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert "psum: worker rank 1 ended with status 1 (RuntimeError: no more data); too few are left" in lines
+    assert "psum: 1 worker is left, and the job goes on with no fewer than 2 (--elastic); ending everything" in lines
+    assert lines[-1] == "psum: first failure: rank 1, RuntimeError: no more data"
+
+
+def test_a_worker_that_ends_before_it_has_joined_is_started_again(launch: Launch, tmp_path: Any) -> None:
+    """As a worker that the job begins with: nobody could admit it before all are there."""
+    mark = tmp_path / "mark"
+    program = f"import os, sys\nif os.environ['PSUM_RANK'] == '1' and not os.path.exists({str(mark)!r}):\n"
+    program += f"    open({str(mark)!r}, 'w').close()\n    sys.exit(3)\n"
+    program += "print(os.environ['PSUM_ELASTIC'], os.environ['PSUM_JOIN'])\n" + TRAIN.format("pass")
+    done = launch("--workers", "2", "--elastic", "1", python=program)
+    assert done.returncode == 0, done.stderr
+    assert "psum: worker rank 1 ended with status 3; 1 left; starting another process in its place in 0.5 s" in (
+        done.stderr.splitlines()
+    )
+    shown = ["[0] 1:2 0", "[0] done 2.0 2.0 2.0", "[1] 1:2 0", "[1] done 2.0 2.0 2.0"]
+    assert sorted(done.stdout.splitlines()) == shown
+
+
+def test_a_worker_that_never_joins_is_given_up(launch: Launch, tmp_path: Any) -> None:
+    """The error says how often it was tried. The job goes on, and its status is that of the others."""
+    # Rank 0 lives until rank 1 was tried for the last time.
+    count = tmp_path / "count"
+    script = f"if [ $PSUM_RANK = 1 ]; then echo >>{count}; exit 5; fi"
+    script += f"; until [ $(wc -l <{count}) = 4 ]; do sleep 0.05; done; sleep 0.3"
+    count.touch()
+    done = launch("--workers", "2", "--elastic", "1", shell=script)
+    assert done.returncode == 0
+    assert "4 processes in a row have ended before they had joined, so no other is started" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything(psum: Any, number: signal.Signals) -> None:
+    """No worker is replaced then. The fixture checks that no process is left."""
+    process = psum.start("launch", "--elastic", "1", "--workers", "2", "--", "sh", "-c", WAIT)
+    wait_until_ready(process, 2)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert process.stderr.read() == f"psum: ending all processes on {number.name}\n"
+
+
+@pytest.mark.parametrize(
+    ("elastic", "complaint"),
+    [
+        ("0", "'0': expected the least number of workers, or the least and the most, from 1, such as 2 or 2:8"),
+        ("x:y", "'x:y': expected the least number of workers"),
+        ("3", "--workers 2 is not in the range of --elastic 3:2"),
+        ("1:1", "--workers 2 is not in the range of --elastic 1:1"),
+    ],
+)
+def test_a_wrong_range_is_explained(psum: Any, elastic: str, complaint: str) -> None:
+    """The error comes before any process starts."""
+    done = psum.run("launch", "--workers", "2", "--elastic", elastic, "--", "true")
+    assert done.returncode == 2
+    assert complaint in done.stderr

@@ -1,0 +1,81 @@
+"""What a step boundary has of its client, where no network is needed."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from psum import client as psum
+from psum.client.core.session import Session
+from psum.client.elastic.link import Link
+from psum.v1 import aggregator_pb2 as pb
+
+SETTINGS = psum.Settings(aggregators=("one:1",), rank=1, num_workers=2, elastic=psum.Elastic(1, 3))
+
+
+@pytest.fixture
+def session() -> Session:
+    """The session of rank 1, with one aggregator."""
+    return Session(
+        SETTINGS.aggregators,
+        (),
+        rank=1,
+        num_workers=2,
+        partition_bytes=16,
+        credit_bytes=1,
+        hand_over=lambda ticket: None,
+    )
+
+
+class Owner:
+    """A client that does nothing."""
+
+    title = "rank 1 of job 'default'"
+
+
+def test_a_program_without_boundaries_is_warned_once_that_a_process_waits(
+    session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing else happens. A program with boundaries is not warned, nor one for which nobody waits for so long."""
+    owner: Any = Owner()
+    thread: Any = None
+    link = Link(owner, SETTINGS, session, thread, lambda: None)
+
+    def report(*candidates: pb.Candidate) -> None:
+        session.handle(
+            0, pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)), memoryview(b""), (), 0.0
+        )
+
+    candidate = pb.Candidate(rank=2, incarnation=7, worker="host pid 7")
+    link.look_for_candidates(0.0)
+    report(candidate)
+    link.look_for_candidates(1.0)
+    report()
+    link.look_for_candidates(30.0)
+    report(candidate)
+    link.look_for_candidates(31.0)
+    link.look_for_candidates(50.0)
+    assert caplog.records == []
+    link.look_for_candidates(52.0)
+    link.look_for_candidates(53.0)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(
+        "rank 2 (host pid 7) waits to join the job, which rank 1 of job 'default' can"
+    )
+    assert "has not called ElasticState.step() so far" in record.getMessage()
+    link = Link(owner, SETTINGS, session, thread, lambda: None)
+    link.boundaries = 1
+    link.look_for_candidates(60.0)
+    link.look_for_candidates(90.0)
+    assert len(caplog.records) == 1
+
+
+def test_a_client_has_one_elastic_state(session: Session) -> None:
+    """A boundary is that of the whole program."""
+    owner: Any = Owner()
+    thread: Any = None
+    link = Link(owner, SETTINGS, session, thread, lambda: None)
+    link.claim()
+    with pytest.raises(RuntimeError, match="this client has an ElasticState already"):
+        link.claim()
