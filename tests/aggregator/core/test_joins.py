@@ -470,6 +470,28 @@ def test_a_rank_that_has_left_may_have_another_process() -> None:
     assert not job.members.departed
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_restarted_aggregator_does_not_wait_for_newcomers_that_have_left(rank: int) -> None:
+    """Members tell of the admission and of the departure, in one hello or in two."""
+    told_of_both = {
+        "departures": [pb.Departure(ranks=[rank], incarnation=NEW + rank)],
+        "admissions": [admission(rank, 1)],
+    }
+    for first, second in ((told_of_both, {}), ({"admissions": [admission(rank, 1)]}, told_of_both)):
+        hellos = [hello(each, resuming=True, elastic=ELASTIC, **says) for each, says in ((0, first), (2, second))]
+        job = ElasticJob(hellos[0], LIMITS)
+        for each in hellos:
+            assert job.join(each, "peer", 0.0)[1] is None
+        lost(job, 1)
+        assert job.members.roster.known == (0, 2)
+        assert told(tick(job, 60.0)) == []
+        for each in (0, 2):
+            declare(job, each, 8)
+        push(job, 0, 8)
+        [action] = push(job, 2, 8)
+        assert add_up(job, action).contributors == 2
+
+
 def test_memory_is_reserved_for_a_newcomer() -> None:
     """Each round may hold its contribution too."""
     job = begun()
