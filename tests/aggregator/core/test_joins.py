@@ -557,6 +557,25 @@ def test_a_restarted_aggregator_learns_newcomers_from_members() -> None:
     assert add_up(job, action).contributors == 4
 
 
+def test_an_earlier_admission_that_is_heard_late_does_not_hide_the_present_one() -> None:
+    """A hello lists them by rank. The rounds are those of the one that is not complete."""
+    job = started([0], resuming=True, elastic=ELASTIC)
+    earlier = pb.Admission(rank=3, generation=0, incarnation=NEW + 3)
+    waits(job, candidate(1, 1.0))
+    again = hello(2, resuming=True, elastic=ELASTIC, losses=[loss(1)], admissions=[admission(1, 1, round=8), earlier])
+    assert job.join(again, "peer", 1.0)[1] is None
+    lost(job, 3)
+    declare(job, 0, 7)
+    declare(job, 2, 7)
+    push(job, 0, 7)
+    [action] = push(job, 2, 7)
+    assert add_up(job, action).contributors == 2
+    assert admitted(admit(job, 0, admission(1, 1, round=8))) == [1]
+    message = job.admission(1)
+    assert message is not None
+    assert list(message.rounds) == [8]
+
+
 def test_a_newcomer_may_be_the_first_to_come_back() -> None:
     """What it says of itself is its admission. Old processes of its rank are out."""
     newcomer = hello(1, incarnation=9, generation=2, resuming=True, elastic=ELASTIC)
