@@ -485,8 +485,8 @@ def test_a_restarted_aggregator_does_not_wait_for_newcomers_that_have_left(rank:
         lost(job, 1)
         assert job.members.roster.known == (0, 2)
         assert told(tick(job, 60.0)) == []
-        for each in (0, 2):
-            declare(job, each, 8)
+        for member in (0, 2):
+            declare(job, member, 8)
         push(job, 0, 8)
         [action] = push(job, 2, 8)
         assert add_up(job, action).contributors == 2
