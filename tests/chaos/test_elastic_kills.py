@@ -2,12 +2,12 @@
 
 import pathlib
 
-from faults import elastic
+from faults import worker_kills
 
 
 def test_the_others_go_on_without_workers_that_are_killed(tmp_path: pathlib.Path) -> None:
     """Two of four are killed and not replaced. The others hold the same bits after each step, and lose 1 s for each."""
-    report = elastic.kill_workers(tmp_path, 2, seed=1, plane="inline", replace=False, aggregator_kills=0)
+    report = worker_kills.kill_workers(tmp_path, 2, seed=1, plane="inline", replace=False, aggregator_kills=0)
     assert report["problems"] == []
     assert report["kills of workers"] == 2
     # A connection that was closed counts for 1 s; the rest is for a busy machine.
@@ -19,7 +19,7 @@ def test_workers_that_are_killed_are_replaced(tmp_path: pathlib.Path) -> None:
 
     After each step all members hold the same bits, and the loss ends as without faults.
     """
-    report = elastic.kill_workers(tmp_path, 3, seed=2, plane="shm")
+    report = worker_kills.kill_workers(tmp_path, 3, seed=2, plane="shm")
     assert report["problems"] == []
     assert (report["kills of workers"], report["kills of aggregators"]) == (3, 1)
     assert report["compared hashes"] > report["steps"] > 20

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from faults.aggregators import AggregatorProcess, aggregators
-from faults.elastic_steps import counts_of
+from faults.elastic import counts_of
 from faults.processes import Event, WorkerFailed, WorkerProcess
 from faults.watching import rounds_waiting, wait_until
 

@@ -199,34 +199,6 @@ def test_what_elastic_jobs_lack(elastic_ranks: Ranks) -> None:
     elastic_ranks.run(1, refusals)
 
 
-def without_rank_0() -> list[bytes]:
-    rank = dist.get_rank()
-    psum.torch.init()
-    torch.manual_seed(rank)
-    dist.barrier()
-    if rank == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    parameters = {"w": torch.full((100,), float(rank))}
-    psum.torch.broadcast_parameters(parameters)
-    with pytest.raises(WorkerLostError, match="rank 0 is gone"):
-        dist.broadcast(torch.empty(3), 0)
-    # Batch normalization has buffers, which are broadcast in each step.
-    model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)))
-    for _ in range(2):
-        model(torch.randn(8, 4)).sum().backward()
-    model(torch.randn(8, 4))
-    tensors = [parameters["w"], *model.parameters(), *(p.grad for p in model.parameters())]
-    return [tensor.detach().numpy().tobytes() for tensor in tensors]
-
-
-def test_modules_get_the_values_of_another_rank_when_rank_0_is_lost(elastic_ranks: Ranks) -> None:
-    """DistributedDataParallel's parameters and buffers, and broadcast_parameters. A tensor of the program may have no
-    value, so its broadcast fails, and the others go on."""
-    lost, *living = elastic_ranks.run(3, without_rank_0, failing=True)
-    assert lost is None
-    assert living[0] == living[1]
-
-
 class Reversed(torch.nn.Module):  # type: ignore[misc]
     """Layers that are used in another order than DistributedDataParallel expects, so it changes its buckets."""
 
@@ -335,3 +307,31 @@ def test_a_replacement_has_the_same_bits(elastic_ranks: Ranks, lost: int, kill_a
     assert joined
     assert len(hashes) >= 4
     assert hashes.items() <= first[1].items()
+
+
+def without_rank_0() -> list[bytes]:
+    rank = dist.get_rank()
+    psum.torch.init()
+    torch.manual_seed(rank)
+    dist.barrier()
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    parameters = {"w": torch.full((100,), float(rank))}
+    psum.torch.broadcast_parameters(parameters)
+    with pytest.raises(WorkerLostError, match="rank 0 is gone"):
+        dist.broadcast(torch.empty(3), 0)
+    # Batch normalization has buffers, which are broadcast in each step.
+    model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)))
+    for _ in range(2):
+        model(torch.randn(8, 4)).sum().backward()
+    model(torch.randn(8, 4))
+    tensors = [parameters["w"], *model.parameters(), *(p.grad for p in model.parameters())]
+    return [tensor.detach().numpy().tobytes() for tensor in tensors]
+
+
+def test_modules_get_the_values_of_another_rank_when_rank_0_is_lost(elastic_ranks: Ranks) -> None:
+    """DistributedDataParallel's parameters and buffers, and broadcast_parameters. A tensor of the program may have no
+    value, so its broadcast fails, and the others go on."""
+    lost, *living = elastic_ranks.run(3, without_rank_0, failing=True)
+    assert lost is None
+    assert living[0] == living[1]

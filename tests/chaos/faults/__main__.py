@@ -19,7 +19,7 @@ import pathlib
 import sys
 import tempfile
 
-from faults import elastic, runs, soak
+from faults import runs, soak, worker_kills
 from psum.planes import CHOICES
 from tests.signals import heed_signals
 
@@ -64,7 +64,7 @@ def main() -> int:
             report = runs.kill_aggregators(directory, args.kills, args.seed, args.plane, progress)
         elif args.run == "workers":
             given = args.kills, args.seed, args.plane, progress
-            report = elastic.kill_workers(directory, *given, replace=not args.no_replace)
+            report = worker_kills.kill_workers(directory, *given, replace=not args.no_replace)
             for problem in (problems := report.pop("problems"))[:20]:
                 print(f"PROBLEM: {problem}")
         elif args.run == "relays":

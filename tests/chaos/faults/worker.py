@@ -12,7 +12,7 @@ Commands, by "do":
     learn   trains in an elastic job until a "stop" command, with "seed" and
             "pause"; see learning.py                                            → step …, learned
     work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
-    steps   runs steps of an elastic job until a "stop" command; see elastic_steps.py → step …, stepped
+    steps   runs steps of an elastic job until a "stop" command; see elastic.py  → step …, stepped
     stop    ends a training or steps: all ranks stop after the same step
     close   leaves the job in order                                             → closed
     fork    forks a child. "uses" says whether it calls psum, "ends" how it
@@ -131,10 +131,9 @@ class Worker:
         self._commands.put({"do": "end"})
 
     def _join(self, settings: dict[str, Any]) -> None:
-        settings["aggregators"] = tuple(settings["aggregators"])
-        if "elastic" in settings:
-            settings["elastic"] = psum.Elastic(*settings["elastic"])
-        self._client = psum.connect(psum.Settings(**settings))
+        if (elastic := settings.pop("elastic", None)) is not None:
+            settings["elastic"] = psum.Elastic(*elastic)
+        self._client = psum.connect(psum.Settings(**settings | {"aggregators": tuple(settings["aggregators"])}))
         self._store = self._client.store()
         self._rounds.clear()
         self.tell("joined")
@@ -175,10 +174,10 @@ class Worker:
         jobs.work(self.tell, **spec)
 
     def _steps(self) -> None:
-        from faults import elastic_steps
+        from faults import elastic
 
         assert self._client is not None
-        elastic_steps.run_steps(self._client, self._stop, self.tell)
+        elastic.run_steps(self._client, self._stop, self.tell)
 
     def _close(self) -> None:
         assert self._client is not None
