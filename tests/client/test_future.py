@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import cast
+from typing import Final, cast
 
 import pytest
 
@@ -122,12 +122,14 @@ def test_a_handler_runs_while_it_is_waited_for(timeout: float | None) -> None:
 class Counted:
     """A ticket whose result lacks a rank in its first half."""
 
+    contributors: Final = {0: 3}
     contributions = (Contribution(0, 4, 3),)
 
 
 def test_a_future_of_an_elastic_job_has_counts_if_it_succeeded() -> None:
     """It takes them from its ticket when it ends, and keeps no ticket, which has the caller's arrays."""
-    succeeded, failed = (CountedOutcome(cast(Ticket, Counted())) for _ in range(2))
+    succeeded, failed = CountedOutcome(), CountedOutcome()
+    succeeded.ticket = failed.ticket = cast(Ticket, Counted())
     assert succeeded.contributors == ()
     succeeded(None)
     failed(ClosedError("the client was closed"))

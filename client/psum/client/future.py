@@ -121,14 +121,12 @@ class Outcome(Future[None]):
 class CountedOutcome(Outcome):
     """The future of an operation in an elastic job. It knows how many ranks contributed.
 
-    Args:
-        ticket: The operation, to be started with this as its callback.
+    It has no constructor of its own, which would cost time: `ticket` is set afterwards.
     """
 
-    def __init__(self, ticket: Ticket) -> None:
-        super().__init__()
-        self._ticket: Ticket | None = ticket
-        self._contributors: tuple[Contribution, ...] = ()
+    ticket: Ticket | None = None
+    """The operation, of which this is the callback, until it has ended. It keeps the caller's arrays alive."""
+    _contributors: tuple[Contribution, ...] = ()
 
     @property
     def contributors(self) -> tuple[Contribution, ...]:
@@ -137,8 +135,7 @@ class CountedOutcome(Outcome):
 
     def __call__(self, error: PsumError | None) -> None:
         """See Outcome."""
-        ticket, self._ticket = self._ticket, None
-        if error is None and ticket is not None:
+        ticket, self.ticket = self.ticket, None
+        if error is None and ticket is not None and ticket.contributors is not None:
             self._contributors = ticket.contributions
-        # The ticket is not kept: it has the caller's arrays.
-        super().__call__(error)
+        Outcome.__call__(self, error)

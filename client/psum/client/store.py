@@ -72,6 +72,7 @@ class Store:
     def __init__(self, client: Member, number: int) -> None:
         self.client = client
         self.number = number
+        self._counts = client.elastic
 
     def __repr__(self) -> str:
         return f"<Store {self.number} of {self.client!r}>"
@@ -245,7 +246,12 @@ class Store:
     ) -> Outcome:
         _, shape, kind = source
         ticket = self._reserve(key, shape, kind, operation, priority, ranks=ranks)
-        future = CountedOutcome(ticket) if self.client.elastic else Outcome()
+        future: Outcome
+        if self._counts:
+            future = counted = CountedOutcome()
+            counted.ticket = ticket
+        else:
+            future = Outcome()
         ticket.start(source.memory if contributes else None, target.memory, future, stands_in=stands_in)
         return future
 

@@ -85,7 +85,10 @@ def test_a_pause_of_the_aggregator_is_no_silence_of_its_workers(job: ElasticJob)
 
 
 def test_a_silent_worker_stays_while_those_who_are_heard_do_not_reach_all_aggregators(job: ElasticJob) -> None:
-    """Its network may be one half, and this aggregator's the other. What a silent worker has said earlier is old."""
+    """Its network may be one half, and this aggregator's the other. What a silent worker has said earlier is old.
+
+    When the network works again, it has two beats to be heard.
+    """
     job.members.reaches(0, 0.0, all_of_them=False)
     job.members.reaches(2, 0.0, all_of_them=False)
     assert run(job, 0.0, 60.0, 0, 2)[0] == []

@@ -47,7 +47,12 @@ class ElasticRounds(JobRounds):
         return outcome
 
     def begin_at(self, admission: Admission) -> None:
-        """Waits for a newcomer from the rounds of its admission on. A round before that does not need it."""
+        """Waits for a newcomer from the rounds of its admission on. A round before that does not need it.
+
+        Without rounds nothing before is open, as far as this admission goes.
+        """
+        if not admission.rounds:
+            return
         self._admission = admission
         for key in self.keys.values():
             self._set_rosters(key)

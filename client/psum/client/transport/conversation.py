@@ -67,6 +67,8 @@ class Conversation:
         self._beat = beat
         self._pauses: Pauses | None = None
         """Whether this process has run all the time, if it matters."""
+        self._beat_due = False
+        self._beat_timer: asyncio.TimerHandle | None = None
         self._written = 0.0
         """When the last message was sent, in the loop's time; only with `beat`."""
         self._sending = False
@@ -81,6 +83,8 @@ class Conversation:
         Raises:
             ProtocolError: The aggregator did not keep to the protocol.
         """
+        if self._beat is not None:
+            self._note_beat(self._beat)
         if self._beat is not None and self._stream.plane.shares_sums:
             # Less than it takes until this worker is lost.
             self._pauses = Pauses(_PAUSE_BEATS * self._beat)
@@ -97,6 +101,8 @@ class Conversation:
         except TimeoutError:
             return describe(sender.exception() or TimeoutError())
         finally:
+            if self._beat_timer is not None:
+                self._beat_timer.cancel()
             if self._pauses is not None:
                 self._pauses.stop()
             sender.cancel()
@@ -134,19 +140,22 @@ class Conversation:
                 # Not the last message: another rank may still want a sum that only this rank has.
                 await self._write(encode(pb.ExchangeRequest(goodbye=pb.Goodbye())))
                 said_goodbye = True
+            elif self._beat_due:
+                self._beat_due = False
+                await self._write(BEAT)
             else:
                 self._wake.clear()
-                if self._beat is None:
-                    await self._wake.wait()
-                else:
-                    await self._wait_or_beat(self._beat)
-
-    async def _wait_or_beat(self, beat: float) -> None:
-        try:
-            async with asyncio.timeout_at(self._written + beat):
                 await self._wake.wait()
-        except TimeoutError:
-            await self._write(BEAT)
+
+    def _note_beat(self, beat: float) -> None:
+        """Notes that a beat is due if nothing was sent for as long. A timer costs less than a limit for each wait."""
+        loop = asyncio.get_running_loop()
+        left = self._written + beat - loop.time()
+        if left <= 0:
+            self._beat_due = True
+            self._wake.set()
+            left = beat
+        self._beat_timer = loop.call_later(left, self._note_beat, beat)
 
     async def _write(self, message: bytes, following: Sequence[memoryview] = ()) -> None:
         connection = self._stream.data_connection
