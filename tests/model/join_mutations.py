@@ -1,6 +1,6 @@
 """Bugs injected into joins of elastic jobs, which random histories of elastic jobs must find."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 
@@ -98,3 +98,10 @@ ALL = [
     a_count_above_the_nominal_size_is_left_out,
     members_do_not_wait_for_a_newcomer,
 ]
+
+#: Where to begin the search for bugs that need a rare coincidence, to save time.
+FIRST_SEEDS: Mapping[Callable[[pytest.MonkeyPatch], None], int] = {
+    rounds_before_the_admission_wait_for_the_newcomer: 50,
+    a_newcomer_is_welcomed_after_the_first_admission: 385,
+    a_newcomer_counts_as_one_that_began_anew: 105,
+}
