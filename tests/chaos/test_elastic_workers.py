@@ -200,6 +200,8 @@ def test_a_worker_that_was_stopped_for_too_long_never_contributes_again(
     stopped.signal(signal.SIGCONT)
     with pytest.raises(WorkerFailed, match=r"rank 1 of elastic job .* was excluded") as caught:
         stopped.next("stepped")
+    # It has completed no step with memory that the aggregators have used for other sums meanwhile.
+    assert all(event["right"] for event in stopped.events if event["event"] == "step")
     assert caught.value.error["kind"] == "ExcludedError"
     steps.wait(5)
     steps.stop()

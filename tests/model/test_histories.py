@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import elastic_mutations
+import join_mutations
 import mutations
 import relay_mutations
 from simulation import Counters, Failure, History, run, shrink
@@ -58,6 +59,7 @@ def test_an_elastic_job_goes_on_without_lost_ranks() -> None:
     except Failure as failure:
         pytest.fail(shrink(failure).report)
     assert counters["ranks lost"] > ELASTIC_HISTORIES
+    assert counters["joins"] > ELASTIC_HISTORIES // 2
     assert counters["deliveries"] > 5 * ELASTIC_HISTORIES
 
 
@@ -100,6 +102,13 @@ def test_a_bug_in_an_elastic_job_is_found(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each bug injected into elastic jobs makes at least one of their histories fail."""
+    mutate(monkeypatch)
+    assert any(_fails(History.draw(seed, elastic=True)) for seed in range(MUTATION_HISTORIES))
+
+
+@pytest.mark.parametrize("mutate", join_mutations.ALL, ids=lambda mutation: mutation.__name__)
+def test_a_bug_in_joins_is_found(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bug injected into joins makes at least one history of an elastic job fail."""
     mutate(monkeypatch)
     assert any(_fails(History.draw(seed, elastic=True)) for seed in range(MUTATION_HISTORIES))
 

@@ -90,7 +90,9 @@ def test_a_silent_worker_stays_while_those_who_are_heard_do_not_reach_all_aggreg
     job.members.reaches(2, 0.0, all_of_them=False)
     assert run(job, 0.0, 60.0, 0, 2)[0] == []
     job.members.reaches(2, 60.0, all_of_them=True)
-    assert lost(run(job, 60.0, 61.0, 0, 2)[0]) == [1]
+    actions, now = run(job, 60.0, 70.0, 0, 2)
+    # It may have been behind the cut, and has the time to be heard again.
+    assert (lost(actions), 62 < now <= 62 + 2 * TICK) == ([1], True)
 
 
 def test_the_silence_before_a_stream_was_given_up_counts(job: ElasticJob) -> None:

@@ -6,7 +6,8 @@ from functools import partial
 from random import Random
 from typing import cast
 
-from psum.aggregator.core.actions import Action, ConnectUplinks, UplinkAction
+from psum.aggregator.core.actions import Action, Admit, ConnectUplinks, Refuse, UplinkAction
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
@@ -24,7 +25,7 @@ from simulation.stream import Stream
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
 #: Kinds of messages that the aggregator must accept twice.
-_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses", "reach")
+_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses", "admit", "reach")
 
 #: The processes' incarnations.
 _numbers = itertools.count(1 << 40)
@@ -65,6 +66,7 @@ class AggregatorProcess:
         self.uplinks: Uplinks | None = None
         """The uplinks of the group that it relays for, None before they are needed."""
         self._above = above
+        self._clock = clock
         self.streams: list[Stream] = []
         """Streams whose end it has not seen."""
         self.connections: dict[tuple[int, int], WorkerConnection] = {}
@@ -75,7 +77,10 @@ class AggregatorProcess:
             cast(PriorityPool, self._pool),
             lambda job, rank: self.connections.get((id(job), rank)),
             uplinks=self._to_uplinks,
+            detach=self._detach,
+            decide=self._decide,
         )
+        self._waiting: dict[Candidate, Stream] = {}
         self._drained: dict[int, set[tuple[int, int, int]]] = {}
 
     @property
@@ -100,6 +105,7 @@ class AggregatorProcess:
             return False
         request, payload = decode(pb.ExchangeRequest, stream.requests.popleft())
         if stream.joined is None:
+            assert stream.candidate is None, "a process that waits to join sends nothing"
             self._hello(stream, request.hello, now)
             return True
         kind = request.WhichOneof("kind")
@@ -128,6 +134,10 @@ class AggregatorProcess:
         stream.close_aggregator_end()
         self.streams.remove(stream)
         if stream.joined is None:
+            if stream.candidate is not None:
+                del self._waiting[stream.candidate]
+                for about, action in self.registry.withdraw(stream.candidate, now):
+                    self._runner.perform(about, [action])
             return
         job, rank = stream.joined
         if self.connections.get((id(job), rank)) is not stream.connection:
@@ -151,11 +161,15 @@ class AggregatorProcess:
         for registry in self._registries:
             for job, action in registry.tick(now):
                 self._runner.perform(job, [action])
+        for refusal in self.registry.refusals(now):
+            self._decide(None, refusal)
 
     def drain(self, until: float) -> None:
         """Begin an orderly shutdown that ends at `until` at the latest."""
         self.draining, self.grace_until = True, until
-        self._drained = {id(job): set(job.open_rounds()) for job in self.jobs}
+        self._drained = {id(job): set(job.drain()) for job in self.jobs}
+        for stream in self._waiting.values():
+            stream.connection.closing = True
         for (job_id, _), connection in self.connections.items():
             entries = [ShardRound(*round) for round in self._drained.get(job_id, ())]
             connection.queue.put_control(
@@ -184,6 +198,9 @@ class AggregatorProcess:
                 assert worker.connected == ((id(job), rank) in self.connections), f"rank {rank} of {job!r}"
 
     def _hello(self, stream: Stream, hello: pb.Hello, now: float) -> None:
+        if hello.joining:
+            self._let_wait(stream, hello, now)
+            return
         registry = self._relay_registry if hello.group_size else self.registry
         job, actions, refusal = registry.join(hello, f"peer of client {stream.client}", now)
         for about, action in actions:
@@ -194,6 +211,36 @@ class AggregatorProcess:
             connection.queue.put_control(pb.ExchangeResponse(fault=refusal.to_message()))
             connection.closing = True
             return
+        self._welcome(stream, job, hello)
+
+    def _let_wait(self, stream: Stream, hello: pb.Hello, now: float) -> None:
+        stream.candidate = candidate = Candidate(hello, f"peer of client {stream.client}", now)
+        self._waiting[candidate] = stream
+        actions, refusal = self.registry.wait(candidate, now)
+        for about, action in actions:
+            self._runner.perform(about, [action])
+        if refusal is not None:
+            self._decide(None, Refuse(candidate, refusal))
+
+    def _decide(self, job: Job | None, action: Admit | Refuse) -> None:
+        stream = self._waiting.get(action.candidate)
+        if stream is None:
+            return
+        if isinstance(action, Refuse):
+            stream.connection.queue.put_control(pb.ExchangeResponse(fault=action.fault.to_message()))
+            stream.connection.closing = True
+            return
+        assert job is not None
+        del self._waiting[action.candidate]
+        stream.candidate = None
+        self._welcome(stream, job, action.candidate.hello)
+
+    def _detach(self, job: Job, rank: int) -> None:
+        if (connection := self.connections.pop((id(job), rank), None)) is not None:
+            connection.closing = True
+
+    def _welcome(self, stream: Stream, job: Job, hello: pb.Hello) -> None:
+        connection = stream.connection
         if (replaced := self.connections.get((id(job), hello.rank))) is not None:
             replaced.queue.clear()
             replaced.closing = True
@@ -203,9 +250,12 @@ class AggregatorProcess:
             plane=pb.PLANE_INLINE,
             relays=hello.group_size > 0,
             departures=job.departures(),
-            losses=job.losses(now),
+            losses=job.losses(self._clock()),
+            admission=job.admission(hello.rank),
         )
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
+        if candidates := job.candidates():
+            connection.queue.put_control(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
 
     def _handle(self, job: Job, rank: int, request: pb.ExchangeRequest, payload: memoryview, now: float) -> None:
         job.workers[rank].last_heard = now
@@ -240,6 +290,8 @@ class AggregatorProcess:
                 perform(job.synced(rank, request.synced.number, now))
             case "losses":
                 perform(job.learn_losses(rank, request.losses.losses, now))
+            case "admit":
+                perform(job.admit(rank, request.admit.admission, now))
             case "reach":
                 perform(job.reaches(rank, now, all_of_them=request.reach.all))
             case "lacking":

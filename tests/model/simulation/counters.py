@@ -11,6 +11,8 @@ _LINES = {
     "deliveries": "results delivered to a rank and compared with the model",
     "failures": "operations that failed with an expected error",
     "messages": "messages received",
+    "ranks lost": "processes of elastic jobs that were lost",
+    "joins": "processes that joined an elastic job",
     "invariants": "checks of both sides' invariants",
 }
 

@@ -1,8 +1,10 @@
-"""The steps of histories of elastic jobs: workers are killed, stopped or cut off, and lost."""
+"""The steps of histories of elastic jobs: workers are killed, stopped or cut off, and lost; others join."""
 
 from collections.abc import Callable
 from random import Random
 
+from simulation.boundary import Boundary
+from simulation.elastic_cuts import forget, part, share
 from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
 from simulation.steps import catch_up, random_moves, restart, use
 
@@ -114,6 +116,115 @@ def come_back_first(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
 
 
+def join(fleet: Fleet, random: Random) -> None:
+    """A process joins at a step boundary. Members, aggregators and the newcomer may end meanwhile."""
+    fleet.stopped_ranks.clear()
+    lose(fleet, random)
+    free = [rank for rank in range(fleet.plan.ranks) if rank in fleet.oracle.excluded and fleet.is_out(rank)]
+    if not free or not fleet.survivors:
+        return
+    # Two may wait at once. One of them is admitted here.
+    for rank in random.sample(free, min(len(free), random.choice((1, 1, 2)))):
+        fleet.begin_join(rank)
+    if random.random() < 0.3:
+        random_moves(fleet, random, random.choice((0, 10, 30)))
+        for index in range(fleet.plan.processes):
+            if random.random() < 0.4:
+                drain_or_kill(fleet, random, index)
+    catch_up(fleet, random)
+    fleet.settle(random, reconnect=True)
+    boundary = Boundary(fleet, min((w for w in fleet.workers if w.alive and w.joining), key=lambda w: w.rank))
+    held: set[tuple[str, int, int]] = set()
+    if random.random() < 0.7:
+        # Some members are at the boundary before others have their last results.
+        behind = {rank for rank in fleet.survivors if random.random() < 0.5}
+        held = {("receive", c, a) for c, a in fleet.links if c in behind}
+        use(fleet, random)
+        fleet.settle(random, held)
+    for _ in range(random.choice((0, 1, 3, 6))):
+        boundary.advance(random, most=1)
+        random_moves(fleet, random, random.choice((0, 5, 20, 80)), held)
+        _disturb_join(fleet, random, boundary)
+        if random.random() < 0.3:
+            held = set()
+    for _ in range(8):
+        boundary.advance(random)
+        fleet.settle(random, reconnect=True)
+        if boundary.is_over:
+            break
+        _pass_timeout(fleet, random)
+        fleet.settle(random, reconnect=True)
+    assert boundary.is_over, f"the join does not end: {boundary}"
+    boundary.end(random)
+
+
+def drain_or_kill(fleet: Fleet, random: Random, index: int) -> None:
+    """A process is told to stop, or is killed. The next one may start at once."""
+    if random.random() < 0.5:
+        fleet.drain_aggregator(index)
+        random_moves(fleet, random, random.choice((0, 10, 50)))
+    else:
+        fleet.kill_aggregator(index, "is killed")
+        if random.random() < 0.7:
+            fleet.start_aggregator(index)
+
+
+def _disturb_join(fleet: Fleet, random: Random, boundary: Boundary) -> None:
+    """Something ends, or a stream breaks, while a process joins."""
+    client, index = random.choice(fleet.links)
+    kinds = (
+        "nothing",
+        "nothing",
+        "aggregator",
+        "aggregator",
+        "member",
+        "knowing",
+        "knowing",
+        "newcomer",
+        "cut",
+        "reconnect",
+    )
+    match random.choice(kinds):
+        case "aggregator":
+            drain_or_kill(fleet, random, index)
+            for other in random.sample(fleet.clients, len(fleet.clients)):
+                if random.random() < 0.6:
+                    fleet.lose(other, index)
+                    fleet.connect(other, index)
+                    random_moves(fleet, random, random.choice((0, 5, 20)), only=index)
+        case "member" if len(fleet.survivors) > 1:
+            # Often one that knows more than the others.
+            rank = random.choice([r for r in boundary.admitted_by if r in fleet.survivors] or fleet.survivors)
+            fleet.log(f"  rank {rank} is killed")
+            fleet.kill_worker(rank)
+            fleet.oracle.exclude(rank)
+        case "knowing" if len(fleet.survivors) > 1 and set(boundary.admitted_by) & set(fleet.survivors):
+            _lose_who_knows(fleet, random, random.choice(sorted({*boundary.admitted_by} & {*fleet.survivors})), index)
+        case "newcomer" if random.random() < 0.4:
+            fleet.log(f"  the newcomer of rank {boundary.newcomer.rank} is killed")
+            boundary.newcomer.die()
+        case "cut":
+            fleet.cut(client, index, client_knows=random.random() < 0.5, aggregator_knows=random.random() < 0.5)
+        case "reconnect":
+            for link in fleet.links:
+                fleet.connect(*link)
+        case _:
+            pass
+
+
+def _lose_who_knows(fleet: Fleet, random: Random, rank: int, index: int) -> None:
+    """A member that has admitted the newcomer tells a restarted process what it knows, and is killed."""
+    fleet.log(f"  rank {rank} tells the next process {index}, and is killed")
+    fleet.kill_aggregator(index, "is killed")
+    fleet.start_aggregator(index)
+    fleet.lose(rank, index)
+    fleet.connect(rank, index)
+    others = {(w, c, a) for w in ("send", "receive", "read", "write") for c, a in fleet.links if c != rank}
+    random_moves(fleet, random, random.choice((30, 100, 200)), others, only=index)
+    fleet.kill_worker(rank)
+    fleet.oracle.exclude(rank)
+
+
 def _pass_timeout(fleet: Fleet, random: Random) -> None:
     for _ in range(2):
         fleet.pass_time(WORKER_TIMEOUT_SECONDS / 2 + 1)
@@ -122,5 +233,6 @@ def _pass_timeout(fleet: Fleet, random: Random) -> None:
 
 
 ELASTIC_STEPS: dict[str, Callable[[Fleet, Random], None]] = {
-    function.__name__: function for function in (kill, stop, resume, lose, lose_at_one, lose_unseen, come_back_first)
+    function.__name__: function
+    for function in (kill, stop, resume, lose, lose_at_one, lose_unseen, come_back_first, part, share, forget, join)
 }

@@ -7,11 +7,13 @@ import numpy as np
 
 from psum.aggregator.core.limits import Limits
 from psum.client import Operation, PsumError, Ticket
+from simulation import keys
 from simulation.aggregator import AggregatorProcess
 from simulation.client import Client
 from simulation.counters import Counters
 from simulation.groups import sum_tree
-from simulation.oracle import Call, KeyOperation, Oracle, value
+from simulation.keys import KeyOperation
+from simulation.oracle import Call, Oracle, value
 from simulation.plan import Ending, Plan
 from simulation.stream import Stream
 from simulation.worker import WorkerProcess
@@ -41,7 +43,9 @@ class Fleet:
         self.counters = counters
         self.log = log
         self.now = 1000.0
-        self.oracle = Oracle(plan.workers, sum_tree(plan.workers, plan.relays), self._excused, elastic=plan.elastic)
+        self.oracle = Oracle(
+            plan.workers, sum_tree(plan.workers, plan.relays), self._excused, elastic=plan.elastic, spares=plan.spares
+        )
         self._excused_before: set[int] = set()
         # Operations wait for several losses, one after the other.
         self._round_timeout = ROUND_TIMEOUT_SECONDS * (20 if plan.elastic else 1)
@@ -53,12 +57,15 @@ class Fleet:
         )
         self.aggregators: list[AggregatorProcess | None] = [self._new_process(i) for i in range(plan.processes)]
         """The processes by number. None if the process has ended and has not been restarted."""
-        self.workers = [self.new_worker(rank, 0) for rank in range(plan.workers)]
-        self.clients = range(plan.workers + len(plan.relays))
+        self.workers = [self.new_worker(rank, 0) for rank in range(plan.ranks)]
+        for worker in self.workers[plan.workers :]:
+            # Nobody has joined with this rank yet.
+            worker.die()
+        self.clients = range(plan.ranks + len(plan.relays))
         """The numbers of the clients: the workers' ranks, and after them the relays."""
         self.links = [(client, process) for client in self.clients for process in self.processes_of(client)]
         """All pairs of a client and a process that it connects to."""
-        self.reserved: list[list[tuple[Ticket, KeyOperation]]] = [[] for _ in range(plan.workers)]
+        self.reserved: list[list[tuple[Ticket, KeyOperation]]] = [[] for _ in range(plan.ranks)]
         """Operations that are reserved and not started, by rank."""
         self.counts: dict[KeyOperation, list[int]] = {}
         """Number of uses of each key, by rank."""
@@ -72,8 +79,12 @@ class Fleet:
         """Ranks whose processes do not run for a while."""
         self.parted: set[Link] = set()
         """Clients and processes that cannot reach each other for a while."""
-        self._lost: set[int] = set()
-        """Ranks of an elastic job that some process has lost."""
+        self.shared = 0
+        """How many keys of some ranks there were."""
+        self._lost: set[tuple[int, int]] = set()
+        """Processes of an elastic job that some aggregator has lost, by rank and generation."""
+        self.generations = [0] * plan.workers + [-1] * plan.spares
+        """The generation of the last process of each rank that was a member; -1 if there was none."""
         self.lost_processes: set[int] = set()
         """Processes that are never started again."""
         self.keep_aggregators = False
@@ -82,18 +93,18 @@ class Fleet:
         for link in self.links:
             self.connect(*link)
 
-    def new_worker(self, rank: int, number: int) -> WorkerProcess:
+    def new_worker(self, rank: int, number: int, *, joining: bool = False) -> WorkerProcess:
         """Create a process for a rank."""
         keep_sums = self.plan.ending is not Ending.NO_KEPT_SUMS
-        return WorkerProcess(self.plan, rank=rank, number=number, now=self.now, keep_sums=keep_sums)
+        return WorkerProcess(self.plan, rank=rank, number=number, now=self.now, keep_sums=keep_sums, joining=joining)
 
     # Clients
 
     def processes_of(self, client: int) -> list[int]:
         """Return the processes that a client connects to."""
-        if client < self.plan.workers:
+        if client < self.plan.ranks:
             return self.plan.processes_of(client)
-        above = self.plan.above(self.plan.relays[client - self.plan.workers])
+        above = self.plan.above(self.plan.relays[client - self.plan.ranks])
         return list(range(self.plan.aggregators)) if above is None else [above.process]
 
     def clients_of(self, process: int) -> list[int]:
@@ -102,14 +113,14 @@ class Fleet:
 
     def client(self, number: int) -> Client | None:
         """Return a client, None if it does not exist now."""
-        if number < self.plan.workers:
+        if number < self.plan.ranks:
             return self.workers[number]
-        process = self.aggregators[self.plan.relays[number - self.plan.workers].process]
+        process = self.aggregators[self.plan.relays[number - self.plan.ranks].process]
         return None if process is None else process.uplinks
 
     def clients_above(self, rank: int) -> set[int]:
         """Return the clients that a result passes on its way to a rank, including its worker."""
-        relays = enumerate(self.plan.relays, self.plan.workers)
+        relays = enumerate(self.plan.relays, self.plan.ranks)
         return {rank, *(number for number, relay in relays if rank in relay.ranks)}
 
     def groupmates(self, ranks: Iterable[int]) -> set[int]:
@@ -118,30 +129,33 @@ class Fleet:
 
     def name(self, client: int) -> str:
         """Return the name of a client for reports."""
-        if client < self.plan.workers:
+        if client < self.plan.ranks:
             return f"rank {client}"
-        return f"the relay of {self.plan.relays[client - self.plan.workers].ranks}"
+        return f"the relay of {self.plan.relays[client - self.plan.ranks].ranks}"
 
     # Operations of the program
 
     def key_operations(self) -> list[KeyOperation]:
         """Return all keys with all operations."""
-        return [(f"k{i}", operation) for i in range(len(self.plan.keys)) for operation in Operation]
+        return [(keys.of_all(i), operation) for i in range(len(self.plan.keys)) for operation in Operation]
 
     def reserve(self, rank: int, key: KeyOperation, priority: int) -> bool:
         """Reserve a rank's next operation on a key. Return False if the rank cannot any more."""
         worker = self.workers[rank]
-        if not worker.alive or rank in self.leaving_ranks | self.stopped_ranks or not worker.joined:
+        if not worker.alive or rank in self.leaving_ranks | self.stopped_ranks or not worker.joined or worker.joining:
             return False
-        elements, kind = self.plan.keys[int(key[0][1:])]
+        ranks = keys.ranks_of(key)
+        if ranks and rank not in ranks:
+            return False
+        elements, kind = self.plan.keys[keys.index_of(key)]
         try:
-            ticket = worker.reserve(key[0], elements, kind, key[1], priority)
+            ticket = worker.reserve(key[0], elements, kind, key[1], priority, ranks)
         except PsumError:
             if self.oracle.strict and not self.oracle.may_fail(rank, key):
                 raise
             return False
-        counts = self.counts.setdefault(key, [0] * self.plan.workers)
-        assert ticket.round == counts[rank]
+        counts = self.counts.setdefault(key, [0] * self.plan.ranks)
+        assert ticket.round == counts[rank] or self.oracle.may_fail(rank, key)
         counts[rank] += 1
         self.reserved[rank].append((ticket, key))
         return True
@@ -150,15 +164,17 @@ class Fleet:
         """Start one of a rank's reserved operations."""
         ticket, key = self.reserved[rank].pop(index)
         worker = self.workers[rank]
-        receives = key[1] is Operation.BROADCAST and rank > 0
-        elements, kind = self.plan.keys[int(key[0][1:])]
+        receives = key[1] is Operation.BROADCAST and rank != keys.root_of(key)
+        stands_in = receives and self.plan.elastic and keys.stands_in(key)
+        elements, kind = self.plan.keys[keys.index_of(key)]
         array = value(key[0], elements, kind, ticket.round, rank, worker.number).copy()
         call = Call(rank, worker.number, key, ticket.round, kind, ticket, array)
-        if receives:
+        if receives and not stands_in:
             array.view(np.uint8)[:] = 0xDD
         view = array.view(np.uint8).data
         self.oracle.begin(call)
-        ticket.start(None if receives else view, view, lambda error: self.oracle.end(call, error))
+        source = None if receives else view
+        ticket.start(source, view, lambda error: self.oracle.end(call, error), stands_in=stands_in)
         worker.submit(self.now)
 
     # Moves
@@ -307,27 +323,64 @@ class Fleet:
     @property
     def survivors(self) -> list[int]:
         """The ranks that are not lost at any process, as far as any process or worker knows."""
-        return [rank for rank in range(self.plan.workers) if rank not in self.oracle.excluded]
+        return [rank for rank in range(self.plan.ranks) if rank not in self.oracle.excluded]
+
+    @property
+    def lost_ranks(self) -> frozenset[tuple[int, int]]:
+        """The processes that some aggregator has lost, by rank and generation."""
+        self.note_exclusions()
+        return frozenset(self._lost)
 
     def note_exclusions(self) -> None:
         """Tell the oracle which ranks are lost."""
         jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
         for job in jobs:
             for loss in job.losses(self.now):
-                if loss.rank not in self._lost:
-                    self._lost.add(loss.rank)
-                    self.log(f"  rank {loss.rank} is lost")
-                    self.counters["ranks lost"] += 1
+                if (loss.rank, loss.generation) in self._lost:
+                    continue
+                self._lost.add((loss.rank, loss.generation))
+                self.log(f"  process {loss.generation} of rank {loss.rank} is lost")
+                self.counters["ranks lost"] += 1
+                if loss.generation == self.generations[loss.rank]:
                     self.counters["ranks lost alive"] += self.workers[loss.rank].alive
                     self.oracle.exclude(loss.rank)
+
+    def is_out(self, rank: int) -> bool:
+        """Return whether a process may join with a rank: some aggregator has lost the last one, or there was none."""
+        generation = self.generations[rank]
+        return generation < 0 or (rank, generation) in self._lost
+
+    def begin_join(self, rank: int) -> WorkerProcess:
+        """Start a process that waits to join. The one before, if it still lives, ends."""
+        self.counters["joins begun"] += 1
+        self.workers[rank].die()
+        self.reserved[rank].clear()
+        self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1, joining=True)
+        return self.workers[rank]
+
+    def adopt(self, newcomer: WorkerProcess, donor: WorkerProcess) -> None:
+        """Give the state of a member to a process that was admitted. From now on it is a member as any other."""
+        self.counters["joins"] += 1
+        if (total := donor.session.weights_total) is not None:
+            newcomer.session.adopt_weights(total)
+        newcomer.session.joins.begin()
+        newcomer.session.joins.adopt(donor.session.joins.admissions.admitted.values())
+        newcomer.joining = False
+        for counts in self.counts.values():
+            counts[newcomer.rank] = counts[donor.rank]
+        self.oracle.include(newcomer.rank, {key: counts[donor.rank] for key, counts in self.counts.items()})
+
+    def forget_ranked_keys(self) -> None:
+        """Use the keys of some ranks no more."""
+        self.counts = {key: counts for key, counts in self.counts.items() if not keys.ranks_of(key)}
 
     def check_losses(self) -> None:
         """Assert that all processes know of the same losses. To be called when all messages have arrived."""
         jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
-        known = [{loss.rank for loss in job.losses(self.now)} for job in jobs]
-        assert not self.survivors or all(lost == known[0] for lost in known), (
-            f"processes know different losses: {known}"
-        )
+        known = [list(job.members.roster.known) for job in jobs]
+        # A rank that was lost at an aggregator of which nobody has heard goes on.
+        agreed = all(ranks == known[0] and set(ranks).issuperset(self.survivors) for ranks in known)
+        assert not self.survivors or agreed, f"aggregators have the members {known}; survivors are {self.survivors}"
 
     # Faults
 
@@ -366,7 +419,7 @@ class Fleet:
         return ranks | self.groupmates(ranks) | self._excused_before
 
     def _ranks_of(self, client: int) -> Sequence[int]:
-        return (client,) if client < self.plan.workers else self.plan.relays[client - self.plan.workers].ranks
+        return (client,) if client < self.plan.ranks else self.plan.relays[client - self.plan.ranks].ranks
 
     def start_aggregator(self, index: int) -> bool:
         """Start an aggregator process if none runs at this index. Return whether one was started."""
@@ -376,7 +429,7 @@ class Fleet:
         return True
 
     def _new_process(self, index: int) -> AggregatorProcess:
-        above = [self.processes_of(self.plan.workers + i) for i, r in enumerate(self.plan.relays) if r.process == index]
+        above = [self.processes_of(self.plan.ranks + i) for i, r in enumerate(self.plan.relays) if r.process == index]
         return AggregatorProcess(self.limits, lambda: self.now, self.plan.credit_bytes, *above)
 
     def kill_worker(self, rank: int) -> None:
@@ -391,7 +444,7 @@ class Fleet:
         self.counters["fault: workers terminated"] += 1
         worker = self.workers[rank]
         # A relay passes it on where it is connected. Elsewhere its ranks count as lost after the worker timeout.
-        clients = [worker, *filter(None, map(self.client, self.clients[self.plan.workers :]))]
+        clients = [worker, *filter(None, map(self.client, self.clients[self.plan.ranks :]))]
         heard = len(clients) == 1 + len(self.plan.relays) and all(
             connection.stream is not None and connection.welcomed
             for client in clients

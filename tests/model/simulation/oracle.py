@@ -9,12 +9,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 import numpy as np
 import numpy.typing as npt
 
-from psum.client import ElementType, FaultError, Operation, PsumError, TakenError, Ticket, WorkerLostError
+from psum.client import (
+    DisagreementError,
+    ElementType,
+    FaultError,
+    Operation,
+    PsumError,
+    TakenError,
+    Ticket,
+    WorkerLostError,
+)
+from simulation import keys
 from simulation.groups import Tree
+from simulation.keys import KeyOperation
 
 Values = npt.NDArray[np.generic]
-KeyOperation = tuple[str, Operation]
-"""The name of a key, and the operation that it is used with."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,10 +60,11 @@ class Oracle:
     """Records all operations of a history and checks their results.
 
     Args:
-        workers: Number of ranks.
+        workers: Number of ranks with which the job begins.
         tree: The order of addition.
         excused: Returns the ranks that a process which was started again may blame too, if they do not come back.
         elastic: Whether the job is elastic: sums may lack ranks that are lost.
+        spares: Number of further ranks that may join it.
 
     Attributes:
         calls: All started operations.
@@ -62,13 +72,20 @@ class Oracle:
         failures: Number of failed operations.
     """
 
-    def __init__(self, workers: int, tree: Tree, excused: Callable[[], Set[int]], *, elastic: bool = False) -> None:
+    def __init__(
+        self, workers: int, tree: Tree, excused: Callable[[], Set[int]], *, elastic: bool = False, spares: int = 0
+    ) -> None:
         self.workers = workers
         self._excused = excused
         self._tree = tree
         self._elastic = elastic
-        self.excluded: set[int] = set()
-        """The ranks of an elastic job that are lost or were killed. Nothing is expected of them."""
+        self._ranks = range(workers + spares)
+        self.excluded: set[int] = {rank for rank in self._ranks if rank >= workers}
+        """The ranks of an elastic job that are lost, were killed, or have not joined. Nothing is expected of them."""
+        self._begins: dict[int, Mapping[KeyOperation, int]] = {}
+        """The first rounds of ranks that have joined, by key."""
+        self._ever_lost: set[int] = set()
+        """The ranks that were ever lost. Broadcasts from them may have failed for good."""
         self._counts: dict[tuple[KeyOperation, int], Mapping[int, int]] = {}
         """The counts of contributors by shard that the first successful rank of an elastic job got."""
         self.calls: list[Call] = []
@@ -130,17 +147,20 @@ class Oracle:
     def begin(self, call: Call) -> None:
         """Record that an operation was started."""
         self.calls.append(call)
+        call.process_killed |= self._elastic and call.rank in self.excluded
         self._processes[call.key, call.round, call.rank].add(call.number)
 
     def end(self, call: Call, error: PsumError | None) -> None:
         """Record that the client reported the end of an operation, and check its result."""
         call.ends.append(error)
         assert len(call.ends) == 1, f"{call} ended twice: {call.ends}"
-        if self._elastic and call.rank in self.excluded:
+        if self._elastic and (call.rank in self.excluded or call.process_killed):
             # What it gets binds nobody, and it must learn sometime that it is excluded.
             self.failures += error is not None
             return
-        if error is not None and self.may_fail(call.rank, call.key) and isinstance(error, WorkerLostError):
+        if error is not None and self.may_fail(call.rank, call.key):
+            # A process that has joined since does not know that the key has failed. It begins with the first round.
+            assert isinstance(error, WorkerLostError | DisagreementError), f"{call} failed with {error!r}"
             return
         if error is not None:
             self.failures += 1
@@ -181,34 +201,53 @@ class Oracle:
     def exclude(self, rank: int) -> None:
         """Record that a rank of an elastic job is lost."""
         self.excluded.add(rank)
+        self._ever_lost.add(rank)
         self.worker_killed(rank)
         self._counts = {key: counts for key, counts in self._counts.items() if key in self._agreed}
 
+    def include(self, rank: int, begins: Mapping[KeyOperation, int]) -> None:
+        """Record that a process has joined. From these rounds on all sums must contain it."""
+        self.excluded.discard(rank)
+        self._begins[rank] = begins
+
     def may_fail(self, rank: int, key: KeyOperation) -> bool:
-        """Return whether an operation may fail: its rank is lost, or the root of the broadcast is."""
-        return rank in self.excluded or (key[1] is Operation.BROADCAST and 0 in self.excluded)
+        """Return whether an operation may fail: its rank is lost, or a root is or was for which nobody stands in."""
+        lost_root = key[1] is Operation.BROADCAST and keys.root_of(key) in self._ever_lost
+        return rank in self.excluded or (lost_root and not keys.stands_in(key))
 
     def _check_shards(self, call: Call, counts: Mapping[int, int]) -> None:
         """Assert that each shard is the sum of as many ranks as its count says, of all survivors among them."""
         name, key = call.key[0], call.ticket.key
         given = {
-            rank: value(name, len(call.array), call.kind, call.round, rank, 0)
-            for rank in range(self.workers)
-            if self._processes[call.key, call.round, rank]
+            rank: [value(name, len(call.array), call.kind, call.round, rank, number) for number in sorted(numbers)]
+            for rank in self._ranks
+            if (numbers := self._processes[call.key, call.round, rank])
         }
-        must = set(range(self.workers)) - self.excluded
+        users, root = keys.ranks_of(call.key) or self._ranks, keys.root_of(call.key)
+        nominal = len(keys.ranks_of(call.key)) or self.workers
+        must = {
+            rank
+            for rank in users
+            if rank not in self.excluded and call.round >= self._begins.get(rank, {}).get(call.key, 0)
+        }
         for shard in key.shards:
             part = slice(shard.start // call.array.itemsize, shard.stop // call.array.itemsize)
             if call.key[1] is Operation.BROADCAST:
-                possible: list[tuple[int, ...]] = [(0,)]
+                # If the root is lost, that of one of the others, which may differ from shard to shard.
+                others = root not in must and keys.stands_in(call.key)
+                possible: list[tuple[int, ...]] = [(rank,) for rank in given if rank == root or others]
             else:
                 possible = [
                     ranks
-                    for ranks in itertools.combinations(sorted(given), counts.get(shard.index, self.workers))
+                    for ranks in itertools.combinations(sorted(given), counts.get(shard.index, nominal))
                     if must.issubset(ranks)
                 ]
             with np.errstate(all="ignore"):
-                sums = [functools.reduce(np.add, [given[rank][part] for rank in ranks]) for ranks in possible]
+                sums = [
+                    functools.reduce(np.add, [each[part] for each in values])
+                    for ranks in possible
+                    for values in itertools.product(*[given[rank] for rank in ranks])
+                ]
             got = call.array[part]
             assert any(np.array_equal(got.view(np.uint8), total.view(np.uint8)) for total in sums), (
                 f"{call} got {got[:8]} for shard {shard.index}, which is no sum of {possible}; counts {counts}"

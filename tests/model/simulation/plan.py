@@ -40,6 +40,10 @@ ELASTIC_FAULTS = {
     "lose_at_one": 3,
     "lose_unseen": 2,
     "come_back_first": 3,
+    "join": 10,
+    "part": 3,
+    "share": 4,
+    "forget": 2,
 }
 
 #: How many of the histories have relays.
@@ -83,6 +87,7 @@ class Plan:
         length: Number of steps.
         ending: How the history ends.
         elastic: Whether the job is elastic.
+        spares: Number of further ranks that may join an elastic job.
     """
 
     workers: int
@@ -101,13 +106,20 @@ class Plan:
     length: int
     ending: Ending
     elastic: bool = False
+    spares: int = 0
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks that the job may have."""
+        return self.workers + self.spares
 
     def as_elastic(self, random: Random) -> "Plan":
         """Return the same plan for an elastic job, in which workers are lost."""
         faults = {name: weight * random.choice((1, 2)) for name, weight in ELASTIC_FAULTS.items()}
         return dataclasses.replace(
             self,
-            workers=random.choice((2, 3, 3, 4)),
+            workers=random.choice((1, 2, 2, 3, 3, 4)),
+            spares=random.choice((0, 0, 1, 2)),
             steps=self.steps | faults,
             ending=Ending.ALL_LEAVE,
             elastic=True,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from random import Random
 
 from simulation.fleet import Fleet, Frozen
-from simulation.oracle import KeyOperation
+from simulation.keys import KeyOperation
 
 #: Latest time in a history before its ending. No time-out of a worker or a round has passed by then.
 _STRICT_SECONDS = 1020.0
@@ -30,12 +30,12 @@ def use_all(fleet: Fleet, random: Random) -> None:
 
 def reserve(fleet: Fleet, random: Random) -> None:
     """A rank reserves an operation."""
-    fleet.reserve(random.randrange(fleet.plan.workers), random.choice(fleet.key_operations()), random.randint(-3, 3))
+    fleet.reserve(random.randrange(fleet.plan.ranks), random.choice(fleet.key_operations()), random.randint(-3, 3))
 
 
 def start(fleet: Fleet, random: Random) -> None:
     """A reserved operation is started."""
-    rank = random.randrange(fleet.plan.workers)
+    rank = random.randrange(fleet.plan.ranks)
     if fleet.reserved[rank]:
         fleet.start(rank, random.randrange(len(fleet.reserved[rank])))
 
@@ -258,15 +258,15 @@ def catch_up(fleet: Fleet, random: Random) -> None:
 
 def _catch_up(fleet: Fleet, random: Random, keys: list[KeyOperation], more: int) -> None:
     for key in random.sample(keys, len(keys)):
-        counts = fleet.counts.setdefault(key, [0] * fleet.plan.workers)
+        counts = fleet.counts.setdefault(key, [0] * fleet.plan.ranks)
         target = max(counts) + more
-        for rank in range(fleet.plan.workers):
+        for rank in range(fleet.plan.ranks):
             while counts[rank] < target and fleet.reserve(rank, key, random.randint(-3, 3)):
                 pass
 
 
 def _start_all(fleet: Fleet, random: Random) -> None:
-    for rank in random.sample(range(fleet.plan.workers), fleet.plan.workers):
+    for rank in random.sample(range(fleet.plan.ranks), fleet.plan.ranks):
         while fleet.reserved[rank]:
             fleet.start(rank, random.randrange(len(fleet.reserved[rank])))
 
@@ -328,12 +328,12 @@ def _skew(fleet: Fleet, random: Random) -> None:
     _start_all(fleet, random)
     clients = random.sample(fleet.clients, random.randint(1, max(1, len(fleet.clients) - 1)))
     held = {("receive", client, index) for client in clients for index in fleet.processes_of(client)}
-    behind = {rank for rank in range(fleet.plan.workers) if not fleet.clients_above(rank).isdisjoint(clients)}
+    behind = {rank for rank in range(fleet.plan.ranks) if not fleet.clients_above(rank).isdisjoint(clients)}
     if random.random() < 0.3:
         held = {entry for entry in sorted(held) if random.random() < 0.6}
     fleet.settle(random, held)
     if random.random() < 0.6:
-        for rank in set(range(fleet.plan.workers)) - behind:
+        for rank in set(range(fleet.plan.ranks)) - behind:
             if fleet.reserve(rank, key, random.randint(-3, 3)):
                 fleet.start(rank, len(fleet.reserved[rank]) - 1)
         if random.random() < 0.5:

@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.job import Job
 from psum.aggregator.service.connection import WorkerConnection
 
@@ -27,6 +28,8 @@ class Stream:
         """The aggregator's state of this stream, with the messages that it has yet to send."""
         self.joined: tuple[Job, int] | None = None
         """The job, and the first rank of the member that joined on this stream."""
+        self.candidate: Candidate | None = None
+        """The process that waits on this stream to join the job."""
 
     def close_client_end(self) -> None:
         """Close the client's end. Messages in flight to it are lost; those that it has sent may still arrive."""

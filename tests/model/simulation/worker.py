@@ -30,9 +30,12 @@ class WorkerProcess(Client):
         number: Number of processes that had this rank before.
         now: The current time in seconds.
         keep_sums: Whether it keeps sums to restore them after a restart of an aggregator.
+        joining: Whether it joins a running job.
     """
 
-    def __init__(self, plan: Plan, *, rank: int, number: int, now: float, keep_sums: bool) -> None:
+    def __init__(
+        self, plan: Plan, *, rank: int, number: int, now: float, keep_sums: bool, joining: bool = False
+    ) -> None:
         super().__init__(plan.processes_of(rank))
         self.rank = rank
         self.number = number
@@ -45,12 +48,18 @@ class WorkerProcess(Client):
         self.plan = plan
         self._incarnation = next(_numbers)
         self._started_at = now
+        self.joining = joining
+        """Whether it waits to join a running job, or has no state yet."""
+        self.generation = 0
+        """How many processes of this rank were members before it, if it is a member."""
         self._submitted: deque[Ticket] = deque()
         self._route = plan.route_of(rank)
         self.session = Session(
             plan.addresses,
             None if plan.by_roles else plan.weights,
             rank=rank,
+            num_workers=plan.workers,
+            elastic=plan.elastic,
             relay=self._route.relay,
             partition_bytes=plan.partition_bytes,
             credit_bytes=plan.credit_bytes,
@@ -62,7 +71,14 @@ class WorkerProcess(Client):
         # Every second process is beside an aggregator. One that replaces another may be elsewhere.
         self.session.beside = [rank % plan.aggregators] if (rank + number) % 2 else []
         relay = plan.relay_of(rank)
+        if joining:
+            self.session.joins.wait()
         self.session.is_member = relay is None or rank == relay.ranks[0]
+
+    @property
+    def incarnation(self) -> int:
+        """The number by which aggregators know it again."""
+        return self._incarnation
 
     @property
     def early_goodbye(self) -> pb.Goodbye | None:
@@ -86,6 +102,12 @@ class WorkerProcess(Client):
     def failed(self) -> bool:
         return self.session.failure is not None
 
+    def lose(self, process: int) -> None:
+        connection = self.to(process)
+        if connection.stream is not None and connection.resuming and not self.leaving:
+            self.session.disconnected(self.connections.index(connection))
+        super().lose(process)
+
     def may_connect(self, process: int, now: float) -> bool:
         return now >= self.retry_at and super().may_connect(process, now)
 
@@ -106,17 +128,28 @@ class WorkerProcess(Client):
             resuming=self.connections[index].resuming,
             placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
             departures=self.session.departures(index),
-            elastic=pb.Elastic(min=1, max=self.plan.workers) if self.plan.elastic else None,
+            elastic=pb.Elastic(min=1, max=self.plan.ranks) if self.plan.elastic else None,
             losses=self.session.losses,
+            joining=self.joining and not self.connections[index].resuming,
+            generation=self.session.joins.generation,
+            admissions=self.session.joins.admissions.for_hello(index),
         )
         self._route.describe(hello)
         return hello
 
-    def reserve(self, name: str, elements: int, kind: ElementType, operation: Operation, priority: int) -> Ticket:
+    def reserve(
+        self,
+        name: str,
+        elements: int,
+        kind: ElementType,
+        operation: Operation,
+        priority: int,
+        ranks: tuple[int, ...] = (),
+    ) -> Ticket:
         """Reserve an operation."""
         # Only some ranks label the key.
         label = f"{operation.name} of {name}" if self.rank % 2 else ""
-        return self.session.reserve(0, name, (elements,), kind, operation, priority, label)
+        return self.session.reserve(0, name, (elements,), kind, operation, priority, label, ranks)
 
     def submit(self, now: float) -> None:
         """Pass started and aborted operations to the session."""

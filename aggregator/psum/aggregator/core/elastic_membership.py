@@ -255,7 +255,8 @@ class ElasticMembership(Membership):
                 yield Loss(rank, elastic_texts.vanished(worker, here, now), now, generation=self.generation(rank))
         for worker in self._silence.silent(self.workers.values(), now):
             rank = worker.hello.rank
-            if rank not in self.roster.lost and view.since is not None:
+            # A connection that worked again at the same time as that of the member with the view may still be slow.
+            if rank not in self.roster.lost and view.held_longer(2 * self._silence.beat, now):
                 yield Loss(rank, elastic_texts.silent(worker, here, now), now, generation=self.generation(rank))
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)

@@ -374,7 +374,7 @@ class JobRounds:
                 roster = shard.roster
                 assert shard.contributions.keys() <= {*roster.members, *roster.gone}
                 rootless = shard.root in roster.gone and shard.root not in shard.contributions
-                gathered = shard.awaits_nobody and not rootless
+                gathered = bool(shard.contributions) and shard.awaits_nobody and not rootless
                 # A round may be summed while its members are lost.
                 assert gathered == (shard.phase is not Phase.GATHERING) or (roster.gone and not gathered)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)

@@ -26,7 +26,7 @@ class Joins:
     Attributes:
         generation: How many processes of this rank were members before this one.
         admissions: Who waits, and who was admitted.
-        changed: Whether losses or admissions have changed since the client has looked.
+        changed: Whether losses, candidates or admissions have changed since the client has looked.
     """
 
     def __init__(
@@ -70,6 +70,11 @@ class Joins:
             if key.failure is None and not key.ranks:
                 for connection in key.connections:
                     rounds[connection][key.id] = each.round
+        for id, round in self._rounds.items():
+            # Keys that this process, which has joined too, has not used yet. It does not know where they are.
+            if id not in self._operations.rounds:
+                for keys in rounds.values():
+                    keys[id] = round
         return self.admissions.admit(process, rounds)
 
     def wait(self) -> None:

@@ -292,6 +292,7 @@ class Session:
                 self.joins.changed |= self._losses.note(message.losses.losses, now, told_by=aggregator)
             case "candidates":
                 self.joins.admissions.note(aggregator, message.candidates.candidates)
+                self.joins.changed = True
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":
