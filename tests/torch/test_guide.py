@@ -69,12 +69,12 @@ def test_the_elastic_program_of_the_guide_goes_on_after_a_kill(elastic_ranks: Ra
     """
     _, program = blocks(GUIDE, "python")
     crash = (
-        "    if rank == 1 and state.batch == 100 and not state.joined:\n"
+        "    if rank == 1 and state.batch == 30 and not state.joined:\n"
         "        import os, signal\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         # The others wait for the replacement.
-        "    if 150 < state.batch < 155 and len(state.members) < 3:\n"
-        "        state.batch = 150\n"
+        "    if 50 < state.batch < 55 and len(state.members) < 3:\n"
+        "        state.batch = 50\n"
     )
     loop, end = "while state.batch < STEPS:\n", "dist.destroy_process_group()\n"
     assert loop in program
