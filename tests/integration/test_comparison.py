@@ -1,5 +1,6 @@
 """Comparisons of tensors over all ranks, which reach the same verdict."""
 
+import threading
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from psum import client as psum
 from psum.client import ComparedTensor, Comparison, digest_of
 
-from .conftest import Fleet
+from .conftest import PATIENCE_SECONDS, Fleet
 
 
 def tensors(**values: float) -> list[ComparedTensor]:
@@ -170,3 +171,25 @@ def test_another_client_in_one_process(fleet: Fleet, monkeypatch: pytest.MonkeyP
         with pytest.raises(psum.TakenError, match=r"already.*: psum\.client\.shared_client\(\) gives it"):
             fleet.worker(0, 2)
     fleet.worker(0, 2, job="another").close()
+
+
+def test_ranks_that_an_elastic_job_lacks(fleet: Fleet) -> None:
+    """A rank that has left, and one that may still come, are not compared. The others are, and hear who differs."""
+    elastic = psum.Elastic(1, 4)
+    gone = threading.Event()
+
+    def compare(client: psum.Client) -> str:
+        Comparison(client, "check").compare(tensors(w=1))
+        if client.rank == 1:
+            client.close()
+            gone.set()
+            return ""
+        assert gone.wait(PATIENCE_SECONDS)
+        Comparison(client, "check").compare(tensors(w=1))
+        with pytest.raises(psum.OutOfStepError) as caught:
+            Comparison(client, "check").compare(tensors(w=client.rank))
+        assert list(caught.value.ranks) == [2]
+        return str(caught.value)
+
+    first, _, last = fleet.on_every_rank(3, compare, elastic=elastic)
+    assert first == last

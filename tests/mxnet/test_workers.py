@@ -1,15 +1,18 @@
 """Real workers: processes with MXNet that sum through a real aggregator."""
 
 import pathlib
+import re
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 
 from psum.aggregator import Settings
 from tests.trace_events import checked
+
+PAGE: Final = pathlib.Path(__file__).parents[2] / "docs" / "elastic-mxnet.md"
 
 
 def parameters(folder: pathlib.Path, rank: int, num_workers: int, devices: int) -> list[np.ndarray[Any, Any]]:
@@ -133,3 +136,31 @@ def test_a_replacement_has_the_same_bits(start_workers: Callable[..., list[Any]]
     assert "joined" in outputs[1]
     assert len(steps[1]) >= 4
     assert steps[1].items() <= steps[0].items()
+
+
+@pytest.mark.parametrize("aggregator_settings", [Settings(listen=("127.0.0.1:0",), elastic_closed_timeout=0.2)])
+def test_the_program_of_the_page_goes_on_after_a_kill(
+    aggregator: str, run_python: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    """The page's program runs unchanged, except for the crash of a rank. A replacement joins, and all end alike."""
+    [program] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    crash = (
+        "    if store.rank == 1 and state.step_number == 50 and not state.joined:\n"
+        "        import os, signal\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        # The others wait for the replacement.
+        "    if 60 < state.step_number < 65 and len(state.members) < 3:\n"
+        "        state.step_number = 60\n"
+    )
+    loop = "while state.step_number < STEPS:\n"
+    assert loop in program
+    text = f"import os\nos.chdir({str(tmp_path)!r})\n" + program.replace(loop, loop + crash)
+    text += "print('same', *(p.data().asnumpy().tobytes().hex() for p in trainer._params))\n"
+    environment = {"PSUM_AGGREGATORS": aggregator, "PSUM_NUM_WORKERS": "3", "PSUM_ELASTIC": "2:3", "PSUM_JOB": "page"}
+    runs = [run_python(text, PSUM_RANK=str(rank), **environment) for rank in range(3)]
+    assert runs[1].wait().status == -signal.SIGKILL, runs[1].errors
+    runs[1] = run_python(text, PSUM_RANK="1", **environment)
+    outputs = [run.check() for run in runs]
+    assert len({re.findall("^same .*", output, re.MULTILINE)[0] for output in outputs}) == 1
+    assert float(re.findall(r"^loss (\S+)", outputs[0], re.MULTILINE)[0]) < 1.0
+    assert (tmp_path / "model.params").exists()

@@ -4,6 +4,7 @@ import ast
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 from typing import Any, Final
@@ -36,7 +37,7 @@ def blocks(page: pathlib.Path, language: str) -> list[str]:
 def test_the_program_of_the_guide_continues_after_a_crash(tmp_path: pathlib.Path) -> None:
     """It runs unchanged with the guide's command, except for the crash. torchrun starts it again, with another job and
     another aggregator, and it goes on from its checkpoint."""
-    (program,) = blocks(GUIDE, "python")
+    program, _ = blocks(GUIDE, "python")
     crash = '    if (epoch, rank, os.environ["TORCHELASTIC_RESTART_COUNT"]) == (2, 1, "0"):\n        os._exit(9)\n'
     loop = "for epoch in range(start, EPOCHS):\n"
     assert loop in program
@@ -59,6 +60,53 @@ def test_the_program_of_the_guide_continues_after_a_crash(tmp_path: pathlib.Path
     assert epochs in ([0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4]), done.stdout
     losses = re.findall(r"loss (\S+)", done.stdout)
     assert float(losses[-1]) < float(losses[0]) / 4
+
+
+def test_the_elastic_program_of_the_guide_goes_on_after_a_kill(elastic_ranks: Ranks, tmp_path: pathlib.Path) -> None:
+    """It runs unchanged, except for the crash of a rank. A replacement joins, and all end with the same parameters.
+
+    The ranks meet nowhere: they have no MASTER_ADDR.
+    """
+    _, program = blocks(GUIDE, "python")
+    crash = (
+        "    if rank == 1 and state.batch == 30 and not state.joined:\n"
+        "        import os, signal\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        # The others wait for the replacement.
+        "    if 50 < state.batch < 55 and len(state.members) < 3:\n"
+        "        state.batch = 50\n"
+    )
+    loop, end = "while state.batch < STEPS:\n", "dist.destroy_process_group()\n"
+    assert loop in program
+    assert program.endswith(end)
+    digest = "print('same', sum(float(p.double().sum()) for p in net.parameters()).hex())\n"
+    (tmp_path / "elastic.py").write_text(program.replace(loop, loop + crash).replace(end, digest + end))
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PSUM_")}
+    environ |= {"PSUM_AGGREGATORS": elastic_ranks.aggregators, "PSUM_ELASTIC": "2:3", "PSUM_JOB": "guide"}
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "elastic.py"],
+            cwd=tmp_path,
+            env=environ | {"PSUM_RANK": str(rank), "PSUM_NUM_WORKERS": "3", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    running = [start(rank) for rank in range(3)]
+    try:
+        _, errors = running[1].communicate(timeout=120)
+        assert running[1].returncode == -signal.SIGKILL, errors
+        running[1] = start(1)
+        outputs = [process.communicate(timeout=120) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert len({re.findall("^same .*", output, re.MULTILINE)[0] for output, _ in outputs}) == 1
+    assert float(re.findall(r"^loss (\S+)", outputs[0][0], re.MULTILINE)[0]) < 1.0
+    assert (tmp_path / "model.pt").exists()
 
 
 def run_reference(method: str, rank: int, size: int) -> list[float]:

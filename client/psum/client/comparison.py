@@ -29,6 +29,10 @@ _WORDS_BYTES: Final = 512
 #: of its list, and how many of its tensors have copies that differ.
 _COLUMNS: Final = 5
 
+#: The same in an elastic job, and three times 1, which lost ranks lack. A shard begins at a multiple of 16 numbers, so
+#: a row lies within one.
+_ELASTIC_COLUMNS: Final = 8
+
 
 class ComparedTensor(NamedTuple):
     """A tensor to compare.
@@ -56,12 +60,15 @@ class Comparison:
 
     def __init__(self, client: Client, name: str) -> None:
         self._store = Store(client, INTERNAL)
-        self._rank, self._num_workers = client.rank, client.num_workers
+        elastic = client.settings.elastic
+        self._rank = client.rank
+        self._ranks = client.num_workers if elastic is None else elastic.maximum
+        self._columns = _COLUMNS if elastic is None else _ELASTIC_COLUMNS
         self._name = name
 
     def abort(self, reason: str) -> None:
         """Tells the other ranks that this one cannot compare its tensors, and why."""
-        self._store.reserve(self._name, shape=(self._num_workers, _COLUMNS), element_type=ElementType.INT64).abort(
+        self._store.reserve(self._name, shape=(self._ranks, self._columns), element_type=ElementType.INT64).abort(
             reason
         )
 
@@ -73,12 +80,17 @@ class Comparison:
             PsumError: The exchange with the other ranks failed.
         """
         listed = _listed(tensors)
-        gathered = self._gather(self._name, _COLUMNS, np.dtype(np.int64), self._summary(tensors, listed))
-        summaries = [tuple(row) for row in gathered[:, :4].tolist()]
+        summary = np.ones(self._columns, np.int64)
+        summary[:_COLUMNS] = self._summary(tensors, listed)
+        gathered = self._gather(self._name, self._columns, np.dtype(np.int64), summary)
+        # Lost ranks of an elastic job have zeros only.
+        present = range(self._ranks) if self._columns == _COLUMNS else gathered[:, -1].nonzero()[0].tolist()
+        summaries = {rank: tuple(gathered[rank, :4].tolist()) for rank in present}
         flawed = gathered[:, 4].nonzero()[0].tolist()
         # The model is the first rank of the largest group that agrees.
-        model = summaries.index(Counter(summaries).most_common(1)[0][0])
-        apart = [rank for rank, summary in enumerate(summaries) if summary != summaries[model]]
+        most = Counter(summaries.values()).most_common(1)[0][0]
+        model = next(rank for rank in present if summaries[rank] == most)
+        apart = [rank for rank in present if summaries[rank] != most]
         if not apart and not flawed:
             return
         # One rank sends its list, the others zeros. A sum, because a broadcast can only come from rank 0.
@@ -105,7 +117,7 @@ class Comparison:
 
     def _gather(self, key: str, width: int, dtype: "np.dtype[Any]", row: Any) -> "np.ndarray[Any, Any]":
         """Returns a row from every rank: each adds its own row to zeros."""
-        rows = np.zeros((self._num_workers, width), dtype)
+        rows = np.zeros((self._ranks, width), dtype)
         rows[self._rank] = row
         self._store.push_pull(key, rows)
         return rows

@@ -31,6 +31,7 @@ class Owner:
     """A client that does nothing."""
 
     title = "rank 1 of job 'default'"
+    waits_for_admission = False
 
 
 def test_a_program_without_boundaries_is_warned_once_that_a_process_waits(
@@ -69,6 +70,18 @@ def test_a_program_without_boundaries_is_warned_once_that_a_process_waits(
     link.look_for_candidates(60.0)
     link.look_for_candidates(90.0)
     assert len(caplog.records) == 1
+
+
+def test_a_process_joins_although_it_was_let_in_before_it_made_its_state(session: Session) -> None:
+    """A slow constructor, such as that of a model, may end after the admission. The process still needs the state."""
+    owner: Any = Owner()
+    thread: Any = None
+    link = Link(owner, SETTINGS, session, thread, lambda: None)
+    assert not link.joining
+    session.joins.wait()
+    assert link.joining
+    session.joins.adopt([])
+    assert not link.joining
 
 
 def test_a_client_has_one_elastic_state(session: Session) -> None:

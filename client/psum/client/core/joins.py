@@ -49,6 +49,11 @@ class Joins:
         self._rounds: dict[int, int] = {}
         """The rounds with which this process begins, by the key's id, if it has joined."""
 
+    @property
+    def lacks_state(self) -> bool:
+        """Whether this process joins a running job and has not got its state, although it may have been let in."""
+        return self._operations.solo is not None
+
     def is_lost(self, rank: int) -> bool:
         """Whether the present process of a rank is lost."""
         return self._losses.generations.get(rank, -1) >= self.admissions.generation(rank)

@@ -143,8 +143,8 @@ class Link:
 
     @property
     def joining(self) -> bool:
-        """Whether this process waits until the members of a running job let it in."""
-        return self._owner.waits_for_admission
+        """Whether this process joins a running job, and has not got its state. It may have been let in meanwhile."""
+        return self._owner.waits_for_admission or self._session.joins.lacks_state
 
     def claim(self) -> None:
         """Notes that an ElasticState uses the link.
@@ -251,7 +251,9 @@ class Link:
             PsumError: It was refused.
         """
         began = time.monotonic()
-        while not wait_for(lambda: not self.joining or self._session.failure is not None, timeout=_REMINDER_SECONDS):
+        while not wait_for(
+            lambda: not self._owner.waits_for_admission or self._session.failure is not None, timeout=_REMINDER_SECONDS
+        ):
             _log.warning(
                 "%s has waited for %.0f s to be let into the running job; its members do so at a step boundary, when"
                 " their programs call ElasticState.step()",
