@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 #: Smaller results are copied faster than they are lent.
 LEAST_BYTES: Final = 1 << 20
 
-_wrappers: "weakref.WeakSet[Any]" = weakref.WeakSet()
-"""All modules of DistributedDataParallel in this process."""
+_wrappers: list[weakref.ref[Any]] = []
+"""All modules of DistributedDataParallel in this process, and perhaps some that are gone. A list, because the backward
+pass waits while it is searched."""
 _noting: list[Any] = []
 
 
@@ -77,10 +78,17 @@ def may_borrow(group: Any, tensor: torch.Tensor) -> bool:
 
 def _reads_only(group: Any) -> bool:
     """Whether the group's DistributedDataParallel modules only read sums."""
-    wrappers = [wrapper for wrapper in _wrappers if getattr(wrapper, "process_group", None) is group]
-    return bool(wrappers) and not any(wrapper.gradient_as_bucket_view for wrapper in wrappers)
+    found = False
+    for reference in tuple(_wrappers):
+        wrapper = reference()
+        if wrapper is not None and getattr(wrapper, "process_group", None) is group:
+            if wrapper.gradient_as_bucket_view:
+                return False
+            found = True
+    return found
 
 
 def _note(module: Any, name: str, submodule: Any) -> None:
+    # Called for each submodule, of which a wrapper has one.
     if isinstance(module, DistributedDataParallel):
-        _wrappers.add(module)
+        _wrappers[:] = [*(reference for reference in _wrappers if reference() is not None), weakref.ref(module)]

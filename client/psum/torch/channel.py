@@ -10,7 +10,7 @@ from psum.client import Client, ElementType, Loan, Operation, Store, Ticket, str
 from psum.torch import borrowers, in_callback, priority, staging
 from psum.torch.callback_threads import CallbackThreads
 from psum.torch.keys import KeySequence, Kind, Numbering
-from psum.torch.tensors import byte_count, check_dense
+from psum.torch.tensors import byte_count, check_dense, dtype_name
 from psum.torch.work import PsumWork
 
 Counted = staging.Counted
@@ -42,7 +42,7 @@ class Transfer(NamedTuple):
     def kind(self) -> Kind:
         """What ranks must agree on."""
         tensor = self.tensor
-        return Kind(self.name, str(tensor.dtype).removeprefix("torch."), tensor.numel(), byte_count(tensor))
+        return Kind(self.name, dtype_name(tensor.dtype), tensor.numel(), byte_count(tensor))
 
 
 class Channel:

@@ -37,7 +37,6 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     def add(future: Any, callback: Callable[..., Any]) -> Any:
         its = level() + 1
 
-        @functools.wraps(callback)
         def noted(*arguments: Any) -> Any:
             before, _here.level = level(), its
             try:

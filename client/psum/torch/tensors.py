@@ -1,5 +1,6 @@
 """Torch tensors as psum sees them: flat memory with an element type. Also says which tensors psum cannot take."""
 
+import functools
 from typing import Any, Final
 
 import numpy as np
@@ -120,9 +121,15 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().view(-1).view(torch.uint8)
 
 
+@functools.cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype's name without its module, for people."""
+    return str(dtype).removeprefix("torch.")
+
+
 def described(tensor: torch.Tensor) -> str:
     """A tensor's type, shape and device, for people."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)} on {tensor.device}"
+    return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)} on {tensor.device}"
 
 
 def byte_count(tensor: torch.Tensor) -> int:
