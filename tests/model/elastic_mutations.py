@@ -151,19 +151,6 @@ def a_value_is_asked_for_before_all_wait(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ElasticRounds, "_replace_root", mutant)
 
 
-def a_late_value_counts_for_the_next_round(patch: pytest.MonkeyPatch) -> None:
-    restore = ElasticRounds.restore
-
-    def mutant(self: ElasticRounds, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
-        key = self.keys.get(entry.id)
-        shard = None if key is None else key.shards.get(entry.shard)
-        if key is not None and shard is not None and self._rootless(shard):
-            entry = entry._replace(round=shard.round)
-        return restore(self, rank, entry, payload)
-
-    patch.setattr(ElasticRounds, "restore", mutant)
-
-
 def a_rank_sends_the_value_of_another_shard(patch: pytest.MonkeyPatch) -> None:
     stand_in = kept_sums._stand_in
 
@@ -254,7 +241,6 @@ ALL = [
     a_lost_rank_s_contribution_is_not_counted,
     the_next_rank_is_not_asked_for_its_value,
     a_value_is_asked_for_before_all_wait,
-    a_late_value_counts_for_the_next_round,
     a_rank_sends_the_value_of_another_shard,
     a_lost_root_of_some_ranks_is_waited_for,
     a_key_of_some_ranks_waits_for_all,
