@@ -44,7 +44,11 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "client.core": ("planes", "runtime", "v1", "wire"),
     "client.transport": ("client", "client.core", "planes", "runtime", "v1", "wire"),
     "client.observe": ("client", "client.core", "runtime", "wire"),
-    "client": ("client.core", "client.observe", "client.transport", "planes", "runtime", "v1", "wire"),
+    "client.elastic": ("client", "client.core", "client.transport", "v1", "wire"),
+    "client": (
+        *("client.core", "client.elastic", "client.observe", "client.transport"),
+        *("planes", "runtime", "v1", "wire"),
+    ),
     "mxnet.arrays": ("client", "mxnet"),
     "mxnet.engine": ("client", "mxnet", "runtime"),
     "mxnet.staging": ("client", "mxnet", "mxnet.arrays", "mxnet.engine"),

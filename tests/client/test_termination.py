@@ -61,15 +61,15 @@ import os, signal, sys, threading, time
 from psum import client as psum
 from psum.client import termination
 asked = threading.Event()
-with psum.connect(psum.Settings()):
-    termination.postpone(asked.set, float(sys.argv[1]))
+with psum.connect(psum.Settings()) as client:
+    termination.postpone(client, asked.set, float(sys.argv[1]))
     os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(int(sys.argv[2])):
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
     print(asked.is_set(), flush=True)
     if sys.argv[3] == "leaves":
-        termination.postpone(None)
+        termination.postpone(client, None)
     time.sleep(float(sys.argv[4]))
 print("at its end", flush=True)
 """
@@ -91,6 +91,16 @@ def test_a_program_may_leave_by_itself(
     command = [sys.executable, "-c", PROGRAM, patience, more, then, lasts]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (ended.returncode, ended.stdout) == (status, output), ended.stderr
+
+
+def test_a_closed_client_asks_nobody_to_leave() -> None:
+    """And its thread, which would end the process, ends."""
+    with psum.connect(psum.Settings()) as client:
+        termination.postpone(client, lambda: None, 30.0)
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "psum-leaving"]
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert termination._leaving is None
 
 
 def test_a_program_is_asked_to_leave_once_though_another_thread_handles_the_signal() -> None:

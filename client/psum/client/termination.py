@@ -78,15 +78,16 @@ def watch(client: Parting) -> None:
         wakeup.listen(signal.SIGTERM, _stand_in)
 
 
-def postpone(leave: Callable[[], None] | None, seconds: float = 0.0) -> None:
+def postpone(client: Parting, leave: Callable[[], None] | None, seconds: float = 0.0) -> None:
     """Lets the program leave by itself after the first SIGTERM. A second one ends it as usual.
 
     Args:
+        client: The client whose job it leaves. When it is closed, the program has left.
         leave: Asks the program to leave. It takes no lock. None: it has left, and the next signal ends the process.
         seconds: The process ends as usual if it has not left so many seconds after the signal.
     """
     global _leaving
-    before, _leaving = _leaving, None if leave is None else _Leaving(leave, seconds)
+    before, _leaving = _leaving, None if leave is None else _Leaving(client, leave, seconds)
     if before is not None:
         before.end()
 
@@ -94,6 +95,8 @@ def postpone(leave: Callable[[], None] | None, seconds: float = 0.0) -> None:
 def forget(client: Parting) -> None:
     """Forgets a closed client. After the last one the signal is as before, unless the program has changed it."""
     _clients.discard(client)
+    if _leaving is not None and _leaving.client is client:
+        postpone(client, None)
     if not _clients and threading.current_thread() is threading.main_thread():
         _restore()
 
@@ -149,11 +152,13 @@ class _Leaving:
     """A program that leaves by itself, and the thread that ends the process if it does not.
 
     Args:
+        client: The client whose job it leaves.
         leave: Asks the program to leave.
         seconds: How many seconds it may take.
     """
 
-    def __init__(self, leave: Callable[[], None], seconds: float) -> None:
+    def __init__(self, client: Parting, leave: Callable[[], None], seconds: float) -> None:
+        self.client = client
         self._leave = leave
         self._seconds = seconds
         self._asked = threading.Event()

@@ -128,6 +128,16 @@ class Network:
         """Brings the link up again."""
         ip("-n", self._switch, "link", "set", self.port(host), "up")
 
+    def separate(self, one: int, other: int) -> None:
+        """Drops everything between two hosts. Nobody is told."""
+        for here, there in ((one, other), (other, one)):
+            ip("-n", self._names[here], "route", "add", "blackhole", f"{self.address(there)}/32")
+
+    def reunite(self, one: int, other: int) -> None:
+        """Carries everything between two hosts again that were separated."""
+        for here, there in ((one, other), (other, one)):
+            ip("-n", self._names[here], "route", "delete", "blackhole", f"{self.address(there)}/32")
+
     def destroy(self, host: int) -> None:
         """Removes a host with all its processes. No packet tells the other hosts."""
         ip("-n", self._switch, "link", "delete", self.port(host))

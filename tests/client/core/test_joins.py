@@ -126,6 +126,22 @@ def test_operations_are_complete_at_once_while_a_process_waits_to_join() -> None
         assert sent(session, 0) == sent(session, 1) == []
 
 
+def test_a_newcomer_takes_over_the_agreed_weights() -> None:
+    """It cannot sum the reports, which the others did long ago. The first aggregator's keys need no weights."""
+    session = make(1, None)
+    session.joins.wait()
+    session.joins.begin()
+    begin(session, "roll call", store=STEERING)
+    assert kinds(sent(session, 0)) == ["declare", "push"]
+    # The first aggregator alone is beside one of two workers.
+    session.adopt_weights([1, 0, 1, 0, 2])
+    session.joins.adopt([])
+    begin(session)
+    declared = [key.name for a in (0, 1) for message in sent(session, a) for key in message.declare.keys]
+    assert set(declared) == {"w"}
+    assert session.weights_total == [1, 0, 1, 0, 2]
+
+
 def test_a_process_that_waits_to_join_cannot_train_alone() -> None:
     """It would do so for ever if its program never makes an ElasticState."""
     session = make(1)

@@ -111,6 +111,9 @@ def finish(fleet: Fleet, random: Random) -> None:
     fleet.check()
 
     for rank, worker in enumerate(fleet.workers):
+        if worker.joining:
+            # Nobody admits it any more. It would wait for the next run, for as long as a round may wait.
+            worker.die()
         if not fleet.lost_processes.isdisjoint(fleet.plan.processes_of(rank)):
             # Nobody answers its goodbye.
             worker.die()

@@ -261,7 +261,8 @@ class ElasticMembership(Membership):
                 yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
         for worker in self._silence.silent(self.workers.values(), now):
             rank = worker.hello.rank
-            if rank not in self.roster.lost and view.since is not None:
+            # A connection that worked again at the same time as that of the member with the view may still be slow.
+            if rank not in self.roster.lost and view.held_longer(2 * self._silence.beat, now):
                 text = elastic_texts.silent(worker, here, now)
                 yield Loss(rank, text, now, generation=self.generation(rank), reason="silent")
         for rank in self.roster.not_joined():

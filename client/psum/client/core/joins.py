@@ -26,7 +26,7 @@ class Joins:
     Attributes:
         generation: How many processes of this rank were members before this one.
         admissions: Who waits, and who was admitted.
-        changed: Whether losses or admissions have changed since the client has looked.
+        changed: Whether losses, candidates or admissions have changed since the client has looked.
     """
 
     def __init__(

@@ -293,6 +293,7 @@ class Session:
                 self._note_losses(message.losses.losses, now, aggregator)
             case "candidates":
                 self.joins.admissions.note(aggregator, message.candidates.candidates)
+                self.joins.changed = True
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":

@@ -94,7 +94,7 @@ class ElasticState:
             own["_members"] = tuple(boundary.join(link, self._load))
             own["joined"] = True
             _log.warning("%s has joined the running job; its members are now %s", link.title, _names(self.members))
-        termination.postpone(self.leave, client.settings.leave_timeout)
+        termination.postpone(client, self.leave, client.settings.leave_timeout)
         own["_call"] = link.call(leaving=False, ahead=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -174,7 +174,7 @@ class ElasticState:
     def _leave(self, link: Link) -> None:
         self.__dict__["left"] = True
         self._call = None
-        termination.postpone(None)
+        termination.postpone(self._client, None)
         _log.warning("%s leaves the job in good order, as it was asked to", link.title)
         link.leave(_LEAVE_SECONDS)
         if self._exit_on_leave:

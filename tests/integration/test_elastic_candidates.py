@@ -1,0 +1,45 @@
+"""Processes that wait to join an elastic job, and get no further."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psum import client as psum
+from psum.client.future import wait_for
+
+ELASTIC = psum.Elastic(1, 3)
+
+
+def test_it_can_leave_while_it_waits(make_fleet: Callable[..., Any]) -> None:
+    """Its operations are complete at once, and closing it waits for nobody. The members hear that it is gone."""
+    fleet = make_fleet(2)
+    with fleet.worker(0, 1, elastic=ELASTIC) as member:
+        total = np.full(4, 2.0)
+        member.store().push_pull("a", total)
+        candidates = member.link._session.joins.admissions
+        with fleet.worker(2, 1, elastic=ELASTIC) as candidate:
+            assert candidate.waits_for_admission
+            value = np.full(4, 3.0)
+            future = candidate.store().push_pull_async("a", value)
+            future.result()
+            assert future.contributors == (psum.Contribution(0, 4, 1),)
+            assert value.tolist() == [3.0] * 4
+            assert wait_for(lambda: candidates.candidate is not None, 10.0)
+            assert candidates.candidate.rank == 2
+        assert wait_for(lambda: candidates.candidate is None, 10.0)
+        state = psum.ElasticState(member, batch=0)
+        state.step()
+        assert state.members == (0,)
+
+
+def test_one_that_does_not_fit_is_refused(fleet: Any) -> None:
+    """Its ElasticState says why, and so does each of its operations."""
+    with fleet.worker(0, 1, elastic=ELASTIC) as member:
+        member.store().push_pull("a", np.zeros(4))
+        with fleet.worker(1, 1, elastic=ELASTIC, partition_bytes=1 << 16) as candidate:
+            with pytest.raises(psum.DisagreementError, match="partition"):
+                psum.ElasticState(candidate, batch=0)
+            with pytest.raises(psum.DisagreementError, match="partition"):
+                candidate.store().push_pull("a", np.zeros(4))
