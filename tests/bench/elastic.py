@@ -3,12 +3,12 @@
     python -m tests.bench.elastic [--ways psum,restart] [--kills 3] [--json elastic.json]
 
 psum       an elastic job; a new process takes the place of each killed one
-restart    a job of psum that ends; all its processes are started again from a checkpoint
+restart    a job of psum that is ended as soon as a worker is; all are started again from a checkpoint
 torchrun   torch.distributed with Gloo; torchrun starts all processes again from a checkpoint
 torchft    torchft with Gloo; a new process takes the place of each killed one
 
 All ways have four workers on this machine, the same step (a pause of 50 ms and an all-reduce of 4 MiB), and the same
-schedule: every 12 seconds, SIGKILL hits the next rank. Checkpoints are written every 100 steps. The time lost per kill
+schedule: every 25 seconds, SIGKILL hits the next rank. Checkpoints are written every 100 steps. The time lost per kill
 is what the training takes longer than as many steps without kills, and counts steps that are made again.
 """
 
@@ -31,9 +31,6 @@ from tests.bench.elastic_rank import RANKS
 
 _PATIENCE_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.02
-
-#: The time between kills, and before the first one.
-_PERIOD_SECONDS: Final = 12.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +96,11 @@ class Workers:
         if self._way != "restart":
             for rank in ended:
                 self.start(rank)
-        elif len(ended) == RANKS:
+        elif ended:
+            # As torchrun does it: nothing waits for a time-out.
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
             self.start_all()
 
     def kill(self, rank: int) -> None:
@@ -139,23 +140,30 @@ class Workers:
         return "; ".join(file.read_text()[-1500:] for file in sorted(self._directory.glob("*.log")))
 
 
-def measure(way: str, kills: int, python: str) -> Result:
-    """Run a training of one way with kills, and say what they cost."""
+def measure(way: str, kills: int, period: float, python: str) -> Result:
+    """Run a training of one way with kills, and say what they cost.
+
+    Args:
+        way: The name of the way.
+        kills: How many processes are killed.
+        period: Seconds between kills, before the first one, and after the last one.
+        python: The interpreter of the workers.
+    """
     with tempfile.TemporaryDirectory(prefix="psum-elastic-") as name, _services(way, pathlib.Path(name), python) as env:
         workers = Workers(way, pathlib.Path(name), env, python)
         try:
             workers.start_all()
             _wait_until(lambda: _most(workers.steps()) > 10, workers)
             begun = time.monotonic()
-            moments = [begun + number * _PERIOD_SECONDS for number in range(1, kills + 1)]
+            moments = [begun + number * period for number in range(1, kills + 1)]
             for number, moment in enumerate(moments):
                 _tend_until(moment, workers)
                 workers.kill((number + 1) % RANKS)
-            _tend_until(moments[-1] + _PERIOD_SECONDS, workers)
+            _tend_until(moments[-1] + period, workers)
             steps = workers.steps()
         finally:
             workers.close()
-    return evaluate(way, kills, steps, begun, moments[0], moments[-1] + _PERIOD_SECONDS)
+    return evaluate(way, kills, steps, begun, moments[0], moments[-1] + period)
 
 
 def evaluate(
@@ -266,12 +274,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", default="psum,restart", help=f"which of {', '.join(elastic_rank.WAYS)}")
     parser.add_argument("--kills", type=int, default=3, help="number of kills (3)")
+    parser.add_argument("--period", type=float, default=25.0, help="seconds between kills (25)")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the workers, such as one with PyTorch")
     parser.add_argument("--json", type=pathlib.Path, help="where the results go")
     args = parser.parse_args()
     results: list[Result] = []
     for way in args.ways.split(","):
-        results.append(measure(way, args.kills, args.python))
+        results.append(measure(way, args.kills, args.period, args.python))
     print(table(results))
     if args.json:
         found: list[dict[str, Any]] = [dataclasses.asdict(result) for result in results]
