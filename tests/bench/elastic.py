@@ -9,16 +9,18 @@ torchft    torchft with Gloo; a new process takes the place of each killed one
 
 All ways have four workers on this machine, the same step (a pause of 50 ms and an all-reduce of 4 MiB), and the same
 schedule: every 25 seconds, SIGKILL hits the next rank. Checkpoints are written every 100 steps. The time lost per kill
-is what the training takes longer than as many steps without kills, and counts steps that are made again.
+is how long the training gets no further than it was before, beyond a usual step. So steps that are made again count.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,7 +42,7 @@ class Result:
     Attributes:
         way: Its name.
         kills: How many processes were killed.
-        step: Seconds of a step without kills.
+        step: Seconds of a usual step.
         lost: Seconds lost per kill.
         repeated: Steps that were made again, per kill.
     """
@@ -176,15 +178,21 @@ def evaluate(
         kills: How many there were.
         steps: When each rank reported each step, in order of time.
         begun: When the training was going.
-        first_kill: When the first kill was. Steps before that are as without kills.
+        first_kill: When the first kill was.
         ended: When the measurement ended.
     """
-    before = {at: step for at, step in steps if begun <= at < first_kill}
-    quiet = (max(before) - min(before)) / (max(before.values()) - min(before.values()))
     later = [(at, step) for at, step in steps if at >= first_kill]
     start = max(step for at, step in steps if at < first_kill)
-    gained = max(_most(later), start) - start
-    took = ended - first_kill
+    # The moments at which the training got further than ever before. Steps that are made again are no such moments.
+    moments, reached = [begun], max(step for at, step in steps if at < begun)
+    for at, step in steps:
+        if at >= begun and step > reached:
+            moments.append(at)
+            reached = step
+    took = [later - earlier for earlier, later in itertools.pairwise([*moments, ended])]
+    usual = statistics.median(took)
+    # Steps become a little slower and faster with the load of the machine. That is no loss.
+    lost = sum(each - usual for each in took if each > 3 * usual)
     # A step that is made again has the same number as one that the same rank had reported before.
     most, repeated = start, 0
     fallen: set[int] = set()
@@ -195,7 +203,7 @@ def evaluate(
             repeated += len(fallen)
             fallen.clear()
             most = step
-    return Result(way, kills, quiet, (took - gained * quiet) / kills, repeated / kills)
+    return Result(way, kills, usual, lost / kills, repeated / kills)
 
 
 def table(results: Sequence[Result]) -> str:
