@@ -53,18 +53,28 @@ is_made() {
 }
 
 # make_venv DIRECTORY PYTHON STAMP_FILE ARGUMENTS...: makes a virtual environment and runs `pip install ARGUMENTS` in it.
-# Does so once, and again if STAMP_FILE's content, the arguments, the Python or the directory has changed.
+# Does so once, and again if STAMP_FILE's content, the arguments, the Python or the directory has changed. If another script
+# is making the environment, waits for it.
 make_venv() {
     is_made "$@" && return
+    need_writable "$1"
+    mkdir -p "$1"
+    (
+        flock 9
+        is_made "$@" || fill_venv "$@"
+    ) 9<"$1"
+}
+
+# fill_venv: what make_venv does if there is something to do. Its arguments are the same.
+fill_venv() {
     directory=$1 python=$2 stamp_file=$3
     shift 3
-    need_writable "$directory"
     set_up_since=$(date +%s)
     echo "setting up $directory, once: pip installs $* (1 to 5 minutes; needs the package registry)" >&2
-    rm -rf "$directory"
-    "$python" -m venv "$directory"
+    # Keeps the directory itself, which is the lock. 9<&-: what runs on after a kill does not hold it.
+    "$python" -m venv "$directory" --clear 9<&-
     # Not quiet: the output shows the progress.
-    "$directory/bin/python" -m pip install --disable-pip-version-check "$@" >&2
+    "$directory/bin/python" -m pip install --disable-pip-version-check "$@" >&2 9<&-
     stamp_of "$python" "$stamp_file" "$@" >"$directory/stamp"
     echo "set up $directory in $(($(date +%s) - set_up_since)) s" >&2
 }

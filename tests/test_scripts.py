@@ -4,10 +4,14 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from tests.polling import wait_until
+from tests.processes import running
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -16,7 +20,11 @@ PYTHON = """#!/bin/sh
 case "$*" in
     "-m venv "*)
         mkdir -p "$3/bin"
-        printf '#!/bin/sh\\necho "$0 $*" >>{log}\\n' >"$3/bin/python"
+        cat >"$3/bin/python" <<'TEXT'
+#!/bin/sh
+echo "$0 $*" >>{log}
+[ "${{PYTEST_SLEEPS:-}} ${{2:-}}" != "1 pytest" ] || exec sleep 60
+TEXT
         cp "$3/bin/python" "$3/bin/psum"
         cp "$3/bin/python" "$3/bin/helm"
         chmod +x "$3"/bin/* ;;
@@ -32,31 +40,33 @@ class Checkout:
 
     Attributes:
         directory: The directory of the copy.
+        programs: The directory of the Python.
+        log: What the Pythons of environments were called with.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
         shutil.copytree(ROOT / "scripts", directory / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", directory)
-        self._programs = directory.parent / "programs"
-        self._programs.mkdir()
-        self._log = directory.parent / "log"
+        self.programs = directory.parent / "programs"
+        self.programs.mkdir()
+        self.log = directory.parent / "log"
         for version in ("3.11", "3.12", "3.13"):
-            python = self._programs / f"python{version}"
-            python.write_text(PYTHON.format(log=self._log, python=sys.executable, version=version))
+            python = self.programs / f"python{version}"
+            python.write_text(PYTHON.format(log=self.log, python=sys.executable, version=version))
             python.chmod(0o755)
 
     def run(self, *command: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
         """Run a script."""
-        environ = {**os.environ, "PATH": f"{self._programs}:{os.environ['PATH']}"}
+        environ = {**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}"}
         return subprocess.run(
             [*prefix, *command], cwd=self.directory, env=environ, capture_output=True, text=True, timeout=30
         )
 
     def took(self) -> list[str]:
         """Return the arguments of programs in environments since the last call, without paths."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        self._log.unlink(missing_ok=True)
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
         return [line.removeprefix(f"{self.directory}/") for line in lines]
 
 
@@ -137,19 +147,55 @@ def test_a_checkout_that_cannot_be_written_to_is_told_at_once(checkout: Checkout
 
 
 def test_all_tests_say_how_far_they_are(checkout: Checkout) -> None:
-    """Each line has the environment, its number and the time since the start. The last line has the sums."""
+    """Each line has the environment, its number and the time since the start. The last line has the sums. Together, the
+    two runs of the first environment have all tests."""
     done = checkout.run("scripts/test")
     assert done.returncode == 0, done.stderr
-    assert re.sub(r"0:0\d", "0:00", done.stdout).splitlines() == [
-        "== 1 of 5: everything on Python 3.11 with MXNet 1.9.1 (0:00 min since the start)",
-        "== 2 of 5: what depends on the interpreter on Python 3.12 with MXNet 1.9.1 (0:00 min since the start)",
-        "== 3 of 5: the KVStore on Python 3.11 with MXNet 2.0.0b1 (0:00 min since the start)",
-        "== 4 of 5: the PyTorch backend on Python 3.11 with PyTorch for the CPU (0:00 min since the start)",
-        "== 5 of 5: client and aggregator on Python 3.13 without MXNet (0:00 min since the start)",
+    lines = re.sub(r"0:0\d", "0:00", done.stdout).splitlines()
+    # Where tests take no time, they may wait for an environment, and make it.
+    assert [line for line in lines if not line.startswith(("setting up ", "set up "))] == [
+        "== 1 of 6: faults, commands, clients and KVStores on Python 3.11 with MXNet 1.9.1 (0:00 min since the start)",
+        "beside it ran:",
+        "== 2 of 6: everything else on Python 3.11 with MXNet 1.9.1 (0:00 min since the start)",
+        "== 3 of 6: what depends on the interpreter on Python 3.12 with MXNet 1.9.1 (0:00 min since the start)",
+        "== 4 of 6: the KVStore on Python 3.11 with MXNet 2.0.0b1 (0:00 min since the start)",
+        "== 5 of 6: the PyTorch backend on Python 3.11 with PyTorch for the CPU (0:00 min since the start)",
+        "== 6 of 6: client and aggregator on Python 3.13 without MXNet (0:00 min since the start)",
         "took 0:00 min",
         "0 passed, 0 failed, 0 skipped",
     ]
-    assert len([line for line in checkout.took() if " -m pytest --junit-xml=" in line]) == 5
+    commands = checkout.took()
+    runs = [line.partition(" -m pytest --junit-xml=")[2].split()[1:] for line in commands if " -m pytest " in line]
+    assert len(runs) == 6
+    # Each environment was made once, though two jobs of the script need it.
+    assert len([line for line in commands if " -m pip install " in line]) == 5
+    (ignoring,) = (run for run in runs if any(argument.startswith("--ignore=") for argument in run))
+    ignored = [argument.removeprefix("--ignore=") for argument in ignoring]
+    assert ignored in runs
+    assert all((ROOT / directory).is_dir() for directory in ignored)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_all_tests_can_be_ended(checkout: Checkout, number: signal.Signals) -> None:
+    """Ctrl-C goes to all processes of a terminal, SIGTERM to the script alone. Nothing runs on."""
+    environ = {**os.environ, "PATH": f"{checkout.programs}:{os.environ['PATH']}", "PYTEST_SLEEPS": "1"}
+    with running(["scripts/test"], cwd=checkout.directory, env=environ, start_new_session=True) as process:
+        wait_until(lambda: checkout.log.exists() and checkout.log.read_text().count(" -m pytest ") == 2)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(20) == 128 + number
+        # All its processes are in the group.
+        wait_until(lambda: not group_exists(process.pid))
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_setting_up_leaves_the_clock_of_all_tests_alone(checkout: Checkout) -> None:

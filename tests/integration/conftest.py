@@ -1,17 +1,21 @@
 """Fixtures: real aggregators and real clients in one process, connected by real gRPC."""
 
+import asyncio
 import contextlib
 import pathlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 
 from psum import client as psum
 from psum.aggregator import Server, Settings
+from psum.aggregator.service import stream
 from psum.client.transport.loop_thread import LoopThread
 from psum.planes import DEFAULT_DIRECTORY
 
@@ -19,6 +23,11 @@ T = TypeVar("T")
 
 #: The longest time for any step of these tests.
 PATIENCE_SECONDS = 30.0
+
+
+def _close(close: Callable[[], None], closed: "asyncio.Future[None]") -> None:
+    close()
+    closed.set_result(None)
 
 
 class Fleet:
@@ -57,15 +66,19 @@ class Fleet:
             return list(pool.map(run, range(num_workers), timeout=PATIENCE_SECONDS))
 
     def cut(self) -> None:
-        """End the streams of all workers, as broken connections would."""
+        """End the streams of all workers, as broken connections would: without waiting for what workers still send."""
 
-        def end() -> None:
-            for server in self.servers:
-                for connection in server._service.connections:
-                    connection.closing = True
-                    connection.filled.set()
+        async def cut() -> None:
+            ended: list[asyncio.Future[None]] = []
+            for connection in (connection for server in self.servers for connection in server._service.connections):
+                ended.append(asyncio.get_running_loop().create_future())
+                connection.close = partial(_close, connection.close, ended[-1])  # type: ignore[method-assign]
+                connection.closing = True
+                connection.filled.set()
+            await asyncio.gather(*ended)
 
-        self.thread.call(end)
+        with mock.patch.object(stream, "_LAST_MESSAGE_SECONDS", 0.0):
+            self.thread.run(cut(), PATIENCE_SECONDS)
 
     def restart(self, **settings: Any) -> None:
         """Stop the only aggregator without notice to workers. Start another at its address, with other settings."""

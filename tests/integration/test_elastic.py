@@ -13,6 +13,7 @@ from psum.aggregator import Server
 from psum.aggregator.core.silence import Silence
 from psum.client.transport import data_dialer
 from psum.client.transport.data_dialer import DataConnectionError
+from psum.client.transport.pauses import Pauses
 from psum.planes import DataConnection
 from tests.integration.conftest import PATIENCE_SECONDS, Fleet
 from tests.integration.test_lending import lent_in_rounds
@@ -79,6 +80,28 @@ def test_an_elastic_job_lends_no_sums(make_fleet: Callable[..., Fleet]) -> None:
     fleet = make_fleet()
     lent = fleet.on_every_rank(2, lambda client: lent_in_rounds(client, 3), plane="shm", elastic=ELASTIC)
     assert lent == [[False] * 3] * 2
+
+
+def test_a_worker_that_did_not_run_for_a_while_gets_its_sums_on_a_new_stream(
+    make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shared memory that it was told of may have the sums of other rounds by then."""
+    fleet = make_fleet()
+    first: list[Pauses] = []
+
+    def noticed(pauses: Pauses) -> bool:
+        first.append(pauses)
+        return pauses is first[0]
+
+    monkeypatch.setattr(Pauses, "noticed", property(noticed))
+
+    def work(client: psum.Client) -> float:
+        value = np.ones(1 << 18, np.float32)
+        client.store().push_pull("w", value)
+        assert (value == 2).all()
+        return client.counters.reconnects
+
+    assert sorted(fleet.on_every_rank(2, work, plane="shm", elastic=ELASTIC)) == [0, 1]
 
 
 def test_ranks_must_agree_that_their_job_is_elastic(fleet: Fleet) -> None:

@@ -1,7 +1,7 @@
 """Bugs injected into what makes jobs elastic, which random histories of elastic jobs must find."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 import pytest
 
@@ -266,3 +266,15 @@ ALL = [
     a_worker_does_not_say_what_it_reaches,
     a_worker_does_not_say_that_it_reaches_all_again,
 ]
+
+#: As in mutations.py.
+SEEDS: Final[Mapping[Callable[[pytest.MonkeyPatch], None], int]] = {
+    what_a_lost_rank_contributed_is_dropped_and_counted: 36,
+    a_repeated_result_has_no_count: 10,
+    a_sum_is_given_back_with_an_old_count: 4,
+    what_the_lost_had_declared_is_kept: 42,
+    a_lost_process_is_let_in: 51,
+    a_hello_has_no_losses: 4,
+    forgotten_keys_come_without_new_streams: 5,
+    a_lost_rank_s_contribution_is_not_counted: 44,
+}

@@ -1,7 +1,7 @@
 """Bugs injected into relays that random histories must find. See mutations.py."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import pytest
 
@@ -105,3 +105,11 @@ ALL = [
     other_groups_do_not_hear_of_a_failure,
     a_relay_waits_for_ranks_that_left_before_it_was_started_again,
 ]
+
+#: As in mutations.py.
+SEEDS: Final[Mapping[Callable[[pytest.MonkeyPatch], None], int]] = {
+    a_key_is_declared_upward_before_all_ranks_have_declared_it: 60,
+    the_group_s_sum_is_kept_instead_of_the_result: 29,
+    no_rank_is_asked_for_a_sum_that_an_owner_wants: 41,
+    a_relay_waits_for_ranks_that_left_before_it_was_started_again: 171,
+}

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -300,17 +300,28 @@ def run_alone(start_run: Callable[[list[str], dict[str, str]], Run]) -> Callable
 
 
 @pytest.fixture
-def run_workers(aggregator: str, run_alone: Callable[..., Run]) -> Callable[..., list[Run]]:
-    """Runs a program of the folder `programs` as all workers of one job; returns the ended processes."""
+def start_workers(aggregator: str, run_alone: Callable[..., Run]) -> Callable[..., list[Run]]:
+    """Starts a program of the folder `programs` as workers of one job, all of them or those of some ranks."""
 
-    def run(program: str, *arguments: str, num_workers: int = 2, **environment: str) -> list[Run]:
+    def start(
+        program: str, *arguments: str, num_workers: int = 2, ranks: Sequence[int] | None = None, **environment: str
+    ) -> list[Run]:
         job = environment | {
             "PSUM_AGGREGATORS": aggregator,
             "PSUM_NUM_WORKERS": str(num_workers),
             "PSUM_LOCAL_SIZE": str(num_workers),
         }
-        ranks = map(str, range(num_workers))
-        runs = [run_alone(program, *arguments, **job, PSUM_RANK=rank, PSUM_LOCAL_RANK=rank) for rank in ranks]
-        return [run.wait() for run in runs]
+        names = map(str, range(num_workers) if ranks is None else ranks)
+        return [run_alone(program, *arguments, **job, PSUM_RANK=rank, PSUM_LOCAL_RANK=rank) for rank in names]
+
+    return start
+
+
+@pytest.fixture
+def run_workers(start_workers: Callable[..., list[Run]]) -> Callable[..., list[Run]]:
+    """Runs a program of the folder `programs` as all workers of one job; returns the ended processes."""
+
+    def run(program: str, *arguments: str, num_workers: int = 2, **environment: str) -> list[Run]:
+        return [run.wait() for run in start_workers(program, *arguments, num_workers=num_workers, **environment)]
 
     return run

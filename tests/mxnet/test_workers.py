@@ -114,3 +114,22 @@ def test_the_mean_stays_the_mean(run_workers: Callable[..., list[Any]]) -> None:
     first, lost, last = run_workers("mean.py", num_workers=3, PSUM_ELASTIC="1")
     assert lost.status == -signal.SIGKILL
     assert first.check() == last.check() != ""
+
+
+@pytest.mark.parametrize("aggregator_settings", [Settings(listen=("127.0.0.1:0",), elastic_closed_timeout=0.2)])
+def test_a_replacement_has_the_same_bits(start_workers: Callable[..., list[Any]]) -> None:
+    """A process that replaces a killed one gets parameters, optimizers and values, and has the others' bits then.
+
+    The trainings are SGD with momentum, Adam with a schedule, and SGD in float16 with weights in float32.
+    """
+    environment = {"PSUM_ELASTIC": "1", "PSUM_JOB": "replaced"}
+    runs = start_workers("joining.py", "3", num_workers=3, **environment)
+    assert runs[1].wait().status == -signal.SIGKILL, runs[1].errors
+    runs[1] = start_workers("joining.py", "3", num_workers=3, ranks=[1], **environment)[0]
+    outputs = [run.check().splitlines() for run in runs]
+    steps = [dict(line.split()[1:] for line in output if line.startswith("step")) for output in outputs]
+    assert steps[0] == steps[2]
+    assert "members 0 1 2" in outputs[0]
+    assert "joined" in outputs[1]
+    assert len(steps[1]) >= 4
+    assert steps[1].items() <= steps[0].items()

@@ -73,6 +73,23 @@ def test_a_detached_loan_keeps_its_content(segments: list[Segment]) -> None:
     assert lent(loan) == before
 
 
+def test_a_loan_that_was_given_up_shows_what_is_in_memory(segments: list[Segment]) -> None:
+    """The memory may be lent again, and counts as lent as long as the new loan is not given up too."""
+    view = segments[0].view
+    sums = mapped([view[:PAGE]])
+    loan = sums.lend()
+    assert sums.is_lent
+    loan.give_up()
+    assert not sums.is_lent
+    view[:PAGE] = bytes([99]) * PAGE
+    assert lent(loan) == bytes([99]) * PAGE
+    again = sums.lend()
+    del loan
+    assert sums.is_lent
+    again.give_up()
+    assert not sums.is_lent
+
+
 def test_memory_can_be_lent_again(segments: list[Segment]) -> None:
     """A loan ends with the last array of it. The next one shows what is in memory then."""
     view = segments[0].view

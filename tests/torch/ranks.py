@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 #: The longest that a program may take, with the first import of much of PyTorch.
@@ -59,6 +59,7 @@ class Ranks:
         timeout: float = 30.0,
         environ: dict[str, str] | None = None,
         failing: bool = False,
+        replacing: bool = False,
     ) -> list[Any]:
         """Run a function on each rank, and return the results by rank.
 
@@ -71,40 +72,59 @@ class Ranks:
             timeout: The timeout of the default group, in seconds.
             environ: Further variables.
             failing: Whether a result may be missing: it is then the text of the exception, or None if the rank died.
+            replacing: Whether a rank that died is started again.
         """
         variables = (
             {"PSUM_AGGREGATORS": self.aggregators, "PSUM_JOB": secrets.token_hex(4)} | self._environ | (environ or {})
         )
         with tempfile.TemporaryDirectory() as directory:
             method = f"file://{pathlib.Path(directory) / 'store'}"
-            started = []
-            for rank in range(size):
+            started: dict[Connection[Any, Any], tuple[int, Any]] = {}
+
+            def start(rank: int) -> "Connection[Any, Any]":
                 ours, theirs = _context.Pipe()
                 process = _context.Process(
                     target=_run, args=(theirs, program, arguments, method, rank, size, initialize, timeout, variables)
                 )
                 process.start()
                 theirs.close()
-                started.append((process, ours))
+                started[ours] = rank, process
+                return ours
+
             try:
-                return self._results(started, failing)
+                for rank in range(size):
+                    start(rank)
+                return self._results(started, failing, start if replacing else None)
             finally:
-                for process, _ in started:
+                for _, process in started.values():
                     process.kill()
                     process.join()
 
-    def _results(self, started: Sequence[tuple[Any, "Connection[Any, Any]"]], failing: bool) -> list[Any]:
+    def _results(
+        self,
+        started: dict["Connection[Any, Any]", tuple[int, Any]],
+        failing: bool,
+        replace: Callable[[int], "Connection[Any, Any]"] | None,
+    ) -> list[Any]:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        results: list[Any] = []
-        for rank, (_, connection) in enumerate(started):
-            assert connection.poll(max(0.0, deadline - time.monotonic())), f"rank {rank} gave no result in time"
-            try:
-                result, error = connection.recv()
-            except EOFError:
-                result, error = None, "the process died" if not failing else ""
-            assert failing or not error, f"rank {rank}: {error}"
-            results.append(error or result)
-        return results
+        results: dict[int, Any] = {}
+        waiting = list(started)
+        while waiting:
+            ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+            assert ready, f"the ranks {[started[each][0] for each in waiting]} gave no result in time"
+            for connection in [each for each in waiting if each in ready]:
+                waiting.remove(connection)
+                rank = started[connection][0]
+                try:
+                    result, error = connection.recv()
+                except EOFError:
+                    if replace is not None:
+                        waiting.append(replace(rank))
+                        continue
+                    result, error = None, "the process died" if not failing else ""
+                assert failing or not error, f"rank {rank}: {error}"
+                results[rank] = error or result
+        return [result for _, result in sorted(results.items())]
 
 
 def _run(

@@ -1,7 +1,9 @@
 """PyTorch in elastic jobs: what collectives give when a rank was killed, and the mean of gradients stays the mean."""
 
+import hashlib
 import os
 import signal
+import time
 from typing import Any, Final
 
 import pytest
@@ -195,6 +197,116 @@ def refusals() -> None:
 def test_what_elastic_jobs_lack(elastic_ranks: Ranks) -> None:
     """Groups over parts of the ranks, and barriers through a store, say why there are none."""
     elastic_ranks.run(1, refusals)
+
+
+class Reversed(torch.nn.Module):  # type: ignore[misc]
+    """Layers that are used in another order than DistributedDataParallel expects, so it changes its buckets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(12 + n, 12 + (n - 1) % 6) for n in range(6)])
+        self.norm = torch.nn.BatchNorm1d(17)
+
+    def forward(self, values: torch.Tensor) -> Any:
+        for layer in reversed(self.layers):
+            values = torch.tanh(layer(values))
+        return self.norm(values).pow(2).mean() + values.mean()
+
+
+def digest_of(tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def joining(lost: int, kill_at: int, passes: int) -> tuple[bool, dict[int, str]]:
+    """Train in three ways. A rank is killed in a step. Its replacement joins, and they go on for a while.
+
+    Args:
+        lost: The rank that is killed.
+        kill_at: The step.
+        passes: How many forward and backward passes a step has.
+
+    Returns:
+        Whether this process has joined, and a hash of everything after each step.
+    """
+    torch.manual_seed(7)
+    psum.torch.init()
+    nets = [Reversed(), Reversed(), Reversed().to(torch.bfloat16)]
+    models = [
+        DistributedDataParallel(nets[0], bucket_cap_mb=0.001, gradient_as_bucket_view=passes > 1),
+        DistributedDataParallel(nets[1], bucket_cap_mb=0.001, find_unused_parameters=passes > 1),
+    ]
+    models[1].register_comm_hook(None, psum.torch.hook())
+    psum.torch.broadcast_parameters(nets[2].state_dict())
+    optimizers = [
+        torch.optim.AdamW(models[0].parameters(), lr=0.01, amsgrad=True),
+        torch.optim.SGD(models[1].parameters(), lr=0.1, momentum=0.9),
+        psum.torch.DistributedOptimizer(
+            torch.optim.Adam(nets[2].parameters(), lr=0.01),
+            nets[2].named_parameters(),
+            backward_passes_per_step=passes,
+        ),
+    ]
+    schedule = torch.optim.lr_scheduler.StepLR(optimizers[0], 3, 0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+    state = psum.torch.ElasticState(
+        [*models, nets[2]],
+        optimizers,
+        schedule=schedule,
+        scaler=scaler,
+        rng=torch.default_generator,
+        average=torch.zeros(3, dtype=torch.float64),
+        batch=0,
+        more=4,
+    )
+    hashes = {}
+    while True:
+        # A lost rank may be among the members for two more steps.
+        if state.batch > kill_at + 2 and len(state.members) == dist.get_world_size():
+            if not state.more:
+                break
+            state.more -= 1
+        if dist.get_rank() == lost and state.batch == kill_at and not state.joined:
+            os.kill(os.getpid(), signal.SIGKILL)
+        values = torch.randn(6, 17)
+        for _ in range(passes):
+            for number, model in enumerate([*models, nets[2]]):
+                loss = model((values * (dist.get_rank() + 1)).to(nets[number].layers[0].weight.dtype))
+                (scaler.scale(loss) if number == 0 else loss).backward()
+        scaler.step(optimizers[0])
+        scaler.update()
+        for optimizer in optimizers[1:]:
+            optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        schedule.step()
+        state.average.mul_(0.5).add_(state.batch)
+        state.batch += 1
+        state.step()
+        parameters = [each for net in nets for each in net.parameters()]
+        rates = torch.tensor([group["lr"] for each in optimizers for group in each.param_groups] + [scaler.get_scale()])
+        hashes[state.batch] = digest_of([*parameters, rates, state.average, torch.get_rng_state()])
+        time.sleep(0.01)
+    return state.joined, hashes
+
+
+@pytest.mark.parametrize(("lost", "kill_at", "passes"), [(1, 0, 1), (0, 3, 2)])
+def test_a_replacement_has_the_same_bits(elastic_ranks: Ranks, lost: int, kill_at: int, passes: int) -> None:
+    """A process that replaces a killed one gets everything at a boundary, and has the others' bits from then on.
+
+    Rank 0, too, from which DistributedDataParallel broadcasts buffers. Models are averaged by DistributedDataParallel
+    with AdamW, by psum's hook, and by DistributedOptimizer in bfloat16.
+    """
+    results = elastic_ranks.run(3, joining, lost, kill_at, passes, replacing=True)
+    joined, hashes = results.pop(lost)
+    first, last = results
+    assert first == last
+    assert not first[0]
+    assert joined
+    assert len(hashes) >= 4
+    assert hashes.items() <= first[1].items()
 
 
 def without_rank_0() -> list[bytes]:

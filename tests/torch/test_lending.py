@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed._functional_collectives import all_reduce as functional_all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from psum.planes import MappedSums
 from psum.torch import borrowers, bucket_calls
 from psum.torch.work import PsumWork
 from tests.torch.ranks import Ranks
@@ -24,11 +25,12 @@ OFF: Final = {"PSUM_TORCH_LEND_RESULTS": "0"}
 
 
 class Borrowings:
-    """Counts the results that this process is lent, and those that it copies in the end."""
+    """Counts the results that this process is lent, and those of them that it copies in the end: to the tensor that was
+    summed, or because their place is needed."""
 
     def __init__(self) -> None:
-        self.lent = self.written = 0
-        lent, write = PsumWork.lent, PsumWork._write_lent
+        self.lent = self.written = self.detached = 0
+        lent, write, detach = PsumWork.lent, PsumWork._write_lent, MappedSums.detach
 
         def count_lent(work: PsumWork, loan: Any) -> None:
             self.lent += 1
@@ -38,6 +40,11 @@ class Borrowings:
             self.written += bool(work._lent)
             write(work)
 
+        def count_detached(sums: MappedSums) -> None:
+            self.detached += 1
+            detach(sums)
+
+        MappedSums.detach = count_detached  # type: ignore[method-assign,assignment]
         PsumWork.lent = count_lent  # type: ignore[method-assign,assignment]
         PsumWork._write_lent = count_written  # type: ignore[method-assign,assignment]
 
@@ -60,14 +67,14 @@ class Net(torch.nn.Module):  # type: ignore[misc]
         return values.pow(2).mean()
 
 
-def trained(options: dict[str, Any], steps: int = 4, layers: int = 2) -> list[bytes]:
+def trained(options: dict[str, Any]) -> list[bytes]:
     """Train some steps. Returns the bits of all parameters."""
     torch.manual_seed(0)
-    net = Net(layers)
+    net = Net(2)
     model = DistributedDataParallel(net, bucket_cap_mb=BUCKET_MEGABYTES, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     data = torch.Generator().manual_seed(dist.get_rank())
-    for step in range(steps):
+    for step in range(4):
         net.leaves_out = options.get("find_unused_parameters", False) and step % 2 == 1
         optimizer.zero_grad(set_to_none=step % 2 == 0)
         with model.no_sync() if step == 1 and not options.get("static_graph") else contextlib.nullcontext():
@@ -108,18 +115,68 @@ def test_no_bit_of_a_training_depends_on_it(ranks: Ranks) -> None:
     assert {written for _, written in counts.values()} == {0}
 
 
-def equal_buckets() -> tuple[list[bytes], int]:
-    """Train a network whose buckets have one size. Returns its parameters, and how many results were lent."""
+def equal_buckets(layers: int, first: int) -> tuple[list[bytes], list[int], list[int]]:
+    """Train a network whose buckets have one size, but for that of the first layer. Returns its parameters, and how
+    many sums were lent in each step, and how many of those were copied because their place was needed."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(first, WIDTH, bias=False), *[torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)]
+    )
+    model = DistributedDataParallel(net, bucket_cap_mb=BUCKET_MEGABYTES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    data = torch.Generator().manual_seed(dist.get_rank())
     borrowings = Borrowings()
-    return trained({}, steps=6, layers=12), borrowings.lent
+    lent, detached = [], []
+    for _ in range(24):
+        before = borrowings.lent, borrowings.detached
+        model(torch.randn(4, first, generator=data)).pow(2).mean().backward()
+        lent.append(borrowings.lent - before[0])
+        detached.append(borrowings.detached - before[1])
+        optimizer.step()
+        optimizer.zero_grad()
+    return [parameter.detach().numpy().tobytes() for parameter in net.parameters()], lent, detached
+
+
+def test_each_bucket_of_a_pass_has_a_sum_of_its_own(ranks: Ranks) -> None:
+    """Many buckets have one size, and one has another. As soon as the passes repeat themselves, all sums are lent, none
+    takes the place of another of the same pass, and none is copied."""
+    (ours, lent, detached), (theirs, *_) = ranks.run(2, equal_buckets, 8, 2 * WIDTH)
+    assert ours == theirs == ranks.run(2, equal_buckets, 8, 2 * WIDTH, environ=OFF)[0][0]
+    assert lent[-4:] == [9] * 4
+    assert detached[-4:] == [0] * 4
 
 
 def test_buckets_that_share_keys_have_each_their_own_sum(ranks: Ranks) -> None:
-    """More buckets of one size than such operations have keys: a sum is still lent when the next one of its key is
-    made. It is copied then, and after some times the key lends nothing."""
-    (ours, lent), (theirs, _) = ranks.run(2, equal_buckets)
-    assert ours == theirs == ranks.run(2, equal_buckets, environ=OFF)[0][0]
-    assert 0 < lent < 36
+    """If all buckets have one size, nothing tells where a pass begins. A sum is then still lent when the next one of
+    its key is made. It is copied, and after some times the key lends nothing for a while."""
+    (ours, lent, detached), (theirs, *_) = ranks.run(2, equal_buckets, 11, WIDTH)
+    assert ours == theirs == ranks.run(2, equal_buckets, 11, WIDTH, environ=OFF)[0][0]
+    assert 0 < sum(detached) < sum(lent) < 24 * 12 / 2
+
+
+def uneven_inputs() -> list[bytes]:
+    """Train with fewer steps on one rank than on the other, which the first one shadows. Returns the parameters."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2 * WIDTH, WIDTH, bias=False),
+        *[torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(8)],
+    )
+    model = DistributedDataParallel(net, bucket_cap_mb=BUCKET_MEGABYTES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.Generator().manual_seed(dist.get_rank())
+    for steps in ((1, 3), (5, 3)):
+        with model.join():
+            for _ in range(steps[dist.get_rank()]):
+                model(torch.randn(4, 2 * WIDTH, generator=data)).pow(2).mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return [parameter.detach().numpy().tobytes() for parameter in net.parameters()]
+
+
+def test_a_rank_that_has_joined_takes_part(ranks: Ranks) -> None:
+    """It sums zeros outside of a backward pass, and nothing is lent to it. All ranks use the same keys all the same."""
+    ours, theirs = ranks.run(2, uneven_inputs)
+    assert ours == theirs == ranks.run(2, uneven_inputs, environ=OFF)[0]
 
 
 def others() -> tuple[int, list[float]]:

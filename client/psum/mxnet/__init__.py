@@ -14,12 +14,13 @@ a single device. The environment tells which job the process belongs to. By defa
 
 from psum.mxnet import integration
 from psum.mxnet.compat import mx
+from psum.mxnet.elastic_state import ElasticState
 from psum.mxnet.engine import lifecycle, waits
 from psum.mxnet.kvstore import BytePS
 from psum.mxnet.parameter_check import check_in_step
 from psum.mxnet.staging.stages import StageStatistics
 
-__all__ = ["BytePS", "StageStatistics", "check_in_step", "mx"]
+__all__ = ["BytePS", "ElasticState", "StageStatistics", "check_in_step", "mx"]
 
 integration.install()
 lifecycle.install()

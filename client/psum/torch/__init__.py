@@ -38,6 +38,7 @@ from psum.torch.byteps.operations import (
 )
 from psum.torch.byteps.optimizer import DistributedOptimizer
 from psum.torch.ddp_hook import hook
+from psum.torch.elastic_state import ElasticState
 from psum.torch.group import PsumProcessGroup, create
 from psum.torch.job import init, is_initialized, local_rank, local_size, rank, shutdown, size
 from psum.torch.work import PsumWork
@@ -46,6 +47,7 @@ __all__ = [
     "Average",
     "Compression",
     "DistributedOptimizer",
+    "ElasticState",
     "PsumProcessGroup",
     "PsumWork",
     "Sum",

@@ -6,10 +6,12 @@ matter to it. With gradient_as_bucket_view=True it copies them to the bucket if 
 much as the copy that lending saves, and at a worse time: after the backward pass instead of beside it.
 """
 
+import threading
 import weakref
 from typing import Any, Final
 
 import torch
+from psum.client import Loan
 from psum.torch.tensors import byte_count, is_plain
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +22,35 @@ LEAST_BYTES: Final = 1 << 20
 _wrappers: "weakref.WeakSet[Any]" = weakref.WeakSet()
 """All modules of DistributedDataParallel in this process."""
 _noting: list[Any] = []
+
+
+class Borrowed:
+    """The last sum that was lent for each bucket. From any thread.
+
+    DistributedDataParallel keeps a sum longer than it needs it: until it has that of the next pass. But it has copied
+    the sum to the gradients when it sums the same bucket again.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant: a signal's handler may sum a tensor anywhere.
+        self._lock = threading.RLock()
+        self._loans: weakref.WeakKeyDictionary[Any, weakref.ref[Loan]] = weakref.WeakKeyDictionary()
+        """By the bucket's storage."""
+
+    def give_up(self, bucket: torch.Tensor) -> None:
+        """Gives up the last sum of a bucket, which is about to be summed again."""
+        with self._lock:
+            last = self._loans.pop(bucket.untyped_storage(), None)
+        if last is not None and (loan := last()) is not None:
+            loan.give_up()
+
+    def note(self, bucket: torch.Tensor, loan: Loan) -> None:
+        """Notes that a bucket's sum is lent."""
+        storage = bucket.untyped_storage()
+        # Otherwise it is one of several tensors, and a sum of another does not tell whether its own is still needed.
+        if byte_count(bucket) == storage.nbytes():
+            with self._lock:
+                self._loans[storage] = weakref.ref(loan)
 
 
 def install() -> None:

@@ -2,14 +2,14 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from psum.client import Client, ElementType, Operation, Store, Ticket, stragglers
-from psum.torch import in_callback, priority, staging
+from psum.client import Client, ElementType, Loan, Operation, Store, Ticket, stragglers
+from psum.torch import borrowers, in_callback, priority, staging
 from psum.torch.callback_threads import CallbackThreads
-from psum.torch.keys import KeySequence, Kind
+from psum.torch.keys import KeySequence, Kind, Numbering
 from psum.torch.tensors import byte_count, check_dense
 from psum.torch.work import PsumWork
 
@@ -73,6 +73,7 @@ class Channel:
         self._sequences: dict[int, KeySequence] = {}
         """By the level of callbacks."""
         self._callbacks = CallbackThreads(title)
+        self._borrowed = borrowers.Borrowed()
         self._patience = patience
 
     def has_own_keys(self, transfer: Transfer) -> bool:
@@ -114,6 +115,7 @@ class Channel:
             kind = transfer.kind
             key = self._keys.name(kind)
             store: Any = _OneKey(self._store, key, str(kind), operations)
+            lent = self._lending(work, transfer.tensor) if transfer.borrows else None
             urgency = priority.of_ready(next(self._begun))
             if transfer.root is None:
                 staging.push_pull(
@@ -123,7 +125,7 @@ class Channel:
                     priority=urgency,
                     movable=transfer.movable,
                     done=work.done,
-                    lent=work.lent if transfer.borrows else None,
+                    lent=lent,
                     gradient=transfer.gradient,
                     counted=transfer.counted,
                 )
@@ -138,6 +140,28 @@ class Channel:
                     stands_in=transfer.stands_in,
                 )
         return work
+
+    def numbering(self) -> tuple[int, dict[int, Numbering]]:
+        """How operations are numbered: a number for their priorities, and by the level of callbacks that for keys."""
+        with self._lock:
+            return next(self._begun), {level: sequence.numbering() for level, sequence in self._sequences.items()}
+
+    def renumber(self, numbering: tuple[int, Mapping[int, Numbering]]) -> None:
+        """Numbers operations from now on as another process, of which `numbering` has told how."""
+        begun, sequences = numbering
+        with self._lock:
+            self._begun = itertools.count(begun)
+            self._sequences = {level: KeySequence(level, each) for level, each in sequences.items()}
+
+    def _lending(self, work: PsumWork, tensor: torch.Tensor) -> Callable[[Loan], None]:
+        """Gives up what was lent before for the same bucket. Returns what is called with the new loan."""
+        self._borrowed.give_up(tensor)
+
+        def lent(loan: Loan) -> None:
+            self._borrowed.note(tensor, loan)
+            work.lent(loan)
+
+        return lent
 
     @property
     def _keys(self) -> KeySequence:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from psum.client import Store
+from psum.client import InvalidError, Store
 from psum.torch import job, priority, staging
 from psum.torch.outcome import torch_future
 
@@ -27,11 +27,14 @@ class BucketKeys:
 
     Args:
         prefix: The beginning of all keys.
+
+    Attributes:
+        forms: The keys by the bucket's index and form.
     """
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._forms: dict[int, dict[tuple[int, object], str]] = {}
+        self.forms: dict[int, dict[tuple[int, object], str]] = {}
 
     def key(self, index: int, size: int, dtype: object) -> str:
         """The key of a bucket.
@@ -41,7 +44,7 @@ class BucketKeys:
             size: The number of its elements.
             dtype: Their type.
         """
-        forms = self._forms.setdefault(index, {})
+        forms = self.forms.setdefault(index, {})
         if (key := forms.get((size, dtype))) is None:
             form = f", form {len(forms)}" if forms else ""
             key = forms[size, dtype] = f"{self._prefix}, bucket {index}{form}"
@@ -71,6 +74,7 @@ def hook(store: Store | None = None) -> Hook:
     if store is None:
         store = job.new_store()
     keys = BucketKeys(f"hook {_next_number(store)}")
+    _keys.setdefault(store.client, []).append(keys)
     size = store.client.num_workers
 
     # register_comm_hook compares the annotations with these.
@@ -88,6 +92,9 @@ def hook(store: Store | None = None) -> Hook:
     return psum_hook
 
 
+_keys: "weakref.WeakKeyDictionary[Any, list[BucketKeys]]" = weakref.WeakKeyDictionary()
+"""The keys of each client's hooks, in the order in which the hooks were made."""
+
 _hooks: "weakref.WeakKeyDictionary[Any, collections.Counter[int]]" = weakref.WeakKeyDictionary()
 """How many hooks each store has, by client and number of the store: several models may share a store."""
 
@@ -96,3 +103,23 @@ def _next_number(store: Store) -> int:
     counts = _hooks.setdefault(store.client, collections.Counter())
     counts[store.number] += 1
     return counts[store.number] - 1
+
+
+def forms(client: Any) -> list[dict[int, dict[tuple[int, object], str]]]:
+    """The forms of buckets that the hooks of a client have had, in the order in which the hooks were made."""
+    return [keys.forms for keys in _keys.get(client, [])]
+
+
+def take_forms(client: Any, taken: list[dict[int, dict[tuple[int, object], str]]]) -> None:
+    """Lets the hooks of a client go on with the forms of buckets that those of another process have had.
+
+    Raises:
+        InvalidError: This process has made another number of hooks.
+    """
+    own = _keys.get(client, [])
+    if len(own) != len(taken):
+        raise InvalidError(
+            f"this process has made {len(own)} hooks (psum.torch.hook), and the job that it joins {len(taken)}"
+        )
+    for keys, its in zip(own, taken, strict=True):
+        keys.forms = its

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from psum.client import Client, ConfigurationError
 from psum.torch import borrowers, bucket_calls, job, rendezvous
 from psum.torch.agreement import NewestGroups, check_members
+from psum.torch.bucket_layouts import BucketLayouts
 from psum.torch.channel import Channel
 from psum.torch.collectives import movements, reductions
 from psum.torch.compilation import not_compiled
@@ -44,6 +45,9 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
         name: The group's name.
         monitored: Its barrier that names missing ranks; None in an elastic job, in which ranks may miss.
         timeout: How long that barrier waits if its caller does not say.
+
+    Attributes:
+        layouts: The buckets of its models, in an elastic job.
     """
 
     #: What torch asks a backend. A psum group is its own backend, on all devices.
@@ -61,6 +65,7 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
         """The last works of small all_reduces. DistributedDataParallel.join hands the work of one to DDP's code in C++,
         and keeps no reference itself. C++ would then find a work without its part in Python, and wait forever."""
         self._description = ""
+        self.layouts = BucketLayouts()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r}: rank {self._channel.rank} of {self._channel.size}>"
@@ -69,6 +74,14 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
     def client(self) -> Client:
         """This process's membership in the group's job, with settings and statistics. The group closes it."""
         return self._channel.client
+
+    def numbering(self) -> object:
+        """How its collectives are numbered: see KeySequence.numbering."""
+        return self._channel.numbering()
+
+    def renumber(self, numbering: Any) -> None:
+        """Numbers collectives from now on as the group of another process."""
+        self._channel.renumber(numbering)
 
     def allreduce(self, tensors: Tensors, opts: Any = None) -> PsumWork:
         """See reductions.all_reduce. The reducer of DistributedDataParallel may borrow the result; see `borrowers`."""
@@ -111,8 +124,15 @@ class PsumProcessGroup(dist.ProcessGroup):  # type: ignore[misc]
 
     def broadcast(self, tensors: Tensors, opts: Any) -> PsumWork:
         """See movements.broadcast. Modules have values on each rank; the tensors of a program may have none."""
-        of_program = _is_of_program(sys._getframe().f_back)
-        return movements.broadcast(self._channel, tensors, opts.rootRank, stands_in=not of_program)
+        caller = sys._getframe().f_back
+        if self._channel.elastic and (model := self.layouts.model_of(caller)) is not None:
+            (tensor,) = tensors
+            given = self.layouts.given(tensor)
+            work = movements.broadcast(self._channel, [] if given else tensors, opts.rootRank, stands_in=True)
+            work.wait()
+            self.layouts.note(model, tensor)
+            return work
+        return movements.broadcast(self._channel, tensors, opts.rootRank, stands_in=not _is_of_program(caller))
 
     def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> PsumWork:
         """See movements.scatter."""

@@ -76,6 +76,15 @@ def local_size() -> int:
     return _current().local_size
 
 
+def client() -> Client:
+    """The membership in the job that `init` has joined.
+
+    Raises:
+        RuntimeError: The process has not called `init`.
+    """
+    return _current()
+
+
 def groups_client() -> Client | None:
     """The client of torch.distributed's default group, if its backend is psum."""
     client = getattr(dist.group.WORLD, "client", None) if _has_group() else None

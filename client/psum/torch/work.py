@@ -63,6 +63,8 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         self._gradients = gradients
         self._lent: list[torch.Tensor] = []
         """The tensor of a result that is lent and was not copied."""
+        self._loan: Loan | None = None
+        """What that tensor shows."""
         self._error: Exception | None = None
         self._future: Any = None
         self._waited_for = False
@@ -94,6 +96,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
     def lent(self, loan: Loan) -> None:
         """Called before `done` with the result, if that is lent: the sum of the only tensor."""
         (tensor,) = self._result
+        self._loan = loan
         self._lent = [torch.from_numpy(np.asarray(loan)).view(tensor.dtype).view(tensor.shape)]
 
     def wait(self, timeout: timedelta | None = _NO_TIMEOUT) -> bool:
@@ -187,8 +190,9 @@ class PsumWork(dist.Work):  # type: ignore[misc]
     def _write_lent(self) -> None:
         """Copies a result that is lent to where collectives have theirs."""
         with self._lock:
-            lent, self._lent = self._lent, []
-            if lent and self._error is None:
+            lent, self._lent, loan, self._loan = self._lent, [], self._loan, None
+            # It is given up when the tensor is summed again: what the tensor has then is newer.
+            if lent and self._error is None and loan is not None and not loan.is_given_up:
                 self._result[0].detach().copy_(lent[0])
 
     def _late(self, seconds: float) -> TimeoutError:

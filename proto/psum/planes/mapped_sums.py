@@ -24,14 +24,27 @@ _MOST_PLACES: Final = 64
 class Loan:
     """Memory that is lent as long as this object lives: `numpy.asarray(loan)` is an array of its bytes that keeps it.
 
-    The content never changes. The processor forbids writing, whatever the array's flags say: PyTorch warns of arrays
-    that are marked as read-only. A process that is forked has no such memory.
+    The content does not change before the loan is given up. The processor forbids writing, whatever the array's flags
+    say: PyTorch warns of arrays that are marked as read-only. A process that is forked has no such memory.
     """
 
-    __slots__ = ("__weakref__", "_sums")
+    __slots__ = ("__weakref__", "_given_up", "_sums")
 
     def __init__(self, sums: "MappedSums") -> None:
         self._sums = sums
+        self._given_up = False
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether its content may change."""
+        return self._given_up
+
+    def give_up(self) -> None:
+        """Says that nobody reads the memory any more, though the object lives. From any thread.
+
+        From now on the content may change at any time. The addresses stay valid as long as the object lives.
+        """
+        self._given_up = True
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -90,8 +103,9 @@ class MappedSums:
 
     @property
     def is_lent(self) -> bool:
-        """Whether a loan lives."""
-        return self._loan is not None and self._loan() is not None
+        """Whether a loan lives that was not given up."""
+        loan = None if self._loan is None else self._loan()
+        return loan is not None and not loan.is_given_up
 
     def shows(self, pieces: Sequence[memoryview]) -> bool:
         """Whether it shows the memory of these pieces."""

@@ -470,6 +470,28 @@ def test_a_rank_that_has_left_may_have_another_process() -> None:
     assert not job.members.departed
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_restarted_aggregator_does_not_wait_for_newcomers_that_have_left(rank: int) -> None:
+    """Members tell of the admission and of the departure, in one hello or in two."""
+    told_of_both = {
+        "departures": [pb.Departure(ranks=[rank], incarnation=NEW + rank)],
+        "admissions": [admission(rank, 1)],
+    }
+    for first, second in ((told_of_both, {}), ({"admissions": [admission(rank, 1)]}, told_of_both)):
+        hellos = [hello(each, resuming=True, elastic=ELASTIC, **says) for each, says in ((0, first), (2, second))]
+        job = ElasticJob(hellos[0], LIMITS)
+        for each in hellos:
+            assert job.join(each, "peer", 0.0)[1] is None
+        lost(job, 1)
+        assert job.members.roster.known == (0, 2)
+        assert told(tick(job, 60.0)) == []
+        for member in (0, 2):
+            declare(job, member, 8)
+        push(job, 0, 8)
+        [action] = push(job, 2, 8)
+        assert add_up(job, action).contributors == 2
+
+
 def test_memory_is_reserved_for_a_newcomer() -> None:
     """Each round may hold its contribution too."""
     job = begun()
@@ -533,6 +555,25 @@ def test_a_restarted_aggregator_learns_newcomers_from_members() -> None:
         assert push(job, rank, 8) == []
     [action] = push(job, 3, 8)
     assert add_up(job, action).contributors == 4
+
+
+def test_an_earlier_admission_that_is_heard_late_does_not_hide_the_present_one() -> None:
+    """A hello lists them by rank. The rounds are those of the one that is not complete."""
+    job = started([0], resuming=True, elastic=ELASTIC)
+    earlier = pb.Admission(rank=3, generation=0, incarnation=NEW + 3)
+    waits(job, candidate(1, 1.0))
+    again = hello(2, resuming=True, elastic=ELASTIC, losses=[loss(1)], admissions=[admission(1, 1, round=8), earlier])
+    assert job.join(again, "peer", 1.0)[1] is None
+    lost(job, 3)
+    declare(job, 0, 7)
+    declare(job, 2, 7)
+    push(job, 0, 7)
+    [action] = push(job, 2, 7)
+    assert add_up(job, action).contributors == 2
+    assert admitted(admit(job, 0, admission(1, 1, round=8))) == [1]
+    message = job.admission(1)
+    assert message is not None
+    assert list(message.rounds) == [8]
 
 
 def test_a_newcomer_may_be_the_first_to_come_back() -> None:

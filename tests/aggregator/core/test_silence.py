@@ -90,7 +90,8 @@ def test_a_silent_worker_stays_while_those_who_are_heard_do_not_reach_all_aggreg
     job.members.reaches(2, 0.0, all_of_them=False)
     assert run(job, 0.0, 60.0, 0, 2)[0] == []
     job.members.reaches(2, 60.0, all_of_them=True)
-    assert lost(run(job, 60.0, 61.0, 0, 2)[0]) == [1]
+    assert run(job, 60.0, 61.9, 0, 2)[0] == []
+    assert lost(run(job, 61.9, 62.5, 0, 2)[0]) == [1]
 
 
 def test_the_silence_before_a_stream_was_given_up_counts(job: ElasticJob) -> None:

@@ -20,7 +20,6 @@ from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.opening import StreamOpener
 from psum.client.transport.plane_offers import PlaneOffers
-from psum.client.transport.stream import Stream
 from psum.planes import DEFAULT_LIMIT
 from psum.runtime import TlsFiles, open_descriptors
 from psum.v1 import aggregator_pb2 as pb
@@ -198,7 +197,7 @@ async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: 
     nothing = grpc.aio.Metadata()
     answers = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams as it may have (max_streams)")]
 
-    async def refuse(_opener: StreamOpener, _stream: Stream, _hello: pb.Hello) -> None:
+    async def refuse(*_: object) -> None:
         code, words = answers.pop() if answers else (grpc.StatusCode.INTERNAL, "Internal error from Core")
         raise grpc.aio.AioRpcError(code, nothing, nothing, words)
 

@@ -73,7 +73,8 @@ class Boundary:
     def _members(self) -> list[int]:
         """The ranks of processes that take part. Some may be lost at an aggregator of which nobody has heard."""
         workers = self._fleet.workers
-        return [w.rank for w in workers if w.alive and not w.joining and not w.failed and w is not self.newcomer]
+        present = [w for w in workers if w.alive and not w.joining and not w.failed and w is not self.newcomer]
+        return [worker.rank for worker in present if worker.rank not in self._fleet.leaving_ranks]
 
     @property
     def _is_out(self) -> bool:

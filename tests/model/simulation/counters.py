@@ -12,6 +12,7 @@ _LINES = {
     "failures": "operations that failed with an expected error",
     "messages": "messages received",
     "ranks lost": "processes of elastic jobs that were lost",
+    "members left": "members of elastic jobs that left before the others",
     "joins": "processes that joined an elastic job",
     "invariants": "checks of both sides' invariants",
 }

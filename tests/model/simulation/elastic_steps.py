@@ -116,6 +116,29 @@ def come_back_first(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
 
 
+def leave(fleet: Fleet, random: Random) -> None:
+    """A worker leaves in good order at a step boundary. Aggregators may end before all have heard of it."""
+    fleet.stopped_ranks.clear()
+    lose(fleet, random)
+    catch_up(fleet, random)
+    fleet.settle(random, reconnect=True)
+    if len(fleet.survivors) < 2:
+        return
+    rank = random.choice(fleet.survivors)
+    fleet.log(f"  rank {rank}")
+    fleet.leave(rank)
+    random_moves(fleet, random, random.choice((0, 10, 50, 200)))
+    if random.random() < 0.5:
+        drain_or_kill(fleet, random, random.randrange(fleet.plan.processes))
+    fleet.settle(random, reconnect=True)
+    for _ in range(8):
+        # Those who wait for it may be away.
+        fleet.pass_time(0.5)
+        fleet.settle(random, reconnect=True)
+    if random.random() < 0.3:
+        restart(fleet, random)
+
+
 def join(fleet: Fleet, random: Random) -> None:
     """A process joins at a step boundary. Members, aggregators and the newcomer may end meanwhile."""
     fleet.stopped_ranks.clear()
@@ -234,5 +257,18 @@ def _pass_timeout(fleet: Fleet, random: Random) -> None:
 
 ELASTIC_STEPS: dict[str, Callable[[Fleet, Random], None]] = {
     function.__name__: function
-    for function in (kill, stop, resume, lose, lose_at_one, lose_unseen, come_back_first, part, share, forget, join)
+    for function in (
+        kill,
+        stop,
+        resume,
+        lose,
+        lose_at_one,
+        lose_unseen,
+        come_back_first,
+        part,
+        share,
+        forget,
+        leave,
+        join,
+    )
 }

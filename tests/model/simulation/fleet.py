@@ -348,13 +348,20 @@ class Fleet:
     def is_out(self, rank: int) -> bool:
         """Return whether a process may join with a rank: some aggregator has lost the last one, or there was none."""
         generation = self.generations[rank]
-        return generation < 0 or (rank, generation) in self._lost
+        return generation < 0 or (rank, generation) in self._lost or rank in self.leaving_ranks
+
+    def leave(self, rank: int) -> None:
+        """Let a member leave in good order. All its operations are complete."""
+        self.counters["members left"] += 1
+        self.leaving_ranks.add(rank)
+        self.oracle.exclude(rank)
 
     def begin_join(self, rank: int) -> WorkerProcess:
         """Start a process that waits to join. The one before, if it still lives, ends."""
         self.counters["joins begun"] += 1
         self.workers[rank].die()
         self.reserved[rank].clear()
+        self.leaving_ranks.discard(rank)
         self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1, joining=True)
         return self.workers[rank]
 

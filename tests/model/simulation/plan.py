@@ -40,6 +40,7 @@ ELASTIC_FAULTS = {
     "lose_at_one": 3,
     "lose_unseen": 2,
     "come_back_first": 3,
+    "leave": 2,
     "join": 10,
     "part": 3,
     "share": 4,

@@ -265,6 +265,11 @@ class ElasticJob(Job):
                     self.rounds.begin_at(known)
             return []
         admission.said.add(by)
+        holder = self.workers.get(rank)
+        if holder is not None and holder.hello.incarnation == admission.incarnation:
+            # It has left, as a member told, and is not expected again.
+            self.members.admissions[rank] = admission
+            return []
         # Without a process here there is none to lose. A newcomer that does not know of this admission would take the
         # loss for that of the present process.
         is_here = rank in self.workers and rank not in self.members.roster.gone

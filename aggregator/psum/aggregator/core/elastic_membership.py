@@ -124,9 +124,11 @@ class ElasticMembership(Membership):
         Its process has the worker timeout to come, unless `await_newcomer` says otherwise.
         """
         rank = admission.rank
-        for earlier in self.admissions.values():
-            # All members are past the step boundary of earlier admissions.
-            earlier.rounds = {}
+        if admission.rounds:
+            # Otherwise it may be an earlier one, of which this process hears late.
+            for earlier in self.admissions.values():
+                # All members are past the step boundary of earlier admissions.
+                earlier.rounds = {}
         self.admissions[rank] = admission
         self.workers.pop(rank, None)
         self._replaced.pop(rank, None)

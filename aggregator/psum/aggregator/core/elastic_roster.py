@@ -17,15 +17,17 @@ class ElasticRoster(Roster):
 
     Attributes:
         least: The same.
+        unchanged: Whether no rank was ever lost, has left, or was admitted.
         lost: The ranks that are lost.
         left: The ranks that have left in good order.
     """
 
-    __slots__ = ("_enrolled", "_parts", "least", "left", "lost")
+    __slots__ = ("_enrolled", "_parts", "least", "left", "lost", "unchanged")
 
     def __init__(self, size: int, least: int) -> None:
         super().__init__(size)
         self.least = least
+        self.unchanged = True
         self.lost: set[int] = set()
         self.left: set[int] = set()
         self._enrolled = set(range(size))
@@ -108,5 +110,6 @@ class ElasticRoster(Roster):
         self.known = tuple(rank for rank in sorted(self._enrolled) if rank not in self.gone)
         self.members = tuple(member for member in sorted(self._ranks) if member not in self.gone)
         self.needed = len(self.members) if self.complete and not self.too_few else NEVER
+        self.unchanged = self.unchanged and not self.gone and len(self.known) == self.size
         for part in self._parts.values():
             part.settle()

@@ -33,18 +33,26 @@ class ElasticRounds(JobRounds):
         """How many ranks the last result of a shard counts, by (key's id, shard), unless it is the nominal number."""
         self._begun_again = False
         """Whether keys were forgotten. What still arrives for them is ignored."""
+        self._ranked = False
+        """Whether a key was ever declared that only some ranks use."""
         self._admission: Admission | None = None
         """The last admission, if rounds may be open that come before it."""
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
         """See JobRounds."""
+        self._ranked = self._ranked or bool(declared.ranks)
         outcome = super().declare(rank, declared, now)
         if self._admission is not None and (key := self.keys.get(declared.id)) is not None:
             self._set_rosters(key)
         return outcome
 
     def begin_at(self, admission: Admission) -> None:
-        """Waits for a newcomer from the rounds of its admission on. A round before that does not need it."""
+        """Waits for a newcomer from the rounds of its admission on. A round before that does not need it.
+
+        Without rounds nothing before is open, as far as this admission goes.
+        """
+        if not admission.rounds:
+            return
         self._admission = admission
         for key in self.keys.values():
             self._set_rosters(key)
@@ -53,7 +61,11 @@ class ElasticRounds(JobRounds):
         self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
     ) -> list[Action]:
         """See JobRounds. What comes from a lost rank is ignored."""
-        roster, key = self._roster, self.keys.get(entry.id)
+        roster = self._roster
+        if roster.unchanged and not self._contributors and not self._ranked:
+            # As long as nothing has happened, an elastic job costs what others do.
+            return JobRounds.contribute(self, rank, entry, payload, now, message_bytes)
+        key = self.keys.get(entry.id)
         if rank in roster.gone or (key is None and self._begun_again):
             return []
         if key is not None and key.ranks and rank not in key.ranks:
@@ -72,6 +84,8 @@ class ElasticRounds(JobRounds):
 
     def summed(self, key: Key, index: int, result: object) -> list[Action]:
         """See JobRounds."""
+        if self._roster.unchanged and not self._contributors:
+            return JobRounds.summed(self, key, index, result)
         contributors = self._count(key, index)
         actions = super().summed(key, index, result)
         if self._admission is not None:

@@ -10,9 +10,12 @@ from typing import Any, Final, Protocol
 
 from psum.planes import Loan
 
-#: So many times in a row a loan may have to be copied in the end. Then the key lends nothing any more: such a copy
-#: costs more than one to where the result is wanted.
+#: So many times in a row a loan may have to be copied in the end. Such a copy costs more than one to where the result
+#: is wanted. So the key then lends nothing for a while: for this many operations, and after each further loan that had
+#: to be copied for twice as many, up to a limit.
 _MOST_IN_VAIN: Final = 2
+_FIRST_PAUSE: Final = 8
+_LONGEST_PAUSE: Final = 64
 
 
 class Mapping(Protocol):
@@ -49,12 +52,16 @@ class KeyLoans:
         """Whether the last operation's result was lent."""
         self._in_vain = 0
         """How many loans in a row were copied in the end."""
-        self._useless = False
+        self._pause = 0
+        """For how many operations nothing is lent."""
+        self._next_pause = _FIRST_PAUSE
+        self._unmappable = False
 
     @property
-    def useless(self) -> bool:
-        """Whether the key lends nothing any more: its shards cannot be mapped, or are kept for too long."""
-        return self._useless
+    def lends(self) -> bool:
+        """Whether the running operation's result may be lent. If not, the shards cannot be mapped, or earlier results
+        were kept for too long."""
+        return not self._unmappable and not self._pause
 
     def secure(self) -> None:
         """To be called before this rank contributes to the next round: keeps what is lent from changing.
@@ -62,16 +69,19 @@ class KeyLoans:
         Raises:
             MemoryError: There is not enough memory for that. This rank must not contribute.
         """
+        if self._pause:
+            self._pause -= 1
         mapping, lent_last, self._lent_last = self._mapping, self._lent_last, False
         if mapping is None or not lent_last:
             return
         if not mapping.is_lent:
-            self._in_vain = 0
+            self._in_vain, self._next_pause = 0, _FIRST_PAUSE
             return
         mapping.detach()
         self._mapping = None
         self._in_vain += 1
-        self._useless = self._in_vain >= _MOST_IN_VAIN
+        if self._in_vain >= _MOST_IN_VAIN:
+            self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)
 
     def collect(self, shard: int, piece: memoryview) -> None:
         """Takes the result of a shard of the running operation, which lies in shared memory and was not copied."""
@@ -95,10 +105,10 @@ class KeyLoans:
         return None
 
     def _mapped(self, pieces: Sequence[memoryview]) -> Mapping | None:
-        if self._useless:
+        if not self.lends:
             return None
         # An aggregator that was started again has other places.
         if self._mapping is None or not self._mapping.shows(pieces):
             self._mapping = self._map_pieces(pieces)
-            self._useless = self._mapping is None
+            self._unmappable = self._mapping is None
         return self._mapping

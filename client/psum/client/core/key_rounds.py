@@ -156,7 +156,7 @@ class Part:
         if own:
             if source is not None and target is not source:
                 flat(target)[shard.start : shard.stop] = flat(source)[shard.start : shard.stop]
-        elif stays and ticket.borrows and (loans := self.rounds.loans) is not None and not loans.useless:
+        elif stays and ticket.borrows and (loans := self.rounds.loans) is not None and loans.lends:
             loans.collect(shard.index, result)
         else:
             self.write(result)

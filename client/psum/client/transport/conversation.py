@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from psum.client.transport.beats import BEAT
 from psum.client.transport.party import Party
+from psum.client.transport.pauses import Pauses
 from psum.client.transport.stream import BROKEN, Stream, describe
 from psum.planes import DataConnection
 from psum.runtime import first_completed
@@ -16,6 +17,9 @@ from psum.wire.errors import ProtocolError
 
 #: How long the reason for a broken stream may take to arrive.
 _LAST_WORDS_SECONDS: Final = 2.0
+
+#: After so many beats without this process running, sums in shared memory may have changed.
+_PAUSE_BEATS: Final = 2.5
 
 
 class Conversation:
@@ -61,6 +65,8 @@ class Conversation:
         self._wake = wake
         self._settle = settle
         self._beat = beat
+        self._pauses: Pauses | None = None
+        """Whether this process has run all the time, if it matters."""
         self._written = 0.0
         """When the last message was sent, in the loop's time; only with `beat`."""
         self._sending = False
@@ -75,6 +81,9 @@ class Conversation:
         Raises:
             ProtocolError: The aggregator did not keep to the protocol.
         """
+        if self._beat is not None and self._stream.plane.shares_sums:
+            # Less than it takes until this worker is lost.
+            self._pauses = Pauses(_PAUSE_BEATS * self._beat)
         sender, receiver = asyncio.create_task(self._send()), asyncio.create_task(self._receive(watchers))
         try:
             await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
@@ -88,6 +97,8 @@ class Conversation:
         except TimeoutError:
             return describe(sender.exception() or TimeoutError())
         finally:
+            if self._pauses is not None:
+                self._pauses.stop()
             sender.cancel()
             receiver.cancel()
             try:
@@ -185,6 +196,8 @@ class Conversation:
                 raise ProtocolError(f"aggregator {self._address} said farewell to a worker that has not left")
             self.left = True
             return "this worker has left"
+        if self._pauses is not None and self._pauses.noticed and message.HasField("result"):
+            return "this process did not run for a while, and sums in shared memory may have changed"
         self.summed = self.summed or message.HasField("result")
         self._session.handle(self._index, message, payload, following, time.monotonic())
         self._settle()
