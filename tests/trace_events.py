@@ -50,6 +50,12 @@ def check(events: list[dict[str, Any]]) -> None:
             assert place not in named, "named twice"
             named.add(place)
             continue
+        if event["ph"] == "i":
+            # A moment, which is shown over all threads of its process.
+            assert event.keys() == {"name", "cat", "ph", "s", "ts", "pid", "tid", "args"}
+            assert event["s"] == "p"
+            _nanoseconds(event["ts"])
+            continue
         assert event["ph"] == "X"
         assert event.keys() == {"name", "cat", "ph", "ts", "dur", "pid", "tid", "args"}
         assert isinstance(event["cat"], str)

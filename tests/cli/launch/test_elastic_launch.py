@@ -1,5 +1,6 @@
 """`psum launch --elastic` with real aggregators and real workers."""
 
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -32,6 +33,41 @@ def test_the_others_go_on_without_a_worker_that_is_killed(launch: Launch) -> Non
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["[0] done 2.0 2.0 2.0", "[2] done 2.0 2.0 2.0"]
     assert "psum: worker rank 1 was killed by SIGKILL; 2 left" in done.stderr.splitlines()
+
+
+#: A training with a state. Rank 1 kills itself once, and its successor goes on with the others.
+JOIN = """
+import os, numpy as np, psum.client
+with psum.client.connect() as client:
+    store, total = client.store(), np.zeros(3)
+    state = psum.client.ElasticState(client, {'total': total}, step_number=0, rejoined=0)
+    while state.rejoined < 20:
+        value = np.ones(3)
+        store.push_pull('x', value)
+        total += value
+        state.step_number += 1
+        if client.rank == 1 and state.step_number == 5 and not state.joined:
+            os.kill(os.getpid(), 9)
+        votes = np.array([client.rank == 1 and state.joined], np.int32)
+        store.push_pull('rejoined', votes)
+        state.rejoined += int(votes[0])
+        state.step()
+    print('done', total.tolist(), os.environ['PSUM_JOIN'])
+"""
+
+
+def test_a_worker_that_is_killed_is_replaced(launch: Launch) -> None:
+    """Its successor joins with the state of the others. All end with the same bits, and the launch tells of it."""
+    done = launch("--workers", "3", "--elastic", "2", python=JOIN)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
+    assert [line[:9] for line in lines] == ["[0] done ", "[1] done ", "[2] done "]
+    assert len({line[9:-2] for line in lines}) == 1, lines
+    assert [line[-1] for line in lines] == ["0", "1", "0"]
+    assert re.search(
+        r"rank 1 was killed by SIGKILL; 2 left; starting another process in its place in \d\.\d s", done.stderr
+    )
+    assert re.search(r"psum: the new process of worker rank 1 has joined after \d+\.\d s", done.stderr)
 
 
 def test_too_few_workers_end_the_job(launch: Launch) -> None:

@@ -343,6 +343,23 @@ def test_a_merged_timeline_has_a_process_for_each_rank(
     }
 
 
+def test_changes_of_the_members_are_kept_in_a_merged_timeline(
+    write: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """They take no part in the numbers. An event of another kind is refused as before."""
+    paths = slow_job(write, computing=7, wire=1)
+    mark = {"name": "rank 1 is lost", "cat": "members", "ph": "i", "s": "p", "ts": 5, "pid": 0, "tid": 0, "args": {}}
+    content = json.loads(paths[0].read_text())
+    before = run(*paths, "--json").output
+    paths[0].write_text(json.dumps({**content, "traceEvents": [*content["traceEvents"], mark]}))
+    output = tmp_path / "all.json"
+    assert run(*paths, "--output", output).exit_code == 0
+    assert mark in checked(output)["traceEvents"]
+    assert run(*paths, "--json").output == before
+    paths[0].write_text(json.dumps({**content, "traceEvents": [*content["traceEvents"], {**mark, "cat": "other"}]}))
+    assert run(*paths).exit_code == 1
+
+
 def test_names_from_workers_do_nothing_to_the_terminal(write: Callable[..., pathlib.Path]) -> None:
     """Control characters in a job's name are replaced."""
     done = run(write([step(0, 0, 1), *shard(0, copy_out=(0, 1))], job="\x1b]0;owned\x07[red]"))

@@ -272,6 +272,27 @@ def test_the_file_is_what_perfetto_reads(tmp_path: pathlib.Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["rank-4.json"]
 
 
+def test_changes_of_the_members_are_moments_of_the_rank(tmp_path: pathlib.Path) -> None:
+    """A loss and a join while steps are recorded. What happens before and afterwards is not in the file."""
+    recorder = Recorder(0, 1)
+    worker = Worker(recorder)
+    loss = pb.Loss(rank=1, text="it vanished")
+    worker.session.welcomed(pb.Welcome(losses=[pb.Loss(rank=2, text="long ago")]))
+    for step in range(2):
+        worker.begin(100.0 + step)
+        worker.answer(worker.send(100.6 + step), 100.7 + step, timing=(3, 0.01, 0.001))
+        worker.session.receive(0, encode(pb.ExchangeResponse(losses=pb.Losses(losses=[loss]))), 100.75)
+    recorder.mark(100.8, "rank 1 joins")
+    path = tmp_path / trace.file_name(4)
+    trace.write(path, recorder, rank=4, wall_offset=1e9, about={})
+    marks = [event for event in checked(path)["traceEvents"] if event["ph"] == "i"]
+    assert [(mark["name"], mark["ts"], mark["args"]) for mark in marks] == [
+        ("rank 1 is lost", 750_000, {"text": "it vanished"}),
+        ("rank 1 joins", 800_000, {"text": ""}),
+    ]
+    assert {(mark["pid"], mark["cat"], mark["s"]) for mark in marks} == {(4, "members", "p")}
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
     """If the file cannot be written, the old one stays and nothing is left beside it."""
     path = tmp_path / "rank-0.json"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import click
 
+from psum.cli.launch.elastic_option import Range
 from psum.cli.launch.job import LocalJob
 from psum.cli.launch.local_job import run
-from psum.cli.options import Number, Range, aggregators_option, check_variables, plane_option
+from psum.cli.options import Number, aggregators_option, check_variables, plane_option
 from psum.client.elastic_range import Elastic
 from psum.runtime import processors, sensible_processes
 

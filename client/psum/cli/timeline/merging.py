@@ -47,9 +47,9 @@ def merged(traces: Sequence[Trace]) -> dict[str, Any]:
     begin = min(event["ts"] + shift for trace, shift in zip(traces, shifts, strict=True) for event in trace.slices)
     events: list[Event] = []
     for trace, shift in zip(traces, shifts, strict=True):
-        # All slices of a rank move by the same amount, a multiple of 1/8 µs: see psum.client.observe.trace.
+        # All events of a rank move by the same amount, a multiple of 1/8 µs: see psum.client.observe.trace.
         moved = round((shift - begin) * 8) / 8
         events += trace.names
-        events += [{**event, "ts": max(0.0, event["ts"] + moved)} for event in trace.slices]
+        events += [{**event, "ts": max(0.0, event["ts"] + moved)} for event in (*trace.slices, *trace.marks)]
     other = {"merged": [trace.rank for trace in traces], "job": traces[0].job, "num_workers": traces[0].num_workers}
     return {"displayTimeUnit": "ms", "otherData": other, "traceEvents": events}

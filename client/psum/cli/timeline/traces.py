@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from psum.client.observe.trace import COPY_OUT, FORMAT, STEP, WAIT
+from psum.client.observe.trace import COPY_OUT, FORMAT, MEMBERS, STEP, WAIT
 
 #: The most levels of relays that are looked through.
 _MAX_LEVELS: Final = 8
@@ -35,6 +35,7 @@ class Trace:
         full: Whether the timeline ends early because it had become too large.
         names: The events that name its rows.
         slices: Its slices, with times in microseconds.
+        marks: The changes of the members of an elastic job.
         steps: Begin and end of each complete step, in microseconds.
 
     Raises:
@@ -52,6 +53,7 @@ class Trace:
         self.wall_seconds: float = self._field(other, "wall_seconds", (int, float))
         self.names: list[Event] = []
         self.slices: list[Event] = []
+        self.marks: list[Event] = []
         self.steps: dict[int, tuple[float, float]] = {}
         for number, event in enumerate(self._field(content, "traceEvents", list)):
             if not self._take(event):
@@ -87,6 +89,9 @@ class Trace:
             self.names.append(event)
             return True
         arguments = event["args"]
+        if event.get("ph") == "i":
+            self.marks.append(event)
+            return event.get("cat") == MEMBERS and isinstance(event.get("name"), str) and _is_time(event.get("ts"))
         if (
             event.get("ph") != "X"
             or not isinstance(event.get("name"), str)

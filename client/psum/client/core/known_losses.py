@@ -32,7 +32,7 @@ class KnownLosses:
         """Why the last process of a rank was lost, empty if none was."""
         return self._losses[rank][1] if rank in self._losses else ""
 
-    def note(self, losses: Iterable[pb.Loss], now: float, told_by: int | None = None) -> bool:
+    def note(self, losses: Iterable[pb.Loss], now: float, told_by: int | None = None) -> list[pb.Loss]:
         """Notes losses. All other aggregators must be told of those that are new.
 
         Args:
@@ -41,20 +41,20 @@ class KnownLosses:
             told_by: The aggregator that has told of them, None if it is not known which.
 
         Returns:
-            Whether any was new.
+            Those that were new.
         """
-        any_new = False
+        new: list[pb.Loss] = []
         for loss in losses:
             rank = loss.rank
             known = self._losses[rank][0] if rank in self._losses else -1
             if loss.generation > known:
-                any_new = True
+                new.append(loss)
                 self._losses[rank] = loss.generation, loss.text, now - loss.seconds_ago
                 for aggregator in self._aggregators:
                     self.news.setdefault(aggregator, set()).add(rank)
             if told_by is not None and loss.generation >= known:
                 self._knows(told_by, [rank])
-        return any_new
+        return new
 
     def take_news(self, aggregator: int, now: float) -> list[pb.Loss]:
         """The losses that an aggregator may not know. It is told of them now."""

@@ -4,7 +4,7 @@ The session tells the recorder when an operation passes a stage. psum.client.obs
 file.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from psum.client.core.key import Key
 from psum.client.core.operation import Operation
@@ -12,6 +12,9 @@ from psum.runtime import captioned
 
 #: The most shards that are recorded: about 20 MB of memory, and a file of up to 60 MB.
 MAX_SHARDS: Final = 50_000
+
+#: The most changes of the members that are recorded.
+_MAX_MARKS: Final = 1000
 
 
 class ShardRecord:
@@ -76,6 +79,20 @@ class OperationRecord:
         self.shards: list[ShardRecord] = []
 
 
+class MarkRecord(NamedTuple):
+    """Something that happened at one moment: a rank of an elastic job was lost, or a process joined it.
+
+    Attributes:
+        at: When this rank knew it, in seconds of the session's clock.
+        name: What, such as "rank 2 is lost".
+        text: Which process, and why; empty if that is not known.
+    """
+
+    at: float
+    name: str
+    text: str
+
+
 class Recorder:
     """Records the operations of some steps on one worker.
 
@@ -99,6 +116,8 @@ class Recorder:
         """What was recorded, in the order of reservation."""
         self.before: float | None = None
         """When the step before the first one ended, None if that was not seen."""
+        self.marks: list[MarkRecord] = []
+        """How the members of an elastic job have changed meanwhile."""
         self._room = max_shards
         self._step = 0
         self._latest: dict[int, int] = {}
@@ -143,6 +162,11 @@ class Recorder:
         self.operations.append(operation)
         self._open.add(operation)
         return operation
+
+    def mark(self, now: float, name: str, text: str = "") -> None:
+        """Notes that the members of an elastic job have changed. Only while steps are recorded."""
+        if self.operations and not self._past and len(self.marks) < _MAX_MARKS:
+            self.marks.append(MarkRecord(now, name, text))
 
     def completed(self, operation: OperationRecord | None, now: float) -> None:
         """Notes that an operation, recorded or not, has its result."""

@@ -23,6 +23,7 @@ from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.reach import Reach
 from psum.client.core.recorder import Recorder
+from psum.client.core.roll_call import Process
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.shard_notes import note_contributors, note_timings
@@ -289,7 +290,7 @@ class Session:
                 self._departures.note(message.sync.departures)
                 window.syncs.append(message.sync.number)
             case "losses":
-                self.joins.changed |= self._losses.note(message.losses.losses, now, told_by=aggregator)
+                self._note_losses(message.losses.losses, now, aggregator)
             case "candidates":
                 self.joins.admissions.note(aggregator, message.candidates.candidates)
                 self.joins.changed = True
@@ -312,10 +313,27 @@ class Session:
             under_way_bytes=sum(window.scheduler.under_way_bytes for window in self._windows),
         )
 
+    def admit(self, process: Process) -> int:
+        """Admits a process to an elastic job. All keys must be at rest.
+
+        Returns:
+            The newcomer's generation.
+        """
+        if (recorder := self.recorder) is not None:
+            recorder.mark(self._clock(), f"rank {process.rank} joins")
+        return self.joins.admit(process)
+
+    def _note_losses(self, losses: Iterable[pb.Loss], now: float, told_by: int | None = None) -> None:
+        new = self._losses.note(losses, now, told_by)
+        self.joins.changed |= bool(new)
+        if (recorder := self.recorder) is not None:
+            for loss in new:
+                recorder.mark(now, f"rank {loss.rank} is lost", loss.text)
+
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator said on a new stream."""
         self._departures.note(welcome.departures)
-        self.joins.changed |= self._losses.note(welcome.losses, self._clock())
+        self._note_losses(welcome.losses, self._clock())
         self.joins.welcomed(welcome)
 
     def departures(self, aggregator: int) -> list[pb.Departure]:

@@ -6,6 +6,7 @@ arguments. `otherData` has what `psum timeline` needs besides.
 """
 
 import heapq
+import itertools
 import json
 import math
 import os
@@ -51,6 +52,9 @@ COPY_OUT: Final = Stage(10, "copy", "copy out")
 #: The most threads of one stage; there are fewer shards.
 _THREADS: Final = 100_000
 
+#: The category of changes of the members of an elastic job.
+MEMBERS: Final = "members"
+
 Event = dict[str, Any]
 
 
@@ -91,7 +95,8 @@ def write(path: pathlib.Path, recorder: Recorder, *, rank: int, wall_offset: flo
     try:
         with new.open("w", encoding="utf-8") as file:
             file.write(f'{{"displayTimeUnit":"ms","otherData":{json.dumps(other)},"traceEvents":[\n')
-            for number, event in enumerate(events(slices(recorder), rank, origin, str(about.get("worker", "")))):
+            made = events(slices(recorder), rank, origin, str(about.get("worker", "")))
+            for number, event in enumerate(itertools.chain(made, marks(recorder, rank, origin))):
                 file.write((",\n" if number else "") + json.dumps(event, separators=(",", ":")))
             file.write("\n]}\n")
         new.replace(path)
@@ -204,6 +209,21 @@ def events(recorded: Iterable[Slice], rank: int, origin: float, worker: str) -> 
                 "tid": tid,
                 "args": one.arguments,
             }
+
+
+def marks(recorder: Recorder, rank: int, origin: float) -> Iterator[Event]:
+    """Yields an event for each change of the members of an elastic job: a moment of the rank's whole timeline."""
+    for mark in recorder.marks:
+        yield {
+            "name": mark.name,
+            "cat": MEMBERS,
+            "ph": "i",
+            "s": "p",
+            "ts": max(0, round((mark.at - origin) * 8e6)) / 8,
+            "pid": rank,
+            "tid": 0,
+            "args": {"text": mark.text},
+        }
 
 
 def _named(what: str, pid: int, tid: int, **arguments: object) -> Event:
