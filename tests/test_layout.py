@@ -62,7 +62,7 @@ MAY_IMPORT: Final[dict[str, tuple[str, ...]]] = {
     "cli.bench": ("cli", "cli.launch", "client", "mxnet", "wire"),
     "cli.status": ("cli", "client", "runtime", "wire"),
     "cli.timeline": ("cli", "client.observe"),
-    "cli": ("aggregator", "client", "planes", "runtime", "wire"),
+    "cli": ("aggregator", "planes", "runtime", "wire"),
 }
 
 #: Folders that decide: everything in them is synchronous and does no I/O.

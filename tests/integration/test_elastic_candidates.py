@@ -27,7 +27,8 @@ def test_it_can_leave_while_it_waits(make_fleet: Callable[..., Any]) -> None:
             value = np.full(4, 3.0)
             future = candidate.store().push_pull_async("a", value)
             future.result()
-            assert future.contributors == (psum.Contribution(0, 4, 1),)
+            # One rank, of a job that begins with one: that is all of them.
+            assert future.contributors == ()
             assert value.tolist() == [3.0] * 4
             assert wait_for(lambda: candidates.candidate is not None, 10.0)
             assert candidates.candidate.rank == 2

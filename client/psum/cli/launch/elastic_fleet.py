@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from psum.cli.launch.fleet import LocalFleet
+from psum.cli.launch.fleet import CAUSE_SECONDS, LocalFleet
 from psum.cli.launch.processes import describe, shell_status
-from psum.cli.launch.verdict import Ending, cause
+from psum.cli.launch.verdict import Ending, cause, suspects
 from psum.cli.launch.workforce import State, Workforce
 from psum.client import ConnectError, Settings, fetch_status
 
@@ -35,12 +35,16 @@ class ElasticFleet(LocalFleet):
             if ended is None:
                 return self._aggregator_ended(next(c for c in self._aggregators if c.ended.done()), addresses)
             members = await self._members(force, addresses[0]) if ended or force.ranks(State.JOINING) else set()
-            for rank in set(force.ranks(State.JOINING)) & (members or set()):
+            # A process that has ended well had joined, though nobody has asked in time.
+            well = {rank for rank in ended if self._ending(rank).code == 0}
+            for rank in set(force.ranks(State.JOINING)) & (well | (members or set())):
                 if force.joined(rank):
                     took = time.monotonic() - force.started_at(rank)
                     failed.pop(rank, None)
                     self._display.note(f"the new process of worker rank {rank} has joined after {took:.1f} s")
-            for rank in ended:
+            for rank in await self._causes_first(ended):
+                if force.over:
+                    break
                 ending = self._ending(rank)
                 if ending.code == 0:
                     force.finished(rank)
@@ -76,6 +80,24 @@ class ElasticFleet(LocalFleet):
         if any(child.ended.done() for child in self._aggregators):
             return None
         return [tasks[task] for task in tasks if task in done]
+
+    async def _causes_first(self, ended: Sequence[int]) -> list[int]:
+        """Return the ranks of ended workers, those first that have failed by themselves.
+
+        If all have failed because of other ranks, those are waited for: a process may take longer to end than the
+        others to hear that it does.
+        """
+        endings = {rank: self._ending(rank) for rank in ended}
+        give_up = time.monotonic() + min(self._job.grace, CAUSE_SECONDS)
+        while left := give_up - time.monotonic():
+            running = [rank for rank in self._workers if not self._workers[rank].ended.done()]
+            causes = suspects([each for each in endings.values() if each.code], running)
+            if not causes or left < 0:
+                break
+            tasks = {self._workers[rank].ended: rank for rank in causes}
+            done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            endings |= {tasks[task]: self._ending(tasks[task]) for task in done}
+        return sorted(endings, key=lambda rank: endings[rank].is_consequence)
 
     async def _members(self, force: Workforce, address: str) -> set[int] | None:
         """Return the ranks whose present process has joined the job; None if the aggregator does not answer."""

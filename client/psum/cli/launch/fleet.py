@@ -26,7 +26,7 @@ _START_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
 
 #: The longest wait for a worker to end that others report as failed. After that, one of the others counts as the cause.
-_CAUSE_SECONDS: Final = 10.0
+CAUSE_SECONDS: Final = 10.0
 
 
 class LocalFleet:
@@ -169,7 +169,7 @@ class LocalFleet:
             failed += [ending for ending in endings if ending.code != 0]
             await self._join_check.check([ending.rank for ending in endings if ending.code == 0], addresses[0])
             if failed:
-                give_up = give_up or time.monotonic() + min(self._job.grace, _CAUSE_SECONDS)
+                give_up = give_up or time.monotonic() + min(self._job.grace, CAUSE_SECONDS)
                 if not suspects(failed, running) or time.monotonic() >= give_up:
                     self._verdict = cause(failed)
                     text = f"worker rank {self._verdict.rank} {describe(self._verdict.code)}"
