@@ -157,8 +157,12 @@ class Program:
     def _expected(self) -> Bytes:
         if not self._takes or self._stands_in:
             return self._value
-        result = self._value * 3 if self._gives else np.full_like(self._value, 7)
-        return result * 2 if self._doubles else result
+        result = np.full_like(self._value, 7)
+        if self._gives:
+            np.multiply(self._value, 3, out=result)
+        if self._doubles:
+            result *= 2
+        return result
 
     def _done(self, error: psum.PsumError | None) -> None:
         self.ends.append(error)
