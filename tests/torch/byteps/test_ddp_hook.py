@@ -44,20 +44,20 @@ def test_what_is_ready_last_goes_first() -> None:
 
 
 def test_buckets_go_with_their_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hook gives each bucket the priority of its index."""
+    """The hook gives each bucket the priority of its index, and sums it as gradients."""
     given = []
     push_pull = staging.push_pull
 
-    def noted(store: Any, key: str, tensor: Any, *, priority: int, movable: bool, done: Any) -> None:
-        given.append(priority)
-        push_pull(store, key, tensor, priority=priority, movable=movable, done=done)
+    def noted(*arguments: Any, priority: int, gradient: bool, **others: Any) -> None:
+        given.append((priority, gradient))
+        push_pull(*arguments, priority=priority, gradient=gradient, **others)
 
     monkeypatch.setattr(staging, "push_pull", noted)
     with psum.connect(psum.Settings()) as client:
         average = hook(client.store())
         for index in range(3):
             average(None, Bucket(index, [1.0])).wait()
-    assert given == [priority.of_ready(index) for index in range(3)]
+    assert given == [(priority.of_ready(index), True) for index in range(3)]
 
 
 def test_averages(fleet: Fleet, job: str) -> None:

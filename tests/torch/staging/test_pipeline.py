@@ -43,16 +43,22 @@ class Sum:
     Args:
         started: Where it goes when it is started.
         fails: Whether it fails.
+
+    If its value stands in for a lost root's, it leaves that value in the target as the result.
     """
 
     def __init__(self, started: list["Sum"], *, fails: bool) -> None:
         self.reason: str | None = None
+        self.fails = fails
         self._started = started
-        self._fails = fails
 
-    def start(self, source: Any, target: Any, done: Any, staged: int | None) -> None:
+    def start(
+        self, source: Any, target: Any, done: Any, staged: int | None, *, stands_in: bool = False, borrows: bool = False
+    ) -> None:
+        assert not borrows
         self._source = source
         self._target = target
+        self._stands_in = stands_in
         self._value: Any = None if source is None else source.copy()
         self._done = done
         self._started.append(self)
@@ -63,9 +69,9 @@ class Sum:
     def finish(self) -> None:
         """Delivers the result. The value must not have changed since it was handed over."""
         assert self._source is None or np.array_equal(self._source, self._value)
-        if not self._fails:
+        if not self.fails and not self._stands_in:
             self._target[:] = 7 if self._value is None else self._value * 3
-        self._done(psum.PsumError("lost") if self._fails else None)
+        self._done(psum.PsumError("lost") if self.fails else None)
 
 
 class Program:
@@ -76,8 +82,9 @@ class Program:
         stream: The stream of the producer, and of whoever gets the memory next.
         consumer: The stream of the consumer.
         value: The value that the producer writes.
-        gives, takes: See Request.
+        gives, takes, stands_in: See Request.
         reads: Whether the consumer reads the result.
+        doubles: Whether the result is doubled in host memory, as sums of gradients are scaled there.
     """
 
     def __init__(
@@ -90,9 +97,13 @@ class Program:
         gives: bool,
         takes: bool,
         reads: bool,
+        stands_in: bool = False,
+        doubles: bool = False,
     ) -> None:
         self._device, self._stream, self._consumer, self._value = device, stream, consumer, value
         self._gives, self._takes, self._reads = gives, takes, reads
+        self._stands_in, self._doubles = stands_in, doubles
+        self._fails = False
         self.tensor: torch.Tensor | None
         self.tensor, self._content = device.tensor(len(value), torch.uint8, stream)
         self.ends: list[psum.PsumError | None] = []
@@ -103,6 +114,8 @@ class Program:
     def begin(self, pipeline: Pipeline, ticket: Any) -> None:
         """Produces the value late, and begins the transfer."""
         value, content = self._value, self._content
+        # Not the ticket: it would keep the tensor, and hide a copy to memory that was freed.
+        self._fails = isinstance(ticket, Sum) and ticket.fails
 
         def produce() -> None:
             content[:] = value
@@ -110,7 +123,14 @@ class Program:
         with self._device.use(self._stream):
             self._device.launch(self._stream, produce)
             assert self.tensor is not None
-            request = Request(ticket, gives=self._gives, takes=self._takes, as_bytes=False)
+            request = Request(
+                ticket,
+                gives=self._gives,
+                takes=self._takes,
+                as_bytes=False,
+                arrived=_double if self._doubles else None,
+                stands_in=self._stands_in,
+            )
             pipeline.begin(request, self.tensor, self._done)
 
     @property
@@ -129,16 +149,30 @@ class Program:
         self.tensor = None
 
     def check(self) -> None:
-        assert len(self.ends) == 1
+        # Nothing but the operation's own failure may end a transfer with an error. Else there were nothing to compare.
+        assert [error and str(error) for error in self.ends] == ["lost" if self._fails else None]
         if self.ends == [None] and self._reads:
-            expected = self._value * 3 if self._gives else np.full_like(self._value, 7)
-            assert np.array_equal(self.seen[0], expected if self._takes else self._value)
+            assert np.array_equal(self.seen[0], self._expected())
+
+    def _expected(self) -> Bytes:
+        if not self._takes or self._stands_in:
+            return self._value
+        result = np.full_like(self._value, 7)
+        if self._gives:
+            np.multiply(self._value, 3, out=result)
+        if self._doubles:
+            result *= 2
+        return result
 
     def _done(self, error: psum.PsumError | None) -> None:
         self.ends.append(error)
         if error is None:
             # As a torch.futures.Future does.
             self._event = self._device.record(self._device.current_stream())
+
+
+def _double(_: object, array: Any) -> None:
+    array *= 2
 
 
 def run(seed: int, make: Callable[[random.Random], StandIn] = StandIn) -> None:
@@ -155,10 +189,30 @@ def run(seed: int, make: Callable[[random.Random], StandIn] = StandIn) -> None:
 
     def begin() -> None:
         value = np.frombuffer(chance.randbytes(chance.choice([1, 50, 4097, 9000])), np.uint8)
-        gives, takes = chance.choice([(True, True), (True, True), (True, False), (False, True)])
+        gives, takes, stands_in, doubles = chance.choice(
+            [
+                (True, True, False, False),
+                (True, True, False, True),
+                (True, False, False, False),
+                (False, True, False, False),
+                (False, True, True, False),
+            ]
+        )
         stream, consumer = chance.choice(streams), chance.choice(streams)
         reads = chance.random() < 0.8
-        programs.append(Program(device, stream, consumer, value, gives=gives, takes=takes, reads=reads))
+        programs.append(
+            Program(
+                device,
+                stream,
+                consumer,
+                value,
+                gives=gives,
+                takes=takes,
+                reads=reads,
+                stands_in=stands_in,
+                doubles=doubles,
+            )
+        )
         programs[-1].begin(pipeline, Sum(started, fails=chance.random() < 0.05))
 
     def deliver() -> None:

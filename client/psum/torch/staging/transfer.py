@@ -141,6 +141,10 @@ def _broadcast_marked(store: Store, key: str, tensor: torch.Tensor, root: int, p
             else:
                 value = marks.read(place, nbytes).view(tensor.dtype).view(tensor.shape)
                 tensor.detach().copy_(value)
+                if tensor.device.type == "cuda":
+                    # The program may drop the tensor when it does not want the result, before this copy is done.
+                    device = CudaDevice.of(tensor.device)
+                    device.keep(tensor, device.current_stream())
         done(error)
 
     push_pull(store, f"{key} from rank {root}, marked", place, priority=priority, done=ended, counted=counts.extend)
