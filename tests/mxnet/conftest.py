@@ -226,6 +226,9 @@ class Run:
             self._process.communicate()
 
     def wait(self) -> "Run":
+        """Waits until the process has ended."""
+        if self.status is not None:
+            return self
         try:
             self.output, self.errors = self._process.communicate(timeout=PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:

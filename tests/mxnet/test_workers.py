@@ -123,12 +123,15 @@ def test_the_mean_stays_the_mean(run_workers: Callable[..., list[Any]]) -> None:
 def test_a_replacement_has_the_same_bits(start_workers: Callable[..., list[Any]]) -> None:
     """A process that replaces a killed one gets parameters, optimizers and values, and has the others' bits then.
 
-    The trainings are SGD with momentum, Adam with a schedule, and SGD in float16 with weights in float32.
+    The trainings are SGD with momentum, Adam with a schedule, and SGD in float16 with weights in float32. The
+    replacement uses a device with another number.
     """
     environment = {"PSUM_ELASTIC": "1", "PSUM_JOB": "replaced"}
-    runs = start_workers("joining.py", "3", num_workers=3, **environment)
+    runs = start_workers("joining.py", "3", "0", num_workers=3, **environment)
     assert runs[1].wait().status == -signal.SIGKILL, runs[1].errors
-    runs[1] = start_workers("joining.py", "3", num_workers=3, ranks=[1], **environment)[0]
+    runs[1] = start_workers("joining.py", "3", "1", num_workers=3, ranks=[1], **environment)[0]
+    # The replacement first: if it fails, the others go on for ever, and its error is the one that tells why.
+    runs[1].check()
     outputs = [run.check().splitlines() for run in runs]
     steps = [dict(line.split()[1:] for line in output if line.startswith("step")) for output in outputs]
     assert steps[0] == steps[2]
@@ -160,6 +163,8 @@ def test_the_program_of_the_page_goes_on_after_a_kill(
     runs = [run_python(text, PSUM_RANK=str(rank), **environment) for rank in range(3)]
     assert runs[1].wait().status == -signal.SIGKILL, runs[1].errors
     runs[1] = run_python(text, PSUM_RANK="1", **environment)
+    # The replacement first: the others wait for it.
+    runs[1].check()
     outputs = [run.check() for run in runs]
     assert len({re.findall("^same .*", output, re.MULTILINE)[0] for output in outputs}) == 1
     assert float(re.findall(r"^loss (\S+)", outputs[0], re.MULTILINE)[0]) < 1.0

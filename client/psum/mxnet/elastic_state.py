@@ -7,7 +7,7 @@ import numpy as np
 
 import psum.client
 from psum.client import Client, InvalidError, shared_client
-from psum.mxnet.compat import mx
+from psum.mxnet.compat import MAJOR_VERSION, mx
 from psum.mxnet.kvstore import BytePS
 from psum.mxnet.names import NumberedName
 
@@ -178,6 +178,7 @@ class _TrainerSource:
             "parameters": self._parameters.save(),
             "kind": type(trainer._optimizer).__name__,
             "optimizer": _packed(optimizer),
+            "devices": [each.device_id for each in _devices_of(trainer)],
             "states": _packed(trainer._updaters[0].states),
             "scale": trainer._scale,
             "scaler": None if scaler is None else vars(scaler),
@@ -189,8 +190,8 @@ class _TrainerSource:
     def load(self, saved: Mapping[str, Any]) -> None:
         trainer = self._trainer
         self._parameters.load(saved["parameters"])
-        self._load_optimizer(saved["kind"], saved["optimizer"])
-        for updater, context in zip(trainer._updaters, trainer._contexts, strict=True):
+        self._load_optimizer(saved["kind"], saved["optimizer"], saved["devices"])
+        for updater, context in zip(trainer._updaters, _devices_of(trainer), strict=True):
             updater.states = _unpacked(saved["states"], context)
             updater.states_synced = dict.fromkeys(updater.states, True)
         trainer._scale = saved["scale"]
@@ -207,19 +208,36 @@ class _TrainerSource:
             if isinstance(trainer._kvstore, BytePS):
                 trainer._kvstore._updates = saved["updates"]
 
-    def _load_optimizer(self, kind: str, saved: Mapping[str, Any]) -> None:
-        optimizer, context = self._trainer._optimizer, self._trainer._contexts[0]
+    def _load_optimizer(self, kind: str, saved: Mapping[str, Any], their_devices: Sequence[int]) -> None:
+        optimizer, devices = self._trainer._optimizer, _devices_of(self._trainer)
+        if len(devices) != len(their_devices):
+            raise InvalidError(
+                f"the Trainer has {len(devices)} devices here, and {len(their_devices)} in the job that this process"
+                " joins; a process that joins must have as many devices as the others"
+            )
         if type(optimizer).__name__ != kind:
             raise InvalidError(
                 f"the optimizer is {type(optimizer).__name__} here, and {kind} in the job that this process joins"
             )
-        new = _unpacked(saved, context)
+        new = _unpacked(saved, devices[0])
+        # The optimizer counts updates by the number of the device, which may be another one in each process.
+        counts = new["_all_index_update_counts"]
+        new["_all_index_update_counts"] = {
+            own.device_id: counts[their] for own, their in zip(devices, their_devices, strict=True) if their in counts
+        }
         scheduler, its = getattr(optimizer, "lr_scheduler", None), new.get("lr_scheduler")
         if scheduler is not None and type(scheduler) is type(its):
             # The program may have it under another name.
             vars(scheduler).update(vars(its))
             new["lr_scheduler"] = scheduler
         vars(optimizer).update(new)
+
+
+def _devices_of(trainer: Any) -> list[Any]:
+    """The devices of a Trainer's parameters, in the order of its updaters."""
+    # MXNet 2 renamed contexts to devices.
+    devices: list[Any] = trainer._devices if MAJOR_VERSION >= 2 else trainer._contexts
+    return devices
 
 
 def _is_in(parameter: Any, parameters: Sequence[Any]) -> bool:

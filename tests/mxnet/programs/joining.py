@@ -1,6 +1,6 @@
 """A worker of an elastic job with three optimizers. After each step it prints a hash of its parameters.
 
-usage: joining.py STEP    rank 1 is killed in this step, unless it joins the running job
+usage: joining.py STEP DEVICE    it trains on cpu(DEVICE); rank 1 is killed in this step, unless it joins the job
 When all ranks are there again, the job makes some more steps, and ends.
 """
 
@@ -17,7 +17,7 @@ from psum.mxnet import mx
 #: How many steps all ranks make together after the join.
 MORE = 4
 
-kill_at = int(sys.argv[1])
+kill_at, device = int(sys.argv[1]), mx.cpu(int(sys.argv[2]))
 job = mx.kv.create("byteps")
 rank, size = job.rank, job.num_workers
 mx.random.seed(1)
@@ -27,14 +27,14 @@ def network_and_loss() -> tuple[Any, Any]:
     """A network whose first layer finds its shape with the first batch."""
     network = mx.gluon.nn.HybridSequential()
     network.add(mx.gluon.nn.Dense(16, activation="tanh"), mx.gluon.nn.BatchNorm(), mx.gluon.nn.Dense(3, in_units=16))
-    network.initialize(mx.init.Xavier())
+    network.initialize(mx.init.Xavier(), ctx=device)
     return list(network.collect_params().values()), lambda values: (network(values) ** 2).mean()
 
 
 def half_and_loss() -> tuple[Any, Any]:
     """A parameter in float16, for which MXNet has few operators on the CPU."""
     half = mx.gluon.Parameter("half", shape=(8, 5), dtype="float16", init="ones")
-    half.initialize()
+    half.initialize(ctx=device)
     return [half], lambda values: ((half.data().astype("float32") * values) ** 2).mean()
 
 
@@ -48,7 +48,7 @@ for make, optimizer, options in (
     parameters, loss_of = make()
     trainers.append(mx.gluon.Trainer(parameters, optimizer, options, kvstore="byteps"))
     losses.append(loss_of)
-ema = mx.nd.zeros((3,))
+ema = mx.nd.zeros((3,), ctx=device)
 state = psum.mxnet.ElasticState(trainers, batch=0, more=MORE, ema=ema)
 print("joined" if state.joined else "began", flush=True)
 state.on_change(lambda members: print("members", *members, flush=True))
@@ -63,7 +63,7 @@ while True:
         os.kill(os.getpid(), signal.SIGKILL)
     mx.random.seed(size * state.batch + rank)
     for loss_of, trainer in zip(losses, trainers, strict=True):
-        values = mx.nd.random.normal(shape=(8, 5))
+        values = mx.nd.random.normal(shape=(8, 5), ctx=device)
         if psum.mxnet.compat.MAJOR_VERSION >= 2:
             values = values.as_np_ndarray()
         with mx.autograd.record():
