@@ -38,10 +38,7 @@ class ElasticFleet(LocalFleet):
             # A process that has ended well had joined, though nobody has asked in time.
             well = {rank for rank in ended if self._ending(rank).code == 0}
             for rank in set(force.ranks(State.JOINING)) & (well | (members or set())):
-                if force.joined(rank):
-                    took = time.monotonic() - force.started_at(rank)
-                    failed.pop(rank, None)
-                    self._display.note(f"the new process of worker rank {rank} has joined after {took:.1f} s")
+                self._note_joined(force, rank, failed)
             for rank in await self._causes_first(ended):
                 if force.over:
                     break
@@ -56,6 +53,7 @@ class ElasticFleet(LocalFleet):
                     force.failed(rank, time.monotonic(), member=None if members is None else rank in members)
                     await self._clean_up(rank)
                     self._display.note(_told(force, ending))
+        await self._await_late(force, failed)
         return self._status(force, list(failed.values()))
 
     def _environment(self, index: int) -> dict[str, str]:
@@ -80,6 +78,25 @@ class ElasticFleet(LocalFleet):
         if any(child.ended.done() for child in self._aggregators):
             return None
         return [tasks[task] for task in tasks if task in done]
+
+    def _note_joined(self, force: Workforce, rank: int, failed: dict[int, Ending]) -> None:
+        """Note that the present process of a rank is a member, and show it if it is a replacement."""
+        if force.joined(rank):
+            failed.pop(rank, None)
+            took = time.monotonic() - force.started_at(rank)
+            self._display.note(f"the new process of worker rank {rank} has joined after {took:.1f} s")
+
+    async def _await_late(self, force: Workforce, failed: dict[int, Ending]) -> None:
+        """Let new processes end that have joined and done their work, though the aggregator was not asked in time.
+
+        At the end of a job it does not know its members any more.
+        """
+        if force.enough and (tasks := {self._workers[rank].ended: rank for rank in force.ranks(State.JOINING)}):
+            done, _ = await asyncio.wait(tasks, timeout=_CLEANING_SECONDS)
+            for rank in (tasks[task] for task in done):
+                if self._ending(rank).code == 0:
+                    self._note_joined(force, rank, failed)
+                    force.finished(rank)
 
     async def _causes_first(self, ended: Sequence[int]) -> list[int]:
         """Return the ranks of ended workers, those first that have failed by themselves.
