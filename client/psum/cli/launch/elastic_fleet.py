@@ -34,12 +34,14 @@ class ElasticFleet(LocalFleet):
             ended = await self._next(force)
             if ended is None:
                 return self._aggregator_ended(next(c for c in self._aggregators if c.ended.done()), addresses)
+            if ended:
+                ended = await self._causes_first(force)
             members = await self._members(force, addresses[0]) if ended or force.ranks(State.JOINING) else set()
             # A process that has ended well had joined, though nobody has asked in time.
             well = {rank for rank in ended if self._ending(rank).code == 0}
             for rank in set(force.ranks(State.JOINING)) & (well | (members or set())):
                 self._note_joined(force, rank, failed)
-            for rank in await self._causes_first(ended):
+            for rank in ended:
                 if force.over:
                     break
                 ending = self._ending(rank)
@@ -98,23 +100,22 @@ class ElasticFleet(LocalFleet):
                     self._note_joined(force, rank, failed)
                     force.finished(rank)
 
-    async def _causes_first(self, ended: Sequence[int]) -> list[int]:
-        """Return the ranks of ended workers, those first that have failed by themselves.
+    async def _causes_first(self, force: Workforce) -> list[int]:
+        """Return the ranks of workers that have ended by now, those first that have failed by themselves.
 
         If all have failed because of other ranks, those are waited for: a process may take longer to end than the
         others to hear that it does.
         """
-        endings = {rank: self._ending(rank) for rank in ended}
         give_up = time.monotonic() + min(self._job.grace, CAUSE_SECONDS)
-        while left := give_up - time.monotonic():
-            running = [rank for rank in self._workers if not self._workers[rank].ended.done()]
-            causes = suspects([each for each in endings.values() if each.code], running)
-            if not causes or left < 0:
-                break
-            tasks = {self._workers[rank].ended: rank for rank in causes}
-            done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            endings |= {tasks[task]: self._ending(tasks[task]) for task in done}
-        return sorted(endings, key=lambda rank: endings[rank].is_consequence)
+        while True:
+            running = {*force.ranks(State.MEMBER), *force.ranks(State.JOINING)}
+            endings = {rank: self._ending(rank) for rank in running if self._workers[rank].ended.done()}
+            causes = suspects([each for each in endings.values() if each.code], running - endings.keys())
+            left = give_up - time.monotonic()
+            if not causes or left <= 0:
+                return sorted(endings, key=lambda rank: endings[rank].is_consequence)
+            tasks = [self._workers[rank].ended for rank in causes]
+            await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
     async def _members(self, force: Workforce, address: str) -> set[int] | None:
         """Return the ranks whose present process has joined the job; None if the aggregator does not answer."""
