@@ -100,8 +100,11 @@ def test_many_ranks_that_differ(fleet: Fleet) -> None:
 
 def test_a_rank_that_cannot_look(fleet: Fleet) -> None:
     """If a rank cannot read its tensors, the others learn why."""
+    # A rank that has left before any other one came takes its reasons with it.
+    joined = threading.Barrier(2)
 
     def compare(client: psum.Client) -> str:
+        joined.wait(10)
         comparison = Comparison(client, "check")
         if client.rank == 1:
             comparison.abort("its parameters could not be read: out of memory")
