@@ -17,15 +17,19 @@ PLACEMENT_BY_ROLES: Final = 2
 MAX_MESSAGE_BYTES: Final = 80 << 20
 MAX_PARTITION_BYTES: Final = 64 << 20
 
+#: Tensors often have sizes that are powers of two, and fill a limit of this kind exactly. Then there is still room for
+#: small payloads, such as the roll call of an elastic job, which would need a message of its own.
+_SMALL_PAYLOADS_BYTES: Final = 16 << 10
+
 #: A message carries several smaller payloads, up to this total size.
-BATCH_BYTES: Final = 512 << 10
+BATCH_BYTES: Final = (512 << 10) + _SMALL_PAYLOADS_BYTES
 
 #: A message announces several payloads outside of it, up to this total size. They lie in shared memory, where a copy
 #: takes about a millisecond, or follow on a data connection. An urgent payload waits behind at most this much.
-OUTSIDE_BATCH_BYTES: Final = 4 << 20
+OUTSIDE_BATCH_BYTES: Final = (4 << 20) + _SMALL_PAYLOADS_BYTES
 
 #: The same for payloads that follow on a data connection to another host, where they may take a second.
-FAR_BATCH_BYTES: Final = 1 << 20
+FAR_BATCH_BYTES: Final = (1 << 20) + _SMALL_PAYLOADS_BYTES
 
 #: Payloads of at least this size are large: they cross as their plane says. Smaller ones always travel in the message.
 LARGE_PAYLOAD_BYTES: Final = 64 << 10

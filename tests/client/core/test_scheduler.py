@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psum.client.core.scheduler import Scheduler
-from psum.wire import BATCH_BYTES
+from psum.wire import BATCH_BYTES, FAR_BATCH_BYTES, OUTSIDE_BATCH_BYTES
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +46,17 @@ def test_a_late_urgent_item_overtakes_what_waits_for_credit() -> None:
     assert scheduler.take() == []
     scheduler.release(Item("a", -9))
     assert names(scheduler.take()) == ["urgent"]
+
+
+@pytest.mark.parametrize("limit", [BATCH_BYTES, FAR_BATCH_BYTES, OUTSIDE_BATCH_BYTES])
+def test_a_small_item_has_room_beside_those_that_fill_a_message(limit: int) -> None:
+    """Items of powers of two fill a message. A roll call beside them needs no further message."""
+    scheduler: Scheduler[Item] = Scheduler(100 * limit)
+    scheduler.batch_bytes = limit
+    full = 1 << limit.bit_length() - 1
+    for name, size in (("roll call", 64), *(("tensor", full // 16) for _ in range(16))):
+        scheduler.add(Item(name, size=size))
+    assert len(scheduler.take()) == 17
 
 
 def test_an_item_larger_than_the_credit_passes_alone() -> None:
