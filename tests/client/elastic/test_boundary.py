@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from psum.client import InvalidError, WorkerLostError
-from psum.client.core.roll_call import Process, Row
+from psum.client.core.roll_call import Process, Reading
 from psum.client.elastic import boundary
 from tests.client.elastic.fellowships import PATIENCE_SECONDS, Killed, Member, World
 
@@ -51,7 +51,7 @@ class Job:
         self._state = state
         self._leaving = leaving
 
-    def member(self, rank: int) -> Mapping[int, Row]:
+    def member(self, rank: int) -> Reading:
         """What a member does at the boundary."""
         member = self.members[rank]
         return boundary.conclude(
@@ -62,7 +62,7 @@ class Job:
             is_leaving=lambda: rank in self._leaving,
         )
 
-    def join(self) -> Mapping[int, Row]:
+    def join(self) -> Reading:
         """What the newcomer does."""
         return boundary.join(self.newcomer, self.loaded.update)
 
@@ -70,8 +70,8 @@ class Job:
         """Everybody passes the boundary. Returns the ranks that each one sees then; None for those that were killed."""
         futures = {rank: run(partial(self.member, rank)) for rank in self.members}
         futures[1] = run(self.join)
-        rows = {rank: future.result(PATIENCE_SECONDS) for rank, future in futures.items()}
-        return {rank: None if seen is None else sorted(seen) for rank, seen in rows.items()}
+        read = {rank: future.result(PATIENCE_SECONDS) for rank, future in futures.items()}
+        return {rank: None if seen is None else sorted(seen.rows) for rank, seen in read.items()}
 
 
 def large(rank: int) -> Mapping[str, object]:
@@ -152,7 +152,7 @@ def test_a_state_that_cannot_be_pickled_keeps_only_the_newcomer_out() -> None:
     with pytest.raises(InvalidError, match="rank 0 could not give its state to this process: entry 'lock' of the elas"):
         run(job.join).result(PATIENCE_SECONDS)
     job.world.leave(1)
-    assert [sorted(future.result(PATIENCE_SECONDS)) for future in futures.values()] == [[0, 2, 3]] * 3
+    assert [sorted(future.result(PATIENCE_SECONDS).rows) for future in futures.values()] == [[0, 2, 3]] * 3
 
 
 def test_without_a_candidate_a_boundary_is_the_roll_call_alone() -> None:
@@ -160,5 +160,5 @@ def test_without_a_candidate_a_boundary_is_the_roll_call_alone() -> None:
     job = Job(small)
     job.world.candidate = None
     futures = [run(partial(job.member, rank)) for rank in job.members]
-    assert [sorted(future.result(PATIENCE_SECONDS)) for future in futures] == [[0, 2, 3]] * 3
+    assert [sorted(future.result(PATIENCE_SECONDS).rows) for future in futures] == [[0, 2, 3]] * 3
     assert [member.completed for member in job.members.values()] == [0, 0, 0]

@@ -1,11 +1,16 @@
 """ElasticState as a program sees it, without a network: values, sources, and a job that is not elastic."""
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from psum import client as psum
+from psum.client import termination
+from psum.client.core import roll_call
+from psum.client.elastic import boundary
+from psum.client.elastic.link import Link
 from psum.client.elastic.packing import pack, unpack
 
 
@@ -131,3 +136,19 @@ def test_a_source_that_cannot_save_is_named(client: psum.Client) -> None:
         del source.content
         with pytest.raises(psum.InvalidError, match=r"entry 'mine' of the elastic state could not be saved.*Attribute"):
             psum.ElasticState(client, {"mine": source})._save()
+
+
+def test_a_process_that_joins_does_not_count_those_who_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the boundary at which it joins, another one may leave. The others do not count that one any more either."""
+    last = roll_call.contribution(4, 0, roll_call.Row(1, leaving=True)) + sum(
+        roll_call.contribution(4, rank, roll_call.Row(rank)) for rank in (1, 2)
+    )
+    monkeypatch.setattr(boundary, "join", lambda link, load: roll_call.read(last))
+    link = mock.Mock(spec=Link, rank=1, joining=True, title="rank 1")
+    client = mock.Mock(link=link, num_workers=2)
+    try:
+        state = psum.ElasticState(client)
+    finally:
+        termination.postpone(client, None)
+    assert state.joined
+    assert state.members == (1, 2)

@@ -4,7 +4,9 @@ All members read the same table, and apply the functions of this module to it. S
 leaves, and who is admitted, without a vote.
 """
 
+import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,6 +51,22 @@ class Row(NamedTuple):
     candidate: Process | None = None
 
 
+class Reading(NamedTuple):
+    """What all members read in a table.
+
+    Attributes:
+        rows: The rows of those who have contributed, by rank, in ascending order.
+        members: The ranks that are members after the boundary: those with a row that do not leave, ascending.
+        leaving: The ranks that leave at the boundary.
+        admitted: The process that all members name, and so admit; None if there is none.
+    """
+
+    rows: Mapping[int, Row]
+    members: tuple[int, ...]
+    leaving: frozenset[int]
+    admitted: Process | None
+
+
 def contribution(ranks: int, rank: int, row: Row) -> Table:
     """What one member contributes.
 
@@ -69,33 +87,36 @@ def contribution(ranks: int, rank: int, row: Row) -> Table:
     return table
 
 
-def rows(table: Table) -> dict[int, Row]:
-    """The rows of those who have contributed, by rank, in ascending order."""
-    numbers = table.view(np.uint64)
-    read = {}
+def read(table: Table) -> Reading:
+    """Reads a table.
+
+    Most tables are the same as that of the step before. Such a table is not read again, because a job of a thousand
+    ranks would take more than a millisecond for it in each step.
+    """
+    return _read(table.tobytes())
+
+
+def donors(rows: Mapping[int, Row]) -> tuple[int, ...]:
+    """The members that have the state, in the order in which they are asked for it. Those who leave come last."""
+    return tuple(sorted((rank for rank, row in rows.items() if row.ready), key=lambda r: (rows[r].leaving, r)))
+
+
+# A process may have a few clients, each in a job of its own.
+@functools.lru_cache(maxsize=4)
+def _read(table: bytes) -> Reading:
+    numbers = np.frombuffer(table, np.uint64).reshape(-1, COLUMNS)
+    rows = {}
     for rank in np.flatnonzero(numbers[:, 1]).tolist():
         incarnation, flags, named, process = numbers[rank].tolist()
         candidate = Process(named - 1, process) if named else None
-        read[rank] = Row(incarnation, bool(flags & _LEAVING), bool(flags & _READY), candidate)
-    return read
-
-
-def admitted(members: Mapping[int, Row]) -> Process | None:
-    """The process that all members name, and so admit. None if they do not name the same one, or its rank is taken.
-
-    Args:
-        members: The rows of the roll call.
-    """
-    named = {row.candidate for row in members.values()}
-    candidate = named.pop() if len(named) == 1 else None
-    return None if candidate is None or candidate.rank in members else candidate
-
-
-def leaving(members: Mapping[int, Row]) -> frozenset[int]:
-    """The ranks that leave at this boundary."""
-    return frozenset(rank for rank, row in members.items() if row.leaving)
-
-
-def donors(members: Mapping[int, Row]) -> tuple[int, ...]:
-    """The members that have the state, in the order in which they are asked for it. Those who leave come last."""
-    return tuple(sorted((rank for rank, row in members.items() if row.ready), key=lambda r: (members[r].leaving, r)))
+        rows[rank] = Row(incarnation, bool(flags & _LEAVING), bool(flags & _READY), candidate)
+    leaving = frozenset(rank for rank, row in rows.items() if row.leaving)
+    named_by_members = {row.candidate for row in rows.values()}
+    candidate = named_by_members.pop() if len(named_by_members) == 1 else None
+    return Reading(
+        rows=MappingProxyType(rows),
+        members=tuple(rank for rank in rows if rank not in leaving),
+        leaving=leaving,
+        # The process before it may be a member still, if the rank has a row.
+        admitted=None if candidate is None or candidate.rank in rows else candidate,
+    )

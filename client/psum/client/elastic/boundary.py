@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from psum.client.core.roll_call import Process, Row, Table, admitted, donors, rows
+from psum.client.core.roll_call import Process, Reading, Table, donors, read
 from psum.client.elastic.packing import Packed, pack, unpack
 from psum.client.elastic.transfer import Line, Pair, give, receive, refuse
 from psum.v1 import aggregator_pb2 as pb
@@ -60,7 +60,7 @@ def conclude(
     settle: Callable[[], None],
     save: Callable[[], Mapping[str, object]],
     is_leaving: Callable[[], bool],
-) -> Mapping[int, Row]:
+) -> Reading:
     """Ends a boundary, as a member. If a process is admitted, it has the state afterwards, or is lost.
 
     Args:
@@ -71,33 +71,33 @@ def conclude(
         is_leaving: Whether this rank leaves.
 
     Returns:
-        The rows of the members after the boundary.
+        The last roll call of the boundary.
 
     Raises:
         PsumError: The job has failed.
     """
-    members = rows(call.result())
-    if (newcomer := admitted(members)) is None:
-        return members
+    present = read(call.result())
+    if (newcomer := present.admitted) is None:
+        return present
     settle()
     generation = fellowship.admit(newcomer)
     _log.info("%s admits rank %d, generation %d", fellowship.title, newcomer.rank, generation)
     try:
-        members = rows(fellowship.call(leaving=is_leaving()).result())
-        if newcomer.rank not in members:
+        present = read(fellowship.call(leaving=is_leaving()).result())
+        if newcomer.rank not in present.rows:
             _log.warning("rank %d was admitted to the job and was lost before it got the state", newcomer.rank)
-            return members
+            return present
         last = fellowship.call(leaving=is_leaving())
-        _help(fellowship, donors(members), newcomer, last, save)
-        members = rows(last.result())
-        if newcomer.rank not in members:
+        _help(fellowship, donors(present.rows), newcomer, last, save)
+        present = read(last.result())
+        if newcomer.rank not in present.rows:
             _log.warning("rank %d was admitted to the job and was lost before it had the state", newcomer.rank)
-        return members
+        return present
     finally:
         fellowship.complete()
 
 
-def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -> Mapping[int, Row]:
+def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -> Reading:
     """Joins a running job: waits for the admission of this process, and gets the state of the others.
 
     Args:
@@ -105,7 +105,7 @@ def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -
         load: Takes the state. May raise an error, which ends the join: the others go on without this process.
 
     Returns:
-        The rows of the members, with this one.
+        The last roll call of the boundary, in which this process is one of the members.
 
     Raises:
         InvalidError: The state could not be given or taken. The text names the entry.
@@ -113,9 +113,9 @@ def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -
         PsumError: This process was refused, or the job has failed.
     """
     fellowship.wait_for_admission()
-    members = rows(fellowship.call(leaving=False, ready=False).result())
-    newcomer = Process(fellowship.rank, members[fellowship.rank].incarnation)
-    for donor in donors(members):
+    rows = read(fellowship.call(leaving=False, ready=False).result()).rows
+    newcomer = Process(fellowship.rank, rows[fellowship.rank].incarnation)
+    for donor in donors(rows):
         stream = receive(fellowship, Pair(donor, newcomer), fellowship.adopt_weights)
         if stream is not None:
             break
@@ -124,15 +124,15 @@ def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -
         raise WorkerLostError(
             f"{fellowship.title} was let into the job, and all members were lost before they had given it their state;"
             " start the job again",
-            ranks=list(members),
+            ranks=list(rows),
         )
     entries = unpack(stream)
     own = entries.pop(_OWN)
     load(entries)
     fellowship.adopt([pb.Admission.FromString(each) for each in own["admitted"]])
-    members = rows(fellowship.call(leaving=False).result())
+    present = read(fellowship.call(leaving=False).result())
     fellowship.complete()
-    return members
+    return present
 
 
 def _help(

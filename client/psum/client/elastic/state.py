@@ -9,7 +9,6 @@ import numpy as np
 
 from psum.client import termination
 from psum.client.client import Client
-from psum.client.core import roll_call
 from psum.client.elastic import boundary
 from psum.client.elastic.link import Link, RollCall
 from psum.client.elastic.sources import ArraySource, StateSource, source_of
@@ -91,7 +90,7 @@ class ElasticState:
             return
         link.claim()
         if link.joining:
-            own["_members"] = tuple(boundary.join(link, self._load))
+            own["_members"] = boundary.join(link, self._load).members
             own["joined"] = True
             _log.warning("%s has joined the running job; its members are now %s", link.title, _names(self.members))
         termination.postpone(client, self.leave, client.settings.leave_timeout)
@@ -157,12 +156,11 @@ class ElasticState:
         if self.left or call is None:
             raise ClosedError(f"{link.title} has left the job; its program must end")
         link.boundaries += 1
-        rows = boundary.conclude(link, call, settle=self.settle, save=self._save, is_leaving=lambda: self.leaving)
-        leaving = roll_call.leaving(rows)
-        members = tuple(rank for rank in rows if rank not in leaving)
+        present = boundary.conclude(link, call, settle=self.settle, save=self._save, is_leaving=lambda: self.leaving)
+        members = present.members
         changed = members != self._members
         self._members = members
-        if link.rank in leaving:
+        if link.rank in present.leaving:
             self._leave(link)
             return
         self._call = link.call(leaving=self._leaving, ahead=True)
