@@ -9,11 +9,11 @@ from psum.client.core.placement import Shard
 from psum.client.core.send_window import SendWindow
 from psum.client.core.ticket import Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, ShardRound
+from psum.wire import ShardRound
 from psum.wire.errors import WorkerLostError
 
-#: Sums from this size on are kept as views of their message, which is at most twice as large.
-_KEPT_VIEW_BYTES: Final = BATCH_BYTES // 2
+#: Sums from this size on are kept as views of their message, which is hardly more than twice as large.
+_KEPT_VIEW_BYTES: Final = 256 << 10
 
 
 def kept(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | bytes:

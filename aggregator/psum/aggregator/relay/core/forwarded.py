@@ -7,11 +7,10 @@ from psum.aggregator.core.key import Key
 from psum.client.core.counters import OperationCounters
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES
 from psum.wire.errors import ProtocolError
 
-#: Sums from this size on are kept as views of their message, which is at most twice as large.
-_KEPT_VIEW_BYTES: Final = BATCH_BYTES // 2
+#: Sums from this size on are kept as views of their message, which is hardly more than twice as large.
+_KEPT_VIEW_BYTES: Final = 256 << 10
 
 
 class ForwardedKey:
