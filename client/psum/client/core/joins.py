@@ -1,6 +1,9 @@
-"""A worker's part in the joins of an elastic job: as a member that admits others, or as the process that joins."""
+"""What a worker knows of losses and joins in an elastic job, and its part in them.
 
-from collections.abc import Iterable
+It admits others as a member, or is the process that joins.
+"""
+
+from collections.abc import Callable, Iterable
 
 from psum.client.core.admissions import Admissions
 from psum.client.core.key import Key
@@ -22,6 +25,7 @@ class Joins:
         losses: The losses that are known.
         operations: The rounds of the keys.
         registry: The keys.
+        clock: The time now, in seconds.
 
     Attributes:
         generation: How many processes of this rank were members before this one.
@@ -37,6 +41,7 @@ class Joins:
         losses: KnownLosses,
         operations: RunningOperations,
         registry: KeyRegistry,
+        clock: Callable[[], float],
     ) -> None:
         self.generation = 0
         self.admissions = Admissions(aggregators, num_workers)
@@ -46,6 +51,7 @@ class Joins:
         self._losses = losses
         self._operations = operations
         self._registry = registry
+        self._clock = clock
         self._rounds: dict[int, int] = {}
         """The rounds with which this process begins, by the key's id, if it has joined."""
 
@@ -58,6 +64,16 @@ class Joins:
         """Whether the present process of a rank is lost."""
         return self._losses.generations.get(rank, -1) >= self.admissions.generation(rank)
 
+    def note_losses(self, losses: Iterable[pb.Loss], now: float, told_by: int | None = None) -> None:
+        """Notes losses, of which all other aggregators are told. See KnownLosses.note."""
+        for loss in self._losses.note(losses, now, told_by):
+            self.changed = True
+            self._mark(now, f"rank {loss.rank} is lost", loss.text)
+
+    def losses(self) -> list[pb.Loss]:
+        """The ranks that are lost, for the next hello to an aggregator."""
+        return self._losses.all(self._clock(), self.admissions.admitted)
+
     def unfinished(self) -> list[Key]:
         """The keys that are not at rest: an operation of theirs was reserved and is not complete."""
         rounds = self._operations.rounds
@@ -69,6 +85,7 @@ class Joins:
         Returns:
             The newcomer's generation.
         """
+        self._mark(self._clock(), f"rank {process.rank} joins")
         rounds: dict[int, dict[int, int]] = {aggregator: {} for aggregator in self._aggregators}
         for each in self._operations.rounds.values():
             key = each.key
@@ -112,3 +129,7 @@ class Joins:
         """Notes that a join is over. What was used for it alone is forgotten."""
         self.admissions.complete()
         self._operations.forget_ranked_keys()
+
+    def _mark(self, now: float, name: str, text: str = "") -> None:
+        if (recorder := self._operations.recorder) is not None:
+            recorder.mark(now, name, text)

@@ -1,19 +1,23 @@
 """The operations of one worker: which run, which wait for their turn, and which have ended."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from psum.client.core import error_texts
 from psum.client.core.buffers import flat
+from psum.client.core.kept_sums import kept
 from psum.client.core.key import Key
 from psum.client.core.key_loans import KeyLoans, MapPieces
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import KeyRounds, Part
+from psum.client.core.operation import Operation
 from psum.client.core.recorder import Recorder, ShardRecord
 from psum.client.core.send_window import SendWindow
 from psum.client.core.solo import Solo
 from psum.client.core.ticket import State, Ticket
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
 from psum.wire.errors import FaultError, InvalidError, PsumError
 
 
@@ -26,6 +30,8 @@ class RunningOperations:
         windows: What is sent on each connection.
         registry: Where failed keys are noted.
         map_pieces: Maps results in shared memory one after the other, to lend them.
+        keep_sums: Whether to keep the last sum of each shard for an aggregator that was started again.
+        clock: The time now, as the methods are given it.
     """
 
     def __init__(
@@ -35,6 +41,9 @@ class RunningOperations:
         windows: Sequence[SendWindow[Part]],
         registry: KeyRegistry,
         map_pieces: MapPieces,
+        *,
+        keep_sums: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the client to report."""
@@ -54,6 +63,8 @@ class RunningOperations:
         self._windows = windows
         self._registry = registry
         self._map_pieces = map_pieces
+        self._keep_sums = keep_sums
+        self._clock = clock
         self._stalled: OrderedDict[KeyRounds, float] = OrderedDict()
         """Keys with operations that wait for an earlier one that was reserved and not started, and since when."""
 
@@ -123,6 +134,60 @@ class RunningOperations:
             self._stalled.setdefault(rounds, now)
         elif self._stalled:
             self._stalled.pop(rounds, None)
+
+    def note_taken(self, connection: int, row: ShardRound) -> None:
+        """Notes that an aggregator has taken this worker's value of a shard: its bytes are not under way any more."""
+        window = self._windows[connection]
+        part = window.outstanding.get((row.id, row.shard))
+        if part is not None and part.ticket.round == row.round:
+            window.credit(part)
+            part.free()
+
+    def receive(self, connection: int, row: ShardRound, payload: memoryview, now: float, *, stays: bool) -> None:
+        """Takes the result of a shard. One that nobody waits for any more is ignored.
+
+        Args:
+            connection: On which connection it came.
+            row: Which shard, and which round of it.
+            payload: The result, as it was sent.
+            now: When it came.
+            stays: Whether it lies in memory that the aggregator shares.
+
+        Raises:
+            ProtocolError: It does not have the shard's size.
+        """
+        window = self._windows[connection]
+        part_id, round, received = row[:2], row.round, len(payload)
+        part = window.outstanding.get(part_id)
+        if part is None or (ticket := part.ticket).round != round:
+            # It was under way when the operation failed, or had its result already.
+            return
+        shard, key = part.shard, ticket.key
+        own = ticket.source is not None and key.operation is Operation.BROADCAST
+        if key.codec is not None and not own:
+            payload = key.codec.decode(payload, shard.size)
+            received, stays = len(payload), False
+        if received != (expected := 0 if own else shard.size):
+            raise error_texts.wrong_size(self._addresses[connection], key, shard, received, expected)
+        part.receive(payload, own=own, stays=stays)
+        if part.record is not None:
+            part.record.received, part.record.written = now, self._clock()
+        rounds = part.rounds
+        rounds.next_rounds[shard.index] = round + 1
+        if self._keep_sums or key.keeps_sum:
+            rounds.sums[shard.index] = kept(ticket, shard, payload)
+        del window.outstanding[part_id]
+        window.credit(part)
+        if part.lease is not None:
+            part.free()
+        counters = key.counters
+        counters.exchange.observe(now - part.sent)
+        counters.received_bytes += received
+        ticket.pending -= 1
+        if ticket.pending == 0:
+            self.complete(rounds, ticket, now)
+            if rounds.waiting:
+                self.run_next(rounds, now)
 
     def complete(self, rounds: KeyRounds, ticket: Ticket, now: float) -> None:
         """Ends the key's running operation, whose result is complete."""

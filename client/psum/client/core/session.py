@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
-from psum.client.core import error_texts, roles
+from psum.client.core import roles
 from psum.client.core.counters import Counters
+from psum.client.core.gossip import Gossip
 from psum.client.core.joins import Joins
-from psum.client.core.kept_sums import give_back, kept
+from psum.client.core.kept_sums import give_back
 from psum.client.core.key_loans import MapPieces
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
@@ -23,7 +24,6 @@ from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.reach import Reach
 from psum.client.core.recorder import Recorder
-from psum.client.core.roll_call import Process
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.shard_notes import note_contributors, note_timings
@@ -31,15 +31,7 @@ from psum.client.core.ticket import State, Ticket
 from psum.client.core.weights_agreement import WeightsAgreement
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import (
-    MAX_SHARDS_PER_PAYLOAD,
-    ElementType,
-    ShardRound,
-    decode,
-    encode,
-    split,
-    to_rows,
-)
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, ElementType, decode, split, to_rows
 from psum.wire.errors import FaultError, ProtocolError, PsumError
 
 
@@ -104,26 +96,24 @@ class Session:
         self._addresses = (relay,) if relay else tuple(addresses)
         """The other ends of the connections. The methods number the connections in this order."""
         self._report_fault = report_fault
-        self._keep_sums = keep_sums
-        self._windows: list[SendWindow[Part]] = [
-            SendWindow(credit_bytes, self.counters, clock) for _ in self._addresses
-        ]
+        self._windows = [SendWindow[Part](credit_bytes, self.counters, clock) for _ in self._addresses]
         place = partial(Placement, partition_bytes, relayed=bool(relay))
         placement = place(tuple(weights) or (1,) * len(addresses)) if addresses and weights is not None else None
         self._registry = KeyRegistry(placement, self.counters, hand_over)
         if addresses:
             self._registry.steer(place((1, *[0] * (len(addresses) - 1))))
-        self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry, map_pieces)
+        self._operations = RunningOperations(
+            rank, self._addresses, self._windows, self._registry, map_pieces, keep_sums=keep_sums, clock=clock
+        )
         self._operations.recorder = recorder
         self._shares_known = shares_known
-        self._departures = KnownDepartures(len(self._addresses))
-        self._losses = KnownLosses(len(self._addresses))
+        count = len(self._addresses)
+        self._departures = KnownDepartures(count)
         self._elastic = elastic
-        self._reach = Reach(len(self._addresses))
-        self.joins = Joins(
-            f"rank {rank}", len(self._addresses), num_workers, self._losses, self._operations, self._registry
-        )
-        """What this worker does when processes join an elastic job."""
+        losses, self._reach = KnownLosses(count), Reach(count)
+        self.joins = Joins(self.title, count, num_workers, losses, self._operations, self._registry, clock)
+        """What this worker knows of losses and joins in an elastic job, and its part in them."""
+        self._gossip = Gossip(losses, self.joins.admissions, self._reach, clock)
         self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
@@ -228,12 +218,8 @@ class Session:
 
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None if nothing may be sent now."""
-        if self._losses.news and (losses := self._losses.take_news(aggregator, self._clock())):
-            return encode(pb.ExchangeRequest(losses=pb.Losses(losses=losses)))
-        if self.joins.admissions.news and (admission := self.joins.admissions.take_news(aggregator)):
-            return encode(pb.ExchangeRequest(admit=pb.Admit(admission=admission)))
-        if aggregator in self._reach.news:
-            return encode(pb.ExchangeRequest(reach=pb.Reach(all=self._reach.take_news(aggregator))))
+        if (news := self._gossip.next_message(aggregator)) is not None:
+            return news
         message = self._windows[aggregator].next_message()
         if message is None:
             self._note_settled(aggregator)
@@ -273,13 +259,10 @@ class Session:
                 for row, piece in zip(rows, split(payload, rows), strict=True):
                     outside = row.outside_size > 0
                     value = plane.get(row, following) if outside else piece
-                    self._result(aggregator, row, value, now, stays=outside and plane.shares_sums)
+                    self._operations.receive(aggregator, row, value, now, stays=outside and plane.shares_sums)
             case "taken":
                 for row in to_rows(message.taken.shards):
-                    part = window.outstanding.get((row.id, row.shard))
-                    if part is not None and part.ticket.round == row.round:
-                        window.credit(part)
-                        part.free()
+                    self._operations.note_taken(aggregator, row)
             case "timings":
                 note_timings(window.outstanding, message.timings.timings)
             case "want":
@@ -290,7 +273,7 @@ class Session:
                 self._departures.note(message.sync.departures)
                 window.syncs.append(message.sync.number)
             case "losses":
-                self._note_losses(message.losses.losses, now, aggregator)
+                self.joins.note_losses(message.losses.losses, now, aggregator)
             case "candidates":
                 self.joins.admissions.note(aggregator, message.candidates.candidates)
                 self.joins.changed = True
@@ -313,27 +296,10 @@ class Session:
             under_way_bytes=sum(window.scheduler.under_way_bytes for window in self._windows),
         )
 
-    def admit(self, process: Process) -> int:
-        """Admits a process to an elastic job. All keys must be at rest.
-
-        Returns:
-            The newcomer's generation.
-        """
-        if (recorder := self.recorder) is not None:
-            recorder.mark(self._clock(), f"rank {process.rank} joins")
-        return self.joins.admit(process)
-
-    def _note_losses(self, losses: Iterable[pb.Loss], now: float, told_by: int | None = None) -> None:
-        new = self._losses.note(losses, now, told_by)
-        self.joins.changed |= bool(new)
-        if (recorder := self.recorder) is not None:
-            for loss in new:
-                recorder.mark(now, f"rank {loss.rank} is lost", loss.text)
-
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator said on a new stream."""
         self._departures.note(welcome.departures)
-        self._note_losses(welcome.losses, self._clock())
+        self.joins.note_losses(welcome.losses, self._clock())
         self.joins.welcomed(welcome)
 
     def departures(self, aggregator: int) -> list[pb.Departure]:
@@ -344,7 +310,7 @@ class Session:
     @property
     def losses(self) -> list[pb.Loss]:
         """The ranks of an elastic job that are lost, for the next hello to an aggregator."""
-        return self._losses.all(self._clock(), self.joins.admissions.admitted)
+        return self.joins.losses()
 
     @property
     def weights_total(self) -> Sequence[int] | None:
@@ -429,37 +395,3 @@ class Session:
         elif (key := self._registry.by_id(fault.key)) is not None:
             self._operations.note_fault(key, fault)
             self._operations.fail_key(key, fault)
-
-    def _result(self, aggregator: int, row: ShardRound, payload: memoryview, now: float, *, stays: bool) -> None:
-        window = self._windows[aggregator]
-        part_id, round, received = row[:2], row.round, len(payload)
-        part = window.outstanding.get(part_id)
-        if part is None or (ticket := part.ticket).round != round:
-            # It was under way when the operation failed, or had its result already.
-            return
-        shard, key = part.shard, ticket.key
-        own = ticket.source is not None and key.operation is Operation.BROADCAST
-        if key.codec is not None and not own:
-            payload = key.codec.decode(payload, shard.size)
-            received, stays = len(payload), False
-        if received != (expected := 0 if own else shard.size):
-            raise error_texts.wrong_size(self._addresses[aggregator], key, shard, received, expected)
-        part.receive(payload, own=own, stays=stays)
-        if part.record is not None:
-            part.record.received, part.record.written = now, self._clock()
-        rounds = part.rounds
-        rounds.next_rounds[shard.index] = round + 1
-        if self._keep_sums or key.keeps_sum:
-            rounds.sums[shard.index] = kept(ticket, shard, payload)
-        del window.outstanding[part_id]
-        window.credit(part)
-        if part.lease is not None:
-            part.free()
-        counters = key.counters
-        counters.exchange.observe(now - part.sent)
-        counters.received_bytes += received
-        ticket.pending -= 1
-        if ticket.pending == 0:
-            self._operations.complete(rounds, ticket, now)
-            if rounds.waiting:
-                self._operations.run_next(rounds, now)

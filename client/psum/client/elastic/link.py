@@ -238,7 +238,7 @@ class Link:
                     " state.step()"
                 )
             time.sleep(0.01)
-        return self._in_thread(lambda: self._session.admit(process))
+        return self._in_thread(lambda: joins.admit(process))
 
     def complete(self) -> None:
         """Notes that the join at this boundary is over, with or without the newcomer."""
