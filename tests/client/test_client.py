@@ -104,7 +104,7 @@ def test_operations_behind_one_that_was_never_started_fail_in_time(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an interrupt between reservation and start, later operations on the key time out."""
-    monkeypatch.setattr("psum.client.client._EXPIRY_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr("psum.client.client_loop._EXPIRY_MARGIN_SECONDS", 0.0)
     with connect(address, round_timeout=0.5) as client:
         store = client.store()
         store.reserve("w", shape=(3,), element_type=psum.ElementType.FLOAT64)

@@ -12,7 +12,7 @@ import grpc.aio
 import numpy as np
 
 from psum import client as psum
-from psum.client import client as _client
+from psum.client import client_loop
 from psum.client.transport import data_dialer
 from psum.client.transport.loop_thread import LoopThread
 from psum.planes import SECRET_BYTES, DataConnection
@@ -71,7 +71,7 @@ class ClientTarget:
         """Start the faulty aggregator in its own thread."""
         self._patches = contextlib.ExitStack()
         for name in ("_EXPIRY_MARGIN_SECONDS", "_EXPIRY_SECONDS"):
-            self._patches.enter_context(mock.patch.object(_client, name, 0.05))
+            self._patches.enter_context(mock.patch.object(client_loop, name, 0.05))
         self._patches.enter_context(mock.patch.object(data_dialer, "_PATIENCE_SECONDS", 0.05))
         self._clients_thread = LoopThread("fuzzed-clients")
         self._thread = LoopThread("fuzzed-client")
@@ -103,7 +103,7 @@ class ClientTarget:
             partition_bytes=1024,
         )
         try:
-            with mock.patch.object(_client, "LoopThread", return_value=SharedThread(self._clients_thread)):
+            with mock.patch.object(client_loop, "LoopThread", return_value=SharedThread(self._clients_thread)):
                 client = psum.connect(settings)
         except psum.PsumError as error:
             self.outcomes[f"client: {type(error).__name__}"] += 1

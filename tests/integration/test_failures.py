@@ -167,7 +167,7 @@ def test_a_round_that_waits_too_long_fails_naming_the_missing_rank(make_fleet: A
 
 def test_a_client_gives_up_by_itself_when_nobody_answers(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the aggregator does not even report the timeout, the client's own deadline ends the wait."""
-    monkeypatch.setattr("psum.client.client._EXPIRY_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr("psum.client.client_loop._EXPIRY_MARGIN_SECONDS", 0.0)
     with fleet.worker(0, 2, round_timeout=0.3) as zero:
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
         with pytest.raises(psum.RoundTimeoutError, match=rf"rank 0 has waited .* from {fleet.addresses[0]}"):

@@ -20,6 +20,7 @@ from psum.client.core import session
 from psum.client.core.buffers import flat
 from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.placement import Shard
+from psum.client.core.running_operations import RunningOperations
 from psum.client.core.scheduler import Scheduler
 from psum.client.core.session import Session
 from psum.client.core.ticket import Ticket
@@ -136,17 +137,17 @@ def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> No
 
 
 def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
-    result = Session._result
+    receive = RunningOperations.receive
 
     def mutant(
-        self: Session, aggregator: int, entry: ShardRound, payload: memoryview, now: float, *, stays: bool
+        self: RunningOperations, aggregator: int, entry: ShardRound, payload: memoryview, now: float, *, stays: bool
     ) -> None:
         part = self._windows[aggregator].outstanding.get((entry.id, entry.shard))
         if part is not None:
             entry = entry._replace(round=part.ticket.round)
-        result(self, aggregator, entry, payload, now, stays=stays)
+        receive(self, aggregator, entry, payload, now, stays=stays)
 
-    patch.setattr(Session, "_result", mutant)
+    patch.setattr(RunningOperations, "receive", mutant)
 
 
 def a_job_that_a_rank_never_joined_is_forgotten(patch: pytest.MonkeyPatch) -> None:

@@ -1,47 +1,35 @@
 """A client: one worker process in its job."""
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Final, Self
 
-from psum.client import future, termination
+from psum.client import termination
+from psum.client.client_loop import ClientLoop
 from psum.client.core.counters import Counters, Statistics, statistics
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
-from psum.client.core.session import Session
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
 from psum.client.core.ticket import Ticket
 from psum.client.elastic.link import Link
+from psum.client.elastic.ranked_keys import check_ranks
 from psum.client.fleet import Fleet
-from psum.client.membership import Membership
+from psum.client.fork_guard import ForkGuard
 from psum.client.memory import ClientMemory
-from psum.client.observe import process_name
-from psum.client.observe.telemetry import Telemetry
-from psum.client.outstanding import OutstandingOperations
 from psum.client.store import Store
-from psum.client.transport.loop_thread import LoopThread
 from psum.client.transport.usable_planes import usable_planes
-from psum.planes import Block, MappedSums
+from psum.planes import Block
 from psum.runtime import keep_large_blocks
 from psum.wire import ElementType
-from psum.wire.errors import ClosedError, FaultError, ForkedError, InvalidError, PsumError
+from psum.wire.errors import ClosedError, FaultError, PsumError
 
 _log = logging.getLogger(__name__)
-
-#: How often the client looks for operations that wait too long.
-_EXPIRY_SECONDS: Final = 0.5
-
-#: The aggregators report a round that waits too long, and for whom. The client gives up by itself only if no report
-#: comes either, because an aggregator is stuck.
-_EXPIRY_MARGIN_SECONDS = 5.0
 
 #: How much longer than its timeout `close` waits for the client's thread.
 _CLOSE_MARGIN_SECONDS: Final = 5.0
@@ -50,19 +38,10 @@ _CLOSE_MARGIN_SECONDS: Final = 5.0
 _LEAST_LEAVE_SECONDS: Final = 0.5
 
 
-def _lends_nothing(pieces: Sequence[memoryview]) -> None:
-    """Maps no results, so that none is lent: aggregators do not wait for a lost rank before they reuse the memory.
-
-    Such a rank may live, and must not see a sum change.
-    """
-
-
 class Client:
     """One worker process in its job. Made by `connect`. All methods may be called from any thread.
 
-    The client lives in a thread of its own, where callbacks of operations run. It is made of four parts: the session
-    decides, the membership holds the connections, the outstanding operations wait for their results, and the telemetry
-    reports.
+    The client lives in a thread of its own, where callbacks of operations run; see ClientLoop.
 
     Args:
         fleet: The settings of the job and of this worker, and where it connects to.
@@ -82,43 +61,16 @@ class Client:
         self._planes = usable_planes(settings, route.connections, staging=staging, before=fleet.descriptors_before)
         self.settings = settings
         self.numbering = numbering or StoreNumbers()
-        self._pid = process_name.pid
-        self._session = Session(
-            settings.aggregators,
-            None if fleet.by_roles else settings.weights,
-            rank=settings.rank,
-            elastic=settings.elastic is not None,
-            num_workers=settings.num_workers,
-            partition_bytes=settings.shard_bytes,
-            credit_bytes=settings.credit_bytes,
-            relay=route.relay,
-            processes_of=fleet.aggregators,
-            keep_sums=settings.keep_sums,
-            hand_over=self._hand_over,
-            shares_known=lambda shares: self._membership.share_links(shares),
-            report_fault=self._report_fault,
-            map_pieces=_lends_nothing if self.elastic else MappedSums.of,
-        )
-        self._telemetry = Telemetry(settings, self._session)
+        self._guard = ForkGuard()
+        self._loop = loop = ClientLoop(fleet, self._planes.planes, self._guard)
+        self._thread, self._session, self._membership = loop.thread, loop.session, loop.membership
+        self._telemetry, self._outstanding = loop.telemetry, loop.outstanding
         self._memory = ClientMemory(settings, shared=self._planes.shares_memory, staging=staging)
-        self._thread: LoopThread | None = LoopThread("psum-client") if settings.aggregators else None
-        self._outstanding = OutstandingOperations(self._session, self._thread, self._settle)
-        self._membership = Membership(
-            settings,
-            route,
-            self._session,
-            by_roles=fleet.by_roles,
-            planes=self._planes.planes,
-            settle=self._settle,
-            fail=self._end,
-        )
         self.link: Link | None = None
         """What step boundaries need of an elastic job; None in others."""
-        if settings.elastic is not None and self._thread is not None:
-            self.link = Link(self, settings, self._session, self._thread, self._settle)
-        self._upcoming: deque[Callable[[], None]] = deque()
-        """What is to be started with the next operation."""
-        self._expiry: asyncio.Task[None] | None = None
+        if settings.elastic is not None and loop.thread is not None:
+            self.link = Link(self, settings, loop.session, loop.thread, loop.settle)
+            loop.checks.append(self.link.look_for_candidates)
         # Reentrant: a signal's handler may close the client while the main thread does so.
         self._closing = threading.RLock()
         self._is_closing = False
@@ -148,7 +100,7 @@ class Client:
     @property
     def forked(self) -> bool:
         """Whether it belongs to the process that this one was forked from, and cannot be used here."""
-        return process_name.pid != self._pid
+        return self._guard.forked
 
     @property
     def rank(self) -> int:
@@ -216,7 +168,7 @@ class Client:
             number: The number that `reserve_store` gave when the program made the store. None: the next number. A
                 number from a client that was closed since counts as None.
         """
-        self._check_process()
+        self._guard.check()
         if number is None or number.numbering is not self.numbering:
             number = self.numbering.next()
         return Store(self, number.value)
@@ -233,9 +185,9 @@ class Client:
         ranks: tuple[int, ...] = (),
     ) -> Ticket:
         """See Store.reserve. `ranks` are those that use the key, in an elastic job; none if all do."""
-        self._check_process()
+        self._guard.check()
         if ranks:
-            self._check_ranks(key, ranks)
+            check_ranks(key, ranks, self.settings, self.title)
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
@@ -289,7 +241,7 @@ class Client:
         Raises:
             RuntimeError: A callback of an operation called this. It would wait for itself.
         """
-        self._check_process()
+        self._guard.check()
         self.check_may_wait()
         return self._outstanding.wait(timeout)
 
@@ -301,7 +253,7 @@ class Client:
     @property
     def is_current_thread(self) -> bool:
         """Whether the caller is in the client's own thread, where the callbacks of operations run."""
-        return self._thread is not None and self._thread.is_current
+        return self._loop.is_current_thread
 
     def catch_up(self, timeout: float) -> bool:
         """Waits until the client's thread has finished what it is doing, and has released all that it used for it.
@@ -311,22 +263,14 @@ class Client:
         Returns:
             False if that took longer than timeout seconds.
         """
-        if self.is_current_thread:
-            self._outstanding.empty_inbox()
-        elif self._thread is not None and not self._closed:
-            caught_up = threading.Event()
-            # RuntimeError: the thread has ended in between.
-            with contextlib.suppress(RuntimeError):
-                self._thread.call(caught_up.set)
-                return caught_up.wait(timeout)
-        return True
+        return self._loop.catch_up(timeout) if self.is_current_thread or not self._closed else True
 
     def fail(self, error: PsumError) -> None:
         """Fails every outstanding operation with this error, and all later ones."""
         if self._thread is None or self.is_current_thread:
-            self._fail_now(error)
+            self._loop.fail(error)
         elif not self._closed:
-            self._thread.call(lambda: self._fail_now(error))
+            self._thread.call(lambda: self._loop.fail(error))
 
     def part(self, fault: FaultError) -> "Future[None] | None":
         """Leaves the job before its work is done. It fails for all ranks, unless this worker took part in no round.
@@ -359,7 +303,7 @@ class Client:
                 return
             self._is_closing = True
             # The others may begin it much later, or never.
-            self._upcoming.clear()
+            self._loop.drop_upcoming()
             try:
                 self._close(timeout)
             finally:
@@ -389,9 +333,9 @@ class Client:
             if self._thread is not None:
                 keep_large_blocks(one_arena=False)
                 self._memory.open()
-                self._thread.run(self._join(waits_for_rank=waits_for_rank))
+                self._thread.run(self._loop.join(self._memory.staging, waits_for_rank=waits_for_rank))
         except BaseException as error:
-            self._report_fault(error)
+            self._telemetry.report_fault(error)
             self._detach()
             if self._thread is not None:
                 self._thread.stop()
@@ -406,14 +350,11 @@ class Client:
             start: Starts it. `start_upcoming` calls it too, if there is no next one. It is dropped if the client is
                 closed before.
         """
-        self._upcoming.append(start)
+        self._loop.start_with_next(start)
 
     def start_upcoming(self) -> None:
         """Starts what was to be started with the next operation. From any thread."""
-        while self._upcoming:
-            # Another thread may be faster.
-            with contextlib.suppress(IndexError):
-                self._upcoming.popleft()()
+        self._loop.start_upcoming()
 
     def check_may_wait(self) -> None:
         """Raises RuntimeError in the client's own thread: the results to wait for come through that thread."""
@@ -423,33 +364,6 @@ class Client:
                 " asynchronous call there, or wait in another thread"
             )
 
-    async def _join(self, *, waits_for_rank: bool) -> None:
-        await self._membership.join(self._memory.staging, waits_for_rank=waits_for_rank)
-        self._expiry = asyncio.create_task(self._expire())
-
-    async def _leave(self, patience: float) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-            await asyncio.gather(self._expiry, return_exceptions=True)
-        self._session.leaving = True
-        await self._membership.leave(patience)
-
-    async def _expire(self) -> None:
-        """Fails operations that wait too long, and writes the timeline when its last step is over. In an elastic job,
-        warns of candidates that wait in vain."""
-        try:
-            while True:
-                await asyncio.sleep(_EXPIRY_SECONDS)
-                now = time.monotonic()
-                self._session.expire(self.settings.round_timeout + _EXPIRY_MARGIN_SECONDS, now)
-                if self.link is not None:
-                    self.link.look_for_candidates(now)
-                self._settle()
-                if self._telemetry.is_timeline_due:
-                    await asyncio.to_thread(self._telemetry.write_timeline)
-        except Exception as error:
-            self._end(error)
-
     def _close(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         self.drain(timeout)
@@ -457,7 +371,7 @@ class Client:
             if self._thread is not None:
                 try:
                     patience = max(_LEAST_LEAVE_SECONDS, deadline - time.monotonic())
-                    self._thread.run(self._leave(patience), timeout + _CLOSE_MARGIN_SECONDS)
+                    self._thread.run(self._loop.leave(patience), timeout + _CLOSE_MARGIN_SECONDS)
                 finally:
                     self._detach()
                     self._thread.stop()
@@ -476,73 +390,3 @@ class Client:
         self._closed = True
         termination.forget(self)
         self._outstanding.detach()
-
-    def _end(self, error: Exception) -> None:
-        """Fails every operation, because something has ended without which none can be completed."""
-        if not isinstance(error, PsumError):
-            _log.error("psum's client failed", exc_info=error)
-            error = PsumError(f"psum's client on rank {self.rank} failed: {error!r}; this is a bug, see the log")
-        self._report_fault(error)
-        self._fail_now(error)
-
-    def _fail_now(self, error: PsumError) -> None:
-        self._session.fail(error)
-        self._settle()
-
-    def _report_fault(self, error: BaseException) -> None:
-        self._telemetry.report_fault(error)
-
-    def _hand_over(self, ticket: Ticket) -> None:
-        if process_name.pid != self._pid:
-            raise self._forked_error()
-        if self._upcoming:
-            self.start_upcoming()
-        self._outstanding.add(ticket)
-
-    def _settle(self) -> None:
-        """Carries out what the session has decided."""
-        session = self._session
-        if isinstance(session.failure, FaultError) and session.failure.key is None:
-            # Before the program hears of the failure: it may then close the client in order.
-            self._membership.pass_on(session.failure)
-        # Before the operations are reported: their memory is the caller's then.
-        if recalled := session.take_recalled():
-            self._membership.recall(recalled)
-        if session.notices:
-            notices, session.notices = session.notices, []
-            for text in notices:
-                _log.warning("%s", text)
-        if session.joins.changed or session.failure is not None:
-            session.joins.changed = False
-            future.wake()
-        self._outstanding.report()
-        for connection in self._membership.connections:
-            connection.wake()
-
-    def _check_ranks(self, key: str, ranks: tuple[int, ...]) -> None:
-        """Checks the ranks of a key that is not for all ranks. An aggregator would end the stream for wrong ones."""
-        elastic = self.settings.elastic
-        if elastic is None:
-            raise InvalidError(
-                f"key {key!r} is for the ranks {list(ranks)} only, and {self.title} is in a job that is not elastic"
-                " (PSUM_ELASTIC), in which each rank uses each key"
-            )
-        if (
-            self.rank not in ranks
-            or len(set(ranks)) != len(ranks)
-            or not 0 <= min(ranks) <= max(ranks) < elastic.maximum
-        ):
-            raise ValueError(
-                f"key {key!r} is for the ranks {list(ranks)}; expected each rank once, from 0 to {elastic.maximum - 1},"
-                f" with rank {self.rank}, which is this one"
-            )
-
-    def _check_process(self) -> None:
-        if process_name.pid != self._pid:
-            raise self._forked_error()
-
-    def _forked_error(self) -> ForkedError:
-        return ForkedError(
-            f"this process was forked from pid {self._pid} and cannot use that process's psum client: the connections"
-            " stay with the parent. Use the store in the parent only, or start workers as processes of their own"
-        )

@@ -9,6 +9,7 @@ from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
 from psum.client.future import CountedOutcome, Outcome
+from psum.client.reserving import Reserving
 from psum.wire import ElementType
 
 #: A label is cut after this many characters. An aggregator takes 4096.
@@ -18,7 +19,7 @@ _LABEL_LIMIT: Final = 1024
 _PRIORITY_LIMIT: Final = 1 << 63
 
 
-class Member(Protocol):
+class Member(Reserving, Protocol):
     """What a store needs of its client."""
 
     @property
@@ -33,24 +34,8 @@ class Member(Protocol):
     def elastic(self) -> bool:
         """Whether the job is elastic."""
 
-    def reserve(
-        self,
-        store: int,
-        key: str,
-        shape: tuple[int, ...],
-        element_type: ElementType,
-        operation: Operation,
-        priority: int,
-        label: str = "",
-        ranks: tuple[int, ...] = (),
-    ) -> Ticket:
-        """See Store.reserve."""
-
     def check_may_wait(self) -> None:
         """Raises RuntimeError in the thread that brings the results."""
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Leaves the job."""
 
 
 class Store:

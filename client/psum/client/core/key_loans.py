@@ -35,6 +35,11 @@ class Mapping(Protocol):
 MapPieces = Callable[[Sequence[memoryview]], Mapping | None]
 
 
+def lends_nothing(pieces: Sequence[memoryview]) -> None:
+    """Maps nothing, so nothing is lent. In elastic jobs, aggregators do not wait for a lost rank before they reuse the
+    memory. Such a rank may live, and must not see a sum change."""
+
+
 class KeyLoans:
     """What one key lends. Used from the client's thread only.
 

@@ -14,7 +14,7 @@ from psum.client.core.counters import Counters
 from psum.client.core.gossip import Gossip
 from psum.client.core.joins import Joins
 from psum.client.core.kept_sums import give_back
-from psum.client.core.key_loans import MapPieces
+from psum.client.core.key_loans import MapPieces, lends_nothing
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
 from psum.client.core.known_departures import KnownDepartures
@@ -78,7 +78,7 @@ class Session:
         hand_over: Callable[[Ticket], None],
         shares_known: Callable[[Sequence[float]], None] = lambda shares: None,
         report_fault: Callable[[FaultError], None] = lambda fault: None,
-        map_pieces: MapPieces = lambda pieces: None,
+        map_pieces: MapPieces = lends_nothing,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

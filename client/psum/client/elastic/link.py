@@ -11,8 +11,8 @@ from psum.client.core.operation import Operation
 from psum.client.core.roll_call import COLUMNS, Process, Row, Table, contribution
 from psum.client.core.session import Session
 from psum.client.core.store_numbers import INTERNAL, STEERING
-from psum.client.core.ticket import Ticket
 from psum.client.future import Outcome, wait_for
+from psum.client.reserving import Reserving
 from psum.client.settings import Settings
 from psum.client.transport.loop_thread import LoopThread
 from psum.v1 import aggregator_pb2 as pb
@@ -36,7 +36,7 @@ _UNATTENDED_SECONDS: Final = 20.0
 _REMINDER_SECONDS: Final = 30.0
 
 
-class Owner(Protocol):
+class Owner(Reserving, Protocol):
     """What a link needs of the client that owns it."""
 
     @property
@@ -51,27 +51,11 @@ class Owner(Protocol):
     def title(self) -> str:
         """Which worker this is, for people."""
 
-    def reserve(
-        self,
-        store: int,
-        key: str,
-        shape: tuple[int, ...],
-        element_type: ElementType,
-        operation: Operation,
-        priority: int,
-        label: str = "",
-        ranks: tuple[int, ...] = (),
-    ) -> Ticket:
-        """See Store.reserve."""
-
     def start_with_next(self, start: Callable[[], None]) -> None:
         """Starts an operation together with the next one."""
 
     def start_upcoming(self) -> None:
         """Starts what was to be started with the next operation."""
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Leaves the job."""
 
 
 class RollCall:
