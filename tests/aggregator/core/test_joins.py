@@ -418,6 +418,38 @@ def test_a_newcomer_that_does_not_come_is_lost() -> None:
     assert told(tick(job, 62.1)) == [([4], (0, 1, 2))]
 
 
+def test_a_candidate_that_dies_before_its_admission_is_lost_as_one_that_dies_after_it() -> None:
+    """Members agree on a candidate one step before they admit it. If its stream has ended meanwhile, nobody waits for
+    the time of a process that was never here. Another process that comes in its place does not profit from that."""
+    job = begun()
+    process = candidate(3)
+    waits(job, process)
+    assert listed(job.withdraw(process, 20.5)) == [([], (0, 1, 2))]
+    admit(job, 0, admission(3, 0), 21.0)
+    assert tick(job, 21.4) == []
+    assert told(tick(job, 21.6)) == [([3], (0, 1, 2))]
+    # It has opened another stream before or after the admission, and waits for it.
+    for opened in (20.7, 21.2):
+        job = begun()
+        process = candidate(3)
+        waits(job, process)
+        job.withdraw(process, 20.5)
+        for at in sorted((opened, 21.0)):
+            if at == opened:
+                waits(job, candidate(3, opened))
+            else:
+                admit(job, 0, admission(3, 0), at)
+        assert told(tick(job, 60.0)) == []
+    # The members have admitted an earlier process than the one whose stream has ended.
+    job = begun()
+    process = candidate(3)
+    waits(job, process)
+    job.withdraw(process, 20.5)
+    admit(job, 0, admission(3, 0, incarnation=5), 21.0)
+    assert told(tick(job, 25.9)) == []
+    assert told(tick(job, 26.1)) == [([3], (0, 1, 2))]
+
+
 def test_a_newcomer_that_is_lost_while_it_waits_is_told_so() -> None:
     """Another aggregator had lost it."""
     job = begun()

@@ -30,6 +30,8 @@ class Joins:
 
     def __init__(self, members: ElasticMembership, memory: JobMemory, limits: Limits, log: MembershipLog) -> None:
         self.candidates = Candidates()
+        self._closed: dict[int, tuple[int, float]] = {}
+        """The last candidate of each rank whose stream has ended before it was admitted: its incarnation, and when."""
         self._members = members
         self._memory = memory
         self._timeout = limits.round_timeout
@@ -68,6 +70,7 @@ class Joins:
     def add(self, candidate: Candidate, now: float) -> list[Action]:
         """Lets a process wait."""
         hello = candidate.hello
+        self._closed.pop(hello.rank, None)
         actions: list[Action] = []
         if (replaced := self.candidates.add(candidate)) is not None:
             actions.append(Refuse(replaced, elastic_texts.replaced_candidate(self._name, hello, candidate.peer)))
@@ -86,6 +89,8 @@ class Joins:
         if self._admission(candidate) is not None:
             self._members.await_newcomer(rank, now, here=False)
             return []
+        # The members may have agreed already to admit it.
+        self._closed[rank] = candidate.hello.incarnation, now
         return self.tell()
 
     def admitted(self, admission: Admission, now: float) -> list[Action]:
@@ -98,6 +103,9 @@ class Joins:
             admission.generation,
             "a process" if candidate is None else str(candidate),
         )
+        incarnation, closed_at = self._closed.pop(admission.rank, (None, now))
+        if incarnation == admission.incarnation:
+            self._members.await_newcomer(admission.rank, closed_at, here=False)
         if candidate is None:
             return []
         if self._admission(candidate) is not None:
