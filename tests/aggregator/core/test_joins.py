@@ -418,6 +418,26 @@ def test_a_newcomer_that_does_not_come_is_lost() -> None:
     assert told(tick(job, 62.1)) == [([4], (0, 1, 2))]
 
 
+def test_a_newcomer_hears_who_was_admitted_before_it() -> None:
+    """It repeats that to an aggregator that is started again before it has the state. That one then loses nobody by the
+    number of an earlier process, which would change nothing for others."""
+    job = begun()
+    lost(job, 1)
+    joined(job, 1, 1)
+    joined(job, 3, 0, round=2)
+    others = job.other_admissions(3)
+    assert others == [pb.Admission(rank=1, generation=1, incarnation=NEW + 1)]
+    assert job.other_admissions(1) == [pb.Admission(rank=3, incarnation=NEW + 3)]
+    assert job.other_admissions(0) == []
+    again = hello(3, resuming=True, elastic=ELASTIC, incarnation=NEW + 3, admissions=others)
+    job = ElasticJob(again, LIMITS)
+    assert job.join(again, "peer", 0.0) == ([], None)
+    job.check()
+    assert tick(job, 4.9) == []
+    tick(job, 5.1)
+    assert {each.rank: each.generation for each in job.losses(6.0)} == {0: 0, 1: 1, 2: 0}
+
+
 def test_a_candidate_that_dies_before_its_admission_is_lost_as_one_that_dies_after_it() -> None:
     """Members agree on a candidate one step before they admit it. If its stream has ended meanwhile, nobody waits for
     the time of a process that was never here. Another process that comes in its place does not profit from that."""
