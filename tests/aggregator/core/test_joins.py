@@ -221,6 +221,19 @@ def test_a_program_that_admits_nobody_is_named_as_the_cause() -> None:
     assert "a program that never does takes in no others" in str(refusal)
 
 
+def test_a_job_below_its_minimum_admits_nobody_and_says_so() -> None:
+    """Its members cannot end their step. The warning and the fault say that, and not that they never call step()."""
+    job = begun(elastic=pb.Elastic(min=2, max=5))
+    lost(job, 1)
+    lost(job, 2)
+    waits(job, candidate(2, elastic=pb.Elastic(min=2, max=5)))
+    [warning] = [a for a in tick(job, 51.0) if isinstance(a, Warn)]
+    [refusal] = refusals(tick(job, 621.0))
+    for text in (warning.text, str(refusal)):
+        assert "1 of 3 ranks are left, and rounds need 2 (PSUM_ELASTIC)" in text
+        assert "call step()" not in text
+
+
 def test_those_who_wait_are_told_when_the_job_fails() -> None:
     """They get the job's fault."""
     job = begun()

@@ -150,7 +150,8 @@ class Joins:
                 actions += self.withdraw(candidate, now)
             elif waited > self._warn_after and not candidate.warned:
                 candidate.warned = True
-                text = elastic_texts.waits_long(self._name, candidate, self._timeout, now)
+                roster = self._members.roster
+                text = elastic_texts.waits_long(self._name, candidate, roster, self._timeout, now)
                 actions.append(Warn(text, self._members.connected()))
         return actions
 
@@ -169,7 +170,11 @@ class Joins:
         return self._members.generation(rank) + 1
 
     def _in_vain(self, candidate: Candidate) -> FaultError:
-        holder = self._members.workers.get(candidate.hello.rank)
-        held = holder is not None and candidate.hello.rank not in self._members.roster.gone
-        why = elastic_texts.held(holder) if held and holder is not None else elastic_texts.NOT_ADMITTED
+        roster, holder = self._members.roster, self._members.workers.get(candidate.hello.rank)
+        if roster.too_few:
+            why = elastic_texts.below_minimum(roster)
+        elif holder is not None and candidate.hello.rank not in roster.gone:
+            why = elastic_texts.held(holder)
+        else:
+            why = elastic_texts.NOT_ADMITTED
         return elastic_texts.waited_in_vain(self._name, candidate, why, self._timeout)
