@@ -221,6 +221,19 @@ def test_a_program_that_admits_nobody_is_named_as_the_cause() -> None:
     assert "a program that never does takes in no others" in str(refusal)
 
 
+def test_a_job_below_its_minimum_admits_nobody_and_says_so() -> None:
+    """Its members cannot end their step. The warning and the fault say that, and not that they never call step()."""
+    job = begun(elastic=pb.Elastic(min=2, max=5))
+    lost(job, 1)
+    lost(job, 2)
+    waits(job, candidate(2, elastic=pb.Elastic(min=2, max=5)))
+    [warning] = [a for a in tick(job, 51.0) if isinstance(a, Warn)]
+    [refusal] = refusals(tick(job, 621.0))
+    for text in (warning.text, str(refusal)):
+        assert "1 of 3 ranks are left, and rounds need 2 (PSUM_ELASTIC)" in text
+        assert "call step()" not in text
+
+
 def test_those_who_wait_are_told_when_the_job_fails() -> None:
     """They get the job's fault."""
     job = begun()
@@ -416,6 +429,58 @@ def test_a_newcomer_that_does_not_come_is_lost() -> None:
     job.withdraw(process, 61.0)
     assert tick(job, 61.9) == []
     assert told(tick(job, 62.1)) == [([4], (0, 1, 2))]
+
+
+def test_a_newcomer_hears_who_was_admitted_before_it() -> None:
+    """It repeats that to an aggregator that is started again before it has the state. That one then loses nobody by the
+    number of an earlier process, which would change nothing for others."""
+    job = begun()
+    lost(job, 1)
+    joined(job, 1, 1)
+    joined(job, 3, 0, round=2)
+    others = job.other_admissions(3)
+    assert others == [pb.Admission(rank=1, generation=1, incarnation=NEW + 1)]
+    assert job.other_admissions(1) == [pb.Admission(rank=3, incarnation=NEW + 3)]
+    assert job.other_admissions(0) == []
+    again = hello(3, resuming=True, elastic=ELASTIC, incarnation=NEW + 3, admissions=others)
+    job = ElasticJob(again, LIMITS)
+    assert job.join(again, "peer", 0.0) == ([], None)
+    job.check()
+    assert tick(job, 4.9) == []
+    tick(job, 5.1)
+    assert {each.rank: each.generation for each in job.losses(6.0)} == {0: 0, 1: 1, 2: 0}
+
+
+def test_a_candidate_that_dies_before_its_admission_is_lost_as_one_that_dies_after_it() -> None:
+    """Members agree on a candidate one step before they admit it. If its stream has ended meanwhile, nobody waits for
+    the time of a process that was never here. Another process that comes in its place does not profit from that."""
+    job = begun()
+    process = candidate(3)
+    waits(job, process)
+    assert listed(job.withdraw(process, 20.5)) == [([], (0, 1, 2))]
+    admit(job, 0, admission(3, 0), 21.0)
+    assert tick(job, 21.4) == []
+    assert told(tick(job, 21.6)) == [([3], (0, 1, 2))]
+    # It has opened another stream before or after the admission, and waits for it.
+    for opened in (20.7, 21.2):
+        job = begun()
+        process = candidate(3)
+        waits(job, process)
+        job.withdraw(process, 20.5)
+        for at in sorted((opened, 21.0)):
+            if at == opened:
+                waits(job, candidate(3, opened))
+            else:
+                admit(job, 0, admission(3, 0), at)
+        assert told(tick(job, 60.0)) == []
+    # The members have admitted an earlier process than the one whose stream has ended.
+    job = begun()
+    process = candidate(3)
+    waits(job, process)
+    job.withdraw(process, 20.5)
+    admit(job, 0, admission(3, 0, incarnation=5), 21.0)
+    assert told(tick(job, 25.9)) == []
+    assert told(tick(job, 26.1)) == [([3], (0, 1, 2))]
 
 
 def test_a_newcomer_that_is_lost_while_it_waits_is_told_so() -> None:

@@ -114,6 +114,10 @@ async def test_a_newcomer_gets_its_welcome_when_all_members_have_admitted_it(stu
             answer = await call.read()
         assert answer.payload == bytes([7]) * 3
         assert list(answer.result.shards.contributors) == [3]
+    second = await enter(stub, 3, joining=True, incarnation=903)
+    for call in calls:
+        await call.write(admit(3))
+    assert list((await heard(second, "welcome")).admissions) == [pb.Admission(rank=2, incarnation=902)]
 
 
 async def test_members_are_told_who_waits_after_their_welcome(stub: Any) -> None:

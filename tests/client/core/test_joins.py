@@ -112,6 +112,24 @@ def test_only_the_last_loss_of_a_rank_is_told() -> None:
     assert session.losses == [loss(1, 1)]
 
 
+def test_a_newcomer_tells_who_was_admitted_before_it_has_the_state() -> None:
+    """An aggregator that is started again may hear it first, and must not take a process for the one before."""
+    session = make(1)
+    session.joins.wait()
+    own, other = pb.Admission(rank=1, generation=1, incarnation=99), pb.Admission(rank=0, generation=3, incarnation=55)
+    session.welcomed(pb.Welcome(admission=own, admissions=[other], losses=[loss(0, 2)]))
+    session.welcomed(pb.Welcome(admission=own))
+    assert session.joins.admissions.for_hello(0) == [other, own]
+    assert not session.joins.is_lost(0)
+    assert session.losses == []
+    # What the donor says may be older.
+    session.joins.adopt([pb.Admission(rank=0, generation=2, incarnation=54)])
+    assert session.joins.admissions.generation(0) == 3
+    # As a member it admits the next process itself, also if an aggregator has heard of that from another member.
+    session.welcomed(pb.Welcome(admission=own, admissions=[pb.Admission(rank=0, generation=4, incarnation=56)]))
+    assert session.joins.admit(Process(0, 56)) == 4
+
+
 def test_operations_are_complete_at_once_while_a_process_waits_to_join() -> None:
     """A sum is what this process contributes, a broadcast changes nothing, and nobody is told, also if the weights of
     aggregators are not known."""

@@ -252,6 +252,7 @@ class AggregatorProcess:
             departures=job.departures(),
             losses=job.losses(self._clock()),
             admission=job.admission(hello.rank),
+            admissions=job.other_admissions(hello.rank),
         )
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if candidates := job.candidates():

@@ -29,14 +29,15 @@ class Admission:
     rounds: dict[int, int] = dataclasses.field(default_factory=dict)
     said: set[int] = dataclasses.field(default_factory=set)
 
-    def to_message(self) -> pb.Admission:
-        """The admission as its process is told of it."""
+    def to_message(self, *, rounds: bool = True) -> pb.Admission:
+        """The admission as its process is told of it; without rounds, as others are."""
+        told = self.rounds if rounds else {}
         return pb.Admission(
             rank=self.rank,
             generation=self.generation,
             incarnation=self.incarnation,
-            ids=self.rounds.keys(),
-            rounds=self.rounds.values(),
+            ids=told.keys(),
+            rounds=told.values(),
         )
 
 

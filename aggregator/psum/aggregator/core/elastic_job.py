@@ -88,6 +88,13 @@ class ElasticJob(Job):
         admission = self.members.admissions.get(rank)
         return None if admission is None else admission.to_message()
 
+    def other_admissions(self, rank: int) -> list[pb.Admission]:
+        """See Job. Until a newcomer has the state, it could not tell a restarted aggregator whom the others expect."""
+        admissions = self.members.admissions
+        if rank not in admissions:
+            return []
+        return [each.to_message(rounds=False) for other, each in sorted(admissions.items()) if other != rank]
+
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. Of a worker that is let in, losses and admissions are learned before anything else that it says."""
         rank, before = hello.rank, self.workers.get(hello.rank)

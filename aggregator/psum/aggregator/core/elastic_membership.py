@@ -142,6 +142,11 @@ class ElasticMembership(Membership):
         """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
 
         Its welcome waits for members that have not come to the step boundary.
+
+        Args:
+            rank: The rank.
+            now: Since when it waits, or when its stream has ended, which may have been before the admission.
+            here: Which of these.
         """
         if rank in self._deadlines:
             self._deadlines[rank] = now + (self._round_timeout if here else self._closed_timeout)

@@ -159,12 +159,18 @@ def no_room(job: str, hello: pb.Hello, peer: str, lack: int, budget: Budget) -> 
     )
 
 
-def waits_long(job: str, candidate: Candidate, timeout: float, now: float) -> str:
+def waits_long(job: str, candidate: Candidate, roster: ElasticRoster, timeout: float, now: float) -> str:
     """A candidate waits for long."""
+    if roster.too_few:
+        why = f"It cannot: {below_minimum(roster)}"
+    else:
+        why = (
+            "Members admit it when all of them call step() of their ElasticState, and when the process before it in"
+            f" this rank is lost or has left. It is refused after {timeout:g} s"
+        )
     return (
         f"{candidate} has waited {now - candidate.since:.0f} s to join elastic job {job!r} as rank"
-        f" {candidate.hello.rank}. Members admit it when all of them call step() of their ElasticState, and when the"
-        f" process before it in this rank is lost or has left. It is refused after {timeout:g} s"
+        f" {candidate.hello.rank}. {why}"
     )
 
 
@@ -182,6 +188,15 @@ NOT_ADMITTED: Final = (
     "the members have not admitted it. They do so when all of them call step() of their ElasticState; a program that"
     " never does takes in no others"
 )
+
+
+def below_minimum(roster: ElasticRoster) -> str:
+    """Why nobody is admitted to a job that has too few members."""
+    return (
+        f"{len(roster.known)} of {roster.size} ranks are left, and rounds need {roster.least} (PSUM_ELASTIC). So the"
+        " members cannot end their step, and processes are admitted between steps. Start the job again from its last"
+        " checkpoint, with a lower minimum if fewer workers will do"
+    )
 
 
 def held(holder: Worker) -> str:

@@ -220,6 +220,10 @@ class Job:
         """The admission of a rank's present process, as it is told of it. None if it was there from the beginning."""
         return None
 
+    def other_admissions(self, rank: int) -> list[pb.Admission]:
+        """What the process of a rank that was admitted is told of the other ranks: who was admitted, without rounds."""
+        return []
+
     def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
         """Takes from a member of an elastic job that the members have admitted a process.
 

@@ -30,6 +30,8 @@ class Joins:
 
     def __init__(self, members: ElasticMembership, memory: JobMemory, limits: Limits, log: MembershipLog) -> None:
         self.candidates = Candidates()
+        self._closed: dict[int, tuple[int, float]] = {}
+        """The last candidate of each rank whose stream has ended before it was admitted: its incarnation, and when."""
         self._members = members
         self._memory = memory
         self._timeout = limits.round_timeout
@@ -68,6 +70,7 @@ class Joins:
     def add(self, candidate: Candidate, now: float) -> list[Action]:
         """Lets a process wait."""
         hello = candidate.hello
+        self._closed.pop(hello.rank, None)
         actions: list[Action] = []
         if (replaced := self.candidates.add(candidate)) is not None:
             actions.append(Refuse(replaced, elastic_texts.replaced_candidate(self._name, hello, candidate.peer)))
@@ -86,6 +89,8 @@ class Joins:
         if self._admission(candidate) is not None:
             self._members.await_newcomer(rank, now, here=False)
             return []
+        # The members may have agreed already to admit it.
+        self._closed[rank] = candidate.hello.incarnation, now
         return self.tell()
 
     def admitted(self, admission: Admission, now: float) -> list[Action]:
@@ -98,6 +103,9 @@ class Joins:
             admission.generation,
             "a process" if candidate is None else str(candidate),
         )
+        incarnation, closed_at = self._closed.pop(admission.rank, (None, now))
+        if incarnation == admission.incarnation:
+            self._members.await_newcomer(admission.rank, closed_at, here=False)
         if candidate is None:
             return []
         if self._admission(candidate) is not None:
@@ -142,7 +150,8 @@ class Joins:
                 actions += self.withdraw(candidate, now)
             elif waited > self._warn_after and not candidate.warned:
                 candidate.warned = True
-                text = elastic_texts.waits_long(self._name, candidate, self._timeout, now)
+                roster = self._members.roster
+                text = elastic_texts.waits_long(self._name, candidate, roster, self._timeout, now)
                 actions.append(Warn(text, self._members.connected()))
         return actions
 
@@ -161,7 +170,11 @@ class Joins:
         return self._members.generation(rank) + 1
 
     def _in_vain(self, candidate: Candidate) -> FaultError:
-        holder = self._members.workers.get(candidate.hello.rank)
-        held = holder is not None and candidate.hello.rank not in self._members.roster.gone
-        why = elastic_texts.held(holder) if held and holder is not None else elastic_texts.NOT_ADMITTED
+        roster, holder = self._members.roster, self._members.workers.get(candidate.hello.rank)
+        if roster.too_few:
+            why = elastic_texts.below_minimum(roster)
+        elif holder is not None and candidate.hello.rank not in roster.gone:
+            why = elastic_texts.held(holder)
+        else:
+            why = elastic_texts.NOT_ADMITTED
         return elastic_texts.waited_in_vain(self._name, candidate, why, self._timeout)

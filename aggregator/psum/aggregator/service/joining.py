@@ -317,6 +317,7 @@ class Joining:
         welcome.losses.extend(job.losses(self._clock()))
         if admission is not None:
             welcome.admission.CopyFrom(admission)
+            welcome.admissions.extend(job.other_admissions(hello.rank))
         lack = self._choose_plane(job, hello, connection, welcome)
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:

@@ -110,6 +110,9 @@ class Joins:
             self.generation = admission.generation
             self._rounds.update(zip(admission.ids, admission.rounds, strict=True))
             self.admissions.learn([admission])
+            if self.lacks_state:
+                # A member hears of admissions at boundaries. It would count one twice of which others speak before.
+                self.admissions.learn(welcome.admissions)
 
     def begin(self) -> None:
         """Notes that all aggregators have welcomed this process, which has no state yet: it knows the rounds now."""
