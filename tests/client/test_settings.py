@@ -1,6 +1,7 @@
 """A worker's settings come from psum's names, or from those that BytePS, ps-lite and Kubernetes use."""
 
 import re
+import signal
 from typing import Any
 
 import pytest
@@ -59,6 +60,15 @@ def test_kubernetes_gives_the_rank_of_an_indexed_job() -> None:
     environ = {"JOB_COMPLETION_INDEX": "3", "PSUM_NUM_WORKERS": "4", "PSUM_AGGREGATORS": "a:1"}
     assert Settings.from_environment(environ).rank == 3
     assert Settings.from_environment(environ | {"PSUM_RANK": "2"}).rank == 2
+
+
+def test_a_worker_of_an_indexed_job_that_leaves_has_not_done_its_work() -> None:
+    """The Job would take status 0 for that, and start no other. A setting overrides it."""
+    environ = FOUR | {"PSUM_ELASTIC": "2"}
+    assert Settings.from_environment(environ).leave_status == 0
+    environ |= {"JOB_COMPLETION_INDEX": "3"}
+    assert Settings.from_environment(environ).leave_status == 128 + signal.SIGTERM
+    assert Settings.from_environment(environ | {"PSUM_LEAVE_STATUS": "0"}).leave_status == 0
 
 
 FOUR = {"PSUM_NUM_WORKERS": "4", "PSUM_AGGREGATORS": "a:1,b:1"}

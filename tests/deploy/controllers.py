@@ -10,6 +10,10 @@ They follow Kubernetes' documentation under "Concepts", "Workloads": "Jobs" (sec
   says six). With `backoffLimitPerIndex` only the failures of the pod's index count, otherwise all failures.
 - A Job fails when more than `maxFailedIndexes` indexes have each failed more often than `backoffLimitPerIndex`, or when
   there are more failures than `backoffLimit`.
+- With `backoffLimitPerIndex`, a deleted pod whose container ends with status 0 before it is replaced has succeeded: its
+  index is done, and no other pod follows. If it ends with another status, the delay begins anew. (The documentation
+  does not say so. In the controller's source, `calculateSucceededIndexes` and `getFinishedTime` do it.)
+- When `completions` and `parallelism` are lowered, the pods beyond are deleted, and count as nothing.
 - When a pod is deleted, its preStop hook runs, then it gets SIGTERM, and SIGKILL at the end of its grace period.
 - When a StatefulSet's pod has ended, it is replaced at once under the same name.
 
@@ -55,6 +59,7 @@ class Place:
         replaced: When the current process replaced another; 0 if it is the first.
         deleted: When the current process was deleted, or None.
         counted: Whether `failures` already contains the failure of the current process.
+        succeeded: Whether the place is done, because its process has ended with status 0.
     """
 
     pod: Pod
@@ -64,6 +69,7 @@ class Place:
     replaced: float = 0.0
     deleted: float | None = None
     counted: bool = False
+    succeeded: bool = False
 
 
 class Controller(abc.ABC):
@@ -75,12 +81,14 @@ class Controller(abc.ABC):
 
     Attributes:
         places: One for each pod, by index.
+        removed: The places that there are no longer.
     """
 
     def __init__(self, pods: Sequence[Pod], make: Callable[[Pod], PodProcess]) -> None:
         self._make = make
         self._dying: list[tuple[float, PodProcess]] = []
         self.places = [Place(pod, make(pod)) for pod in pods]
+        self.removed: list[Place] = []
 
     def start(self) -> None:
         """Starts all pods."""
@@ -89,7 +97,9 @@ class Controller(abc.ABC):
 
     def evict(self, index: int) -> None:
         """Deletes a pod, as for a drain or a preemption: asks it to end, and kills it after its grace period."""
-        place = self.places[index]
+        self._delete(self.places[index])
+
+    def _delete(self, place: Place) -> None:
         process, place.deleted = place.process, time.monotonic()
         self._dying.append((place.deleted + process.grace, process))
         # Controllers and other pods must go on while a hook runs.
@@ -112,14 +122,14 @@ class Controller(abc.ABC):
 
     def close(self) -> None:
         """Kills all processes that run."""
-        for place in self.places:
+        for place in (*self.places, *self.removed):
             for process in (*place.past, place.process):
                 process.close()
 
     def story(self, since: float) -> str:
         """Describes what happened to the pods, with the last lines of output of each process."""
         lines = []
-        for place in self.places:
+        for place in (*self.places, *self.removed):
             failed = ", ".join(f"{moment - since:.1f} s" for moment in place.failures)
             began = place.replaced - since
             lines.append(f"{place.pod.name}: failed after [{failed}], the last began after {began:.1f} s")
@@ -163,16 +173,43 @@ class Job(Controller):
         self._spec = spec
         self.failure = ""
 
+    def scale(self, spec: Resource, pods: Sequence[Pod]) -> None:
+        """Takes a new specification, which has another number of pods.
+
+        Args:
+            spec: The specification. It differs in `completions` and `parallelism` only.
+            pods: Its pods, by index.
+        """
+        assert spec["completions"] == spec["parallelism"] == len(pods), "not all pods run at a time"
+        self._spec = spec
+        while len(self.places) > len(pods):
+            self.removed.append(self.places.pop())
+            if self.removed[-1].process.status is None:
+                self._delete(self.removed[-1])
+        for pod in pods[len(self.places) :]:
+            self.places.append(Place(pod, self._make(pod)))
+            self.places[-1].process.launch()
+
     @property
     def failures(self) -> list[int]:
         """How often the pods of each index have failed."""
         return [len(place.failures) for place in self.places]
 
     def _look(self, place: Place, now: float) -> None:
+        if place.succeeded:
+            return
+        status, per_index = place.process.status, "backoffLimitPerIndex" in self._spec
+        if status == 0 and (per_index or not place.counted):
+            if place.counted:
+                place.failures.pop()
+            place.counted, place.succeeded = False, True
+            return
         if not place.counted and self._has_failed(place):
             place.counted = True
             place.failures.append(now)
             self._judge()
+        elif per_index and place.deleted is not None and status is not None:
+            place.failures[-1], place.deleted = now, None
         if place.counted and not self.failure and now >= place.failures[-1] + delay(self._count(place)):
             self._replace(place, now)
 

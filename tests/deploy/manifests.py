@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -126,6 +127,30 @@ def kustomize(*folders: str) -> tuple[Resource, ...]:
 def rendered(name: str) -> tuple[Resource, ...]:
     """Returns the resources of one of RENDERED."""
     return kustomize(*RENDERED[name])
+
+
+def patched(resource: Resource, command: str) -> Resource:
+    """Returns a resource as a `kubectl patch` command changes it. No server is asked.
+
+    Args:
+        resource: The resource. The command names its kind, name and namespace.
+        command: The command as one types it.
+    """
+    kubectl = pathlib.Path(sys.executable).with_name("kubectl")
+    metadata = resource["metadata"]
+    named = ["kubectl", "-n", metadata["namespace"], "patch", resource["kind"].lower(), metadata["name"]]
+    words = shlex.split(command)
+    assert words[: len(named)] == named, f"the command is not for {resource['kind']}/{metadata['name']}: {command}"
+    done = subprocess.run(
+        [kubectl, "patch", "--local", "-f", "-", "-o", "yaml", *words[len(named) :]],
+        input=yaml.safe_dump(resource),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    result: Resource = yaml.safe_load(done.stdout)
+    return result
 
 
 def pods(resources: Sequence[Resource]) -> Iterator[Pod]:

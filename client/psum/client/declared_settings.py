@@ -93,6 +93,15 @@ class DeclaredSettings(BaseSettings):
         meaning="How long a worker of an elastic job may go on after SIGTERM until it leaves at a step boundary. Then"
         " it ends at once.",
     )
+    leave_status: int = setting(
+        "PSUM_LEAVE_STATUS",
+        default=0,
+        default_text="0, or 143 in an Indexed Job",
+        parse=integer(0, 255),
+        meaning="The exit status with which a worker of an elastic job ends when it has left at a step boundary. An"
+        " Indexed Job of Kubernetes takes a worker that ends with 0 for one that has done its work, and starts no"
+        " other.",
+    )
     local_rank: int = setting(
         "PSUM_LOCAL_RANK",
         "BYTEPS_LOCAL_RANK",

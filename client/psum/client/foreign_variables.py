@@ -21,6 +21,9 @@ _UNDERSTOOD: Final = (
     "JOB_COMPLETION_INDEX",
 )
 
+#: What a shell shows for a process that SIGTERM has ended.
+_ENDED_BY_SIGTERM: Final = 143
+
 #: How similar a name must be to one of these to count as a misspelling. Below that, it is another variable of those
 #: systems.
 _MISSPELT: Final = 0.85
@@ -29,7 +32,7 @@ _MISSPELT: Final = 0.85
 def with_derived(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment, completed from other systems' variables if psum's are missing.
 
-    It completes the rank, the number of workers, and the directory of the timeline.
+    It completes the rank, the number of workers, the directory of the timeline, and the status of workers that leave.
     """
     derived = dict(environ)
 
@@ -49,6 +52,9 @@ def with_derived(environ: Mapping[str, str]) -> dict[str, str]:
         derived["PSUM_RANK"] = environ.get("PSUM_RANK") or worker_id
     if environ.get("BYTEPS_TRACE_ON") == "1":
         derived["PSUM_TRACE_DIR"] = first("PSUM_TRACE_DIR", "BYTEPS_TRACE_DIR", otherwise=".")
+    if environ.get("JOB_COMPLETION_INDEX"):
+        # With status 0, the Job would never start a successor of an evicted pod.
+        derived["PSUM_LEAVE_STATUS"] = environ.get("PSUM_LEAVE_STATUS") or str(_ENDED_BY_SIGTERM)
     if nodes:
         product = str(int(nodes) * int(local_size)) if nodes.isdecimal() and local_size.isdecimal() else nodes
         derived["PSUM_NUM_WORKERS"] = environ.get("PSUM_NUM_WORKERS") or product

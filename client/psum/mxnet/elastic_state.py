@@ -35,7 +35,7 @@ class ElasticState(psum.client.ElasticState):
 
     Args:
         trainer: A Trainer with the store 'byteps', or a list of several. They have not stepped yet.
-        exit_on_leave: Whether `step` ends the program, by SystemExit(0), when this process leaves.
+        exit_on_leave: Whether `step` ends the program, by SystemExit, when this process leaves.
         **values: Further values that can be pickled. They are attributes. NDArrays, and the parameters of networks
             (gluon.Block), are filled in place.
 

@@ -28,7 +28,7 @@ class ElasticState(psum.client.ElasticState):
     Args:
         model: A module, such as a DistributedDataParallel, or a list of several.
         optimizer: A torch.optim.Optimizer, or a list of several; None: there is none.
-        exit_on_leave: Whether `step` ends the program, by SystemExit(0), when this process leaves.
+        exit_on_leave: Whether `step` ends the program, by SystemExit, when this process leaves.
         **values: Further values. They are attributes. These are filled in place: modules, optimizers, tensors,
             torch.Generator (such as torch.default_generator), what has state_dict and load_state_dict (schedulers,
             GradScaler), and what has the methods of psum.client.StateSource. Others are pickled, and replaced.

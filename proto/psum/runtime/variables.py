@@ -51,6 +51,7 @@ VARIABLES: Final = frozenset(
         "PSUM_JOIN",
         "PSUM_KEEPALIVE",
         "PSUM_KEEP_SUMS",
+        "PSUM_LEAVE_STATUS",
         "PSUM_LEAVE_TIMEOUT",
         "PSUM_LISTEN",
         "PSUM_LOCAL_RANK",

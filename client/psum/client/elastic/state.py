@@ -39,7 +39,8 @@ class ElasticState:
         sources: The parts of the state, by names that are the same in all processes: arrays of NumPy and
             dictionaries, which are filled in place, generators of random numbers, and objects with the methods of
             StateSource.
-        exit_on_leave: Whether `step` ends the program when this process leaves: by SystemExit(0).
+        exit_on_leave: Whether `step` ends the program when this process leaves: by SystemExit with the status that
+            PSUM_LEAVE_STATUS says, usually 0.
         **values: Further values that can be pickled. They are attributes, to be read and set.
 
     Attributes:
@@ -176,7 +177,7 @@ class ElasticState:
         _log.warning("%s leaves the job in good order, as it was asked to", link.title)
         link.leave(_LEAVE_SECONDS)
         if self._exit_on_leave:
-            raise SystemExit(0)
+            raise SystemExit(self._client.settings.leave_status)
 
     def _save(self) -> dict[str, object]:
         entries: dict[str, object] = {}
