@@ -1,39 +1,42 @@
 """Processes join an elastic job: they wait, members admit them, and from a step boundary on rounds wait for them."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
 import pytest
 
 from psum.aggregator.core.actions import (
-    Action,
-    Admit,
     Detach,
     EndStreams,
-    Refuse,
     Release,
     Report,
     Sum,
-    TellCandidates,
     Warn,
 )
 from psum.aggregator.core.budget import Budget
-from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job import Job
-from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.membership_log import EventKind
-from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import (
     DisagreementError,
     ExcludedError,
     ExhaustedError,
-    FaultError,
-    InvalidError,
     ProtocolError,
     TakenError,
     WorkerLostError,
+)
+from tests.aggregator.core.joining import (
+    ELASTIC,
+    KEY,
+    NEW,
+    admission,
+    admit,
+    admitted,
+    begun,
+    candidate,
+    joined,
+    listed,
+    lost,
+    refusals,
+    refused,
+    waits,
 )
 from tests.aggregator.core.test_elastic_job import (
     LIMITS,
@@ -49,80 +52,6 @@ from tests.aggregator.core.test_elastic_job import (
     tick,
     told,
 )
-
-#: The incarnation of processes that join.
-NEW = 900
-
-KEY = 7
-
-ELASTIC = pb.Elastic(min=1, max=5)
-
-
-def begun(ranks: Iterable[int] = range(3), round: int = 0, **change: Any) -> ElasticJob:
-    """A job for up to five ranks, three of which have declared a sum."""
-    job = started(ranks, **{"elastic": ELASTIC} | change)
-    for rank in ranks:
-        declare(job, rank, round)
-    return job
-
-
-def candidate(rank: int, now: float = 20.0, **change: Any) -> Candidate:
-    fields: dict[str, Any] = {"incarnation": NEW + rank, "worker": f"new{rank} pid 8", "elastic": ELASTIC}
-    return Candidate(hello(rank, joining=True, **fields | change), f"peer of new {rank}", now)
-
-
-def waits(job: ElasticJob, process: Candidate) -> list[Action]:
-    actions, refusal = job.wait(process, process.since)
-    assert refusal is None
-    job.check()
-    return actions
-
-
-def refused(job: ElasticJob, process: Candidate) -> FaultError:
-    _, refusal = job.wait(process, process.since)
-    assert refusal is not None
-    job.check()
-    return refusal
-
-
-def admission(rank: int, generation: int, round: int = 0, incarnation: int | None = None) -> pb.Admission:
-    number = NEW + rank if incarnation is None else incarnation
-    return pb.Admission(rank=rank, generation=generation, incarnation=number, ids=[KEY], rounds=[round])
-
-
-def admit(job: ElasticJob, by: int, what: pb.Admission, now: float = 21.0) -> list[Action]:
-    actions = job.admit(by, what, now)
-    job.check()
-    return actions
-
-
-def lost(job: ElasticJob, rank: int, generation: int = 0, by: int = 0, now: float = 3.0) -> list[Action]:
-    """A rank is lost elsewhere, as another one tells."""
-    actions = job.learn_losses(by, [pb.Loss(rank=rank, generation=generation, text="it vanished elsewhere")], now)
-    job.check()
-    return actions
-
-
-def joined(job: ElasticJob, rank: int, generation: int, round: int = 0) -> None:
-    """A process joins with the help of all members."""
-    waits(job, candidate(rank))
-    members = job.members.roster.members
-    actions = [action for by in members for action in admit(job, by, admission(rank, generation, round))]
-    assert [action.candidate.hello.rank for action in actions if isinstance(action, Admit)] == [rank]
-
-
-def listed(actions: Sequence[Action]) -> list[tuple[list[int], tuple[int, ...]]]:
-    """The ranks of candidates that are told of, with those who are told."""
-    return [([each.rank for each in a.candidates], a.ranks) for a in actions if isinstance(a, TellCandidates)]
-
-
-def admitted(actions: Sequence[Action]) -> list[int]:
-    return [action.candidate.hello.rank for action in actions if isinstance(action, Admit)]
-
-
-def refusals(actions: Iterable[Action]) -> list[FaultError]:
-    return [action.fault for action in actions if isinstance(action, Refuse)]
-
 
 # Waiting.
 
@@ -572,272 +501,3 @@ def test_a_candidate_of_an_admitted_rank_with_another_incarnation_goes_on_waitin
     actions = admit(job, 0, admission(3, 0, incarnation=5))
     assert refusals(actions) == []
     assert [each.rank for each in job.candidates()] == [3]
-
-
-# First hellos of processes that do not ask to join.
-
-
-def test_a_first_hello_without_joining_is_refused_if_the_rank_takes_no_part() -> None:
-    """A restarted pod has the same environment. The code EXCLUDED tells its client to ask to join."""
-    job = begun()
-    lost(job, 1)
-    job.leave(2, 20.0)
-    for rank, why in ((1, "was lost"), (2, "was left by another process"), (3, "was not among the 3 first ranks")):
-        _, refusal = job.join(hello(rank, incarnation=5, elastic=ELASTIC), "peer", 21.0)
-        assert isinstance(refusal, ExcludedError)
-        assert why in str(refusal)
-        assert "PSUM_JOIN=1" in str(refusal)
-    assert job.failure is None
-
-
-def test_a_new_process_with_other_settings_does_not_end_a_job_that_has_begun() -> None:
-    """While a rank is lost or awaited, anybody may come."""
-    job = begun(range(2), 5, resuming=True)
-    _, refusal = job.join(hello(2, partition_bytes=77, elastic=ELASTIC), "peer", 1.0)
-    assert isinstance(refusal, DisagreementError)
-    assert job.failure is None
-    job = begun(range(2))
-    _, refusal = job.join(hello(2, partition_bytes=77, elastic=ELASTIC), "peer", 1.0)
-    assert job.failure is refusal
-
-
-# An aggregator that is started again.
-
-
-def test_a_restarted_aggregator_learns_newcomers_from_members() -> None:
-    """It waits for them, whether the join is complete or not."""
-    job = started([0], resuming=True, elastic=ELASTIC)
-    again = hello(1, resuming=True, elastic=ELASTIC, losses=[loss(2)], admissions=[admission(2, 1), admission(3, 0)])
-    assert job.join(again, "peer", 0.0)[1] is None
-    assert job.members.roster.known == (0, 1, 2, 3)
-    # Those who come back by themselves wait for nobody's word.
-    for rank, generation in ((2, 1), (3, 0)):
-        newcomer = hello(rank, incarnation=NEW + rank, generation=generation, resuming=True, elastic=ELASTIC)
-        assert job.join(newcomer, "peer", 1.0)[1] is None
-    for rank in range(4):
-        declare(job, rank, 8)
-    for rank in range(3):
-        assert push(job, rank, 8) == []
-    [action] = push(job, 3, 8)
-    assert add_up(job, action).contributors == 4
-
-
-def test_an_earlier_admission_that_is_heard_late_does_not_hide_the_present_one() -> None:
-    """A hello lists them by rank. The rounds are those of the one that is not complete."""
-    job = started([0], resuming=True, elastic=ELASTIC)
-    earlier = pb.Admission(rank=3, generation=0, incarnation=NEW + 3)
-    waits(job, candidate(1, 1.0))
-    again = hello(2, resuming=True, elastic=ELASTIC, losses=[loss(1)], admissions=[admission(1, 1, round=8), earlier])
-    assert job.join(again, "peer", 1.0)[1] is None
-    lost(job, 3)
-    declare(job, 0, 7)
-    declare(job, 2, 7)
-    push(job, 0, 7)
-    [action] = push(job, 2, 7)
-    assert add_up(job, action).contributors == 2
-    assert admitted(admit(job, 0, admission(1, 1, round=8))) == [1]
-    message = job.admission(1)
-    assert message is not None
-    assert list(message.rounds) == [8]
-
-
-def test_a_newcomer_may_be_the_first_to_come_back() -> None:
-    """What it says of itself is its admission. Old processes of its rank are out."""
-    newcomer = hello(1, incarnation=9, generation=2, resuming=True, elastic=ELASTIC)
-    job = ElasticJob(newcomer, LIMITS)
-    assert job.join(newcomer, "peer", 0.0)[1] is None
-    assert job.members.generation(1) == 2
-    _, refusal = job.join(hello(1, resuming=True, elastic=ELASTIC), "peer", 1.0)
-    assert isinstance(refusal, ExcludedError)
-    further = hello(4, incarnation=9, resuming=True, elastic=ELASTIC)
-    assert job.join(further, "peer", 1.0)[1] is None
-    assert job.members.roster.known == (0, 1, 2, 4)
-
-
-def test_a_process_that_comes_first_and_was_lost_gives_way_to_its_successor() -> None:
-    """What the stopped process had declared is forgotten."""
-    job = begun([1], 3, resuming=True)
-    actions, refusal = job.join(hello(0, resuming=True, elastic=ELASTIC, admissions=[admission(1, 1)]), "peer", 1.0)
-    assert refusal is None
-    assert [type(fault) for fault in faults(actions)] == [ExcludedError]
-    assert any(isinstance(action, EndStreams) for action in actions)
-    newcomer = hello(1, incarnation=NEW + 1, generation=1, resuming=True, elastic=ELASTIC)
-    assert job.join(newcomer, "peer", 1.0)[1] is None
-    for rank in (0, 1):
-        assert declare(job, rank, 8) == []
-
-
-def test_a_newcomer_does_not_count_as_one_that_began_anew() -> None:
-    """Its rounds are those of the others, though it has not been here before."""
-    job = started([0], resuming=True, elastic=ELASTIC)
-    waits(job, candidate(1, 1.0))
-    for rank in (0, 2):
-        again = hello(rank, resuming=True, elastic=ELASTIC, losses=[loss(1)], admissions=[admission(1, 1, round=8)])
-        actions, refusal = job.join(again, "peer", 1.0)
-        assert refusal is None
-    assert admitted(actions) == [1]
-    assert declare(job, 1, 8) == []
-    assert declare(job, 0, 8) == []
-    assert job.members.roster.members == (0, 1, 2)
-
-
-def test_an_aggregator_that_drains_loses_nobody_by_time() -> None:
-    """Those whose streams break, and newcomers, wait for its next process."""
-    job = begun()
-    push(job, 1)
-    job.drain()
-    job.lost(1, 10.0, closed=True)
-    admit(job, 0, admission(3, 0))
-    assert told(tick(job, 100.0)) == []
-    assert told(lost(job, 1)) == [([1], (2,))]
-
-
-# The registry.
-
-
-def room(**limits: Any) -> Registry:
-    return Registry(Limits(round_timeout=60, **limits))
-
-
-def test_a_process_waits_for_the_first_member_of_its_job() -> None:
-    """As after a restart of the aggregator. It is checked when the member is here."""
-    registry = room()
-    good, bad = candidate(3), candidate(4, partition_bytes=77)
-    for each in (good, bad):
-        assert registry.wait(each, 20.0) == ([], None)
-    assert not registry.jobs
-    job, actions, refusal = registry.join(hello(0, resuming=True, elastic=ELASTIC), "peer", 21.0)
-    assert refusal is None
-    assert isinstance(job, ElasticJob)
-    done = [action for _, action in actions]
-    assert listed(done) == [([3], (0,))]
-    assert [type(each) for each in refusals(done)] == [DisagreementError]
-    assert list(registry.refusals(500.0)) == []
-
-
-def test_a_process_that_waits_for_a_job_without_members_is_refused_after_the_round_timeout() -> None:
-    """The fault says that nobody has come, and how a job begins."""
-    registry = room()
-    registry.wait(candidate(3), 20.0)
-    assert list(registry.refusals(79.0)) == []
-    [refusal] = refusals(registry.refusals(81.0))
-    assert isinstance(refusal, WorkerLostError)
-    assert "no member of this job has come to this aggregator. Start the job's first workers without" in str(refusal)
-    assert list(registry.refusals(82.0)) == []
-
-
-def test_a_process_that_goes_away_waits_no_more() -> None:
-    """Neither in a job nor for one."""
-    registry = room()
-    process = candidate(3)
-    registry.wait(process, 20.0)
-    assert registry.withdraw(process, 21.0) == []
-    assert list(registry.refusals(500.0)) == []
-    registry.join(hello(0, elastic=ELASTIC), "peer", 21.0)
-    registry.wait(process, 22.0)
-    assert listed([action for _, action in registry.withdraw(process, 23.0)]) == [([], (0,))]
-
-
-def test_two_processes_for_one_rank_of_a_job_without_members() -> None:
-    """As in a job: the same process replaces itself, another one is refused."""
-    registry = room()
-    registry.wait(candidate(3), 20.0)
-    assert registry.wait(candidate(3), 20.0) == ([], None)
-    assert [type(each) for each in refusals(registry.refusals(21.0))] == [TakenError]
-    assert isinstance(registry.wait(candidate(3, incarnation=5), 20.0)[1], TakenError)
-
-
-def test_those_who_wait_are_told_when_the_job_has_ended() -> None:
-    """All members have left."""
-    registry = room()
-    job, _, _ = registry.join(hello(0, num_workers=1, elastic=ELASTIC), "peer", 1.0)
-    assert job is not None
-    registry.wait(candidate(3, num_workers=1), 20.0)
-    job.leave(0, 21.0)
-    job.lost(0, 21.0)
-    registry.settle(job, 21.0)
-    [refusal] = refusals(registry.refusals(21.0))
-    assert isinstance(refusal, WorkerLostError)
-    assert "elastic job 'night' has ended while new3 pid 8" in str(refusal)
-
-
-def test_nobody_joins_a_job_that_is_not_elastic() -> None:
-    """The text says which setting differs, whoever comes first."""
-    registry = room()
-    registry.join(hello(0, elastic=None), "peer", 1.0)
-    _, refusal = registry.wait(candidate(1), 20.0)
-    assert "PSUM_ELASTIC" in str(refusal)
-    assert isinstance(refusal, DisagreementError)
-    assert registry.withdraw(candidate(1), 20.0) == []
-    registry = room()
-    registry.wait(candidate(1), 20.0)
-    _, actions, _ = registry.join(hello(0, elastic=None), "peer", 21.0)
-    assert [type(each) for each in refusals(action for _, action in actions)] == [DisagreementError]
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"elastic": None}, "not elastic"),
-        ({"rank": 5}, "rank 5 of 5 workers"),
-        ({"incarnation": 0}, "must have an incarnation"),
-        ({"elastic": pb.Elastic(min=0, max=5)}, "an elastic job of 0 to 5 ranks"),
-        ({"group_size": 2}, "cannot use relays yet"),
-    ],
-)
-def test_a_process_whose_hello_makes_no_sense_may_not_wait(change: dict[str, Any], text: str) -> None:
-    """It is refused at once."""
-    process = candidate(1, **change) if "rank" not in change else candidate(**change)
-    _, refusal = room().wait(process, 20.0)
-    assert isinstance(refusal, InvalidError)
-    assert text in str(refusal)
-
-
-def test_ranks_up_to_the_maximum_may_come_back() -> None:
-    """A worker of a rank that the job did not begin with says hello as any other."""
-    job, _, refusal = room().join(hello(4, incarnation=9, resuming=True, elastic=ELASTIC), "peer", 1.0)
-    assert refusal is None
-    assert job is not None
-    assert job.members.roster.known == (0, 1, 2, 4)
-
-
-# What operators see.
-
-
-def test_the_log_has_what_happened_to_members() -> None:
-    """In order, with generations, times and reasons."""
-    job = begun()
-    silence(job, 1)
-    waits(job, candidate(1, 20.0))
-    admit(job, 0, admission(1, 1), 21.0)
-    admit(job, 2, admission(1, 1), 22.0)
-    gone = candidate(3, 23.0)
-    waits(job, gone)
-    job.withdraw(gone, 24.0)
-    job.leave(2, 25.0)
-    job.leave(2, 26.0)
-    events = [(event.at, event.kind, event.rank, event.generation) for event in job.log]
-    assert events == [
-        *((0.0, EventKind.JOINED, rank, 0) for rank in range(3)),
-        (pytest.approx(15.1), EventKind.LOST, 1, 0),
-        (20.0, EventKind.WAITS, 1, 1),
-        (21.0, EventKind.ADMITTED, 1, 1),
-        (22.0, EventKind.JOINED, 1, 1),
-        (23.0, EventKind.WAITS, 3, 0),
-        (24.0, EventKind.WITHDRAWN, 3, 0),
-        (25.0, EventKind.LEFT, 2, 0),
-    ]
-    assert job.log.counts[EventKind.JOINED] == 4
-    assert "h1 pid 7 (peer 1) vanished 5.1 s ago" in next(e.text for e in job.log if e.kind is EventKind.LOST)
-
-
-def test_the_log_is_bounded() -> None:
-    """It keeps the latest events, and counts all."""
-    job = begun()
-    for number in range(400):
-        process = candidate(3, float(number))
-        waits(job, process)
-        job.withdraw(process, float(number))
-    assert len(job.log) == 256
-    assert job.log.counts[EventKind.WAITS] == 400
-    assert list(job.log)[-1].at == 399.0
