@@ -14,6 +14,8 @@ from psum.aggregator.core.joins import Joins
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.losses import Loss
 from psum.client.core.admissions import Admissions
+from psum.client.core.joins import Joins as ClientJoins
+from psum.v1 import aggregator_pb2 as pb
 
 
 def a_hello_has_no_admissions(patch: pytest.MonkeyPatch) -> None:
@@ -87,6 +89,16 @@ def members_do_not_wait_for_a_newcomer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ElasticJob, "_lose", mutant)
 
 
+def a_member_takes_admissions_from_a_welcome(patch: pytest.MonkeyPatch) -> None:
+    welcomed = ClientJoins.welcomed
+
+    def mutant(self: ClientJoins, welcome: pb.Welcome) -> None:
+        welcomed(self, welcome)
+        self.admissions.learn(welcome.admissions)
+
+    patch.setattr(ClientJoins, "welcomed", mutant)
+
+
 ALL = [
     a_hello_has_no_admissions,
     rounds_before_the_admission_wait_for_the_newcomer,
@@ -97,6 +109,7 @@ ALL = [
     a_newcomer_counts_as_one_that_began_anew,
     a_count_above_the_nominal_size_is_left_out,
     members_do_not_wait_for_a_newcomer,
+    a_member_takes_admissions_from_a_welcome,
 ]
 
 #: Where to begin the search for bugs that need a rare coincidence, to save time.
@@ -104,4 +117,5 @@ FIRST_SEEDS: Mapping[Callable[[pytest.MonkeyPatch], None], int] = {
     rounds_before_the_admission_wait_for_the_newcomer: 50,
     a_newcomer_is_welcomed_after_the_first_admission: 385,
     a_newcomer_counts_as_one_that_began_anew: 105,
+    a_member_takes_admissions_from_a_welcome: 30,
 }
