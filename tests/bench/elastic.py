@@ -218,7 +218,8 @@ def _services(way: str, directory: pathlib.Path, python: str) -> Iterator[Callab
     """Run what a way needs besides workers, and give the environment of each rank."""
     common = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if way == "torchrun":
-        yield lambda rank: common
+        # By default torchrun keeps one store over all restarts, and new processes find addresses of old ones in it.
+        yield lambda rank: common | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         return
     file = directory / "address"
     if way == "torchft":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from psum.client import AbortedError, Operation
-from psum.mxnet import BytePS, kvstore
+from psum.mxnet import BytePS, ElasticState, kvstore
 from psum.mxnet.compat import MAJOR_VERSION, MXNetError, mx
 
 ONE_DEVICE = (mx.cpu(0),)
@@ -55,6 +55,14 @@ def test_trainer(two_ranks: Any, make: Callable[[], Any], devices: tuple[Any, ..
     summed = 2 * len(devices)
     assert weights(net) == [[1 - 0.25 * summed * 1, 1 - 0.25 * summed * 2]] * len(devices)
     assert [t.operation for t in two_ranks.reserved] == [Operation.BROADCAST, Operation.SUM]
+
+
+def test_an_elastic_state_has_no_values_with_names_of_its_own(client: Any) -> None:
+    """Also where they are filled in place: they would hide a method, or replace an entry."""
+    trainer = mx.gluon.Trainer(dense(ONE_DEVICE).collect_params(), "sgd", kvstore=BytePS(client))
+    for name in ("step", "members", "trainer"):
+        with pytest.raises(TypeError, match=f"a value of an ElasticState cannot be called '{name}'"):
+            ElasticState(trainer, **{name: mx.nd.zeros(1)})
 
 
 def test_trainer_priorities(two_ranks: Any) -> None:

@@ -123,8 +123,8 @@ def test_the_mean_stays_the_mean(run_workers: Callable[..., list[Any]]) -> None:
 def test_a_replacement_has_the_same_bits(start_workers: Callable[..., list[Any]]) -> None:
     """A process that replaces a killed one gets parameters, optimizers and values, and has the others' bits then.
 
-    The trainings are SGD with momentum, Adam with a schedule, and SGD in float16 with weights in float32. The
-    replacement uses a device with another number.
+    The trainings are SGD with momentum, Adam with a schedule, and SGD in float16 with weights in float32, also with
+    AMP's scaled losses. The replacement uses a device with another number.
     """
     environment = {"PSUM_ELASTIC": "1", "PSUM_JOB": "replaced"}
     runs = start_workers("joining.py", "3", "0", num_workers=3, **environment)
@@ -135,6 +135,7 @@ def test_a_replacement_has_the_same_bits(start_workers: Callable[..., list[Any]]
     outputs = [run.check().splitlines() for run in runs]
     steps = [dict(line.split()[1:] for line in output if line.startswith("step")) for output in outputs]
     assert steps[0] == steps[2]
+    assert int(outputs[0][-1].removeprefix("scales ")) > 2
     assert "members 0 1 2" in outputs[0]
     assert "joined" in outputs[1]
     assert len(steps[1]) >= 4

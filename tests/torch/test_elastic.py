@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import time
+import unittest
 from typing import Any, Final
 
 import pytest
@@ -13,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 import psum.torch
-from psum.client import ConfigurationError, WorkerLostError
+from psum.client import ConfigurationError, InvalidError, WorkerLostError
 from tests.torch.ranks import Ranks
 
 #: The rank that is killed.
@@ -192,10 +193,21 @@ def refusals() -> None:
         dist.new_group([0])
     with pytest.raises(NotImplementedError, match=r"Call torch\.distributed\.barrier"):
         dist.group.WORLD.monitored_barrier()
+    net = torch.nn.Linear(1, 1)
+    for name in ("step", "members", "model", "communication"):
+        with pytest.raises(TypeError, match=f"a value of an ElasticState cannot be called '{name}'"):
+            psum.torch.ElasticState(net, **{name: torch.zeros(1)})
+    with unittest.TestCase().assertLogs("psum.torch", "WARNING") as logs:
+        state = psum.torch.ElasticState(DistributedDataParallel(net, static_graph=True))
+    assert "nobody can join this job: DistributedDataParallel with static_graph=True sums in" in logs.output[0]
+    with pytest.raises(InvalidError, match=r"entry 'model' of the elastic state could not be saved, .*static_graph"):
+        state._save()
 
 
 def test_what_elastic_jobs_lack(elastic_ranks: Ranks) -> None:
-    """Groups over parts of the ranks, and barriers through a store, say why there are none."""
+    """Groups over parts of the ranks, and barriers through a store, say why there are none. A state says at once if it
+    cannot be given to others, or has a value with a name that means something else.
+    """
     elastic_ranks.run(1, refusals)
 
 

@@ -23,7 +23,7 @@ def parse_elastic(text: str) -> Elastic | None:
     """Reads min or min:max; None if the text is off. Without a maximum, that is 0, and the settings know it.
 
     Raises:
-        ValueError: The text is neither, or has a number below 1.
+        ValueError: The text is neither, or has a number below 1, or the least number is larger than the most.
     """
     text = text.strip()
     if text.lower() == "off":
@@ -32,4 +32,7 @@ def parse_elastic(text: str) -> Elastic | None:
     numbers = [least, most] if colon else [least]
     if not all(number.isascii() and number.isdecimal() and int(number) for number in numbers):
         raise ValueError("expected the least number of workers, or the least and the most, from 1, such as 2 or 2:8")
-    return Elastic(int(least), int(most) if colon else 0)
+    minimum, maximum = int(least), int(most) if colon else 0
+    if 0 < maximum < minimum:
+        raise ValueError(f"the least number of workers, {minimum}, is larger than the most, {maximum}")
+    return Elastic(minimum, maximum)

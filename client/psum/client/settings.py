@@ -29,7 +29,7 @@ class Settings(DeclaredSettings):
 
     def __post_init__(self) -> None:
         if self.elastic is not None:
-            most = self.elastic.maximum or self.num_workers
+            most = self.elastic.maximum or max(self.num_workers, self.elastic.minimum)
             object.__setattr__(self, "elastic", dataclasses.replace(self.elastic, maximum=most))
             # A job begins with the ranks below num_workers.
             object.__setattr__(self, "joining", self.joining or self.num_workers <= self.rank < most)
@@ -114,10 +114,16 @@ class Settings(DeclaredSettings):
                 yield "only an elastic job can be joined while it runs (PSUM_JOIN): set PSUM_ELASTIC as its workers do"
             return
         least, most = elastic.minimum, elastic.maximum
-        if not 1 <= least <= self.num_workers <= most <= _MAX_WORKERS:
+        if not 1 <= least <= most <= _MAX_WORKERS:
             yield (
-                f"an elastic job of {least} to {most} workers that begins with {self.num_workers}; expected at least 1"
-                f" and at most {_MAX_WORKERS}, and the number of workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
+                f"an elastic job of at least {least} and at most {most} workers; expected at least 1, at most"
+                f" {_MAX_WORKERS}, and the first number no larger than the second (PSUM_ELASTIC)"
+            )
+        elif not least <= self.num_workers <= most:
+            than = f"fewer than the {least} that it needs at least" if self.num_workers < least else f"more than {most}"
+            yield (
+                f"an elastic job that begins with {self.num_workers} workers, {than}; expected a number within the"
+                " range (PSUM_NUM_WORKERS, PSUM_ELASTIC)"
             )
         elif self.rank >= most:
             yield (

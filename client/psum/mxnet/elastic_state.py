@@ -40,7 +40,7 @@ class ElasticState(psum.client.ElasticState):
             (gluon.Block), are filled in place.
 
     Raises:
-        TypeError: It is no Trainer, or one with another store.
+        TypeError: It is no Trainer, or one with another store, or a value has a name that means something else.
         InvalidError: This process joins, and has another model or optimizer than the others, or one without values.
         PsumError: See psum.client.ElasticState.
     """
@@ -51,6 +51,7 @@ class ElasticState(psum.client.ElasticState):
         sources: dict[str, Any] = {
             f"trainer {number}" if number else "trainer": _TrainerSource(each) for number, each in enumerate(trainers)
         }
+        self._check_names(values, sources)
         for name, value in list(values.items()):
             if isinstance(value, mx.gluon.Block):
                 sources[name] = _ParametersSource(list(value.collect_params().values()))

@@ -1,6 +1,7 @@
 """What a process gets that joins a running elastic job of PyTorch: models, optimizers, and the program's values."""
 
-from typing import Any
+import logging
+from typing import Any, Final
 
 import psum.client
 import torch
@@ -8,6 +9,11 @@ from psum.client import Client
 from psum.torch import job
 from psum.torch.group import PsumProcessGroup
 from psum.torch.state_sources import CommunicationSource, ModuleSource, source_of
+
+_log = logging.getLogger(__name__)
+
+#: The entry of what psum itself needs.
+_COMMUNICATION: Final = "communication"
 
 
 class ElasticState(psum.client.ElasticState):
@@ -35,7 +41,7 @@ class ElasticState(psum.client.ElasticState):
 
     Raises:
         RuntimeError: The process has joined no job: init_process_group("psum") or psum.torch.init() comes before.
-        TypeError: It is no module or no optimizer.
+        TypeError: It is no module or no optimizer, or a value has a name that means something else, such as `model`.
         InvalidError: This process joins, and has another model or optimizer than the others, or other values.
         PsumError: See psum.client.ElasticState.
     """
@@ -50,14 +56,19 @@ class ElasticState(psum.client.ElasticState):
                 if not isinstance(each, kind):
                     raise TypeError(f"the {title} is a {type(each).__name__}; expected a {kind.__name__}, or a list")
                 sources[f"{title} {number}" if number else title] = source_of(title, each)
+        self._check_names(values, {*sources, _COMMUNICATION})
         for name, value in list(values.items()):
             if (source := source_of(name, value)) is not None:
                 sources[name] = source
                 self.__dict__[name] = values.pop(name)
         self.__dict__["_modules"] = [each for each in sources.values() if isinstance(each, ModuleSource)]
         # Last: making buckets anew uses collectives.
-        sources["communication"] = CommunicationSource(client, group if isinstance(group, PsumProcessGroup) else None)
+        sources[_COMMUNICATION] = CommunicationSource(client, group if isinstance(group, PsumProcessGroup) else None)
         super().__init__(client, sources, exit_on_leave=exit_on_leave, **values)
+        for module in self._modules if client.elastic else ():
+            if module.obstacle:
+                # Now, and not only when the first process wants to join.
+                _log.warning("rank %d: nobody can join this job: %s", client.rank, module.obstacle)
 
     def step(self) -> None:
         """See psum.client.ElasticState.step. After the first step it lets models make their final buckets."""

@@ -155,6 +155,16 @@ class ModuleSource:
     def _layouts_of(self) -> PsumProcessGroup | None:
         return self._group if isinstance(self._module, DistributedDataParallel) else None
 
+    @property
+    def obstacle(self) -> str:
+        """Why no process can join with such a module; '' if one can."""
+        if not getattr(self._module, "static_graph", False):
+            return ""
+        return (
+            "DistributedDataParallel with static_graph=True sums in another order in its first step, so a process"
+            " cannot join; leave static_graph out"
+        )
+
     def remake_buckets(self) -> None:
         """Lets a DistributedDataParallel make its buckets now that it makes anew once, so that they can be saved."""
         if (group := self._layouts_of) is not None:
@@ -167,11 +177,8 @@ class ModuleSource:
             InvalidError: The module's first step differs from later ones.
         """
         module, group = self._module, self._layouts_of
-        if getattr(module, "static_graph", False):
-            raise InvalidError(
-                "DistributedDataParallel with static_graph=True sums in another order in its first step, so a process"
-                " cannot join; leave static_graph out"
-            )
+        if self.obstacle:
+            raise InvalidError(self.obstacle)
         layout = [] if group is None else [SavedTensor(each) for each in group.layouts.of(module)]
         return {name: SavedTensor(tensor) for name, tensor in self._tensors().items()}, self._extra(), layout
 

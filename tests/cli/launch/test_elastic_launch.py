@@ -77,22 +77,35 @@ def test_too_few_workers_end_the_job(launch: Launch) -> None:
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert "psum: worker rank 1 ended with status 1 (RuntimeError: no more data); too few are left" in lines
-    assert "psum: 1 worker is left, and the job goes on with no fewer than 2 (--elastic); ending everything" in lines
+    assert (
+        "psum: 1 worker is left, and the job needs at least 2 (--elastic). New processes could not join, because the"
+        " others let them in after a step, and make no more steps; ending everything" in lines
+    )
     assert lines[-1] == "psum: first failure: rank 1, RuntimeError: no more data"
 
 
+def test_no_process_is_started_that_could_not_join(launch: Launch) -> None:
+    """The members let others in after a step, and there is none with so few. The job does not wait for a time-out."""
+    done = launch("--workers", "2", "--elastic", "2", python=TRAIN.format("os.kill(os.getpid(), 9)"))
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "psum: worker rank 1 was killed by SIGKILL; too few are left" in done.stderr.splitlines()
+    assert "New processes could not join" in done.stderr
+
+
 def test_a_worker_that_ends_before_it_has_joined_is_started_again(launch: Launch, tmp_path: Any) -> None:
-    """As a worker that the job begins with: nobody could admit it before all are there."""
+    """As a worker that the job begins with: nobody could admit it before all are there. Nor is the job over, though it
+    has fewer workers than it needs for a moment.
+    """
     mark = tmp_path / "mark"
     program = f"import os, sys\nif os.environ['PSUM_RANK'] == '1' and not os.path.exists({str(mark)!r}):\n"
     program += f"    open({str(mark)!r}, 'w').close()\n    sys.exit(3)\n"
     program += "print(os.environ['PSUM_ELASTIC'], os.environ['PSUM_JOIN'])\n" + TRAIN.format("pass")
-    done = launch("--workers", "2", "--elastic", "1", python=program)
+    done = launch("--workers", "2", "--elastic", "2", python=program)
     assert done.returncode == 0, done.stderr
     assert "psum: worker rank 1 ended with status 3; 1 left; starting another process in its place in 0.5 s" in (
         done.stderr.splitlines()
     )
-    shown = ["[0] 1:2 0", "[0] done 2.0 2.0 2.0", "[1] 1:2 0", "[1] done 2.0 2.0 2.0"]
+    shown = ["[0] 2:2 0", "[0] done 2.0 2.0 2.0", "[1] 2:2 0", "[1] done 2.0 2.0 2.0"]
     assert sorted(done.stdout.splitlines()) == shown
 
 
@@ -123,8 +136,10 @@ def test_a_signal_ends_everything(psum: Any, number: signal.Signals) -> None:
     [
         ("0", "'0': expected the least number of workers, or the least and the most, from 1, such as 2 or 2:8"),
         ("x:y", "'x:y': expected the least number of workers"),
-        ("3", "--workers 2 is not in the range of --elastic 3:2"),
-        ("1:1", "--workers 2 is not in the range of --elastic 1:1"),
+        ("5:2", "'5:2': the least number of workers, 5, is larger than the most, 2"),
+        ("3", "--workers 2: --elastic says at least 3"),
+        ("3:8", "--workers 2: --elastic says at least 3"),
+        ("1:1", "--workers 2: --elastic says at most 1"),
     ],
 )
 def test_a_wrong_range_is_explained(psum: Any, elastic: str, complaint: str) -> None:
@@ -132,3 +147,10 @@ def test_a_wrong_range_is_explained(psum: Any, elastic: str, complaint: str) -> 
     done = psum.run("launch", "--workers", "2", "--elastic", elastic, "--", "true")
     assert done.returncode == 2
     assert complaint in done.stderr
+
+
+def test_a_wrong_range_in_the_environment_is_explained(psum: Any) -> None:
+    """PSUM_ELASTIC means the same as the option."""
+    done = psum.run("launch", "--workers", "3", "--", "true", PSUM_ELASTIC="5:2")
+    assert done.returncode == 2
+    assert "'5:2': the least number of workers, 5, is larger than the most, 2" in done.stderr

@@ -17,13 +17,27 @@ def test_a_worker_that_has_lived_for_long_is_replaced_at_once() -> None:
 
 def test_the_first_process_of_a_rank_may_come_twice() -> None:
     """The job waits for a rank of which no process has joined yet, so nobody would admit its second process."""
+    for minimum in (1, 2):
+        force = Workforce(2, minimum, replace=True, now=0.0)
+        force.failed(0, 1.0, member=False)
+        assert (force.left, force.over) == (1, False)
+        force.started(0, 2.0)
+        assert (force.state(0), force.has_been_member(0), force.left) == (State.MEMBER, False, 2)
+
+
+def test_a_job_of_too_few_members_is_over_though_processes_could_be_started() -> None:
+    """They could not join: the others make no more steps. The same if no rank runs that could wait for them."""
     force = Workforce(2, 2, replace=True, now=0.0)
+    force.failed(0, 60.0, member=True)
+    assert (force.left, force.goes_on, force.over) == (1, False, True)
+    force = Workforce(2, 2, replace=True, now=0.0)
+    force.lost(0)
     force.failed(0, 1.0, member=False)
-    assert force.left == 1
+    assert (force.failed_starts(0), force.goes_on, force.over) == (1, False, True)
     force = Workforce(2, 1, replace=True, now=0.0)
     force.failed(0, 1.0, member=False)
-    force.started(0, 2.0)
-    assert (force.state(0), force.has_been_member(0), force.left) == (State.MEMBER, False, 2)
+    force.failed(1, 1.0, member=False)
+    assert (force.enough, force.over) == (False, True)
 
 
 def test_pauses_grow_while_processes_end_at_once() -> None:

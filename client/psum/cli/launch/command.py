@@ -80,9 +80,11 @@ def launch(
     """
     check_variables()
     if elastic is not None:
+        if workers < elastic.minimum:
+            raise click.UsageError(f"--workers {workers}: --elastic says at least {elastic.minimum}")
+        if elastic.maximum and workers > elastic.maximum:
+            raise click.UsageError(f"--workers {workers}: --elastic says at most {elastic.maximum}")
         elastic = dataclasses.replace(elastic, maximum=elastic.maximum or workers)
-        if not elastic.minimum <= workers <= elastic.maximum:
-            raise click.UsageError(f"--workers {workers} is not in the range of --elastic {elastic}")
     job = LocalJob(
         command,
         workers=workers,

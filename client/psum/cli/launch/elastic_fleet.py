@@ -1,6 +1,7 @@
 """The processes of an elastic job on this machine: the job goes on when a worker fails, and another takes its place."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -16,6 +17,19 @@ _ASK_SECONDS: Final = 1.0
 
 #: How long what a failed worker has started may take to end before another worker is started.
 _CLEANING_SECONDS: Final = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Membership:
+    """What the aggregator knows.
+
+    Attributes:
+        members: The ranks whose present process has joined the job.
+        lost: The ranks that were lost, and that no process has taken since.
+    """
+
+    members: set[int] = dataclasses.field(default_factory=set)
+    lost: set[int] = dataclasses.field(default_factory=set)
 
 
 class ElasticFleet(LocalFleet):
@@ -36,11 +50,15 @@ class ElasticFleet(LocalFleet):
                 return self._aggregator_ended(next(c for c in self._aggregators if c.ended.done()), addresses)
             if ended:
                 ended = await self._causes_first(force)
-            members = await self._members(force, addresses[0]) if ended or force.ranks(State.JOINING) else set()
+            known = (
+                await self._membership(force, addresses[0]) if ended or force.ranks(State.JOINING) else _Membership()
+            )
             # A process that has ended well had joined, though nobody has asked in time.
             well = {rank for rank in ended if self._ending(rank).code == 0}
-            for rank in set(force.ranks(State.JOINING)) & (well | (members or set())):
+            for rank in set(force.ranks(State.JOINING)) & (well | (known.members if known else set())):
                 self._note_joined(force, rank, failed)
+            for rank in known.lost if known else ():
+                force.lost(rank)
             for rank in ended:
                 if force.over:
                     break
@@ -52,7 +70,7 @@ class ElasticFleet(LocalFleet):
                     # The latest failure comes last.
                     failed.pop(rank, None)
                     failed[rank] = ending
-                    force.failed(rank, time.monotonic(), member=None if members is None else rank in members)
+                    force.failed(rank, time.monotonic(), member=None if known is None else rank in known.members)
                     await self._clean_up(rank)
                     self._display.note(_told(force, ending))
         await self._await_late(force, failed)
@@ -117,8 +135,8 @@ class ElasticFleet(LocalFleet):
             tasks = [self._workers[rank].ended for rank in causes]
             await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _members(self, force: Workforce, address: str) -> set[int] | None:
-        """Return the ranks whose present process has joined the job; None if the aggregator does not answer."""
+    async def _membership(self, force: Workforce, address: str) -> "_Membership | None":
+        """Return who is a member, and who was; None if the aggregator does not answer."""
         asked = time.monotonic()
         settings = Settings(token_file=str(self._token_file))
         try:
@@ -127,11 +145,12 @@ class ElasticFleet(LocalFleet):
             return None
         workers = [worker for job in status.jobs for worker in job.workers]
         known = (*force.ranks(State.MEMBER), *force.ranks(State.JOINING))
-        return {
+        members = {
             worker.rank
             for worker in workers
             if worker.rank in known and asked - worker.joined_seconds > force.started_at(worker.rank)
         }
+        return _Membership(members, {rank for job in status.jobs for rank in job.elastic.lost})
 
     async def _clean_up(self, rank: int) -> None:
         """End what the failed process of a rank has started: it may use the device that the next one needs."""
@@ -153,8 +172,9 @@ class ElasticFleet(LocalFleet):
         assert self._job.elastic is not None
         left, least = force.left, self._job.elastic.minimum
         self._display.note(
-            f"{left} worker{' is' if left == 1 else 's are'} left, and the job goes on with no fewer than {least}"
-            " (--elastic); ending everything"
+            f"{left} worker{' is' if left == 1 else 's are'} left, and the job needs at least {least} (--elastic). New"
+            " processes could not join, because the others let them in after a step, and make no more steps; ending"
+            " everything"
         )
         self._verdict = cause(failed)
         return shell_status(self._verdict.code)
@@ -166,7 +186,9 @@ def _told(force: Workforce, ending: Ending) -> str:
     text = f"worker rank {rank} {describe(ending.code)}"
     if ending.error:
         text += f" ({ending.error})"
-    left = f"{force.left} left" if force.enough else "too few are left"
+    if not force.goes_on:
+        return f"{text}; too few are left"
+    left = f"{force.left} left"
     if force.state(rank) is State.DUE:
         pause = force.pause(rank, now)
         when = f" in {pause:.1f} s" if pause else ""

@@ -68,13 +68,23 @@ class Workforce:
 
     @property
     def enough(self) -> bool:
-        """Whether the job goes on."""
+        """Whether the ranks that take part, or have ended well, are as many as the job needs."""
         return self.left >= self._minimum
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the job goes on: also if it needs ranks that the members still wait for, as at its beginning.
+
+        A rank that was lost is none of these: the members let its successor in after a step, and no step ends when too
+        few are left.
+        """
+        awaited = sum(not self._ranks[rank].was_member for rank in self.ranks(State.DUE))
+        return self.left + awaited >= self._minimum
 
     @property
     def over(self) -> bool:
         """Whether no member runs any more, or too few are left. Processes that have not joined are of no use then."""
-        return not self.enough or not self.ranks(State.MEMBER)
+        return not self.goes_on or not self.ranks(State.MEMBER)
 
     def ranks(self, state: State) -> list[int]:
         """The ranks in a state, in ascending order."""
@@ -116,6 +126,11 @@ class Workforce:
             return False
         each.state = State.MEMBER
         return True
+
+    def lost(self, rank: int) -> None:
+        """Notes that a process of a rank had joined and was lost: the next one has to be admitted by the others."""
+        if rank in self._ranks:
+            self._ranks[rank].was_member = True
 
     def finished(self, rank: int) -> None:
         """Notes that the process of a rank has ended well."""

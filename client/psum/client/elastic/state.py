@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -75,8 +75,7 @@ class ElasticState:
         exit_on_leave: bool = True,
         **values: Any,
     ) -> None:
-        if taken := [name for name in values if name.startswith("_") or hasattr(type(self), name) or name in _OWN]:
-            raise TypeError(f"a value of an ElasticState cannot be called {taken[0]!r}, which has a meaning of its own")
+        self._check_names(values)
         own = self.__dict__
         own["_values"] = values
         own["_client"] = client
@@ -96,6 +95,21 @@ class ElasticState:
             _log.warning("%s has joined the running job; its members are now %s", link.title, _names(self.members))
         termination.postpone(client, self.leave, client.settings.leave_timeout)
         own["_call"] = link.call(leaving=False, ahead=True)
+
+    @classmethod
+    def _check_names(cls, values: Iterable[str], entries: Container[str] = ()) -> None:
+        """Refuses names of values under which something else is found.
+
+        Args:
+            values: The names.
+            entries: The names of entries that the state has besides values.
+
+        Raises:
+            TypeError: A name is that of a method or an attribute of this class, or of an entry.
+        """
+        for name in values:
+            if name.startswith("_") or hasattr(cls, name) or name in _OWN or name in entries:
+                raise TypeError(f"a value of an ElasticState cannot be called {name!r}, which has a meaning of its own")
 
     def __getattr__(self, name: str) -> Any:
         try:
