@@ -31,6 +31,7 @@ from psum.client.transport.loop_thread import LoopThread
 from psum.client.transport.usable_planes import usable_planes
 from psum.planes import Block, MappedSums
 from psum.runtime import keep_large_blocks
+from psum.runtime.streaming import streaming_copy
 from psum.wire import ElementType
 from psum.wire.errors import ClosedError, FaultError, ForkedError, InvalidError, PsumError
 
@@ -98,6 +99,7 @@ class Client:
             shares_known=lambda shares: self._membership.share_links(shares),
             report_fault=self._report_fault,
             map_pieces=_lends_nothing if self.elastic else MappedSums.of,
+            stream=streaming_copy(),
         )
         self._telemetry = Telemetry(settings, self._session)
         self._memory = ClientMemory(settings, shared=self._planes.shares_memory, staging=staging)

@@ -10,6 +10,7 @@ from psum.client.core.key_loans import KeyLoans, MapPieces
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.recorder import Recorder, ShardRecord
+from psum.client.core.result_copies import ResultCopies
 from psum.client.core.send_window import SendWindow
 from psum.client.core.solo import Solo
 from psum.client.core.ticket import State, Ticket
@@ -26,6 +27,7 @@ class RunningOperations:
         windows: What is sent on each connection.
         registry: Where failed keys are noted.
         map_pieces: Maps results in shared memory one after the other, to lend them.
+        copies: Copies results out of shared memory.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class RunningOperations:
         windows: Sequence[SendWindow[Part]],
         registry: KeyRegistry,
         map_pieces: MapPieces,
+        copies: ResultCopies,
     ) -> None:
         self.finished: list[tuple[Ticket, PsumError | None]] = []
         """Operations that have ended, for the client to report."""
@@ -54,6 +57,7 @@ class RunningOperations:
         self._windows = windows
         self._registry = registry
         self._map_pieces = map_pieces
+        self._copies = copies
         self._stalled: OrderedDict[KeyRounds, float] = OrderedDict()
         """Keys with operations that wait for an earlier one that was reserved and not started, and since when."""
 
@@ -111,7 +115,7 @@ class RunningOperations:
             if not self._keeps_loans(rounds, ticket):
                 return
             if not rounds.parts:
-                rounds.parts = [Part(rounds, shard, ticket) for shard in shards]
+                rounds.parts = [Part(rounds, shard, ticket, self._copies) for shard in shards]
             for part in rounds.parts:
                 part.begin(ticket, now)
                 shard = part.shard
