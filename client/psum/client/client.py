@@ -8,10 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from psum.client import termination
 from psum.client.client_loop import ClientLoop
+from psum.client.core.buffers import Memory
 from psum.client.core.counters import Counters, Statistics, statistics
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
@@ -22,6 +26,7 @@ from psum.client.elastic.ranked_keys import check_ranks
 from psum.client.fleet import Fleet
 from psum.client.fork_guard import ForkGuard
 from psum.client.memory import ClientMemory
+from psum.client.shared_arrays import Place, Shape, SharedArrays
 from psum.client.store import Store
 from psum.client.transport.usable_planes import usable_planes
 from psum.planes import Block
@@ -45,7 +50,7 @@ class Client:
 
     Args:
         fleet: The settings of the job and of this worker, and where it connects to.
-        staging: Whether `allocate` gives memory.
+        staging: Whether it has memory for `allocate`, `empty` and `zeros` that aggregators on its host read from.
         numbering: What numbers its stores. None: they count from 0.
 
     Attributes:
@@ -65,7 +70,9 @@ class Client:
         self._loop = loop = ClientLoop(fleet, self._planes.planes, self._guard)
         self._thread, self._session, self._membership = loop.thread, loop.session, loop.membership
         self._telemetry, self._outstanding = loop.telemetry, loop.outstanding
-        self._memory = ClientMemory(settings, shared=self._planes.shares_memory, staging=staging)
+        self._memory = ClientMemory(settings, staging=self._planes.staging)
+        self.arrays = SharedArrays(self._memory, self._shares_memory)
+        """The arrays that `empty` and `zeros` made."""
         self.link: Link | None = None
         """What step boundaries need of an elastic job; None in others."""
         if settings.elastic is not None and loop.thread is not None:
@@ -191,6 +198,40 @@ class Client:
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
+
+    def empty(self, shape: Shape, dtype: object = np.float32) -> npt.NDArray[Any]:
+        """Makes an array in memory that aggregators on this host read from: what is pushed from it is not copied.
+
+        It is an ordinary NumPy array, for any keys, also in parts. Its memory is freed with the last array or view that
+        uses it. Keep it from step to step, because making it takes longer than one of the same size elsewhere.
+
+        Do not write to what was pushed before the operation's future is done: aggregators read it until then, one that
+        was killed and started again too. After that, and also after a failure, it is yours.
+
+        If no aggregator on this host shares memory with this worker, `PSUM_SHM_LIMIT` allows no more, or the array has
+        less than 64 KiB, it lies in memory of this process only, and all works as with any other array. The memory
+        stays valid after `close`. A forked process may use the array: it sees what its parent writes, until it writes
+        itself; its own writes stay its own.
+
+        Args:
+            shape: The shape: an integer or a tuple.
+            dtype: The type of its elements, which must be one that psum can sum. 'bfloat16' gives uint16.
+
+        Raises:
+            TypeError: psum cannot sum such elements.
+            ForkedError: The client belongs to the process that this one was forked from.
+        """
+        self._guard.check()
+        return self.arrays.empty(shape, dtype)
+
+    def zeros(self, shape: Shape, dtype: object = np.float32) -> npt.NDArray[Any]:
+        """Makes an array like `empty`, whose elements are all 0."""
+        self._guard.check()
+        return self.arrays.zeros(shape, dtype)
+
+    def place_of(self, memory: Memory) -> Place | None:
+        """Returns where aggregators can read a value that lies in an array of `empty` or `zeros`; None if nowhere."""
+        return self.arrays.place_of(memory)
 
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.
@@ -379,10 +420,12 @@ class Client:
             # Even if leaving failed: nobody else would complete the outstanding operations.
             self._detach()
             self._telemetry.close()
-            self._memory.close()
             self._session.fail(ClosedError("the client was closed before the operation was complete"))
             # Operations that came after the thread had emptied the inbox for the last time.
             self._outstanding.empty_inbox()
+            # After the operations have failed: what they pushed is separated from the memory first.
+            self.arrays.close()
+            self._memory.close()
             self._telemetry.write_timeline()
 
     def _detach(self) -> None:
@@ -390,3 +433,6 @@ class Client:
         self._closed = True
         termination.forget(self)
         self._outstanding.detach()
+
+    def _shares_memory(self) -> bool:
+        return "shm" in self.planes

@@ -21,13 +21,14 @@ _numbering = threading.RLock()
 """Held only for a moment, unlike the other lock."""
 
 
-def connect(settings: Settings | None = None, *, staging: bool = False) -> Client:
+def connect(settings: Settings | None = None, *, staging: bool = True) -> Client:
     """Joins a job.
 
     Args:
         settings: By default, those from the environment. With one worker and no aggregators the client needs no
             connection: every sum is the value itself.
-        staging: Whether Client.allocate gives memory.
+        staging: Whether Client.empty and Client.allocate give memory that aggregators on this host read from. It takes
+            two file descriptors, and nothing else before it is used.
 
     Raises:
         ConfigurationError: The environment's settings cannot be used.

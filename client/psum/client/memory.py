@@ -15,19 +15,17 @@ class ClientMemory:
 
     Args:
         settings: The worker's settings.
-        shared: Whether to share memory at all.
         staging: Whether to have staging memory.
     """
 
-    def __init__(self, settings: Settings, *, shared: bool, staging: bool) -> None:
+    def __init__(self, settings: Settings, *, staging: bool) -> None:
         self._settings = settings
-        self._shared = shared
         self._wants_staging = staging
         self._staging: GrowingSegment | None = None
 
     def open(self) -> None:
         """Makes the staging memory, if it is wanted and possible."""
-        if self._wants_staging and self._shared:
+        if self._wants_staging:
             with contextlib.suppress(SegmentError):
                 self._staging = GrowingSegment(self._settings.shm_directory, _warn_of_copies, self._settings.shm_limit)
 
@@ -39,6 +37,10 @@ class ClientMemory:
         """Frees a block of staging memory. From any thread and any finalizer."""
         if self._staging is not None:
             self._staging.free(offset, size)
+
+    def separate(self, offset: int, size: int) -> bool:
+        """Separates a block of staging memory for this process. See GrowingSegment.separate."""
+        return self._staging is not None and self._staging.separate(offset, size)
 
     @contextlib.contextmanager
     def room(self, size: int) -> Iterator[str | None]:

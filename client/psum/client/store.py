@@ -4,13 +4,17 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from psum.client.core.buffers import Buffer
+import numpy as np
+import numpy.typing as npt
+
+from psum.client.core.buffers import Buffer, Memory
 from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
 from psum.client.future import CountedOutcome, Outcome
 from psum.client.reserving import Reserving
-from psum.wire import ElementType
+from psum.client.shared_arrays import Place
+from psum.wire import LARGE_PAYLOAD_BYTES, ElementType
 
 #: A label is cut after this many characters. An aggregator takes 4096.
 _LABEL_LIMIT: Final = 1024
@@ -33,6 +37,15 @@ class Member(Reserving, Protocol):
     @property
     def elastic(self) -> bool:
         """Whether the job is elastic."""
+
+    def empty(self, shape: tuple[int, ...], dtype: object) -> npt.NDArray[Any]:
+        """See Client.empty."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: object) -> npt.NDArray[Any]:
+        """See Client.zeros."""
+
+    def place_of(self, memory: Memory) -> Place | None:
+        """See Client.place_of."""
 
     def check_may_wait(self) -> None:
         """Raises RuntimeError in the thread that brings the results."""
@@ -61,6 +74,22 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.number} of {self.client!r}>"
+
+    def empty_like(self, array: Any) -> npt.NDArray[Any]:
+        """Makes an array of the shape and type of another, in memory that aggregators on this host read from.
+
+        See Client.empty.
+
+        Args:
+            array: An array, or another object with the buffer protocol.
+        """
+        like = np.asarray(array)
+        return self.client.empty(like.shape, like.dtype)
+
+    def zeros_like(self, array: Any) -> npt.NDArray[Any]:
+        """Makes an array like `empty_like`, whose elements are all 0."""
+        like = np.asarray(array)
+        return self.client.zeros(like.shape, like.dtype)
 
     def push_pull(
         self,
@@ -237,7 +266,14 @@ class Store:
             counted.ticket = ticket
         else:
             future = Outcome()
-        ticket.start(source.memory if contributes else None, target.memory, future, stands_in=stands_in)
+        memory = source.memory if contributes else None
+        # Smaller values travel in messages.
+        if memory is not None and memory.nbytes >= LARGE_PAYLOAD_BYTES:
+            place = self.client.place_of(memory)
+            if place is not None:
+                ticket.start(memory, target.memory, place.block.kept_until(future), place.offset, stands_in=stands_in)
+                return future
+        ticket.start(memory, target.memory, future, stands_in=stands_in)
         return future
 
 

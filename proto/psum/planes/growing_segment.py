@@ -83,6 +83,21 @@ class GrowingSegment:
         self._freed.append((offset, -(-size // _PAGE_BYTES) * _PAGE_BYTES))
         self._settle()
 
+    def separate(self, offset: int, size: int) -> bool:
+        """Separates a block from the segment: what this process writes there is seen by no other process from now on.
+
+        Takes no lock, so a process that was forked may call it, for its own view of the block. The block must not be
+        freed while another process may read it.
+
+        Args:
+            offset: The block's offset.
+            size: Its size, as it was allocated.
+
+        Returns:
+            Whether it was separated. If not, the segment was closed, or there are too many mappings.
+        """
+        return self._segment.separate(offset, size)
+
     def unlink(self) -> None:
         """Removes its name only. Takes no lock, so a signal handler may call it."""
         self._segment.unlink()

@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from psum.planes.errors import PlaneError
 from psum.planes.space_limit import DEFAULT_LIMIT, Limit, shortage, turn
+from psum.runtime import mappings
 from psum.runtime.file_descriptors import lack_of_descriptors
 
 DEFAULT_DIRECTORY: Final = "/dev/shm"
@@ -156,6 +157,22 @@ class Segment:
         """Gives back memory that was reserved: what it held is gone in every process, and it must not be written to."""
         if self._descriptor >= 0:
             _punch(self._descriptor, offset, size)
+
+    def separate(self, offset: int, size: int) -> bool:
+        """Separates a part from the segment: what this process writes there is seen by no other process from now on.
+
+        Slices of `view` stay valid, and other threads may write to them at the same time.
+
+        Args:
+            offset: Where the part begins: at a page.
+            size: Its size in bytes.
+
+        Returns:
+            Whether it was separated. If not, the segment was closed, or there are too many mappings.
+        """
+        if self._descriptor < 0:
+            return False
+        return mappings.copy_on_write(mappings.address_of(self.view) + offset, size, self._descriptor, offset)
 
     def unlink(self) -> None:
         """Removes the name: no other process can open it any more, and the file goes with the last mapping."""

@@ -8,6 +8,8 @@ from typing import Final
 _PROT_NONE: Final = 0
 _MREMAP_MAYMOVE: Final = 1
 _MREMAP_FIXED: Final = 2
+_MAP_FIXED: Final = 0x10
+_MAP_NORESERVE: Final = 0x4000
 _MADV_DONTFORK: Final = 10
 _FAILED: Final = ctypes.c_void_p(-1).value
 
@@ -69,6 +71,25 @@ def make_private(address: int, size: int, *, writable: bool = True) -> bool:
         _libc.munmap(copy, length)
         return False
     return True
+
+
+def copy_on_write(address: int, size: int, descriptor: int, offset: int) -> bool:
+    """Separates mapped memory of a file from the file: what this process writes from now on stays its own.
+
+    Unlike `make_private`, it copies pages when they are written to, so others may write to the memory at the same time
+    and lose nothing. The pages that this process has not written to show what the file has.
+
+    Args:
+        address: The address of a page where a part of the file is mapped as shared.
+        size: The size in bytes. The pages that it begins are separated as a whole.
+        descriptor: The file.
+        offset: Where the part begins in the file.
+
+    Returns:
+        Whether it was separated. If not, nothing has changed.
+    """
+    access, how = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+    return bool(_libc.mmap(address, in_pages(size), access, how, descriptor, offset) != _FAILED)
 
 
 def reserve(size: int) -> int | None:

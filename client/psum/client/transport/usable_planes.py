@@ -24,10 +24,12 @@ class UsablePlanes:
     Attributes:
         planes: The planes, the best first.
         lack: Why they are fewer than the settings say, None if they are not.
+        staging: Whether the worker has staging memory, if it shares memory.
     """
 
     planes: tuple[Plane, ...]
     lack: str | None = None
+    staging: bool = False
 
     @property
     def shares_memory(self) -> bool:
@@ -43,7 +45,8 @@ def usable_planes(
     Args:
         settings: The worker's settings.
         addresses: What the worker connects to.
-        staging: Whether the worker has staging memory if it shares memory.
+        staging: Whether the worker has staging memory if it shares memory. With few descriptors it does without, rather
+            than use a slower plane.
         before: How many descriptors were open before the worker opened its first one; None: it has opened none.
 
     Raises:
@@ -55,7 +58,9 @@ def usable_planes(
         return usable
     # Counted here and not before: gRPC closes what it does not use any more at some later moment.
     opened = 0 if before is None else max(0, open_descriptors() - before)
-    needed = _needed(usable, count) + _STAGING * (staging and usable.shares_memory)
+    needed = _needed(usable, count)
+    if staging and usable.shares_memory and lacks_descriptors(needed + _STAGING - opened) is None:
+        return dataclasses.replace(usable, staging=True)
     lack = lacks_descriptors(needed - opened)
     if lack is None:
         return usable
