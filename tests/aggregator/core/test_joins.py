@@ -486,6 +486,27 @@ def test_a_restarted_aggregator_does_not_wait_for_newcomers_that_have_left(rank:
         assert add_up(job, action).contributors == 2
 
 
+def test_a_newcomer_that_declares_a_failed_key_again_does_not_make_others_lost() -> None:
+    """The aggregator has forgotten the rounds of such a key. That is no sign that it was started again."""
+    job = begun()
+    for rank in range(3):
+        actions = push(job, rank)
+    add_up(job, actions[0])
+    joined(job, 3, 0, round=1)
+    declare(job, 3, 1)
+    job.rounds.fail_key(job.keys[KEY], InvalidError("it was aborted", key=KEY))
+    job.lost(3, 22.0, closed=True)
+    assert job.join(hello(3, resuming=True, incarnation=NEW + 3, elastic=ELASTIC), "peer", 22.1)[1] is None
+    assert told(declare(job, 3, 1)) == []
+    # Nor is a key of some ranks, which is forgotten with an admission.
+    key = pb.Key(id=8, name="t", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_BROADCAST, ranks=[0, 3])
+    key.shape.append(4)
+    key.shards.append(pb.Shard(index=0, elements=4, round=2))
+    assert told(job.declare(3, key, 22.2)) == []
+    job.check()
+    assert job.members.roster.members == (0, 1, 2, 3)
+
+
 def test_memory_is_reserved_for_a_newcomer() -> None:
     """Each round may hold its contribution too."""
     job = begun()

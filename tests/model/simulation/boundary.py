@@ -54,7 +54,8 @@ class Boundary:
     @property
     def is_over(self) -> bool:
         """Whether all members have admitted the newcomer, and it is here or lost."""
-        return not set(self._to_admit).intersection(self._members) and (self._is_out or self.newcomer.joined)
+        here = self.newcomer.joined and self.newcomer.alive
+        return not set(self._to_admit).intersection(self._members) and (self._is_out or here)
 
     def end(self, random: Random) -> None:
         """Give the newcomer the state, and let the members go on."""

@@ -374,8 +374,14 @@ class ElasticJob(Job):
         return actions + self.joins.admitted(admission, now)
 
     def _is_ahead(self, rank: int, declared: pb.Key) -> bool:
-        """Whether a rank declares a later round than the first, of a shard of which no round was completed here."""
+        """Whether a rank declares a later round than the first, of a shard of which no round was completed here.
+
+        This process has forgotten the rounds of keys that have failed, and of keys of some ranks after an admission. So
+        those do not count.
+        """
         key = self.keys.get(declared.id)
+        if declared.ranks or (key is not None and key.failure is not None):
+            return False
         return self.members.goes_on(rank) and any(
             shard.round > 0 and (key is None or (known := key.shards.get(shard.index)) is None or known.inherited)
             for shard in declared.shards
