@@ -29,9 +29,15 @@ class Outcome(Future[None]):
         if error is not None:
             self.set_exception(error)
             return
-        if staging.devices_of([self._tensor]):
-            self._arrival = torch.cuda.current_stream(self._tensor.device).record_event()
-        self.set_result(None)
+        try:
+            if staging.devices_of([self._tensor]):
+                self._arrival = torch.cuda.current_stream(self._tensor.device).record_event()
+        except Exception as failure:
+            lost = PsumError(f"the result has arrived, and {self._tensor.device} failed: {failure}")
+            lost.__cause__ = failure
+            self.set_exception(lost)
+        else:
+            self.set_result(None)
 
     def cancel(self) -> bool:
         """Does nothing."""

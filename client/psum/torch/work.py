@@ -90,8 +90,10 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             if self._pending:
                 return
             self._mark()
-        self._end_event()
-        self._arrived.set()
+        try:
+            self._end_event()
+        finally:
+            self._arrived.set()
 
     def lent(self, loan: Loan) -> None:
         """Called before `done` with the result, if that is lent: the sum of the only tensor."""
@@ -177,9 +179,15 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         if not self._arrived.wait(self._patience):
             error = self._late(self._patience)
             self._error = self._error or error
-        with staging.after_results(self._result), bucket_calls.callbacks_of(gradients=self._gradients):
-            if self._arrived.is_set():
-                self._conclude()
+        try:
+            with staging.after_results(self._result), bucket_calls.callbacks_of(gradients=self._gradients):
+                if self._arrived.is_set():
+                    self._conclude()
+                begun.set_result(self._result)
+        except Exception as error:
+            if begun.done():
+                raise
+            self._error = self._error or error
             begun.set_result(self._result)
 
     def _outcome(self, _: Any) -> list[torch.Tensor]:
@@ -215,5 +223,11 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             self._mark()
 
     def _mark(self) -> None:
-        """Records on each GPU that what the current stream has done so far belongs to the result."""
-        self._events = [torch.cuda.current_stream(device).record_event() for device in self._devices]
+        """Records on each GPU that what the current stream has done so far belongs to the result.
+
+        A GPU that cannot do so is the work's error: whoever waits must hear of it.
+        """
+        try:
+            self._events = [torch.cuda.current_stream(device).record_event() for device in self._devices]
+        except Exception as error:
+            self._error = self._error or error

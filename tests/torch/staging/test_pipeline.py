@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import random
+import types
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ class Sum:
     """
 
     def __init__(self, started: list["Sum"], *, fails: bool) -> None:
+        self.key = types.SimpleNamespace(title="key 'w'")
         self.reason: str | None = None
         self.fails = fails
         self._started = started
@@ -316,6 +318,55 @@ def test_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ticket.reason == (
         "the copy from the device of uint8 (5000,) on cpu failed: an illegal memory access was encountered"
     )
+    assert pipeline.drain(0)
+
+
+def carried_out(device: StandIn, arrived: Callable[[Any, Any], None] | None) -> tuple[Pipeline, list[Any]]:
+    """Runs one transfer. Returns the pipeline, and what its `done` was called with."""
+    copying, waiting = LateThread(), LateThread()
+    pipeline = Pipeline(device, lambda _: None, budget=1 << 20, copying=copying, waiting=waiting)
+    tensor, _ = device.tensor(50, torch.uint8, device.stream())
+    started: list[Sum] = []
+    ends: list[Any] = []
+    ticket: Any = Sum(started, fails=False)
+    pipeline.begin(Request(ticket, gives=True, takes=True, as_bytes=False, arrived=arrived), tensor, ends.append)
+    for thread in (copying, waiting):
+        _next(thread)
+    started[0].finish()
+    _next(copying)
+    return pipeline, ends
+
+
+def test_a_result_that_cannot_be_handed_over_is_an_error_at_once() -> None:
+    """Who waits does not wait for a time-out. The error names the key and what failed."""
+
+    def fail(_ticket: object, _array: object) -> None:
+        raise RuntimeError("no counts")
+
+    pipeline, ends = carried_out(StandIn(random.Random(1)), fail)
+    assert [str(end) for end in ends] == [
+        "the result of key 'w' arrived, and could not be handed over: RuntimeError: no counts"
+    ]
+    assert pipeline.drain(0)
+
+
+def test_a_device_that_fails_at_the_end() -> None:
+    """If the device fails when the result is there, who waits gets that error."""
+
+    class Failing(StandIn):
+        def use(self, stream: Any) -> Any:
+            if stream is self.up and self.copied:
+                raise RuntimeError("the device is gone")
+            return super().use(stream)
+
+        def keep(self, tensor: torch.Tensor, stream: Any) -> None:
+            self.copied = True
+            super().keep(tensor, stream)
+
+        copied = False
+
+    pipeline, ends = carried_out(Failing(random.Random(1)), None)
+    assert [str(end) for end in ends] == ["the copy to the device of uint8 (50,) on cpu failed: the device is gone"]
     assert pipeline.drain(0)
 
 

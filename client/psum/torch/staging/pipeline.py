@@ -230,7 +230,12 @@ class Pipeline:
 
     def _end(self, transfer: _Transfer, error: PsumError | None) -> None:
         try:
-            with self._device.use(self._device.up) if error is None else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                try:
+                    if error is None:
+                        stack.enter_context(self._device.use(self._device.up))
+                except Exception as failure:
+                    error = _device_error(transfer, "to", failure)
                 transfer.done(error)
         finally:
             with self._counting:

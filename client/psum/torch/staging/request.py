@@ -8,6 +8,7 @@ import numpy as np
 
 import torch
 from psum.client import Loan, PsumError, Ticket
+from psum.torch.staging.last_steps import after
 from psum.torch.tensors import flat_array
 
 
@@ -56,11 +57,11 @@ class Request:
             ticket.start(source, array, done, staged, stands_in=self.stands_in)
             return
 
-        def ended(error: PsumError | None) -> None:
+        def hand_over() -> None:
             if lent is not None and ticket.loan is not None:
                 lent(ticket.loan)
-            if arrived is not None and error is None:
+            if arrived is not None:
                 arrived(ticket, array)
-            done(error)
 
+        ended = after(hand_over, done, lambda: ticket.key.title)
         ticket.start(source, array, ended, staged, borrows=lent is not None)

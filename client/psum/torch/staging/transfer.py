@@ -9,6 +9,7 @@ import torch
 from psum.client import Client, Contribution, Loan, Operation, PsumError, Store, Ticket, WorkerLostError, scale
 from psum.torch import marks
 from psum.torch.staging.cuda import CudaDevice
+from psum.torch.staging.last_steps import after
 from psum.torch.staging.pipeline import Pipeline
 from psum.torch.staging.request import Request
 from psum.torch.staging.shared_storages import SharedStorages
@@ -132,21 +133,20 @@ def _broadcast_marked(store: Store, key: str, tensor: torch.Tensor, root: int, p
         marks.write(place, as_bytes(plain(tensor)))
     counts: list[Contribution] = []
 
-    def ended(error: PsumError | None) -> None:
-        if error is None and not is_root:
-            if counts and not marks.is_complete(place):
-                error = WorkerLostError(
-                    f"rank {root} was lost before it had given its value to a broadcast ({key})", ranks=[root]
-                )
-            else:
-                value = marks.read(place, nbytes).view(tensor.dtype).view(tensor.shape)
-                tensor.detach().copy_(value)
-                if tensor.device.type == "cuda":
-                    # The program may drop the tensor when it does not want the result, before this copy is done.
-                    device = CudaDevice.of(tensor.device)
-                    device.keep(tensor, device.current_stream())
-        done(error)
+    def conclude() -> None:
+        if is_root:
+            return
+        if counts and not marks.is_complete(place):
+            raise WorkerLostError(
+                f"rank {root} was lost before it had given its value to a broadcast ({key})", ranks=[root]
+            )
+        tensor.detach().copy_(marks.read(place, nbytes).view(tensor.dtype).view(tensor.shape))
+        if tensor.device.type == "cuda":
+            # The program may drop the tensor when it does not want the result, before this copy is done.
+            device = CudaDevice.of(tensor.device)
+            device.keep(tensor, device.current_stream())
 
+    ended = after(conclude, done, lambda: f"a broadcast ({key})")
     push_pull(store, f"{key} from rank {root}, marked", place, priority=priority, done=ended, counted=counts.extend)
 
 
@@ -226,9 +226,11 @@ def _begin_in_shared_memory(shared: SharedStorages, request: Request, tensor: to
     array, staged = shared.memory_of(tensor)
 
     def withdraw_if_failed(error: PsumError | None) -> None:
-        if error is not None:
-            shared.withdraw(tensor)
-        done(error)
+        try:
+            if error is not None:
+                shared.withdraw(tensor)
+        finally:
+            done(error)
 
     request.start_with(array, done if staged is None else withdraw_if_failed, staged)
 
@@ -243,9 +245,8 @@ def _begin_in_place(request: Request, tensor: torch.Tensor, done: Done) -> None:
     else:
         copy = plain(tensor)
 
-        def copy_back(error: PsumError | None) -> None:
-            if error is None and request.takes:
+        def copy_back() -> None:
+            if request.takes:
                 tensor.copy_(copy)
-            done(error)
 
-        request.start(copy, copy_back)
+        request.start(copy, after(copy_back, done, lambda: request.ticket.key.title))
