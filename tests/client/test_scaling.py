@@ -40,6 +40,18 @@ def test_a_factor_is_rounded_once() -> None:
     assert half.tobytes() == expected.tobytes()
 
 
+def test_every_number_of_half_precision_is_multiplied_as_numpy_does_it() -> None:
+    """Also subnormal numbers, infinities, and products that have no finite number. A NaN stays one."""
+    given = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16)
+    for nominal, count in ((8, 7), (3, 5)):
+        with np.errstate(all="ignore"):
+            expected = (given.astype(np.float32) * np.float32(nominal / count)).astype(np.float16)
+        sums = given.copy()
+        scale_parts(sums, ElementType.FLOAT16, (0, len(sums), count), nominal=nominal)
+        np.testing.assert_array_equal(sums, expected)
+        assert np.signbit(sums[~np.isnan(sums)]).tolist() == np.signbit(expected[~np.isnan(expected)]).tolist()
+
+
 def test_bfloat16_is_rounded_to_nearest_even() -> None:
     """Products in bfloat16 are rounded to the nearest, ties to even; infinities and NaN stay what they are."""
     given = bfloat16([1.0, 3.0, -2.5, np.inf, -np.inf, np.nan, 3.3e38, 0.0])

@@ -4,6 +4,7 @@ A program divides a sum of gradients by the number of workers, n. If m ranks con
 n / m. Each shard has its own m. All ranks have the same sums and counts, and compute the same bits.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from psum.client.core.buffers import Memory, flat
 from psum.client.core.contribution import Contribution
 from psum.wire import ElementType
 
-#: How many elements of 16 bits are converted at once.
+#: How many elements of 16 bits are looked up at once.
 _BATCH: Final = 1 << 16
 
 
@@ -43,20 +44,29 @@ def _multiply(part: npt.NDArray[Any], element_type: ElementType, factor: float) 
     if element_type.itemsize > 2:
         part *= part.dtype.type(factor)
         return
-    narrow = np.float32(factor)
-    for start in range(0, len(part), _BATCH):
-        batch = part[start : start + _BATCH]
-        if element_type.in_numpy:
-            batch[:] = batch.astype(np.float32) * narrow
-        else:
-            batch[:] = _to_bfloat16(_from_bfloat16(batch) * narrow)
+    bits, products = part.view(np.uint16), _products(element_type, factor)
+    for start in range(0, len(bits), _BATCH):
+        batch = bits[start : start + _BATCH]
+        batch[:] = products[batch]
+
+
+# A job has few factors at a time: each is used for all gradients until another rank is lost or joins.
+@functools.lru_cache(maxsize=16)
+def _products(element_type: ElementType, factor: float) -> npt.NDArray[np.uint16]:
+    """The product of each number that a type of 16 bits has, by its bits. Looking it up takes half as long as
+    converting, multiplying and rounding."""
+    numbers, narrow = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16), np.float32(factor)
+    if element_type.in_numpy:
+        half = numbers.view(element_type.numpy)
+        return (half.astype(np.float32) * narrow).astype(element_type.numpy).view(np.uint16)
+    return _to_bfloat16(_from_bfloat16(numbers) * narrow)
 
 
 def _from_bfloat16(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _to_bfloat16(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _to_bfloat16(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """Rounds to the nearest, and to the even one of two."""
     bits = numbers.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)

@@ -37,6 +37,7 @@ def begin(session: Session) -> Ticket:
 
 
 def sent(session: Session, aggregator: int) -> list[pb.ExchangeRequest]:
+    """All messages to an aggregator that can be sent now."""
     messages = []
     while (data := session.next_message(aggregator)) is not None:
         messages.append(decode(pb.ExchangeRequest, data)[0])

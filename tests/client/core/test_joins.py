@@ -8,7 +8,8 @@ from psum.client.core.roll_call import Process
 from psum.client.core.session import Session
 from psum.client.core.store_numbers import STEERING
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode
+from psum.wire import encode
+from tests.client.core.test_elastic_session import sent
 
 
 def make(rank: int = 0, weights: tuple[int, ...] | None = ()) -> Session:
@@ -32,13 +33,6 @@ def begin(session: Session, name: str = "w", operation: Operation = Operation.SU
     ticket.start(np.ones(8, np.int32), np.zeros(8, np.int32), lambda _: None)
     session.submit(ticket, 0.0)
     return ticket
-
-
-def sent(session: Session, aggregator: int) -> list[pb.ExchangeRequest]:
-    messages = []
-    while (data := session.next_message(aggregator)) is not None:
-        messages.append(decode(pb.ExchangeRequest, data)[0])
-    return messages
 
 
 def answer(session: Session) -> None:

@@ -12,7 +12,7 @@ import pytest
 from psum.client import InvalidError, WorkerLostError
 from psum.client.core.roll_call import Process, Reading
 from psum.client.elastic import boundary
-from tests.client.elastic.fellowships import PATIENCE_SECONDS, Killed, Member, World
+from tests.client.elastic.members import PATIENCE_SECONDS, Killed, Member, World
 
 NEWCOMER = Process(1, 101)
 

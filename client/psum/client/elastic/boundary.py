@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from psum.client.core.roll_call import Process, Reading, Table, donors, read
 from psum.client.elastic.packing import Packed, pack, unpack
-from psum.client.elastic.transfer import Line, Pair, give, receive, refuse
+from psum.client.elastic.transfer import Pair, TransferLink, give, receive, refuse
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import InvalidError, WorkerLostError
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 _OWN: Final = ""
 
 
-class Calling(Protocol):
+class StartedRollCall(Protocol):
     """A roll call that has begun; see RollCall."""
 
     @property
@@ -25,7 +25,7 @@ class Calling(Protocol):
     def result(self) -> Table: ...
 
 
-class Fellowship(Line, Protocol):
+class BoundaryLink(TransferLink, Protocol):
     """What a boundary needs of Link, which documents it."""
 
     @property
@@ -40,7 +40,7 @@ class Fellowship(Line, Protocol):
     @property
     def admitted(self) -> list[pb.Admission]: ...
 
-    def call(self, *, leaving: bool, ready: bool = True) -> Calling: ...
+    def call(self, *, leaving: bool, ready: bool = True) -> StartedRollCall: ...
 
     def admit(self, process: Process) -> int: ...
 
@@ -54,8 +54,8 @@ class Fellowship(Line, Protocol):
 
 
 def conclude(
-    fellowship: Fellowship,
-    call: Calling,
+    link: BoundaryLink,
+    call: StartedRollCall,
     *,
     settle: Callable[[], None],
     save: Callable[[], Mapping[str, object]],
@@ -64,7 +64,7 @@ def conclude(
     """Ends a boundary, as a member. If a process is admitted, it has the state afterwards, or is lost.
 
     Args:
-        fellowship: The members.
+        link: Connects this rank with the other members.
         call: The boundary's roll call.
         settle: Called before an admission: makes sure that all operations of the step are complete.
         save: Gives the state of this process. May raise InvalidError.
@@ -80,28 +80,28 @@ def conclude(
     if (newcomer := present.admitted) is None:
         return present
     settle()
-    generation = fellowship.admit(newcomer)
-    _log.info("%s admits rank %d, generation %d", fellowship.title, newcomer.rank, generation)
+    generation = link.admit(newcomer)
+    _log.info("%s admits rank %d, generation %d", link.title, newcomer.rank, generation)
     try:
-        present = read(fellowship.call(leaving=is_leaving()).result())
+        present = read(link.call(leaving=is_leaving()).result())
         if newcomer.rank not in present.rows:
             _log.warning("rank %d was admitted to the job and was lost before it got the state", newcomer.rank)
             return present
-        last = fellowship.call(leaving=is_leaving())
-        _help(fellowship, donors(present.rows), newcomer, last, save)
+        last = link.call(leaving=is_leaving())
+        _help(link, donors(present.rows), newcomer, last, save)
         present = read(last.result())
         if newcomer.rank not in present.rows:
             _log.warning("rank %d was admitted to the job and was lost before it had the state", newcomer.rank)
         return present
     finally:
-        fellowship.complete()
+        link.complete()
 
 
-def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -> Reading:
+def join(link: BoundaryLink, load: Callable[[Mapping[str, object]], None]) -> Reading:
     """Joins a running job: waits for the admission of this process, and gets the state of the others.
 
     Args:
-        fellowship: The members.
+        link: Connects this process with the members.
         load: Takes the state. May raise an error, which ends the join: the others go on without this process.
 
     Returns:
@@ -112,58 +112,58 @@ def join(fellowship: Fellowship, load: Callable[[Mapping[str, object]], None]) -
         WorkerLostError: All members were lost before they had given the state.
         PsumError: This process was refused, or the job has failed.
     """
-    fellowship.wait_for_admission()
-    rows = read(fellowship.call(leaving=False, ready=False).result()).rows
-    newcomer = Process(fellowship.rank, rows[fellowship.rank].incarnation)
+    link.wait_for_admission()
+    rows = read(link.call(leaving=False, ready=False).result()).rows
+    newcomer = Process(link.rank, rows[link.rank].incarnation)
     for donor in donors(rows):
-        stream = receive(fellowship, Pair(donor, newcomer), fellowship.adopt_weights)
+        stream = receive(link, Pair(donor, newcomer), link.adopt_weights)
         if stream is not None:
             break
-        _log.warning("rank %d was lost while it gave its state to %s; the next one does", donor, fellowship.title)
+        _log.warning("rank %d was lost while it gave its state to %s; the next one does", donor, link.title)
     else:
         raise WorkerLostError(
-            f"{fellowship.title} was let into the job, and all members were lost before they had given it their state;"
+            f"{link.title} was let into the job, and all members were lost before they had given it their state;"
             " start the job again",
             ranks=list(rows),
         )
     entries = unpack(stream)
     own = entries.pop(_OWN)
     load(entries)
-    fellowship.adopt([pb.Admission.FromString(each) for each in own["admitted"]])
-    present = read(fellowship.call(leaving=False).result())
-    fellowship.complete()
+    link.adopt([pb.Admission.FromString(each) for each in own["admitted"]])
+    present = read(link.call(leaving=False).result())
+    link.complete()
     return present
 
 
 def _help(
-    fellowship: Fellowship,
+    link: BoundaryLink,
     order: Sequence[int],
     newcomer: Process,
-    last: Calling,
+    last: StartedRollCall,
     save: Callable[[], Mapping[str, object]],
 ) -> None:
     """Waits until the newcomer has taken part in the last roll call or is lost. Gives it the state, if that is up to
     this rank: to the first donor that is not lost."""
     asked: int | None = None
     while not last.done:
-        donor = next((rank for rank in order if not fellowship.is_lost(rank)), fellowship.rank)
-        if donor != asked and donor == fellowship.rank:
-            _give(fellowship, Pair(donor, newcomer), save)
+        donor = next((rank for rank in order if not link.is_lost(rank)), link.rank)
+        if donor != asked and donor == link.rank:
+            _give(link, Pair(donor, newcomer), save)
         asked = donor
-        fellowship.wait(lambda donor=donor: last.done or fellowship.is_lost(donor))  # type: ignore[misc]
+        link.wait(lambda donor=donor: last.done or link.is_lost(donor))  # type: ignore[misc]
 
 
-def _give(fellowship: Fellowship, pair: Pair, save: Callable[[], Mapping[str, object]]) -> None:
+def _give(link: BoundaryLink, pair: Pair, save: Callable[[], Mapping[str, object]]) -> None:
     try:
-        packed = _packed(fellowship, save)
+        packed = _packed(link, save)
     except InvalidError as error:
         # The members go on: their state is as it was.
-        _log.error("%s cannot give its state to rank %d: %s", fellowship.title, pair.newcomer.rank, error)
-        refuse(fellowship, pair, str(error))
+        _log.error("%s cannot give its state to rank %d: %s", link.title, pair.newcomer.rank, error)
+        refuse(link, pair, str(error))
         return
-    give(fellowship, pair, packed, fellowship.weights_total or ())
+    give(link, pair, packed, link.weights_total or ())
 
 
-def _packed(fellowship: Fellowship, save: Callable[[], Mapping[str, object]]) -> Packed:
-    own = {"admitted": [each.SerializeToString() for each in fellowship.admitted]}
+def _packed(link: BoundaryLink, save: Callable[[], Mapping[str, object]]) -> Packed:
+    own = {"admitted": [each.SerializeToString() for each in link.admitted]}
     return pack({_OWN: own, **save()})

@@ -236,5 +236,5 @@ def _names(ranks: tuple[int, ...]) -> str:
     return ",".join(map(str, ranks))
 
 
-#: Attributes that no value can be called after.
+#: Further names that no value may have.
 _OWN: Final = frozenset({"joined", "left", "client", "sources"})

@@ -33,7 +33,7 @@ _KEYS: Final = 4
 _LENGTH: Final = struct.Struct("<I")
 
 
-class Line(Protocol):
+class TransferLink(Protocol):
     """What a transfer needs of Link, which documents it."""
 
     def give(self, name: str, memory: Memory, giver: int, receiver: int, *, steers: bool = False) -> Outcome: ...
@@ -59,11 +59,11 @@ class Pair(NamedTuple):
         return f"state of rank {self.donor} for rank {self.newcomer.rank} ({self.newcomer.incarnation:016x}), {part}"
 
 
-def give(line: Line, pair: Pair, packed: Packed, weights: Sequence[int]) -> bool:
+def give(link: TransferLink, pair: Pair, packed: Packed, weights: Sequence[int]) -> bool:
     """Gives a state to a newcomer.
 
     Args:
-        line: The way to it.
+        link: Connects this process with it.
         pair: Who takes part.
         packed: The state.
         weights: What the ranks have agreed on for the weights of aggregators.
@@ -79,21 +79,21 @@ def give(line: Line, pair: Pair, packed: Packed, weights: Sequence[int]) -> bool
     sizes = itertools.chain([_HEADER_BYTES - len(header)], itertools.repeat(chunk))
     chunks = cut(packed.pieces, sizes)
     first = np.frombuffer(header + next(chunks), np.uint8)
-    return _carry(line, pair, first.data, chunks, keys, pair.newcomer.rank)
+    return _carry(link, pair, first.data, chunks, keys, pair.newcomer.rank)
 
 
-def refuse(line: Line, pair: Pair, reason: str) -> bool:
+def refuse(link: TransferLink, pair: Pair, reason: str) -> bool:
     """Tells a newcomer that it gets no state, and why. See `give`."""
     header = _header({"error": reason[: _HEADER_BYTES // 8]})
     first = np.frombuffer(header.ljust(_HEADER_BYTES, b"\0"), np.uint8)
-    return _carry(line, pair, first.data, iter(()), 1, pair.newcomer.rank)
+    return _carry(link, pair, first.data, iter(()), 1, pair.newcomer.rank)
 
 
-def receive(line: Line, pair: Pair, knows_weights: Callable[[Sequence[int]], None]) -> memoryview | None:
+def receive(link: TransferLink, pair: Pair, knows_weights: Callable[[Sequence[int]], None]) -> memoryview | None:
     """Receives a state as a newcomer.
 
     Args:
-        line: The way to the donor.
+        link: Connects this process with the donor.
         pair: Who takes part.
         knows_weights: Called with what the ranks have agreed on for the weights of aggregators, if they need to. Keys
             other than the first can be used only after that.
@@ -106,7 +106,7 @@ def receive(line: Line, pair: Pair, knows_weights: Callable[[Sequence[int]], Non
         PsumError: The job has failed.
     """
     first: npt.NDArray[np.uint8] = np.empty(_HEADER_BYTES, np.uint8)
-    if not _carry(line, pair, first.data, iter(()), 1, pair.donor):
+    if not _carry(link, pair, first.data, iter(()), 1, pair.donor):
         return None
     (length,) = _LENGTH.unpack_from(first.data)
     header = json.loads(first[_LENGTH.size : _LENGTH.size + length].tobytes())
@@ -120,51 +120,51 @@ def receive(line: Line, pair: Pair, knows_weights: Callable[[Sequence[int]], Non
     stream: npt.NDArray[np.uint8] = np.empty(begun.nbytes + count * chunk, np.uint8)
     stream[: begun.nbytes] = begun
     parts = (stream.data[begun.nbytes + i * chunk : begun.nbytes + (i + 1) * chunk] for i in range(count))
-    if not _carry(line, pair, None, parts, keys, pair.donor):
+    if not _carry(link, pair, None, parts, keys, pair.donor):
         return None
     return stream.data[:size]
 
 
 def _carry(
-    line: Line, pair: Pair, first: memoryview | None, chunks: Iterator[memoryview], keys: int, other: int
+    link: TransferLink, pair: Pair, first: memoryview | None, chunks: Iterator[memoryview], keys: int, other: int
 ) -> bool:
     """Sends or receives the header and the chunks. Returns False if the other rank is lost meanwhile."""
     under_way: deque[Outcome] = deque()
     if first is not None:
-        under_way.append(line.give(pair.name("beginning"), first, pair.donor, pair.newcomer.rank, steers=True))
-        if not _settled(line, under_way, 0, other):
+        under_way.append(link.give(pair.name("beginning"), first, pair.donor, pair.newcomer.rank, steers=True))
+        if not _settled(link, under_way, 0, other):
             return False
     for number, chunk in enumerate(chunks):
         try:
             name = pair.name(f"part {number % keys} of {keys}")
-            under_way.append(line.give(name, chunk, pair.donor, pair.newcomer.rank))
+            under_way.append(link.give(name, chunk, pair.donor, pair.newcomer.rank))
         except WorkerLostError:
             # The key has failed.
-            return _gone(line, other)
+            return _gone(link, other)
         # One more than there are keys, so that each key has its next round at once.
-        if not _settled(line, under_way, 2 * keys - 1, other):
+        if not _settled(link, under_way, 2 * keys - 1, other):
             return False
-    return _settled(line, under_way, 0, other)
+    return _settled(link, under_way, 0, other)
 
 
-def _settled(line: Line, under_way: "deque[Outcome]", most: int, other: int) -> bool:
+def _settled(link: TransferLink, under_way: "deque[Outcome]", most: int, other: int) -> bool:
     """Waits until at most so many chunks are under way. Returns False if the other rank is lost meanwhile."""
     while len(under_way) > most:
         oldest = under_way[0]
-        line.wait(lambda oldest=oldest: oldest.done() or line.is_lost(other))  # type: ignore[misc]
+        link.wait(lambda oldest=oldest: oldest.done() or link.is_lost(other))  # type: ignore[misc]
         if not oldest.done():
             return False
         try:
             oldest.result()
         except WorkerLostError:
-            return _gone(line, other)
+            return _gone(link, other)
         under_way.popleft()
     return True
 
 
-def _gone(line: Line, other: int) -> bool:
+def _gone(link: TransferLink, other: int) -> bool:
     """Waits until it is known that the other rank is lost, for a key has failed because of that."""
-    line.wait(lambda: line.is_lost(other))
+    link.wait(lambda: link.is_lost(other))
     return False
 
 
