@@ -1,0 +1,48 @@
+"""Gradients in memory that aggregators read: MXNet writes them there in every way, and the sums are the same bits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from psum.client import Settings, connect
+from psum.mxnet import BytePS, share_gradients
+from psum.mxnet.compat import mx
+
+#: Bytes of the program's gradients in single precision that are large enough.
+SIZE = 4 * (64 * 32 * 9 + 64 * 64 * 9 + 100 * 1024)
+
+
+@pytest.mark.timeout(120)
+def test_gradients_lie_there_however_they_are_made(start_workers: Callable[..., Any]) -> None:
+    """A training with them has the same bits as one where no memory is shared. When they are gone, nothing is left.
+
+    The program has networks of all kinds of graphs, gradients that were used before, that add up, that are made anew,
+    and of another type. A forked process writes to one.
+    """
+    # One worker each is enough: its sums are what the aggregator has read.
+    started = [
+        start_workers("shared_gradients.py", num_workers=1, PSUM_JOB=plane, PSUM_PLANE=plane)[0]
+        for plane in ("shm", "inline")
+    ]
+    shared, copied = ([line.split(" / ") for line in run.check().splitlines()] for run in started)
+    assert [row[:-1] for row in shared] == [row[:-1] for row in copied]
+    assert {row[-1] for row in copied} == {"0"}
+    sizes = {row[0]: int(row[-1]) for row in shared}
+    assert sizes.pop("cast") == 2 * SIZE
+    assert sizes.pop("a view keeps") == 8 * 64 * 32 * 9
+    assert sizes.pop("dropped") == 0
+    assert set(sizes.values()) == {SIZE}
+    assert len(sizes) == 7
+
+
+def test_wrong_arguments() -> None:
+    """They are named, and so is a call while autograd records."""
+    with connect(Settings()) as client:
+        BytePS(client)
+        with pytest.raises(TypeError, match="share_gradients of str: expected a Block"):
+            share_gradients("net", client)
+        with pytest.raises(TypeError, match="share_gradients of int"):
+            share_gradients([1], client)
+        with mx.autograd.record(), pytest.raises(RuntimeError, match="inside autograd"):
+            share_gradients([], client)
