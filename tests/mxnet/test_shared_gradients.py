@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from psum.client import Settings, connect
+from psum.client import PsumError, Settings, connect
 from psum.mxnet import BytePS, share_gradients
-from psum.mxnet.compat import mx
+from psum.mxnet.arrays.dlpack import address_of
+from psum.mxnet.compat import MXNetError, mx
+from psum.mxnet.engine import operations
+from psum.mxnet.shared_gradients import SharedGradients
+from tests.polling import wait_until
 
 #: Bytes of the program's gradients in single precision that are large enough.
 SIZE = 4 * (64 * 32 * 9 + 64 * 64 * 9 + 100 * 1024)
@@ -46,3 +51,40 @@ def test_wrong_arguments() -> None:
             share_gradients([1], client)
         with mx.autograd.record(), pytest.raises(RuntimeError, match="inside autograd"):
             share_gradients([], client)
+
+
+def test_a_failed_sum_separates_the_gradient(aggregator: str) -> None:
+    """The reader gets the error. The gradient keeps its address, can be written to, and is copied from then on."""
+    client = connect(Settings(aggregators=(aggregator,), num_workers=2, round_timeout=30.0))
+    try:
+        store = BytePS(client)
+        net = mx.gluon.nn.Dense(200, in_units=100, use_bias=False)
+        net.initialize()
+        share_gradients(net, client)
+        gradient, shared = net.weight.grad(), SharedGradients.of(client)
+        address = address_of(gradient)
+        block = shared.block_of(gradient, 80_000)
+        assert block is not None
+        gradient[:] = 1
+        store.pushpull("w", gradient)
+        wait_until(
+            lambda: client.load().waiting_shards == client.load().under_way_bytes == 0 and client.load().operations > 0
+        )
+        client.fail(PsumError("given up"))
+        with pytest.raises(MXNetError, match="given up"):
+            gradient.wait_to_read()
+        gradient[:] = 5
+        assert (gradient.asnumpy() == 5).all()
+        assert address_of(gradient) == address
+        assert shared.block_of(gradient, 80_000) is None
+        assert shared.nbytes == 0
+        held = client._memory.staging
+        assert held is not None
+        part = held._segment._directory, held.name, block.offset
+        with open(f"{part[0]}/{part[1]}", "rb") as file:
+            file.seek(part[2])
+            assert set(np.frombuffer(file.read(80_000), np.float32)) == {1.0}
+    finally:
+        client.close(0.5)
+    assert operations.wait_until_idle(10.0)
+    assert (gradient.asnumpy() == 5).all()
