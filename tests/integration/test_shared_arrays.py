@@ -145,6 +145,18 @@ def test_made_and_dropped_ten_thousand_times_they_leave_nothing(
         assert client.arrays.count == 0
 
 
+def test_they_cannot_be_resized_in_place(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> None:
+    """NumPy refuses it, and a larger copy lies elsewhere."""
+    fleet = make_fleet(1, shm_directory=str(directory))
+    with fleet.worker(0, 1, staging=True) as client:
+        array = client.zeros(20_000)
+        for size in (10_000, 40_000):
+            with pytest.raises(ValueError, match="resize"):
+                array.resize(size)
+        assert client.place_of(np.resize(array, 40_000)) is None
+        assert client.place_of(array.reshape(2, 10_000)) is not None
+
+
 def test_a_view_keeps_the_memory(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> None:
     """Other arrays get it only when the last array, view or memoryview has ended."""
     fleet = make_fleet(1, shm_directory=str(directory))

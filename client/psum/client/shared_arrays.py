@@ -20,6 +20,9 @@ from psum.wire.errors import PsumError
 
 _log = logging.getLogger(__name__)
 
+#: Smaller payloads travel in messages, so they are not shared.
+LEAST_BYTES: Final = LARGE_PAYLOAD_BYTES
+
 #: The shape of an array; an integer is the size of its only dimension.
 Shape = int | tuple[int, ...]
 
@@ -103,7 +106,9 @@ class SharedArrays:
 
     def __init__(self, memory: ClientMemory, shares: Callable[[], bool]) -> None:
         self._memory = memory
-        self._shares = shares
+        # A weak reference: arrays may outlive their client.
+        self._shares = weakref.WeakMethod(shares)
+        self._pid = os.getpid()
         self._closed = False
         self._sizes: dict[int, int] = {}
         """The sizes of the blocks in use that were not separated, by offset."""
@@ -136,7 +141,10 @@ class SharedArrays:
             None if no aggregator reads memory of this client, there is not enough shared memory, or it is so small that
             it would travel in messages anyway.
         """
-        if size < LARGE_PAYLOAD_BYTES or self._closed or not self._shares():
+        if size < LEAST_BYTES or self._closed or os.getpid() != self._pid:
+            return None
+        shares = self._shares()
+        if shares is None or not shares():
             return None
         block = self._memory.allocate(size)
         if block is None:

@@ -12,16 +12,18 @@ Importing this module registers the store with MXNet 1.9 or 2.0, and makes its n
 a single device. The environment tells which job the process belongs to. By default it is a job of one worker.
 """
 
-from psum.mxnet import integration
+from psum.mxnet import integration, shared_gradients
 from psum.mxnet.compat import mx
 from psum.mxnet.elastic_state import ElasticState
 from psum.mxnet.engine import lifecycle, waits
 from psum.mxnet.kvstore import BytePS
 from psum.mxnet.parameter_check import check_in_step
+from psum.mxnet.shared_gradients import share_gradients
 from psum.mxnet.staging.stages import StageStatistics
 
-__all__ = ["BytePS", "ElasticState", "StageStatistics", "check_in_step", "mx"]
+__all__ = ["BytePS", "ElasticState", "StageStatistics", "check_in_step", "mx", "share_gradients"]
 
 integration.install()
+shared_gradients.install()
 lifecycle.install()
 waits.install()

@@ -23,6 +23,7 @@ from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import lifecycle
 from psum.mxnet.names import Labels
 from psum.mxnet.push_pull import PushPull
+from psum.mxnet.shared_gradients import SharedGradients
 from psum.mxnet.staging.stages import StagePool, StageStatistics
 
 _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trainer and Module do that on the workers."
@@ -64,6 +65,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         self._updates = 0
         """How often a Trainer or Module has updated parameters with its sums."""
         self._stages = StagePool.of(self._client)
+        self._shared = SharedGradients.of(self._client)
         self._in_place = in_place
         # Reentrant, for signal handlers.
         self._ordering = threading.RLock()
@@ -284,6 +286,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 values if contributes or stands_in else None,
                 outs,
                 self._stages,
+                self._shared,
                 self._in_place,
                 awaited=self._waits and operation is Operation.BROADCAST,
                 nominal=self.num_workers if operation is Operation.SUM and self._client.elastic else 0,

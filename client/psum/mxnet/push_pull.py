@@ -16,6 +16,7 @@ from psum.mxnet.arrays.inspection import context_of
 from psum.mxnet.arrays.memory import flat_bytes, queue_plain_layout
 from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError
 from psum.mxnet.engine import operations, waits
+from psum.mxnet.shared_gradients import SharedGradients
 from psum.mxnet.staging.host_memory import worker
 from psum.mxnet.staging.stages import VALUE_FAILED, StagePool, Turn
 
@@ -38,6 +39,7 @@ class PushPull:
         values: What this rank contributes, or with `stands_in` would contribute; None if it only receives.
         outs: Receive the result.
         stages: Lends stages.
+        shared: The gradients that aggregators can read where they are.
         in_place: Whether the arrays of a context can be used in place.
         awaited: Whether `wait` will be called.
         nominal: The number of ranks by which the program divides the sum, which is scaled if fewer contributed. 0: the
@@ -52,6 +54,7 @@ class PushPull:
         values: Arrays | None,
         outs: Arrays,
         stages: StagePool,
+        shared: SharedGradients,
         in_place: Callable[[Any], bool],
         *,
         awaited: bool,
@@ -63,6 +66,7 @@ class PushPull:
         self._values = values
         self._outs = outs
         self._stages = stages
+        self._shared = shared
         self._in_place = in_place
         self._nominal = nominal
         self._stands_in = stands_in
@@ -196,15 +200,18 @@ class PushPull:
         except BaseException as error:
             self._withdraw(f"its memory could not be accessed: {error}")
             raise
-        self._ticket.start(
-            None if self._values is None or self._stands_in else view,
-            view,
+        source = None if self._values is None or self._stands_in else view
+        done: Callable[[PsumError | None], None] = (
             functools.partial(self._on_result, operation)
             if not self._nominal
-            else functools.partial(self._on_gradients, operation, view),
-            None if self._turn is None else self._turn.memory.offset,
-            stands_in=self._stands_in,
+            else functools.partial(self._on_gradients, operation, view)
         )
+        offset = None if self._turn is None else self._turn.memory.offset
+        if self._shared and source is not None and self._turn is None:
+            block = self._shared.block_of(self._target, self._outs.nbytes)
+            if block is not None:
+                done, offset = block.kept_until(done), block.offset
+        self._ticket.start(source, view, done, offset, stands_in=self._stands_in)
 
     def _wait_for_end(self) -> None:
         assert self._ended is not None

@@ -105,8 +105,12 @@ def learn(
     for name in learner.names:
         store.broadcast(f"first {name}", learner.arrays[name])
     state = psum.ElasticState(client, {"learner": learner.arrays}, step_number=0, stopped=False)
+    # Every other rank pushes from memory that aggregators read, where they share memory.
+    make = np.empty_like if rank % 2 else store.empty_like
+    means: dict[str, Values] = {name: make(learner.arrays[name]) for name in learner.names}
     while not state.stopped:
-        means = learner.gradients(rank, state.step_number)
+        for name, gradient in learner.gradients(rank, state.step_number).items():
+            means[name][...] = gradient
         votes = np.array([stop.is_set()], np.int32)
         futures = {name: store.push_pull_async(name, means[name], priority=-i) for i, name in enumerate(learner.names)}
         futures["stop"] = store.push_pull_async("stop", votes)

@@ -61,6 +61,15 @@ def test_planes_are_systems_of_their_own(psum: Any) -> None:
     assert shm["gb_per_s_per_worker"]["median"] == runs[1]["gb_per_s_per_worker"]
 
 
+def test_arrays_that_are_not_copied_are_a_system_of_their_own(psum: Any) -> None:
+    """Its name says so, and its sums are checked like others."""
+    done = psum.run("bench", "--workers", "1", "--through", "numpy,shared", "--rounds", "1", *SHORT, "--json")
+    assert done.returncode == 0, done.stderr
+    own, shared, *_ = map(json.loads, done.stdout.splitlines())
+    assert (own["variant"], own["through"]) == ("psum auto", "numpy")
+    assert (shared["variant"], shared["through"]) == ("psum auto through shared", "shared")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
 def test_through_mxnet_and_against_dist_sync(psum: Any) -> None:
     """One loop times both. The rival has figures of its server, and its output is not shown."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from psum.cli.bench.rivals import Rival
 
-THROUGH: Final = ("numpy", "mxnet")
+THROUGH: Final = ("numpy", "shared", "mxnet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class System:
 
     Attributes:
         plane: The plane for psum's payloads, empty for a rival.
-        through: The interface to psum: 'numpy' or 'mxnet', in the network lab also 'torch'.
+        through: The interface to psum: 'numpy', 'shared' or 'mxnet', in the network lab also 'torch'.
         dtype: The label of the element type.
         rival: The rival, None for psum.
         python: The path of the interpreter of psum's workers. Empty: this one.

@@ -79,8 +79,9 @@ _ROUNDS: Final = 5
     type=Several(click.Choice(THROUGH)),
     default="numpy",
     show_default=True,
-    metavar="numpy,mxnet",
-    help="The interface: NumPy arrays with psum.client, or NDArrays with the MXNet KVStore.",
+    metavar="numpy,shared,mxnet",
+    help="The interface: NumPy arrays with psum.client, the program's own (numpy) or those of Client.empty, which need"
+    " no copy (shared); or NDArrays with the MXNet KVStore (mxnet).",
 )
 @click.option(
     "--against",

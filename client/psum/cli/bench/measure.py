@@ -26,7 +26,7 @@ class Plan:
     """What every rank does.
 
     Attributes:
-        system: The system: 'numpy' or 'mxnet' for psum, or a rival's name.
+        system: The system: 'numpy', 'shared' or 'mxnet' for psum, or a rival's name.
         sizes: Element counts of the tensors.
         element_type: The label of the element type.
         item_bytes: Bytes per element.

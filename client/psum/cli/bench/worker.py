@@ -57,14 +57,17 @@ class _Psum(System):
 
 
 class NumPy(_Psum):
-    """NumPy arrays with psum.client."""
+    """NumPy arrays with psum.client, of the program's own."""
 
     def __init__(self, client: Client, plan: Plan) -> None:
         super().__init__(client, plan)
         self._store = client.store()
-        self._tensors = [self._filled(number, 0) for number in range(len(self._sizes))]
+        self._tensors = [self._empty(size) for size in self._sizes]
         self._sums = [np.zeros_like(tensor) for tensor in self._tensors]
         self._pending: dict[int, Future[None]] = {}
+
+    def _empty(self, size: int) -> npt.NDArray[Any]:
+        return np.empty(size, self._element_type.numpy)
 
     def fill(self, turn: int) -> None:
         for number, tensor in enumerate(self._tensors):
@@ -86,6 +89,13 @@ class NumPy(_Psum):
 
     def check(self, turn: int) -> None:
         self._check(self._sums, turn)
+
+
+class Shared(NumPy):
+    """NumPy arrays that Client.empty made, from which aggregators on the host read."""
+
+    def _empty(self, size: int) -> npt.NDArray[Any]:
+        return self._client.empty(size, self._element_type.numpy)
 
 
 class MXNet(_Psum):
@@ -143,7 +153,7 @@ def main(argument: str) -> int:
     plan = Plan.load(argument)
     try:
         with connect() as client:
-            system = {"numpy": NumPy, "mxnet": MXNet}[plan.system](client, plan)
+            system = {"numpy": NumPy, "shared": Shared, "mxnet": MXNet}[plan.system](client, plan)
             measurement = measure(system, plan)
             if client.rank == 0:
                 pathlib.Path(plan.measurement).write_text(measurement.dump())

@@ -30,7 +30,7 @@ class _Tensor(ctypes.Structure):
     )
 
 
-class _ManagedTensor(ctypes.Structure):
+class ManagedTensor(ctypes.Structure):
     """A tensor, and the function to call when it is no longer used."""
 
     _fields_ = (("tensor", _Tensor), ("manager", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
@@ -74,14 +74,38 @@ def array_at(address: int, shape: tuple[int, ...], element_type: ElementType) ->
     """
     # At least one item, so that it has an address.
     sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-    code, bits = element_type.kind, 8 * element_type.itemsize
-    tensor = _Tensor(address, _CPU, 0, len(shape), code, bits, 1, ctypes.addressof(sizes), None, 0)
-    handle = ctypes.c_void_p()
+    tensor = described(address, sizes, element_type)
+    tensor.ndim = len(shape)
+    description = ManagedTensor(tensor, None, None)
     # Without np_shape, an array without dimensions has an unknown shape.
     with mx.util.np_shape(True) if shape == () else contextlib.nullcontext():
-        # True: MXNet copies the description.
-        description = ctypes.byref(_ManagedTensor(tensor, None, None))
-        check_call(_from_dlpack(description, ctypes.c_bool(True), ctypes.byref(handle)))
+        return from_dlpack(ctypes.addressof(description), copies=True)
+
+
+def described(address: int, sizes: "ctypes.Array[ctypes.c_int64]", element_type: ElementType) -> _Tensor:
+    """Describes an array in host memory.
+
+    Args:
+        address: The address of the first element.
+        sizes: The shape, which must live as long as the description.
+        element_type: The type of its elements.
+    """
+    code, bits = element_type.kind, 8 * element_type.itemsize
+    return _Tensor(address, _CPU, 0, len(sizes), code, bits, 1, ctypes.addressof(sizes), None, 0)
+
+
+def from_dlpack(description: int, *, copies: bool) -> Any:
+    """Makes an NDArray on cpu(0) of a description.
+
+    Args:
+        description: The address of a ManagedTensor.
+        copies: Whether MXNet copies the description. If not, it must live until MXNet calls its deleter.
+
+    Raises:
+        MXNetError: MXNet did not take it.
+    """
+    handle = ctypes.c_void_p()
+    check_call(_from_dlpack(ctypes.c_void_p(description), ctypes.c_bool(copies), ctypes.byref(handle)))
     return mx.nd.NDArray(handle)
 
 
