@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from psum.client import future, termination
 from psum.client.core.counters import Counters, Statistics, statistics
+from psum.client.core.key import Key
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
 from psum.client.core.session import Session
@@ -239,6 +240,12 @@ class Client:
         if self._closed:
             raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
+
+    def reserve_again(self, key: Key, priority: int) -> Ticket:
+        """Reserves the next round of a key as the last one was reserved."""
+        if process_name.pid != self._pid or self._closed:
+            return self.reserve(key.store, key.key, key.shape, key.element_type, key.operation, priority)
+        return self._session.reserve_again(key, priority)
 
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.

@@ -13,6 +13,7 @@ from psum.client.core import error_texts, roles
 from psum.client.core.counters import Counters
 from psum.client.core.joins import Joins
 from psum.client.core.kept_sums import give_back, kept
+from psum.client.core.key import Key
 from psum.client.core.key_loans import MapPieces
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
@@ -27,6 +28,7 @@ from psum.client.core.roll_call import Process
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.shard_notes import note_contributors, note_timings
+from psum.client.core.small_results import SmallResults
 from psum.client.core.ticket import State, Ticket
 from psum.client.core.weights_agreement import WeightsAgreement
 from psum.planes import WorkerPlane
@@ -37,7 +39,6 @@ from psum.wire import (
     ShardRound,
     decode,
     encode,
-    split,
     to_rows,
 )
 from psum.wire.errors import FaultError, ProtocolError, PsumError
@@ -115,6 +116,7 @@ class Session:
             self._registry.steer(place((1, *[0] * (len(addresses) - 1))))
         self._operations = RunningOperations(rank, self._addresses, self._windows, self._registry, map_pieces)
         self._operations.recorder = recorder
+        self._small = SmallResults(self._operations, keep_sums=keep_sums)
         self._shares_known = shares_known
         self._departures = KnownDepartures(len(self._addresses))
         self._losses = KnownLosses(len(self._addresses))
@@ -205,6 +207,14 @@ class Session:
             store, name, shape, element_type, operation, priority, label, self._operations.recorder, self._clock, ranks
         )
 
+    def reserve_again(self, key: Key, priority: int) -> Ticket:
+        """Fixes the next round of a key that is for all ranks and has no label. From any thread.
+
+        Raises:
+            PsumError: The key, or everything, has failed.
+        """
+        return self._registry.reserve_again(key, priority, self._operations.recorder, self._clock)
+
     def forget_ranked_keys(self) -> None:
         """Forgets the keys that are not for all ranks and have no operation left, and what is kept for them.
 
@@ -270,10 +280,13 @@ class Session:
                 plane, following = window.plane, iter(following)
                 if message.result.shards.contributors:
                     note_contributors(window.outstanding, rows)
-                for row, piece in zip(rows, split(payload, rows), strict=True):
+
+                def handle(row: ShardRound, piece: memoryview) -> None:
                     outside = row.outside_size > 0
                     value = plane.get(row, following) if outside else piece
                     self._result(aggregator, row, value, now, stays=outside and plane.shares_sums)
+
+                self._small.take(window, rows, payload, now, handle)
             case "taken":
                 for row in to_rows(message.taken.shards):
                     part = window.outstanding.get((row.id, row.shard))
