@@ -17,6 +17,7 @@ from psum.client import termination
 from psum.client.client_loop import ClientLoop
 from psum.client.core.buffers import Memory
 from psum.client.core.counters import Counters, Statistics, statistics
+from psum.client.core.key import Key
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import StoreNumber, StoreNumbers
@@ -232,6 +233,12 @@ class Client:
     def place_of(self, memory: Memory) -> Place | None:
         """Returns where aggregators can read a value that lies in an array of `empty` or `zeros`; None if nowhere."""
         return self.arrays.place_of(memory)
+
+    def reserve_again(self, key: Key, priority: int) -> Ticket:
+        """Reserves the next round of a key as the last one was reserved."""
+        if self._guard.forked or self._closed:
+            return self.reserve(key.store, key.key, key.shape, key.element_type, key.operation, priority)
+        return self._session.reserve_again(key, priority)
 
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.

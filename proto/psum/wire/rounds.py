@@ -57,10 +57,19 @@ def to_columns(rows: Sequence[ShardRound] | Sequence[tuple[int, int, int, int, i
     """
     if not rows:
         return pb.ShardRounds()
-    ids, *others = zip(*rows, strict=True)
+    # Tuples without the last field have a column less.
+    return from_columns(*zip(*rows, strict=True))
+
+
+def from_columns(ids: Sequence[int], *others: Sequence[int]) -> pb.ShardRounds:
+    """Return columns for a message: what `to_columns` returns for the rows that they are of.
+
+    Args:
+        ids: The keys' ids, at least one.
+        others: The other columns, in the order of ShardRound's fields. The last ones may be missing: they are 0.
+    """
     columns: dict[str, Any] = {"ids": ids}
     count = len(ids)
-    # Tuples without the last field have a column less.
     for name, column in zip(_COLUMNS[1:], others, strict=False):
         first = column[0]
         if column.count(first) != count:

@@ -18,6 +18,7 @@ from psum.wire.errors import (
     DisagreementError,
     ExcludedError,
     ExhaustedError,
+    InvalidError,
     ProtocolError,
     TakenError,
     WorkerLostError,

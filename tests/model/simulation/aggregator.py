@@ -265,8 +265,11 @@ class AggregatorProcess:
             case "push":
                 entries = to_rows(request.push.shards)
                 actions: list[Action] = []
-                for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    actions += job.contribute(rank, entry, piece, now, len(payload))
+                if job.takes_together:
+                    job.contribute_together(rank, entries, split(payload, entries), now, len(payload), actions)
+                else:
+                    for entry, piece in zip(entries, split(payload, entries), strict=True):
+                        actions += job.contribute(rank, entry, piece, now, len(payload))
                 perform(actions)
             case "pull":
                 for entry in to_rows(request.pull.shards):

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.roster import Roster
+from psum.aggregator.core.round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ElementType
 from psum.wire.errors import FaultError
 
 
@@ -38,6 +41,23 @@ class Sum:
     restored: bool = False
     relayed: bool = False
     contributors: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class SumTogether:
+    """Add up the contributions to the current rounds of small shards, call the job's `summed_together`, and deliver.
+
+    All members have contributed to all of them. The message on the wire is that of Deliver: `result`.
+
+    Attributes:
+        element_type: The type of their elements.
+        roster: The ranks that use them, which get the results.
+        shards: Each shard with its key and its number within the key. A shard whose key has failed is left out.
+    """
+
+    element_type: ElementType
+    roster: Roster
+    shards: list[tuple[Key, int, ShardRounds[object]]]
 
 
 @dataclasses.dataclass(slots=True)
@@ -274,6 +294,7 @@ class PartUplinks:
 UplinkAction = ConnectUplinks | ReopenUplinks | SendUplinks | LeaveUplinks | PartUplinks
 Action = (
     Sum
+    | SumTogether
     | Deliver
     | ReturnCredit
     | Ask

@@ -57,6 +57,11 @@ class ElasticRounds(JobRounds):
         for key in self.keys.values():
             self._set_rosters(key)
 
+    @property
+    def take_together(self) -> bool:
+        """See JobRounds. Each contribution must be looked at once something has happened."""
+        return super().take_together and self._roster.unchanged and not self._contributors and not self._ranked
+
     def contribute(
         self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
     ) -> list[Action]:

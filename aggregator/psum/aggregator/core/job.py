@@ -26,6 +26,7 @@ from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
 from psum.aggregator.core.round import ShardRounds
+from psum.aggregator.core.small_rounds import SmallRounds
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, ProtocolError
 
@@ -84,10 +85,13 @@ class Job:
         """Shards whose round has some contributions but not all, by (key's id, shard), the oldest round first."""
         self.credit = CreditReturns(self.workers, lent)
         self.rounds = self.rounds_type(self.members, self._open_shards, self._memory, self.counters, limits.max_shards)
+        self._small = SmallRounds(self.rounds, self.members, self._open_shards, self._memory, self.counters)
         self.keys = self.rounds.keys
         """The declared keys by id."""
         # The methods themselves, not wrappers: a wrapper would add a call for each shard.
         self.contribute = self.rounds.contribute
+        self.contribute_together = self._small.contribute
+        self.summed_together = self._small.summed
         self.summed = self.rounds.summed
         self.restore = self.rounds.restore
         self.restored = self.rounds.restored
@@ -104,6 +108,11 @@ class Job:
     def complete(self) -> bool:
         """Whether every rank has joined."""
         return self.members.complete
+
+    @property
+    def takes_together(self) -> bool:
+        """Whether `contribute_together` may be used rather than `contribute`."""
+        return not self.forwards and self.rounds.take_together
 
     @property
     def over(self) -> bool:

@@ -67,6 +67,11 @@ class JobRounds:
         self.key_failed: Callable[[Key, FaultError], Sequence[Action]] = _nobody_listens
         """Called with each key that fails, alone or with the whole job. Returns what follows if it fails alone."""
 
+    @property
+    def take_together(self) -> bool:
+        """Whether contributions may be taken together (SmallRounds): nothing has to be known of each of them."""
+        return not self._failed
+
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
         """Handles a worker's declaration of a key.
 

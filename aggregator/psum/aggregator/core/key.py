@@ -56,6 +56,8 @@ class Key:
         """The declaration that others are compared with."""
         self.codec = codec_of()
         """Encodes payloads on the wire; None leaves them as they are."""
+        self.plain = not self.broadcast and self.codec is None
+        """Whether its results are the sums of its contributions as they are sent."""
         self.first_rank = rank
         """The rank that made it."""
         self.roster = roster

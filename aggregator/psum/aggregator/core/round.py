@@ -88,6 +88,7 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
 # Cached at module level: these lookups are on the hot path.
 _TAKE: Final = Verdict.TAKE
 _CURRENT: Final = Timing.CURRENT
+_GATHERING: Final = Phase.GATHERING
 
 _NOTHING: Final = memoryview(b"")
 
@@ -193,6 +194,35 @@ class ShardRounds(Generic[Result]):
         self.phase = Phase.SUMMING
         self.last_result = None
         return Verdict.COMPLETE
+
+    def take(self, rank: int, round: int, payload: memoryview, priority: int, now: float) -> bool | None:
+        """Handles a rank's contribution as `contribute` does if it is an ordinary one, which is most of them.
+
+        Ordinary is a rank's first contribution to the current round, if no rank lacks a result and no member is gone.
+
+        Returns:
+            Whether it was the last one missing: then the caller sums, and calls `complete`. None: it is not ordinary,
+            and nothing has changed.
+        """
+        contributions, roster = self.contributions, self.roster
+        if (
+            round != self.round
+            or self.phase is not _GATHERING
+            or rank in contributions
+            or self.ranks_lacking_result
+            or roster.gone
+        ):
+            return None
+        contributions[rank] = payload
+        if self.priority is None or priority > self.priority:
+            self.priority = priority
+        if self.since is None:
+            self.since = now
+        if len(contributions) < roster.needed:
+            return False
+        self.phase = Phase.SUMMING
+        self.last_result = None
+        return True
 
     def conclude(self) -> bool:
         """Ends the gathering of a round that waits for nobody, after members are gone. Returns whether it did.

@@ -25,6 +25,7 @@ from psum.aggregator.core.actions import (
     ReturnCredit,
     SendUplinks,
     Sum,
+    SumTogether,
     Sync,
     TellCandidates,
     TellLosses,
@@ -38,6 +39,7 @@ from psum.aggregator.service.send_queue import MAX_BATCH
 from psum.aggregator.sums.large_sum import LargeSum
 from psum.aggregator.sums.pool import PriorityPool
 from psum.aggregator.sums.results import Results
+from psum.aggregator.sums.small_sums import SmallSums
 from psum.aggregator.sums.sums import add_up, room
 from psum.planes import Arena
 from psum.v1 import aggregator_pb2 as pb
@@ -109,6 +111,8 @@ class ActionRunner:
 
     def _perform_other(self, job: Job, action: Action) -> None:
         match action:
+            case SumTogether():
+                self._sum_together(job, action)
             case ReturnCredit(rank, rounds):
                 job.counters.returned_credits += len(rounds)
                 taken = pb.Taken(shards=to_columns([ShardRound(*round) for round in rounds]))
@@ -207,6 +211,34 @@ class ActionRunner:
         if partial:
             made += job.forward(partial)
         self.perform(job, made)
+
+    def _sum_together(self, job: Job, action: SumTogether) -> None:
+        """Makes small sums together, and puts them into the queues."""
+        if job.failure is not None:
+            return
+        # An action before this one may have failed some of them.
+        action.shards = shards = [each for each in action.shards if each[0].failure is None]
+        if not shards:
+            return
+        ids, indices, rounds, priorities, contributions = zip(
+            *[(key.id, index, shard.round, shard.priority, shard.contributions) for key, index, shard in shards],
+            strict=True,
+        )
+        ranks = action.roster.members
+        addends = [[each[rank] for each in contributions] for rank in ranks]
+        try:
+            sums = SmallSums(action.element_type, addends, ids, indices, rounds, priorities)
+        except Exception:
+            # One after the other: the error names the one that cannot be summed.
+            self._sum(job, [Sum(key, i, s.round, s.priority or 0, s.to_sum()) for key, i, s in shards])
+            return
+        job.summed_together(action, sums.payloads, time.monotonic())
+        for rank in ranks:
+            if (connection := self._connections(job, rank)) is not None:
+                connection.filled.set()
+                connection.queue.put(sums)
+                job.workers[rank].sent_bytes += sums.size
+                job.counters.sum.sent_bytes += sums.size
 
     def _begin_partial(self, job: Job, action: Sum) -> list[tuple[Sum, memoryview]]:
         """Makes a small sum of a relay's group and returns it, or has a thread make a large one.

@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 _HERE: Final = encode(pb.ExchangeResponse(taken=pb.Taken()))
 
 
+_NOTHING: Final = memoryview(b"")
+
+
 class Receiver:
     """Receives from a worker on its stream and on its data connection, as soon as there is one.
 
@@ -129,6 +132,10 @@ class Receiver:
                 plane, codecs = connection.plane, self._codecs
                 actions: list[Action] = []
                 try:
+                    if not (request.push.shards.placed or codecs) and job.takes_together:
+                        worker.received_bytes += len(payload)
+                        job.contribute_together(rank, rows, split(payload, rows), now, len(data), actions)
+                        rows, payload = [], _NOTHING
                     for row, value in zip(rows, split(payload, rows), strict=True):
                         if row.outside_size:
                             outside = plane.get(row)

@@ -92,10 +92,10 @@ class SendQueue:
             timings = [self._timings.pop(shard_id) for shard_id in shard_ids]
             return pb.ExchangeResponse(timings=pb.Timings(timings=timings)).SerializeToString()
         batch = [first := self._pop()]
-        count, size, size_following = len(first.rows), first.size, first.size_following
+        count, size, size_following = len(first.shard_ids), first.size, first.size_following
         while self._results and not first.alone:
             upcoming: Results = self._results[0][2]
-            count += len(upcoming.rows)
+            count += len(upcoming.shard_ids)
             size += upcoming.size
             size_following += upcoming.size_following
             if upcoming.alone or count > MAX_BATCH or size > BATCH_BYTES or size_following > self.following_bytes:

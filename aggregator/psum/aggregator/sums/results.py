@@ -1,7 +1,6 @@
 """Sums as they are sent: each message is made once for all workers that receive the same."""
 
 from collections.abc import Sequence
-from typing import Self
 
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, encode, to_columns
@@ -34,7 +33,7 @@ class Results:
     def __init__(
         self,
         rows: Sequence[ShardRound],
-        payloads: Sequence[memoryview] = (),
+        payloads: Sequence[bytes | memoryview] = (),
         following: Sequence[memoryview] = (),
         *,
         priority: float,
@@ -62,20 +61,20 @@ class Results:
             self._message = result_message(self.rows, self.payloads)
         return self._message
 
-    def only(self, number: int) -> Self:
+    def only(self, number: int) -> "Results":
         """One of several sums, all of which have their payloads in the message."""
-        return type(self)(self.rows[number : number + 1], self.payloads[number : number + 1], priority=self.priority)
+        return Results(self.rows[number : number + 1], self.payloads[number : number + 1], priority=self.priority)
 
     def replaced(self, shard_id: tuple[int, int], other: "Results") -> "Results":
         """The same sums, with a single other one in place of that of this (key's id, shard)."""
-        if len(self.rows) == 1:
+        if len(self.shard_ids) == 1:
             return other
         number = self.shard_ids.index(shard_id)
-        rows = [*self.rows[:number], *other.rows, *self.rows[number + 1 :]]
-        payloads = [*self.payloads[:number], *other.payloads, *self.payloads[number + 1 :]]
+        rows, payloads = list(self.rows), list(self.payloads)
+        rows[number : number + 1], payloads[number : number + 1] = other.rows, other.payloads
         return Results(rows, payloads, priority=self.priority)
 
 
-def result_message(rows: Sequence[ShardRound], payloads: Sequence[memoryview]) -> bytes:
+def result_message(rows: Sequence[ShardRound], payloads: Sequence[bytes | memoryview]) -> bytes:
     """The message with these sums."""
     return encode(pb.ExchangeResponse(result=pb.Result(shards=to_columns(rows))), *payloads)

@@ -13,7 +13,7 @@ from psum.wire import ShardRound
 from psum.wire.errors import WorkerLostError
 
 #: Sums from this size on are kept as views of their message, which is hardly more than twice as large.
-_KEPT_VIEW_BYTES: Final = 256 << 10
+KEPT_VIEW_BYTES: Final = 256 << 10
 
 
 def kept(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | bytes:
@@ -28,7 +28,7 @@ def kept(ticket: Ticket, shard: Shard, payload: memoryview) -> memoryview | byte
         # The root of a broadcast has the only copy, and its owner may change that from now on.
         return bytes(flat(ticket.source)[shard.start : shard.stop])
     # A view keeps the whole message: little more than a large payload, but many times a small one.
-    return payload if len(payload) >= _KEPT_VIEW_BYTES else bytes(payload)
+    return payload if len(payload) >= KEPT_VIEW_BYTES else bytes(payload)
 
 
 def give_back(rank: int, rounds: KeyRounds | None, connection: int, row: ShardRound, window: SendWindow[Part]) -> bool:

@@ -63,7 +63,10 @@ class Key:
         self.nbytes = self.elements * element_type.itemsize
         self.codec = codec_of()
         """How its payloads are encoded; None: not at all."""
-        self._store, self._key = store, key
+        self.plain = operation is Operation.SUM and self.codec is None
+        """Whether its results are sums as they come."""
+        self.store, self.key = store, key
+        """The number of the store, and the name there."""
         self.steers = store == STEERING
         """Whether the first aggregator process owns it, whatever the ranks agree on."""
         self.shards: tuple[Shard, ...] = ()
@@ -109,7 +112,7 @@ class Key:
 
     def place(self, placement: Placement) -> None:
         """Cuts it into shards, and gives these to aggregators."""
-        turn = placement.turn(self._store, self._key, self.id)
+        turn = placement.turn(self.store, self.key, self.id)
         self.shards = placement.shards(turn, self.elements, self.element_type.itemsize)
         self.relayed = placement.relayed
         self.first = placement.first(turn)

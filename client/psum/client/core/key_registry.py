@@ -86,16 +86,29 @@ class KeyRegistry:
                     key.begins_with = first
                     first.successor = key
                 self._keys[which] = self._by_id[key.id] = key
-            begun = None if key.begins_with is None else key.begins_with.failure
-            if (failure := self.failure or key.failure or begun) is not None:
-                # The same object is raised many times; it must not collect all their tracebacks.
-                raise failure.with_traceback(None)
+            self._raise_failure(key)
             key.check(shape, element_type, label)
-            ticket = Ticket(key, key.reserved, priority, self._hand_over)
-            key.reserved += 1
-            if recorder is not None:
-                ticket.record = recorder.reserved(key, ticket.round, clock())
-            return ticket
+            return self._next(key, priority, recorder, clock)
+
+    def reserve_again(self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float]) -> Ticket:
+        """See Session.reserve_again."""
+        with self._lock:
+            if self.failure is not None or key.failure is not None or key.begins_with is not None:
+                self._raise_failure(key)
+            return self._next(key, priority, recorder, clock)
+
+    def _next(self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float]) -> Ticket:
+        ticket = Ticket(key, key.reserved, priority, self._hand_over)
+        key.reserved += 1
+        if recorder is not None:
+            ticket.record = recorder.reserved(key, ticket.round, clock())
+        return ticket
+
+    def _raise_failure(self, key: Key) -> None:
+        begun = None if key.begins_with is None else key.begins_with.failure
+        if (failure := self.failure or key.failure or begun) is not None:
+            # The same object is raised many times; it must not collect all their tracebacks.
+            raise failure.with_traceback(None)
 
     def add(
         self, store: int, name: str, shape: tuple[int, ...], element_type: ElementType, operation: Operation

@@ -144,7 +144,9 @@ class Part:
     def payload(self) -> memoryview:
         """What is sent of an operation that does not pull."""
         ticket, shard = self.ticket, self.shard
-        value = flat(ticket.source)[shard.start : shard.stop]  # type: ignore[arg-type]
+        value = flat(ticket.source)  # type: ignore[arg-type]
+        if len(value) != shard.size:
+            value = value[shard.start : shard.stop]
         codec = ticket.key.codec
         return value if codec is None else codec.encode(value)
 

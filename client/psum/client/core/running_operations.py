@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from psum.client.core import error_texts
 from psum.client.core.buffers import flat
@@ -20,6 +21,10 @@ from psum.client.core.ticket import State, Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError, InvalidError, PsumError
+
+# Cached at module level: an enum's members take long to find.
+_QUEUED: Final = State.QUEUED
+_RUNNING: Final = State.RUNNING
 
 
 class RunningOperations:
@@ -72,6 +77,12 @@ class RunningOperations:
         self._stalled: OrderedDict[KeyRounds, float] = OrderedDict()
         """Keys with operations that wait for an earlier one that was reserved and not started, and since when."""
 
+    @property
+    def completes_plainly(self) -> bool:
+        """Whether an operation of the program that is complete only joins `finished`: nothing is recorded, and no
+        operation is the session's own."""
+        return self.recorder is None and not self._own
+
     def needs_no_weights(self, key: Key) -> bool:
         """Whether operations on a key can begin, or fail, before ranks have agreed on the weights of aggregators."""
         return key.steers or self.solo is not None or self._registry.failure is not None
@@ -90,6 +101,25 @@ class RunningOperations:
             rounds = self.rounds[key.id] = KeyRounds(key)
         if ticket.record is not None:
             ticket.record.ready = now
+        elif (
+            rounds.running is None
+            and len(rounds.parts) == 1
+            and ticket.round == rounds.round
+            and ticket.state is _QUEUED
+            and not rounds.waiting
+            and rounds.loans is None
+            and not ticket.borrows
+            and not self._stalled
+        ):
+            # What `run_next` does, for a small key that was used before.
+            [part] = rounds.parts
+            ticket.state = _RUNNING
+            ticket.pending = 1
+            rounds.running = ticket
+            self.since[ticket] = now
+            part.begin(ticket, now)
+            self._windows[part.shard.connection].add(part)
+            return
         rounds.waiting[ticket.round] = ticket
         self.run_next(rounds, now)
 

@@ -1,6 +1,5 @@
 """Decides which shard is sent to an aggregator next: the most urgent one within the credit."""
 
-import heapq
 import itertools
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -57,30 +56,34 @@ class Scheduler(Generic[Item]):
         self.under_way_bytes = 0
         """Bytes that count against the credit now."""
         self._queue: list[tuple[int, int, Item]] = []
+        """What waits, the most urgent first."""
+        self._arrived: list[tuple[int, int, Item]] = []
+        """What has come since something was taken last, in any order."""
         self._order = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._arrived)
 
     def __repr__(self) -> str:
         return f"<Scheduler waiting={len(self)} under_way={self.under_way_bytes}/{self.credit_bytes}>"
 
     def add(self, item: Item) -> None:
         """Queues an item."""
-        heapq.heappush(self._queue, (-item.priority, next(self._order), item))
+        self._arrived.append((-item.priority, next(self._order), item))
 
     def take(self) -> list[Item]:
         """The items of the next message, the most urgent first; none if nothing waits or the credit is used up.
 
         There is one item, or several of one kind with at most batch_bytes together. They are under way from now on.
         """
-        queue, before = self._queue, self.under_way_bytes
+        queue, before = self._in_order(), self.under_way_bytes
         batch: list[Item] = []
-        size = charged = 0
-        while queue and len(batch) < _MAX_BATCH:
-            item = queue[0][2]
+        size = charged = looked_at = 0
+        for _, _, item in queue:
+            if len(batch) == _MAX_BATCH:
+                break
             if item.cancelled:
-                heapq.heappop(queue)
+                looked_at += 1
                 continue
             larger = size + item.size
             if batch and (larger > self.batch_bytes or item.pulls is not batch[0].pulls):
@@ -88,16 +91,17 @@ class Scheduler(Generic[Item]):
             charge = item.size if self.staged_divisor == 1 else self._charge(item)
             if (before or size) and before + charged + charge > self.credit_bytes:
                 break
-            heapq.heappop(queue)
+            looked_at += 1
             batch.append(item)
             size = larger
             charged += charge
+        del queue[:looked_at]
         self.under_way_bytes = before + charged
         return batch
 
     def clear(self) -> list[Item]:
         """Removes and returns all waiting items, the most urgent first."""
-        items = [item for _, _, item in sorted(self._queue, key=lambda entry: entry[:2])]
+        items = [item for _, _, item in self._in_order()]
         self._queue.clear()
         return items
 
@@ -110,6 +114,20 @@ class Scheduler(Generic[Item]):
         charge = item.size if self.staged_divisor == 1 else self._charge(item)
         assert charge <= self.under_way_bytes
         self.under_way_bytes -= charge
+
+    def _in_order(self) -> list[tuple[int, int, Item]]:
+        """What waits, the most urgent first. A training's items mostly come in this order already."""
+        queue, arrived = self._queue, self._arrived
+        if arrived:
+            arrived.sort()
+            if not queue or queue[-1] < arrived[0]:
+                queue += arrived
+            else:
+                # Merges two sorted runs.
+                queue += arrived
+                queue.sort()
+            arrived.clear()
+        return queue
 
     def _charge(self, item: Item) -> int:
         """The bytes of an item that count against the credit."""

@@ -1,6 +1,6 @@
 """What one worker sends to one aggregator: waiting shards, the next message, and what has no answer yet."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -171,7 +171,7 @@ class SendWindow(Generic[Item]):
 
     def _contribute(self, batch: Sequence[Item], now: float) -> bytes:
         """The message with these shards, all of one kind, which are under way from now on."""
-        rows, payloads = [], []
+        rows, payloads, queued = [], [], []
         plane = self.plane
         self.contributed = True
         recorded = False
@@ -179,9 +179,8 @@ class SendWindow(Generic[Item]):
             part_id = part.id
             self.outstanding[part_id] = part
             part.sent = now
-            counters = part.counters
-            counters.queue.observe(now - part.queued)
-            counters.sent_bytes += part.size
+            queued.append((part.counters, part.queued))
+            part.counters.sent_bytes += part.size
             length = offset = outside_size = 0
             if not part.pulls:
                 value = part.payload()
@@ -195,6 +194,9 @@ class SendWindow(Generic[Item]):
             timed = part.record is not None
             recorded |= timed
             rows.append((*part_id, part.round, part.priority, length, offset, outside_size, timed))
+        # Most of them began to wait at the same time.
+        for (counters, since), count in Counter(queued).items():
+            counters.queue.observe(now - since, count)
         columns = to_columns(rows)
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))

@@ -14,6 +14,7 @@ from psum.client.core.counters import Counters
 from psum.client.core.gossip import Gossip
 from psum.client.core.joins import Joins
 from psum.client.core.kept_sums import give_back
+from psum.client.core.key import Key
 from psum.client.core.key_loans import MapPieces, lends_nothing
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
@@ -28,11 +29,12 @@ from psum.client.core.result_copies import Copy, ResultCopies
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.shard_notes import note_contributors, note_timings
+from psum.client.core.small_results import SmallResults
 from psum.client.core.ticket import State, Ticket
 from psum.client.core.weights_agreement import WeightsAgreement
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, ElementType, decode, split, to_rows
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, ElementType, ShardRound, decode, to_rows
 from psum.wire.errors import FaultError, ProtocolError, PsumError
 
 
@@ -110,6 +112,7 @@ class Session:
             rank, self._addresses, self._windows, self._registry, map_pieces, copies, keep_sums=keep_sums, clock=clock
         )
         self._operations.recorder = recorder
+        self._small = SmallResults(self._operations, keep_sums=keep_sums)
         self._shares_known = shares_known
         count = len(self._addresses)
         self._departures = KnownDepartures(count)
@@ -199,6 +202,14 @@ class Session:
             store, name, shape, element_type, operation, priority, label, self._operations.recorder, self._clock, ranks
         )
 
+    def reserve_again(self, key: Key, priority: int) -> Ticket:
+        """Fixes the next round of a key that is for all ranks and has no label. From any thread.
+
+        Raises:
+            PsumError: The key, or everything, has failed.
+        """
+        return self._registry.reserve_again(key, priority, self._operations.recorder, self._clock)
+
     def forget_ranked_keys(self) -> None:
         """Forgets the keys that are not for all ranks and have no operation left, and what is kept for them.
 
@@ -260,7 +271,8 @@ class Session:
                 plane, following = window.plane, iter(following)
                 if message.result.shards.contributors:
                     note_contributors(window.outstanding, rows)
-                for row, piece in zip(rows, split(payload, rows), strict=True):
+
+                def handle(row: ShardRound, piece: memoryview) -> None:
                     outside = row.outside_size > 0
                     value = plane.get(row, following) if outside else piece
                     self._operations.receive(aggregator, row, value, now, stays=outside and plane.shares_sums)

@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Callable
+from typing import Final
 
 from psum.client.core.buffers import Memory
 from psum.client.core.contribution import Contribution, contributions
@@ -21,6 +22,11 @@ class State(enum.Enum):
     RUNNING = "its shards are under way"
     ABORTED = "its value will never be there"
     FINISHED = "its result is there, or it failed"
+
+
+# Cached at module level: an enum's members take longer to find than all else here.
+_RESERVED: Final = State.RESERVED
+_QUEUED: Final = State.QUEUED
 
 
 class Ticket:
@@ -54,7 +60,7 @@ class Ticket:
         self.key = key
         self.round = round
         self.priority = priority
-        self.state = State.RESERVED
+        self.state = _RESERVED
         self.source: Memory | None = None
         """What this rank contributes; None if it only receives."""
         self.staged: int | None = None
@@ -121,7 +127,9 @@ class Ticket:
                 get instead, if the root is lost before it has sent its own. Otherwise the key fails then. Only in
                 elastic jobs.
         """
-        self._decide(State.QUEUED)
+        if self.state is not _RESERVED:
+            self._decide(State.QUEUED)
+        self.state = _QUEUED
         self.borrows, self.stands_in = borrows, stands_in
         self.source, self.target, self.done, self.staged = source, target, done, staged
         self._hand_over(self)

@@ -1,0 +1,60 @@
+"""Sums of small shards that are made together: one addition, and one message for all workers."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from psum.aggregator.sums.results import Results
+from psum.aggregator.sums.sums import add_up
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ElementType, ShardRound, allocate, from_columns
+
+
+class SmallSums(Results):
+    """Small sums in the message that they were made in. As Results, it makes rows only if they are needed.
+
+    Args:
+        element_type: The type of the elements.
+        addends: For each rank, in rank order, its contributions.
+        ids: The key's id of each sum.
+        shards: The shard's number within the key.
+        rounds: The round.
+        priorities: How urgent each is.
+    """
+
+    __slots__ = ("_columns",)
+
+    def __init__(
+        self,
+        element_type: ElementType,
+        addends: Sequence[Sequence[memoryview]],
+        ids: Sequence[int],
+        shards: Sequence[int],
+        rounds: Sequence[int],
+        priorities: Sequence[int],
+    ) -> None:
+        lengths = list(map(len, addends[0]))
+        size = sum(lengths)
+        columns = from_columns(ids, shards, rounds, priorities, lengths)
+        message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
+        add_up(element_type, [memoryview(b"".join(pieces)) for pieces in addends], total)
+        self._columns = (ids, shards, rounds, priorities, lengths)
+        self._message = message
+        self.priority = max(priorities)
+        self.alone = False
+        self.following = ()
+        self.shard_ids = list(zip(ids, shards, strict=True))
+        self.repeats = False
+        self.size = size
+        self.size_following = 0
+
+    @property
+    def rows(self) -> Sequence[ShardRound]:  # type: ignore[override]
+        """Which sums they are."""
+        return [ShardRound(*row) for row in zip(*self._columns, strict=True)]
+
+    @property
+    def payloads(self) -> Sequence[bytes]:  # type: ignore[override]
+        """The sums by themselves, in the rows' order. Copies: a view would keep all sums of the message."""
+        message = self.message()
+        ends = accumulate(self._columns[-1], initial=len(message) - self.size)
+        return [message[start:end] for start, end in pairwise(ends)]

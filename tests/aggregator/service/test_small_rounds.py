@@ -1,0 +1,259 @@
+"""Contributions that are taken together lead to what they lead to one after the other."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from psum.aggregator.core.actions import Action
+from psum.aggregator.core.job import Job
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.registry import Registry
+from psum.aggregator.service.action_runner import ActionRunner
+from psum.aggregator.service.connection import WorkerConnection
+from psum.aggregator.service.receiver import Receiver
+from psum.aggregator.sums.pool import PriorityPool
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import LARGE_PAYLOAD_BYTES, ElementType, ShardRound, decode, encode, split, to_columns, to_rows
+from psum.wire.errors import InternalError, ProtocolError
+
+RANKS = 3
+
+#: Elements and type of each key, by id; a broadcast and a large one among them.
+KEYS = {
+    1: (3, ElementType.FLOAT32),
+    2: (5, ElementType.FLOAT32),
+    3: (4, ElementType.FLOAT16),
+    4: (2, ElementType.INT32),
+    5: (1, ElementType.BFLOAT16),
+    6: (2, ElementType.FLOAT32),
+    7: (LARGE_PAYLOAD_BYTES // 4, ElementType.FLOAT32),
+}
+BROADCAST = 6
+
+
+class AtOncePool:
+    """Makes every sum at once."""
+
+    at_once_bytes = 1 << 40
+
+
+class Aggregator:
+    """One job with all its workers, without I/O.
+
+    Args:
+        together: Whether contributions may be taken together.
+    """
+
+    def __init__(self, *, together: bool) -> None:
+        self.now = 1.0
+        self.connections = {rank: WorkerConnection() for rank in range(RANKS)}
+        self.runner = ActionRunner(cast(PriorityPool, AtOncePool()), lambda job, rank: self.connections.get(rank))
+        registry = Registry(Limits())
+        for rank in range(RANKS):
+            hello = pb.Hello(
+                protocol_version=1, job="j", rank=rank, num_workers=RANKS, incarnation=rank + 1, partition_bytes=1 << 20
+            )
+            job, _, refusal = registry.join(hello, "peer:1", self.now)
+            assert refusal is None, refusal
+            assert job is not None
+            self.job: Job = job
+        if not together:
+            self.job.contribute_together = self._contribute_each
+        self.receivers = [
+            Receiver(self.job, rank, connection, self.runner, clock=lambda: self.now, uncredited=lambda: None)
+            for rank, connection in self.connections.items()
+        ]
+
+    def _contribute_each(
+        self,
+        rank: int,
+        rows: Sequence[ShardRound],
+        payloads: Sequence[memoryview],
+        now: float,
+        message_bytes: int,
+        actions: list[Action],
+    ) -> None:
+        for row, payload in zip(rows, payloads, strict=True):
+            actions += self.job.contribute(rank, row, payload, now, message_bytes)
+
+    def handle(self, rank: int, data: bytes) -> str:
+        """Handles a message; returns what was wrong with it."""
+        self.now += 0.001
+        coroutine = self.receivers[rank]._handle(data, None)
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            return ""
+        except ProtocolError as error:
+            return str(error)
+        raise AssertionError("it waited")
+
+    def declare(self, rank: int) -> None:
+        for number, (elements, kind) in KEYS.items():
+            operation = pb.OPERATION_BROADCAST if number == BROADCAST else pb.OPERATION_SUM
+            key = pb.Key(
+                id=number,
+                name=f"k{number}",
+                elements=elements,
+                type=kind.wire,
+                operation=operation,
+                shape=[elements],
+                shards=[pb.Shard(index=0, elements=elements)],
+            )
+            assert self.handle(rank, encode(pb.ExchangeRequest(declare=pb.Declare(keys=[key])))) == ""
+
+    def answers(self, rank: int) -> list[tuple[str, object]]:
+        """What a worker is sent: each sum with its bytes, and the kind of anything else."""
+        found: list[tuple[str, object]] = []
+        queue = self.connections[rank].queue
+        while queue:
+            message, payload = decode(pb.ExchangeResponse, queue.get())
+            if message.HasField("result"):
+                rows = to_rows(message.result.shards)
+                found += [
+                    (f"{row.id}/{row.round}/{row.priority}", bytes(piece))
+                    for row, piece in zip(rows, split(payload, rows), strict=True)
+                ]
+            else:
+                found.append((str(message.WhichOneof("kind")), str(message)))
+        return sorted(found, key=repr)
+
+    def state(self) -> object:
+        """All that later messages depend on, and what operators see."""
+        self.job.check()
+        return (
+            {
+                (number, index): (shard.round, shard.phase, shard.priority, shard.since, _bytes(shard.contributions))
+                for number, key in self.job.keys.items()
+                for index, shard in key.shards.items()
+            },
+            [
+                (bytes(cast(bytes, shard.last_result)) if number != 7 else None)
+                for number, key in self.job.keys.items()
+                for shard in key.shards.values()
+                if shard.last_result is not None
+            ],
+            self.job.held_bytes,
+            list(self.job.open_shards),
+            self.job.rounds.completed,
+            self.job.counters.sum.contributions,
+            self.job.counters.sum.received_bytes,
+            self.job.counters.sum.sent_bytes,
+            self.job.counters.duplicates,
+            self.job.counters.sum.waiting.buckets(),
+            self.job.counters.sum.duration.count,
+            [
+                (
+                    w.contributed,
+                    w.received_bytes,
+                    w.sent_bytes,
+                    [(now, key.id, i, r) for now, key, i, r in w.uncredited],
+                )
+                for w in self.job.workers.values()
+            ],
+        )
+
+
+def _bytes(contributions: dict[int, memoryview]) -> dict[int, bytes]:
+    return {rank: bytes(value) for rank, value in contributions.items()}
+
+
+@dataclasses.dataclass
+class Push:
+    """One message: a rank's contributions to the rounds that it is at, shifted, of some keys."""
+
+    rank: int
+    keys: list[int]
+    shift: list[int]
+    priority: int
+    seed: int
+    timed: bool
+    cut: bool
+
+
+def pushes(seed: int) -> Iterator[Push]:
+    """A history of messages, most of which are ordinary."""
+    random = np.random.default_rng(seed)
+    for _ in range(120):
+        yield Push(
+            rank=int(random.integers(RANKS)),
+            keys=random.choice(sorted(KEYS), random.integers(1, 9)).tolist(),
+            shift=random.choice([0, -1, 1], 8, p=[0.96, 0.03, 0.01]).tolist(),
+            priority=int(random.integers(-2, 3)),
+            seed=int(random.integers(1 << 16)),
+            timed=random.random() < 0.05,
+            cut=random.random() < 0.02,
+        )
+
+
+def message(push: Push, rounds: dict[int, int]) -> bytes:
+    """The message, if its rank is at these rounds of the keys."""
+    random = np.random.default_rng(push.seed)
+    rows, payloads = [], []
+    for key, shift in zip(push.keys, push.shift, strict=False):
+        elements, kind = KEYS[key]
+        size = elements * kind.itemsize - (kind.itemsize if push.cut else 0)
+        values = random.integers(-9, 9, size // kind.itemsize)
+        payload = values.astype(kind.numpy).tobytes()
+        rows.append(
+            ShardRound(key, 0, max(0, rounds[key] + shift), push.priority, length=len(payload), timed=push.timed)
+        )
+        payloads.append(payload)
+    return encode(pb.ExchangeRequest(push=pb.Push(shards=to_columns(rows))), *payloads)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_taken_together_leads_to_the_same(seed: int) -> None:
+    """Also with duplicates, rounds that are early or late, wrong sizes, broadcasts, large shards and timings."""
+    plain, quick = Aggregator(together=False), Aggregator(together=True)
+    for rank in range(RANKS):
+        plain.declare(rank)
+        quick.declare(rank)
+    for push in pushes(seed):
+        # A rank contributes to the current round, until it has done so.
+        rounds = {key: plain.job.keys[key].shards[0].round for key in KEYS}
+        data = message(push, rounds)
+        assert plain.handle(push.rank, data) == quick.handle(push.rank, data)
+        for rank in range(RANKS):
+            told, expected = quick.answers(rank), plain.answers(rank)
+            assert [kind for kind, _ in told] == [kind for kind, _ in expected]
+            assert [each for each in told if each[0] != "timings"] == [e for e in expected if e[0] != "timings"]
+        assert plain.state() == quick.state()
+    assert plain.job.rounds.completed > 20
+
+
+@pytest.mark.parametrize("happens", ["leave", "fail"])
+def test_what_happens_between_two_messages_is_seen_by_the_second(happens: str) -> None:
+    """After a rank has left, or the job has failed, the other ranks hear of it in both ways."""
+    told = []
+    for together in (False, True):
+        aggregator = Aggregator(together=together)
+        for rank in range(RANKS):
+            aggregator.declare(rank)
+        job = aggregator.job
+        fault = InternalError("for the test")
+        aggregator.runner.perform(job, job.leave(2, 1.5) if happens == "leave" else job.fail(fault, 1.5))
+        push = Push(0, [1, 2, 3], [0] * 3, 0, 1, timed=False, cut=False)
+        assert aggregator.handle(0, message(push, dict.fromkeys(KEYS, 0))) == ""
+        told.append([aggregator.answers(rank) for rank in range(RANKS)])
+        aggregator.job.check()
+    assert told[0] == told[1]
+    assert any("fault" in kind for kind, _ in told[1][0])
+
+
+def test_one_message_has_all_small_sums_of_a_message() -> None:
+    """Neighbours of one element type are added up together, and travel together."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    push = Push(0, [1, 2], [0, 0], 0, 1, timed=False, cut=False)
+    for rank in range(RANKS):
+        aggregator.handle(rank, message(dataclasses.replace(push, rank=rank, seed=rank), dict.fromkeys(KEYS, 0)))
+    queue = aggregator.connections[0].queue
+    decoded, payload = decode(pb.ExchangeResponse, queue.get())
+    assert [row.id for row in to_rows(decoded.result.shards)] == [1, 2]
+    total = sum(np.random.default_rng(rank).integers(-9, 9, 3) for rank in range(RANKS))
+    assert np.frombuffer(payload[:12], np.float32).tolist() == cast(Any, total).tolist()
