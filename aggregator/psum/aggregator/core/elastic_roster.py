@@ -110,6 +110,6 @@ class ElasticRoster(Roster):
         self.known = tuple(rank for rank in sorted(self._enrolled) if rank not in self.gone)
         self.members = tuple(member for member in sorted(self._ranks) if member not in self.gone)
         self.needed = len(self.members) if self.complete and not self.too_few else NEVER
-        self.unchanged = self.unchanged and not self.gone and len(self.known) == self.size
+        self.unchanged = self.unchanged and not self.gone and len(self.known) <= self.size
         for part in self._parts.values():
             part.settle()

@@ -16,7 +16,7 @@ class RosterPart(Roster):
     __slots__ = ("_part", "_whole")
 
     def __init__(self, whole: Roster, ranks: Sequence[int]) -> None:
-        super().__init__(len(ranks))
+        super().__init__(len(ranks), fleet=whole.fleet)
         self._whole = whole
         self._part = frozenset(ranks)
         self.settle()
@@ -28,8 +28,8 @@ class RosterPart(Roster):
 
     @property
     def unknown(self) -> int:
-        """See Roster. All ranks are known."""
-        return 0
+        """See Roster. Of a relay's group some may not be known, and use the key too."""
+        return self._whole.unknown
 
     def member(self, rank: int) -> int | None:
         """See Roster."""
@@ -49,4 +49,4 @@ class RosterPart(Roster):
         self.gone = whole.gone & part
         self.known = tuple(rank for rank in whole.known if rank in part)
         self.members = tuple(member for member in whole.members if member in part)
-        self.needed = NEVER if self.not_joined() else len(self.members)
+        self.needed = NEVER if self.not_joined() or whole.unknown else len(self.members)

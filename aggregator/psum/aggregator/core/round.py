@@ -308,8 +308,11 @@ class ShardRounds(Generic[Result]):
 
     @property
     def _gathered(self) -> bool:
-        """Whether all members have contributed that the round waits for; others may have contributed too."""
-        return self.awaits_nobody and (self.root is None or self.root in self.contributions)
+        """Whether all members have contributed that the round waits for; others may have contributed too.
+
+        A relay's group needs no root: if it is lost or elsewhere, the owner of the shard sees to its value.
+        """
+        return self.awaits_nobody and (self.root is None or not self.roster.fleet or self.root in self.contributions)
 
     @property
     def awaits_nobody(self) -> bool:

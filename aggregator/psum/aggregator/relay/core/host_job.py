@@ -12,7 +12,7 @@ uplink has handled messages; and `parted` when every owner has said farewell.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
     Action,
@@ -24,7 +24,6 @@ from psum.aggregator.core.actions import (
     ReturnCredit,
     SendUplinks,
     Sum,
-    Sync,
     Warn,
 )
 from psum.aggregator.core.job import Job
@@ -32,23 +31,17 @@ from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.round import Phase, ShardRounds
 from psum.aggregator.relay.core import introduction
+from psum.aggregator.relay.core.events import Arrived, Faulted, Noticed
 from psum.aggregator.relay.core.forwarded import owners_of
 from psum.aggregator.relay.core.introduction import Identity
-from psum.aggregator.relay.core.uplink import Arrived, Faulted, Noticed, Uplink
+from psum.aggregator.relay.core.lacking_ranks import LackingRanks
+from psum.aggregator.relay.core.passed_syncs import FIRST_SYNC, PassedSyncs
+from psum.aggregator.relay.core.uplink import Uplink
 from psum.client.core.known_departures import from_below, further_up
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError
-
-#: The numbers of the syncs that a relay passes on begin here, above all ranks, which number the group's own.
-_FIRST_SYNC: Final = 1 << 32
-
-#: How long a round waits at the relay until its owner is told for which ranks.
-LACKING_SECONDS: Final = 1.0
-
-#: The most waiting rounds that the owners are told of, the oldest first.
-_MAX_LACKING: Final = 64
 
 
 class HostJob(Job):
@@ -89,13 +82,8 @@ class HostJob(Job):
         """Whether what fails now fails because an owner said so."""
         self._asked: dict[tuple[int, int], tuple[int, int]] = {}
         """The members that were asked for sums that owners want, and for which rounds, by (key's id, shard)."""
-        self._syncs: dict[int, tuple[tuple[int, int], set[int]]] = {}
-        """Syncs of owners that were passed on, by number: which it is, and the members that have not answered."""
-        self._next_sync = _FIRST_SYNC
-        self._told_lacking: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
-        """The ranks that the owner was told of: the round and the ranks, by (key's id, shard)."""
-        self._told_before = 0
-        """How many streams to owners had been opened again by then."""
+        self._syncs = PassedSyncs(self.uplink)
+        self._lacking = LackingRanks(self.open_shards, self.uplink)
         self._leaving_told = False
         """Whether the owners have been told that all ranks leave."""
         self._gone: set[int] = set()
@@ -173,7 +161,8 @@ class HostJob(Job):
                     actions += self._faulted(fault, now)
                 case Noticed(text):
                     actions.append(Warn(text, self.members.connected()))
-        return actions + self._ask() + self._pass_on_syncs() + self._tell_gone()
+        staying = {member for member, worker in self.workers.items() if not worker.left}
+        return actions + self._ask() + self._syncs.pass_on(staying) + self._tell_gone()
 
     def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """See JobRounds.restore. An owner may want the sum too."""
@@ -238,7 +227,7 @@ class HostJob(Job):
             actions.append(LeaveUplinks())
         elif not last:
             self._gone.update(new)
-        return actions + self._settle_syncs(rank) + self._tell_gone()
+        return actions + self._syncs.settle(rank) + self._tell_gone()
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
         """See Job. The owners are told, as of a worker that leaves while others stay."""
@@ -264,17 +253,16 @@ class HostJob(Job):
 
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
         """See Job. A number above all ranks is that of a sync that was passed on."""
-        if number < _FIRST_SYNC:
+        if number < FIRST_SYNC:
             return super().synced(rank, number, now)
-        return self._settle_syncs(rank, number)
+        return self._syncs.settle(rank, number)
 
     def tick(self, now: float) -> list[Action]:
         """See Job. Tells the owners for which ranks rounds wait here."""
         actions = super().tick(now)
         if self.failure is not None:
             return actions
-        if lacking := self._lacking(now):
-            self.uplink.lacking(lacking)
+        if self._lacking.tell(now):
             actions.append(SendUplinks())
         return actions + self._ask() + self._tell_gone()
 
@@ -398,36 +386,6 @@ class HostJob(Job):
                 actions.append(Ask(holders[0], ((key_id, index, row.round),)))
         return actions
 
-    def _pass_on_syncs(self) -> list[Action]:
-        """Asks the group to confirm the syncs of owners.
-
-        It is not enough that the relay has all sums. If the relay and the owner are killed together, and no rank of
-        this group had received a sum, the ranks that have left would be needed to make it again.
-        """
-        known = {which for which, _ in self._syncs.values()}
-        actions: list[Action] = []
-        for which, leaving in self.uplink.syncs.items():
-            if which in known:
-                continue
-            number, self._next_sync = self._next_sync, self._next_sync + 1
-            members = {member for member, worker in self.workers.items() if not worker.left}
-            self._syncs[number] = which, members
-            actions.append(Sync(number, tuple(sorted(members)), tuple(further_up(leaving))))
-        return actions + self._settle_syncs()
-
-    def _settle_syncs(self, member: int | None = None, number: int | None = None) -> list[Action]:
-        """Notes that a member has answered a sync, or with its departure all; confirms what all have answered."""
-        asked = self.uplink.syncs
-        done = []
-        for each, (which, members) in self._syncs.items():
-            if member is not None and number in (None, each):
-                members.discard(member)
-            if not members or which not in asked:
-                done.append(each)
-        for each in done:
-            self.uplink.confirm(*self._syncs.pop(each)[0])
-        return [SendUplinks()] if done else []
-
     def _tell_gone(self) -> list[Action]:
         """Tells the owners which ranks have left, as soon as no round needs their contribution any more."""
         if not self._gone or self.leaving:
@@ -445,28 +403,3 @@ class HostJob(Job):
         self.uplink.left(self._gone)
         self._gone = set()
         return [SendUplinks()]
-
-    def _lacking(self, now: float) -> list[tuple[int, int, int, Sequence[int]]]:
-        """The rounds that wait here, and for which ranks, as far as the owners have not been told."""
-        if self._told_before != self.uplink.counters.reconnects:
-            # The owner may have been started again, and know nothing of it.
-            self._told_before = self.uplink.counters.reconnects
-            self._told_lacking = {}
-        told: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
-        new: list[tuple[int, int, int, Sequence[int]]] = []
-        for (key_id, index), (_, shard) in self.open_shards.items():
-            if len(told) == _MAX_LACKING:
-                break
-            if shard.since is None or now - shard.since < LACKING_SECONDS:
-                # The oldest come first.
-                break
-            if not shard.contributions:
-                continue
-            state = shard.round, tuple(shard.waiting_for())
-            told[key_id, index] = state
-            # An owner that does not know the key yet forgets what it is told of it.
-            forgets = not self.uplink.keys[key_id].declared
-            if state[1] and (forgets or self._told_lacking.get((key_id, index)) != state):
-                new.append((key_id, index, *state))
-        self._told_lacking = told
-        return new
