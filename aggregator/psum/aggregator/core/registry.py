@@ -339,7 +339,7 @@ def _wrong_elastic(hello: pb.Hello) -> str | None:
             f"an elastic job of {least} to {most} ranks that begins with {hello.num_workers}; expected at least 1,"
             f" at most {_MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
         )
-    if hello.group_size or hello.ranks:
+    if hello.ranks:
         return "an elastic job cannot use relays yet; start its workers with PSUM_RELAY=off"
     if any(each.rank >= most for each in hello.losses):
         return f"it says that a rank is lost which is none of {most}"

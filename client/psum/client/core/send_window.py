@@ -204,9 +204,10 @@ class SendWindow(Generic[Item]):
             timed = part.record is not None
             recorded |= timed
             rows.append((*part_id, part.round, part.priority, length, offset, outside_size, timed))
-        if self._contributors is not None:
-            rows = [(*row, self._contributors(part)) for row, part in zip(rows, batch, strict=True)]
-        columns = to_columns(rows)
+        if (count := self._contributors) is None:
+            columns = to_columns(rows)
+        else:
+            columns = to_columns([ShardRound(*row, count(part)) for row, part in zip(rows, batch, strict=True)])
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
         else:

@@ -11,7 +11,7 @@ The shell carries out ConnectUplinks, ReopenUplinks, SendUplinks, LeaveUplinks a
 uplink has handled messages; and `parted` when every owner has said farewell.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
@@ -30,9 +30,10 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.round import Phase, ShardRounds
+from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import introduction
-from psum.aggregator.relay.core.events import Arrived, Faulted, Noticed
-from psum.aggregator.relay.core.forwarded import owners_of
+from psum.aggregator.relay.core.events import Arrived, Event, Faulted, Noticed
+from psum.aggregator.relay.core.forwarded import ForwardedKey, owners_of
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.core.lacking_ranks import LackingRanks
 from psum.aggregator.relay.core.passed_syncs import FIRST_SYNC, PassedSyncs
@@ -58,6 +59,11 @@ class HostJob(Job):
 
     forwards: ClassVar[bool] = True
 
+    uplink_type: ClassVar[type[Uplink]] = Uplink
+    """What is sent to the owners of shards."""
+
+    uplink: Uplink
+
     def __init__(
         self,
         hello: pb.Hello,
@@ -71,7 +77,7 @@ class HostJob(Job):
         super().__init__(hello, limits, **job)
         addresses, routes = introduction.uplink_addresses(hello)
         to_relay = bool(hello.next_relays)
-        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
+        self.uplink = self.uplink_type(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
         """What is sent to the owners of shards, and what they answer."""
         self._identity = identity
         self._clock = clock
@@ -107,9 +113,7 @@ class HostJob(Job):
         if key is None or key.failure is not None:
             return actions
         forwarded = self.uplink.learn(key, owners, declared.owner, rank)
-        if not forwarded.declared and self.complete and forwarded.declared_by.issuperset(self._declaring()):
-            self.uplink.declare(forwarded)
-            actions.append(SendUplinks())
+        actions += self._declare_ready([forwarded])
         if self.uplink.take_back(forwarded):
             # Only an owner that hears it on a new stream begins that round again.
             actions += [ReopenUplinks(), *([LeaveUplinks()] if self.leaving else [])]
@@ -127,11 +131,12 @@ class HostJob(Job):
         taken: list[tuple[int, int, int]] = []
         for action, partial in made:
             key, index, round = action.key, action.shard, action.round
-            pulls = key.broadcast and not self._is_root
+            # Of a broadcast whose root is in another group, there is no value here.
+            value = None if key.broadcast and not partial else partial
             timed = (key.id, index) in self.rounds.timings.rounds
-            if self.rounds.forward(key, index, round, None if pulls else partial):
-                value = None if pulls else partial
-                self.uplink.forward(key, index, round, action.priority, value, timed=timed)
+            contributors = self._contributors(key, index)
+            if self.rounds.forward(key, index, round, value):
+                self.uplink.forward(key, index, round, action.priority, value, timed=timed, contributors=contributors)
                 taken.append((key.id, index, round))
         if not taken:
             return []
@@ -152,23 +157,28 @@ class HostJob(Job):
         actions: list[Action] = []
         for event in events:
             match event:
-                case Arrived(key, shard, round, priority, payload, timing):
+                case Arrived(key, shard, round, priority, payload, timing, contributors):
                     if timing is not None:
                         self.rounds.timings.answered(key, shard, round, timing, self.members.roster.known)
                     if key.failure is None and self.failure is None:
-                        actions.append(Sum(key, shard, round, priority, (payload,), relayed=True))
+                        self._answered(key, shard, contributors)
+                        actions.append(
+                            Sum(key, shard, round, priority, (payload,), relayed=True, contributors=contributors)
+                        )
                 case Faulted(fault):
                     actions += self._faulted(fault, now)
                 case Noticed(text):
                     actions.append(Warn(text, self.members.connected()))
-        staying = {member for member, worker in self.workers.items() if not worker.left}
+                case _:
+                    actions += self._told(event, now)
+        staying = {member for member, worker in self.workers.items() if not self._is_gone(member, worker)}
         return actions + self._ask() + self._syncs.pass_on(staying) + self._tell_gone()
 
     def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """See JobRounds.restore. An owner may want the sum too."""
         actions = self.rounds.restore(rank, entry, payload)
         wanted = (entry.id, entry.shard) in self.uplink.wanted
-        self.uplink.give_back(entry.id, entry.shard, entry.round, payload)
+        self.uplink.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
         self._asked.pop((entry.id, entry.shard), None)
         return [*actions, SendUplinks()] if wanted else actions
 
@@ -215,7 +225,8 @@ class HostJob(Job):
         if worker.taking_leave:
             return []
         departures = self.members.departures
-        last = self.complete and all(other.left for other in self.workers.values() if other is not worker)
+        others = ((member, other) for member, other in self.workers.items() if other is not worker)
+        last = self.complete and all(self._is_gone(member, other) for member, other in others)
         begins = last and self._connecting and not self._leaving_told and self.failure is None
         if begins:
             departures.held = self._leaving_told = True
@@ -327,13 +338,32 @@ class HostJob(Job):
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
 
-    @property
-    def _is_root(self) -> bool:
-        """Whether rank 0, the root of broadcasts, is in the group."""
-        return 0 in self.workers
+    def _is_gone(self, member: int, worker: Worker) -> bool:
+        """Whether nothing is expected from a member any more."""
+        return worker.left
 
-    def _declaring(self) -> set[int]:
-        """The members that declare keys: not those that had left before this process was started."""
+    def _contributors(self, key: Key, index: int) -> int:
+        """How many ranks the sum of a round counts, as its owner is told; 0: it is not told."""
+        return 0
+
+    def _answered(self, key: Key, index: int, contributors: int) -> None:
+        """The result of a round is here. It counts so many ranks; 0: as many as the job began with."""
+
+    def _told(self, event: Event, now: float) -> list[Action]:
+        """What follows from an event of other kinds."""
+        raise NotImplementedError
+
+    def _declare_ready(self, keys: Iterable[ForwardedKey]) -> list[Action]:
+        """Tells the owners of those keys that all members of the group have declared."""
+        if not self.complete:
+            return []
+        ready = [each for each in keys if not each.declared and each.declared_by.issuperset(self._declaring(each.key))]
+        for forwarded in ready:
+            self.uplink.declare(forwarded)
+        return [SendUplinks()] if ready else []
+
+    def _declaring(self, key: Key) -> set[int]:
+        """The members that declare a key: not those that had left before this process was started."""
         return set(self.members.roster.members) - self.members.departed
 
     def _connect(self) -> list[Action]:

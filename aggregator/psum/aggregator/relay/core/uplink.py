@@ -71,9 +71,7 @@ class Uplink:
         self._routes = dict(enumerate(routes))
         self._to_relay = to_relay
         self._clock = clock
-        self.windows: list[SendWindow[ForwardedShard]] = [
-            SendWindow(credit_bytes, self.counters, clock) for _ in addresses
-        ]
+        self.windows = [self._make_window(credit_bytes) for _ in addresses]
         """What is sent on each uplink."""
         self.lost: set[int] = set()
         """The uplinks without an open stream, as the shell last said. Only what ends before them depends on it."""
@@ -237,11 +235,15 @@ class Uplink:
 
     def end(self) -> None:
         """Lets go of everything: nothing more is sent, and what still comes is ignored."""
+        self.syncs.clear()
+        self._release_all()
+
+    def _release_all(self) -> None:
+        """Lets go of all keys, and of what was to be sent of them."""
         for forwarded in self.keys.values():
             forwarded.failed = True
         self.keys.clear()
         self.wanted.clear()
-        self.syncs.clear()
         for window in self.windows:
             window.outstanding.clear()
             window.postponed.clear()
@@ -426,6 +428,9 @@ class Uplink:
         for key_id, index in self.wanted:
             assert index not in self.keys[key_id].sums
 
+    def _make_window(self, credit_bytes: int) -> SendWindow[ForwardedShard]:
+        return SendWindow(credit_bytes, self.counters, self._clock)
+
     def _note_settled(self, aggregator: int) -> None:
         if self.departures.may_lack(aggregator) and self.windows[aggregator].settled:
             self.departures.lacks_nothing(aggregator)
@@ -446,8 +451,8 @@ class Uplink:
             return
         forwarded, index = shard.forwarded, shard.index
         key = forwarded.key
-        # The root of a broadcast has the value already.
-        own = key.broadcast and not shard.pulls
+        # The root of a broadcast has the value already, unless another one has taken its place.
+        own = key.broadcast and not shard.pulls and not payload
         total = payload if own or key.codec is None else key.codec.decode(payload, key.sizes[index])
         if len(total) != (expected := 0 if own else key.sizes[index]):
             raise ProtocolError(
