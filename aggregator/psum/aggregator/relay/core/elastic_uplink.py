@@ -1,10 +1,12 @@
 """What a relay of an elastic job sends to the owners of shards besides, and what they answer."""
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.key import Key
-from psum.aggregator.relay.core.events import LossesTold
+from psum.aggregator.relay.core.events import CandidatesTold, Decided, LossesTold
 from psum.aggregator.relay.core.uplink import Uplink
 from psum.client.core.known_losses import KnownLosses
 from psum.client.core.reach import Reach
@@ -28,6 +30,12 @@ class ElasticUplink(Uplink):
         """The losses that are known, and which owners must be told of them."""
         self.wanted_values: dict[tuple[int, int], ShardRound] = {}
         """Values that owners asked for in place of those of lost roots, of the current round, by (key's id, shard)."""
+        self.candidates: list[pb.Candidate] = []
+        """The processes that wait at this relay, as the owners are told."""
+        self._candidate_news: set[int] = set()
+        """The uplinks whose owner must be told of them."""
+        self._admissions: list[deque[pb.Admission]] = [deque() for _ in self.addresses]
+        """The admissions that each owner must be told of before anything that the group contributes after them."""
         self.was_let_in = False
         """Whether every aggregator has let the group in before."""
         self._reach = Reach(len(self.addresses))
@@ -48,6 +56,41 @@ class ElasticUplink(Uplink):
         self._missing.discard(aggregator)
         self.was_let_in = self.was_let_in or everywhere
         return everywhere
+
+    def tell_candidates(self, candidates: list[pb.Candidate]) -> bool:
+        """Tells the owners which processes wait at this relay. Returns whether that is new."""
+        known = [(each.rank, each.incarnation) for each in self.candidates]
+        self.candidates = candidates
+        if known == [(each.rank, each.incarnation) for each in candidates]:
+            return False
+        self._candidate_news = set(range(len(self.addresses)))
+        return True
+
+    def admit(self, admission: Admission) -> None:
+        """Tells the owners of an admission that the whole group has said."""
+        for uplink, news in enumerate(self._admissions):
+            news.append(self.admission_for(uplink, admission))
+
+    def admission_for(self, uplink: int, admission: Admission) -> pb.Admission:
+        """An admission as one owner is told of it: with the rounds of the keys that have shards there."""
+        message = pb.Admission(rank=admission.rank, generation=admission.generation, incarnation=admission.incarnation)
+        for key_id, round in admission.rounds.items():
+            forwarded = self.keys.get(key_id)
+            # Members that have joined name keys that they do not know.
+            if forwarded is None or uplink in forwarded.uplinks:
+                message.ids.append(key_id)
+                message.rounds.append(round)
+        return message
+
+    def forget(self, key_ids: Iterable[int]) -> None:
+        """Forgets keys that are at rest and that the group has forgotten."""
+        for key_id in key_ids:
+            forwarded = self.keys.pop(key_id)
+            forwarded.failed = True
+            for index, uplink in forwarded.route.items():
+                self.wanted.pop((key_id, index), None)
+                self.wanted_values.pop((key_id, index), None)
+                self.windows[uplink].outstanding.pop((key_id, index), None)
 
     def forget_keys(self) -> None:
         """Forgets all keys, which the group declares again. The streams must be opened again."""
@@ -78,9 +121,8 @@ class ElasticUplink(Uplink):
 
     def has_messages(self, aggregator: int) -> bool:
         """See Uplink."""
-        return (
-            bool(self.losses.news.get(aggregator)) or aggregator in self._reach.news or super().has_messages(aggregator)
-        )
+        news = self.losses.news.get(aggregator) or self._admissions[aggregator]
+        return bool(news) or aggregator in self._candidate_news | self._reach.news or super().has_messages(aggregator)
 
     def next_message(self, aggregator: int) -> bytes | None:
         """See Uplink. Losses come before contributions without the lost ranks."""
@@ -90,6 +132,13 @@ class ElasticUplink(Uplink):
         if self.losses.news and (losses := self.losses.take_news(aggregator, self._clock())):
             window.following = []
             return encode(pb.ExchangeRequest(losses=pb.Losses(losses=losses)))
+        if self._admissions[aggregator]:
+            window.following = []
+            return encode(pb.ExchangeRequest(admit=pb.Admit(admission=self._admissions[aggregator].popleft())))
+        if aggregator in self._candidate_news:
+            window.following = []
+            self._candidate_news.discard(aggregator)
+            return encode(pb.ExchangeRequest(candidates=pb.Candidates(candidates=self.candidates)))
         if aggregator in self._reach.news:
             window.following = []
             return encode(pb.ExchangeRequest(reach=pb.Reach(all=self._reach.take_news(aggregator))))
@@ -107,6 +156,10 @@ class ElasticUplink(Uplink):
         match message.WhichOneof("kind"):
             case "losses":
                 self._note_losses(message.losses.losses, now, aggregator)
+            case "candidates":
+                self.events.append(CandidatesTold(aggregator, tuple(message.candidates.candidates)))
+            case "decision":
+                self.events.append(Decided(aggregator, message.decision))
             case _:
                 super().handle(aggregator, message, payload, following, now)
 
@@ -125,6 +178,9 @@ class ElasticUplink(Uplink):
         super().reconnected(aggregator)
         self._missing.discard(aggregator)
         self._reach.found(aggregator)
+        # It said on the stream before what it knew by then, and says it again.
+        self.events.append(CandidatesTold(aggregator, ()))
+        self._candidate_news.add(aggregator)
         for key_id, index in list(self.wanted_values):
             if self.keys[key_id].route[index] == aggregator:
                 del self.wanted_values[key_id, index]

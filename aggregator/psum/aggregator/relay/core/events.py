@@ -63,4 +63,30 @@ class LossesTold:
     losses: tuple[pb.Loss, ...]
 
 
-Event = Arrived | Faulted | Noticed | LossesTold
+@dataclasses.dataclass(frozen=True, slots=True)
+class CandidatesTold:
+    """An owner has told which processes wait to join an elastic job; all of them.
+
+    Attributes:
+        uplink: The uplink of the owner.
+        candidates: The processes.
+    """
+
+    uplink: int
+    candidates: tuple[pb.Candidate, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decided:
+    """An owner has decided about a process that waits at this relay.
+
+    Attributes:
+        uplink: The uplink of the owner.
+        decision: What it has decided.
+    """
+
+    uplink: int
+    decision: pb.Decision
+
+
+Event = Arrived | Faulted | Noticed | LossesTold | CandidatesTold | Decided

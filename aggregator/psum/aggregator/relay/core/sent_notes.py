@@ -21,18 +21,27 @@ class SentNotes:
     def __init__(self, uplinks: int) -> None:
         self.left: set[int] = set()
         """The ranks that have left the group while others stay."""
-        self._goodbyes: list[bool] = [False] * uplinks
-        """Whether each uplink must be told of them."""
+        self._untold: list[set[int]] = [set() for _ in range(uplinks)]
+        """Those that each uplink must be told of."""
+        self._in_hello: list[set[int]] = [set() for _ in range(uplinks)]
+        """Those that the last hello on each uplink has told of."""
         self._lacking: list[deque[pb.Lacking]] = [deque() for _ in range(uplinks)]
 
     def leave(self, ranks: Iterable[int]) -> None:
         """Some ranks have left the group while others stay."""
-        self.left.update(ranks)
-        self._goodbyes = [True] * len(self._goodbyes)
+        new = set(ranks)
+        self.left |= new
+        for untold in self._untold:
+            untold |= new
 
-    def stay(self, ranks: Iterable[int]) -> None:
-        """Other processes have come in the place of ranks that have left."""
-        self.left.difference_update(ranks)
+    def stay(self, rank: int) -> None:
+        """Another process has come in the place of a rank that has left."""
+        for ranks in (self.left, *self._untold, *self._in_hello):
+            ranks.discard(rank)
+
+    def in_hello(self, uplink: int) -> None:
+        """A hello on an uplink tells of all that have left. If it arrives, they need not be told again."""
+        self._in_hello[uplink] = set(self.left)
 
     def lack(self, uplink: int, rounds: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
         """Rounds wait for ranks of the group: (key's id, shard, round, ranks) each."""
@@ -45,7 +54,7 @@ class SentNotes:
 
     def waits(self, uplink: int) -> bool:
         """Whether something waits to be sent."""
-        return bool(self._lacking[uplink] or self._goodbyes[uplink])
+        return bool(self._lacking[uplink] or self._untold[uplink])
 
     def next_lacking(self, uplink: int) -> bytes | None:
         """The next message about lacking ranks, None if there is none."""
@@ -55,12 +64,12 @@ class SentNotes:
 
     def next_goodbye(self, uplink: int) -> bytes | None:
         """The goodbye of the ranks that have left, None if it is said or nobody has left."""
-        if not self._goodbyes[uplink]:
+        if not (untold := self._untold[uplink]):
             return None
-        self._goodbyes[uplink] = False
-        return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(self.left))))
+        self._untold[uplink] = set()
+        return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(untold))))
 
     def reopened(self, uplink: int) -> None:
         """The uplink has a new stream, on which the goodbyes must be said again."""
-        self._goodbyes[uplink] = bool(self.left)
+        self._untold[uplink] = self.left - self._in_hello[uplink]
         self._lacking[uplink].clear()
