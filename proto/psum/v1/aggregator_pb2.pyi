@@ -705,6 +705,7 @@ class Candidate(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    IN_GROUP_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """The rank that it would have."""
     incarnation: _builtins.int
@@ -713,6 +714,8 @@ class Candidate(_message.Message):
     """Which process it is, for people."""
     age_seconds: _builtins.float
     """From a relay: how long ago the process was started."""
+    in_group: _builtins.bool
+    """From a relay to its workers: the process waits at this relay."""
     def __init__(
         self,
         *,
@@ -720,10 +723,11 @@ class Candidate(_message.Message):
         incarnation: _builtins.int = ...,
         worker: _builtins.str = ...,
         age_seconds: _builtins.float = ...,
+        in_group: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "incarnation", b"incarnation", "rank", b"rank", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "in_group", b"in_group", "incarnation", b"incarnation", "rank", b"rank", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -804,12 +808,15 @@ class Admission(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
+    IN_GROUP_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     generation: _builtins.int
     """How many processes of this rank were members before it."""
     incarnation: _builtins.int
     """The number of its process."""
+    in_group: _builtins.bool
+    """From a worker to its relay: the process waited at this relay. So a relay that was started again waits for it."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the keys that the job uses and that have shards at this aggregator."""
@@ -826,10 +833,11 @@ class Admission(_message.Message):
         incarnation: _builtins.int = ...,
         ids: _abc.Iterable[_builtins.int] | None = ...,
         rounds: _abc.Iterable[_builtins.int] | None = ...,
+        in_group: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "ids", b"ids", "incarnation", b"incarnation", "rank", b"rank", "rounds", b"rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "ids", b"ids", "in_group", b"in_group", "incarnation", b"incarnation", "rank", b"rank", "rounds", b"rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from psum.aggregator.core.actions import ConnectUplinks, LeaveUplinks, PartUplin
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.service.action_runner import ActionRunner
@@ -69,7 +70,7 @@ class Process:
         self.fleet = Registry(limits)
         self.groups = Registry(
             limits,
-            make=lambda hello, limits, **job: HostJob(
+            make=lambda hello, limits, **job: (ElasticHostJob if hello.HasField("elastic") else HostJob)(
                 hello,
                 limits,
                 identity=Identity(incarnation, f"host{incarnation} pid 1"),
@@ -124,6 +125,10 @@ class Process:
             case "lacking":
                 for row, lacks in zip(to_rows(request.lacking.shards), request.lacking.ranks, strict=True):
                     job.lacking(rank, row, lacks.ranks)
+            case "losses":
+                self.runner.perform(job, job.learn_losses(rank, request.losses.losses, now))
+            case "reach":
+                self.runner.perform(job, job.reaches(rank, now, all_of_them=request.reach.all))
             case "goodbye" if request.goodbye.HasField("fault"):
                 self.runner.perform(job, job.leave_early(rank, request.goodbye, now))
             case "goodbye" if request.goodbye.ranks:
@@ -166,9 +171,11 @@ class Uplinks:
         """Opens a stream to one owner."""
         self.peers[index] = peer = self.owners[index].join(self.job.hello(index, resuming))
         self.job.uplink.let_in(index)
-        self.job.uplink.welcomed(pb.Welcome(departures=peer.job.departures()))
+        losses = peer.job.losses(self.relay.now)
+        self.job.uplink.welcomed(pb.Welcome(departures=peer.job.departures(), losses=losses))
         if resuming:
             self.job.uplink.reconnected(index)
+        self.relay.runner.perform(self.job, self.job.heard(self.relay.now))
 
     def replace(self, index: int, owner: Process) -> None:
         """An owner was started again."""

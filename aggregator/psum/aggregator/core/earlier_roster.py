@@ -30,7 +30,7 @@ class EarlierRoster(Roster):
     @property
     def fleet(self) -> bool:  # type: ignore[override]
         """See Roster."""
-        return True
+        return self._job.fleet
 
     @property
     def known(self) -> Sequence[int]:  # type: ignore[override]
@@ -61,7 +61,7 @@ class EarlierRoster(Roster):
     @property
     def unknown(self) -> int:
         """See Roster."""
-        return 0
+        return self._job.unknown
 
     @property
     def needed(self) -> int:  # type: ignore[override]

@@ -381,20 +381,33 @@ class ElasticJob(Job):
             messages = [loss.to_message(now) for loss in new]
             ranks = tuple(rank for rank in connected if rank != knowing and rank not in lost)
             actions.append(TellLosses(messages, ranks))
-        actions += [Warn(elastic_texts.lost(self.name, loss, roster), others) for loss in new]
+        actions += [warning for loss in new for warning in self._warn_of(loss, others)]
         if admission is not None:
             actions += self._begin_generation(admission, now)
-        if not roster.known and not roster.left:
-            return actions + self.fail(elastic_texts.all_lost(self.name, roster), now)
+        if (ending := self._none_left(now)) is not None:
+            return actions + ending
         if begin_again:
-            self.rounds.begin_again()
-            for worker in self.workers.values():
-                worker.uncredited.clear()
-                worker.credited.clear()
-            self.members.resume()
-            return [*actions, EndStreams(tuple(rank for rank in connected if rank not in lost))]
+            return [*actions, *self._begin_again(), EndStreams(tuple(rank for rank in connected if rank not in lost))]
         last = new[-1].rank if new else roster.known[0]
         return [*actions, *self.rounds.settle(last), *self.rounds.fail_deserted(), *self.joins.welcome(now)]
+
+    def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
+        """Warns the others of a loss."""
+        return [Warn(elastic_texts.lost(self.name, loss, self.members.roster), others)]
+
+    def _none_left(self, now: float) -> list[Action] | None:
+        """Ends the job if no rank is left after a loss. None if some are."""
+        roster = self.members.roster
+        return None if roster.known or roster.left else self.fail(elastic_texts.all_lost(self.name, roster), now)
+
+    def _begin_again(self) -> list[Action]:
+        """Forgets all keys. The members declare them again on new streams."""
+        self.rounds.begin_again()
+        for worker in self.workers.values():
+            worker.uncredited.clear()
+            worker.credited.clear()
+        self.members.resume()
+        return []
 
     def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
         """Expects the process of an admission, and nothing more of the one before."""

@@ -121,6 +121,7 @@ class ElasticRoster(Roster):
 
     def extend(self, member: int, rank: int) -> None:
         """Adds a rank to those that a relay stands for."""
+        self._enrolled.add(rank)
         self._member[rank] = member
         self._ranks[member] = tuple(sorted({*self._ranks[member], rank}))
         self._settle()
@@ -168,6 +169,6 @@ class ElasticRoster(Roster):
         self.known = tuple(rank for rank in sorted(self._enrolled) if rank not in out)
         self.members = tuple(member for member in sorted(self._ranks, key=self.order) if member not in self.gone)
         self.needed = len(self.members) if self.complete and not self.too_few else NEVER
-        self.unchanged = self.unchanged and not out and not self._relays and len(self.known) == self.size
+        self.unchanged = self.unchanged and not out and not self._relays and len(self.known) <= self.size
         for part in self._parts.values():
             part.settle()

@@ -341,8 +341,6 @@ def _wrong_elastic(hello: pb.Hello) -> str | None:
             f"an elastic job of {least} to {most} ranks that begins with {hello.num_workers}; expected at least 1,"
             f" at most {_MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
         )
-    if hello.group_size:
-        return "an elastic job cannot use relays yet; start its workers with PSUM_RELAY=off"
     if not len(hello.ranks) == len(hello.incarnations) == len(hello.generations) or 0 in hello.incarnations:
         return (
             f"it stands for {len(hello.ranks)} ranks of an elastic job, with {len(hello.incarnations)} processes and"
@@ -352,7 +350,7 @@ def _wrong_elastic(hello: pb.Hello) -> str | None:
         return f"a relay for {len(hello.ranks)} ranks asks to join an elastic job; expected one rank at first"
     if any(each.rank >= most for each in hello.losses):
         return f"it says that a rank is lost which is none of {most}"
-    if (hello.joining or hello.generation) and not hello.incarnation:
+    if (hello.joining or hello.generation) and not (hello.incarnation or hello.ranks):
         return "a process that asks to join must have an incarnation"
     return None
 

@@ -20,7 +20,7 @@ class RosterPart(Roster):
     __slots__ = ("_part", "_whole")
 
     def __init__(self, whole: "ElasticRoster", ranks: Sequence[int]) -> None:
-        super().__init__(len(ranks))
+        super().__init__(len(ranks), fleet=whole.fleet)
         self._whole = whole
         self._part = frozenset(ranks)
         self.settle()
@@ -32,8 +32,8 @@ class RosterPart(Roster):
 
     @property
     def unknown(self) -> int:
-        """See Roster. All ranks are known."""
-        return 0
+        """See Roster. Of a relay's group some may not be known, and use the key too."""
+        return self._whole.unknown
 
     def member(self, rank: int) -> int | None:
         """See Roster."""
@@ -63,4 +63,4 @@ class RosterPart(Roster):
             for member in (*whole.members, *whole.gone)
             if member not in self.members and part.intersection(whole.ranks(member))
         )
-        self.needed = NEVER if self.not_joined() else len(self.members)
+        self.needed = NEVER if self.not_joined() or whole.unknown else len(self.members)

@@ -13,6 +13,7 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.aggregator.relay.core.drain_plan import Round, plan, still_open
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.inquiries import Inquiries
@@ -157,6 +158,7 @@ class Relays:
         self._note_lost()
         for name, job in self.registry.jobs.items():
             assert isinstance(job, HostJob)
+            job.drain()
             owned = fleet.jobs.get(name)
             fleet_rounds = rounds[id(owned)] if owned is not None else set()
             rounds[id(job)] = plan(job, self._own_uplinks(job), owned, fleet_rounds)
@@ -181,7 +183,8 @@ class Relays:
         return set() if uplinks is None else uplinks.leading_to(self._identity.incarnation)
 
     def _make(self, hello: pb.Hello, limits: Limits, **job: Any) -> HostJob:
-        return HostJob(
+        kind = ElasticHostJob if hello.HasField("elastic") else HostJob
+        return kind(
             hello, limits, identity=self._identity, credit_bytes=self._settings.credit_bytes, clock=self._clock, **job
         )
 

@@ -1,0 +1,274 @@
+"""The job of a relay's group in an elastic job: the group goes on without ranks that are lost.
+
+It is a HostJob and an ElasticJob. What the group loses, the owners are told, before anything that the group contributes
+without the lost ranks. What the owners tell, the workers are told, before results without the lost ranks. The owners
+judge whether enough ranks are left.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+from psum.aggregator.core.actions import (
+    Action,
+    Ask,
+    PartUplinks,
+    ReopenUplinks,
+    SendUplinks,
+    TellLosses,
+    Warn,
+)
+from psum.aggregator.core.candidates import Candidate
+from psum.aggregator.core.elastic_job import ElasticJob
+from psum.aggregator.core.job_rounds import JobRounds
+from psum.aggregator.core.key import Key
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.losses import Loss, reported
+from psum.aggregator.core.membership import Membership
+from psum.aggregator.core.worker import Worker
+from psum.aggregator.relay.core import group_texts, introduction
+from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
+from psum.aggregator.relay.core.events import Event, LossesTold
+from psum.aggregator.relay.core.group_membership import GroupMembership
+from psum.aggregator.relay.core.group_rounds import GroupRounds
+from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.core.uplink import Uplink
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+from psum.wire.errors import ExcludedError, FaultError
+
+
+class ElasticHostJob(HostJob, ElasticJob):
+    """The state of one relay's group in an elastic job.
+
+    Args:
+        hello: The first worker's hello, which is elastic.
+        limits: The time-outs and the limit on shards.
+        job: What HostJob takes besides.
+    """
+
+    membership_type: ClassVar[type[Membership]] = GroupMembership
+    rounds_type: ClassVar[type[JobRounds]] = GroupRounds
+    uplink_type: ClassVar[type[Uplink]] = ElasticUplink
+
+    members: GroupMembership
+    rounds: GroupRounds
+    uplink: ElasticUplink
+
+    def __init__(self, hello: pb.Hello, limits: Limits, *, clock: Callable[[], float], **job: Any) -> None:
+        self._asked_values: dict[tuple[int, int], tuple[int, int]] = {}
+        """The members that were asked for their value of a broadcast, and for which round, by (key's id, shard)."""
+        self._is_over = False
+        """Whether all ranks of the group are gone, and the owners are told so."""
+        super().__init__(hello, limits, clock=clock, **job)
+
+    # Losses.
+
+    def losses(self, now: float, member: int | None = None) -> list[pb.Loss]:
+        """See Job. Those of the group are marked, for the next process of this relay."""
+        return self._marked(super().losses(now, member))
+
+    def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
+        """See Job. A group does not wait for ranks that were lost before this process was started."""
+        before = [loss.rank for loss in hello.losses if loss.in_group]
+        actions, refusal = super().join(hello, peer, now)
+        if refusal is None and self.failure is None and before:
+            for rank in before:
+                self.members.roster.lost_before(rank)
+            actions += self.rounds.settle(hello.rank)
+        return [*actions, *self._proceed()], refusal
+
+    def wait(self, candidate: Candidate, now: float) -> tuple[list[Action], FaultError | None]:
+        """See ElasticJob."""
+        return [], group_texts.cannot_join(candidate.hello, candidate.peer)
+
+    def leave(self, rank: int, now: float) -> list[Action]:
+        """See Job."""
+        actions = super().leave(rank, now)
+        return [*actions, *self._proceed()]
+
+    def tick(self, now: float) -> list[Action]:
+        """See Job. A relay that was started again does not wait for ever for ranks that it does not know."""
+        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        actions = super().tick(now)
+        if self.failure is None and (unknown := self.members.give_up_unknown(now)):
+            text = group_texts.given_up(self.name, unknown, self.members.worker_timeout)
+            actions += [Warn(text, ()), *self._proceed()]
+            for rank in self.members.roster.known[:1]:
+                actions += self.rounds.settle(rank)
+        return actions + self._ask_values()
+
+    def heard(self, now: float) -> list[Action]:
+        """See HostJob."""
+        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        return [*super().heard(now), *self._ask_values()]
+
+    def unreachable(self, failure: FaultError, now: float) -> list[Action]:
+        """See HostJob. An owner goes on without any rank of the group."""
+        if self._is_over:
+            return []
+        if isinstance(failure, ExcludedError):
+            return self._exclude_all(failure, now)
+        return super().unreachable(failure, now)
+
+    # Values of broadcasts.
+
+    def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
+        """See HostJob. For the current round it is a value in place of that of the root."""
+        key = self.keys.get(entry.id)
+        shard = None if key is None else key.shards.get(entry.shard)
+        if key is not None and shard is not None and key.broadcast and entry.round == shard.round:
+            self.uplink.give_value(key.id, entry.shard, entry.round, payload)
+            return [SendUplinks()]
+        return super().give_back(rank, entry, payload)
+
+    # The owners.
+
+    def hello(self, uplink: int, resuming: bool) -> pb.Hello:
+        """See HostJob. With the process of each rank that is left, and all that this relay knows of the others."""
+        gone = self.members.roster.lost | self.uplink.notes.left
+        workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
+        if not workers:
+            # All that is left is to tell the owners so.
+            workers, gone = list(self.workers.values()), set()
+        said = introduction.introduction(
+            self._identity,
+            workers,
+            uplink,
+            self._clock(),
+            resuming=resuming or self.uplink.was_let_in or any(worker.hello.resuming for worker in workers),
+            departures=[*self.uplink.departures_for(uplink), *self._departures_of_group()],
+        )
+        introduction.be_elastic(said, workers, gone)
+        said.losses.extend(loss.to_message(self._clock()) for loss in self.members.present_losses())
+        said.admissions.extend(admission.to_message() for admission in self.members.admissions.values())
+        return said
+
+    @property
+    def leaving(self) -> bool:
+        """See HostJob. Ranks that are lost do not come back."""
+        workers = self.workers.items()
+        return self.complete and all(self._is_gone(*each) for each in workers) and any(each.left for _, each in workers)
+
+    def _is_gone(self, member: int, worker: Worker) -> bool:
+        return worker.left or member in self.members.roster.lost
+
+    def _contributors(self, key: Key, index: int) -> int:
+        return self.rounds.ranks_in(key, index)
+
+    def _answered(self, key: Key, index: int, contributors: int) -> None:
+        self.rounds.answered(key, index, contributors)
+
+    def _told(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case LossesTold(losses):
+                return self._lose(reported(losses, now), now)
+            case _:
+                return super()._told(event, now)
+
+    def _faulted(self, fault: FaultError, now: float) -> list[Action]:
+        if isinstance(fault, ExcludedError) and fault.key is None:
+            return self._exclude_all(fault, now)
+        return super()._faulted(fault, now)
+
+    def _declaring(self, key: Key) -> set[int]:
+        declaring = super()._declaring(key)
+        if not key.ranks:
+            return declaring
+        roster = self.members.roster
+        return {member for member in declaring if not set(key.ranks).isdisjoint(roster.ranks(member))}
+
+    def _departures_of_group(self) -> list[pb.Departure]:
+        """The ranks of the group that have left, for an owner that was started again."""
+        left = self.uplink.notes.left
+        return [
+            pb.Departure(ranks=[rank], incarnation=process.incarnation)
+            for worker in self.workers.values()
+            for rank, process in introduction.processes(worker)
+            if rank in left
+        ]
+
+    def _lose(self, losses: Iterable[Loss], now: float, **how: Any) -> list[Action]:
+        """See ElasticJob. The owners are told before anything else that the group sends."""
+        losses = list(losses)
+        before = set(self.members.roster.lost)
+        actions = super()._lose(losses, now, **how)
+        if self.failure is not None:
+            return actions
+        self.uplink.losses.note((loss.to_message(now) for loss in self.members.present_losses()), now)
+        gone = self.members.roster.lost - before
+        for action in actions:
+            if isinstance(action, TellLosses):
+                self._marked(action.losses)
+        for rank in gone:
+            for forwarded in self.uplink.keys.values():
+                forwarded.declared_by.discard(rank)
+            actions += self._syncs.settle(rank)
+        if self._is_over:
+            return actions
+        return [*actions, SendUplinks(), *self._proceed(), *self._ask(), *self._ask_values(), *self._tell_gone()]
+
+    def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
+        """Marks the losses of this group among some."""
+        for loss in losses:
+            loss.in_group = loss.rank in self.members.roster
+        return list(losses)
+
+    def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
+        if loss.rank not in self.members.roster:
+            return []
+        return [Warn(group_texts.lost(self.name, loss, self.members.roster), ())]
+
+    def _none_left(self, now: float) -> list[Action] | None:
+        """Parts from the owners if all ranks of the group are gone, the last ones because they are lost."""
+        roster = self.members.roster
+        if roster.known or not self.complete:
+            return None
+        if self._is_over or not self._connecting or self._leaving_told:
+            return []
+        self._is_over = True
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
+        fault = group_texts.all_lost(self.name, lost, self.uplink.title)
+        return [PartUplinks(pb.Goodbye(fault=fault.to_message()))]
+
+    def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
+        """Excludes all ranks of the group: an owner goes on without them."""
+        text = str(fault)
+        return self._lose(
+            [Loss(rank, text, now, generation=self.members.generation(rank)) for rank in self.members.roster.known], now
+        )
+
+    def _begin_again(self) -> list[Action]:
+        """See ElasticJob. The owners are told of the keys again."""
+        actions = super()._begin_again()
+        self._asked.clear()
+        self._asked_values.clear()
+        self.uplink.forget_keys()
+        if not self._connecting:
+            return actions
+        self.uplink.await_all()
+        return [*actions, ReopenUplinks()]
+
+    def _proceed(self) -> list[Action]:
+        """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
+        if self.failure is not None or self.ended or not self.complete or not self.members.roster.known:
+            return []
+        return [*self._connect(), *self._declare_ready(self.uplink.keys.values())]
+
+    def _ask_values(self) -> list[Action]:
+        """Asks ranks of the group for the values of broadcasts that owners want in place of those of lost roots."""
+        wanted = self.uplink.wanted_values
+        self._asked_values = {which: asked for which, asked in self._asked_values.items() if which in wanted}
+        actions: list[Action] = []
+        for (key_id, index), row in wanted.items():
+            asked = self._asked_values.get((key_id, index))
+            if asked is not None and asked[1] == row.round and self._can_answer(asked[0]):
+                continue
+            shard = self.keys[key_id].shards[index]
+            if (member := next(filter(self._can_answer, sorted(shard.contributions)), None)) is not None:
+                self._asked_values[key_id, index] = member, row.round
+                actions.append(Ask(member, ((key_id, index, row.round),)))
+        return actions
+
+    def _can_answer(self, member: int) -> bool:
+        worker = self.workers[member]
+        return worker.connected and not self._is_gone(member, worker)
