@@ -52,6 +52,7 @@ class Deliver:
         result: What the shell passed to `summed`.
         ranks: The receivers.
         contributors: In an elastic job, of how many ranks the result is; 0: of all.
+        sender: In a broadcast, the receiver that has the value and is only told that all have asked for it; -1: none.
     """
 
     key: Key
@@ -61,6 +62,7 @@ class Deliver:
     result: object
     ranks: tuple[int, ...]
     contributors: int = 0
+    sender: int = -1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The members of an elastic job: which processes are lost, which were admitted, and who may come back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.admissions import Admission
@@ -8,9 +8,10 @@ from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
 from psum.aggregator.core.membership import Membership, is_replaced
+from psum.aggregator.core.relay_members import Introduction, RelayMembers
 from psum.aggregator.core.silence import Silence
 from psum.aggregator.core.view import View
-from psum.aggregator.core.worker import Worker
+from psum.aggregator.core.worker import Process, Worker, set_processes
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
@@ -23,6 +24,8 @@ class ElasticMembership(Membership):
 
     A rank may have several processes, one after the other. They are numbered by their generation: how many processes of
     the rank were members before. A loss is about one generation. An admission begins the next one.
+
+    All this is about ranks, also about those behind relays. `workers` has members, by their numbers in the roster.
 
     Args:
         hello: The first worker's hello, which is elastic.
@@ -43,13 +46,20 @@ class ElasticMembership(Membership):
         """When ranks are lost that were admitted and whose processes are not here."""
         self._round_timeout = limits.round_timeout
         self._replaced: dict[int, str] = {}
-        """Ranks for which another process has come, and why they are lost."""
+        """Ranks for which another process has come, or whose relay goes on without them, and why they are lost."""
+        self._relay_timeout = limits.relay_timeout or limits.worker_timeout
+        """How long the place of a relay is kept."""
+        self._decided: set[int] = set()
+        """The newcomers that were let in through a relay, which has not listed them in a hello yet."""
+        self._outdated: dict[int, list[Loss]] = {}
+        """What relays are told with their welcome: processes of theirs in whose place others are."""
         self._silence = Silence(limits.worker_timeout)
         self._view = View()
         """Whether time decides anything."""
         super().__init__(hello, limits, before)
         for rank in self._left_before:
             self.roster.leave(rank)
+        self._relays = RelayMembers(self.roster, self.workers, self.losses, self.admissions)
 
     def _make_roster(self) -> ElasticRoster:
         return ElasticRoster(self.first.num_workers, self.first.elastic.min)
@@ -71,6 +81,36 @@ class ElasticMembership(Membership):
         """The losses of those ranks whose last process is lost."""
         return [loss for loss in self.losses if self.loss(loss.rank) is not None]
 
+    def outdated(self, member: int) -> list[Loss]:
+        """The losses of earlier processes that a relay still had in its last hello. Each is told once."""
+        return self._outdated.pop(member, [])
+
+    def holder(self, rank: int) -> Worker | None:
+        """The member that stands for a rank; None if the rank has not joined."""
+        member = self.roster.member(rank)
+        return self.workers.get(rank if member is None else member)
+
+    def members_of(self, ranks: Iterable[int]) -> list[int]:
+        """The members that stand for some ranks; the rank itself if it has not joined."""
+        found = ((rank, self.roster.member(rank)) for rank in ranks)
+        return list(dict.fromkeys(rank if member is None else member for rank, member in found))
+
+    def incarnation(self, rank: int) -> int:
+        """The incarnation of a rank's process; 0 if none is here."""
+        if (holder := self.holder(rank)) is None:
+            return 0
+        return holder.processes[rank][0] if holder.hello.incarnations else holder.hello.incarnation
+
+    def is_lost(self, member: int) -> bool:
+        """Whether a member is out: all its ranks are gone, and it has not left with the last of them."""
+        if member not in self.roster.gone or self.roster.lost.isdisjoint(self.roster.ranks(member)):
+            return False
+        return (worker := self.workers.get(member)) is None or not worker.left
+
+    def has_left(self, rank: int) -> bool:
+        """Whether a rank has left in good order, alone or with its member."""
+        return rank in self.departures.left and rank not in self.roster.lost
+
     def is_stranger(self, hello: pb.Hello) -> bool:
         """See Membership. A job that has begun goes on without a process whose settings differ."""
         return self.complete or self._resumed_at is not None or bool(self.losses) or bool(self.admissions)
@@ -78,9 +118,14 @@ class ElasticMembership(Membership):
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
         self._silence.pass_time(self.workers.values(), now)
+        if hello.ranks:
+            return self._join_relay(hello, peer, now), None
         rank, holder = hello.rank, self.workers.get(hello.rank)
         if (refusal := self._refusal(hello, peer, now)) is not None:
             return refusal, None
+        if (member := self.roster.member(rank)) is not None and member != rank:
+            # The relay notices for itself if a process has ended.
+            return self._taken([self.workers[member]], hello, peer, now)[0], None
         if holder is None and rank in self.admissions:
             self._enter(hello, peer, now)
             return None, None
@@ -97,6 +142,8 @@ class ElasticMembership(Membership):
 
     def kept_seconds(self, worker: Worker) -> float:
         """See Membership. A process that has come back to an aggregator counts as one that has taken part."""
+        if worker.is_relay:
+            return self._relay_timeout
         ended = worker.closed and (worker.contributed or worker.hello.resuming)
         return self._closed_timeout if ended else self.worker_timeout
 
@@ -130,35 +177,174 @@ class ElasticMembership(Membership):
                 # All members are past the step boundary of earlier admissions.
                 earlier.rounds = {}
         self.admissions[rank] = admission
-        self.workers.pop(rank, None)
         self._replaced.pop(rank, None)
-        self.departed.discard(rank)
         self._left_before.discard(rank)
         self.departures.left.discard(rank)
-        self.roster.expect(rank)
-        self._deadlines[rank] = now + self.worker_timeout
+        self._await(rank, now + self.worker_timeout)
 
-    def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
+    def await_newcomer(self, rank: int, now: float, *, here: bool, at_relay: bool = False) -> None:
         """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
 
-        Its welcome waits for members that have not come to the step boundary.
+        Its welcome waits for members that have not come to the step boundary. If it waits at a relay whose stream has
+        ended, it has as long as the relay.
         """
         if rank in self._deadlines:
-            self._deadlines[rank] = now + (self._round_timeout if here else self._closed_timeout)
+            gone_for = self._relay_timeout if at_relay else self._closed_timeout
+            self._deadlines[rank] = now + (self._round_timeout if here else gone_for)
 
     def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
-        """Makes an admitted process a member."""
+        """Makes an admitted process a member, or the relay that has only this one."""
         hello.joining, hello.generation = False, self.admissions[hello.rank].generation
         return self._enter(hello, peer, now)
 
+    def let_in(self, member: int, rank: int) -> None:
+        """Lets an admitted process in that waits at a relay: the relay stands for it from now on."""
+        admission, worker = self.admissions[rank], self.workers[member]
+        self._deadlines.pop(rank, None)
+        self._decided.add(rank)
+        self.roster.extend(member, rank)
+        worker.processes = {**worker.processes, rank: (admission.incarnation, admission.generation)}
+
+    def _await(self, rank: int, deadline: float) -> None:
+        """Waits for the process of an admitted rank, and for no other one of this rank."""
+        member = self.roster.member(rank)
+        self.roster.expect(rank)
+        self._decided.discard(rank)
+        self._deadlines[rank] = deadline
+        if member is None or member == rank:
+            self.workers.pop(rank, None)
+            self.departed.discard(rank)
+            return
+        worker = self.workers[member]
+        if others := {other: process for other, process in worker.processes.items() if other != rank}:
+            worker.processes = others
+        if not self.roster.stands(member):
+            del self.workers[member]
+            self.departed.discard(member)
+
     def _enter(self, hello: pb.Hello, peer: str, now: float) -> Worker:
         self._deadlines.pop(hello.rank, None)
-        self.roster.add((hello.rank,))
+        if hello.ranks:
+            rank = hello.rank
+            set_processes(hello, {rank: (hello.incarnations[0], hello.generation)})
+            if self.roster.member(rank) is not None:
+                # It did not receive its welcome.
+                self._await(rank, now)
+                del self._deadlines[rank]
+            hello.rank = self.roster.add_relay((rank,))
+        else:
+            self.roster.add((hello.rank,))
         worker = self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
-        if hello.resuming and self._resumed_at is None:
-            self._resumed_at = now
+        self._note_resumed(hello, now)
         self._look(now)
         return worker
+
+    def _note_resumed(self, hello: pb.Hello, now: float) -> None:
+        if hello.resuming and self._resumed_at is None:
+            self._resumed_at = now
+
+    def _join_relay(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
+        """Lets a relay in. Its hello's rank becomes the member's number. Returns why it is refused."""
+        generations = {rank: self.generation(rank) for rank in hello.ranks}
+        found = self._relays.compare(hello, generations, tuple(self.departed))
+        if found.holders:
+            refusal, failure = self._taken(found.holders, hello, peer, now)
+            if failure is not None:
+                self._replace(found.holders, hello, peer)
+            return refusal
+        for rank in found.replaced:
+            self._replaced[rank] = elastic_texts.replaced(hello, peer)
+        processes = {**found.stays, **found.joins}
+        if not processes:
+            return self._all_out(hello, peer, found, now)
+        if found.member is None and self._inherits and not hello.resuming and not self.admissions.keys() & processes:
+            return self._begun_without(hello, peer, now)[0]
+        for each in found.departed:
+            self._forget_departed(each)
+        left = set() if found.member is None else self._go_without(found, hello, peer, now)
+        for rank in processes:
+            self._deadlines.pop(rank, None)
+            self._decided.discard(rank)
+            self._left_before.discard(rank)
+        member = found.member
+        if member is None:
+            set_processes(hello, processes)
+            hello.rank = member = self.roster.add_relay(sorted(processes))
+            self.workers[member] = Worker(hello, peer, joined=now, last_heard=now)
+            self._note_resumed(hello, now)
+        else:
+            self._come_back(member, hello, peer, now, processes, left)
+        if outdated := [loss for rank in found.out if (loss := self._outdated_loss(rank, found.out[rank], now))]:
+            self._outdated[member] = outdated
+        self.reaches(member, now, all_of_them=True)
+        return None
+
+    def _come_back(
+        self, member: int, hello: pb.Hello, peer: str, now: float, processes: dict[int, Process], left: set[int]
+    ) -> None:
+        """Takes over what a relay says on a new stream."""
+        worker = self.workers[member]
+        for rank in processes:
+            if self.roster.member(rank) is None:
+                self.roster.extend(member, rank)
+        # Those that have left are the relay's until it leaves itself.
+        left = {rank for rank in worker.ranks if rank in left or self.has_left(rank)} - processes.keys()
+        set_processes(hello, {**{rank: worker.processes[rank] for rank in left}, **processes})
+        hello.rank, hello.resuming = member, worker.hello.resuming
+        worker.hello, worker.peer, worker.last_heard = hello, peer, now
+        worker.connected, worker.taking_leave = True, False
+        worker.uncredited.clear()
+        self.departed.discard(member)
+
+    def _go_without(self, found: Introduction, hello: pb.Hello, peer: str, now: float) -> set[int]:
+        """Notes which ranks of a relay are gone, because it names them no more. Returns those that have left."""
+        named = {rank for each in hello.departures if not each.level for rank in each.ranks}
+        left = named.intersection(found.missing)
+        for rank in found.missing:
+            if rank in left:
+                self.departures.left.add(rank)
+                self.roster.leave(rank)
+            elif rank in self._decided:
+                # The relay has not let it in yet. It says with its next message that the process still waits.
+                self._await(rank, now + self._closed_timeout)
+            else:
+                self._replaced[rank] = elastic_texts.without(hello, peer)
+        return left
+
+    def _forget_departed(self, member: int) -> None:
+        """Forgets a member that had left according to others: it comes back, behind a relay, to repeat its goodbye."""
+        self.departed.discard(member)
+        worker = self.workers.pop(member)
+        left = [rank for rank in worker.ranks if rank in self.roster.left]
+        for rank in worker.ranks:
+            self.roster.expect(rank)
+        for rank in left:
+            self.roster.leave(rank)
+
+    def _replace(self, holders: Iterable[Worker], hello: pb.Hello, peer: str) -> None:
+        """Another relay has come for ranks of members that vanished, so nobody waits for those."""
+        for holder in holders:
+            for rank in self.roster.living(holder.hello.rank):
+                if rank in hello.ranks:
+                    self._replaced[rank] = elastic_texts.replaced(hello, peer)
+
+    def _all_out(self, hello: pb.Hello, peer: str, found: Introduction, now: float) -> FaultError:
+        """Why a relay is refused of which no process belongs to the job any more."""
+        losses = [loss for rank in found.out if (loss := self.loss(rank)) is not None]
+        if losses:
+            return elastic_texts.excluded(self.first.job, losses[0], now, ranks=hello.ranks)
+        rank = hello.ranks[0]
+        return elastic_texts.superseded(self.first.job, hello, peer, self.generation(rank))
+
+    def _outdated_loss(self, rank: int, process: Process, now: float) -> Loss | None:
+        """What a relay is told of a process that is out, unless its welcome tells of it anyway."""
+        if self.loss(rank) is not None:
+            return None
+        return Loss(rank, elastic_texts.IN_ITS_PLACE, now, generation=process[1], reason="replaced")
+
+    def _add(self, ranks: Sequence[int]) -> int:
+        """See Membership."""
+        return self.roster.add_relay(ranks) if len(ranks) > 1 else super()._add(ranks)
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
         """See Membership. Nothing waits for those who have left. Another process may have been admitted since."""
@@ -173,8 +359,9 @@ class ElasticMembership(Membership):
         for each in later:
             hello.departures.remove(each)
         super().learn_departures(hello, peer, now)
-        for rank in self.departed:
-            self.roster.leave(rank)
+        for member in self.departed:
+            for rank in self.roster.living(member):
+                self.roster.leave(rank)
 
     def inherit(self) -> FaultError | None:
         """See Membership. Those who begin with the first round are lost instead: see `newcomers`."""
@@ -185,13 +372,14 @@ class ElasticMembership(Membership):
         """The ranks of processes that have joined as new ones, now that a rank has a sum of an earlier process."""
         return [
             Loss(rank, elastic_texts.began_anew(worker), now, generation=self.generation(rank), reason="began anew")
-            for rank, worker in self.workers.items()
-            if not self.goes_on(rank) and rank not in self.roster.gone
+            for member, worker in self.workers.items()
+            if not self.goes_on(member)
+            for rank in self.roster.living(member)
         ]
 
-    def goes_on(self, rank: int) -> bool:
-        """Whether the process of a rank has the rounds of an earlier aggregator process: from itself or a member."""
-        return self.workers[rank].hello.resuming or rank in self.admissions
+    def goes_on(self, member: int) -> bool:
+        """Whether a member has the rounds of an earlier aggregator process: from itself or from others."""
+        return self.workers[member].hello.resuming or any(rank in self.admissions for rank in self.roster.ranks(member))
 
     def overdue(self, now: float) -> FaultError | None:
         """See Membership. An elastic job does not fail because of lost ranks."""
@@ -199,12 +387,12 @@ class ElasticMembership(Membership):
 
     def have_resumed(self, ranks: Iterable[int]) -> bool:
         """Whether one of these ranks has come back to this process, which may have learned rounds from it."""
-        return any((worker := self.workers.get(rank)) is not None and worker.hello.resuming for rank in ranks)
+        return any((worker := self.holder(rank)) is not None and worker.hello.resuming for rank in ranks)
 
     def resume(self) -> None:
         """Notes that all members have been in the job before: what this process knew of their rounds is forgotten."""
-        for rank, worker in self.workers.items():
-            if rank not in self.roster.lost:
+        for member, worker in self.workers.items():
+            if not self.is_lost(member):
                 worker.hello.resuming = True
 
     def due(self, now: float) -> list[Loss]:
@@ -227,14 +415,28 @@ class ElasticMembership(Membership):
             return False
         self._replaced.pop(rank, None)
         self._deadlines.pop(rank, None)
+        self._decided.discard(rank)
         self.departures.left.discard(rank)
         self.roster.lose(rank)
-        if (worker := self.workers.get(rank)) is not None:
-            worker.uncredited.clear()
-            worker.credited.clear()
-        for other in self.workers.values():
-            other.needed_by.discard(rank)
+        found = self.roster.member(rank)
+        member = rank if found is None else found
+        worker = self.workers.get(member)
+        if worker is not None and len(worker.ranks) > 1:
+            worker.processes = {other: process for other, process in worker.processes.items() if other != rank}
+        if member in self.roster.gone:
+            if worker is not None:
+                worker.uncredited.clear()
+                worker.credited.clear()
+            for other in self.workers.values():
+                other.needed_by.discard(member)
         return True
+
+    def replaced(self, now: float) -> list[Loss]:
+        """The ranks that are lost because others have come for them, or because their relay goes on without them."""
+        return [
+            Loss(rank, text, now, generation=self.generation(rank), reason="replaced")
+            for rank, text in self._replaced.items()
+        ]
 
     def replace(self, hello: pb.Hello, peer: str, now: float) -> list[Loss]:
         """The loss of a rank's process that vanished, and in whose place another one has come. Empty if there is none.
@@ -244,8 +446,11 @@ class ElasticMembership(Membership):
             peer: Its address.
             now: The time.
         """
-        holder = self.workers.get(hello.rank)
-        if holder is None or hello.rank in self.roster.gone or holder.hello.incarnation == hello.incarnation:
+        holder = self.holder(hello.rank)
+        if holder is None or holder.is_relay or hello.rank in self.roster.gone:
+            # A relay notices for itself if a process has ended.
+            return []
+        if holder.hello.incarnation == hello.incarnation:
             return []
         if not is_replaced(holder, hello, now):
             return []
@@ -253,33 +458,34 @@ class ElasticMembership(Membership):
         return [Loss(hello.rank, text, now, generation=generation, reason="replaced")]
 
     def _due(self, now: float) -> Iterator[Loss]:
-        for rank, text in self._replaced.items():
-            yield Loss(rank, text, now, generation=self.generation(rank), reason="replaced")
+        yield from self.replaced(now)
         view, here = self._view, elastic_texts.aggregator(self.first)
         for worker in self._gone_for(1.0, now):
-            rank = worker.hello.rank
-            if rank not in self.roster.lost and view.held_longer(self.kept_seconds(worker), now):
+            if view.held_longer(self.kept_seconds(worker), now):
                 text, reason = elastic_texts.vanished(worker, here, now), "closed" if worker.closed else "silent"
-                yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
+                yield from self._losses_of(worker, text, now, reason)
         for worker in self._silence.silent(self.workers.values(), now):
-            rank = worker.hello.rank
+            if worker.is_relay and now - worker.last_heard <= self._relay_timeout:
+                continue
             # A connection that worked again at the same time as that of the member with the view may still be slow.
-            if rank not in self.roster.lost and view.held_longer(2 * self._silence.beat, now):
-                text = elastic_texts.silent(worker, here, now)
-                yield Loss(rank, text, now, generation=self.generation(rank), reason="silent")
+            if view.held_longer(2 * self._silence.beat, now):
+                yield from self._losses_of(worker, elastic_texts.silent(worker, here, now), now, "silent")
+        # A rank that is missed may be behind a relay that was killed too.
+        patience = self._relay_timeout if self.roster.has_relays else self.worker_timeout
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
                 if now > deadline and view.held_longer(self._closed_timeout, now):
                     text = elastic_texts.not_come(self.admissions[rank])
                     yield Loss(rank, text, now, generation=generation, reason="not come")
-            elif (
-                self._resumed_at is not None
-                and now - self._resumed_at > self.worker_timeout
-                and view.held_longer(self.worker_timeout, now)
-            ):
-                text = elastic_texts.not_back(self.worker_timeout, here)
+            elif self._resumed_at is not None and now - self._resumed_at > patience and view.held_longer(patience, now):
+                text = elastic_texts.not_back(patience, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
+
+    def _losses_of(self, worker: Worker, text: str, now: float, reason: str) -> Iterator[Loss]:
+        """The losses of all ranks that a member stands for."""
+        for rank in self.roster.living(worker.hello.rank):
+            yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
 
     def _look(self, now: float) -> None:
         gone, silence = self.roster.gone, self._silence

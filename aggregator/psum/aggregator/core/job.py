@@ -196,8 +196,8 @@ class Job:
         """The members that have left, as each worker is told for its hello to the next aggregator process."""
         return self.members.left_members()
 
-    def losses(self, now: float) -> list[pb.Loss]:
-        """The ranks that are lost, as each worker is told when it joins. Only in elastic jobs."""
+    def losses(self, now: float, member: int | None = None) -> list[pb.Loss]:
+        """The ranks that are lost, as a member is told when it joins. Only in elastic jobs."""
         return []
 
     def elastic_status(self, now: float) -> pb.ElasticStatus | None:

@@ -18,6 +18,7 @@ from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.roster import ranks_of
 from psum.aggregator.core.waiting_room import WaitingRoom
+from psum.aggregator.core.worker import same_process
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION, parse_destination
@@ -244,8 +245,9 @@ class Registry:
             return None
         # A worker of a job that was only presumed to be over joins the job that replaced it.
         for job in (ended.job for ended in self.ended if ended.job.name == hello.job and not ended.abandoned):
-            worker = job.workers.get(hello.rank)
-            if worker is not None and worker.hello.incarnation == hello.incarnation:
+            for worker in job.members.holders(hello):
+                if not same_process(worker.hello, hello):
+                    continue
                 return job.failure or TakenError(
                     f"job {job.name!r} has ended, and {rank_names(worker.ranks)}, {worker}, had left it",
                     ranks=worker.ranks,
@@ -339,8 +341,13 @@ def _wrong_elastic(hello: pb.Hello) -> str | None:
             f"an elastic job of {least} to {most} ranks that begins with {hello.num_workers}; expected at least 1,"
             f" at most {_MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
         )
-    if hello.ranks:
-        return "an elastic job cannot use relays yet; start its workers with PSUM_RELAY=off"
+    if not len(hello.ranks) == len(hello.incarnations) == len(hello.generations) or 0 in hello.incarnations:
+        return (
+            f"it stands for {len(hello.ranks)} ranks of an elastic job, with {len(hello.incarnations)} processes and"
+            f" {len(hello.generations)} generations; expected a process and a generation for each rank"
+        )
+    if hello.joining and len(hello.ranks) > 1:
+        return f"a relay for {len(hello.ranks)} ranks asks to join an elastic job; expected one rank at first"
     if any(each.rank >= most for each in hello.losses):
         return f"it says that a rank is lost which is none of {most}"
     if (hello.joining or hello.generation) and not hello.incarnation:

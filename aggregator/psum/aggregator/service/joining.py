@@ -252,7 +252,10 @@ class Joining:
         """
         # The next job must not be refused because the last messages to the workers of the one before are being sent.
         await self._descriptors.await_room(1, self._settings.hello_timeout)
-        replaced = self._connections.get(self._registries.of(hello).jobs.get(hello.job), hello.rank) is not None
+        job = self._registries.of(hello).jobs.get(hello.job)
+        # The number of a relay in an elastic job is not its rank.
+        holders = [] if job is None else job.members.holders(hello)
+        replaced = any(self._connections.get(job, holder.hello.rank) is not None for holder in holders)
         # A replaced stream is about to end, and frees its descriptor.
         if self._descriptors.fits(0 if replaced else 1):
             connection.descriptors += 1
@@ -314,7 +317,7 @@ class Joining:
         welcome = self._welcome(job)
         welcome.relays = bool(hello.group_size)
         welcome.departures.extend(job.departures())
-        welcome.losses.extend(job.losses(self._clock()))
+        welcome.losses.extend(job.losses(self._clock(), hello.rank))
         if admission is not None:
             welcome.admission.CopyFrom(admission)
         lack = self._choose_plane(job, hello, connection, welcome)

@@ -70,9 +70,9 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     # Losses.
 
-    def losses(self, now: float) -> list[pb.Loss]:
+    def losses(self, now: float, member: int | None = None) -> list[pb.Loss]:
         """See Job. Those of the group are marked, for the next process of this relay."""
-        return self._marked(super().losses(now))
+        return self._marked(super().losses(now, member))
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
@@ -122,7 +122,7 @@ class ElasticHostJob(HostJob, ElasticJob):
     def wait(self, candidate: Candidate, now: float) -> tuple[list[Action], FaultError | None]:
         """See ElasticJob. The owners are told."""
         actions, refusal = super().wait(candidate, now)
-        return [*actions, *self._tell_joins(now)], refusal
+        return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
 
     def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
         """See ElasticJob."""
@@ -209,7 +209,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         return self.complete and all(self._is_gone(*each) for each in workers) and any(each.left for _, each in workers)
 
     def _is_gone(self, member: int, worker: Worker) -> bool:
-        return worker.left or member in self.members.roster.lost
+        return worker.left or member in self.members.roster.gone
 
     def _contributors(self, key: Key, index: int) -> int:
         return self.rounds.ranks_in(key, index)
@@ -247,9 +247,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         """The ranks of the group that have left, for an owner that was started again."""
         left = self.uplink.notes.left
         return [
-            pb.Departure(ranks=[rank], incarnation=process.incarnation)
+            pb.Departure(ranks=[rank], incarnation=incarnation)
             for worker in self.workers.values()
-            for rank, process in introduction.processes(worker)
+            for rank, (incarnation, _) in introduction.processes(worker)
             if rank in left
         ]
 
@@ -265,10 +265,10 @@ class ElasticHostJob(HostJob, ElasticJob):
         for action in actions:
             if isinstance(action, TellLosses):
                 self._marked(action.losses)
-        for rank in gone:
+        for member in set(self.members.members_of(gone)) & self.members.roster.gone:
             for forwarded in self.uplink.keys.values():
-                forwarded.declared_by.discard(rank)
-            actions += self._syncs.settle(rank)
+                forwarded.declared_by.discard(member)
+            actions += self._syncs.settle(member)
         if self._is_over:
             return actions
         actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._ask_values(), *self._tell_gone()]

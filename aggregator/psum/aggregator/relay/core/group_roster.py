@@ -31,12 +31,17 @@ class GroupRoster(ElasticRoster):
         """How many ranks of the group are not known."""
         return max(0, self.size - len(self._enrolled))
 
-    def add(self, ranks: Sequence[int]) -> None:
+    def add(self, ranks: Sequence[int], member: int | None = None) -> None:
         """See Roster. Ranks that were lost or had left before are members again."""
         self._enrolled.update(ranks)
         self.lost.difference_update(ranks)
         self.left.difference_update(ranks)
-        super().add(ranks)
+        super().add(ranks, member)
+
+    def extend(self, member: int, rank: int) -> None:
+        """See ElasticRoster."""
+        self._enrolled.add(rank)
+        super().extend(member, rank)
 
     def lose(self, rank: int) -> None:
         """See ElasticRoster. A rank of another group changes nothing here."""

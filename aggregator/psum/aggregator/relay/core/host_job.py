@@ -186,7 +186,7 @@ class HostJob(Job):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
-        before = self.workers.get(hello.rank)
+        before = self.members.holders(hello)
         further = list(from_below(hello.departures))
         actions, refusal = super().join(hello, peer, now)
         if refusal is None:
@@ -194,7 +194,7 @@ class HostJob(Job):
         if refusal is None and self.may_connect and self.failure is None:
             if not self._connecting:
                 actions = [*actions, *self._connect()]
-            elif self.workers[hello.rank] is not before:
+            elif self.workers[hello.rank] not in before:
                 # The owners must know of the newcomer: those that have a contribution of its predecessor refuse it.
                 self.uplink.await_all()
                 actions = [*actions, ReopenUplinks()]
