@@ -17,6 +17,7 @@ from psum.aggregator.core.actions import (
     TellLosses,
     Warn,
 )
+from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job_rounds import JobRounds
@@ -27,7 +28,8 @@ from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import group_texts, introduction
 from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
-from psum.aggregator.relay.core.events import Event, LossesTold
+from psum.aggregator.relay.core.events import CandidatesTold, Decided, Event, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.group_joins import GroupJoins
 from psum.aggregator.relay.core.group_membership import GroupMembership
 from psum.aggregator.relay.core.group_rounds import GroupRounds
 from psum.aggregator.relay.core.host_job import HostJob
@@ -59,7 +61,12 @@ class ElasticHostJob(HostJob, ElasticJob):
         """The members that were asked for their value of a broadcast, and for which round, by (key's id, shard)."""
         self._is_over = False
         """Whether all ranks of the group are gone, and the owners are told so."""
+        self._admitted: dict[int, int] = {}
+        """The generation of the last admission of each rank that the owners were told of."""
         super().__init__(hello, limits, clock=clock, **job)
+        uplinks = len(self.uplink.addresses)
+        self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
+        """The processes that wait here to join."""
 
     # Losses.
 
@@ -75,16 +82,12 @@ class ElasticHostJob(HostJob, ElasticJob):
             for rank in before:
                 self.members.roster.lost_before(rank)
             actions += self.rounds.settle(hello.rank)
-        return [*actions, *self._proceed()], refusal
-
-    def wait(self, candidate: Candidate, now: float) -> tuple[list[Action], FaultError | None]:
-        """See ElasticJob."""
-        return [], group_texts.cannot_join(candidate.hello, candidate.peer)
+        return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
 
     def leave(self, rank: int, now: float) -> list[Action]:
         """See Job."""
         actions = super().leave(rank, now)
-        return [*actions, *self._proceed()]
+        return [*actions, *self._proceed(), *self._tell_joins(now)]
 
     def tick(self, now: float) -> list[Action]:
         """See Job. A relay that was started again does not wait for ever for ranks that it does not know."""
@@ -110,6 +113,53 @@ class ElasticHostJob(HostJob, ElasticJob):
             return self._exclude_all(failure, now)
         return super().unreachable(failure, now)
 
+    # Joins.
+
+    def candidates(self) -> list[pb.Candidate]:
+        """See Job."""
+        return self.joins.common()
+
+    def wait(self, candidate: Candidate, now: float) -> tuple[list[Action], FaultError | None]:
+        """See ElasticJob. The owners are told."""
+        actions, refusal = super().wait(candidate, now)
+        return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
+
+    def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
+        """See ElasticJob."""
+        return [*super().withdraw(candidate, now), *self._tell_joins(now)]
+
+    def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
+        """See Job. The owners are told when the whole group has said so."""
+        return [*super().admit(rank, admission, now), *self._tell_joins(now)]
+
+    def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
+        """See ElasticJob. The group waits for the process only if it waits here, or waited at this relay before."""
+        rank = admission.rank
+        candidate = self.joins.candidates.of(rank)
+        here = candidate is not None and candidate.hello.incarnation == admission.incarnation
+        if here or admission.in_group:
+            self.uplink.notes.stay(rank)
+            self._gone.discard(rank)
+            actions = super()._begin_generation(admission, now)
+        else:
+            self.members.admit_elsewhere(admission)
+            self.rounds.forget_ranked_keys()
+            actions = self.joins.admitted(admission, now)
+        self.uplink.forget([key_id for key_id in self.uplink.keys if key_id not in self.keys])
+        return actions
+
+    def _tell_joins(self, now: float) -> list[Action]:
+        """Tells the owners who waits here, and whom the whole group has admitted."""
+        if self.failure is not None or self.ended:
+            return []
+        told = self.uplink.tell_candidates(self.joins.waiting(now))
+        for admission in self.members.admissions.values():
+            if self._admitted.get(admission.rank, -1) < admission.generation and self.members.said_by_all(admission):
+                self._admitted[admission.rank] = admission.generation
+                self.uplink.admit(admission)
+                told = True
+        return [SendUplinks()] if told else []
+
     # Values of broadcasts.
 
     def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
@@ -126,6 +176,7 @@ class ElasticHostJob(HostJob, ElasticJob):
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
         """See HostJob. With the process of each rank that is left, and all that this relay knows of the others."""
         gone = self.members.roster.lost | self.uplink.notes.left
+        self.uplink.notes.in_hello(uplink)
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
         if not workers:
             # All that is left is to tell the owners so.
@@ -140,8 +191,16 @@ class ElasticHostJob(HostJob, ElasticJob):
         )
         introduction.be_elastic(said, workers, gone)
         said.losses.extend(loss.to_message(self._clock()) for loss in self.members.present_losses())
-        said.admissions.extend(admission.to_message() for admission in self.members.admissions.values())
+        for admission in self.members.admissions.values():
+            if self.members.said_by_all(admission):
+                said.admissions.append(self.uplink.admission_for(uplink, admission))
         return said
+
+    @property
+    def may_connect(self) -> bool:
+        """See HostJob. Only the owners can let in those who wait here to join."""
+        roster, candidates = self.members.roster, self.joins.candidates
+        return not roster.unknown and all(candidates.of(rank) is not None for rank in roster.not_joined())
 
     @property
     def leaving(self) -> bool:
@@ -150,7 +209,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         return self.complete and all(self._is_gone(*each) for each in workers) and any(each.left for _, each in workers)
 
     def _is_gone(self, member: int, worker: Worker) -> bool:
-        return worker.left or member in self.members.roster.lost
+        return worker.left or member in self.members.roster.gone
 
     def _contributors(self, key: Key, index: int) -> int:
         return self.rounds.ranks_in(key, index)
@@ -162,6 +221,13 @@ class ElasticHostJob(HostJob, ElasticJob):
         match event:
             case LossesTold(losses):
                 return self._lose(reported(losses, now), now)
+            case CandidatesTold(uplink, candidates):
+                return self.joins.report(uplink, candidates)
+            case Decided(uplink, decision):
+                return [*self.joins.decide(uplink, decision, now), *self._tell_joins(now)]
+            case UplinkReopened(uplink):
+                self.joins.reopened(uplink)
+                return self.joins.report(uplink, ())
             case _:
                 return super()._told(event, now)
 
@@ -181,9 +247,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         """The ranks of the group that have left, for an owner that was started again."""
         left = self.uplink.notes.left
         return [
-            pb.Departure(ranks=[rank], incarnation=process.incarnation)
+            pb.Departure(ranks=[rank], incarnation=incarnation)
             for worker in self.workers.values()
-            for rank, process in introduction.processes(worker)
+            for rank, (incarnation, _) in introduction.processes(worker)
             if rank in left
         ]
 
@@ -199,13 +265,14 @@ class ElasticHostJob(HostJob, ElasticJob):
         for action in actions:
             if isinstance(action, TellLosses):
                 self._marked(action.losses)
-        for rank in gone:
+        for member in set(self.members.members_of(gone)) & self.members.roster.gone:
             for forwarded in self.uplink.keys.values():
-                forwarded.declared_by.discard(rank)
-            actions += self._syncs.settle(rank)
+                forwarded.declared_by.discard(member)
+            actions += self._syncs.settle(member)
         if self._is_over:
             return actions
-        return [*actions, SendUplinks(), *self._proceed(), *self._ask(), *self._ask_values(), *self._tell_gone()]
+        actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._ask_values(), *self._tell_gone()]
+        return actions + self._tell_joins(now)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
@@ -250,7 +317,7 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def _proceed(self) -> list[Action]:
         """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
-        if self.failure is not None or self.ended or not self.complete or not self.members.roster.known:
+        if self.failure is not None or self.ended or not self.may_connect or not self.members.roster.known:
             return []
         return [*self._connect(), *self._declare_ready(self.uplink.keys.values())]
 

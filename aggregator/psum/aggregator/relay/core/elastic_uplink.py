@@ -6,7 +6,7 @@ from typing import Any
 
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.key import Key
-from psum.aggregator.relay.core.events import CandidatesTold, Decided, LossesTold
+from psum.aggregator.relay.core.events import CandidatesTold, Decided, LossesTold, UplinkReopened
 from psum.aggregator.relay.core.uplink import Uplink
 from psum.client.core.known_losses import KnownLosses
 from psum.client.core.reach import Reach
@@ -178,8 +178,7 @@ class ElasticUplink(Uplink):
         super().reconnected(aggregator)
         self._missing.discard(aggregator)
         self._reach.found(aggregator)
-        # It said on the stream before what it knew by then, and says it again.
-        self.events.append(CandidatesTold(aggregator, ()))
+        self.events.append(UplinkReopened(aggregator))
         self._candidate_news.add(aggregator)
         for key_id, index in list(self.wanted_values):
             if self.keys[key_id].route[index] == aggregator:

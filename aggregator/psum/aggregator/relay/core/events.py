@@ -89,4 +89,15 @@ class Decided:
     decision: pb.Decision
 
 
-Event = Arrived | Faulted | Noticed | LossesTold | CandidatesTold | Decided
+@dataclasses.dataclass(frozen=True, slots=True)
+class UplinkReopened:
+    """An uplink has another stream. What its owner said of candidates on the one before, it says again.
+
+    Attributes:
+        uplink: The uplink.
+    """
+
+    uplink: int
+
+
+Event = Arrived | Faulted | Noticed | LossesTold | CandidatesTold | Decided | UplinkReopened

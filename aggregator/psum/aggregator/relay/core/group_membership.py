@@ -1,5 +1,6 @@
 """The members of a relay's group in an elastic job."""
 
+from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.membership import Membership
@@ -49,6 +50,19 @@ class GroupMembership(ElasticMembership):
             return 0
         self.roster.give_up()
         return unknown
+
+    def admit_elsewhere(self, admission: Admission) -> None:
+        """Notes that the next generation of a rank begins in another group. See `admit`."""
+        if admission.rounds:
+            for earlier in self.admissions.values():
+                # All members are past the step boundary of earlier admissions.
+                earlier.rounds = {}
+        self.admissions[admission.rank] = admission
+        self._replaced.pop(admission.rank, None)
+
+    def said_by_all(self, admission: Admission) -> bool:
+        """Whether all ranks of the group that are left have said an admission. Only then may the owners be told."""
+        return admission.said.issuperset(set(self.roster.known) - {admission.rank})
 
     def _look(self, now: float) -> None:
         self._silence.pass_time(self.workers.values(), now)

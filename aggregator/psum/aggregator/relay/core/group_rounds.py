@@ -4,6 +4,7 @@ from psum.aggregator.core.actions import Action
 from psum.aggregator.core.elastic_rounds import ElasticRounds
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.round import ShardRounds
 
 
 class GroupRounds(ElasticRounds):
@@ -21,10 +22,6 @@ class GroupRounds(ElasticRounds):
         """Notes how many ranks the result of a shard's current round counts; 0: as many as the job began with."""
         self._answered[key.id, index] = contributors
 
-    def ranks_in(self, key: Key, index: int) -> int:
-        """How many ranks the contributions to the current round of a shard count."""
-        return len(key.shards[index].contributions)
-
     def summed(self, key: Key, index: int, result: object) -> list[Action]:
         """See JobRounds. The result is the owner's."""
         which = key.id, index
@@ -35,6 +32,10 @@ class GroupRounds(ElasticRounds):
         if self._admission is not None:
             self._set_rosters(key)
         return self._counted(actions, which, contributors)
+
+    def _sender(self, key: Key, shard: ShardRounds[object]) -> int:
+        """See JobRounds. What the root has sent is forwarded by now. It has its value for sure."""
+        return self._root_worker(key)
 
     def _replace_root(self, key: Key, index: int) -> list[Action]:
         return []

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from psum.aggregator.core.losses import Loss
 from psum.aggregator.relay.core.group_roster import GroupRoster
 from psum.runtime import rank_names
-from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import InvalidError, WorkerLostError
+from psum.wire.errors import WorkerLostError
 
 
 def lost(job: str, loss: Loss, roster: GroupRoster) -> str:
@@ -32,12 +31,4 @@ def given_up(job: str, unknown: int, timeout: float) -> str:
     return (
         f"{unknown} ranks of a group of job {job!r} did not come back within {timeout:g} s after this relay was"
         " started again; the group goes on without them"
-    )
-
-
-def cannot_join(hello: pb.Hello, peer: str) -> InvalidError:
-    """A process asks to join through a relay."""
-    return InvalidError(
-        f"{hello.worker or 'an unnamed worker'} ({peer}) asks to join elastic job {hello.job!r} as rank {hello.rank}"
-        " through a relay; a process that joins a running job needs PSUM_RELAY=off"
     )

@@ -186,19 +186,24 @@ class HostJob(Job):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
-        before = self.workers.get(hello.rank)
+        before = self.members.holders(hello)
         further = list(from_below(hello.departures))
         actions, refusal = super().join(hello, peer, now)
         if refusal is None:
             self.uplink.departures.note(further)
-        if refusal is None and self.complete and self.failure is None:
+        if refusal is None and self.may_connect and self.failure is None:
             if not self._connecting:
                 actions = [*actions, *self._connect()]
-            elif self.workers[hello.rank] is not before:
+            elif self.workers[hello.rank] not in before:
                 # The owners must know of the newcomer: those that have a contribution of its predecessor refuse it.
                 self.uplink.await_all()
                 actions = [*actions, ReopenUplinks()]
         return actions, refusal
+
+    @property
+    def may_connect(self) -> bool:
+        """Whether the relay may join the owners' job: all ranks of its group are here."""
+        return self.complete
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
         """The hello for one uplink.
@@ -355,7 +360,7 @@ class HostJob(Job):
 
     def _declare_ready(self, keys: Iterable[ForwardedKey]) -> list[Action]:
         """Tells the owners of those keys that all members of the group have declared."""
-        if not self.complete:
+        if not self.may_connect:
             return []
         ready = [each for each in keys if not each.declared and each.declared_by.issuperset(self._declaring(each.key))]
         for forwarded in ready:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence, Set
 
-from psum.aggregator.core.worker import Worker
+from psum.aggregator.core.worker import Process, Worker
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 
@@ -91,27 +91,10 @@ def introduction(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Process:
-    """The process of one rank of an elastic job.
-
-    Attributes:
-        incarnation: Its number.
-        generation: How many processes of the rank were members before it.
-    """
-
-    incarnation: int
-    generation: int
-
-
 def processes(worker: Worker) -> Iterator[tuple[int, Process]]:
     """The ranks that a member stands for in an elastic job, each with its process."""
     hello = worker.hello
-    if not hello.ranks:
-        yield hello.rank, Process(hello.incarnation, hello.generation)
-        return
-    for rank, incarnation, generation in zip(hello.ranks, hello.incarnations, hello.generations, strict=True):
-        yield rank, Process(incarnation, generation)
+    yield from worker.processes.items() if hello.ranks else [(hello.rank, (hello.incarnation, hello.generation))]
 
 
 def be_elastic(hello: pb.Hello, workers: Sequence[Worker], gone: Set[int]) -> None:
@@ -127,8 +110,8 @@ def be_elastic(hello: pb.Hello, workers: Sequence[Worker], gone: Set[int]) -> No
     )
     hello.rank = left[0][0]
     hello.ranks[:] = [rank for rank, _ in left]
-    hello.incarnations[:] = [process.incarnation for _, process in left]
-    hello.generations[:] = [process.generation for _, process in left]
+    hello.incarnations[:] = [incarnation for _, (incarnation, _) in left]
+    hello.generations[:] = [generation for _, (_, generation) in left]
     hello.elastic.CopyFrom(workers[0].hello.elastic)
 
 
