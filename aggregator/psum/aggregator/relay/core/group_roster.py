@@ -44,8 +44,8 @@ class GroupRoster(ElasticRoster):
             super().lose(rank)
 
     def lost_before(self, rank: int) -> None:
-        """Notes that a rank of the group was lost before this process was started. It may be a member again."""
-        if rank not in self._member:
+        """Notes that a rank of the group was lost before this process was started. It may be expected again by now."""
+        if rank not in self._enrolled:
             self._enrolled.add(rank)
             super().lose(rank)
 
