@@ -51,6 +51,8 @@ class ElasticMembership(Membership):
         """How long the place of a relay is kept."""
         self._decided: set[int] = set()
         """The newcomers that were let in through a relay, which has not listed them in a hello yet."""
+        self._lost_processes: dict[int, Process] = {}
+        """The last process of each rank that was lost behind a relay."""
         self._outdated: dict[int, list[Loss]] = {}
         """What relays are told with their welcome: processes of theirs in whose place others are."""
         self._silence = Silence(limits.worker_timeout)
@@ -99,7 +101,9 @@ class ElasticMembership(Membership):
         """The incarnation of a rank's process; 0 if none is here."""
         if (holder := self.holder(rank)) is None:
             return 0
-        return holder.processes[rank][0] if holder.hello.incarnations else holder.hello.incarnation
+        if not holder.hello.incarnations:
+            return holder.hello.incarnation
+        return holder.processes.get(rank, self._lost_processes.get(rank, (0, 0)))[0]
 
     def is_lost(self, member: int) -> bool:
         """Whether a member is out: all its ranks are gone, and it has not left with the last of them."""
@@ -421,6 +425,8 @@ class ElasticMembership(Membership):
         found = self.roster.member(rank)
         member = rank if found is None else found
         worker = self.workers.get(member)
+        if worker is not None and rank in worker.processes:
+            self._lost_processes[rank] = worker.processes[rank]
         if worker is not None and len(worker.ranks) > 1:
             worker.processes = {other: process for other, process in worker.processes.items() if other != rank}
         if member in self.roster.gone:

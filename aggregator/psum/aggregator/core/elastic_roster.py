@@ -121,6 +121,7 @@ class ElasticRoster(Roster):
 
     def extend(self, member: int, rank: int) -> None:
         """Adds a rank to those that a relay stands for."""
+        self._enrolled.add(rank)
         self._member[rank] = member
         self._ranks[member] = tuple(sorted({*self._ranks[member], rank}))
         self._settle()

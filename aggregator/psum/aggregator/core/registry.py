@@ -350,7 +350,7 @@ def _wrong_elastic(hello: pb.Hello) -> str | None:
         return f"a relay for {len(hello.ranks)} ranks asks to join an elastic job; expected one rank at first"
     if any(each.rank >= most for each in hello.losses):
         return f"it says that a rank is lost which is none of {most}"
-    if (hello.joining or hello.generation) and not hello.incarnation:
+    if (hello.joining or hello.generation) and not (hello.incarnation or hello.ranks):
         return "a process that asks to join must have an incarnation"
     return None
 

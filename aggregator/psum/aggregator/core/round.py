@@ -324,7 +324,7 @@ class ShardRounds(Generic[Result]):
     def _gathered(self) -> bool:
         """Whether all members have contributed that the round waits for; others may have contributed too.
 
-        A relay's group forwards a broadcast with a value or without.
+        A relay's group needs no value: if its root is lost or elsewhere, the owner of the shard sees to it.
         """
         return self.awaits_nobody and (self.root is None or not self.roster.fleet or bool(self.value))
 
