@@ -1,6 +1,7 @@
 """Relays and owners of an elastic job together, without I/O: losses, leaving, and processes that are started again."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -39,10 +40,10 @@ class Hosts:
             self.begin_group(host)
         self.settle()
 
-    def hello(self, rank: int, **change: object) -> pb.Hello:
+    def hello(self, rank: int, **change: Any) -> pb.Hello:
         return hello(rank, owners=len(self.owners), elastic=self.elastic, **change)
 
-    def begin_group(self, host: int, ranks: Sequence[int] | None = None, **change: object) -> None:
+    def begin_group(self, host: int, ranks: Sequence[int] | None = None, **change: Any) -> None:
         relay = self.relays[host]
         for rank in (2 * host, 2 * host + 1) if ranks is None else ranks:
             self.workers[rank] = relay.join(self.hello(rank, **change))

@@ -38,6 +38,11 @@ class GroupRoster(ElasticRoster):
         self.left.difference_update(ranks)
         super().add(ranks, member)
 
+    def extend(self, member: int, rank: int) -> None:
+        """See ElasticRoster."""
+        self._enrolled.add(rank)
+        super().extend(member, rank)
+
     def lose(self, rank: int) -> None:
         """See ElasticRoster. A rank of another group changes nothing here."""
         if rank in self._enrolled:
