@@ -300,8 +300,8 @@ def test_a_rank_that_leaves_in_good_order_is_waited_for_no_more() -> None:
     job.leave_partly(two, [3])
     job.leave_partly(one, [1])
     job.leave(one, 3.0)
-    assert job.members.roster.known == (2,)
-    assert [(list(each.ranks), each.incarnation) for each in job.departures()] == [([0, 1], 0)]
+    assert list(job.members.roster.known) == [2]
+    assert [list(each.ranks) for each in job.departures()] == [[0, 1]]
     job.synced(two, one, 3.0)
     job.leave(two, 4.0)
     job.lost(one, 4.0)
@@ -318,7 +318,7 @@ def test_too_few_ranks_after_a_goodbye_fail_what_waits() -> None:
     push(job, two, of=2)
     [fault] = faults(job.leave_partly(one, [0]))
     assert isinstance(fault, WorkerLostError)
-    assert fault.ranks == (0, 1)
+    assert sorted(fault.ranks) == [0, 1]
 
 
 # The relay comes back.

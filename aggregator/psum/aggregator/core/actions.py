@@ -216,6 +216,19 @@ class Refuse:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Decide:
+    """Tell a relay what becomes of a process that waits at it: `decision`.
+
+    Attributes:
+        rank: The relay.
+        decision: Which process, and why it is refused, or its admission.
+    """
+
+    rank: int
+    decision: pb.Decision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TellTiming:
     """Tell the ranks that asked for timings how long the phases of a round took: `timings`.
 
@@ -289,6 +302,7 @@ Action = (
     | Detach
     | Admit
     | Refuse
+    | Decide
     | TellTiming
     | UplinkAction
 )

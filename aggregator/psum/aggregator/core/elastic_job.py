@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import Action, Detach, EndStreams, Release, Report, TellLosses, Warn
 from psum.aggregator.core.admissions import Admission, admission_of
-from psum.aggregator.core.candidates import Candidate
+from psum.aggregator.core.candidates import Candidate, relayed
 from psum.aggregator.core.elastic_membership import NEVER_THERE, ElasticMembership
 from psum.aggregator.core.elastic_rounds import ElasticRounds
 from psum.aggregator.core.elastic_status import elastic_status
 from psum.aggregator.core.error_texts import MAX_REASON
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
-from psum.aggregator.core.joins import Joins
+from psum.aggregator.core.joins import Joins, refuse
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
@@ -154,6 +154,34 @@ class ElasticJob(Job):
     def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
         """Notes that the stream of a process has ended that waited."""
         return self.joins.withdraw(candidate, now)
+
+    def wait_at(self, member: int, candidates: Sequence[pb.Candidate], now: float) -> list[Action]:
+        """See Job. Each of them is a candidate as those that wait here."""
+        worker = self.workers[member]
+        if not worker.is_relay or any(each.rank >= self._most or not each.incarnation for each in candidates):
+            raise ProtocolError(
+                f"{self._who(member)} tells that {len(candidates)} processes wait at it to join; expected a relay, and"
+                f" a rank below {self._most} and the number of a process for each"
+            )
+        if self.failure is not None or self.members.is_lost(member):
+            return []
+        waiting = {(each.hello.rank, each.hello.incarnation): each for each in self.joins.at(member)}
+        said = {(each.rank, each.incarnation): each for each in candidates}
+        actions: list[Action] = []
+        for process in waiting.keys() - said.keys():
+            actions += self.joins.withdraw(waiting[process], now)
+        for process in sorted(said.keys() - waiting.keys()):
+            candidate = relayed(said[process], worker.hello, worker.peer, member, now)
+            more, refusal = self.wait(candidate, now)
+            actions += more if refusal is None else [*more, refuse(candidate, refusal)]
+        return actions
+
+    def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
+        """See Job. Nobody can admit those who wait at a relay until it comes back."""
+        actions = super().lost(rank, now, closed=closed)
+        for candidate in self.joins.at(rank):
+            actions += self.joins.withdraw(candidate, now, cut_off=True)
+        return actions
 
     def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
         """See Job."""

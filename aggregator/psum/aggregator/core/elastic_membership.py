@@ -186,28 +186,44 @@ class ElasticMembership(Membership):
         self.departures.left.discard(rank)
         self._await(rank, now + self.worker_timeout)
 
-    def await_newcomer(self, rank: int, now: float, *, here: bool, at_relay: bool = False) -> None:
+    def await_newcomer(
+        self, rank: int, now: float, *, here: bool, relayed: bool = False, cut_off: bool = False
+    ) -> None:
         """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
 
-        Its welcome waits for members that have not come to the step boundary. If it waits at a relay whose stream has
-        ended, it has as long as the relay.
+        Its welcome waits for members that have not come to the step boundary. If its relay has come without it, it has
+        the time to come back to the relay. If the relay itself is away, it has as long as that.
         """
-        if rank in self._deadlines:
-            gone_for = self._relay_timeout if at_relay else self._closed_timeout
-            self._deadlines[rank] = now + (self._round_timeout if here else gone_for)
+        if rank not in self._deadlines:
+            return
+        gone_for = self.worker_timeout if relayed else self._closed_timeout
+        if cut_off:
+            gone_for = self._relay_timeout
+        self._deadlines[rank] = now + (self._round_timeout if here else gone_for)
 
     def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
         """Makes an admitted process a member, or the relay that has only this one."""
         hello.joining, hello.generation = False, self.admissions[hello.rank].generation
         return self._enter(hello, peer, now)
 
-    def let_in(self, member: int, rank: int) -> None:
-        """Lets an admitted process in that waits at a relay: the relay stands for it from now on."""
+    def let_in(self, member: int, rank: int) -> bool:
+        """Lets an admitted process in that waits at a relay: the relay stands for it from now on.
+
+        Returns:
+            False if it did before.
+        """
+        holder = self.roster.member(rank)
+        if holder == member:
+            return False
+        if holder is not None:
+            # Its welcome by another way did not reach it.
+            self._await(rank, 0.0)
         admission, worker = self.admissions[rank], self.workers[member]
         self._deadlines.pop(rank, None)
         self._decided.add(rank)
         self.roster.extend(member, rank)
         worker.processes = {**worker.processes, rank: (admission.incarnation, admission.generation)}
+        return True
 
     def _await(self, rank: int, deadline: float) -> None:
         """Waits for the process of an admitted rank, and for no other one of this rank."""
@@ -310,7 +326,7 @@ class ElasticMembership(Membership):
                 self.roster.leave(rank)
             elif rank in self._decided:
                 # The relay has not let it in yet. It says with its next message that the process still waits.
-                self._await(rank, now + self._closed_timeout)
+                self._await(rank, now + self.worker_timeout)
             else:
                 self._replaced[rank] = elastic_texts.without(hello, peer)
         return left

@@ -228,6 +228,14 @@ class Job:
         """
         raise ProtocolError(f"rank {rank} admitted a process, but job {self.name!r} is not elastic")
 
+    def wait_at(self, member: int, candidates: Sequence[pb.Candidate], now: float) -> list[Action]:
+        """Takes from a relay of an elastic job which processes wait at it to join: all of them.
+
+        Raises:
+            ProtocolError: The job is not elastic, the member is no relay, or a candidate makes no sense.
+        """
+        raise ProtocolError(f"rank {member} told who waits to join, but job {self.name!r} is not elastic")
+
     def reaches(self, rank: int, now: float, *, all_of_them: bool) -> list[Action]:
         """Takes what a worker of an elastic job says of its reach: whether it has a stream to each aggregator.
 

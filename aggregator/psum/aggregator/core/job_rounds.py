@@ -401,8 +401,8 @@ class JobRounds:
             ProtocolError: There is no such key in this job.
         """
         raise ProtocolError(
-            f"{self._who(rank)} declared key {declared.name[:80]!r} for {len(declared.ranks)} ranks; only elastic jobs"
-            " have keys that are not for all ranks"
+            f"{self._who(rank)} declared key {declared.name[:80]!r} for {len(declared.ranks)} ranks; only an elastic"
+            " job has keys that are not for all ranks"
         )
 
     def _users(self, key: Key) -> tuple[int, ...]:

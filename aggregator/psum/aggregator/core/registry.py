@@ -153,6 +153,9 @@ class Registry:
         hello = candidate.hello
         if (refusal := self._invalid(hello)) is not None:
             return [], refusal
+        if hello.ranks:
+            # A relay asks for the first process of its group.
+            hello.incarnation = hello.incarnations[0] if hello.incarnations else 0
         if (job := self.jobs.get(hello.job)) is not None:
             self.settle(job, now)
             job = self.jobs.get(hello.job)
@@ -227,7 +230,7 @@ class Registry:
     def _end(self, job: Job, now: float, *, abandoned: bool = False) -> None:
         del self.jobs[job.name]
         if isinstance(job, ElasticJob):
-            for candidate in job.joins.candidates:
+            for candidate in (each for each in job.joins.candidates if each.via is None):
                 self._waiting.refuse(candidate, elastic_texts.ended(job.name, candidate))
         job.end()
         self._released(job)

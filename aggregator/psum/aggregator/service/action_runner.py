@@ -13,6 +13,7 @@ from psum.aggregator.core.actions import (
     Admit,
     Ask,
     ConnectUplinks,
+    Decide,
     Deliver,
     Detach,
     EndStreams,
@@ -140,6 +141,8 @@ class ActionRunner:
             case TellCandidates(candidates, ranks):
                 for rank in ranks:
                     self._send(job, rank, pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
+            case Decide(rank, decision):
+                self._send(job, rank, pb.ExchangeResponse(decision=decision))
             case Detach(rank):
                 self._detach(job, rank)
             case Admit() | Refuse():
