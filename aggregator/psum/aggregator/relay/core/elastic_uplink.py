@@ -32,6 +32,8 @@ class ElasticUplink(Uplink):
         """Values that owners asked for in place of those of lost roots, of the current round, by (key's id, shard)."""
         self.candidates: list[pb.Candidate] = []
         """The processes that wait at this relay, as the owners are told."""
+        self._told_of_candidates = False
+        """Whether the owners were ever told of any."""
         self._candidate_news: set[int] = set()
         """The uplinks whose owner must be told of them."""
         self._admissions: list[deque[pb.Admission]] = [deque() for _ in self.addresses]
@@ -64,6 +66,7 @@ class ElasticUplink(Uplink):
         if known == [(each.rank, each.incarnation) for each in candidates]:
             return False
         self._candidate_news = set(range(len(self.addresses)))
+        self._told_of_candidates = True
         return True
 
     def admit(self, admission: Admission) -> None:
@@ -179,7 +182,8 @@ class ElasticUplink(Uplink):
         self._missing.discard(aggregator)
         self._reach.found(aggregator)
         self.events.append(UplinkReopened(aggregator))
-        self._candidate_news.add(aggregator)
+        if self._told_of_candidates:
+            self._candidate_news.add(aggregator)
         for key_id, index in list(self.wanted_values):
             if self.keys[key_id].route[index] == aggregator:
                 del self.wanted_values[key_id, index]
