@@ -148,6 +148,16 @@ class ElasticHostJob(HostJob, ElasticJob):
         self.uplink.forget([key_id for key_id in self.uplink.keys if key_id not in self.keys])
         return actions
 
+    def _decided(self, uplink: int, decision: pb.Decision, now: float) -> list[Action]:
+        """Takes a decision of an owner. A process that it makes one of the group, and that is not here any more, is lost."""
+        rank, incarnation = decision.rank, decision.incarnation
+        candidate = self.joins.candidates.of(rank)
+        is_here = candidate is not None and candidate.hello.incarnation == incarnation
+        if is_here or decision.HasField("fault") or self.members.incarnation(rank) == incarnation:
+            return self.joins.decide(uplink, decision, now)
+        generation = decision.admission.generation
+        return self._lose([Loss(rank, group_texts.GONE_BEFORE, now, generation=generation, reason="not come")], now)
+
     def _tell_joins(self, now: float) -> list[Action]:
         """Tells the owners who waits here, and whom the whole group has admitted."""
         if self.failure is not None or self.ended:
@@ -224,7 +234,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             case CandidatesTold(uplink, candidates):
                 return self.joins.report(uplink, candidates)
             case Decided(uplink, decision):
-                return [*self.joins.decide(uplink, decision, now), *self._tell_joins(now)]
+                return [*self._decided(uplink, decision, now), *self._tell_joins(now)]
             case UplinkReopened(uplink):
                 self.joins.reopened(uplink)
                 return self.joins.report(uplink, ())

@@ -62,7 +62,8 @@ class GroupMembership(ElasticMembership):
 
     def said_by_all(self, admission: Admission) -> bool:
         """Whether all ranks of the group that are left have said an admission. Only then may the owners be told."""
-        return admission.said.issuperset(set(self.roster.known) - {admission.rank})
+        roster = self.roster
+        return all(roster.member(rank) in admission.said for rank in roster.known if rank != admission.rank)
 
     def _look(self, now: float) -> None:
         self._silence.pass_time(self.workers.values(), now)
