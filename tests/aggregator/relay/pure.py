@@ -87,6 +87,7 @@ class Process:
                 clock=lambda: self.now,
                 **job,
             ),
+            found_after=2.0,
         )
         self.connections: dict[tuple[int, int], WorkerConnection] = {}
         self.told: list[UplinkAction] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.key import Key
-from psum.aggregator.relay.core.events import CandidatesTold, Decided, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, LossesTold, UplinkReopened
 from psum.aggregator.relay.core.uplink import Uplink
 from psum.client.core.known_losses import KnownLosses
 from psum.client.core.reach import Reach
@@ -171,6 +171,8 @@ class ElasticUplink(Uplink):
         """See Uplink."""
         super().welcomed(welcome)
         self._note_losses(welcome.losses, self._clock())
+        if welcome.HasField("admission"):
+            self.events.append(Admitted(welcome.admission))
 
     def disconnected(self, aggregator: int) -> None:
         """See Party."""
