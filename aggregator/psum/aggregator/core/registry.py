@@ -103,7 +103,7 @@ class Registry:
         """
         if (refusal := self._invalid(hello)) is not None:
             return None, [], refusal
-        if (refusal := self._outlived(hello)) is not None:
+        if (refusal := self._outlived(hello, now)) is not None:
             return None, [], refusal
         started = now - hello.age_seconds
         actions: list[tuple[Job, Action]] = []
@@ -265,7 +265,7 @@ class Registry:
         what = "its group here ended" if job.forwards else "ended"
         _log.info("job %s: %s%s", job.name, what, " after its failure" if job.failure else never)
 
-    def _outlived(self, hello: pb.Hello) -> FaultError | None:
+    def _outlived(self, hello: pb.Hello, now: float) -> FaultError | None:
         """Why a worker cannot come back: its job has ended in the meantime. None if it can."""
         if not hello.resuming:
             return None
@@ -274,6 +274,8 @@ class Registry:
             for worker in job.members.holders(hello):
                 if not same_process(worker.hello, hello):
                     continue
+                if isinstance(job, ElasticJob) and (loss := job.members.loss(hello.rank)) is not None:
+                    return elastic_texts.excluded(job.name, loss, now)
                 return job.failure or TakenError(
                     f"job {job.name!r} has ended, and {rank_names(worker.ranks)}, {worker}, had left it",
                     ranks=worker.ranks,

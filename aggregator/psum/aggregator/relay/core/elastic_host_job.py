@@ -388,8 +388,12 @@ class ElasticHostJob(HostJob, ElasticJob):
         self.uplink.forget_keys()
         if not self._connecting:
             return actions
+        return [*actions, *self._reopen()]
+
+    def _reopen(self) -> list[Action]:
+        """Has the streams to the owners opened anew."""
         self.uplink.await_all()
-        return [*actions, ReopenUplinks()]
+        return [ReopenUplinks()]
 
     def _proceed(self) -> list[Action]:
         """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
@@ -399,5 +403,4 @@ class ElasticHostJob(HostJob, ElasticJob):
         if not self._must_reopen:
             return [*self._connect(), *ready]
         self._must_reopen = False
-        self.uplink.await_all()
-        return [ReopenUplinks(), *ready]
+        return [*self._reopen(), *ready]
