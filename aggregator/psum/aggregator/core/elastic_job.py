@@ -14,7 +14,8 @@ from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import Action, Detach, EndStreams, Release, Report, TellLosses, Warn
 from psum.aggregator.core.admissions import Admission, admission_of
 from psum.aggregator.core.candidates import Candidate, relayed
-from psum.aggregator.core.elastic_membership import NEVER_THERE, ElasticMembership
+from psum.aggregator.core.elastic_membership import ElasticMembership
+from psum.aggregator.core.elastic_ranks import NEVER_THERE
 from psum.aggregator.core.elastic_rounds import ElasticRounds
 from psum.aggregator.core.elastic_status import elastic_status
 from psum.aggregator.core.error_texts import MAX_REASON

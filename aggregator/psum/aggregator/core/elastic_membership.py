@@ -1,31 +1,23 @@
 """The members of an elastic job: which processes are lost, which were admitted, and who may come back."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.admissions import Admission
-from psum.aggregator.core.elastic_roster import ElasticRoster
+from psum.aggregator.core.elastic_ranks import NEVER_THERE
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.losses import Loss, Losses
+from psum.aggregator.core.losses import Loss
 from psum.aggregator.core.membership import Membership, is_replaced
-from psum.aggregator.core.relay_members import Introduction, RelayMembers
+from psum.aggregator.core.relayed_membership import RelayedMembership
 from psum.aggregator.core.silence import Silence
 from psum.aggregator.core.view import View
-from psum.aggregator.core.worker import Process, Worker, set_processes
+from psum.aggregator.core.worker import Worker, set_processes
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
-#: The generation of a rank that never had a process.
-NEVER_THERE = -1
 
-
-class ElasticMembership(Membership):
+class ElasticMembership(RelayedMembership):
     """See Membership. What would end another job makes a rank lost here: `due` says which, and `lose_rank` notes it.
-
-    A rank may have several processes, one after the other. They are numbered by their generation: how many processes of
-    the rank were members before. A loss is about one generation. An admission begins the next one.
-
-    All this is about ranks, also about those behind relays. `workers` has members, by their numbers in the roster.
 
     Args:
         hello: The first worker's hello, which is elastic.
@@ -33,87 +25,16 @@ class ElasticMembership(Membership):
         before: See Membership.
     """
 
-    roster: ElasticRoster
-
     def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
-        self.losses = Losses()
-        """The last loss of each rank. It may be of an earlier generation than the present one."""
-        self.admissions: dict[int, Admission] = {}
-        """The last admission of each rank that has one."""
         self.draining = False
         """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
-        self._deadlines: dict[int, float] = {}
-        """When ranks are lost that were admitted and whose processes are not here."""
         self._round_timeout = limits.round_timeout
-        self._replaced: dict[int, str] = {}
-        """Ranks for which another process has come, or whose relay goes on without them, and why they are lost."""
         self._relay_timeout = limits.relay_timeout or limits.worker_timeout
         """How long the place of a relay is kept."""
-        self._decided: set[int] = set()
-        """The newcomers that were let in through a relay, which has not listed them in a hello yet."""
-        self._lost_processes: dict[int, Process] = {}
-        """The last process of each rank that was lost behind a relay."""
-        self._outdated: dict[int, list[Loss]] = {}
-        """What relays are told with their welcome: processes of theirs in whose place others are."""
         self._silence = Silence(limits.worker_timeout)
         self._view = View()
         """Whether time decides anything."""
         super().__init__(hello, limits, before)
-        for rank in self._left_before:
-            self.roster.leave(rank)
-        self._relays = RelayMembers(self.roster, self.workers, self.losses, self.admissions)
-
-    def _make_roster(self) -> ElasticRoster:
-        return ElasticRoster(self.first.num_workers, self.first.elastic.min)
-
-    def generation(self, rank: int) -> int:
-        """The generation of the last process of a rank that is known here; NEVER_THERE if the rank never had one."""
-        admission, loss = self.admissions.get(rank), self.losses.of(rank)
-        known = NEVER_THERE if rank >= self.first.num_workers else 0
-        if admission is not None:
-            known = max(known, admission.generation)
-        return known if loss is None else max(known, loss.generation)
-
-    def loss(self, rank: int) -> Loss | None:
-        """The loss of a rank's last process; None if that is not lost."""
-        loss = self.losses.of(rank)
-        return None if loss is None or loss.generation < self.generation(rank) else loss
-
-    def present_losses(self) -> list[Loss]:
-        """The losses of those ranks whose last process is lost."""
-        return [loss for loss in self.losses if self.loss(loss.rank) is not None]
-
-    def outdated(self, member: int) -> list[Loss]:
-        """The losses of earlier processes that a relay still had in its last hello. Each is told once."""
-        return self._outdated.pop(member, [])
-
-    def holder(self, rank: int) -> Worker | None:
-        """The member that stands for a rank; None if the rank has not joined."""
-        member = self.roster.member(rank)
-        return self.workers.get(rank if member is None else member)
-
-    def members_of(self, ranks: Iterable[int]) -> list[int]:
-        """The members that stand for some ranks; the rank itself if it has not joined."""
-        found = ((rank, self.roster.member(rank)) for rank in ranks)
-        return list(dict.fromkeys(rank if member is None else member for rank, member in found))
-
-    def incarnation(self, rank: int) -> int:
-        """The incarnation of a rank's process; 0 if none is here."""
-        if (holder := self.holder(rank)) is None:
-            return 0
-        if not holder.hello.incarnations:
-            return holder.hello.incarnation
-        return holder.processes.get(rank, self._lost_processes.get(rank, (0, 0)))[0]
-
-    def is_lost(self, member: int) -> bool:
-        """Whether a member is out: all its ranks are gone, and it has not left with the last of them."""
-        if member not in self.roster.gone or self.roster.lost.isdisjoint(self.roster.ranks(member)):
-            return False
-        return (worker := self.workers.get(member)) is None or not worker.left
-
-    def has_left(self, rank: int) -> bool:
-        """Whether a rank has left in good order, alone or with its member."""
-        return rank in self.departures.left and rank not in self.roster.lost
 
     def is_stranger(self, hello: pb.Hello) -> bool:
         """See Membership. A job that has begun goes on without a process whose settings differ."""
@@ -123,7 +44,9 @@ class ElasticMembership(Membership):
         """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
         self._silence.pass_time(self.workers.values(), now)
         if hello.ranks:
-            return self._join_relay(hello, peer, now), None
+            if (refusal := self._join_relay(hello, peer, now)) is None:
+                self.reaches(hello.rank, now, all_of_them=True)
+            return refusal, None
         rank, holder = hello.rank, self.workers.get(hello.rank)
         if (refusal := self._refusal(hello, peer, now)) is not None:
             return refusal, None
@@ -206,42 +129,6 @@ class ElasticMembership(Membership):
         hello.joining, hello.generation = False, self.admissions[hello.rank].generation
         return self._enter(hello, peer, now)
 
-    def let_in(self, member: int, rank: int) -> bool:
-        """Lets an admitted process in that waits at a relay: the relay stands for it from now on.
-
-        Returns:
-            False if it did before.
-        """
-        holder = self.roster.member(rank)
-        if holder == member:
-            return False
-        if holder is not None:
-            # Its welcome by another way did not reach it.
-            self._await(rank, 0.0)
-        admission, worker = self.admissions[rank], self.workers[member]
-        self._deadlines.pop(rank, None)
-        self._decided.add(rank)
-        self.roster.extend(member, rank)
-        worker.processes = {**worker.processes, rank: (admission.incarnation, admission.generation)}
-        return True
-
-    def _await(self, rank: int, deadline: float) -> None:
-        """Waits for the process of an admitted rank, and for no other one of this rank."""
-        member = self.roster.member(rank)
-        self.roster.expect(rank)
-        self._decided.discard(rank)
-        self._deadlines[rank] = deadline
-        if member is None or member == rank:
-            self.workers.pop(rank, None)
-            self.departed.discard(rank)
-            return
-        worker = self.workers[member]
-        if others := {other: process for other, process in worker.processes.items() if other != rank}:
-            worker.processes = others
-        if not self.roster.stands(member):
-            del self.workers[member]
-            self.departed.discard(member)
-
     def _enter(self, hello: pb.Hello, peer: str, now: float) -> Worker:
         self._deadlines.pop(hello.rank, None)
         if hello.ranks:
@@ -258,113 +145,6 @@ class ElasticMembership(Membership):
         self._note_resumed(hello, now)
         self._look(now)
         return worker
-
-    def _note_resumed(self, hello: pb.Hello, now: float) -> None:
-        if hello.resuming and self._resumed_at is None:
-            self._resumed_at = now
-
-    def _join_relay(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
-        """Lets a relay in. Its hello's rank becomes the member's number. Returns why it is refused."""
-        generations = {rank: self.generation(rank) for rank in hello.ranks}
-        found = self._relays.compare(hello, generations, tuple(self.departed))
-        if found.holders:
-            refusal, failure = self._taken(found.holders, hello, peer, now)
-            if failure is not None:
-                self._replace(found.holders, hello, peer)
-            return refusal
-        for rank in found.replaced:
-            self._replaced[rank] = elastic_texts.replaced(hello, peer)
-        processes = {**found.stays, **found.joins}
-        if not processes:
-            return self._all_out(hello, peer, found, now)
-        if found.member is None and self._inherits and not hello.resuming and not self.admissions.keys() & processes:
-            return self._begun_without(hello, peer, now)[0]
-        for each in found.departed:
-            self._forget_departed(each)
-        left = set() if found.member is None else self._go_without(found, hello, peer, now)
-        for rank in processes:
-            self._deadlines.pop(rank, None)
-            self._decided.discard(rank)
-            self._left_before.discard(rank)
-        member = found.member
-        if member is None:
-            set_processes(hello, processes)
-            hello.rank = member = self.roster.add_relay(sorted(processes))
-            self.workers[member] = Worker(hello, peer, joined=now, last_heard=now)
-            self._note_resumed(hello, now)
-        else:
-            self._come_back(member, hello, peer, now, processes, left)
-        if outdated := [loss for rank in found.out if (loss := self._outdated_loss(rank, found.out[rank], now))]:
-            self._outdated[member] = outdated
-        self.reaches(member, now, all_of_them=True)
-        return None
-
-    def _come_back(
-        self, member: int, hello: pb.Hello, peer: str, now: float, processes: dict[int, Process], left: set[int]
-    ) -> None:
-        """Takes over what a relay says on a new stream."""
-        worker = self.workers[member]
-        for rank in processes:
-            if self.roster.member(rank) is None:
-                self.roster.extend(member, rank)
-        # Those that have left are the relay's until it leaves itself.
-        left = {rank for rank in worker.ranks if rank in left or self.has_left(rank)} - processes.keys()
-        set_processes(hello, {**{rank: worker.processes[rank] for rank in left}, **processes})
-        hello.rank, hello.resuming = member, worker.hello.resuming
-        worker.hello, worker.peer, worker.last_heard = hello, peer, now
-        worker.connected, worker.taking_leave = True, False
-        worker.uncredited.clear()
-        self.departed.discard(member)
-
-    def _go_without(self, found: Introduction, hello: pb.Hello, peer: str, now: float) -> set[int]:
-        """Notes which ranks of a relay are gone, because it names them no more. Returns those that have left."""
-        named = {rank for each in hello.departures if not each.level for rank in each.ranks}
-        left = named.intersection(found.missing)
-        for rank in found.missing:
-            if rank in left:
-                self.departures.left.add(rank)
-                self.roster.leave(rank)
-            elif rank in self._decided:
-                # The relay has not let it in yet. It says with its next message that the process still waits.
-                self._await(rank, now + self.worker_timeout)
-            else:
-                self._replaced[rank] = elastic_texts.without(hello, peer)
-        return left
-
-    def _forget_departed(self, member: int) -> None:
-        """Forgets a member that had left according to others: it comes back, behind a relay, to repeat its goodbye."""
-        self.departed.discard(member)
-        worker = self.workers.pop(member)
-        left = [rank for rank in worker.ranks if rank in self.roster.left]
-        for rank in worker.ranks:
-            self.roster.expect(rank)
-        for rank in left:
-            self.roster.leave(rank)
-
-    def _replace(self, holders: Iterable[Worker], hello: pb.Hello, peer: str) -> None:
-        """Another relay has come for ranks of members that vanished, so nobody waits for those."""
-        for holder in holders:
-            for rank in self.roster.living(holder.hello.rank):
-                if rank in hello.ranks:
-                    self._replaced[rank] = elastic_texts.replaced(hello, peer)
-
-    def _all_out(self, hello: pb.Hello, peer: str, found: Introduction, now: float) -> FaultError:
-        """Why a relay is refused of which no process belongs to the job any more."""
-        losses = [loss for rank in found.out if (loss := self.loss(rank)) is not None]
-        if losses:
-            return elastic_texts.excluded(self.first.job, losses[0], now, ranks=hello.ranks)
-        rank = hello.ranks[0]
-        return elastic_texts.superseded(self.first.job, hello, peer, self.generation(rank))
-
-    def _outdated_loss(self, rank: int, process: Process, now: float) -> Loss | None:
-        """What a relay is told of a process that is out, unless its welcome tells of it anyway."""
-        if self.loss(rank) is not None:
-            return None
-        return Loss(rank, elastic_texts.IN_ITS_PLACE, now, generation=process[1], reason="replaced")
-
-    def _add(self, ranks: Sequence[int]) -> int:
-        """See Membership."""
-        return self.roster.add_relay(ranks) if len(ranks) > 1 else super()._add(ranks)
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
         """See Membership. Nothing waits for those who have left. Another process may have been admitted since."""
@@ -397,17 +177,9 @@ class ElasticMembership(Membership):
             for rank in self.roster.living(member)
         ]
 
-    def goes_on(self, member: int) -> bool:
-        """Whether a member has the rounds of an earlier aggregator process: from itself or from others."""
-        return self.workers[member].hello.resuming or any(rank in self.admissions for rank in self.roster.ranks(member))
-
     def overdue(self, now: float) -> FaultError | None:
         """See Membership. An elastic job does not fail because of lost ranks."""
         return None
-
-    def have_resumed(self, ranks: Iterable[int]) -> bool:
-        """Whether one of these ranks has come back to this process, which may have learned rounds from it."""
-        return any((worker := self.holder(rank)) is not None and worker.hello.resuming for rank in ranks)
 
     def resume(self) -> None:
         """Notes that all members have been in the job before: what this process knew of their rounds is forgotten."""
