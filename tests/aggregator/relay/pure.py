@@ -87,6 +87,7 @@ class Process:
                 clock=lambda: self.now,
                 **job,
             ),
+            found_after=2.0,
         )
         self.connections: dict[tuple[int, int], WorkerConnection] = {}
         self.told: list[UplinkAction] = []
@@ -166,6 +167,8 @@ class Process:
                 self.runner.perform(job, job.learn_losses(rank, request.losses.losses, now))
             case "admit":
                 self.runner.perform(job, job.admit(rank, request.admit.admission, now))
+            case "candidates":
+                self.runner.perform(job, job.wait_at(rank, request.candidates.candidates, now))
             case "reach":
                 self.runner.perform(job, job.reaches(rank, now, all_of_them=request.reach.all))
             case "goodbye" if request.goodbye.HasField("fault"):
@@ -210,8 +213,10 @@ class Uplinks:
         """Opens a stream to one owner."""
         self.peers[index] = peer = self.owners[index].join(self.job.hello(index, resuming))
         self.job.uplink.let_in(index)
-        losses = peer.job.losses(self.relay.now)
+        losses = peer.job.losses(self.relay.now, peer.rank)
         self.job.uplink.welcomed(pb.Welcome(departures=peer.job.departures(), losses=losses))
+        if candidates := peer.job.candidates():
+            peer.connection.queue.put_control(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
         if resuming:
             self.job.uplink.reconnected(index)
         self.relay.runner.perform(self.job, self.job.heard(self.relay.now))

@@ -35,6 +35,10 @@ _NAMES: Final = SettingNames(
     server_name="PSUM_RELAY_TLS_SERVER_NAME",
 )
 
+#: How long a process waits to join at a relay, until it does so without others of its group. If the relay was started
+#: again, they come back sooner.
+FOUND_SECONDS: Final = 2.0
+
 #: How long connections of groups that have ended may take to end before this process does.
 _CLOSE_SECONDS: Final = 1.0
 
@@ -86,7 +90,7 @@ class Relays:
             connect_timeout=settings.connect_timeout,
             descriptors=descriptors,
         )
-        self.registry = Registry(limits, self._release, lent, budget=budget, make=self._make)
+        self.registry = Registry(limits, self._release, lent, budget=budget, make=self._make, found_after=FOUND_SECONDS)
         """The jobs."""
 
     def bring_token(self, job: Job, token: bytes) -> None:

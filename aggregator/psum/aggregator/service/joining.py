@@ -116,7 +116,7 @@ class Joining:
         await self._admit(token, hello, peer)
         await self._take_descriptor(hello, connection, context)
         if hello.joining:
-            return self._wait(hello, connection, peer)
+            return self._wait(hello, token, connection, peer)
         return self._enter(hello, token, connection, peer), hello.rank
 
     def decision(self, candidate: Candidate) -> "asyncio.Future[Decision]":
@@ -130,7 +130,7 @@ class Joining:
             The job that it has joined, if any.
         """
         if (job := self._waiting.remove(candidate)) is None:
-            for about, action in self._registries.fleet.withdraw(candidate, self._clock()):
+            for about, action in self._registries.of(candidate.hello).withdraw(candidate, self._clock()):
                 self._runner.perform(about, [action])
         return job
 
@@ -154,13 +154,17 @@ class Joining:
 
     def refuse_overdue(self) -> None:
         """Refuses those who have waited too long for a job that has no members here. To be called regularly."""
-        for refusal in self._registries.fleet.refusals(self._clock()):
-            self.decide(None, refusal)
+        for registry in self._registries:
+            for refusal in registry.refusals(self._clock()):
+                self.decide(None, refusal)
 
-    def _wait(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Candidate:
+    def _wait(self, hello: pb.Hello, token: bytes, connection: WorkerConnection, peer: str) -> Candidate:
         candidate = Candidate(hello, peer, self._clock())
         self._waiting.add(candidate, connection)
-        actions, refusal = self._registries.of(hello).wait(candidate, candidate.since)
+        registry = self._registries.of(hello)
+        actions, refusal = registry.wait(candidate, candidate.since)
+        if (job := registry.jobs.get(hello.job)) is not None:
+            self._bring_token(job, hello, token)
         for about, action in actions:
             self._runner.perform(about, [action])
         if refusal is not None:
@@ -282,8 +286,8 @@ class Joining:
 
     def _enter(self, hello: pb.Hello, token: bytes, connection: WorkerConnection, peer: str) -> Job:
         job, actions, refusal = self._registries.of(hello).join(hello, peer, self._clock())
-        if job is not None and self._registries.relays is not None and hello.group_size:
-            self._registries.relays.bring_token(job, token)
+        if job is not None:
+            self._bring_token(job, hello, token)
         ranks = rank_names(ranks_of(hello))
         for about, action in actions:
             self._runner.perform(about, [action])
@@ -301,6 +305,11 @@ class Joining:
             raise copy.copy(refusal or InternalError("refused without a reason"))
         self._let_in(job, hello, connection)
         return job
+
+    def _bring_token(self, job: Job, hello: pb.Hello, token: bytes) -> None:
+        """Notes the token of a worker of a group, for the aggregators that this process forwards to."""
+        if self._registries.relays is not None and hello.group_size:
+            self._registries.relays.bring_token(job, token)
 
     def _let_in(self, job: Job, hello: pb.Hello, connection: WorkerConnection) -> None:
         """Gives a member its connection, and queues the welcome."""

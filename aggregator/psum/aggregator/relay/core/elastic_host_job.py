@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
     Action,
-    Ask,
+    Admit,
+    ConnectUplinks,
     PartUplinks,
+    Refuse,
     ReopenUplinks,
     SendUplinks,
     TellLosses,
@@ -25,18 +27,21 @@ from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
+from psum.aggregator.core.membership_log import EventKind
 from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import group_texts, introduction
 from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
-from psum.aggregator.relay.core.events import CandidatesTold, Decided, Event, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.founder import Founder
 from psum.aggregator.relay.core.group_joins import GroupJoins
 from psum.aggregator.relay.core.group_membership import GroupMembership
 from psum.aggregator.relay.core.group_rounds import GroupRounds
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.uplink import Uplink
+from psum.aggregator.relay.core.wanted_values import WantedValues
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
-from psum.wire.errors import ExcludedError, FaultError
+from psum.wire.errors import ExcludedError, FaultError, WorkerLostError
 
 
 class ElasticHostJob(HostJob, ElasticJob):
@@ -57,13 +62,16 @@ class ElasticHostJob(HostJob, ElasticJob):
     uplink: ElasticUplink
 
     def __init__(self, hello: pb.Hello, limits: Limits, *, clock: Callable[[], float], **job: Any) -> None:
-        self._asked_values: dict[tuple[int, int], tuple[int, int]] = {}
-        """The members that were asked for their value of a broadcast, and for which round, by (key's id, shard)."""
         self._is_over = False
         """Whether all ranks of the group are gone, and the owners are told so."""
+        self._founder: Founder | None = None
+        """The process with which the relay asks to join the owners' job, if its group has no member."""
+        self._must_reopen = False
+        """Whether the owners know the relay as one that stands for such a process alone."""
         self._admitted: dict[int, int] = {}
         """The generation of the last admission of each rank that the owners were told of."""
         super().__init__(hello, limits, clock=clock, **job)
+        self._values = WantedValues(self.uplink, self.members, self.keys)
         uplinks = len(self.uplink.addresses)
         self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
         """The processes that wait here to join."""
@@ -77,6 +85,9 @@ class ElasticHostJob(HostJob, ElasticJob):
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
         before = [loss.rank for loss in hello.losses if loss.in_group]
+        if self._founder is not None:
+            # Members have come back: it waits for them, as any other candidate.
+            self._founder, self._must_reopen = None, True
         actions, refusal = super().join(hello, peer, now)
         if refusal is None and self.failure is None and before:
             for rank in before:
@@ -98,17 +109,22 @@ class ElasticHostJob(HostJob, ElasticJob):
             actions += [Warn(text, ()), *self._proceed()]
             for rank in self.members.roster.known[:1]:
                 actions += self.rounds.settle(rank)
-        return actions + self._ask_values()
+        return actions + self._values.ask()
 
     def heard(self, now: float) -> list[Action]:
         """See HostJob."""
         self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
-        return [*super().heard(now), *self._ask_values()]
+        return [*super().heard(now), *self._values.ask(), *self._let_founder_in(now)]
 
     def unreachable(self, failure: FaultError, now: float) -> list[Action]:
         """See HostJob. An owner goes on without any rank of the group."""
         if self._is_over:
             return []
+        if self._founder is not None:
+            candidate = self._founder.candidate
+            self._founder = None
+            lost = WorkerLostError(str(failure), ranks=[candidate.hello.rank])
+            return [Refuse(candidate, failure), *super().withdraw(candidate, now), *self._part(lost)]
         if isinstance(failure, ExcludedError):
             return self._exclude_all(failure, now)
         return super().unreachable(failure, now)
@@ -122,15 +138,47 @@ class ElasticHostJob(HostJob, ElasticJob):
     def wait(self, candidate: Candidate, now: float) -> tuple[list[Action], FaultError | None]:
         """See ElasticJob. The owners are told."""
         actions, refusal = super().wait(candidate, now)
+        if refusal is None and not self.workers and self._founder is None and candidate.via is None:
+            actions += self._found(candidate)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
 
     def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
         """See ElasticJob."""
-        return [*super().withdraw(candidate, now), *self._tell_joins(now)]
+        actions = super().withdraw(candidate, now)
+        if self._founder is not None and candidate is self._founder.candidate:
+            self._founder = None
+            actions += self._part(WorkerLostError(group_texts.GONE_BEFORE, ranks=[candidate.hello.rank]))
+        return [*actions, *self._tell_joins(now)]
 
     def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
         """See Job. The owners are told when the whole group has said so."""
         return [*super().admit(rank, admission, now), *self._tell_joins(now)]
+
+    def _found(self, candidate: Candidate) -> list[Action]:
+        """Asks to join the owners' job with a process alone: the group has no member."""
+        self._founder = Founder(candidate)
+        self._connecting = True
+        self.uplink.title = introduction.title(self._identity, [self._founder.worker])
+        return [ConnectUplinks()]
+
+    def _let_founder_in(self, now: float) -> list[Action]:
+        """Makes the founder a member, when all owners have let the relay in."""
+        founder = self._founder
+        if founder is None or not self.uplink.was_let_in:
+            return []
+        self._founder = None
+        candidate, admission = founder.candidate, founder.admission
+        self.members.found(admission)
+        self.joins.candidates.remove(candidate)
+        worker = self.members.welcome(candidate.hello, candidate.peer, now)
+        self.log.note(now, EventKind.JOINED, admission.rank, admission.generation, str(worker))
+        self._admitted[admission.rank] = admission.generation
+        return [Admit(candidate), *self._tell_joins(now)]
+
+    def _part(self, failure: FaultError) -> list[Action]:
+        """Parts from the owners, which go on without the group."""
+        self._is_over = True
+        return [PartUplinks(pb.Goodbye(fault=failure.to_message()))]
 
     def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
         """See ElasticJob. The group waits for the process only if it waits here, or waited at this relay before."""
@@ -148,9 +196,19 @@ class ElasticHostJob(HostJob, ElasticJob):
         self.uplink.forget([key_id for key_id in self.uplink.keys if key_id not in self.keys])
         return actions
 
+    def _decided(self, uplink: int, decision: pb.Decision, now: float) -> list[Action]:
+        """Takes an owner's decision. A process that is one of the group by it, and is not here any more, is lost."""
+        rank, incarnation = decision.rank, decision.incarnation
+        candidate = self.joins.candidates.of(rank)
+        is_here = candidate is not None and candidate.hello.incarnation == incarnation
+        if is_here or decision.HasField("fault") or self.members.incarnation(rank) == incarnation:
+            return self.joins.decide(uplink, decision, now)
+        generation = decision.admission.generation
+        return self._lose([Loss(rank, group_texts.GONE_BEFORE, now, generation=generation, reason="not come")], now)
+
     def _tell_joins(self, now: float) -> list[Action]:
         """Tells the owners who waits here, and whom the whole group has admitted."""
-        if self.failure is not None or self.ended:
+        if self.failure is not None or self.ended or self._is_over:
             return []
         told = self.uplink.tell_candidates(self.joins.waiting(now))
         for admission in self.members.admissions.values():
@@ -175,6 +233,8 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
         """See HostJob. With the process of each rank that is left, and all that this relay knows of the others."""
+        if self._founder is not None:
+            return self._founder_hello(self._founder, uplink)
         gone = self.members.roster.lost | self.uplink.notes.left
         self.uplink.notes.in_hello(uplink)
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
@@ -195,6 +255,20 @@ class ElasticHostJob(HostJob, ElasticJob):
             if self.members.said_by_all(admission):
                 said.admissions.append(self.uplink.admission_for(uplink, admission))
         return said
+
+    def _founder_hello(self, founder: Founder, uplink: int) -> pb.Hello:
+        """The hello of a relay whose group has no member but a process that asks to join."""
+        workers = [founder.worker]
+        said = introduction.introduction(self._identity, workers, uplink, self._clock(), resuming=False)
+        introduction.be_elastic(said, workers, set())
+        # For an owner it is a candidate as others.
+        said.joining, said.incarnation = True, founder.candidate.hello.incarnation
+        return said
+
+    @property
+    def over(self) -> bool:
+        """See Job. A process that waits to join begins the group anew."""
+        return super().over and self._founder is None
 
     @property
     def may_connect(self) -> bool:
@@ -224,7 +298,11 @@ class ElasticHostJob(HostJob, ElasticJob):
             case CandidatesTold(uplink, candidates):
                 return self.joins.report(uplink, candidates)
             case Decided(uplink, decision):
-                return [*self.joins.decide(uplink, decision, now), *self._tell_joins(now)]
+                return [*self._decided(uplink, decision, now), *self._tell_joins(now)]
+            case Admitted(admission):
+                if self._founder is not None:
+                    self._founder.welcomed(admission)
+                return []
             case UplinkReopened(uplink):
                 self.joins.reopened(uplink)
                 return self.joins.report(uplink, ())
@@ -271,7 +349,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             actions += self._syncs.settle(member)
         if self._is_over:
             return actions
-        actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._ask_values(), *self._tell_gone()]
+        actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
         return actions + self._tell_joins(now)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
@@ -292,10 +370,8 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        self._is_over = True
         lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
-        fault = group_texts.all_lost(self.name, lost, self.uplink.title)
-        return [PartUplinks(pb.Goodbye(fault=fault.to_message()))]
+        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
         """Excludes all ranks of the group: an owner goes on without them."""
@@ -308,34 +384,23 @@ class ElasticHostJob(HostJob, ElasticJob):
         """See ElasticJob. The owners are told of the keys again."""
         actions = super()._begin_again()
         self._asked.clear()
-        self._asked_values.clear()
+        self._values.clear()
         self.uplink.forget_keys()
         if not self._connecting:
             return actions
+        return [*actions, *self._reopen()]
+
+    def _reopen(self) -> list[Action]:
+        """Has the streams to the owners opened anew."""
         self.uplink.await_all()
-        return [*actions, ReopenUplinks()]
+        return [ReopenUplinks()]
 
     def _proceed(self) -> list[Action]:
         """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
         if self.failure is not None or self.ended or not self.may_connect or not self.members.roster.known:
             return []
-        return [*self._connect(), *self._declare_ready(self.uplink.keys.values())]
-
-    def _ask_values(self) -> list[Action]:
-        """Asks ranks of the group for the values of broadcasts that owners want in place of those of lost roots."""
-        wanted = self.uplink.wanted_values
-        self._asked_values = {which: asked for which, asked in self._asked_values.items() if which in wanted}
-        actions: list[Action] = []
-        for (key_id, index), row in wanted.items():
-            asked = self._asked_values.get((key_id, index))
-            if asked is not None and asked[1] == row.round and self._can_answer(asked[0]):
-                continue
-            shard = self.keys[key_id].shards[index]
-            if (member := next(filter(self._can_answer, sorted(shard.contributions)), None)) is not None:
-                self._asked_values[key_id, index] = member, row.round
-                actions.append(Ask(member, ((key_id, index, row.round),)))
-        return actions
-
-    def _can_answer(self, member: int) -> bool:
-        worker = self.workers[member]
-        return worker.connected and not self._is_gone(member, worker)
+        ready = self._declare_ready(self.uplink.keys.values())
+        if not self._must_reopen:
+            return [*self._connect(), *ready]
+        self._must_reopen = False
+        return [*self._reopen(), *ready]

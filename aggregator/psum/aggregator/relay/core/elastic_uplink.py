@@ -6,7 +6,7 @@ from typing import Any
 
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.key import Key
-from psum.aggregator.relay.core.events import CandidatesTold, Decided, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, LossesTold, UplinkReopened
 from psum.aggregator.relay.core.uplink import Uplink
 from psum.client.core.known_losses import KnownLosses
 from psum.client.core.reach import Reach
@@ -135,13 +135,14 @@ class ElasticUplink(Uplink):
         if self.losses.news and (losses := self.losses.take_news(aggregator, self._clock())):
             window.following = []
             return encode(pb.ExchangeRequest(losses=pb.Losses(losses=losses)))
-        if self._admissions[aggregator]:
-            window.following = []
-            return encode(pb.ExchangeRequest(admit=pb.Admit(admission=self._admissions[aggregator].popleft())))
+        # Who waits no more comes before the admissions of all: the owner must not decide about it.
         if aggregator in self._candidate_news:
             window.following = []
             self._candidate_news.discard(aggregator)
             return encode(pb.ExchangeRequest(candidates=pb.Candidates(candidates=self.candidates)))
+        if self._admissions[aggregator]:
+            window.following = []
+            return encode(pb.ExchangeRequest(admit=pb.Admit(admission=self._admissions[aggregator].popleft())))
         if aggregator in self._reach.news:
             window.following = []
             return encode(pb.ExchangeRequest(reach=pb.Reach(all=self._reach.take_news(aggregator))))
@@ -170,6 +171,8 @@ class ElasticUplink(Uplink):
         """See Uplink."""
         super().welcomed(welcome)
         self._note_losses(welcome.losses, self._clock())
+        if welcome.HasField("admission"):
+            self.events.append(Admitted(welcome.admission))
 
     def disconnected(self, aggregator: int) -> None:
         """See Party."""

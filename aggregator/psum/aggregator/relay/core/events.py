@@ -100,4 +100,15 @@ class UplinkReopened:
     uplink: int
 
 
-Event = Arrived | Faulted | Noticed | LossesTold | CandidatesTold | Decided | UplinkReopened
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admitted:
+    """An owner has let the relay in with the only process of its group, which all members have admitted.
+
+    Attributes:
+        admission: The admission, with the rounds of keys that have shards there.
+    """
+
+    admission: pb.Admission
+
+
+Event = Arrived | Faulted | Noticed | LossesTold | CandidatesTold | Decided | UplinkReopened | Admitted

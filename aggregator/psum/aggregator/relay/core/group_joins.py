@@ -5,11 +5,12 @@ has one aggregator, and names a candidate that its aggregator reports. When ever
 one of the group, the relay lets it in.
 """
 
-from psum.aggregator.core.actions import Action, Admit, Refuse, TellCandidates
+from psum.aggregator.core.actions import Action, TellCandidates
+from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.candidates import Candidate
-from psum.aggregator.core.joins import Joins
+from psum.aggregator.core.joins import Joins, refuse
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.membership_log import EventKind, MembershipLog
+from psum.aggregator.core.membership_log import MembershipLog
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.relay.core.group_membership import GroupMembership
 from psum.v1 import aggregator_pb2 as pb
@@ -77,7 +78,7 @@ class GroupJoins(Joins):
         if candidate is None or candidate.hello.incarnation != decision.incarnation:
             return []
         if decision.HasField("fault"):
-            return [Refuse(candidate, FaultError.from_message(decision.fault)), *self.withdraw(candidate, now)]
+            return [refuse(candidate, FaultError.from_message(decision.fault)), *self.withdraw(candidate, now)]
         self._decided[uplink].add(_process(candidate))
         return self.welcome(now)
 
@@ -85,30 +86,19 @@ class GroupJoins(Joins):
         """See Joins. The workers are told of those that all aggregators report."""
         candidates = self.common()
         listed = [(each.rank, each.incarnation) for each in candidates]
-        ranks = tuple(rank for rank in self._members.connected() if rank not in self._members.roster.lost)
+        ranks = tuple(member for member in self._members.connected() if not self._members.is_lost(member))
         if listed == self._told or not ranks:
             return []
         self._told = listed
         return [TellCandidates(candidates, ranks)]
 
-    def welcome(self, now: float) -> list[Action]:
-        """See Joins. Makes those members of which every aggregator has decided it."""
-        actions: list[Action] = []
-        for candidate in list(self.candidates):
-            admission, rank = self._admission(candidate), candidate.hello.rank
-            # A process that has joined already did not receive its welcome.
-            joined = self._members.roster.member(rank) is not None and rank not in self._members.roster.gone
-            if admission is None or not (joined or all(_process(candidate) in each for each in self._decided)):
-                continue
-            self.candidates.remove(candidate)
-            worker = self._members.welcome(candidate.hello, candidate.peer, now)
-            self._log.note(now, EventKind.JOINED, rank, admission.generation, str(worker))
-            actions.append(Admit(candidate))
-        return actions
-
     def due(self, now: float) -> list[Action]:
         """See Joins. The owners warn and refuse."""
         return []
+
+    def _all_have_said(self, admission: Admission) -> bool:
+        """See Joins. Every aggregator has decided that the process is one of the group."""
+        return all((admission.rank, admission.incarnation) in decided for decided in self._decided)
 
 
 def _process(candidate: Candidate) -> tuple[int, int]:

@@ -60,9 +60,15 @@ class GroupMembership(ElasticMembership):
         self.admissions[admission.rank] = admission
         self._replaced.pop(admission.rank, None)
 
+    def found(self, admission: Admission) -> None:
+        """Notes that the process of an admission is the first one of the group."""
+        self.admissions[admission.rank] = admission
+        self.roster.found()
+
     def said_by_all(self, admission: Admission) -> bool:
         """Whether all ranks of the group that are left have said an admission. Only then may the owners be told."""
-        return admission.said.issuperset(set(self.roster.known) - {admission.rank})
+        roster = self.roster
+        return all(roster.member(rank) in admission.said for rank in roster.known if rank != admission.rank)
 
     def _look(self, now: float) -> None:
         self._silence.pass_time(self.workers.values(), now)

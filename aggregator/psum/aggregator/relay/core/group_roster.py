@@ -54,6 +54,11 @@ class GroupRoster(ElasticRoster):
             self._enrolled.add(rank)
             super().lose(rank)
 
+    def found(self) -> None:
+        """Waits for no rank: a newcomer is the first one of the group."""
+        self.size = 0
+        self._settle()
+
     def give_up(self) -> None:
         """Waits no longer for ranks that are not known."""
         self.size = min(self.size, len(self._enrolled))

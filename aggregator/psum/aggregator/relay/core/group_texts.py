@@ -1,11 +1,14 @@
 """The texts of a relay's group in an elastic job: what happened, to whom, and what it means for the group."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from psum.aggregator.core.losses import Loss
 from psum.aggregator.relay.core.group_roster import GroupRoster
 from psum.runtime import rank_names
 from psum.wire.errors import WorkerLostError
+
+GONE_BEFORE: Final = "its process was admitted, and ended before its relay let it in"
 
 
 def lost(job: str, loss: Loss, roster: GroupRoster) -> str:
