@@ -205,7 +205,7 @@ class ElasticRounds(JobRounds):
         super().lacking(rank, entry, [each for each in ranks if not self._roster.is_gone(each)])
 
     def _sends(self, key: Key, rank: int, payload: memoryview | None) -> bool:
-        """See JobRounds. A relay may go on although the root behind it is gone, before this aggregator hears of that."""
+        """See JobRounds. A relay may go on without the root behind it, before this aggregator hears that it is gone."""
         return rank == self._member_of_root(key) and (payload is not None or rank < FIRST_RELAY)
 
     def _sender(self, key: Key, shard: ShardRounds[object]) -> int:
