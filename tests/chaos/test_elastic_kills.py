@@ -23,3 +23,11 @@ def test_workers_that_are_killed_are_replaced(tmp_path: pathlib.Path) -> None:
     assert report["problems"] == []
     assert (report["kills of workers"], report["kills of aggregators"]) == (3, 1)
     assert report["compared hashes"] > report["steps"] > 20
+
+
+def test_workers_behind_relays_are_killed_and_replaced(tmp_path: pathlib.Path) -> None:
+    """Also both of a host, and while a relay or an aggregator is started again. Newcomers join through their relay."""
+    report = worker_kills.kill_workers(tmp_path, 3, seed=3, plane=worker_kills.RELAYS)
+    assert report["problems"] == []
+    assert report["kills of workers"] == 3
+    assert report["compared hashes"] > report["steps"] > 20

@@ -1,6 +1,5 @@
 """Workers of an elastic job are killed or stopped. The others go on with the same bits, and without an error."""
 
-import itertools
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -8,8 +7,8 @@ from typing import Any, Final
 import pytest
 
 from faults.aggregators import AggregatorProcess, aggregators
-from faults.elastic import counts_of
-from faults.processes import Event, WorkerFailed, WorkerProcess
+from faults.processes import WorkerFailed, WorkerProcess
+from faults.steps import Steps
 from faults.watching import rounds_waiting, wait_until
 
 #: Less than the time after which a silent worker is lost, and more than that for a closed connection.
@@ -43,63 +42,6 @@ def make_job(make_worker: Callable[..., Any], request: pytest.FixtureRequest) ->
         return workers
 
     return make
-
-
-class Steps:
-    """The steps of some workers. It takes their events, and compares them.
-
-    Args:
-        workers: The workers by rank, which run steps.
-    """
-
-    def __init__(self, workers: Sequence[WorkerProcess]) -> None:
-        self._workers = dict(enumerate(workers))
-        self._steps: dict[int, Event] = {}
-        """The first event of each step."""
-        self._seen: dict[int, list[Event]] = {rank: [] for rank in self._workers}
-        for worker in workers:
-            worker.send("steps")
-
-    def wait(self, more: int) -> None:
-        """Wait until all workers have run so many more steps."""
-        for rank, worker in self._workers.items():
-            goal = len(self._seen[rank]) + more
-            while len(self._seen[rank]) < goal:
-                self._take(rank, worker.next("step"))
-
-    def end(self, rank: int, how: signal.Signals = signal.SIGKILL) -> WorkerProcess:
-        """Kill a worker, or stop it. Its steps do not count any more."""
-        worker = self._workers.pop(rank)
-        worker.signal(how)
-        return worker
-
-    def stop(self) -> None:
-        """End the steps of all workers, check that none is missing, and let the workers leave."""
-        next(iter(self._workers.values())).send("stop")
-        for rank, worker in self._workers.items():
-            while (event := worker.next("step", "stepped"))["event"] == "step":
-                self._take(rank, event)
-        assert len({len(self._seen[rank]) for rank in self._workers}) == 1
-        for worker in self._workers.values():
-            worker.send("close")
-            worker.next("closed")
-
-    def longest(self, rank: int) -> float:
-        """Return the longest time between two steps of a worker."""
-        times: list[float] = [event["at"] for event in self._seen[rank]]
-        return max(after - before for before, after in itertools.pairwise(times))
-
-    @property
-    def counts(self) -> list[set[int]]:
-        """The counts in each step that are not those of all ranks."""
-        return [counts_of(self._steps[step]) for step in sorted(self._steps)]
-
-    def _take(self, rank: int, event: Event) -> None:
-        assert event["step"] == len(self._seen[rank])
-        assert event["right"], event
-        same = self._steps.setdefault(event["step"], event)
-        assert (event["digest"], event["counts"]) == (same["digest"], same["counts"])
-        self._seen[rank].append(event)
 
 
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])

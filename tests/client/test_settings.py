@@ -115,7 +115,6 @@ def test_an_elastic_job_has_a_minimum_and_a_maximum(
         (FOUR | {"PSUM_ELASTIC": "2:3"}, "begins with 4 workers, more than 3"),
         (FOUR | {"PSUM_ELASTIC": "2:5000"}, "of at least 2 and at most 5000 workers; expected .* at most 4096"),
         (FOUR | {"PSUM_ELASTIC": "2", "PSUM_RANK": "4"}, "rank 4 of an elastic job of at most 4 workers"),
-        (FOUR | {"PSUM_ELASTIC": "2", "PSUM_RELAY": "c:1"}, "PSUM_RELAY=c:1: an elastic job .* cannot use relays"),
         ({"PSUM_ELASTIC": "1"}, "an elastic job needs at least one aggregator"),
         (FOUR | {"PSUM_JOIN": "1"}, "only an elastic job can be joined while it runs"),
         ({"PSUM_PLANE": "carrier pigeon"}, "expected one of"),

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
 
 from psum.client.core.session import Session
 from psum.client.joining import join
 from psum.client.observe import process_name
 from psum.client.route import Route
 from psum.client.settings import Settings
+from psum.client.transport.beats import ELASTIC_KEEPALIVE
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.own_aggregators import own_aggregators
@@ -21,11 +21,6 @@ from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION
 from psum.wire.errors import ConnectError, ExcludedError, FaultError
 
 _log = logging.getLogger(__name__)
-
-#: The longest keepalive in elastic jobs, in seconds. After twice as long a worker notices that a connection is silent.
-#: It must have another one before the aggregator counts it as lost, and must tell the others that it does not reach all
-#: before they lose anybody.
-_ELASTIC_KEEPALIVE: Final = 1.5
 
 
 class Membership:
@@ -114,7 +109,7 @@ class Membership:
                     address,
                     self._session,
                     credentials=credentials,
-                    keepalive=min(settings.keepalive, _ELASTIC_KEEPALIVE) if settings.elastic else settings.keepalive,
+                    keepalive=min(settings.keepalive, ELASTIC_KEEPALIVE) if settings.elastic else settings.keepalive,
                     hello=self._hello,
                     planes=planes,
                     settle=self._settle,

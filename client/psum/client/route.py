@@ -121,11 +121,10 @@ def own_address(addresses: Sequence[str], host_name: str, can_bind: Callable[[st
 def _would_gain(settings: DeclaredSettings) -> bool:
     """Whether a relay on this host would save something: several workers here, others elsewhere, a shared memory.
 
-    With TLS nobody knows here whether it has what it needs to trust the others. Relays have no elastic jobs yet.
+    With TLS nobody knows here whether it has what it needs to trust the others.
     """
     return (
-        settings.elastic is None
-        and 1 < settings.local_size < settings.num_workers
+        1 < settings.local_size < settings.num_workers
         and len(settings.aggregators) > 1
         and settings.plane in _SHARING_PLANES
         and not settings.tls

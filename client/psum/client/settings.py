@@ -135,11 +135,6 @@ class Settings(DeclaredSettings):
                 "an elastic job needs at least one aggregator (PSUM_ELASTIC): set PSUM_AGGREGATORS to its address, or"
                 " start everything with `psum launch`"
             )
-        if self.relays:
-            yield (
-                f"PSUM_RELAY={self.relay}: an elastic job (PSUM_ELASTIC) cannot use relays; set PSUM_RELAY=off on all"
-                " workers"
-            )
 
     def _relay_mistakes(self) -> Iterator[str]:
         """Yields a sentence for each error in the relays."""

@@ -239,6 +239,7 @@ class ExchangeRequest(_message.Message):
     LOSSES_FIELD_NUMBER: _builtins.int
     ADMIT_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -293,6 +294,10 @@ class ExchangeRequest(_message.Message):
     def reach(self) -> Global___Reach:
         """Says whether this member of an elastic job reaches all aggregators."""
 
+    @_builtins.property
+    def candidates(self) -> Global___Candidates:
+        """Tells which processes wait at a relay to join an elastic job. Only from relays."""
+
     def __init__(
         self,
         *,
@@ -308,14 +313,15 @@ class ExchangeRequest(_message.Message):
         losses: Global___Losses | None = ...,
         admit: Global___Admit | None = ...,
         reach: Global___Reach | None = ...,
+        candidates: Global___Candidates | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "pull", b"pull", "push", b"push", "reach", b"reach", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "candidates", b"candidates", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "pull", b"pull", "push", b"push", "reach", b"reach", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "reach", b"reach", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "admit", b"admit", "candidates", b"candidates", "declare", b"declare", "goodbye", b"goodbye", "hello", b"hello", "kind", b"kind", "lacking", b"lacking", "losses", b"losses", "padding", b"padding", "payload", b"payload", "pull", b"pull", "push", b"push", "reach", b"reach", "restore", b"restore", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced", "lacking", "losses", "admit", "reach"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "declare", "push", "pull", "restore", "abort", "goodbye", "synced", "lacking", "losses", "admit", "reach", "candidates"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -339,6 +345,7 @@ class ExchangeResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     LOSSES_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     padding: _builtins.bytes
@@ -393,6 +400,10 @@ class ExchangeResponse(_message.Message):
     def candidates(self) -> Global___Candidates:
         """Tells which processes wait to join an elastic job."""
 
+    @_builtins.property
+    def decision(self) -> Global___Decision:
+        """Says what becomes of a process that waits at a relay to join an elastic job. Only to relays."""
+
     def __init__(
         self,
         *,
@@ -408,14 +419,15 @@ class ExchangeResponse(_message.Message):
         timings: Global___Timings | None = ...,
         losses: Global___Losses | None = ...,
         candidates: Global___Candidates | None = ...,
+        decision: Global___Decision | None = ...,
         padding: _builtins.bytes = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "decision", b"decision", "drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "decision", b"decision", "drain", b"drain", "farewell", b"farewell", "fault", b"fault", "kind", b"kind", "losses", b"losses", "notice", b"notice", "padding", b"padding", "payload", b"payload", "result", b"result", "sync", b"sync", "taken", b"taken", "timings", b"timings", "want", b"want", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice", "timings", "losses", "candidates"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "result", "taken", "want", "fault", "drain", "farewell", "sync", "notice", "timings", "losses", "candidates", "decision"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -453,6 +465,8 @@ class Hello(_message.Message):
     JOINING_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     ADMISSIONS_FIELD_NUMBER: _builtins.int
+    INCARNATIONS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the worker speaks."""
     job: _builtins.str
@@ -508,7 +522,7 @@ class Hello(_message.Message):
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """From a relay: the ranks whose contributions it sums, in ascending order; `rank` is the first of them. None: only
-        `rank`.
+        `rank`. In an elastic job, those that are neither lost nor have left.
         """
 
     @_builtins.property
@@ -541,6 +555,16 @@ class Hello(_message.Message):
         The rounds are left out when all members have them.
         """
 
+    @_builtins.property
+    def incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From a relay in an elastic job: the incarnations of the processes of `ranks`, one for each. The ranks that are lost or
+        have left are not among them. `incarnation` means nothing then.
+        """
+
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From a relay in an elastic job: the generations of these processes, one for each."""
+
     def __init__(
         self,
         *,
@@ -570,10 +594,12 @@ class Hello(_message.Message):
         joining: _builtins.bool = ...,
         generation: _builtins.int = ...,
         admissions: _abc.Iterable[Global___Admission] | None = ...,
+        incarnations: _abc.Iterable[_builtins.int] | None = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elastic", b"elastic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "departures", b"departures", "elastic", b"elastic", "forwarded_by", b"forwarded_by", "generation", b"generation", "group_size", b"group_size", "incarnation", b"incarnation", "job", b"job", "joining", b"joining", "losses", b"losses", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "age_seconds", b"age_seconds", "aggregator_index", b"aggregator_index", "aggregators", b"aggregators", "departures", b"departures", "elastic", b"elastic", "forwarded_by", b"forwarded_by", "generation", b"generation", "generations", b"generations", "group_size", b"group_size", "incarnation", b"incarnation", "incarnations", b"incarnations", "job", b"job", "joining", b"joining", "losses", b"losses", "next_relays", b"next_relays", "num_workers", b"num_workers", "partition_bytes", b"partition_bytes", "placement", b"placement", "planes", b"planes", "protocol_version", b"protocol_version", "rank", b"rank", "ranks", b"ranks", "resuming", b"resuming", "segment", b"segment", "staging", b"staging", "weights", b"weights", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -615,6 +641,7 @@ class Loss(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     SECONDS_AGO_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    IN_GROUP_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """The rank."""
     text: _builtins.str
@@ -623,6 +650,10 @@ class Loss(_message.Message):
     """How long ago it was lost."""
     generation: _builtins.int
     """Which process of the rank is lost: how many were members before it."""
+    in_group: _builtins.bool
+    """From a relay to its workers, and back in their hellos: the rank was one of the relay's group. So a relay that was started
+    again knows for how many ranks of its group it need not wait.
+    """
     def __init__(
         self,
         *,
@@ -630,10 +661,11 @@ class Loss(_message.Message):
         text: _builtins.str = ...,
         seconds_ago: _builtins.float = ...,
         generation: _builtins.int = ...,
+        in_group: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "rank", b"rank", "seconds_ago", b"seconds_ago", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "in_group", b"in_group", "rank", b"rank", "seconds_ago", b"seconds_ago", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,22 +704,30 @@ class Candidate(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    IN_GROUP_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """The rank that it would have."""
     incarnation: _builtins.int
     """The number of its process, from its hello."""
     worker: _builtins.str
     """Which process it is, for people."""
+    age_seconds: _builtins.float
+    """From a relay: how long ago the process was started."""
+    in_group: _builtins.bool
+    """From a relay to its workers: the process waits at this relay."""
     def __init__(
         self,
         *,
         rank: _builtins.int = ...,
         incarnation: _builtins.int = ...,
         worker: _builtins.str = ...,
+        age_seconds: _builtins.float = ...,
+        in_group: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "rank", b"rank", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "in_group", b"in_group", "incarnation", b"incarnation", "rank", b"rank", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -695,7 +735,9 @@ Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class Candidates(_message.Message):
-    """The processes that wait to join an elastic job at this aggregator: all of them, instead of those told before."""
+    """The processes that wait to join an elastic job at this aggregator: all of them, instead of those told before. From a
+    relay: those that wait there, also those that are admitted and that it has not let in yet.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -718,6 +760,44 @@ class Candidates(_message.Message):
 Global___Candidates: _TypeAlias = Candidates  # noqa: Y015
 
 @_typing.final
+class Decision(_message.Message):
+    """What becomes of a process that waits at a relay to join an elastic job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """The rank that it would have."""
+    incarnation: _builtins.int
+    """The number of its process."""
+    @_builtins.property
+    def fault(self) -> Global___Fault:
+        """Why it is refused. Absent: all members have admitted it, and it is one of the relay's ranks from now on."""
+
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """If it is not refused: its admission, as this aggregator holds it."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        fault: Global___Fault | None = ...,
+        admission: Global___Admission | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "fault", b"fault"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "fault", b"fault", "incarnation", b"incarnation", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
 class Admission(_message.Message):
     """The members of an elastic job have admitted a process. It contributes from the given rounds on."""
 
@@ -728,12 +808,15 @@ class Admission(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
+    IN_GROUP_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     generation: _builtins.int
     """How many processes of this rank were members before it."""
     incarnation: _builtins.int
     """The number of its process."""
+    in_group: _builtins.bool
+    """From a worker to its relay: the process waited at this relay. So a relay that was started again waits for it."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the keys that the job uses and that have shards at this aggregator."""
@@ -750,10 +833,11 @@ class Admission(_message.Message):
         incarnation: _builtins.int = ...,
         ids: _abc.Iterable[_builtins.int] | None = ...,
         rounds: _abc.Iterable[_builtins.int] | None = ...,
+        in_group: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "ids", b"ids", "incarnation", b"incarnation", "rank", b"rank", "rounds", b"rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "ids", b"ids", "in_group", b"in_group", "incarnation", b"incarnation", "rank", b"rank", "rounds", b"rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1146,7 +1230,9 @@ class ShardRounds(_message.Message):
 
     @_builtins.property
     def contributors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """In a result, and in a sum that is given back, of an elastic job: how many ranks contributed. 0: num_workers."""
+        """In a result, and in a sum that is given back, of an elastic job: how many ranks contributed. 0: num_workers. In a push
+        from a relay in an elastic job: of how many ranks it is the sum.
+        """
 
     def __init__(
         self,

@@ -559,8 +559,8 @@ def test_ranks_agree_on_the_minimum() -> None:
         ({"elastic": pb.Elastic(min=4, max=3)}, "an elastic job of 4 to 3 ranks"),
         ({"elastic": pb.Elastic(min=1, max=2)}, "an elastic job of 1 to 2 ranks that begins with 3"),
         ({"elastic": pb.Elastic(min=1, max=5000)}, "at most 4096"),
-        ({"group_size": 2}, "cannot use relays yet"),
-        ({"ranks": [0, 1]}, "cannot use relays yet"),
+        ({"ranks": [0, 1]}, "2 ranks of an elastic job, with 0 processes and 0 generations"),
+        ({"ranks": [0, 1], "incarnations": [5, 0], "generations": [0, 0]}, "expected a process and a generation"),
         ({"losses": [pb.Loss(rank=3)]}, "none of 3"),
     ],
 )

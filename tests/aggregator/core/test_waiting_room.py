@@ -112,7 +112,7 @@ def test_nobody_joins_a_job_that_is_not_elastic() -> None:
         ({"rank": 5}, "rank 5 of 5 workers"),
         ({"incarnation": 0}, "must have an incarnation"),
         ({"elastic": pb.Elastic(min=0, max=5)}, "an elastic job of 0 to 5 ranks"),
-        ({"group_size": 2}, "cannot use relays yet"),
+        ({"ranks": [1, 2], "incarnations": [5, 6], "generations": [0, 0]}, "expected one rank at first"),
     ],
 )
 def test_a_process_whose_hello_makes_no_sense_may_not_wait(change: dict[str, Any], text: str) -> None:

@@ -4,10 +4,20 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from psum.aggregator.core.actions import ConnectUplinks, LeaveUplinks, PartUplinks, ReopenUplinks, UplinkAction
+from psum.aggregator.core.actions import (
+    Admit,
+    ConnectUplinks,
+    LeaveUplinks,
+    PartUplinks,
+    Refuse,
+    ReopenUplinks,
+    UplinkAction,
+)
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.service.action_runner import ActionRunner
@@ -69,7 +79,7 @@ class Process:
         self.fleet = Registry(limits)
         self.groups = Registry(
             limits,
-            make=lambda hello, limits, **job: HostJob(
+            make=lambda hello, limits, **job: (ElasticHostJob if hello.HasField("elastic") else HostJob)(
                 hello,
                 limits,
                 identity=Identity(incarnation, f"host{incarnation} pid 1"),
@@ -77,14 +87,18 @@ class Process:
                 clock=lambda: self.now,
                 **job,
             ),
+            found_after=2.0,
         )
         self.connections: dict[tuple[int, int], WorkerConnection] = {}
         self.told: list[UplinkAction] = []
         """What the shell was told to do with the uplinks."""
+        self.decided: list[Admit | Refuse] = []
+        """What was decided about processes that wait to join."""
         self.runner = ActionRunner(
             cast(PriorityPool, AtOncePool()),
             lambda job, rank: self.connections.get((id(job), rank)),
             uplinks=lambda _job, action: self.told.append(action),
+            decide=lambda _job, action: self.decided.append(action),
         )
 
     def join(self, hello: pb.Hello) -> Peer:
@@ -95,6 +109,31 @@ class Process:
             self.runner.perform(about, [action])
         assert refusal is None, refusal
         assert job is not None
+        connection = self.connections[id(job), hello.rank] = WorkerConnection()
+        return Peer(job, hello.rank, connection)
+
+    def wait(self, hello: pb.Hello) -> Candidate:
+        """Lets a process wait to join; it must not be refused."""
+        registry = self.groups if hello.group_size else self.fleet
+        candidate = Candidate(hello, f"peer:{hello.rank}", self.now)
+        actions, refusal = registry.wait(candidate, self.now)
+        for about, action in actions:
+            self.runner.perform(about, [action])
+        assert refusal is None, refusal
+        return candidate
+
+    def withdraw(self, candidate: Candidate) -> None:
+        """The stream of a process that waits has ended."""
+        registry = self.groups if candidate.hello.group_size else self.fleet
+        for about, action in registry.withdraw(candidate, self.now):
+            self.runner.perform(about, [action])
+
+    def let_in(self, candidate: Candidate) -> Peer:
+        """Gives a process its connection about which it was decided that it is let in."""
+        [decision] = [each for each in self.decided if each.candidate is candidate]
+        assert isinstance(decision, Admit), decision
+        hello = candidate.hello
+        job = (self.groups if hello.group_size else self.fleet).jobs[hello.job]
         connection = self.connections[id(job), hello.rank] = WorkerConnection()
         return Peer(job, hello.rank, connection)
 
@@ -124,6 +163,14 @@ class Process:
             case "lacking":
                 for row, lacks in zip(to_rows(request.lacking.shards), request.lacking.ranks, strict=True):
                     job.lacking(rank, row, lacks.ranks)
+            case "losses":
+                self.runner.perform(job, job.learn_losses(rank, request.losses.losses, now))
+            case "admit":
+                self.runner.perform(job, job.admit(rank, request.admit.admission, now))
+            case "candidates":
+                self.runner.perform(job, job.wait_at(rank, request.candidates.candidates, now))
+            case "reach":
+                self.runner.perform(job, job.reaches(rank, now, all_of_them=request.reach.all))
             case "goodbye" if request.goodbye.HasField("fault"):
                 self.runner.perform(job, job.leave_early(rank, request.goodbye, now))
             case "goodbye" if request.goodbye.ranks:
@@ -166,9 +213,13 @@ class Uplinks:
         """Opens a stream to one owner."""
         self.peers[index] = peer = self.owners[index].join(self.job.hello(index, resuming))
         self.job.uplink.let_in(index)
-        self.job.uplink.welcomed(pb.Welcome(departures=peer.job.departures()))
+        losses = peer.job.losses(self.relay.now, peer.rank)
+        self.job.uplink.welcomed(pb.Welcome(departures=peer.job.departures(), losses=losses))
+        if candidates := peer.job.candidates():
+            peer.connection.queue.put_control(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
         if resuming:
             self.job.uplink.reconnected(index)
+        self.relay.runner.perform(self.job, self.job.heard(self.relay.now))
 
     def replace(self, index: int, owner: Process) -> None:
         """An owner was started again."""

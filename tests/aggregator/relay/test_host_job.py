@@ -7,7 +7,8 @@ import pytest
 from psum.aggregator.core.actions import ReopenUplinks, SendUplinks
 from psum.aggregator.core.departures import RELEASE_SECONDS
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.relay.core.host_job import LACKING_SECONDS, HostJob
+from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.core.lacking_ranks import LACKING_SECONDS
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns
 from psum.wire.errors import InternalError, WorkerLostError

@@ -1,13 +1,14 @@
 """usage: scripts/chaos kills [--kills 50] [--seed 1] [--plane shm]
        scripts/chaos proxy [--harms 50] [--seed 1] [--plane shm]
        scripts/chaos relays [--faults 50] [--seed 1] [--plane shm]
-       scripts/chaos workers [--kills 200] [--seed 1] [--plane shm] [--no-replace]
+       scripts/chaos workers [--kills 200] [--seed 1] [--plane shm | relays] [--no-replace]
        scripts/soak [--minutes 10] [--seed 1]
 
 kills and proxy inject faults into a training with 2 aggregators and 3 worker processes. They compare its final
 parameters and every sum with those of an undisturbed training that has the same number of steps. relays does the same
 with two hosts of two workers, a relay on each and two owners, and checks that nothing is left behind. workers kills
-and replaces the workers of an elastic training, compares the bits of all after each step, and prints what a kill costs.
+and replaces the workers of an elastic training, compares the bits of all after each step, and prints what a kill costs;
+with `--plane relays`, on two hosts with a relay on each, which may be killed too.
 soak injects
 faults of all kinds while many small jobs start and end. It checks every sum, and samples the memory, open files and
 threads of the processes that live through the run. The exit status is 1 if a bit differs, if something is left, or if
@@ -40,7 +41,8 @@ def main() -> int:
     long = which.add_parser("soak", help="faults of all kinds, with many small jobs")
     long.add_argument("--minutes", type=float, default=10.0, help="duration (10)")
     for each in (kills, proxy, relays, workers):
-        each.add_argument("--plane", choices=CHOICES[1:], default="shm", help="plane for large payloads (shm)")
+        choices = [*CHOICES[1:], *([worker_kills.RELAYS] if each is workers else [])]
+        each.add_argument("--plane", choices=choices, default="shm", help="plane for large payloads (shm)")
     for each in (kills, proxy, relays, workers, long):
         each.add_argument("--seed", type=int, default=1, help="seed for times and targets of faults (1)")
     args = parser.parse_args()

@@ -20,9 +20,18 @@ _PATIENCE_SECONDS: Final = 120.0
 
 
 def are_sums(
-    value: worker.Values, parts: Sequence[psum.Contribution], key: str, round: int, *, rank: int, num_workers: int
+    value: worker.Values,
+    parts: Sequence[psum.Contribution],
+    key: str,
+    round: int,
+    *,
+    rank: int,
+    num_workers: int,
+    group_size: int = 1,
 ) -> bool:
     """Return whether each part of a result is a sum, in rank order, of as many ranks as its count says.
+
+    Relays add up the ranks of their groups first.
 
     Args:
         value: The result.
@@ -31,6 +40,7 @@ def are_sums(
         round: The round.
         rank: A rank that has contributed to all parts.
         num_workers: The number of ranks.
+        group_size: For how many consecutive ranks each relay sums.
     """
     values = [worker.contribution(key, round, each, value.size) for each in range(num_workers)]
     edges = [0, *itertools.chain.from_iterable((part.start, part.stop) for part in parts), value.size]
@@ -39,14 +49,22 @@ def are_sums(
         piece = value[start:stop]
         ways = itertools.combinations(range(num_workers), counts.get(start, num_workers))
         sums = (
-            functools.reduce(np.add, (values[each][start:stop] for each in ranks)) for ranks in ways if rank in ranks
+            functools.reduce(
+                np.add,
+                (
+                    functools.reduce(np.add, (values[each][start:stop] for each in group))
+                    for _, group in itertools.groupby(ranks, lambda each: each // group_size)
+                ),
+            )
+            for ranks in ways
+            if rank in ranks
         )
         if not any(np.array_equal(piece, one) for one in sums):
             return False
     return True
 
 
-def run_steps(client: psum.Client, stop: threading.Event, tell: Callable[..., None]) -> None:
+def run_steps(client: psum.Client, stop: threading.Event, tell: Callable[..., None], group_size: int) -> None:
     """Run steps until `stop` is set on some rank. All ranks stop after the same step.
 
     Reports each step as a `step` event with its number, a digest of all bits that came, whether each part of them is a
@@ -62,7 +80,15 @@ def run_steps(client: psum.Client, stop: threading.Event, tell: Callable[..., No
             future.result(_PATIENCE_SECONDS)
         over = time.monotonic()
         right = [
-            are_sums(value, future.contributors, str(key), step, rank=client.rank, num_workers=client.num_workers)
+            are_sums(
+                value,
+                future.contributors,
+                str(key),
+                step,
+                rank=client.rank,
+                num_workers=client.num_workers,
+                group_size=group_size,
+            )
             for key, (value, future) in enumerate(zip(values, futures, strict=False))
         ]
         digest = hashlib.blake2b(b"".join(array.tobytes() for array in (*values, votes))).hexdigest()

@@ -12,7 +12,8 @@ Commands, by "do":
     learn   trains in an elastic job until a "stop" command, with "seed" and
             "pause"; see learning.py                                            → step …, learned
     work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
-    steps   runs steps of an elastic job until a "stop" command; see elastic.py  → step …, stepped
+    steps   runs steps of an elastic job until a "stop" command; see elastic.py. Relays
+            sum for "group_size" ranks each                                      → step …, stepped
     stop    ends a training or steps: all ranks stop after the same step
     close   leaves the job in order                                             → closed
     fork    forks a child. "uses" says whether it calls psum, "ends" how it
@@ -173,11 +174,11 @@ class Worker:
 
         jobs.work(self.tell, **spec)
 
-    def _steps(self) -> None:
+    def _steps(self, group_size: int = 1) -> None:
         from faults import elastic
 
         assert self._client is not None
-        elastic.run_steps(self._client, self._stop, self.tell)
+        elastic.run_steps(self._client, self._stop, self.tell, group_size)
 
     def _close(self) -> None:
         assert self._client is not None

@@ -17,6 +17,12 @@ from faults.processes import Event, WorkerProcess
 
 WORKERS: Final = 4
 
+#: On how many hosts they are, with a relay on each, if there are relays.
+HOSTS: Final = 2
+
+#: The plane that stands for relays, on shared memory.
+RELAYS: Final = "relays"
+
 #: The least number of members. One more is always left, so that the next kill does not end the job.
 _MINIMUM: Final = 1
 
@@ -40,11 +46,20 @@ class ElasticTraining:
         directory: Directory for their logs.
         addresses: The aggregators' addresses.
         seed: Seed for the samples.
+        relays: The relay of each rank; none without relays.
         settings: Additional fields of psum.client.Settings for all ranks.
     """
 
-    def __init__(self, directory: pathlib.Path, addresses: Sequence[str], seed: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        addresses: Sequence[str],
+        seed: int,
+        relays: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
         directory.mkdir(exist_ok=True)
+        self._relays = relays
         self._directory = directory
         self._seed = seed
         self._settings = {
@@ -115,7 +130,10 @@ class ElasticTraining:
     def _start(self, rank: int, *, joining: bool) -> WorkerProcess:
         number = sum(worker is not None for worker in self._ended)
         worker = WorkerProcess(self._directory / f"worker-{rank}-{number}.log")
-        worker.send("join", settings=self._settings | {"rank": rank, "joining": joining})
+        given: dict[str, Any] = {"rank": rank, "joining": joining}
+        if self._relays:
+            given |= {"relay": self._relays[rank], "local_size": WORKERS // HOSTS}
+        worker.send("join", settings=self._settings | given)
         worker.send("learn", seed=self._seed, pause=_PAUSE_SECONDS)
         return worker
 
@@ -136,7 +154,8 @@ def kill_workers(
         directory: Directory for logs.
         kills: Number of kills. Without replacements there are at most two.
         seed: Seed for the times and the targets.
-        plane: Plane for large payloads.
+        plane: Plane for large payloads; "relays": shared memory, and two hosts with a relay each. A relay may then be
+            killed instead of an aggregator.
         progress: Called with a line of text after each kill.
         replace: Whether a new process takes the place of each killed one. One in four kills hits before the process has
             joined that replaces the one before.
@@ -151,8 +170,12 @@ def kill_workers(
     moments: list[float] = []
     disturbed: list[float] = []
     with contextlib.ExitStack() as stack:
-        pair = stack.enter_context(aggregators(directory, 2))
-        training = ElasticTraining(directory / "training", [a.address for a in pair], seed, plane=plane)
+        relayed = plane == RELAYS
+        processes = stack.enter_context(aggregators(directory, 2 + (HOSTS if relayed else 0)))
+        owners, relays = [[each.address for each in some] for some in (processes[:2], processes[2:])]
+        by_rank = [relays[rank * HOSTS // WORKERS] for rank in range(WORKERS)] if relayed else []
+        settings = {"plane": "shm" if relayed else plane}
+        training = ElasticTraining(directory / "training", owners, seed, by_rank, **settings)
         stack.callback(training.close)
         training.wait_for_members(WORKERS)
         for number in range(1, kills + 1 if replace else min(kills, WORKERS - _MINIMUM - 1) + 1):
@@ -169,7 +192,7 @@ def kill_workers(
             training.kill(victim)
             text = f"kill {number} of {kills}: rank {victim} at step {step}, with {len(members)} members"
             if chance.random() < aggregator_kills:
-                text += f", and {_kill_one(pair, chance)}"
+                text += f", and {_kill_one(processes, chance)}"
                 disturbed.append(moments[-1])
             if replace:
                 training.replace(victim)
@@ -205,8 +228,8 @@ def kill_workers(
     }
 
 
-def _kill_one(pair: Sequence[AggregatorProcess], chance: random.Random) -> str:
-    victim = chance.choice(pair)
+def _kill_one(processes: Sequence[AggregatorProcess], chance: random.Random) -> str:
+    victim = chance.choice(processes)
     victim.end()
     victim.start()
     return victim.address

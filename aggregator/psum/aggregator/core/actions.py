@@ -72,6 +72,7 @@ class Deliver:
         result: What the shell passed to `summed`.
         ranks: The receivers.
         contributors: In an elastic job, of how many ranks the result is; 0: of all.
+        sender: In a broadcast, the receiver that has the value and is only told that all have asked for it; -1: none.
     """
 
     key: Key
@@ -81,6 +82,7 @@ class Deliver:
     result: object
     ranks: tuple[int, ...]
     contributors: int = 0
+    sender: int = -1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -234,6 +236,19 @@ class Refuse:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Decide:
+    """Tell a relay what becomes of a process that waits at it: `decision`.
+
+    Attributes:
+        rank: The relay.
+        decision: Which process, and why it is refused, or its admission.
+    """
+
+    rank: int
+    decision: pb.Decision
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TellTiming:
     """Tell the ranks that asked for timings how long the phases of a round took: `timings`.
 
@@ -308,6 +323,7 @@ Action = (
     | Detach
     | Admit
     | Refuse
+    | Decide
     | TellTiming
     | UplinkAction
 )

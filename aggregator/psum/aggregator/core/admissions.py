@@ -21,6 +21,7 @@ class Admission:
         rounds: The first round of each key to which it contributes, by the key's id. Empty if no round before is open
             any more, or this aggregator process has not heard of them.
         said: The members that have said that they admitted it. Each of them has the results of all rounds before.
+        in_group: At a relay: the process has waited at an earlier process of this relay, as one of the group.
     """
 
     rank: int
@@ -28,6 +29,7 @@ class Admission:
     incarnation: int
     rounds: dict[int, int] = dataclasses.field(default_factory=dict)
     said: set[int] = dataclasses.field(default_factory=set)
+    in_group: bool = False
 
     def to_message(self, *, rounds: bool = True) -> pb.Admission:
         """The admission as its process is told of it; without rounds, as others are."""
@@ -58,4 +60,4 @@ def admission_of(message: pb.Admission, most: int) -> Admission:
             " round for each key"
         )
     rounds = dict(zip(message.ids, message.rounds, strict=True))
-    return Admission(message.rank, message.generation, message.incarnation, rounds)
+    return Admission(message.rank, message.generation, message.incarnation, rounds, in_group=message.in_group)

@@ -15,12 +15,14 @@ class Candidate:
         peer: The address that it is connected from.
         since: When it came.
         warned: Whether the members were warned that it waits for long.
+        via: The member at which it waits, if that is a relay; None: it waits here.
     """
 
     hello: pb.Hello
     peer: str
     since: float
     warned: bool = False
+    via: int | None = None
 
     def to_message(self) -> pb.Candidate:
         """The candidate as members are told of it."""
@@ -28,6 +30,29 @@ class Candidate:
 
     def __str__(self) -> str:
         return f"{self.hello.worker or 'an unnamed worker'} ({self.peer})"
+
+
+def relayed(said: pb.Candidate, relay: pb.Hello, peer: str, member: int, now: float) -> Candidate:
+    """A process that waits at a relay.
+
+    Args:
+        said: What the relay tells of it.
+        relay: The relay's hello. The settings of all who wait there are the same.
+        peer: The relay's address.
+        member: The relay's number among the members.
+        now: The time.
+    """
+    hello = pb.Hello()
+    hello.CopyFrom(relay)
+    del hello.ranks[:], hello.incarnations[:], hello.generations[:], hello.departures[:]
+    hello.rank, hello.incarnation, hello.worker, hello.age_seconds = (
+        said.rank,
+        said.incarnation,
+        said.worker,
+        said.age_seconds,
+    )
+    hello.joining, hello.resuming = True, False
+    return Candidate(hello, peer, now, via=member)
 
 
 class Candidates:

@@ -54,7 +54,7 @@ class Departures:
         worker.release_at = now + RELEASE_SECONDS
         # A worker that leaves has received everything that was sent to it.
         for other in self._workers.values():
-            other.needed_by.difference_update(worker.ranks)
+            other.needed_by.difference_update((rank, *worker.ranks))
         asked = tuple(sorted(worker.needed_by - {_UNKNOWN}))
         return [Sync(rank, asked, (worker.departure(),))] if asked else []
 

@@ -1,6 +1,7 @@
 """The ranks that a round waits for which comes before the admission of a newcomer."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
+from typing import Any
 
 from psum.aggregator.core.elastic_roster import ElasticRoster
 from psum.aggregator.core.roster import NEVER, Roster
@@ -29,7 +30,7 @@ class EarlierRoster(Roster):
     @property
     def fleet(self) -> bool:  # type: ignore[override]
         """See Roster."""
-        return True
+        return self._job.fleet
 
     @property
     def known(self) -> Sequence[int]:  # type: ignore[override]
@@ -39,12 +40,18 @@ class EarlierRoster(Roster):
     @property
     def members(self) -> tuple[int, ...]:  # type: ignore[override]
         """See Roster."""
-        return tuple(rank for rank in self._job.members if rank != self._newcomer)
+        # A relay may have let the newcomer in, and stand for others too.
+        return tuple(member for member in self._job.members if self._job.living(member) != (self._newcomer,))
 
     @property
     def gone(self) -> Set[int]:  # type: ignore[override]
-        """See Roster. The newcomer takes no part, so a broadcast from its rank has lost its root."""
-        return self._job.gone | {self._newcomer}
+        """See Roster. The newcomer takes no part."""
+        return self._job.gone | {self._newcomer} | (set(self._job.members) - set(self.members))
+
+    @property
+    def order(self) -> Callable[[int], Any] | None:  # type: ignore[override]
+        """See Roster."""
+        return self._job.order
 
     @property
     def absent(self) -> int:
@@ -54,7 +61,7 @@ class EarlierRoster(Roster):
     @property
     def unknown(self) -> int:
         """See Roster."""
-        return 0
+        return self._job.unknown
 
     @property
     def needed(self) -> int:  # type: ignore[override]
@@ -64,6 +71,10 @@ class EarlierRoster(Roster):
     def member(self, rank: int) -> int | None:
         """See Roster."""
         return self._job.member(rank)
+
+    def is_gone(self, rank: int) -> bool:
+        """See Roster. A broadcast from the newcomer's rank has lost its root."""
+        return rank == self._newcomer or self._job.is_gone(rank)
 
     def ranks(self, member: int) -> tuple[int, ...]:
         """See Roster."""

@@ -13,18 +13,22 @@ from typing import Any, ClassVar
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import Action, Detach, EndStreams, Release, Report, TellLosses, Warn
 from psum.aggregator.core.admissions import Admission, admission_of
-from psum.aggregator.core.candidates import Candidate
-from psum.aggregator.core.elastic_membership import NEVER_THERE, ElasticMembership
+from psum.aggregator.core.candidates import Candidate, relayed
+from psum.aggregator.core.elastic_membership import ElasticMembership
+from psum.aggregator.core.elastic_ranks import NEVER_THERE
 from psum.aggregator.core.elastic_rounds import ElasticRounds
 from psum.aggregator.core.elastic_status import elastic_status
 from psum.aggregator.core.error_texts import MAX_REASON
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
-from psum.aggregator.core.joins import Joins
+from psum.aggregator.core.joins import Joins, refuse
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.membership_log import EventKind, MembershipLog
+from psum.aggregator.core.roster import ranks_of
+from psum.aggregator.core.worker import processes_of
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, ProtocolError, WorkerLostError
 
@@ -47,7 +51,10 @@ class ElasticJob(Job):
     def __init__(self, hello: pb.Hello, limits: Limits, **job: Any) -> None:
         abandon_after = max(limits.worker_timeout, limits.elastic_timeout)
         limits = dataclasses.replace(
-            limits, worker_timeout=limits.elastic_timeout, closed_timeout=limits.elastic_closed_timeout
+            limits,
+            worker_timeout=limits.elastic_timeout,
+            closed_timeout=limits.elastic_closed_timeout,
+            relay_timeout=abandon_after,
         )
         super().__init__(hello, limits, **job)
         self._round_timeout = limits.round_timeout
@@ -67,12 +74,13 @@ class ElasticJob(Job):
             return False
         if self.abandoned:
             return True
-        staying = [worker for rank, worker in self.workers.items() if rank not in self.members.roster.lost]
+        staying = [worker for member, worker in self.workers.items() if not self.members.is_lost(member)]
         return self.failure is not None or all(worker.left and worker.release_at is None for worker in staying)
 
-    def losses(self, now: float) -> list[pb.Loss]:
+    def losses(self, now: float, member: int | None = None) -> list[pb.Loss]:
         """See Job. Without those after which another process was admitted: a newcomer would take that one for lost."""
-        return [loss.to_message(now) for loss in self.members.present_losses()]
+        losses = [*self.members.present_losses(), *(() if member is None else self.members.outdated(member))]
+        return [loss.to_message(now) for loss in losses]
 
     def elastic_status(self, now: float) -> pb.ElasticStatus:
         """See Job."""
@@ -84,8 +92,9 @@ class ElasticJob(Job):
         return [candidate.to_message() for candidate in self.joins.listed()]
 
     def admission(self, rank: int) -> pb.Admission | None:
-        """See Job."""
-        admission = self.members.admissions.get(rank)
+        """See Job. A relay is told of it if it has only this rank."""
+        ranks = self.members.roster.ranks(rank)
+        admission = self.members.admissions.get(ranks[0]) if len(ranks) == 1 else None
         return None if admission is None else admission.to_message()
 
     def other_admissions(self, rank: int) -> list[pb.Admission]:
@@ -97,25 +106,35 @@ class ElasticJob(Job):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. Of a worker that is let in, losses and admissions are learned before anything else that it says."""
-        rank, before = hello.rank, self.workers.get(hello.rank)
+        before = {rank: self.members.holder(rank) for rank in ranks_of(hello)}
         # What a process says of itself comes first, and cannot contradict itself.
-        admissions = [admission_of(each, self._most) for each in hello.admissions if each.rank != rank]
+        itself = () if hello.ranks else (hello.rank,)
+        admissions = [admission_of(each, self._most) for each in hello.admissions if each.rank not in itself]
         for admission in admissions:
-            self._check(admission, rank)
+            self._check(admission, hello.rank)
         actions = self._admit_itself(hello, peer, now)
         more, refusal = super().join(hello, peer, now)
         actions += more
+        member = hello.rank
         if self.failure is None and refusal is None:
+            if hello.ranks:
+                actions += self._lose(self.members.replaced(now), now)
             actions += self._lose(reported(hello.losses, now), now)
             for admission in admissions:
-                actions += self._admit(admission, rank, now)
-            actions += self.rounds.settle(rank)
-            if (loss := self.members.loss(rank)) is not None:
+                actions += self._admit(admission, member, now)
+            actions += self.rounds.settle(member)
+            if self.members.is_lost(member):
                 # It says that its own rank is lost.
-                refusal = elastic_texts.excluded(self.name, loss, now)
-                self.members.lose(rank, now, closed=True)
-            elif self.workers[rank] is not before:
-                self.log.note(now, EventKind.JOINED, rank, self.members.generation(rank), str(self.workers[rank]))
+                refusal = self._excluded(member, now)
+                self.members.lose(member, now, closed=True)
+            else:
+                worker = self.workers[member]
+                for rank in self.members.roster.living(member):
+                    if rank in self.members.admissions:
+                        # It was let in, so all whom this member stands for have admitted it.
+                        self.members.admissions[rank].said.add(member)
+                    if before.get(rank) is not worker:
+                        self.log.note(now, EventKind.JOINED, rank, self.members.generation(rank), str(worker))
             actions += self.joins.welcome(now)
         # Each worker of a job keeps its hello.
         del hello.losses[:]
@@ -144,15 +163,43 @@ class ElasticJob(Job):
         """Notes that the stream of a process has ended that waited."""
         return self.joins.withdraw(candidate, now)
 
+    def wait_at(self, member: int, candidates: Sequence[pb.Candidate], now: float) -> list[Action]:
+        """See Job. Each of them is a candidate as those that wait here."""
+        worker = self.workers[member]
+        if not worker.is_relay or any(each.rank >= self._most or not each.incarnation for each in candidates):
+            raise ProtocolError(
+                f"{self._who(member)} tells that {len(candidates)} processes wait at it to join; expected a relay, and"
+                f" a rank below {self._most} and the number of a process for each"
+            )
+        if self.failure is not None or self.members.is_lost(member):
+            return []
+        waiting = {(each.hello.rank, each.hello.incarnation): each for each in self.joins.at(member)}
+        said = {(each.rank, each.incarnation): each for each in candidates}
+        actions: list[Action] = []
+        for process in waiting.keys() - said.keys():
+            actions += self.joins.withdraw(waiting[process], now)
+        for process in sorted(said.keys() - waiting.keys()):
+            candidate = relayed(said[process], worker.hello, worker.peer, member, now)
+            more, refusal = self.wait(candidate, now)
+            actions += more if refusal is None else [*more, refuse(candidate, refusal)]
+        return actions
+
+    def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
+        """See Job. Nobody can admit those who wait at a relay until it comes back."""
+        actions = super().lost(rank, now, closed=closed)
+        for candidate in self.joins.at(rank):
+            actions += self.joins.withdraw(candidate, now, cut_off=True)
+        return actions
+
     def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
         """See Job."""
-        if self.failure is not None or rank in self.members.roster.lost:
+        if self.failure is not None or self.members.is_lost(rank):
             return []
         return [*self._admit(admission_of(admission, self._most), rank, now), *self.joins.welcome(now)]
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action]:
         """See Job. Processes that have joined with the first round are lost if a rank has a later one."""
-        if self.failure is not None or rank in self.members.roster.lost:
+        if self.failure is not None or self.members.is_lost(rank):
             return []
         if self._is_ahead(rank, declared) and (newcomers := self.members.newcomers(now)):
             # Their declarations must not be compared with this one.
@@ -162,15 +209,17 @@ class ElasticJob(Job):
 
     def leave(self, rank: int, now: float) -> list[Action]:
         """See Job. Later rounds do not wait for this rank."""
-        if self.workers[rank].taking_leave or rank in self.members.roster.lost:
+        if self.workers[rank].taking_leave or self.members.is_lost(rank):
             return []
-        if not self.workers[rank].left:
-            self.log.note(now, EventKind.LEFT, rank, self.members.generation(rank), str(self.workers[rank]))
+        roster = self.members.roster
+        leaving = roster.living(rank)
+        self._note_left(rank, leaving, now)
         actions = super().leave(rank, now)
         if self.failure is not None:
             return actions
-        self.workers[rank].needed_by.difference_update(self.members.roster.lost)
-        self.members.roster.leave(rank)
+        self.workers[rank].needed_by.difference_update(roster.gone)
+        for each in leaving:
+            roster.leave(each)
         return [
             *actions,
             *self.rounds.settle(rank),
@@ -178,10 +227,28 @@ class ElasticJob(Job):
             *self.joins.welcome(now),
         ]
 
+    def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
+        """See Job. Later rounds do not wait for these ranks. Those that are gone already need no goodbye."""
+        roster = self.members.roster
+        leaving = [each for each in ranks if not roster.is_gone(each)]
+        if self.failure is not None or self.members.is_lost(rank):
+            return []
+        actions = super().leave_partly(rank, leaving)
+        if self.failure is not None:
+            return actions
+        self._note_left(rank, leaving, self.workers[rank].last_heard)
+        for each in leaving:
+            roster.leave(each)
+        return [*actions, *self.rounds.settle(rank), *self.rounds.fail_deserted()]
+
     def leave_early(self, rank: int, goodbye: pb.Goodbye, now: float) -> list[Action]:
         """See Job. A worker that ends for a reason of its own is lost at once; other reasons end the job."""
         fault = FaultError.from_message(goodbye.fault)
-        own = isinstance(fault, WorkerLostError) and set(fault.ranks) == {rank}
+        ranks = self.members.roster.living(rank)
+        # A relay may have lost some of them a moment before.
+        own = isinstance(fault, WorkerLostError) and set(ranks) <= set(fault.ranks) and bool(fault.ranks)
+        if not self.workers[rank].is_relay:
+            own = own and fault.ranks == (rank,)
         if not own or self.failure is not None or (goodbye.replaceable and not self.workers[rank].contributed):
             return super().leave_early(rank, goodbye, now)
         worker = self.workers[rank]
@@ -189,9 +256,11 @@ class ElasticJob(Job):
             return []
         worker.taking_leave = True
         text = elastic_texts.ended_early(worker, goodbye.fault, MAX_REASON)
-        loss = Loss(rank, text, now, generation=self.members.generation(rank), reason="ended early")
+        losses = [
+            Loss(each, text, now, generation=self.members.generation(each), reason="ended early") for each in ranks
+        ]
         # Its stream gets no error, but the farewell that it waits for.
-        return [*self._lose([loss], now, told=(rank,)), Release(rank)]
+        return [*self._lose(losses, now, told=(rank,)), Release(rank)]
 
     def learn_losses(self, rank: int, losses: Sequence[pb.Loss], now: float) -> list[Action]:
         """Takes losses that a worker has heard of elsewhere.
@@ -200,8 +269,8 @@ class ElasticJob(Job):
             ProtocolError: A rank is none of this job.
         """
         if any(loss.rank >= self._most for loss in losses):
-            raise ProtocolError(f"rank {rank} of job {self.name!r} told of a loss of a rank that is not in the job")
-        if self.failure is not None or rank in self.members.roster.lost:
+            raise ProtocolError(f"{self._who(rank)} told of a loss of a rank that is not in the job")
+        if self.failure is not None or self.members.is_lost(rank):
             return []
         return self._lose(reported(losses, now), now, knowing=rank)
 
@@ -241,21 +310,25 @@ class ElasticJob(Job):
         return [*super().fail(failure, now, ranks), *self.joins.refuse_all(failure)]
 
     def _admit_itself(self, hello: pb.Hello, peer: str, now: float) -> list[Action]:
-        """Learns from a member that comes back that it was admitted, if nobody has said so here."""
-        rank, generation = hello.rank, self.members.generation(hello.rank)
-        later = hello.generation > max(generation, 0) or (hello.resuming and generation == NEVER_THERE)
-        if self.failure is not None or not later:
-            return []
-        if self.members.disagreement(hello, peer) is not None or not hello.incarnation:
-            return []
-        return self._admit(Admission(rank, hello.generation, hello.incarnation), rank, now)
+        """Learns from a member that comes back that it, or a rank of it, was admitted, if nobody has said so here."""
+        processes = processes_of(hello) or {hello.rank: (hello.incarnation, hello.generation)}
+        actions: list[Action] = []
+        for rank, (incarnation, number) in processes.items():
+            generation = self.members.generation(rank)
+            later = number > max(generation, 0) or (hello.resuming and generation == NEVER_THERE)
+            if self.failure is not None or not later or not incarnation:
+                continue
+            if self.members.disagreement(hello, peer) is not None:
+                break
+            actions += self._admit(Admission(rank, number, incarnation), None if hello.ranks else rank, now)
+        return actions
 
-    def _admit(self, admission: Admission, by: int, now: float) -> list[Action]:
+    def _admit(self, admission: Admission, by: int | None, now: float) -> list[Action]:
         """Learns that members have admitted a process.
 
         Args:
             admission: The admission.
-            by: The member that says so.
+            by: The member that says so; None: a relay that has not joined.
             now: The time.
 
         Raises:
@@ -264,28 +337,28 @@ class ElasticJob(Job):
         self._check(admission, by)
         rank, generation = admission.rank, self.members.generation(admission.rank)
         known = self.members.admissions.get(rank)
+        said = set() if by is None else {by}
         if admission.generation <= generation:
             if known is not None and known.generation == admission.generation:
-                known.said.add(by)
+                known.said |= said
                 if admission.rounds and not known.rounds:
                     known.rounds = admission.rounds
                     self.rounds.begin_at(known)
             return []
-        admission.said.add(by)
-        holder = self.workers.get(rank)
-        if holder is not None and holder.hello.incarnation == admission.incarnation:
+        admission.said |= said
+        if self.members.incarnation(rank) == admission.incarnation:
             # It has left, as a member told, and is not expected again.
             self.members.admissions[rank] = admission
             return []
         # Without a process here there is none to lose. A newcomer that does not know of this admission would take the
         # loss for that of the present process.
-        is_here = rank in self.workers and rank not in self.members.roster.gone
+        is_here = self.members.holder(rank) is not None and not self.members.roster.is_gone(rank)
         out = [elastic_texts.admitted_later(admission)] if is_here and generation >= 0 else []
         return self._lose(
             [Loss(rank, text, now, generation=generation, reason="replaced") for text in out], now, admission=admission
         )
 
-    def _check(self, admission: Admission, by: int) -> None:
+    def _check(self, admission: Admission, by: int | None) -> None:
         """Compares an admission with what is known.
 
         Raises:
@@ -296,13 +369,11 @@ class ElasticJob(Job):
         if known is not None and known.generation == admission.generation:
             if known.incarnation != admission.incarnation:
                 raise ProtocolError(
-                    f"rank {by} of job {self.name!r} admitted process {admission.incarnation:#x} as number {generation}"
+                    f"{self._who(by)} admitted process {admission.incarnation:#x} as number {generation}"
                     f" of rank {rank}, and others admitted {known.incarnation:#x}"
                 )
         elif admission.generation == generation and self.members.loss(rank) is None:
-            raise ProtocolError(
-                f"rank {by} of job {self.name!r} admitted rank {rank}, whose process {generation} began with the job"
-            )
+            raise ProtocolError(f"{self._who(by)} admitted rank {rank}, whose process {generation} began with the job")
 
     def _lose(
         self,
@@ -319,8 +390,8 @@ class ElasticJob(Job):
         Args:
             losses: The ranks, some of which may be lost already.
             now: The time.
-            knowing: The rank that has told of them.
-            told: Those of them whose processes need not be told.
+            knowing: The member that has told of them.
+            told: Those of the members that are lost with them that need not be told.
             begin_again: Whether to forget all keys, because the lost ranks may have declared something wrong.
             admission: A process that was admitted in the place of one that is lost by then, or has left.
         """
@@ -330,11 +401,13 @@ class ElasticJob(Job):
         roster, connected = self.members.roster, self.members.connected()
         begin_again |= self.members.have_resumed(loss.rank for loss in new) and self.rounds.is_learning
         others = tuple(rank for rank in connected if rank in roster.members)
-        lost = [loss.rank for loss in new]
+        lost = self.members.members_of(loss.rank for loss in new)
+        # A relay that goes on is told of the loss. One that has told of its last rank itself waits for its farewell.
+        lost = [member for member in lost if self.members.is_lost(member)]
         actions: list[Action] = [
-            Report(elastic_texts.excluded(self.name, loss, now), (loss.rank,))
-            for loss in new
-            if loss.rank in connected and loss.rank not in told
+            Release(member) if member == knowing else Report(self._excluded(member, now), (member,))
+            for member in lost
+            if member in connected and member not in told
         ]
         for loss in new:
             self.log.note(loss.at, EventKind.LOST, loss.rank, loss.generation, loss.text)
@@ -344,34 +417,64 @@ class ElasticJob(Job):
             messages = [loss.to_message(now) for loss in new]
             ranks = tuple(rank for rank in connected if rank != knowing and rank not in lost)
             actions.append(TellLosses(messages, ranks))
-        actions += [Warn(elastic_texts.lost(self.name, loss, roster), others) for loss in new]
+        actions += [warning for loss in new for warning in self._warn_of(loss, others)]
         if admission is not None:
             actions += self._begin_generation(admission, now)
-        if not roster.known and not roster.left:
-            return actions + self.fail(elastic_texts.all_lost(self.name, roster), now)
+        if (ending := self._none_left(now)) is not None:
+            return actions + ending
         if begin_again:
-            self.rounds.begin_again()
-            for worker in self.workers.values():
-                worker.uncredited.clear()
-                worker.credited.clear()
-            self.members.resume()
-            return [*actions, EndStreams(tuple(rank for rank in connected if rank not in lost))]
-        last = lost[-1] if lost else roster.known[0]
+            return [*actions, *self._begin_again(), EndStreams(tuple(rank for rank in connected if rank not in lost))]
+        # Without losses there is an admission.
+        last = admission.rank if admission is not None else new[-1].rank
         return [*actions, *self.rounds.settle(last), *self.rounds.fail_deserted(), *self.joins.welcome(now)]
+
+    def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
+        """Warns the others of a loss."""
+        return [Warn(elastic_texts.lost(self.name, loss, self.members.roster), others)]
+
+    def _none_left(self, now: float) -> list[Action] | None:
+        """Ends the job if no rank is left after a loss. None if some are."""
+        roster = self.members.roster
+        return None if roster.known or roster.left else self.fail(elastic_texts.all_lost(self.name, roster), now)
+
+    def _begin_again(self) -> list[Action]:
+        """Forgets all keys. The members declare them again on new streams."""
+        self.rounds.begin_again()
+        for worker in self.workers.values():
+            worker.uncredited.clear()
+            worker.credited.clear()
+        self.members.resume()
+        return []
 
     def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
         """Expects the process of an admission, and nothing more of the one before."""
-        rank, before = admission.rank, self.workers.get(admission.rank)
+        rank, before = admission.rank, self.members.holder(admission.rank)
         actions: list[Action] = []
-        if before is not None and before.connected and before.left and before.release_at is not None:
-            actions.append(Release(rank))
-        if before is not None and before.connected:
-            actions.append(Detach(rank))
+        if before is not None and before.connected and self.members.roster.ranks(before.hello.rank) == (rank,):
+            # Otherwise it is a relay, whose other ranks stay.
+            if before.left and before.release_at is not None:
+                actions.append(Release(before.hello.rank))
+            actions.append(Detach(before.hello.rank))
         self.members.admit(admission, now)
         self.rounds.forget_ranked_keys()
         self._memory.grow(self.keys.values())
         self.rounds.begin_at(admission)
         return actions + self.joins.admitted(admission, now)
+
+    def _who(self, member: int | None) -> str:
+        """A member in errors."""
+        ranks = () if member is None else self.members.roster.ranks(member)
+        return f"{rank_names(ranks) if ranks else 'a relay'} of job {self.name!r}"
+
+    def _note_left(self, member: int, ranks: Sequence[int], now: float) -> None:
+        for rank in ranks:
+            self.log.note(now, EventKind.LEFT, rank, self.members.generation(rank), str(self.workers[member]))
+
+    def _excluded(self, member: int, now: float) -> FaultError:
+        """What a member is told that is lost."""
+        ranks = [rank for rank in self.members.roster.ranks(member) if rank in self.members.roster.lost]
+        [*_, loss] = [loss for rank in ranks if (loss := self.members.losses.of(rank)) is not None]
+        return elastic_texts.excluded(self.name, loss, now, ranks=ranks)
 
     def _is_ahead(self, rank: int, declared: pb.Key) -> bool:
         """Whether a rank declares a later round than the first, of a shard of which no round was completed here.

@@ -1,28 +1,23 @@
 """The members of an elastic job: which processes are lost, which were admitted, and who may come back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.admissions import Admission
-from psum.aggregator.core.elastic_roster import ElasticRoster
+from psum.aggregator.core.elastic_ranks import NEVER_THERE
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.losses import Loss, Losses
+from psum.aggregator.core.losses import Loss
 from psum.aggregator.core.membership import Membership, is_replaced
+from psum.aggregator.core.relayed_membership import RelayedMembership
 from psum.aggregator.core.silence import Silence
 from psum.aggregator.core.view import View
-from psum.aggregator.core.worker import Worker
+from psum.aggregator.core.worker import Worker, set_processes
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
-#: The generation of a rank that never had a process.
-NEVER_THERE = -1
 
-
-class ElasticMembership(Membership):
+class ElasticMembership(RelayedMembership):
     """See Membership. What would end another job makes a rank lost here: `due` says which, and `lose_rank` notes it.
-
-    A rank may have several processes, one after the other. They are numbered by their generation: how many processes of
-    the rank were members before. A loss is about one generation. An admission begins the next one.
 
     Args:
         hello: The first worker's hello, which is elastic.
@@ -30,46 +25,16 @@ class ElasticMembership(Membership):
         before: See Membership.
     """
 
-    roster: ElasticRoster
-
     def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
-        self.losses = Losses()
-        """The last loss of each rank. It may be of an earlier generation than the present one."""
-        self.admissions: dict[int, Admission] = {}
-        """The last admission of each rank that has one."""
         self.draining = False
         """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
-        self._deadlines: dict[int, float] = {}
-        """When ranks are lost that were admitted and whose processes are not here."""
         self._round_timeout = limits.round_timeout
-        self._replaced: dict[int, str] = {}
-        """Ranks for which another process has come, and why they are lost."""
+        self._relay_timeout = limits.relay_timeout or limits.worker_timeout
+        """How long the place of a relay is kept."""
         self._silence = Silence(limits.worker_timeout)
         self._view = View()
         """Whether time decides anything."""
         super().__init__(hello, limits, before)
-        for rank in self._left_before:
-            self.roster.leave(rank)
-
-    def _make_roster(self) -> ElasticRoster:
-        return ElasticRoster(self.first.num_workers, self.first.elastic.min)
-
-    def generation(self, rank: int) -> int:
-        """The generation of the last process of a rank that is known here; NEVER_THERE if the rank never had one."""
-        admission, loss = self.admissions.get(rank), self.losses.of(rank)
-        known = NEVER_THERE if rank >= self.first.num_workers else 0
-        if admission is not None:
-            known = max(known, admission.generation)
-        return known if loss is None else max(known, loss.generation)
-
-    def loss(self, rank: int) -> Loss | None:
-        """The loss of a rank's last process; None if that is not lost."""
-        loss = self.losses.of(rank)
-        return None if loss is None or loss.generation < self.generation(rank) else loss
-
-    def present_losses(self) -> list[Loss]:
-        """The losses of those ranks whose last process is lost."""
-        return [loss for loss in self.losses if self.loss(loss.rank) is not None]
 
     def is_stranger(self, hello: pb.Hello) -> bool:
         """See Membership. A job that has begun goes on without a process whose settings differ."""
@@ -78,9 +43,16 @@ class ElasticMembership(Membership):
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
         self._silence.pass_time(self.workers.values(), now)
+        if hello.ranks:
+            if (refusal := self._join_relay(hello, peer, now)) is None:
+                self.reaches(hello.rank, now, all_of_them=True)
+            return refusal, None
         rank, holder = hello.rank, self.workers.get(hello.rank)
         if (refusal := self._refusal(hello, peer, now)) is not None:
             return refusal, None
+        if (member := self.roster.member(rank)) is not None and member != rank:
+            # The relay notices for itself if a process has ended.
+            return self._taken([self.workers[member]], hello, peer, now)[0], None
         if holder is None and rank in self.admissions:
             self._enter(hello, peer, now)
             return None, None
@@ -97,6 +69,8 @@ class ElasticMembership(Membership):
 
     def kept_seconds(self, worker: Worker) -> float:
         """See Membership. A process that has come back to an aggregator counts as one that has taken part."""
+        if worker.is_relay:
+            return self._relay_timeout
         ended = worker.closed and (worker.contributed or worker.hello.resuming)
         return self._closed_timeout if ended else self.worker_timeout
 
@@ -130,38 +104,50 @@ class ElasticMembership(Membership):
                 # All members are past the step boundary of earlier admissions.
                 earlier.rounds = {}
         self.admissions[rank] = admission
-        self.workers.pop(rank, None)
         self._replaced.pop(rank, None)
-        self.departed.discard(rank)
         self._left_before.discard(rank)
         self.departures.left.discard(rank)
-        self.roster.expect(rank)
-        self._deadlines[rank] = now + self.worker_timeout
+        self._await(rank, now + self.worker_timeout)
 
-    def await_newcomer(self, rank: int, now: float, *, here: bool) -> None:
+    def await_newcomer(
+        self, rank: int, now: float, *, here: bool, relayed: bool = False, cut_off: bool = False
+    ) -> None:
         """Notes that the process of an admitted rank waits here for its welcome, or that its stream has ended.
 
-        Its welcome waits for members that have not come to the step boundary.
+        Its welcome waits for members that have not come to the step boundary. If its relay has come without it, it has
+        the time to come back to the relay. If the relay itself is away, it has as long as that.
 
         Args:
             rank: The rank.
             now: Since when it waits, or when its stream has ended, which may have been before the admission.
             here: Which of these.
         """
-        if rank in self._deadlines:
-            self._deadlines[rank] = now + (self._round_timeout if here else self._closed_timeout)
+        if rank not in self._deadlines:
+            return
+        gone_for = self.worker_timeout if relayed else self._closed_timeout
+        if cut_off:
+            gone_for = self._relay_timeout
+        self._deadlines[rank] = now + (self._round_timeout if here else gone_for)
 
     def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
-        """Makes an admitted process a member."""
+        """Makes an admitted process a member, or the relay that has only this one."""
         hello.joining, hello.generation = False, self.admissions[hello.rank].generation
         return self._enter(hello, peer, now)
 
     def _enter(self, hello: pb.Hello, peer: str, now: float) -> Worker:
         self._deadlines.pop(hello.rank, None)
-        self.roster.add((hello.rank,))
+        if hello.ranks:
+            rank = hello.rank
+            set_processes(hello, {rank: (hello.incarnations[0], hello.generation)})
+            if self.roster.member(rank) is not None:
+                # It did not receive its welcome.
+                self._await(rank, now)
+                del self._deadlines[rank]
+            hello.rank = self.roster.add_relay((rank,))
+        else:
+            self.roster.add((hello.rank,))
         worker = self.workers[hello.rank] = Worker(hello, peer, joined=now, last_heard=now)
-        if hello.resuming and self._resumed_at is None:
-            self._resumed_at = now
+        self._note_resumed(hello, now)
         self._look(now)
         return worker
 
@@ -178,8 +164,9 @@ class ElasticMembership(Membership):
         for each in later:
             hello.departures.remove(each)
         super().learn_departures(hello, peer, now)
-        for rank in self.departed:
-            self.roster.leave(rank)
+        for member in self.departed:
+            for rank in self.roster.living(member):
+                self.roster.leave(rank)
 
     def inherit(self) -> FaultError | None:
         """See Membership. Those who begin with the first round are lost instead: see `newcomers`."""
@@ -190,26 +177,19 @@ class ElasticMembership(Membership):
         """The ranks of processes that have joined as new ones, now that a rank has a sum of an earlier process."""
         return [
             Loss(rank, elastic_texts.began_anew(worker), now, generation=self.generation(rank), reason="began anew")
-            for rank, worker in self.workers.items()
-            if not self.goes_on(rank) and rank not in self.roster.gone
+            for member, worker in self.workers.items()
+            if not self.goes_on(member)
+            for rank in self.roster.living(member)
         ]
-
-    def goes_on(self, rank: int) -> bool:
-        """Whether the process of a rank has the rounds of an earlier aggregator process: from itself or a member."""
-        return self.workers[rank].hello.resuming or rank in self.admissions
 
     def overdue(self, now: float) -> FaultError | None:
         """See Membership. An elastic job does not fail because of lost ranks."""
         return None
 
-    def have_resumed(self, ranks: Iterable[int]) -> bool:
-        """Whether one of these ranks has come back to this process, which may have learned rounds from it."""
-        return any((worker := self.workers.get(rank)) is not None and worker.hello.resuming for rank in ranks)
-
     def resume(self) -> None:
         """Notes that all members have been in the job before: what this process knew of their rounds is forgotten."""
-        for rank, worker in self.workers.items():
-            if rank not in self.roster.lost:
+        for member, worker in self.workers.items():
+            if not self.is_lost(member):
                 worker.hello.resuming = True
 
     def due(self, now: float) -> list[Loss]:
@@ -232,14 +212,30 @@ class ElasticMembership(Membership):
             return False
         self._replaced.pop(rank, None)
         self._deadlines.pop(rank, None)
+        self._decided.discard(rank)
         self.departures.left.discard(rank)
         self.roster.lose(rank)
-        if (worker := self.workers.get(rank)) is not None:
-            worker.uncredited.clear()
-            worker.credited.clear()
-        for other in self.workers.values():
-            other.needed_by.discard(rank)
+        found = self.roster.member(rank)
+        member = rank if found is None else found
+        worker = self.workers.get(member)
+        if worker is not None and rank in worker.processes:
+            self._lost_processes[rank] = worker.processes[rank]
+        if worker is not None and len(worker.ranks) > 1:
+            worker.processes = {other: process for other, process in worker.processes.items() if other != rank}
+        if member in self.roster.gone:
+            if worker is not None:
+                worker.uncredited.clear()
+                worker.credited.clear()
+            for other in self.workers.values():
+                other.needed_by.discard(member)
         return True
+
+    def replaced(self, now: float) -> list[Loss]:
+        """The ranks that are lost because others have come for them, or because their relay goes on without them."""
+        return [
+            Loss(rank, text, now, generation=self.generation(rank), reason="replaced")
+            for rank, text in self._replaced.items()
+        ]
 
     def replace(self, hello: pb.Hello, peer: str, now: float) -> list[Loss]:
         """The loss of a rank's process that vanished, and in whose place another one has come. Empty if there is none.
@@ -249,8 +245,11 @@ class ElasticMembership(Membership):
             peer: Its address.
             now: The time.
         """
-        holder = self.workers.get(hello.rank)
-        if holder is None or hello.rank in self.roster.gone or holder.hello.incarnation == hello.incarnation:
+        holder = self.holder(hello.rank)
+        if holder is None or holder.is_relay or hello.rank in self.roster.gone:
+            # A relay notices for itself if a process has ended.
+            return []
+        if holder.hello.incarnation == hello.incarnation:
             return []
         if not is_replaced(holder, hello, now):
             return []
@@ -258,33 +257,34 @@ class ElasticMembership(Membership):
         return [Loss(hello.rank, text, now, generation=generation, reason="replaced")]
 
     def _due(self, now: float) -> Iterator[Loss]:
-        for rank, text in self._replaced.items():
-            yield Loss(rank, text, now, generation=self.generation(rank), reason="replaced")
+        yield from self.replaced(now)
         view, here = self._view, elastic_texts.aggregator(self.first)
         for worker in self._gone_for(1.0, now):
-            rank = worker.hello.rank
-            if rank not in self.roster.lost and view.held_longer(self.kept_seconds(worker), now):
+            if view.held_longer(self.kept_seconds(worker), now):
                 text, reason = elastic_texts.vanished(worker, here, now), "closed" if worker.closed else "silent"
-                yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
+                yield from self._losses_of(worker, text, now, reason)
         for worker in self._silence.silent(self.workers.values(), now):
-            rank = worker.hello.rank
+            if worker.is_relay and now - worker.last_heard <= self._relay_timeout:
+                continue
             # A connection that worked again at the same time as that of the member with the view may still be slow.
-            if rank not in self.roster.lost and view.held_longer(2 * self._silence.beat, now):
-                text = elastic_texts.silent(worker, here, now)
-                yield Loss(rank, text, now, generation=self.generation(rank), reason="silent")
+            if view.held_longer(2 * self._silence.beat, now):
+                yield from self._losses_of(worker, elastic_texts.silent(worker, here, now), now, "silent")
+        # A rank that is missed may be behind a relay that was killed too.
+        patience = self._relay_timeout if self.roster.has_relays else self.worker_timeout
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
                 if now > deadline and view.held_longer(self._closed_timeout, now):
                     text = elastic_texts.not_come(self.admissions[rank])
                     yield Loss(rank, text, now, generation=generation, reason="not come")
-            elif (
-                self._resumed_at is not None
-                and now - self._resumed_at > self.worker_timeout
-                and view.held_longer(self.worker_timeout, now)
-            ):
-                text = elastic_texts.not_back(self.worker_timeout, here)
+            elif self._resumed_at is not None and now - self._resumed_at > patience and view.held_longer(patience, now):
+                text = elastic_texts.not_back(patience, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
+
+    def _losses_of(self, worker: Worker, text: str, now: float, reason: str) -> Iterator[Loss]:
+        """The losses of all ranks that a member stands for."""
+        for rank in self.roster.living(worker.hello.rank):
+            yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
 
     def _look(self, now: float) -> None:
         gone, silence = self.roster.gone, self._silence

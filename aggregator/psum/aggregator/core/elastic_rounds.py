@@ -7,7 +7,7 @@ from psum.aggregator.core.actions import Action, Ask, Deliver, Sum
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.earlier_roster import EarlierRoster
 from psum.aggregator.core.elastic_membership import ElasticMembership
-from psum.aggregator.core.elastic_roster import ElasticRoster
+from psum.aggregator.core.elastic_roster import FIRST_RELAY, ElasticRoster
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.roster import Roster
@@ -73,10 +73,12 @@ class ElasticRounds(JobRounds):
         key = self.keys.get(entry.id)
         if rank in roster.gone or (key is None and self._begun_again):
             return []
-        if key is not None and key.ranks and rank not in key.ranks:
+        if key is not None and key.ranks and set(key.ranks).isdisjoint(roster.ranks(rank)):
             raise ProtocolError(
-                f"rank {rank} contributed to key {key.title}, which only {rank_names(sorted(key.ranks))} use"
+                f"{self._who(rank)} contributed to key {key.title}, which only {rank_names(sorted(key.ranks))} use"
             )
+        if entry.contributors or rank >= FIRST_RELAY:
+            self._note_contributors(rank, key, entry)
         actions = super().contribute(rank, entry, payload, now, message_bytes)
         for action in actions:
             if isinstance(action, Sum):
@@ -161,9 +163,10 @@ class ElasticRounds(JobRounds):
         if not self._roster.deserted or key.failure is not None or key.ranks:
             return []
         gone = [
-            ((rank,), worker)
-            for rank, worker in self._workers.items()
-            if rank in self._roster.left and rank not in shard.contributions
+            (left, worker)
+            for member, worker in self._workers.items()
+            if (left := [rank for rank in self._roster.ranks(member) if rank in self._roster.left])
+            and member not in shard.contributions
         ]
         return self.fail_key(key, error_texts.deserted(key, shard, gone)) if gone else []
 
@@ -202,6 +205,28 @@ class ElasticRounds(JobRounds):
             else:
                 shard.roster = key.roster
 
+    def lacking(self, rank: int, entry: ShardRound, ranks: Sequence[int]) -> None:
+        """See JobRounds. What a relay says of ranks that are gone by now is ignored."""
+        super().lacking(rank, entry, [each for each in ranks if not self._roster.is_gone(each)])
+
+    def _sends(self, key: Key, rank: int, payload: memoryview | None) -> bool:
+        """See JobRounds. A relay may go on without the root behind it, before this aggregator hears that it is gone."""
+        return rank == self._member_of_root(key) and (payload is not None or rank < FIRST_RELAY)
+
+    def _sender(self, key: Key, shard: ShardRounds[object]) -> int:
+        """See JobRounds. A relay may go on although the root behind it is gone."""
+        member = self._member_of_root(key)
+        return member if shard.contributions.get(member) else -1
+
+    def _root_worker(self, key: Key) -> int:
+        """See JobRounds. A relay that comes back may not have the value."""
+        member = self._member_of_root(key)
+        return member if member < FIRST_RELAY else -1
+
+    def _member_of_root(self, key: Key) -> int:
+        member = self._roster.member(key.root)
+        return key.root if member is None else member
+
     def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
         for index in key.sizes:
             self._contributors.pop((key.id, index), None)
@@ -213,8 +238,31 @@ class ElasticRounds(JobRounds):
         With further ranks there may be more. Results are scaled by this number, so 0 says nothing about which they are.
         """
         shard = None if key is None or key.broadcast else key.shards.get(index)
-        count = 0 if shard is None else len(shard.contributions)
-        return count if shard is not None and count != shard.roster.size else 0
+        if shard is None:
+            return 0
+        count = _ranks_in(shard)
+        return count if count != shard.roster.size else 0
+
+    def ranks_in(self, key: Key, index: int) -> int:
+        """How many ranks have contributed to the current round of a shard, also through relays."""
+        shard = key.shards.get(index)
+        return 0 if shard is None else _ranks_in(shard)
+
+    def _note_contributors(self, member: int, key: Key | None, entry: ShardRound) -> None:
+        """Notes of how many ranks a relay's contribution is, if it may count.
+
+        Raises:
+            ProtocolError: It does not make sense.
+        """
+        most = self._members.first.elastic.max
+        if member < FIRST_RELAY or not 0 < entry.contributors <= most:
+            raise ProtocolError(
+                f"{self._who(member)} of job {self._name!r} contributed the sum of {entry.contributors} ranks; expected"
+                f" 1 to {most} from a relay, and none from a worker"
+            )
+        shard = None if key is None else key.shards.get(entry.shard)
+        if shard is not None and entry.round == shard.round and member not in shard.contributions:
+            shard.counts = {**(shard.counts or {}), member: entry.contributors}
 
     def _counted(self, actions: list[Action], which: tuple[int, int], contributors: int) -> list[Action]:
         """Notes how many ranks a result counts, and tells its receivers."""
@@ -233,10 +281,10 @@ class ElasticRounds(JobRounds):
     def _part(self, rank: int, declared: pb.Key) -> Roster:
         """See JobRounds. Such a key names each of its ranks once, and the one that declares it is among them."""
         ranks, most = list(declared.ranks), self._members.first.elastic.max
-        if len(ranks) != len(set(ranks)) or max(ranks) >= most or rank not in ranks:
+        if len(ranks) != len(set(ranks)) or max(ranks) >= most or set(ranks).isdisjoint(self._roster.ranks(rank)):
             raise ProtocolError(
-                f"rank {rank} declared key {declared.name[:80]!r} for the ranks {ranks[:8]} of at most {most}; expected"
-                " each rank once, and its own among them"
+                f"{self._who(rank)} declared key {declared.name[:80]!r} for the ranks {ranks[:8]} of at most {most};"
+                " expected each rank once, and its own among them"
             )
         return self._roster.part(ranks)
 
@@ -257,12 +305,12 @@ class ElasticRounds(JobRounds):
 
     def _rootless(self, shard: ShardRounds[object]) -> bool:
         """Whether the current round of a broadcast has begun, and its root is gone without having contributed."""
-        root = shard.root
         return (
-            bool(shard.contributions)
+            shard.root is not None
+            and bool(shard.contributions)
             and shard.phase is Phase.GATHERING
-            and root in shard.roster.gone
-            and root not in shard.contributions
+            and shard.roster.is_gone(shard.root)
+            and not shard.value
             and shard.ranks_lacking_result <= shard.roster.gone
         )
 
@@ -294,9 +342,17 @@ class ElasticRounds(JobRounds):
             return []
         if len(payload) != key.sizes[index]:
             raise ProtocolError(
-                f"rank {rank} gave {len(payload)} bytes as its value of key {key.title} shard {index}; expected"
+                f"{self._who(rank)} gave {len(payload)} bytes as its value of key {key.title} shard {index}; expected"
                 f" {key.sizes[index]}"
             )
         shard.contributions[key.root] = payload
         self._memory.held_bytes += len(payload)
         return self._conclude(key, index, rank)
+
+
+def _ranks_in(shard: ShardRounds[object]) -> int:
+    """How many ranks the contributions to the current round of a shard hold."""
+    count = len(shard.contributions)
+    if not shard.counts:
+        return count
+    return count + sum(number - 1 for member, number in shard.counts.items() if member in shard.contributions)

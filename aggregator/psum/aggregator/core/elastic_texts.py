@@ -1,11 +1,13 @@
 """The texts of the faults and warnings of elastic jobs: what happened, to whom, and what to do."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_roster import ElasticRoster
+from psum.aggregator.core.error_texts import either
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.losses import Loss
 from psum.aggregator.core.round import ShardRounds
@@ -82,14 +84,29 @@ def all_away(job: str, seconds: float) -> WorkerLostError:
     )
 
 
-def excluded(job: str, loss: Loss, now: float) -> ExcludedError:
-    """A process of a lost rank is told that it is lost."""
+def excluded(job: str, loss: Loss, now: float, *, ranks: Sequence[int] = ()) -> ExcludedError:
+    """A process of a lost rank is told that it is lost.
+
+    Args:
+        job: The job's name.
+        loss: The loss.
+        now: The time.
+        ranks: If a relay is told: all its ranks, which are lost.
+    """
+    who = sorted(ranks) or [loss.rank]
+    was, it = either(who, "was", "were"), either(who, "it", "them")
+    cannot = either(who, "This process cannot continue, because it lacks", "These processes cannot continue: they lack")
     return ExcludedError(
-        f"rank {loss.rank} of elastic job {job!r} was excluded {max(0.0, now - loss.at):.1f} s ago: {loss.text}. The"
-        " others go on without it. This process cannot continue, because it lacks what they have done since; start a"
-        " new process in its place",
-        ranks=[loss.rank],
+        f"{rank_names(who)} of elastic job {job!r} {was} excluded {max(0.0, now - loss.at):.1f} s ago: {loss.text}. The"
+        f" others go on without {it}. {cannot} what they have done since; start"
+        f" {either(who, 'a new process in its place', 'new processes in their places')}",
+        ranks=who,
     )
+
+
+def without(hello: pb.Hello, peer: str) -> str:
+    """Why a rank is lost that its relay does not name any more."""
+    return f"its relay, {hello.worker or 'an unnamed relay'} ({peer}), came back without it"
 
 
 def begun_without(job: str, hello: pb.Hello, peer: str, why: str) -> ExcludedError:
@@ -183,6 +200,7 @@ def waited_in_vain(job: str, candidate: Candidate, why: str, timeout: float) -> 
     )
 
 
+IN_ITS_PLACE: Final = "the members have admitted another process of this rank, or do not know the rank yet"
 NO_MEMBERS: Final = "no member of this job has come to this aggregator. Start the job's first workers without PSUM_JOIN"
 NOT_ADMITTED: Final = (
     "the members have not admitted it. They do so when all of them call step() of their ElasticState; a program that"

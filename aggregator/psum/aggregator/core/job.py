@@ -205,8 +205,8 @@ class Job:
         """The members that have left, as each worker is told for its hello to the next aggregator process."""
         return self.members.left_members()
 
-    def losses(self, now: float) -> list[pb.Loss]:
-        """The ranks that are lost, as each worker is told when it joins. Only in elastic jobs."""
+    def losses(self, now: float, member: int | None = None) -> list[pb.Loss]:
+        """The ranks that are lost, as a member is told when it joins. Only in elastic jobs."""
         return []
 
     def elastic_status(self, now: float) -> pb.ElasticStatus | None:
@@ -240,6 +240,14 @@ class Job:
             ProtocolError: The job is not elastic, or the admission makes no sense.
         """
         raise ProtocolError(f"rank {rank} admitted a process, but job {self.name!r} is not elastic")
+
+    def wait_at(self, member: int, candidates: Sequence[pb.Candidate], now: float) -> list[Action]:
+        """Takes from a relay of an elastic job which processes wait at it to join: all of them.
+
+        Raises:
+            ProtocolError: The job is not elastic, the member is no relay, or a candidate makes no sense.
+        """
+        raise ProtocolError(f"rank {member} told who waits to join, but job {self.name!r} is not elastic")
 
     def reaches(self, rank: int, now: float, *, all_of_them: bool) -> list[Action]:
         """Takes what a worker of an elastic job says of its reach: whether it has a stream to each aggregator.

@@ -145,20 +145,20 @@ class JobRounds:
         key_id, index, round = entry.id, entry.shard, entry.round
         key = self.keys.get(key_id)
         if key is None:
-            raise ProtocolError(f"rank {rank} contributed to key id {key_id:#x}, which it has not declared")
+            raise ProtocolError(f"{self._who(rank)} contributed to key id {key_id:#x}, which it has not declared")
         if key.failure is not None:
             return []
         shard = key.shards.get(index)
         if shard is None:
             raise ProtocolError(
-                f"rank {rank} contributed to shard {index} of key {key.title}, which is none of those declared"
+                f"{self._who(rank)} contributed to shard {index} of key {key.title}, which is none of those declared"
             )
-        whole, sends = key.sizes[index], not key.broadcast or rank == key.root
+        whole, sends = key.sizes[index], not key.broadcast or self._sends(key, rank, payload)
         size = len(payload) if payload is not None else 0
         if (payload is not None) is not sends or (sends and size != whole):
             raise ProtocolError(
-                f"rank {rank} contributed {'nothing' if payload is None else f'{size} bytes'} to shard {index} of key"
-                f" {key.name!r}; expected {whole if sends else 'a pull'}"
+                f"{self._who(rank)} contributed {'nothing' if payload is None else f'{size} bytes'} to shard {index} of"
+                f" key {key.name!r}; expected {whole if sends else 'a pull'}"
             )
         # When a round completes, every rank has the result of the round before, and that result is released.
         kept = whole if shard.last_result is not None else 0
@@ -186,7 +186,10 @@ class JobRounds:
                 self._open_shards.pop((key_id, index), None)
                 return [Sum(key, index, round, shard.priority or 0, shard.to_sum())]
             case Verdict.REPLAY:
-                return [Deliver(key, index, round, entry.priority, shard.last_result, (rank,))]
+                deliver = Deliver(key, index, round, entry.priority, shard.last_result, (rank,))
+                if key.broadcast and payload is not None:
+                    deliver.sender = rank
+                return [deliver]
             case Verdict.WAIT:
                 self._open_shards.setdefault((key_id, index), (key, shard))
                 worker.uncredited.append((now, key, index, round))
@@ -201,7 +204,7 @@ class JobRounds:
                 return []
             case Verdict.REFUSE:
                 raise ProtocolError(
-                    f"rank {rank} contributed to round {round} of key {key.title} shard {index},"
+                    f"{self._who(rank)} contributed to round {round} of key {key.title} shard {index},"
                     f" which is at round {shard.round}"
                 )
 
@@ -217,9 +220,10 @@ class JobRounds:
         elif not key.broadcast:
             # In a broadcast one member has contributed bytes, otherwise all have.
             self._memory.held_bytes -= key.sizes[index] * (len(shard.contributions) - 1)
+        sender = self._sender(key, shard) if key.broadcast else -1
         shard.complete(result)
         self.completed += 1
-        deliver = Deliver(key, index, round, priority, result, shard.roster.members)
+        deliver = Deliver(key, index, round, priority, result, shard.roster.members, sender=sender)
         return [*self.timings.summed(key, index, round), deliver] if self.timings.rounds else [deliver]
 
     def forward(self, key: Key, index: int, round: int, partial: memoryview | None) -> bool:
@@ -257,7 +261,7 @@ class JobRounds:
             return []
         if len(payload) != key.sizes[entry.shard]:
             raise ProtocolError(
-                f"rank {rank} gave back {len(payload)} bytes as the sum of key {key.title} shard {entry.shard};"
+                f"{self._who(rank)} gave back {len(payload)} bytes as the sum of key {key.title} shard {entry.shard};"
                 f" expected {key.sizes[entry.shard]}"
             )
         if not shard.ranks_lacking_result or (key.id, entry.shard) in self._restoring:
@@ -280,7 +284,8 @@ class JobRounds:
         ranks = shard.restore(result)
         if shard.since is None:
             self._open_shards.pop((key.id, index), None)
-        return [Deliver(key, index, round, shard.priority or 0, result, ranks)]
+        sender = self._root_worker(key) if key.broadcast else -1
+        return [Deliver(key, index, round, shard.priority or 0, result, ranks, sender=sender)]
 
     def abort(self, rank: int, message: pb.Abort) -> list[Action]:
         """Fails a key because a worker will not contribute to a round of it."""
@@ -297,7 +302,7 @@ class JobRounds:
         """
         if not set(ranks).issubset(self._roster.ranks(rank)):
             raise ProtocolError(
-                f"{rank_names(self._roster.ranks(rank))} of job {self._name!r} waits for {rank_names(sorted(ranks))},"
+                f"{self._who(rank)} of job {self._name!r} waits for {rank_names(sorted(ranks))},"
                 " which it does not stand for"
             )
         key = self.keys.get(entry.id)
@@ -370,16 +375,17 @@ class JobRounds:
         """Asserts the invariants; for tests."""
         held = 0
         open_shards = set()
-        assert self._roster.members == tuple(sorted(self._workers.keys() - self._roster.gone))
+        members = self._workers.keys() - self._roster.gone
+        assert self._roster.members == tuple(sorted(members, key=self._roster.order))
         for key in self.keys.values():
             assert key.failure is None or not key.shards
             for index, shard in key.shards.items():
                 held += sum(map(len, shard.contributions.values()))
                 held += key.sizes[index] if shard.last_result is not None else 0
                 roster = shard.roster
-                assert shard.contributions.keys() <= {*roster.members, *roster.gone}
-                rootless = shard.root in roster.gone and shard.root not in shard.contributions
-                gathered = bool(shard.contributions) and shard.awaits_nobody and not rootless
+                assert shard.contributions.keys() <= {*roster.members, *roster.gone, shard.root}
+                lacks_value = shard.root is not None and roster.fleet and not shard.value
+                gathered = bool(shard.contributions) and shard.awaits_nobody and not lacks_value
                 # A round may be summed while its members are lost.
                 assert gathered == (shard.phase is not Phase.GATHERING) or (roster.gone and not gathered)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)
@@ -400,14 +406,32 @@ class JobRounds:
             ProtocolError: There is no such key in this job.
         """
         raise ProtocolError(
-            f"rank {rank} declared key {declared.name[:80]!r} for {len(declared.ranks)} ranks; only an elastic job has"
-            " keys that are not for all ranks"
+            f"{self._who(rank)} declared key {declared.name[:80]!r} for {len(declared.ranks)} ranks; only an elastic"
+            " job has keys that are not for all ranks"
         )
 
     def _users(self, key: Key) -> tuple[int, ...]:
         """The members that are connected and use a key."""
         connected = self._members.connected()
-        return tuple(rank for rank in connected if rank in key.ranks) if key.ranks else connected
+        if not key.ranks:
+            return connected
+        return tuple(member for member in connected if not set(key.ranks).isdisjoint(self._roster.ranks(member)))
+
+    def _who(self, rank: int) -> str:
+        """A member in errors."""
+        return rank_names(self._roster.ranks(rank))
+
+    def _sends(self, key: Key, rank: int, payload: memoryview | None) -> bool:
+        """Whether a member has to send a value to a broadcast; otherwise it only asks for it."""
+        return rank == key.root
+
+    def _sender(self, key: Key, shard: ShardRounds[object]) -> int:
+        """The member that has sent the value of a broadcast, and does not receive it."""
+        return key.root
+
+    def _root_worker(self, key: Key) -> int:
+        """The member that has the value of a broadcast for sure, also if it had sent it to an earlier aggregator."""
+        return key.root
 
     @staticmethod
     def _in_step(shard: ShardRounds[object], round: int) -> bool:

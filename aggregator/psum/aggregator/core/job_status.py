@@ -28,12 +28,13 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
         for rank in round.waiting_for:
             if (member := job.members.roster.member(rank)) is not None:
                 behind[member] = max(round.waiting_seconds, behind.get(member, 0.0))
+    members = sorted(job.workers.items(), key=lambda item: item[1].ranks)
     status = pb.JobStatus(
         name=job.name,
         num_workers=job.num_workers,
         workers=[
             pb.WorkerStatus(
-                rank=rank,
+                rank=worker.ranks[0],
                 worker=worker.hello.worker,
                 peer=worker.peer,
                 connected=worker.connected,
@@ -41,11 +42,11 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
                 received_bytes=worker.received_bytes,
                 sent_bytes=worker.sent_bytes,
                 left=worker.left,
-                behind_seconds=behind.get(rank, 0.0),
+                behind_seconds=behind.get(member, 0.0),
                 ranks=worker.hello.ranks,
                 joined_seconds=now - worker.joined,
             )
-            for rank, worker in sorted(job.workers.items())
+            for member, worker in members
         ],
         keys=len(job.keys),
         held_bytes=job.held_bytes,
@@ -55,7 +56,7 @@ def job_status(job: Job, now: float) -> pb.JobStatus:
     )
     if (elastic := job.elastic_status(now)) is not None:
         status.elastic.CopyFrom(elastic)
-        for worker in status.workers:
-            worker.lost = worker.rank in elastic.lost
-            worker.generation = job.workers[worker.rank].hello.generation
+        for row, (_, worker) in zip(status.workers, members, strict=True):
+            row.lost = set(worker.ranks) <= set(elastic.lost)
+            row.generation = worker.hello.generation
     return status

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from psum.aggregator.core import elastic_texts
-from psum.aggregator.core.actions import Action, Admit, Refuse, TellCandidates, Warn
+from psum.aggregator.core.actions import Action, Admit, Decide, Refuse, TellCandidates, Warn
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.candidates import Candidate, Candidates
 from psum.aggregator.core.elastic_membership import ElasticMembership
@@ -12,6 +12,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss
 from psum.aggregator.core.membership_log import EventKind, MembershipLog
 from psum.aggregator.core.memory import JobMemory
+from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
 
 
@@ -19,7 +20,8 @@ class Joins:
     """The processes that wait to join one elastic job.
 
     A candidate waits until the members admit it, and after that until all of them have said so. Only then has every
-    member the results of all rounds before, so that nobody ever asks the newcomer for one of them.
+    member the results of all rounds before, so that nobody ever asks the newcomer for one of them. A candidate may wait
+    at a relay, which is told what becomes of it. The relay lets it in when all aggregators have decided so.
 
     Args:
         members: The job's members.
@@ -46,7 +48,7 @@ class Joins:
     def tell(self) -> list[Action]:
         """Tells the members who waits."""
         messages = [candidate.to_message() for candidate in self.listed()]
-        ranks = tuple(rank for rank in self._members.connected() if rank not in self._members.roster.lost)
+        ranks = tuple(member for member in self._members.connected() if not self._members.is_lost(member))
         return [TellCandidates(messages, ranks)] if ranks else []
 
     def refusal(self, candidate: Candidate, keys: Iterable[Key]) -> FaultError | None:
@@ -54,16 +56,15 @@ class Joins:
         hello, peer, members = candidate.hello, candidate.peer, self._members
         if (refusal := members.disagreement(hello, peer)) is not None:
             return refusal
-        holder, loss = members.workers.get(hello.rank), members.loss(hello.rank)
         admission = members.admissions.get(hello.rank)
-        incarnations = {holder.hello.incarnation if holder is not None and loss is not None else None}
-        incarnations.add(admission.incarnation if admission is not None and loss is not None else None)
-        if hello.incarnation in incarnations:
+        lost = {members.incarnation(hello.rank), 0 if admission is None else admission.incarnation}
+        if members.loss(hello.rank) is not None and hello.incarnation in lost:
             return elastic_texts.already_lost(self._name, hello, peer)
         waiting = self.candidates.of(hello.rank)
         if waiting is not None and waiting.hello.incarnation != hello.incarnation:
             return elastic_texts.taken_candidate(self._name, waiting, hello, peer)
-        if (lack := self._memory.lack_for_another(keys)) > 0:
+        # Behind a relay it needs no memory here.
+        if candidate.via is None and (lack := self._memory.lack_for_another(keys)) > 0:
             return elastic_texts.no_room(self._name, hello, peer, lack, self._memory.budget)
         return None
 
@@ -73,24 +74,29 @@ class Joins:
         self._closed.pop(hello.rank, None)
         actions: list[Action] = []
         if (replaced := self.candidates.add(candidate)) is not None:
-            actions.append(Refuse(replaced, elastic_texts.replaced_candidate(self._name, hello, candidate.peer)))
+            actions.append(refuse(replaced, elastic_texts.replaced_candidate(self._name, hello, candidate.peer)))
         if self._admission(candidate) is not None:
             self._members.await_newcomer(hello.rank, now, here=True)
             return actions
         self._log.note(now, EventKind.WAITS, hello.rank, self._next_generation(hello.rank), str(candidate))
         return actions + self.tell()
 
-    def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
-        """Notes that a candidate's stream has ended."""
+    def at(self, member: int) -> list[Candidate]:
+        """Those that wait at a relay."""
+        return [candidate for candidate in self.candidates if candidate.via == member]
+
+    def withdraw(self, candidate: Candidate, now: float, *, cut_off: bool = False) -> list[Action]:
+        """Notes that a candidate's stream has ended, or the stream of the relay at which it waits: it is cut off."""
         if not self.candidates.remove(candidate):
             return []
         rank = candidate.hello.rank
         self._log.note(now, EventKind.WITHDRAWN, rank, self._next_generation(rank), str(candidate))
         if self._admission(candidate) is not None:
-            self._members.await_newcomer(rank, now, here=False)
+            self._members.await_newcomer(rank, now, here=False, relayed=candidate.via is not None, cut_off=cut_off)
             return []
-        # The members may have agreed already to admit it.
-        self._closed[rank] = candidate.hello.incarnation, now
+        if candidate.via is None:
+            # The members may have agreed already to admit it.
+            self._closed[rank] = candidate.hello.incarnation, now
         return self.tell()
 
     def admitted(self, admission: Admission, now: float) -> list[Action]:
@@ -121,7 +127,7 @@ class Joins:
         if admission.generation > loss.generation:
             return []
         self.candidates.remove(candidate)
-        return [Refuse(candidate, fault)]
+        return [refuse(candidate, fault)]
 
     def welcome(self, now: float) -> list[Action]:
         """Makes those members whose admission all members have said."""
@@ -132,9 +138,14 @@ class Joins:
                 continue
             # A process that has joined already did not receive its welcome.
             joined = self._members.roster.member(rank) is not None
-            if not joined and not admission.said.issuperset(set(self._members.roster.known) - {rank}):
+            if not joined and not self._all_have_said(admission):
                 continue
             self.candidates.remove(candidate)
+            if candidate.via is not None:
+                if self._members.let_in(candidate.via, rank):
+                    self._log.note(now, EventKind.JOINED, rank, admission.generation, str(candidate))
+                actions.append(_decide(candidate, candidate.via, admission=admission.to_message()))
+                continue
             worker = self._members.welcome(candidate.hello, candidate.peer, now)
             self._log.note(now, EventKind.JOINED, rank, admission.generation, str(worker))
             actions.append(Admit(candidate))
@@ -146,7 +157,7 @@ class Joins:
         for candidate in self.listed():
             waited = now - candidate.since
             if waited > self._timeout:
-                actions.append(Refuse(candidate, self._in_vain(candidate)))
+                actions.append(refuse(candidate, self._in_vain(candidate)))
                 actions += self.withdraw(candidate, now)
             elif waited > self._warn_after and not candidate.warned:
                 candidate.warned = True
@@ -159,7 +170,12 @@ class Joins:
         """Refuses everybody, because the job has failed."""
         refused = list(self.candidates)
         self.candidates = Candidates()
-        return [Refuse(candidate, fault) for candidate in refused]
+        return [refuse(candidate, fault) for candidate in refused]
+
+    def _all_have_said(self, admission: Admission) -> bool:
+        """Whether all members have admitted a process, so that they have all results of the rounds before."""
+        roster = self._members.roster
+        return all(roster.member(rank) in admission.said for rank in roster.known if rank != admission.rank)
 
     def _admission(self, candidate: Candidate) -> Admission | None:
         """The admission of a candidate, None if it waits for one."""
@@ -170,11 +186,26 @@ class Joins:
         return self._members.generation(rank) + 1
 
     def _in_vain(self, candidate: Candidate) -> FaultError:
-        roster, holder = self._members.roster, self._members.workers.get(candidate.hello.rank)
+        roster, holder = self._members.roster, self._members.holder(candidate.hello.rank)
         if roster.too_few:
             why = elastic_texts.below_minimum(roster)
-        elif holder is not None and candidate.hello.rank not in roster.gone:
+        elif holder is not None and not roster.is_gone(candidate.hello.rank):
             why = elastic_texts.held(holder)
         else:
             why = elastic_texts.NOT_ADMITTED
         return elastic_texts.waited_in_vain(self._name, candidate, why, self._timeout)
+
+
+def refuse(candidate: Candidate, fault: FaultError) -> Action:
+    """Refuses a candidate that waits here or at a relay."""
+    if candidate.via is None:
+        return Refuse(candidate, fault)
+    return _decide(candidate, candidate.via, fault=fault.to_message())
+
+
+def _decide(
+    candidate: Candidate, relay: int, *, fault: pb.Fault | None = None, admission: pb.Admission | None = None
+) -> Decide:
+    """Tells a relay what becomes of a candidate that waits at it."""
+    hello = candidate.hello
+    return Decide(relay, pb.Decision(rank=hello.rank, incarnation=hello.incarnation, fault=fault, admission=admission))

@@ -13,6 +13,8 @@ class Limits:
             worker_timeout.
         elastic_timeout: The same as worker_timeout, for elastic jobs.
         elastic_closed_timeout: The same as closed_timeout, for elastic jobs.
+        relay_timeout: Seconds for which the place of a relay is kept in an elastic job, which sets it to the
+            worker_timeout of other jobs; 0: as worker_timeout.
         round_timeout: Seconds for which a round may wait.
         warn_after: Seconds after which a round that waits is reported.
         max_shards: How many shards one job may declare; every key has at least one.
@@ -24,6 +26,7 @@ class Limits:
     closed_timeout: float = 0.0
     elastic_timeout: float = 5.0
     elastic_closed_timeout: float = 1.0
+    relay_timeout: float = 0.0
     round_timeout: float = 600.0
     warn_after: float = 30.0
     max_shards: int = 500_000

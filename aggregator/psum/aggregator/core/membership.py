@@ -7,7 +7,7 @@ from psum.aggregator.core import membership_texts
 from psum.aggregator.core.departures import Departures
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.roster import Roster, ranks_of
-from psum.aggregator.core.worker import Worker
+from psum.aggregator.core.worker import Worker, same_process
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, ProtocolError
@@ -97,7 +97,7 @@ class Membership:
             # All processes of this run took part in the sum of the earlier aggregator process. If all ranks of a group
             # have joined, another rank is not of this run either.
             return self._inherits or self.complete
-        return bool(hello.incarnation) and not any(_same_process(holder, hello) for holder in holders)
+        return bool(hello.incarnation) and not any(same_process(holder.hello, hello) for holder in holders)
 
     def next_run(self, hello: pb.Hello, peer: str) -> FaultError | None:
         """Why a worker must wait if it belongs to the next run of this failed job; None if it belongs to this one."""
@@ -115,7 +115,7 @@ class Membership:
         """
         ranks, holders = ranks_of(hello), self.holders(hello)
         holder = holders[0] if holders and holders[0].ranks == ranks else None
-        if holder is not None and _same_process(holder, hello):
+        if holder is not None and same_process(holder.hello, hello):
             # The same process opened another stream; the end of the old one may not have been noticed yet. A worker
             # that said goodbye comes back too, and repeats it, because it waits for the farewell.
             holder.connected, holder.peer, holder.last_heard = True, peer, now
@@ -133,7 +133,7 @@ class Membership:
             holder.connected or holder.left or holder.contributed or self.departures.left - self._left_before
         ):
             return self._taken([holder], hello, peer, now)
-        if holder is None and len(ranks) > self.roster.absent:
+        if holder is None and not self._has_room(hello):
             refusal = membership_texts.too_many_ranks(self.workers.values(), hello, peer)
             # While ranks are missing, the job cannot go on with this member or without it.
             return refusal, None if self.complete else refusal
@@ -176,14 +176,14 @@ class Membership:
                 continue
             said = pb.Hello()
             said.CopyFrom(hello)
-            said.rank, said.incarnation, said.worker = ranks[0], each.incarnation, "a process that had left before"
+            member = said.rank = self._add(ranks)
+            said.incarnation, said.worker = each.incarnation, "a process that had left before"
             said.ranks[:] = ranks if len(ranks) > 1 else ()
-            del said.departures[:]
-            self.roster.add(ranks)
-            self.workers[ranks[0]] = Worker(
+            del said.departures[:], said.incarnations[:], said.generations[:]
+            self.workers[member] = Worker(
                 said, f"according to {peer}", joined=now, last_heard=now, connected=False, left=True, contributed=True
             )
-            self.departed.add(ranks[0])
+            self.departed.add(member)
 
     def give_up_departed(self, now: float) -> list[int]:
         """The ranks that have left according to others, and by now have had the time to come back to this process.
@@ -196,6 +196,15 @@ class Membership:
         ranks = [rank for member in self.departed for rank in self.workers[member].ranks if rank not in left]
         left.update(ranks)
         return ranks
+
+    def _has_room(self, hello: pb.Hello) -> bool:
+        """Whether as many ranks are missing as a new member stands for."""
+        return len(ranks_of(hello)) <= self.roster.absent
+
+    def _add(self, ranks: Sequence[int]) -> int:
+        """Adds a member to the roster. Returns its number."""
+        self.roster.add(ranks)
+        return ranks[0]
 
     def _make_roster(self) -> Roster:
         return Roster(self.first.group_size or self.first.num_workers, fleet=not self.first.group_size)
@@ -295,10 +304,6 @@ class Membership:
         for worker in self.workers.values():
             if not worker.connected and not worker.left and now - worker.last_heard > part * self.kept_seconds(worker):
                 yield worker
-
-
-def _same_process(holder: Worker, hello: pb.Hello) -> bool:
-    return bool(hello.incarnation) and holder.hello.incarnation == hello.incarnation
 
 
 def is_replaced(holder: Worker, hello: pb.Hello, now: float) -> bool:

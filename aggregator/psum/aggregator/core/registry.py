@@ -18,6 +18,7 @@ from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.roster import ranks_of
 from psum.aggregator.core.waiting_room import WaitingRoom
+from psum.aggregator.core.worker import same_process
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION, parse_destination
@@ -64,6 +65,8 @@ class Registry:
         lent: Tells whether a payload lies in memory that its worker takes back with the credit; see Job.
         budget: The memory that these jobs share with others; None: they have their own.
         make: Makes a job, with Job's arguments. By default that is a Job, or an ElasticJob if the hello is elastic.
+        found_after: Seconds after which a process that waits to join begins a job which has no member here. None: it
+            waits for a member.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Registry:
         *,
         budget: Budget | None = None,
         make: Callable[..., Job] | None = None,
+        found_after: float | None = None,
     ) -> None:
         self._limits = limits
         self._released = released
@@ -87,6 +91,7 @@ class Registry:
         """The jobs that ended last, the newest first."""
         self._ended_jobs = EndedJobs(limits.round_timeout, limits.worker_timeout)
         self._waiting = WaitingRoom(limits.round_timeout)
+        self._found_after = found_after
 
     def join(
         self, hello: pb.Hello, peer: str, now: float
@@ -98,7 +103,7 @@ class Registry:
         """
         if (refusal := self._invalid(hello)) is not None:
             return None, [], refusal
-        if (refusal := self._outlived(hello)) is not None:
+        if (refusal := self._outlived(hello, now)) is not None:
             return None, [], refusal
         started = now - hello.age_seconds
         actions: list[tuple[Job, Action]] = []
@@ -152,6 +157,9 @@ class Registry:
         hello = candidate.hello
         if (refusal := self._invalid(hello)) is not None:
             return [], refusal
+        if hello.ranks:
+            # A relay asks for the first process of its group.
+            hello.incarnation = hello.incarnations[0] if hello.incarnations else 0
         if (job := self.jobs.get(hello.job)) is not None:
             self.settle(job, now)
             job = self.jobs.get(hello.job)
@@ -195,6 +203,9 @@ class Registry:
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Handles time-outs; yields the actions that follow with the job of each. Call it several times a second."""
         self.counters.expire(now)
+        if self._found_after is not None:
+            for name in self._waiting.waited(self._found_after, now):
+                yield from self._found(name, now)
         for job in list(self.jobs.values()):
             for action in job.tick(now):
                 yield job, action
@@ -223,11 +234,27 @@ class Registry:
             ],
         )
 
+    def _found(self, name: str, now: float) -> Iterator[tuple[Job, Action]]:
+        """Begins the job here of processes that wait to join it. Its members are elsewhere."""
+        if len(self.jobs) >= self._limits.max_jobs:
+            return
+        candidates = self._waiting.take(name)
+        hello, counters = candidates[0].hello, self.counters.begin(name)
+        job = self._make(hello, self._limits, budget=self.budget, counters=counters, before=None, lent=self._lent)
+        self.jobs[name] = job
+        for candidate in candidates:
+            for action in self._wait_for(job, candidate, now):
+                yield job, action
+
     def _end(self, job: Job, now: float, *, abandoned: bool = False) -> None:
         del self.jobs[job.name]
         if isinstance(job, ElasticJob):
-            for candidate in job.joins.candidates:
-                self._waiting.refuse(candidate, elastic_texts.ended(job.name, candidate))
+            for candidate in (each for each in job.joins.candidates if each.via is None):
+                if self._found_after is None:
+                    self._waiting.refuse(candidate, elastic_texts.ended(job.name, candidate))
+                else:
+                    # All that were here are lost. The job goes on elsewhere.
+                    self._waiting.add(candidate)
         job.end()
         self._released(job)
         self.counters.end(job.name, now)
@@ -238,14 +265,17 @@ class Registry:
         what = "its group here ended" if job.forwards else "ended"
         _log.info("job %s: %s%s", job.name, what, " after its failure" if job.failure else never)
 
-    def _outlived(self, hello: pb.Hello) -> FaultError | None:
+    def _outlived(self, hello: pb.Hello, now: float) -> FaultError | None:
         """Why a worker cannot come back: its job has ended in the meantime. None if it can."""
         if not hello.resuming:
             return None
         # A worker of a job that was only presumed to be over joins the job that replaced it.
         for job in (ended.job for ended in self.ended if ended.job.name == hello.job and not ended.abandoned):
-            worker = job.workers.get(hello.rank)
-            if worker is not None and worker.hello.incarnation == hello.incarnation:
+            for worker in job.members.holders(hello):
+                if not same_process(worker.hello, hello):
+                    continue
+                if isinstance(job, ElasticJob) and (loss := job.members.loss(hello.rank)) is not None:
+                    return elastic_texts.excluded(job.name, loss, now)
                 return job.failure or TakenError(
                     f"job {job.name!r} has ended, and {rank_names(worker.ranks)}, {worker}, had left it",
                     ranks=worker.ranks,
@@ -285,7 +315,7 @@ class Registry:
                 f"{who}: rank {hello.rank} that stands for {_listed(ranks)} of {hello.num_workers} workers; expected"
                 " each rank once, in ascending order, from its own rank"
             )
-        if hello.group_size > hello.num_workers or 0 < hello.group_size < len(ranks):
+        if hello.group_size > hello.num_workers or (0 < hello.group_size < len(ranks) and not hello.elastic.max):
             return InvalidError(
                 f"{who}: {_listed(ranks)} in a group of {hello.group_size} of {hello.num_workers} workers; a group has"
                 " as many ranks as one of its members at least, and as many as the job at most"
@@ -339,11 +369,16 @@ def _wrong_elastic(hello: pb.Hello) -> str | None:
             f"an elastic job of {least} to {most} ranks that begins with {hello.num_workers}; expected at least 1,"
             f" at most {_MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
         )
-    if hello.group_size or hello.ranks:
-        return "an elastic job cannot use relays yet; start its workers with PSUM_RELAY=off"
+    if not len(hello.ranks) == len(hello.incarnations) == len(hello.generations) or 0 in hello.incarnations:
+        return (
+            f"it stands for {len(hello.ranks)} ranks of an elastic job, with {len(hello.incarnations)} processes and"
+            f" {len(hello.generations)} generations; expected a process and a generation for each rank"
+        )
+    if hello.joining and len(hello.ranks) > 1:
+        return f"a relay for {len(hello.ranks)} ranks asks to join an elastic job; expected one rank at first"
     if any(each.rank >= most for each in hello.losses):
         return f"it says that a rank is lost which is none of {most}"
-    if (hello.joining or hello.generation) and not hello.incarnation:
+    if (hello.joining or hello.generation) and not (hello.incarnation or hello.ranks):
         return "a process that asks to join must have an incarnation"
     return None
 

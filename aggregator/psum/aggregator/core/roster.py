@@ -1,13 +1,13 @@
 """The ranks of one job: how many it has, which have joined, and which member stands for each.
 
 A **member** is a peer of the aggregator that contributes to rounds. A worker is the member of its own rank. A relay is
-a member that stands for several ranks: it contributes their sum. A member is identified by its first rank. The text for
-people names ranks.
+a member that stands for several ranks: it contributes their sum. A member is identified by its first rank; relays of
+elastic jobs have numbers of their own, see elastic_roster.py. The text for people names ranks.
 """
 
 import sys
-from collections.abc import Sequence, Set
-from typing import Final
+from collections.abc import Callable, Sequence, Set
+from typing import Any, Final
 
 from psum.v1 import aggregator_pb2 as pb
 
@@ -37,9 +37,10 @@ class Roster:
         known: The ranks that are known, in ascending order.
         fleet: Whether it is the job of a fleet.
         gone: The members that rounds wait for no more, though they may have contributed. Only in elastic jobs.
+        order: By what members are sorted, for `sorted`; None: by their numbers.
     """
 
-    __slots__ = ("_member", "_ranks", "fleet", "gone", "known", "members", "needed", "size")
+    __slots__ = ("_member", "_ranks", "fleet", "gone", "known", "members", "needed", "order", "size")
 
     def __init__(self, size: int, *, fleet: bool = True) -> None:
         self.size = size
@@ -48,6 +49,7 @@ class Roster:
         self.known: Sequence[int] = range(size) if fleet else ()
         self.fleet = fleet
         self.gone: Set[int] = frozenset()
+        self.order: Callable[[int], Any] | None = None
         self._member: dict[int, int] = {}
         """The member that stands for each rank that has joined."""
         self._ranks: dict[int, tuple[int, ...]] = {}
@@ -73,9 +75,14 @@ class Roster:
         """How many members the job can have at most; if it is complete, how many it has."""
         return len(self.members) + self.absent
 
-    def add(self, ranks: Sequence[int]) -> None:
-        """Adds a member that has joined, by the ranks that it stands for. No other member stands for any of them."""
-        member = ranks[0]
+    def add(self, ranks: Sequence[int], member: int | None = None) -> None:
+        """Adds a member that has joined, by the ranks that it stands for. No other member stands for any of them.
+
+        Args:
+            ranks: The ranks, in ascending order.
+            member: The member's number; None: its first rank.
+        """
+        member = ranks[0] if member is None else member
         self._member.update(dict.fromkeys(ranks, member))
         self._ranks[member] = tuple(ranks)
         self.members = tuple(sorted(self._ranks))
@@ -91,6 +98,10 @@ class Roster:
     def ranks(self, member: int) -> tuple[int, ...]:
         """The ranks that a member stands for, in ascending order."""
         return self._ranks.get(member, (member,))
+
+    def is_gone(self, rank: int) -> bool:
+        """Whether a rank takes part in no round any more, although its member may. Only in elastic jobs."""
+        return False
 
     def not_joined(self) -> list[int]:
         """The known ranks that have not joined, in ascending order."""

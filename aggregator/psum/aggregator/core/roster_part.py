@@ -1,8 +1,12 @@
 """Some ranks of an elastic job: those that use a key which is not for all ranks."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from psum.aggregator.core.roster import NEVER, Roster
+
+if TYPE_CHECKING:
+    from psum.aggregator.core.elastic_roster import ElasticRoster
 
 
 class RosterPart(Roster):
@@ -15,8 +19,8 @@ class RosterPart(Roster):
 
     __slots__ = ("_part", "_whole")
 
-    def __init__(self, whole: Roster, ranks: Sequence[int]) -> None:
-        super().__init__(len(ranks))
+    def __init__(self, whole: "ElasticRoster", ranks: Sequence[int]) -> None:
+        super().__init__(len(ranks), fleet=whole.fleet)
         self._whole = whole
         self._part = frozenset(ranks)
         self.settle()
@@ -28,8 +32,8 @@ class RosterPart(Roster):
 
     @property
     def unknown(self) -> int:
-        """See Roster. All ranks are known."""
-        return 0
+        """See Roster. Of a relay's group some may not be known, and use the key too."""
+        return self._whole.unknown
 
     def member(self, rank: int) -> int | None:
         """See Roster."""
@@ -39,6 +43,10 @@ class RosterPart(Roster):
         """See Roster."""
         return self._whole.ranks(member)
 
+    def is_gone(self, rank: int) -> bool:
+        """See Roster."""
+        return self._whole.is_gone(rank)
+
     def not_joined(self) -> list[int]:
         """See Roster."""
         return [rank for rank in self._whole.not_joined() if rank in self._part]
@@ -46,7 +54,13 @@ class RosterPart(Roster):
     def settle(self) -> None:
         """Takes over what has changed in the job."""
         whole, part = self._whole, self._part
-        self.gone = whole.gone & part
+        self.order = whole.order
         self.known = tuple(rank for rank in whole.known if rank in part)
-        self.members = tuple(member for member in whole.members if member in part)
-        self.needed = NEVER if self.not_joined() else len(self.members)
+        self.members = tuple(member for member in whole.members if part.intersection(whole.living(member)))
+        # A relay may go on with ranks that are not of this part.
+        self.gone = frozenset(
+            member
+            for member in (*whole.members, *whole.gone)
+            if member not in self.members and part.intersection(whole.ranks(member))
+        )
+        self.needed = NEVER if self.not_joined() or whole.unknown else len(self.members)

@@ -107,6 +107,7 @@ class ShardRounds(Generic[Result]):
 
     __slots__ = (
         "contributions",
+        "counts",
         "holders",
         "inherited",
         "lacking",
@@ -133,6 +134,8 @@ class ShardRounds(Generic[Result]):
 
         Missing members have no entry: a job of thousands of workers may declare many thousands of shards.
         """
+        self.counts: dict[int, int] | None = None
+        """Of how many ranks the contributions of relays to the current round are, by member. Only in elastic jobs."""
         self.lacking: dict[int, Set[int]] | None = None
         """What relays have told about the current round: which of its ranks each waits for. It may be out of date for a
         relay that has contributed since."""
@@ -189,7 +192,8 @@ class ShardRounds(Generic[Result]):
             self.priority = priority
         if self.since is None:
             self.since = now
-        if len(contributions) < self.roster.needed or (self.roster.gone and not self._gathered):
+        roster = self.roster
+        if len(contributions) < roster.needed or ((roster.gone or self.root is not None) and not self._gathered):
             return verdict
         self.phase = Phase.SUMMING
         self.last_result = None
@@ -246,7 +250,7 @@ class ShardRounds(Generic[Result]):
         self.phase = Phase.GATHERING
         self.inherited = False
         self.holders = ()
-        self.lacking = None
+        self.lacking = self.counts = None
         if self.ranks_lacking_result:
             # Correct workers do not begin a round while they lack the sum of the one before.
             self.ranks_lacking_result.clear()
@@ -268,7 +272,7 @@ class ShardRounds(Generic[Result]):
         """Begins the next round because a rank has the sum of the current one. Ranks that contributed wait for it."""
         self.ranks_lacking_result = set(self.contributions)
         self.contributions = {}
-        self.lacking = None
+        self.lacking = self.counts = None
         self.priority = None
         self.since = now if self.ranks_lacking_result else None
         self.round += 1
@@ -327,19 +331,32 @@ class ShardRounds(Generic[Result]):
 
     def in_rank_order(self) -> tuple[memoryview, ...]:
         """The contributions to the current round, in rank order: by the first rank of each member."""
-        return tuple(map(self.contributions.__getitem__, sorted(self.contributions)))
+        return tuple(map(self.contributions.__getitem__, sorted(self.contributions, key=self.roster.order)))
 
     def to_sum(self) -> tuple[memoryview, ...]:
         """What the result of the current round is made of: all contributions, or of a broadcast the root's.
 
         Of a broadcast whose root is in another relay's group, that is nothing.
         """
-        return self.in_rank_order() if self.root is None else (self.contributions.get(self.root, _NOTHING),)
+        return self.in_rank_order() if self.root is None else (self.value,)
+
+    @property
+    def value(self) -> memoryview:
+        """The value of a broadcast: what the member of its root has contributed, or another one in its place. Empty if
+        there is none."""
+        root = self.root
+        if root is None:
+            return _NOTHING
+        member = self.roster.member(root)
+        return self.contributions.get(root) or self.contributions.get(root if member is None else member) or _NOTHING
 
     @property
     def _gathered(self) -> bool:
-        """Whether all members have contributed that the round waits for; others may have contributed too."""
-        return self.awaits_nobody and (self.root is None or self.root in self.contributions)
+        """Whether all members have contributed that the round waits for; others may have contributed too.
+
+        A relay's group needs no value: if its root is lost or elsewhere, the owner of the shard sees to it.
+        """
+        return self.awaits_nobody and (self.root is None or not self.roster.fleet or bool(self.value))
 
     @property
     def awaits_nobody(self) -> bool:

@@ -22,12 +22,15 @@ class Silence:
 
     Args:
         timeout: Seconds after which a silent worker is lost.
+        own_network_works: Whether something else shows that this side's network works, so that the silence of all
+            counts.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, *, own_network_works: bool = False) -> None:
         self.beat = timeout / BEATS
         """The time in which a worker that lives sends something, in seconds."""
         self._timeout = timeout
+        self._own_network_works = own_network_works
         self._checked: float | None = None
 
     def pass_time(self, workers: Collection[Worker], now: float) -> None:
@@ -38,7 +41,8 @@ class Silence:
         connected = [worker for worker in workers if worker.connected]
         passed = now - before
         # After two missed beats of everybody, the network of this side is the likely cause.
-        if passed <= _PAUSE_SECONDS and not all(self.is_quiet(worker, now) for worker in connected):
+        all_quiet = not self._own_network_works and all(self.is_quiet(worker, now) for worker in connected)
+        if passed <= _PAUSE_SECONDS and not all_quiet:
             return
         for worker in connected:
             worker.last_heard = min(now, worker.last_heard + passed)

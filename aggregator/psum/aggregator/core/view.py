@@ -21,7 +21,11 @@ class View:
 
     def update(self, members: Iterable[Worker], now: float) -> None:
         """Looks at all members. To be called when one has come, gone, or said something about its reach."""
-        if not any(each.connected and each.reaches_all and not each.left for each in members):
+        self.note(any(each.connected and each.reaches_all and not each.left for each in members), now)
+
+    def note(self, has_view: bool, now: float) -> None:
+        """Notes whether the aggregator has a view."""
+        if not has_view:
             self.since = None
         elif self.since is None:
             self.since = now

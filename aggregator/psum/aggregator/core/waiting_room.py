@@ -50,6 +50,10 @@ class WaitingRoom:
         """Takes out all that wait for a job, which begins."""
         return list(self._jobs.pop(name, ()))
 
+    def waited(self, seconds: float, now: float) -> list[str]:
+        """The jobs for which some process has waited for longer than this."""
+        return [name for name, each in self._jobs.items() if any(now - candidate.since > seconds for candidate in each)]
+
     def refuse(self, candidate: Candidate, fault: FaultError) -> None:
         """Has a process refused with the next `refusals`."""
         self._refused.append(Refuse(candidate, fault))

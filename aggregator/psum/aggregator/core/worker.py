@@ -2,10 +2,38 @@
 
 import dataclasses
 from collections import deque
+from collections.abc import Mapping
 
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.roster import ranks_of
 from psum.v1 import aggregator_pb2 as pb
+
+Process = tuple[int, int]
+"""A process behind a relay of an elastic job: its incarnation, and its generation among the processes of its rank."""
+
+
+def processes_of(hello: pb.Hello) -> dict[int, Process]:
+    """The processes that a relay of an elastic job stands for, by rank. Empty for others."""
+    processes = zip(hello.incarnations, hello.generations, strict=True)
+    return dict(zip(hello.ranks, processes, strict=False))
+
+
+def set_processes(hello: pb.Hello, processes: Mapping[int, Process]) -> None:
+    """Changes for which ranks a relay of an elastic job stands, and by which processes."""
+    ranks = sorted(processes)
+    hello.ranks[:] = ranks
+    hello.incarnations[:] = [processes[rank][0] for rank in ranks]
+    hello.generations[:] = [processes[rank][1] for rank in ranks]
+
+
+def same_process(known: pb.Hello, hello: pb.Hello) -> bool:
+    """Whether two hellos are of one process, or of relays that stand for a process in common.
+
+    The ranks of a relay in an elastic job may change. So its processes are compared one by one.
+    """
+    if hello.incarnations:
+        return not processes_of(known).items().isdisjoint(processes_of(hello).items())
+    return bool(hello.incarnation) and known.incarnation == hello.incarnation
 
 
 @dataclasses.dataclass(slots=True)
@@ -13,7 +41,7 @@ class Worker:
     """One member of a job. Times are those of the clock that the shell passes to the job.
 
     Attributes:
-        hello: Its hello.
+        hello: Its hello. The ranks in a relay's hello change with its group, in an elastic job.
         peer: The address that it is connected from.
         joined: When it joined.
         last_heard: When its last message came.
@@ -53,6 +81,15 @@ class Worker:
     def ranks(self) -> tuple[int, ...]:
         """The ranks that it stands for, in ascending order."""
         return ranks_of(self.hello)
+
+    @property
+    def processes(self) -> dict[int, Process]:
+        """The processes behind a relay of an elastic job, by rank."""
+        return processes_of(self.hello)
+
+    @processes.setter
+    def processes(self, processes: Mapping[int, Process]) -> None:
+        set_processes(self.hello, processes)
 
     @property
     def is_relay(self) -> bool:

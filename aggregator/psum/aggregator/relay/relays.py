@@ -13,6 +13,7 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.aggregator.relay.core.drain_plan import Round, plan, still_open
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.inquiries import Inquiries
@@ -33,6 +34,10 @@ _NAMES: Final = SettingNames(
     key="PSUM_AGGREGATOR_TLS_KEY",
     server_name="PSUM_RELAY_TLS_SERVER_NAME",
 )
+
+#: How long a process waits to join at a relay, until it does so without others of its group. If the relay was started
+#: again, they come back sooner.
+FOUND_SECONDS: Final = 2.0
 
 #: How long connections of groups that have ended may take to end before this process does.
 _CLOSE_SECONDS: Final = 1.0
@@ -85,7 +90,7 @@ class Relays:
             connect_timeout=settings.connect_timeout,
             descriptors=descriptors,
         )
-        self.registry = Registry(limits, self._release, lent, budget=budget, make=self._make)
+        self.registry = Registry(limits, self._release, lent, budget=budget, make=self._make, found_after=FOUND_SECONDS)
         """The jobs."""
 
     def bring_token(self, job: Job, token: bytes) -> None:
@@ -157,6 +162,7 @@ class Relays:
         self._note_lost()
         for name, job in self.registry.jobs.items():
             assert isinstance(job, HostJob)
+            job.drain()
             owned = fleet.jobs.get(name)
             fleet_rounds = rounds[id(owned)] if owned is not None else set()
             rounds[id(job)] = plan(job, self._own_uplinks(job), owned, fleet_rounds)
@@ -181,7 +187,8 @@ class Relays:
         return set() if uplinks is None else uplinks.leading_to(self._identity.incarnation)
 
     def _make(self, hello: pb.Hello, limits: Limits, **job: Any) -> HostJob:
-        return HostJob(
+        kind = ElasticHostJob if hello.HasField("elastic") else HostJob
+        return kind(
             hello, limits, identity=self._identity, credit_bytes=self._settings.credit_bytes, clock=self._clock, **job
         )
 

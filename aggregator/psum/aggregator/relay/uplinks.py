@@ -19,6 +19,7 @@ from psum.aggregator.core.actions import (
 )
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.exposure import exposed
+from psum.client.transport.beats import ELASTIC_KEEPALIVE
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.opening import backoff
@@ -178,7 +179,7 @@ class Uplinks:
 
     def _connect(self) -> None:
         job, terms = self._job, self._terms
-        uplink = job.uplink
+        uplink, elastic = job.uplink, job.members.first.HasField("elastic")
         if (refusal := self._exposes_token() or self._lacks_descriptors()) is not None:
             # Not from within the action that connects: the job is in the middle of one.
             asyncio.get_running_loop().call_soon(self._fail, refusal)
@@ -197,10 +198,11 @@ class Uplinks:
                 address,
                 uplink,
                 credentials=self._credentials,
-                keepalive=terms.keepalive,
+                keepalive=min(terms.keepalive, ELASTIC_KEEPALIVE) if elastic else terms.keepalive,
                 hello=job.hello,
                 planes=planes,
                 settle=partial(self._settle, index),
+                beats=elastic,
             )
             for index, address in enumerate(uplink.addresses)
         ]
@@ -242,6 +244,8 @@ class Uplinks:
                 self._job.uplink.reconnected(connection.index)
             if self._job.uplink.let_in(connection.index):
                 self.tell(SendUplinks())
+            # The welcome of an elastic job has something for the group.
+            self._perform(self._job, self._job.heard(self._clock()))
             if self._parting:
                 await connection.parted()
             else:

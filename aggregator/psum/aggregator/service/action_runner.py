@@ -13,6 +13,7 @@ from psum.aggregator.core.actions import (
     Admit,
     Ask,
     ConnectUplinks,
+    Decide,
     Deliver,
     Detach,
     EndStreams,
@@ -144,6 +145,8 @@ class ActionRunner:
             case TellCandidates(candidates, ranks):
                 for rank in ranks:
                     self._send(job, rank, pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
+            case Decide(rank, decision):
+                self._send(job, rank, pb.ExchangeResponse(decision=decision))
             case Detach(rank):
                 self._detach(job, rank)
             case Admit() | Refuse():
@@ -363,7 +366,7 @@ class ActionRunner:
 
     def _deliver(self, job: Job, actions: Iterable[Deliver]) -> None:
         for batch in _batches(actions):
-            key, ranks, result = batch[0].key, batch[0].ranks, batch[0].result
+            key, ranks, result, sender = batch[0].key, batch[0].ranks, batch[0].result, batch[0].sender
             results = result if isinstance(result, LargeSum) else _small(batch)
             size, sent = sum([action.key.sizes[action.shard] for action in batch]), 0
             for rank in ranks:
@@ -371,8 +374,8 @@ class ActionRunner:
                 if connection is None:
                     continue
                 connection.filled.set()
-                if key.broadcast and rank == key.root:
-                    # The root has the value; this tells it that all ranks have asked for it.
+                if rank == sender:
+                    # It has the value; this tells it that all ranks have asked for it.
                     connection.queue.put(_empty(batch))
                     continue
                 if isinstance(results, LargeSum):
@@ -396,6 +399,7 @@ def _batches(actions: Iterable[Deliver]) -> Iterator[list[Deliver]]:
             or more >= LARGE_PAYLOAD_BYTES
             or action.ranks != batch[0].ranks
             or action.key.broadcast is not batch[0].key.broadcast
+            or action.sender != batch[0].sender
         ):
             yield batch
             batch, size = [], more

@@ -116,7 +116,7 @@ class Joining:
         await self._admit(token, hello, peer)
         await self._take_descriptor(hello, connection, context)
         if hello.joining:
-            return self._wait(hello, connection, peer)
+            return self._wait(hello, token, connection, peer)
         return self._enter(hello, token, connection, peer), hello.rank
 
     def decision(self, candidate: Candidate) -> "asyncio.Future[Decision]":
@@ -130,7 +130,7 @@ class Joining:
             The job that it has joined, if any.
         """
         if (job := self._waiting.remove(candidate)) is None:
-            for about, action in self._registries.fleet.withdraw(candidate, self._clock()):
+            for about, action in self._registries.of(candidate.hello).withdraw(candidate, self._clock()):
                 self._runner.perform(about, [action])
         return job
 
@@ -154,13 +154,17 @@ class Joining:
 
     def refuse_overdue(self) -> None:
         """Refuses those who have waited too long for a job that has no members here. To be called regularly."""
-        for refusal in self._registries.fleet.refusals(self._clock()):
-            self.decide(None, refusal)
+        for registry in self._registries:
+            for refusal in registry.refusals(self._clock()):
+                self.decide(None, refusal)
 
-    def _wait(self, hello: pb.Hello, connection: WorkerConnection, peer: str) -> Candidate:
+    def _wait(self, hello: pb.Hello, token: bytes, connection: WorkerConnection, peer: str) -> Candidate:
         candidate = Candidate(hello, peer, self._clock())
         self._waiting.add(candidate, connection)
-        actions, refusal = self._registries.of(hello).wait(candidate, candidate.since)
+        registry = self._registries.of(hello)
+        actions, refusal = registry.wait(candidate, candidate.since)
+        if (job := registry.jobs.get(hello.job)) is not None:
+            self._bring_token(job, hello, token)
         for about, action in actions:
             self._runner.perform(about, [action])
         if refusal is not None:
@@ -252,7 +256,10 @@ class Joining:
         """
         # The next job must not be refused because the last messages to the workers of the one before are being sent.
         await self._descriptors.await_room(1, self._settings.hello_timeout)
-        replaced = self._connections.get(self._registries.of(hello).jobs.get(hello.job), hello.rank) is not None
+        job = self._registries.of(hello).jobs.get(hello.job)
+        # The number of a relay in an elastic job is not its rank.
+        holders = [] if job is None else job.members.holders(hello)
+        replaced = any(self._connections.get(job, holder.hello.rank) is not None for holder in holders)
         # A replaced stream is about to end, and frees its descriptor.
         if self._descriptors.fits(0 if replaced else 1):
             connection.descriptors += 1
@@ -279,8 +286,8 @@ class Joining:
 
     def _enter(self, hello: pb.Hello, token: bytes, connection: WorkerConnection, peer: str) -> Job:
         job, actions, refusal = self._registries.of(hello).join(hello, peer, self._clock())
-        if job is not None and self._registries.relays is not None and hello.group_size:
-            self._registries.relays.bring_token(job, token)
+        if job is not None:
+            self._bring_token(job, hello, token)
         ranks = rank_names(ranks_of(hello))
         for about, action in actions:
             self._runner.perform(about, [action])
@@ -299,6 +306,11 @@ class Joining:
         self._let_in(job, hello, connection)
         return job
 
+    def _bring_token(self, job: Job, hello: pb.Hello, token: bytes) -> None:
+        """Notes the token of a worker of a group, for the aggregators that this process forwards to."""
+        if self._registries.relays is not None and hello.group_size:
+            self._registries.relays.bring_token(job, token)
+
     def _let_in(self, job: Job, hello: pb.Hello, connection: WorkerConnection) -> None:
         """Gives a member its connection, and queues the welcome."""
         ranks, admission = rank_names(ranks_of(hello)), job.admission(hello.rank)
@@ -314,7 +326,7 @@ class Joining:
         welcome = self._welcome(job)
         welcome.relays = bool(hello.group_size)
         welcome.departures.extend(job.departures())
-        welcome.losses.extend(job.losses(self._clock()))
+        welcome.losses.extend(job.losses(self._clock(), hello.rank))
         if admission is not None:
             welcome.admission.CopyFrom(admission)
             welcome.admissions.extend(job.other_admissions(hello.rank))

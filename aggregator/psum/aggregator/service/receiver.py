@@ -197,6 +197,8 @@ class Receiver:
                 self._runner.perform(job, job.reaches(rank, now, all_of_them=request.reach.all))
             case "admit":
                 self._runner.perform(job, job.admit(rank, request.admit.admission, now))
+            case "candidates":
+                self._runner.perform(job, job.wait_at(rank, request.candidates.candidates, now))
             case "lacking":
                 rows = to_rows(request.lacking.shards, MAX_SHARDS_PER_PAYLOAD)
                 if len(rows) != len(request.lacking.ranks):

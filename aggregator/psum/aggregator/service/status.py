@@ -119,7 +119,8 @@ class Status:
     def _add_connections(self, status: pb.JobStatus, job: Job) -> None:
         """Adds how payloads travel to the workers of a job and, if it is forwarded, to other aggregators."""
         for worker in status.workers:
-            if (connection := self._connections.get(job, worker.rank)) is not None:
+            member = job.members.roster.member(worker.rank)
+            if (connection := self._connections.get(job, worker.rank if member is None else member)) is not None:
                 worker.plane, worker.data_connection = connection.plane.kind, connection.data_connection is not None
         status.uplinks.extend(self._registries.uplinks(job))
 

@@ -25,13 +25,17 @@ class Admissions:
         """For each rank whose present process was admitted: who was, without rounds."""
         self._candidates: list[dict[Process, str]] = [{} for _ in range(aggregators)]
         """The candidates that each aggregator has reported, and who they are, for people."""
+        self._in_group: set[Process] = set()
+        """The candidates that wait at this member's relay, as it has reported."""
         self._underway: dict[int, pb.Admission] = {}
         """The admission that is not complete yet, with its rounds, for each aggregator."""
         self._num_workers = num_workers
 
     def note(self, aggregator: int, candidates: Iterable[pb.Candidate]) -> None:
         """Notes the candidates that an aggregator reports: all that it has."""
-        self._candidates[aggregator] = {Process(each.rank, each.incarnation): each.worker for each in candidates}
+        listed = list(candidates)
+        self._candidates[aggregator] = {Process(each.rank, each.incarnation): each.worker for each in listed}
+        self._in_group.update(Process(each.rank, each.incarnation) for each in listed if each.in_group)
 
     def forget(self, aggregator: int) -> None:
         """Forgets what an aggregator has reported: its stream broke, and on the next one it reports again."""
@@ -69,9 +73,11 @@ class Admissions:
             The newcomer's generation.
         """
         generation = self.next_generation(process.rank)
-        self.admitted[process.rank] = _admission(process, generation)
+        in_group = process in self._in_group
+        self._in_group.discard(process)
+        self.admitted[process.rank] = _admission(process, generation, in_group=in_group)
         for aggregator, keys in rounds.items():
-            admission = _admission(process, generation)
+            admission = _admission(process, generation, in_group=in_group)
             admission.ids.extend(keys.keys())
             admission.rounds.extend(keys.values())
             self._underway[aggregator] = self.news[aggregator] = admission
@@ -95,11 +101,14 @@ class Admissions:
         ]
 
     def learn(self, admitted: Iterable[pb.Admission]) -> None:
-        """Takes over, in a process that has been admitted, what the others know of earlier admissions."""
+        """Takes over, in a process that has been admitted, what the others know of earlier admissions.
+
+        Who of these belongs to the group of this process's relay, it does not know.
+        """
         for each in admitted:
             if each.rank not in self.admitted or self.admitted[each.rank].generation < each.generation:
                 self.admitted[each.rank] = _admission(Process(each.rank, each.incarnation), each.generation)
 
 
-def _admission(process: Process, generation: int) -> pb.Admission:
-    return pb.Admission(rank=process.rank, generation=generation, incarnation=process.incarnation)
+def _admission(process: Process, generation: int, *, in_group: bool = False) -> pb.Admission:
+    return pb.Admission(rank=process.rank, generation=generation, incarnation=process.incarnation, in_group=in_group)

@@ -21,6 +21,8 @@ class KnownLosses:
         """The ranks whose losses an aggregator may not know, for each aggregator that has any. Empty in other jobs."""
         self._losses: dict[int, tuple[int, str, float]] = {}
         """The generation of each rank's last loss, its text, and when it was."""
+        self._in_group: set[int] = set()
+        """The ranks of the group of this worker's relay of which some process was lost."""
         self._aggregators = range(aggregators)
 
     @property
@@ -46,6 +48,8 @@ class KnownLosses:
         new: list[pb.Loss] = []
         for loss in losses:
             rank = loss.rank
+            if loss.in_group:
+                self._in_group.add(rank)
             known = self._losses[rank][0] if rank in self._losses else -1
             if loss.generation > known:
                 new.append(loss)
@@ -63,6 +67,8 @@ class KnownLosses:
     def all(self, now: float, admitted: Mapping[int, pb.Admission]) -> list[pb.Loss]:
         """All losses, for the hello to an aggregator, which may have been started again.
 
+        A relay is told of all of its group: it need not wait for those, even if other processes are elsewhere now.
+
         It is told of the news all the same: not every hello arrives.
 
         Args:
@@ -73,7 +79,7 @@ class KnownLosses:
             [
                 rank
                 for rank, (generation, _, _) in self._losses.items()
-                if rank not in admitted or admitted[rank].generation <= generation
+                if rank in self._in_group or rank not in admitted or admitted[rank].generation <= generation
             ],
             now,
         )
@@ -88,5 +94,13 @@ class KnownLosses:
         messages = []
         for rank in ranks:
             generation, text, at = self._losses[rank]
-            messages.append(pb.Loss(rank=rank, text=text, seconds_ago=max(0.0, now - at), generation=generation))
+            messages.append(
+                pb.Loss(
+                    rank=rank,
+                    text=text,
+                    seconds_ago=max(0.0, now - at),
+                    generation=generation,
+                    in_group=rank in self._in_group,
+                )
+            )
         return messages

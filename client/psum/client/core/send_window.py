@@ -61,9 +61,17 @@ class SendWindow(Generic[Item]):
         credit_bytes: Bytes that may be under way.
         counters: Where stalls are counted.
         clock: The time now, in seconds.
+        contributors: How many ranks a contribution counts, as the aggregator is told. Only from a relay in an elastic
+            job.
     """
 
-    def __init__(self, credit_bytes: int, counters: Counters, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        credit_bytes: int,
+        counters: Counters,
+        clock: Callable[[], float],
+        contributors: Callable[[Item], int] | None = None,
+    ) -> None:
         self.scheduler: Scheduler[Item] = Scheduler(credit_bytes)
         self.plane: WorkerPlane = InlineWorker()
         """How large payloads cross on the current stream."""
@@ -91,6 +99,7 @@ class SendWindow(Generic[Item]):
         self._credit_bytes = credit_bytes
         self._counters = counters
         self._clock = clock
+        self._contributors = contributors
         self._stalled_since: float | None = None
         """Since when a shard waits for credit."""
 
@@ -197,7 +206,10 @@ class SendWindow(Generic[Item]):
         # Most of them began to wait at the same time.
         for (counters, since), count in Counter(queued).items():
             counters.queue.observe(now - since, count)
-        columns = to_columns(rows)
+        if (count := self._contributors) is None:
+            columns = to_columns(rows)
+        else:
+            columns = to_columns([ShardRound(*row, count(part)) for row, part in zip(rows, batch, strict=True)])
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
         else:

@@ -15,6 +15,11 @@ from psum.wire import encode
 #: The message. It says nothing.
 BEAT: Final = encode(pb.ExchangeRequest(declare=pb.Declare()))
 
+#: The longest keepalive in elastic jobs, in seconds. After twice as long a worker notices that a connection is silent.
+#: It must have another one before the aggregator counts it as lost, and must tell the others that it does not reach all
+#: before they lose anybody.
+ELASTIC_KEEPALIVE: Final = 1.5
+
 #: How many beats there are in the time after which a silent worker is lost.
 _BEATS: Final = 5
 

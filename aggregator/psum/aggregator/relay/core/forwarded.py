@@ -48,6 +48,8 @@ class ForwardedKey:
         """The first round of each shard whose result the group does not have, by the shard's number."""
         self.sums: dict[int, memoryview | bytes] = {}
         """The last result of each shard, for an owner that was started again."""
+        self.contributors: dict[int, int] = {}
+        """In an elastic job, how many ranks each of these results counts, unless it is the nominal number."""
         self.abort: pb.Abort | None = None
         """What the owners were told when the group could not contribute."""
         self.failed = False
@@ -83,8 +85,16 @@ class ForwardedKey:
                 if route == uplink
             ],
             label=self.key.label,
+            ranks=first.ranks,
             owner=self.first_owner if to_relay else 0,
         )
+
+    def count(self, index: int, contributors: int) -> None:
+        """Notes how many ranks the last result of a shard counts; 0: the nominal number."""
+        if contributors:
+            self.contributors[index] = contributors
+        else:
+            self.contributors.pop(index, None)
 
     def keep(self, index: int, payload: memoryview | bytes) -> None:
         """Keeps the last result of a shard."""
@@ -101,6 +111,7 @@ class ForwardedShard:
     """
 
     __slots__ = (
+        "contributors",
         "counters",
         "credited",
         "forwarded",
@@ -126,7 +137,16 @@ class ForwardedShard:
         self.counters = forwarded.counters
         self.begin(0, 0, None, timed=False, now=0.0)
 
-    def begin(self, round: int, priority: int, value: memoryview | None, *, timed: bool, now: float) -> None:
+    def begin(
+        self,
+        round: int,
+        priority: int,
+        value: memoryview | None,
+        *,
+        timed: bool,
+        now: float,
+        contributors: int = 0,
+    ) -> None:
         """Makes it the shard of this round.
 
         Args:
@@ -135,8 +155,10 @@ class ForwardedShard:
             value: The group's sum, unchanged until the result is here; None: the group pulls.
             timed: Whether a rank of the group asked how long the round waited.
             now: The time, in seconds.
+            contributors: In an elastic job, how many ranks the sum counts.
         """
         self.round = round
+        self.contributors = contributors
         self.priority = priority
         self.value = value
         self.record = True if timed else None

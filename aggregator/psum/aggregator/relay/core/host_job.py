@@ -11,8 +11,8 @@ The shell carries out ConnectUplinks, ReopenUplinks, SendUplinks, LeaveUplinks a
 uplink has handled messages; and `parted` when every owner has said farewell.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
     Action,
@@ -24,31 +24,25 @@ from psum.aggregator.core.actions import (
     ReturnCredit,
     SendUplinks,
     Sum,
-    Sync,
     Warn,
 )
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.round import Phase, ShardRounds
+from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import introduction
-from psum.aggregator.relay.core.forwarded import owners_of
+from psum.aggregator.relay.core.events import Arrived, Event, Faulted, Noticed
+from psum.aggregator.relay.core.forwarded import ForwardedKey, owners_of
 from psum.aggregator.relay.core.introduction import Identity
-from psum.aggregator.relay.core.uplink import Arrived, Faulted, Noticed, Uplink
+from psum.aggregator.relay.core.lacking_ranks import LackingRanks
+from psum.aggregator.relay.core.passed_syncs import FIRST_SYNC, PassedSyncs
+from psum.aggregator.relay.core.uplink import Uplink
 from psum.client.core.known_departures import from_below, further_up
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import FaultError
-
-#: The numbers of the syncs that a relay passes on begin here, above all ranks, which number the group's own.
-_FIRST_SYNC: Final = 1 << 32
-
-#: How long a round waits at the relay until its owner is told for which ranks.
-LACKING_SECONDS: Final = 1.0
-
-#: The most waiting rounds that the owners are told of, the oldest first.
-_MAX_LACKING: Final = 64
 
 
 class HostJob(Job):
@@ -65,6 +59,11 @@ class HostJob(Job):
 
     forwards: ClassVar[bool] = True
 
+    uplink_type: ClassVar[type[Uplink]] = Uplink
+    """What is sent to the owners of shards."""
+
+    uplink: Uplink
+
     def __init__(
         self,
         hello: pb.Hello,
@@ -78,7 +77,7 @@ class HostJob(Job):
         super().__init__(hello, limits, **job)
         addresses, routes = introduction.uplink_addresses(hello)
         to_relay = bool(hello.next_relays)
-        self.uplink = Uplink(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
+        self.uplink = self.uplink_type(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
         """What is sent to the owners of shards, and what they answer."""
         self._identity = identity
         self._clock = clock
@@ -89,13 +88,8 @@ class HostJob(Job):
         """Whether what fails now fails because an owner said so."""
         self._asked: dict[tuple[int, int], tuple[int, int]] = {}
         """The members that were asked for sums that owners want, and for which rounds, by (key's id, shard)."""
-        self._syncs: dict[int, tuple[tuple[int, int], set[int]]] = {}
-        """Syncs of owners that were passed on, by number: which it is, and the members that have not answered."""
-        self._next_sync = _FIRST_SYNC
-        self._told_lacking: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
-        """The ranks that the owner was told of: the round and the ranks, by (key's id, shard)."""
-        self._told_before = 0
-        """How many streams to owners had been opened again by then."""
+        self._syncs = PassedSyncs(self.uplink)
+        self._lacking = LackingRanks(self.open_shards, self.uplink)
         self._leaving_told = False
         """Whether the owners have been told that all ranks leave."""
         self._gone: set[int] = set()
@@ -119,9 +113,7 @@ class HostJob(Job):
         if key is None or key.failure is not None:
             return actions
         forwarded = self.uplink.learn(key, owners, declared.owner, rank)
-        if not forwarded.declared and self.complete and forwarded.declared_by.issuperset(self._declaring()):
-            self.uplink.declare(forwarded)
-            actions.append(SendUplinks())
+        actions += self._declare_ready([forwarded])
         if self.uplink.take_back(forwarded):
             # Only an owner that hears it on a new stream begins that round again.
             actions += [ReopenUplinks(), *([LeaveUplinks()] if self.leaving else [])]
@@ -139,11 +131,12 @@ class HostJob(Job):
         taken: list[tuple[int, int, int]] = []
         for action, partial in made:
             key, index, round = action.key, action.shard, action.round
-            pulls = key.broadcast and not self._is_root
+            # Of a broadcast whose root is in another group, there is no value here.
+            value = None if key.broadcast and not partial else partial
             timed = (key.id, index) in self.rounds.timings.rounds
-            if self.rounds.forward(key, index, round, None if pulls else partial):
-                value = None if pulls else partial
-                self.uplink.forward(key, index, round, action.priority, value, timed=timed)
+            contributors = self._contributors(key, index)
+            if self.rounds.forward(key, index, round, value):
+                self.uplink.forward(key, index, round, action.priority, value, timed=timed, contributors=contributors)
                 taken.append((key.id, index, round))
         if not taken:
             return []
@@ -164,22 +157,28 @@ class HostJob(Job):
         actions: list[Action] = []
         for event in events:
             match event:
-                case Arrived(key, shard, round, priority, payload, timing):
+                case Arrived(key, shard, round, priority, payload, timing, contributors):
                     if timing is not None:
                         self.rounds.timings.answered(key, shard, round, timing, self.members.roster.known)
                     if key.failure is None and self.failure is None:
-                        actions.append(Sum(key, shard, round, priority, (payload,), relayed=True))
+                        self._answered(key, shard, contributors)
+                        actions.append(
+                            Sum(key, shard, round, priority, (payload,), relayed=True, contributors=contributors)
+                        )
                 case Faulted(fault):
                     actions += self._faulted(fault, now)
                 case Noticed(text):
                     actions.append(Warn(text, self.members.connected()))
-        return actions + self._ask() + self._pass_on_syncs() + self._tell_gone()
+                case _:
+                    actions += self._told(event, now)
+        staying = {member for member, worker in self.workers.items() if not self._is_gone(member, worker)}
+        return actions + self._ask() + self._syncs.pass_on(staying) + self._tell_gone()
 
     def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """See JobRounds.restore. An owner may want the sum too."""
         actions = self.rounds.restore(rank, entry, payload)
         wanted = (entry.id, entry.shard) in self.uplink.wanted
-        self.uplink.give_back(entry.id, entry.shard, entry.round, payload)
+        self.uplink.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
         self._asked.pop((entry.id, entry.shard), None)
         return [*actions, SendUplinks()] if wanted else actions
 
@@ -187,19 +186,24 @@ class HostJob(Job):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
-        before = self.workers.get(hello.rank)
+        before = self.members.holders(hello)
         further = list(from_below(hello.departures))
         actions, refusal = super().join(hello, peer, now)
         if refusal is None:
             self.uplink.departures.note(further)
-        if refusal is None and self.complete and self.failure is None:
+        if refusal is None and self.may_connect and self.failure is None:
             if not self._connecting:
                 actions = [*actions, *self._connect()]
-            elif self.workers[hello.rank] is not before:
+            elif self.workers[hello.rank] not in before:
                 # The owners must know of the newcomer: those that have a contribution of its predecessor refuse it.
                 self.uplink.await_all()
                 actions = [*actions, ReopenUplinks()]
         return actions, refusal
+
+    @property
+    def may_connect(self) -> bool:
+        """Whether the relay may join the owners' job: all ranks of its group are here."""
+        return self.complete
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
         """The hello for one uplink.
@@ -226,7 +230,8 @@ class HostJob(Job):
         if worker.taking_leave:
             return []
         departures = self.members.departures
-        last = self.complete and all(other.left for other in self.workers.values() if other is not worker)
+        others = ((member, other) for member, other in self.workers.items() if other is not worker)
+        last = self.complete and all(self._is_gone(member, other) for member, other in others)
         begins = last and self._connecting and not self._leaving_told and self.failure is None
         if begins:
             departures.held = self._leaving_told = True
@@ -238,7 +243,7 @@ class HostJob(Job):
             actions.append(LeaveUplinks())
         elif not last:
             self._gone.update(new)
-        return actions + self._settle_syncs(rank) + self._tell_gone()
+        return actions + self._syncs.settle(rank) + self._tell_gone()
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
         """See Job. The owners are told, as of a worker that leaves while others stay."""
@@ -264,17 +269,16 @@ class HostJob(Job):
 
     def synced(self, rank: int, number: int, now: float) -> list[Action]:
         """See Job. A number above all ranks is that of a sync that was passed on."""
-        if number < _FIRST_SYNC:
+        if number < FIRST_SYNC:
             return super().synced(rank, number, now)
-        return self._settle_syncs(rank, number)
+        return self._syncs.settle(rank, number)
 
     def tick(self, now: float) -> list[Action]:
         """See Job. Tells the owners for which ranks rounds wait here."""
         actions = super().tick(now)
         if self.failure is not None:
             return actions
-        if lacking := self._lacking(now):
-            self.uplink.lacking(lacking)
+        if self._lacking.tell(now):
             actions.append(SendUplinks())
         return actions + self._ask() + self._tell_gone()
 
@@ -339,13 +343,32 @@ class HostJob(Job):
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
 
-    @property
-    def _is_root(self) -> bool:
-        """Whether rank 0, the root of broadcasts, is in the group."""
-        return 0 in self.workers
+    def _is_gone(self, member: int, worker: Worker) -> bool:
+        """Whether nothing is expected from a member any more."""
+        return worker.left
 
-    def _declaring(self) -> set[int]:
-        """The members that declare keys: not those that had left before this process was started."""
+    def _contributors(self, key: Key, index: int) -> int:
+        """How many ranks the sum of a round counts, as its owner is told; 0: it is not told."""
+        return 0
+
+    def _answered(self, key: Key, index: int, contributors: int) -> None:
+        """The result of a round is here. It counts so many ranks; 0: as many as the job began with."""
+
+    def _told(self, event: Event, now: float) -> list[Action]:
+        """What follows from an event of other kinds."""
+        raise NotImplementedError
+
+    def _declare_ready(self, keys: Iterable[ForwardedKey]) -> list[Action]:
+        """Tells the owners of those keys that all members of the group have declared."""
+        if not self.may_connect:
+            return []
+        ready = [each for each in keys if not each.declared and each.declared_by.issuperset(self._declaring(each.key))]
+        for forwarded in ready:
+            self.uplink.declare(forwarded)
+        return [SendUplinks()] if ready else []
+
+    def _declaring(self, key: Key) -> set[int]:
+        """The members that declare a key: not those that had left before this process was started."""
         return set(self.members.roster.members) - self.members.departed
 
     def _connect(self) -> list[Action]:
@@ -398,36 +421,6 @@ class HostJob(Job):
                 actions.append(Ask(holders[0], ((key_id, index, row.round),)))
         return actions
 
-    def _pass_on_syncs(self) -> list[Action]:
-        """Asks the group to confirm the syncs of owners.
-
-        It is not enough that the relay has all sums. If the relay and the owner are killed together, and no rank of
-        this group had received a sum, the ranks that have left would be needed to make it again.
-        """
-        known = {which for which, _ in self._syncs.values()}
-        actions: list[Action] = []
-        for which, leaving in self.uplink.syncs.items():
-            if which in known:
-                continue
-            number, self._next_sync = self._next_sync, self._next_sync + 1
-            members = {member for member, worker in self.workers.items() if not worker.left}
-            self._syncs[number] = which, members
-            actions.append(Sync(number, tuple(sorted(members)), tuple(further_up(leaving))))
-        return actions + self._settle_syncs()
-
-    def _settle_syncs(self, member: int | None = None, number: int | None = None) -> list[Action]:
-        """Notes that a member has answered a sync, or with its departure all; confirms what all have answered."""
-        asked = self.uplink.syncs
-        done = []
-        for each, (which, members) in self._syncs.items():
-            if member is not None and number in (None, each):
-                members.discard(member)
-            if not members or which not in asked:
-                done.append(each)
-        for each in done:
-            self.uplink.confirm(*self._syncs.pop(each)[0])
-        return [SendUplinks()] if done else []
-
     def _tell_gone(self) -> list[Action]:
         """Tells the owners which ranks have left, as soon as no round needs their contribution any more."""
         if not self._gone or self.leaving:
@@ -445,28 +438,3 @@ class HostJob(Job):
         self.uplink.left(self._gone)
         self._gone = set()
         return [SendUplinks()]
-
-    def _lacking(self, now: float) -> list[tuple[int, int, int, Sequence[int]]]:
-        """The rounds that wait here, and for which ranks, as far as the owners have not been told."""
-        if self._told_before != self.uplink.counters.reconnects:
-            # The owner may have been started again, and know nothing of it.
-            self._told_before = self.uplink.counters.reconnects
-            self._told_lacking = {}
-        told: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
-        new: list[tuple[int, int, int, Sequence[int]]] = []
-        for (key_id, index), (_, shard) in self.open_shards.items():
-            if len(told) == _MAX_LACKING:
-                break
-            if shard.since is None or now - shard.since < LACKING_SECONDS:
-                # The oldest come first.
-                break
-            if not shard.contributions:
-                continue
-            state = shard.round, tuple(shard.waiting_for())
-            told[key_id, index] = state
-            # An owner that does not know the key yet forgets what it is told of it.
-            forgets = not self.uplink.keys[key_id].declared
-            if state[1] and (forgets or self._told_lacking.get((key_id, index)) != state):
-                new.append((key_id, index, *state))
-        self._told_lacking = told
-        return new

@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 
-from psum.aggregator.core.worker import Worker
+from psum.aggregator.core.worker import Process, Worker
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 
@@ -89,6 +89,30 @@ def introduction(
         forwarded_by=[*forwarded_by, identity.incarnation],
         departures=departures,
     )
+
+
+def processes(worker: Worker) -> Iterator[tuple[int, Process]]:
+    """The ranks that a member stands for in an elastic job, each with its process."""
+    hello = worker.hello
+    yield from worker.processes.items() if hello.ranks else [(hello.rank, (hello.incarnation, hello.generation))]
+
+
+def be_elastic(hello: pb.Hello, workers: Sequence[Worker], gone: Set[int]) -> None:
+    """Adds to the hello of a relay what the owners of an elastic job must know: rank by rank, which process it is.
+
+    Args:
+        hello: The hello.
+        workers: The members of the group, of which at least one has a rank that is not gone.
+        gone: The ranks that are lost or have left.
+    """
+    left = sorted(
+        (each for worker in workers for each in processes(worker) if each[0] not in gone), key=lambda each: each[0]
+    )
+    hello.rank = left[0][0]
+    hello.ranks[:] = [rank for rank, _ in left]
+    hello.incarnations[:] = [incarnation for _, (incarnation, _) in left]
+    hello.generations[:] = [generation for _, (_, generation) in left]
+    hello.elastic.CopyFrom(workers[0].hello.elastic)
 
 
 def question(identity: Identity, hello: pb.Hello) -> pb.Hello:

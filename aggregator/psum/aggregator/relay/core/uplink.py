@@ -7,74 +7,25 @@ An **uplink** is the way to one aggregator: to an owner of shards, or to a relay
 all owners leads.
 """
 
-import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.round import Phase
+from psum.aggregator.relay.core.events import Arrived, Event, Faulted, Noticed
 from psum.aggregator.relay.core.forwarded import ForwardedKey, ForwardedShard
+from psum.aggregator.relay.core.sent_notes import SentNotes
 from psum.client.core.counters import Counters
 from psum.client.core.known_departures import KnownDepartures
 from psum.client.core.operation import Operation
 from psum.client.core.send_window import SendWindow
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_SHARDS_PER_PAYLOAD, ShardRound, decode, encode, split, to_columns, to_rows
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, ShardRound, decode, split, to_rows
 from psum.wire.errors import FaultError, ProtocolError, PsumError
 
 _NOTHING: Final = memoryview(b"")
-
-#: The most rounds in one message about lacking ranks.
-_MAX_LACKING: Final = 64
-
-
-@dataclasses.dataclass(slots=True)
-class Arrived:
-    """The result of a round is here.
-
-    Attributes:
-        key: The key.
-        shard: The shard's number within it.
-        round: The round.
-        priority: How urgent it is.
-        payload: The result, as it is sent to workers. It stays unchanged until the group contributes to the next round.
-        timing: How long the round waited at the owner, None if nobody asked.
-    """
-
-    key: Key
-    shard: int
-    round: int
-    priority: int
-    payload: memoryview
-    timing: pb.Timing | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Faulted:
-    """An owner has reported a failure.
-
-    Attributes:
-        fault: The failure.
-    """
-
-    fault: FaultError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Noticed:
-    """An owner wants the workers' users to know something.
-
-    Attributes:
-        text: What.
-    """
-
-    text: str
-
-
-Event = Arrived | Faulted | Noticed
 
 
 class Uplink:
@@ -120,20 +71,15 @@ class Uplink:
         self._routes = dict(enumerate(routes))
         self._to_relay = to_relay
         self._clock = clock
-        self.windows: list[SendWindow[ForwardedShard]] = [
-            SendWindow(credit_bytes, self.counters, clock) for _ in addresses
-        ]
+        self.windows = [self._make_window(credit_bytes) for _ in addresses]
         """What is sent on each uplink."""
         self.lost: set[int] = set()
         """The uplinks without an open stream, as the shell last said. Only what ends before them depends on it."""
         self._awaited: set[int] = set()
         """The uplinks whose aggregator has not let the group in."""
         self.await_all()
-        self._left: set[int] = set()
-        """The ranks that have left the group while others stay."""
-        self._goodbyes: list[bool] = [False] * len(self.addresses)
-        """Whether each uplink must be told of them."""
-        self._lacking: list[deque[pb.Lacking]] = [deque() for _ in addresses]
+        self.notes = SentNotes(len(self.addresses))
+        """What the owners are told beside contributions."""
 
     def __repr__(self) -> str:
         return f"<Uplink to {', '.join(self.addresses)} keys={len(self.keys)}>"
@@ -179,7 +125,15 @@ class Uplink:
         return bool(lost)
 
     def forward(
-        self, key: Key, index: int, round: int, priority: int, value: memoryview | None, *, timed: bool
+        self,
+        key: Key,
+        index: int,
+        round: int,
+        priority: int,
+        value: memoryview | None,
+        *,
+        timed: bool,
+        contributors: int = 0,
     ) -> None:
         """Sends the group's contribution to a round.
 
@@ -191,6 +145,7 @@ class Uplink:
             value: The group's sum, or the root's value, unchanged until the result has arrived; None: the root of the
                 broadcast is in another group.
             timed: Whether a rank of the group asked how long the round waited.
+            contributors: In an elastic job, how many ranks the sum counts.
         """
         forwarded = self.keys[key.id]
         if not forwarded.declared:
@@ -199,7 +154,7 @@ class Uplink:
         shard = forwarded.shards.get(index)
         if shard is None:
             shard = forwarded.shards[index] = ForwardedShard(forwarded, index)
-        shard.begin(round, priority, value, timed=timed, now=self._clock())
+        shard.begin(round, priority, value, timed=timed, now=self._clock(), contributors=contributors)
         uplink = forwarded.route[index]
         self.sent_bytes[uplink] += shard.size
         self.windows[uplink].add(shard)
@@ -210,8 +165,16 @@ class Uplink:
         if forwarded is not None and forwarded.rounds.get(index) == round + 1 and index in forwarded.sums:
             forwarded.keep(index, memory)
 
-    def give_back(self, key_id: int, index: int, round: int, total: memoryview) -> None:
-        """Takes the sum of a round from a rank of the group, for an owner that may ask for it or has asked."""
+    def give_back(self, key_id: int, index: int, round: int, total: memoryview, contributors: int = 0) -> None:
+        """Takes the sum of a round from a rank of the group, for an owner that may ask for it or has asked.
+
+        Args:
+            key_id: The key's id.
+            index: The shard's number within it.
+            round: The round.
+            total: The sum.
+            contributors: In an elastic job, how many ranks it counts; 0: the nominal number.
+        """
         forwarded = self.keys.get(key_id)
         if (
             forwarded is None
@@ -222,6 +185,7 @@ class Uplink:
         ):
             return
         forwarded.sums[index] = bytes(total)
+        forwarded.count(index, contributors)
         if (row := self.wanted.pop((key_id, index), None)) is not None:
             self._restore(forwarded, row)
 
@@ -271,11 +235,15 @@ class Uplink:
 
     def end(self) -> None:
         """Lets go of everything: nothing more is sent, and what still comes is ignored."""
+        self.syncs.clear()
+        self._release_all()
+
+    def _release_all(self) -> None:
+        """Lets go of all keys, and of what was to be sent of them."""
         for forwarded in self.keys.values():
             forwarded.failed = True
         self.keys.clear()
         self.wanted.clear()
-        self.syncs.clear()
         for window in self.windows:
             window.outstanding.clear()
             window.postponed.clear()
@@ -285,20 +253,13 @@ class Uplink:
 
     def left(self, ranks: Iterable[int]) -> None:
         """Some ranks have left the group while others stay. Nothing more is to be forwarded for them."""
-        self._left.update(ranks)
-        self._goodbyes = [True] * len(self.addresses)
+        self.notes.leave(ranks)
 
     def lacking(self, rounds: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
         """Tells the owners which ranks of the group some rounds wait for: (key's id, shard, round, ranks) each."""
         for uplink in range(len(self.addresses)):
             # Also of keys that some rank of the group has not declared: the owner may wait for just that rank.
-            here = [row for row in rounds if self._leads_to(uplink, row[0], row[1])]
-            for start in range(0, len(here), _MAX_LACKING):
-                some = here[start : start + _MAX_LACKING]
-                shards = to_columns([ShardRound(*row[:3]) for row in some])
-                message = pb.Lacking(shards=shards, ranks=[pb.Ranks(ranks=row[3]) for row in some])
-                if message not in self._lacking[uplink]:
-                    self._lacking[uplink].append(message)
+            self.notes.lack(uplink, [row for row in rounds if self._leads_to(uplink, row[0], row[1])])
 
     def finishes(self, key_id: int, index: int, round: int) -> bool:
         """Whether the owner of a shard is there and takes a contribution to this round: it does not end before that."""
@@ -313,7 +274,7 @@ class Uplink:
     def has_messages(self, aggregator: int) -> bool:
         """Whether something waits to be sent on an uplink; it may wait for credit."""
         window = self.windows[aggregator]
-        if self._lacking[aggregator] or self._goodbyes[aggregator]:
+        if self.notes.waits(aggregator):
             return True
         return bool(window.declarations or window.aborts or window.restores or window.scheduler or window.syncs)
 
@@ -337,15 +298,13 @@ class Uplink:
         if self._awaited:
             return None
         window = self.windows[aggregator]
-        if self._lacking[aggregator] and not window.declarations:
+        if not window.declarations and (lacking := self.notes.next_lacking(aggregator)) is not None:
             window.following = []
-            return encode(pb.ExchangeRequest(lacking=self._lacking[aggregator].popleft()))
+            return lacking
         message = window.next_message()
-        unsent = window.postponed or window.scheduler
-        if message is None and self._goodbyes[aggregator] and not unsent:
+        if message is None and not (window.postponed or window.scheduler):
             # Not before: the owner would miss the contributions of these ranks that are still to be sent.
-            self._goodbyes[aggregator] = False
-            return encode(pb.ExchangeRequest(goodbye=pb.Goodbye(ranks=sorted(self._left))))
+            message = self.notes.next_goodbye(aggregator)
         if message is None:
             self._note_settled(aggregator)
         return message
@@ -435,7 +394,7 @@ class Uplink:
         return bool(window.outstanding) if window.still_open is None else None
 
     def disconnected(self, aggregator: int) -> None:
-        """See Party. Only elastic jobs must know, and they have no relays."""
+        """See Party. Only elastic jobs must know."""
 
     def reconnected(self, aggregator: int) -> None:
         """Begins anew on a new stream: declares everything again, and sends again what has no result."""
@@ -445,8 +404,7 @@ class Uplink:
             [forwarded.declaration(aggregator, to_relay=self._to_relay) for forwarded in declared],
             [forwarded.abort for forwarded in declared if forwarded.abort is not None],
         )
-        self._goodbyes[aggregator] = bool(self._left)
-        self._lacking[aggregator].clear()
+        self.notes.reopened(aggregator)
         # The owner asks again if it needs an answer still.
         self.syncs = {which: leaving for which, leaving in self.syncs.items() if which[0] != aggregator}
         for key_id, index in list(self.wanted):
@@ -470,6 +428,9 @@ class Uplink:
         for key_id, index in self.wanted:
             assert index not in self.keys[key_id].sums
 
+    def _make_window(self, credit_bytes: int) -> SendWindow[ForwardedShard]:
+        return SendWindow(credit_bytes, self.counters, self._clock)
+
     def _note_settled(self, aggregator: int) -> None:
         if self.departures.may_lack(aggregator) and self.windows[aggregator].settled:
             self.departures.lacks_nothing(aggregator)
@@ -490,8 +451,8 @@ class Uplink:
             return
         forwarded, index = shard.forwarded, shard.index
         key = forwarded.key
-        # The root of a broadcast has the value already.
-        own = key.broadcast and not shard.pulls
+        # The root of a broadcast has the value already, unless another one has taken its place.
+        own = key.broadcast and not shard.pulls and not payload
         total = payload if own or key.codec is None else key.codec.decode(payload, key.sizes[index])
         if len(total) != (expected := 0 if own else key.sizes[index]):
             raise ProtocolError(
@@ -511,10 +472,13 @@ class Uplink:
         shard.counters.exchange.observe(self._clock() - shard.sent)
         forwarded.rounds[index] = row.round + 1
         forwarded.keep(index, total)
+        forwarded.count(index, row.contributors)
         # All ranks have contributed since then.
         self.wanted.pop((key.id, index), None)
         shard.value = None
-        self.events.append(Arrived(key, index, row.round, shard.priority, payload, shard.timing))
+        self.events.append(
+            Arrived(key, index, row.round, shard.priority, payload, shard.timing, contributors=row.contributors)
+        )
 
     def _want(self, aggregator: int, row: ShardRound) -> None:
         forwarded = self.keys.get(row.id)
@@ -532,4 +496,6 @@ class Uplink:
         total = forwarded.sums[row.shard]
         self.counters.restores += 1
         window = self.windows[forwarded.route[row.shard]]
-        window.restores.append((ShardRound(row.id, row.shard, row.round, length=len(total)), total))
+        contributors = forwarded.contributors.get(row.shard, 0)
+        row = ShardRound(row.id, row.shard, row.round, length=len(total), contributors=contributors)
+        window.restores.append((row, total))

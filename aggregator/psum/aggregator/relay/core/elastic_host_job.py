@@ -1,0 +1,406 @@
+"""The job of a relay's group in an elastic job: the group goes on without ranks that are lost.
+
+It is a HostJob and an ElasticJob. What the group loses, the owners are told, before anything that the group contributes
+without the lost ranks. What the owners tell, the workers are told, before results without the lost ranks. The owners
+judge whether enough ranks are left.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+from psum.aggregator.core.actions import (
+    Action,
+    Admit,
+    ConnectUplinks,
+    PartUplinks,
+    Refuse,
+    ReopenUplinks,
+    SendUplinks,
+    TellLosses,
+    Warn,
+)
+from psum.aggregator.core.admissions import Admission
+from psum.aggregator.core.candidates import Candidate
+from psum.aggregator.core.elastic_job import ElasticJob
+from psum.aggregator.core.job_rounds import JobRounds
+from psum.aggregator.core.key import Key
+from psum.aggregator.core.limits import Limits
+from psum.aggregator.core.losses import Loss, reported
+from psum.aggregator.core.membership import Membership
+from psum.aggregator.core.membership_log import EventKind
+from psum.aggregator.core.worker import Worker
+from psum.aggregator.relay.core import group_texts, introduction
+from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
+from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.founder import Founder
+from psum.aggregator.relay.core.group_joins import GroupJoins
+from psum.aggregator.relay.core.group_membership import GroupMembership
+from psum.aggregator.relay.core.group_rounds import GroupRounds
+from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.core.uplink import Uplink
+from psum.aggregator.relay.core.wanted_values import WantedValues
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+from psum.wire.errors import ExcludedError, FaultError, WorkerLostError
+
+
+class ElasticHostJob(HostJob, ElasticJob):
+    """The state of one relay's group in an elastic job.
+
+    Args:
+        hello: The first worker's hello, which is elastic.
+        limits: The time-outs and the limit on shards.
+        job: What HostJob takes besides.
+    """
+
+    membership_type: ClassVar[type[Membership]] = GroupMembership
+    rounds_type: ClassVar[type[JobRounds]] = GroupRounds
+    uplink_type: ClassVar[type[Uplink]] = ElasticUplink
+
+    members: GroupMembership
+    rounds: GroupRounds
+    uplink: ElasticUplink
+
+    def __init__(self, hello: pb.Hello, limits: Limits, *, clock: Callable[[], float], **job: Any) -> None:
+        self._is_over = False
+        """Whether all ranks of the group are gone, and the owners are told so."""
+        self._founder: Founder | None = None
+        """The process with which the relay asks to join the owners' job, if its group has no member."""
+        self._must_reopen = False
+        """Whether the owners know the relay as one that stands for such a process alone."""
+        self._admitted: dict[int, int] = {}
+        """The generation of the last admission of each rank that the owners were told of."""
+        super().__init__(hello, limits, clock=clock, **job)
+        self._values = WantedValues(self.uplink, self.members, self.keys)
+        uplinks = len(self.uplink.addresses)
+        self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
+        """The processes that wait here to join."""
+
+    # Losses.
+
+    def losses(self, now: float, member: int | None = None) -> list[pb.Loss]:
+        """See Job. Those of the group are marked, for the next process of this relay."""
+        return self._marked(super().losses(now, member))
+
+    def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
+        """See Job. A group does not wait for ranks that were lost before this process was started."""
+        before = [loss.rank for loss in hello.losses if loss.in_group]
+        if self._founder is not None:
+            # Members have come back: it waits for them, as any other candidate.
+            self._founder, self._must_reopen = None, True
+        actions, refusal = super().join(hello, peer, now)
+        if refusal is None and self.failure is None and before:
+            for rank in before:
+                self.members.roster.lost_before(rank)
+            actions += self.rounds.settle(hello.rank)
+        return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
+
+    def leave(self, rank: int, now: float) -> list[Action]:
+        """See Job."""
+        actions = super().leave(rank, now)
+        return [*actions, *self._proceed(), *self._tell_joins(now)]
+
+    def tick(self, now: float) -> list[Action]:
+        """See Job. A relay that was started again does not wait for ever for ranks that it does not know."""
+        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        actions = super().tick(now)
+        if self.failure is None and (unknown := self.members.give_up_unknown(now)):
+            text = group_texts.given_up(self.name, unknown, self.members.worker_timeout)
+            actions += [Warn(text, ()), *self._proceed()]
+            for rank in self.members.roster.known[:1]:
+                actions += self.rounds.settle(rank)
+        return actions + self._values.ask()
+
+    def heard(self, now: float) -> list[Action]:
+        """See HostJob."""
+        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        return [*super().heard(now), *self._values.ask(), *self._let_founder_in(now)]
+
+    def unreachable(self, failure: FaultError, now: float) -> list[Action]:
+        """See HostJob. An owner goes on without any rank of the group."""
+        if self._is_over:
+            return []
+        if self._founder is not None:
+            candidate = self._founder.candidate
+            self._founder = None
+            lost = WorkerLostError(str(failure), ranks=[candidate.hello.rank])
+            return [Refuse(candidate, failure), *super().withdraw(candidate, now), *self._part(lost)]
+        if isinstance(failure, ExcludedError):
+            return self._exclude_all(failure, now)
+        return super().unreachable(failure, now)
+
+    # Joins.
+
+    def candidates(self) -> list[pb.Candidate]:
+        """See Job."""
+        return self.joins.common()
+
+    def wait(self, candidate: Candidate, now: float) -> tuple[list[Action], FaultError | None]:
+        """See ElasticJob. The owners are told."""
+        actions, refusal = super().wait(candidate, now)
+        if refusal is None and not self.workers and self._founder is None and candidate.via is None:
+            actions += self._found(candidate)
+        return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
+
+    def withdraw(self, candidate: Candidate, now: float) -> list[Action]:
+        """See ElasticJob."""
+        actions = super().withdraw(candidate, now)
+        if self._founder is not None and candidate is self._founder.candidate:
+            self._founder = None
+            actions += self._part(WorkerLostError(group_texts.GONE_BEFORE, ranks=[candidate.hello.rank]))
+        return [*actions, *self._tell_joins(now)]
+
+    def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
+        """See Job. The owners are told when the whole group has said so."""
+        return [*super().admit(rank, admission, now), *self._tell_joins(now)]
+
+    def _found(self, candidate: Candidate) -> list[Action]:
+        """Asks to join the owners' job with a process alone: the group has no member."""
+        self._founder = Founder(candidate)
+        self._connecting = True
+        self.uplink.title = introduction.title(self._identity, [self._founder.worker])
+        return [ConnectUplinks()]
+
+    def _let_founder_in(self, now: float) -> list[Action]:
+        """Makes the founder a member, when all owners have let the relay in."""
+        founder = self._founder
+        if founder is None or not self.uplink.was_let_in:
+            return []
+        self._founder = None
+        candidate, admission = founder.candidate, founder.admission
+        self.members.found(admission)
+        self.joins.candidates.remove(candidate)
+        worker = self.members.welcome(candidate.hello, candidate.peer, now)
+        self.log.note(now, EventKind.JOINED, admission.rank, admission.generation, str(worker))
+        self._admitted[admission.rank] = admission.generation
+        return [Admit(candidate), *self._tell_joins(now)]
+
+    def _part(self, failure: FaultError) -> list[Action]:
+        """Parts from the owners, which go on without the group."""
+        self._is_over = True
+        return [PartUplinks(pb.Goodbye(fault=failure.to_message()))]
+
+    def _begin_generation(self, admission: Admission, now: float) -> list[Action]:
+        """See ElasticJob. The group waits for the process only if it waits here, or waited at this relay before."""
+        rank = admission.rank
+        candidate = self.joins.candidates.of(rank)
+        here = candidate is not None and candidate.hello.incarnation == admission.incarnation
+        if here or admission.in_group:
+            self.uplink.notes.stay(rank)
+            self._gone.discard(rank)
+            actions = super()._begin_generation(admission, now)
+        else:
+            self.members.admit_elsewhere(admission)
+            self.rounds.forget_ranked_keys()
+            actions = self.joins.admitted(admission, now)
+        self.uplink.forget([key_id for key_id in self.uplink.keys if key_id not in self.keys])
+        return actions
+
+    def _decided(self, uplink: int, decision: pb.Decision, now: float) -> list[Action]:
+        """Takes an owner's decision. A process that is one of the group by it, and is not here any more, is lost."""
+        rank, incarnation = decision.rank, decision.incarnation
+        candidate = self.joins.candidates.of(rank)
+        is_here = candidate is not None and candidate.hello.incarnation == incarnation
+        if is_here or decision.HasField("fault") or self.members.incarnation(rank) == incarnation:
+            return self.joins.decide(uplink, decision, now)
+        generation = decision.admission.generation
+        return self._lose([Loss(rank, group_texts.GONE_BEFORE, now, generation=generation, reason="not come")], now)
+
+    def _tell_joins(self, now: float) -> list[Action]:
+        """Tells the owners who waits here, and whom the whole group has admitted."""
+        if self.failure is not None or self.ended or self._is_over:
+            return []
+        told = self.uplink.tell_candidates(self.joins.waiting(now))
+        for admission in self.members.admissions.values():
+            if self._admitted.get(admission.rank, -1) < admission.generation and self.members.said_by_all(admission):
+                self._admitted[admission.rank] = admission.generation
+                self.uplink.admit(admission)
+                told = True
+        return [SendUplinks()] if told else []
+
+    # Values of broadcasts.
+
+    def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
+        """See HostJob. For the current round it is a value in place of that of the root."""
+        key = self.keys.get(entry.id)
+        shard = None if key is None else key.shards.get(entry.shard)
+        if key is not None and shard is not None and key.broadcast and entry.round == shard.round:
+            self.uplink.give_value(key.id, entry.shard, entry.round, payload)
+            return [SendUplinks()]
+        return super().give_back(rank, entry, payload)
+
+    # The owners.
+
+    def hello(self, uplink: int, resuming: bool) -> pb.Hello:
+        """See HostJob. With the process of each rank that is left, and all that this relay knows of the others."""
+        if self._founder is not None:
+            return self._founder_hello(self._founder, uplink)
+        gone = self.members.roster.lost | self.uplink.notes.left
+        self.uplink.notes.in_hello(uplink)
+        workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
+        if not workers:
+            # All that is left is to tell the owners so.
+            workers, gone = list(self.workers.values()), set()
+        said = introduction.introduction(
+            self._identity,
+            workers,
+            uplink,
+            self._clock(),
+            resuming=resuming or self.uplink.was_let_in or any(worker.hello.resuming for worker in workers),
+            departures=[*self.uplink.departures_for(uplink), *self._departures_of_group()],
+        )
+        introduction.be_elastic(said, workers, gone)
+        said.losses.extend(loss.to_message(self._clock()) for loss in self.members.present_losses())
+        for admission in self.members.admissions.values():
+            if self.members.said_by_all(admission):
+                said.admissions.append(self.uplink.admission_for(uplink, admission))
+        return said
+
+    def _founder_hello(self, founder: Founder, uplink: int) -> pb.Hello:
+        """The hello of a relay whose group has no member but a process that asks to join."""
+        workers = [founder.worker]
+        said = introduction.introduction(self._identity, workers, uplink, self._clock(), resuming=False)
+        introduction.be_elastic(said, workers, set())
+        # For an owner it is a candidate as others.
+        said.joining, said.incarnation = True, founder.candidate.hello.incarnation
+        return said
+
+    @property
+    def over(self) -> bool:
+        """See Job. A process that waits to join begins the group anew."""
+        return super().over and self._founder is None
+
+    @property
+    def may_connect(self) -> bool:
+        """See HostJob. Only the owners can let in those who wait here to join."""
+        roster, candidates = self.members.roster, self.joins.candidates
+        return not roster.unknown and all(candidates.of(rank) is not None for rank in roster.not_joined())
+
+    @property
+    def leaving(self) -> bool:
+        """See HostJob. Ranks that are lost do not come back."""
+        workers = self.workers.items()
+        return self.complete and all(self._is_gone(*each) for each in workers) and any(each.left for _, each in workers)
+
+    def _is_gone(self, member: int, worker: Worker) -> bool:
+        return worker.left or member in self.members.roster.gone
+
+    def _contributors(self, key: Key, index: int) -> int:
+        return self.rounds.ranks_in(key, index)
+
+    def _answered(self, key: Key, index: int, contributors: int) -> None:
+        self.rounds.answered(key, index, contributors)
+
+    def _told(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case LossesTold(losses):
+                return self._lose(reported(losses, now), now)
+            case CandidatesTold(uplink, candidates):
+                return self.joins.report(uplink, candidates)
+            case Decided(uplink, decision):
+                return [*self._decided(uplink, decision, now), *self._tell_joins(now)]
+            case Admitted(admission):
+                if self._founder is not None:
+                    self._founder.welcomed(admission)
+                return []
+            case UplinkReopened(uplink):
+                self.joins.reopened(uplink)
+                return self.joins.report(uplink, ())
+            case _:
+                return super()._told(event, now)
+
+    def _faulted(self, fault: FaultError, now: float) -> list[Action]:
+        if isinstance(fault, ExcludedError) and fault.key is None:
+            return self._exclude_all(fault, now)
+        return super()._faulted(fault, now)
+
+    def _declaring(self, key: Key) -> set[int]:
+        declaring = super()._declaring(key)
+        if not key.ranks:
+            return declaring
+        roster = self.members.roster
+        return {member for member in declaring if not set(key.ranks).isdisjoint(roster.ranks(member))}
+
+    def _departures_of_group(self) -> list[pb.Departure]:
+        """The ranks of the group that have left, for an owner that was started again."""
+        left = self.uplink.notes.left
+        return [
+            pb.Departure(ranks=[rank], incarnation=incarnation)
+            for worker in self.workers.values()
+            for rank, (incarnation, _) in introduction.processes(worker)
+            if rank in left
+        ]
+
+    def _lose(self, losses: Iterable[Loss], now: float, **how: Any) -> list[Action]:
+        """See ElasticJob. The owners are told before anything else that the group sends."""
+        losses = list(losses)
+        before = set(self.members.roster.lost)
+        actions = super()._lose(losses, now, **how)
+        if self.failure is not None:
+            return actions
+        self.uplink.losses.note((loss.to_message(now) for loss in self.members.present_losses()), now)
+        gone = self.members.roster.lost - before
+        for action in actions:
+            if isinstance(action, TellLosses):
+                self._marked(action.losses)
+        for member in set(self.members.members_of(gone)) & self.members.roster.gone:
+            for forwarded in self.uplink.keys.values():
+                forwarded.declared_by.discard(member)
+            actions += self._syncs.settle(member)
+        if self._is_over:
+            return actions
+        actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
+        return actions + self._tell_joins(now)
+
+    def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
+        """Marks the losses of this group among some."""
+        for loss in losses:
+            loss.in_group = loss.rank in self.members.roster
+        return list(losses)
+
+    def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
+        if loss.rank not in self.members.roster:
+            return []
+        return [Warn(group_texts.lost(self.name, loss, self.members.roster), ())]
+
+    def _none_left(self, now: float) -> list[Action] | None:
+        """Parts from the owners if all ranks of the group are gone, the last ones because they are lost."""
+        roster = self.members.roster
+        if roster.known or not self.complete:
+            return None
+        if self._is_over or not self._connecting or self._leaving_told:
+            return []
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
+        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
+
+    def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
+        """Excludes all ranks of the group: an owner goes on without them."""
+        text = str(fault)
+        return self._lose(
+            [Loss(rank, text, now, generation=self.members.generation(rank)) for rank in self.members.roster.known], now
+        )
+
+    def _begin_again(self) -> list[Action]:
+        """See ElasticJob. The owners are told of the keys again."""
+        actions = super()._begin_again()
+        self._asked.clear()
+        self._values.clear()
+        self.uplink.forget_keys()
+        if not self._connecting:
+            return actions
+        return [*actions, *self._reopen()]
+
+    def _reopen(self) -> list[Action]:
+        """Has the streams to the owners opened anew."""
+        self.uplink.await_all()
+        return [ReopenUplinks()]
+
+    def _proceed(self) -> list[Action]:
+        """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
+        if self.failure is not None or self.ended or not self.may_connect or not self.members.roster.known:
+            return []
+        ready = self._declare_ready(self.uplink.keys.values())
+        if not self._must_reopen:
+            return [*self._connect(), *ready]
+        self._must_reopen = False
+        return [*self._reopen(), *ready]

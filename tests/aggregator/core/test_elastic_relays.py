@@ -1,0 +1,569 @@
+"""Relays in an elastic job, as the owners of shards see them: ranks are lost and leave one by one."""
+
+import pytest
+
+from psum.aggregator.core.actions import Ask, EndStreams, Release, Sum
+from psum.aggregator.core.elastic_job import ElasticJob
+from psum.aggregator.core.elastic_roster import FIRST_RELAY
+from psum.aggregator.core.registry import Registry
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+from psum.wire.errors import ExcludedError, ProtocolError, RoundTimeoutError, TakenError, WorkerLostError
+from tests.aggregator.core.owner import (
+    LIMITS,
+    add_up,
+    begun,
+    declare,
+    faults,
+    hello,
+    join,
+    join_learning,
+    loss,
+    pull,
+    push,
+    relay,
+    started,
+    told,
+    two_groups,
+)
+
+# Members and ranks.
+
+
+def test_a_relay_is_one_member_with_a_number_of_its_own() -> None:
+    """Rounds wait for members; results count the ranks that each member's contribution holds."""
+    job, one, two = two_groups()
+    assert one >= FIRST_RELAY < two
+    assert job.members.roster.known == (0, 1, 2, 3)
+    assert push(job, two, of=2, value=8) == []
+    assert add_up(job, push(job, one, of=2, value=3)) == (bytes([11] * 4), 0, (one, two), -1)
+    assert job.members.roster.ranks(one) == (0, 1)
+
+
+def test_workers_and_groups_are_summed_in_the_order_of_their_first_ranks() -> None:
+    """In whatever order they join, so that sums are repeatable."""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        hellos = [relay(0, 2), hello(1), relay(3)]
+        job = ElasticJob(hellos[order[0]], LIMITS)
+        members = {place: join(job, hellos[place]) for place in order}
+        assert job.members.roster.members == tuple(members[place] for place in range(3))
+        for place in order:
+            declare(job, members[place])
+        push(job, members[2], of=1, value=3)
+        push(job, members[1], value=2)
+        [action] = push(job, members[0], of=2, value=1)
+        assert isinstance(action, Sum)
+        assert [bytes(each)[0] for each in action.contributions] == [1, 2, 3]
+
+
+def test_the_sum_of_a_relay_says_of_how_many_ranks_it_is() -> None:
+    """Without that the mean would be wrong; a worker has nothing to say about it."""
+    job, one, _ = two_groups()
+    with pytest.raises(ProtocolError, match="ranks 0-1 of job 'night' contributed the sum of 0 ranks; expected"):
+        push(job, one, of=0)
+    with pytest.raises(ProtocolError, match="sum of 9 ranks"):
+        push(job, one, of=9)
+    job, [_, _, worker] = begun(relay(0, 1), relay(2), hello(3))
+    with pytest.raises(ProtocolError, match="rank 3 of job 'night' contributed the sum of 2 ranks"):
+        push(job, worker, of=2)
+
+
+# Losses.
+
+
+def test_a_relay_goes_on_without_a_rank_that_it_has_lost() -> None:
+    """It tells of the loss before the sum without the rank. Others are told, and the result counts who is in it."""
+    job, one, two = two_groups()
+    assert push(job, two, of=2, value=8) == []
+    actions = job.learn_losses(one, [loss(1)], 2.0)
+    assert told(actions) == [([1], (two,))]
+    assert faults(actions) == []
+    assert not [each for each in actions if isinstance(each, Sum)]
+    assert add_up(job, push(job, one, of=1, value=1)) == (bytes([9] * 4), 3, (one, two), -1)
+    assert job.members.roster.known == (0, 2, 3)
+    assert not job.members.is_lost(one)
+
+
+def test_a_rank_that_was_lost_after_its_contribution_counts() -> None:
+    """What a relay has summed before the loss stays in the round, with its count."""
+    job, one, two = two_groups()
+    assert push(job, one, of=2, value=3) == []
+    job.learn_losses(one, [loss(0)], 2.0)
+    job.learn_losses(two, [loss(3)], 2.0)
+    assert add_up(job, push(job, two, of=1, value=4)) == (bytes([7] * 4), 3, (one, two), -1)
+
+
+def test_a_relay_is_gone_with_its_last_rank() -> None:
+    """A round that waits only for it ends, and it has its farewell: it has told of its losses itself."""
+    job, one, two = two_groups()
+    push(job, two, of=2, value=8)
+    assert told(job.learn_losses(one, [loss(0)], 2.0)) == [([0], (two,))]
+    actions = job.learn_losses(one, [loss(1)], 2.0)
+    assert told(actions) == [([1], (two,))]
+    assert Release(one) in actions
+    assert add_up(job, actions) == (bytes([8] * 4), 2, (two,), -1)
+    assert job.members.is_lost(one)
+    # What it still sends is ignored.
+    assert push(job, one, 1, of=1) == []
+    assert declare(job, one) == []
+    assert job.learn_losses(one, [loss(2)], 2.0) == []
+    assert job.leave(one, 2.0) == []
+
+
+def test_a_relay_is_told_of_the_losses_that_others_tell_of() -> None:
+    """It excludes the process of its rank. It is excluded itself only with its last rank."""
+    job, one, two = two_groups()
+    actions = job.learn_losses(two, [loss(0)], 2.0)
+    assert told(actions) == [([0], (one,))]
+    assert faults(actions) == []
+    actions = job.learn_losses(two, [loss(1)], 3.0)
+    [fault] = faults(actions)
+    assert isinstance(fault, ExcludedError)
+    assert fault.ranks == (0, 1)
+    assert "ranks 0-1 of elastic job 'night' were excluded" in str(fault)
+
+
+def test_a_relay_whose_last_ranks_end_is_lost_at_once() -> None:
+    """Its goodbye may name ranks that it has told of before. Another reason ends the job."""
+    job, one, two = two_groups()
+    push(job, two, of=2, value=8)
+    job.learn_losses(one, [loss(0)], 2.0)
+    goodbye = pb.Goodbye(fault=WorkerLostError("all have ended", ranks=[0, 1]).to_message())
+    actions = job.leave_early(one, goodbye, 3.0)
+    assert told(actions) == [([1], (two,))]
+    assert faults(actions) == []
+    assert Release(one) in actions
+    assert add_up(job, actions)[1] == 2
+    job, one, two = two_groups()
+    goodbye = pb.Goodbye(fault=WorkerLostError("one has ended", ranks=[0]).to_message())
+    [fault] = faults(job.leave_early(one, goodbye, 3.0))
+    assert not isinstance(fault, ExcludedError)
+    assert job.failure is not None
+
+
+def test_the_place_of_a_relay_is_kept_as_in_other_jobs() -> None:
+    """Its workers wait until it is started again. Then all its ranks are lost."""
+    job, one, two = two_groups()
+    push(job, one, of=2)
+    push(job, two, of=2)
+    job.lost(one, 10.0, closed=True)
+    for now in range(10, 40):
+        job.workers[two].last_heard = float(now)
+        assert told(job.tick(float(now))) == []
+    job.workers[two].last_heard = 41.0
+    assert told(job.tick(40.5)) == [([0, 1], (two,))]
+    assert job.members.is_lost(one)
+
+
+def test_a_relay_that_is_silent_has_as_long_as_one_whose_stream_was_closed() -> None:
+    """Its process may be stopped; its workers live."""
+    job, one, two = two_groups()
+    for tenth in range(300):
+        now = tenth / 10
+        job.workers[two].last_heard = now
+        assert told(job.tick(now)) == [], now
+    for tenth in range(300, 310):
+        job.workers[two].last_heard = tenth / 10
+        if actions := told(job.tick(tenth / 10)):
+            break
+    assert actions == [([0, 1], (two,))]
+    assert job.members.is_lost(one)
+
+
+def test_below_the_minimum_rounds_wait_although_all_members_are_there() -> None:
+    """Ranks are counted, not members."""
+    job = ElasticJob(relay(0, 1, elastic=pb.Elastic(min=4, max=4)), LIMITS)
+    members = [join(job, relay(*ranks, elastic=pb.Elastic(min=4, max=4))) for ranks in ((0, 1), (2, 3))]
+    one, two = members
+    for member in members:
+        declare(job, member)
+    job.learn_losses(one, [loss(1)], 1.0)
+    assert push(job, one, of=1) == []
+    assert push(job, two, of=2) == []
+    job.workers[one].last_heard = job.workers[two].last_heard = 700.0
+    [fault] = [each for each in faults(job.tick(700.0)) if isinstance(each, RoundTimeoutError)]
+    assert "3 of 4 ranks are left" in str(fault)
+
+
+# Leaving.
+
+
+def test_a_rank_that_leaves_in_good_order_is_waited_for_no_more() -> None:
+    """Its relay goes on with the others; when it leaves too, all its ranks have left."""
+    job, one, two = two_groups()
+    job.leave_partly(one, [1])
+    assert job.members.roster.known == (0, 2, 3)
+    assert push(job, two, of=2, value=8) == []
+    assert add_up(job, push(job, one, of=1))[:3] == (bytes([9] * 4), 3, (one, two))
+    # A goodbye that is said again, or after a loss, changes nothing.
+    job.learn_losses(two, [loss(3)], 2.0)
+    job.leave_partly(two, [3])
+    job.leave_partly(one, [1])
+    job.leave(one, 3.0)
+    assert list(job.members.roster.known) == [2]
+    assert [list(each.ranks) for each in job.departures()] == [[0, 1]]
+    job.synced(two, one, 3.0)
+    job.leave(two, 4.0)
+    job.lost(one, 4.0)
+    job.lost(two, 4.0)
+    job.tick(10.0)
+    assert job.over
+
+
+def test_too_few_ranks_after_a_goodbye_fail_what_waits() -> None:
+    """Nobody replaces those that leave; the text names the ranks that have left."""
+    elastic = pb.Elastic(min=3, max=4)
+    job, [one, two] = begun(relay(0, 1, elastic=elastic), relay(2, 3, elastic=elastic))
+    job.leave_partly(one, [1])
+    push(job, two, of=2)
+    [fault] = faults(job.leave_partly(one, [0]))
+    assert isinstance(fault, WorkerLostError)
+    assert sorted(fault.ranks) == [0, 1]
+
+
+# The relay comes back.
+
+
+def test_a_relay_is_known_again_by_the_processes_behind_it() -> None:
+    """Also one that was started again, without ranks that it has lost: those are lost here too."""
+    job, one, two = two_groups()
+    push(job, two, of=2, value=8)
+    job.lost(one, 2.0, closed=True)
+    again = relay(1, resuming=True)
+    actions, refusal = job.join(again, "peer", 3.0)
+    assert refusal is None
+    assert again.rank == one
+    assert told(actions) == [([0], (one, two))]
+    assert "came back without it" in job.losses(3.0)[0].text
+    assert job.members.roster.known == (1, 2, 3)
+    assert job.workers[one].connected
+    assert add_up(job, push(job, one, of=1)) == (bytes([9] * 4), 3, (one, two), -1)
+    job.check()
+
+
+def test_a_rank_that_left_while_its_relay_was_away_is_not_lost() -> None:
+    """The relay's hello names it among those that have left."""
+    job, one, _ = two_groups()
+    job.lost(one, 2.0, closed=True)
+    departure = pb.Departure(ranks=[0], incarnation=100)
+    actions, refusal = job.join(relay(1, resuming=True, departures=[departure]), "peer", 3.0)
+    assert refusal is None
+    assert told(actions) == []
+    assert job.losses(3.0) == []
+    assert job.members.roster.left == {0}
+    job.check()
+    job.leave(one, 4.0)
+    assert list(job.departures()[0].ranks) == [0, 1]
+
+
+def test_a_relay_is_told_of_the_ranks_that_were_lost_while_it_was_away() -> None:
+    """It goes on with the others. If all are lost it is refused."""
+    job, one, two = two_groups()
+    job.lost(one, 2.0, closed=True)
+    job.learn_losses(two, [loss(0)], 2.5)
+    again = relay(0, 1, resuming=True)
+    assert job.join(again, "peer", 3.0) == ([], None)
+    assert again.rank == one
+    assert list(again.ranks) == [1]
+    assert [each.rank for each in job.losses(3.0, one)] == [0]
+    job.lost(one, 4.0, closed=True)
+    job.learn_losses(two, [loss(1)], 4.5)
+    _, refusal = job.join(relay(0, 1, resuming=True), "peer", 5.0)
+    assert isinstance(refusal, ExcludedError)
+    assert refusal.ranks == (0, 1)
+
+
+def test_the_first_rank_of_a_relay_is_lost_and_admitted_elsewhere() -> None:
+    """The relay goes on with its other ranks; the newcomer is a member of its own with the number of the rank."""
+    job, one, two = two_groups()
+    job.learn_losses(one, [loss(0)], 2.0)
+    admission = pb.Admission(rank=0, generation=1, incarnation=900, ids=[7], rounds=[1])
+    for member in (one, two):
+        job.admit(member, admission, 3.0)
+    assert job.members.roster.known == (0, 1, 2, 3)
+    assert join(job, hello(0, incarnation=900, generation=1, resuming=True), 4.0) == 0
+    assert job.members.roster.members == (0, one, two)
+    # The round before the admission does not need the newcomer.
+    push(job, one, of=1)
+    assert add_up(job, push(job, two, of=2))[:3] == (bytes([2] * 4), 3, (one, two))
+    declare(job, 0, 1)
+    push(job, one, 1, of=1)
+    push(job, two, 1, of=2)
+    assert add_up(job, push(job, 0, 1))[:3] == (bytes([3] * 4), 0, (0, one, two))
+    # Their losses are apart.
+    job.learn_losses(two, [loss(0, 1)], 5.0)
+    assert job.members.is_lost(0)
+    assert not job.members.is_lost(one)
+    again = relay(1, resuming=True, losses=[loss(0)])
+    assert job.join(again, "peer", 6.0) == ([], None)
+    assert again.rank == one
+
+
+def test_a_relay_that_has_not_heard_of_an_admission_elsewhere_is_told() -> None:
+    """Its process of that rank is out, though the rank is not lost."""
+    job, one, two = two_groups()
+    job.lost(one, 2.0, closed=True)
+    job.admit(two, pb.Admission(rank=0, generation=1, incarnation=900), 3.0)
+    again = relay(0, 1, resuming=True)
+    actions, refusal = job.join(again, "peer", 3.0)
+    assert refusal is None
+    assert told(actions) == []
+    assert list(again.ranks) == [1]
+    assert [(each.rank, each.generation) for each in job.losses(3.0, one)] == [(0, 0)]
+    assert job.losses(3.0, one) == []
+    assert job.members.roster.known == (0, 1, 2, 3)
+
+
+def test_a_process_that_has_taken_part_in_nothing_may_be_replaced() -> None:
+    """Its relay is the same, with another process of the rank."""
+    job, [one, two] = started(relay(0, 1), relay(2, 3))
+    job.lost(one, 2.0, closed=True)
+    again = relay(0, processes={1: (900, 0)})
+    assert job.join(again, "peer", 3.0) == ([], None)
+    assert again.rank == one
+    # All of its processes are others.
+    job.lost(two, 3.0, closed=True)
+    again = relay(processes={2: (901, 0), 3: (902, 0)})
+    assert job.join(again, "peer", 4.0) == ([], None)
+    assert again.rank == two
+    for member in (one, two):
+        assert declare(job, member) == []
+        push(job, member, of=2)
+    job.lost(one, 5.0, closed=True)
+    # By now it has: the process is lost, and so is the other one.
+    again = relay(0, processes={1: (903, 0)}, resuming=True)
+    actions, refusal = job.join(again, "peer", 6.0)
+    assert refusal is None
+    assert told(actions) == [([1], (one, two))]
+    assert list(again.ranks) == [0]
+
+
+def test_ranks_of_other_members_are_taken() -> None:
+    """Groups do not share ranks, and a worker cannot take one of a relay's."""
+    job, [one, _, _] = started(relay(0, 1), relay(2), hello(3))
+    for each in (relay(processes={1: (900, 0), 2: (902, 0)}), hello(1, incarnation=5), relay(processes={3: (9, 0)})):
+        _, refusal = job.join(each, "peer", 1.0)
+        assert isinstance(refusal, TakenError)
+    assert job.members.roster.ranks(one) == (0, 1)
+    job.check()
+
+
+# The owner comes back.
+
+
+def test_an_owner_that_was_started_again_learns_a_group_that_has_shrunk() -> None:
+    """From the relay's hello and the losses in it. The sum that only one group has is given back with its count."""
+    job = ElasticJob(relay(1, resuming=True, losses=[loss(0)]), LIMITS)
+    one = join_learning(job, relay(1, resuming=True, losses=[loss(0)]))
+    assert declare(job, one, 3) == []
+    two = join_learning(job, relay(2, 3, resuming=True))
+    declare(job, two, 2)
+    assert push(job, two, 2, of=2) == [Ask(one, ((7, 0, 2),))]
+    row = ShardRound(id=7, round=2, length=4, contributors=3)
+    [action] = job.restore(one, row, memoryview(bytes(4)))
+    assert isinstance(action, Sum)
+    [deliver] = job.restored(action.key, 0, 2, b"sum.")
+    assert (deliver.ranks, deliver.contributors) == ((two,), 3)  # type: ignore[union-attr]
+    push(job, one, 3, of=1)
+    assert add_up(job, push(job, two, 3, of=2))[1] == 3
+
+
+def test_an_owner_that_was_started_again_learns_the_newcomers_of_a_group() -> None:
+    """A rank beyond those that the job began with, and a later process of a rank."""
+    first = relay(0, processes={1: (900, 1), 5: (905, 0)}, resuming=True)
+    job = ElasticJob(first, LIMITS)
+    one = join_learning(job, first)
+    assert job.members.roster.known == (0, 1, 2, 3, 5)
+    assert job.members.generation(1) == 1
+    assert job.members.roster.ranks(one) == (0, 1, 5)
+    # The process of rank 1 before is out.
+    _, refusal = job.join(hello(1, resuming=True), "peer", 1.0)
+    assert isinstance(refusal, ExcludedError)
+
+
+def test_ranks_behind_a_relay_have_as_long_as_a_relay_to_come_back() -> None:
+    """Their relay may have been killed together with the owner."""
+    job = ElasticJob(relay(0, 1, resuming=True), LIMITS)
+    one = join_learning(job, relay(0, 1, resuming=True))
+    for second in range(1, 30):
+        job.workers[one].last_heard = float(second)
+        assert told(job.tick(float(second))) == []
+    job.workers[one].last_heard = 31.0
+    assert told(job.tick(31.0)) == [([2, 3], (one,))]
+
+
+def test_an_owner_that_may_have_learned_from_a_lost_rank_begins_again() -> None:
+    """What a relay declares may stem from any of its ranks."""
+    job = ElasticJob(relay(0, 1, resuming=True), LIMITS)
+    one = join_learning(job, relay(0, 1, resuming=True))
+    two = join_learning(job, relay(2, 3, resuming=True))
+    declare(job, one, 3)
+    actions = job.learn_losses(two, [loss(1)], 1.0)
+    assert told(actions) == [([1], (one,))]
+    assert EndStreams((one, two)) in actions
+    assert job.keys == {}
+
+
+def test_a_relay_that_left_before_the_restart_comes_back_to_repeat_its_goodbye() -> None:
+    """It has not heard that it may go. Rounds do not wait for it meanwhile."""
+    departure = pb.Departure(ranks=[0, 1], incarnation=77)
+    first = relay(2, 3, resuming=True, departures=[departure])
+    job = ElasticJob(first, LIMITS)
+    two = join_learning(job, first)
+    assert job.members.roster.known == (2, 3)
+    one = join_learning(job, relay(0, 1, resuming=True))
+    assert job.members.roster.known == (2, 3)
+    assert not job.members.is_lost(one)
+    declare(job, two, 4)
+    assert add_up(job, push(job, two, 4, of=2))[1] == 2
+    job.leave(one, 2.0)
+    assert job.workers[one].left
+    job.check()
+
+
+# Broadcasts.
+
+
+def broadcasting() -> tuple[ElasticJob, int, int]:
+    job, [one, two] = started(relay(0, 1), relay(2, 3))
+    for member in (one, two):
+        assert declare(job, member, broadcast=True) == []
+    return job, one, two
+
+
+def test_the_value_of_a_broadcast_comes_from_the_member_that_stands_for_its_root() -> None:
+    """It is told that all have asked; the others receive the value."""
+    job, one, two = broadcasting()
+    with pytest.raises(ProtocolError, match="ranks 2-3 contributed 4 bytes"):
+        push(job, two, of=2)
+    assert pull(job, two, of=2) == []
+    assert add_up(job, push(job, one, of=2, value=5)) == (bytes([5] * 4), 0, (one, two), one)
+
+
+def test_a_relay_may_go_on_without_its_root_before_the_owner_hears_of_that() -> None:
+    """The round waits for the news. Then another rank is asked."""
+    job, one, two = broadcasting()
+    assert pull(job, one, of=1) == []
+    assert pull(job, two, of=2) == []
+    assert Ask(one, ((7, 0, 0),)) in job.leave_partly(one, [0])
+    row = ShardRound(id=7, round=0, length=4)
+    assert add_up(job, job.restore(one, row, memoryview(bytes([6] * 4))))[0] == bytes([6] * 4)
+
+
+def test_a_lost_root_behind_a_relay_is_replaced_by_the_value_of_another_rank() -> None:
+    """The relay goes on without a value; the owner asks the first member for its own."""
+    job, one, two = broadcasting()
+    assert pull(job, two, of=2) == []
+    job.learn_losses(one, [loss(0)], 2.0)
+    assert pull(job, one, of=1) == [Ask(one, ((7, 0, 0),))]
+    row = ShardRound(id=7, round=0, length=4)
+    assert add_up(job, job.restore(one, row, memoryview(bytes([6] * 4)))) == (bytes([6] * 4), 0, (one, two), -1)
+    # In the next round there is no root either.
+    assert pull(job, one, 1, of=1) == []
+    assert pull(job, two, 1, of=2) == [Ask(one, ((7, 0, 1),))]
+
+
+def test_the_value_of_a_root_that_was_lost_after_its_push_counts() -> None:
+    """Before or after the owner hears of the loss."""
+    job, one, two = broadcasting()
+    assert push(job, one, of=2, value=5) == []
+    job.learn_losses(one, [loss(0)], 2.0)
+    assert add_up(job, pull(job, two, of=2)) == (bytes([5] * 4), 0, (one, two), one)
+    job.learn_losses(two, [loss(3)], 2.0)
+    pull(job, two, 1, of=1)
+    assert add_up(job, push(job, one, 1, of=1, value=6)) == (bytes([6] * 4), 0, (one, two), one)
+
+
+def test_a_lost_root_is_replaced_after_all_others_have_asked() -> None:
+    """If the relay that stood for it is gone, the next member is asked."""
+    job, one, two = broadcasting()
+    pull(job, two, of=2)
+    actions = job.learn_losses(one, [loss(0), loss(1)], 2.0)
+    assert Ask(two, ((7, 0, 0),)) in actions
+    actions = job.restore(two, ShardRound(id=7, round=0, length=4), memoryview(bytes([6] * 4)))
+    assert add_up(job, actions)[:3] == (bytes([6] * 4), 0, (two,))
+
+
+# Keys of some ranks.
+
+
+def test_a_key_of_some_ranks_waits_for_the_members_that_stand_for_them() -> None:
+    """Also if a member stands for others too."""
+    job, [one, two, worker] = started(relay(0, 1), relay(2), hello(3))
+    assert declare(job, one, ranks=(1, 3), id=8) == []
+    assert declare(job, worker, ranks=(1, 3), id=8) == []
+    with pytest.raises(ProtocolError, match=r"rank 2 declared key 'w' for the ranks \[1, 3\]"):
+        declare(job, two, ranks=(1, 3), id=8)
+    with pytest.raises(ProtocolError, match="rank 2 contributed to key"):
+        push(job, two, of=1, id=8)
+    assert push(job, one, of=1, id=8) == []
+    assert add_up(job, push(job, worker, id=8))[1:3] == (0, (one, worker))
+    # Rank 1 is lost: its member goes on, but not with this key.
+    push(job, worker, 1, id=8)
+    assert add_up(job, job.learn_losses(one, [loss(1)], 2.0))[1:3] == (1, (worker,))
+    assert not job.members.is_lost(one)
+
+
+def test_a_broadcast_among_some_ranks_fails_if_its_root_behind_a_relay_is_lost() -> None:
+    """Only the donor has anything to send; its relay is told, too."""
+    job, [one, _, worker] = started(relay(0, 1), relay(2), hello(3))
+    for member in (one, worker):
+        declare(job, member, ranks=(1, 3), broadcast=True, id=8)
+    pull(job, worker, of=0, id=8)
+    [fault] = [each for each in faults(job.learn_losses(one, [loss(1)], 2.0)) if each.key == 8]
+    assert isinstance(fault, WorkerLostError)
+    assert "rank 1 of elastic job 'night'" in str(fault)
+
+
+# What people see.
+
+
+def test_the_status_has_relays_with_their_ranks() -> None:
+    """A row has the first rank, not the member's number; a relay is lost with all its ranks."""
+    registry = Registry(LIMITS)
+    for each in (relay(0, 1), relay(2, 3)):
+        job, _, refusal = registry.join(each, "peer", 0.0)
+        assert refusal is None
+    assert isinstance(job, ElasticJob)
+    [status], _ = registry.status(1.0, lambda name: True)
+    assert [(row.rank, list(row.ranks), row.lost) for row in status.workers] == [
+        (0, [0, 1], False),
+        (2, [2, 3], False),
+    ]
+    two = job.members.roster.member(2)
+    assert two is not None
+    job.learn_losses(two, [loss(0)], 1.0)
+    [status], _ = registry.status(1.0, lambda name: True)
+    assert [(row.rank, list(row.ranks), row.lost) for row in status.workers] == [(1, [1], False), (2, [2, 3], False)]
+    assert (status.elastic.members, list(status.elastic.lost)) == (3, [0])
+    job.learn_losses(two, [loss(1)], 1.0)
+    [status], _ = registry.status(1.0, lambda name: True)
+    assert [(list(row.ranks), row.lost) for row in status.workers] == [([1], True), ([2, 3], False)]
+
+
+def test_rounds_name_the_ranks_that_a_relay_waits_for() -> None:
+    """What it says of ranks that are lost by now does not matter."""
+    job, one, two = two_groups()
+    push(job, two, of=2)
+    job.lacking(one, ShardRound(id=7, round=0), [1])
+    shard = job.keys[7].shards[0]
+    assert list(shard.waiting_for()) == [1]
+    job.learn_losses(two, [loss(0)], 1.0)
+    job.lacking(one, ShardRound(id=7, round=0), [0, 1])
+    assert list(shard.waiting_for()) == [1]
+    with pytest.raises(ProtocolError, match="does not stand for"):
+        job.lacking(one, ShardRound(id=7, round=0), [2])
+
+
+def test_a_relay_whose_job_has_ended_is_told_so() -> None:
+    """It is known by the processes behind it."""
+    registry = Registry(LIMITS)
+    first = relay(0, 1, num_workers=2)
+    job, _, _ = registry.join(first, "peer", 0.0)
+    assert job is not None
+    job.leave(first.rank, 1.0)
+    job.lost(first.rank, 1.0)
+    registry.settle(job, 1.0)
+    _, _, refusal = registry.join(relay(0, 1, num_workers=2, resuming=True), "peer", 2.0)
+    assert isinstance(refusal, TakenError)
+    assert "ranks 0-1" in str(refusal)

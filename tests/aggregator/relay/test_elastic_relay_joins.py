@@ -1,0 +1,139 @@
+"""Processes join an elastic job through relays: relays and owners together, without I/O."""
+
+import pytest
+
+from psum.v1 import aggregator_pb2 as pb
+from tests.aggregator.relay.elastic_hosts import NEWCOMER, Hosts, total
+from tests.aggregator.relay.pure import key
+
+
+@pytest.fixture
+def hosts() -> Hosts:
+    """Rank 3 is lost, in the second round of the key, with two owners that have a shard each."""
+    hosts = Hosts(owners=2)
+    hosts.declare(key(0, 1))
+    for shard in (0, 1):
+        hosts.push(0, 1, 2, 3, shard=shard)
+    hosts.kill(3)
+    for rank in (0, 1, 2):
+        hosts.workers[rank].received()
+    return hosts
+
+
+def push_all(hosts: Hosts, *ranks: int, round: int) -> None:
+    for shard in (0, 1):
+        hosts.push(*ranks, round=round, shard=shard)
+
+
+def test_all_members_hear_who_waits_at_a_relay(hosts: Hosts) -> None:
+    """Those of other groups hear it from their relays, and those of its own group from the owners too."""
+    hosts.wait(3)
+    assert [hosts.candidates(rank)[-1] for rank in (0, 1, 2)] == [[3]] * 3
+
+
+def test_a_killed_worker_is_replaced_through_its_relay(hosts: Hosts) -> None:
+    """It is let in when all members have admitted it, and contributes through the relay from its first round on."""
+    candidate = hosts.wait(3)
+    hosts.admit(3, by=[0, 2])
+    assert hosts.relays[1].decided == []
+    hosts.admit(3, by=[1])
+    hosts.workers[3] = hosts.relays[1].let_in(candidate)
+    hosts.declare(key(0, 1, round=1), 3)
+    push_all(hosts, 0, 1, 2, round=1)
+    assert hosts.results(0) == []
+    push_all(hosts, 3, round=1)
+    assert [hosts.results(rank) for rank in range(4)] == [[(total(0, 1, 2, 3), 0)] * 2] * 4
+    assert hosts.lost() == [[], []]
+
+
+def test_a_rank_that_the_job_did_not_have_joins_at_another_relay(hosts: Hosts) -> None:
+    """Rank 5 joins at the first host, and the sums count four ranks again."""
+    candidate = hosts.wait(5, host=0)
+    hosts.admit(5, generation=0)
+    hosts.workers[5] = hosts.relays[0].let_in(candidate)
+    relay, peer = hosts.relays[0], hosts.workers[5]
+    relay.say(peer, declare=pb.Declare(keys=[key(0, 1, round=1)]))
+    push_all(hosts, 0, 1, 2, round=1)
+    assert hosts.results(2) == []
+
+
+def test_a_rank_moves_to_another_host(hosts: Hosts) -> None:
+    """The process that takes the place of rank 3 is at the first relay. The second one goes on with rank 2."""
+    candidate = hosts.wait(3, host=0)
+    hosts.admit(3)
+    hosts.relays[0].let_in(candidate)
+    assert list(hosts.job(0).hello(0, True).ranks) == [0, 1, 3]
+    assert list(hosts.job(1).hello(0, True).ranks) == [2]
+    hosts.settle()
+
+
+def test_a_newcomer_is_killed_before_it_is_let_in(hosts: Hosts) -> None:
+    """The relay loses it, and the others go on."""
+    candidate = hosts.wait(3)
+    hosts.admit(3, by=[0, 1])
+    hosts.relays[1].withdraw(candidate)
+    hosts.admit(3, by=[2])
+    push_all(hosts, 0, 1, 2, round=1)
+    hosts.pass_time(7)
+    assert hosts.results(0) == [(total(0, 1, 2), 3)] * 2
+    assert hosts.lost() == [[3], [3]]
+
+
+def test_a_newcomer_is_killed_while_the_owners_decide(hosts: Hosts) -> None:
+    """The decisions that it is one of the group come when it is gone. The relay loses it."""
+    candidate = hosts.wait(3)
+    hosts.admit(3, by=[0, 1])
+    known = pb.Admission(rank=3, generation=1, incarnation=NEWCOMER, ids=[7], rounds=[1])
+    hosts.relay(2).say(hosts.workers[2], admit=pb.Admit(admission=known))
+    for index, (owner, peer) in enumerate(hosts.uplinks[1].pairs()):
+        while (message := hosts.job(1).uplink.next_message(index)) is not None:
+            owner.handle(peer, message)
+    hosts.relays[1].withdraw(candidate)
+    hosts.settle()
+    push_all(hosts, 0, 1, 2, round=1)
+    hosts.pass_time(2)
+    assert hosts.results(0) == [(total(0, 1, 2), 3)] * 2
+    assert hosts.lost() == [[3], [3]]
+
+
+def test_a_relay_is_killed_while_a_process_joins(hosts: Hosts) -> None:
+    """Some members have admitted it. It waits at the next process of the relay, and the others admit it too."""
+    hosts.wait(3)
+    hosts.admit(3, by=[2])
+    known = pb.Admission(rank=3, generation=1, incarnation=NEWCOMER, ids=[7], rounds=[1], in_group=True)
+    hosts.kill_relay(1)
+    lost = pb.Loss(rank=3, text="gone", in_group=True)
+    hosts.begin_group(1, [2], resuming=True, losses=[lost], admissions=[known])
+    candidate = hosts.wait(3)
+    hosts.declare(key(0, 1, round=1), 2)
+    hosts.admit(3, by=[0, 1])
+    hosts.workers[3] = hosts.relays[1].let_in(candidate)
+    hosts.declare(key(0, 1, round=1), 3)
+    push_all(hosts, 0, 1, 2, 3, round=1)
+    assert [hosts.results(rank) for rank in range(4)] == [[(total(0, 1, 2, 3), 0)] * 2] * 4
+
+
+def test_an_owner_is_killed_while_a_process_joins(hosts: Hosts) -> None:
+    """The relay says again who waits, and all that their workers have admitted it."""
+    candidate = hosts.wait(3)
+    hosts.admit(3, by=[0, 1])
+    hosts.restart_owner(0)
+    hosts.admit(3, by=[2])
+    hosts.workers[3] = hosts.relays[1].let_in(candidate)
+    hosts.declare(key(0, 1, round=1), 3)
+    push_all(hosts, 0, 1, 2, 3, round=1)
+    assert [hosts.results(rank) for rank in range(4)] == [[(total(0, 1, 2, 3), 0)] * 2] * 4
+
+
+def test_an_owner_is_killed_after_a_process_has_joined(hosts: Hosts) -> None:
+    """The relay names it in its hello."""
+    candidate = hosts.wait(3)
+    hosts.admit(3)
+    hosts.workers[3] = hosts.relays[1].let_in(candidate)
+    hosts.declare(key(0, 1, round=1), 3)
+    hosts.settle()
+    hosts.restart_owner(1)
+    push_all(hosts, 0, 1, 2, 3, round=1)
+    assert [hosts.results(rank) for rank in range(4)] == [[(total(0, 1, 2, 3), 0)] * 2] * 4
+    hosts.pass_time(7)
+    assert hosts.lost() == [[], []]
