@@ -56,7 +56,7 @@ def test_an_elastic_job_goes_on_without_lost_ranks() -> None:
     counters = Counters()
     try:
         for seed in range(ELASTIC_HISTORIES):
-            run(History.draw(seed, elastic=True), counters)
+            run(History.draw(seed, relayed=False, elastic=True), counters)
     except Failure as failure:
         pytest.fail(shrink(failure).report)
     assert counters["ranks lost"] > ELASTIC_HISTORIES
@@ -104,7 +104,7 @@ def test_a_bug_in_an_elastic_job_is_found(
 ) -> None:
     """Each bug injected into elastic jobs makes at least one of their histories fail."""
     mutate(monkeypatch)
-    assert _is_found(elastic_mutations.SEEDS.get(mutate), functools.partial(History.draw, elastic=True))
+    assert _is_found(elastic_mutations.SEEDS.get(mutate), functools.partial(History.draw, relayed=False, elastic=True))
 
 
 def _is_found(known: int | None, draw: Callable[[int], History]) -> bool:
@@ -123,7 +123,9 @@ def test_a_bug_in_joins_is_found(mutate: Callable[[pytest.MonkeyPatch], None], m
     """Each bug injected into joins makes at least one history of an elastic job fail."""
     mutate(monkeypatch)
     first = join_mutations.FIRST_SEEDS.get(mutate, 0)
-    assert any(_fails(History.draw(seed, elastic=True)) for seed in range(first, first + MUTATION_HISTORIES))
+    assert any(
+        _fails(History.draw(seed, relayed=False, elastic=True)) for seed in range(first, first + MUTATION_HISTORIES)
+    )
 
 
 def _fails(history: History) -> bool:

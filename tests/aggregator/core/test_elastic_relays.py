@@ -434,12 +434,20 @@ def broadcasting() -> tuple[ElasticJob, int, int]:
 def test_the_value_of_a_broadcast_comes_from_the_member_that_stands_for_its_root() -> None:
     """It is told that all have asked; the others receive the value."""
     job, one, two = broadcasting()
-    with pytest.raises(ProtocolError, match="ranks 0-1 contributed nothing"):
-        pull(job, one, of=2)
     with pytest.raises(ProtocolError, match="ranks 2-3 contributed 4 bytes"):
         push(job, two, of=2)
     assert pull(job, two, of=2) == []
     assert add_up(job, push(job, one, of=2, value=5)) == (bytes([5] * 4), 0, (one, two), one)
+
+
+def test_a_relay_may_go_on_without_its_root_before_the_owner_hears_of_that() -> None:
+    """The round waits for the news. Then another rank is asked."""
+    job, one, two = broadcasting()
+    assert pull(job, one, of=1) == []
+    assert pull(job, two, of=2) == []
+    assert Ask(one, ((7, 0, 0),)) in job.leave_partly(one, [0])
+    row = ShardRound(id=7, round=0, length=4)
+    assert add_up(job, job.restore(one, row, memoryview(bytes([6] * 4))))[0] == bytes([6] * 4)
 
 
 def test_a_lost_root_behind_a_relay_is_replaced_by_the_value_of_another_rank() -> None:

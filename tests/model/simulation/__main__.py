@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--histories", type=int, default=1000, help="number of histories (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first history; each next one adds 1 (0)")
     parser.add_argument("--relays", choices=_RELAYED, default="some", help="which histories: with relays or not (some)")
-    parser.add_argument("--elastic", action="store_true", help="histories of elastic jobs, without relays")
+    parser.add_argument("--elastic", action="store_true", help="histories of elastic jobs")
     parser.add_argument("--keep-going", action="store_true", help="count failures by kind instead of stopping at one")
     arguments = parser.parse_args()
     # Silence the aggregators' log messages about the injected faults.

@@ -4,13 +4,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
-from typing import cast
+from typing import Any, cast
 
 from psum.aggregator.core.actions import Action, Admit, ConnectUplinks, Refuse, UplinkAction
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.service.action_runner import ActionRunner
@@ -25,7 +26,19 @@ from simulation.stream import Stream
 _Task = tuple[Callable[[], None], Callable[[BaseException | None], None]]
 
 #: Kinds of messages that the aggregator must accept twice.
-_REPEATABLE = ("push", "pull", "restore", "declare", "abort", "synced", "lacking", "losses", "admit", "reach")
+_REPEATABLE = (
+    "push",
+    "pull",
+    "restore",
+    "declare",
+    "abort",
+    "synced",
+    "lacking",
+    "losses",
+    "admit",
+    "reach",
+    "candidates",
+)
 
 #: The processes' incarnations.
 _numbers = itertools.count(1 << 40)
@@ -60,8 +73,8 @@ class AggregatorProcess:
     ) -> None:
         self.registry = Registry(limits)
         identity = Identity(next(_numbers), "a simulated host")
-        make_host_job = partial(HostJob, identity=identity, credit_bytes=credit_bytes, clock=clock)
-        self._relay_registry = Registry(limits, budget=self.registry.budget, make=make_host_job)
+        of_group = {"identity": identity, "credit_bytes": credit_bytes, "clock": clock}
+        self._relay_registry = Registry(limits, budget=self.registry.budget, make=partial(_make_host_job, of_group))
         self._registries = (self.registry, self._relay_registry)
         self.uplinks: Uplinks | None = None
         """The uplinks of the group that it relays for, None before they are needed."""
@@ -136,7 +149,7 @@ class AggregatorProcess:
         if stream.joined is None:
             if stream.candidate is not None:
                 del self._waiting[stream.candidate]
-                for about, action in self.registry.withdraw(stream.candidate, now):
+                for about, action in self._registry_for(stream.candidate.hello).withdraw(stream.candidate, now):
                     self._runner.perform(about, [action])
             return
         job, rank = stream.joined
@@ -161,8 +174,9 @@ class AggregatorProcess:
         for registry in self._registries:
             for job, action in registry.tick(now):
                 self._runner.perform(job, [action])
-        for refusal in self.registry.refusals(now):
-            self._decide(None, refusal)
+        for registry in self._registries:
+            for refusal in registry.refusals(now):
+                self._decide(None, refusal)
 
     def drain(self, until: float) -> None:
         """Begin an orderly shutdown that ends at `until` at the latest."""
@@ -201,8 +215,7 @@ class AggregatorProcess:
         if hello.joining:
             self._let_wait(stream, hello, now)
             return
-        registry = self._relay_registry if hello.group_size else self.registry
-        job, actions, refusal = registry.join(hello, f"peer of client {stream.client}", now)
+        job, actions, refusal = self._registry_for(hello).join(hello, f"peer of client {stream.client}", now)
         for about, action in actions:
             self._runner.perform(about, [action])
         connection = stream.connection
@@ -216,7 +229,7 @@ class AggregatorProcess:
     def _let_wait(self, stream: Stream, hello: pb.Hello, now: float) -> None:
         stream.candidate = candidate = Candidate(hello, f"peer of client {stream.client}", now)
         self._waiting[candidate] = stream
-        actions, refusal = self.registry.wait(candidate, now)
+        actions, refusal = self._registry_for(hello).wait(candidate, now)
         for about, action in actions:
             self._runner.perform(about, [action])
         if refusal is not None:
@@ -250,7 +263,7 @@ class AggregatorProcess:
             plane=pb.PLANE_INLINE,
             relays=hello.group_size > 0,
             departures=job.departures(),
-            losses=job.losses(self._clock()),
+            losses=job.losses(self._clock(), hello.rank),
             admission=job.admission(hello.rank),
         )
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
@@ -292,6 +305,8 @@ class AggregatorProcess:
                 perform(job.learn_losses(rank, request.losses.losses, now))
             case "admit":
                 perform(job.admit(rank, request.admit.admission, now))
+            case "candidates":
+                perform(job.wait_at(rank, request.candidates.candidates, now))
             case "reach":
                 perform(job.reaches(rank, now, all_of_them=request.reach.all))
             case "lacking":
@@ -310,5 +325,13 @@ class AggregatorProcess:
         elif self.uplinks is not None and self.uplinks.job is job:
             self.uplinks.perform(action)
 
+    def _registry_for(self, hello: pb.Hello) -> Registry:
+        return self._relay_registry if hello.group_size else self.registry
+
     def _registry_of(self, job: Job) -> Registry:
         return self._relay_registry if job.forwards else self.registry
+
+
+def _make_host_job(of_group: dict[str, Any], hello: pb.Hello, limits: Limits, **job: Any) -> HostJob:
+    """Make the job of a group. Counterpart of psum.aggregator.relay.relays."""
+    return (ElasticHostJob if hello.HasField("elastic") else HostJob)(hello, limits, **job, **of_group)

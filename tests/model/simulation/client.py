@@ -14,7 +14,7 @@ RANK_TIMEOUT_SECONDS = 45.0
 _FAREWELL = encode(pb.ExchangeResponse(farewell=pb.Farewell()))
 
 #: Kinds of messages that a client must accept twice.
-_REPEATABLE = ("result", "taken", "want", "losses", "candidates")
+_REPEATABLE = ("result", "taken", "want", "losses", "candidates", "decision")
 
 
 class Connection:

@@ -2,6 +2,7 @@
 
 from random import Random
 
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.client import Operation
 from simulation import keys
 from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
@@ -20,7 +21,9 @@ def part(fleet: Fleet, random: Random) -> None:
     fleet.settle(random)
     # One that was lost at an aggregator that was killed may be taken in again.
     running = [worker.rank for worker in fleet.workers if worker.alive and not worker.failed and not worker.joining]
-    blind = not any(fleet.parted.isdisjoint((rank, index) for index in range(fleet.plan.processes)) for rank in running)
+    relays = fleet.clients[fleet.plan.ranks :]
+    seeing = (fleet.parted.isdisjoint((c, index) for index in fleet.processes_of(c)) for c in (*running, *relays))
+    blind = not any(seeing)
     fleet.log(f"  {sorted(fleet.parted)}, {'no view' if blind else 'some view'}")
     fleet.counters["fault: networks without a view"] += blind
     before = fleet.lost_ranks
@@ -76,6 +79,8 @@ def forget(fleet: Fleet, random: Random) -> None:
     for aggregator in fleet.aggregators:
         for job in aggregator.jobs if aggregator is not None else ():
             job.rounds.forget_ranked_keys()  # type: ignore[attr-defined]
+            if isinstance(job, ElasticHostJob):
+                job.uplink.forget([key_id for key_id in job.uplink.keys if key_id not in job.keys])
             left = [key for key in job.keys.values() if not survivors.isdisjoint(key.ranks)]
             assert not left, f"{left} are at rest, and are not forgotten"
     for rank in survivors:

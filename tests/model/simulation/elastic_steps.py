@@ -6,6 +6,7 @@ from random import Random
 from simulation.boundary import Boundary
 from simulation.elastic_cuts import forget, part, share
 from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
+from simulation.groups import Relay
 from simulation.steps import catch_up, random_moves, restart, use
 
 
@@ -64,7 +65,8 @@ def lose_at_one(fleet: Fleet, random: Random) -> None:
     if len(running) < 2:
         return
     fleet.settle(random, reconnect=True)
-    rank, index = random.choice(running), random.randrange(fleet.plan.processes)
+    rank = random.choice(running)
+    index = random.choice(fleet.processes_of(rank))
     fleet.log(f"  rank {rank} at aggregator {index}")
     fleet.cut(rank, index, client_knows=True, aggregator_knows=True)
     fleet.parted.add((rank, index))
@@ -94,7 +96,8 @@ def come_back_first(fleet: Fleet, random: Random) -> None:
     if len(running) < 2:
         return
     fleet.settle(random, reconnect=True)
-    rank, index = random.choice(running), random.randrange(fleet.plan.processes)
+    rank = random.choice(running)
+    index = random.choice(fleet.processes_of(rank))
     fleet.log(f"  rank {rank} at aggregator {index}")
     fleet.stopped_ranks.add(rank)
     for aggregator in fleet.aggregators:
@@ -148,7 +151,7 @@ def join(fleet: Fleet, random: Random) -> None:
         return
     # Two may wait at once. One of them is admitted here.
     for rank in random.sample(free, min(len(free), random.choice((1, 1, 2)))):
-        fleet.begin_join(rank)
+        fleet.begin_join(rank, _draw_relay(fleet, random))
     if random.random() < 0.3:
         random_moves(fleet, random, random.choice((0, 10, 30)))
         for index in range(fleet.plan.processes):
@@ -181,6 +184,12 @@ def join(fleet: Fleet, random: Random) -> None:
     boundary.end(random)
 
 
+def _draw_relay(fleet: Fleet, random: Random) -> Relay | None:
+    """The relay of a process that joins: that of any host that has members, or none."""
+    relays = [relay for relay in fleet.plan.relays if fleet.members_at(relay)]
+    return random.choice([None, *relays, *relays]) if relays else None
+
+
 def drain_or_kill(fleet: Fleet, random: Random, index: int) -> None:
     """A process is told to stop, or is killed. The next one may start at once."""
     if random.random() < 0.5:
@@ -210,7 +219,8 @@ def _disturb_join(fleet: Fleet, random: Random, boundary: Boundary) -> None:
     match random.choice(kinds):
         case "aggregator":
             drain_or_kill(fleet, random, index)
-            for other in random.sample(fleet.clients, len(fleet.clients)):
+            clients = fleet.clients_of(index)
+            for other in random.sample(clients, len(clients)):
                 if random.random() < 0.6:
                     fleet.lose(other, index)
                     fleet.connect(other, index)

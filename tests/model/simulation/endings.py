@@ -114,7 +114,7 @@ def finish(fleet: Fleet, random: Random) -> None:
         if worker.joining:
             # Nobody admits it any more. It would wait for the next run, for as long as a round may wait.
             worker.die()
-        if not fleet.lost_processes.isdisjoint(fleet.plan.processes_of(rank)):
+        if not fleet.lost_processes.isdisjoint(fleet.processes_of(rank)):
             # Nobody answers its goodbye.
             worker.die()
     fleet.leaving_ranks.update(range(fleet.plan.ranks))
@@ -169,7 +169,7 @@ def _lose_owner(fleet: Fleet, random: Random) -> None:
     if not relays:
         return
     number, client = random.choice(relays)
-    relay = fleet.plan.relays[number - fleet.plan.workers]
+    relay = fleet.plan.relays[number - fleet.plan.ranks]
     fleet.oracle.blame(relay.ranks, fleet.groupmates(relay.ranks), together=True)
     connection = random.choice(client.connections)
     away = random.choice([None, *(each for each in range(fleet.plan.processes) if each != relay.process)])

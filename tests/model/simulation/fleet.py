@@ -11,7 +11,7 @@ from simulation import keys
 from simulation.aggregator import AggregatorProcess
 from simulation.client import Client
 from simulation.counters import Counters
-from simulation.groups import sum_tree
+from simulation.groups import Relay, sum_tree
 from simulation.keys import KeyOperation
 from simulation.oracle import Call, Oracle, value
 from simulation.plan import Ending, Plan
@@ -63,7 +63,7 @@ class Fleet:
             worker.die()
         self.clients = range(plan.ranks + len(plan.relays))
         """The numbers of the clients: the workers' ranks, and after them the relays."""
-        self.links = [(client, process) for client in self.clients for process in self.processes_of(client)]
+        self.links = self._all_links()
         """All pairs of a client and a process that it connects to."""
         self.reserved: list[list[tuple[Ticket, KeyOperation]]] = [[] for _ in range(plan.ranks)]
         """Operations that are reserved and not started, by rank."""
@@ -93,17 +93,23 @@ class Fleet:
         for link in self.links:
             self.connect(*link)
 
-    def new_worker(self, rank: int, number: int, *, joining: bool = False) -> WorkerProcess:
-        """Create a process for a rank."""
+    def new_worker(self, rank: int, number: int, relay: Relay | None = None, *, joining: bool = False) -> WorkerProcess:
+        """Create a process for a rank. The first one of a rank, and one that replaces it, has the relay of the plan."""
         keep_sums = self.plan.ending is not Ending.NO_KEPT_SUMS
-        return WorkerProcess(self.plan, rank=rank, number=number, now=self.now, keep_sums=keep_sums, joining=joining)
+        relay = relay if joining else self.plan.relay_of(rank)
+        return WorkerProcess(
+            self.plan, rank=rank, number=number, now=self.now, keep_sums=keep_sums, relay=relay, joining=joining
+        )
+
+    def _all_links(self) -> list[Link]:
+        return [(client, process) for client in self.clients for process in self.processes_of(client)]
 
     # Clients
 
     def processes_of(self, client: int) -> list[int]:
         """Return the processes that a client connects to."""
         if client < self.plan.ranks:
-            return self.plan.processes_of(client)
+            return self.plan.processes_by(self.workers[client].relay)
         above = self.plan.above(self.plan.relays[client - self.plan.ranks])
         return list(range(self.plan.aggregators)) if above is None else [above.process]
 
@@ -356,13 +362,19 @@ class Fleet:
         self.leaving_ranks.add(rank)
         self.oracle.exclude(rank)
 
-    def begin_join(self, rank: int) -> WorkerProcess:
-        """Start a process that waits to join. The one before, if it still lives, ends."""
+    def members_at(self, relay: Relay) -> list[int]:
+        """Return the ranks of living members whose worker connects to a relay."""
+        workers = (worker for worker in self.workers if worker.relay == relay)
+        return [worker.rank for worker in workers if worker.rank in self.survivors and not worker.joining]
+
+    def begin_join(self, rank: int, relay: Relay | None) -> WorkerProcess:
+        """Start a process that waits to join, at a relay or at the owners. The one before, if it still lives, ends."""
         self.counters["joins begun"] += 1
         self.workers[rank].die()
         self.reserved[rank].clear()
         self.leaving_ranks.discard(rank)
-        self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1, joining=True)
+        self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1, relay, joining=True)
+        self.links = self._all_links()
         return self.workers[rank]
 
     def adopt(self, newcomer: WorkerProcess, donor: WorkerProcess) -> None:
@@ -383,8 +395,10 @@ class Fleet:
 
     def check_losses(self) -> None:
         """Assert that all processes know of the same losses. To be called when all messages have arrived."""
-        jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
-        known = [list(job.members.roster.known) for job in jobs]
+        aggregators = [aggregator for aggregator in self.aggregators if aggregator is not None]
+        known = [
+            list(job.members.roster.known) for aggregator in aggregators for job in aggregator.jobs if not job.forwards
+        ]
         # A rank that was lost at an aggregator of which nobody has heard goes on.
         agreed = all(ranks == known[0] and set(ranks).issuperset(self.survivors) for ranks in known)
         assert not self.survivors or agreed, f"aggregators have the members {known}; survivors are {self.survivors}"

@@ -37,10 +37,10 @@ class History:
         Args:
             seed: Determines the history.
             relayed: Whether it has relays; None: one of three has.
-            elastic: Whether its job is elastic. Then it has no relays.
+            elastic: Whether its job is elastic.
         """
         random = Random(seed)
-        plan = Plan.draw(random, relayed=not elastic and (seed % 3 == 0 if relayed is None else relayed))
+        plan = Plan.draw(random, relayed=seed % 3 == 0 if relayed is None else relayed)
         if elastic:
             plan = plan.as_elastic(random)
         names = random.choices(list(plan.steps), list(plan.steps.values()), k=plan.length)

@@ -115,11 +115,15 @@ class Plan:
         return self.workers + self.spares
 
     def as_elastic(self, random: Random) -> "Plan":
-        """Return the same plan for an elastic job, in which workers are lost."""
+        """Return the same plan for an elastic job, in which workers are lost.
+
+        With relays all keys are of integers: the order of addition changes with the groups.
+        """
         faults = {name: weight * random.choice((1, 2)) for name, weight in ELASTIC_FAULTS.items()}
         return dataclasses.replace(
             self,
-            workers=random.choice((1, 2, 2, 3, 3, 4)),
+            workers=self.workers if self.relays else random.choice((1, 2, 2, 3, 3, 4)),
+            keys=tuple((n, ElementType.INT32 if self.relays else kind) for n, kind in self.keys),
             spares=random.choice((0, 0, 1, 2)),
             steps=self.steps | faults,
             ending=Ending.ALL_LEAVE,
@@ -178,12 +182,11 @@ class Plan:
         return [address(process) for process in range(self.aggregators)]
 
     def relay_of(self, rank: int) -> Relay | None:
-        """Return the relay that a worker connects to, None if it connects to the owners."""
+        """Return the relay of a rank's first worker, None if that connects to the owners."""
         return next((relay for relay in self.relays if rank in relay.ranks), None)
 
-    def route_of(self, rank: int) -> Route:
-        """Return where a worker connects to, and the relays behind that."""
-        relay = self.relay_of(rank)
+    def route_by(self, relay: Relay | None) -> Route:
+        """Return where a worker with this relay connects to, and the relays behind that."""
         if relay is None:
             return Route(tuple(self.addresses))
         levels = []
@@ -193,9 +196,8 @@ class Plan:
             above = self.above(above)
         return Route((address(relay.process),), len(relay.ranks), tuple(levels))
 
-    def processes_of(self, rank: int) -> list[int]:
-        """Return the processes that a worker connects to."""
-        relay = self.relay_of(rank)
+    def processes_by(self, relay: Relay | None) -> list[int]:
+        """Return the processes that a worker with this relay connects to."""
         return list(range(self.aggregators)) if relay is None else [relay.process]
 
     def above(self, relay: Relay) -> Relay | None:

@@ -51,6 +51,12 @@ class Uplinks(Client):
     def failed(self) -> bool:
         return self.job.uplink.failure is not None
 
+    def lose(self, process: int) -> None:
+        connection = self.to(process)
+        if connection.stream is not None and connection.resuming and not self._leaving:
+            self.job.uplink.disconnected(self.connections.index(connection))
+        super().lose(process)
+
     def hello(self, index: int, _now: float) -> pb.Hello:
         return self.job.hello(index, self.connections[index].resuming)
 
@@ -81,6 +87,8 @@ class Uplinks(Client):
                     self.job.uplink.reconnected(index)
                 connection.resuming = True
                 self.job.uplink.let_in(index)
+                # The welcome of an elastic job has something for the group.
+                self._perform_actions(self.job, self.job.heard(now))
             case "fault" if message.fault.code == TakenError.code and self._waits(now):
                 self.lose(connection.process)
             case "fault":

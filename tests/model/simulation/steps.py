@@ -187,7 +187,7 @@ def lose_result(fleet: Fleet, random: Random) -> None:
     if not fleet.plan.relays:
         return
     number = random.randrange(len(fleet.plan.relays))
-    relay, client = fleet.plan.relays[number], fleet.plan.workers + number
+    relay, client = fleet.plan.relays[number], fleet.plan.ranks + number
     index = random.choice(fleet.processes_of(client))
     if index == relay.process:
         return

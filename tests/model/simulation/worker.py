@@ -16,6 +16,7 @@ from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, encode
 from simulation.client import RANK_TIMEOUT_SECONDS, Client, Connection
+from simulation.groups import Relay
 from simulation.plan import Plan
 
 _numbers = itertools.count(1)
@@ -30,14 +31,24 @@ class WorkerProcess(Client):
         number: Number of processes that had this rank before.
         now: The current time in seconds.
         keep_sums: Whether it keeps sums to restore them after a restart of an aggregator.
+        relay: The relay that it connects to, None if it connects to the owners.
         joining: Whether it joins a running job.
     """
 
     def __init__(
-        self, plan: Plan, *, rank: int, number: int, now: float, keep_sums: bool, joining: bool = False
+        self,
+        plan: Plan,
+        *,
+        rank: int,
+        number: int,
+        now: float,
+        keep_sums: bool,
+        relay: Relay | None,
+        joining: bool = False,
     ) -> None:
-        super().__init__(plan.processes_of(rank))
+        super().__init__(plan.processes_by(relay))
         self.rank = rank
+        self.relay = relay
         self.number = number
         self.leaving = False
         self.retry_at = now
@@ -53,7 +64,7 @@ class WorkerProcess(Client):
         self.generation = 0
         """How many processes of this rank were members before it, if it is a member."""
         self._submitted: deque[Ticket] = deque()
-        self._route = plan.route_of(rank)
+        self._route = plan.route_by(relay)
         self.session = Session(
             plan.addresses,
             None if plan.by_roles else plan.weights,
@@ -70,7 +81,6 @@ class WorkerProcess(Client):
         )
         # Every second process is beside an aggregator. One that replaces another may be elsewhere.
         self.session.beside = [rank % plan.aggregators] if (rank + number) % 2 else []
-        relay = plan.relay_of(rank)
         if joining:
             self.session.joins.wait()
         self.session.is_member = relay is None or rank == relay.ranks[0]

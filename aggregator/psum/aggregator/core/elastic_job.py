@@ -417,7 +417,8 @@ class ElasticJob(Job):
             return actions + ending
         if begin_again:
             return [*actions, *self._begin_again(), EndStreams(tuple(rank for rank in connected if rank not in lost))]
-        last = new[-1].rank if new else roster.known[0]
+        # Without losses there is an admission.
+        last = admission.rank if admission is not None else new[-1].rank
         return [*actions, *self.rounds.settle(last), *self.rounds.fail_deserted(), *self.joins.welcome(now)]
 
     def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:

@@ -205,8 +205,8 @@ class ElasticRounds(JobRounds):
         super().lacking(rank, entry, [each for each in ranks if not self._roster.is_gone(each)])
 
     def _sends(self, key: Key, rank: int, payload: memoryview | None) -> bool:
-        """See JobRounds. A relay may have the value of a root that is gone, or not."""
-        return rank == self._member_of_root(key) and (payload is not None or not self._root_is_gone(key, rank))
+        """See JobRounds. A relay may go on without the root behind it, before this aggregator hears that it is gone."""
+        return rank == self._member_of_root(key) and (payload is not None or rank < FIRST_RELAY)
 
     def _sender(self, key: Key, shard: ShardRounds[object]) -> int:
         """See JobRounds. A relay may go on although the root behind it is gone."""
@@ -221,10 +221,6 @@ class ElasticRounds(JobRounds):
     def _member_of_root(self, key: Key) -> int:
         member = self._roster.member(key.root)
         return key.root if member is None else member
-
-    def _root_is_gone(self, key: Key, rank: int) -> bool:
-        """Whether the root behind a relay takes no part in the current rounds of a key."""
-        return rank >= FIRST_RELAY and any(shard.roster.is_gone(key.root) for shard in key.shards.values())
 
     def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
         for index in key.sizes:

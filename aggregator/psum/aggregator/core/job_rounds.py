@@ -379,8 +379,8 @@ class JobRounds:
                 held += key.sizes[index] if shard.last_result is not None else 0
                 roster = shard.roster
                 assert shard.contributions.keys() <= {*roster.members, *roster.gone, shard.root}
-                rootless = shard.root is not None and roster.is_gone(shard.root) and not shard.value
-                gathered = bool(shard.contributions) and shard.awaits_nobody and not rootless
+                lacks_value = shard.root is not None and roster.fleet and not shard.value
+                gathered = bool(shard.contributions) and shard.awaits_nobody and not lacks_value
                 # A round may be summed while its members are lost.
                 assert gathered == (shard.phase is not Phase.GATHERING) or (roster.gone and not gathered)
                 begun = bool(shard.contributions or shard.ranks_lacking_result)

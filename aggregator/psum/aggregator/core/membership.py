@@ -133,7 +133,7 @@ class Membership:
             holder.connected or holder.left or holder.contributed or self.departures.left - self._left_before
         ):
             return self._taken([holder], hello, peer, now)
-        if holder is None and len(ranks) > self.roster.absent:
+        if holder is None and not self._has_room(hello):
             refusal = membership_texts.too_many_ranks(self.workers.values(), hello, peer)
             # While ranks are missing, the job cannot go on with this member or without it.
             return refusal, None if self.complete else refusal
@@ -196,6 +196,10 @@ class Membership:
         ranks = [rank for member in self.departed for rank in self.workers[member].ranks if rank not in left]
         left.update(ranks)
         return ranks
+
+    def _has_room(self, hello: pb.Hello) -> bool:
+        """Whether as many ranks are missing as a new member stands for."""
+        return len(ranks_of(hello)) <= self.roster.absent
 
     def _add(self, ranks: Sequence[int]) -> int:
         """Adds a member to the roster. Returns its number."""

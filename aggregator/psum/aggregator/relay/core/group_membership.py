@@ -32,6 +32,11 @@ class GroupMembership(ElasticMembership):
         # Its streams to the owners show that its network works, also if all its workers are silent.
         self._silence = Silence(limits.worker_timeout, own_network_works=True)
 
+    def _has_room(self, hello: pb.Hello) -> bool:
+        """See Membership. A worker that comes back to a relay that was started again belongs to a group that may have
+        grown."""
+        return hello.resuming or super()._has_room(hello)
+
     def _make_roster(self) -> GroupRoster:
         return GroupRoster(self.first.group_size)
 
