@@ -32,12 +32,10 @@ class Job:
         given |= {"num_workers": 4, "elastic": (1, 6)}
         self.training = ElasticTraining(directory, addresses, local_size=LOCAL_SIZE, reconnect_timeout=30.0, **given)
 
-    def start(self, *ranks: int, host: int | None = None) -> list[ElasticWorker]:
+    def start(self, *ranks: int, host: int | None = None, **given: Any) -> list[ElasticWorker]:
         """Start workers, each at the relay of its host, or all at that of one host."""
-        return [
-            self.training.start(rank, relay=self.relays[rank // LOCAL_SIZE if host is None else host].address)[0]
-            for rank in ranks
-        ]
+        relays = [self.relays[rank // LOCAL_SIZE if host is None else host].address for rank in ranks]
+        return [self.training.start(rank, relay=relay, **given)[0] for rank, relay in zip(ranks, relays, strict=True)]
 
     def close(self) -> None:
         """Kill all workers."""
@@ -68,13 +66,14 @@ def test_a_killed_worker_is_replaced_through_its_relay(job: Job) -> None:
 
 
 def test_a_group_that_was_lost_begins_anew(job: Job) -> None:
-    """Both workers of a host are killed, and replaced through their relay, which has no group then."""
+    """Both workers of a host are killed, and replaced through their relay, which has no group then. It owns no shards,
+    so only the workers can say that they join a running job."""
     workers = job.start(0, 1, 2, 3)
     workers[1].await_batch(3)
     for worker in workers[2:]:
         worker.kill()
     workers[1].await_event(lambda event: event.get("members") == [0, 1], "step without ranks 2 and 3")
-    replaced = job.start(2, 3)
+    replaced = job.start(2, 3, joining=True)
     last = max(worker.await_join() for worker in replaced)
     workers[1].await_batch(last + 3)
     job.training.check([0, 1, 2, 3], [0, 1], [0, 1, 2, 3])

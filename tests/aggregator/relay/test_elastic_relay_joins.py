@@ -2,7 +2,9 @@
 
 import pytest
 
+from psum.aggregator.service.registries import Registries
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import ExcludedError
 from tests.aggregator.relay.elastic_hosts import NEWCOMER, Hosts, total
 from tests.aggregator.relay.pure import key
 
@@ -137,3 +139,14 @@ def test_an_owner_is_killed_after_a_process_has_joined(hosts: Hosts) -> None:
     assert [hosts.results(rank) for rank in range(4)] == [[(total(0, 1, 2, 3), 0)] * 2] * 4
     hosts.pass_time(7)
     assert hosts.lost() == [[], []]
+
+
+def test_a_process_of_a_lost_group_is_told_that_the_job_goes_on(hosts: Hosts) -> None:
+    """A new process comes as at the job's beginning to a relay whose workers are all lost. If an owner is in the same
+    aggregator, the process hears that it can join, and says hello again."""
+    hosts.kill(2)
+    registries = Registries(hosts.owners[0].fleet, pytest.fail)
+    refusal = registries.goes_on_without(hosts.hello(2, incarnation=NEWCOMER), "peer", 10.0)
+    assert isinstance(refusal, ExcludedError)
+    assert registries.goes_on_without(hosts.hello(0), "peer", 10.0) is None
+    assert registries.goes_on_without(hosts.hello(2, job="other"), "peer", 10.0) is None

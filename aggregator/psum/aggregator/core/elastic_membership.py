@@ -293,6 +293,10 @@ class ElasticMembership(RelayedMembership):
         heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
         self._view.update(heard, now)
 
+    def goes_on_without(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
+        """Why a process cannot begin with the first round: the job goes on without its rank. None if it can."""
+        return self._refusal(hello, peer, now)
+
     def _refusal(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process is refused: it is out, or its rank goes on without it. None if it is not refused for that."""
         rank, job, generation = hello.rank, self.first.job, self.generation(hello.rank)

@@ -285,7 +285,11 @@ class Joining:
         self._connections.send_to_all(job, pb.ExchangeResponse(notice=pb.Notice(text=text)))
 
     def _enter(self, hello: pb.Hello, token: bytes, connection: WorkerConnection, peer: str) -> Job:
-        job, actions, refusal = self._registries.of(hello).join(hello, peer, self._clock())
+        now = self._clock()
+        if (refusal := self._registries.goes_on_without(hello, peer, now)) is not None:
+            _log.warning("job %s: refused rank %d: %s", hello.job, hello.rank, refusal)
+            raise refusal
+        job, actions, refusal = self._registries.of(hello).join(hello, peer, now)
         if job is not None:
             self._bring_token(job, hello, token)
         ranks = rank_names(ranks_of(hello))

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from psum.aggregator.core.actions import Action, UplinkAction
+from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire.errors import FaultError
 
 if TYPE_CHECKING:
     from psum.aggregator.relay.relays import Relays
@@ -41,6 +43,16 @@ class Registries:
             return self.fleet
         assert self.relays is not None, "begin_relaying comes first"
         return self.relays.registry
+
+    def goes_on_without(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
+        """Why a process cannot begin with the first round in a relay's group: its job goes on without it.
+
+        An owner in this process knows that, also if all of the group were lost before. Other relays do not.
+        """
+        job = self.fleet.jobs.get(hello.job) if hello.group_size and not hello.resuming else None
+        if not isinstance(job, ElasticJob) or job.failure is not None:
+            return None
+        return job.members.goes_on_without(hello, peer, now)
 
     def __iter__(self) -> Iterator[Registry]:
         yield self.fleet
