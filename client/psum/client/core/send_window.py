@@ -206,10 +206,10 @@ class SendWindow(Generic[Item]):
         # Most of them began to wait at the same time.
         for (counters, since), count in Counter(queued).items():
             counters.queue.observe(now - since, count)
-        if (count := self._contributors) is None:
+        if (contributors := self._contributors) is None:
             columns = to_columns(rows)
         else:
-            columns = to_columns([ShardRound(*row, count(part)) for row, part in zip(rows, batch, strict=True)])
+            columns = to_columns([ShardRound(*row, contributors(part)) for row, part in zip(rows, batch, strict=True)])
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
         else:
