@@ -276,6 +276,8 @@ class Session:
                     outside = row.outside_size > 0
                     value = plane.get(row, following) if outside else piece
                     self._operations.receive(aggregator, row, value, now, stays=outside and plane.shares_sums)
+
+                self._small.take(window, rows, payload, now, handle)
             case "taken":
                 for row in to_rows(message.taken.shards):
                     self._operations.note_taken(aggregator, row)
