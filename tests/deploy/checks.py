@@ -333,8 +333,10 @@ def _moves(pod: Pod) -> Iterator[str]:
 
 
 def _leaves(pod: Pod) -> Iterator[str]:
-    """A worker of an elastic job may leave at the end of its step before it is killed."""
+    """A worker of an elastic job may leave at the end of its step before it is killed, and is replaced then."""
     settings = WorkerSettings.from_environment(pod.environ)
+    if settings.elastic is not None and not settings.leave_status:
+        yield "a worker that has left would count as one that has done its work (PSUM_LEAVE_STATUS)"
     grace = pod.spec.get("terminationGracePeriodSeconds", 30)
     if settings.elastic is not None and grace < settings.leave_timeout + _GOODBYE_SECONDS:
         leaves = f"it leaves within {settings.leave_timeout:g} s (PSUM_LEAVE_TIMEOUT)"

@@ -199,7 +199,7 @@ class Job(Controller):
         if place.succeeded:
             return
         status, per_index = place.process.status, "backoffLimitPerIndex" in self._spec
-        if status == 0 and (per_index or not place.counted):
+        if status == 0 and (per_index or place.deleted is None):
             if place.counted:
                 place.failures.pop()
             place.counted, place.succeeded = False, True

@@ -219,6 +219,9 @@ ELASTIC_MISTAKES: dict[str, Callable[[Any], object]] = {
     "would end when one worker is given up": lambda spec: spec.update(maxFailedIndexes=0),
     "would never be replaced": lambda spec: spec.update(podReplacementPolicy="Failed"),
     "it leaves within 25 s": lambda spec: spec["template"]["spec"].update(terminationGracePeriodSeconds=20),
+    "one that has done its work": lambda spec: spec["template"]["spec"]["containers"][0]["env"].append(
+        {"name": "PSUM_LEAVE_STATUS", "value": "0"}
+    ),
 }
 
 

@@ -142,6 +142,15 @@ def test_a_replacement_has_the_same_bits(start_workers: Callable[..., list[Any]]
     assert steps[1].items() <= steps[0].items()
 
 
+def test_a_worker_that_leaves_gives_its_part_of_the_step(start_workers: Callable[..., list[Any]]) -> None:
+    """Also if MXNet is about to compute it: all steps of the others that it took part in have the sum of all."""
+    stays, leaves = start_workers("leaving.py", num_workers=2, PSUM_ELASTIC="1", PSUM_JOB="leaving")
+    leaves.check()
+    steps, weight = stays.check().split()
+    assert float(weight) == -4.0 * int(steps)
+    assert "ERROR" not in leaves.errors
+
+
 @pytest.mark.parametrize("aggregator_settings", [Settings(listen=("127.0.0.1:0",), elastic_closed_timeout=0.2)])
 def test_the_program_of_the_page_goes_on_after_a_kill(
     aggregator: str, run_python: Callable[..., Any], tmp_path: pathlib.Path

@@ -62,6 +62,10 @@ class ElasticState(psum.client.ElasticState):
             self.__dict__[name] = values.pop(name)
         super().__init__(clients[0] if clients else shared_client(), sources, exit_on_leave=exit_on_leave, **values)
 
+    def hand_over(self) -> None:
+        """Waits until MXNet's engine has computed what this process contributes to its last steps."""
+        mx.nd.waitall()
+
     def settle(self) -> None:
         """Waits until MXNet's engine has no operation left, and with it psum."""
         mx.nd.waitall()

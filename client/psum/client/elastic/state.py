@@ -157,6 +157,12 @@ class ElasticState:
         """
         self._client.drain(self._client.settings.round_timeout)
 
+    def hand_over(self) -> None:
+        """Called before this process leaves: all operations of its last steps must have their values afterwards.
+
+        For subclasses whose framework runs operations later.
+        """
+
     def step(self) -> None:
         """The boundary after a step. Lets at most one process in, and waits until it has the state.
 
@@ -185,6 +191,8 @@ class ElasticState:
                 hook(members)
 
     def _leave(self, link: Link) -> None:
+        # If this takes too long, the process ends as one that comes to no boundary: it is still watched.
+        self.hand_over()
         self.__dict__["left"] = True
         self._call = None
         termination.postpone(self._client, None)
