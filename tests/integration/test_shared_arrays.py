@@ -266,6 +266,7 @@ with psum.connect() as client:
     dropped = client.zeros(1_000_000)
     assert client.place_of(array) and client.place_of(dropped)
     array += 1
+    dropped += 2
     child = os.fork()
     if not child:
         status = 1
@@ -283,7 +284,7 @@ with psum.connect() as client:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert (array == 1).all()
-    assert (dropped == 0).all()
+    assert (dropped == 2).all()
     store.push_pull("w", array)
     assert (array == 1).all()
 # Also when the client is closed.
