@@ -145,6 +145,32 @@ def test_made_and_dropped_ten_thousand_times_they_leave_nothing(
         assert client.arrays.count == 0
 
 
+def test_shapes_and_types_are_those_of_numpy(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> None:
+    """Whether an array is shared or not; what psum cannot sum is refused."""
+    fleet = make_fleet(1, shm_directory=str(directory))
+    with fleet.worker(0, 1, staging=True) as client:
+        for shape in (
+            20_000,
+            np.int32(70_000),
+            (200, 300),
+            [2, 3, 40_000],
+            (np.int32(70_000), np.int32(70_000), 0),
+            (),
+            0,
+        ):
+            array = client.zeros(shape, "float32")
+            like = np.zeros(shape, np.float32)
+            assert (array.shape, array.dtype, array.flags.c_contiguous) == (like.shape, like.dtype, True)
+            assert (client.place_of(array) is not None) == (like.nbytes >= 65_536)
+        assert client.empty(100_000, "bfloat16").dtype == np.uint16
+        with pytest.raises(TypeError, match="psum cannot sum elements of type"):
+            client.empty(100_000, complex)
+        for wrong in (-100_000, (-200, -2000), (200.0, 3)):
+            with pytest.raises((TypeError, ValueError)):
+                client.empty(wrong)
+        assert client.arrays.count == 0
+
+
 def test_they_cannot_be_resized_in_place(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> None:
     """NumPy refuses it, and a larger copy lies elsewhere."""
     fleet = make_fleet(1, shm_directory=str(directory))
@@ -266,6 +292,7 @@ with psum.connect() as client:
     dropped = client.zeros(1_000_000)
     assert client.place_of(array) and client.place_of(dropped)
     array += 1
+    dropped += 2
     child = os.fork()
     if not child:
         status = 1
@@ -283,7 +310,7 @@ with psum.connect() as client:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert (array == 1).all()
-    assert (dropped == 0).all()
+    assert (dropped == 2).all()
     store.push_pull("w", array)
     assert (array == 1).all()
 # Also when the client is closed.

@@ -187,7 +187,7 @@ def test_without_a_common_directory_there_is_no_shared_memory(
 
 @pytest.mark.parametrize("victim", ["worker", "aggregator"])
 def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib.Path, victim: str) -> None:
-    """A worker's memory has no name. An aggregator's goes when the aggregator is started again."""
+    """A worker's segment has no name. Its memory for arrays, and an aggregator's, go with the next process there."""
     announce = tmp_path / "address"
     command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--announce", str(announce)]
     command += ["--shm-directory", str(directory)]
@@ -210,8 +210,8 @@ def test_nothing_is_left_after_kill_9(tmp_path: pathlib.Path, directory: pathlib
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline().strip() == "shm"
-            # The aggregator's sums; the worker's segment has no name any more.
-            assert len(list(directory.iterdir())) == 1
+            # The aggregator's sums, and the worker's memory for arrays, which is empty.
+            assert len(list(directory.iterdir())) == 2
             for one in (process, aggregator) if victim == "worker" else (aggregator, process):
                 one.send_signal(signal.SIGKILL)
                 one.wait(10)

@@ -2,11 +2,12 @@
 
 import logging
 import math
+import operator
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 LEAST_BYTES: Final = LARGE_PAYLOAD_BYTES
 
 #: The shape of an array; an integer is the size of its only dimension.
-Shape = int | tuple[int, ...]
+Shape = SupportsIndex | Sequence[SupportsIndex]
 
 
 class SharedBlock:
@@ -122,8 +123,9 @@ class SharedArrays:
     def empty(self, shape: Shape, dtype: object) -> npt.NDArray[Any]:
         """See Client.empty."""
         kind = _dtype(dtype)
-        block = self.block(math.prod(shape if isinstance(shape, tuple) else (shape,)) * kind.itemsize)
-        return np.empty(shape, kind) if block is None else np.asarray(block).view(kind).reshape(shape)
+        sizes = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
+        block = self.block(math.prod(sizes) * kind.itemsize) if min(sizes, default=0) > 0 else None
+        return np.empty(sizes, kind) if block is None else np.asarray(block).view(kind).reshape(sizes)
 
     def zeros(self, shape: Shape, dtype: object) -> npt.NDArray[Any]:
         """See Client.zeros."""
