@@ -94,7 +94,8 @@ def test_fields_in_another_order_are_understood() -> None:
 
 def test_unknown_fields_are_passed_over() -> None:
     """Fields of a later version are ignored."""
-    unknown = bytes([13 << 3 | 2, 3]) + b"new" + bytes([12 << 3 | 0, 5])
+    # The fields 90, with three bytes, and 91, an integer.
+    unknown = bytes([0xD2, 0x05, 3]) + b"new" + bytes([0xD8, 0x05, 5])
     push = pb.ExchangeRequest(push=pb.Push(shards=to_columns([ShardRound(id=1, length=2)])), payload=b"ab")
     parsed, payload = decode(pb.ExchangeRequest, unknown + push.SerializeToString())
     assert parsed.push == push.push

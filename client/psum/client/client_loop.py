@@ -20,7 +20,6 @@ from psum.client.observe.telemetry import Telemetry
 from psum.client.outstanding import OutstandingOperations
 from psum.client.transport.loop_thread import LoopThread
 from psum.planes import GrowingSegment, MappedSums, Plane
-from psum.runtime.streaming import streaming_copy
 from psum.wire.errors import FaultError, PsumError
 
 _log = logging.getLogger(__name__)
@@ -69,7 +68,6 @@ class ClientLoop:
             shares_known=lambda shares: self.membership.share_links(shares),
             report_fault=self._report_fault,
             map_pieces=MappedSums.of if settings.elastic is None else lends_nothing,
-            stream=streaming_copy(),
         )
         self.telemetry = Telemetry(settings, self.session)
         self.thread: LoopThread | None = LoopThread("psum-client") if settings.aggregators else None

@@ -6,7 +6,6 @@ from psum.client.core.key import Key
 from psum.client.core.key_loans import KeyLoans
 from psum.client.core.placement import Shard
 from psum.client.core.recorder import ShardRecord
-from psum.client.core.result_copies import ResultCopies
 from psum.client.core.ticket import State, Ticket
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
@@ -85,13 +84,10 @@ class Part:
         rounds: The rounds of its key.
         shard: Which shard it is.
         ticket: The operation.
-        copies: Copies results out of shared memory.
         now: The time, in seconds.
     """
 
     __slots__ = (
-        "_copied",
-        "_copies",
         "counters",
         "credited",
         "id",
@@ -108,15 +104,12 @@ class Part:
         "ticket",
     )
 
-    def __init__(self, rounds: KeyRounds, shard: Shard, ticket: Ticket, copies: ResultCopies, now: float = 0.0) -> None:
+    def __init__(self, rounds: KeyRounds, shard: Shard, ticket: Ticket, now: float = 0.0) -> None:
         self.id = rounds.key.id, shard.index
         """(key's id, shard)."""
         self.rounds = rounds
         self.shard = shard
         self.counters: OperationCounters = rounds.key.counters
-        self._copies = copies
-        self._copied = 0
-        """What `copies` returned last."""
         self.begin(ticket, now)
 
     def begin(self, ticket: Ticket, now: float) -> None:
@@ -167,8 +160,6 @@ class Part:
                 flat(target)[shard.start : shard.stop] = flat(source)[shard.start : shard.stop]
         elif stays and ticket.borrows and (loans := self.rounds.loans) is not None and loans.lends:
             loans.collect(shard.index, result)
-        elif stays:
-            self._copied = self._copies.copy(flat(target)[shard.start : shard.stop], result, self._copied)
         else:
             self.write(result)
 

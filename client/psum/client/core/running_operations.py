@@ -14,7 +14,6 @@ from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.operation import Operation
 from psum.client.core.recorder import Recorder, ShardRecord
-from psum.client.core.result_copies import ResultCopies
 from psum.client.core.send_window import SendWindow
 from psum.client.core.solo import Solo
 from psum.client.core.ticket import State, Ticket
@@ -36,7 +35,6 @@ class RunningOperations:
         windows: What is sent on each connection.
         registry: Where failed keys are noted.
         map_pieces: Maps results in shared memory one after the other, to lend them.
-        copies: Copies results out of shared memory.
         keep_sums: Whether to keep the last sum of each shard for an aggregator that was started again.
         clock: The time now, as the methods are given it.
     """
@@ -48,7 +46,6 @@ class RunningOperations:
         windows: Sequence[SendWindow[Part]],
         registry: KeyRegistry,
         map_pieces: MapPieces,
-        copies: ResultCopies,
         *,
         keep_sums: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -71,7 +68,6 @@ class RunningOperations:
         self._windows = windows
         self._registry = registry
         self._map_pieces = map_pieces
-        self._copies = copies
         self._keep_sums = keep_sums
         self._clock = clock
         self._stalled: OrderedDict[KeyRounds, float] = OrderedDict()
@@ -156,7 +152,7 @@ class RunningOperations:
             if not self._keeps_loans(rounds, ticket):
                 return
             if not rounds.parts:
-                rounds.parts = [Part(rounds, shard, ticket, self._copies) for shard in shards]
+                rounds.parts = [Part(rounds, shard, ticket) for shard in shards]
             for part in rounds.parts:
                 part.begin(ticket, now)
                 shard = part.shard

@@ -25,7 +25,6 @@ from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
 from psum.client.core.reach import Reach
 from psum.client.core.recorder import Recorder
-from psum.client.core.result_copies import Copy, ResultCopies
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.shard_notes import note_contributors, note_timings
@@ -61,7 +60,6 @@ class Session:
             weights; see Aggregators.link_shares.
         report_fault: Called with each failure that an aggregator reports, before anything fails because of it.
         map_pieces: Maps results in shared memory one after the other, to lend them. By default nothing is lent.
-        stream: Copies past the processor's caches, see ResultCopies. None if nothing can.
         recorder: Where operations are recorded, None if nowhere.
         clock: The time now, as the methods are given it.
     """
@@ -83,7 +81,6 @@ class Session:
         shares_known: Callable[[Sequence[float]], None] = lambda shares: None,
         report_fault: Callable[[FaultError], None] = lambda fault: None,
         map_pieces: MapPieces = lends_nothing,
-        stream: Copy | None = None,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,9 +104,8 @@ class Session:
         self._registry = KeyRegistry(placement, self.counters, hand_over)
         if addresses:
             self._registry.steer(place((1, *[0] * (len(addresses) - 1))))
-        copies = ResultCopies(stream, time.thread_time)
         self._operations = RunningOperations(
-            rank, self._addresses, self._windows, self._registry, map_pieces, copies, keep_sums=keep_sums, clock=clock
+            rank, self._addresses, self._windows, self._registry, map_pieces, keep_sums=keep_sums, clock=clock
         )
         self._operations.recorder = recorder
         self._small = SmallResults(self._operations, keep_sums=keep_sums)
