@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from psum.cli.bench import command
+from psum.cli.bench.runs import processor
 
 FIGURES = ("gb_per_s_per_worker", "ms_per_step", "worker_cpu_s_per_gb", "aggregator_cpu_s_per_gb", "aggregator_mib")
 
@@ -40,6 +41,11 @@ def test_one_run_is_one_line_of_json(psum: Any) -> None:
         "urgent_step_ms": None,
         "latency_ms": [],
         "idle_share": None,
+        # No single pipeline has two planes.
+        "limit_cpu_s_per_gb": None,
+        "of_limit": None,
+        "processor": processor(),
+        "environment": "OMP_NUM_THREADS=1",
     }
     assert all(figure > 0 for figure in figures.values())
     # Two ways to say the same, but for rounding.
@@ -48,7 +54,7 @@ def test_one_run_is_one_line_of_json(psum: Any) -> None:
 
 
 def test_planes_are_systems_of_their_own(psum: Any) -> None:
-    """Each run prints a line, then each system prints a line with the spread of its runs."""
+    """Each run prints a line, then each system prints a line with the spread of its runs. Each plane has its limit."""
     planes = ("--plane", "inline", "--plane", "shm", "--rounds", "1")
     done = psum.run("bench", "--workers", "1", *planes, *SHORT, "--latency", "--json")
     assert done.returncode == 0, done.stderr
@@ -57,6 +63,13 @@ def test_planes_are_systems_of_their_own(psum: Any) -> None:
     for run in runs:
         assert len(run["latency_ms"]) == 256
         assert 0 < run["urgent_ms"] == run["latency_ms"][0] <= run["urgent_step_ms"]
+        used = run["worker_cpu_s_per_gb"] + run["aggregator_cpu_s_per_gb"]
+        assert run["of_limit"] == pytest.approx(run["limit_cpu_s_per_gb"] / used, abs=0.002)
+        assert (
+            f"psum: {run['plane']} without psum, small, 1 worker: {run['limit_cpu_s_per_gb']:.2f} CPU s" in done.stderr
+        )
+    assert shm["of_limit"]["median"] == runs[1]["of_limit"]
+    assert shm["processor"] == processor()
     assert (inline["variant"], shm["variant"], shm["rounds"]) == ("psum inline", "psum shm", 1)
     assert shm["gb_per_s_per_worker"]["median"] == runs[1]["gb_per_s_per_worker"]
 
@@ -64,7 +77,7 @@ def test_planes_are_systems_of_their_own(psum: Any) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
 def test_through_mxnet_and_against_dist_sync(psum: Any) -> None:
     """One loop times both. The rival has figures of its server, and its output is not shown."""
-    options = ("--workers", "1", "--through", "mxnet", "--against", "dist_sync", "--rounds", "1")
+    options = ("--workers", "1", "--through", "mxnet", "--against", "dist_sync", "--rounds", "1", "--no-limit")
     done = psum.run("bench", *options, *SHORT, "--json")
     assert done.returncode == 0, done.stderr
     ours, rival, _, summary = map(json.loads, done.stdout.splitlines())
@@ -72,6 +85,7 @@ def test_through_mxnet_and_against_dist_sync(psum: Any) -> None:
     assert (rival["variant"], rival["plane"], rival["through"]) == ("dist_sync", "", "")
     assert rival["version"].startswith("MXNet ")
     assert rival["gb_per_s_per_worker"] > 0
+    assert rival["of_limit"] is None
     assert rival["aggregator_mib"] > 0
     assert summary["gb_per_s_per_worker"]["median"] == rival["gb_per_s_per_worker"]
 
@@ -80,14 +94,14 @@ def test_plain_lines_where_there_is_no_terminal(psum: Any) -> None:
     """Lines show another element type without warm-up steps, and a note says how to install a missing rival."""
     done = psum.run(
         *("bench", "--workers", "1", "--workload", "small", "--steps", "1", "--warmup", "0", "--idle", "0.1"),
-        *("--plane", "inline", "--against", "gloo", "--gloo-python", "/bin/false"),
+        *("--plane", "inline", "--against", "gloo", "--gloo-python", "/bin/false", "--no-limit"),
     )
     missing = "skipping gloo: /bin/false cannot import torch with Gloo; pip install torch"
     assert done.returncode == 0
     assert done.stderr.startswith(f"psum: {missing}")
     assert done.stderr.count("\n") == 1
     title, system, *figures = done.stdout.splitlines()
-    assert title.startswith("small, 1 worker, 1 aggregator; load average ")
+    assert title.startswith(f"small, 1 worker, 1 aggregator; {processor()}; OMP_NUM_THREADS=1; load average ")
     assert system == "psum inline"
     assert [line.partition(":")[0] for line in figures] == [
         "  GB/s per worker",

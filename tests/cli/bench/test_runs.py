@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from psum.cli.bench import turns
+from psum.cli.bench.bare_plan import Plan
 from psum.cli.bench.cases import Case, Effort, System, cases, psum_systems
+from psum.cli.bench.limits import Limits
 from psum.cli.bench.rivals import Rival
-from psum.cli.bench.runs import FailedError, Run, Spread, summarise
+from psum.cli.bench.runs import FailedError, Run, Spread, beside_limit, summarise
 from psum.cli.bench.tables import lines, table, title
 
 RUN = Run(
@@ -111,9 +113,11 @@ def test_a_table_has_a_column_for_each_system() -> None:
 
 
 def test_the_title_says_how_often_and_how_busy_the_machine_was() -> None:
-    """Readers need the number of rounds and the load to judge the figures."""
-    assert title(summarise([*runs(RUN, 1.0, 3.0), GLOO])) == (
-        "big, 2 workers, 1 aggregator, median (lowest-highest) of 2 rounds; load average 1.0 (1.0-3.0)"
+    """Readers need the number of rounds, the processor, what processes were given and the load to judge the figures."""
+    told = dataclasses.replace(RUN, processor="2 cores of a processor", environment="OMP_NUM_THREADS=4")
+    assert title(summarise([*runs(told, 1.0, 3.0), GLOO])) == (
+        "big, 2 workers, 1 aggregator, median (lowest-highest) of 2 rounds; 2 cores of a processor;"
+        " OMP_NUM_THREADS=4; load average 1.0 (1.0-3.0)"
     )
 
 
@@ -125,6 +129,17 @@ def test_every_combination_once() -> None:
     assert systems[3].name == "psum inline through mxnet in float16"
     assert System(rival=Rival("gloo", "PyTorch 2", "python")).name == "gloo"
     assert Case("big", 1, 2, 2).title == "big, 1 worker, 2 aggregators, as on 2 hosts"
+
+
+def test_a_limit_is_compared_with_all_processes() -> None:
+    """Each of two workers counts as much as the one that was measured. Without a limit there is nothing to compare."""
+    run = dataclasses.replace(RUN, workers=2, worker_cpu_s_per_gb=0.4, aggregator_cpu_s_per_gb=0.2)
+    beside = beside_limit(run, 0.75)
+    assert (beside.limit_cpu_s_per_gb, beside.of_limit) == (0.75, 0.75)
+    without = dataclasses.replace(run, aggregator_cpu_s_per_gb=None)
+    assert beside_limit(without, 0.4).of_limit == 0.5
+    assert beside_limit(run, None) is run
+    assert any("of limit: 0.75" in line for line in lines(summarise([beside])))
 
 
 class Machine:
@@ -146,11 +161,11 @@ class Machine:
             raise FailedError(status)
         return dataclasses.replace(RUN, variant=system.name, workers=case.workers, round=number)
 
-    def run(self, failed: list[int] | None = None) -> list[Run]:
+    def run(self, failed: list[int] | None = None, limits: Limits | None = None) -> list[Run]:
         """Run two systems on two cases in two rounds."""
         systems = psum_systems(["inline", "shm"], ["numpy"], ["float32"])
         pairs = itertools.product(cases(["big"], [1, 2], [1]), systems)
-        return list(turns.take_turns(pairs, Effort(), 2, False, failed))
+        return list(turns.take_turns(pairs, Effort(), 2, False, failed, limits))
 
 
 @pytest.fixture
@@ -159,6 +174,24 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr(turns, "once", machine.once)
     return machine
+
+
+def test_each_limit_is_measured_once(machine: Machine) -> None:
+    """Later rounds, and systems that use the same plane, are compared with the same figure."""
+    measured: list[tuple[str, int]] = []
+
+    def measure(plan: Plan) -> float:
+        measured.append((plan.plane, plan.workers))
+        return 0.5 * plan.workers
+
+    notes: list[str] = []
+    found = machine.run(limits=Limits(notes.append, measure))
+    assert measured == [("shm", 1), ("shm", 2)]
+    assert [run.limit_cpu_s_per_gb for run in found] == [0.5, 0.5, 1.0, 1.0] * 2
+    assert notes == [
+        "shm without psum, big, 1 worker: 0.50 CPU s per GB in all",
+        "shm without psum, big, 2 workers: 1.00 CPU s per GB in all",
+    ]
 
 
 def test_systems_run_in_turns(machine: Machine) -> None:

@@ -105,9 +105,9 @@ def test_the_page_says_what_was_reached_and_what_was_missed() -> None:
     ]
     page = bench_page.render({"big": Result("2026-11-23", "a machine", "psum bench", runs)}, {"big": ["plots/a.svg"]})
     rows = [line for line in page.splitlines() if line.startswith("| big | big, 2 workers, 1 aggregator |")]
-    assert rows[0].endswith("| psum inline | GB/s per worker | dist_sync | ≥ 0.75 | 1.00 | reached |")
-    assert rows[1].endswith("| psum direct | GB/s per worker | dist_sync | ≥ 1.5 | 1.00 | **missed** |")
-    assert rows[2].endswith("| psum shm | GB/s per worker | gloo | ≥ 1.4 | not measured |  |")
+    assert rows[0].endswith("| psum inline | GB/s per worker | dist_sync | ≥ 0.75 | 1.00 | reached | a machine |")
+    assert rows[1].endswith("| psum direct | GB/s per worker | dist_sync | ≥ 1.5 | 1.00 | **missed** | a machine |")
+    assert rows[2].endswith("| psum shm | GB/s per worker | gloo | ≥ 1.4 | not measured |  | a machine |")
     assert "![a](plots/a.svg)" in page
     about = page.splitlines()[-1]
     assert about.startswith("2026-11-23; a machine; dist_sync is of MXNet 1.9.1; 1 round; load average")
@@ -120,7 +120,7 @@ def test_memory_stands_beside_its_bound() -> None:
     runs = [run("psum shm", 1.0, servers=2, worker_mib=70.0, aggregator_mib=150.0), run("gloo", 1.0, servers=2)]
     page = bench_page.render({"big": Result("today", "here", "psum", runs)}, {})
     memory = page[page.index("## Memory") : page.index("## big")]
-    assert "| big | big, 2 workers, 2 aggregators | psum shm | 70 | 80 | 150 | 160 |" in memory
+    assert "| big | big, 2 workers, 2 aggregators | psum shm | 70 | 80 | 150 | 160 | here |" in memory
     assert "gloo" not in memory
 
 
@@ -128,9 +128,37 @@ def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> 
     """One experiment can run again without the others."""
     file = tmp_path / "docs" / "benchmarks.json"
     assert bench_page.load(file) == {}
-    results = {name: Result("today", "here", "psum", [run("gloo", 1.0), run("gloo", 2.0)]) for name in ("big", "idle")}
+    here, there = (
+        Result("today", machine, "psum", [run("gloo", 1.0), run("gloo", 2.0)])
+        for machine in ("2 cores of this, 24 GiB", "2 cores of that, 24 GiB")
+    )
+    results = {"big, 2 cores of this": here, "big, 2 cores of that": there, "idle, 2 cores of this": here}
+    assert bench_page.key("big", there) == "big, 2 cores of that"
     bench_page.save(file, results)
     assert bench_page.load(file) == results
+
+
+def test_results_of_two_processors_stand_side_by_side(tmp_path: pathlib.Path) -> None:
+    """Every table says which processor its figures are from, and each processor has its own plots."""
+    pytest.importorskip("matplotlib")
+    results = {}
+    for model, speed in (("AMD EPYC", 2.0), ("Intel(R) Xeon(R) Processor", 1.0)):
+        result = Result(
+            "today", f"2 cores of {model}, 24 GiB", "psum", [run("psum direct", speed), run("dist_sync", 1.0)]
+        )
+        results[bench_page.key("big", result)] = result
+    # As the file was before there were several processors.
+    bench_page.save(tmp_path / "benchmarks.json", {"big": next(iter(results.values()))})
+    assert list(bench_page.load(tmp_path / "benchmarks.json")) == ["big, 2 cores of AMD EPYC"]
+    bench_page.write(tmp_path, results)
+    assert bench_page.load(tmp_path / "benchmarks.json") == results
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "## big, 2 cores of AMD EPYC" in page
+    assert "## big, 2 cores of Intel(R) Xeon(R) Processor" in page
+    assert "| dist_sync | ≥ 1.5 | 2.00 | reached | 2 cores of AMD EPYC |" in page
+    assert "| dist_sync | ≥ 1.5 | 1.00 | **missed** | 2 cores of Intel(R) Xeon(R) Processor |" in page
+    plots = [f"benchmarks/big-2-cores-of-{model}-throughput.svg" for model in ("amd-epyc", "intel-xeon-processor")]
+    assert all((tmp_path / plot).exists() and f"]({plot})" in page for plot in plots)
 
 
 def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
@@ -141,9 +169,9 @@ def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
         for variant, speed in (("psum shm", 2.0), ("gloo", 1.0))
         for workers in (1, 2, 4)
     ]
-    written = bench_page.write(tmp_path, {"workers": Result("today", "here", "psum", runs)})
+    written = bench_page.write(tmp_path, {"workers, here": Result("today", "here", "psum", runs)})
     names = [file.relative_to(tmp_path).as_posix() for file in written]
-    plots = [f"benchmarks/workers-{name}.svg" for name in ("throughput", "latency", "scaling-workers")]
+    plots = [f"benchmarks/workers-here-{name}.svg" for name in ("throughput", "latency", "scaling-workers")]
     assert names == ["benchmarks.md", "benchmarks.json", *plots]
     page = written[0].read_text()
     assert all(f"]({plot})" in page for plot in plots)

@@ -20,6 +20,7 @@ from psum.cli.bench import (
     workloads,
 )
 from psum.cli.bench.cases import THROUGH, Effort, System, cases, psum_systems
+from psum.cli.bench.limits import Limits
 from psum.cli.bench.runs import FailedError, Run, openmp_environment, summarise
 from psum.cli.bench.suite import EXPERIMENTS
 from psum.cli.bench.turns import installed, note, take_turns
@@ -117,6 +118,13 @@ _ROUNDS: Final = 5
     help="Simulate this many hosts: workers and aggregators share memory only within one host.",
 )
 @click.option(
+    "--limit/--no-limit",
+    default=True,
+    show_default=True,
+    help="Also measure, once for each case and plane, what the same pipeline takes without psum, and show its processor"
+    " time divided by that of each run. Only for float32.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print a line of JSON for each run, and one for each summary of several."
 )
 @click.option(
@@ -146,6 +154,7 @@ def bench(
     latency: bool,
     idle: float,
     hosts: int,
+    limit: bool,
     as_json: bool,
     output: pathlib.Path | None,
     suite: Sequence[str],
@@ -159,6 +168,9 @@ def bench(
     All processes, also those of other systems, run with OMP_NUM_THREADS=1 unless it is set. More OpenMP threads spin
     while they wait, which costs dist_sync more than half of its speed on 16 cores.
 
+    'of limit' compares processor time with that of bare processes which move and add the same bytes in the same order,
+    through shared memory, TCP or gRPC. 1 means that psum adds nothing to it. More is possible: psum can save copies.
+
     Options with commas take several values. Each combination runs once per round.
 
     Example: psum bench --plane inline --plane shm --against dist_sync,gloo
@@ -169,11 +181,12 @@ def bench(
             plots.check()
         except plots.NoPlotsError as error:
             raise click.ClickException(str(error)) from None
+    limits = Limits(note) if limit else None
     if suite:
         if output is None:
             raise click.UsageError("--suite needs --output, a directory such as docs")
         names = list(EXPERIMENTS) if "all" in suite else list(dict.fromkeys(suite))
-        sys.exit(_make(names, rounds or _ROUNDS, gloo_python, output, as_json))
+        sys.exit(_make(names, rounds or _ROUNDS, gloo_python, output, as_json, limits))
     if against and set(dtype) != {"float32"}:
         raise click.UsageError("--against works with --dtype float32 only")
     _check_through(through, dtype)
@@ -186,7 +199,7 @@ def bench(
     found: list[Run] = []
     rounds = rounds or (_ROUNDS if len(systems) > 1 else 1)
     try:
-        for run in take_turns(pairs, effort, rounds, as_json):
+        for run in take_turns(pairs, effort, rounds, as_json, limits=limits):
             found.append(run)
     except FailedError as error:
         sys.exit(error.status)
@@ -201,7 +214,14 @@ def bench(
             click.echo(f"wrote {file}", err=True)
 
 
-def _make(names: Sequence[str], rounds: int, gloo_python: str | None, output: pathlib.Path, as_json: bool) -> int:
+def _make(
+    names: Sequence[str],
+    rounds: int,
+    gloo_python: str | None,
+    output: pathlib.Path,
+    as_json: bool,
+    limits: Limits | None,
+) -> int:
     """Run experiments, and write the results of each one as soon as it is done. Results of earlier runs stay."""
     present = installed(rivals.NAMES, gloo_python)
     results = page.load(output / "benchmarks.json")
@@ -211,14 +231,15 @@ def _make(names: Sequence[str], rounds: int, gloo_python: str | None, output: pa
         note(f"experiment {name}: {experiment.about}")
         pairs = [pair for pair in experiment.pairs(present) if pair[1].through != "mxnet" or _has_mxnet()]
         try:
-            runs = list(take_turns(pairs, experiment.effort, rounds, as_json, failed))
+            runs = list(take_turns(pairs, experiment.effort, rounds, as_json, failed, limits))
         except FailedError as error:
             return error.status
         if runs:
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
             # The page names the directory only: full paths mean nothing on other machines.
             words = [*_openmp(), "psum", "bench", "--suite", name, "--rounds", str(rounds), "--output", output.name]
-            results[name] = page.Result(today, page.machine(), shlex.join(words), runs)
+            result = page.Result(today, page.machine(), shlex.join(words), runs)
+            results[page.key(name, result)] = result
             page.write(output, results)
             if not as_json:
                 tables.show(summarise(runs))

@@ -289,8 +289,8 @@ class TorchDistributed(System):
         import torch
         import torch.distributed
 
-        # With all ranks on one machine, more threads per rank only slow each other down.
-        torch.set_num_threads(1)
+        # By default one: with all ranks on one machine, more threads per rank only slow each other down.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
         self._torch = torch
         self._distributed = torch.distributed
         self._distributed.init_process_group(self.backend)

@@ -6,12 +6,13 @@ import json
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from psum.cli.bench.cases import count
 from psum.cli.bench.plots import draw
-from psum.cli.bench.runs import FIGURES, Run, Spread, Summary, summarise
+from psum.cli.bench.runs import FIGURES, Run, Spread, Summary, processor, summarise
 from psum.cli.bench.suite import EXPERIMENTS, Claim
 from psum.cli.bench.tables import label
 from psum.cli.bench.workloads import sizes
@@ -29,6 +30,11 @@ _INTRODUCTION: Final = """\
 - A step lasts from the first push-pull until the last sum can be read.
 - All processes run on one machine. In each round every system runs once, so that other load on the machine affects all
   systems.
+- Experiments may have been run on several kinds of processors. Each table says which.
+- "of limit" is the processor time that the same pipeline takes without psum, divided by what all workers and
+  aggregators took. The pipeline is measured once in the same run: bare processes move and add the same bytes in the
+  same order, through shared memory, TCP or gRPC. For dist_sync it is that of TCP. 1 means that psum adds nothing. More
+  is possible, because psum can save copies.
 - Figures are medians of the rounds, with the lowest and the highest figure if they differ. Ratios and CPU seconds carry
   over to other machines. Single figures do not.
 - MiB of a worker are what rank 0's process uses beyond its own tensors and sums. MiB of aggregators are what all of
@@ -64,30 +70,45 @@ class Result:
     command: str
     runs: Sequence[Run]
 
+    @property
+    def processor(self) -> str:
+        """The first part of `machine`, such as '2 cores of AMD EPYC'."""
+        return self.machine.partition(", ")[0]
+
+
+def key(experiment: str, result: Result) -> str:
+    """Return the key of a result among all results: there is one for each experiment and processor."""
+    return f"{experiment}, {result.processor}"
+
+
+def _experiment(key: str) -> str:
+    return key.partition(", ")[0]
+
 
 def machine() -> str:
     """Describe this machine in one line."""
-    cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "")
     try:
         version = importlib.metadata.version("psum")
     except importlib.metadata.PackageNotFoundError:
         version = "from source"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{len(os.sched_getaffinity(0))} cores of {model or platform.machine()}, {memory:.0f} GiB, Linux"
+        f"{processor()}, {memory:.0f} GiB, Linux"
         f" {platform.release().partition('-')[0]}, Python {platform.python_version()}, psum {version}"
     )
 
 
 def load(file: pathlib.Path) -> dict[str, Result]:
-    """Read the results of a file, by name of experiment. A missing file has none."""
+    """Read the results of a file, by their keys. A missing file has none."""
     if not file.exists():
         return {}
     found: dict[str, Any] = json.loads(file.read_text())
-    return {
-        name: Result(**{**result, "runs": [Run(**run) for run in result["runs"]]}) for name, result in found.items()
-    }
+    results = {}
+    for name, fields in found.items():
+        result = Result(**{**fields, "runs": [Run(**run) for run in fields["runs"]]})
+        # Older files have one result for each experiment, by its name.
+        results[key(_experiment(name), result)] = result
+    return results
 
 
 def save(file: pathlib.Path, results: Mapping[str, Result]) -> None:
@@ -111,11 +132,11 @@ def write(directory: pathlib.Path, results: Mapping[str, Result]) -> list[pathli
     Raises:
         NoPlotsError: matplotlib is not installed.
     """
-    ordered = {name: results[name] for name in EXPERIMENTS if name in results}
+    ordered = {found: results[found] for name in EXPERIMENTS for found in results if _experiment(found) == name}
     save(directory / "benchmarks.json", ordered)
     plots: dict[str, list[pathlib.Path]] = {}
     for name, result in ordered.items():
-        plots[name] = draw(result.runs, directory / "benchmarks", f"{name}-")
+        plots[name] = draw(result.runs, directory / "benchmarks", _file_name(name) + "-")
     page = directory / "benchmarks.md"
     text = render(ordered, {name: [f"benchmarks/{file.name}" for file in plots[name]] for name in plots})
     _, marker, appendix = page.read_text().partition(APPENDIX) if page.exists() else ("", "", "")
@@ -127,16 +148,18 @@ def render(results: Mapping[str, Result], plots: Mapping[str, Sequence[str]]) ->
     """Return the page.
 
     Args:
-        results: The results by name of experiment.
-        plots: The paths of each experiment's plots.
+        results: The results by their keys.
+        plots: The paths of each result's plots.
     """
     summaries = {name: summarise(result.runs) for name, result in results.items()}
-    parts = [_INTRODUCTION, "## Targets\n", _claims(summaries), "## Memory\n", _MEMORY, _memory(summaries)]
+    on = {name: result.processor for name, result in results.items()}
+    parts = [_INTRODUCTION, "## Targets\n", _claims(summaries, on), "## Memory\n", _MEMORY, _memory(summaries, on)]
     for name, result in results.items():
         versions = dict.fromkeys(f"{run.variant} is of {run.version}" for run in result.runs if run.version)
         busy = Spread.of([run.load for run in result.runs])
         rounds = max(len(summary.runs) for summary in summaries[name])
-        parts.append(f"## {name}\n\n{EXPERIMENTS[name].about}\n")
+        experiment = _experiment(name)
+        parts.append(f"## {experiment}, {on[name]}\n\n{EXPERIMENTS[experiment].about}\n")
         parts += [_table(summaries[name])]
         parts += [f"![{pathlib.PurePath(plot).stem}]({plot})\n" for plot in plots.get(name, ())]
         about = "; ".join(
@@ -153,12 +176,17 @@ def render(results: Mapping[str, Result], plots: Mapping[str, Sequence[str]]) ->
     return "\n".join(parts)
 
 
-def _claims(summaries: Mapping[str, Sequence[Summary]]) -> str:
+def _file_name(key: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", key.lower())).strip("-")
+
+
+def _claims(summaries: Mapping[str, Sequence[Summary]], processors: Mapping[str, str]) -> str:
     rows = [
-        "| experiment | case | system | figure | against | target | measured | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| experiment | case | system | figure | against | target | measured | | processor |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, found in summaries.items():
+    for key, found in summaries.items():
+        name = _experiment(key)
         for claim in EXPERIMENTS[name].claims:
             reached = claim.reached(found)
             measured = "not measured"
@@ -168,29 +196,30 @@ def _claims(summaries: Mapping[str, Sequence[Summary]]) -> str:
             verdict = "" if reached is None else "reached" if claim.holds(reached) else "**missed**"
             wanted = f"{'≥' if claim.more_is_better else '≤'} {claim.target:g}"
             cells = (name, claim.case.title, claim.variant, _figure(claim), _against(claim), wanted, measured, verdict)
-            rows.append("| " + " | ".join(cells) + " |")
+            rows.append("| " + " | ".join((*cells, processors[key])) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _memory(summaries: Mapping[str, Sequence[Summary]]) -> str:
+def _memory(summaries: Mapping[str, Sequence[Summary]], processors: Mapping[str, str]) -> str:
     credit = Settings().credit_bytes
     rows = [
-        "| experiment | case | system | MiB, worker | bound | MiB, aggregators | bound |",
-        "|---|---|---|---|---|---|---|",
+        "| experiment | case | system | MiB, worker | bound | MiB, aggregators | bound | processor |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for experiment, summary in ((name, found) for name in summaries for found in _of_psum(summaries[name])):
+    for key, summary in ((name, found) for name in summaries for found in _of_psum(summaries[name])):
         case, run = summary.case, summary.runs[0]
         payload = sum(sizes(case.workload)) * ElementType.of(run.dtype).itemsize
         under_way = credit * case.aggregators
         worker, servers = summary.spread("worker_mib"), summary.spread("aggregator_mib")
         cells = [
-            experiment,
+            _experiment(key),
             case.title,
             label(summary),
             "" if worker is None else worker.show(0),
             f"{(payload + under_way) / _MIB:.0f}",
             "" if servers is None else servers.show(0),
             f"{(2 * payload + under_way * case.workers) / _MIB:.0f}",
+            processors[key],
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import platform
 import statistics
 import sys
 import tempfile
@@ -51,6 +52,12 @@ class Run:
         urgent_step_ms: Milliseconds of such a step as a whole.
         latency_ms: As urgent_ms for each tensor, the most urgent first.
         idle_share: Processor seconds of all aggregators or servers per second of idling.
+        limit_cpu_s_per_gb: Processor seconds per GB of all processes of the same pipeline without psum: see limits.py.
+            None if there is none.
+        of_limit: limit_cpu_s_per_gb divided by the processor seconds of all workers and aggregators per GB. Each worker
+            counts as much as rank 0's.
+        processor: The name of the processor, and how many of its cores there are.
+        environment: What all processes were given, such as 'OMP_NUM_THREADS=1'.
     """
 
     system: str
@@ -75,6 +82,10 @@ class Run:
     urgent_step_ms: float | None
     latency_ms: list[float]
     idle_share: float | None
+    limit_cpu_s_per_gb: float | None = None
+    of_limit: float | None = None
+    processor: str = ""
+    environment: str = ""
 
     @property
     def case(self) -> Case:
@@ -88,6 +99,7 @@ FIGURES: Final = (
     ("ms_per_step", "ms per step", 1),
     ("worker_cpu_s_per_gb", "CPU s per GB, worker", 2),
     ("aggregator_cpu_s_per_gb", "CPU s per GB, aggregators", 2),
+    ("of_limit", "of limit", 2),
     ("worker_mib", "MiB, worker", 0),
     ("aggregator_mib", "MiB, aggregators", 0),
     ("urgent_ms", "ms until the most urgent is back", 1),
@@ -147,7 +159,7 @@ class Summary:
             for name, _, _ in FIGURES
             if (spread := self.spread(name)) is not None
         }
-        about = {name: getattr(first, name) for name in named}
+        about = {name: getattr(first, name) for name in (*named, "processor", "environment")}
         load = dataclasses.asdict(Spread.of([run.load for run in self.runs]))
         return {"variant": self.variant, **about, "rounds": len(self.runs), "load": load, **figures}
 
@@ -179,6 +191,23 @@ def openmp_environment() -> dict[str, str]:
     down from 0.91 GB/s with one thread to 0.36 GB/s.
     """
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1"}
+
+
+def processor() -> str:
+    """Return the name of this machine's processor and the number of its cores, such as '2 cores of AMD EPYC'."""
+    cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "")
+    return f"{len(os.sched_getaffinity(0))} cores of {model or platform.machine()}"
+
+
+def beside_limit(run: Run, limit: float | None) -> Run:
+    """Return a run with a limit: the processor seconds of all processes per GB, None if there is none."""
+    if limit is None:
+        return run
+    used = run.workers * run.worker_cpu_s_per_gb + (run.aggregator_cpu_s_per_gb or 0.0)
+    return dataclasses.replace(
+        run, limit_cpu_s_per_gb=round(limit, 3), of_limit=round(limit / used, 3) if used else None
+    )
 
 
 def once(system: System, case: Case, effort: Effort, round: int = 0) -> Run:
@@ -245,6 +274,8 @@ def _report(system: System, case: Case, effort: Effort, round_: int, load: float
         urgent_step_ms=round(measured.latency_step_ms, 2) if latency else None,
         latency_ms=latency,
         idle_share=None if measured.idle_share is None else round(measured.idle_share, 5),
+        processor=processor(),
+        environment=" ".join(f"{name}={value}" for name, value in openmp_environment().items()),
     )
 
 

@@ -22,11 +22,13 @@ def show(summaries: Sequence[Summary]) -> None:
 
 
 def title(summaries: Sequence[Summary]) -> str:
-    """Return a headline with the case, the number of rounds and the load of the machine."""
+    """Return a headline with the case, the number of rounds, the machine and its load."""
     rounds = max(len(summary.runs) for summary in summaries)
     load = Spread.of([run.load for summary in summaries for run in summary.runs])
     often = f", median (lowest-highest) of {rounds} rounds" if rounds > 1 else ""
-    return f"{summaries[0].case.title}{often}; load average {load.show(1)}"
+    first = summaries[0].runs[0]
+    about = "; ".join(filter(None, (first.processor, first.environment)))
+    return f"{summaries[0].case.title}{often}; {about}; load average {load.show(1)}"
 
 
 def label(summary: Summary) -> str:

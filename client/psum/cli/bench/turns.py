@@ -10,8 +10,9 @@ import click
 
 from psum.cli.bench import rivals
 from psum.cli.bench.cases import Case, Effort, System
+from psum.cli.bench.limits import Limits
 from psum.cli.bench.rivals import MissingError, Rival
-from psum.cli.bench.runs import FailedError, Run, once
+from psum.cli.bench.runs import FailedError, Run, beside_limit, once
 
 #: The exit statuses of runs that a person ended by a signal.
 _ENDED: Final = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
@@ -23,6 +24,7 @@ def take_turns(
     rounds: int,
     as_json: bool,
     failed: list[int] | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[Run]:
     """Run each system on each case, once in every round.
 
@@ -34,6 +36,7 @@ def take_turns(
             each.
         failed: Collects the exit statuses of runs that failed. Their pairs are left out of later rounds. If None, a
             failed run is an error.
+        limits: The limits that runs are shown beside, None for none.
 
     Raises:
         FailedError: A run failed, or a person ended it.
@@ -51,10 +54,16 @@ def take_turns(
                 failed.append(error.status)
                 left.remove((case, system))
                 continue
+            if limits is not None:
+                # dist_sync moves the same bytes on TCP as the plane direct. Gloo's ring is another pipeline.
+                plane = "direct" if run.system == "dist_sync" else run.plane
+                run = beside_limit(run, limits.of(case.workload, case.workers, plane, run.dtype))
             if as_json:
                 click.echo(json.dumps(dataclasses.asdict(run)))
             elif several:
                 figures = f"{run.gb_per_s_per_worker:.3f} GB/s, {run.ms_per_step:.1f} ms per step"
+                if run.of_limit is not None:
+                    figures += f", {run.of_limit:.2f} of the limit"
                 note(f"round {number + 1} of {rounds}, {case.title}: {system.name} {figures}")
             yield run
 
