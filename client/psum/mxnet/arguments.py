@@ -35,7 +35,7 @@ class Arrays(NamedTuple):
             TypeError: It is something else, sparse, or has elements that cannot be summed.
             ValueError: It is an empty list, or the arrays differ in shape or type.
         """
-        items = [_dense(item, what) for item in (value if isinstance(value, list | tuple) else [value])]
+        items = [_dense(item, what) for item in value] if isinstance(value, list | tuple) else [_dense(value, what)]
         if not items:
             raise ValueError(f"{what} is an empty list; expected at least one NDArray")
         try:

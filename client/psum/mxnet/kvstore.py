@@ -125,9 +125,10 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             MXNetError: The key, or the whole job, has failed before.
         """
         _check_key("pushpull", key)
-        values = Arrays.of(value, "value")
-        outs = values if out is None else Arrays.of(out, "out")
-        values.check_like(outs, "value", "out")
+        values = outs = Arrays.of(value, "value")
+        if out is not None:
+            outs = Arrays.of(out, "out")
+            values.check_like(outs, "value", "out")
         self._begin(key, Operation.SUM, values, outs, priority, contributes=True)
 
     def broadcast(self, key: str | int, value: Any, out: Any = None, priority: int = 0) -> None:

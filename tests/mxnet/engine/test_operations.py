@@ -315,3 +315,23 @@ def test_many_operations_from_many_threads() -> None:
 def test_tests_use_the_threaded_engine() -> None:
     """These tests run with the threaded engine. With the NaiveEngine most of them would show nothing."""
     assert not ENGINE_IS_NAIVE
+
+
+@pytest.mark.skipif(ENGINE_IS_NAIVE, reason="the NaiveEngine has no threads")
+def test_a_thread_of_the_engine_keeps_its_state_in_python() -> None:
+    """A new state for each call would take longer than the call. What a thread has stored is there in later calls."""
+    stored, threads, seen = threading.local(), set(), queue.Queue[bool]()
+
+    def run(operation: operations.Operation) -> None:
+        me = threading.get_ident()
+        seen.put(me not in threads or hasattr(stored, "mark"))
+        threads.add(me)
+        stored.mark = True
+        operation.complete()
+
+    arrays = [mx.nd.zeros((4,)) for _ in range(50)]
+    for array in arrays:
+        operations.push(array, operations.Operation(run, operations.ignore))
+    mx.nd.waitall()
+    assert all(seen.get(timeout=PATIENCE_SECONDS) for _ in arrays)
+    assert len(threads) < len(arrays)

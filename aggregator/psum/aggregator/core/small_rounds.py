@@ -20,7 +20,7 @@ from psum.wire import BATCH_BYTES, LARGE_PAYLOAD_BYTES, ShardRound
 
 #: The most shards and bytes that are summed together: they travel in one message.
 MOST_SHARDS: Final = 1024
-_MOST_BYTES: Final = BATCH_BYTES
+MOST_BYTES: Final = BATCH_BYTES
 
 
 class SmallRounds:
@@ -123,7 +123,7 @@ class SmallRounds:
                 ):
                     together = SumTogether(key.element_type, shard.roster, [])
                     actions.append(together)
-                    room = _MOST_BYTES - size
+                    room = MOST_BYTES - size
                 together.shards.append((key, index, shard))
         finally:
             if taken:

@@ -28,9 +28,14 @@ ReleaseFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 # Keeps the interpreter's lock, as QUICK does.
 _CompleteFunction: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
+_callbacks: Final[dict[int, Callable[..., None]]] = {}
+"""The engine's functions that complete operations, by address. To make the object takes longer than to call it."""
+
 _CPU: Final = _Context(1, 0)
+_CPU_REFERENCE: Final = ctypes.byref(_CPU)
 #: FnProperty::kCPUPrioritized: a pool of threads of its own, which takes the operation of highest priority first.
 _PRIORITIZED: Final = ctypes.c_int(3)
+_PRIORITIZED_REFERENCE: Final = ctypes.byref(_PRIORITIZED)
 PRIORITY_LIMIT: Final = 2**31 - 1
 
 # An error is a `const dmlc::Error*`, of which the engine copies the std::runtime_error part only.
@@ -50,7 +55,10 @@ def complete(on_complete: OnComplete, error: str | None) -> None:
         on_complete: What the engine passed to the operation.
         error: The text of the MXNetError that a reader of the array gets; None if all went well.
     """
-    callback = _CompleteFunction(on_complete.callback)
+    # The engine has one such function, perhaps a few.
+    callback = _callbacks.get(on_complete.callback)
+    if callback is None:
+        callback = _callbacks[on_complete.callback] = _CompleteFunction(on_complete.callback)
     if error is None:
         callback(on_complete.engine, on_complete.parameter, None)
         return
@@ -96,12 +104,12 @@ def push(
             run,
             ctypes.c_void_p(token),
             release,
-            ctypes.byref(_CPU),
+            _CPU_REFERENCE,
             read,
             int(not writes),
             written,
             int(writes),
-            ctypes.byref(_PRIORITIZED),
+            _PRIORITIZED_REFERENCE,
             ctypes.c_int(priority),
             name.encode(),
             # The engine's own waits for an array are such operations.

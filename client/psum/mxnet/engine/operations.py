@@ -112,7 +112,8 @@ def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = 
     Raises:
         MXNetError: The engine did not take it.
     """
-    priority = max(-interface.PRIORITY_LIMIT, min(priority, interface.PRIORITY_LIMIT))
+    if not -interface.PRIORITY_LIMIT <= priority <= interface.PRIORITY_LIMIT:
+        priority = max(-interface.PRIORITY_LIMIT, min(priority, interface.PRIORITY_LIMIT))
     _push(array.handle, operation, writes=True, priority=priority, always=always, name=name)
 
 
@@ -253,9 +254,32 @@ def _others_inside() -> bool:
     return False
 
 
+class _Visits(threading.local):
+    """What a thread remembers of its calls into Python."""
+
+    stays = False
+    """Whether the thread keeps its state."""
+
+
+_visits: Final = _Visits()
+
+
+def _keep_state() -> None:
+    """Makes Python keep the state of this thread, which is one of the engine's, for its next calls.
+
+    Otherwise Python makes a state for each call of a thread that it has not started, and drops it when the call
+    returns. With the state it maps and unmaps memory for frames, which takes longer than all else in a call. The
+    engine's threads are few, and last as long as the process. In a forked child they are others, with other states.
+    """
+    _visits.stays = True
+    ctypes.pythonapi.PyGILState_Ensure()
+
+
 # No local of these two refers to an operation. It may be the last reference, and Python drops a frame's locals only
 # after _others_inside has stopped seeing the frame.
 def _enter_run(*arguments: int) -> None:
+    if not _visits.stays:
+        _keep_state()
     token, on_complete = arguments[-1], arguments[-2]
     # Copied, because the engine's object is gone when this function returns.
     copied = interface.OnComplete.from_buffer_copy(interface.OnComplete.from_address(on_complete))
@@ -263,6 +287,8 @@ def _enter_run(*arguments: int) -> None:
 
 
 def _enter_release(token: int) -> None:
+    if not _visits.stays:
+        _keep_state()
     try:
         _operation(token)._release()
     except Exception:
