@@ -201,7 +201,7 @@ def test_a_rank_that_leaves_in_good_order_is_waited_for_no_more() -> None:
     job.leave_partly(one, [1])
     job.leave(one, 3.0)
     assert list(job.members.roster.known) == [2]
-    assert [list(each.ranks) for each in job.departures()] == [[0, 1]]
+    assert [(list(each.ranks), each.incarnation) for each in job.departures()] == [([0], 100), ([1], 101)]
     job.synced(two, one, 3.0)
     job.leave(two, 4.0)
     job.lost(one, 4.0)
@@ -253,7 +253,7 @@ def test_a_rank_that_left_while_its_relay_was_away_is_not_lost() -> None:
     assert job.members.roster.left == {0}
     job.check()
     job.leave(one, 4.0)
-    assert list(job.departures()[0].ranks) == [0, 1]
+    assert [list(each.ranks) for each in job.departures()] == [[0], [1]]
 
 
 def test_a_relay_is_told_of_the_ranks_that_were_lost_while_it_was_away() -> None:
@@ -406,8 +406,8 @@ def test_an_owner_that_may_have_learned_from_a_lost_rank_begins_again() -> None:
 
 def test_a_relay_that_left_before_the_restart_comes_back_to_repeat_its_goodbye() -> None:
     """It has not heard that it may go. Rounds do not wait for it meanwhile."""
-    departure = pb.Departure(ranks=[0, 1], incarnation=77)
-    first = relay(2, 3, resuming=True, departures=[departure])
+    departures = [pb.Departure(ranks=[rank], incarnation=100 + rank) for rank in (0, 1)]
+    first = relay(2, 3, resuming=True, departures=departures)
     job = ElasticJob(first, LIMITS)
     two = join_learning(job, first)
     assert job.members.roster.known == (2, 3)
