@@ -150,7 +150,7 @@ class ElasticMembership(RelayedMembership):
         """See Membership. Nothing waits for those who have left. Another process may have been admitted since."""
         present = {each.rank: each.incarnation for each in hello.admissions}
         present |= {rank: admission.incarnation for rank, admission in self.admissions.items()}
-        # A process that has left is never lost. So one that is lost came after it, unless it was admitted after the loss.
+        # One that has left is never lost. So another one was lost, after it left or before it was admitted.
         lost = {each.rank for each in (*hello.losses, *self.losses)}
         later = [
             each
