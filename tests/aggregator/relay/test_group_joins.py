@@ -235,6 +235,15 @@ def test_a_relay_that_was_started_again_waits_for_a_rank_that_had_joined() -> No
     assert list(group.job.hello(0, False).ranks) == [0, 1]
 
 
+def test_a_rank_that_had_joined_is_the_first_one_that_comes_back() -> None:
+    """It knows of its own admission, and the relay has no other rank yet."""
+    group = Group(ranks=[])
+    group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=1)
+    group.workers[0] = group.join(0, resuming=True)
+    group.connect()
+    assert list(group.job.hello(0, False).generations) == [0, 1]
+
+
 def test_a_newcomer_that_does_not_come_back_is_lost() -> None:
     """It was killed together with the relay."""
     group = Group(ranks=[])
