@@ -247,6 +247,8 @@ def _disturb_join(fleet: Fleet, random: Random, boundary: Boundary) -> None:
 
 def _lose_who_knows(fleet: Fleet, random: Random, rank: int, index: int) -> None:
     """A member that has admitted the newcomer tells a restarted process what it knows, and is killed."""
+    if index not in fleet.processes_of(rank):
+        index = random.choice(fleet.processes_of(rank))
     fleet.log(f"  rank {rank} tells the next process {index}, and is killed")
     fleet.kill_aggregator(index, "is killed")
     fleet.start_aggregator(index)

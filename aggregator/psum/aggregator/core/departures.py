@@ -56,7 +56,7 @@ class Departures:
         for other in self._workers.values():
             other.needed_by.difference_update((rank, *worker.ranks))
         asked = tuple(sorted(worker.needed_by - {_UNKNOWN}))
-        return [Sync(rank, asked, (worker.departure(),))] if asked else []
+        return [Sync(rank, asked, worker.departures())] if asked else []
 
     def synced(self, rank: int, leaving: int) -> None:
         """Notes that a rank lacks no sum that the leaving rank may have."""

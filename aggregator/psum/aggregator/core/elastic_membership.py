@@ -148,12 +148,15 @@ class ElasticMembership(RelayedMembership):
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
         """See Membership. Nothing waits for those who have left. Another process may have been admitted since."""
+        present = {each.rank: each.incarnation for each in hello.admissions}
+        present |= {rank: admission.incarnation for rank, admission in self.admissions.items()}
+        # One that has left is never lost. So another one was lost, after it left or before it was admitted.
+        lost = {each.rank for each in (*hello.losses, *self.losses)}
         later = [
             each
             for each in hello.departures
             if any(
-                (admission := self.admissions.get(rank)) is not None and admission.incarnation != each.incarnation
-                for rank in each.ranks
+                present.get(rank, 0 if rank in lost else each.incarnation) != each.incarnation for rank in each.ranks
             )
         ]
         for each in later:

@@ -29,6 +29,7 @@ class ElasticRounds(JobRounds):
 
     def __init__(self, *arguments: object, **others: object) -> None:
         super().__init__(*arguments, **others)  # type: ignore[arg-type]
+        self.timings.rank_of = lambda member: self._roster.ranks(member)[0]
         self._contributors: dict[tuple[int, int], int] = {}
         """How many ranks the last result of a shard counts, by (key's id, shard), unless it is the nominal number."""
         self._begun_again = False
@@ -69,6 +70,9 @@ class ElasticRounds(JobRounds):
         if rank in roster.gone or (key is None and self._begun_again):
             return []
         if key is not None and key.ranks and set(key.ranks).isdisjoint(roster.ranks(rank)):
+            if rank >= FIRST_RELAY:
+                # Those of its ranks that use it have left, and this aggregator was started again after that.
+                return []
             raise ProtocolError(
                 f"{self._who(rank)} contributed to key {key.title}, which only {rank_names(sorted(key.ranks))} use"
             )
@@ -276,7 +280,9 @@ class ElasticRounds(JobRounds):
     def _part(self, rank: int, declared: pb.Key) -> Roster:
         """See JobRounds. Such a key names each of its ranks once, and the one that declares it is among them."""
         ranks, most = list(declared.ranks), self._members.first.elastic.max
-        if len(ranks) != len(set(ranks)) or max(ranks) >= most or set(ranks).isdisjoint(self._roster.ranks(rank)):
+        # Those of a relay's ranks that use a key may have left, before this aggregator was started again.
+        foreign = rank < FIRST_RELAY and rank not in ranks
+        if len(ranks) != len(set(ranks)) or max(ranks) >= most or foreign:
             raise ProtocolError(
                 f"{self._who(rank)} declared key {declared.name[:80]!r} for the ranks {ranks[:8]} of at most {most};"
                 " expected each rank once, and its own among them"

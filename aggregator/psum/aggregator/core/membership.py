@@ -149,9 +149,10 @@ class Membership:
     def left_members(self) -> list[pb.Departure]:
         """The members that have left in good order, as the others tell the next aggregator process."""
         return [
-            worker.departure()
+            departure
             for worker in self.workers.values()
             if worker.left and not self._left_before.issuperset(worker.ranks)
+            for departure in worker.departures()
         ]
 
     def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:

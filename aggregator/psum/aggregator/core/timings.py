@@ -38,6 +38,9 @@ class Timings:
         self.rounds: dict[tuple[int, int], _Gathering] = {}
         """The rounds that some rank asked for, by (key's id, shard); never more than the job has shards."""
 
+        self.rank_of: Callable[[int], int] = lambda member: member
+        """The rank by which a member is named."""
+
     def __len__(self) -> int:
         return len(self.rounds)
 
@@ -100,7 +103,7 @@ class Timings:
         waiting = {rank: complete_at - came + waiting_above for rank, came in gathering.came.items()}
         summing = summed_at - complete_at + summing_above
         forwarding -= waiting_above + summing_above
-        return [TellTiming(key, shard, round, gathering.last_rank, waiting, summing, forwarding)]
+        return [TellTiming(key, shard, round, self.rank_of(gathering.last_rank), waiting, summing, forwarding)]
 
     def forget(self, key: Key) -> None:
         """Drops the records of a key that has failed."""

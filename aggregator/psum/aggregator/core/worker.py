@@ -96,9 +96,11 @@ class Worker:
         """Whether it is a relay, not a worker."""
         return bool(self.hello.ranks)
 
-    def departure(self) -> pb.Departure:
-        """What the others are told when it leaves."""
-        return pb.Departure(ranks=self.ranks, incarnation=self.hello.incarnation)
+    def departures(self) -> tuple[pb.Departure, ...]:
+        """What the others are told when it leaves: in an elastic job, each process behind a relay for itself."""
+        if processes := self.processes:
+            return tuple(pb.Departure(ranks=[rank], incarnation=number) for rank, (number, _) in processes.items())
+        return (pb.Departure(ranks=self.ranks, incarnation=self.hello.incarnation),)
 
     def __str__(self) -> str:
         return f"{self.hello.worker or 'unnamed worker'} ({self.peer})"
