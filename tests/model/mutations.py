@@ -4,7 +4,7 @@ Each mutation is small and plausible, and does not affect a run without faults.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -20,9 +20,10 @@ from psum.client.core import session
 from psum.client.core.buffers import flat
 from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.placement import Shard
-from psum.client.core.running_operations import RunningOperations
 from psum.client.core.scheduler import Scheduler
+from psum.client.core.send_window import SendWindow
 from psum.client.core.session import Session
+from psum.client.core.small_results import SmallResults
 from psum.client.core.ticket import Ticket
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
@@ -137,17 +138,17 @@ def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> No
 
 
 def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
-    receive = RunningOperations.receive
+    take = SmallResults.take
 
-    def mutant(
-        self: RunningOperations, aggregator: int, entry: ShardRound, payload: memoryview, now: float, *, stays: bool
-    ) -> None:
-        part = self._windows[aggregator].outstanding.get((entry.id, entry.shard))
-        if part is not None:
-            entry = entry._replace(round=part.ticket.round)
-        receive(self, aggregator, entry, payload, now, stays=stays)
+    def mutant(self: SmallResults, window: SendWindow[Part], rows: Sequence[ShardRound], *others: Any) -> None:
+        parts = [window.outstanding.get((row.id, row.shard)) for row in rows]
+        rows = [
+            row if part is None else row._replace(round=part.ticket.round)
+            for row, part in zip(rows, parts, strict=True)
+        ]
+        take(self, window, rows, *others)
 
-    patch.setattr(RunningOperations, "receive", mutant)
+    patch.setattr(SmallResults, "take", mutant)
 
 
 def a_job_that_a_rank_never_joined_is_forgotten(patch: pytest.MonkeyPatch) -> None:
