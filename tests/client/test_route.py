@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from psum.client import ConfigurationError, Settings
+from psum.client import ConfigurationError, Elastic, Settings
 from psum.client.relay_levels import Level, parse_levels
 from psum.client.route import Route, own_address, route_of
 from psum.v1 import aggregator_pb2 as pb
@@ -71,6 +71,7 @@ def test_a_relay_is_used_where_it_saves_something() -> None:
     usual: dict[str, Any] = {"aggregators": FLEET, "num_workers": 4, "local_size": 2}
     assert route(Settings(**usual)) == Route(FLEET[:1], 2, found=True)
     assert route(Settings(**usual, plane="shm")).relay == FLEET[0]
+    assert route(Settings(**usual, elastic=Elastic(1, 4))).relay == FLEET[0]
     flat = Route(FLEET)
     assert route(Settings(**usual), mine=()) == flat
     for change in (

@@ -57,3 +57,16 @@ def test_a_newcomer_learns_earlier_admissions() -> None:
         pb.Admission(rank=0, generation=1, incarnation=8),
         pb.Admission(rank=1, generation=3, incarnation=9),
     ]
+
+
+def test_a_relay_is_told_which_newcomers_have_waited_there() -> None:
+    """It repeats that in each hello. What others have told of their relays does not matter to this one."""
+    admissions = Admissions(1, 2)
+    admissions.note(0, [pb.Candidate(rank=1, incarnation=9, in_group=True), candidate(2, 5)])
+    admissions.admit(Process(1, 9), {0: {11: 3}})
+    admissions.complete()
+    admissions.admit(Process(2, 5), {0: {11: 4}})
+    assert [(each.rank, each.in_group) for each in admissions.for_hello(0)] == [(1, True), (2, False)]
+    newcomer = Admissions(1, 2)
+    newcomer.learn(admissions.for_hello(0))
+    assert [(each.rank, each.in_group) for each in newcomer.for_hello(0)] == [(1, False), (2, False)]

@@ -99,6 +99,10 @@ class Roster:
         """The ranks that a member stands for, in ascending order."""
         return self._ranks.get(member, (member,))
 
+    def living(self, member: int) -> tuple[int, ...]:
+        """The ranks that a member stands for and that take part in rounds. In other than elastic jobs, that is all."""
+        return self.ranks(member)
+
     def is_gone(self, rank: int) -> bool:
         """Whether a rank takes part in no round any more, although its member may. Only in elastic jobs."""
         return False

@@ -1,12 +1,8 @@
 """Some ranks of an elastic job: those that use a key which is not for all ranks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from psum.aggregator.core.roster import NEVER, Roster
-
-if TYPE_CHECKING:
-    from psum.aggregator.core.elastic_roster import ElasticRoster
 
 
 class RosterPart(Roster):
@@ -19,7 +15,7 @@ class RosterPart(Roster):
 
     __slots__ = ("_part", "_whole")
 
-    def __init__(self, whole: "ElasticRoster", ranks: Sequence[int]) -> None:
+    def __init__(self, whole: Roster, ranks: Sequence[int]) -> None:
         super().__init__(len(ranks), fleet=whole.fleet)
         self._whole = whole
         self._part = frozenset(ranks)
