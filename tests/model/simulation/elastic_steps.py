@@ -55,8 +55,11 @@ def lose(fleet: Fleet, random: Random) -> None:
         # Otherwise some survivors contribute only after the loss to rounds to which the lost ranks have contributed.
         catch_up(fleet, random)
     fleet.settle(random, reconnect=True)
-    _pass_timeout(fleet, random)
-    fleet.settle(random, reconnect=True)
+    # A relay that was started again gives up ranks that do not come back, and only then connects to an owner that was
+    # started again too.
+    for _ in range(1 + fleet.plan.levels):
+        _pass_timeout(fleet, random)
+        fleet.settle(random, reconnect=True)
 
 
 def lose_at_one(fleet: Fleet, random: Random) -> None:
@@ -159,6 +162,10 @@ def join(fleet: Fleet, random: Random) -> None:
                 drain_or_kill(fleet, random, index)
     catch_up(fleet, random)
     fleet.settle(random, reconnect=True)
+    if fleet.plan.relays:
+        # One that asked elsewhere while its rank's process before waited is refused, and asks again.
+        fleet.pass_time(1.1)
+        fleet.settle(random, reconnect=True)
     boundary = Boundary(fleet, min((w for w in fleet.workers if w.alive and w.joining), key=lambda w: w.rank))
     held: set[tuple[str, int, int]] = set()
     if random.random() < 0.7:

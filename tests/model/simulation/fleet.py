@@ -375,6 +375,11 @@ class Fleet:
         self.leaving_ranks.discard(rank)
         self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1, relay, joining=True)
         self.links = self._all_links()
+        for index, aggregator in enumerate(self.aggregators):
+            # Where it does not connect any more, nothing else notices the end of its streams.
+            for stream in list(aggregator.streams) if aggregator is not None else ():
+                if stream.client == rank and (rank, index) not in self.links:
+                    aggregator.lose(stream, self.now)  # type: ignore[union-attr]
         return self.workers[rank]
 
     def adopt(self, newcomer: WorkerProcess, donor: WorkerProcess) -> None:
