@@ -250,7 +250,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             departures=[*self.uplink.departures_for(uplink), *self._departures_of_group()],
         )
         introduction.be_elastic(said, workers, gone)
-        said.losses.extend(loss.to_message(self._clock()) for loss in self.members.present_losses())
+        said.losses.extend(self._losses_for_hello())
         for admission in self.members.admissions.values():
             if self.members.said_by_all(admission):
                 said.admissions.append(self.uplink.admission_for(uplink, admission))
@@ -338,7 +338,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         actions = super()._lose(losses, now, **how)
         if self.failure is not None:
             return actions
-        self.uplink.losses.note((loss.to_message(now) for loss in self.members.present_losses()), now)
+        told = [loss.to_message(now) for loss in self.members.present_losses()]
+        # The ranks of this group are of the next relay's group too.
+        self.uplink.losses.note(self._marked(told) if self._to_relay else told, now)
         gone = self.members.roster.lost - before
         for action in actions:
             if isinstance(action, TellLosses):
@@ -351,6 +353,14 @@ class ElasticHostJob(HostJob, ElasticJob):
             return actions
         actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
         return actions + self._tell_joins(now)
+
+    def _losses_for_hello(self) -> list[pb.Loss]:
+        """The losses that this relay tells in a hello, as a worker does."""
+        now = self._clock()
+        if not self._to_relay:
+            return [loss.to_message(now) for loss in self.members.present_losses()]
+        admitted = {rank: admission.to_message() for rank, admission in self.members.admissions.items()}
+        return self.uplink.losses.all(now, admitted)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
