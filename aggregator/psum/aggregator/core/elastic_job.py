@@ -226,9 +226,12 @@ class ElasticJob(Job):
         leaving = [each for each in ranks if not roster.is_gone(each)]
         if self.failure is not None or self.members.is_lost(rank):
             return []
-        actions = super().leave_partly(rank, leaving)
+        # One that this aggregator, started again, has not seen: the relay lists it no more.
+        unseen = [each for each in leaving if each in roster and roster.member(each) is None]
+        actions = super().leave_partly(rank, [each for each in leaving if each not in unseen])
         if self.failure is not None:
             return actions
+        self.members.departures.left.update(unseen)
         self._note_left(rank, leaving, self.workers[rank].last_heard)
         for each in leaving:
             roster.leave(each)
