@@ -134,8 +134,12 @@ def test_a_relay_whose_last_ranks_end_is_lost_at_once() -> None:
     assert faults(actions) == []
     assert Release(one) in actions
     assert add_up(job, actions)[1] == 2
+    # It has not told yet that rank 0 has left.
     job, one, two = two_groups()
-    goodbye = pb.Goodbye(fault=WorkerLostError("one has ended", ranks=[0]).to_message())
+    goodbye = pb.Goodbye(fault=WorkerLostError("the last one has ended", ranks=[1]).to_message())
+    assert told(job.leave_early(one, goodbye, 3.0)) == [([0, 1], (two,))]
+    job, one, two = two_groups()
+    goodbye = pb.Goodbye(fault=WorkerLostError("one has ended", ranks=[2]).to_message())
     [fault] = faults(job.leave_early(one, goodbye, 3.0))
     assert not isinstance(fault, ExcludedError)
     assert job.failure is not None

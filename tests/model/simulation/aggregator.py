@@ -104,6 +104,11 @@ class AggregatorProcess:
         return [job for registry in self._registries for job in registry.jobs.values()]
 
     @property
+    def ended_groups(self) -> list[Job]:
+        """The jobs of groups that it relayed for."""
+        return [ended.job for ended in self._relay_registry.ended]
+
+    @property
     def uncredited(self) -> bool:
         """Whether time must pass before credit is returned."""
         return any(registry.uncredited for registry in self._registries)

@@ -241,8 +241,8 @@ class ElasticJob(Job):
         """See Job. A worker that ends for a reason of its own is lost at once; other reasons end the job."""
         fault = FaultError.from_message(goodbye.fault)
         ranks = self.members.roster.living(rank)
-        # A relay may have lost some of them a moment before.
-        own = isinstance(fault, WorkerLostError) and set(ranks) <= set(fault.ranks) and bool(fault.ranks)
+        # A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
+        own = isinstance(fault, WorkerLostError) and not set(fault.ranks).isdisjoint(self.members.roster.ranks(rank))
         if not self.workers[rank].is_relay:
             own = own and fault.ranks == (rank,)
         if not own or self.failure is not None or (goodbye.replaceable and not self.workers[rank].contributed):
