@@ -147,6 +147,16 @@ def test_the_owners_hear_that_all_ranks_are_lost(group: Group) -> None:
     assert group.relay.groups.jobs == {}
 
 
+def test_owners_hear_of_a_loss_also_if_nobody_was_here_for_long(group: Group) -> None:
+    """The relay did not run meanwhile, for example. It does not forget the group without a word."""
+    group.lose(1)
+    group.end(0)
+    for _ in range(3):
+        group.relay.tick(40)
+    [goodbye] = [action.goodbye for action in group.relay.told if isinstance(action, PartUplinks)]
+    assert list(goodbye.fault.ranks) == [0, 1]
+
+
 def test_the_last_rank_leaves_after_others_were_lost(group: Group) -> None:
     """The owners are told goodbye, and the rank waits for their farewell."""
     group.lose(1)

@@ -5,6 +5,7 @@ without the lost ranks. What the owners tell, the workers are told, before resul
 judge whether enough ranks are left.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -71,6 +72,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         self._admitted: dict[int, int] = {}
         """The generation of the last admission of each rank that the owners were told of."""
         super().__init__(hello, limits, clock=clock, **job)
+        # While its streams to the owners are open, the owners must hear who is lost. Otherwise the group's job fails.
+        self._abandon_after = math.inf
         self._values = WantedValues(self.uplink, self.members, self.keys)
         uplinks = len(self.uplink.addresses)
         self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
