@@ -242,7 +242,8 @@ class ElasticJob(Job):
         fault = FaultError.from_message(goodbye.fault)
         ranks = self.members.roster.living(rank)
         # A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
-        own = isinstance(fault, WorkerLostError) and not set(fault.ranks).isdisjoint(self.members.roster.ranks(rank))
+        theirs = {*self.members.roster.ranks(rank), *self.members.roster.lost}
+        own = isinstance(fault, WorkerLostError) and bool(fault.ranks) and theirs.issuperset(fault.ranks)
         if not self.workers[rank].is_relay:
             own = own and fault.ranks == (rank,)
         if not own or self.failure is not None or (goodbye.replaceable and not self.workers[rank].contributed):
