@@ -92,11 +92,18 @@ class ElasticHostJob(HostJob, ElasticJob):
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
         actions, refusal = super().join(hello, peer, now)
+        # The end of its stream before may not have been noticed.
+        self._values.forget(hello.rank)
         if refusal is None and self.failure is None and before:
             for rank in before:
                 self.members.roster.lost_before(rank)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
+
+    def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
+        """See Job."""
+        self._values.forget(rank)
+        return super().lost(rank, now, closed=closed)
 
     def leave(self, rank: int, now: float) -> list[Action]:
         """See Job."""
