@@ -255,3 +255,17 @@ def test_a_newcomer_that_does_not_come_back_is_lost() -> None:
     said = group.job.hello(0, False)
     assert list(said.ranks) == [0]
     assert [(each.rank, each.generation) for each in said.losses] == [(1, 1)]
+
+
+def test_what_was_admitted_before_a_newcomer_came_is_said_on_each_new_stream(group: Group) -> None:
+    """The newcomer itself has not admitted those. An owner that was started again must hear of them."""
+    elsewhere = pb.Admission(rank=3, generation=1, incarnation=33, ids=[7], rounds=[1])
+    group.say(0, admit=pb.Admit(admission=elsewhere))
+    candidate = wait(group)
+    report(group, 1)
+    admit(group, 0)
+    decide(group)
+    group.workers[1] = group.relay.let_in(candidate)
+    said = group.job.hello(0, True)
+    assert list(said.ranks) == [0, 1]
+    assert sorted((each.rank, each.incarnation) for each in said.admissions) == [(1, NEWCOMER), (3, 33)]

@@ -262,7 +262,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         introduction.be_elastic(said, workers, gone)
         said.losses.extend(self._losses_for_hello())
         for admission in self.members.admissions.values():
-            if self.members.said_by_all(admission):
+            # A newcomer of the group has not said what came before it.
+            told = self._admitted.get(admission.rank, -1) >= admission.generation
+            if told or self.members.said_by_all(admission):
                 said.admissions.append(self.uplink.admission_for(uplink, admission))
         return said
 
