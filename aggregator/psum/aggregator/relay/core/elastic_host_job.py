@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import (
     Action,
     Admit,
@@ -29,7 +30,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.membership_log import EventKind
-from psum.aggregator.core.worker import Worker
+from psum.aggregator.core.worker import Process, Worker
 from psum.aggregator.relay.core import group_texts, introduction
 from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
 from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
@@ -88,6 +89,13 @@ class ElasticHostJob(HostJob, ElasticJob):
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
         before = [loss.rank for loss in hello.losses if loss.in_group]
+        for rank in before:
+            self.members.roster.note_first(rank)
+        if late := self._late(hello):
+            return self._exclude_late(late, hello, now)
+        for rank, (_, generation) in introduction.processes(hello):
+            if generation or rank >= hello.num_workers:
+                self.members.roster.note_newcomer(rank)
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
@@ -99,6 +107,23 @@ class ElasticHostJob(HostJob, ElasticJob):
                 self.members.roster.lost_before(rank)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
+
+    def _late(self, hello: pb.Hello) -> list[tuple[int, Process]]:
+        """The processes of a hello for which this relay, started again, has not waited. Empty if it has for some."""
+        found = list(introduction.processes(hello))
+        waited = any(rank in self.members.roster for rank, _ in found)
+        founding = self._founder is not None or self._must_reopen
+        return found if self._connecting and hello.resuming and not (waited or founding) else []
+
+    def _exclude_late(
+        self, late: Sequence[tuple[int, Process]], hello: pb.Hello, now: float
+    ) -> tuple[list[Action], FaultError | None]:
+        """Excludes processes without which the group goes on. The owners may not have lost them yet."""
+        if self.failure is not None:
+            return [], self.failure
+        losses = [Loss(rank, group_texts.LATE, now, generation=each, reason="not back") for rank, (_, each) in late]
+        actions = self._lose(losses, now)
+        return actions, elastic_texts.excluded(self.name, losses[0], now, ranks=[rank for rank, _ in late])
 
     def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
         """See Job."""
@@ -339,7 +364,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         return [
             pb.Departure(ranks=[rank], incarnation=incarnation)
             for worker in self.workers.values()
-            for rank, (incarnation, _) in introduction.processes(worker)
+            for rank, (incarnation, _) in introduction.processes(worker.hello)
             if rank in left
         ]
 
@@ -377,7 +402,7 @@ class ElasticHostJob(HostJob, ElasticJob):
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
         for loss in losses:
-            loss.in_group = loss.rank in self.members.roster
+            loss.in_group = self.members.roster.begun_with(loss.rank)
         return list(losses)
 
     def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
