@@ -151,8 +151,8 @@ def test_owners_hear_of_a_loss_also_if_nobody_was_here_for_long(group: Group) ->
     """The relay did not run meanwhile, for example. It does not forget the group without a word."""
     group.lose(1)
     group.end(0)
-    for _ in range(3):
-        group.relay.tick(40)
+    for seconds in (0.25, 40, 0.25):
+        group.relay.tick(seconds)
     [goodbye] = [action.goodbye for action in group.relay.told if isinstance(action, PartUplinks)]
     assert list(goodbye.fault.ranks) == [0, 1]
 

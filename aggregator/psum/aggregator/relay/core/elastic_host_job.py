@@ -87,16 +87,34 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
-        before = [loss.rank for loss in hello.losses if loss.in_group]
+        before = [(loss.rank, loss.generation) for loss in hello.losses if loss.in_group]
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
+        late = self._lose(self._too_late(hello, now), now)
         actions, refusal = super().join(hello, peer, now)
+        actions = [*late, *actions]
         if refusal is None and self.failure is None and before:
-            for rank in before:
-                self.members.roster.lost_before(rank)
+            for rank, generation in before:
+                first = generation == 0 and rank < self.members.first.num_workers
+                self.members.roster.lost_before(rank, first=first)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
+
+    def _too_late(self, hello: pb.Hello, now: float) -> list[Loss]:
+        """The losses of processes that come back after the owners have been told of a group without them.
+
+        Rounds may have been forwarded without them by now.
+        """
+        told = self._connecting and self._founder is None and not self._must_reopen
+        if not hello.resuming or not told or self.failure is not None:
+            return []
+        generations = introduction.processes(Worker(hello, "", joined=now, last_heard=now))
+        return [
+            Loss(rank, group_texts.TOO_LATE, now, generation=generation, reason="not back")
+            for rank, (_, generation) in generations
+            if rank not in self.members.roster and self.members.loss(rank) is None
+        ]
 
     def leave(self, rank: int, now: float) -> list[Action]:
         """See Job."""
@@ -383,7 +401,9 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
+        # Those that have left too: the owners may not have heard of it, and take the goodbye for that of others.
+        left = roster.left if self._gone else set()
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None] + [*left]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
