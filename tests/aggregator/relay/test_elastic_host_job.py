@@ -178,6 +178,18 @@ def test_a_rank_that_has_left_is_named_by_itself(group: Group) -> None:
     assert [(list(each.ranks), each.incarnation, each.level) for each in said.departures] == [([1], 101, 0)]
 
 
+def test_a_departure_is_told_once() -> None:
+    """A relay that was started again tells of a rank that has left in its hello, and says no goodbye for it."""
+    group = Group(ranks=[])
+    left = pb.Departure(ranks=[1], incarnation=101)
+    group.workers[0] = group.join(0, resuming=True, departures=[left])
+    group.pass_time(6)
+    said = group.job.hello(0, False)
+    assert (list(said.ranks), [list(each.ranks) for each in said.departures]) == ([0], [[1]])
+    group.connect()
+    assert "goodbye" not in group.kinds()
+
+
 def test_silence_is_a_loss_also_if_no_other_rank_is_there(group: Group) -> None:
     """A worker is stopped whose group has no other rank: the streams to the owners show that the network works."""
     group.lose(1)

@@ -261,7 +261,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
         if not workers:
             # All that is left is to tell the owners so.
-            workers, gone = list(self.workers.values()), set()
+            left = self.uplink.notes.left
+            workers = [each for each in self.workers.values() if not left.issuperset(each.ranks)]
+            workers, gone = (workers, left) if workers else (list(self.workers.values()), set())
         said = introduction.introduction(
             self._identity,
             workers,
@@ -402,8 +404,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         if self._is_over or not self._connecting or self._leaving_told:
             return []
         # Those that have left too: the owners may not have heard of it, and take the goodbye for that of others.
-        left = roster.left if self._gone else set()
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None] + [*left]
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None] + [*roster.left]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
