@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
-from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import (
     Action,
     Admit,
@@ -30,7 +29,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.membership_log import EventKind
-from psum.aggregator.core.worker import Process, Worker
+from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import group_texts, introduction
 from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
 from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
@@ -88,42 +87,36 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
-        before = [loss.rank for loss in hello.losses if loss.in_group]
-        for rank in before:
-            self.members.roster.note_first(rank)
-        if late := self._late(hello):
-            return self._exclude_late(late, hello, now)
-        for rank, (_, generation) in introduction.processes(hello):
-            if generation or rank >= hello.num_workers:
-                self.members.roster.note_newcomer(rank)
+        before = [(loss.rank, loss.generation) for loss in hello.losses if loss.in_group]
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
+        late = self._lose(self._too_late(hello, now), now)
         actions, refusal = super().join(hello, peer, now)
+        actions = [*late, *actions]
         # The end of its stream before may not have been noticed.
         self._values.forget(hello.rank)
         if refusal is None and self.failure is None and before:
-            for rank in before:
-                self.members.roster.lost_before(rank)
+            for rank, generation in before:
+                first = generation == 0 and rank < self.members.first.num_workers
+                self.members.roster.lost_before(rank, first=first)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
 
-    def _late(self, hello: pb.Hello) -> list[tuple[int, Process]]:
-        """The processes of a hello for which this relay, started again, has not waited. Empty if it has for some."""
-        found = list(introduction.processes(hello))
-        waited = any(rank in self.members.roster for rank, _ in found)
-        founding = self._founder is not None or self._must_reopen
-        return found if self._connecting and hello.resuming and not (waited or founding) else []
+    def _too_late(self, hello: pb.Hello, now: float) -> list[Loss]:
+        """The losses of processes that come back after the owners have been told of a group without them.
 
-    def _exclude_late(
-        self, late: Sequence[tuple[int, Process]], hello: pb.Hello, now: float
-    ) -> tuple[list[Action], FaultError | None]:
-        """Excludes processes without which the group goes on. The owners may not have lost them yet."""
-        if self.failure is not None:
-            return [], self.failure
-        losses = [Loss(rank, group_texts.LATE, now, generation=each, reason="not back") for rank, (_, each) in late]
-        actions = self._lose(losses, now)
-        return actions, elastic_texts.excluded(self.name, losses[0], now, ranks=[rank for rank, _ in late])
+        Rounds may have been forwarded without them by now.
+        """
+        told = self._connecting and self._founder is None and not self._must_reopen
+        if not hello.resuming or not told or self.failure is not None:
+            return []
+        generations = introduction.processes(hello)
+        return [
+            Loss(rank, group_texts.TOO_LATE, now, generation=generation, reason="not back")
+            for rank, (_, generation) in generations
+            if rank not in self.members.roster and self.members.loss(rank) is None
+        ]
 
     def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
         """See Job."""
@@ -275,7 +268,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
         if not workers:
             # All that is left is to tell the owners so.
-            workers, gone = list(self.workers.values()), set()
+            left = self.uplink.notes.left
+            workers = [each for each in self.workers.values() if not left.issuperset(each.ranks)]
+            workers, gone = (workers, left) if workers else (list(self.workers.values()), set())
         said = introduction.introduction(
             self._identity,
             workers,
@@ -402,7 +397,7 @@ class ElasticHostJob(HostJob, ElasticJob):
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
         for loss in losses:
-            loss.in_group = self.members.roster.begun_with(loss.rank)
+            loss.in_group = loss.rank in self.members.roster
         return list(losses)
 
     def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
@@ -417,7 +412,8 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
+        # Those that have left too: the owners may not have heard of it, and take the goodbye for that of others.
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None] + [*roster.left]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:

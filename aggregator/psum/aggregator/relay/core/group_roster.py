@@ -1,6 +1,6 @@
 """The ranks of a relay's group in an elastic job: for which of them its rounds wait, and which are gone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from psum.aggregator.core.elastic_roster import ElasticRoster
 
@@ -9,28 +9,22 @@ class GroupRoster(ElasticRoster):
     """See ElasticRoster. Which ranks the group has is known only when they join, or when others tell of those that are
     gone. Ranks of other groups are none of it. Its rounds need no least number of ranks: owners judge that.
 
-    A group grows by newcomers. A relay that was started again waits for as many ranks as the group has begun with, and
-    for the newcomers of which it hears.
-
     Args:
         size: How many ranks the group begins with.
+        is_newcomer: Whether the present process of a rank was admitted to the running job, so that the group did not
+            begin with it.
     """
 
-    __slots__ = ("_first", "_later")
+    __slots__ = ("_first", "_is_newcomer")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, is_newcomer: Callable[[int], bool]) -> None:
         super().__init__(size, 0)
         self.fleet = False
         self._enrolled = set()
         self._first: set[int] = set()
-        """Ranks of which it is known that the group has begun with them."""
-        self._later: set[int] = set()
-        """Ranks whose first process in this group was a newcomer, as far as is known."""
+        """The ranks that the group has begun with, as far as they are known."""
+        self._is_newcomer = is_newcomer
         self._settle()
-
-    def begun_with(self, rank: int) -> bool:
-        """Whether the group has begun with a rank, which may be lost."""
-        return rank in self._enrolled and rank not in self._later
 
     @property
     def absent(self) -> int:
@@ -39,41 +33,40 @@ class GroupRoster(ElasticRoster):
 
     @property
     def unknown(self) -> int:
-        """How many ranks of the group are not known."""
-        return max(0, self.size - len(self._enrolled - self._later))
+        """How many of the ranks that the group has begun with are not known."""
+        return max(0, self.size - len(self._first))
 
     def add(self, ranks: Sequence[int], member: int | None = None) -> None:
         """See Roster. Ranks that were lost or had left before are members again."""
         self._enrolled.update(ranks)
+        self._first.update(rank for rank in ranks if not self._is_newcomer(rank))
         self.lost.difference_update(ranks)
         self.left.difference_update(ranks)
         super().add(ranks, member)
 
-    def expect(self, rank: int) -> None:
+    def extend(self, member: int, rank: int) -> None:
         """See ElasticRoster."""
-        self.note_newcomer(rank)
-        super().expect(rank)
-
-    def note_newcomer(self, rank: int) -> None:
-        """Notes that a process of a rank is a newcomer. Another one of the rank may have been there from the start."""
-        if rank not in self._enrolled and rank not in self._first:
-            self._later.add(rank)
-
-    def note_first(self, rank: int) -> None:
-        """Notes that the group has begun with a rank."""
-        self._first.add(rank)
-        self._later.discard(rank)
+        self._enrolled.add(rank)
+        super().extend(member, rank)
 
     def lose(self, rank: int) -> None:
         """See ElasticRoster. A rank of another group changes nothing here."""
         if rank in self._enrolled:
             super().lose(rank)
 
-    def lost_before(self, rank: int) -> None:
-        """Notes that a rank of the group was lost before this process was started. It may be expected again by now."""
+    def lost_before(self, rank: int, *, first: bool) -> None:
+        """Notes that a rank of the group was lost before this process was started. It may be expected again by now.
+
+        Args:
+            rank: The rank.
+            first: Whether the group has begun with the process that was lost.
+        """
+        if first:
+            self._first.add(rank)
         if rank not in self._enrolled:
             self._enrolled.add(rank)
             super().lose(rank)
+        self._settle()
 
     def found(self) -> None:
         """Waits for no rank: a newcomer is the first one of the group."""
@@ -82,5 +75,5 @@ class GroupRoster(ElasticRoster):
 
     def give_up(self) -> None:
         """Waits no longer for ranks that are not known."""
-        self.size -= self.unknown
+        self.size = min(self.size, len(self._first))
         self._settle()
