@@ -134,6 +134,13 @@ def test_a_relay_whose_last_ranks_end_is_lost_at_once() -> None:
     assert faults(actions) == []
     assert Release(one) in actions
     assert add_up(job, actions)[1] == 2
+    # Another process was admitted in the rank that it has lost.
+    job, one, two = two_groups()
+    job.learn_losses(one, [loss(0)], 2.0)
+    job.admit(two, pb.Admission(rank=0, generation=1, incarnation=800), 2.0)
+    goodbye = pb.Goodbye(fault=WorkerLostError("all have ended", ranks=[0, 1]).to_message())
+    assert told(job.leave_early(one, goodbye, 3.0)) == [([1], (two,))]
+    assert job.members.roster.known == (0, 2, 3)
     # It has not told yet that rank 0 has left.
     job, one, two = two_groups()
     goodbye = pb.Goodbye(fault=WorkerLostError("the last one has ended", ranks=[1]).to_message())

@@ -242,7 +242,7 @@ class ElasticJob(Job):
         fault = FaultError.from_message(goodbye.fault)
         ranks = self.members.roster.living(rank)
         # A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
-        theirs = {*self.members.roster.ranks(rank), *self.members.roster.lost}
+        theirs = {*self.members.roster.ranks(rank), *(each.rank for each in self.members.losses)}
         own = isinstance(fault, WorkerLostError) and bool(fault.ranks) and theirs.issuperset(fault.ranks)
         if not self.workers[rank].is_relay:
             own = own and fault.ranks == (rank,)
