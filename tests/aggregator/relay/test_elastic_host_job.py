@@ -303,6 +303,20 @@ def test_another_rank_is_asked_for_a_value_if_the_first_one_is_lost() -> None:
     assert "want" in group.workers[2].kinds()
 
 
+def test_a_rank_is_asked_again_for_its_value_on_a_new_stream(group: Group) -> None:
+    """What it was asked on the one before may not have reached it."""
+    group.declare(key(0, broadcast=True))
+    group.say(1, **pull())
+    group.lose(0)
+    group.sent()
+    group.answer(want=pb.Want(shards=to_columns([ShardRound(7, 0, 0)])))
+    assert "want" in group.workers[1].kinds()
+    group.end(1)
+    group.workers[1] = group.join(1, resuming=True)
+    group.pass_time(0.5)
+    assert "want" in group.workers[1].kinds()
+
+
 def test_a_root_that_lives_sends_its_value(group: Group) -> None:
     """Another rank of the group is lost. The value goes on, and the root gets an empty result."""
     group.declare(key(0, broadcast=True))

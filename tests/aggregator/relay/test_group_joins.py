@@ -278,3 +278,17 @@ def test_a_process_that_comes_back_when_the_relay_has_gone_on_is_excluded() -> N
     group.connect()
     assert isinstance(group.refusal(1, resuming=True), ExcludedError)
     assert losses(group.sent()) == [1]
+
+
+def test_what_was_admitted_before_a_newcomer_came_is_said_on_each_new_stream(group: Group) -> None:
+    """The newcomer itself has not admitted those. An owner that was started again must hear of them."""
+    elsewhere = pb.Admission(rank=3, generation=1, incarnation=33, ids=[7], rounds=[1])
+    group.say(0, admit=pb.Admit(admission=elsewhere))
+    candidate = wait(group)
+    report(group, 1)
+    admit(group, 0)
+    decide(group)
+    group.workers[1] = group.relay.let_in(candidate)
+    said = group.job.hello(0, True)
+    assert list(said.ranks) == [0, 1]
+    assert sorted((each.rank, each.incarnation) for each in said.admissions) == [(1, NEWCOMER), (3, 33)]

@@ -339,8 +339,9 @@ class Fleet:
 
     def note_exclusions(self) -> None:
         """Tell the oracle which ranks are lost."""
-        jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
-        for job in jobs:
+        running = [aggregator for aggregator in self.aggregators if aggregator is not None]
+        # A group whose last rank is lost has ended.
+        for job in [job for aggregator in running for job in (*aggregator.jobs, *aggregator.ended_groups)]:
             for loss in job.losses(self.now):
                 if (loss.rank, loss.generation) in self._lost:
                     continue

@@ -226,9 +226,12 @@ class ElasticJob(Job):
         leaving = [each for each in ranks if not roster.is_gone(each)]
         if self.failure is not None or self.members.is_lost(rank):
             return []
-        actions = super().leave_partly(rank, leaving)
+        # One that this aggregator, started again, has not seen: the relay lists it no more.
+        unseen = [each for each in leaving if each in roster and roster.member(each) is None]
+        actions = super().leave_partly(rank, [each for each in leaving if each not in unseen])
         if self.failure is not None:
             return actions
+        self.members.departures.left.update(unseen)
         self._note_left(rank, leaving, self.workers[rank].last_heard)
         for each in leaving:
             roster.leave(each)
@@ -238,8 +241,9 @@ class ElasticJob(Job):
         """See Job. A worker that ends for a reason of its own is lost at once; other reasons end the job."""
         fault = FaultError.from_message(goodbye.fault)
         ranks = self.members.roster.living(rank)
-        # A relay may have lost some of them a moment before.
-        own = isinstance(fault, WorkerLostError) and set(ranks) <= set(fault.ranks) and bool(fault.ranks)
+        # A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
+        theirs = {*self.members.roster.ranks(rank), *self.members.roster.lost}
+        own = isinstance(fault, WorkerLostError) and bool(fault.ranks) and theirs.issuperset(fault.ranks)
         if not self.workers[rank].is_relay:
             own = own and fault.ranks == (rank,)
         if not own or self.failure is not None or (goodbye.replaceable and not self.workers[rank].contributed):

@@ -94,6 +94,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         late = self._lose(self._too_late(hello, now), now)
         actions, refusal = super().join(hello, peer, now)
         actions = [*late, *actions]
+        # The end of its stream before may not have been noticed.
+        self._values.forget(hello.rank)
         if refusal is None and self.failure is None and before:
             for rank, generation in before:
                 first = generation == 0 and rank < self.members.first.num_workers
@@ -115,6 +117,11 @@ class ElasticHostJob(HostJob, ElasticJob):
             for rank, (_, generation) in generations
             if rank not in self.members.roster and self.members.loss(rank) is None
         ]
+
+    def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
+        """See Job."""
+        self._values.forget(rank)
+        return super().lost(rank, now, closed=closed)
 
     def leave(self, rank: int, now: float) -> list[Action]:
         """See Job."""
@@ -275,7 +282,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         introduction.be_elastic(said, workers, gone)
         said.losses.extend(self._losses_for_hello())
         for admission in self.members.admissions.values():
-            if self.members.said_by_all(admission):
+            # A newcomer of the group has not said what came before it.
+            told = self._admitted.get(admission.rank, -1) >= admission.generation
+            if told or self.members.said_by_all(admission):
                 said.admissions.append(self.uplink.admission_for(uplink, admission))
         return said
 

@@ -39,6 +39,10 @@ class WantedValues:
                 actions.append(Ask(member, ((key_id, index, row.round),)))
         return actions
 
+    def forget(self, member: int) -> None:
+        """Forgets what a member was asked, because its stream has ended: it may not have received it."""
+        self._asked = {which: asked for which, asked in self._asked.items() if asked[0] != member}
+
     def clear(self) -> None:
         """Forgets all: the keys are forgotten."""
         self._asked.clear()
