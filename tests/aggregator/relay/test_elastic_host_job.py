@@ -253,6 +253,18 @@ def test_a_rank_that_was_killed_with_the_relay_is_given_up() -> None:
     assert isinstance(group.refusal(1, resuming=True), ExcludedError)
 
 
+def test_a_rank_that_comes_back_after_it_was_given_up_is_excluded() -> None:
+    """The group goes on without it, and the owners are told before they have lost it."""
+    group = Group(ranks=[])
+    group.workers[0] = group.join(0, resuming=True)
+    group.pass_time(5.5)
+    group.connect()
+    group.sent()
+    refusal = group.refusal(1, resuming=True)
+    assert isinstance(refusal, ExcludedError)
+    assert losses(group.sent()) == [1]
+
+
 def test_a_key_is_declared_when_the_rank_is_lost_that_had_not_declared_it(group: Group) -> None:
     """Otherwise the owner would never hear of it."""
     group.declare(key(0), 0)

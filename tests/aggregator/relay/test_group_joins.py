@@ -292,3 +292,16 @@ def test_what_was_admitted_before_a_newcomer_came_is_said_on_each_new_stream(gro
     said = group.job.hello(0, True)
     assert list(said.ranks) == [0, 1]
     assert sorted((each.rank, each.incarnation) for each in said.admissions) == [(1, NEWCOMER), (3, 33)]
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 0, 1), (2, 1, 0)])
+def test_a_group_that_has_grown_is_waited_for_when_the_relay_is_started_again(order: tuple[int, ...]) -> None:
+    """It has begun with two ranks, and a newcomer counts as none of those, also if it is lost by now."""
+    group = Group(ranks=[])
+    known = pb.Admission(rank=2, generation=0, incarnation=102, in_group=True)
+    for rank in order[:-1]:
+        group.workers[rank] = group.join(rank, resuming=True, num_workers=2, admissions=[known])
+        assert ConnectUplinks() not in group.relay.told
+    group.workers[order[-1]] = group.join(order[-1], resuming=True, num_workers=2, admissions=[known])
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == [0, 1, 2]

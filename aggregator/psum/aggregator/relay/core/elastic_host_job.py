@@ -111,7 +111,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         told = self._connecting and self._founder is None and not self._must_reopen
         if not hello.resuming or not told or self.failure is not None:
             return []
-        generations = introduction.processes(Worker(hello, "", joined=now, last_heard=now))
+        generations = introduction.processes(hello)
         return [
             Loss(rank, group_texts.TOO_LATE, now, generation=generation, reason="not back")
             for rank, (_, generation) in generations
@@ -359,7 +359,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         return [
             pb.Departure(ranks=[rank], incarnation=incarnation)
             for worker in self.workers.values()
-            for rank, (incarnation, _) in introduction.processes(worker)
+            for rank, (incarnation, _) in introduction.processes(worker.hello)
             if rank in left
         ]
 
