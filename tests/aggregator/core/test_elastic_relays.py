@@ -401,6 +401,22 @@ def test_an_owner_that_was_started_again_learns_a_group_that_has_shrunk() -> Non
     assert add_up(job, push(job, two, 3, of=2))[1] == 3
 
 
+def test_a_relay_without_ranks_does_not_end_the_job_of_others() -> None:
+    """It comes first to an owner that was started again, to say that its ranks are lost. A newcomer still lives."""
+    registry = Registry(LIMITS)
+    lost = [loss(rank) for rank in range(4)]
+    job, _, refusal = registry.join(relay(0, 1, resuming=True, losses=lost), "peer", 0.0)
+    assert isinstance(refusal, ExcludedError)
+    assert refusal.ranks == (0, 1)
+    assert job is not None
+    assert job.failure is None
+    newcomer = hello(5, incarnation=9, resuming=True, losses=lost)
+    job, _, refusal = registry.join(newcomer, "peer", 1.0)
+    assert refusal is None
+    assert job is not None
+    assert list(job.members.roster.known) == [5]
+
+
 def test_an_owner_that_was_started_again_learns_the_newcomers_of_a_group() -> None:
     """A rank beyond those that the job began with, and a later process of a rank."""
     first = relay(0, processes={1: (900, 1), 5: (905, 0)}, resuming=True)

@@ -112,7 +112,8 @@ class ElasticJob(Job):
         if self.failure is None and refusal is None:
             if hello.ranks:
                 actions += self._lose(self.members.replaced(now), now)
-            actions += self._lose(reported(hello.losses, now), now)
+            # If nobody is left then, it says so of itself, and it is only refused: others may know of further ranks.
+            actions += self._lose(reported(hello.losses, now), now, judge=False)
             for admission in admissions:
                 actions += self._admit(admission, member, now)
             actions += self.rounds.settle(member)
@@ -381,6 +382,7 @@ class ElasticJob(Job):
         told: Sequence[int] = (),
         begin_again: bool = False,
         admission: Admission | None = None,
+        judge: bool = True,
     ) -> list[Action]:
         """Loses processes for good.
 
@@ -391,6 +393,7 @@ class ElasticJob(Job):
             told: Those of the members that are lost with them that need not be told.
             begin_again: Whether to forget all keys, because the lost ranks may have declared something wrong.
             admission: A process that was admitted in the place of one that is lost by then, or has left.
+            judge: Whether to end the job if no rank is left.
         """
         new = [loss for loss in losses if self.members.lose_rank(loss)]
         if not new and admission is None:
@@ -417,7 +420,8 @@ class ElasticJob(Job):
         actions += [warning for loss in new for warning in self._warn_of(loss, others)]
         if admission is not None:
             actions += self._begin_generation(admission, now)
-        if (ending := self._none_left(now)) is not None:
+        # The owners of a group know of further ranks.
+        if (judge or self.forwards) and (ending := self._none_left(now)) is not None:
             return actions + ending
         if begin_again:
             return [*actions, *self._begin_again(), EndStreams(tuple(rank for rank in connected if rank not in lost))]
