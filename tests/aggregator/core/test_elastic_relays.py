@@ -134,8 +134,19 @@ def test_a_relay_whose_last_ranks_end_is_lost_at_once() -> None:
     assert faults(actions) == []
     assert Release(one) in actions
     assert add_up(job, actions)[1] == 2
+    # Another process was admitted in the rank that it has lost.
     job, one, two = two_groups()
-    goodbye = pb.Goodbye(fault=WorkerLostError("one has ended", ranks=[0]).to_message())
+    job.learn_losses(one, [loss(0)], 2.0)
+    job.admit(two, pb.Admission(rank=0, generation=1, incarnation=800), 2.0)
+    goodbye = pb.Goodbye(fault=WorkerLostError("all have ended", ranks=[0, 1]).to_message())
+    assert told(job.leave_early(one, goodbye, 3.0)) == [([1], (two,))]
+    assert job.members.roster.known == (0, 2, 3)
+    # It has not told yet that rank 0 has left.
+    job, one, two = two_groups()
+    goodbye = pb.Goodbye(fault=WorkerLostError("the last one has ended", ranks=[1]).to_message())
+    assert told(job.leave_early(one, goodbye, 3.0)) == [([0, 1], (two,))]
+    job, one, two = two_groups()
+    goodbye = pb.Goodbye(fault=WorkerLostError("one has ended", ranks=[2]).to_message())
     [fault] = faults(job.leave_early(one, goodbye, 3.0))
     assert not isinstance(fault, ExcludedError)
     assert job.failure is not None
@@ -208,6 +219,28 @@ def test_a_rank_that_leaves_in_good_order_is_waited_for_no_more() -> None:
     job.lost(two, 4.0)
     job.tick(10.0)
     assert job.over
+
+
+def test_a_relay_says_goodbye_for_a_rank_that_a_restarted_owner_has_not_seen() -> None:
+    """Its hello did not name the rank any more. The rank of another member is none of its business."""
+    job = ElasticJob(relay(0, resuming=True), LIMITS)
+    one = join_learning(job, relay(0, resuming=True))
+    join_learning(job, relay(2, 3, resuming=True))
+    job.leave_partly(one, [1])
+    assert job.members.roster.left == {1}
+    assert job.members.roster.complete
+    with pytest.raises(ProtocolError, match="rank 0 of job 'night' said goodbye for rank 2"):
+        job.leave_partly(one, [2])
+
+
+def test_the_generation_of_one_that_has_left_is_that_of_its_admission() -> None:
+    """It may come back to repeat its goodbye, and is not taken for a later process then."""
+    known = [pb.Admission(rank=0, generation=1, incarnation=800), pb.Admission(rank=1, generation=2, incarnation=801)]
+    gone = [pb.Departure(ranks=[1], incarnation=801), pb.Departure(ranks=[2], incarnation=102)]
+    first = hello(0, incarnation=800, generation=1, resuming=True, admissions=known, departures=gone)
+    job = ElasticJob(first, LIMITS)
+    join_learning(job, first)
+    assert (job.workers[1].hello.generation, job.workers[2].hello.generation) == (2, 0)
 
 
 def test_too_few_ranks_after_a_goodbye_fail_what_waits() -> None:
@@ -366,6 +399,22 @@ def test_an_owner_that_was_started_again_learns_a_group_that_has_shrunk() -> Non
     assert (deliver.ranks, deliver.contributors) == ((two,), 3)  # type: ignore[union-attr]
     push(job, one, 3, of=1)
     assert add_up(job, push(job, two, 3, of=2))[1] == 3
+
+
+def test_a_relay_without_ranks_does_not_end_the_job_of_others() -> None:
+    """It comes first to an owner that was started again, to say that its ranks are lost. A newcomer still lives."""
+    registry = Registry(LIMITS)
+    lost = [loss(rank) for rank in range(4)]
+    job, _, refusal = registry.join(relay(0, 1, resuming=True, losses=lost), "peer", 0.0)
+    assert isinstance(refusal, ExcludedError)
+    assert refusal.ranks == (0, 1)
+    assert job is not None
+    assert job.failure is None
+    newcomer = hello(5, incarnation=9, resuming=True, losses=lost)
+    job, _, refusal = registry.join(newcomer, "peer", 1.0)
+    assert refusal is None
+    assert job is not None
+    assert list(job.members.roster.known) == [5]
 
 
 def test_an_owner_that_was_started_again_learns_the_newcomers_of_a_group() -> None:

@@ -147,6 +147,16 @@ def test_the_owners_hear_that_all_ranks_are_lost(group: Group) -> None:
     assert group.relay.groups.jobs == {}
 
 
+def test_owners_hear_of_a_loss_also_if_nobody_was_here_for_long(group: Group) -> None:
+    """The relay did not run meanwhile, for example. It does not forget the group without a word."""
+    group.lose(1)
+    group.end(0)
+    for seconds in (0.25, 40, 0.25):
+        group.relay.tick(seconds)
+    [goodbye] = [action.goodbye for action in group.relay.told if isinstance(action, PartUplinks)]
+    assert list(goodbye.fault.ranks) == [0, 1]
+
+
 def test_the_last_rank_leaves_after_others_were_lost(group: Group) -> None:
     """The owners are told goodbye, and the rank waits for their farewell."""
     group.lose(1)
@@ -166,6 +176,18 @@ def test_a_rank_that_has_left_is_named_by_itself(group: Group) -> None:
     said = group.job.hello(0, True)
     assert list(said.ranks) == [0]
     assert [(list(each.ranks), each.incarnation, each.level) for each in said.departures] == [([1], 101, 0)]
+
+
+def test_a_departure_is_told_once() -> None:
+    """A relay that was started again tells of a rank that has left in its hello, and says no goodbye for it."""
+    group = Group(ranks=[])
+    left = pb.Departure(ranks=[1], incarnation=101)
+    group.workers[0] = group.join(0, resuming=True, departures=[left])
+    group.pass_time(6)
+    said = group.job.hello(0, False)
+    assert (list(said.ranks), [list(each.ranks) for each in said.departures]) == ([0], [[1]])
+    group.connect()
+    assert "goodbye" not in group.kinds()
 
 
 def test_silence_is_a_loss_also_if_no_other_rank_is_there(group: Group) -> None:
@@ -231,6 +253,18 @@ def test_a_rank_that_was_killed_with_the_relay_is_given_up() -> None:
     assert isinstance(group.refusal(1, resuming=True), ExcludedError)
 
 
+def test_a_rank_that_comes_back_after_it_was_given_up_is_excluded() -> None:
+    """The group goes on without it, and the owners are told before they have lost it."""
+    group = Group(ranks=[])
+    group.workers[0] = group.join(0, resuming=True)
+    group.pass_time(5.5)
+    group.connect()
+    group.sent()
+    refusal = group.refusal(1, resuming=True)
+    assert isinstance(refusal, ExcludedError)
+    assert losses(group.sent()) == [1]
+
+
 def test_a_key_is_declared_when_the_rank_is_lost_that_had_not_declared_it(group: Group) -> None:
     """Otherwise the owner would never hear of it."""
     group.declare(key(0), 0)
@@ -279,6 +313,20 @@ def test_another_rank_is_asked_for_a_value_if_the_first_one_is_lost() -> None:
     assert "want" in group.workers[1].kinds()
     group.lose(1)
     assert "want" in group.workers[2].kinds()
+
+
+def test_a_rank_is_asked_again_for_its_value_on_a_new_stream(group: Group) -> None:
+    """What it was asked on the one before may not have reached it."""
+    group.declare(key(0, broadcast=True))
+    group.say(1, **pull())
+    group.lose(0)
+    group.sent()
+    group.answer(want=pb.Want(shards=to_columns([ShardRound(7, 0, 0)])))
+    assert "want" in group.workers[1].kinds()
+    group.end(1)
+    group.workers[1] = group.join(1, resuming=True)
+    group.pass_time(0.5)
+    assert "want" in group.workers[1].kinds()
 
 
 def test_a_root_that_lives_sends_its_value(group: Group) -> None:

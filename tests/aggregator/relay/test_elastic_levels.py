@@ -101,3 +101,21 @@ def test_a_process_joins_through_both_levels(rack: Rack) -> None:
     assert [rack.results(rank) for rank in range(4)] == [[(total(0, 1, 2, 3), 0)]] * 4
     [job] = rack.owner.fleet.jobs.values()
     assert [worker.processes[3] for worker in job.workers.values()] == [(NEWCOMER, 1)]
+
+
+def test_a_relay_of_relays_is_started_again_after_a_loss(rack: Rack) -> None:
+    """The relays of hosts tell it which of their ranks are lost, so it waits for nobody."""
+    rack.declare(key(0))
+    rack.kill(3)
+    assert rack.above is not None
+    [(owner, peer)] = rack.above.pairs()
+    owner.runner.perform(peer.job, peer.job.lost(peer.rank, owner.now, closed=True))
+    owner.connections.pop((id(peer.job), peer.rank))
+    rack.above, rack.rack = None, Process(401)
+    rack.rack.now = owner.now
+    for uplinks in rack.uplinks.values():
+        uplinks.replace(0, rack.rack)
+    rack.settle()
+    rack.push(0, 1, 2)
+    assert [rack.results(rank) for rank in (0, 1, 2)] == [[(total(0, 1, 2), 3)]] * 3
+    assert rack.lost() == [[3]]

@@ -5,7 +5,7 @@ import pytest
 from psum.aggregator.core.actions import ConnectUplinks, Refuse
 from psum.aggregator.core.candidates import Candidate
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ExhaustedError
+from psum.wire.errors import ExcludedError, ExhaustedError
 from tests.aggregator.relay.group import Group, losses, pushed
 from tests.aggregator.relay.pure import key
 
@@ -239,7 +239,9 @@ def test_a_rank_that_had_joined_is_the_first_one_that_comes_back() -> None:
     """It knows of its own admission, and the relay has no other rank yet."""
     group = Group(ranks=[])
     group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=1)
-    group.workers[0] = group.join(0, resuming=True)
+    lost = pb.Loss(rank=1, text="gone", in_group=True)
+    known = pb.Admission(rank=1, generation=1, incarnation=NEWCOMER, in_group=True)
+    group.workers[0] = group.join(0, resuming=True, losses=[lost], admissions=[known])
     group.connect()
     assert list(group.job.hello(0, False).generations) == [0, 1]
 
@@ -255,3 +257,51 @@ def test_a_newcomer_that_does_not_come_back_is_lost() -> None:
     said = group.job.hello(0, False)
     assert list(said.ranks) == [0]
     assert [(each.rank, each.generation) for each in said.losses] == [(1, 1)]
+
+
+def test_a_newcomer_that_comes_back_first_does_not_stand_for_a_rank_of_the_beginning() -> None:
+    """The group had begun with ranks 0 and 1. Rank 1 was lost, and rank 5 has joined. The relay waits for rank 0."""
+    group = Group(ranks=[])
+    lost = pb.Loss(rank=1, text="gone", in_group=True)
+    group.workers[5] = group.join(5, resuming=True, incarnation=NEWCOMER, losses=[lost])
+    assert ConnectUplinks() not in group.relay.told
+    group.workers[0] = group.join(0, resuming=True)
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == [0, 5]
+
+
+def test_a_process_that_comes_back_when_the_relay_has_gone_on_is_excluded() -> None:
+    """It would take part in rounds that were forwarded without it. The owners are told."""
+    group = Group(ranks=[])
+    group.workers[0] = group.join(0, resuming=True)
+    group.pass_time(6)
+    group.connect()
+    assert isinstance(group.refusal(1, resuming=True), ExcludedError)
+    assert losses(group.sent()) == [1]
+
+
+def test_what_was_admitted_before_a_newcomer_came_is_said_on_each_new_stream(group: Group) -> None:
+    """The newcomer itself has not admitted those. An owner that was started again must hear of them."""
+    elsewhere = pb.Admission(rank=3, generation=1, incarnation=33, ids=[7], rounds=[1])
+    group.say(0, admit=pb.Admit(admission=elsewhere))
+    candidate = wait(group)
+    report(group, 1)
+    admit(group, 0)
+    decide(group)
+    group.workers[1] = group.relay.let_in(candidate)
+    said = group.job.hello(0, True)
+    assert list(said.ranks) == [0, 1]
+    assert sorted((each.rank, each.incarnation) for each in said.admissions) == [(1, NEWCOMER), (3, 33)]
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 0, 1), (2, 1, 0)])
+def test_a_group_that_has_grown_is_waited_for_when_the_relay_is_started_again(order: tuple[int, ...]) -> None:
+    """It has begun with two ranks, and a newcomer counts as none of those, also if it is lost by now."""
+    group = Group(ranks=[])
+    known = pb.Admission(rank=2, generation=0, incarnation=102, in_group=True)
+    for rank in order[:-1]:
+        group.workers[rank] = group.join(rank, resuming=True, num_workers=2, admissions=[known])
+        assert ConnectUplinks() not in group.relay.told
+    group.workers[order[-1]] = group.join(order[-1], resuming=True, num_workers=2, admissions=[known])
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == [0, 1, 2]

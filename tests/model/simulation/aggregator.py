@@ -74,7 +74,9 @@ class AggregatorProcess:
         self.registry = Registry(limits)
         identity = Identity(next(_numbers), "a simulated host")
         of_group = {"identity": identity, "credit_bytes": credit_bytes, "clock": clock}
-        self._relay_registry = Registry(limits, budget=self.registry.budget, make=partial(_make_host_job, of_group))
+        self._relay_registry = Registry(
+            limits, self._release, budget=self.registry.budget, make=partial(_make_host_job, of_group)
+        )
         self._registries = (self.registry, self._relay_registry)
         self.uplinks: Uplinks | None = None
         """The uplinks of the group that it relays for, None before they are needed."""
@@ -100,6 +102,11 @@ class AggregatorProcess:
     def jobs(self) -> list[Job]:
         """The jobs in progress, those of groups that it relays for included."""
         return [job for registry in self._registries for job in registry.jobs.values()]
+
+    @property
+    def ended_groups(self) -> list[Job]:
+        """The jobs of groups that it relayed for."""
+        return [ended.job for ended in self._relay_registry.ended]
 
     @property
     def uncredited(self) -> bool:
@@ -328,6 +335,11 @@ class AggregatorProcess:
             self.uplinks = Uplinks(job, self._above, self._runner.perform)
         elif self.uplinks is not None and self.uplinks.job is job:
             self.uplinks.perform(action)
+
+    def _release(self, job: Job) -> None:
+        """End the uplinks of a group whose workers have all been away for so long that nothing is kept for them."""
+        if job.abandoned and self.uplinks is not None and self.uplinks.job is job:
+            self.uplinks.die()
 
     def _registry_for(self, hello: pb.Hello) -> Registry:
         return self._relay_registry if hello.group_size else self.registry

@@ -57,6 +57,7 @@ def lose(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
     _pass_timeout(fleet, random)
     fleet.settle(random, reconnect=True)
+    _let_relays_give_up(fleet, random)
 
 
 def lose_at_one(fleet: Fleet, random: Random) -> None:
@@ -159,6 +160,10 @@ def join(fleet: Fleet, random: Random) -> None:
                 drain_or_kill(fleet, random, index)
     catch_up(fleet, random)
     fleet.settle(random, reconnect=True)
+    if fleet.plan.relays:
+        # One that asked elsewhere while its rank's process before waited is refused, and asks again. Relays that were
+        # started again may wait for ranks that do not come back.
+        _let_relays_give_up(fleet, random)
     boundary = Boundary(fleet, min((w for w in fleet.workers if w.alive and w.joining), key=lambda w: w.rank))
     held: set[tuple[str, int, int]] = set()
     if random.random() < 0.7:
@@ -258,6 +263,13 @@ def _lose_who_knows(fleet: Fleet, random: Random, rank: int, index: int) -> None
     random_moves(fleet, random, random.choice((30, 100, 200)), others, only=index)
     fleet.kill_worker(rank)
     fleet.oracle.exclude(rank)
+
+
+def _let_relays_give_up(fleet: Fleet, random: Random) -> None:
+    """Relays that were started again give up ranks that do not come back, and only then connect to those above."""
+    for _ in range(fleet.plan.levels):
+        _pass_timeout(fleet, random)
+        fleet.settle(random, reconnect=True)
 
 
 def _pass_timeout(fleet: Fleet, random: Random) -> None:

@@ -339,8 +339,9 @@ class Fleet:
 
     def note_exclusions(self) -> None:
         """Tell the oracle which ranks are lost."""
-        jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
-        for job in jobs:
+        running = [aggregator for aggregator in self.aggregators if aggregator is not None]
+        # A group whose last rank is lost has ended.
+        for job in [job for aggregator in running for job in (*aggregator.jobs, *aggregator.ended_groups)]:
             for loss in job.losses(self.now):
                 if (loss.rank, loss.generation) in self._lost:
                     continue
@@ -375,6 +376,11 @@ class Fleet:
         self.leaving_ranks.discard(rank)
         self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1, relay, joining=True)
         self.links = self._all_links()
+        for index, aggregator in enumerate(self.aggregators):
+            # Where it does not connect any more, nothing else notices the end of its streams.
+            for stream in list(aggregator.streams) if aggregator is not None else ():
+                if stream.client == rank and (rank, index) not in self.links:
+                    aggregator.lose(stream, self.now)  # type: ignore[union-attr]
         return self.workers[rank]
 
     def adopt(self, newcomer: WorkerProcess, donor: WorkerProcess) -> None:

@@ -172,6 +172,11 @@ class Plan:
         )
 
     @property
+    def levels(self) -> int:
+        """The number of levels of relays."""
+        return 0 if not self.relays else 1 + any(relay.above is not None for relay in self.relays)
+
+    @property
     def processes(self) -> int:
         """The number of aggregator processes: the owners of shards, and those that are only relays."""
         return max([self.aggregators, *(relay.process + 1 for relay in self.relays)])

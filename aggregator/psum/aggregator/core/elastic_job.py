@@ -119,7 +119,8 @@ class ElasticJob(Job):
         if self.failure is None and refusal is None:
             if hello.ranks:
                 actions += self._lose(self.members.replaced(now), now)
-            actions += self._lose(reported(hello.losses, now), now)
+            # If nobody is left then, it says so of itself, and it is only refused: others may know of further ranks.
+            actions += self._lose(reported(hello.losses, now), now, judge=False)
             for admission in admissions:
                 actions += self._admit(admission, member, now)
             actions += self.rounds.settle(member)
@@ -233,9 +234,12 @@ class ElasticJob(Job):
         leaving = [each for each in ranks if not roster.is_gone(each)]
         if self.failure is not None or self.members.is_lost(rank):
             return []
-        actions = super().leave_partly(rank, leaving)
+        # One that this aggregator, started again, has not seen: the relay lists it no more.
+        unseen = [each for each in leaving if each in roster and roster.member(each) is None]
+        actions = super().leave_partly(rank, [each for each in leaving if each not in unseen])
         if self.failure is not None:
             return actions
+        self.members.departures.left.update(unseen)
         self._note_left(rank, leaving, self.workers[rank].last_heard)
         for each in leaving:
             roster.leave(each)
@@ -245,8 +249,9 @@ class ElasticJob(Job):
         """See Job. A worker that ends for a reason of its own is lost at once; other reasons end the job."""
         fault = FaultError.from_message(goodbye.fault)
         ranks = self.members.roster.living(rank)
-        # A relay may have lost some of them a moment before.
-        own = isinstance(fault, WorkerLostError) and set(ranks) <= set(fault.ranks) and bool(fault.ranks)
+        # A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
+        theirs = {*self.members.roster.ranks(rank), *(each.rank for each in self.members.losses)}
+        own = isinstance(fault, WorkerLostError) and bool(fault.ranks) and theirs.issuperset(fault.ranks)
         if not self.workers[rank].is_relay:
             own = own and fault.ranks == (rank,)
         if not own or self.failure is not None or (goodbye.replaceable and not self.workers[rank].contributed):
@@ -384,6 +389,7 @@ class ElasticJob(Job):
         told: Sequence[int] = (),
         begin_again: bool = False,
         admission: Admission | None = None,
+        judge: bool = True,
     ) -> list[Action]:
         """Loses processes for good.
 
@@ -394,6 +400,7 @@ class ElasticJob(Job):
             told: Those of the members that are lost with them that need not be told.
             begin_again: Whether to forget all keys, because the lost ranks may have declared something wrong.
             admission: A process that was admitted in the place of one that is lost by then, or has left.
+            judge: Whether to end the job if no rank is left.
         """
         new = [loss for loss in losses if self.members.lose_rank(loss)]
         if not new and admission is None:
@@ -420,7 +427,8 @@ class ElasticJob(Job):
         actions += [warning for loss in new for warning in self._warn_of(loss, others)]
         if admission is not None:
             actions += self._begin_generation(admission, now)
-        if (ending := self._none_left(now)) is not None:
+        # The owners of a group know of further ranks.
+        if (judge or self.forwards) and (ending := self._none_left(now)) is not None:
             return actions + ending
         if begin_again:
             return [*actions, *self._begin_again(), EndStreams(tuple(rank for rank in connected if rank not in lost))]

@@ -166,8 +166,12 @@ class ElasticMembership(RelayedMembership):
         ]
         for each in later:
             hello.departures.remove(each)
+        generations = {(each.rank, each.incarnation): each.generation for each in hello.admissions}
+        generations |= {(each.rank, each.incarnation): each.generation for each in self.admissions.values()}
         super().learn_departures(hello, peer, now)
         for member in self.departed:
+            said = self.workers[member].hello
+            said.generation = generations.get((said.rank, said.incarnation), said.generation)
             for rank in self.roster.living(member):
                 self.roster.leave(rank)
 

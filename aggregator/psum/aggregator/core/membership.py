@@ -178,7 +178,7 @@ class Membership:
             said = pb.Hello()
             said.CopyFrom(hello)
             member = said.rank = self._add(ranks)
-            said.incarnation, said.worker = each.incarnation, "a process that had left before"
+            said.incarnation, said.generation, said.worker = each.incarnation, 0, "a process that had left before"
             said.ranks[:] = ranks if len(ranks) > 1 else ()
             del said.departures[:], said.incarnations[:], said.generations[:]
             self.workers[member] = Worker(

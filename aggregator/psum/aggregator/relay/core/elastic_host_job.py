@@ -5,6 +5,7 @@ without the lost ranks. What the owners tell, the workers are told, before resul
 judge whether enough ranks are left.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -71,6 +72,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         self._admitted: dict[int, int] = {}
         """The generation of the last admission of each rank that the owners were told of."""
         super().__init__(hello, limits, clock=clock, **job)
+        # While its streams to the owners are open, the owners must hear who is lost. Otherwise the group's job fails.
+        self._abandon_after = math.inf
         self._values = WantedValues(self.uplink, self.members, self.keys)
         uplinks = len(self.uplink.addresses)
         self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
@@ -84,16 +87,41 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
-        before = [loss.rank for loss in hello.losses if loss.in_group]
+        before = [(loss.rank, loss.generation) for loss in hello.losses if loss.in_group]
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
+        late = self._lose(self._too_late(hello, now), now)
         actions, refusal = super().join(hello, peer, now)
+        actions = [*late, *actions]
+        # The end of its stream before may not have been noticed.
+        self._values.forget(hello.rank)
         if refusal is None and self.failure is None and before:
-            for rank in before:
-                self.members.roster.lost_before(rank)
+            for rank, generation in before:
+                first = generation == 0 and rank < self.members.first.num_workers
+                self.members.roster.lost_before(rank, first=first)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
+
+    def _too_late(self, hello: pb.Hello, now: float) -> list[Loss]:
+        """The losses of processes that come back after the owners have been told of a group without them.
+
+        Rounds may have been forwarded without them by now.
+        """
+        told = self._connecting and self._founder is None and not self._must_reopen
+        if not hello.resuming or not told or self.failure is not None:
+            return []
+        generations = introduction.processes(hello)
+        return [
+            Loss(rank, group_texts.TOO_LATE, now, generation=generation, reason="not back")
+            for rank, (_, generation) in generations
+            if rank not in self.members.roster and self.members.loss(rank) is None
+        ]
+
+    def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
+        """See Job."""
+        self._values.forget(rank)
+        return super().lost(rank, now, closed=closed)
 
     def leave(self, rank: int, now: float) -> list[Action]:
         """See Job."""
@@ -240,7 +268,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
         if not workers:
             # All that is left is to tell the owners so.
-            workers, gone = list(self.workers.values()), set()
+            left = self.uplink.notes.left
+            workers = [each for each in self.workers.values() if not left.issuperset(each.ranks)]
+            workers, gone = (workers, left) if workers else (list(self.workers.values()), set())
         said = introduction.introduction(
             self._identity,
             workers,
@@ -250,9 +280,11 @@ class ElasticHostJob(HostJob, ElasticJob):
             departures=[*self.uplink.departures_for(uplink), *self._departures_of_group()],
         )
         introduction.be_elastic(said, workers, gone)
-        said.losses.extend(loss.to_message(self._clock()) for loss in self.members.present_losses())
+        said.losses.extend(self._losses_for_hello())
         for admission in self.members.admissions.values():
-            if self.members.said_by_all(admission):
+            # A newcomer of the group has not said what came before it.
+            told = self._admitted.get(admission.rank, -1) >= admission.generation
+            if told or self.members.said_by_all(admission):
                 said.admissions.append(self.uplink.admission_for(uplink, admission))
         return said
 
@@ -327,7 +359,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         return [
             pb.Departure(ranks=[rank], incarnation=incarnation)
             for worker in self.workers.values()
-            for rank, (incarnation, _) in introduction.processes(worker)
+            for rank, (incarnation, _) in introduction.processes(worker.hello)
             if rank in left
         ]
 
@@ -338,7 +370,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         actions = super()._lose(losses, now, **how)
         if self.failure is not None:
             return actions
-        self.uplink.losses.note((loss.to_message(now) for loss in self.members.present_losses()), now)
+        told = [loss.to_message(now) for loss in self.members.present_losses()]
+        # The ranks of this group are of the next relay's group too.
+        self.uplink.losses.note(self._marked(told) if self._to_relay else told, now)
         gone = self.members.roster.lost - before
         for action in actions:
             if isinstance(action, TellLosses):
@@ -351,6 +385,14 @@ class ElasticHostJob(HostJob, ElasticJob):
             return actions
         actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
         return actions + self._tell_joins(now)
+
+    def _losses_for_hello(self) -> list[pb.Loss]:
+        """The losses that this relay tells in a hello, as a worker does."""
+        now = self._clock()
+        if not self._to_relay:
+            return [loss.to_message(now) for loss in self.members.present_losses()]
+        admitted = {rank: admission.to_message() for rank, admission in self.members.admissions.items()}
+        return self.uplink.losses.all(now, admitted)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
@@ -370,7 +412,8 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
+        # Those that have left too: the owners may not have heard of it, and take the goodbye for that of others.
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None] + [*roster.left]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:

@@ -55,6 +55,7 @@ class ElasticUplink(Uplink):
     def let_in(self, aggregator: int) -> bool:
         """See Uplink."""
         everywhere = super().let_in(aggregator)
+        self.notes.hello_arrived(aggregator)
         self._missing.discard(aggregator)
         self.was_let_in = self.was_let_in or everywhere
         return everywhere

@@ -38,7 +38,10 @@ class GroupMembership(ElasticMembership):
         return hello.resuming or super()._has_room(hello)
 
     def _make_roster(self) -> GroupRoster:
-        return GroupRoster(self.first.group_size)
+        return GroupRoster(self.first.group_size, self._is_newcomer)
+
+    def _is_newcomer(self, rank: int) -> bool:
+        return rank in self.admissions or rank >= self.first.num_workers
 
     def reaches_all_owners(self, now: float, *, all_of_them: bool) -> None:
         """Notes whether there is a stream to each aggregator that the relay forwards to."""
@@ -51,7 +54,8 @@ class GroupMembership(ElasticMembership):
         They are waited for no more. The owners say which they are.
         """
         unknown = self.roster.unknown
-        if not unknown or self._resumed_at is None or now - self._resumed_at <= self.worker_timeout:
+        patience = self._relay_timeout if self.roster.has_relays else self.worker_timeout
+        if not unknown or self._resumed_at is None or now - self._resumed_at <= patience:
             return 0
         self.roster.give_up()
         return unknown

@@ -1,6 +1,6 @@
 """The ranks of a relay's group in an elastic job: for which of them its rounds wait, and which are gone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from psum.aggregator.core.elastic_roster import ElasticRoster
 
@@ -11,14 +11,19 @@ class GroupRoster(ElasticRoster):
 
     Args:
         size: How many ranks the group begins with.
+        is_newcomer: Whether the present process of a rank was admitted to the running job, so that the group did not
+            begin with it.
     """
 
-    __slots__ = ()
+    __slots__ = ("_first", "_is_newcomer")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, is_newcomer: Callable[[int], bool]) -> None:
         super().__init__(size, 0)
         self.fleet = False
         self._enrolled = set()
+        self._first: set[int] = set()
+        """The ranks that the group has begun with, as far as they are known."""
+        self._is_newcomer = is_newcomer
         self._settle()
 
     @property
@@ -28,12 +33,13 @@ class GroupRoster(ElasticRoster):
 
     @property
     def unknown(self) -> int:
-        """How many ranks of the group are not known."""
-        return max(0, self.size - len(self._enrolled))
+        """How many of the ranks that the group has begun with are not known."""
+        return max(0, self.size - len(self._first))
 
     def add(self, ranks: Sequence[int], member: int | None = None) -> None:
         """See Roster. Ranks that were lost or had left before are members again."""
         self._enrolled.update(ranks)
+        self._first.update(rank for rank in ranks if not self._is_newcomer(rank))
         self.lost.difference_update(ranks)
         self.left.difference_update(ranks)
         super().add(ranks, member)
@@ -48,11 +54,19 @@ class GroupRoster(ElasticRoster):
         if rank in self._enrolled:
             super().lose(rank)
 
-    def lost_before(self, rank: int) -> None:
-        """Notes that a rank of the group was lost before this process was started. It may be expected again by now."""
+    def lost_before(self, rank: int, *, first: bool) -> None:
+        """Notes that a rank of the group was lost before this process was started. It may be expected again by now.
+
+        Args:
+            rank: The rank.
+            first: Whether the group has begun with the process that was lost.
+        """
+        if first:
+            self._first.add(rank)
         if rank not in self._enrolled:
             self._enrolled.add(rank)
             super().lose(rank)
+        self._settle()
 
     def found(self) -> None:
         """Waits for no rank: a newcomer is the first one of the group."""
@@ -61,5 +75,5 @@ class GroupRoster(ElasticRoster):
 
     def give_up(self) -> None:
         """Waits no longer for ranks that are not known."""
-        self.size = min(self.size, len(self._enrolled))
+        self.size = min(self.size, len(self._first))
         self._settle()

@@ -8,6 +8,7 @@ from psum.aggregator.relay.core.group_roster import GroupRoster
 from psum.runtime import rank_names
 from psum.wire.errors import WorkerLostError
 
+TOO_LATE: Final = "its process came back to its relay, which was started again, after that had gone on without it"
 GONE_BEFORE: Final = "its process was admitted, and ended before its relay let it in"
 
 

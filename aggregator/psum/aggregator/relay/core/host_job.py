@@ -76,7 +76,7 @@ class HostJob(Job):
     ) -> None:
         super().__init__(hello, limits, **job)
         addresses, routes = introduction.uplink_addresses(hello)
-        to_relay = bool(hello.next_relays)
+        self._to_relay = to_relay = bool(hello.next_relays)
         self.uplink = self.uplink_type(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
         """What is sent to the owners of shards, and what they answer."""
         self._identity = identity

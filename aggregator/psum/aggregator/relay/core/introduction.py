@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence, Set
 
-from psum.aggregator.core.worker import Process, Worker
+from psum.aggregator.core.worker import Process, Worker, processes_of
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 
@@ -91,10 +91,9 @@ def introduction(
     )
 
 
-def processes(worker: Worker) -> Iterator[tuple[int, Process]]:
+def processes(hello: pb.Hello) -> Iterator[tuple[int, Process]]:
     """The ranks that a member stands for in an elastic job, each with its process."""
-    hello = worker.hello
-    yield from worker.processes.items() if hello.ranks else [(hello.rank, (hello.incarnation, hello.generation))]
+    yield from processes_of(hello).items() if hello.ranks else [(hello.rank, (hello.incarnation, hello.generation))]
 
 
 def be_elastic(hello: pb.Hello, workers: Sequence[Worker], gone: Set[int]) -> None:
@@ -105,9 +104,8 @@ def be_elastic(hello: pb.Hello, workers: Sequence[Worker], gone: Set[int]) -> No
         workers: The members of the group, of which at least one has a rank that is not gone.
         gone: The ranks that are lost or have left.
     """
-    left = sorted(
-        (each for worker in workers for each in processes(worker) if each[0] not in gone), key=lambda each: each[0]
-    )
+    found = (each for worker in workers for each in processes(worker.hello))
+    left = sorted((each for each in found if each[0] not in gone), key=lambda each: each[0])
     hello.rank = left[0][0]
     hello.ranks[:] = [rank for rank, _ in left]
     hello.incarnations[:] = [incarnation for _, (incarnation, _) in left]

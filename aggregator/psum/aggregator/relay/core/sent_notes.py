@@ -43,6 +43,10 @@ class SentNotes:
         """A hello on an uplink tells of all that have left. If it arrives, they need not be told again."""
         self._in_hello[uplink] = set(self.left)
 
+    def hello_arrived(self, uplink: int) -> None:
+        """The last hello on an uplink was answered."""
+        self._untold[uplink] -= self._in_hello[uplink]
+
     def lack(self, uplink: int, rounds: Sequence[tuple[int, int, int, Sequence[int]]]) -> None:
         """Rounds wait for ranks of the group: (key's id, shard, round, ranks) each."""
         for start in range(0, len(rounds), _MAX_LACKING):

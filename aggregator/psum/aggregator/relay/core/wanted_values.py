@@ -33,11 +33,18 @@ class WantedValues:
             asked = self._asked.get((key_id, index))
             if asked is not None and asked[1] == row.round and self._can_answer(asked[0]):
                 continue
-            shard = self._keys[key_id].shards[index]
+            key = self._keys.get(key_id)
+            if key is None or (shard := key.shards.get(index)) is None:
+                # The group has forgotten the key, and declares it again.
+                continue
             if (member := next(filter(self._can_answer, sorted(shard.contributions)), None)) is not None:
                 self._asked[key_id, index] = member, row.round
                 actions.append(Ask(member, ((key_id, index, row.round),)))
         return actions
+
+    def forget(self, member: int) -> None:
+        """Forgets what a member was asked, because its stream has ended: it may not have received it."""
+        self._asked = {which: asked for which, asked in self._asked.items() if asked[0] != member}
 
     def clear(self) -> None:
         """Forgets all: the keys are forgotten."""
