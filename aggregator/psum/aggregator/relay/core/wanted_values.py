@@ -33,7 +33,10 @@ class WantedValues:
             asked = self._asked.get((key_id, index))
             if asked is not None and asked[1] == row.round and self._can_answer(asked[0]):
                 continue
-            shard = self._keys[key_id].shards[index]
+            if (key := self._keys.get(key_id)) is None:
+                # The job has failed.
+                continue
+            shard = key.shards[index]
             if (member := next(filter(self._can_answer, sorted(shard.contributions)), None)) is not None:
                 self._asked[key_id, index] = member, row.round
                 actions.append(Ask(member, ((key_id, index, row.round),)))
