@@ -16,7 +16,7 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key as JobKey
 from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict
-from psum.client.core import session
+from psum.client.core import running_operations
 from psum.client.core.buffers import flat
 from psum.client.core.key_rounds import KeyRounds, Part
 from psum.client.core.placement import Shard
@@ -109,7 +109,7 @@ def the_kept_sum_is_the_program_s_memory(patch: pytest.MonkeyPatch) -> None:
             return bytes(payload)
         return flat(ticket.source)[shard.start : shard.stop]
 
-    patch.setattr(session, "kept", mutant)
+    patch.setattr(running_operations, "kept", mutant)
 
 
 def what_was_postponed_is_not_sent_to_the_next_process(patch: pytest.MonkeyPatch) -> None:

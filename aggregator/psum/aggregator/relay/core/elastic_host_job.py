@@ -412,8 +412,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        # Those that have left too: the owners may not have heard of it, and take the goodbye for that of others.
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None] + [*roster.left]
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
