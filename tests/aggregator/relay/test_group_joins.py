@@ -305,3 +305,8 @@ def test_a_group_that_has_grown_is_waited_for_when_the_relay_is_started_again(or
     group.workers[order[-1]] = group.join(order[-1], resuming=True, num_workers=2, admissions=[known])
     group.connect()
     assert list(group.job.hello(0, False).ranks) == [0, 1, 2]
+    group.lose(2)
+    # For the next process of the relay it is none of those to wait for.
+    assert [(each.rank, each.in_group) for each in group.job.losses(group.relay.now)] == [(2, False)]
+    group.lose(1)
+    assert sorted((each.rank, each.in_group) for each in group.job.losses(group.relay.now)) == [(1, True), (2, False)]

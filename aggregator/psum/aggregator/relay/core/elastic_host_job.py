@@ -87,7 +87,7 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
-        before = [(loss.rank, loss.generation) for loss in hello.losses if loss.in_group]
+        before = [loss.rank for loss in hello.losses if loss.in_group]
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
@@ -97,9 +97,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         # The end of its stream before may not have been noticed.
         self._values.forget(hello.rank)
         if refusal is None and self.failure is None and before:
-            for rank, generation in before:
-                first = generation == 0 and rank < self.members.first.num_workers
-                self.members.roster.lost_before(rank, first=first)
+            for rank in before:
+                self.members.roster.lost_before(rank)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
 
@@ -397,7 +396,7 @@ class ElasticHostJob(HostJob, ElasticJob):
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
         for loss in losses:
-            loss.in_group = loss.rank in self.members.roster
+            loss.in_group = self.members.roster.begun_with(loss.rank)
         return list(losses)
 
     def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
@@ -412,8 +411,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        # Those that have left too: the owners may not have heard of it, and take the goodbye for that of others.
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None] + [*roster.left]
+        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
