@@ -651,8 +651,8 @@ class Loss(_message.Message):
     generation: _builtins.int
     """Which process of the rank is lost: how many were members before it."""
     in_group: _builtins.bool
-    """From a relay to its workers, and back in their hellos: the rank was one of the relay's group. So a relay that was started
-    again knows for how many ranks of its group it need not wait.
+    """From a relay to its workers, and back in their hellos: the relay's group has begun with this rank. So a relay that was
+    started again knows for how many ranks of its group it need not wait.
     """
     def __init__(
         self,

@@ -305,3 +305,20 @@ def test_a_group_that_has_grown_is_waited_for_when_the_relay_is_started_again(or
     group.workers[order[-1]] = group.join(order[-1], resuming=True, num_workers=2, admissions=[known])
     group.connect()
     assert list(group.job.hello(0, False).ranks) == [0, 1, 2]
+    group.lose(2)
+    # For the next process of the relay it is none of those to wait for.
+    assert [(each.rank, each.in_group) for each in group.job.losses(group.relay.now)] == [(2, False)]
+    group.lose(1)
+    assert sorted((each.rank, each.in_group) for each in group.job.losses(group.relay.now)) == [(1, True), (2, False)]
+
+
+def test_a_newcomer_that_had_left_is_told_to_the_owners() -> None:
+    """The relay was started again. A worker tells of the departure, and an owner may not have heard of it."""
+    group = Group(ranks=[], size=1)
+    known = pb.Admission(rank=5, generation=0, incarnation=NEWCOMER, in_group=True)
+    left = pb.Departure(ranks=[5], incarnation=NEWCOMER)
+    group.workers[0] = group.join(0, resuming=True, admissions=[known], departures=[left])
+    group.connect()
+    said = group.job.hello(0, False)
+    assert list(said.ranks) == [0]
+    assert [(list(each.ranks), each.incarnation) for each in said.departures] == [([5], NEWCOMER)]

@@ -1,6 +1,6 @@
 """The members of an elastic job: which processes are lost, which were admitted, and who may come back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.admissions import Admission
@@ -174,6 +174,10 @@ class ElasticMembership(RelayedMembership):
             said.generation = generations.get((said.rank, said.incarnation), said.generation)
             for rank in self.roster.living(member):
                 self.roster.leave(rank)
+
+    def _may_have_left(self, ranks: Sequence[int]) -> bool:
+        """See Membership. The job may have had more ranks than at its beginning."""
+        return True
 
     def inherit(self) -> FaultError | None:
         """See Membership. Those who begin with the first round are lost instead: see `newcomers`."""

@@ -171,7 +171,7 @@ class Membership:
             ranks = tuple(each.ranks)
             if (
                 each.level
-                or len(ranks) > self.roster.absent
+                or not self._may_have_left(ranks)
                 or any(self.roster.member(rank) is not None for rank in ranks)
             ):
                 continue
@@ -197,6 +197,10 @@ class Membership:
         ranks = [rank for member in self.departed for rank in self.workers[member].ranks if rank not in left]
         left.update(ranks)
         return ranks
+
+    def _may_have_left(self, ranks: Sequence[int]) -> bool:
+        """Whether some ranks may have been members that have left before this aggregator process was started."""
+        return len(ranks) <= self.roster.absent
 
     def _has_room(self, hello: pb.Hello) -> bool:
         """Whether as many ranks are missing as a new member stands for."""

@@ -6,7 +6,7 @@ judge whether enough ranks are left.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
@@ -87,7 +87,7 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
-        before = [(loss.rank, loss.generation) for loss in hello.losses if loss.in_group]
+        before = [loss.rank for loss in hello.losses if loss.in_group]
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
@@ -97,9 +97,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         # The end of its stream before may not have been noticed.
         self._values.forget(hello.rank)
         if refusal is None and self.failure is None and before:
-            for rank, generation in before:
-                first = generation == 0 and rank < self.members.first.num_workers
-                self.members.roster.lost_before(rank, first=first)
+            for rank in before:
+                self.members.roster.lost_before(rank)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
 
@@ -263,7 +262,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         """See HostJob. With the process of each rank that is left, and all that this relay knows of the others."""
         if self._founder is not None:
             return self._founder_hello(self._founder, uplink)
-        gone = self.members.roster.lost | self.uplink.notes.left
+        departed = {rank for member in self.members.departed for rank in self.members.roster.ranks(member)}
+        gone = self.members.roster.lost | self.uplink.notes.left | departed
         self.uplink.notes.in_hello(uplink)
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
         if not workers:
@@ -277,7 +277,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             uplink,
             self._clock(),
             resuming=resuming or self.uplink.was_let_in or any(worker.hello.resuming for worker in workers),
-            departures=[*self.uplink.departures_for(uplink), *self._departures_of_group()],
+            departures=[*self.uplink.departures_for(uplink), *self._departures_of_group(departed)],
         )
         introduction.be_elastic(said, workers, gone)
         said.losses.extend(self._losses_for_hello())
@@ -353,9 +353,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         roster = self.members.roster
         return {member for member in declaring if not set(key.ranks).isdisjoint(roster.ranks(member))}
 
-    def _departures_of_group(self) -> list[pb.Departure]:
+    def _departures_of_group(self, departed: Set[int]) -> list[pb.Departure]:
         """The ranks of the group that have left, for an owner that was started again."""
-        left = self.uplink.notes.left
+        left = self.uplink.notes.left | departed
         return [
             pb.Departure(ranks=[rank], incarnation=incarnation)
             for worker in self.workers.values()
@@ -397,7 +397,7 @@ class ElasticHostJob(HostJob, ElasticJob):
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
         for loss in losses:
-            loss.in_group = loss.rank in self.members.roster
+            loss.in_group = self.members.roster.begun_with(loss.rank)
         return list(losses)
 
     def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:

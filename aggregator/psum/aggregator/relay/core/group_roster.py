@@ -54,15 +54,16 @@ class GroupRoster(ElasticRoster):
         if rank in self._enrolled:
             super().lose(rank)
 
-    def lost_before(self, rank: int, *, first: bool) -> None:
-        """Notes that a rank of the group was lost before this process was started. It may be expected again by now.
+    def begun_with(self, rank: int) -> bool:
+        """Whether the group has begun with a rank. Its process then, and later ones, may be lost."""
+        return rank in self._first
 
-        Args:
-            rank: The rank.
-            first: Whether the group has begun with the process that was lost.
+    def lost_before(self, rank: int) -> None:
+        """Notes that the group has begun with a rank, of which a process was lost before this relay was started.
+
+        It may be expected again by now.
         """
-        if first:
-            self._first.add(rank)
+        self._first.add(rank)
         if rank not in self._enrolled:
             self._enrolled.add(rank)
             super().lose(rank)

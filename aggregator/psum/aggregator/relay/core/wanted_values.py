@@ -35,7 +35,7 @@ class WantedValues:
                 continue
             key = self._keys.get(key_id)
             if key is None or (shard := key.shards.get(index)) is None:
-                # The group has forgotten the key, and declares it again.
+                # The key has failed, or the group has forgotten it and declares it again.
                 continue
             if (member := next(filter(self._can_answer, sorted(shard.contributions)), None)) is not None:
                 self._asked[key_id, index] = member, row.round
