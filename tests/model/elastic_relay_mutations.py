@@ -1,0 +1,91 @@
+"""Bugs injected into relays of elastic jobs, which random histories of elastic jobs with relays must find."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import pytest
+
+from psum.aggregator.core.admissions import Admission
+from psum.aggregator.core.elastic_membership import ElasticMembership
+from psum.aggregator.core.elastic_rounds import ElasticRounds
+from psum.aggregator.core.joins import Joins
+from psum.aggregator.core.key import Key
+from psum.aggregator.core.losses import Loss
+from psum.aggregator.core.relay_members import RelayMembers
+from psum.aggregator.core.relayed_membership import RelayedMembership
+from psum.aggregator.core.round import ShardRounds
+from psum.aggregator.relay.core.wanted_values import WantedValues
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import ShardRound
+
+
+def the_sum_of_a_relay_counts_as_one_rank(patch: pytest.MonkeyPatch) -> None:
+    def mutant(_self: ElasticRounds, _member: int, _key: Key | None, _entry: ShardRound) -> None:
+        pass
+
+    patch.setattr(ElasticRounds, "_note_contributors", mutant)
+
+
+def a_relay_is_known_by_its_first_rank(patch: pytest.MonkeyPatch) -> None:
+    find = RelayMembers.find
+
+    def mutant(self: RelayMembers, hello: pb.Hello) -> int | None:
+        member = find(self, hello)
+        return member if member is None or self._roster.ranks(member)[0] == hello.ranks[0] else None
+
+    patch.setattr(RelayMembers, "find", mutant)
+
+
+def a_relay_is_lost_with_its_first_rank(patch: pytest.MonkeyPatch) -> None:
+    lose_rank = ElasticMembership.lose_rank
+
+    def mutant(self: ElasticMembership, loss: Loss) -> bool:
+        member = self.roster.member(loss.rank)
+        new = lose_rank(self, loss)
+        if new and member is not None and self.roster.ranks(member)[0] == loss.rank:
+            for rank in self.roster.living(member):
+                lose_rank(self, Loss(rank, loss.text, loss.at, self.generation(rank)))
+        return new
+
+    patch.setattr(ElasticMembership, "lose_rank", mutant)
+
+
+def ranks_that_a_relay_does_not_name_any_more_are_waited_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RelayedMembership, "_go_without", lambda *_: set())
+
+
+def a_relay_that_has_no_value_receives_none(patch: pytest.MonkeyPatch) -> None:
+    def mutant(self: ElasticRounds, key: Key, _shard: ShardRounds[object]) -> int:
+        return self._member_of_root(key)
+
+    patch.setattr(ElasticRounds, "_sender", mutant)
+
+
+def a_process_at_a_relay_is_let_in_after_the_first_admission(patch: pytest.MonkeyPatch) -> None:
+    def mutant(_self: Joins, admission: Admission) -> bool:
+        return bool(admission.said)
+
+    patch.setattr(Joins, "_all_have_said", mutant)
+
+
+def a_rank_is_not_asked_again_for_its_value(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WantedValues, "forget", lambda _self, _member: None)
+
+
+ALL = [
+    the_sum_of_a_relay_counts_as_one_rank,
+    a_relay_is_known_by_its_first_rank,
+    a_relay_is_lost_with_its_first_rank,
+    ranks_that_a_relay_does_not_name_any_more_are_waited_for,
+    a_relay_that_has_no_value_receives_none,
+    a_process_at_a_relay_is_let_in_after_the_first_admission,
+    a_rank_is_not_asked_again_for_its_value,
+]
+
+#: As in mutations.py.
+SEEDS: Final[Mapping[Callable[[pytest.MonkeyPatch], None], int]] = {
+    a_relay_is_lost_with_its_first_rank: 24,
+    ranks_that_a_relay_does_not_name_any_more_are_waited_for: 13,
+    a_relay_that_has_no_value_receives_none: 4,
+    a_rank_is_not_asked_again_for_its_value: 104,
+}
