@@ -51,11 +51,18 @@ class Group:
 
     def sent(self, owner: int = 0) -> list[tuple[pb.ExchangeRequest, memoryview]]:
         """What an owner is sent, without what rounds wait for."""
+        return [each for each in self._all_sent(owner) if not each[0].HasField("lacking")]
+
+    def _all_sent(self, owner: int) -> list[tuple[pb.ExchangeRequest, memoryview]]:
         messages = []
         while (message := self.job.uplink.next_message(owner)) is not None:
             messages.append(decode(pb.ExchangeRequest, message))
         self.job.check()
-        return [each for each in messages if not each[0].HasField("lacking")]
+        return messages
+
+    def all_kinds(self, owner: int = 0) -> list[str]:
+        """The kinds of all messages that an owner is sent."""
+        return [str(message.WhichOneof("kind")) for message, _ in self._all_sent(owner)]
 
     def kinds(self, owner: int = 0) -> list[str]:
         return [str(message.WhichOneof("kind")) for message, _ in self.sent(owner)]

@@ -322,3 +322,12 @@ def test_a_newcomer_that_had_left_is_told_to_the_owners() -> None:
     said = group.job.hello(0, False)
     assert list(said.ranks) == [0]
     assert [(list(each.ranks), each.incarnation) for each in said.departures] == [([5], NEWCOMER)]
+
+
+def test_owners_are_not_told_that_a_round_waits_for_a_process_that_is_not_let_in(group: Group) -> None:
+    """For them it is none of the group, which could not wait for it."""
+    wait(group)
+    admit(group, 0)
+    group.push(0, round=1)
+    group.pass_time(2)
+    assert "lacking" not in group.all_kinds()

@@ -279,7 +279,13 @@ class ElasticHostJob(HostJob, ElasticJob):
             resuming=resuming or self.uplink.was_let_in or any(worker.hello.resuming for worker in workers),
             departures=[*self.uplink.departures_for(uplink), *self._departures_of_group(departed)],
         )
-        introduction.be_elastic(said, workers, gone)
+        here = {
+            rank: process
+            for worker in workers
+            for rank, process in introduction.processes(worker.hello)
+            if rank not in gone and self.members.roster.member(rank) == worker.hello.rank
+        }
+        introduction.be_elastic(said, self.members.first.elastic, here)
         said.losses.extend(self._losses_for_hello())
         for admission in self.members.admissions.values():
             # A newcomer of the group has not said what came before it.
@@ -292,7 +298,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         """The hello of a relay whose group has no member but a process that asks to join."""
         workers = [founder.worker]
         said = introduction.introduction(self._identity, workers, uplink, self._clock(), resuming=False)
-        introduction.be_elastic(said, workers, set())
+        introduction.be_elastic(said, self.members.first.elastic, dict(introduction.processes(workers[0].hello)))
         # For an owner it is a candidate as others.
         said.joining, said.incarnation = True, founder.candidate.hello.incarnation
         return said

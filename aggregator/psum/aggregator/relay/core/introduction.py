@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 
-from psum.aggregator.core.worker import Process, Worker, processes_of
+from psum.aggregator.core.worker import Process, Worker, processes_of, set_processes
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 
@@ -35,7 +35,8 @@ def uplink_addresses(hello: pb.Hello) -> tuple[tuple[str, ...], tuple[int, ...]]
 
 def ranks_in(workers: Sequence[Worker]) -> tuple[int, ...]:
     """The ranks of a group, in ascending order."""
-    return tuple(sorted(rank for worker in workers for rank in worker.ranks))
+    # In an elastic job, the process of a rank may be behind another member than the one before.
+    return tuple(sorted({rank for worker in workers for rank in worker.ranks}))
 
 
 def title(identity: Identity, workers: Sequence[Worker]) -> str:
@@ -96,21 +97,17 @@ def processes(hello: pb.Hello) -> Iterator[tuple[int, Process]]:
     yield from processes_of(hello).items() if hello.ranks else [(hello.rank, (hello.incarnation, hello.generation))]
 
 
-def be_elastic(hello: pb.Hello, workers: Sequence[Worker], gone: Set[int]) -> None:
+def be_elastic(hello: pb.Hello, elastic: pb.Elastic, here: Mapping[int, Process]) -> None:
     """Adds to the hello of a relay what the owners of an elastic job must know: rank by rank, which process it is.
 
     Args:
         hello: The hello.
-        workers: The members of the group, of which at least one has a rank that is not gone.
-        gone: The ranks that are lost or have left.
+        elastic: How many ranks the job may have.
+        here: The processes of the group that are neither lost nor have left, by rank; at least one.
     """
-    found = (each for worker in workers for each in processes(worker.hello))
-    left = sorted((each for each in found if each[0] not in gone), key=lambda each: each[0])
-    hello.rank = left[0][0]
-    hello.ranks[:] = [rank for rank, _ in left]
-    hello.incarnations[:] = [incarnation for _, (incarnation, _) in left]
-    hello.generations[:] = [generation for _, (_, generation) in left]
-    hello.elastic.CopyFrom(workers[0].hello.elastic)
+    set_processes(hello, here)
+    hello.rank = hello.ranks[0]
+    hello.elastic.CopyFrom(elastic)
 
 
 def question(identity: Identity, hello: pb.Hello) -> pb.Hello:

@@ -53,7 +53,9 @@ class LackingRanks:
                 break
             if not shard.contributions:
                 continue
-            state = shard.round, tuple(shard.waiting_for())
+            # For the owners, a process that has not been let in yet is none of the group.
+            ranks = tuple(rank for rank in shard.waiting_for() if shard.roster.member(rank) is not None)
+            state = shard.round, ranks
             told[key_id, index] = state
             # An owner that does not know the key yet forgets what it is told of it.
             forgets = not self._uplink.keys[key_id].declared
