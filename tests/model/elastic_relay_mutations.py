@@ -5,10 +5,8 @@ from typing import Final
 
 import pytest
 
-from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.elastic_rounds import ElasticRounds
-from psum.aggregator.core.joins import Joins
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.losses import Loss
 from psum.aggregator.core.relay_members import RelayMembers
@@ -61,13 +59,6 @@ def a_relay_that_has_no_value_receives_none(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ElasticRounds, "_sender", mutant)
 
 
-def a_process_at_a_relay_is_let_in_after_the_first_admission(patch: pytest.MonkeyPatch) -> None:
-    def mutant(_self: Joins, admission: Admission) -> bool:
-        return bool(admission.said)
-
-    patch.setattr(Joins, "_all_have_said", mutant)
-
-
 def a_rank_is_not_asked_again_for_its_value(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WantedValues, "forget", lambda _self, _member: None)
 
@@ -78,7 +69,6 @@ ALL = [
     a_relay_is_lost_with_its_first_rank,
     ranks_that_a_relay_does_not_name_any_more_are_waited_for,
     a_relay_that_has_no_value_receives_none,
-    a_process_at_a_relay_is_let_in_after_the_first_admission,
     a_rank_is_not_asked_again_for_its_value,
 ]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import elastic_mutations
+import elastic_relay_mutations
 import join_mutations
 import mutations
 import relay_mutations
@@ -21,6 +22,9 @@ from simulation.steps import STEPS
 HISTORIES = 150
 
 ELASTIC_HISTORIES = 80
+
+#: Those with relays take longer.
+ELASTIC_RELAY_HISTORIES = 50
 
 #: Maximum number of histories to find a mutation. Most are found within twenty.
 MUTATION_HISTORIES = 600
@@ -64,6 +68,21 @@ def test_an_elastic_job_goes_on_without_lost_ranks() -> None:
     assert counters["deliveries"] > 5 * ELASTIC_HISTORIES
 
 
+def test_an_elastic_job_with_relays_goes_on_without_lost_ranks() -> None:
+    """Groups shrink and grow, relays and owners are started again, and survivors get the same bits and counts."""
+    counters = Counters()
+    try:
+        for seed in range(ELASTIC_RELAY_HISTORIES):
+            run(History.draw(seed, relayed=True, elastic=True), counters)
+    except Failure as failure:
+        pytest.fail(shrink(failure).report)
+    assert counters["relayed"] == ELASTIC_RELAY_HISTORIES
+    assert counters["levels"] > 0
+    assert counters["ranks lost"] > ELASTIC_RELAY_HISTORIES
+    assert counters["joins"] > ELASTIC_RELAY_HISTORIES // 2
+    assert counters["deliveries"] > 5 * ELASTIC_RELAY_HISTORIES
+
+
 def test_every_step_can_be_drawn() -> None:
     """Each step has a weight, and each weight has a step."""
     assert STEPS.keys() == WORK.keys() | FAULTS.keys() | RELAY_FAULTS.keys()
@@ -105,6 +124,16 @@ def test_a_bug_in_an_elastic_job_is_found(
     """Each bug injected into elastic jobs makes at least one of their histories fail."""
     mutate(monkeypatch)
     assert _is_found(elastic_mutations.SEEDS.get(mutate), functools.partial(History.draw, relayed=False, elastic=True))
+
+
+@pytest.mark.parametrize("mutate", elastic_relay_mutations.ALL, ids=lambda mutation: mutation.__name__)
+def test_a_bug_in_a_relay_of_an_elastic_job_is_found(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bug injected into relays of elastic jobs makes at least one of their histories fail."""
+    mutate(monkeypatch)
+    seed = elastic_relay_mutations.SEEDS.get(mutate)
+    assert _is_found(seed, functools.partial(History.draw, relayed=True, elastic=True))
 
 
 def _is_found(known: int | None, draw: Callable[[int], History]) -> bool:
