@@ -257,3 +257,17 @@ def test_one_message_has_all_small_sums_of_a_message() -> None:
     assert [row.id for row in to_rows(decoded.result.shards)] == [1, 2]
     total = sum(np.random.default_rng(rank).integers(-9, 9, 3) for rank in range(RANKS))
     assert np.frombuffer(payload[:12], np.float32).tolist() == cast(Any, total).tolist()
+
+
+def test_sums_of_several_types_travel_in_one_message() -> None:
+    """A small sum of another type, such as the roll call of an elastic job, costs no message of its own."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    push = Push(rank=0, keys=[1, 2, 4, 3], shift=[0] * 4, priority=0, seed=1, timed=False, cut=False)
+    for rank in range(RANKS):
+        assert aggregator.handle(rank, message(push, dict.fromkeys(KEYS, 0))) == ""
+    for rank, connection in aggregator.connections.items():
+        queue = connection.queue
+        sent = [decode(pb.ExchangeResponse, queue.get())[0] for _ in range(len(queue))]
+        assert [len(each.result.shards.ids) for each in sent] == [4], rank

@@ -13,7 +13,6 @@ from psum.aggregator.core.key import Key
 from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ElementType
 from psum.wire.errors import FaultError
 
 
@@ -50,12 +49,10 @@ class SumTogether:
     All members have contributed to all of them. The message on the wire is that of Deliver: `result`.
 
     Attributes:
-        element_type: The type of their elements.
         roster: The ranks that use them, which get the results.
         shards: Each shard with its key and its number within the key. A shard whose key has failed is left out.
     """
 
-    element_type: ElementType
     roster: Roster
     shards: list[tuple[Key, int, ShardRounds[object]]]
 

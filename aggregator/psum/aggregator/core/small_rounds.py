@@ -118,10 +118,9 @@ class SmallRounds:
                     together is None
                     or room < 0
                     or together.roster is not shard.roster
-                    or together.element_type is not key.element_type
                     or len(together.shards) == MOST_SHARDS
                 ):
-                    together = SumTogether(key.element_type, shard.roster, [])
+                    together = SumTogether(shard.roster, [])
                     actions.append(together)
                     room = MOST_BYTES - size
                 together.shards.append((key, index, shard))

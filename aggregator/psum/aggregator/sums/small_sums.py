@@ -1,7 +1,7 @@
-"""Sums of small shards that are made together: one addition, and one message for all workers."""
+"""Sums of small shards that are made together: few additions, and one message for all workers."""
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 from psum.aggregator.sums.results import Results
 from psum.aggregator.sums.sums import add_up
@@ -13,7 +13,7 @@ class SmallSums(Results):
     """Small sums in the message that they were made in. As Results, it makes rows only if they are needed.
 
     Args:
-        element_type: The type of the elements.
+        element_types: The type of the elements of each sum. Neighbours of one type are added together.
         addends: For each rank, in rank order, its contributions.
         ids: The key's id of each sum.
         shards: The shard's number within the key.
@@ -25,7 +25,7 @@ class SmallSums(Results):
 
     def __init__(
         self,
-        element_type: ElementType,
+        element_types: Sequence[ElementType],
         addends: Sequence[Sequence[memoryview]],
         ids: Sequence[int],
         shards: Sequence[int],
@@ -36,7 +36,12 @@ class SmallSums(Results):
         size = sum(lengths)
         columns = from_columns(ids, shards, rounds, priorities, lengths)
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
-        add_up(element_type, [memoryview(b"".join(pieces)) for pieces in addends], total)
+        begin = start = 0
+        for element_type, equal in groupby(element_types):
+            end = begin + sum(1 for _ in equal)
+            stop = start + sum(lengths[begin:end])
+            add_up(element_type, [memoryview(b"".join(pieces[begin:end])) for pieces in addends], total[start:stop])
+            begin, start = end, stop
         self._columns = (ids, shards, rounds, priorities, lengths)
         self._message = message
         self.priority = max(priorities)
