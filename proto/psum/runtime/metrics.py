@@ -2,7 +2,8 @@
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 #: Histogram bounds for the duration of rounds, from a small shard on one machine to a stalled job.
@@ -53,6 +54,11 @@ class Histogram:
         """Add a value that was observed so many times."""
         self._counts[bisect_left(self._bounds, value)] += times
         self.sum += value * times
+
+    def observe_since(self, times: Iterable[float], now: float) -> None:
+        """Add how long ago something was, for each of many times, most of which are equal."""
+        for since, count in Counter(times).items():
+            self.observe(now - since, count)
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return the number of values up to each bound, with the bound as text, +Inf last."""

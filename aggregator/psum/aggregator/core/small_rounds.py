@@ -5,7 +5,6 @@ the next contribution to each of its sums. Those take a short way here. Everythi
 does a contribution that becomes unusual by what came before it in its message. The outcome is the same.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -15,7 +14,6 @@ from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
-from psum.runtime import Histogram
 from psum.wire import BATCH_BYTES, LARGE_PAYLOAD_BYTES, ShardRound
 
 #: The most shards and bytes that are summed together: they travel in one message.
@@ -129,7 +127,7 @@ class SmallRounds:
                 worker.contributed = True
                 self._counters.contributions += taken
                 self._counters.received_bytes += taken_bytes
-                _observe_since(self._counters.waiting, waited, now)
+                self._counters.waiting.observe_since(waited, now)
 
     def summed(self, action: SumTogether, results: Iterable[object], now: float) -> None:
         """Takes the sums that a SumTogether asked for. The caller delivers them.
@@ -141,15 +139,9 @@ class SmallRounds:
         """
         others = len(action.roster.members) - 1
         self._rounds.completed += len(action.shards)
-        _observe_since(self._counters.duration, [shard.since or now for _, _, shard in action.shards], now)
+        self._counters.duration.observe_since([shard.since or now for _, _, shard in action.shards], now)
         released = 0
         for (key, index, shard), result in zip(action.shards, results, strict=True):
             released += key.sizes[index]
             shard.complete(result)
         self._memory.held_bytes -= released * others
-
-
-def _observe_since(histogram: Histogram, times: Iterable[float], now: float) -> None:
-    """Observes how long ago something was, for each of many times, most of which are equal."""
-    for since, count in Counter(times).items():
-        histogram.observe(now - since, count)

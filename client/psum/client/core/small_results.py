@@ -4,8 +4,7 @@ With small keys, most of a worker's time is the interpreter's work for each resu
 complete their operations. Those take a short way here. All others take the way of Session. The outcome is the same.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from psum.client.core.buffers import flat
@@ -14,7 +13,6 @@ from psum.client.core.key_rounds import Part
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.ticket import State
-from psum.runtime import Histogram
 from psum.wire import ShardRound
 from psum.wire.errors import ProtocolError
 
@@ -115,11 +113,5 @@ class SmallResults:
             window.scheduler.under_way_bytes -= released
             if counters is not None:
                 counters.received_bytes += received
-                _observe_since(counters.exchange, sent, now)
-                _observe_since(counters.total, begun, now)
-
-
-def _observe_since(histogram: Histogram, times: Iterable[float], now: float) -> None:
-    """Observes how long ago something was, for each of many times, most of which are equal."""
-    for since, count in Counter(times).items():
-        histogram.observe(now - since, count)
+                counters.exchange.observe_since(sent, now)
+                counters.total.observe_since(begun, now)
