@@ -51,6 +51,14 @@ class RelayedMembership(ElasticRanks):
         worker.processes = {**worker.processes, rank: (admission.incarnation, admission.generation)}
         return True
 
+    def is_undecided(self, rank: int) -> bool:
+        """Whether a process is one of a relay's group here, and its relay has not said that it has let it in."""
+        return rank in self._decided
+
+    def expect_again(self, rank: int, now: float) -> None:
+        """Expects a newcomer once more whose relay has ended without letting it in."""
+        self._await(rank, now + self._closed_timeout)
+
     def _join_relay(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Lets a relay in. Its hello's rank becomes the member's number. Returns why it is refused."""
         generations = {rank: self.generation(rank) for rank in hello.ranks}

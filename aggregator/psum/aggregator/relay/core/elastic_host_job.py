@@ -418,14 +418,18 @@ class ElasticHostJob(HostJob, ElasticJob):
         return [Warn(group_texts.lost(self.name, loss, self.members.roster), ())]
 
     def _none_left(self, now: float) -> list[Action] | None:
-        """Parts from the owners if all ranks of the group are gone, the last ones because they are lost."""
+        """Parts from the owners if no member is left in the group, the last one because it is lost.
+
+        Those that wait here to join, also if they were admitted, begin the group anew.
+        """
         roster = self.members.roster
-        if roster.known or not self.complete:
+        if roster.unknown or any(roster.member(rank) is not None for rank in roster.known):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
-        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
+        # Owners know only those that the relay has let in.
+        lost = [rank for rank in roster.lost if roster.member(rank) is not None]
+        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title)) if lost else []
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
         """Excludes all ranks of the group: an owner goes on without them."""
