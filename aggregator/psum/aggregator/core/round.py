@@ -351,8 +351,8 @@ class ShardRounds(Generic[Result]):
 
     @property
     def sender(self) -> int:
-        """The member that has contributed the value of a broadcast; -1 if none has, or one has given its own in place of
-        the root's."""
+        """The member that has contributed the value of a broadcast; -1 if none has, or a value is in place of that of the
+        root."""
         root = self.root
         member = None if root is None else self.roster.member(root)
         if member is not None:
