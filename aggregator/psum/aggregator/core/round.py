@@ -351,8 +351,7 @@ class ShardRounds(Generic[Result]):
 
     @property
     def sender(self) -> int:
-        """The member that has contributed the value of a broadcast; -1 if none has, or a value is in place of that of the
-        root."""
+        """The member that has contributed the value of a broadcast; -1 if none has, or another rank has given its own."""
         root = self.root
         member = None if root is None else self.roster.member(root)
         if member is not None:

@@ -258,6 +258,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         key = self.keys.get(entry.id)
         shard = None if key is None else key.shards.get(entry.shard)
         if key is not None and shard is not None and key.broadcast and entry.round == shard.round:
+            self._values.answered(key.id, entry.shard)
             self.uplink.give_value(key.id, entry.shard, entry.round, payload)
             return [SendUplinks()]
         return super().give_back(rank, entry, payload)
