@@ -172,19 +172,21 @@ def test_an_owner_refuses_a_process(group: Group) -> None:
 
 
 def test_every_owner_decides() -> None:
-    """An owner that has another stream decides again: it may be another process."""
+    """An owner that has another stream decides again: it may be another process. Another owner may decide while the
+    relay's hello is under way, which does not name the process."""
     group = Group(owners=2)
     begin(group)
     candidate = wait(group)
     admit(group, 0)
     decide(group, owner=0)
-    group.job.uplink.disconnected(0)
-    group.job.uplink.reconnected(0)
+    assert list(group.job.hello(0, True).ranks) == [0]
     decide(group, owner=1)
     assert group.relay.decided == []
+    group.job.uplink.reconnected(0)
     assert "candidates" in group.kinds(0)
     decide(group, owner=0)
     group.relay.let_in(candidate)
+    assert list(group.job.hello(0, True).ranks) == [0, 1]
 
 
 def test_a_newcomer_whose_stream_ends_is_lost(group: Group) -> None:

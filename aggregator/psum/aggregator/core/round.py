@@ -351,7 +351,7 @@ class ShardRounds(Generic[Result]):
 
     @property
     def sender(self) -> int:
-        """The member that has contributed the value of a broadcast; -1 if none has, or another rank has given its own."""
+        """The member that has contributed a broadcast's value; -1 if none has, or another rank has given its own."""
         root = self.root
         member = None if root is None else self.roster.member(root)
         if member is not None:

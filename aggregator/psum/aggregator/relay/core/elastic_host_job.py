@@ -272,6 +272,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         departed = {rank for member in self.members.departed for rank in self.members.roster.ranks(member)}
         gone = self.members.roster.lost | self.uplink.notes.left | departed
         self.uplink.notes.in_hello(uplink)
+        # What this owner has decided about those who are not in the hello, it decides anew.
+        self.joins.reopened(uplink)
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
         if not workers:
             # All that is left is to tell the owners so.
@@ -349,7 +351,6 @@ class ElasticHostJob(HostJob, ElasticJob):
                     self._founder.welcomed(admission)
                 return []
             case UplinkReopened(uplink):
-                self.joins.reopened(uplink)
                 return self.joins.report(uplink, ())
             case _:
                 return super()._told(event, now)
