@@ -249,8 +249,10 @@ class ElasticJob(Job):
         """See Job. A worker that ends for a reason of its own is lost at once; other reasons end the job."""
         fault = FaultError.from_message(goodbye.fault)
         ranks = self.members.roster.living(rank)
-        # A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
-        theirs = {*self.members.roster.ranks(rank), *(each.rank for each in self.members.losses)}
+        # A relay ends with its last rank. It may name others that it has lost before, and not those that have left. Of
+        # those in whose place others were admitted, the losses may not be known here.
+        before = (*(each.rank for each in self.members.losses), *self.members.admissions)
+        theirs = {*self.members.roster.ranks(rank), *before}
         own = isinstance(fault, WorkerLostError) and bool(fault.ranks) and theirs.issuperset(fault.ranks)
         if not self.workers[rank].is_relay:
             own = own and fault.ranks == (rank,)
