@@ -2,7 +2,7 @@
 
 A payload passes through its key's codec at four places, two on each side, and nowhere else:
 
-    the worker encodes a contribution     psum.client.core.send_window
+    the worker encodes a contribution     psum.client.core.key_rounds
     the aggregator decodes it             psum.aggregator.service.receiver
     the aggregator encodes a sum          psum.aggregator.service.summation
     the worker decodes it                 psum.client.core.running_operations
