@@ -144,7 +144,7 @@ class ElasticRounds(JobRounds):
                 shard.phase is Phase.GATHERING and not shard.contributions and not shard.ranks_lacking_result
                 for shard in key.shards.values()
             )
-            if not at_rest or any((key.id, index) in self._restoring for index in key.shards):
+            if not at_rest or any((key.id, index) in self.recovery.restoring for index in key.shards):
                 continue
             if key.failure is None:
                 self._memory.drop(key)
