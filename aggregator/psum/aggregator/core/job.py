@@ -296,8 +296,7 @@ class Job:
         self.failure, self.failed_at = failure, now
         self.rounds.fail(failure)
         for worker in self.workers.values():
-            worker.uncredited.clear()
-            worker.credited.clear()
+            worker.forget_credit()
         return [Report(failure, self.members.connected() if ranks is None else ranks)]
 
     def end(self) -> None:
