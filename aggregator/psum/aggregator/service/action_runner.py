@@ -35,6 +35,7 @@ from psum.aggregator.core.actions import (
     Warn,
 )
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.layouts import Message
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.send_queue import MAX_BATCH
 from psum.aggregator.sums.large_sum import LargeSum
@@ -228,9 +229,11 @@ class ActionRunner:
             strict=True,
         )
         ranks = action.roster.members
-        addends = [[each[rank] for each in contributions] for rank in ranks]
+        addends = [_joined([each[rank] for each in contributions], action.messages.get(rank)) for rank in ranks]
         try:
-            sums = SmallSums([key.element_type for key, _, _ in shards], addends, ids, indices, rounds, priorities)
+            lengths = [key.sizes[index] for key, index, _ in shards]
+            types = [key.element_type for key, _, _ in shards]
+            sums = SmallSums(types, addends, ids, indices, rounds, priorities, lengths)
         except Exception:
             # One after the other: the error names the one that cannot be summed.
             self._sum(job, [Sum(key, i, s.round, s.priority or 0, s.to_sum()) for key, i, s in shards])
@@ -419,6 +422,13 @@ def _small(batch: Sequence[Deliver]) -> Results:
         for a, p in zip(batch, payloads, strict=True)
     ]
     return Results(rows, payloads, priority=max([row.priority for row in rows]))
+
+
+def _joined(addends: list[memoryview], message: Message | None) -> memoryview:
+    """Contributions one after the other. They need not be copied if they are those of a message, in its order."""
+    if message is not None and message.pieces == addends:
+        return message.payload
+    return memoryview(b"".join(addends))
 
 
 def _empty(batch: Sequence[Deliver]) -> Results:
