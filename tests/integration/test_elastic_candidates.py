@@ -1,5 +1,6 @@
 """Processes that wait to join an elastic job, and get no further."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -70,6 +71,11 @@ def test_a_member_that_ends_does_not_wait_for_the_next_boundary(fleet: Any) -> N
         assert max(pool.map(work, range(2))) < 5.0
 
 
+def admitted_as(members: Any, generation: int) -> bool:
+    admission = members.admissions.get(2)
+    return admission is not None and admission.generation == generation
+
+
 def test_one_that_is_lost_before_it_is_let_in_asks_again_as_another_process(fleet: Any) -> None:
     """It has taken part in nothing yet. After five times it says why."""
     jobs = fleet.servers[0]._service.registries.fleet.jobs
@@ -77,13 +83,12 @@ def test_one_that_is_lost_before_it_is_let_in_asks_again_as_another_process(flee
         first.store()
         joins = first.link._session.joins
         with fleet.worker(2, 2, elastic=ELASTIC) as candidate:
-            seen = set()
+            seen: set[Any] = set()
             for generation in range(5):
                 assert wait_for(lambda: joins.admissions.candidate not in {None, *seen}, 10.0)
                 seen.add(process := joins.admissions.candidate)
                 assert first.link.admit(process) == generation
-                admissions = jobs["default"].members.admissions
-                assert wait_for(lambda number=generation: 2 in admissions and admissions[2].generation == number, 10.0)
+                assert wait_for(functools.partial(admitted_as, jobs["default"].members, generation), 10.0)
                 loss = pb.Loss(rank=2, generation=generation, text="its relay was lost")
                 first.link._in_thread(lambda loss=loss: joins.note_losses([loss], time.monotonic()))
             with pytest.raises(psum.ExcludedError, match=r"its relay was lost.* asked to join 5 times"):
