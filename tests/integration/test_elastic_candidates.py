@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from psum import client as psum
 from psum.client.future import wait_for
 from psum.v1 import aggregator_pb2 as pb
+from tests.polling import wait_until
 
 ELASTIC = psum.Elastic(1, 3)
 
@@ -75,16 +77,19 @@ def test_one_that_is_lost_before_it_is_let_in_asks_again_as_another_process(flee
     jobs = fleet.servers[0]._service.registries.fleet.jobs
     with fleet.worker(0, 2, elastic=ELASTIC) as first, fleet.worker(1, 2, elastic=ELASTIC):
         first.store()
-        joins = first.link._session.joins
+        joins, admissions = first.link._session.joins, jobs["default"].members.admissions
+
+        def is_admitted(process: Any) -> bool:
+            return 2 in admissions and bool(admissions[2].incarnation == process.incarnation)
+
         with fleet.worker(2, 2, elastic=ELASTIC) as candidate:
-            seen = set()
+            seen: set[Any] = set()
             for generation in range(5):
                 assert wait_for(lambda: joins.admissions.candidate not in {None, *seen}, 10.0)
                 seen.add(process := joins.admissions.candidate)
                 assert first.link.admit(process) == generation
-                admissions = jobs["default"].members.admissions
-                assert wait_for(lambda number=generation: 2 in admissions and admissions[2].generation == number, 10.0)
+                wait_until(partial(is_admitted, process))
                 loss = pb.Loss(rank=2, generation=generation, text="its relay was lost")
-                first.link._in_thread(lambda loss=loss: joins.note_losses([loss], time.monotonic()))
+                first.link._in_thread(partial(joins.note_losses, [loss], time.monotonic()))
             with pytest.raises(psum.ExcludedError, match=r"its relay was lost.* asked to join 5 times"):
                 psum.ElasticState(candidate, batch=0)

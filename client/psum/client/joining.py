@@ -1,7 +1,7 @@
 """Joins a job at every aggregator or at none, and waits while another process with the same rank is still ending.
 
-A process that joins a running job may be lost before it is let in, for example with the last worker of its relay. It has
-taken part in nothing then, so it asks again as another process.
+A process that joins a running job may be lost before it is let in, for example with the last worker of its relay. It
+has taken part in nothing then, so it asks again as another process.
 """
 
 import asyncio

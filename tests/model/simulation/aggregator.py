@@ -288,11 +288,11 @@ class AggregatorProcess:
         perform: Callable[[list[Action]], None] = lambda actions: self._runner.perform(job, actions)  # noqa: E731
         match request.WhichOneof("kind"):
             case "push":
-                entries = to_rows(request.push.shards)
                 actions: list[Action] = []
                 if job.takes_together:
-                    job.contribute_together(rank, entries, split(payload, entries), now, len(payload), actions)
+                    job.contribute_together(rank, request.push.shards, payload, now, len(payload), actions)
                 else:
+                    entries = to_rows(request.push.shards)
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
                         actions += job.contribute(rank, entry, piece, now, len(payload))
                 perform(actions)
