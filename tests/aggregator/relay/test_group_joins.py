@@ -84,6 +84,20 @@ def test_only_those_are_named_that_all_owners_report() -> None:
     assert listed(group) == [[(3, False)]]
 
 
+def test_workers_that_were_away_hear_who_waits(group: Group) -> None:
+    """An owner had another stream meanwhile. They came back before it reported again, so their welcome named nobody."""
+    wait(group)
+    report(group, 1)
+    assert listed(group) == [[(1, True)]]
+    group.end(0)
+    group.job.uplink.reconnected(0)
+    group.relay.runner.perform(group.job, group.job.heard(group.relay.now))
+    group.workers[0] = group.join(0, resuming=True)
+    assert list(group.job.candidates()) == []
+    report(group, 1)
+    assert listed(group) == [[(1, True)]]
+
+
 def test_a_candidate_that_goes_away_is_withdrawn(group: Group) -> None:
     """Its stream has ended: the owners hear that nobody waits."""
     candidate = wait(group)
