@@ -382,6 +382,20 @@ def test_a_group_that_has_grown_is_waited_for_when_the_relay_is_started_again(or
     assert sorted((each.rank, each.in_group) for each in group.job.losses(group.relay.now)) == [(1, True), (2, False)]
 
 
+def test_a_rank_that_leaves_a_newcomer_behind_is_told_to_the_owners() -> None:
+    """The relay was started again. The newcomer has not used a key yet, and declares it only then."""
+    group = Group(ranks=[], size=1)
+    known = pb.Admission(rank=5, generation=0, incarnation=NEWCOMER, in_group=True)
+    group.workers[0] = group.join(0, resuming=True, admissions=[known])
+    group.workers[5] = group.join(5, resuming=True, incarnation=NEWCOMER)
+    group.connect()
+    group.declare(key(0, id=7, round=3), 0)
+    assert "declare" not in group.kinds()
+    group.say(0, goodbye=pb.Goodbye())
+    [(message, _)] = group.sent()
+    assert list(message.goodbye.ranks) == [0]
+
+
 def test_a_newcomer_that_had_left_is_told_to_the_owners() -> None:
     """The relay was started again. A worker tells of the departure, and an owner may not have heard of it."""
     group = Group(ranks=[], size=1)

@@ -33,6 +33,7 @@ from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import group_texts, introduction
 from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
 from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.forwarded import ForwardedKey
 from psum.aggregator.relay.core.founder import Founder
 from psum.aggregator.relay.core.group_joins import GroupJoins
 from psum.aggregator.relay.core.group_membership import GroupMembership
@@ -366,6 +367,11 @@ class ElasticHostJob(HostJob, ElasticJob):
             return declaring
         roster = self.members.roster
         return {member for member in declaring if not set(key.ranks).isdisjoint(roster.ranks(member))}
+
+    def _awaits_declaration(self, forwarded: ForwardedKey) -> bool:
+        """See HostJob. A newcomer declares a key only when it uses the key for the first time."""
+        missing, admissions = self._declaring(forwarded.key) - forwarded.declared_by, self.members.admissions
+        return not missing or any(not admissions.keys() >= {*self.members.roster.living(member)} for member in missing)
 
     def _departures_of_group(self, departed: Set[int]) -> list[pb.Departure]:
         """The ranks of the group that have left, for an owner that was started again."""
