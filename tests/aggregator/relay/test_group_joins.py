@@ -287,6 +287,27 @@ def test_a_newcomer_that_had_left_before_another_one_is_none_that_the_group_has_
     group.connect()
 
 
+def test_an_admission_is_not_told_before_all_ranks_of_the_group_are_known() -> None:
+    """The first worker that comes back tells whom it has admitted, and after that of another rank of the group, which
+    has not admitted the process and may lack sums of the rounds before."""
+    group = Group(ranks=[], size=1)
+    newcomer = pb.Admission(rank=0, generation=1, incarnation=NEWCOMER, ids=[7], rounds=[1], in_group=True)
+    other = pb.Admission(rank=5, generation=0, incarnation=105, in_group=True)
+    group.workers[1] = group.join(1, resuming=True, admissions=[newcomer, other])
+    group.workers[5] = group.join(5, resuming=True, admissions=[other])
+    wait(group, 0)
+    group.connect()
+    assert [each.rank for each in group.job.hello(0, False).admissions] == [5]
+    assert _admitted(group) == [5]
+    group.say(5, admit=pb.Admit(admission=newcomer))
+    assert _admitted(group) == [0]
+
+
+def _admitted(group: Group) -> list[int]:
+    """The ranks of the admissions that an owner is told of."""
+    return [message.admit.admission.rank for message, _ in group.sent() if message.HasField("admit")]
+
+
 @pytest.mark.parametrize("others_lost", [False, True])
 def test_all_that_a_worker_says_of_its_group_is_learned_before_the_owners_are_told(others_lost: bool) -> None:
     """Rank 0 has left, and rank 5 has joined. The first worker that comes back tells of both, and of losses elsewhere.

@@ -242,15 +242,23 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def _tell_joins(self, now: float) -> list[Action]:
         """Tells the owners who waits here, and whom the whole group has admitted."""
-        if self.failure is not None or self.ended or self._is_over:
+        if self._is_learning or self.failure is not None or self.ended or self._is_over:
             return []
         told = self.uplink.tell_candidates(self.joins.waiting(now))
         for admission in self.members.admissions.values():
-            if self._admitted.get(admission.rank, -1) < admission.generation and self.members.said_by_all(admission):
+            if not self._was_told(admission) and self._said_by_all(admission):
                 self._admitted[admission.rank] = admission.generation
                 self.uplink.admit(admission)
                 told = True
         return [SendUplinks()] if told else []
+
+    def _was_told(self, admission: Admission) -> bool:
+        """Whether the owners were told of an admission."""
+        return self._admitted.get(admission.rank, -1) >= admission.generation
+
+    def _said_by_all(self, admission: Admission) -> bool:
+        """Whether the whole group has said an admission."""
+        return self.members.said_by_all(admission, {each.hello.rank for each in self.joins.candidates})
 
     # Values of broadcasts.
 
@@ -299,8 +307,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         said.losses.extend(self._losses_for_hello())
         for admission in self.members.admissions.values():
             # A newcomer of the group has not said what came before it.
-            told = self._admitted.get(admission.rank, -1) >= admission.generation
-            if told or self.members.said_by_all(admission):
+            if self._was_told(admission) or self._said_by_all(admission):
                 said.admissions.append(self.uplink.admission_for(uplink, admission))
         return said
 
