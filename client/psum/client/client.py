@@ -218,11 +218,11 @@ class Client:
         """Returns where aggregators can read a value that lies in an array of `empty` or `zeros`; None if nowhere."""
         return self.arrays.place_of(memory)
 
-    def reserve_again(self, key: Key, priority: int) -> Ticket:
-        """Reserves the next round of a key as the last one was reserved."""
+    def reserve_again(self, key: Key, priority: int, label: str = "") -> Ticket:
+        """Reserves the next round of a key that is for all ranks, with the same shape and type as before."""
         if self._guard.forked or self._lifecycle.closed:
-            return self.reserve(key.store, key.key, key.shape, key.element_type, key.operation, priority)
-        return self._session.reserve_again(key, priority)
+            return self.reserve(key.store, key.key, key.shape, key.element_type, key.operation, priority, label)
+        return self._session.reserve_again(key, priority, label)
 
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.

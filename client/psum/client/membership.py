@@ -103,6 +103,7 @@ class Membership:
 
         def make() -> Sequence[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)
+            self._session.joins.ask()
             self.connections = [
                 AggregatorConnection(
                     index,
@@ -145,7 +146,7 @@ class Membership:
     async def _join(self, make: Callable[[], Sequence[AggregatorConnection]], *, waits_for_rank: bool) -> None:
         settings = self._settings
         try:
-            await join(make, settings, waits=waits_for_rank)
+            await join(make, settings, waits=waits_for_rank, asks_again=self._joining)
         except BaseException as error:
             self.connections = ()
             if isinstance(error, ConnectError):

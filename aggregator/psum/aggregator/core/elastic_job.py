@@ -227,6 +227,11 @@ class ElasticJob(Job):
         if worker.taking_leave:
             return []
         worker.taking_leave = True
+        # A relay that ends may not have let in all its newcomers. Those wait at it, and come by another way.
+        waiting = [each for each in ranks if each not in fault.ranks and self.members.is_undecided(each)]
+        for each in waiting:
+            self.members.expect_again(each, now)
+        ranks = tuple(each for each in ranks if each not in waiting)
         text = elastic_texts.ended_early(worker, goodbye.fault, MAX_REASON)
         losses = [
             Loss(each, text, now, generation=self.members.generation(each), reason="ended early") for each in ranks
@@ -333,6 +338,7 @@ class ElasticJob(Job):
         lost = self.members.members_of(loss.rank for loss in new)
         # A relay that goes on is told of the loss. One that has told of its last rank itself waits for its farewell.
         lost = [member for member in lost if self.members.is_lost(member)]
+        deserted = [action for member in lost for action in self.joins.desert(member, now)]
         actions: list[Action] = [
             Release(member) if member == knowing else Report(self.members.excluded(member, now), (member,))
             for member in lost
@@ -347,6 +353,7 @@ class ElasticJob(Job):
             ranks = tuple(rank for rank in connected if rank != knowing and rank not in lost)
             actions.append(TellLosses(messages, ranks))
         actions += [warning for loss in new for warning in self._warn_of(loss, others)]
+        actions += deserted
         if admission is not None:
             actions += self._begin_generation(admission, now)
         # The owners of a group know of further ranks.

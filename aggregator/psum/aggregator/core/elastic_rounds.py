@@ -150,7 +150,7 @@ class ElasticRounds(JobRounds):
                 self._memory.drop(key)
                 self._memory.release(key)
             # Sums that are given back late find no shard.
-            key.shards.clear()
+            key.let_go()
             self.timings.forget(key)
             for index in key.sizes:
                 self._contributors.pop((key.id, index), None)
@@ -200,7 +200,7 @@ class ElasticRounds(JobRounds):
         """Forgets all keys, as if this aggregator process had just been started. Ranks declare them again."""
         for key in self.keys.values():
             # Sums that are being made find no shard.
-            key.shards.clear()
+            key.let_go()
             if key.failure is None:
                 self._memory.release(key)
         self._clear()

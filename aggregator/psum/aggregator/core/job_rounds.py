@@ -72,7 +72,7 @@ class JobRounds:
     @property
     def take_together(self) -> bool:
         """Whether contributions may be taken together (SmallRounds): nothing has to be known of each of them."""
-        return not self._failed
+        return not (self._failed or self._left or self.timings.rounds)
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
         """Handles a worker's declaration of a key.
@@ -309,7 +309,7 @@ class JobRounds:
         """Releases everything when the job ends."""
         for key in self.keys.values():
             # Other objects, such as `Worker.uncredited`, may outlive the job and refer to the key.
-            key.shards.clear()
+            key.let_go()
             if key.failure is None:
                 self._memory.release(key)
         self._clear()

@@ -107,19 +107,33 @@ class Joins:
             actions += self.withdraw(candidate, now, cut_off=True)
         return actions
 
-    def withdraw(self, candidate: Candidate, now: float, *, cut_off: bool = False) -> list[Action]:
-        """Notes that a candidate's stream has ended, or the stream of the relay at which it waits: it is cut off."""
+    def withdraw(
+        self, candidate: Candidate, now: float, *, cut_off: bool = False, deserted: bool = False
+    ) -> list[Action]:
+        """Notes that a candidate waits here no more.
+
+        Args:
+            candidate: The candidate.
+            now: The time.
+            cut_off: Whether the stream of the relay has ended at which it waits, and the relay may come back.
+            deserted: Whether that relay stands for nobody any more. If the candidate lives, it comes by another way.
+        """
         if not self.candidates.remove(candidate):
             return []
         rank = candidate.hello.rank
         self._log.note(now, EventKind.WITHDRAWN, rank, self._next_generation(rank), str(candidate))
+        relayed = candidate.via is not None and not deserted
         if self._admission(candidate) is not None:
-            self._members.await_newcomer(rank, now, here=False, relayed=candidate.via is not None, cut_off=cut_off)
+            self._members.await_newcomer(rank, now, here=False, relayed=relayed, cut_off=cut_off)
             return []
-        if candidate.via is None:
+        if not relayed:
             # The members may have agreed already to admit it.
             self._closed[rank] = candidate.hello.incarnation, now
         return self.tell()
+
+    def desert(self, relay: int, now: float) -> list[Action]:
+        """Notes that all ranks of a relay are gone. Those that wait at it may come by another way."""
+        return [action for each in self.at(relay) for action in self.withdraw(each, now, deserted=True)]
 
     def admitted(self, admission: Admission, now: float) -> list[Action]:
         """Notes that the members have admitted a process, which may wait here or not."""

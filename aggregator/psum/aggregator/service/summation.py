@@ -8,6 +8,7 @@ from typing import Final, cast
 
 from psum.aggregator.core.actions import Action, Sum, SumTogether
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.layouts import Message
 from psum.aggregator.service.delivery import Delivery
 from psum.aggregator.sums.large_sum import LargeSum
 from psum.aggregator.sums.pool import PriorityPool
@@ -77,9 +78,11 @@ class Summation:
             strict=True,
         )
         ranks = action.roster.members
-        addends = [[each[rank] for each in contributions] for rank in ranks]
+        addends = [_joined([each[rank] for each in contributions], action.messages.get(rank)) for rank in ranks]
         try:
-            sums = SmallSums([key.element_type for key, _, _ in shards], addends, ids, indices, rounds, priorities)
+            lengths = [key.sizes[index] for key, index, _ in shards]
+            types = [key.element_type for key, _, _ in shards]
+            sums = SmallSums(types, addends, ids, indices, rounds, priorities, lengths)
         except Exception:
             # One after the other: the error names the one that cannot be summed.
             self.sum(job, [Sum(key, i, s.round, s.priority or 0, s.to_sum()) for key, i, s in shards])
@@ -212,3 +215,10 @@ class Summation:
 def _row(action: Sum) -> ShardRound:
     """Which sum an action makes."""
     return ShardRound(action.key.id, action.shard, action.round, action.priority, contributors=action.contributors)
+
+
+def _joined(addends: list[memoryview], message: Message | None) -> memoryview:
+    """Contributions one after the other. They need not be copied if they are those of a message, in its order."""
+    if message is not None and message.pieces == addends:
+        return message.payload
+    return memoryview(b"".join(addends))

@@ -120,6 +120,11 @@ class Joins:
         """Begins to wait for the admission of this process. Its operations are complete without the others."""
         self._operations.solo = Solo(self._title)
 
+    def ask(self) -> None:
+        """Forgets what aggregators have said of the admission of an earlier process, if not all have let it in."""
+        self.generation = 0
+        self._rounds.clear()
+
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator says of losses, and of this process's admission."""
         self.note_losses(welcome.losses, self._clock())

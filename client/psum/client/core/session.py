@@ -194,13 +194,14 @@ class Session:
             store, name, shape, element_type, operation, priority, label, self._operations.recorder, self._clock, ranks
         )
 
-    def reserve_again(self, key: Key, priority: int) -> Ticket:
-        """Fixes the next round of a key that is for all ranks and has no label. From any thread.
+    def reserve_again(self, key: Key, priority: int, label: str = "") -> Ticket:
+        """Fixes the next round of a key that is for all ranks. From any thread.
 
         Raises:
+            ValueError: The label was the key's before, and another one came in between.
             PsumError: The key, or everything, has failed.
         """
-        return self._registry.reserve_again(key, priority, self._operations.recorder, self._clock)
+        return self._registry.reserve_again(key, priority, self._operations.recorder, self._clock, label)
 
     def forget_ranked_keys(self) -> None:
         """Forgets the keys that are not for all ranks and have no operation left, and what is kept for them.
