@@ -245,7 +245,7 @@ class Membership:
         )
         if settings.elastic is not None:
             hello.elastic.min, hello.elastic.max = settings.elastic.minimum, settings.elastic.maximum
-            hello.losses.extend(self._session.losses)
+            hello.losses.extend(self._session.joins.losses())
             hello.joining = self._joining and not resuming
             hello.generation = self._session.joins.generation
             hello.admissions.extend(self._session.joins.admissions.for_hello(aggregator))

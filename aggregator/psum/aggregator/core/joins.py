@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import Action, Admit, Decide, Refuse, TellCandidates, Warn
 from psum.aggregator.core.admissions import Admission
-from psum.aggregator.core.candidates import Candidate, Candidates
+from psum.aggregator.core.candidates import Candidate, Candidates, relayed
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
@@ -84,6 +84,28 @@ class Joins:
     def at(self, member: int) -> list[Candidate]:
         """Those that wait at a relay."""
         return [candidate for candidate in self.candidates if candidate.via == member]
+
+    def told_at(self, member: int, told: Iterable[pb.Candidate], now: float) -> tuple[list[Action], list[Candidate]]:
+        """Takes which processes wait at a relay: all of them. Those that do not wait there any more are withdrawn.
+
+        Returns:
+            The actions that follow, and those that are new. They do not wait here yet.
+        """
+        relay = self._members.workers[member]
+        waiting = {(each.hello.rank, each.hello.incarnation): each for each in self.at(member)}
+        said = {(each.rank, each.incarnation): each for each in told}
+        actions: list[Action] = []
+        for process in waiting.keys() - said.keys():
+            actions += self.withdraw(waiting[process], now)
+        new = sorted(said.keys() - waiting.keys())
+        return actions, [relayed(said[process], relay.hello, relay.peer, member, now) for process in new]
+
+    def cut_off(self, member: int, now: float) -> list[Action]:
+        """Withdraws those that wait at a relay whose stream has ended."""
+        actions: list[Action] = []
+        for candidate in self.at(member):
+            actions += self.withdraw(candidate, now, cut_off=True)
+        return actions
 
     def withdraw(
         self, candidate: Candidate, now: float, *, cut_off: bool = False, deserted: bool = False

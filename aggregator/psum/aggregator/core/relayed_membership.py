@@ -113,8 +113,10 @@ class RelayedMembership(ElasticRanks):
 
     def _go_without(self, found: Introduction, hello: pb.Hello, peer: str, now: float) -> set[int]:
         """Notes which ranks of a relay are gone, because it names them no more. Returns those that have left."""
-        named = {rank for each in hello.departures if not each.level for rank in each.ranks}
-        left = named.intersection(found.missing)
+        before = self.workers[found.member].processes if found.member is not None else {}
+        # The departure of an earlier process of a rank says nothing of the present one.
+        named = {(rank, each.incarnation) for each in hello.departures if not each.level for rank in each.ranks}
+        left = {rank for rank in found.missing if rank in before and (rank, before[rank][0]) in named}
         for rank in found.missing:
             if rank in left:
                 self.departures.left.add(rank)

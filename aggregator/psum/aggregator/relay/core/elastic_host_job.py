@@ -71,6 +71,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         """Whether the owners know the relay as one that stands for such a process alone."""
         self._admitted: dict[int, int] = {}
         """The generation of the last admission of each rank that the owners were told of."""
+        self._is_learning = False
+        """Whether a worker's hello is being read, so that not all is known yet that it says of the group."""
         super().__init__(hello, limits, clock=clock, **job)
         # While its streams to the owners are open, the owners must hear who is lost. Otherwise the group's job fails.
         self._abandon_after = math.inf
@@ -91,8 +93,12 @@ class ElasticHostJob(HostJob, ElasticJob):
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
-        late = self._lose(self._too_late(hello, now), now)
-        actions, refusal = super().join(hello, peer, now)
+        self._is_learning = True
+        try:
+            late = self._lose(self._too_late(hello, now), now)
+            actions, refusal = super().join(hello, peer, now)
+        finally:
+            self._is_learning = False
         actions = [*late, *actions]
         # The end of its stream before may not have been noticed.
         self._values.forget(hello.rank)
@@ -449,7 +455,9 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def _proceed(self) -> list[Action]:
         """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
-        if self.failure is not None or self.ended or not self.may_connect or not self.members.roster.known:
+        if self._is_learning or not self.may_connect or not self.members.roster.known:
+            return []
+        if self.failure is not None or self.ended:
             return []
         ready = self._declare_ready(self.uplink.keys.values())
         if not self._must_reopen:
