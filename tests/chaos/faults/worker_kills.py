@@ -302,7 +302,7 @@ def _compare_counts(processes: Sequence[WorkerProcess]) -> list[str]:
 
 
 def _compare_losses(processes: Sequence[WorkerProcess], seed: int, steps: int) -> tuple[float, float, float]:
-    """Return the loss at the end, that of a rehearsal with the members of each step, and how much the two may differ."""
+    """Return the loss at the end, that of a rehearsal with the members of each step, and how far these may be apart."""
     made = {event["step"]: event for each in processes for event in filter(_is_step, each.events)}
     tail = max(10, round(steps * _TAIL))
     end = statistics.fmean(made[step]["loss"] for step in range(max(1, steps - tail + 1), steps + 1))
