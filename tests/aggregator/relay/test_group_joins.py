@@ -2,7 +2,7 @@
 
 import pytest
 
-from psum.aggregator.core.actions import ConnectUplinks, Refuse
+from psum.aggregator.core.actions import ConnectUplinks, PartUplinks, Refuse
 from psum.aggregator.core.candidates import Candidate
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ExcludedError, ExhaustedError
@@ -157,6 +157,14 @@ def test_a_process_that_joins_elsewhere_is_none_of_the_group(group: Group) -> No
     group.push(0, round=1)
     assert [kind for kind in group.kinds() if kind in ("admit", "push")] == ["admit", "push"]
     assert list(group.job.hello(0, True).ranks) == [0]
+
+
+def test_a_group_that_ends_does_not_name_a_rank_that_was_admitted_elsewhere(group: Group) -> None:
+    """Its present process goes on."""
+    group.say(0, admit=pb.Admit(admission=pb.Admission(rank=1, generation=1, incarnation=NEWCOMER)))
+    group.lose(0)
+    [parted] = [action for action in group.relay.told if isinstance(action, PartUplinks)]
+    assert list(parted.goodbye.fault.ranks) == [0]
 
 
 def test_an_owner_refuses_a_process(group: Group) -> None:

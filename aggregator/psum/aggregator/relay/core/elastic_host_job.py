@@ -429,8 +429,8 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        # Owners know only those that the relay has let in.
-        lost = [rank for rank in roster.lost if roster.member(rank) is not None]
+        # Owners know only those that the relay has let in. Others may have been admitted elsewhere in their places.
+        lost = [rank for rank in roster.lost if roster.member(rank) is not None and self.members.loss(rank) is not None]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title)) if lost else []
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
