@@ -329,6 +329,24 @@ def test_a_rank_is_asked_again_for_its_value_on_a_new_stream(group: Group) -> No
     assert "want" in group.workers[1].kinds()
 
 
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_rank_is_asked_again_for_its_value_by_an_owner_that_was_started_again(group: Group, arrived: bool) -> None:
+    """The value went to the owner's process before, or was dropped because that process had ended."""
+    group.declare(key(0, broadcast=True))
+    group.say(1, **pull())
+    group.lose(0)
+    group.sent()
+    for again in (False, True):
+        if again:
+            group.job.uplink.reconnected(0)
+        group.answer(want=pb.Want(shards=to_columns([ShardRound(7, 0, 0)])))
+        assert "want" in group.workers[1].kinds()
+        if not arrived and not again:
+            group.job.uplink.reconnected(0)
+        group.say(1, payload=b"mine", restore=pb.Restore(shards=to_columns([ShardRound(7, 0, 0, length=4)])))
+    assert b"mine" in [bytes(payload) for _, payload in group.sent()]
+
+
 def test_a_root_that_lives_sends_its_value(group: Group) -> None:
     """Another rank of the group is lost. The value goes on, and the root gets an empty result."""
     group.declare(key(0, broadcast=True))
