@@ -395,6 +395,9 @@ class ElasticHostJob(HostJob, ElasticJob):
             for forwarded in self.uplink.keys.values():
                 forwarded.declared_by.discard(member)
             actions += self._syncs.settle(member)
+        for key in [key for key in self.keys.values() if key.ranks and key.failure is None and not key.roster.known]:
+            self.uplink.desert(key.id)
+            actions += self.rounds.fail_key(key, group_texts.deserted_key(self.name, key))
         if self._is_over:
             return actions
         actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
