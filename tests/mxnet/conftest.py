@@ -149,6 +149,17 @@ class FakeClient:
         self.reserved.append(ticket)
         return ticket
 
+    def reserve_again(self, key: str, priority: int, label: str = "") -> FakeTicket:
+        last = next(ticket for ticket in reversed(self.reserved) if ticket.key == key)
+        return self.reserve(
+            key,
+            shape=last.shape,
+            element_type=last.element_type,
+            operation=last.operation,
+            priority=priority,
+            label=label,
+        )
+
     def next_started(self) -> FakeTicket:
         return self.started.get(timeout=PATIENCE_SECONDS)
 

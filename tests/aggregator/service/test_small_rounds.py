@@ -14,9 +14,10 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.layouts import Message
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
-from psum.aggregator.service.action_runner import ActionRunner, _joined
+from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.receiver import Receiver
+from psum.aggregator.service.summation import _joined
 from psum.aggregator.sums.pool import PriorityPool
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import LARGE_PAYLOAD_BYTES, ElementType, ShardRound, decode, encode, split, to_columns, to_rows

@@ -298,8 +298,7 @@ class Job:
         self.rounds.fail(failure)
         self._small.clear()
         for worker in self.workers.values():
-            worker.uncredited.clear()
-            worker.credited.clear()
+            worker.forget_credit()
         return [Report(failure, self.members.connected() if ranks is None else ranks)]
 
     def end(self) -> None:

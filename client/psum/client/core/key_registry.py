@@ -90,11 +90,15 @@ class KeyRegistry:
             key.check(shape, element_type, label)
             return self._next(key, priority, recorder, clock)
 
-    def reserve_again(self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float]) -> Ticket:
+    def reserve_again(
+        self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float], label: str
+    ) -> Ticket:
         """See Session.reserve_again."""
         with self._lock:
             if self.failure is not None or key.failure is not None or key.begins_with is not None:
                 self._raise_failure(key)
+            if label:
+                key.check(key.shape, key.element_type, label)
             return self._next(key, priority, recorder, clock)
 
     def _next(self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float]) -> Ticket:
