@@ -15,6 +15,7 @@ from psum.aggregator.core.ended_jobs import EndedJobs
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key as JobKey
+from psum.aggregator.core.recovery import Recovery
 from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict
 from psum.client.core import running_operations
 from psum.client.core.buffers import flat
@@ -42,14 +43,14 @@ def waiters_are_forgotten_when_a_round_is_adopted(patch: pytest.MonkeyPatch) -> 
 
 
 def a_holder_that_comes_back_is_not_asked_again(patch: pytest.MonkeyPatch) -> None:
-    reconcile = JobRounds._reconcile
+    reconcile = Recovery._reconcile
 
-    def mutant(self: JobRounds, key: JobKey, declared: pb.Shard, rank: int, now: float) -> bool:
+    def mutant(self: Recovery, key: JobKey, declared: pb.Shard, rank: int, now: float) -> bool:
         before = key.shards[declared.index].round
         asked = reconcile(self, key, declared, rank, now)
         return asked and key.shards[declared.index].round != before
 
-    patch.setattr(JobRounds, "_reconcile", mutant)
+    patch.setattr(Recovery, "_reconcile", mutant)
 
 
 def a_late_copy_of_the_round_before_is_refused(patch: pytest.MonkeyPatch) -> None:

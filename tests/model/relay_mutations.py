@@ -60,8 +60,8 @@ def the_group_s_sum_is_kept_instead_of_the_result(patch: pytest.MonkeyPatch) -> 
 def a_relay_that_was_started_again_is_another_member(patch: pytest.MonkeyPatch) -> None:
     introduce = introduction.introduction
 
-    def mutant(identity: Identity, workers: Sequence[Worker], uplink: int, now: float, *, resuming: bool) -> pb.Hello:
-        hello = introduce(identity, workers, uplink, now, resuming=resuming)
+    def mutant(identity: Identity, workers: Sequence[Worker], uplink: int, now: float, **said: Any) -> pb.Hello:
+        hello = introduce(identity, workers, uplink, now, **said)
         hello.incarnation = identity.incarnation
         return hello
 

@@ -971,6 +971,7 @@ class Welcome(_message.Message):
     LOSSES_FIELD_NUMBER: _builtins.int
     ADMISSION_FIELD_NUMBER: _builtins.int
     ADMISSIONS_FIELD_NUMBER: _builtins.int
+    DATA_FOLLOWS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -1003,6 +1004,10 @@ class Welcome(_message.Message):
     """
     relays: _builtins.bool
     """Whether the aggregator is a relay for this worker, as the worker's group_size asks for."""
+    data_follows: _builtins.bool
+    """Whether the aggregator's last message on the stream, before it talks on the data connection, is an empty taken. What
+    comes on the data connection is later than that, although it may arrive before. Older aggregators do not say so.
+    """
     @_builtins.property
     def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Departure]:
         """The members that have left the job."""
@@ -1040,10 +1045,11 @@ class Welcome(_message.Message):
         losses: _abc.Iterable[Global___Loss] | None = ...,
         admission: Global___Admission | None = ...,
         admissions: _abc.Iterable[Global___Admission] | None = ...,
+        data_follows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "admissions", b"admissions", "credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "admissions", b"admissions", "credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_follows", b"data_follows", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -289,6 +289,19 @@ def test_a_rank_that_left_while_its_relay_was_away_is_not_lost() -> None:
     assert [list(each.ranks) for each in job.departures()] == [[0], [1]]
 
 
+def test_a_rank_whose_earlier_process_has_left_is_lost_if_its_relay_comes_back_without_it() -> None:
+    """A member repeats all departures. That of another process says nothing of the one that was admitted since."""
+    job, one, two = two_groups()
+    job.lost(one, 2.0, closed=True)
+    earlier = pb.Departure(ranks=[0], incarnation=99)
+    actions, refusal = job.join(relay(1, resuming=True, departures=[earlier]), "peer", 3.0)
+    assert refusal is None
+    assert told(actions) == [([0], (one, two))]
+    assert job.members.roster.left == set()
+    assert job.members.roster.known == (1, 2, 3)
+    job.check()
+
+
 def test_a_relay_is_told_of_the_ranks_that_were_lost_while_it_was_away() -> None:
     """It goes on with the others. If all are lost it is refused."""
     job, one, two = two_groups()

@@ -235,6 +235,24 @@ def test_a_relay_that_was_started_again_waits_for_a_rank_that_had_joined() -> No
     assert list(group.job.hello(0, False).ranks) == [0, 1]
 
 
+@pytest.mark.parametrize("others_lost", [False, True])
+def test_all_that_a_worker_says_of_its_group_is_learned_before_the_owners_are_told(others_lost: bool) -> None:
+    """Rank 0 has left, and rank 5 has joined. The first worker that comes back tells of both, and of losses elsewhere.
+
+    Owners would take a hello without rank 5 for the truth, and lose it.
+    """
+    group = Group(ranks=[])
+    known = pb.Admission(rank=5, generation=0, incarnation=NEWCOMER, in_group=True)
+    left = pb.Departure(ranks=[0], incarnation=100)
+    elsewhere = [pb.Loss(rank=3, text="gone")] if others_lost else []
+    said = {"admissions": [known], "departures": [left], "losses": elsewhere}
+    group.workers[1] = group.join(1, resuming=True, **said)
+    assert ConnectUplinks() not in group.relay.told
+    group.workers[5] = group.join(5, resuming=True, incarnation=NEWCOMER)
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == [1, 5]
+
+
 def test_a_rank_that_had_joined_is_the_first_one_that_comes_back() -> None:
     """It knows of its own admission, and the relay has no other rank yet."""
     group = Group(ranks=[])

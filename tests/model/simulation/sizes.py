@@ -16,7 +16,7 @@ def sizes_of(plan: Plan) -> Iterator[None]:
         for module in ("kept_sums", "small_results"):
             stack.enter_context(mock.patch(f"psum.client.core.{module}.KEPT_VIEW_BYTES", plan.batch_bytes))
         stack.enter_context(mock.patch("psum.aggregator.core.small_rounds.MOST_BYTES", plan.batch_bytes))
-        for module in ("core.small_rounds", "service.action_runner"):
+        for module in ("core.layouts", "service.delivery", "service.summation"):
             stack.enter_context(mock.patch(f"psum.aggregator.{module}.LARGE_PAYLOAD_BYTES", plan.inline_bytes))
         stack.enter_context(mock.patch("simulation.aggregator.LatePool.at_once_bytes", plan.inline_bytes))
         yield

@@ -139,7 +139,7 @@ class WorkerProcess(Client):
             placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
             departures=self.session.departures(index),
             elastic=pb.Elastic(min=1, max=self.plan.ranks) if self.plan.elastic else None,
-            losses=self.session.losses,
+            losses=self.session.joins.losses(),
             joining=self.joining and not self.connections[index].resuming,
             generation=self.session.joins.generation,
             admissions=self.session.joins.admissions.for_hello(index),

@@ -32,6 +32,7 @@ class ElasticMembership(RelayedMembership):
         self._relay_timeout = limits.relay_timeout or limits.worker_timeout
         """How long the place of a relay is kept."""
         self._silence = Silence(limits.worker_timeout)
+        self._all_away_since: float | None = None
         self._view = View()
         """Whether time decides anything."""
         super().__init__(hello, limits, before)
@@ -235,11 +236,19 @@ class ElasticMembership(RelayedMembership):
             worker.processes = {other: process for other, process in worker.processes.items() if other != rank}
         if member in self.roster.gone:
             if worker is not None:
-                worker.uncredited.clear()
-                worker.credited.clear()
+                worker.forget_credit()
             for other in self.workers.values():
                 other.needed_by.discard(member)
         return True
+
+    def all_away_for(self, now: float) -> float:
+        """How long no member has been connected, in seconds, as far as the calls of this method tell."""
+        if not self.workers or any(worker.connected for worker in self.workers.values()):
+            self._all_away_since = None
+            return 0.0
+        if self._all_away_since is None:
+            self._all_away_since = now
+        return now - self._all_away_since
 
     def replaced(self, now: float) -> list[Loss]:
         """The ranks that are lost because others have come for them, or because their relay goes on without them."""
@@ -266,6 +275,12 @@ class ElasticMembership(RelayedMembership):
             return []
         text, generation = elastic_texts.replaced(hello, peer), self.generation(hello.rank)
         return [Loss(hello.rank, text, now, generation=generation, reason="replaced")]
+
+    def excluded(self, member: int, now: float) -> FaultError:
+        """What a member is told that is lost."""
+        ranks = [rank for rank in self.roster.ranks(member) if rank in self.roster.lost]
+        [*_, loss] = [loss for rank in ranks if (loss := self.losses.of(rank)) is not None]
+        return elastic_texts.excluded(self.first.job, loss, now, ranks=ranks)
 
     def _due(self, now: float) -> Iterator[Loss]:
         yield from self.replaced(now)

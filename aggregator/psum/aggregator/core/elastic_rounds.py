@@ -144,13 +144,13 @@ class ElasticRounds(JobRounds):
                 shard.phase is Phase.GATHERING and not shard.contributions and not shard.ranks_lacking_result
                 for shard in key.shards.values()
             )
-            if not at_rest or any((key.id, index) in self._restoring for index in key.shards):
+            if not at_rest or any((key.id, index) in self.recovery.restoring for index in key.shards):
                 continue
             if key.failure is None:
                 self._memory.drop(key)
                 self._memory.release(key)
             # Sums that are given back late find no shard.
-            key.shards.clear()
+            key.let_go()
             self.timings.forget(key)
             for index in key.sizes:
                 self._contributors.pop((key.id, index), None)
@@ -182,11 +182,25 @@ class ElasticRounds(JobRounds):
         """
         return any(shard.inherited for key in self.keys.values() for shard in key.shards.values())
 
+    def is_ahead(self, rank: int, declared: pb.Key) -> bool:
+        """Whether a rank declares a later round than the first, of a shard of which no round was completed here.
+
+        This process has forgotten the rounds of keys that have failed, and of keys of some ranks after an admission. So
+        those do not count.
+        """
+        key = self.keys.get(declared.id)
+        if declared.ranks or (key is not None and key.failure is not None):
+            return False
+        return self._members.goes_on(rank) and any(
+            shard.round > 0 and (key is None or (known := key.shards.get(shard.index)) is None or known.inherited)
+            for shard in declared.shards
+        )
+
     def begin_again(self) -> None:
         """Forgets all keys, as if this aggregator process had just been started. Ranks declare them again."""
         for key in self.keys.values():
             # Sums that are being made find no shard.
-            key.shards.clear()
+            key.let_go()
             if key.failure is None:
                 self._memory.release(key)
         self._clear()

@@ -14,11 +14,12 @@ class SmallSums(Results):
 
     Args:
         element_types: The type of the elements of each sum. Neighbours of one type are added together.
-        addends: For each rank, in rank order, its contributions.
+        addends: For each rank, in rank order, its contributions, one after the other.
         ids: The key's id of each sum.
         shards: The shard's number within the key.
         rounds: The round.
         priorities: How urgent each is.
+        lengths: The bytes of each.
     """
 
     __slots__ = ("_columns",)
@@ -26,13 +27,13 @@ class SmallSums(Results):
     def __init__(
         self,
         element_types: Sequence[ElementType],
-        addends: Sequence[Sequence[memoryview]],
+        addends: Sequence[memoryview],
         ids: Sequence[int],
         shards: Sequence[int],
         rounds: Sequence[int],
         priorities: Sequence[int],
+        lengths: Sequence[int],
     ) -> None:
-        lengths = list(map(len, addends[0]))
         size = sum(lengths)
         columns = from_columns(ids, shards, rounds, priorities, lengths)
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
@@ -40,7 +41,7 @@ class SmallSums(Results):
         for element_type, equal in groupby(element_types):
             end = begin + sum(1 for _ in equal)
             stop = start + sum(lengths[begin:end])
-            add_up(element_type, [memoryview(b"".join(pieces[begin:end])) for pieces in addends], total[start:stop])
+            add_up(element_type, [each[start:stop] for each in addends], total[start:stop])
             begin, start = end, stop
         self._columns = (ids, shards, rounds, priorities, lengths)
         self._message = message

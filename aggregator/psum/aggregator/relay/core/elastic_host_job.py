@@ -71,6 +71,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         """Whether the owners know the relay as one that stands for such a process alone."""
         self._admitted: dict[int, int] = {}
         """The generation of the last admission of each rank that the owners were told of."""
+        self._is_learning = False
+        """Whether a worker's hello is being read, so that not all is known yet that it says of the group."""
         super().__init__(hello, limits, clock=clock, **job)
         # While its streams to the owners are open, the owners must hear who is lost. Otherwise the group's job fails.
         self._abandon_after = math.inf
@@ -91,8 +93,12 @@ class ElasticHostJob(HostJob, ElasticJob):
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
-        late = self._lose(self._too_late(hello, now), now)
-        actions, refusal = super().join(hello, peer, now)
+        self._is_learning = True
+        try:
+            late = self._lose(self._too_late(hello, now), now)
+            actions, refusal = super().join(hello, peer, now)
+        finally:
+            self._is_learning = False
         actions = [*late, *actions]
         # The end of its stream before may not have been noticed.
         self._values.forget(hello.rank)
@@ -412,14 +418,18 @@ class ElasticHostJob(HostJob, ElasticJob):
         return [Warn(group_texts.lost(self.name, loss, self.members.roster), ())]
 
     def _none_left(self, now: float) -> list[Action] | None:
-        """Parts from the owners if all ranks of the group are gone, the last ones because they are lost."""
+        """Parts from the owners if no member is left in the group, the last one because it is lost.
+
+        Those that wait here to join, also if they were admitted, begin the group anew.
+        """
         roster = self.members.roster
-        if roster.known or not self.complete:
+        if roster.unknown or any(roster.member(rank) is not None for rank in roster.known):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
-        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
+        # Owners know only those that the relay has let in.
+        lost = [rank for rank in roster.lost if roster.member(rank) is not None]
+        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title)) if lost else []
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
         """Excludes all ranks of the group: an owner goes on without them."""
@@ -445,7 +455,9 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def _proceed(self) -> list[Action]:
         """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
-        if self.failure is not None or self.ended or not self.may_connect or not self.members.roster.known:
+        if self._is_learning or not self.may_connect or not self.members.roster.known:
+            return []
+        if self.failure is not None or self.ended:
             return []
         ready = self._declare_ready(self.uplink.keys.values())
         if not self._must_reopen:
