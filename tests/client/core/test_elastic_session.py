@@ -10,6 +10,7 @@ from psum.client import Contribution, ElementType, ExcludedError, Operation, Tic
 from psum.client.core.contribution import contributions
 from psum.client.core.placement import Shard
 from psum.client.core.session import Session
+from psum.client.core.store_numbers import STEERING
 from psum.client.core.ticket import Done
 from psum.client.future import Outcome
 from psum.client.shared_arrays import SharedBlock
@@ -107,6 +108,22 @@ def test_an_operation_knows_how_many_ranks_its_shards_count(session: Session) ->
             assert ticket.contributors == {row.shard: 3}
             assert ticket.contributions == (Contribution(4 * row.shard, 4 * row.shard + 4, 3),)
     assert session.finished == [(ticket, None)]
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_roll_call_does_not_make_messages_long(elastic: bool) -> None:
+    """It is the first of its message, and its round and length are its own. Other jobs have no such messages."""
+    session = Session(
+        ["one:1"], (), rank=0, elastic=elastic, partition_bytes=1 << 20, credit_bytes=1 << 20, hand_over=lambda _: None
+    )
+    for store, name, elements, priority in ((0, "a", 4, 0), (0, "b", 4, -1), (STEERING, "roll call", 8, 9)):
+        ticket = session.reserve(store, name, (elements,), ElementType.INT64, Operation.SUM, priority)
+        value = np.zeros(elements, np.int64)
+        ticket.start(value, value, lambda _: None)
+        session.submit(ticket, 0.0)
+    [_, push] = sent(session, 0)
+    assert list(push.push.shards.lengths) == ([64, 32] if elastic else [64, 32, 32])
+    assert [row.length for row in to_rows(push.push.shards)] == [64, 32, 32]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -230,7 +230,8 @@ class ActionRunner:
         ranks = action.roster.members
         addends = [[each[rank] for each in contributions] for rank in ranks]
         try:
-            sums = SmallSums([key.element_type for key, _, _ in shards], addends, ids, indices, rounds, priorities)
+            types = [key.element_type for key, _, _ in shards]
+            sums = SmallSums(types, addends, ids, indices, rounds, priorities, brief=job.brief)
         except Exception:
             # One after the other: the error names the one that cannot be summed.
             self._sum(job, [Sum(key, i, s.round, s.priority or 0, s.to_sum()) for key, i, s in shards])

@@ -19,6 +19,7 @@ class SmallSums(Results):
         shards: The shard's number within the key.
         rounds: The round.
         priorities: How urgent each is.
+        brief: Whether the message may have columns of two entries; see `to_columns`.
     """
 
     __slots__ = ("_columns",)
@@ -31,10 +32,12 @@ class SmallSums(Results):
         shards: Sequence[int],
         rounds: Sequence[int],
         priorities: Sequence[int],
+        *,
+        brief: bool = False,
     ) -> None:
         lengths = list(map(len, addends[0]))
         size = sum(lengths)
-        columns = from_columns(ids, shards, rounds, priorities, lengths)
+        columns = from_columns(ids, shards, rounds, priorities, lengths, brief=brief)
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
         begin = start = 0
         for element_type, equal in groupby(element_types):
