@@ -7,7 +7,7 @@ import pytest
 from psum.aggregator.core.actions import Admit, ConnectUplinks, PartUplinks, Refuse, ReopenUplinks
 from psum.aggregator.core.candidates import Candidate
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ExcludedError, UnreachableError
+from psum.wire.errors import ExcludedError, UnreachableError, WorkerLostError
 from tests.aggregator.relay.group import Group, pushed
 from tests.aggregator.relay.pure import key
 
@@ -81,7 +81,11 @@ def test_a_founder_that_ends_leaves_the_others_waiting(group: Group) -> None:
     candidate = wait(group, 0)
     wait(group, 1)
     group.relay.tick(2.5)
+    job = group.job
     group.relay.withdraw(candidate)
+    with pytest.raises(WorkerLostError, match="ended before its relay let it in"):
+        # An owner that was not reachable before.
+        job.hello(0, False)
     [part] = [action for action in group.relay.told if isinstance(action, PartUplinks)]
     assert list(part.goodbye.fault.ranks) == [0]
     assert part.goodbye.fault.code == pb.FAULT_CODE_WORKER_LOST

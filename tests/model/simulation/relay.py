@@ -55,10 +55,11 @@ class Uplinks(Client):
                 self._leaving = True
             case PartUplinks(goodbye):
                 self._parting = goodbye
-                for index in self._asking:
+                for index, connection in enumerate(self.connections):
                     # It has asked to join with a process that has ended. It takes that back.
-                    self.lose(self.connections[index].process)
-                    self.connections[index].gone = True
+                    if index in self._asking or not self.job.workers:
+                        self.lose(connection.process)
+                        connection.gone = True
 
     @property
     def parting(self) -> bool:

@@ -279,7 +279,11 @@ class ElasticHostJob(HostJob, ElasticJob):
     # The owners.
 
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
-        """See HostJob. With the process of each rank that is left, and all that this relay knows of the others."""
+        """See HostJob. With the process of each rank that is left, and all that this relay knows of the others.
+
+        Raises:
+            WorkerLostError: There was only a process that has asked to join, and it has ended.
+        """
         if self._founder is not None:
             return self._founder_hello(self._founder, uplink)
         departed = {rank for member in self.members.departed for rank in self.members.roster.ranks(member)}
@@ -293,6 +297,8 @@ class ElasticHostJob(HostJob, ElasticJob):
             left = self.uplink.notes.left
             workers = [each for each in self.workers.values() if not left.issuperset(each.ranks)]
             workers, gone = (workers, left) if workers else (list(self.workers.values()), set())
+        if not workers:
+            raise WorkerLostError(group_texts.GONE_BEFORE)
         said = introduction.introduction(
             self._identity,
             workers,
