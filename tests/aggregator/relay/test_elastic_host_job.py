@@ -398,3 +398,22 @@ def test_keys_of_some_ranks_wait_for_those_of_the_group() -> None:
     messages = group.sent()
     assert list(messages[0][0].declare.keys[0].ranks) == [0, 3]
     assert pushed(messages) == [(0, bytes([1] * 4), 1)]
+
+
+def test_what_is_under_way_of_a_key_is_let_go_with_the_last_rank_that_uses_it() -> None:
+    """No owner answers it. It would count against the credit for ever, and nothing else could be sent."""
+    group = Group()
+    declared = key(0)
+    declared.ranks[:] = [0, 3]
+    group.declare(declared, 0)
+    group.push(0)
+    assert pushed(group.sent()) == [(0, bytes([1] * 4), 1)]
+    window = group.job.uplink.windows[0]
+    assert window.scheduler.under_way_bytes == 4
+    group.lose(0)
+    assert window.scheduler.under_way_bytes == 0
+    # Ranks of other groups may go on with the key.
+    assert group.kinds() == ["losses"]
+    group.result(b"late")
+    group.job.uplink.reconnected(0)
+    assert not {"abort", "declare"}.intersection(group.kinds())

@@ -33,6 +33,7 @@ from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import group_texts, introduction
 from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
 from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.forwarded import ForwardedKey
 from psum.aggregator.relay.core.founder import Founder
 from psum.aggregator.relay.core.group_joins import GroupJoins
 from psum.aggregator.relay.core.group_membership import GroupMembership
@@ -241,15 +242,23 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def _tell_joins(self, now: float) -> list[Action]:
         """Tells the owners who waits here, and whom the whole group has admitted."""
-        if self.failure is not None or self.ended or self._is_over:
+        if self._is_learning or self.failure is not None or self.ended or self._is_over:
             return []
         told = self.uplink.tell_candidates(self.joins.waiting(now))
         for admission in self.members.admissions.values():
-            if self._admitted.get(admission.rank, -1) < admission.generation and self.members.said_by_all(admission):
+            if not self._was_told(admission) and self._said_by_all(admission):
                 self._admitted[admission.rank] = admission.generation
                 self.uplink.admit(admission)
                 told = True
         return [SendUplinks()] if told else []
+
+    def _was_told(self, admission: Admission) -> bool:
+        """Whether the owners were told of an admission."""
+        return self._admitted.get(admission.rank, -1) >= admission.generation
+
+    def _said_by_all(self, admission: Admission) -> bool:
+        """Whether the whole group has said an admission."""
+        return self.members.said_by_all(admission, {each.hello.rank for each in self.joins.candidates})
 
     # Values of broadcasts.
 
@@ -298,8 +307,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         said.losses.extend(self._losses_for_hello())
         for admission in self.members.admissions.values():
             # A newcomer of the group has not said what came before it.
-            told = self._admitted.get(admission.rank, -1) >= admission.generation
-            if told or self.members.said_by_all(admission):
+            if self._was_told(admission) or self._said_by_all(admission):
                 said.admissions.append(self.uplink.admission_for(uplink, admission))
         return said
 
@@ -367,6 +375,11 @@ class ElasticHostJob(HostJob, ElasticJob):
         roster = self.members.roster
         return {member for member in declaring if not set(key.ranks).isdisjoint(roster.ranks(member))}
 
+    def _awaits_declaration(self, forwarded: ForwardedKey) -> bool:
+        """See HostJob. A newcomer declares a key only when it uses the key for the first time."""
+        missing, admissions = self._declaring(forwarded.key) - forwarded.declared_by, self.members.admissions
+        return not missing or any(not admissions.keys() >= {*self.members.roster.living(member)} for member in missing)
+
     def _departures_of_group(self, departed: Set[int]) -> list[pb.Departure]:
         """The ranks of the group that have left, for an owner that was started again."""
         left = self.uplink.notes.left | departed
@@ -395,6 +408,9 @@ class ElasticHostJob(HostJob, ElasticJob):
             for forwarded in self.uplink.keys.values():
                 forwarded.declared_by.discard(member)
             actions += self._syncs.settle(member)
+        for key in [key for key in self.keys.values() if key.ranks and key.failure is None and not key.roster.known]:
+            self.uplink.desert(key.id)
+            actions += self.rounds.fail_key(key, group_texts.deserted_key(self.name, key))
         if self._is_over:
             return actions
         actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]

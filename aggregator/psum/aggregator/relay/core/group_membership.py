@@ -1,5 +1,7 @@
 """The members of a relay's group in an elastic job."""
 
+from collections.abc import Collection
+
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.limits import Limits
@@ -86,10 +88,19 @@ class GroupMembership(ElasticMembership):
         self.admissions[admission.rank] = admission
         self.roster.found()
 
-    def said_by_all(self, admission: Admission) -> bool:
-        """Whether all ranks of the group that are left have said an admission. Only then may the owners be told."""
+    def said_by_all(self, admission: Admission, waiting: Collection[int]) -> bool:
+        """Whether all ranks of the group that are left have said an admission. Only then may the owners be told.
+
+        Args:
+            admission: The admission.
+            waiting: The ranks of processes that wait here, and have nothing to say yet.
+        """
         roster = self.roster
-        return all(roster.member(rank) in admission.said for rank in roster.known if rank != admission.rank)
+        saying = (rank for rank in roster.known if rank != admission.rank)
+        return all(roster.member(rank) in admission.said or self._is_waiting(rank, waiting) for rank in saying)
+
+    def _is_waiting(self, rank: int, waiting: Collection[int]) -> bool:
+        return rank in waiting and self.roster.member(rank) is None
 
     def _look(self, now: float) -> None:
         self._silence.pass_time(self.workers.values(), now)

@@ -362,7 +362,11 @@ class HostJob(Job):
         """Tells the owners of those keys that all members of the group have declared."""
         if not self.may_connect:
             return []
-        ready = [each for each in keys if not each.declared and each.declared_by.issuperset(self._declaring(each.key))]
+        ready = [
+            each
+            for each in keys
+            if not (each.declared or each.failed) and each.declared_by.issuperset(self._declaring(each.key))
+        ]
         for forwarded in ready:
             self.uplink.declare(forwarded)
         return [SendUplinks()] if ready else []
@@ -370,6 +374,10 @@ class HostJob(Job):
     def _declaring(self, key: Key) -> set[int]:
         """The members that declare a key: not those that had left before this process was started."""
         return set(self.members.roster.members) - self.members.departed
+
+    def _awaits_declaration(self, forwarded: ForwardedKey) -> bool:
+        """Whether members that use a key will declare it, so that the owners can be told of it."""
+        return True
 
     def _connect(self) -> list[Action]:
         if self._connecting:
@@ -428,7 +436,8 @@ class HostJob(Job):
         gone = {self.members.roster.member(rank) for rank in self._gone}
         for forwarded in self.uplink.keys.values():
             # An owner that was started again does not know yet that the group has the last sum.
-            if not (forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)):
+            told = forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)
+            if not told and self._awaits_declaration(forwarded):
                 return []
         for key in self.keys.values():
             for shard in key.shards.values():
