@@ -82,7 +82,7 @@ class ElasticUplink(Uplink):
             forwarded = self.keys.pop(key_id)
             forwarded.failed = True
             for index, uplink in forwarded.route.items():
-                self.wanted.pop((key_id, index), None)
+                self.wanted.forget(key_id, index)
                 self.wanted_values.pop((key_id, index), None)
                 self.windows[uplink].outstanding.pop((key_id, index), None)
 

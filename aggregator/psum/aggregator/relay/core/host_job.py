@@ -178,7 +178,7 @@ class HostJob(Job):
         """See JobRounds.restore. An owner may want the sum too."""
         actions = self.rounds.restore(rank, entry, payload)
         wanted = (entry.id, entry.shard) in self.uplink.wanted
-        self.uplink.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
+        self.uplink.wanted.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
         self._asked.pop((entry.id, entry.shard), None)
         return [*actions, SendUplinks()] if wanted else actions
 
@@ -415,7 +415,8 @@ class HostJob(Job):
     def _ask(self) -> list[Action]:
         """Asks ranks of the group for the sums that owners want and this process does not have."""
         actions: list[Action] = []
-        for (key_id, index), row in self.uplink.wanted.items():
+        for row in self.uplink.wanted:
+            key_id, index = row.id, row.shard
             asked = self._asked.get((key_id, index))
             if asked is not None and asked[1] == row.round and self.workers[asked[0]].connected:
                 continue
