@@ -307,7 +307,7 @@ class ElasticMembership(RelayedMembership):
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
-                if now > deadline and view.held_longer(self._closed_timeout, now):
+                if now > deadline and self._may_lose_absent(self._closed_timeout, now):
                     text = elastic_texts.not_come(self.admissions[rank])
                     yield Loss(rank, text, now, generation=generation, reason="not come")
             elif self._resumed_at is not None and now - self._resumed_at > patience and view.held_longer(patience, now):
@@ -321,6 +321,10 @@ class ElasticMembership(RelayedMembership):
         One that is missed may be behind a relay that was killed too.
         """
         return self._relay_timeout if self.roster.has_relays else self.worker_timeout
+
+    def _may_lose_absent(self, seconds: float, now: float) -> bool:
+        """Whether processes may be lost that were admitted and have not come, for so long."""
+        return self._view.held_longer(seconds, now)
 
     def _losses_of(self, worker: Worker, text: str, now: float, reason: str) -> Iterator[Loss]:
         """The losses of all ranks that a member stands for."""

@@ -140,7 +140,7 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def tick(self, now: float) -> list[Action]:
         """See Job. A relay that was started again does not wait for ever for ranks that it does not know."""
-        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        self._look_at_owners(now)
         actions = super().tick(now)
         if self.failure is None and (unknown := self.members.give_up_unknown(now)):
             text = group_texts.given_up(self.name, unknown, self.members.worker_timeout)
@@ -151,8 +151,12 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def heard(self, now: float) -> list[Action]:
         """See HostJob."""
-        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        self._look_at_owners(now)
         return [*super().heard(now), *self._values.ask(), *self._let_founder_in(now)]
+
+    def _look_at_owners(self, now: float) -> None:
+        reaches_all = self.uplink.reaches_all if self.uplink.was_let_in else None
+        self.members.reaches_all_owners(now, all_of_them=reaches_all)
 
     def unreachable(self, failure: FaultError, now: float) -> list[Action]:
         """See HostJob. An owner goes on without any rank of the group."""
