@@ -139,6 +139,14 @@ def test_a_relay_whose_last_ranks_end_is_lost_at_once() -> None:
     goodbye = pb.Goodbye(fault=WorkerLostError("all have ended", ranks=[0, 1]).to_message())
     assert told(job.leave_early(one, goodbye, 3.0)) == [([1], (two,))]
     assert job.members.roster.known == (0, 2, 3)
+    # This aggregator was started again, and has not heard of that loss.
+    known = pb.Admission(rank=0, generation=1, incarnation=800)
+    first = relay(1, resuming=True, admissions=[known])
+    job = ElasticJob(first, LIMITS)
+    one = join_learning(job, first)
+    two = join_learning(job, relay(2, 3, resuming=True))
+    assert told(job.leave_early(one, goodbye, 3.0)) == [([1], (two,))]
+    assert job.failure is None
     # It has not told yet that rank 0 has left.
     job, one, two = two_groups()
     goodbye = pb.Goodbye(fault=WorkerLostError("the last one has ended", ranks=[1]).to_message())

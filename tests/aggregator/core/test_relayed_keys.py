@@ -6,7 +6,19 @@ from psum.aggregator.core.actions import Ask
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.wire import ShardRound
 from psum.wire.errors import ProtocolError, WorkerLostError
-from tests.aggregator.core.owner import add_up, declare, faults, hello, loss, pull, push, relay, started
+from tests.aggregator.core.owner import (
+    LIMITS,
+    add_up,
+    declare,
+    faults,
+    hello,
+    join_learning,
+    loss,
+    pull,
+    push,
+    relay,
+    started,
+)
 
 # Broadcasts.
 
@@ -59,6 +71,22 @@ def test_the_value_of_a_root_that_was_lost_after_its_push_counts() -> None:
     job.learn_losses(two, [loss(3)], 2.0)
     pull(job, two, 1, of=1)
     assert add_up(job, push(job, one, 1, of=1, value=6)) == (bytes([6] * 4), 0, (one, two), one)
+
+
+def test_the_value_of_a_lost_root_counts_at_an_owner_that_was_started_again() -> None:
+    """Its relay had sent it before the loss, and sends it again. Nobody stands for the root here."""
+    first = relay(1, resuming=True, losses=[loss(0)])
+    job = ElasticJob(first, LIMITS)
+    one = join_learning(job, first)
+    two = join_learning(job, relay(2, 3, resuming=True))
+    for member in (one, two):
+        declare(job, member, broadcast=True)
+    assert push(job, one, of=2, value=5) == []
+    # It has the value, and the other one needs it.
+    assert add_up(job, pull(job, two, of=2)) == (bytes([5] * 4), 0, (one, two), one)
+    # In the next round there is no root, and a rank is asked for its own value.
+    assert pull(job, one, 1, of=1) == []
+    assert pull(job, two, 1, of=2) == [Ask(one, ((7, 0, 1),))]
 
 
 def test_a_lost_root_is_replaced_after_all_others_have_asked() -> None:

@@ -112,6 +112,16 @@ class ElasticUplink(Uplink):
         row = ShardRound(key_id, index, round, length=len(value))
         self.windows[forwarded.route[index]].restores.append((row, bytes(value)))
 
+    def desert(self, key_id: int) -> None:
+        """Ends a key that no rank of the group uses any more. No owner answers what is under way of it. None is told:
+        ranks of other groups may go on with the key."""
+        if (forwarded := self.keys.get(key_id)) is not None and not forwarded.failed:
+            self._end(forwarded)
+            # Nor is one that is started again.
+            forwarded.declared = False
+            for index in forwarded.route:
+                self.wanted_values.pop((key_id, index), None)
+
     def fail_key(self, key: Key, abort: pb.Abort, *, known: bool) -> None:
         """See Uplink."""
         super().fail_key(key, abort, known=known)
