@@ -40,6 +40,7 @@ class ElasticJob(Job):
         job: What Job takes besides.
     """
 
+    brief: ClassVar[bool] = True
     membership_type: ClassVar[type[Membership]] = ElasticMembership
     rounds_type: ClassVar[type[JobRounds]] = ElasticRounds
 

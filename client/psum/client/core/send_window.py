@@ -74,6 +74,7 @@ class SendWindow(Generic[Item]):
         clock: The time now, in seconds.
         contributors: How many ranks a contribution counts, as the aggregator is told. Only from a relay in an elastic
             job.
+        brief: Whether messages may have columns of two entries; see `to_columns`. Only in elastic jobs.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class SendWindow(Generic[Item]):
         counters: Counters,
         clock: Callable[[], float],
         contributors: Callable[[Item], int] | None = None,
+        *,
+        brief: bool = False,
     ) -> None:
         self.scheduler: Scheduler[Item] = Scheduler(credit_bytes)
         self.plane: WorkerPlane = InlineWorker()
@@ -111,6 +114,7 @@ class SendWindow(Generic[Item]):
         self._counters = counters
         self._clock = clock
         self._contributors = contributors
+        self._brief = brief
         self._stalled_since: float | None = None
         """Since when a shard waits for credit."""
 
@@ -222,9 +226,10 @@ class SendWindow(Generic[Item]):
         for (counters, since), count in Counter(queued).items():
             counters.queue.observe(now - since, count)
         if (contributors := self._contributors) is None:
-            columns = to_columns(rows)
+            columns = to_columns(rows, brief=self._brief)
         else:
-            columns = to_columns([ShardRound(*row, contributors(part)) for row, part in zip(rows, batch, strict=True)])
+            counted = [ShardRound(*row, contributors(part)) for row, part in zip(rows, batch, strict=True)]
+            columns = to_columns(counted, brief=self._brief)
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
         else:
@@ -251,7 +256,7 @@ class SendWindow(Generic[Item]):
             counters.queue.observe(now - since, count)
         for counters, its_parts in groupby(batch, _counters_of):
             counters.sent_bytes += sum([part.size for part in its_parts])
-        push = pb.Push(shards=from_columns(ids, indices, rounds, priorities, sizes))
+        push = pb.Push(shards=from_columns(ids, indices, rounds, priorities, sizes, brief=self._brief))
         return encode(pb.ExchangeRequest(push=push), *values, size=sum(sizes))
 
     def _note_stall(self, stalled: bool, now: float) -> None:

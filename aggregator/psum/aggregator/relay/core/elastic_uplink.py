@@ -45,7 +45,7 @@ class ElasticUplink(Uplink):
         """The uplinks without a stream, of those that had one."""
 
     def _make_window(self, credit_bytes: int) -> SendWindow[Any]:
-        return SendWindow(credit_bytes, self.counters, self._clock, lambda shard: shard.contributors)
+        return SendWindow(credit_bytes, self.counters, self._clock, lambda shard: shard.contributors, brief=True)
 
     @property
     def reaches_all(self) -> bool:
