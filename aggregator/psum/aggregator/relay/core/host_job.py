@@ -178,7 +178,7 @@ class HostJob(Job):
         """See JobRounds.restore. An owner may want the sum too."""
         actions = self.rounds.restore(rank, entry, payload)
         wanted = (entry.id, entry.shard) in self.uplink.wanted
-        self.uplink.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
+        self.uplink.wanted.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
         self._asked.pop((entry.id, entry.shard), None)
         return [*actions, SendUplinks()] if wanted else actions
 
@@ -375,6 +375,10 @@ class HostJob(Job):
         """The members that declare a key: not those that had left before this process was started."""
         return set(self.members.roster.members) - self.members.departed
 
+    def _awaits_declaration(self, forwarded: ForwardedKey) -> bool:
+        """Whether members that use a key will declare it, so that the owners can be told of it."""
+        return True
+
     def _connect(self) -> list[Action]:
         if self._connecting:
             return []
@@ -411,7 +415,8 @@ class HostJob(Job):
     def _ask(self) -> list[Action]:
         """Asks ranks of the group for the sums that owners want and this process does not have."""
         actions: list[Action] = []
-        for (key_id, index), row in self.uplink.wanted.items():
+        for row in self.uplink.wanted:
+            key_id, index = row.id, row.shard
             asked = self._asked.get((key_id, index))
             if asked is not None and asked[1] == row.round and self.workers[asked[0]].connected:
                 continue
@@ -432,7 +437,8 @@ class HostJob(Job):
         gone = {self.members.roster.member(rank) for rank in self._gone}
         for forwarded in self.uplink.keys.values():
             # An owner that was started again does not know yet that the group has the last sum.
-            if not (forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)):
+            told = forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)
+            if not told and self._awaits_declaration(forwarded):
                 return []
         for key in self.keys.values():
             for shard in key.shards.values():
