@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from psum.client import AbortedError, Contribution, PsumError
-from psum.mxnet import BytePS
+from psum.mxnet import BytePS, StageStatistics
 from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import operations
 from psum.mxnet.staging.device_pipeline import DevicePipeline
+from psum.mxnet.staging.host_memory import worker
+from tests.polling import wait_until
 
 PATIENCE_SECONDS = 30.0
 
@@ -73,6 +75,19 @@ def on_device(*values: float, dtype: str = "float32") -> Any:
     return mx.nd.array(values, ctx=mx.cpu(1), dtype=dtype)
 
 
+def hold(array: Any, gate: threading.Event) -> None:
+    """Makes an array pending until the gate opens."""
+
+    def complete(operation: operations.Operation) -> None:
+        gate.wait(PATIENCE_SECONDS)
+        operation.complete()
+
+    def run(operation: operations.Operation) -> None:
+        threading.Thread(target=complete, args=(operation,)).start()
+
+    operations.push(array, operations.Operation(run, operations.ignore))
+
+
 def test_value_and_sum(store: BytePS, client: Any, copies: LateCopies) -> None:
     """The value is copied once to the host and the sum once back, between what was queued before and after."""
     array = on_device(1, 2)
@@ -92,10 +107,7 @@ def test_the_call_returns_before_the_value_is_there(store: BytePS, client: Any) 
     gate = threading.Event()
     array = on_device(1, 1)
 
-    def run(operation: operations.Operation) -> None:
-        threading.Thread(target=lambda: (gate.wait(PATIENCE_SECONDS), operation.complete())).start()
-
-    operations.push(array, operations.Operation(run, operations.ignore))
+    hold(array, gate)
     store.pushpull("w", array)
     (ticket,) = client.reserved
     assert not ticket.decided.is_set()
@@ -147,28 +159,21 @@ def test_rounds_in_flight_have_stages_of_their_own(store: BytePS, client: Any) -
 def test_stages_that_mxnet_still_copies_from(store: BytePS, client: Any) -> None:
     """A stage whose content MXNet has yet to copy out is not overwritten."""
     gate = threading.Event()
-    out, array = on_device(0, 0), on_device(5, 6)
-
-    def run(operation: operations.Operation) -> None:
-        threading.Thread(target=lambda: (gate.wait(PATIENCE_SECONDS), operation.complete())).start()
-
-    # A reader of the stage that waits: MXNet's copy to an array that is in use.
-    store.pushpull("a", on_device(1, 2), out)
-    ticket = client.next_started()
-    operations.push(out, operations.Operation(run, operations.ignore))
-    late = on_device(0, 0)
-    operations.push(late, operations.Operation(run, operations.ignore))
-    store.pushpull("a2", on_device(1, 2), late)
-    second = client.next_started()
-    ticket.finish([3, 4])
-    second.finish([7, 8])
+    late, array = on_device(0, 0), on_device(5, 6)
+    hold(late, gate)
+    store.pushpull("a", on_device(1, 2), late)
+    client.next_started().finish([3, 4])
+    wait_until(lambda: store.stage_statistics == StageStatistics(allocated=1, in_use=0))
     store.pushpull("b", array)
+    wait_until(lambda: store.stage_statistics == StageStatistics(allocated=1, in_use=1))
+    moved = threading.Event()
+    worker.do(moved.set)
+    assert moved.wait(PATIENCE_SECONDS)
     gate.set()
     ticket = client.next_started()
     assert ticket.value.tolist() == [5, 6]
     ticket.finish([50, 60])
-    assert out.asnumpy().tolist() == [3, 4]
-    assert late.asnumpy().tolist() == [7, 8]
+    assert late.asnumpy().tolist() == [3, 4]
     assert array.asnumpy().tolist() == [50, 60]
 
 

@@ -7,7 +7,7 @@ there, and holds back all later users of the array until the sum is there. In be
 from collections.abc import Callable
 from typing import Any
 
-from psum.client import PsumError, Ticket, scale
+from psum.client import Loan, PsumError, Ticket, scale
 from psum.mxnet.arguments import Arrays
 from psum.mxnet.arrays.dlpack import address_of
 from psum.mxnet.arrays.memory import bytes_at
@@ -15,6 +15,7 @@ from psum.mxnet.compat import MAJOR_VERSION
 from psum.mxnet.engine import operations
 from psum.mxnet.staging.cuda_copies import can_copy, copies_of
 from psum.mxnet.staging.device_pipeline import Copies, DevicePipeline
+from psum.mxnet.staging.lent_sums import LentSums
 from psum.mxnet.staging.stages import VALUE_FAILED, StagePool, Turn
 
 #: Gives what moves the arrays of a context; None if only MXNet can copy them.
@@ -40,6 +41,7 @@ class DeviceSum:
         arrays: The array.
         device: The number of its device.
         stages: Lends stages.
+        lent: Knows which sums may be lent.
         pipeline: Moves the array.
         nominal: See PushPull.
     """
@@ -47,6 +49,8 @@ class DeviceSum:
     __slots__ = (
         "_arrays",
         "_error",
+        "_lent",
+        "_loan",
         "_nominal",
         "_operation",
         "_pipeline",
@@ -65,17 +69,21 @@ class DeviceSum:
         arrays: Arrays,
         device: int,
         stages: StagePool,
+        lent: LentSums,
         pipeline: DevicePipeline,
         nominal: int,
     ) -> None:
         self._ticket = ticket
         self._arrays: Arrays | None = arrays
         self._stages = stages
+        self._lent = lent
         self._pipeline = pipeline
         self._nominal = nominal
         self._operation: operations.Operation | None = None
         self._turn: Turn | None = None
         self._started = False
+        self._loan: Loan | None = None
+        """The sum, if it is lent."""
         self._error: PsumError | None = None
         self.nbytes = arrays.nbytes
         self.device = device
@@ -128,9 +136,19 @@ class DeviceSum:
     def is_down(self) -> None:
         """See Transfer."""
         assert self._turn is not None
+        ticket = self._ticket
+        borrows = self._lent.begin(ticket.key, ticket.round, self.nbytes, self._begin_late)
+        if borrows is None:
+            return
         view = bytes_at(self._turn.memory.address, self.nbytes)
         self._started = True
-        self._ticket.start(view, view, self._on_result, self._turn.memory.offset)
+        ticket.start(view, view, self._on_result, self._turn.memory.offset, borrows=borrows)
+
+    def _begin_late(self) -> None:
+        try:
+            self.is_down()
+        except Exception as error:
+            self.fail(error)
 
     def queue_up(self, copies: Copies) -> bool:
         """See Transfer."""
@@ -138,11 +156,17 @@ class DeviceSum:
             return False
         assert self._turn is not None
         assert self._arrays is not None
+        target = address_of(self._arrays.items[0])
+        if self._loan is not None:
+            pinned = self._lent.pinned(self._ticket.key, self._loan, self.device)
+            copies.to_device(target, self._loan.memory.address, self.nbytes, pinned=pinned)
+            return True
         memory = self._turn.memory
         if self._nominal:
+            # Elastic jobs lend nothing.
             view = bytes_at(memory.address, self.nbytes)
             scale(view, self._arrays.element_type, self._ticket.contributions, self._nominal)
-        copies.to_device(address_of(self._arrays.items[0]), memory.address, self.nbytes, pinned=memory.pinned)
+        copies.to_device(target, memory.address, self.nbytes, pinned=memory.pinned)
         return True
 
     def end(self) -> None:
@@ -159,6 +183,12 @@ class DeviceSum:
     def _end(self, failure: str | None) -> None:
         # Before the operation ends: a fork that waits for it must not meet a thread that frees arrays.
         self._arrays = None
+        # Also before that: the next sum of the key may begin as soon as the operation ends.
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            loan.give_up()
+        if self._started:
+            self._lent.end(self._ticket.key, self._ticket.round)
         turn, self._turn = self._turn, None
         if turn is not None:
             self._stages.give_back(turn, failure)
@@ -175,4 +205,5 @@ class DeviceSum:
     def _on_result(self, error: PsumError | None) -> None:
         """The client calls this, from any thread."""
         self._error = error
+        self._loan = self._ticket.loan
         self._pipeline.bring_up(self)

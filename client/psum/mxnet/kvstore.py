@@ -29,6 +29,7 @@ from psum.mxnet.known_sums import KnownSum, only_array
 from psum.mxnet.names import Labels
 from psum.mxnet.push_pull import PushPull
 from psum.mxnet.shared_gradients import SharedGradients
+from psum.mxnet.staging.lent_sums import LentSums
 from psum.mxnet.staging.stages import StagePool, StageStatistics
 
 _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trainer and Module do that on the workers."
@@ -74,6 +75,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         """How often a Trainer or Module has updated parameters with its sums."""
         self._stages = StagePool.of(self._client)
         self._shared = SharedGradients.of(self._client)
+        self._lent_sums = LentSums.of(self._client)
         self._in_place = in_place
         self._pipeline_of = pipeline_of
         self._known: dict[str | int, KnownSum] = {}
@@ -313,7 +315,9 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
     def _queue_in_place(self, ticket: Ticket, known: KnownSum, arrays: Arrays, priority: int) -> None:
         nominal = self.num_workers if self._client.elastic else 0
         if known.pipeline is not None:
-            DeviceSum(ticket, arrays, known.device, self._stages, known.pipeline, nominal).begin(priority)
+            DeviceSum(ticket, arrays, known.device, self._stages, self._lent_sums, known.pipeline, nominal).begin(
+                priority
+            )
         else:
             PushPull(
                 ticket,

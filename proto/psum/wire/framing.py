@@ -58,7 +58,8 @@ def encode(message: pb.ExchangeRequest | pb.ExchangeResponse, *payloads: Bytes, 
     if size is None:
         size = sum(map(len, payloads))
     header = message.SerializeToString()
-    return b"".join((_lead(header, size), *payloads)) if size else header
+    # NumPy's stubs say only from Python 3.12 on that arrays are buffers.
+    return b"".join((_lead(header, size), *payloads)) if size else header  # type: ignore[arg-type]
 
 
 def allocate(message: pb.ExchangeRequest | pb.ExchangeResponse, size: int) -> tuple[bytes, memoryview]:

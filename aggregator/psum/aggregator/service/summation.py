@@ -84,6 +84,7 @@ class Summation:
                 [shard.round for _, _, shard in shards],
                 [shard.priority or 0 for _, _, shard in shards],
                 [key.sizes[index] for key, index, _ in shards],
+                brief=job.brief,
             )
         except Exception:
             # One after the other: the error names the one that cannot be summed.

@@ -70,6 +70,7 @@ class SendWindow(Generic[Item]):
         clock: The time now, in seconds.
         contributors: How many ranks a contribution counts, as the aggregator is told. Only from a relay in an elastic
             job.
+        brief: Whether messages may have columns of two entries; see `to_columns`. Only in elastic jobs.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class SendWindow(Generic[Item]):
         counters: Counters,
         clock: Callable[[], float],
         contributors: Callable[[Item], int] | None = None,
+        *,
+        brief: bool = False,
     ) -> None:
         self.scheduler: Scheduler[Item] = Scheduler(credit_bytes)
         self.plane: WorkerPlane = InlineWorker()
@@ -107,6 +110,7 @@ class SendWindow(Generic[Item]):
         self._counters = counters
         self._clock = clock
         self._contributors = contributors
+        self._brief = brief
         self._stalled_since: float | None = None
         """Since when a shard waits for credit."""
 
@@ -218,9 +222,10 @@ class SendWindow(Generic[Item]):
         for (counters, since), count in Counter(queued).items():
             counters.queue.observe(now - since, count)
         if (contributors := self._contributors) is None:
-            columns = to_columns(rows)
+            columns = to_columns(rows, brief=self._brief)
         else:
-            columns = to_columns([ShardRound(*row, contributors(part)) for row, part in zip(rows, batch, strict=True)])
+            counted = [ShardRound(*row, contributors(part)) for row, part in zip(rows, batch, strict=True)]
+            columns = to_columns(counted, brief=self._brief)
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
         else:
@@ -245,7 +250,7 @@ class SendWindow(Generic[Item]):
         counters.sent_bytes += (size := sum(sizes))
         ids, indices = zip(*part_ids, strict=True)
         rounds, priorities = [part.round for part in batch], [part.priority for part in batch]
-        push = pb.Push(shards=from_columns(ids, indices, rounds, priorities, sizes))
+        push = pb.Push(shards=from_columns(ids, indices, rounds, priorities, sizes, brief=self._brief))
         return encode(pb.ExchangeRequest(push=push), *values, size=size)
 
     def _note_stall(self, stalled: bool, now: float) -> None:

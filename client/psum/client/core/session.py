@@ -95,7 +95,7 @@ class Session:
         self._addresses = (relay,) if relay else tuple(addresses)
         """The other ends of the connections. The methods number the connections in this order."""
         self._report_fault = report_fault
-        self._windows = [SendWindow[Part](credit_bytes, self.counters, clock) for _ in self._addresses]
+        self._windows = [SendWindow[Part](credit_bytes, self.counters, clock, brief=elastic) for _ in self._addresses]
         place = partial(Placement, partition_bytes, relayed=bool(relay))
         placement = place(tuple(weights) or (1,) * len(addresses)) if addresses and weights is not None else None
         self._registry = KeyRegistry(placement, self.counters, hand_over)

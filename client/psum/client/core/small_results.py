@@ -93,9 +93,9 @@ class SmallResults:
                         rows = to_rows(shards)
                     others(rows[number], payload[start - before : end - before])
                     continue
-                # Without a view of the target.
+                # Without a view of the target. NumPy's stubs say only from Python 3.12 on that arrays are buffers.
                 reader.seek(start)
-                reader.readinto(target)
+                reader.readinto(target)  # type: ignore[arg-type]
                 key_rounds, key = part.rounds, ticket.key
                 key_rounds.next_rounds[0] = round + 1
                 if keeps_sums or key.keeps_sum:

@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 #: cudaHostRegisterPortable: for all devices, not only the current one.
 _PORTABLE: Final = 1
+#: cudaHostRegisterReadOnly: for memory that the process may not write to.
+_READ_ONLY: Final = 8
 
 _LIBRARY: Final = re.compile(r"\S*/libcudart\S*\.so\S*")
 
@@ -32,15 +34,29 @@ def pin(address: int, size: int, device: int) -> bool:
     Returns:
         Whether the memory is pinned now. If not, copies are slower.
     """
-    library = runtime()
-    if library is None:
-        return False
-    code = library.cudaSetDevice(ctypes.c_int(device)) or library.cudaHostRegister(
-        ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE)
-    )
+    code = _register(address, size, device, _PORTABLE)
     if code:
         _log.warning("%d bytes of host memory cannot be pinned, which makes copies slower: %s", size, error_text(code))
-    return not code
+    return code == 0
+
+
+def pin_to_read(address: int, size: int, device: int) -> bool:
+    """Does the same as `pin` for memory that this process may only read. Not every system can."""
+    code = _register(address, size, device, _PORTABLE | _READ_ONLY)
+    if code:
+        _log.info("%d bytes of sums cannot be pinned, which makes copies slower: %s", size, error_text(code))
+    return code == 0
+
+
+def _register(address: int, size: int, device: int, flags: int) -> int | None:
+    """Returns the error's code, 0 without an error; None without a runtime."""
+    library = runtime()
+    if library is None:
+        return None
+    code: int = library.cudaSetDevice(ctypes.c_int(device)) or library.cudaHostRegister(
+        ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_uint(flags)
+    )
+    return code
 
 
 def unpin(address: int, device: int) -> None:
