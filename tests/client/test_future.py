@@ -7,13 +7,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Final, cast
 
 import pytest
 
 from psum.client.core.contribution import Contribution
-from psum.client.core.ticket import Ticket
-from psum.client.future import CountedOutcome, Outcome
+from psum.client.future import Outcome
 from psum.wire.errors import ClosedError
 
 
@@ -119,21 +117,22 @@ def test_a_handler_runs_while_it_is_waited_for(timeout: float | None) -> None:
     never(None)
 
 
-class Counted:
-    """A ticket whose result lacks a rank in its first half."""
-
-    contributors: Final = {0: 3}
-    contributions = (Contribution(0, 4, 3),)
-
-
 def test_a_future_of_an_elastic_job_has_counts_if_it_succeeded() -> None:
-    """It takes them from its ticket when it ends, and keeps no ticket, which has the caller's arrays."""
-    succeeded, failed = CountedOutcome(), CountedOutcome()
-    succeeded.ticket = failed.ticket = cast(Ticket, Counted())
-    assert succeeded.contributors == ()
+    """They are found out when somebody asks, and not before the operation has ended."""
+    asked = 0
+
+    def parts() -> tuple[Contribution, ...]:
+        nonlocal asked
+        asked += 1
+        return (Contribution(0, 4, 3),)
+
+    succeeded, failed = Outcome(), Outcome()
+    for future in (succeeded, failed):
+        future.take_counts(parts)
+        assert future.contributors == ()
     succeeded(None)
     failed(ClosedError("the client was closed"))
+    assert asked == 0
     assert list(succeeded.contributors) == [Contribution(0, 4, 3)]
     assert failed.contributors == ()
-    assert not any(isinstance(value, Counted) for value in vars(succeeded).values())
     assert Outcome().contributors == ()

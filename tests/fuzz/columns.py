@@ -7,13 +7,14 @@ def value(column: list[int], number: int) -> int:
     """Return a column's value for one shard."""
     if not column:
         return 0
-    return column[0] if len(column) == 1 else column[number]
+    # One entry is for all, and two are for the first and the others; if there are two, this says the same.
+    return column[min(number, len(column) - 1)] if len(column) < 3 else column[number]
 
 
 def well_formed(shards: pb.ShardRounds) -> bool:
-    """Return whether every column has as many values as there are ids, or one, or none."""
+    """Return whether every column has as many values as there are ids, or one, or none, or two for more ids."""
     columns: list[list[int]] = [list(column) for _, column in shards.ListFields()]
-    return all(len(column) in (0, 1, len(shards.ids)) for column in columns)
+    return all(len(column) in (0, 1, len(shards.ids)) or len(column) == 2 < len(shards.ids) for column in columns)
 
 
 def lengths_of(shards: pb.ShardRounds) -> list[int]:

@@ -27,7 +27,7 @@ from psum.client.core.session import Session
 from psum.client.core.small_results import SmallResults
 from psum.client.core.ticket import Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound
+from psum.wire import to_columns, to_rows
 from psum.wire.errors import FaultError
 
 
@@ -141,13 +141,14 @@ def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> No
 def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
     take = SmallResults.take
 
-    def mutant(self: SmallResults, window: SendWindow[Part], rows: Sequence[ShardRound], *others: Any) -> None:
+    def mutant(self: SmallResults, window: SendWindow[Part], shards: pb.ShardRounds, *others: Any) -> None:
+        rows = to_rows(shards)
         parts = [window.outstanding.get((row.id, row.shard)) for row in rows]
         rows = [
             row if part is None else row._replace(round=part.ticket.round)
             for row, part in zip(rows, parts, strict=True)
         ]
-        take(self, window, rows, *others)
+        take(self, window, to_columns(rows), *others)
 
     patch.setattr(SmallResults, "take", mutant)
 

@@ -27,10 +27,10 @@ rows = st.builds(
 columns = st.lists(st.integers(0, 3), max_size=4)
 
 
-@given(st.lists(rows, max_size=5))
-def test_rows_come_back_from_their_columns(given: list[ShardRound]) -> None:
+@given(st.lists(rows, max_size=5), st.booleans())
+def test_rows_come_back_from_their_columns(given: list[ShardRound], brief: bool) -> None:
     """Columns give the rows that they were made from."""
-    whole = to_columns(given).SerializeToString()
+    whole = to_columns(given, brief=brief).SerializeToString()
     assert to_rows(pb.ShardRounds.FromString(whole)) == given
 
 
@@ -38,6 +38,17 @@ def test_columns_that_are_the_same_for_all_are_short() -> None:
     """A column with one value for all shards has it once, and a column of zeros is empty."""
     short = to_columns([ShardRound(id, round=5, length=64) for id in (1, 2, 3)])
     assert short == pb.ShardRounds(ids=[1, 2, 3], rounds=[5], lengths=[64])
+
+
+def test_a_first_row_of_another_kind_does_not_make_columns_long() -> None:
+    """In an elastic job the roll call has its own round and length. A column has two entries then, if it is to be."""
+    given = [ShardRound(9, round=8, priority=5, length=32), *(ShardRound(n, 0, 5, -n, 64) for n in (1, 2, 3))]
+    short = to_columns(given, brief=True)
+    assert short == pb.ShardRounds(ids=[9, 1, 2, 3], rounds=[8, 5], priorities=[5, -1, -2, -3], lengths=[32, 64])
+    assert to_rows(short) == given
+    assert list(to_columns(given).rounds) == [8, 5, 5, 5]
+    # With two ids, two entries are all of them.
+    assert to_rows(to_columns(given[:2], brief=True)) == given[:2]
 
 
 def test_columns_may_be_written_out() -> None:
@@ -48,12 +59,12 @@ def test_columns_may_be_written_out() -> None:
 
 @given(columns, st.fixed_dictionaries({}, optional={f.name: columns for f in pb.ShardRounds.DESCRIPTOR.fields[1:]}))
 def test_columns_of_different_lengths_are_refused(ids: list[int], others: dict[str, Any]) -> None:
-    """A column has as many values as there are ids, one, or none. Other lengths raise ProtocolError."""
+    """A column has as many values as there are ids, two, one, or none. Other lengths raise ProtocolError."""
     message = pb.ShardRounds(ids=ids, **others)
-    if all(len(column) in (0, 1, len(ids)) for column in others.values()):
+    if all(len(column) in (0, 1, len(ids)) or len(column) == 2 < len(ids) for column in others.values()):
         assert len(to_rows(message)) == len(ids)
     else:
-        with pytest.raises(ProtocolError, match="expected the same number, one, or none"):
+        with pytest.raises(ProtocolError, match="expected the same number, two, one, or none"):
             to_rows(message)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from psum.client.core.contribution import Contribution
-from psum.client.core.ticket import Ticket
+from psum.client.core.ticket import Parts
 from psum.runtime import Waiters
 from psum.wire.errors import PsumError
 
@@ -43,6 +43,10 @@ class Outcome(Future[None]):
     It cannot be cancelled, because the other ranks count on the operation.
     """
 
+    # An attribute of the class: nearly all futures have no other.
+    _parts: Parts | None = None
+    """In an elastic job, finds out the parts of the result to which not all ranks contributed. None: all did."""
+
     def __init__(self) -> None:
         # Like Future.__init__, without a condition of its own.
         self._condition = _changed
@@ -58,7 +62,12 @@ class Outcome(Future[None]):
 
         To be read when the operation has ended. The result is the sum of what these ranks contributed.
         """
-        return ()
+        parts = self._parts
+        return () if parts is None or self._state != "FINISHED" or self._exception is not None else parts()
+
+    def take_counts(self, parts: Parts) -> None:
+        """Notes how to find out to which parts of the result not all ranks contribute. See Ticket.note_count."""
+        self._parts = parts
 
     # Lists are made when needed, which is seldom: the garbage collector visits every list of every future.
     @property
@@ -116,26 +125,3 @@ class Outcome(Future[None]):
     def _wait(self, timeout: float | None) -> None:
         # Wakes up when any future ends.
         _sleepers.wait_for(self.done, timeout)
-
-
-class CountedOutcome(Outcome):
-    """The future of an operation in an elastic job. It knows how many ranks contributed.
-
-    It has no constructor of its own, which would cost time: `ticket` is set afterwards.
-    """
-
-    ticket: Ticket | None = None
-    """The operation, of which this is the callback, until it has ended. It keeps the caller's arrays alive."""
-    _contributors: tuple[Contribution, ...] = ()
-
-    @property
-    def contributors(self) -> tuple[Contribution, ...]:
-        """See Outcome."""
-        return self._contributors
-
-    def __call__(self, error: PsumError | None) -> None:
-        """See Outcome."""
-        ticket, self.ticket = self.ticket, None
-        if error is None and ticket is not None and ticket.contributors is not None:
-            self._contributors = ticket.contributions
-        Outcome.__call__(self, error)

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from psum.client.core.key import Key
 from psum.client.core.operation import Operation
 from psum.client.core.ticket import Ticket
 from psum.wire import ElementType
@@ -22,6 +23,9 @@ class Reserving(Protocol):
         ranks: tuple[int, ...] = (),
     ) -> Ticket:
         """See Store.reserve. `ranks` are those that use the key, in an elastic job; none if all do."""
+
+    def reserve_again(self, key: Key, priority: int) -> Ticket:
+        """Reserves the next round of a key for all ranks that was reserved in the same way before, without a label."""
 
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the job."""

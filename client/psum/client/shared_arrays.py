@@ -6,13 +6,13 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final, NamedTuple, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from psum.client.core.buffers import Memory
+from psum.client.core.ticket import Done, Parts, tell_counts
 from psum.client.mappings import address_of
 from psum.client.memory import ClientMemory
 from psum.planes import Block
@@ -58,7 +58,7 @@ class SharedBlock:
         """NumPy's protocol for memory of others."""
         return {"version": 3, "typestr": "|u1", "shape": (self.size,), "data": (self.address, False)}
 
-    def kept_until(self, done: Callable[[PsumError | None], None]) -> Callable[[PsumError | None], None]:
+    def kept_until(self, done: Done) -> Done:
         """Returns the callback for an operation that pushes from the block. It keeps the block until the end.
 
         If the operation fails, it withdraws the block before the program hears of the failure.
@@ -66,7 +66,7 @@ class SharedBlock:
         Args:
             done: What to call then.
         """
-        return partial(self._end, done)
+        return _Keeping(self, done)
 
     def withdraw(self) -> None:
         """Separates the block from the staging memory, after an operation on it has failed.
@@ -79,10 +79,24 @@ class SharedBlock:
             self.finalizer.detach()
             self.owner.separate(self.offset, self.size)
 
-    def _end(self, done: Callable[[PsumError | None], None], error: PsumError | None) -> None:
+
+class _Keeping:
+    """The callback of an operation that pushes from a block. See SharedBlock.kept_until."""
+
+    __slots__ = ("_block", "_done")
+
+    def __init__(self, block: SharedBlock, done: Done) -> None:
+        self._block = block
+        self._done = done
+
+    def __call__(self, error: PsumError | None) -> None:
         if error is not None:
-            self.withdraw()
-        done(error)
+            self._block.withdraw()
+        self._done(error)
+
+    def take_counts(self, parts: Parts) -> None:
+        """See Ticket.note_count."""
+        tell_counts(self._done, parts)
 
 
 class Place(NamedTuple):

@@ -12,7 +12,7 @@ from psum.client.core.key import Key
 from psum.client.core.operation import Operation
 from psum.client.core.store_numbers import INTERNAL
 from psum.client.core.ticket import Ticket
-from psum.client.future import CountedOutcome, Outcome
+from psum.client.future import Outcome
 from psum.client.reserving import Reserving
 from psum.client.shared_arrays import Place
 from psum.wire import LARGE_PAYLOAD_BYTES, ElementType
@@ -38,10 +38,6 @@ class Member(Reserving, Protocol):
     def num_workers(self) -> int:
         """The number of workers of the job."""
 
-    @property
-    def elastic(self) -> bool:
-        """Whether the job is elastic."""
-
     def empty(self, shape: tuple[int, ...], dtype: object) -> npt.NDArray[Any]:
         """See Client.empty."""
 
@@ -50,9 +46,6 @@ class Member(Reserving, Protocol):
 
     def place_of(self, memory: Memory) -> Place | None:
         """See Client.place_of."""
-
-    def reserve_again(self, key: Key, priority: int) -> Ticket:
-        """Reserves the next round of a key for all ranks that was reserved in the same way before, without a label."""
 
     def check_may_wait(self) -> None:
         """Raises RuntimeError in the thread that brings the results."""
@@ -105,7 +98,6 @@ class Store:
     def __init__(self, client: Member, number: int) -> None:
         self.client = client
         self.number = number
-        self._counts = client.elastic
         self._known: dict[str | int, _Known] = {}
         """The last sum of each key, as far as it says how the next one can be checked faster."""
 
@@ -332,12 +324,7 @@ class Store:
         return self._start(ticket, source.memory if contributes else None, target.memory, stands_in=stands_in)
 
     def _start(self, ticket: Ticket, source: Memory | None, target: Memory, *, stands_in: bool = False) -> Outcome:
-        future: Outcome
-        if self._counts:
-            future = counted = CountedOutcome()
-            counted.ticket = ticket
-        else:
-            future = Outcome()
+        future = Outcome()
         # Smaller values travel in messages.
         if source is not None and source.nbytes >= LARGE_PAYLOAD_BYTES:
             place = self.client.place_of(source)

@@ -1188,7 +1188,8 @@ Global___Shard: _TypeAlias = Shard  # noqa: Y015
 @_typing.final
 class ShardRounds(_message.Message):
     """Some shards, each with one of its rounds, as columns. Entries at the same position belong together. The ids set the
-    number of entries. Every other column has as many, or one entry that holds for all, or none: then all are 0.
+    number of entries. Every other column has as many, or one entry that holds for all, or none: then all are 0. In
+    elastic jobs, a column for more than two ids may have two entries: one for the first id, and one for all others.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -6,7 +6,7 @@ take longer than all other work on a small shard.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate, chain, pairwise, repeat
 from typing import Any, Final, NamedTuple
 
 from psum.v1 import aggregator_pb2 as pb
@@ -49,45 +49,53 @@ _COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places",
 _row = partial(tuple.__new__, ShardRound)
 
 
-def to_columns(rows: Sequence[ShardRound] | Sequence[tuple[int, int, int, int, int, int, int, bool]]) -> pb.ShardRounds:
+def to_columns(
+    rows: Sequence[ShardRound] | Sequence[tuple[int, int, int, int, int, int, int, bool]], *, brief: bool = False
+) -> pb.ShardRounds:
     """Return rows as columns. A column with the same value in all rows has it once, or is empty if the value is 0.
 
     Args:
         rows: ShardRounds, or tuples with the same fields but for the last, which are faster to create.
+        brief: Whether a column that has the same value in all rows but the first has two entries. For elastic jobs: the
+            roll call is the first row of its message, and mostly the only one with another round and length.
     """
     if not rows:
         return pb.ShardRounds()
     # Tuples without the last field have a column less.
-    return from_columns(*zip(*rows, strict=True))
+    return from_columns(*zip(*rows, strict=True), brief=brief)
 
 
-def from_columns(ids: Sequence[int], *others: Sequence[int]) -> pb.ShardRounds:
+def from_columns(ids: Sequence[int], *others: Sequence[int], brief: bool = False) -> pb.ShardRounds:
     """Return columns for a message: what `to_columns` returns for the rows that they are of.
 
     Args:
         ids: The keys' ids, at least one.
         others: The other columns, in the order of ShardRound's fields. The last ones may be missing: they are 0.
+        brief: As for `to_columns`.
     """
     columns: dict[str, Any] = {"ids": ids}
     count = len(ids)
     for name, column in zip(_COLUMNS[1:], others, strict=False):
         first = column[0]
         if column.count(first) != count:
-            columns[name] = column
+            second = column[1]
+            # Comparing two is enough for most columns.
+            alike = brief and count > 2 and first != second == column[-1] and column.count(second) == count - 1
+            columns[name] = (first, second) if alike else column
         elif first:
             columns[name] = (first,)
     return pb.ShardRounds(**columns)
 
 
 def read_columns(columns: pb.ShardRounds, most: int | None = None) -> tuple[list[int], ...]:
-    """Return received columns, in the order of ShardRound's fields: each with as many entries as ids, one, or none.
+    """Return received columns, in the order of ShardRound's fields: each with as many entries as ids, two, one or none.
 
     Args:
         columns: The received columns.
         most: The most rows that are allowed, None for no limit.
 
     Raises:
-        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0 or 1.
+        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0, 1 or 2.
     """
     count = len(columns.ids)
     if most is not None and count > most:
@@ -95,15 +103,19 @@ def read_columns(columns: pb.ShardRounds, most: int | None = None) -> tuple[list
     values: list[list[int]] = [columns.ids[:]]
     for name in _COLUMNS[1:]:
         column = getattr(columns, name)[:]
-        if 1 < len(column) != count:
-            raise ProtocolError(f"{len(column)} {name} for {count} ids; expected the same number, one, or none")
+        if (length := len(column)) > 1 and length != count and not length == 2 < count:
+            raise ProtocolError(f"{length} {name} for {count} ids; expected the same number, two, one, or none")
         values.append(column)
     return tuple(values)
 
 
 def spread(column: Sequence[int], count: int) -> Iterable[int]:
     """Return a received column with an entry for each of so many rows."""
-    return column if len(column) == count else repeat(column[0] if column else 0, count)
+    if len(column) == count:
+        return column
+    if len(column) == 2:
+        return chain(column[:1], repeat(column[1], count - 1))
+    return repeat(column[0] if column else 0, count)
 
 
 def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound]:
@@ -114,7 +126,7 @@ def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound
         most: The most rows that are allowed, None for no limit.
 
     Raises:
-        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0 or 1.
+        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0, 1 or 2.
     """
     values = read_columns(columns, most)
     count = len(values[0])

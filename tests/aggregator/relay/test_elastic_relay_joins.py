@@ -142,6 +142,26 @@ def test_an_owner_is_killed_after_a_process_has_joined(hosts: Hosts) -> None:
     assert hosts.lost() == [[], []]
 
 
+def test_owners_and_a_relay_are_killed_after_a_process_has_joined(hosts: Hosts) -> None:
+    """The other relay tells the owners of the admission. The process counts as a member that comes back, although its
+    relay needs longer than a newcomer has to come."""
+    candidate = hosts.wait(3)
+    hosts.admit(3)
+    hosts.relays[1].let_in(candidate)
+    hosts.kill_relay(1)
+    for index in range(2):
+        hosts.restart_owner(index)
+    hosts.pass_time(8)
+    lost = pb.Loss(rank=3, text="gone", in_group=True)
+    known = pb.Admission(rank=3, generation=1, incarnation=NEWCOMER, in_group=True)
+    hosts.begin_group(1, [2], resuming=True, losses=[lost], admissions=[known])
+    hosts.begin_group(1, [3], resuming=True, generation=1, incarnation=NEWCOMER)
+    hosts.settle()
+    hosts.declare(key(0, 1, round=1), 0, 1, 2, 3)
+    push_all(hosts, 0, 1, 2, 3, round=1)
+    assert [hosts.results(rank) for rank in range(4)] == [[(total(0, 1, 2, 3), 0)] * 2] * 4
+
+
 def joins_in_its_first_round(hosts: Hosts, candidate: Candidate) -> None:
     """The process of rank 3 is let in, and contributes with ranks 0 and 1. Nobody has to wait, and it is not lost."""
     hosts.workers[3] = hosts.relays[1].let_in(candidate)

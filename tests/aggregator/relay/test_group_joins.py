@@ -2,7 +2,7 @@
 
 import pytest
 
-from psum.aggregator.core.actions import ConnectUplinks, Refuse
+from psum.aggregator.core.actions import ConnectUplinks, PartUplinks, Refuse
 from psum.aggregator.core.candidates import Candidate
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ExcludedError, ExhaustedError
@@ -159,6 +159,14 @@ def test_a_process_that_joins_elsewhere_is_none_of_the_group(group: Group) -> No
     assert list(group.job.hello(0, True).ranks) == [0]
 
 
+def test_a_group_that_ends_does_not_name_a_rank_that_was_admitted_elsewhere(group: Group) -> None:
+    """Its present process goes on."""
+    group.say(0, admit=pb.Admit(admission=pb.Admission(rank=1, generation=1, incarnation=NEWCOMER)))
+    group.lose(0)
+    [parted] = [action for action in group.relay.told if isinstance(action, PartUplinks)]
+    assert list(parted.goodbye.fault.ranks) == [0]
+
+
 def test_an_owner_refuses_a_process(group: Group) -> None:
     """It is told why, and nobody waits any more."""
     candidate = wait(group)
@@ -172,19 +180,21 @@ def test_an_owner_refuses_a_process(group: Group) -> None:
 
 
 def test_every_owner_decides() -> None:
-    """An owner that has another stream decides again: it may be another process."""
+    """An owner that has another stream decides again: it may be another process. Another owner may decide while the
+    relay's hello is under way, which does not name the process."""
     group = Group(owners=2)
     begin(group)
     candidate = wait(group)
     admit(group, 0)
     decide(group, owner=0)
-    group.job.uplink.disconnected(0)
-    group.job.uplink.reconnected(0)
+    assert list(group.job.hello(0, True).ranks) == [0]
     decide(group, owner=1)
     assert group.relay.decided == []
+    group.job.uplink.reconnected(0)
     assert "candidates" in group.kinds(0)
     decide(group, owner=0)
     group.relay.let_in(candidate)
+    assert list(group.job.hello(0, True).ranks) == [0, 1]
 
 
 def test_a_newcomer_whose_stream_ends_is_lost(group: Group) -> None:
@@ -233,6 +243,34 @@ def test_a_relay_that_was_started_again_waits_for_a_rank_that_had_joined() -> No
     group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=1)
     group.connect()
     assert list(group.job.hello(0, False).ranks) == [0, 1]
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+def test_a_rank_that_had_left_and_was_admitted_again_counts_as_one_that_the_group_has_begun_with(
+    in_group: bool,
+) -> None:
+    """A relay that was started again waits for no other one: rank 0 tells of the departure, and of the admission."""
+    group = Group(ranks=[])
+    known = pb.Admission(rank=1, generation=1, incarnation=NEWCOMER, in_group=in_group)
+    left = pb.Departure(ranks=[1], incarnation=101)
+    if in_group:
+        group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=1)
+        assert ConnectUplinks() not in group.relay.told
+    group.workers[0] = group.join(0, resuming=True, admissions=[known], departures=[left])
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == ([0, 1] if in_group else [0])
+
+
+def test_a_newcomer_that_had_left_before_another_one_is_none_that_the_group_has_begun_with() -> None:
+    """The group may have begun with another rank, which the relay has to wait for."""
+    group = Group(ranks=[])
+    known = pb.Admission(rank=1, generation=2, incarnation=NEWCOMER, in_group=True)
+    left = pb.Departure(ranks=[1], incarnation=101)
+    group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=2)
+    group.workers[0] = group.join(0, resuming=True, admissions=[known], departures=[left])
+    assert ConnectUplinks() not in group.relay.told
+    group.pass_time(6)
+    group.connect()
 
 
 @pytest.mark.parametrize("others_lost", [False, True])

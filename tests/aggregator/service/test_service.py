@@ -107,8 +107,8 @@ async def test_a_client_of_generated_classes_gets_its_sum(stub: Any, size: int) 
         ([hello(), declare(3), push(b"abcd")], "contributed 4 bytes to shard 0 of key 'w'; expected 3"),
         ([hello(), declare(3), push(b"abc", 7)], "round 7 .* which is at round 0"),
         (
-            [hello(), pb.ExchangeRequest(push=pb.Push(shards=pb.ShardRounds(ids=[5, 6, 7], rounds=[0, 0])))],
-            "2 rounds for 3 ids; expected the same number, one, or none",
+            [hello(), pb.ExchangeRequest(push=pb.Push(shards=pb.ShardRounds(ids=[5, 6, 7, 8], rounds=[0, 0, 0])))],
+            "3 rounds for 4 ids; expected the same number, two, one, or none",
         ),
         ([hello(), hello()], "sent hello, which nobody asked it for"),
         ([hello(), pb.ExchangeRequest()], "sent None"),

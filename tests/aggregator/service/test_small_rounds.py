@@ -49,9 +49,10 @@ class Aggregator:
 
     Args:
         together: Whether contributions may be taken together.
+        elastic: Whether the job is elastic.
     """
 
-    def __init__(self, *, together: bool) -> None:
+    def __init__(self, *, together: bool, elastic: bool = False) -> None:
         self.now = 1.0
         self.connections = {rank: WorkerConnection() for rank in range(RANKS)}
         self.runner = ActionRunner(cast(PriorityPool, AtOncePool()), lambda job, rank: self.connections.get(rank))
@@ -60,6 +61,8 @@ class Aggregator:
             hello = pb.Hello(
                 protocol_version=1, job="j", rank=rank, num_workers=RANKS, incarnation=rank + 1, partition_bytes=1 << 20
             )
+            if elastic:
+                hello.elastic.CopyFrom(pb.Elastic(min=1, max=RANKS))
             job, _, refusal = registry.join(hello, "peer:1", self.now)
             assert refusal is None, refusal
             assert job is not None
@@ -338,3 +341,17 @@ def test_contributions_in_their_messages_order_are_not_copied() -> None:
     for other in ([pieces[0]], [pieces[1], pieces[0]], [pieces[0], memoryview(b"wxyz")]):
         assert _joined(other, together) == b"".join(other)
     assert _joined(pieces, None) == payload
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_first_sum_of_another_size_does_not_make_messages_of_an_elastic_job_long(elastic: bool) -> None:
+    """There it is the roll call. Other jobs may have clients that do not know columns of two entries."""
+    aggregator = Aggregator(together=True, elastic=elastic)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    for rank in range(RANKS):
+        push = Push(rank, [1, 3, 4], [0] * 3, 0, rank, timed=False, cut=False)
+        aggregator.handle(rank, message(push, dict.fromkeys(KEYS, 0)))
+    decoded, _ = decode(pb.ExchangeResponse, aggregator.connections[0].queue.get())
+    assert list(decoded.result.shards.lengths) == ([12, 8] if elastic else [12, 8, 8])
+    assert [row.length for row in to_rows(decoded.result.shards)] == [12, 8, 8]

@@ -1,6 +1,7 @@
 """A worker of an elastic job tells its aggregators of lost ranks, and knows how many ranks each sum counts."""
 
 import itertools
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,6 +10,10 @@ from psum.client import Contribution, ElementType, ExcludedError, Operation, Tic
 from psum.client.core.contribution import contributions
 from psum.client.core.placement import Shard
 from psum.client.core.session import Session
+from psum.client.core.store_numbers import STEERING
+from psum.client.core.ticket import Done
+from psum.client.future import Outcome
+from psum.client.shared_arrays import SharedBlock
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, encode, to_columns, to_rows
 
@@ -27,11 +32,11 @@ def session() -> Session:
     )
 
 
-def begin(session: Session) -> Ticket:
+def begin(session: Session, done: Done = lambda _: None) -> Ticket:
     """Starts an operation on a key of two shards, one on each aggregator."""
     ticket = session.reserve(0, "w", (8,), ElementType.INT32, Operation.SUM, 0)
     view = np.zeros(8, np.int32).view(np.uint8).data
-    ticket.start(view, view, lambda _: None)
+    ticket.start(view, view, done)
     session.submit(ticket, 0.0)
     return ticket
 
@@ -103,6 +108,38 @@ def test_an_operation_knows_how_many_ranks_its_shards_count(session: Session) ->
             assert ticket.contributors == {row.shard: 3}
             assert ticket.contributions == (Contribution(4 * row.shard, 4 * row.shard + 4, 3),)
     assert session.finished == [(ticket, None)]
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_roll_call_does_not_make_messages_long(elastic: bool) -> None:
+    """It is the first of its message, and its round and length are its own. Other jobs have no such messages."""
+    session = Session(
+        ["one:1"], (), rank=0, elastic=elastic, partition_bytes=1 << 20, credit_bytes=1 << 20, hand_over=lambda _: None
+    )
+    for store, name, elements, priority in ((0, "a", 4, 0), (0, "b", 4, -1), (STEERING, "roll call", 8, 9)):
+        ticket = session.reserve(store, name, (elements,), ElementType.INT64, Operation.SUM, priority)
+        value = np.zeros(elements, np.int64)
+        ticket.start(value, value, lambda _: None)
+        session.submit(ticket, 0.0)
+    [_, push] = sent(session, 0)
+    assert list(push.push.shards.lengths) == ([64, 32] if elastic else [64, 32, 32])
+    assert [row.length for row in to_rows(push.push.shards)] == [64, 32, 32]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_future_has_the_counts_of_its_operation(session: Session, shared: bool) -> None:
+    """Also if the value is pushed from a shared array. It hears of them before it ends."""
+    future = Outcome()
+    ticket = begin(session, SharedBlock.kept_until(cast(SharedBlock, object()), future) if shared else future)
+    for aggregator in (0, 1):
+        [push] = [m for m in sent(session, aggregator) if m.WhichOneof("kind") == "push"]
+        [row] = to_rows(push.push.shards)
+        answer(session, aggregator, row, 3 - aggregator)
+        assert future.contributors == ()
+    assert ticket.done is not None
+    ticket.done(None)
+    counts = {row.shard: 2, 1 - row.shard: 3}
+    assert future.contributors == tuple(Contribution(4 * n, 4 * n + 4, counts[n]) for n in (0, 1))
 
 
 def test_parts_of_equal_count_are_told_as_one() -> None:

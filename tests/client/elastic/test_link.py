@@ -1,11 +1,14 @@
 """What a step boundary has of its client, where no network is needed."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from psum import client as psum
+from psum.client.core.roll_call import Process, Row, read
 from psum.client.core.session import Session
 from psum.client.elastic.link import Link
 from psum.v1 import aggregator_pb2 as pb
@@ -14,7 +17,13 @@ SETTINGS = psum.Settings(aggregators=("one:1",), rank=1, num_workers=2, elastic=
 
 
 @pytest.fixture
-def session() -> Session:
+def started() -> list[Any]:
+    """The tickets that were started."""
+    return []
+
+
+@pytest.fixture
+def session(started: list[Any]) -> Session:
     """The session of rank 1, with one aggregator."""
     return Session(
         SETTINGS.aggregators,
@@ -23,7 +32,7 @@ def session() -> Session:
         num_workers=2,
         partition_bytes=16,
         credit_bytes=1,
-        hand_over=lambda ticket: None,
+        hand_over=started.append,
     )
 
 
@@ -92,3 +101,56 @@ def test_a_client_has_one_elastic_state(session: Session) -> None:
     link.claim()
     with pytest.raises(RuntimeError, match="this client has an ElasticState already"):
         link.claim()
+
+
+class Starter(Owner):
+    """A client that starts operations, and has no aggregators."""
+
+    incarnation = 7
+
+    def __init__(self, session: Session) -> None:
+        self.reserve, self.reserve_again = session.reserve, session.reserve_again
+        self.upcoming: list[Callable[[], None]] = []
+
+    def start_with_next(self, start: Callable[[], None]) -> None:
+        self.upcoming.append(start)
+
+    def start_upcoming(self) -> None:
+        while self.upcoming:
+            self.upcoming.pop()()
+
+
+def test_each_roll_call_says_what_is_so_then(session: Session, started: list[Any]) -> None:
+    """Nearly always that is the same as in the step before. What is not, is said once."""
+    owner: Any = Starter(session)
+    thread: Any = None
+    link = Link(owner, SETTINGS, session, thread, lambda: None)
+    newcomer = Process(2, 9)
+
+    def say(*, leaving: bool = False, ahead: bool = True) -> Row:
+        call = link.call(leaving=leaving, ahead=ahead)
+        [start] = owner.upcoming or [None]
+        assert (start is not None) is ahead
+        owner.start_upcoming()
+        [ticket] = started
+        started.clear()
+        said = ticket.source.copy()
+        assert not call.done
+        # Others say the same.
+        ticket.target[...] = said + np.roll(said, 1, axis=0)
+        ticket.done(None)
+        assert call.done
+        rows = read(call.result()).rows
+        assert rows[1] == rows[2]
+        # What this rank contributes must stay as it is.
+        assert (ticket.source == said).all()
+        return rows[1]
+
+    assert [say(), say(), say(ahead=False)] == [Row(7)] * 3
+    assert say(leaving=True) == Row(7, leaving=True)
+    assert say() == Row(7)
+    session.joins.admissions.note(0, [pb.Candidate(rank=2, incarnation=9)])
+    assert [say(), say()] == [Row(7, candidate=newcomer)] * 2
+    session.joins.admissions.note(0, [])
+    assert say() == Row(7)
+    assert started == []

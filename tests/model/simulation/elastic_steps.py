@@ -59,7 +59,7 @@ def lose(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
     _pass_timeout(fleet, random)
     fleet.settle(random, reconnect=True)
-    _let_relays_give_up(fleet, random)
+    let_relays_give_up(fleet, random)
 
 
 def lose_at_one(fleet: Fleet, random: Random) -> None:
@@ -165,7 +165,7 @@ def join(fleet: Fleet, random: Random) -> None:
     if fleet.plan.relays:
         # One that asked elsewhere while its rank's process before waited is refused, and asks again. Relays that were
         # started again may wait for ranks that do not come back. Those without members wait for others of their group.
-        _let_relays_give_up(fleet, random)
+        let_relays_give_up(fleet, random)
         for _ in range(fleet.plan.levels):
             fleet.pass_time(FOUND_SECONDS + 1)
             fleet.settle(random, reconnect=True)
@@ -282,7 +282,7 @@ def _lose_who_knows(fleet: Fleet, random: Random, rank: int, index: int) -> None
     fleet.oracle.exclude(rank)
 
 
-def _let_relays_give_up(fleet: Fleet, random: Random) -> None:
+def let_relays_give_up(fleet: Fleet, random: Random) -> None:
     """Relays that were started again give up ranks that do not come back, and only then connect to those above."""
     for _ in range(fleet.plan.levels):
         _pass_timeout(fleet, random)

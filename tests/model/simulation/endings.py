@@ -100,6 +100,9 @@ def finish(fleet: Fleet, random: Random) -> None:
     if fleet.plan.ending is Ending.ALL_LEAVE and random.random() < 0.7:
         (_leave_before_a_restart if random.random() < 0.3 else _leave_one_by_one)(fleet, random)
     fleet.settle(random, reconnect=True)
+    if fleet.oracle.open and fleet.plan.elastic and fleet.plan.relays:
+        # A relay that was started again may not know that it waits for ranks that do not come back.
+        elastic_steps.let_relays_give_up(fleet, random)
     if fleet.oracle.strict:
         assert not fleet.oracle.open, f"{len(fleet.oracle.open)} operations wait although no message is in flight"
         excluded = fleet.oracle.excluded

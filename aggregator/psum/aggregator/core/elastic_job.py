@@ -40,6 +40,7 @@ class ElasticJob(Job):
         job: What Job takes besides.
     """
 
+    brief: ClassVar[bool] = True
     membership_type: ClassVar[type[Membership]] = ElasticMembership
     rounds_type: ClassVar[type[JobRounds]] = ElasticRounds
 
@@ -110,7 +111,10 @@ class ElasticJob(Job):
             # If nobody is left then, it says so of itself, and it is only refused: others may know of further ranks.
             actions += self._lose(reported(hello.losses, now), now, judge=False)
             for admission in admissions:
+                is_new = self.members.generation(admission.rank) < admission.generation
                 actions += self._admit(admission, member, now)
+                if is_new:
+                    self.members.await_back(admission.rank, now)
             actions += self.rounds.settle(member)
             if self.members.is_lost(member):
                 # It says that its own rank is lost.

@@ -110,6 +110,14 @@ class ElasticMembership(RelayedMembership):
         self.departures.left.discard(rank)
         self._await(rank, now + self.worker_timeout)
 
+    def await_back(self, rank: int, now: float) -> None:
+        """Notes that a member has told in its hello of an admission that is not known here.
+
+        This aggregator was started again. So the process may be a member as any other, and has as long to come back.
+        """
+        if rank in self._deadlines:
+            self._deadlines[rank] = max(self._deadlines[rank], now + self._back_within)
+
     def await_newcomer(
         self, rank: int, now: float, *, here: bool, relayed: bool = False, cut_off: bool = False
     ) -> None:
@@ -295,8 +303,7 @@ class ElasticMembership(RelayedMembership):
             # A connection that worked again at the same time as that of the member with the view may still be slow.
             if view.held_longer(2 * self._silence.beat, now):
                 yield from self._losses_of(worker, elastic_texts.silent(worker, here, now), now, "silent")
-        # A rank that is missed may be behind a relay that was killed too.
-        patience = self._relay_timeout if self.roster.has_relays else self.worker_timeout
+        patience = self._back_within
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
@@ -306,6 +313,14 @@ class ElasticMembership(RelayedMembership):
             elif self._resumed_at is not None and now - self._resumed_at > patience and view.held_longer(patience, now):
                 text = elastic_texts.not_back(patience, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
+
+    @property
+    def _back_within(self) -> float:
+        """How long a rank has to come back to this process of the aggregator.
+
+        One that is missed may be behind a relay that was killed too.
+        """
+        return self._relay_timeout if self.roster.has_relays else self.worker_timeout
 
     def _losses_of(self, worker: Worker, text: str, now: float, reason: str) -> Iterator[Loss]:
         """The losses of all ranks that a member stands for."""

@@ -95,11 +95,13 @@ class ElasticRanks(Membership):
     def speaks_for(self, member: int, ranks: Sequence[int]) -> bool:
         """Whether a member may say of these ranks, and of no others, that they end with it.
 
-        A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
+        A relay ends with its last rank. It may name others that it has lost before, and not those that have left. Of
+        those in whose place others were admitted, the losses may not be known here.
         """
         if not self.workers[member].is_relay:
             return tuple(ranks) == (member,)
-        return bool(ranks) and {*self.roster.ranks(member), *(each.rank for each in self.losses)}.issuperset(ranks)
+        before = (*(each.rank for each in self.losses), *self.admissions)
+        return bool(ranks) and {*self.roster.ranks(member), *before}.issuperset(ranks)
 
     def title(self, member: int | None) -> str:
         """Which member it is, in errors. None: a relay that has not joined."""

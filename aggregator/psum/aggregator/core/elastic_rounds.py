@@ -228,13 +228,19 @@ class ElasticRounds(JobRounds):
         super().lacking(rank, entry, [each for each in ranks if not self._roster.is_gone(each)])
 
     def _sends(self, key: Key, rank: int, payload: memoryview | None) -> bool:
-        """See JobRounds. A relay may go on without the root behind it, before this aggregator hears that it is gone."""
-        return rank == self._member_of_root(key) and (payload is not None or rank < FIRST_RELAY)
+        """See JobRounds. A relay may go on without the root behind it, before this aggregator hears that it is gone.
+
+        An aggregator that was started again does not know which relay stood for a root that is lost. That relay may
+        have the root's value, which it sends again.
+        """
+        if rank < FIRST_RELAY or payload is None:
+            return rank == self._member_of_root(key) and rank < FIRST_RELAY
+        member = self._roster.member(key.root)
+        return rank == member or (member is None and key.root in self._roster.lost)
 
     def _sender(self, key: Key, shard: ShardRounds[object]) -> int:
         """See JobRounds. A relay may go on although the root behind it is gone."""
-        member = self._member_of_root(key)
-        return member if shard.contributions.get(member) else -1
+        return shard.sender
 
     def _root_worker(self, key: Key) -> int:
         """See JobRounds. A relay that comes back may not have the value."""

@@ -46,6 +46,9 @@ class Job:
     forwards: ClassVar[bool] = False
     """Whether sums of contributions are passed to `forward` rather than to `summed`: this is a relay's group."""
 
+    brief: ClassVar[bool] = False
+    """Whether messages may have columns of two entries; see `to_columns`."""
+
     membership_type: ClassVar[type[Membership]] = Membership
     """What decides who belongs to the job."""
 

@@ -9,6 +9,7 @@ from typing import Final
 from psum.aggregator.core import error_texts
 from psum.aggregator.core.actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator.core.counters import JobCounters
+from psum.aggregator.core.invariants import check_rounds
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
@@ -331,31 +332,8 @@ class JobRounds:
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""
-        held = 0
-        open_shards = set()
-        members = self._workers.keys() - self._roster.gone
-        assert self._roster.members == tuple(sorted(members, key=self._roster.order))
-        for key in self.keys.values():
-            assert key.failure is None or not key.shards
-            for index, shard in key.shards.items():
-                held += sum(map(len, shard.contributions.values()))
-                held += key.sizes[index] if shard.last_result is not None else 0
-                roster = shard.roster
-                assert shard.contributions.keys() <= {*roster.members, *roster.gone, shard.root}
-                lacks_value = shard.root is not None and roster.fleet and not shard.value
-                gathered = bool(shard.contributions) and shard.awaits_nobody and not lacks_value
-                # A round may be summed while its members are lost.
-                assert gathered == (shard.phase is not Phase.GATHERING) or (roster.gone and not gathered)
-                begun = bool(shard.contributions or shard.ranks_lacking_result)
-                assert (shard.since is not None) == begun
-                assert not shard.ranks_lacking_result or shard.last_result is None
-                if shard.phase is Phase.GATHERING and begun:
-                    open_shards.add((key.id, index))
-        assert open_shards == set(self._open_shards)
-        assert held == self._memory.held_bytes
+        check_rounds(self.keys, self._members, self._open_shards, self._memory)
         assert len(self.timings) <= self.shards
-        reserved = sum(key.reserved_bytes for key in self.keys.values() if key.failure is None)
-        assert reserved <= self._memory.budget.reserved_bytes
 
     def _part(self, rank: int, declared: pb.Key) -> Roster:
         """The ranks that use a key which is not for all ranks.

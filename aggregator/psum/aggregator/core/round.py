@@ -324,8 +324,17 @@ class ShardRounds(Generic[Result]):
         root = self.root
         if root is None:
             return _NOTHING
-        member = self.roster.member(root)
-        return self.contributions.get(root) or self.contributions.get(root if member is None else member) or _NOTHING
+        return self.contributions.get(root) or self.contributions.get(self.sender) or _NOTHING
+
+    @property
+    def sender(self) -> int:
+        """The member that has contributed a broadcast's value; -1 if none has, or another rank has given its own."""
+        root = self.root
+        member = None if root is None else self.roster.member(root)
+        if member is not None:
+            return member if self.contributions.get(member) else -1
+        # The relay of a root that is lost may send its value again, after this aggregator was started again.
+        return next((each for each, value in self.contributions.items() if value and each != root), -1)
 
     @property
     def _gathered(self) -> bool:

@@ -82,7 +82,7 @@ class Summation:
         try:
             lengths = [key.sizes[index] for key, index, _ in shards]
             types = [key.element_type for key, _, _ in shards]
-            sums = SmallSums(types, addends, ids, indices, rounds, priorities, lengths)
+            sums = SmallSums(types, addends, ids, indices, rounds, priorities, lengths, brief=job.brief)
         except Exception:
             # One after the other: the error names the one that cannot be summed.
             self.sum(job, [Sum(key, i, s.round, s.priority or 0, s.to_sum()) for key, i, s in shards])

@@ -20,6 +20,7 @@ class SmallSums(Results):
         rounds: The round.
         priorities: How urgent each is.
         lengths: The bytes of each.
+        brief: Whether the message may have columns of two entries; see `to_columns`.
     """
 
     __slots__ = ("_columns",)
@@ -33,9 +34,11 @@ class SmallSums(Results):
         rounds: Sequence[int],
         priorities: Sequence[int],
         lengths: Sequence[int],
+        *,
+        brief: bool = False,
     ) -> None:
         size = sum(lengths)
-        columns = from_columns(ids, shards, rounds, priorities, lengths)
+        columns = from_columns(ids, shards, rounds, priorities, lengths, brief=brief)
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
         begin = start = 0
         for element_type, equal in groupby(element_types):

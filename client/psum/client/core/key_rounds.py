@@ -1,6 +1,6 @@
 """The rounds of one key on this worker: what waits, what runs, and how far each shard is."""
 
-from psum.client.core.buffers import flat
+from psum.client.core.buffers import Memory, flat
 from psum.client.core.counters import OperationCounters
 from psum.client.core.key import Key
 from psum.client.core.key_loans import KeyLoans
@@ -9,6 +9,7 @@ from psum.client.core.recorder import ShardRecord
 from psum.client.core.ticket import State, Ticket
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import LARGE_PAYLOAD_BYTES
 
 #: Cached at module level: the scheduler asks with each shard whether it still runs.
 _RUNNING = State.RUNNING
@@ -92,6 +93,7 @@ class Part:
         "credited",
         "id",
         "lease",
+        "plain",
         "priority",
         "pulls",
         "queued",
@@ -110,6 +112,8 @@ class Part:
         self.rounds = rounds
         self.shard = shard
         self.counters: OperationCounters = rounds.key.counters
+        self.plain = rounds.key.plain and len(rounds.key.shards) == 1 and shard.size < LARGE_PAYLOAD_BYTES
+        """Whether it is all of a small key, and crosses as it is: its result is the sum."""
         self.begin(ticket, now)
 
     def begin(self, ticket: Ticket, now: float) -> None:
@@ -142,6 +146,13 @@ class Part:
             value = value[shard.start : shard.stop]
         codec = ticket.key.codec
         return value if codec is None else codec.encode(value)
+
+    def whole_value(self) -> Memory | None:
+        """What is sent, if that is the operation's source as it is and nothing is recorded. Otherwise see `payload`."""
+        source = self.ticket.source
+        if not self.plain or source is None or self.record is not None or source.nbytes != self.size:
+            return None
+        return source
 
     def receive(self, result: memoryview, *, own: bool = False, stays: bool = False) -> None:
         """Writes the shard's result to its place in the target, or keeps it to be lent.

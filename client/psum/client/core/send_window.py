@@ -2,13 +2,16 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
+from psum.client.core.buffers import Memory
 from psum.client.core.counters import Counters, OperationCounters
 from psum.client.core.scheduler import Scheduler, Sendable
 from psum.planes import InlineWorker, WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import LARGE_PAYLOAD_BYTES, ShardRound, encode, to_columns
+from psum.wire import LARGE_PAYLOAD_BYTES, ShardRound, encode, from_columns, to_columns
 
 #: The most keys that one message declares: some tens of kilobytes.
 _KEYS_PER_DECLARE: Final = 512
@@ -47,11 +50,19 @@ class Outgoing(Sendable, Protocol):
     def payload(self) -> memoryview:
         """What is sent, unless it pulls. It is not changed before the result comes."""
 
+    def whole_value(self) -> Memory | None:
+        """What is sent, if it is smaller than LARGE_PAYLOAD_BYTES and needs nothing but to be sent: it is not recorded.
+
+        None: see `payload` and `record`.
+        """
+
     def went(self, sent: float, copied: float) -> None:
         """Notes that its turn came at a time, and when its message was made."""
 
 
 Item = TypeVar("Item", bound=Outgoing)
+
+_counters_of: Final = attrgetter("counters")
 
 
 class SendWindow(Generic[Item]):
@@ -63,6 +74,7 @@ class SendWindow(Generic[Item]):
         clock: The time now, in seconds.
         contributors: How many ranks a contribution counts, as the aggregator is told. Only from a relay in an elastic
             job.
+        brief: Whether messages may have columns of two entries; see `to_columns`. Only in elastic jobs.
     """
 
     def __init__(
@@ -71,6 +83,8 @@ class SendWindow(Generic[Item]):
         counters: Counters,
         clock: Callable[[], float],
         contributors: Callable[[Item], int] | None = None,
+        *,
+        brief: bool = False,
     ) -> None:
         self.scheduler: Scheduler[Item] = Scheduler(credit_bytes)
         self.plane: WorkerPlane = InlineWorker()
@@ -100,6 +114,7 @@ class SendWindow(Generic[Item]):
         self._counters = counters
         self._clock = clock
         self._contributors = contributors
+        self._brief = brief
         self._stalled_since: float | None = None
         """Since when a shard waits for credit."""
 
@@ -180,6 +195,10 @@ class SendWindow(Generic[Item]):
 
     def _contribute(self, batch: Sequence[Item], now: float) -> bytes:
         """The message with these shards, all of one kind, which are under way from now on."""
+        if self._contributors is None:
+            values = [value for part in batch if (value := part.whole_value()) is not None]
+            if len(values) == len(batch):
+                return self._contribute_together(batch, values, now)
         rows, payloads, queued = [], [], []
         plane = self.plane
         self.contributed = True
@@ -207,9 +226,10 @@ class SendWindow(Generic[Item]):
         for (counters, since), count in Counter(queued).items():
             counters.queue.observe(now - since, count)
         if (contributors := self._contributors) is None:
-            columns = to_columns(rows)
+            columns = to_columns(rows, brief=self._brief)
         else:
-            columns = to_columns([ShardRound(*row, contributors(part)) for row, part in zip(rows, batch, strict=True)])
+            counted = [ShardRound(*row, contributors(part)) for row, part in zip(rows, batch, strict=True)]
+            columns = to_columns(counted, brief=self._brief)
         if batch[0].pulls:
             request = pb.ExchangeRequest(pull=pb.Pull(shards=columns))
         else:
@@ -220,6 +240,24 @@ class SendWindow(Generic[Item]):
             for part in batch:
                 part.went(now, copied)
         return message
+
+    def _contribute_together(self, batch: Sequence[Item], values: Sequence[Memory], now: float) -> bytes:
+        """What `_contribute` does if all shards have a `whole_value`: with columns, and without views of the values."""
+        self.contributed = True
+        ids, indices, rounds, priorities, sizes = zip(
+            *[(*part.id, part.round, part.priority, part.size) for part in batch], strict=True
+        )
+        self.outstanding.update([(part.id, part) for part in batch])
+        queued = []
+        for part in batch:
+            part.sent = now
+            queued.append((part.counters, part.queued))
+        for (counters, since), count in Counter(queued).items():
+            counters.queue.observe(now - since, count)
+        for counters, its_parts in groupby(batch, _counters_of):
+            counters.sent_bytes += sum([part.size for part in its_parts])
+        push = pb.Push(shards=from_columns(ids, indices, rounds, priorities, sizes, brief=self._brief))
+        return encode(pb.ExchangeRequest(push=push), *values, size=sum(sizes))
 
     def _note_stall(self, stalled: bool, now: float) -> None:
         if stalled and self._stalled_since is None:

@@ -95,7 +95,7 @@ class Session:
         self._addresses = (relay,) if relay else tuple(addresses)
         """The other ends of the connections. The methods number the connections in this order."""
         self._report_fault = report_fault
-        self._windows = [SendWindow[Part](credit_bytes, self.counters, clock) for _ in self._addresses]
+        self._windows = [SendWindow[Part](credit_bytes, self.counters, clock, brief=elastic) for _ in self._addresses]
         place = partial(Placement, partition_bytes, relayed=bool(relay))
         placement = place(tuple(weights) or (1,) * len(addresses)) if addresses and weights is not None else None
         self._registry = KeyRegistry(placement, self.counters, hand_over)
@@ -260,17 +260,16 @@ class Session:
         window = self._windows[aggregator]
         match message.WhichOneof("kind"):
             case "result":
-                rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
-                plane, following = window.plane, iter(following)
-                if message.result.shards.contributors:
-                    note_contributors(window.outstanding, rows)
+                shards, plane, following = message.result.shards, window.plane, iter(following)
+                if shards.contributors:
+                    note_contributors(window.outstanding, to_rows(shards, MAX_SHARDS_PER_PAYLOAD))
 
                 def handle(row: ShardRound, piece: memoryview) -> None:
                     outside = row.outside_size > 0
                     value = plane.get(row, following) if outside else piece
                     self._operations.receive(aggregator, row, value, now, stays=outside and plane.shares_sums)
 
-                self._small.take(window, rows, payload, now, handle)
+                self._small.take(window, shards, payload, now, handle)
             case "taken":
                 for row in to_rows(message.taken.shards):
                     self._operations.note_taken(aggregator, row)

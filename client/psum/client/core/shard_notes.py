@@ -18,9 +18,7 @@ def note_contributors(outstanding: _Outstanding, rows: Iterable[ShardRound]) -> 
     for row in rows:
         part = outstanding.get((row.id, row.shard))
         if row.contributors and part is not None and (ticket := part.ticket).round == row.round:
-            if ticket.contributors is None:
-                ticket.contributors = {}
-            ticket.contributors[row.shard] = row.contributors
+            ticket.note_count(row.shard, row.contributors)
             part.rounds.contributors[row.shard] = row.round, row.contributors
 
 

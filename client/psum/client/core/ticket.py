@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from psum.client.core.buffers import Memory
@@ -12,6 +13,9 @@ from psum.planes import Loan
 from psum.wire.errors import PsumError
 
 Done = Callable[[PsumError | None], None]
+
+#: Gives the parts of a result to which not all ranks contributed, when the operation has ended.
+Parts = Callable[[], tuple[Contribution, ...]]
 
 
 class State(enum.Enum):
@@ -101,6 +105,21 @@ class Ticket:
             return (Contribution(0, key.elements, 1),)
         return contributions(self.contributors, key.shards, key.element_type.itemsize) if self.contributors else ()
 
+    def note_count(self, shard: int, count: int) -> None:
+        """Notes how many ranks contributed to the sum of a shard: not all of them.
+
+        A callback with a method `take_counts` is told, before it is called, how to find out the parts of the result.
+        This costs nothing as long as all ranks contribute.
+
+        Args:
+            shard: The shard's number within the key.
+            count: How many ranks.
+        """
+        if self.contributors is None:
+            key, self.contributors = self.key, {}
+            tell_counts(self.done, partial(contributions, self.contributors, key.shards, key.element_type.itemsize))
+        self.contributors[shard] = count
+
     def start(
         self,
         source: Memory | None,
@@ -148,3 +167,10 @@ class Ticket:
         if self.state is not State.RESERVED:
             raise RuntimeError(f"{self!r} was started or aborted already")
         self.state = state
+
+
+def tell_counts(done: Done | None, parts: Parts) -> None:
+    """Tells a callback that not all ranks contribute to the result, if it wants to know: if it has `take_counts`."""
+    take: Callable[[Parts], None] | None = getattr(done, "take_counts", None)
+    if take is not None:
+        take(parts)

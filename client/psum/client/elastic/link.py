@@ -3,14 +3,17 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Final, Protocol, TypeVar
 
+import numpy as np
+
 from psum.client.core.buffers import Memory
+from psum.client.core.key import Key
 from psum.client.core.operation import Operation
 from psum.client.core.roll_call import COLUMNS, Process, Row, Table, contribution
 from psum.client.core.session import Session
 from psum.client.core.store_numbers import INTERNAL, STEERING
+from psum.client.core.ticket import Ticket
 from psum.client.future import Outcome, wait_for
 from psum.client.reserving import Reserving
 from psum.client.settings import Settings
@@ -62,15 +65,24 @@ class RollCall:
     """A roll call that has begun, or is about to.
 
     Args:
-        future: Ends with the sum.
+        owner: The client.
+        ticket: The operation.
+        row: What this rank contributes: a table that nobody writes to.
         table: Holds the sum then.
-        start: Starts it if it was not started.
     """
 
-    def __init__(self, future: Outcome, table: Table, start: Callable[[], None]) -> None:
-        self._future = future
+    __slots__ = ("_future", "_owner", "_row", "_table", "_ticket")
+
+    def __init__(self, owner: Owner, ticket: Ticket, row: Table, table: Table) -> None:
+        self._owner = owner
+        self._ticket = ticket
+        self._row = row
         self._table = table
-        self._start = start
+        self._future = Outcome()
+
+    def start(self) -> None:
+        """Starts it. To be called once."""
+        self._ticket.start(self._row, self._table, self._future)
 
     @property
     def done(self) -> bool:
@@ -78,12 +90,12 @@ class RollCall:
         return self._future.done()
 
     def result(self) -> Table:
-        """The table, which is waited for.
+        """The table, which is waited for. It is the link's: the next roll call writes to it.
 
         Raises:
             PsumError: It could not be summed.
         """
-        self._start()
+        self._owner.start_upcoming()
         self._future.result()
         return self._table
 
@@ -115,6 +127,12 @@ class Link:
         self._thread = thread
         self._settle = settle
         self._ranks = settings.elastic.maximum
+        self._key: Key | None = None
+        """The key of roll calls, once it was used."""
+        self._said: tuple[Row, Table] | None = None
+        """What this rank has said last, and the table with it. In nearly all steps it says the same again."""
+        self._table = np.zeros((self._ranks, COLUMNS), np.int64)
+        """Where the sum is written."""
         self._claimed = False
         self._candidates_since: float | None = None
         """Since when candidates wait although the program has had no boundary; None if none do."""
@@ -141,7 +159,7 @@ class Link:
         self._claimed = True
 
     def call(self, *, leaving: bool, ready: bool = True, ahead: bool = False) -> RollCall:
-        """Begins a roll call.
+        """Begins a roll call. The table of the one before was read.
 
         Args:
             leaving: Whether this rank leaves at this boundary.
@@ -149,16 +167,15 @@ class Link:
             ahead: Whether it is that of the next boundary. Then it travels with the next step's first operation.
         """
         candidate = self._session.joins.admissions.candidate if ready else None
-        row = Row(self._owner.incarnation, leaving, ready, candidate)
-        table = contribution(self._ranks, self.rank, row)
-        shape = self._ranks, COLUMNS
-        ticket = self._owner.reserve(STEERING, NAME, shape, ElementType.INT64, Operation.SUM, _PRIORITY)
-        future = Outcome()
+        said = Row(self._owner.incarnation, leaving, ready, candidate)
+        if self._said is None or self._said[0] != said:
+            self._said = said, contribution(self._ranks, self.rank, said)
+        call = RollCall(self._owner, self._reserve(), self._said[1], self._table)
         if ahead:
-            self._owner.start_with_next(partial(ticket.start, table, table, future))
+            self._owner.start_with_next(call.start)
         else:
-            ticket.start(table, table, future)
-        return RollCall(future, table, self._owner.start_upcoming)
+            call.start()
+        return call
 
     def give(self, name: str, memory: Memory, giver: int, receiver: int, *, steers: bool = False) -> Outcome:
         """Begins a broadcast between two ranks; other ranks have no part in it.
@@ -276,6 +293,15 @@ class Link:
     def leave(self, timeout: float) -> None:
         """Leaves the job in good order."""
         self._owner.close(timeout)
+
+    def _reserve(self) -> Ticket:
+        """Reserves the next round of the roll call's key."""
+        if self._key is not None:
+            return self._owner.reserve_again(self._key, _PRIORITY)
+        shape = self._ranks, COLUMNS
+        ticket = self._owner.reserve(STEERING, NAME, shape, ElementType.INT64, Operation.SUM, _PRIORITY)
+        self._key = ticket.key
+        return ticket
 
     def _in_thread(self, function: Callable[[], T]) -> T:
         """Runs a function where the session may be used, and sends what follows from it."""

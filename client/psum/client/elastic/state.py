@@ -179,12 +179,13 @@ class ElasticState:
         link.boundaries += 1
         present = boundary.conclude(link, call, settle=self.settle, save=self._save, is_leaving=lambda: self.leaving)
         members = present.members
-        changed = members != self._members
-        self._members = members
+        if changed := members != self._members:
+            self._members = members
         if link.rank in present.leaving:
             self._leave(link)
             return
-        self._call = link.call(leaving=self._leaving, ahead=True)
+        # In each step, so without the checks of __setattr__.
+        self.__dict__["_call"] = link.call(leaving=self._leaving, ahead=True)
         if changed:
             _log.info("%s: the members are now %s", link.title, _names(members))
             for hook in self._hooks:

@@ -258,6 +258,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         key = self.keys.get(entry.id)
         shard = None if key is None else key.shards.get(entry.shard)
         if key is not None and shard is not None and key.broadcast and entry.round == shard.round:
+            self._values.answered(key.id, entry.shard)
             self.uplink.give_value(key.id, entry.shard, entry.round, payload)
             return [SendUplinks()]
         return super().give_back(rank, entry, payload)
@@ -271,6 +272,8 @@ class ElasticHostJob(HostJob, ElasticJob):
         departed = {rank for member in self.members.departed for rank in self.members.roster.ranks(member)}
         gone = self.members.roster.lost | self.uplink.notes.left | departed
         self.uplink.notes.in_hello(uplink)
+        # What this owner has decided about those who are not in the hello, it decides anew.
+        self.joins.reopened(uplink)
         workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
         if not workers:
             # All that is left is to tell the owners so.
@@ -348,7 +351,6 @@ class ElasticHostJob(HostJob, ElasticJob):
                     self._founder.welcomed(admission)
                 return []
             case UplinkReopened(uplink):
-                self.joins.reopened(uplink)
                 return self.joins.report(uplink, ())
             case _:
                 return super()._told(event, now)
@@ -393,6 +395,9 @@ class ElasticHostJob(HostJob, ElasticJob):
             for forwarded in self.uplink.keys.values():
                 forwarded.declared_by.discard(member)
             actions += self._syncs.settle(member)
+        for key in [key for key in self.keys.values() if key.ranks and key.failure is None and not key.roster.known]:
+            self.uplink.desert(key.id)
+            actions += self.rounds.fail_key(key, group_texts.deserted_key(self.name, key))
         if self._is_over:
             return actions
         actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
@@ -427,8 +432,8 @@ class ElasticHostJob(HostJob, ElasticJob):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        # Owners know only those that the relay has let in.
-        lost = [rank for rank in roster.lost if roster.member(rank) is not None]
+        # Owners know only those that the relay has let in. Others may have been admitted elsewhere in their places.
+        lost = [rank for rank in roster.lost if roster.member(rank) is not None and self.members.loss(rank) is not None]
         return self._part(group_texts.all_lost(self.name, lost, self.uplink.title)) if lost else []
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:

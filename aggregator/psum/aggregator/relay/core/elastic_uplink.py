@@ -45,7 +45,7 @@ class ElasticUplink(Uplink):
         """The uplinks without a stream, of those that had one."""
 
     def _make_window(self, credit_bytes: int) -> SendWindow[Any]:
-        return SendWindow(credit_bytes, self.counters, self._clock, lambda shard: shard.contributors)
+        return SendWindow(credit_bytes, self.counters, self._clock, lambda shard: shard.contributors, brief=True)
 
     @property
     def reaches_all(self) -> bool:
@@ -111,6 +111,16 @@ class ElasticUplink(Uplink):
         del self.wanted_values[key_id, index]
         row = ShardRound(key_id, index, round, length=len(value))
         self.windows[forwarded.route[index]].restores.append((row, bytes(value)))
+
+    def desert(self, key_id: int) -> None:
+        """Ends a key that no rank of the group uses any more. No owner answers what is under way of it. None is told:
+        ranks of other groups may go on with the key."""
+        if (forwarded := self.keys.get(key_id)) is not None and not forwarded.failed:
+            self._end(forwarded)
+            # Nor is one that is started again.
+            forwarded.declared = False
+            for index in forwarded.route:
+                self.wanted_values.pop((key_id, index), None)
 
     def fail_key(self, key: Key, abort: pb.Abort, *, known: bool) -> None:
         """See Uplink."""

@@ -69,7 +69,7 @@ class GroupJoins(Joins):
         return self.tell()
 
     def reopened(self, uplink: int) -> None:
-        """An aggregator has another stream, on which it decides again."""
+        """An aggregator is about to have another stream, on which it decides again about those who wait here."""
         self._decided[uplink].clear()
 
     def decide(self, uplink: int, decision: pb.Decision, now: float) -> list[Action]:

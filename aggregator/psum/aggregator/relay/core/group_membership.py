@@ -48,6 +48,18 @@ class GroupMembership(ElasticMembership):
         self.reaches_owners = all_of_them
         self._look(now)
 
+    def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
+        """See Membership. A rank that has left, and in whose place the next process is by now, was of the group too."""
+        admissions = {each.rank: (each.incarnation, each.generation) for each in hello.admissions}
+        admissions |= {rank: (each.incarnation, each.generation) for rank, each in self.admissions.items()}
+        for each in (each for each in hello.departures if not each.level):
+            for rank in each.ranks:
+                incarnation, generation = admissions.get(rank, (each.incarnation, 0))
+                # Of later ones it is not known whether the group has begun with them.
+                if incarnation != each.incarnation and generation == 1:
+                    self.roster.left_before(rank)
+        super().learn_departures(hello, peer, now)
+
     def give_up_unknown(self, now: float) -> int:
         """How many ranks have not come back in time to this process, which was started again, and are not known.
 

@@ -362,7 +362,11 @@ class HostJob(Job):
         """Tells the owners of those keys that all members of the group have declared."""
         if not self.may_connect:
             return []
-        ready = [each for each in keys if not each.declared and each.declared_by.issuperset(self._declaring(each.key))]
+        ready = [
+            each
+            for each in keys
+            if not (each.declared or each.failed) and each.declared_by.issuperset(self._declaring(each.key))
+        ]
         for forwarded in ready:
             self.uplink.declare(forwarded)
         return [SendUplinks()] if ready else []

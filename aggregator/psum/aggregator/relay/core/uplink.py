@@ -206,16 +206,7 @@ class Uplink:
         forwarded = self.keys.get(key.id)
         if forwarded is None or forwarded.failed:
             return
-        forwarded.failed = True
-        forwarded.sums.clear()
-        for index, route in forwarded.route.items():
-            window = self.windows[route]
-            if (shard := window.outstanding.pop((key.id, index), None)) is not None:
-                window.credit(shard)
-            self.wanted.pop((key.id, index), None)
-        for shard in forwarded.shards.values():
-            # An entry may stay in a queue. The memory must not.
-            shard.value = None
+        self._end(forwarded)
         forwarded.abort = abort
         if not forwarded.declared:
             forwarded.declared = True
@@ -226,6 +217,19 @@ class Uplink:
         if not known:
             for uplink in forwarded.uplinks:
                 self.windows[uplink].aborts.append(abort)
+
+    def _end(self, forwarded: ForwardedKey) -> None:
+        """Lets go of what is under way of a key, and of what is kept."""
+        forwarded.failed = True
+        forwarded.sums.clear()
+        for index, route in forwarded.route.items():
+            window, which = self.windows[route], (forwarded.key.id, index)
+            if (shard := window.outstanding.pop(which, None)) is not None:
+                window.credit(shard)
+            self.wanted.pop(which, None)
+        for shard in forwarded.shards.values():
+            # An entry may stay in a queue. The memory must not.
+            shard.value = None
 
     def fail(self, failure: PsumError) -> None:
         """Ends everything: the group's job has failed."""
