@@ -338,6 +338,10 @@ class ElasticMembership(RelayedMembership):
         heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
         self._view.update(heard, now)
 
+    def vacant_ranks(self) -> list[int]:
+        """The ranks whose processes are lost or have left. Other processes with these ranks ask to join."""
+        return sorted(self.roster.lost | (self.roster.left - self._left_before))
+
     def goes_on_without(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process cannot begin with the first round: the job goes on without its rank. None if it can."""
         return self._refusal(hello, peer, now)

@@ -73,16 +73,19 @@ class Summation:
         action.shards = shards = [each for each in action.shards if each[0].failure is None]
         if not shards:
             return
-        ids, indices, rounds, priorities, contributions = zip(
-            *[(key.id, index, shard.round, shard.priority, shard.contributions) for key, index, shard in shards],
-            strict=True,
-        )
-        ranks = action.roster.members
+        ranks, contributions = action.roster.members, [shard.contributions for _, _, shard in shards]
         addends = [_joined([each[rank] for each in contributions], action.messages.get(rank)) for rank in ranks]
         try:
-            lengths = [key.sizes[index] for key, index, _ in shards]
-            types = [key.element_type for key, _, _ in shards]
-            sums = SmallSums(types, addends, ids, indices, rounds, priorities, lengths, brief=job.brief)
+            sums = SmallSums(
+                [key.element_type for key, _, _ in shards],
+                addends,
+                [key.id for key, _, _ in shards],
+                [index for _, index, _ in shards],
+                [shard.round for _, _, shard in shards],
+                [shard.priority or 0 for _, _, shard in shards],
+                [key.sizes[index] for key, index, _ in shards],
+                brief=job.brief,
+            )
         except Exception:
             # One after the other: the error names the one that cannot be summed.
             self.sum(job, [Sum(key, i, s.round, s.priority or 0, s.to_sum()) for key, i, s in shards])

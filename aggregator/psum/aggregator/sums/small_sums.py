@@ -1,6 +1,6 @@
 """Sums of small shards that are made together: few additions, and one message for all workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby, pairwise
 
 from psum.aggregator.sums.results import Results
@@ -41,8 +41,8 @@ class SmallSums(Results):
         columns = from_columns(ids, shards, rounds, priorities, lengths, brief=brief)
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
         begin = start = 0
-        for element_type, equal in groupby(element_types):
-            end = begin + sum(1 for _ in equal)
+        for element_type, count in _runs(element_types):
+            end = begin + count
             stop = start + sum(lengths[begin:end])
             add_up(element_type, [each[start:stop] for each in addends], total[start:stop])
             begin, start = end, stop
@@ -67,3 +67,11 @@ class SmallSums(Results):
         message = self.message()
         ends = accumulate(self._columns[-1], initial=len(message) - self.size)
         return [message[start:end] for start, end in pairwise(ends)]
+
+
+def _runs(element_types: Sequence[ElementType]) -> Iterable[tuple[ElementType, int]]:
+    """The types of neighbours that have one, and how many these are. Mostly all have."""
+    first, count = element_types[0], len(element_types)
+    if element_types.count(first) == count:
+        return ((first, count),)
+    return ((element_type, sum(1 for _ in equal)) for element_type, equal in groupby(element_types))

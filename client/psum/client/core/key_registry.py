@@ -99,7 +99,12 @@ class KeyRegistry:
                 self._raise_failure(key)
             if label:
                 key.check(key.shape, key.element_type, label)
-            return self._next(key, priority, recorder, clock)
+            # What `_next` does, without a call.
+            ticket = Ticket(key, key.reserved, priority, self._hand_over)
+            key.reserved += 1
+        if recorder is not None:
+            ticket.record = recorder.reserved(key, ticket.round, clock())
+        return ticket
 
     def _next(self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float]) -> Ticket:
         ticket = Ticket(key, key.reserved, priority, self._hand_over)

@@ -6,13 +6,10 @@ from psum.client.core.key import Key
 from psum.client.core.key_loans import KeyLoans
 from psum.client.core.placement import Shard
 from psum.client.core.recorder import ShardRecord
-from psum.client.core.ticket import State, Ticket
+from psum.client.core.ticket import Ticket
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import LARGE_PAYLOAD_BYTES
-
-#: Cached at module level: the scheduler asks with each shard whether it still runs.
-_RUNNING = State.RUNNING
 
 
 class KeyRounds:
@@ -89,6 +86,7 @@ class Part:
     """
 
     __slots__ = (
+        "cancelled",
         "counters",
         "credited",
         "id",
@@ -112,6 +110,8 @@ class Part:
         self.rounds = rounds
         self.shard = shard
         self.counters: OperationCounters = rounds.key.counters
+        self.cancelled = False
+        """Whether its key has failed, so that it is not to be sent any more."""
         self.plain = rounds.key.plain and len(rounds.key.shards) == 1 and shard.size < LARGE_PAYLOAD_BYTES
         """Whether it is all of a small key, and crosses as it is: its result is the sum."""
         self.begin(ticket, now)
@@ -132,11 +132,6 @@ class Part:
         """Whether its bytes no longer count against the credit, though its result has not come."""
         self.record: ShardRecord | None = None
         """What is recorded of it, None if nothing is."""
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether its operation has ended, so that it is not to be sent any more."""
-        return self.ticket.state is not _RUNNING
 
     def payload(self) -> memoryview:
         """What is sent of an operation that does not pull."""

@@ -2,8 +2,6 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
-from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
 from psum.client.core.buffers import Memory
@@ -51,7 +49,7 @@ class Outgoing(Sendable, Protocol):
         """What is sent, unless it pulls. It is not changed before the result comes."""
 
     def whole_value(self) -> Memory | None:
-        """What is sent, if it is smaller than LARGE_PAYLOAD_BYTES and needs nothing but to be sent: it is not recorded.
+        """What is sent to a sum, if it is smaller than LARGE_PAYLOAD_BYTES and needs nothing but to be sent.
 
         None: see `payload` and `record`.
         """
@@ -61,8 +59,6 @@ class Outgoing(Sendable, Protocol):
 
 
 Item = TypeVar("Item", bound=Outgoing)
-
-_counters_of: Final = attrgetter("counters")
 
 
 class SendWindow(Generic[Item]):
@@ -244,20 +240,18 @@ class SendWindow(Generic[Item]):
     def _contribute_together(self, batch: Sequence[Item], values: Sequence[Memory], now: float) -> bytes:
         """What `_contribute` does if all shards have a `whole_value`: with columns, and without views of the values."""
         self.contributed = True
-        ids, indices, rounds, priorities, sizes = zip(
-            *[(*part.id, part.round, part.priority, part.size) for part in batch], strict=True
-        )
-        self.outstanding.update([(part.id, part) for part in batch])
-        queued = []
+        part_ids = [part.id for part in batch]
+        self.outstanding.update(zip(part_ids, batch, strict=True))
         for part in batch:
             part.sent = now
-            queued.append((part.counters, part.queued))
-        for (counters, since), count in Counter(queued).items():
-            counters.queue.observe(now - since, count)
-        for counters, its_parts in groupby(batch, _counters_of):
-            counters.sent_bytes += sum([part.size for part in its_parts])
+        # All are sums.
+        counters, sizes = batch[0].counters, [part.size for part in batch]
+        counters.queue.observe_since([part.queued for part in batch], now)
+        counters.sent_bytes += (size := sum(sizes))
+        ids, indices = zip(*part_ids, strict=True)
+        rounds, priorities = [part.round for part in batch], [part.priority for part in batch]
         push = pb.Push(shards=from_columns(ids, indices, rounds, priorities, sizes, brief=self._brief))
-        return encode(pb.ExchangeRequest(push=push), *values, size=sum(sizes))
+        return encode(pb.ExchangeRequest(push=push), *values, size=size)
 
     def _note_stall(self, stalled: bool, now: float) -> None:
         if stalled and self._stalled_since is None:

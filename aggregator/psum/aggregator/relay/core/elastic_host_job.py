@@ -6,7 +6,7 @@ judge whether enough ranks are left.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
@@ -35,6 +35,7 @@ from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
 from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
 from psum.aggregator.relay.core.forwarded import ForwardedKey
 from psum.aggregator.relay.core.founder import Founder
+from psum.aggregator.relay.core.group_introduction import GroupIntroduction
 from psum.aggregator.relay.core.group_joins import GroupJoins
 from psum.aggregator.relay.core.group_membership import GroupMembership
 from psum.aggregator.relay.core.group_rounds import GroupRounds
@@ -78,6 +79,9 @@ class ElasticHostJob(HostJob, ElasticJob):
         # While its streams to the owners are open, the owners must hear who is lost. Otherwise the group's job fails.
         self._abandon_after = math.inf
         self._values = WantedValues(self.uplink, self.members, self.keys)
+        self._introduction = GroupIntroduction(
+            self._identity, self.members, self.uplink, to_relay=self._to_relay, clock=self._clock
+        )
         uplinks = len(self.uplink.addresses)
         self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
         """The processes that wait here to join."""
@@ -285,50 +289,14 @@ class ElasticHostJob(HostJob, ElasticJob):
             WorkerLostError: There was only a process that has asked to join, and it has ended.
         """
         if self._founder is not None:
-            return self._founder_hello(self._founder, uplink)
-        departed = {rank for member in self.members.departed for rank in self.members.roster.ranks(member)}
-        gone = self.members.roster.lost | self.uplink.notes.left | departed
-        self.uplink.notes.in_hello(uplink)
+            return self._introduction.of_founder(self._founder.candidate.hello, self._founder.worker, uplink)
         # What this owner has decided about those who are not in the hello, it decides anew.
         self.joins.reopened(uplink)
-        workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
-        if not workers:
-            # All that is left is to tell the owners so.
-            left = self.uplink.notes.left
-            workers = [each for each in self.workers.values() if not left.issuperset(each.ranks)]
-            workers, gone = (workers, left) if workers else (list(self.workers.values()), set())
-        if not workers:
+        if not self.workers:
             raise WorkerLostError(group_texts.GONE_BEFORE)
-        said = introduction.introduction(
-            self._identity,
-            workers,
-            uplink,
-            self._clock(),
-            resuming=resuming or self.uplink.was_let_in or any(worker.hello.resuming for worker in workers),
-            departures=[*self.uplink.departures_for(uplink), *self._departures_of_group(departed)],
-        )
-        here = {
-            rank: process
-            for worker in workers
-            for rank, process in introduction.processes(worker.hello)
-            if rank not in gone and self.members.roster.member(rank) == worker.hello.rank
-        }
-        introduction.be_elastic(said, self.members.first.elastic, here)
-        said.losses.extend(self._losses_for_hello())
-        for admission in self.members.admissions.values():
-            # A newcomer of the group has not said what came before it.
-            if self._was_told(admission) or self._said_by_all(admission):
-                said.admissions.append(self.uplink.admission_for(uplink, admission))
-        return said
-
-    def _founder_hello(self, founder: Founder, uplink: int) -> pb.Hello:
-        """The hello of a relay whose group has no member but a process that asks to join."""
-        workers = [founder.worker]
-        said = introduction.introduction(self._identity, workers, uplink, self._clock(), resuming=False)
-        introduction.be_elastic(said, self.members.first.elastic, dict(introduction.processes(workers[0].hello)))
-        # For an owner it is a candidate as others.
-        said.joining, said.incarnation = True, founder.candidate.hello.incarnation
-        return said
+        # A newcomer of the group has not said what came before it.
+        known = [each for each in self.members.admissions.values() if self._was_told(each) or self._said_by_all(each)]
+        return self._introduction.of_group(uplink, known, resuming=resuming)
 
     @property
     def over(self) -> bool:
@@ -390,16 +358,6 @@ class ElasticHostJob(HostJob, ElasticJob):
         missing, admissions = self._declaring(forwarded.key) - forwarded.declared_by, self.members.admissions
         return not missing or any(not admissions.keys() >= {*self.members.roster.living(member)} for member in missing)
 
-    def _departures_of_group(self, departed: Set[int]) -> list[pb.Departure]:
-        """The ranks of the group that have left, for an owner that was started again."""
-        left = self.uplink.notes.left | departed
-        return [
-            pb.Departure(ranks=[rank], incarnation=incarnation)
-            for worker in self.workers.values()
-            for rank, (incarnation, _) in introduction.processes(worker.hello)
-            if rank in left
-        ]
-
     def _lose(self, losses: Iterable[Loss], now: float, **how: Any) -> list[Action]:
         """See ElasticJob. The owners are told before anything else that the group sends."""
         losses = list(losses)
@@ -423,16 +381,8 @@ class ElasticHostJob(HostJob, ElasticJob):
             actions += self.rounds.fail_key(key, group_texts.deserted_key(self.name, key))
         if self._is_over:
             return actions
-        actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
+        actions += [SendUplinks(), *self._proceed(), *self._asked.ask(), *self._values.ask(), *self._tell_gone()]
         return actions + self._tell_joins(now)
-
-    def _losses_for_hello(self) -> list[pb.Loss]:
-        """The losses that this relay tells in a hello, as a worker does."""
-        now = self._clock()
-        if not self._to_relay:
-            return [loss.to_message(now) for loss in self.members.present_losses()]
-        admitted = {rank: admission.to_message() for rank, admission in self.members.admissions.items()}
-        return self.uplink.losses.all(now, admitted)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
