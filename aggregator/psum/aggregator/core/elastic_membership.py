@@ -314,6 +314,10 @@ class ElasticMembership(RelayedMembership):
                 text = elastic_texts.not_back(patience, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
 
+    def _may_lose_absent(self, seconds: float, now: float) -> bool:
+        """Whether processes may be lost that were admitted and have not come, for so long."""
+        return self._view.held_longer(seconds, now)
+
     @property
     def _back_within(self) -> float:
         """How long a rank has to come back to this process of the aggregator.
@@ -321,10 +325,6 @@ class ElasticMembership(RelayedMembership):
         One that is missed may be behind a relay that was killed too.
         """
         return self._relay_timeout if self.roster.has_relays else self.worker_timeout
-
-    def _may_lose_absent(self, seconds: float, now: float) -> bool:
-        """Whether processes may be lost that were admitted and have not come, for so long."""
-        return self._view.held_longer(seconds, now)
 
     def _losses_of(self, worker: Worker, text: str, now: float, reason: str) -> Iterator[Loss]:
         """The losses of all ranks that a member stands for."""

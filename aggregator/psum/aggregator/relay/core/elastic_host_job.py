@@ -375,7 +375,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             actions += self.rounds.fail_key(key, group_texts.deserted_key(self.name, key))
         if self._is_over:
             return actions
-        actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
+        actions += [SendUplinks(), *self._proceed(), *self._asked.ask(), *self._values.ask(), *self._tell_gone()]
         return actions + self._tell_joins(now)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
