@@ -206,16 +206,9 @@ class ElasticJob(Job):
         return [*actions, *self._go_on_without(rank, leaving), *self.joins.welcome(now)]
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
-<<<<<<< HEAD
-        """See Job. Later rounds do not wait for these ranks.
-
-        Those that are gone already need no goodbye. Nor do those in whose places others were admitted elsewhere: the
-        relay may have been started again, and repeats itself.
-=======
         """See Job. Later rounds do not wait for these ranks. Those that are gone already need no goodbye.
 
         Nor do those in whose places others were admitted elsewhere: a relay that was started again repeats itself.
->>>>>>> relay-kills
         """
         roster, admissions = self.members.roster, self.members.admissions
         theirs = [each for each in ranks if each not in admissions or roster.member(each) == rank]
