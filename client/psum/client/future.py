@@ -7,7 +7,7 @@ that wait for any of them share one set of waiters.
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psum.client.core.contribution import Contribution
 from psum.client.core.ticket import Parts
@@ -48,7 +48,8 @@ class Outcome(Future[None]):
     """In an elastic job, finds out the parts of the result to which not all ranks contributed. None: all did."""
 
     # What Future.__init__ sets, for all that have not ended: a constructor would cost more than the future.
-    __init__ = object.__init__
+    if not TYPE_CHECKING:
+        __init__ = object.__init__
     _condition = _changed
     _state = "RUNNING"
     _result = None
