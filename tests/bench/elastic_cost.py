@@ -6,10 +6,14 @@ processes and the same load of the machine. Each pair of blocks gives a ratio of
 aggregators together, and a ratio of wall time. The table has their medians, and in parentheses the range that contains
 the true median with a probability of at least 95 %. With `--control`, both jobs are usual ones: this shows how exact a
 ratio is.
+
+Which of two equal jobs is made first makes a difference of some percent: their arrays lie elsewhere. So the pairs come
+from several runs, each with new processes, and every other run makes the elastic job first.
 """
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import math
@@ -70,6 +74,8 @@ class Work:
         through: The interface: 'numpy' or 'mxnet'.
         seconds: About how long a block lasts.
         pairs: The number of pairs of blocks.
+        steps: How many steps a block has. 0: as many as take these seconds.
+        other_first: Whether the other job is made before the usual one.
         control: Whether both jobs are usual ones.
         directory: Where each rank writes its blocks: pairs of a block of the usual job and one of the other.
     """
@@ -78,6 +84,8 @@ class Work:
     through: str
     seconds: float
     pairs: int
+    steps: int
+    other_first: bool
     control: bool
     directory: str
 
@@ -87,14 +95,15 @@ def work(plan: Work) -> None:
     settings = Settings.from_environment()
     ranks = settings.num_workers
     elastic = None if plan.control else Elastic(ranks, ranks)
-    with (
-        connect(settings) as usual,
-        connect(dataclasses.replace(settings, job=f"{settings.job}-other", elastic=elastic)) as other,
-    ):
+    jobs = [settings, dataclasses.replace(settings, job=f"{settings.job}-other", elastic=elastic)]
+    with contextlib.ExitStack() as stack:
+        made = [
+            (client := stack.enter_context(connect(job)), _step(client, plan))
+            for job in (reversed(jobs) if plan.other_first else jobs)
+        ]
+        (usual, step_usual), (other, step_other) = reversed(made) if plan.other_first else made
         # One rank counts for all, since the counts of the ranks are added up.
         pids = [] if usual.rank else list(aggregators(_MARK, os.environ[_MARK]))
-        step_usual = _step(usual, plan)
-        step_other = _step(other, plan)
         if not plan.control:
             state = ElasticState(other)
             push_pull = step_other
@@ -125,7 +134,7 @@ def work(plan: Work) -> None:
             block(step, 3)
         # All ranks must make the same number of steps.
         usually = meet(block(step_usual, 3).seconds / 3) / ranks
-        steps = max(1, round(plan.seconds / usually))
+        steps = plan.steps or max(1, round(plan.seconds / usually))
         block(step_other, steps)
         pairs = []
         for number in range(plan.pairs):
@@ -150,15 +159,35 @@ def _step(client: Client, work: Work) -> Callable[[], None]:
     return step
 
 
-def once(arguments: argparse.Namespace, workload: str, plane: str) -> tuple[int, list[tuple[Block, Block]]]:
+def runs(arguments: argparse.Namespace, workload: str, plane: str) -> tuple[int, list[tuple[Block, Block]]]:
     """Run one workload on one plane. Returns the steps of each block, and the pairs: the usual job's block first."""
-    with tempfile.TemporaryDirectory(prefix="psum-elastic-cost-") as directory:
+    steps, pairs = 0, list[tuple[Block, Block]]()
+    count = min(arguments.runs, arguments.pairs)
+    for number in range(count):
+        # As even as possible.
+        some = (arguments.pairs * (number + 1)) // count - len(pairs)
         plan = Work(
-            workload, arguments.through, arguments.seconds, arguments.pairs, arguments.control, directory=directory
+            workload,
+            arguments.through,
+            arguments.seconds,
+            some,
+            steps,
+            other_first=number % 2 == 1,
+            control=arguments.control,
+            directory="",
         )
+        steps, more = once(arguments.workers, plan, plane)
+        pairs += more
+    return steps, pairs
+
+
+def once(workers: int, plan: Work, plane: str) -> tuple[int, list[tuple[Block, Block]]]:
+    """Make one run. See `runs`."""
+    with tempfile.TemporaryDirectory(prefix="psum-elastic-cost-") as directory:
+        plan = dataclasses.replace(plan, directory=directory)
         command = [sys.executable, "-m", "tests.bench.elastic_cost", "--rank", json.dumps(dataclasses.asdict(plan))]
         mark = {_MARK: secrets.token_hex(8)}
-        job = LocalJob(command, arguments.workers, 1, plane, environ={**openmp_environment(), **mark})
+        job = LocalJob(command, workers, 1, plane, environ={**openmp_environment(), **mark})
         if status := asyncio.run(run(job)):
             sys.exit(status)
         ranks = [json.loads(file.read_text()) for file in sorted(pathlib.Path(directory).glob("*.json"))]
@@ -218,6 +247,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--planes", default="shm,direct,inline", help="the planes")
     parser.add_argument("--through", choices=THROUGH, default="numpy", help="the interface")
     parser.add_argument("--pairs", type=int, default=20, help="the number of pairs of blocks (20)")
+    parser.add_argument("--runs", type=int, default=4, help="in how many runs (4)")
     parser.add_argument("--seconds", type=float, default=0.5, help="about how long a block lasts (0.5)")
     parser.add_argument("--control", action="store_true", help="compare a usual job with another usual job")
     arguments = parser.parse_args(given)
@@ -226,7 +256,7 @@ def main(given: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for workload in arguments.workloads.split(","):
         for plane in arguments.planes.split(","):
-            print(row(workload, plane, *once(arguments, workload, plane)), flush=True)
+            print(row(workload, plane, *runs(arguments, workload, plane)), flush=True)
 
 
 def _rank(text: str) -> None:

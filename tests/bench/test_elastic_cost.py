@@ -32,8 +32,8 @@ def test_a_row_compares_pairs() -> None:
 
 
 def test_it_measures_both_jobs(capfd: pytest.CaptureFixture[str]) -> None:
-    """Two workers make a block of steps in each job in turn, and the table has what that cost."""
-    main(["--workloads", "small", "--planes", "inline", "--pairs", "2", "--seconds", "0.001"])
+    """Two workers make a block of steps in each job in turn, in two runs, and the table has what that cost."""
+    main(["--workloads", "small", "--planes", "inline", "--pairs", "3", "--runs", "2", "--seconds", "0.001"])
     cells = capfd.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
-    assert cells[:3] == ["small", "inline", "2 × 1"]
+    assert cells[:3] == ["small", "inline", "3 × 1"]
     assert float(cells[4]) > 0

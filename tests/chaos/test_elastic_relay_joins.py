@@ -66,14 +66,14 @@ def test_a_killed_worker_is_replaced_through_its_relay(job: Job) -> None:
 
 
 def test_a_group_that_was_lost_begins_anew(job: Job) -> None:
-    """Both workers of a host are killed, and replaced through their relay, which has no group then. It owns no shards,
-    so only the workers can say that they join a running job."""
+    """Both workers of a host are killed, and replaced through their relay, which has no group then. The replacements
+    are started like the first workers: they hear from the owners that they join a running job."""
     workers = job.start(0, 1, 2, 3)
     workers[1].await_batch(3)
     for worker in workers[2:]:
         worker.kill()
     workers[1].await_event(lambda event: event.get("members") == [0, 1], "step without ranks 2 and 3")
-    replaced = job.start(2, 3, joining=True)
+    replaced = job.start(2, 3)
     last = max(worker.await_join() for worker in replaced)
     workers[1].await_batch(last + 3)
     job.training.check([0, 1, 2, 3], [0, 1], [0, 1, 2, 3])
@@ -129,7 +129,7 @@ def test_workers_join_through_relays_of_relays(tmp_path: pathlib.Path) -> None:
             workers[1].await_event(lambda event: event.get("members") == [0, 1, 3, 4], "step without rank 2")
             third.kill()
             workers[1].await_event(lambda event: event.get("members") == [0, 1, 4], "step without ranks 2 and 3")
-            [second, third] = [start(rank, joining=True) for rank in (2, 3)]
+            [second, third] = [start(rank) for rank in (2, 3)]
             last = max(second.await_join(), third.await_join())
             workers[4].await_batch(last + 3)
             training.check([0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4], [0, 1, 3, 4], [0, 1, 4], [0, 1, 2, 3, 4])

@@ -11,6 +11,7 @@ from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import introduction
+from psum.aggregator.relay.core.asked_ranks import AskedRanks
 from psum.aggregator.relay.core.forwarded import ForwardedKey
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
@@ -79,7 +80,7 @@ def an_owner_that_was_started_again_is_sent_nothing_again(patch: pytest.MonkeyPa
 
 
 def no_rank_is_asked_for_a_sum_that_an_owner_wants(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(HostJob, "_ask", lambda _self: [])
+    patch.setattr(AskedRanks, "ask", lambda _self: [])
 
 
 def other_groups_do_not_hear_of_a_failure(patch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., 
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
 def test_sums_of_devices(run_workers: Callable[..., list[Any]], plane: str) -> None:
     """Arrays of a device get exact sums in each round. Where memory is shared, large sums are copied from there."""
-    lent = 18 if plane == "shm" else 0
+    lent = 12 if plane == "shm" else 0
     assert [run.check().strip() for run in run_workers("device_sums.py", PSUM_PLANE=plane)] == [f"{lent} lent"] * 2
 
 

@@ -15,7 +15,8 @@ from psum.mxnet.compat import MAJOR_VERSION
 from psum.mxnet.engine import operations
 from psum.mxnet.staging.cuda_copies import can_copy, copies_of
 from psum.mxnet.staging.device_pipeline import Copies, DevicePipeline
-from psum.mxnet.staging.lent_sums import LentSums
+from psum.mxnet.staging.lanes import Lane
+from psum.mxnet.staging.lent_sums import LEAST_BYTES, LentSums
 from psum.mxnet.staging.stages import VALUE_FAILED, StagePool, Turn
 
 #: Gives what moves the arrays of a context; None if only MXNet can copy them.
@@ -40,8 +41,9 @@ class DeviceSum:
         ticket: The reserved operation.
         arrays: The array.
         device: The number of its device.
+        lane: The key's.
         stages: Lends stages.
-        lent: Knows which sums may be lent.
+        lent: Pins the memory of lent sums.
         pipeline: Moves the array.
         nominal: See PushPull.
     """
@@ -49,11 +51,13 @@ class DeviceSum:
     __slots__ = (
         "_arrays",
         "_error",
+        "_lane",
         "_lent",
         "_loan",
         "_nominal",
         "_operation",
         "_pipeline",
+        "_place",
         "_stages",
         "_started",
         "_ticket",
@@ -68,6 +72,7 @@ class DeviceSum:
         ticket: Ticket,
         arrays: Arrays,
         device: int,
+        lane: Lane,
         stages: StagePool,
         lent: LentSums,
         pipeline: DevicePipeline,
@@ -75,6 +80,8 @@ class DeviceSum:
     ) -> None:
         self._ticket = ticket
         self._arrays: Arrays | None = arrays
+        self._lane = lane
+        self._place = lane.take()
         self._stages = stages
         self._lent = lent
         self._pipeline = pipeline
@@ -104,7 +111,7 @@ class DeviceSum:
             array = self._arrays.items[0]
             operations.push(array, operations.Operation(self._on_ready, self._on_skipped), priority=priority)
         except BaseException as error:
-            self._ticket.abort(f"{type(error).__name__}: {error}")
+            self._withdraw(f"{type(error).__name__}: {error}")
             raise
 
     # In one of the engine's threads.
@@ -114,7 +121,7 @@ class DeviceSum:
         self._pipeline.bring_down(self)
 
     def _on_skipped(self) -> None:
-        self._ticket.abort(VALUE_FAILED)
+        self._withdraw(VALUE_FAILED)
 
     # In the pipeline's thread.
 
@@ -123,6 +130,8 @@ class DeviceSum:
         assert self._arrays is not None
         turn = self._turn
         if turn is None:
+            if not self._lane.is_due(self._place, self._bring_down):
+                return False
             turn = self._turn = self._stages.take(self, self._arrays, for_engine=False)
             if turn.fresh:
                 turn.memory.prepare(self._stages.allocate, self.device)
@@ -136,19 +145,10 @@ class DeviceSum:
     def is_down(self) -> None:
         """See Transfer."""
         assert self._turn is not None
-        ticket = self._ticket
-        borrows = self._lent.begin(ticket.key, ticket.round, self.nbytes, self._begin_late)
-        if borrows is None:
-            return
-        view = bytes_at(self._turn.memory.address, self.nbytes)
+        memory = self._turn.memory
+        view = bytes_at(memory.address, self.nbytes)
         self._started = True
-        ticket.start(view, view, self._on_result, self._turn.memory.offset, borrows=borrows)
-
-    def _begin_late(self) -> None:
-        try:
-            self.is_down()
-        except Exception as error:
-            self.fail(error)
+        self._ticket.start(view, view, self._on_result, memory.offset, borrows=self.nbytes >= LEAST_BYTES)
 
     def queue_up(self, copies: Copies) -> bool:
         """See Transfer."""
@@ -180,18 +180,23 @@ class DeviceSum:
             self._ticket.abort(reason)
         self._end(reason)
 
+    def _withdraw(self, reason: str) -> None:
+        self._ticket.abort(reason)
+        self._lane.end(self._place)
+
+    def _bring_down(self) -> None:
+        self._pipeline.bring_down(self)
+
     def _end(self, failure: str | None) -> None:
         # Before the operation ends: a fork that waits for it must not meet a thread that frees arrays.
         self._arrays = None
-        # Also before that: the next sum of the key may begin as soon as the operation ends.
         loan, self._loan = self._loan, None
         if loan is not None:
             loan.give_up()
-        if self._started:
-            self._lent.end(self._ticket.key, self._ticket.round)
         turn, self._turn = self._turn, None
         if turn is not None:
             self._stages.give_back(turn, failure)
+        self._lane.end(self._place)
         operation, self._operation = self._operation, None
         if operation is not None:
             operation.complete(failure)

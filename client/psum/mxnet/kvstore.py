@@ -29,6 +29,7 @@ from psum.mxnet.known_sums import KnownSum, only_array
 from psum.mxnet.names import Labels
 from psum.mxnet.push_pull import PushPull
 from psum.mxnet.shared_gradients import SharedGradients
+from psum.mxnet.staging.lanes import Lane
 from psum.mxnet.staging.lent_sums import LentSums
 from psum.mxnet.staging.stages import StagePool, StageStatistics
 
@@ -79,6 +80,8 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         self._in_place = in_place
         self._pipeline_of = pipeline_of
         self._known: dict[str | int, KnownSum] = {}
+        self._lanes: dict[str, Lane] = {}
+        """Of the keys whose sums a pipeline has moved."""
         # Reentrant, for signal handlers.
         self._ordering = threading.RLock()
         self._pid = os.getpid()
@@ -315,7 +318,10 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
     def _queue_in_place(self, ticket: Ticket, known: KnownSum, arrays: Arrays, priority: int) -> None:
         nominal = self.num_workers if self._client.elastic else 0
         if known.pipeline is not None:
-            DeviceSum(ticket, arrays, known.device, self._stages, self._lent_sums, known.pipeline, nominal).begin(
+            lane = self._lanes.get(known.name)
+            if lane is None:
+                lane = self._lanes.setdefault(known.name, Lane())
+            DeviceSum(ticket, arrays, known.device, lane, self._stages, self._lent_sums, known.pipeline, nominal).begin(
                 priority
             )
         else:
@@ -327,6 +333,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 self._stages,
                 self._shared,
                 self._in_place,
+                self._lanes.get(known.name),
                 awaited=False,
                 nominal=nominal,
             ).begin_in_place(priority)
@@ -347,6 +354,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 self._stages,
                 self._shared,
                 self._in_place,
+                self._lanes.get(key_name(key)) if operation is Operation.SUM else None,
                 awaited=self._waits and operation is Operation.BROADCAST,
                 nominal=self.num_workers if operation is Operation.SUM and self._client.elastic else 0,
                 stands_in=stands_in,

@@ -1782,7 +1782,7 @@ class GetStatusRequest(_message.Message):
     job: _builtins.str
     """Only this job. Empty: all."""
     without_jobs: _builtins.bool
-    """Only the process, and none of its jobs. This costs the aggregator almost nothing."""
+    """Only the process, and none of its jobs, but `vacant_ranks` of `job`. This costs the aggregator almost nothing."""
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Asks a relay to ask others for their processes: those in `aggregators`. The rest is as in the hello with which the
@@ -1824,6 +1824,7 @@ class GetStatusResponse(_message.Message):
     LOOP_LAG_SECONDS_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
     INQUIRIES_FIELD_NUMBER: _builtins.int
+    VACANT_RANKS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of psum."""
     incarnation: _builtins.int
@@ -1862,6 +1863,12 @@ class GetStatusResponse(_message.Message):
     def inquiries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inquiry]:
         """From a relay that was asked with `hello`: what each of the aggregators there said, in the same order."""
 
+    @_builtins.property
+    def vacant_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `without_jobs`: the ranks of the elastic job that was asked for whose processes are lost or have left, while the
+        job goes on. Another process with such a rank asks to join.
+        """
+
     def __init__(
         self,
         *,
@@ -1878,10 +1885,11 @@ class GetStatusResponse(_message.Message):
         loop_lag_seconds: _builtins.float = ...,
         processes: _abc.Iterable[Global___Process] | None = ...,
         inquiries: _abc.Iterable[Global___Inquiry] | None = ...,
+        vacant_ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "inquiries", b"inquiries", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "inquiries", b"inquiries", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "vacant_ranks", b"vacant_ranks", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1897,6 +1905,7 @@ class Inquiry(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    VACANT_RANKS_FIELD_NUMBER: _builtins.int
     problem: _builtins.str
     """Why it did not say them, for people. Empty: it did. The worker asks again."""
     address: _builtins.str
@@ -1907,6 +1916,10 @@ class Inquiry(_message.Message):
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]:
         """The aggregator's processes, as in its own GetStatusResponse. None: it is one process."""
 
+    @_builtins.property
+    def vacant_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The same of the worker's job there, as in GetStatusResponse."""
+
     def __init__(
         self,
         *,
@@ -1914,10 +1927,11 @@ class Inquiry(_message.Message):
         problem: _builtins.str = ...,
         address: _builtins.str = ...,
         final: _builtins.bool = ...,
+        vacant_ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "final", b"final", "problem", b"problem", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "final", b"final", "problem", b"problem", "processes", b"processes", "vacant_ranks", b"vacant_ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -239,6 +239,20 @@ def test_a_relay_says_goodbye_for_a_rank_that_a_restarted_owner_has_not_seen() -
         job.leave_partly(one, [2])
 
 
+@pytest.mark.parametrize("here", [False, True])
+def test_a_relay_repeats_the_goodbye_of_a_rank_that_was_admitted_elsewhere(here: bool) -> None:
+    """The relay was started again, and a worker has told it of the departure. The present process goes on."""
+    job, one, two = two_groups()
+    job.leave_partly(one, [0])
+    for member in (one, two):
+        job.admit(member, pb.Admission(rank=0, generation=1, incarnation=800), 2.0)
+    if here:
+        join(job, hello(0, incarnation=800, generation=1, resuming=True), 2.0)
+    assert job.leave_partly(one, [0]) == []
+    assert job.members.roster.left == set()
+    assert job.members.roster.known == (0, 1, 2, 3)
+
+
 def test_the_generation_of_one_that_has_left_is_that_of_its_admission() -> None:
     """It may come back to repeat its goodbye, and is not taken for a later process then."""
     known = [pb.Admission(rank=0, generation=1, incarnation=800), pb.Admission(rank=1, generation=2, incarnation=801)]

@@ -417,3 +417,18 @@ def test_what_is_under_way_of_a_key_is_let_go_with_the_last_rank_that_uses_it() 
     group.result(b"late")
     group.job.uplink.reconnected(0)
     assert not {"abort", "declare"}.intersection(group.kinds())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_relay_that_has_not_reached_the_owners_yet_loses_nobody(closed: bool) -> None:
+    """It was started again, waits for the other rank, and cannot tell whether it is cut off itself."""
+    group = Group(ranks=[])
+    group.workers[0] = group.join(0, resuming=True)
+    group.end(0, closed=closed)
+    group.pass_time(20)
+    assert group.job.losses(group.relay.now) == []
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == [0]
+    job = group.job
+    group.pass_time(6)
+    assert [loss.rank for loss in job.losses(group.relay.now)] == [0]

@@ -284,20 +284,21 @@ def _times_lost(
 
 
 def _compare_counts(processes: Sequence[WorkerProcess]) -> list[str]:
-    """Return which steps counted fewer ranks than were there, or more, and which differ between processes."""
-    steps: dict[int, Event] = {}
-    problems = []
+    """Return which steps counted fewer ranks than have made them, or more than were members, or differ."""
+    steps: dict[int, list[Event]] = {}
     for event in (event for each in processes for event in filter(_is_step, each.events)):
-        first = steps.setdefault(event["step"], event)
-        if first["counts"] != event["counts"]:
-            problems.append(f"step {event['step']} counted {first['counts']} ranks, and {event['counts']} elsewhere")
-    for step, event in steps.items():
-        following = [steps[later]["members"] for later in (step + 1, step + 2) if later in steps]
-        # The roll call is one step ahead: one that was lost in a step may be named in the two that follow.
-        stayed = set(event["members"]).intersection(*following) if len(following) == 2 else set()
-        fewest, most = event["counts"]
-        if fewest < len(stayed) or most > len(event["members"]):
-            problems.append(f"step {step} of {event['members']}, of whom {stayed} stayed, counted {fewest} to {most}")
+        steps.setdefault(event["step"], []).append(event)
+    problems = []
+    for step, events in steps.items():
+        first = events[0]
+        fewest, most = first["counts"]
+        if any(event["counts"] != first["counts"] for event in events):
+            problems.append(
+                f"step {step} counted {[event['counts'] for event in events]} ranks, the fewest and the most"
+            )
+        elif fewest < len(events) or most > len(first["members"]):
+            members = first["members"]
+            problems.append(f"step {step} of {members}, made by {len(events)} of them, counted {fewest} to {most}")
     return problems
 
 

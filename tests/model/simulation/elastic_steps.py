@@ -169,6 +169,8 @@ def join(fleet: Fleet, random: Random) -> None:
         for _ in range(fleet.plan.levels):
             fleet.pass_time(FOUND_SECONDS + 1)
             fleet.settle(random, reconnect=True)
+        if not fleet.survivors:
+            return
     boundary = Boundary(fleet, _next_newcomer(fleet))
     held: set[tuple[str, int, int]] = set()
     if random.random() < 0.7:
@@ -284,7 +286,7 @@ def _lose_who_knows(fleet: Fleet, random: Random, rank: int, index: int) -> None
 
 def let_relays_give_up(fleet: Fleet, random: Random) -> None:
     """Relays that were started again give up ranks that do not come back, and only then connect to those above."""
-    for _ in range(fleet.plan.levels):
+    for _ in range(fleet.plan.levels * fleet.plan.relay_patience):
         _pass_timeout(fleet, random)
         fleet.settle(random, reconnect=True)
 

@@ -128,7 +128,7 @@ def finish(fleet: Fleet, random: Random) -> None:
         fleet.pass_time(0.5)
     assert all(worker.gone for worker in fleet.workers), "goodbye was not answered"
     # After this time the aggregators have forgotten failed jobs.
-    _wait(fleet, random, 3 * WORKER_TIMEOUT_SECONDS)
+    _wait(fleet, random, 3 * WORKER_TIMEOUT_SECONDS * fleet.plan.relay_patience)
     for index, aggregator in enumerate(fleet.aggregators):
         if aggregator is not None:
             assert not aggregator.jobs, f"process {index} still has {aggregator.jobs} after all workers have left"

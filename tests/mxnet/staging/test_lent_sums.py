@@ -1,11 +1,11 @@
-"""Which sums are lent, and when their memory is pinned."""
+"""When the memory of lent sums is pinned."""
 
 import gc
 import threading
 from typing import Any
 
 from psum.mxnet.staging.host_memory import worker
-from psum.mxnet.staging.lent_sums import LEAST_BYTES, LentSums
+from psum.mxnet.staging.lent_sums import LentSums
 
 PATIENCE_SECONDS = 30.0
 
@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 30.0
 class Memory:
     """Stands in for mapped sums."""
 
-    def __init__(self, address: int, size: int = LEAST_BYTES) -> None:
+    def __init__(self, address: int, size: int = 4096) -> None:
         self.address, self.size = address, size
 
 
@@ -29,7 +29,6 @@ class Scene:
 
     def __init__(self, *, pins: bool = True) -> None:
         self.log = log = list[str]()
-        self.begun: list[str] = []
 
         # Neither refers to the scene, which would keep itself alive.
         def pin(address: int, size: int, device: int) -> bool:
@@ -41,53 +40,14 @@ class Scene:
 
         self.lent = LentSums(pin, unpin)
 
-    def begin(self, round: int, *, key: str = "w", nbytes: int = LEAST_BYTES) -> bool | None:
-        return self.lent.begin(key, round, nbytes, lambda: self.begun.append(f"{key} {round}"))
-
     def pinned(self, memory: Memory, device: int = 0) -> bool:
         loan: Any = Loan(memory)
         return self.lent.pinned("w", loan, device)
 
 
-def test_rounds_one_after_the_other_are_lent() -> None:
-    """Each sum that is alone may be lent; small ones are not worth it."""
-    scene = Scene()
-    for round in range(3):
-        assert scene.begin(round) is True
-        scene.lent.end("w", round)
-        assert scene.begin(round, key="small", nbytes=LEAST_BYTES - 1) is False
-        scene.lent.end("small", round)
-
-
-def test_a_later_round_waits_for_a_lent_one() -> None:
-    """A later sum of the key does not begin while the memory of an earlier one may be read; other keys do."""
-    scene = Scene()
-    assert scene.begin(0) is True
-    assert scene.begin(1) is None
-    assert scene.begin(2) is None
-    assert scene.begin(0, key="other") is True
-    assert scene.begun == []
-    scene.lent.end("w", 0)
-    assert scene.begun == ["w 1", "w 2"]
-    assert scene.begin(1) is True
-
-
-def test_an_earlier_round_never_waits() -> None:
-    """An earlier sum begins although a later one may be lent, which waits for it. It is not lent itself."""
-    scene = Scene()
-    assert scene.begin(1) is True
-    assert scene.begin(0) is False
-    assert scene.begin(2) is None
-    scene.lent.end("w", 0)
-    assert scene.begun == []
-    scene.lent.end("w", 1)
-    assert scene.begun == ["w 2"]
-
-
 def test_memory_is_pinned_once() -> None:
     """The memory of a key is pinned when it is first lent, and let go when the key has other memory."""
     scene = Scene()
-    scene.begin(0)
     first, second = Memory(1000), Memory(2000)
     assert scene.pinned(first, 3)
     assert scene.pinned(first, 3)
@@ -99,7 +59,6 @@ def test_memory_is_pinned_once() -> None:
 def test_memory_that_cannot_be_pinned() -> None:
     """If memory cannot be pinned, this is tried once, and nothing is let go."""
     scene = Scene(pins=False)
-    scene.begin(0)
     memory = Memory(1000)
     assert not scene.pinned(memory)
     assert not scene.pinned(memory)
@@ -110,7 +69,6 @@ def test_memory_that_cannot_be_pinned() -> None:
 def test_memory_is_let_go_with_its_client() -> None:
     """When the client is gone, its memory is unpinned in the thread that uses CUDA."""
     scene = Scene()
-    scene.begin(0)
     scene.pinned(Memory(1000), 2)
     log = scene.log
     del scene

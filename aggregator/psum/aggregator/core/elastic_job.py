@@ -206,9 +206,13 @@ class ElasticJob(Job):
         return [*actions, *self._go_on_without(rank, leaving), *self.joins.welcome(now)]
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
-        """See Job. Later rounds do not wait for these ranks. Those that are gone already need no goodbye."""
-        roster = self.members.roster
-        leaving = [each for each in ranks if not roster.is_gone(each)]
+        """See Job. Later rounds do not wait for these ranks. Those that are gone already need no goodbye.
+
+        Nor do those in whose places others were admitted elsewhere: a relay that was started again repeats itself.
+        """
+        roster, admissions = self.members.roster, self.members.admissions
+        theirs = [each for each in ranks if each not in admissions or roster.member(each) == rank]
+        leaving = [each for each in theirs if not roster.is_gone(each)]
         if self.failure is not None or self.members.is_lost(rank):
             return []
         # One that this aggregator, started again, has not seen: the relay lists it no more.

@@ -307,12 +307,16 @@ class ElasticMembership(RelayedMembership):
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
-                if now > deadline and view.held_longer(self._closed_timeout, now):
+                if now > deadline and self._may_lose_absent(self._closed_timeout, now):
                     text = elastic_texts.not_come(self.admissions[rank])
                     yield Loss(rank, text, now, generation=generation, reason="not come")
             elif self._resumed_at is not None and now - self._resumed_at > patience and view.held_longer(patience, now):
                 text = elastic_texts.not_back(patience, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
+
+    def _may_lose_absent(self, seconds: float, now: float) -> bool:
+        """Whether processes may be lost that were admitted and have not come, for so long."""
+        return self._view.held_longer(seconds, now)
 
     @property
     def _back_within(self) -> float:
@@ -333,6 +337,10 @@ class ElasticMembership(RelayedMembership):
         # What a member has said of its reach may be old if it is quiet.
         heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
         self._view.update(heard, now)
+
+    def vacant_ranks(self) -> list[int]:
+        """The ranks whose processes are lost or have left. Other processes with these ranks ask to join."""
+        return sorted(self.roster.lost | (self.roster.left - self._left_before))
 
     def goes_on_without(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process cannot begin with the first round: the job goes on without its rank. None if it can."""
