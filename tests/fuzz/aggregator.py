@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from psum.aggregator.access.handshakes import Handshakes
+from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.job import Job
 from psum.aggregator.service import stream
 from psum.aggregator.service.data_port import DataPort
@@ -171,6 +172,8 @@ class AggregatorTarget:
         """Check that nothing is left of earlier inputs."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             await self._pool_idle()
+            # Until then, contributions may be views of their message.
+            self._pass_time(2 * CREDIT_HOLD_SECONDS)
             for job in self._service.registries.jobs():
                 job.check()
                 check_held(job)
@@ -279,7 +282,7 @@ class AggregatorTarget:
 
 
 def check_held(job: Job) -> None:
-    """Check that a job's contributions do not keep much larger messages in memory.
+    """Check that contributions that have waited for a while do not keep much larger messages in memory.
 
     Raises:
         ViolationError: They do.

@@ -283,7 +283,7 @@ def test_sums_of_several_types_travel_in_one_message() -> None:
 
 
 def test_a_contribution_that_waits_for_long_lets_go_of_its_message() -> None:
-    """The view of a few bytes would keep the whole message alive. With its credit, the contribution is copied."""
+    """The view of a few bytes would keep the whole message alive. It is copied, also if its worker has been lost."""
     aggregator = Aggregator(together=True)
     for rank in range(RANKS):
         aggregator.declare(rank)
@@ -292,6 +292,8 @@ def test_a_contribution_that_waits_for_long_lets_go_of_its_message() -> None:
     unused = sys.getrefcount(data)
     assert aggregator.handle(0, data) == ""
     assert sys.getrefcount(data) > unused, "contributions are not copied at once"
+    # Its credit is returned on its next connection.
+    aggregator.job.workers[0].uncredited.clear()
     aggregator.runner.perform(aggregator.job, aggregator.job.tick(aggregator.now + CREDIT_HOLD_SECONDS))
     assert sys.getrefcount(data) == unused
     for rank in (1, 2):

@@ -67,7 +67,7 @@ class SmallRounds:
     ) -> None:
         """Does what JobRounds.contribute does for each contribution of a message, if the rounds `take_together`.
 
-        Contributions stay views of the message until their credit is returned: see CreditReturns.
+        Contributions stay views of the message for CREDIT_HOLD_SECONDS: see `let_go`.
 
         Args:
             rank: The worker.
@@ -165,11 +165,17 @@ class SmallRounds:
         self._counters.waiting.observe_since(waited, now)
 
     def let_go(self, now: float) -> None:
-        """Forgets messages that came so long ago that the credit for what still waits is returned."""
+        """Copies the contributions that have waited for long, so that their messages can be released."""
         recent = self._recent
         while recent and now - recent[0][0] >= CREDIT_HOLD_SECONDS:
             since, rank, layout = recent.popleft()
-            if (message := layout.messages.get(rank)) is not None and message.since <= since:
+            if (message := layout.messages.get(rank)) is None:
+                # All were summed.
+                continue
+            for shard in layout.shards:
+                if shard is not None:
+                    shard.leave_message(rank)
+            if message.since <= since:
                 del layout.messages[rank]
 
     def clear(self) -> None:
@@ -192,4 +198,7 @@ class SmallRounds:
             released += key.sizes[index]
             shard.complete(result)
         self._memory.held_bytes -= released * others
-        action.messages.clear()
+        messages = action.messages
+        if any(len(message.pieces) == len(action.shards) for message in messages.values()):
+            # These were all contributions with this layout. Otherwise others may still wait.
+            messages.clear()

@@ -1,6 +1,6 @@
 """Sums of small shards that are made together: few additions, and one message for all workers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, groupby, pairwise
 
 from psum.aggregator.sums.results import Results
@@ -69,9 +69,9 @@ class SmallSums(Results):
         return [message[start:end] for start, end in pairwise(ends)]
 
 
-def _runs(element_types: Sequence[ElementType]) -> Iterable[tuple[ElementType, int]]:
+def _runs(element_types: Sequence[ElementType]) -> list[tuple[ElementType, int]]:
     """The types of neighbours that have one, and how many these are. Mostly all have."""
     first, count = element_types[0], len(element_types)
     if element_types.count(first) == count:
-        return ((first, count),)
-    return ((element_type, sum(1 for _ in equal)) for element_type, equal in groupby(element_types))
+        return [(first, count)]
+    return [(element_type, len(list(equal))) for element_type, equal in groupby(element_types)]
