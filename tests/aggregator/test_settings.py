@@ -190,6 +190,6 @@ def test_processes_that_cannot_be_are_mistakes(given: dict[str, str], complaint:
 def test_auto_is_a_number_that_suits_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process for four usable processors, of which at least one and at most eight."""
     for usable, processes in ((1, 1), (2, 1), (7, 1), (8, 2), (16, 4), (64, 8)):
-        monkeypatch.setattr("psum.aggregator.settings.processors", lambda usable=usable: usable)
+        monkeypatch.setattr("psum.aggregator.declared_settings.processors", lambda usable=usable: usable)
         assert Settings.from_environment({"PSUM_PROCESSES": "auto"}).processes == processes
     assert Settings.from_environment({}).processes == 1

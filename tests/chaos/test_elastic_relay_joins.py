@@ -66,14 +66,14 @@ def test_a_killed_worker_is_replaced_through_its_relay(job: Job) -> None:
 
 
 def test_a_group_that_was_lost_begins_anew(job: Job) -> None:
-    """Both workers of a host are killed, and replaced through their relay, which has no group then. It owns no shards,
-    so only the workers can say that they join a running job."""
+    """Both workers of a host are killed, and replaced through their relay, which has no group then. The replacements
+    are started like the first workers: they hear from the owners that they join a running job."""
     workers = job.start(0, 1, 2, 3)
     workers[1].await_batch(3)
     for worker in workers[2:]:
         worker.kill()
     workers[1].await_event(lambda event: event.get("members") == [0, 1], "step without ranks 2 and 3")
-    replaced = job.start(2, 3, joining=True)
+    replaced = job.start(2, 3)
     last = max(worker.await_join() for worker in replaced)
     workers[1].await_batch(last + 3)
     job.training.check([0, 1, 2, 3], [0, 1], [0, 1, 2, 3])
@@ -99,3 +99,37 @@ def test_what_is_killed_during_a_transfer(tmp_path: pathlib.Path, killed: str) -
         victim.start()
         workers[1].await_batch(third.await_join() + 3)
         job.training.check([0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3])
+
+
+def test_workers_join_through_relays_of_relays(tmp_path: pathlib.Path) -> None:
+    """Two hosts with a relay each forward to the relay of their rack, and rank 4 is elsewhere. A worker is killed and
+    replaced through both levels. Then the rack's relay is killed with a worker, and started again. The last worker of
+    that host is killed too: the host's group begins anew."""
+    with aggregators(tmp_path, 5) as processes:
+        owners, (rack, *hosts) = processes[:2], processes[2:]
+        given: dict[str, Any] = {"num_workers": 5, "elastic": (1, 6), "local_size": LOCAL_SIZE}
+        training = ElasticTraining(
+            tmp_path / "training", [each.address for each in owners], reconnect_timeout=30.0, **given
+        )
+
+        def start(rank: int, **more: Any) -> ElasticWorker:
+            relay = f"{hosts[rank // LOCAL_SIZE].address},{rack.address}/4" if rank < 4 else "off"
+            return training.start(rank, relay=relay, **more)[0]
+
+        with contextlib.closing(training):
+            workers = [start(rank) for rank in range(5)]
+            workers[1].await_batch(3)
+            workers[3].kill()
+            workers[1].await_event(lambda event: event.get("members") == [0, 1, 2, 4], "step without rank 3")
+            third = start(3)
+            workers[1].await_batch(third.await_join() + 3)
+            workers[2].kill()
+            rack.end()
+            rack.start()
+            workers[1].await_event(lambda event: event.get("members") == [0, 1, 3, 4], "step without rank 2")
+            third.kill()
+            workers[1].await_event(lambda event: event.get("members") == [0, 1, 4], "step without ranks 2 and 3")
+            [second, third] = [start(rank) for rank in (2, 3)]
+            last = max(second.await_join(), third.await_join())
+            workers[4].await_batch(last + 3)
+            training.check([0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4], [0, 1, 3, 4], [0, 1, 4], [0, 1, 2, 3, 4])

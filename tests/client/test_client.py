@@ -61,10 +61,11 @@ def test_what_is_handed_over_while_the_thread_ends_is_completed(address: str, mo
 
     def stop_with_a_latecomer() -> None:
         # The thread was told to empty the inbox and ends before it does so.
-        client._closed, outstanding = False, client._outstanding
+        lifecycle, outstanding = client._lifecycle, client._outstanding
+        lifecycle.closed = False
         outstanding._thread, outstanding._scheduled = client._thread, True
         futures.append(store.push_pull_async("w", np.ones(3)))
-        client._closed, outstanding._thread = True, None
+        lifecycle.closed, outstanding._thread = True, None
         stop()
 
     monkeypatch.setattr(client._thread, "stop", stop_with_a_latecomer)

@@ -35,7 +35,7 @@ def test_weights_follow_from_roles_unless_they_are_given(
 ) -> None:
     """All workers decide that alike, since they have the same list, the same weights and the same answers."""
     told = [[(f"x:{1 + 2 * number}",) for number in range(count)] if count > 1 else () for count in processes]
-    monkeypatch.setattr(fleet, "_ask", lambda settings, route: told)
+    monkeypatch.setattr(fleet, "_ask", lambda settings, route: (told, frozenset()))
     environ = {"PSUM_AGGREGATORS": aggregators} | ({} if given is None else {"PSUM_AGGREGATOR_WEIGHTS": given})
     with fleet.whole_fleet(Settings.from_environment(environ)) as found:
         assert (found.by_roles, found.settings.weights) == (by_roles, weights)

@@ -119,6 +119,7 @@ int cudaMemsetAsync(void *memory, int value, size_t size, stream s) {
 // Streams and events: all work is complete when a call returns.
 
 int cudaStreamCreate(void **s) { return allocate(s, 8); }
+int cudaStreamCreateWithFlags(void **s, unsigned flags) { return allocate(s, 8); }
 int cudaStreamDestroy(void *s) { free(s); return OK; }
 int cudaStreamSynchronize(void *s) { return OK; }
 int cudaStreamWaitEvent(void *s, void *event, unsigned flags) { return OK; }

@@ -13,13 +13,17 @@ import pytest
 import trustme
 
 from psum import client as psum
+from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.plane_choice import PlaneChoice
 from psum.aggregator.service.receiver import Receiver
+from psum.client.core.session import Session
 from psum.client.transport import data_dialer
 from psum.client.transport.data_dialer import DialProspects
+from psum.client.transport.stream import Stream
 from psum.planes import SECRET_BYTES, DataConnection
 from psum.planes.tcp import limit_sending
-from psum.wire import FAR_BATCH_BYTES, report_of
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import FAR_BATCH_BYTES, decode, report_of
 from tests.polling import wait_until
 
 
@@ -413,6 +417,72 @@ def test_an_older_aggregator_does_not_answer(make_fleet: Callable[..., Any], mon
         return chosen
 
     monkeypatch.setattr(PlaneChoice, "choose", choose_without_answers)
+    inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
+    assert fleet.on_every_rank(2, few_sums, plane="direct") == inline
+
+
+@pytest.mark.parametrize("plane", ["direct", "shm"])
+def test_what_was_sent_on_the_stream_is_handled_first(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, plane: str
+) -> None:
+    """The aggregator has said something before it knew of the data connection. It arrives late, when a sum is there
+    already, and the worker hears it before the sum."""
+    fleet = make_fleet(1)
+    read, handle = Stream.read, Session.handle
+    kinds: list[str | None] = []
+    came = asyncio.Event()
+
+    async def read_late(self: Stream) -> bytes | None:
+        data = await read(self)
+        if data is None or not decode(pb.ExchangeResponse, data)[0].HasField("welcome"):
+            await came.wait()
+        return data
+
+    class Received(DataConnection):
+        async def receive(self) -> memoryview:
+            message = await super().receive()
+            if decode(pb.ExchangeResponse, message)[0].HasField("result"):
+                came.set()
+            return message
+
+    def note(self: Session, aggregator: int, message: pb.ExchangeResponse, *rest: Any) -> None:
+        kinds.append(message.WhichOneof("kind"))
+        handle(self, aggregator, message, *rest)
+
+    def say_first(self: WorkerConnection, connection: DataConnection) -> None:
+        self.queue.put_control(pb.ExchangeResponse(notice=pb.Notice(text="said on the stream")))
+        self.filled.set()
+        offer(self, connection)
+
+    offer = WorkerConnection.offer
+    monkeypatch.setattr(WorkerConnection, "offer", say_first)
+    monkeypatch.setattr(data_dialer, "DataConnection", Received)
+    monkeypatch.setattr(Stream, "read", read_late)
+    monkeypatch.setattr(Session, "handle", note)
+    with fleet.worker(0, 1, plane=plane) as client:
+        client.store().push_pull("a", np.ones(100_000, np.float32))
+    assert kinds.index("notice") < kinds.index("result")
+
+
+def test_an_aggregator_of_a_version_before_does_not_say_that_the_data_connection_follows(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker does not wait for that."""
+    choose = PlaneChoice.choose
+
+    def choose_as_before(self: PlaneChoice, job: Any, hello: Any, connection: Any, welcome: Any, **given: Any) -> Any:
+        chosen = choose(self, job, hello, connection, welcome, **given)
+        welcome.ClearField("data_follows")
+        return chosen
+
+    def use_at_once(self: WorkerConnection) -> None:
+        assert self._offered is not None
+        self.data_connection = self._offered
+        self.plane.connected(self._offered)
+
+    monkeypatch.setattr(PlaneChoice, "choose", choose_as_before)
+    monkeypatch.setattr(WorkerConnection, "use_data_connection", use_at_once)
+    fleet = make_fleet(1)
     inline = fleet.on_every_rank(2, few_sums, plane="inline", job="inline")
     assert fleet.on_every_rank(2, few_sums, plane="direct") == inline
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from psum import client as psum
 from psum.client.future import wait_for
+from psum.v1 import aggregator_pb2 as pb
+from tests.polling import wait_until
 
 ELASTIC = psum.Elastic(1, 3)
 
@@ -67,3 +70,26 @@ def test_a_member_that_ends_does_not_wait_for_the_next_boundary(fleet: Any) -> N
 
     with ThreadPoolExecutor(2) as pool:
         assert max(pool.map(work, range(2))) < 5.0
+
+
+def test_one_that_is_lost_before_it_is_let_in_asks_again_as_another_process(fleet: Any) -> None:
+    """It has taken part in nothing yet. After five times it says why."""
+    jobs = fleet.servers[0]._service.registries.fleet.jobs
+    with fleet.worker(0, 2, elastic=ELASTIC) as first, fleet.worker(1, 2, elastic=ELASTIC):
+        first.store()
+        joins, admissions = first.link._session.joins, jobs["default"].members.admissions
+
+        def is_admitted(process: Any) -> bool:
+            return 2 in admissions and bool(admissions[2].incarnation == process.incarnation)
+
+        with fleet.worker(2, 2, elastic=ELASTIC) as candidate:
+            seen: set[Any] = set()
+            for generation in range(5):
+                assert wait_for(lambda: joins.admissions.candidate not in {None, *seen}, 10.0)
+                seen.add(process := joins.admissions.candidate)
+                assert first.link.admit(process) == generation
+                wait_until(partial(is_admitted, process))
+                loss = pb.Loss(rank=2, generation=generation, text="its relay was lost")
+                first.link._in_thread(partial(joins.note_losses, [loss], time.monotonic()))
+            with pytest.raises(psum.ExcludedError, match=r"its relay was lost.* asked to join 5 times"):
+                psum.ElasticState(candidate, batch=0)

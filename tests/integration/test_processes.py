@@ -26,9 +26,9 @@ def aggregator() -> Iterator[Aggregator]:
         yield made
 
 
-def ask_nobody(settings: psum.Settings, route: Route) -> Sequence[Processes]:
+def ask_nobody(settings: psum.Settings, route: Route) -> tuple[Sequence[Processes], frozenset[int]]:
     """What a worker that does not ask knows."""
-    return [()] * len(settings.aggregators)
+    return [()] * len(settings.aggregators), frozenset()
 
 
 def work(rank: int, address: str) -> Sequence[str]:

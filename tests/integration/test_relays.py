@@ -231,7 +231,9 @@ def test_an_owner_that_cannot_be_reached_is_named(
 ) -> None:
     """The workers of a relay get the owner's address and the cause, if it was there when they asked for its processes
     and is gone when their group is complete."""
-    monkeypatch.setattr("psum.client.fleet._ask", lambda settings, route: [()] * len(settings.aggregators))
+    monkeypatch.setattr(
+        "psum.client.fleet._ask", lambda settings, route: ([()] * len(settings.aggregators), frozenset())
+    )
     fleet = make_fleet(1, connect_timeout=0.5)
     nobody = "127.0.0.1:1"
     errors = on_every_host(fleet, fails, relays=fleet.addresses, aggregators=(*fleet.addresses, nobody), num_workers=3)

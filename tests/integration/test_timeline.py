@@ -99,7 +99,7 @@ def test_a_slow_sum_is_told_from_the_wire(fleet: Any, tmp_path: pathlib.Path, mo
         time.sleep(DELAY_SECONDS)
         add_up(*arguments)
 
-    monkeypatch.setattr("psum.aggregator.service.action_runner.add_up", slowly)
+    monkeypatch.setattr("psum.aggregator.service.summation.add_up", slowly)
     together = threading.Barrier(2)
 
     def work(client: psum.Client) -> None:

@@ -5,6 +5,8 @@ from typing import Final
 
 import pytest
 
+from psum.aggregator.core import elastic_texts
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.elastic_rounds import ElasticRounds
 from psum.aggregator.core.key import Key
@@ -12,9 +14,14 @@ from psum.aggregator.core.losses import Loss
 from psum.aggregator.core.relay_members import RelayMembers
 from psum.aggregator.core.relayed_membership import RelayedMembership
 from psum.aggregator.core.round import ShardRounds
+from psum.aggregator.core.waiting_room import WaitingRoom
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
+from psum.aggregator.relay.core.group_joins import GroupJoins
+from psum.aggregator.relay.core.group_membership import GroupMembership
 from psum.aggregator.relay.core.wanted_values import WantedValues
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
+from psum.wire.errors import FaultError
 
 
 def the_sum_of_a_relay_counts_as_one_rank(patch: pytest.MonkeyPatch) -> None:
@@ -63,6 +70,36 @@ def a_rank_is_not_asked_again_for_its_value(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WantedValues, "forget", lambda _self, _member: None)
 
 
+def those_who_wait_at_a_relay_are_refused_with_its_last_member(patch: pytest.MonkeyPatch) -> None:
+    add = WaitingRoom.add
+
+    def mutant(self: WaitingRoom, candidate: Candidate, *, deserted: bool = False) -> FaultError | None:
+        if not deserted:
+            return add(self, candidate)
+        self.refuse(candidate, elastic_texts.ended(candidate.hello.job, candidate))
+        return None
+
+    patch.setattr(WaitingRoom, "add", mutant)
+
+
+def owners_hear_of_a_group_before_all_is_learned_that_a_worker_says(patch: pytest.MonkeyPatch) -> None:
+    never = property(lambda _self: False, lambda _self, _value: None)
+    patch.setattr(ElasticHostJob, "_is_learning", never, raising=False)
+
+
+def what_an_owner_has_decided_on_an_earlier_stream_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GroupJoins, "reopened", lambda _self, _uplink: None)
+
+
+def a_relay_has_a_view_before_it_has_reached_the_owners(patch: pytest.MonkeyPatch) -> None:
+    look = GroupMembership.reaches_all_owners
+
+    def mutant(self: GroupMembership, now: float, *, all_of_them: bool | None) -> None:
+        look(self, now, all_of_them=all_of_them is not False)
+
+    patch.setattr(GroupMembership, "reaches_all_owners", mutant)
+
+
 ALL = [
     the_sum_of_a_relay_counts_as_one_rank,
     a_relay_is_known_by_its_first_rank,
@@ -70,6 +107,10 @@ ALL = [
     ranks_that_a_relay_does_not_name_any_more_are_waited_for,
     a_relay_that_has_no_value_receives_none,
     a_rank_is_not_asked_again_for_its_value,
+    those_who_wait_at_a_relay_are_refused_with_its_last_member,
+    owners_hear_of_a_group_before_all_is_learned_that_a_worker_says,
+    what_an_owner_has_decided_on_an_earlier_stream_counts,
+    a_relay_has_a_view_before_it_has_reached_the_owners,
 ]
 
 #: As in mutations.py.

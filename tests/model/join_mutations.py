@@ -112,8 +112,8 @@ ALL = [
     a_member_takes_admissions_from_a_welcome,
 ]
 
-#: Where to begin the search for bugs that need a rare coincidence, to save time.
-FIRST_SEEDS: Mapping[Callable[[pytest.MonkeyPatch], None], int] = {
+#: As in mutations.py.
+SEEDS: Mapping[Callable[[pytest.MonkeyPatch], None], int] = {
     rounds_before_the_admission_wait_for_the_newcomer: 50,
     a_newcomer_is_welcomed_after_the_first_admission: 385,
     a_newcomer_counts_as_one_that_began_anew: 105,

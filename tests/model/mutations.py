@@ -15,6 +15,7 @@ from psum.aggregator.core.ended_jobs import EndedJobs
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.key import Key as JobKey
+from psum.aggregator.core.recovery import Recovery
 from psum.aggregator.core.round import RULES, Phase, ShardRounds, Timing, Verdict
 from psum.client.core import running_operations
 from psum.client.core.buffers import flat
@@ -26,7 +27,7 @@ from psum.client.core.session import Session
 from psum.client.core.small_results import SmallResults
 from psum.client.core.ticket import Ticket
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound
+from psum.wire import to_columns, to_rows
 from psum.wire.errors import FaultError
 
 
@@ -42,14 +43,14 @@ def waiters_are_forgotten_when_a_round_is_adopted(patch: pytest.MonkeyPatch) -> 
 
 
 def a_holder_that_comes_back_is_not_asked_again(patch: pytest.MonkeyPatch) -> None:
-    reconcile = JobRounds._reconcile
+    reconcile = Recovery._reconcile
 
-    def mutant(self: JobRounds, key: JobKey, declared: pb.Shard, rank: int, now: float) -> bool:
+    def mutant(self: Recovery, key: JobKey, declared: pb.Shard, rank: int, now: float) -> bool:
         before = key.shards[declared.index].round
         asked = reconcile(self, key, declared, rank, now)
         return asked and key.shards[declared.index].round != before
 
-    patch.setattr(JobRounds, "_reconcile", mutant)
+    patch.setattr(Recovery, "_reconcile", mutant)
 
 
 def a_late_copy_of_the_round_before_is_refused(patch: pytest.MonkeyPatch) -> None:
@@ -140,13 +141,14 @@ def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> No
 def a_result_is_taken_for_any_round(patch: pytest.MonkeyPatch) -> None:
     take = SmallResults.take
 
-    def mutant(self: SmallResults, window: SendWindow[Part], rows: Sequence[ShardRound], *others: Any) -> None:
+    def mutant(self: SmallResults, window: SendWindow[Part], shards: pb.ShardRounds, *others: Any) -> None:
+        rows = to_rows(shards)
         parts = [window.outstanding.get((row.id, row.shard)) for row in rows]
         rows = [
             row if part is None else row._replace(round=part.ticket.round)
             for row, part in zip(rows, parts, strict=True)
         ]
-        take(self, window, rows, *others)
+        take(self, window, to_columns(rows), *others)
 
     patch.setattr(SmallResults, "take", mutant)
 

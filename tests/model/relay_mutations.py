@@ -11,6 +11,7 @@ from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import introduction
+from psum.aggregator.relay.core.asked_ranks import AskedRanks
 from psum.aggregator.relay.core.forwarded import ForwardedKey
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
@@ -60,8 +61,8 @@ def the_group_s_sum_is_kept_instead_of_the_result(patch: pytest.MonkeyPatch) -> 
 def a_relay_that_was_started_again_is_another_member(patch: pytest.MonkeyPatch) -> None:
     introduce = introduction.introduction
 
-    def mutant(identity: Identity, workers: Sequence[Worker], uplink: int, now: float, *, resuming: bool) -> pb.Hello:
-        hello = introduce(identity, workers, uplink, now, resuming=resuming)
+    def mutant(identity: Identity, workers: Sequence[Worker], uplink: int, now: float, **said: Any) -> pb.Hello:
+        hello = introduce(identity, workers, uplink, now, **said)
         hello.incarnation = identity.incarnation
         return hello
 
@@ -79,7 +80,7 @@ def an_owner_that_was_started_again_is_sent_nothing_again(patch: pytest.MonkeyPa
 
 
 def no_rank_is_asked_for_a_sum_that_an_owner_wants(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(HostJob, "_ask", lambda _self: [])
+    patch.setattr(AskedRanks, "ask", lambda _self: [])
 
 
 def other_groups_do_not_hear_of_a_failure(patch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ import elastic_relay_mutations
 import join_mutations
 import mutations
 import relay_mutations
+from mutation_search import MisfitError, found_by
+from psum.aggregator.core.round import ShardRounds
 from simulation import Counters, Failure, History, run, shrink
 from simulation.elastic_steps import ELASTIC_STEPS
 from simulation.plan import ELASTIC_FAULTS, FAULTS, RELAY_FAULTS, WORK
@@ -25,9 +27,6 @@ ELASTIC_HISTORIES = 80
 
 #: Those with relays take longer.
 ELASTIC_RELAY_HISTORIES = 50
-
-#: Maximum number of histories to find a mutation. Most are found within twenty.
-MUTATION_HISTORIES = 600
 
 
 # CPU-bound: some seconds on an idle core, and many times that on a busy machine.
@@ -105,7 +104,7 @@ def test_a_bug_in_the_product_is_found(
 ) -> None:
     """Each injected bug makes at least one history without relays fail."""
     mutate(monkeypatch)
-    assert _is_found(mutations.SEEDS.get(mutate), functools.partial(History.draw, relayed=False))
+    assert found_by(functools.partial(History.draw, relayed=False), mutations.SEEDS.get(mutate))
 
 
 @pytest.mark.parametrize("mutate", relay_mutations.ALL, ids=lambda mutation: mutation.__name__)
@@ -114,7 +113,7 @@ def test_a_bug_in_a_relay_is_found(
 ) -> None:
     """Each bug injected into relays makes at least one history with a relay fail."""
     mutate(monkeypatch)
-    assert _is_found(relay_mutations.SEEDS.get(mutate), functools.partial(History.draw, relayed=True))
+    assert found_by(functools.partial(History.draw, relayed=True), relay_mutations.SEEDS.get(mutate))
 
 
 @pytest.mark.parametrize("mutate", elastic_mutations.ALL, ids=lambda mutation: mutation.__name__)
@@ -123,7 +122,8 @@ def test_a_bug_in_an_elastic_job_is_found(
 ) -> None:
     """Each bug injected into elastic jobs makes at least one of their histories fail."""
     mutate(monkeypatch)
-    assert _is_found(elastic_mutations.SEEDS.get(mutate), functools.partial(History.draw, relayed=False, elastic=True))
+    draw = functools.partial(History.draw, relayed=False, elastic=True)
+    assert found_by(draw, elastic_mutations.SEEDS.get(mutate))
 
 
 @pytest.mark.parametrize("mutate", elastic_relay_mutations.ALL, ids=lambda mutation: mutation.__name__)
@@ -132,34 +132,33 @@ def test_a_bug_in_a_relay_of_an_elastic_job_is_found(
 ) -> None:
     """Each bug injected into relays of elastic jobs makes at least one of their histories fail."""
     mutate(monkeypatch)
-    seed = elastic_relay_mutations.SEEDS.get(mutate)
-    assert _is_found(seed, functools.partial(History.draw, relayed=True, elastic=True))
-
-
-def _is_found(known: int | None, draw: Callable[[int], History]) -> bool:
-    """Return whether a history fails. Try the known seed first."""
-    if known is not None and _fails(draw(known)):
-        return True
-    for seed in range(MUTATION_HISTORIES):
-        if _fails(draw(seed)):
-            print(f"found by seed {seed}; worth noting in SEEDS if this took more than a second")
-            return True
-    return False
+    draw = functools.partial(History.draw, relayed=True, elastic=True)
+    assert found_by(draw, elastic_relay_mutations.SEEDS.get(mutate))
 
 
 @pytest.mark.parametrize("mutate", join_mutations.ALL, ids=lambda mutation: mutation.__name__)
 def test_a_bug_in_joins_is_found(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each bug injected into joins makes at least one history of an elastic job fail."""
     mutate(monkeypatch)
-    first = join_mutations.FIRST_SEEDS.get(mutate, 0)
-    assert any(
-        _fails(History.draw(seed, relayed=False, elastic=True)) for seed in range(first, first + MUTATION_HISTORIES)
-    )
+    draw = functools.partial(History.draw, relayed=False, elastic=True)
+    assert found_by(draw, join_mutations.SEEDS.get(mutate))
 
 
-def _fails(history: History) -> bool:
-    try:
-        run(history)
-    except Failure:
-        return True
-    return False
+def test_a_mutation_that_does_not_fit_the_product_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug counts as found by what it does wrong, not because it lacks an argument or raises an error itself."""
+    adopt = ShardRounds.adopt
+
+    def without_an_argument(self: ShardRounds[object], holder: int) -> None:
+        adopt(self, holder, 0.0)
+
+    def with_an_error(_self: ShardRounds[object], _holder: int, _now: float) -> None:
+        raise RuntimeError("what this mutation needs is no more there")
+
+    draw = functools.partial(History.draw, relayed=False)
+    for mutant, error in (
+        (without_an_argument, "failed with TypeError at job_rounds.py"),
+        (with_an_error, "failed with RuntimeError at test_histories.py"),
+    ):
+        monkeypatch.setattr(ShardRounds, "adopt", mutant)
+        with pytest.raises(MisfitError, match=error):
+            found_by(draw)

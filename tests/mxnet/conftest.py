@@ -46,6 +46,8 @@ class FakeTicket:
         value: The contribution, once started; None if the operation only receives.
         reason: Why it was aborted; None if it was not.
         decided: Set when it is started or aborted.
+        borrows: Whether the result may be lent.
+        loan: The result, if the test lends it.
         contributions: The parts to which fewer ranks contributed.
     """
 
@@ -62,6 +64,8 @@ class FakeTicket:
         self.reason: str | None = None
         self.decided = threading.Event()
         self.contributions: list[Contribution] = []
+        self.borrows = False
+        self.loan: Any = None
         self._client = client
         self._target: memoryview | None = None
         self._done: Callable[[PsumError | None], None] | None = None
@@ -73,6 +77,7 @@ class FakeTicket:
         done: Callable[[PsumError | None], None],
         staged: int | None = None,
         *,
+        borrows: bool = False,
         stands_in: bool = False,
     ) -> None:
         assert not self.decided.is_set()
@@ -81,7 +86,7 @@ class FakeTicket:
         if stands_in:
             assert source is None
             self.stand_in = np.frombuffer(target or b"", self.element_type.numpy).reshape(self.shape).copy()
-        self._target, self._done = target, done
+        self._target, self._done, self.borrows = target, done, borrows
         self.decided.set()
         if self._client.failure is not None:
             self.finish(error=self._client.failure)
@@ -148,6 +153,17 @@ class FakeClient:
         ticket = FakeTicket(self, str(key), sum(t.key == str(key) for t in self.reserved), **reserved)
         self.reserved.append(ticket)
         return ticket
+
+    def reserve_again(self, key: str, priority: int, label: str = "") -> FakeTicket:
+        last = next(ticket for ticket in reversed(self.reserved) if ticket.key == key)
+        return self.reserve(
+            key,
+            shape=last.shape,
+            element_type=last.element_type,
+            operation=last.operation,
+            priority=priority,
+            label=label,
+        )
 
     def next_started(self) -> FakeTicket:
         return self.started.get(timeout=PATIENCE_SECONDS)

@@ -101,6 +101,13 @@ def test_stages_are_the_memory_that_aggregators_read(run_workers: Callable[..., 
     assert [run.check().strip() for run in run_workers("stages.py")] == ["0", "0"]
 
 
+@pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
+def test_sums_of_devices(run_workers: Callable[..., list[Any]], plane: str) -> None:
+    """Arrays of a device get exact sums in each round. Where memory is shared, large sums are copied from there."""
+    lent = 12 if plane == "shm" else 0
+    assert [run.check().strip() for run in run_workers("device_sums.py", PSUM_PLANE=plane)] == [f"{lent} lent"] * 2
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
 def test_forms_and_types(run_workers: Callable[..., list[Any]], plane: str) -> None:

@@ -1,19 +1,14 @@
 """A client: one worker process in its job."""
 
-import asyncio
-import logging
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from psum.client import termination
 from psum.client.client_loop import ClientLoop
 from psum.client.core.buffers import Memory
 from psum.client.core.counters import Counters, Statistics, statistics
@@ -26,22 +21,14 @@ from psum.client.elastic.link import Link
 from psum.client.elastic.ranked_keys import check_ranks
 from psum.client.fleet import Fleet
 from psum.client.fork_guard import ForkGuard
+from psum.client.lifecycle import Lifecycle
 from psum.client.memory import ClientMemory
 from psum.client.shared_arrays import Place, Shape, SharedArrays
 from psum.client.store import Store
 from psum.client.transport.usable_planes import usable_planes
 from psum.planes import Block
-from psum.runtime import keep_large_blocks
 from psum.wire import ElementType
 from psum.wire.errors import ClosedError, FaultError, PsumError
-
-_log = logging.getLogger(__name__)
-
-#: How much longer than its timeout `close` waits for the client's thread.
-_CLOSE_MARGIN_SECONDS: Final = 5.0
-
-#: The least time that the aggregators get to answer a goodbye.
-_LEAST_LEAVE_SECONDS: Final = 0.5
 
 
 class Client:
@@ -79,10 +66,7 @@ class Client:
         if settings.elastic is not None and loop.thread is not None:
             self.link = Link(self, settings, loop.session, loop.thread, loop.settle)
             loop.checks.append(self.link.look_for_candidates)
-        # Reentrant: a signal's handler may close the client while the main thread does so.
-        self._closing = threading.RLock()
-        self._is_closing = False
-        self._closed = False
+        self._lifecycle = Lifecycle(self, loop, self._memory, self.arrays)
 
     def __repr__(self) -> str:
         return f"<Client job={self.settings.job!r} rank={self.rank}/{self.num_workers} {self._session!r}>"
@@ -98,7 +82,7 @@ class Client:
     @property
     def closed(self) -> bool:
         """Whether it has left the job."""
-        return self._closed
+        return self._lifecycle.closed
 
     @property
     def failure(self) -> PsumError | None:
@@ -196,7 +180,7 @@ class Client:
         self._guard.check()
         if ranks:
             check_ranks(key, ranks, self.settings, self.title)
-        if self._closed:
+        if self._lifecycle.closed:
             raise ClosedError("this client was closed; connect again, or close it later")
         return self._session.reserve(store, key, shape, element_type, operation, priority, label, ranks)
 
@@ -234,11 +218,11 @@ class Client:
         """Returns where aggregators can read a value that lies in an array of `empty` or `zeros`; None if nowhere."""
         return self.arrays.place_of(memory)
 
-    def reserve_again(self, key: Key, priority: int) -> Ticket:
-        """Reserves the next round of a key as the last one was reserved."""
-        if self._guard.forked or self._closed:
-            return self.reserve(key.store, key.key, key.shape, key.element_type, key.operation, priority)
-        return self._session.reserve_again(key, priority)
+    def reserve_again(self, key: Key, priority: int, label: str = "") -> Ticket:
+        """Reserves the next round of a key that is for all ranks, with the same shape and type as before."""
+        if self._guard.forked or self._lifecycle.closed:
+            return self.reserve(key.store, key.key, key.shape, key.element_type, key.operation, priority, label)
+        return self._session.reserve_again(key, priority, label)
 
     def allocate(self, size: int) -> Block | None:
         """Allocates memory that aggregators on this host read from: what is pushed from it need not be copied.
@@ -311,13 +295,13 @@ class Client:
         Returns:
             False if that took longer than timeout seconds.
         """
-        return self._loop.catch_up(timeout) if self.is_current_thread or not self._closed else True
+        return self._loop.catch_up(timeout) if self.is_current_thread or not self._lifecycle.closed else True
 
     def fail(self, error: PsumError) -> None:
         """Fails every outstanding operation with this error, and all later ones."""
         if self._thread is None or self.is_current_thread:
             self._loop.fail(error)
-        elif not self._closed:
+        elif not self._lifecycle.closed:
             self._thread.call(lambda: self._loop.fail(error))
 
     def part(self, fault: FaultError) -> "Future[None] | None":
@@ -329,10 +313,7 @@ class Client:
         Returns:
             A future that ends when all aggregators have heard of it. None if there is no aggregator to tell.
         """
-        if self._thread is None or self._closed or self.forked:
-            return None
-        self._memory.unlink()
-        return asyncio.run_coroutine_threadsafe(self._membership.leave_early(fault), self._thread.loop)
+        return None if self.forked else self._lifecycle.part(fault)
 
     def close(self, timeout: float = 5.0) -> None:
         """Leaves the job: waits for outstanding operations, says goodbye, and ends the background thread.
@@ -346,16 +327,7 @@ class Client:
         if self.forked:
             return
         self.check_may_wait()
-        with self._closing:
-            if self._closed or self._is_closing:
-                return
-            self._is_closing = True
-            # The others may begin it much later, or never.
-            self._loop.drop_upcoming()
-            try:
-                self._close(timeout)
-            finally:
-                self._is_closing = False
+        self._lifecycle.close(timeout)
 
     def connect(self, *, waits_for_rank: bool = True) -> None:
         """Joins the job at every aggregator, or at its relay. `connect` of this package calls it once.
@@ -369,27 +341,9 @@ class Client:
             ConfigurationError: A file for TLS or the token file cannot be used, or the settings ask for metrics and the
                 library for them is not installed.
         """
-        self._telemetry.set_up()
-        # SIGTERM must be handled while the worker joins too.
-        termination.watch(self)
-        for text in self.settings.warnings():
-            _log.warning("%s", text)
-        if self._planes.lack is not None:
-            _log.warning("%s", self._planes.lack)
-        try:
-            self._telemetry.serve_metrics()
-            if self._thread is not None:
-                keep_large_blocks(one_arena=False)
-                self._memory.open()
-                self._thread.run(self._loop.join(self._memory.staging, waits_for_rank=waits_for_rank))
-        except BaseException as error:
-            self._telemetry.report_fault(error)
-            self._detach()
-            if self._thread is not None:
-                self._thread.stop()
-            self._telemetry.close()
-            self._memory.close()
-            raise
+        lack = self._planes.lack
+        warnings = [*self.settings.warnings(), *(() if lack is None else (lack,))]
+        self._lifecycle.join(warnings, waits_for_rank=waits_for_rank)
 
     def start_with_next(self, start: Callable[[], None]) -> None:
         """Starts an operation together with the next one: they need no more messages than that alone.
@@ -411,35 +365,6 @@ class Client:
                 "a callback of an operation called this in psum's own thread, where it would wait for itself. Use the"
                 " asynchronous call there, or wait in another thread"
             )
-
-    def _close(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        self.drain(timeout)
-        try:
-            if self._thread is not None:
-                try:
-                    patience = max(_LEAST_LEAVE_SECONDS, deadline - time.monotonic())
-                    self._thread.run(self._loop.leave(patience), timeout + _CLOSE_MARGIN_SECONDS)
-                finally:
-                    self._detach()
-                    self._thread.stop()
-        finally:
-            # Even if leaving failed: nobody else would complete the outstanding operations.
-            self._detach()
-            self._telemetry.close()
-            self._session.fail(ClosedError("the client was closed before the operation was complete"))
-            # Operations that came after the thread had emptied the inbox for the last time.
-            self._outstanding.empty_inbox()
-            # After the operations have failed: what they pushed is separated from the memory first.
-            self.arrays.close()
-            self._memory.close()
-            self._telemetry.write_timeline()
-
-    def _detach(self) -> None:
-        """From now on nothing is left to the thread."""
-        self._closed = True
-        termination.forget(self)
-        self._outstanding.detach()
 
     def _shares_memory(self) -> bool:
         return "shm" in self.planes

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
@@ -18,6 +19,8 @@ from psum.runtime import open_descriptors, replaced
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import is_local
 from psum.wire.errors import ConnectError, WorkerLostError
+
+_log = logging.getLogger(__name__)
 
 
 class _Newcomer:
@@ -70,7 +73,11 @@ def whole_fleet(settings: Settings) -> Iterator[Fleet]:
     newcomer = _Newcomer(settings)
     termination.watch(newcomer)
     try:
-        processes = _ask(settings, route) if settings.aggregators else ()
+        processes, vacant = _ask(settings, route) if settings.aggregators else ((), frozenset())
+        if settings.elastic is not None and settings.rank in vacant and not settings.joining:
+            # Its relay may have no group that could tell.
+            _log.warning("rank %d joins the running job in place of a process that is lost or has left", settings.rank)
+            settings = replaced(settings, joining=True)
         addresses, weights = fleet_of(settings.aggregators, settings.weights, processes)
         aggregators = aggregators_of(settings.aggregators, addresses, processes)
         by_roles = not settings.weights and have_roles(addresses, aggregators)
@@ -95,13 +102,13 @@ def have_roles(addresses: Sequence[str], aggregators: Sequence[int]) -> bool:
     return len(set(aggregators)) > 1 and not all(map(is_local, addresses))
 
 
-def _ask(settings: Settings, route: Route) -> Sequence[Processes]:
-    """What each listed aggregator says of its processes."""
+def _ask(settings: Settings, route: Route) -> tuple[Sequence[Processes], frozenset[int]]:
+    """What each listed aggregator says of its processes, and with a relay, which ranks of the job have none."""
     set_up_logging(settings)
     thread = LoopThread("psum-client")
     try:
         if not route.relay:
-            return thread.run(ask_for_processes(settings))
+            return thread.run(ask_for_processes(settings)), frozenset()
         hello = pb.Hello(job=settings.job, rank=settings.rank, worker=process_name.name())
         route.describe(hello)
         return thread.run(ask_relay_for_processes(settings, route.relay, hello))

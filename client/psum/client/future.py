@@ -7,7 +7,7 @@ that wait for any of them share one set of waiters.
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psum.client.core.contribution import Contribution
 from psum.client.core.ticket import Parts
@@ -47,14 +47,15 @@ class Outcome(Future[None]):
     _parts: Parts | None = None
     """In an elastic job, finds out the parts of the result to which not all ranks contributed. None: all did."""
 
-    def __init__(self) -> None:
-        # Like Future.__init__, without a condition of its own.
-        self._condition = _changed
-        self._state = "RUNNING"
-        self._result = None
-        self._exception = None
-        self._watchers: list[Any] | None = None
-        self._callbacks: list[Any] | None = None
+    # What Future.__init__ sets, for all that have not ended: a constructor would cost more than the future.
+    if not TYPE_CHECKING:
+        __init__ = object.__init__
+    _condition = _changed
+    _state = "RUNNING"
+    _result = None
+    _exception: BaseException | None = None
+    _watchers: list[Any] | None = None
+    _callbacks: list[Any] | None = None
 
     @property
     def contributors(self) -> tuple[Contribution, ...]:

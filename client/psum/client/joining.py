@@ -1,19 +1,29 @@
-"""Joins a job at every aggregator or at none, and waits while another process with the same rank is still ending."""
+"""Joins a job at every aggregator or at none, and waits while another process with the same rank is still ending.
+
+A process that joins a running job may be lost before it is let in, for example with the last worker of its relay. It
+has taken part in nothing then, so it asks again as another process.
+"""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from psum.client.settings import Settings
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.opening import backoff
-from psum.wire.errors import PsumError, TakenError
+from psum.wire.errors import ExcludedError, PsumError, TakenError
 
 _log = logging.getLogger(__name__)
 
+#: How often a process that was not let in asks to join.
+_MOST_ATTEMPTS: Final = 5
 
-async def join(make: Callable[[], Sequence[AggregatorConnection]], settings: Settings, *, waits: bool) -> None:
+
+async def join(
+    make: Callable[[], Sequence[AggregatorConnection]], settings: Settings, *, waits: bool, asks_again: bool = False
+) -> None:
     """Joins at all aggregators.
 
     If one aggregator says that the rank is taken, this closes all connections and joins again as another worker: the
@@ -23,13 +33,16 @@ async def join(make: Callable[[], Sequence[AggregatorConnection]], settings: Set
         make: Makes the connections of an attempt.
         settings: The worker's settings.
         waits: Whether to wait for a rank that is taken.
+        asks_again: Whether to join as another worker if this one is lost before it is let in everywhere.
 
     Raises:
         TakenError: The rank was still taken after rank_timeout seconds.
+        ExcludedError: It was lost each time before it was let in.
         PsumError: See AggregatorConnection.connect.
     """
     give_up: float | None = None
     pauses = backoff()
+    attempts = 1
     while True:
         try:
             await _join_once(make(), settings.connect_timeout)
@@ -49,6 +62,15 @@ async def join(make: Callable[[], Sequence[AggregatorConnection]], settings: Set
                 raise TakenError(
                     f"{error}. Waited for {settings.rank_timeout:g} s (PSUM_RANK_TIMEOUT)", ranks=error.ranks
                 ) from None
+        except ExcludedError as error:
+            if not asks_again:
+                raise
+            if attempts == _MOST_ATTEMPTS:
+                raise ExcludedError(
+                    f"{error}. It has asked to join {attempts} times, and was never let in", ranks=error.ranks
+                ) from None
+            attempts += 1
+            _log.warning("rank %d was not let in, and asks again as another process: %s", settings.rank, error)
         await asyncio.sleep(next(pauses))
 
 

@@ -103,6 +103,7 @@ class Membership:
 
         def make() -> Sequence[AggregatorConnection]:
             self._incarnation = secrets.randbits(64)
+            self._session.joins.ask()
             self.connections = [
                 AggregatorConnection(
                     index,
@@ -145,7 +146,7 @@ class Membership:
     async def _join(self, make: Callable[[], Sequence[AggregatorConnection]], *, waits_for_rank: bool) -> None:
         settings = self._settings
         try:
-            await join(make, settings, waits=waits_for_rank)
+            await join(make, settings, waits=waits_for_rank, asks_again=self._joining)
         except BaseException as error:
             self.connections = ()
             if isinstance(error, ConnectError):
@@ -244,7 +245,7 @@ class Membership:
         )
         if settings.elastic is not None:
             hello.elastic.min, hello.elastic.max = settings.elastic.minimum, settings.elastic.maximum
-            hello.losses.extend(self._session.losses)
+            hello.losses.extend(self._session.joins.losses())
             hello.joining = self._joining and not resuming
             hello.generation = self._session.joins.generation
             hello.admissions.extend(self._session.joins.admissions.for_hello(aggregator))

@@ -69,14 +69,21 @@ class _Known:
         self._dtype = dtype
         self._shape = shape
 
-    def fits(self, array: Any) -> bool:
-        """Whether Buffer.of takes an object, and finds what it found before. False: it must look."""
-        return (
-            type(array) is np.ndarray
-            and array.dtype is self._dtype
-            and array.shape == self._shape
-            and array.flags.c_contiguous
-        )
+    def fits(self, value: Any, target: Any) -> bool:
+        """Whether Buffer.of takes both objects, and finds what it found before, and the sum can be written to `target`.
+
+        False: it must look.
+        """
+        if type(value) is not np.ndarray or value.dtype is not self._dtype or value.shape != self._shape:
+            return False
+        flags = value.flags
+        if target is not value:
+            if type(target) is not np.ndarray or target.dtype is not self._dtype or target.shape != self._shape:
+                return False
+            if not flags.c_contiguous:
+                return False
+            flags = target.flags
+        return flags.c_contiguous and flags.writeable
 
 
 class Store:
@@ -171,9 +178,7 @@ class Store:
             if (
                 known is not None
                 and known.given is element_type
-                and known.fits(value)
-                and (out is None or known.fits(out))
-                and target.flags.writeable
+                and known.fits(value, target)
                 and -_PRIORITY_LIMIT <= priority < _PRIORITY_LIMIT
             ):
                 # Nearly every operation of a training comes here.

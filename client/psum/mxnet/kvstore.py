@@ -6,6 +6,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Self
 
 from psum.client import (
@@ -14,16 +15,22 @@ from psum.client import (
     Operation,
     PsumError,
     StoreNumber,
+    Ticket,
     key_name,
     shared_client,
 )
 from psum.mxnet.arguments import Arrays
+from psum.mxnet.arrays.inspection import context_of
 from psum.mxnet.arrays.memory import usable_in_place
-from psum.mxnet.compat import MXNetError, mx
+from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError, mx
+from psum.mxnet.device_sum import DeviceSum, PipelineOf, pipeline_of
 from psum.mxnet.engine import lifecycle
+from psum.mxnet.known_sums import KnownSum, only_array
 from psum.mxnet.names import Labels
 from psum.mxnet.push_pull import PushPull
 from psum.mxnet.shared_gradients import SharedGradients
+from psum.mxnet.staging.lanes import Lane
+from psum.mxnet.staging.lent_sums import LentSums
 from psum.mxnet.staging.stages import StagePool, StageStatistics
 
 _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trainer and Module do that on the workers."
@@ -41,6 +48,8 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             environment, and waits for the aggregators, when the first store is made.
         in_place: Whether arrays of a context can be read and written in place. Arrays of all other contexts go through
             stages, which are arrays in pinned host memory. By default, arrays in host memory are used in place.
+        pipeline_of: What moves the arrays of other contexts to stages and back, if they are summed one by one and in
+            place. None, or all other arrays: MXNet does.
         number: The number that was reserved when the program made the store. None: the next number.
 
     Attributes:
@@ -55,6 +64,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         client: Client | None = None,
         *,
         in_place: Callable[[Any], bool] = usable_in_place,
+        pipeline_of: PipelineOf = pipeline_of,
         number: StoreNumber | None = None,
     ) -> None:
         self._client = shared_client() if client is None else client
@@ -66,7 +76,12 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         """How often a Trainer or Module has updated parameters with its sums."""
         self._stages = StagePool.of(self._client)
         self._shared = SharedGradients.of(self._client)
+        self._lent_sums = LentSums.of(self._client)
         self._in_place = in_place
+        self._pipeline_of = pipeline_of
+        self._known: dict[str | int, KnownSum] = {}
+        self._lanes: dict[str, Lane] = {}
+        """Of the keys whose sums a pipeline has moved."""
         # Reentrant, for signal handlers.
         self._ordering = threading.RLock()
         self._pid = os.getpid()
@@ -124,12 +139,23 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             ValueError: The arrays differ in shape or type, or from those that the key had before.
             MXNetError: The key, or the whole job, has failed before.
         """
+        array = only_array(value, out)
+        # A dictionary would take True for 1.
+        if array is not None and (type(key) is int or type(key) is str):
+            known = self._known.get(key)
+            if known is not None and known.fits(array, priority):
+                # Nearly every operation of a training comes here.
+                self._sum_again(known, array, priority)
+                return
         _check_key("pushpull", key)
         values = outs = Arrays.of(value, "value")
         if out is not None:
             outs = Arrays.of(out, "out")
             values.check_like(outs, "value", "out")
-        self._begin(key, Operation.SUM, values, outs, priority, contributes=True)
+        if array is not None:
+            self._sum_in_place(key, array, outs, priority)
+        else:
+            self._begin(key, Operation.SUM, values, outs, priority, contributes=True)
 
     def broadcast(self, key: str | int, value: Any, out: Any = None, priority: int = 0) -> None:
         """Gives all workers the array of rank 0, and waits for it.
@@ -249,6 +275,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         """
         labelled = copy.copy(self)
         labelled.labels, labelled._waits, labelled._updates = labels, False, 0
+        labelled._known = {}
         return labelled
 
     def is_check_due(self) -> bool:
@@ -261,24 +288,62 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         """Makes a comparison, over all ranks, of the parameters that are updated with this store's sums."""
         return Comparison(self._client, f"check_in_step of store {self._store.number}")
 
+    def _sum_again(self, known: KnownSum, array: Any, priority: int) -> None:
+        """Sums an array that is known, in place."""
+        with self._in_order():
+            try:
+                ticket = self._client.reserve_again(known.key, priority, known.label)
+            except PsumError as error:
+                raise MXNetError(str(error)) from error
+            self._queue_in_place(ticket, known, known.arrays(array), priority)
+
+    def _sum_in_place(self, key: str | int, array: Any, arrays: Arrays, priority: int) -> None:
+        """Sums an array in place, and remembers what it is like."""
+        context = context_of(array)
+        pipeline = None
+        if not self._in_place(context):
+            pipeline = self._pipeline_of(context)
+        if ENGINE_IS_NAIVE or not arrays.nbytes or not (pipeline or self._in_place(context)):
+            self._begin(key, Operation.SUM, arrays, arrays, priority, contributes=True)
+            return
+        priority = operator.index(priority)
+        with self._in_order():
+            ticket = self._reserve(key, arrays, Operation.SUM, priority)
+            label = self._label(key, Operation.SUM)
+            self._known[key] = known = KnownSum(
+                ticket, key_name(key), label, array, arrays, pipeline, context.device_id
+            )
+            self._queue_in_place(ticket, known, arrays, priority)
+
+    def _queue_in_place(self, ticket: Ticket, known: KnownSum, arrays: Arrays, priority: int) -> None:
+        nominal = self.num_workers if self._client.elastic else 0
+        if known.pipeline is not None:
+            lane = self._lanes.get(known.name)
+            if lane is None:
+                lane = self._lanes.setdefault(known.name, Lane())
+            DeviceSum(ticket, arrays, known.device, lane, self._stages, self._lent_sums, known.pipeline, nominal).begin(
+                priority
+            )
+        else:
+            PushPull(
+                ticket,
+                (self._store, known.name, Operation.SUM),
+                arrays,
+                arrays,
+                self._stages,
+                self._shared,
+                self._in_place,
+                self._lanes.get(known.name),
+                awaited=False,
+                nominal=nominal,
+            ).begin_in_place(priority)
+
     def _begin(
         self, key: str | int, operation: Operation, values: Arrays, outs: Arrays, priority: int, *, contributes: bool
     ) -> PushPull:
         priority = operator.index(priority)
-        # The engine must get the operations on a key in the order of their rounds, whatever threads call. They may use
-        # the same array: round 0 would wait there for round 1, which waits for round 0.
-        with self._ordering if os.getpid() == self._pid else contextlib.nullcontext():
-            try:
-                ticket = self._store.reserve(
-                    key,
-                    shape=outs.shape,
-                    element_type=outs.element_type,
-                    operation=operation,
-                    priority=priority,
-                    label=self.labels[operation].get(key, "") if self.labels else "",
-                )
-            except PsumError as error:
-                raise MXNetError(str(error)) from error
+        with self._in_order():
+            ticket = self._reserve(key, outs, operation, priority)
             # If the root is lost, the ranks take the value of one of them.
             stands_in = not contributes and self._client.elastic
             push_pull = PushPull(
@@ -289,6 +354,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 self._stages,
                 self._shared,
                 self._in_place,
+                self._lanes.get(key_name(key)) if operation is Operation.SUM else None,
                 awaited=self._waits and operation is Operation.BROADCAST,
                 nominal=self.num_workers if operation is Operation.SUM and self._client.elastic else 0,
                 stands_in=stands_in,
@@ -296,6 +362,29 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             push_pull.begin(priority)
         push_pull.complete()
         return push_pull
+
+    def _in_order(self) -> AbstractContextManager[Any]:
+        """The engine must get the operations on a key in the order of their rounds, whatever threads call.
+
+        They may use the same array: round 0 would wait there for round 1, which waits for round 0.
+        """
+        return self._ordering if os.getpid() == self._pid else contextlib.nullcontext()
+
+    def _label(self, key: str | int, operation: Operation) -> str:
+        return self.labels[operation].get(key, "") if self.labels else ""
+
+    def _reserve(self, key: str | int, arrays: Arrays, operation: Operation, priority: int) -> Ticket:
+        try:
+            return self._store.reserve(
+                key,
+                shape=arrays.shape,
+                element_type=arrays.element_type,
+                operation=operation,
+                priority=priority,
+                label=self._label(key, operation),
+            )
+        except PsumError as error:
+            raise MXNetError(str(error)) from error
 
 
 def _check_key(what: str, key: Any) -> None:

@@ -18,6 +18,7 @@ from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError
 from psum.mxnet.engine import operations, waits
 from psum.mxnet.shared_gradients import SharedGradients
 from psum.mxnet.staging.host_memory import worker
+from psum.mxnet.staging.lanes import Lane
 from psum.mxnet.staging.stages import VALUE_FAILED, StagePool, Turn
 
 
@@ -41,6 +42,7 @@ class PushPull:
         stages: Lends stages.
         shared: The gradients that aggregators can read where they are.
         in_place: Whether the arrays of a context can be used in place.
+        lane: The order of the key's sums; None if only MXNet's engine orders them.
         awaited: Whether `wait` will be called.
         nominal: The number of ranks by which the program divides the sum, which is scaled if fewer contributed. 0: the
             sum is taken as it is.
@@ -56,6 +58,7 @@ class PushPull:
         stages: StagePool,
         shared: SharedGradients,
         in_place: Callable[[Any], bool],
+        lane: Lane | None = None,
         *,
         awaited: bool,
         nominal: int = 0,
@@ -68,6 +71,8 @@ class PushPull:
         self._stages = stages
         self._shared = shared
         self._in_place = in_place
+        self._lane = lane
+        self._place = 0 if lane is None else lane.take()
         self._nominal = nominal
         self._stands_in = stands_in
         self._target: Any = None
@@ -98,6 +103,18 @@ class PushPull:
             raise
         if not ENGINE_IS_NAIVE:
             self._scatter()
+
+    def begin_in_place(self, priority: int) -> None:
+        """Does the same as `begin` for one array in host memory that is both value and out, and usable in place."""
+        array = self._target = self._outs.items[0]
+        try:
+            queue_plain_layout(array)
+            operations.push(
+                array, operations.Operation(self._on_target_ready, self._on_target_failed), priority=priority
+            )
+        except BaseException as error:
+            self._withdraw(f"{type(error).__name__}: {error}")
+            raise
 
     def complete(self) -> None:
         """With the NaiveEngine, does the rest and waits for the result. With others, does nothing.
@@ -195,6 +212,17 @@ class PushPull:
         Args:
             operation: The engine's operation to complete; None with the NaiveEngine.
         """
+        if self._lane is None or self._lane.is_due(self._place, lambda: self._start_late(operation)):
+            self._start(operation)
+
+    def _start_late(self, operation: operations.Operation | None) -> None:
+        try:
+            self._start(operation)
+        except Exception as error:
+            if operation is not None:
+                operation.complete(f"{type(error).__name__}: {error}")
+
+    def _start(self, operation: operations.Operation | None) -> None:
         try:
             view = flat_bytes(self._target, self._outs.nbytes)
         except BaseException as error:
@@ -230,6 +258,8 @@ class PushPull:
         self._ticket.abort(reason)
         if self._turn is not None:
             self._stages.give_back(self._turn, reason)
+        if self._lane is not None:
+            self._lane.end(self._place)
         if self._ended is not None:
             self._ended.set()
 
@@ -246,6 +276,8 @@ class PushPull:
         self._error = error
         if self._turn is not None:
             self._stages.give_back(self._turn, None if error is None else str(error))
+        if self._lane is not None:
+            self._lane.end(self._place)
         if operation is not None:
             operation.complete(None if error is None else str(error))
         if self._ended is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from psum.client import Client, shared_client
+from psum.client.per_client import PerClient
 from psum.client.shared_arrays import LEAST_BYTES, SharedBlock
 from psum.mxnet.arrays import copies
 from psum.mxnet.arrays.dlpack import address_of
@@ -57,11 +58,7 @@ class SharedGradients:
     @classmethod
     def of(cls, client: Client) -> "SharedGradients":
         """Returns those of a client."""
-        with _making:
-            shared = _shared.get(client)
-            if shared is None:
-                shared = _shared[client] = cls(client)
-            return shared
+        return _shared.of(client)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -230,6 +227,4 @@ def _forget_static_graphs(parameters: Iterable[Any]) -> None:
 
 
 _chosen: "Final[weakref.WeakKeyDictionary[Any, SharedGradients]]" = weakref.WeakKeyDictionary()
-_shared: "Final[weakref.WeakKeyDictionary[Client, SharedGradients]]" = weakref.WeakKeyDictionary()
-_making: Final = threading.RLock()
-"""Reentrant: a signal's handler may make a store anywhere."""
+_shared: Final = PerClient(SharedGradients)

@@ -148,12 +148,9 @@ class ModuleSource:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        group = getattr(module, "process_group", None)
+        group = module.process_group if isinstance(module, DistributedDataParallel) else None
         self._group = group if isinstance(group, PsumProcessGroup) else None
-
-    @property
-    def _layouts_of(self) -> PsumProcessGroup | None:
-        return self._group if isinstance(self._module, DistributedDataParallel) else None
+        """What sums its buckets."""
 
     @property
     def obstacle(self) -> str:
@@ -167,8 +164,8 @@ class ModuleSource:
 
     def remake_buckets(self) -> None:
         """Lets a DistributedDataParallel make its buckets now that it makes anew once, so that they can be saved."""
-        if (group := self._layouts_of) is not None:
-            group.layouts.remake(self._module)
+        if self._group is not None:
+            self._group.layouts.remake(self._module)
 
     def save(self) -> object:
         """See StateSource.
@@ -176,10 +173,9 @@ class ModuleSource:
         Raises:
             InvalidError: The module's first step differs from later ones.
         """
-        module, group = self._module, self._layouts_of
         if self.obstacle:
             raise InvalidError(self.obstacle)
-        layout = [] if group is None else [SavedTensor(each) for each in group.layouts.of(module)]
+        layout = [] if self._group is None else [SavedTensor(each) for each in self._group.layouts.of(self._module)]
         return {name: SavedTensor(tensor) for name, tensor in self._tensors().items()}, self._extra(), layout
 
     def load(self, saved: Any) -> None:
@@ -193,8 +189,8 @@ class ModuleSource:
             tensors[name].fill(tensor, name)
         for name, state in extra.items():
             self._module.get_submodule(name).set_extra_state(unpacked(state))
-        if layout and (group := self._layouts_of) is not None:
-            group.layouts.remake(self._module, [each.restored() for each in layout])
+        if layout and self._group is not None:
+            self._group.layouts.remake(self._module, [each.restored() for each in layout])
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         named = dict(self._module.named_parameters(remove_duplicate=False))

@@ -39,6 +39,11 @@ class Loan:
         """Whether its content may change."""
         return self._given_up
 
+    @property
+    def memory(self) -> "MappedSums":
+        """What is lent. It stays mapped as long as this object lives, also without the loan."""
+        return self._sums
+
     def give_up(self) -> None:
         """Says that nobody reads the memory any more, though the object lives. From any thread.
 

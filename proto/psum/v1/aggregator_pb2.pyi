@@ -971,6 +971,7 @@ class Welcome(_message.Message):
     LOSSES_FIELD_NUMBER: _builtins.int
     ADMISSION_FIELD_NUMBER: _builtins.int
     ADMISSIONS_FIELD_NUMBER: _builtins.int
+    DATA_FOLLOWS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """A random number that the aggregator process keeps for its life."""
     credit_bytes: _builtins.int
@@ -1003,6 +1004,10 @@ class Welcome(_message.Message):
     """
     relays: _builtins.bool
     """Whether the aggregator is a relay for this worker, as the worker's group_size asks for."""
+    data_follows: _builtins.bool
+    """Whether the aggregator's last message on the stream, before it talks on the data connection, is an empty taken. What
+    comes on the data connection is later than that, although it may arrive before. Older aggregators do not say so.
+    """
     @_builtins.property
     def departures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Departure]:
         """The members that have left the job."""
@@ -1040,10 +1045,11 @@ class Welcome(_message.Message):
         losses: _abc.Iterable[Global___Loss] | None = ...,
         admission: Global___Admission | None = ...,
         admissions: _abc.Iterable[Global___Admission] | None = ...,
+        data_follows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "admissions", b"admissions", "credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "admissions", b"admissions", "credit_bytes", b"credit_bytes", "data_answers", b"data_answers", "data_follows", b"data_follows", "data_port", b"data_port", "data_secret", b"data_secret", "departures", b"departures", "incarnation", b"incarnation", "losses", b"losses", "max_message_bytes", b"max_message_bytes", "plane", b"plane", "relays", b"relays", "round_timeout_seconds", b"round_timeout_seconds", "segment", b"segment", "staging", b"staging", "worker_timeout_seconds", b"worker_timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1776,7 +1782,7 @@ class GetStatusRequest(_message.Message):
     job: _builtins.str
     """Only this job. Empty: all."""
     without_jobs: _builtins.bool
-    """Only the process, and none of its jobs. This costs the aggregator almost nothing."""
+    """Only the process, and none of its jobs, but `vacant_ranks` of `job`. This costs the aggregator almost nothing."""
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Asks a relay to ask others for their processes: those in `aggregators`. The rest is as in the hello with which the
@@ -1818,6 +1824,7 @@ class GetStatusResponse(_message.Message):
     LOOP_LAG_SECONDS_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
     INQUIRIES_FIELD_NUMBER: _builtins.int
+    VACANT_RANKS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of psum."""
     incarnation: _builtins.int
@@ -1856,6 +1863,12 @@ class GetStatusResponse(_message.Message):
     def inquiries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inquiry]:
         """From a relay that was asked with `hello`: what each of the aggregators there said, in the same order."""
 
+    @_builtins.property
+    def vacant_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `without_jobs`: the ranks of the elastic job that was asked for whose processes are lost or have left, while the
+        job goes on. Another process with such a rank asks to join.
+        """
+
     def __init__(
         self,
         *,
@@ -1872,10 +1885,11 @@ class GetStatusResponse(_message.Message):
         loop_lag_seconds: _builtins.float = ...,
         processes: _abc.Iterable[Global___Process] | None = ...,
         inquiries: _abc.Iterable[Global___Inquiry] | None = ...,
+        vacant_ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "inquiries", b"inquiries", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "inquiries", b"inquiries", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "vacant_ranks", b"vacant_ranks", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1891,6 +1905,7 @@ class Inquiry(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    VACANT_RANKS_FIELD_NUMBER: _builtins.int
     problem: _builtins.str
     """Why it did not say them, for people. Empty: it did. The worker asks again."""
     address: _builtins.str
@@ -1901,6 +1916,10 @@ class Inquiry(_message.Message):
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]:
         """The aggregator's processes, as in its own GetStatusResponse. None: it is one process."""
 
+    @_builtins.property
+    def vacant_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The same of the worker's job there, as in GetStatusResponse."""
+
     def __init__(
         self,
         *,
@@ -1908,10 +1927,11 @@ class Inquiry(_message.Message):
         problem: _builtins.str = ...,
         address: _builtins.str = ...,
         final: _builtins.bool = ...,
+        vacant_ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "final", b"final", "problem", b"problem", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "final", b"final", "problem", b"problem", "processes", b"processes", "vacant_ranks", b"vacant_ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

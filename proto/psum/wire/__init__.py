@@ -47,7 +47,9 @@ from psum.wire.rounds import (
     ShardRound,
     following_sizes,
     from_columns,
+    read_columns,
     split,
+    spread,
     to_columns,
     to_rows,
 )
@@ -87,9 +89,11 @@ __all__ = [
     "join_address",
     "parse_address",
     "parse_destination",
+    "read_columns",
     "report_of",
     "split",
     "split_address",
+    "spread",
     "to_columns",
     "to_rows",
 ]

@@ -2,10 +2,10 @@
 
 A payload passes through its key's codec at four places, two on each side, and nowhere else:
 
-    the worker encodes a contribution     psum.client.core.send_window
+    the worker encodes a contribution     psum.client.core.key_rounds
     the aggregator decodes it             psum.aggregator.service.receiver
-    the aggregator encodes a sum          psum.aggregator.service.action_runner
-    the worker decodes it                 psum.client.core.session
+    the aggregator encodes a sum          psum.aggregator.service.summation
+    the worker decodes it                 psum.client.core.running_operations
 
 Sums, budgets, credit and statistics count decoded bytes. Payloads below 64 KiB pass through the codec too. A sum that
 a worker gives back after an aggregator was started again travels decoded.

@@ -13,8 +13,9 @@ of a bytes object to 16 bytes, so a received payload can be summed in place.
 """
 
 import ctypes
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from psum.v1 import aggregator_pb2 as pb
@@ -40,19 +41,25 @@ _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
 _new_bytes.restype = ctypes.py_object
 
+#: Contiguous memory.
+Bytes = bytes | memoryview | npt.NDArray[Any]
+
 Envelope = TypeVar("Envelope", pb.ExchangeRequest, pb.ExchangeResponse)
 
 
-def encode(message: pb.ExchangeRequest | pb.ExchangeResponse, *payloads: bytes | memoryview) -> bytes:
+def encode(message: pb.ExchangeRequest | pb.ExchangeResponse, *payloads: Bytes, size: int | None = None) -> bytes:
     """Return the wire form of a message whose payload is the concatenation of buffers.
 
     Args:
         message: The message without payload.
-        payloads: Contiguous byte buffers. Each is copied once, into the result.
+        payloads: Contiguous buffers. Each is copied once, into the result.
+        size: Their total size in bytes; None if they are byte buffers.
     """
-    size = sum(map(len, payloads))
+    if size is None:
+        size = sum(map(len, payloads))
     header = message.SerializeToString()
-    return b"".join((_lead(header, size), *payloads)) if size else header
+    # NumPy's stubs say only from Python 3.12 on that arrays are buffers.
+    return b"".join((_lead(header, size), *payloads)) if size else header  # type: ignore[arg-type]
 
 
 def allocate(message: pb.ExchangeRequest | pb.ExchangeResponse, size: int) -> tuple[bytes, memoryview]:

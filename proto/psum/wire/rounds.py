@@ -87,8 +87,8 @@ def from_columns(ids: Sequence[int], *others: Sequence[int], brief: bool = False
     return pb.ShardRounds(**columns)
 
 
-def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound]:
-    """Return the rows of received columns.
+def read_columns(columns: pb.ShardRounds, most: int | None = None) -> tuple[list[int], ...]:
+    """Return received columns, in the order of ShardRound's fields: each with as many entries as ids, two, one or none.
 
     Args:
         columns: The received columns.
@@ -100,19 +100,37 @@ def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound
     count = len(columns.ids)
     if most is not None and count > most:
         raise ProtocolError(f"a message with {count} shards; expected at most {most}")
-    values: list[Iterable[int]] = [columns.ids[:]]
+    values: list[list[int]] = [columns.ids[:]]
     for name in _COLUMNS[1:]:
-        column = getattr(columns, name)
-        length = len(column)
-        if length == count:
-            values.append(column[:])
-        elif length <= 1:
-            values.append(repeat(column[0] if length else 0, count))
-        elif length == 2 < count:
-            values.append(chain(column[:1], repeat(column[1], count - 1)))
-        else:
+        column = getattr(columns, name)[:]
+        if (length := len(column)) > 1 and length != count and not length == 2 < count:
             raise ProtocolError(f"{length} {name} for {count} ids; expected the same number, two, one, or none")
-    return list(map(_row, zip(*values, strict=True)))
+        values.append(column)
+    return tuple(values)
+
+
+def spread(column: Sequence[int], count: int) -> Iterable[int]:
+    """Return a received column with an entry for each of so many rows."""
+    if len(column) == count:
+        return column
+    if len(column) == 2:
+        return chain(column[:1], repeat(column[1], count - 1))
+    return repeat(column[0] if column else 0, count)
+
+
+def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound]:
+    """Return the rows of received columns.
+
+    Args:
+        columns: The received columns.
+        most: The most rows that are allowed, None for no limit.
+
+    Raises:
+        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0, 1 or 2.
+    """
+    values = read_columns(columns, most)
+    count = len(values[0])
+    return list(map(_row, zip(*[spread(column, count) for column in values], strict=True)))
 
 
 def following_sizes(columns: pb.ShardRounds) -> list[int]:

@@ -3,23 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from psum.aggregator.core.actions import (
-    Action,
-    Admit,
-    Refuse,
-    TellCandidates,
-)
+from psum.aggregator.core.actions import Action, Admit, Refuse, TellCandidates
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import (
-    FaultError,
-)
-from tests.aggregator.core.test_elastic_job import (
-    declare,
-    hello,
-    started,
-)
+from psum.wire.errors import FaultError
+from tests.aggregator.core.elastic import declare, hello, started
 
 #: The incarnation of processes that join.
 NEW = 900

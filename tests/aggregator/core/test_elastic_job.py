@@ -1,134 +1,38 @@
 """An elastic job goes on without lost ranks, and counts who has contributed to each result."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 
-from psum.aggregator.core.actions import (
-    Action,
-    Ask,
-    Deliver,
-    EndStreams,
-    Release,
-    Report,
-    ReturnCredit,
-    Sum,
-    TellLosses,
-    Warn,
-)
+from psum.aggregator.core.actions import Action, Deliver, Release, Sum, TellLosses, Warn
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job import Job
-from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, ShardRound
 from psum.wire.errors import (
     DisagreementError,
     ExcludedError,
-    FaultError,
     InvalidError,
     ProtocolError,
     RoundTimeoutError,
     TakenError,
     WorkerLostError,
 )
-
-LIMITS = Limits(round_timeout=600, warn_after=30, elastic_timeout=5, elastic_closed_timeout=1)
-
-
-def hello(rank: int, **change: Any) -> pb.Hello:
-    fields: dict[str, Any] = {
-        "protocol_version": PROTOCOL_VERSION,
-        "job": "night",
-        "rank": rank,
-        "num_workers": 3,
-        "incarnation": 100 + rank,
-        "partition_bytes": 1024,
-        "aggregators": ["a:1", "b:1"],
-        "worker": f"h{rank} pid 7",
-        "elastic": pb.Elastic(min=1, max=3),
-    }
-    return pb.Hello(**fields | change)
-
-
-def started(ranks: Iterable[int] = range(3), limits: Limits = LIMITS, **change: Any) -> ElasticJob:
-    """A job with these ranks, on an aggregator that was just started."""
-    hellos = [hello(rank, **change) for rank in ranks]
-    job = ElasticJob(hellos[0], limits)
-    for each in hellos:
-        assert job.join(each, f"peer {each.rank}", 0.0) == ([], None)
-    return job
-
-
-def declare(job: Job, rank: int, round: int = 0, *, broadcast: bool = False) -> list[Action]:
-    operation = pb.OPERATION_BROADCAST if broadcast else pb.OPERATION_SUM
-    key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=operation, shape=[4])
-    key.shards.append(pb.Shard(index=0, elements=4, round=round))
-    actions = job.declare(rank, key, 1.0)
-    job.check()
-    return actions
-
-
-def push(job: Job, rank: int, round: int = 0, now: float = 1.0) -> list[Action]:
-    actions = job.contribute(rank, ShardRound(id=7, round=round, length=4), memoryview(bytes([1 << rank] * 4)), now)
-    job.check()
-    return actions
-
-
-def pull(job: Job, rank: int, round: int = 0) -> list[Action]:
-    actions = job.contribute(rank, ShardRound(id=7, round=round), None, 1.0)
-    job.check()
-    return actions
-
-
-def add_up(job: Job, action: Action) -> Deliver:
-    """Makes the sum that an action asks for. Returns the result that follows."""
-    assert isinstance(action, Sum)
-    result = bytes(map(sum, zip(*action.contributions, strict=True)))
-    [deliver] = job.summed(action.key, action.shard, result)
-    job.check()
-    assert isinstance(deliver, Deliver)
-    return deliver
-
-
-def tick(job: Job, now: float) -> list[Action]:
-    """What follows from the time, but for credit."""
-    actions: list[Action] = [action for action in job.tick(now) if not isinstance(action, ReturnCredit)]
-    job.check()
-    return actions
-
-
-def silence(job: Job, rank: int, now: float = 10.0) -> list[Action]:
-    """A rank's stream is given up as silent, and the time passes after which the rank is lost."""
-    assert job.lost(rank, now) == []
-    assert tick(job, now + 4.9) == []
-    return tick(job, now + 5.1)
-
-
-def told(actions: Sequence[Action]) -> list[tuple[list[int], tuple[int, ...]]]:
-    """The lost ranks that are told of, with those who are told."""
-    return [([loss.rank for loss in a.losses], a.ranks) for a in actions if isinstance(a, TellLosses)]
-
-
-def loss(rank: int) -> pb.Loss:
-    return pb.Loss(rank=rank, text="it vanished elsewhere", seconds_ago=2.0)
-
-
-def sums(actions: Sequence[Action]) -> list[Sum]:
-    return [action for action in actions if isinstance(action, Sum)]
-
-
-def faults(actions: Sequence[Action]) -> list[FaultError]:
-    return [action.fault for action in actions if isinstance(action, Report)]
-
-
-def begun(**change: Any) -> ElasticJob:
-    """A job whose ranks have declared the key."""
-    job = started(**change)
-    for rank in range(3):
-        assert declare(job, rank) == []
-    return job
+from tests.aggregator.core.elastic import (
+    LIMITS,
+    add_up,
+    begun,
+    declare,
+    faults,
+    hello,
+    loss,
+    push,
+    silence,
+    started,
+    sums,
+    tick,
+    told,
+)
 
 
 def test_a_round_that_misses_only_a_lost_rank_is_summed_without_it() -> None:
@@ -399,138 +303,6 @@ def test_a_rank_that_never_joined_here_may_be_lost_elsewhere() -> None:
     assert push(job, 1) == []
     [action] = sums(job.learn_losses(0, [loss(2)], 3.0))
     assert add_up(job, action).contributors == 2
-
-
-# An aggregator that was started again.
-
-
-def test_a_restarted_aggregator_learns_losses_from_a_hello() -> None:
-    """The rounds go on where the ranks are, without the lost one."""
-    job = started([0], resuming=True)
-    actions, refusal = job.join(hello(2, resuming=True, losses=[loss(1)]), "peer", 0.0)
-    assert refusal is None
-    assert told(actions) == [([1], (0, 2))]
-    declare(job, 0, 5)
-    declare(job, 2, 5)
-    push(job, 0, 5)
-    [action] = push(job, 2, 5)
-    assert add_up(job, action).contributors == 2
-
-
-def test_a_rank_that_does_not_come_back_to_a_restarted_aggregator_is_lost() -> None:
-    """Nobody had noticed its loss before the restart."""
-    job = started(range(2), resuming=True)
-    declare(job, 0, 5)
-    declare(job, 1, 5)
-    push(job, 0, 5)
-    push(job, 1, 5)
-    assert tick(job, 4.9) == []
-    actions = tick(job, 5.1)
-    assert told(actions) == [([2], (0, 1))]
-    [action] = sums(actions)
-    assert add_up(job, action).contributors == 2
-
-
-def test_a_sum_is_given_back_with_its_count() -> None:
-    """A rank that lacks the last result gets it with the count that the process before had made it with."""
-    job = started(range(2), resuming=True)
-    job.learn_losses(0, [loss(2)], 1.0)
-    declare(job, 0, 6)
-    declare(job, 1, 5)
-    assert push(job, 1, 5) == [Ask(0, ((7, 0, 5),))]
-    [action] = job.restore(0, ShardRound(id=7, round=5, length=4, contributors=2), memoryview(b"abcd"))
-    assert isinstance(action, Sum)
-    assert action.contributors == 2
-    [result] = job.restored(action.key, 0, 5, b"abcd")
-    job.check()
-    assert isinstance(result, Deliver)
-    assert (result.round, result.contributors, result.ranks) == (5, 2, (1,))
-
-
-def test_a_result_that_only_a_lost_rank_had_is_made_again() -> None:
-    """Everybody declares again, and the round is summed from those who are left."""
-    job = started(resuming=True)
-    declare(job, 0, 6)
-    push(job, 0, 6)
-    declare(job, 1, 5)
-    declare(job, 2, 5)
-    assert push(job, 1, 5) == [Ask(0, ((7, 0, 5),))]
-    actions = silence(job, 0)
-    assert actions[-1] == EndStreams((1, 2))
-    assert job.held_bytes == 0
-    for rank in (1, 2):
-        assert job.join(hello(rank, resuming=True, losses=[loss(0)]), "peer", 20.0) == ([], None)
-        declare(job, rank, 5)
-    push(job, 1, 5)
-    [action] = push(job, 2, 5)
-    result = add_up(job, action)
-    assert (result.round, result.result, result.contributors) == (5, bytes([6] * 4), 2)
-
-
-@pytest.mark.parametrize(("old", "pushes"), [(2, True), (2, False), (0, True), (0, False)])
-def test_a_stopped_process_that_is_the_first_to_come_back_spoils_nothing(old: int, pushes: bool) -> None:
-    """It declares an old round to a process that does not know of its loss. The others begin at their own round."""
-    job = started([1], resuming=True)
-    declare(job, 1, old)
-    if pushes:
-        push(job, 1, old)
-    actions, refusal = job.join(hello(0, resuming=True, losses=[loss(1)]), "peer", 1.0)
-    assert refusal is None
-    assert isinstance(faults(actions)[0], ExcludedError)
-    job.join(hello(2, resuming=True, losses=[loss(1)]), "peer", 1.0)
-    assert declare(job, 0, 8) == []
-    assert declare(job, 2, 8) == []
-    push(job, 0, 8)
-    [action] = push(job, 2, 8)
-    result = add_up(job, action)
-    assert (result.result, result.contributors) == (bytes([5] * 4), 2)
-
-
-def test_what_is_under_way_for_forgotten_keys_is_ignored() -> None:
-    """A stream that is about to end may still bring contributions, and a sum may be in the making."""
-    job = started(resuming=True)
-    for rank in range(3):
-        declare(job, rank, 5)
-    push(job, 0, 5)
-    push(job, 1, 5)
-    [action] = push(job, 2, 5)
-    assert isinstance(action, Sum)
-    actions = job.learn_losses(0, [loss(1)], 2.0)
-    assert actions[-1] == EndStreams((0, 2))
-    assert job.summed(action.key, 0, b"abcd") == []
-    assert push(job, 0, 6) == []
-
-
-def test_a_new_process_that_is_the_first_at_a_restarted_aggregator_is_no_member() -> None:
-    """The process that had its rank before has ended unnoticed. The rank is lost as soon as another one says how far
-    the job is."""
-    job = started([1], incarnation=9)
-    declare(job, 1)
-    for rank in (0, 2):
-        assert job.join(hello(rank, resuming=True), "peer", 1.0) == ([], None)
-    actions = declare(job, 0, 8)
-    assert [type(fault) for fault in faults(actions)] == [ExcludedError]
-    assert told(actions) == [([1], (0, 2))]
-    assert job.failure is None
-    for rank in (0, 2):
-        assert declare(job, rank, 8) == []
-        push(job, rank, 8)
-    assert job.rounds.keys[7].shards[0].round == 8
-
-
-def test_members_that_have_left_are_not_waited_for() -> None:
-    """Workers that come back tell of a departure. Rounds count those who are left."""
-    job = started([0], resuming=True)
-    gone = [pb.Departure(ranks=[2], incarnation=102)]
-    job.join(hello(1, resuming=True, departures=gone), "peer", 0.0)
-    declare(job, 0, 5)
-    declare(job, 1, 5)
-    push(job, 0, 5)
-    [action] = push(job, 1, 5)
-    assert add_up(job, action).contributors == 2
-
-
-# The hello.
 
 
 def test_a_registry_makes_an_elastic_job_only_for_an_elastic_hello() -> None:

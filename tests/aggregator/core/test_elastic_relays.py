@@ -2,7 +2,7 @@
 
 import pytest
 
-from psum.aggregator.core.actions import Ask, EndStreams, Release, Sum, TellTiming
+from psum.aggregator.core.actions import Release, Sum, TellTiming
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.elastic_roster import FIRST_RELAY
 from psum.aggregator.core.registry import Registry
@@ -19,10 +19,8 @@ from tests.aggregator.core.owner import (
     join,
     join_learning,
     loss,
-    pull,
     push,
     relay,
-    started,
     told,
     two_groups,
 )
@@ -141,6 +139,14 @@ def test_a_relay_whose_last_ranks_end_is_lost_at_once() -> None:
     goodbye = pb.Goodbye(fault=WorkerLostError("all have ended", ranks=[0, 1]).to_message())
     assert told(job.leave_early(one, goodbye, 3.0)) == [([1], (two,))]
     assert job.members.roster.known == (0, 2, 3)
+    # This aggregator was started again, and has not heard of that loss.
+    known = pb.Admission(rank=0, generation=1, incarnation=800)
+    first = relay(1, resuming=True, admissions=[known])
+    job = ElasticJob(first, LIMITS)
+    one = join_learning(job, first)
+    two = join_learning(job, relay(2, 3, resuming=True))
+    assert told(job.leave_early(one, goodbye, 3.0)) == [([1], (two,))]
+    assert job.failure is None
     # It has not told yet that rank 0 has left.
     job, one, two = two_groups()
     goodbye = pb.Goodbye(fault=WorkerLostError("the last one has ended", ranks=[1]).to_message())
@@ -233,6 +239,20 @@ def test_a_relay_says_goodbye_for_a_rank_that_a_restarted_owner_has_not_seen() -
         job.leave_partly(one, [2])
 
 
+@pytest.mark.parametrize("here", [False, True])
+def test_a_relay_repeats_the_goodbye_of_a_rank_that_was_admitted_elsewhere(here: bool) -> None:
+    """The relay was started again, and a worker has told it of the departure. The present process goes on."""
+    job, one, two = two_groups()
+    job.leave_partly(one, [0])
+    for member in (one, two):
+        job.admit(member, pb.Admission(rank=0, generation=1, incarnation=800), 2.0)
+    if here:
+        join(job, hello(0, incarnation=800, generation=1, resuming=True), 2.0)
+    assert job.leave_partly(one, [0]) == []
+    assert job.members.roster.left == set()
+    assert job.members.roster.known == (0, 1, 2, 3)
+
+
 def test_the_generation_of_one_that_has_left_is_that_of_its_admission() -> None:
     """It may come back to repeat its goodbye, and is not taken for a later process then."""
     known = [pb.Admission(rank=0, generation=1, incarnation=800), pb.Admission(rank=1, generation=2, incarnation=801)]
@@ -252,326 +272,6 @@ def test_too_few_ranks_after_a_goodbye_fail_what_waits() -> None:
     [fault] = faults(job.leave_partly(one, [0]))
     assert isinstance(fault, WorkerLostError)
     assert sorted(fault.ranks) == [0, 1]
-
-
-# The relay comes back.
-
-
-def test_a_relay_is_known_again_by_the_processes_behind_it() -> None:
-    """Also one that was started again, without ranks that it has lost: those are lost here too."""
-    job, one, two = two_groups()
-    push(job, two, of=2, value=8)
-    job.lost(one, 2.0, closed=True)
-    again = relay(1, resuming=True)
-    actions, refusal = job.join(again, "peer", 3.0)
-    assert refusal is None
-    assert again.rank == one
-    assert told(actions) == [([0], (one, two))]
-    assert "came back without it" in job.losses(3.0)[0].text
-    assert job.members.roster.known == (1, 2, 3)
-    assert job.workers[one].connected
-    assert add_up(job, push(job, one, of=1)) == (bytes([9] * 4), 3, (one, two), -1)
-    job.check()
-
-
-def test_a_rank_that_left_while_its_relay_was_away_is_not_lost() -> None:
-    """The relay's hello names it among those that have left."""
-    job, one, _ = two_groups()
-    job.lost(one, 2.0, closed=True)
-    departure = pb.Departure(ranks=[0], incarnation=100)
-    actions, refusal = job.join(relay(1, resuming=True, departures=[departure]), "peer", 3.0)
-    assert refusal is None
-    assert told(actions) == []
-    assert job.losses(3.0) == []
-    assert job.members.roster.left == {0}
-    job.check()
-    job.leave(one, 4.0)
-    assert [list(each.ranks) for each in job.departures()] == [[0], [1]]
-
-
-def test_a_relay_is_told_of_the_ranks_that_were_lost_while_it_was_away() -> None:
-    """It goes on with the others. If all are lost it is refused."""
-    job, one, two = two_groups()
-    job.lost(one, 2.0, closed=True)
-    job.learn_losses(two, [loss(0)], 2.5)
-    again = relay(0, 1, resuming=True)
-    assert job.join(again, "peer", 3.0) == ([], None)
-    assert again.rank == one
-    assert list(again.ranks) == [1]
-    assert [each.rank for each in job.losses(3.0, one)] == [0]
-    job.lost(one, 4.0, closed=True)
-    job.learn_losses(two, [loss(1)], 4.5)
-    _, refusal = job.join(relay(0, 1, resuming=True), "peer", 5.0)
-    assert isinstance(refusal, ExcludedError)
-    assert refusal.ranks == (0, 1)
-
-
-def test_the_first_rank_of_a_relay_is_lost_and_admitted_elsewhere() -> None:
-    """The relay goes on with its other ranks; the newcomer is a member of its own with the number of the rank."""
-    job, one, two = two_groups()
-    job.learn_losses(one, [loss(0)], 2.0)
-    admission = pb.Admission(rank=0, generation=1, incarnation=900, ids=[7], rounds=[1])
-    for member in (one, two):
-        job.admit(member, admission, 3.0)
-    assert job.members.roster.known == (0, 1, 2, 3)
-    assert join(job, hello(0, incarnation=900, generation=1, resuming=True), 4.0) == 0
-    assert job.members.roster.members == (0, one, two)
-    # The round before the admission does not need the newcomer.
-    push(job, one, of=1)
-    assert add_up(job, push(job, two, of=2))[:3] == (bytes([2] * 4), 3, (one, two))
-    declare(job, 0, 1)
-    push(job, one, 1, of=1)
-    push(job, two, 1, of=2)
-    assert add_up(job, push(job, 0, 1))[:3] == (bytes([3] * 4), 0, (0, one, two))
-    # Their losses are apart.
-    job.learn_losses(two, [loss(0, 1)], 5.0)
-    assert job.members.is_lost(0)
-    assert not job.members.is_lost(one)
-    again = relay(1, resuming=True, losses=[loss(0)])
-    assert job.join(again, "peer", 6.0) == ([], None)
-    assert again.rank == one
-
-
-def test_a_relay_that_has_not_heard_of_an_admission_elsewhere_is_told() -> None:
-    """Its process of that rank is out, though the rank is not lost."""
-    job, one, two = two_groups()
-    job.lost(one, 2.0, closed=True)
-    job.admit(two, pb.Admission(rank=0, generation=1, incarnation=900), 3.0)
-    again = relay(0, 1, resuming=True)
-    actions, refusal = job.join(again, "peer", 3.0)
-    assert refusal is None
-    assert told(actions) == []
-    assert list(again.ranks) == [1]
-    assert [(each.rank, each.generation) for each in job.losses(3.0, one)] == [(0, 0)]
-    assert job.losses(3.0, one) == []
-    assert job.members.roster.known == (0, 1, 2, 3)
-
-
-def test_a_process_that_has_taken_part_in_nothing_may_be_replaced() -> None:
-    """Its relay is the same, with another process of the rank."""
-    job, [one, two] = started(relay(0, 1), relay(2, 3))
-    job.lost(one, 2.0, closed=True)
-    again = relay(0, processes={1: (900, 0)})
-    assert job.join(again, "peer", 3.0) == ([], None)
-    assert again.rank == one
-    # All of its processes are others.
-    job.lost(two, 3.0, closed=True)
-    again = relay(processes={2: (901, 0), 3: (902, 0)})
-    assert job.join(again, "peer", 4.0) == ([], None)
-    assert again.rank == two
-    for member in (one, two):
-        assert declare(job, member) == []
-        push(job, member, of=2)
-    job.lost(one, 5.0, closed=True)
-    # By now it has: the process is lost, and so is the other one.
-    again = relay(0, processes={1: (903, 0)}, resuming=True)
-    actions, refusal = job.join(again, "peer", 6.0)
-    assert refusal is None
-    assert told(actions) == [([1], (one, two))]
-    assert list(again.ranks) == [0]
-
-
-def test_ranks_of_other_members_are_taken() -> None:
-    """Groups do not share ranks, and a worker cannot take one of a relay's."""
-    job, [one, _, _] = started(relay(0, 1), relay(2), hello(3))
-    for each in (relay(processes={1: (900, 0), 2: (902, 0)}), hello(1, incarnation=5), relay(processes={3: (9, 0)})):
-        _, refusal = job.join(each, "peer", 1.0)
-        assert isinstance(refusal, TakenError)
-    assert job.members.roster.ranks(one) == (0, 1)
-    job.check()
-
-
-# The owner comes back.
-
-
-def test_an_owner_that_was_started_again_learns_a_group_that_has_shrunk() -> None:
-    """From the relay's hello and the losses in it. The sum that only one group has is given back with its count."""
-    job = ElasticJob(relay(1, resuming=True, losses=[loss(0)]), LIMITS)
-    one = join_learning(job, relay(1, resuming=True, losses=[loss(0)]))
-    assert declare(job, one, 3) == []
-    two = join_learning(job, relay(2, 3, resuming=True))
-    declare(job, two, 2)
-    assert push(job, two, 2, of=2) == [Ask(one, ((7, 0, 2),))]
-    row = ShardRound(id=7, round=2, length=4, contributors=3)
-    [action] = job.restore(one, row, memoryview(bytes(4)))
-    assert isinstance(action, Sum)
-    [deliver] = job.restored(action.key, 0, 2, b"sum.")
-    assert (deliver.ranks, deliver.contributors) == ((two,), 3)  # type: ignore[union-attr]
-    push(job, one, 3, of=1)
-    assert add_up(job, push(job, two, 3, of=2))[1] == 3
-
-
-def test_a_relay_without_ranks_does_not_end_the_job_of_others() -> None:
-    """It comes first to an owner that was started again, to say that its ranks are lost. A newcomer still lives."""
-    registry = Registry(LIMITS)
-    lost = [loss(rank) for rank in range(4)]
-    job, _, refusal = registry.join(relay(0, 1, resuming=True, losses=lost), "peer", 0.0)
-    assert isinstance(refusal, ExcludedError)
-    assert refusal.ranks == (0, 1)
-    assert job is not None
-    assert job.failure is None
-    newcomer = hello(5, incarnation=9, resuming=True, losses=lost)
-    job, _, refusal = registry.join(newcomer, "peer", 1.0)
-    assert refusal is None
-    assert job is not None
-    assert list(job.members.roster.known) == [5]
-
-
-def test_an_owner_that_was_started_again_learns_the_newcomers_of_a_group() -> None:
-    """A rank beyond those that the job began with, and a later process of a rank."""
-    first = relay(0, processes={1: (900, 1), 5: (905, 0)}, resuming=True)
-    job = ElasticJob(first, LIMITS)
-    one = join_learning(job, first)
-    assert job.members.roster.known == (0, 1, 2, 3, 5)
-    assert job.members.generation(1) == 1
-    assert job.members.roster.ranks(one) == (0, 1, 5)
-    # The process of rank 1 before is out.
-    _, refusal = job.join(hello(1, resuming=True), "peer", 1.0)
-    assert isinstance(refusal, ExcludedError)
-
-
-def test_ranks_behind_a_relay_have_as_long_as_a_relay_to_come_back() -> None:
-    """Their relay may have been killed together with the owner."""
-    job = ElasticJob(relay(0, 1, resuming=True), LIMITS)
-    one = join_learning(job, relay(0, 1, resuming=True))
-    for second in range(1, 30):
-        job.workers[one].last_heard = float(second)
-        assert told(job.tick(float(second))) == []
-    job.workers[one].last_heard = 31.0
-    assert told(job.tick(31.0)) == [([2, 3], (one,))]
-
-
-def test_an_owner_that_may_have_learned_from_a_lost_rank_begins_again() -> None:
-    """What a relay declares may stem from any of its ranks."""
-    job = ElasticJob(relay(0, 1, resuming=True), LIMITS)
-    one = join_learning(job, relay(0, 1, resuming=True))
-    two = join_learning(job, relay(2, 3, resuming=True))
-    declare(job, one, 3)
-    actions = job.learn_losses(two, [loss(1)], 1.0)
-    assert told(actions) == [([1], (one,))]
-    assert EndStreams((one, two)) in actions
-    assert job.keys == {}
-
-
-def test_a_relay_that_left_before_the_restart_comes_back_to_repeat_its_goodbye() -> None:
-    """It has not heard that it may go. Rounds do not wait for it meanwhile."""
-    departures = [pb.Departure(ranks=[rank], incarnation=100 + rank) for rank in (0, 1)]
-    first = relay(2, 3, resuming=True, departures=departures)
-    job = ElasticJob(first, LIMITS)
-    two = join_learning(job, first)
-    assert job.members.roster.known == (2, 3)
-    one = join_learning(job, relay(0, 1, resuming=True))
-    assert job.members.roster.known == (2, 3)
-    assert not job.members.is_lost(one)
-    declare(job, two, 4)
-    assert add_up(job, push(job, two, 4, of=2))[1] == 2
-    job.leave(one, 2.0)
-    assert job.workers[one].left
-    job.check()
-
-
-def test_what_left_before_others_were_admitted_is_no_news() -> None:
-    """A member repeats all departures. One whose rank another process has taken since, and which is lost, is past."""
-    old = pb.Departure(ranks=[3], incarnation=103)
-    first = relay(0, 1, 2, resuming=True, departures=[old], losses=[loss(3, 1)])
-    job = ElasticJob(first, LIMITS)
-    join_learning(job, first)
-    assert job.members.roster.lost == {3}
-    assert job.members.roster.left == set()
-    assert job.departures() == []
-
-
-# Broadcasts.
-
-
-def broadcasting() -> tuple[ElasticJob, int, int]:
-    job, [one, two] = started(relay(0, 1), relay(2, 3))
-    for member in (one, two):
-        assert declare(job, member, broadcast=True) == []
-    return job, one, two
-
-
-def test_the_value_of_a_broadcast_comes_from_the_member_that_stands_for_its_root() -> None:
-    """It is told that all have asked; the others receive the value."""
-    job, one, two = broadcasting()
-    with pytest.raises(ProtocolError, match="ranks 2-3 contributed 4 bytes"):
-        push(job, two, of=2)
-    assert pull(job, two, of=2) == []
-    assert add_up(job, push(job, one, of=2, value=5)) == (bytes([5] * 4), 0, (one, two), one)
-
-
-def test_a_relay_may_go_on_without_its_root_before_the_owner_hears_of_that() -> None:
-    """The round waits for the news. Then another rank is asked."""
-    job, one, two = broadcasting()
-    assert pull(job, one, of=1) == []
-    assert pull(job, two, of=2) == []
-    assert Ask(one, ((7, 0, 0),)) in job.leave_partly(one, [0])
-    row = ShardRound(id=7, round=0, length=4)
-    assert add_up(job, job.restore(one, row, memoryview(bytes([6] * 4))))[0] == bytes([6] * 4)
-
-
-def test_a_lost_root_behind_a_relay_is_replaced_by_the_value_of_another_rank() -> None:
-    """The relay goes on without a value; the owner asks the first member for its own."""
-    job, one, two = broadcasting()
-    assert pull(job, two, of=2) == []
-    job.learn_losses(one, [loss(0)], 2.0)
-    assert pull(job, one, of=1) == [Ask(one, ((7, 0, 0),))]
-    row = ShardRound(id=7, round=0, length=4)
-    assert add_up(job, job.restore(one, row, memoryview(bytes([6] * 4)))) == (bytes([6] * 4), 0, (one, two), -1)
-    # In the next round there is no root either.
-    assert pull(job, one, 1, of=1) == []
-    assert pull(job, two, 1, of=2) == [Ask(one, ((7, 0, 1),))]
-
-
-def test_the_value_of_a_root_that_was_lost_after_its_push_counts() -> None:
-    """Before or after the owner hears of the loss."""
-    job, one, two = broadcasting()
-    assert push(job, one, of=2, value=5) == []
-    job.learn_losses(one, [loss(0)], 2.0)
-    assert add_up(job, pull(job, two, of=2)) == (bytes([5] * 4), 0, (one, two), one)
-    job.learn_losses(two, [loss(3)], 2.0)
-    pull(job, two, 1, of=1)
-    assert add_up(job, push(job, one, 1, of=1, value=6)) == (bytes([6] * 4), 0, (one, two), one)
-
-
-def test_a_lost_root_is_replaced_after_all_others_have_asked() -> None:
-    """If the relay that stood for it is gone, the next member is asked."""
-    job, one, two = broadcasting()
-    pull(job, two, of=2)
-    actions = job.learn_losses(one, [loss(0), loss(1)], 2.0)
-    assert Ask(two, ((7, 0, 0),)) in actions
-    actions = job.restore(two, ShardRound(id=7, round=0, length=4), memoryview(bytes([6] * 4)))
-    assert add_up(job, actions)[:3] == (bytes([6] * 4), 0, (two,))
-
-
-# Keys of some ranks.
-
-
-def test_a_key_of_some_ranks_waits_for_the_members_that_stand_for_them() -> None:
-    """Also if a member stands for others too."""
-    job, [one, two, worker] = started(relay(0, 1), relay(2), hello(3))
-    assert declare(job, one, ranks=(1, 3), id=8) == []
-    assert declare(job, worker, ranks=(1, 3), id=8) == []
-    # Those of a relay's ranks that have used the key may have left before this aggregator was started again.
-    assert declare(job, two, ranks=(1, 3), id=8) == []
-    assert push(job, two, of=1, id=8) == []
-    assert push(job, one, of=1, id=8) == []
-    assert add_up(job, push(job, worker, id=8))[1:3] == (0, (one, worker))
-    # Rank 1 is lost: its member goes on, but not with this key.
-    push(job, worker, 1, id=8)
-    assert add_up(job, job.learn_losses(one, [loss(1)], 2.0))[1:3] == (1, (worker,))
-    assert not job.members.is_lost(one)
-
-
-def test_a_broadcast_among_some_ranks_fails_if_its_root_behind_a_relay_is_lost() -> None:
-    """Only the donor has anything to send; its relay is told, too."""
-    job, [one, _, worker] = started(relay(0, 1), relay(2), hello(3))
-    for member in (one, worker):
-        declare(job, member, ranks=(1, 3), broadcast=True, id=8)
-    pull(job, worker, of=0, id=8)
-    [fault] = [each for each in faults(job.learn_losses(one, [loss(1)], 2.0)) if each.key == 8]
-    assert isinstance(fault, WorkerLostError)
-    assert "rank 1 of elastic job 'night'" in str(fault)
 
 
 # What people see.

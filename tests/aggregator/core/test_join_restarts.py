@@ -1,37 +1,11 @@
 """Processes and aggregators that are started again, in an elastic job that others have joined."""
 
-from psum.aggregator.core.actions import (
-    EndStreams,
-)
+from psum.aggregator.core.actions import EndStreams
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import (
-    DisagreementError,
-    ExcludedError,
-)
-from tests.aggregator.core.joining import (
-    ELASTIC,
-    NEW,
-    admission,
-    admit,
-    admitted,
-    begun,
-    candidate,
-    lost,
-    waits,
-)
-from tests.aggregator.core.test_elastic_job import (
-    LIMITS,
-    add_up,
-    declare,
-    faults,
-    hello,
-    loss,
-    push,
-    started,
-    tick,
-    told,
-)
+from psum.wire.errors import DisagreementError, ExcludedError
+from tests.aggregator.core.elastic import LIMITS, add_up, declare, faults, hello, loss, push, started, tick, told
+from tests.aggregator.core.joining import ELASTIC, NEW, admission, admit, admitted, begun, candidate, lost, waits
 
 # First hellos of processes that do not ask to join.
 

@@ -1,105 +1,18 @@
 """A job of workers, and of relays that stand for several ranks each."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-
 import pytest
 
-from psum.aggregator.core.actions import Action, Ask, Deliver, Report, Sum, Sync, Warn
+from psum.aggregator.core.actions import Ask, Deliver, Sum, Sync, Warn
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.membership import REPLACED_SECONDS
 from psum.aggregator.core.registry import Registry
-from psum.aggregator.core.roster import Roster
-from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, ShardRound
-from psum.wire.errors import (
-    DisagreementError,
-    FaultError,
-    InvalidError,
-    ProtocolError,
-    RoundTimeoutError,
-    TakenError,
-    WorkerLostError,
-)
+from psum.wire.errors import ProtocolError, RoundTimeoutError, WorkerLostError
+from tests.aggregator.core.members import FOUR, LIMITS, MEMBERS, checked_job, entry, faults, hello, key, started
 
-LIMITS = Limits(worker_timeout=30, round_timeout=600, warn_after=30)
-
-FOUR = memoryview(b"abcd")
-
-#: The members of the job in most tests: a worker, a relay, another worker.
-MEMBERS = ([0], [1, 2, 3], [4])
-
-
-def hello(ranks: Iterable[int], **change: Any) -> pb.Hello:
-    """The hello of a member that stands for these ranks; of a plain worker, if it is one rank."""
-    first, *others = ranks
-    fields: dict[str, Any] = {
-        "protocol_version": PROTOCOL_VERSION,
-        "job": "night",
-        "rank": first,
-        "ranks": [first, *others] if others else [],
-        "num_workers": 5,
-        "incarnation": 100 + first,
-        "partition_bytes": 1024,
-        "aggregators": ["a:1"],
-        "worker": f"relay on h{first}" if others else f"h{first} pid 7",
-    }
-    return pb.Hello(**fields | change)
-
-
-def worker(rank: int, **change: Any) -> pb.Hello:
-    """The hello of a worker to a relay whose group has two ranks, of eight."""
-    return hello([rank], **{"num_workers": 8, "group_size": 2} | change)
-
-
-def key(id: int = 7, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, round: int = 0) -> pb.Key:
-    return pb.Key(
-        id=id,
-        name="w",
-        elements=4,
-        type=pb.ELEMENT_TYPE_UINT8,
-        operation=operation,
-        shards=[pb.Shard(index=0, elements=4, round=round)],
-    )
-
-
-def entry(round: int = 0, *, id: int = 7) -> ShardRound:
-    return ShardRound(id=id, round=round, length=4)
-
-
-def started(*hellos: pb.Hello, limits: Limits = LIMITS, budget: Budget | None = None) -> Job:
-    """A job that these members have joined, and that has one key."""
-    job = Job(hellos[0], limits, budget=budget)
-    for each in hellos:
-        assert job.join(each, f"peer:{each.rank}", 0.0) == ([], None)
-    for each in hellos:
-        assert job.declare(each.rank, key(), 0.0) == []
-    return job
-
-
-@pytest.fixture
-def job() -> Iterator[Job]:
-    """A job of a worker, a relay and another worker, whose invariants are checked at the end."""
-    job = started(*map(hello, MEMBERS))
-    yield job
-    job.check()
-
-
-def faults(actions: Iterable[Action]) -> list[FaultError]:
-    return [action.fault for action in actions if isinstance(action, Report)]
-
-
-def refusal(job: Job, hello: pb.Hello, now: float = 2.0) -> FaultError:
-    """Why a hello is refused; the job goes on."""
-    actions, refused = job.join(hello, "peer:9", now)
-    assert actions == []
-    assert refused is not None
-    assert job.failure is None
-    return refused
+job = pytest.fixture(checked_job)
 
 
 def test_a_round_is_complete_when_each_member_has_contributed(job: Job) -> None:
@@ -139,52 +52,6 @@ def test_no_round_is_complete_before_all_ranks_have_joined() -> None:
     job.declare(4, key(), 1.0)
     [action] = job.contribute(4, entry(), FOUR, 1.0)
     assert isinstance(action, Sum)
-
-
-@pytest.mark.parametrize(
-    ("others", "ranks", "text"),
-    [
-        (
-            MEMBERS,
-            [2],
-            "ranks 1-3 of job 'night' are taken by relay on h1 (peer:1), connected 2.0 s ago; refused h2 pid 7",
-        ),
-        (MEMBERS, [1, 2], "ranks 1-3 of job 'night' are taken by relay on h1 (peer:1)"),
-        (
-            ([0], [1], [2]),
-            [1, 2, 3, 4],
-            "ranks 1-2 of job 'night' are taken by h1 pid 7 (peer:1), connected 2.0 s ago, and by h2 pid 7 (peer:2)",
-        ),
-        (([1, 2, 3],), [0, 1], "ranks 1-3 of job 'night' are taken by relay on h1 (peer:1)"),
-    ],
-    ids=["a worker of a relay", "fewer ranks", "a relay for workers", "an overlap"],
-)
-def test_ranks_are_taken_once(others: Iterable[list[int]], ranks: list[int], text: str) -> None:
-    """Another member that stands for some of them is refused, even if it is the same process. The error shows both."""
-    job = started(*map(hello, others))
-    refused = refusal(job, hello(ranks, incarnation=9))
-    assert isinstance(refused, TakenError)
-    assert text in str(refused)
-    assert f"(peer:9) for {rank_names(ranks)}. Either" in str(refused)
-    assert "PSUM_RELAY" in str(refused)
-    assert refused.ranks == tuple(ranks)
-    assert isinstance(refusal(job, hello(ranks, resuming=True)), TakenError)
-    job.check()
-
-
-def test_ranks_that_come_back_in_other_members_end_the_job() -> None:
-    """A relay has vanished, and a process that started since comes for one of its ranks: that is another run."""
-    job = started(*map(hello, MEMBERS))
-    job.contribute(1, entry(), FOUR, 1.0)
-    job.lost(1, 2.0)
-    actions, refused = job.join(hello([2], incarnation=9, worker="h2 pid 8"), "peer:9", 2.0 + REPLACED_SECONDS)
-    assert isinstance(refused, TakenError)
-    [fault] = faults(actions)
-    assert isinstance(fault, WorkerLostError)
-    assert fault.ranks == (1, 2, 3)
-    assert "ranks 1-3 of job 'night', relay on h1 (peer:1), vanished 3.0 s ago, and another process" in str(fault)
-    still = job.join(hello([2], incarnation=9), "peer:9", 6.0)[1]
-    assert "in which rank 2 was relay on h1 (peer:1), has failed and is still ending" in str(still)
 
 
 def test_a_relay_comes_back_with_the_same_ranks(job: Job) -> None:
@@ -404,51 +271,6 @@ def test_open_rounds_that_wait_for_a_member_that_is_not_connected_are_not_finish
     assert job.open_rounds() == []
 
 
-@pytest.mark.parametrize(
-    ("change", "both_sides"),
-    [
-        (
-            {"num_workers": 6},
-            r"PSUM_NUM_WORKERS\): rank 0 has 5, ranks 1-3 have 6. Rank 0 is h0 pid 7 \(peer:0\), ranks",
-        ),
-        ({"aggregators": ["b:1"]}, r"PSUM_AGGREGATORS\): rank 0 has \['a:1'\], ranks 1-3 have \['b:1'\]"),
-    ],
-)
-def test_a_relay_that_disagrees_is_named_by_all_its_ranks(change: dict[str, Any], both_sides: str) -> None:
-    """The error shows both sides."""
-    job = started(hello([0]))
-    actions, refused = job.join(hello([1, 2, 3], **change), "peer:1", 1.0)
-    assert faults(actions) == [refused]
-    assert isinstance(refused, DisagreementError)
-    assert refused.ranks == (0, 1, 2, 3)
-    with pytest.raises(DisagreementError, match=both_sides):
-        raise refused
-
-
-@pytest.mark.parametrize(
-    ("rank", "ranks"),
-    [(0, [1, 2]), (2, [1, 2]), (1, [1, 3, 2]), (1, [1, 1]), (3, [3, 4, 5]), (0, [0, 2**32 - 1])],
-    ids=["another first rank", "not the first", "not in order", "twice", "too large", "far too large"],
-)
-def test_ranks_that_make_no_sense_are_refused(rank: int, ranks: list[int]) -> None:
-    """The error shows what was sent and what is expected."""
-    wrong = hello([rank])
-    wrong.ranks.extend(ranks)
-    job, actions, refused = Registry(LIMITS).join(wrong, "peer", 0.0)
-    assert (job, actions, type(refused)) == (None, [], InvalidError)
-    assert f"rank {rank} that stands for ranks {ranks} of 5 workers; expected each rank once" in str(refused)
-
-
-@pytest.mark.parametrize(
-    ("size", "ranks"), [(6, [0]), (1, [0, 1])], ids=["larger than the job", "smaller than a member"]
-)
-def test_groups_that_make_no_sense_are_refused(size: int, ranks: list[int]) -> None:
-    """A group has no more ranks than the job, and no fewer than a relay that is a member of it."""
-    _, _, refused = Registry(LIMITS).join(hello(ranks, group_size=size), "peer", 0.0)
-    assert isinstance(refused, InvalidError)
-    assert f"in a group of {size} of 5 workers" in str(refused)
-
-
 def test_an_ended_job_lists_all_ranks_that_joined() -> None:
     """Also those of relays."""
     registry = Registry(LIMITS)
@@ -478,131 +300,3 @@ def test_a_late_relay_joins_ranks_that_have_left() -> None:
     job.declare(1, key(), 2.0)
     [fault] = faults(job.contribute(1, entry(), FOUR, 2.0))
     assert fault.ranks == (0,)
-
-
-def test_a_group_is_complete_when_as_many_ranks_have_joined() -> None:
-    """Their numbers are known only when they join. The sum is in rank order."""
-    job = Job(worker(6), LIMITS)
-    assert job.join(worker(6), "peer:6", 0.0) == ([], None)
-    job.declare(6, key(), 0.0)
-    assert job.contribute(6, entry(), FOUR, 1.0) == []
-    [shard] = job.keys[7].shards.values()
-    assert (list(shard.waiting_for()), shard.missing, job.num_workers) == ([], 1, 2)
-    [warning] = [action for action in job.tick(40.0) if isinstance(action, Warn)]
-    assert "waits for 1 of the 2 ranks of this group, which have not joined (PSUM_LOCAL_SIZE must be" in warning.text
-    assert job.join(worker(3), "peer:3", 50.0) == ([], None)
-    assert job.complete
-    job.declare(3, key(), 50.0)
-    assert list(shard.waiting_for()) == [3]
-    one = memoryview(b"3333")
-    [action] = job.contribute(3, entry(), one, 51.0)
-    assert isinstance(action, Sum)
-    assert action.contributions == (one, FOUR)
-    [deliver] = job.summed(action.key, 0, "sum")
-    assert isinstance(deliver, Deliver)
-    assert deliver.ranks == (3, 6)
-    job.check()
-
-
-def test_a_group_has_members_that_are_relays() -> None:
-    """A relay further up gathers ranks of relays and of workers."""
-    job = started(hello([2, 3], group_size=3), hello([4], group_size=3))
-    assert job.complete
-    job.contribute(4, entry(), FOUR, 1.0)
-    [action] = job.contribute(2, entry(), FOUR, 1.0)
-    assert isinstance(action, Sum)
-    job.check()
-
-
-def test_a_full_group_takes_no_other_rank() -> None:
-    """The error names the ranks and processes that are there. The group goes on."""
-    job = started(worker(6), worker(3))
-    refused = refusal(job, worker(5))
-    assert isinstance(refused, DisagreementError)
-    assert (
-        "the group of job 'night' on this relay has 2 ranks, and there are rank 6 (h6 pid 7 (peer:6)), rank 3"
-        " (h3 pid 7 (peer:3)); refused rank 5, h5 pid 7 (peer:9). A relay serves the workers of one host"
-    ) in str(refused)
-    assert isinstance(refusal(job, worker(6, incarnation=9)), TakenError)
-
-
-def test_a_group_that_cannot_become_complete_fails() -> None:
-    """A relay with too many ranks comes while others are missing."""
-    job = started(hello([2, 3], group_size=3))
-    actions, refused = job.join(hello([0, 1], group_size=3), "peer:9", 1.0)
-    assert faults(actions) == [refused]
-    assert isinstance(refused, DisagreementError)
-
-
-@pytest.mark.parametrize(
-    ("change", "both_sides"),
-    [
-        ({"group_size": 3}, "rank 6 has 2, rank 3 has 3"),
-        ({"num_workers": 9}, r"PSUM_NUM_WORKERS\): rank 6 has 8, rank 3 has 9. Rank 6 is h6 pid 7"),
-        (
-            {"next_relays": [pb.Relay(address="rack:1", group_size=4)]},
-            r"the relays further up \(PSUM_RELAY\): rank 6 has \[\], rank 3 has \[\('rack:1', 4\)\]",
-        ),
-    ],
-)
-def test_ranks_of_a_group_agree_on_it(change: dict[str, Any], both_sides: str) -> None:
-    """On its size and on the relays further up; the error shows both sides."""
-    job = started(worker(6))
-    actions, refused = job.join(worker(3, **change), "peer:3", 1.0)
-    assert faults(actions) == [refused]
-    with pytest.raises(DisagreementError, match=both_sides):
-        raise refused or AssertionError("no refusal")
-
-
-def test_ranks_of_a_group_that_do_not_come_back_are_counted() -> None:
-    """A relay that was started again does not know their numbers."""
-    job = started(worker(6, resuming=True))
-    [fault] = faults(job.tick(31.0))
-    assert fault.ranks == ()
-    assert "1 of the 2 ranks of a relay's group of job 'night' did not come back" in str(fault)
-
-
-def test_a_worker_of_a_restarted_relay_that_leaves_stays_for_ranks_that_are_not_back() -> None:
-    """They may need its sums, whatever their numbers are."""
-    job = started(worker(6, resuming=True))
-    assert job.leave(6, 1.0) == []
-    assert job.workers[6].release_at is not None
-
-
-def test_another_rank_that_comes_to_a_failed_group_is_of_the_next_run() -> None:
-    """All ranks of this run are known."""
-    job = started(worker(6), worker(3))
-    job.fail(WorkerLostError("gone"), 1.0)
-    refused = job.join(worker(5), "peer:5", 2.0)[1]
-    assert isinstance(refused, TakenError)
-    assert "in which rank 5 was another process, has failed and is still ending" in str(refused)
-
-
-def test_a_roster_knows_who_stands_for_whom() -> None:
-    """Members are in rank order, whatever the order in which they join."""
-    roster = Roster(5)
-    roster.add((2, 4))
-    assert (roster.members, roster.complete, roster.absent, roster.most_members) == ((2,), False, 3, 4)
-    assert roster.not_joined() == [0, 1, 3]
-    roster.add((0, 1, 3))
-    assert (roster.members, roster.complete, roster.needed, roster.most_members) == ((0, 2), True, 2, 2)
-    assert [roster.member(rank) for rank in range(6)] == [0, 0, 2, 0, 2, None]
-    assert roster.ranks(2) == (2, 4)
-    assert Roster(3, fleet=False).not_joined() == []
-
-
-@pytest.mark.parametrize(
-    ("ranks", "name"),
-    [
-        ([5], "rank 5"),
-        ([4, 5], "ranks 4-5"),
-        ([1, 4, 5, 6, 9], "ranks 1, 4-6, 9"),
-        ([0, 2], "ranks 0, 2"),
-        (range(5, 1000), "ranks 5-999"),
-        ([*range(0, 24, 2), 23, 24, 27], "ranks 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22-24 and 1 more"),
-        (range(1, 4096, 2), "ranks 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23 and 2036 more"),
-    ],
-)
-def test_ranks_are_named_in_runs(ranks: Sequence[int], name: str) -> None:
-    """A host's ranks mostly follow each other. Of many others, as a stranger may claim, some are named."""
-    assert rank_names(ranks) == name

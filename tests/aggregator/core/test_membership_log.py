@@ -3,16 +3,8 @@
 import pytest
 
 from psum.aggregator.core.membership_log import EventKind
-from tests.aggregator.core.joining import (
-    admission,
-    admit,
-    begun,
-    candidate,
-    waits,
-)
-from tests.aggregator.core.test_elastic_job import (
-    silence,
-)
+from tests.aggregator.core.elastic import silence
+from tests.aggregator.core.joining import admission, admit, begun, candidate, waits
 
 
 def test_the_log_has_what_happened_to_members() -> None:

@@ -11,7 +11,7 @@ from psum.aggregator.core.job import Job
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError, RoundTimeoutError, WorkerLostError
-from tests.aggregator.core.test_elastic_job import LIMITS, declare, hello, loss, started, tick
+from tests.aggregator.core.elastic import LIMITS, declare, hello, loss, started, tick
 
 
 def declare_among(

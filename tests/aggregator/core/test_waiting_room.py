@@ -8,21 +8,9 @@ from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import (
-    DisagreementError,
-    InvalidError,
-    TakenError,
-    WorkerLostError,
-)
-from tests.aggregator.core.joining import (
-    ELASTIC,
-    candidate,
-    listed,
-    refusals,
-)
-from tests.aggregator.core.test_elastic_job import (
-    hello,
-)
+from psum.wire.errors import DisagreementError, InvalidError, TakenError, WorkerLostError
+from tests.aggregator.core.elastic import hello
+from tests.aggregator.core.joining import ELASTIC, candidate, listed, refusals
 
 
 def room(**limits: Any) -> Registry:

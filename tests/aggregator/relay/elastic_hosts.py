@@ -60,7 +60,12 @@ class Hosts:
     def settle(self) -> None:
         """Moves messages between relays and owners until there are none."""
         for _ in range(3):
-            for uplinks in self.uplinks.values():
+            for host, uplinks in self.uplinks.items():
+                for job in self.relays[host].groups.jobs.values():
+                    if job is not uplinks.job:
+                        # The group was lost, as the owners have been told, and begins anew.
+                        uplinks.end()
+                        uplinks = self.uplinks[host] = Uplinks(self.relays[host], job, self.owners)
                 uplinks.run()
         for uplinks in self.uplinks.values():
             uplinks.job.check()
@@ -89,9 +94,7 @@ class Hosts:
 
     def kill_relay(self, host: int) -> None:
         """A relay is killed. The owners see its streams end."""
-        for owner, peer in self.uplinks.pop(host).pairs():
-            owner.runner.perform(peer.job, peer.job.lost(peer.rank, owner.now, closed=True))
-            owner.connections.pop((id(peer.job), peer.rank), None)
+        self.uplinks.pop(host).end()
         self.relays[host] = Process(1000 + host)
         self.relays[host].now = self.owners[0].now
 
@@ -129,10 +132,10 @@ class Hosts:
         jobs = [job for owner in self.owners for job in owner.fleet.jobs.values()]
         return [list(status.lost) for job in jobs if (status := job.elastic_status(0.0)) is not None]
 
-    def wait(self, rank: int, host: int | None = None) -> Candidate:
+    def wait(self, rank: int, host: int | None = None, incarnation: int = NEWCOMER) -> Candidate:
         """A process waits at a relay to join."""
         relay = self.relays[rank // 2 if host is None else host]
-        candidate = relay.wait(self.hello(rank, joining=True, incarnation=NEWCOMER))
+        candidate = relay.wait(self.hello(rank, joining=True, incarnation=incarnation))
         self.settle()
         return candidate
 

@@ -207,14 +207,49 @@ class Uplinks:
         self.job = job
         self.owners = list(owners)
         self.peers: list[Peer | None] = [None] * len(owners)
+        self.waiting: dict[int, Candidate] = {}
+        """What the relay is to the owners that have not let it in, if its group begins with a process that joins."""
         self.farewells = 0
 
     def connect(self, index: int, *, resuming: bool = False) -> None:
         """Opens a stream to one owner."""
-        self.peers[index] = peer = self.owners[index].join(self.job.hello(index, resuming))
+        said = self.job.hello(index, resuming)
+        if said.joining:
+            self.waiting[index] = self.owners[index].wait(said)
+        else:
+            self._welcome(index, self.owners[index].join(said), resuming=resuming)
+
+    def decide(self) -> bool:
+        """Carries out what owners have decided about the relay. Returns whether there was anything."""
+        decided = False
+        for index, candidate in list(self.waiting.items()):
+            owner = self.owners[index]
+            for decision in (each for each in owner.decided if each.candidate is candidate):
+                decided = True
+                del self.waiting[index]
+                if isinstance(decision, Admit):
+                    self._welcome(index, owner.let_in(candidate))
+                else:
+                    self.relay.runner.perform(self.job, self.job.unreachable(decision.fault, self.relay.now))
+        return decided
+
+    def end(self) -> None:
+        """The streams end."""
+        for owner, peer in self.pairs():
+            owner.runner.perform(peer.job, peer.job.lost(peer.rank, owner.now, closed=True))
+            owner.connections.pop((id(peer.job), peer.rank), None)
+        for index, candidate in self.waiting.items():
+            self.owners[index].withdraw(candidate)
+
+    def _welcome(self, index: int, peer: Peer, *, resuming: bool = False) -> None:
+        self.peers[index] = peer
+        job, rank = peer.job, peer.rank
+        welcome = pb.Welcome(departures=job.departures(), losses=job.losses(self.relay.now, rank))
+        if (admission := job.admission(rank)) is not None:
+            welcome.admission.CopyFrom(admission)
+            welcome.admissions.extend(job.other_admissions(rank))
+        self.job.uplink.welcomed(welcome)
         self.job.uplink.let_in(index)
-        losses = peer.job.losses(self.relay.now, peer.rank)
-        self.job.uplink.welcomed(pb.Welcome(departures=peer.job.departures(), losses=losses))
         if candidates := peer.job.candidates():
             peer.connection.queue.put_control(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
         if resuming:
@@ -248,7 +283,7 @@ class Uplinks:
                         self.flush()
                         for owner, peer in self.pairs():
                             owner.say(peer, goodbye=pb.Goodbye())
-            moved = self.flush() or moved
+            moved = self.decide() or self.flush() or moved
 
     def flush(self) -> bool:
         """Moves messages in both directions; returns whether there were any."""

@@ -329,6 +329,24 @@ def test_a_rank_is_asked_again_for_its_value_on_a_new_stream(group: Group) -> No
     assert "want" in group.workers[1].kinds()
 
 
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_rank_is_asked_again_for_its_value_by_an_owner_that_was_started_again(group: Group, arrived: bool) -> None:
+    """The value went to the owner's process before, or was dropped because that process had ended."""
+    group.declare(key(0, broadcast=True))
+    group.say(1, **pull())
+    group.lose(0)
+    group.sent()
+    for again in (False, True):
+        if again:
+            group.job.uplink.reconnected(0)
+        group.answer(want=pb.Want(shards=to_columns([ShardRound(7, 0, 0)])))
+        assert "want" in group.workers[1].kinds()
+        if not arrived and not again:
+            group.job.uplink.reconnected(0)
+        group.say(1, payload=b"mine", restore=pb.Restore(shards=to_columns([ShardRound(7, 0, 0, length=4)])))
+    assert b"mine" in [bytes(payload) for _, payload in group.sent()]
+
+
 def test_a_root_that_lives_sends_its_value(group: Group) -> None:
     """Another rank of the group is lost. The value goes on, and the root gets an empty result."""
     group.declare(key(0, broadcast=True))
@@ -380,3 +398,37 @@ def test_keys_of_some_ranks_wait_for_those_of_the_group() -> None:
     messages = group.sent()
     assert list(messages[0][0].declare.keys[0].ranks) == [0, 3]
     assert pushed(messages) == [(0, bytes([1] * 4), 1)]
+
+
+def test_what_is_under_way_of_a_key_is_let_go_with_the_last_rank_that_uses_it() -> None:
+    """No owner answers it. It would count against the credit for ever, and nothing else could be sent."""
+    group = Group()
+    declared = key(0)
+    declared.ranks[:] = [0, 3]
+    group.declare(declared, 0)
+    group.push(0)
+    assert pushed(group.sent()) == [(0, bytes([1] * 4), 1)]
+    window = group.job.uplink.windows[0]
+    assert window.scheduler.under_way_bytes == 4
+    group.lose(0)
+    assert window.scheduler.under_way_bytes == 0
+    # Ranks of other groups may go on with the key.
+    assert group.kinds() == ["losses"]
+    group.result(b"late")
+    group.job.uplink.reconnected(0)
+    assert not {"abort", "declare"}.intersection(group.kinds())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_relay_that_has_not_reached_the_owners_yet_loses_nobody(closed: bool) -> None:
+    """It was started again, waits for the other rank, and cannot tell whether it is cut off itself."""
+    group = Group(ranks=[])
+    group.workers[0] = group.join(0, resuming=True)
+    group.end(0, closed=closed)
+    group.pass_time(20)
+    assert group.job.losses(group.relay.now) == []
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == [0]
+    job = group.job
+    group.pass_time(6)
+    assert [loss.rank for loss in job.losses(group.relay.now)] == [0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from psum.aggregator.core.actions import ConnectUplinks, Refuse
+from psum.aggregator.core.actions import ConnectUplinks, PartUplinks, Refuse
 from psum.aggregator.core.candidates import Candidate
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ExcludedError, ExhaustedError
@@ -84,6 +84,20 @@ def test_only_those_are_named_that_all_owners_report() -> None:
     assert listed(group) == [[(3, False)]]
 
 
+def test_workers_that_were_away_hear_who_waits(group: Group) -> None:
+    """An owner had another stream meanwhile. They came back before it reported again, so their welcome named nobody."""
+    wait(group)
+    report(group, 1)
+    assert listed(group) == [[(1, True)]]
+    group.end(0)
+    group.job.uplink.reconnected(0)
+    group.relay.runner.perform(group.job, group.job.heard(group.relay.now))
+    group.workers[0] = group.join(0, resuming=True)
+    assert list(group.job.candidates()) == []
+    report(group, 1)
+    assert listed(group) == [[(1, True)]]
+
+
 def test_a_candidate_that_goes_away_is_withdrawn(group: Group) -> None:
     """Its stream has ended: the owners hear that nobody waits."""
     candidate = wait(group)
@@ -159,6 +173,14 @@ def test_a_process_that_joins_elsewhere_is_none_of_the_group(group: Group) -> No
     assert list(group.job.hello(0, True).ranks) == [0]
 
 
+def test_a_group_that_ends_does_not_name_a_rank_that_was_admitted_elsewhere(group: Group) -> None:
+    """Its present process goes on."""
+    group.say(0, admit=pb.Admit(admission=pb.Admission(rank=1, generation=1, incarnation=NEWCOMER)))
+    group.lose(0)
+    [parted] = [action for action in group.relay.told if isinstance(action, PartUplinks)]
+    assert list(parted.goodbye.fault.ranks) == [0]
+
+
 def test_an_owner_refuses_a_process(group: Group) -> None:
     """It is told why, and nobody waits any more."""
     candidate = wait(group)
@@ -172,19 +194,21 @@ def test_an_owner_refuses_a_process(group: Group) -> None:
 
 
 def test_every_owner_decides() -> None:
-    """An owner that has another stream decides again: it may be another process."""
+    """An owner that has another stream decides again: it may be another process. Another owner may decide while the
+    relay's hello is under way, which does not name the process."""
     group = Group(owners=2)
     begin(group)
     candidate = wait(group)
     admit(group, 0)
     decide(group, owner=0)
-    group.job.uplink.disconnected(0)
-    group.job.uplink.reconnected(0)
+    assert list(group.job.hello(0, True).ranks) == [0]
     decide(group, owner=1)
     assert group.relay.decided == []
+    group.job.uplink.reconnected(0)
     assert "candidates" in group.kinds(0)
     decide(group, owner=0)
     group.relay.let_in(candidate)
+    assert list(group.job.hello(0, True).ranks) == [0, 1]
 
 
 def test_a_newcomer_whose_stream_ends_is_lost(group: Group) -> None:
@@ -233,6 +257,73 @@ def test_a_relay_that_was_started_again_waits_for_a_rank_that_had_joined() -> No
     group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=1)
     group.connect()
     assert list(group.job.hello(0, False).ranks) == [0, 1]
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+def test_a_rank_that_had_left_and_was_admitted_again_counts_as_one_that_the_group_has_begun_with(
+    in_group: bool,
+) -> None:
+    """A relay that was started again waits for no other one: rank 0 tells of the departure, and of the admission."""
+    group = Group(ranks=[])
+    known = pb.Admission(rank=1, generation=1, incarnation=NEWCOMER, in_group=in_group)
+    left = pb.Departure(ranks=[1], incarnation=101)
+    if in_group:
+        group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=1)
+        assert ConnectUplinks() not in group.relay.told
+    group.workers[0] = group.join(0, resuming=True, admissions=[known], departures=[left])
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == ([0, 1] if in_group else [0])
+
+
+def test_a_newcomer_that_had_left_before_another_one_is_none_that_the_group_has_begun_with() -> None:
+    """The group may have begun with another rank, which the relay has to wait for."""
+    group = Group(ranks=[])
+    known = pb.Admission(rank=1, generation=2, incarnation=NEWCOMER, in_group=True)
+    left = pb.Departure(ranks=[1], incarnation=101)
+    group.workers[1] = group.join(1, resuming=True, incarnation=NEWCOMER, generation=2)
+    group.workers[0] = group.join(0, resuming=True, admissions=[known], departures=[left])
+    assert ConnectUplinks() not in group.relay.told
+    group.pass_time(6)
+    group.connect()
+
+
+def test_an_admission_is_not_told_before_all_ranks_of_the_group_are_known() -> None:
+    """The first worker that comes back tells whom it has admitted, and after that of another rank of the group, which
+    has not admitted the process and may lack sums of the rounds before."""
+    group = Group(ranks=[], size=1)
+    newcomer = pb.Admission(rank=0, generation=1, incarnation=NEWCOMER, ids=[7], rounds=[1], in_group=True)
+    other = pb.Admission(rank=5, generation=0, incarnation=105, in_group=True)
+    group.workers[1] = group.join(1, resuming=True, admissions=[newcomer, other])
+    group.workers[5] = group.join(5, resuming=True, admissions=[other])
+    wait(group, 0)
+    group.connect()
+    assert [each.rank for each in group.job.hello(0, False).admissions] == [5]
+    assert _admitted(group) == [5]
+    group.say(5, admit=pb.Admit(admission=newcomer))
+    assert _admitted(group) == [0]
+
+
+def _admitted(group: Group) -> list[int]:
+    """The ranks of the admissions that an owner is told of."""
+    return [message.admit.admission.rank for message, _ in group.sent() if message.HasField("admit")]
+
+
+@pytest.mark.parametrize("others_lost", [False, True])
+def test_all_that_a_worker_says_of_its_group_is_learned_before_the_owners_are_told(others_lost: bool) -> None:
+    """Rank 0 has left, and rank 5 has joined. The first worker that comes back tells of both, and of losses elsewhere.
+
+    Owners would take a hello without rank 5 for the truth, and lose it.
+    """
+    group = Group(ranks=[])
+    known = pb.Admission(rank=5, generation=0, incarnation=NEWCOMER, in_group=True)
+    left = pb.Departure(ranks=[0], incarnation=100)
+    elsewhere = [pb.Loss(rank=3, text="gone")] if others_lost else []
+    said = {"admissions": [known], "departures": [left], "losses": elsewhere}
+    group.workers[1] = group.join(1, resuming=True, **said)
+    assert ConnectUplinks() not in group.relay.told
+    group.workers[5] = group.join(5, resuming=True, incarnation=NEWCOMER)
+    group.connect()
+    assert list(group.job.hello(0, False).ranks) == [1, 5]
 
 
 def test_a_rank_that_had_joined_is_the_first_one_that_comes_back() -> None:
@@ -310,6 +401,20 @@ def test_a_group_that_has_grown_is_waited_for_when_the_relay_is_started_again(or
     assert [(each.rank, each.in_group) for each in group.job.losses(group.relay.now)] == [(2, False)]
     group.lose(1)
     assert sorted((each.rank, each.in_group) for each in group.job.losses(group.relay.now)) == [(1, True), (2, False)]
+
+
+def test_a_rank_that_leaves_a_newcomer_behind_is_told_to_the_owners() -> None:
+    """The relay was started again. The newcomer has not used a key yet, and declares it only then."""
+    group = Group(ranks=[], size=1)
+    known = pb.Admission(rank=5, generation=0, incarnation=NEWCOMER, in_group=True)
+    group.workers[0] = group.join(0, resuming=True, admissions=[known])
+    group.workers[5] = group.join(5, resuming=True, incarnation=NEWCOMER)
+    group.connect()
+    group.declare(key(0, id=7, round=3), 0)
+    assert "declare" not in group.kinds()
+    group.say(0, goodbye=pb.Goodbye())
+    [(message, _)] = group.sent()
+    assert list(message.goodbye.ranks) == [0]
 
 
 def test_a_newcomer_that_had_left_is_told_to_the_owners() -> None:

@@ -105,6 +105,14 @@ async def test_who_waits_is_answered_when_the_relay_is_about_to_end(network: Net
     assert inquiry.problem
 
 
+async def test_a_worker_hears_which_ranks_of_its_job_have_no_process(network: Network) -> None:
+    """Each aggregator says it of the job that the worker is about to join."""
+    network.answer.set()
+    network.status = pb.GetStatusResponse(vacant_ranks=[2, 3])
+    assert await network.inquire("a:1") == [pb.Inquiry(vacant_ranks=[2, 3])]
+    assert network.questions == [pb.GetStatusRequest(without_jobs=True, job="night")]
+
+
 async def test_the_next_relay_is_asked_in_the_same_way(network: Network) -> None:
     """With what is behind it, and with the relays so far, so that a circle is noticed. Its answers are handed on."""
     network.answer.set()

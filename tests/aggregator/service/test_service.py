@@ -331,7 +331,7 @@ async def test_a_sum_that_cannot_be_made_fails_the_job_on_every_rank(
     def out_of_memory(*_arguments: object) -> None:
         raise MemoryError
 
-    for module in ("service.action_runner", "sums.small_sums"):
+    for module in ("service.summation", "sums.small_sums"):
         monkeypatch.setattr(f"psum.aggregator.{module}.add_up", out_of_memory)
     calls = [stub.Exchange() for _ in range(2)]
     for rank, call in enumerate(calls):

@@ -1,19 +1,23 @@
 """Contributions that are taken together lead to what they lead to one after the other."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from psum.aggregator.core.actions import Action
+from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.layouts import Message
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.receiver import Receiver
+from psum.aggregator.service.summation import _joined
 from psum.aggregator.sums.pool import PriorityPool
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import LARGE_PAYLOAD_BYTES, ElementType, ShardRound, decode, encode, split, to_columns, to_rows
@@ -73,14 +77,15 @@ class Aggregator:
     def _contribute_each(
         self,
         rank: int,
-        rows: Sequence[ShardRound],
-        payloads: Sequence[memoryview],
+        shards: pb.ShardRounds,
+        payload: memoryview,
         now: float,
         message_bytes: int,
         actions: list[Action],
     ) -> None:
-        for row, payload in zip(rows, payloads, strict=True):
-            actions += self.job.contribute(rank, row, payload, now, message_bytes)
+        rows = to_rows(shards)
+        for row, piece in zip(rows, split(payload, rows), strict=True):
+            actions += self.job.contribute(rank, row, piece, now, message_bytes)
 
     def handle(self, rank: int, data: bytes) -> str:
         """Handles a message; returns what was wrong with it."""
@@ -178,12 +183,13 @@ class Push:
 
 
 def pushes(seed: int) -> Iterator[Push]:
-    """A history of messages, most of which are ordinary."""
+    """A history of messages, most of which are ordinary. Half of them name the same keys."""
     random = np.random.default_rng(seed)
+    usual = random.permutation([1, 2, 3, 4, 5])[: random.integers(1, 6)].tolist()
     for _ in range(120):
         yield Push(
             rank=int(random.integers(RANKS)),
-            keys=random.choice(sorted(KEYS), random.integers(1, 9)).tolist(),
+            keys=usual if random.random() < 0.5 else random.choice(sorted(KEYS), random.integers(1, 9)).tolist(),
             shift=random.choice([0, -1, 1], 8, p=[0.96, 0.03, 0.01]).tolist(),
             priority=int(random.integers(-2, 3)),
             seed=int(random.integers(1 << 16)),
@@ -274,6 +280,67 @@ def test_sums_of_several_types_travel_in_one_message() -> None:
         queue = connection.queue
         sent = [decode(pb.ExchangeResponse, queue.get())[0] for _ in range(len(queue))]
         assert [len(each.result.shards.ids) for each in sent] == [4], rank
+
+
+def test_a_contribution_that_waits_for_long_lets_go_of_its_message() -> None:
+    """The view of a few bytes would keep the whole message alive. With its credit, the contribution is copied."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    push = Push(0, [1, 2, 4], [0] * 3, 0, 1, timed=False, cut=False)
+    data = message(push, dict.fromkeys(KEYS, 0))
+    unused = sys.getrefcount(data)
+    assert aggregator.handle(0, data) == ""
+    assert sys.getrefcount(data) > unused, "contributions are not copied at once"
+    aggregator.runner.perform(aggregator.job, aggregator.job.tick(aggregator.now + CREDIT_HOLD_SECONDS))
+    assert sys.getrefcount(data) == unused
+    for rank in (1, 2):
+        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
+    expected = np.random.default_rng(1).integers(-9, 9, 3).astype(np.float32) * 3
+    assert ("1/0/0", expected.tobytes()) in aggregator.answers(0)
+
+
+@pytest.mark.parametrize("ends", ["fail", "end"])
+def test_a_job_that_is_over_holds_no_message(ends: str) -> None:
+    """Not even the last ones, which were to be summed together."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    data = message(Push(0, [1, 2], [0] * 2, 0, 1, timed=False, cut=False), dict.fromkeys(KEYS, 0))
+    unused = sys.getrefcount(data)
+    assert aggregator.handle(0, data) == ""
+    if ends == "fail":
+        aggregator.job.fail(InternalError("for the test"), 1.5)
+    else:
+        aggregator.job.end()
+    assert sys.getrefcount(data) == unused
+
+
+def test_a_key_that_is_declared_later_is_found_in_the_same_message() -> None:
+    """What was looked up once is looked up again while it was not known, and after it has failed."""
+    aggregator = Aggregator(together=True)
+    data = message(Push(0, [1, 2], [0] * 2, 0, 1, timed=False, cut=False), dict.fromkeys(KEYS, 0))
+    assert "has not declared" in aggregator.handle(0, data)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    assert aggregator.handle(0, data) == ""
+    job = aggregator.job
+    aggregator.runner.perform(job, job.abort(1, pb.Abort(id=2, round=0, text="for the test")))
+    assert aggregator.handle(1, data) == ""
+    assert aggregator.handle(2, data) == ""
+    job.check()
+    assert [kind for kind, _ in aggregator.answers(0)] == ["1/0/0", "fault"]
+
+
+def test_contributions_in_their_messages_order_are_not_copied() -> None:
+    """The message's own bytes are added; but copies if a contribution was replaced since."""
+    payload = memoryview(b"abcdef")
+    pieces = [payload[:2], payload[2:]]
+    together = Message(1.0, pieces, payload)
+    assert _joined(list(pieces), together) is payload
+    for other in ([pieces[0]], [pieces[1], pieces[0]], [pieces[0], memoryview(b"wxyz")]):
+        assert _joined(other, together) == b"".join(other)
+    assert _joined(pieces, None) == payload
 
 
 @pytest.mark.parametrize("elastic", [False, True])

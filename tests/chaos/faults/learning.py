@@ -96,7 +96,8 @@ def learn(
         seed: Seed for the samples.
         pause: Seconds to wait after each step.
         stop: When it is set on some rank, all members end after the same step.
-        tell: Called as tell("step", ...) after each step, with "step", "digest", "loss", "members" and the time "at".
+        tell: Called as tell("step", ...) after each step, with "step", "digest", "loss", "members" at the step's begin,
+            "counts" (how many ranks the parts of the gradients count: the fewest, the most) and the time "at".
 
     Returns:
         The number of "steps", and the final "digest".
@@ -114,10 +115,18 @@ def learn(
         votes = np.array([stop.is_set()], np.int32)
         futures = {name: store.push_pull_async(name, means[name], priority=-i) for i, name in enumerate(learner.names)}
         futures["stop"] = store.push_pull_async("stop", votes)
+        counts: set[int] = set()
         for name, future in futures.items():
             future.result(_PATIENCE_SECONDS)
-            for part in future.contributors if name in means else ():
+            if name not in means:
+                continue
+            counted = 0
+            for part in future.contributors:
                 means[name].reshape(-1)[part.start : part.stop] *= np.float32(client.num_workers / part.count)
+                counts.add(part.count)
+                counted += part.stop - part.start
+            if counted < means[name].size:
+                counts.add(client.num_workers)
         for values in means.values():
             values /= np.float32(client.num_workers)
         learner.update(means)
@@ -129,6 +138,7 @@ def learn(
             digest=learner.digest(),
             loss=learner.loss(),
             members=list(state.members),
+            counts=[min(counts), max(counts)],
             at=time.monotonic(),
         )
         state.step()
@@ -136,12 +146,12 @@ def learn(
     return {"steps": state.step_number, "digest": learner.digest()}
 
 
-def rehearse(seed: int, steps: int, workers: int) -> Sequence[float]:
-    """Return the loss after each step of a training in which nobody is lost, made in this process."""
+def rehearse(seed: int, members: Sequence[Sequence[int]]) -> Sequence[float]:
+    """Return the loss after each step of a training with these ranks in each step, made in this process."""
     learner = Learner(seed)
     losses = []
-    for step in range(steps):
-        each = [learner.gradients(rank, step) for rank in range(workers)]
+    for step, ranks in enumerate(members):
+        each = [learner.gradients(rank, step) for rank in ranks]
         learner.update({name: np.mean([g[name] for g in each], axis=0) for name in learner.names})
         losses.append(learner.loss())
     return losses

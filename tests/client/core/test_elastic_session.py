@@ -86,7 +86,7 @@ def test_a_hello_has_all_losses(session: Session) -> None:
     """An aggregator that was started again learns them from it. If the hello does not arrive, it is told later."""
     session.welcomed(pb.Welcome(losses=[loss(3)]))
     tell(session, 0, 2)
-    assert sorted(each.rank for each in session.losses) == [2, 3]
+    assert sorted(each.rank for each in session.joins.losses()) == [2, 3]
     assert [sorted(each.rank for each in message.losses.losses) for message in sent(session, 1)] == [[2, 3]]
 
 

@@ -100,10 +100,10 @@ def test_only_the_last_loss_of_a_rank_is_told() -> None:
     assert session.joins.is_lost(1)
     session.joins.admit(Process(1, 99))
     assert not session.joins.is_lost(1)
-    assert session.losses == []
+    assert session.joins.losses() == []
     session.welcomed(pb.Welcome(losses=[loss(1, 1), loss(1, 0)]))
     assert session.joins.is_lost(1)
-    assert session.losses == [loss(1, 1)]
+    assert session.joins.losses() == [loss(1, 1)]
 
 
 def test_a_newcomer_tells_who_was_admitted_before_it_has_the_state() -> None:
@@ -115,7 +115,7 @@ def test_a_newcomer_tells_who_was_admitted_before_it_has_the_state() -> None:
     session.welcomed(pb.Welcome(admission=own))
     assert session.joins.admissions.for_hello(0) == [other, own]
     assert not session.joins.is_lost(0)
-    assert session.losses == []
+    assert session.joins.losses() == []
     # What the donor says may be older.
     session.joins.adopt([pb.Admission(rank=0, generation=2, incarnation=54)])
     assert session.joins.admissions.generation(0) == 3

@@ -1,6 +1,5 @@
 """The members of an elastic job without any network: roll calls and transfers within one process, and losses."""
 
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
@@ -16,13 +15,6 @@ PATIENCE_SECONDS = 20.0
 
 class Killed(BaseException):
     """Ends the thread of a rank that is lost."""
-
-
-@dataclasses.dataclass
-class _Round:
-    """A sum, or a broadcast, that has begun."""
-
-    contributions: dict[int, tuple[Table | None, Memory | None, Outcome]] = dataclasses.field(default_factory=dict)
 
 
 class World:

@@ -14,6 +14,7 @@ from psum.aggregator.core.registry import Registry
 from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.aggregator.relay.core.host_job import HostJob
 from psum.aggregator.relay.core.introduction import Identity
+from psum.aggregator.relay.relays import FOUND_SECONDS
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.sums.pool import PriorityPool
@@ -75,7 +76,11 @@ class AggregatorProcess:
         identity = Identity(next(_numbers), "a simulated host")
         of_group = {"identity": identity, "credit_bytes": credit_bytes, "clock": clock}
         self._relay_registry = Registry(
-            limits, self._release, budget=self.registry.budget, make=partial(_make_host_job, of_group)
+            limits,
+            self._release,
+            budget=self.registry.budget,
+            make=partial(_make_host_job, of_group),
+            found_after=FOUND_SECONDS,
         )
         self._registries = (self.registry, self._relay_registry)
         self.uplinks: Uplinks | None = None
@@ -283,11 +288,11 @@ class AggregatorProcess:
         perform: Callable[[list[Action]], None] = lambda actions: self._runner.perform(job, actions)  # noqa: E731
         match request.WhichOneof("kind"):
             case "push":
-                entries = to_rows(request.push.shards)
                 actions: list[Action] = []
                 if job.takes_together:
-                    job.contribute_together(rank, entries, split(payload, entries), now, len(payload), actions)
+                    job.contribute_together(rank, request.push.shards, payload, now, len(payload), actions)
                 else:
+                    entries = to_rows(request.push.shards)
                     for entry, piece in zip(entries, split(payload, entries), strict=True):
                         actions += job.contribute(rank, entry, piece, now, len(payload))
                 perform(actions)
@@ -330,9 +335,7 @@ class AggregatorProcess:
         assert isinstance(job, HostJob)
         if isinstance(action, ConnectUplinks):
             assert self._above, "a process that is no relay connects to other aggregators"
-            if self.uplinks is not None:
-                self.uplinks.die()
-            self.uplinks = Uplinks(job, self._above, self._runner.perform)
+            self.uplinks = Uplinks(job, self._above, self._runner.perform, before=self.uplinks)
         elif self.uplinks is not None and self.uplinks.job is job:
             self.uplinks.perform(action)
 

@@ -61,8 +61,10 @@ class Boundary:
         """Give the newcomer the state, and let the members go on."""
         fleet = self._fleet
         members = [fleet.workers[rank] for rank in self._members]
-        if self._is_out:
+        if self._is_out and (self.newcomer.joined or self.newcomer.failed):
             self.newcomer.die()
+        elif self._is_out:
+            fleet.counters["joins that begin again"] += self.newcomer.alive
         elif members:
             fleet.adopt(self.newcomer, random.choice(members))
             self.newcomer.session.joins.complete()

@@ -14,6 +14,7 @@ _LINES = {
     "ranks lost": "processes of elastic jobs that were lost",
     "members left": "members of elastic jobs that left before the others",
     "joins": "processes that joined an elastic job",
+    "joins that begin again": "processes that were lost before they were let in, and asked again",
     "invariants": "checks of both sides' invariants",
 }
 

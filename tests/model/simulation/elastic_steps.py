@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from random import Random
 
+from psum.aggregator.relay.relays import FOUND_SECONDS
 from simulation.boundary import Boundary
 from simulation.elastic_cuts import forget, part, share
 from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
 from simulation.groups import Relay
 from simulation.steps import catch_up, random_moves, restart, use
+from simulation.worker import WorkerProcess
 
 
 def kill(fleet: Fleet, random: Random) -> None:
@@ -57,7 +59,7 @@ def lose(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
     _pass_timeout(fleet, random)
     fleet.settle(random, reconnect=True)
-    _let_relays_give_up(fleet, random)
+    let_relays_give_up(fleet, random)
 
 
 def lose_at_one(fleet: Fleet, random: Random) -> None:
@@ -162,9 +164,14 @@ def join(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
     if fleet.plan.relays:
         # One that asked elsewhere while its rank's process before waited is refused, and asks again. Relays that were
-        # started again may wait for ranks that do not come back.
-        _let_relays_give_up(fleet, random)
-    boundary = Boundary(fleet, min((w for w in fleet.workers if w.alive and w.joining), key=lambda w: w.rank))
+        # started again may wait for ranks that do not come back. Those without members wait for others of their group.
+        let_relays_give_up(fleet, random)
+        for _ in range(fleet.plan.levels):
+            fleet.pass_time(FOUND_SECONDS + 1)
+            fleet.settle(random, reconnect=True)
+        if not fleet.survivors:
+            return
+    boundary = Boundary(fleet, _next_newcomer(fleet))
     held: set[tuple[str, int, int]] = set()
     if random.random() < 0.7:
         # Some members are at the boundary before others have their last results.
@@ -189,10 +196,22 @@ def join(fleet: Fleet, random: Random) -> None:
     boundary.end(random)
 
 
+def _next_newcomer(fleet: Fleet) -> WorkerProcess:
+    """The process that the members admit next: the one with the lowest rank. Of a relay without members one waits at
+    the owners, and the others behind it."""
+    waiting = {worker.rank: worker for worker in fleet.workers if worker.alive and worker.joining}
+    member = next(fleet.workers[rank] for rank in fleet.survivors if rank not in waiting)
+    candidate = member.session.joins.admissions.candidate
+    assert candidate is not None, f"rank {member.rank} knows of no candidate, although {sorted(waiting)} wait"
+    first = [rank for rank, w in waiting.items() if w.relay is None or fleet.members_at(w.relay)]
+    assert candidate.rank <= min(first, default=candidate.rank), f"{candidate} is admitted before {first}"
+    return waiting[candidate.rank]
+
+
 def _draw_relay(fleet: Fleet, random: Random) -> Relay | None:
-    """The relay of a process that joins: that of any host that has members, or none."""
-    relays = [relay for relay in fleet.plan.relays if fleet.members_at(relay)]
-    return random.choice([None, *relays, *relays]) if relays else None
+    """The relay of a process that joins, or none. Often a host that has members, and sometimes one that has none."""
+    with_members = [relay for relay in fleet.plan.relays if fleet.members_at(relay)]
+    return random.choice([None, *with_members, *with_members, *fleet.plan.relays]) if fleet.plan.relays else None
 
 
 def drain_or_kill(fleet: Fleet, random: Random, index: int) -> None:
@@ -265,9 +284,9 @@ def _lose_who_knows(fleet: Fleet, random: Random, rank: int, index: int) -> None
     fleet.oracle.exclude(rank)
 
 
-def _let_relays_give_up(fleet: Fleet, random: Random) -> None:
+def let_relays_give_up(fleet: Fleet, random: Random) -> None:
     """Relays that were started again give up ranks that do not come back, and only then connect to those above."""
-    for _ in range(fleet.plan.levels):
+    for _ in range(fleet.plan.levels * fleet.plan.relay_patience):
         _pass_timeout(fleet, random)
         fleet.settle(random, reconnect=True)
 

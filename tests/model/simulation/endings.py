@@ -100,6 +100,9 @@ def finish(fleet: Fleet, random: Random) -> None:
     if fleet.plan.ending is Ending.ALL_LEAVE and random.random() < 0.7:
         (_leave_before_a_restart if random.random() < 0.3 else _leave_one_by_one)(fleet, random)
     fleet.settle(random, reconnect=True)
+    if fleet.oracle.open and fleet.plan.elastic and fleet.plan.relays:
+        # A relay that was started again may not know that it waits for ranks that do not come back.
+        elastic_steps.let_relays_give_up(fleet, random)
     if fleet.oracle.strict:
         assert not fleet.oracle.open, f"{len(fleet.oracle.open)} operations wait although no message is in flight"
         excluded = fleet.oracle.excluded
@@ -125,7 +128,7 @@ def finish(fleet: Fleet, random: Random) -> None:
         fleet.pass_time(0.5)
     assert all(worker.gone for worker in fleet.workers), "goodbye was not answered"
     # After this time the aggregators have forgotten failed jobs.
-    _wait(fleet, random, 3 * WORKER_TIMEOUT_SECONDS)
+    _wait(fleet, random, 3 * WORKER_TIMEOUT_SECONDS * fleet.plan.relay_patience)
     for index, aggregator in enumerate(fleet.aggregators):
         if aggregator is not None:
             assert not aggregator.jobs, f"process {index} still has {aggregator.jobs} after all workers have left"

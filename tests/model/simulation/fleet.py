@@ -50,7 +50,7 @@ class Fleet:
         # Operations wait for several losses, one after the other.
         self._round_timeout = ROUND_TIMEOUT_SECONDS * (20 if plan.elastic else 1)
         self.limits = Limits(
-            worker_timeout=WORKER_TIMEOUT_SECONDS,
+            worker_timeout=WORKER_TIMEOUT_SECONDS * plan.relay_patience,
             round_timeout=self._round_timeout,
             elastic_timeout=WORKER_TIMEOUT_SECONDS,
             elastic_closed_timeout=WORKER_TIMEOUT_SECONDS,

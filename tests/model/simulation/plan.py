@@ -89,6 +89,7 @@ class Plan:
         ending: How the history ends.
         elastic: Whether the job is elastic.
         spares: Number of further ranks that may join an elastic job.
+        relay_patience: How many times as long as that of a worker the place of a relay is kept.
     """
 
     workers: int
@@ -108,6 +109,7 @@ class Plan:
     ending: Ending
     elastic: bool = False
     spares: int = 0
+    relay_patience: int = 1
 
     @property
     def ranks(self) -> int:
@@ -125,6 +127,7 @@ class Plan:
             workers=self.workers if self.relays else random.choice((1, 2, 2, 3, 3, 4)),
             keys=tuple((n, ElementType.INT32 if self.relays else kind) for n, kind in self.keys),
             spares=random.choice((0, 0, 1, 2)),
+            relay_patience=random.choice((1, 3)) if self.relays else 1,
             steps=self.steps | faults,
             ending=Ending.ALL_LEAVE,
             elastic=True,

@@ -1,6 +1,7 @@
 """The uplinks of a simulated relay: the real state machine of a relay with simulated streams to its owners."""
 
 from collections.abc import Callable, Iterable, Sequence
+from random import Random
 
 from psum.aggregator.core.actions import Action, LeaveUplinks, PartUplinks, ReopenUplinks, UplinkAction
 from psum.aggregator.relay.core.host_job import HostJob
@@ -17,13 +18,22 @@ class Uplinks(Client):
         job: The job of the relay's group.
         processes: The number of the process at the end of each uplink.
         perform: Carries out the job's actions.
+        before: The uplinks of the relay's group before this one; None: there was none, or it is another relay's.
     """
 
     def __init__(
-        self, job: HostJob, processes: Sequence[int], perform: Callable[[HostJob, Iterable[Action]], None]
+        self,
+        job: HostJob,
+        processes: Sequence[int],
+        perform: Callable[[HostJob, Iterable[Action]], None],
+        before: "Uplinks | None" = None,
     ) -> None:
         super().__init__(processes)
         self.job = job
+        self._before = before if before is not None and before.parting else None
+        """The uplinks of a group that has ended, while they say goodbye."""
+        if before is not None and self._before is None:
+            before.die()
         self._perform_actions = perform
         self._leaving = False
         self._retry_at = 0.0
@@ -31,6 +41,8 @@ class Uplinks(Client):
         self._give_up: float | None = None
         """When it stops waiting for the end of another process with its ranks, None before it has begun to wait."""
         self._parting: pb.Goodbye | None = None
+        self._asking: set[int] = set()
+        """The connections on which it asks to join a running job."""
 
     def perform(self, action: UplinkAction) -> None:
         """Carry out an action about the uplinks, except for the first, for which they are made."""
@@ -43,6 +55,15 @@ class Uplinks(Client):
                 self._leaving = True
             case PartUplinks(goodbye):
                 self._parting = goodbye
+                for index in self._asking:
+                    # It has asked to join with a process that has ended. It takes that back.
+                    self.lose(self.connections[index].process)
+                    self.connections[index].gone = True
+
+    @property
+    def parting(self) -> bool:
+        """Whether it still has to say goodbye, because its group has ended."""
+        return self._parting is not None and not self.gone
 
     def may_connect(self, process: int, now: float) -> bool:
         return now >= self._retry_at and super().may_connect(process, now)
@@ -51,6 +72,21 @@ class Uplinks(Client):
     def failed(self) -> bool:
         return self.job.uplink.failure is not None
 
+    def send(self, process: int, window: int, now: float) -> bool:
+        before = self._before
+        return (before is not None and before.send(process, window, now)) or super().send(process, window, now)
+
+    def receive(self, process: int, now: float, random: Random, duplicate_rate: float) -> bool:
+        before = self._before
+        if before is not None and before.receive(process, now, random, duplicate_rate):
+            return True
+        return super().receive(process, now, random, duplicate_rate)
+
+    def die(self) -> None:
+        if self._before is not None:
+            self._before.die()
+        super().die()
+
     def lose(self, process: int) -> None:
         connection = self.to(process)
         if connection.stream is not None and connection.resuming and not self._leaving:
@@ -58,7 +94,10 @@ class Uplinks(Client):
         super().lose(process)
 
     def hello(self, index: int, _now: float) -> pb.Hello:
-        return self.job.hello(index, self.connections[index].resuming)
+        hello = self.job.hello(index, self.connections[index].resuming)
+        if hello.joining:
+            self._asking.add(index)
+        return hello
 
     def next_message(self, index: int, _now: float) -> bytes | None:
         connection = self.connections[index]
@@ -82,6 +121,7 @@ class Uplinks(Client):
         match message.WhichOneof("kind"):
             case "welcome":
                 connection.welcomed = True
+                self._asking.discard(index)
                 self.job.uplink.welcomed(message.welcome)
                 if connection.resuming or connection.reopened:
                     self.job.uplink.reconnected(index)

@@ -107,7 +107,8 @@ def restarts(fleet: Fleet, random: Random) -> None:
     for _ in range(random.randint(2, 4)):
         fleet.kill_aggregator(index, "is killed")
         fleet.start_aggregator(index)
-        for client in random.sample(clients, random.randint(1, len(clients))):
+        # To a relay of an elastic job nobody may connect any more.
+        for client in random.sample(clients, random.randint(min(1, len(clients)), len(clients))):
             fleet.lose(client, index)
             fleet.connect(client, index)
         random_moves(fleet, random, random.choice((10, 40, 100)), only=index)
@@ -179,7 +180,8 @@ def cut_during_restore(fleet: Fleet, random: Random) -> None:
             random_moves(fleet, random, 20, only=index)
             silent = {("send", client, index) for client in clients if random.random() < 0.4}
         random_moves(fleet, random, random.choice((10, 30, 80)), silent, only=index)
-        fleet.cut(random.choice(clients), index, client_knows=True, aggregator_knows=random.random() < 0.5)
+        if clients:
+            fleet.cut(random.choice(clients), index, client_knows=True, aggregator_knows=random.random() < 0.5)
 
 
 def lose_result(fleet: Fleet, random: Random) -> None:

@@ -5,6 +5,7 @@ from collections import deque
 
 from psum.client import (
     ElementType,
+    ExcludedError,
     FaultError,
     Operation,
     TakenError,
@@ -139,7 +140,7 @@ class WorkerProcess(Client):
             placement=PLACEMENT_BY_ROLES if self.plan.by_roles else PLACEMENT_BY_WEIGHTS,
             departures=self.session.departures(index),
             elastic=pb.Elastic(min=1, max=self.plan.ranks) if self.plan.elastic else None,
-            losses=self.session.losses,
+            losses=self.session.joins.losses(),
             joining=self.joining and not self.connections[index].resuming,
             generation=self.session.joins.generation,
             admissions=self.session.joins.admissions.for_hello(index),
@@ -213,12 +214,13 @@ class WorkerProcess(Client):
                 # Its farewell was lost, and the job has ended there.
                 self.lose(connection.process)
                 connection.gone = True
-            case "fault" if self._waits_for_rank(message.fault, now):
+            case "fault" if self._waits_for_rank(message.fault, now) or self._asks_again(message.fault):
                 # As psum.client.joining: leave all aggregators, then join all of them anew.
                 for other in self.connections:
                     self.lose(other.process)
                 self.connections = [Connection(other.process) for other in self.connections]
                 self._incarnation = next(_numbers)
+                self.session.joins.ask()
             case "fault":
                 self.session.fail(FaultError.from_message(message.fault))
                 # A worker that never joined the job gives up the other aggregators too.
@@ -228,6 +230,10 @@ class WorkerProcess(Client):
                 self.report()
             case kind:
                 raise AssertionError(f"hello was answered with {kind}")
+
+    def _asks_again(self, fault: pb.Fault) -> bool:
+        """Whether it asks to join as another process, because it was lost before it was let in everywhere."""
+        return self.joining and not self.joined and fault.code == ExcludedError.code
 
     def _waits_for_rank(self, fault: pb.Fault, now: float) -> bool:
         if self.joined or fault.code != TakenError.code:

@@ -131,12 +131,12 @@ def make_runtime(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setattr(cuda, "_LIBRARY", re.compile(re.escape(str(library))))
         return ctypes.CDLL(str(library))
 
-    cuda._runtime.cache_clear()
+    cuda.runtime.cache_clear()
     yield make
     # What the test leaves is let go with the runtime in which it is pinned.
     gc.collect()
     done_by_the_worker(lambda: None)
-    cuda._runtime.cache_clear()
+    cuda.runtime.cache_clear()
 
 
 def with_contexts(runtime: ctypes.CDLL) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.key import Key
+from psum.aggregator.core.layouts import Message
 from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.round import ShardRounds
 from psum.v1 import aggregator_pb2 as pb
@@ -51,10 +52,13 @@ class SumTogether:
     Attributes:
         roster: The ranks that use them, which get the results.
         shards: Each shard with its key and its number within the key. A shard whose key has failed is left out.
+        messages: The messages in which some members have sent their contributions to these shards, as far as known.
+            They may have sent others since, or in another order.
     """
 
     roster: Roster
     shards: list[tuple[Key, int, ShardRounds[object]]]
+    messages: dict[int, Message] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(slots=True)

@@ -12,6 +12,7 @@ from psum.aggregator.core.actions import ReturnCredit
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.round import Phase, ShardRounds
 from psum.aggregator.core.worker import Worker
+from psum.wire import LARGE_PAYLOAD_BYTES
 
 #: How long a contribution may count against its worker's credit while its round waits for others. Without a limit, two
 #: workers that push different keys first would wait for each other until the round timeout.
@@ -58,10 +59,14 @@ class CreditReturns:
             entry = since, key, index, round = worker.uncredited.popleft()
             if (shard := _waiting_shard(rank, key, index, round)) is None:
                 continue
-            if self._lent(shard.contributions.get(rank, _NOTHING)):
+            payload = shard.contributions.get(rank, _NOTHING)
+            if self._lent(payload):
                 if now - since < LENT_HOLD_SECONDS and _waits_for_a_late_one(shard, waiting):
                     held.append(entry)
                     continue
+                shard.copy(rank)
+            elif 0 < len(payload) < LARGE_PAYLOAD_BYTES:
+                # It may be a view that keeps a whole message alive, which no budget counts.
                 shard.copy(rank)
             # The latest last.
             worker.credited.pop((key.id, index), None)

@@ -13,22 +13,20 @@ from typing import Any, ClassVar
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import Action, Detach, EndStreams, Release, Report, TellLosses, Warn
 from psum.aggregator.core.admissions import Admission, admission_of
-from psum.aggregator.core.candidates import Candidate, relayed
+from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_membership import ElasticMembership
-from psum.aggregator.core.elastic_ranks import NEVER_THERE
 from psum.aggregator.core.elastic_rounds import ElasticRounds
 from psum.aggregator.core.elastic_status import elastic_status
 from psum.aggregator.core.error_texts import MAX_REASON
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.joins import Joins, refuse
+from psum.aggregator.core.known_admissions import KnownAdmissions
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, reported
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.membership_log import EventKind, MembershipLog
 from psum.aggregator.core.roster import ranks_of
-from psum.aggregator.core.worker import processes_of
-from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError, ProtocolError, WorkerLostError
 
@@ -60,11 +58,10 @@ class ElasticJob(Job):
         super().__init__(hello, limits, **job)
         self._round_timeout = limits.round_timeout
         self._abandon_after = abandon_after
-        self._alone_since: float | None = None
-        """Since when no member has been connected."""
         self._most = hello.elastic.max
         self.log = MembershipLog()
         """What happened to members, for operators."""
+        self._admissions = KnownAdmissions(self.members, self.rounds)
         self.joins = Joins(self.members, self._memory, limits, self.log)
         """The processes that wait to join."""
 
@@ -94,25 +91,16 @@ class ElasticJob(Job):
 
     def admission(self, rank: int) -> pb.Admission | None:
         """See Job. A relay is told of it if it has only this rank."""
-        ranks = self.members.roster.ranks(rank)
-        admission = self.members.admissions.get(ranks[0]) if len(ranks) == 1 else None
-        return None if admission is None else admission.to_message()
+        return self._admissions.of_member(rank)
 
     def other_admissions(self, rank: int) -> list[pb.Admission]:
         """See Job. Until a newcomer has the state, it could not tell a restarted aggregator whom the others expect."""
-        admissions = self.members.admissions
-        if rank not in admissions:
-            return []
-        return [each.to_message(rounds=False) for other, each in sorted(admissions.items()) if other != rank]
+        return self._admissions.of_others(rank)
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. Of a worker that is let in, losses and admissions are learned before anything else that it says."""
         before = {rank: self.members.holder(rank) for rank in ranks_of(hello)}
-        # What a process says of itself comes first, and cannot contradict itself.
-        itself = () if hello.ranks else (hello.rank,)
-        admissions = [admission_of(each, self._most) for each in hello.admissions if each.rank not in itself]
-        for admission in admissions:
-            self._check(admission, hello.rank)
+        admissions = self._admissions.told_in(hello)
         actions = self._admit_itself(hello, peer, now)
         more, refusal = super().join(hello, peer, now)
         actions += more
@@ -123,11 +111,14 @@ class ElasticJob(Job):
             # If nobody is left then, it says so of itself, and it is only refused: others may know of further ranks.
             actions += self._lose(reported(hello.losses, now), now, judge=False)
             for admission in admissions:
+                is_new = self.members.generation(admission.rank) < admission.generation
                 actions += self._admit(admission, member, now)
+                if is_new:
+                    self.members.await_back(admission.rank, now)
             actions += self.rounds.settle(member)
             if self.members.is_lost(member):
                 # It says that its own rank is lost.
-                refusal = self._excluded(member, now)
+                refusal = self.members.excluded(member, now)
                 self.members.lose(member, now, closed=True)
             else:
                 worker = self.workers[member]
@@ -167,31 +158,23 @@ class ElasticJob(Job):
 
     def wait_at(self, member: int, candidates: Sequence[pb.Candidate], now: float) -> list[Action]:
         """See Job. Each of them is a candidate as those that wait here."""
-        worker = self.workers[member]
-        if not worker.is_relay or any(each.rank >= self._most or not each.incarnation for each in candidates):
+        is_relay = self.workers[member].is_relay
+        if not is_relay or any(each.rank >= self._most or not each.incarnation for each in candidates):
             raise ProtocolError(
-                f"{self._who(member)} tells that {len(candidates)} processes wait at it to join; expected a relay, and"
-                f" a rank below {self._most} and the number of a process for each"
+                f"{self.members.title(member)} tells that {len(candidates)} processes wait at it to join; expected a"
+                f" relay, and a rank below {self._most} and the number of a process for each"
             )
         if self.failure is not None or self.members.is_lost(member):
             return []
-        waiting = {(each.hello.rank, each.hello.incarnation): each for each in self.joins.at(member)}
-        said = {(each.rank, each.incarnation): each for each in candidates}
-        actions: list[Action] = []
-        for process in waiting.keys() - said.keys():
-            actions += self.joins.withdraw(waiting[process], now)
-        for process in sorted(said.keys() - waiting.keys()):
-            candidate = relayed(said[process], worker.hello, worker.peer, member, now)
+        actions, new = self.joins.told_at(member, candidates, now)
+        for candidate in new:
             more, refusal = self.wait(candidate, now)
             actions += more if refusal is None else [*more, refuse(candidate, refusal)]
         return actions
 
     def lost(self, rank: int, now: float, *, closed: bool = False) -> list[Action]:
         """See Job. Nobody can admit those who wait at a relay until it comes back."""
-        actions = super().lost(rank, now, closed=closed)
-        for candidate in self.joins.at(rank):
-            actions += self.joins.withdraw(candidate, now, cut_off=True)
-        return actions
+        return [*super().lost(rank, now, closed=closed), *self.joins.cut_off(rank, now)]
 
     def admit(self, rank: int, admission: pb.Admission, now: float) -> list[Action]:
         """See Job."""
@@ -203,7 +186,7 @@ class ElasticJob(Job):
         """See Job. Processes that have joined with the first round are lost if a rank has a later one."""
         if self.failure is not None or self.members.is_lost(rank):
             return []
-        if self._is_ahead(rank, declared) and (newcomers := self.members.newcomers(now)):
+        if self.rounds.is_ahead(rank, declared) and (newcomers := self.members.newcomers(now)):
             # Their declarations must not be compared with this one.
             actions = self._lose(newcomers, now, begin_again=True)
             return actions if self.failure is not None else actions + super().declare(rank, declared, now)
@@ -220,19 +203,16 @@ class ElasticJob(Job):
         if self.failure is not None:
             return actions
         self.workers[rank].needed_by.difference_update(roster.gone)
-        for each in leaving:
-            roster.leave(each)
-        return [
-            *actions,
-            *self.rounds.settle(rank),
-            *self.rounds.fail_deserted(),
-            *self.joins.welcome(now),
-        ]
+        return [*actions, *self._go_on_without(rank, leaving), *self.joins.welcome(now)]
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
-        """See Job. Later rounds do not wait for these ranks. Those that are gone already need no goodbye."""
-        roster = self.members.roster
-        leaving = [each for each in ranks if not roster.is_gone(each)]
+        """See Job. Later rounds do not wait for these ranks. Those that are gone already need no goodbye.
+
+        Nor do those in whose places others were admitted elsewhere: a relay that was started again repeats itself.
+        """
+        roster, admissions = self.members.roster, self.members.admissions
+        theirs = [each for each in ranks if each not in admissions or roster.member(each) == rank]
+        leaving = [each for each in theirs if not roster.is_gone(each)]
         if self.failure is not None or self.members.is_lost(rank):
             return []
         # One that this aggregator, started again, has not seen: the relay lists it no more.
@@ -242,25 +222,24 @@ class ElasticJob(Job):
             return actions
         self.members.departures.left.update(unseen)
         self._note_left(rank, leaving, self.workers[rank].last_heard)
-        for each in leaving:
-            roster.leave(each)
-        return [*actions, *self.rounds.settle(rank), *self.rounds.fail_deserted()]
+        return [*actions, *self._go_on_without(rank, leaving)]
 
     def leave_early(self, rank: int, goodbye: pb.Goodbye, now: float) -> list[Action]:
         """See Job. A worker that ends for a reason of its own is lost at once; other reasons end the job."""
         fault = FaultError.from_message(goodbye.fault)
         ranks = self.members.roster.living(rank)
-        # A relay ends with its last rank. It may name others that it has lost before, and not those that have left.
-        theirs = {*self.members.roster.ranks(rank), *(each.rank for each in self.members.losses)}
-        own = isinstance(fault, WorkerLostError) and bool(fault.ranks) and theirs.issuperset(fault.ranks)
-        if not self.workers[rank].is_relay:
-            own = own and fault.ranks == (rank,)
+        own = isinstance(fault, WorkerLostError) and self.members.speaks_for(rank, fault.ranks)
         if not own or self.failure is not None or (goodbye.replaceable and not self.workers[rank].contributed):
             return super().leave_early(rank, goodbye, now)
         worker = self.workers[rank]
         if worker.taking_leave:
             return []
         worker.taking_leave = True
+        # A relay that ends may not have let in all its newcomers. Those wait at it, and come by another way.
+        waiting = [each for each in ranks if each not in fault.ranks and self.members.is_undecided(each)]
+        for each in waiting:
+            self.members.expect_again(each, now)
+        ranks = tuple(each for each in ranks if each not in waiting)
         text = elastic_texts.ended_early(worker, goodbye.fault, MAX_REASON)
         losses = [
             Loss(each, text, now, generation=self.members.generation(each), reason="ended early") for each in ranks
@@ -275,7 +254,7 @@ class ElasticJob(Job):
             ProtocolError: A rank is none of this job.
         """
         if any(loss.rank >= self._most for loss in losses):
-            raise ProtocolError(f"{self._who(rank)} told of a loss of a rank that is not in the job")
+            raise ProtocolError(f"{self.members.title(rank)} told of a loss of a rank that is not in the job")
         if self.failure is not None or self.members.is_lost(rank):
             return []
         return self._lose(reported(losses, now), now, knowing=rank)
@@ -289,11 +268,7 @@ class ElasticJob(Job):
         """See Job. Ranks that are out of touch for too long are lost. Nothing is decided while all are."""
         if self.failure is not None:
             return []
-        if not self.workers or any(worker.connected for worker in self.workers.values()):
-            self._alone_since = None
-        elif self._alone_since is None:
-            self._alone_since = now
-        elif now - self._alone_since > self._abandon_after:
+        if self.members.all_away_for(now) > self._abandon_after:
             self.abandoned = True
             return self.joins.refuse_all(elastic_texts.all_away(self.name, self._abandon_after))
         actions = [*self._lose(self.members.due(now), now), *self.joins.due(now)]
@@ -317,69 +292,28 @@ class ElasticJob(Job):
 
     def _admit_itself(self, hello: pb.Hello, peer: str, now: float) -> list[Action]:
         """Learns from a member that comes back that it, or a rank of it, was admitted, if nobody has said so here."""
-        processes = processes_of(hello) or {hello.rank: (hello.incarnation, hello.generation)}
         actions: list[Action] = []
-        for rank, (incarnation, number) in processes.items():
-            generation = self.members.generation(rank)
-            later = number > max(generation, 0) or (hello.resuming and generation == NEVER_THERE)
-            if self.failure is not None or not later or not incarnation:
-                continue
-            if self.members.disagreement(hello, peer) is not None:
+        for admission in self._admissions.implied_by(hello):
+            if self.failure is not None or self.members.disagreement(hello, peer) is not None:
                 break
-            actions += self._admit(Admission(rank, number, incarnation), None if hello.ranks else rank, now)
+            actions += self._admit(admission, None if hello.ranks else admission.rank, now)
         return actions
 
     def _admit(self, admission: Admission, by: int | None, now: float) -> list[Action]:
-        """Learns that members have admitted a process.
-
-        Args:
-            admission: The admission.
-            by: The member that says so; None: a relay that has not joined.
-            now: The time.
+        """Learns that members have admitted a process. If that is new, the process before it is lost at the latest now.
 
         Raises:
-            ProtocolError: It contradicts what is known.
+            ProtocolError: See KnownAdmissions.learn.
         """
-        self._check(admission, by)
+        if not self._admissions.learn(admission, by):
+            return []
         rank, generation = admission.rank, self.members.generation(admission.rank)
-        known = self.members.admissions.get(rank)
-        said = set() if by is None else {by}
-        if admission.generation <= generation:
-            if known is not None and known.generation == admission.generation:
-                known.said |= said
-                if admission.rounds and not known.rounds:
-                    known.rounds = admission.rounds
-                    self.rounds.begin_at(known)
-            return []
-        admission.said |= said
-        if self.members.incarnation(rank) == admission.incarnation:
-            # It has left, as a member told, and is not expected again.
-            self.members.admissions[rank] = admission
-            return []
         # Without a process here there is none to lose. A newcomer that does not know of this admission would take the
         # loss for that of the present process.
         is_here = self.members.holder(rank) is not None and not self.members.roster.is_gone(rank)
         out = [elastic_texts.admitted_later(admission)] if is_here and generation >= 0 else []
-        return self._lose(
-            [Loss(rank, text, now, generation=generation, reason="replaced") for text in out], now, admission=admission
-        )
-
-    def _check(self, admission: Admission, by: int | None) -> None:
-        """Compares an admission with what is known.
-
-        Raises:
-            ProtocolError: They contradict each other.
-        """
-        rank, generation = admission.rank, self.members.generation(admission.rank)
-        known = self.members.admissions.get(rank)
-        if known is not None and known.generation == admission.generation:
-            if known.incarnation != admission.incarnation:
-                raise ProtocolError(
-                    f"{self._who(by)} admitted process {admission.incarnation:#x} as number {generation}"
-                    f" of rank {rank}, and others admitted {known.incarnation:#x}"
-                )
-        elif admission.generation == generation and self.members.loss(rank) is None:
-            raise ProtocolError(f"{self._who(by)} admitted rank {rank}, whose process {generation} began with the job")
+        losses = [Loss(rank, text, now, generation=generation, reason="replaced") for text in out]
+        return self._lose(losses, now, admission=admission)
 
     def _lose(
         self,
@@ -412,8 +346,9 @@ class ElasticJob(Job):
         lost = self.members.members_of(loss.rank for loss in new)
         # A relay that goes on is told of the loss. One that has told of its last rank itself waits for its farewell.
         lost = [member for member in lost if self.members.is_lost(member)]
+        deserted = [action for member in lost for action in self.joins.desert(member, now)]
         actions: list[Action] = [
-            Release(member) if member == knowing else Report(self._excluded(member, now), (member,))
+            Release(member) if member == knowing else Report(self.members.excluded(member, now), (member,))
             for member in lost
             if member in connected and member not in told
         ]
@@ -426,6 +361,7 @@ class ElasticJob(Job):
             ranks = tuple(rank for rank in connected if rank != knowing and rank not in lost)
             actions.append(TellLosses(messages, ranks))
         actions += [warning for loss in new for warning in self._warn_of(loss, others)]
+        actions += deserted
         if admission is not None:
             actions += self._begin_generation(admission, now)
         # The owners of a group know of further ranks.
@@ -450,8 +386,7 @@ class ElasticJob(Job):
         """Forgets all keys. The members declare them again on new streams."""
         self.rounds.begin_again()
         for worker in self.workers.values():
-            worker.uncredited.clear()
-            worker.credited.clear()
+            worker.forget_credit()
         self.members.resume()
         return []
 
@@ -470,31 +405,12 @@ class ElasticJob(Job):
         self.rounds.begin_at(admission)
         return actions + self.joins.admitted(admission, now)
 
-    def _who(self, member: int | None) -> str:
-        """A member in errors."""
-        ranks = () if member is None else self.members.roster.ranks(member)
-        return f"{rank_names(ranks) if ranks else 'a relay'} of job {self.name!r}"
+    def _go_on_without(self, member: int, leaving: Iterable[int]) -> list[Action]:
+        """Ends the open rounds that wait for nobody when ranks of a member have left."""
+        for rank in leaving:
+            self.members.roster.leave(rank)
+        return [*self.rounds.settle(member), *self.rounds.fail_deserted()]
 
     def _note_left(self, member: int, ranks: Sequence[int], now: float) -> None:
         for rank in ranks:
             self.log.note(now, EventKind.LEFT, rank, self.members.generation(rank), str(self.workers[member]))
-
-    def _excluded(self, member: int, now: float) -> FaultError:
-        """What a member is told that is lost."""
-        ranks = [rank for rank in self.members.roster.ranks(member) if rank in self.members.roster.lost]
-        [*_, loss] = [loss for rank in ranks if (loss := self.members.losses.of(rank)) is not None]
-        return elastic_texts.excluded(self.name, loss, now, ranks=ranks)
-
-    def _is_ahead(self, rank: int, declared: pb.Key) -> bool:
-        """Whether a rank declares a later round than the first, of a shard of which no round was completed here.
-
-        This process has forgotten the rounds of keys that have failed, and of keys of some ranks after an admission. So
-        those do not count.
-        """
-        key = self.keys.get(declared.id)
-        if declared.ranks or (key is not None and key.failure is not None):
-            return False
-        return self.members.goes_on(rank) and any(
-            shard.round > 0 and (key is None or (known := key.shards.get(shard.index)) is None or known.inherited)
-            for shard in declared.shards
-        )

@@ -32,6 +32,7 @@ class ElasticMembership(RelayedMembership):
         self._relay_timeout = limits.relay_timeout or limits.worker_timeout
         """How long the place of a relay is kept."""
         self._silence = Silence(limits.worker_timeout)
+        self._all_away_since: float | None = None
         self._view = View()
         """Whether time decides anything."""
         super().__init__(hello, limits, before)
@@ -108,6 +109,14 @@ class ElasticMembership(RelayedMembership):
         self._left_before.discard(rank)
         self.departures.left.discard(rank)
         self._await(rank, now + self.worker_timeout)
+
+    def await_back(self, rank: int, now: float) -> None:
+        """Notes that a member has told in its hello of an admission that is not known here.
+
+        This aggregator was started again. So the process may be a member as any other, and has as long to come back.
+        """
+        if rank in self._deadlines:
+            self._deadlines[rank] = max(self._deadlines[rank], now + self._back_within)
 
     def await_newcomer(
         self, rank: int, now: float, *, here: bool, relayed: bool = False, cut_off: bool = False
@@ -235,11 +244,19 @@ class ElasticMembership(RelayedMembership):
             worker.processes = {other: process for other, process in worker.processes.items() if other != rank}
         if member in self.roster.gone:
             if worker is not None:
-                worker.uncredited.clear()
-                worker.credited.clear()
+                worker.forget_credit()
             for other in self.workers.values():
                 other.needed_by.discard(member)
         return True
+
+    def all_away_for(self, now: float) -> float:
+        """How long no member has been connected, in seconds, as far as the calls of this method tell."""
+        if not self.workers or any(worker.connected for worker in self.workers.values()):
+            self._all_away_since = None
+            return 0.0
+        if self._all_away_since is None:
+            self._all_away_since = now
+        return now - self._all_away_since
 
     def replaced(self, now: float) -> list[Loss]:
         """The ranks that are lost because others have come for them, or because their relay goes on without them."""
@@ -267,6 +284,12 @@ class ElasticMembership(RelayedMembership):
         text, generation = elastic_texts.replaced(hello, peer), self.generation(hello.rank)
         return [Loss(hello.rank, text, now, generation=generation, reason="replaced")]
 
+    def excluded(self, member: int, now: float) -> FaultError:
+        """What a member is told that is lost."""
+        ranks = [rank for rank in self.roster.ranks(member) if rank in self.roster.lost]
+        [*_, loss] = [loss for rank in ranks if (loss := self.losses.of(rank)) is not None]
+        return elastic_texts.excluded(self.first.job, loss, now, ranks=ranks)
+
     def _due(self, now: float) -> Iterator[Loss]:
         yield from self.replaced(now)
         view, here = self._view, elastic_texts.aggregator(self.first)
@@ -280,17 +303,28 @@ class ElasticMembership(RelayedMembership):
             # A connection that worked again at the same time as that of the member with the view may still be slow.
             if view.held_longer(2 * self._silence.beat, now):
                 yield from self._losses_of(worker, elastic_texts.silent(worker, here, now), now, "silent")
-        # A rank that is missed may be behind a relay that was killed too.
-        patience = self._relay_timeout if self.roster.has_relays else self.worker_timeout
+        patience = self._back_within
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
             if deadline is not None:
-                if now > deadline and view.held_longer(self._closed_timeout, now):
+                if now > deadline and self._may_lose_absent(self._closed_timeout, now):
                     text = elastic_texts.not_come(self.admissions[rank])
                     yield Loss(rank, text, now, generation=generation, reason="not come")
             elif self._resumed_at is not None and now - self._resumed_at > patience and view.held_longer(patience, now):
                 text = elastic_texts.not_back(patience, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
+
+    def _may_lose_absent(self, seconds: float, now: float) -> bool:
+        """Whether processes may be lost that were admitted and have not come, for so long."""
+        return self._view.held_longer(seconds, now)
+
+    @property
+    def _back_within(self) -> float:
+        """How long a rank has to come back to this process of the aggregator.
+
+        One that is missed may be behind a relay that was killed too.
+        """
+        return self._relay_timeout if self.roster.has_relays else self.worker_timeout
 
     def _losses_of(self, worker: Worker, text: str, now: float, reason: str) -> Iterator[Loss]:
         """The losses of all ranks that a member stands for."""
@@ -303,6 +337,10 @@ class ElasticMembership(RelayedMembership):
         # What a member has said of its reach may be old if it is quiet.
         heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
         self._view.update(heard, now)
+
+    def vacant_ranks(self) -> list[int]:
+        """The ranks whose processes are lost or have left. Other processes with these ranks ask to join."""
+        return sorted(self.roster.lost | (self.roster.left - self._left_before))
 
     def goes_on_without(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process cannot begin with the first round: the job goes on without its rank. None if it can."""

@@ -8,6 +8,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss, Losses
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.worker import Process, Worker
+from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
 
 #: The generation of a rank that never had a process.
@@ -90,6 +91,22 @@ class ElasticRanks(Membership):
         if member not in self.roster.gone or self.roster.lost.isdisjoint(self.roster.ranks(member)):
             return False
         return (worker := self.workers.get(member)) is None or not worker.left
+
+    def speaks_for(self, member: int, ranks: Sequence[int]) -> bool:
+        """Whether a member may say of these ranks, and of no others, that they end with it.
+
+        A relay ends with its last rank. It may name others that it has lost before, and not those that have left. Of
+        those in whose place others were admitted, the losses may not be known here.
+        """
+        if not self.workers[member].is_relay:
+            return tuple(ranks) == (member,)
+        before = (*(each.rank for each in self.losses), *self.admissions)
+        return bool(ranks) and {*self.roster.ranks(member), *before}.issuperset(ranks)
+
+    def title(self, member: int | None) -> str:
+        """Which member it is, in errors. None: a relay that has not joined."""
+        ranks = () if member is None else self.roster.ranks(member)
+        return f"{rank_names(ranks) if ranks else 'a relay'} of job {self.first.job!r}"
 
     def has_left(self, rank: int) -> bool:
         """Whether a rank has left in good order, alone or with its member."""

@@ -144,13 +144,13 @@ class ElasticRounds(JobRounds):
                 shard.phase is Phase.GATHERING and not shard.contributions and not shard.ranks_lacking_result
                 for shard in key.shards.values()
             )
-            if not at_rest or any((key.id, index) in self._restoring for index in key.shards):
+            if not at_rest or any((key.id, index) in self.recovery.restoring for index in key.shards):
                 continue
             if key.failure is None:
                 self._memory.drop(key)
                 self._memory.release(key)
             # Sums that are given back late find no shard.
-            key.shards.clear()
+            key.let_go()
             self.timings.forget(key)
             for index in key.sizes:
                 self._contributors.pop((key.id, index), None)
@@ -182,11 +182,25 @@ class ElasticRounds(JobRounds):
         """
         return any(shard.inherited for key in self.keys.values() for shard in key.shards.values())
 
+    def is_ahead(self, rank: int, declared: pb.Key) -> bool:
+        """Whether a rank declares a later round than the first, of a shard of which no round was completed here.
+
+        This process has forgotten the rounds of keys that have failed, and of keys of some ranks after an admission. So
+        those do not count.
+        """
+        key = self.keys.get(declared.id)
+        if declared.ranks or (key is not None and key.failure is not None):
+            return False
+        return self._members.goes_on(rank) and any(
+            shard.round > 0 and (key is None or (known := key.shards.get(shard.index)) is None or known.inherited)
+            for shard in declared.shards
+        )
+
     def begin_again(self) -> None:
         """Forgets all keys, as if this aggregator process had just been started. Ranks declare them again."""
         for key in self.keys.values():
             # Sums that are being made find no shard.
-            key.shards.clear()
+            key.let_go()
             if key.failure is None:
                 self._memory.release(key)
         self._clear()
@@ -214,13 +228,19 @@ class ElasticRounds(JobRounds):
         super().lacking(rank, entry, [each for each in ranks if not self._roster.is_gone(each)])
 
     def _sends(self, key: Key, rank: int, payload: memoryview | None) -> bool:
-        """See JobRounds. A relay may go on without the root behind it, before this aggregator hears that it is gone."""
-        return rank == self._member_of_root(key) and (payload is not None or rank < FIRST_RELAY)
+        """See JobRounds. A relay may go on without the root behind it, before this aggregator hears that it is gone.
+
+        An aggregator that was started again does not know which relay stood for a root that is lost. That relay may
+        have the root's value, which it sends again.
+        """
+        if rank < FIRST_RELAY or payload is None:
+            return rank == self._member_of_root(key) and rank < FIRST_RELAY
+        member = self._roster.member(key.root)
+        return rank == member or (member is None and key.root in self._roster.lost)
 
     def _sender(self, key: Key, shard: ShardRounds[object]) -> int:
         """See JobRounds. A relay may go on although the root behind it is gone."""
-        member = self._member_of_root(key)
-        return member if shard.contributions.get(member) else -1
+        return shard.sender
 
     def _root_worker(self, key: Key) -> int:
         """See JobRounds. A relay that comes back may not have the value."""

@@ -279,6 +279,7 @@ class Job:
         """Returns credit that was held for long, fails what has waited too long, and warns of what waits."""
         if (failure := self.members.overdue(now)) is not None:
             return self.fail(failure, now)
+        self._small.let_go(now)
         actions: list[Action] = [*self.credit.due(now), *self.members.departures.releases(now)]
         if ranks := self.members.give_up_departed(now):
             actions += self.given_up(ranks)
@@ -298,15 +299,16 @@ class Job:
             return []
         self.failure, self.failed_at = failure, now
         self.rounds.fail(failure)
+        self._small.clear()
         for worker in self.workers.values():
-            worker.uncredited.clear()
-            worker.credited.clear()
+            worker.forget_credit()
         return [Report(failure, self.members.connected() if ranks is None else ranks)]
 
     def end(self) -> None:
         """Releases everything: all workers have left."""
         self.ended = True
         self.rounds.end()
+        self._small.clear()
 
     def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
         """Takes sums of contributions, which go on to the owners of their shards. Only if the job `forwards`."""

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from psum.aggregator.core import error_texts
-from psum.aggregator.core.actions import Action, Ask, Deliver, EndStreams, Report, ReturnCredit, Sum
+from psum.aggregator.core.actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator.core.counters import JobCounters
+from psum.aggregator.core.invariants import check_rounds
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
+from psum.aggregator.core.recovery import Recovery
 from psum.aggregator.core.roster import Roster
 from psum.aggregator.core.round import Phase, ShardRounds, Verdict
 from psum.aggregator.core.timings import Timings
@@ -51,6 +53,8 @@ class JobRounds:
         """How many rounds were completed."""
         self.timings = Timings()
         """When contributions came whose senders asked for timings."""
+        self.recovery = Recovery(self.keys, members, open_shards, memory)
+        """How rounds go on that an earlier process of this aggregator has begun."""
         self._name = members.first.job
         self._members = members
         self._workers = members.workers
@@ -60,8 +64,6 @@ class JobRounds:
         self._memory = memory
         self._counters = counters
         self._max_shards = max_shards
-        self._restoring: set[tuple[int, int]] = set()
-        """The shards whose last sum was given back and is being written to where workers read it."""
         self._failed = False
         """Whether the job failed: then what still arrives is ignored."""
         self.key_failed: Callable[[Key, FaultError], Sequence[Action]] = _nobody_listens
@@ -70,7 +72,7 @@ class JobRounds:
     @property
     def take_together(self) -> bool:
         """Whether contributions may be taken together (SmallRounds): nothing has to be known of each of them."""
-        return not self._failed
+        return not (self._failed or self._left or self.timings.rounds)
 
     def declare(self, rank: int, declared: pb.Key, now: float) -> list[Action] | FaultError:
         """Handles a worker's declaration of a key.
@@ -100,30 +102,11 @@ class JobRounds:
         if (disagreement := key.disagreement(declared, rank)) is not None:
             return self.fail_key(key, disagreement)
         key.learn(declared.label, rank)
-        if any(shard.round > 0 and key.shards[shard.index].inherited for shard in declared.shards) and (
-            job_failure := self._members.inherit()
-        ):
+        if self.recovery.inherits(key, declared) and (job_failure := self._members.inherit()) is not None:
             return job_failure
-        for declared_shard in declared.shards:
-            if not self._in_step(key.shards[declared_shard.index], declared_shard.round):
-                ranks = self._roster.ranks(rank)
-                return self.fail_key(key, error_texts.out_of_step(self._name, key, declared_shard, ranks))
-        wanted: dict[int, list[tuple[int, int, int]]] = {}
-        waiting: set[int] = set()
-        for declared_shard in declared.shards:
-            index, shard = declared_shard.index, key.shards[declared_shard.index]
-            lost = declared_shard.round < shard.round and rank in shard.holders
-            if lost:
-                waiting |= self._lose(key, index, rank)
-            asks = self._reconcile(key, declared_shard, rank, now)
-            holder = shard.holder if lost else rank
-            if holder is not None and (asks or (lost and shard.ranks_lacking_result)):
-                wanted.setdefault(holder, []).append((key.id, index, shard.round - 1))
-        actions: list[Action] = [Ask(holder, tuple(rounds)) for holder, rounds in wanted.items()]
-        # This rank's contribution comes on its new stream anyway.
-        if waiting := waiting - {rank}:
-            actions.append(EndStreams(tuple(sorted(waiting))))
-        return actions
+        if (out_of_step := self.recovery.out_of_step(key, declared, rank)) is not None:
+            return self.fail_key(key, out_of_step)
+        return self.recovery.resume(key, declared, rank, now)
 
     def contribute(
         self, rank: int, entry: ShardRound, payload: memoryview | None, now: float, message_bytes: int = 0
@@ -254,38 +237,14 @@ class JobRounds:
         Raises:
             ProtocolError: It does not have the shard's size.
         """
-        key = self.keys.get(entry.id)
-        shard = key.shards.get(entry.shard) if key is not None else None
-        if key is None or shard is None or shard.last_result is not None or entry.round != shard.round - 1:
-            # The key has failed, or another rank has given the sum back already.
-            return []
-        if len(payload) != key.sizes[entry.shard]:
-            raise ProtocolError(
-                f"{self._who(rank)} gave back {len(payload)} bytes as the sum of key {key.title} shard {entry.shard};"
-                f" expected {key.sizes[entry.shard]}"
-            )
-        if not shard.ranks_lacking_result or (key.id, entry.shard) in self._restoring:
-            # Nobody needs it here; an owner of a relay's shards may. It must not be written to where workers read the
-            # sum of the next round, which may be made before.
-            return []
-        self._restoring.add((key.id, entry.shard))
-        return [Sum(key, entry.shard, entry.round, entry.priority, (payload,), restored=True)]
+        return self.recovery.restore(rank, entry, payload)
 
     def restored(self, key: Key, index: int, round: int, result: object) -> list[Action]:
         """Sends a sum that was given back to the ranks that wait for it."""
-        self._restoring.discard((key.id, index))
-        shard = key.shards.get(index)
-        if shard is None or shard.last_result is not None or shard.round != round + 1:
+        if not (ranks := self.recovery.restored(key, index, round, result)):
             return []
-        if shard.phase is not Phase.GATHERING:
-            # All ranks have begun the next round, so they have this sum.
-            return []
-        self._memory.held_bytes += key.sizes[index]
-        ranks = shard.restore(result)
-        if shard.since is None:
-            self._open_shards.pop((key.id, index), None)
         sender = self._root_worker(key) if key.broadcast else -1
-        return [Deliver(key, index, round, shard.priority or 0, result, ranks, sender=sender)]
+        return [Deliver(key, index, round, key.shards[index].priority or 0, result, ranks, sender=sender)]
 
     def abort(self, rank: int, message: pb.Abort) -> list[Action]:
         """Fails a key because a worker will not contribute to a round of it."""
@@ -350,7 +309,7 @@ class JobRounds:
         """Releases everything when the job ends."""
         for key in self.keys.values():
             # Other objects, such as `Worker.uncredited`, may outlive the job and refer to the key.
-            key.shards.clear()
+            key.let_go()
             if key.failure is None:
                 self._memory.release(key)
         self._clear()
@@ -373,31 +332,8 @@ class JobRounds:
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""
-        held = 0
-        open_shards = set()
-        members = self._workers.keys() - self._roster.gone
-        assert self._roster.members == tuple(sorted(members, key=self._roster.order))
-        for key in self.keys.values():
-            assert key.failure is None or not key.shards
-            for index, shard in key.shards.items():
-                held += sum(map(len, shard.contributions.values()))
-                held += key.sizes[index] if shard.last_result is not None else 0
-                roster = shard.roster
-                assert shard.contributions.keys() <= {*roster.members, *roster.gone, shard.root}
-                lacks_value = shard.root is not None and roster.fleet and not shard.value
-                gathered = bool(shard.contributions) and shard.awaits_nobody and not lacks_value
-                # A round may be summed while its members are lost.
-                assert gathered == (shard.phase is not Phase.GATHERING) or (roster.gone and not gathered)
-                begun = bool(shard.contributions or shard.ranks_lacking_result)
-                assert (shard.since is not None) == begun
-                assert not shard.ranks_lacking_result or shard.last_result is None
-                if shard.phase is Phase.GATHERING and begun:
-                    open_shards.add((key.id, index))
-        assert open_shards == set(self._open_shards)
-        assert held == self._memory.held_bytes
+        check_rounds(self.keys, self._members, self._open_shards, self._memory)
         assert len(self.timings) <= self.shards
-        reserved = sum(key.reserved_bytes for key in self.keys.values() if key.failure is None)
-        assert reserved <= self._memory.budget.reserved_bytes
 
     def _part(self, rank: int, declared: pb.Key) -> Roster:
         """The ranks that use a key which is not for all ranks.
@@ -433,44 +369,6 @@ class JobRounds:
         """The member that has the value of a broadcast for sure, also if it had sent it to an earlier aggregator."""
         return key.root
 
-    @staticmethod
-    def _in_step(shard: ShardRounds[object], round: int) -> bool:
-        """Whether a rank can be at this round of a shard.
-
-        A rank is at the current round, or at the one before, whose result it then lacks. If this aggregator process
-        has completed no round of the shard, it can also be at the next one.
-        """
-        # While a rank waits for the sum of the round before, no rank can have the sum of this one.
-        ahead = shard.inherited and shard.phase is Phase.GATHERING and not shard.ranks_lacking_result
-        return shard.round - 1 <= round <= shard.round + (1 if ahead else 0)
-
-    def _reconcile(self, key: Key, declared: pb.Shard, rank: int, now: float) -> bool:
-        """Compares the round that a rank is at with the shard's. Returns whether to ask the rank for its last sum."""
-        shard = key.shards[declared.index]
-        if declared.round > shard.round:
-            self._memory.held_bytes -= sum(map(len, shard.contributions.values()))
-            self._open_shards.pop((key.id, declared.index), None)
-            shard.adopt(rank, now)
-            if shard.ranks_lacking_result:
-                self._open_shards[key.id, declared.index] = (key, shard)
-        if declared.round != shard.round or shard.round == 0 or shard.last_result is not None:
-            return False
-        if shard.phase is Phase.GATHERING and shard.inherited:
-            shard.holds(rank)
-        return bool(shard.ranks_lacking_result)
-
-    def _lose(self, key: Key, index: int, rank: int) -> set[int]:
-        """Notes that a rank has no longer the sum of the round before. See ShardRounds.loses.
-
-        Returns:
-            The ranks that must contribute to that round again.
-        """
-        waiting = key.shards[index].loses(rank)
-        if waiting is None:
-            return set()
-        self._open_shards.pop((key.id, index), None)
-        return waiting
-
     def _let_go(self, key: Key, failure: FaultError) -> Sequence[Action]:
         if key.failure is not None:
             return ()
@@ -480,7 +378,7 @@ class JobRounds:
 
     def _clear(self) -> None:
         self.keys.clear()
-        self._restoring.clear()
+        self.recovery.restoring.clear()
         self._open_shards.clear()
         self.timings.clear()
         self._memory.held_bytes = 0

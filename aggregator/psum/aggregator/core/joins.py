@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from psum.aggregator.core import elastic_texts
 from psum.aggregator.core.actions import Action, Admit, Decide, Refuse, TellCandidates, Warn
 from psum.aggregator.core.admissions import Admission
-from psum.aggregator.core.candidates import Candidate, Candidates
+from psum.aggregator.core.candidates import Candidate, Candidates, relayed
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.limits import Limits
@@ -85,19 +85,55 @@ class Joins:
         """Those that wait at a relay."""
         return [candidate for candidate in self.candidates if candidate.via == member]
 
-    def withdraw(self, candidate: Candidate, now: float, *, cut_off: bool = False) -> list[Action]:
-        """Notes that a candidate's stream has ended, or the stream of the relay at which it waits: it is cut off."""
+    def told_at(self, member: int, told: Iterable[pb.Candidate], now: float) -> tuple[list[Action], list[Candidate]]:
+        """Takes which processes wait at a relay: all of them. Those that do not wait there any more are withdrawn.
+
+        Returns:
+            The actions that follow, and those that are new. They do not wait here yet.
+        """
+        relay = self._members.workers[member]
+        waiting = {(each.hello.rank, each.hello.incarnation): each for each in self.at(member)}
+        said = {(each.rank, each.incarnation): each for each in told}
+        actions: list[Action] = []
+        for process in waiting.keys() - said.keys():
+            actions += self.withdraw(waiting[process], now)
+        new = sorted(said.keys() - waiting.keys())
+        return actions, [relayed(said[process], relay.hello, relay.peer, member, now) for process in new]
+
+    def cut_off(self, member: int, now: float) -> list[Action]:
+        """Withdraws those that wait at a relay whose stream has ended."""
+        actions: list[Action] = []
+        for candidate in self.at(member):
+            actions += self.withdraw(candidate, now, cut_off=True)
+        return actions
+
+    def withdraw(
+        self, candidate: Candidate, now: float, *, cut_off: bool = False, deserted: bool = False
+    ) -> list[Action]:
+        """Notes that a candidate waits here no more.
+
+        Args:
+            candidate: The candidate.
+            now: The time.
+            cut_off: Whether the stream of the relay has ended at which it waits, and the relay may come back.
+            deserted: Whether that relay stands for nobody any more. If the candidate lives, it comes by another way.
+        """
         if not self.candidates.remove(candidate):
             return []
         rank = candidate.hello.rank
         self._log.note(now, EventKind.WITHDRAWN, rank, self._next_generation(rank), str(candidate))
+        relayed = candidate.via is not None and not deserted
         if self._admission(candidate) is not None:
-            self._members.await_newcomer(rank, now, here=False, relayed=candidate.via is not None, cut_off=cut_off)
+            self._members.await_newcomer(rank, now, here=False, relayed=relayed, cut_off=cut_off)
             return []
-        if candidate.via is None:
+        if not relayed:
             # The members may have agreed already to admit it.
             self._closed[rank] = candidate.hello.incarnation, now
         return self.tell()
+
+    def desert(self, relay: int, now: float) -> list[Action]:
+        """Notes that all ranks of a relay are gone. Those that wait at it may come by another way."""
+        return [action for each in self.at(relay) for action in self.withdraw(each, now, deserted=True)]
 
     def admitted(self, admission: Admission, now: float) -> list[Action]:
         """Notes that the members have admitted a process, which may wait here or not."""

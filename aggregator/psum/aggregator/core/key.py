@@ -151,4 +151,11 @@ class Key:
     def fail(self, failure: FaultError) -> None:
         """Fails the key, and releases everything that it holds."""
         self.failure = failure
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Releases all rounds: nobody will use the key again."""
+        for shard in self.shards.values():
+            # Others, such as Layouts, may still refer to it.
+            shard.let_go()
         self.shards.clear()

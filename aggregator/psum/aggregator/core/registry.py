@@ -254,7 +254,7 @@ class Registry:
                     self._waiting.refuse(candidate, elastic_texts.ended(job.name, candidate))
                 else:
                     # All that were here are lost. The job goes on elsewhere.
-                    self._waiting.add(candidate)
+                    self._waiting.add(candidate, deserted=True)
         job.end()
         self._released(job)
         self.counters.end(job.name, now)

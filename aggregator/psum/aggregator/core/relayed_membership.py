@@ -51,6 +51,14 @@ class RelayedMembership(ElasticRanks):
         worker.processes = {**worker.processes, rank: (admission.incarnation, admission.generation)}
         return True
 
+    def is_undecided(self, rank: int) -> bool:
+        """Whether a process is one of a relay's group here, and its relay has not said that it has let it in."""
+        return rank in self._decided
+
+    def expect_again(self, rank: int, now: float) -> None:
+        """Expects a newcomer once more whose relay has ended without letting it in."""
+        self._await(rank, now + self._closed_timeout)
+
     def _join_relay(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Lets a relay in. Its hello's rank becomes the member's number. Returns why it is refused."""
         generations = {rank: self.generation(rank) for rank in hello.ranks}
@@ -105,8 +113,10 @@ class RelayedMembership(ElasticRanks):
 
     def _go_without(self, found: Introduction, hello: pb.Hello, peer: str, now: float) -> set[int]:
         """Notes which ranks of a relay are gone, because it names them no more. Returns those that have left."""
-        named = {rank for each in hello.departures if not each.level for rank in each.ranks}
-        left = named.intersection(found.missing)
+        before = self.workers[found.member].processes if found.member is not None else {}
+        # The departure of an earlier process of a rank says nothing of the present one.
+        named = {(rank, each.incarnation) for each in hello.departures if not each.level for rank in each.ranks}
+        left = {rank for rank in found.missing if rank in before and (rank, before[rank][0]) in named}
         for rank in found.missing:
             if rank in left:
                 self.departures.left.add(rank)

@@ -20,7 +20,7 @@ waiter.
 """
 
 import enum
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Final, Generic, TypeVar
 
 from psum.aggregator.core.roster import Roster
@@ -89,6 +89,7 @@ RULES: Final[dict[tuple[Phase, Timing, bool], Verdict]] = {
 _TAKE: Final = Verdict.TAKE
 _CURRENT: Final = Timing.CURRENT
 _GATHERING: Final = Phase.GATHERING
+_SUMMING: Final = Phase.SUMMING
 
 _NOTHING: Final = memoryview(b"")
 
@@ -199,35 +200,6 @@ class ShardRounds(Generic[Result]):
         self.last_result = None
         return Verdict.COMPLETE
 
-    def take(self, rank: int, round: int, payload: memoryview, priority: int, now: float) -> bool | None:
-        """Handles a rank's contribution as `contribute` does if it is an ordinary one, which is most of them.
-
-        Ordinary is a rank's first contribution to the current round, if no rank lacks a result and no member is gone.
-
-        Returns:
-            Whether it was the last one missing: then the caller sums, and calls `complete`. None: it is not ordinary,
-            and nothing has changed.
-        """
-        contributions, roster = self.contributions, self.roster
-        if (
-            round != self.round
-            or self.phase is not _GATHERING
-            or rank in contributions
-            or self.ranks_lacking_result
-            or roster.gone
-        ):
-            return None
-        contributions[rank] = payload
-        if self.priority is None or priority > self.priority:
-            self.priority = priority
-        if self.since is None:
-            self.since = now
-        if len(contributions) < roster.needed:
-            return False
-        self.phase = Phase.SUMMING
-        self.last_result = None
-        return True
-
     def conclude(self) -> bool:
         """Ends the gathering of a round that waits for nobody, after members are gone. Returns whether it did.
 
@@ -263,6 +235,11 @@ class ShardRounds(Generic[Result]):
         if partial is not None:
             self.contributions[min(self.contributions)] = partial
         self.phase = Phase.FORWARDING
+
+    def let_go(self) -> None:
+        """Releases all memory: nobody will use the shard again."""
+        self.contributions = {}
+        self.last_result = None
 
     def copy(self, rank: int) -> None:
         """Replaces a rank's contribution by a copy, so that the memory it lies in can be released."""
@@ -347,8 +324,17 @@ class ShardRounds(Generic[Result]):
         root = self.root
         if root is None:
             return _NOTHING
-        member = self.roster.member(root)
-        return self.contributions.get(root) or self.contributions.get(root if member is None else member) or _NOTHING
+        return self.contributions.get(root) or self.contributions.get(self.sender) or _NOTHING
+
+    @property
+    def sender(self) -> int:
+        """The member that has contributed a broadcast's value; -1 if none has, or another rank has given its own."""
+        root = self.root
+        member = None if root is None else self.roster.member(root)
+        if member is not None:
+            return member if self.contributions.get(member) else -1
+        # The relay of a root that is lost may send its value again, after this aggregator was started again.
+        return next((each for each, value in self.contributions.items() if value and each != root), -1)
 
     @property
     def _gathered(self) -> bool:
@@ -368,3 +354,43 @@ class ShardRounds(Generic[Result]):
         if round > self.round:
             return Timing.EARLY
         return Timing.LAST if round == self.round - 1 else Timing.STALE
+
+
+def take_each(
+    rank: int,
+    now: float,
+    contributions: Iterable[tuple[ShardRounds[Result] | None, int, int, memoryview]],
+) -> list[bool | None]:
+    """Handles a rank's contributions as `contribute` does as long as they are ordinary ones, which is most of them.
+
+    Ordinary is a rank's first contribution to the current round, if no rank lacks a result and no member is gone.
+
+    Args:
+        rank: The rank.
+        now: The time.
+        contributions: For each the shard, the round, the priority and the payload. The first one that is not ordinary
+            is the last one that is consumed, and changes nothing. One without a shard is not ordinary.
+
+    Returns:
+        What the ordinary ones led to. None: the round waits for others. Otherwise it was the last one missing, so the
+        caller sums, and calls `complete`; True: the result of the round before was kept until now.
+    """
+    taken: list[bool | None] = []
+    for shard, round, priority, payload in contributions:
+        if shard is None or round != shard.round or shard.phase is not _GATHERING or shard.ranks_lacking_result:
+            break
+        present, roster = shard.contributions, shard.roster
+        if rank in present or roster.gone:
+            break
+        present[rank] = payload
+        if shard.priority is None or priority > shard.priority:
+            shard.priority = priority
+        if shard.since is None:
+            shard.since = now
+        if len(present) < roster.needed:
+            taken.append(None)
+            continue
+        taken.append(shard.last_result is not None)
+        shard.phase = _SUMMING
+        shard.last_result = None
+    return taken

@@ -5,16 +5,23 @@ the next contribution to each of its sums. Those take a short way here. Everythi
 does a contribution that becomes unusual by what came before it in its message. The outcome is the same.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final
+from itertools import compress
+from typing import Final, cast
 
-from psum.aggregator.core.actions import Action, SumTogether
+from psum.aggregator.core.actions import Action, Report, SumTogether
 from psum.aggregator.core.counters import JobCounters
+from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.job_rounds import JobRounds
+from psum.aggregator.core.layouts import Layout, Layouts, Message, Row
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
-from psum.wire import BATCH_BYTES, LARGE_PAYLOAD_BYTES, ShardRound
+from psum.aggregator.core.round import take_each
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import BATCH_BYTES, MAX_SHARDS_PER_PAYLOAD, ShardRound, read_columns, spread
 
 #: The most shards and bytes that are summed together: they travel in one message.
 MOST_SHARDS: Final = 1024
@@ -22,7 +29,7 @@ MOST_BYTES: Final = BATCH_BYTES
 
 
 class SmallRounds:
-    """Takes the contributions of one message together. It has no state of its own.
+    """Takes the contributions of one message together.
 
     Args:
         rounds: The job's keys.
@@ -42,92 +49,132 @@ class SmallRounds:
     ) -> None:
         self._rounds = rounds
         self._workers = members.workers
-        self._left = members.departures.left
         self._open_shards = open_shards.shards
         self._memory = memory
         self._counters = counters.sum
+        self._layouts = Layouts(rounds.keys)
+        self._recent: deque[tuple[float, int, Layout]] = deque()
+        """When messages came that a layout may still hold, with the member and the layout, the oldest first."""
 
     def contribute(
         self,
         rank: int,
-        rows: Sequence[ShardRound],
-        payloads: Sequence[memoryview],
+        shards: pb.ShardRounds,
+        payload: memoryview,
         now: float,
         message_bytes: int,
         actions: list[Action],
     ) -> None:
-        """Does what JobRounds.contribute does for each contribution of a message.
+        """Does what JobRounds.contribute does for each contribution of a message, if the rounds `take_together`.
+
+        Contributions stay views of the message until their credit is returned: see CreditReturns.
 
         Args:
             rank: The worker.
-            rows: The shards and their rounds.
-            payloads: Their values.
+            shards: The shards and their rounds. All payloads are in the message, and it asks for no timings.
+            payload: Their values, one after the other.
             now: The time.
-            message_bytes: How many bytes a view of a payload keeps alive.
+            message_bytes: How many bytes a view of the payload keeps alive.
             actions: Receives the actions that follow, also if an error is raised: what came before it counts.
 
         Raises:
-            ProtocolError: As JobRounds.contribute.
+            ProtocolError: As JobRounds.contribute; or the columns or the payload have not the length that they should.
         """
-        rounds, keys, open_shards = self._rounds, self._rounds.keys, self._open_shards
-        worker, memory = self._workers[rank], self._memory
-        uncredited, timings, left = worker.uncredited, rounds.timings.rounds, self._left
-        together: SumTogether | None = None
-        room = taken_bytes = taken = 0
-        waited: list[float] = []
-        try:
-            for row, payload in zip(rows, payloads, strict=True):
-                key_id, index, round, priority, _, _, _, timed, _ = row
-                key = keys.get(key_id)
-                shard = None if key is None else key.shards.get(index)
-                size = len(payload)
-                if (
-                    key is None
-                    or shard is None
-                    or size != key.sizes[index]
-                    or size >= LARGE_PAYLOAD_BYTES
-                    or not key.plain
-                    or timed
-                    or timings
-                    or left
-                ):
-                    actions += rounds.contribute(rank, row, payload, now, message_bytes)
-                    continue
-                kept = size if shard.last_result is not None else 0
-                complete = shard.take(rank, round, payload, priority, now)
-                if complete is None:
-                    actions += rounds.contribute(rank, row, payload, now, message_bytes)
-                    continue
-                taken += 1
-                taken_bytes += size
-                if not complete:
-                    memory.held_bytes += size
-                    open_shards[key_id, index] = (key, shard)
-                    if 2 * size < message_bytes:
-                        # While the round waits, the view would keep the whole message alive, which no budget counts.
-                        shard.copy(rank)
-                    uncredited.append((now, key, index, round))
-                    continue
-                memory.held_bytes += size - kept
-                open_shards.pop((key_id, index), None)
-                waited.append(shard.since or now)
-                room -= size
-                if (
-                    together is None
-                    or room < 0
-                    or together.roster is not shard.roster
-                    or len(together.shards) == MOST_SHARDS
-                ):
-                    together = SumTogether(shard.roster, [])
-                    actions.append(together)
-                    room = MOST_BYTES - size
-                together.shards.append((key, index, shard))
-        finally:
+        ids, indices, *others = read_columns(shards, MAX_SHARDS_PER_PAYLOAD)
+        layout, count = self._layouts.find(ids, indices, others[2]), len(ids)
+        pieces = layout.split(payload)
+        rounds, priorities = (list(spread(column, count)) for column in others[:2])
+        contributions = zip(layout.shards, rounds, priorities, pieces, strict=True)
+        self.let_go(now)
+        layout.messages[rank] = Message(now, pieces, payload)
+        self._recent.append((now, rank, layout))
+        begin, failed = 0, False
+        while begin < count:
+            # What is unusual may have failed a key.
+            taken = [] if failed else take_each(rank, now, contributions)
             if taken:
-                worker.contributed = True
-                self._counters.contributions += taken
-                self._counters.received_bytes += taken_bytes
-                self._counters.waiting.observe_since(waited, now)
+                self._note(rank, layout, begin, rounds, taken, now, actions)
+                begin += len(taken)
+            if begin < count:
+                key_id, index = layout.pairs[begin]
+                row = ShardRound(key_id, index, rounds[begin], priorities[begin], len(pieces[begin]))
+                following = self._rounds.contribute(rank, row, pieces[begin], now, message_bytes)
+                failed = failed or any(isinstance(action, Report) for action in following)
+                actions += following
+                begin += 1
+
+    def _note(
+        self,
+        rank: int,
+        layout: Layout,
+        begin: int,
+        rounds: Sequence[int],
+        taken: Sequence[bool | None],
+        now: float,
+        actions: list[Action],
+    ) -> None:
+        """Notes what was taken of a message.
+
+        Args:
+            rank: The worker.
+            layout: The message's layout.
+            begin: Where in the message it begins.
+            rounds: The rounds of all contributions of the message.
+            taken: What `take_each` returned.
+            now: The time.
+            actions: Receives the actions that follow.
+        """
+        worker, part = self._workers[rank], slice(begin, begin + len(taken))
+        sizes, pairs, rows = layout.sizes[part], layout.pairs[part], cast(list[Row], layout.rows[part])
+        size = sum(sizes)
+        worker.contributed = True
+        self._counters.contributions += len(taken)
+        self._counters.received_bytes += size
+        self._memory.held_bytes += size - sum(compress(sizes, taken))
+        waits = [each is None for each in taken]
+        open_shards = self._open_shards
+        if any(waits):
+            waiting = list(compress(rows, waits))
+            open_shards.update(zip(compress(pairs, waits), [(key, shard) for key, _, shard in waiting], strict=True))
+            its_rounds = compress(rounds[part], waits)
+            worker.uncredited.extend(
+                [(now, key, index, round) for (key, index, _), round in zip(waiting, its_rounds, strict=True)]
+            )
+            if len(waiting) == len(taken):
+                return
+        together: SumTogether | None = None
+        room = 0
+        waited: list[float] = []
+        for row, pair, size, wait in zip(rows, pairs, sizes, waits, strict=True):
+            if wait:
+                continue
+            shard = row[2]
+            open_shards.pop(pair, None)
+            waited.append(shard.since or now)
+            room -= size
+            if (
+                together is None
+                or room < 0
+                or together.roster is not shard.roster
+                or len(together.shards) == MOST_SHARDS
+            ):
+                together = SumTogether(shard.roster, [], layout.messages)
+                actions.append(together)
+                room = MOST_BYTES - size
+            together.shards.append(row)
+        self._counters.waiting.observe_since(waited, now)
+
+    def let_go(self, now: float) -> None:
+        """Forgets messages that came so long ago that the credit for what still waits is returned."""
+        recent = self._recent
+        while recent and now - recent[0][0] >= CREDIT_HOLD_SECONDS:
+            since, rank, layout = recent.popleft()
+            if (message := layout.messages.get(rank)) is not None and message.since <= since:
+                del layout.messages[rank]
+
+    def clear(self) -> None:
+        """Forgets all messages."""
+        self.let_go(math.inf)
 
     def summed(self, action: SumTogether, results: Iterable[object], now: float) -> None:
         """Takes the sums that a SumTogether asked for. The caller delivers them.
@@ -145,3 +192,4 @@ class SmallRounds:
             released += key.sizes[index]
             shard.complete(result)
         self._memory.held_bytes -= released * others
+        action.messages.clear()

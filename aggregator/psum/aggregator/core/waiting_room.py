@@ -25,10 +25,17 @@ class WaitingRoom:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._jobs: dict[str, Candidates] = {}
+        self._deserted: set[str] = set()
+        """Those of the jobs whose members here are all gone, so that nobody need be waited for."""
         self._refused: list[Refuse] = []
 
-    def add(self, candidate: Candidate) -> FaultError | None:
-        """Lets a process wait. Returns why it is refused; None if it waits."""
+    def add(self, candidate: Candidate, *, deserted: bool = False) -> FaultError | None:
+        """Lets a process wait. Returns why it is refused; None if it waits.
+
+        Args:
+            candidate: The process.
+            deserted: Whether it has waited for members that were here, and are all gone.
+        """
         name, hello = candidate.hello.job, candidate.hello
         if name not in self._jobs and len(self._jobs) >= _MAX_JOBS:
             return ExhaustedError(f"job {name!r} was refused: processes wait for {_MAX_JOBS} other jobs here already")
@@ -38,21 +45,28 @@ class WaitingRoom:
             return elastic_texts.taken_candidate(name, waiting, hello, candidate.peer)
         if (replaced := candidates.add(candidate)) is not None:
             self.refuse(replaced, elastic_texts.replaced_candidate(name, hello, candidate.peer))
+        if deserted:
+            self._deserted.add(name)
         return None
 
     def remove(self, candidate: Candidate) -> None:
         """Notes that the stream of a process has ended, if it waits here."""
         candidates = self._jobs.get(candidate.hello.job)
         if candidates is not None and candidates.remove(candidate) and not candidates:
-            del self._jobs[candidate.hello.job]
+            self.take(candidate.hello.job)
 
     def take(self, name: str) -> list[Candidate]:
-        """Takes out all that wait for a job, which begins."""
-        return list(self._jobs.pop(name, ()))
+        """Takes out all that wait for a job, which begins. The one that has waited longest comes first."""
+        self._deserted.discard(name)
+        return sorted(self._jobs.pop(name, ()), key=lambda candidate: candidate.since)
 
     def waited(self, seconds: float, now: float) -> list[str]:
-        """The jobs for which some process has waited for longer than this."""
-        return [name for name, each in self._jobs.items() if any(now - candidate.since > seconds for candidate in each)]
+        """The jobs for which some process has waited for longer than this, or for which nobody need wait."""
+        return [
+            name
+            for name, each in self._jobs.items()
+            if name in self._deserted or any(now - candidate.since > seconds for candidate in each)
+        ]
 
     def refuse(self, candidate: Candidate, fault: FaultError) -> None:
         """Has a process refused with the next `refusals`."""

@@ -96,6 +96,11 @@ class Worker:
         """Whether it is a relay, not a worker."""
         return bool(self.hello.ranks)
 
+    def forget_credit(self) -> None:
+        """Forgets all contributions whose credit it may still get, or has got early."""
+        self.uncredited.clear()
+        self.credited.clear()
+
     def departures(self) -> tuple[pb.Departure, ...]:
         """What the others are told when it leaves: in an elastic job, each process behind a relay for itself."""
         if processes := self.processes:

@@ -28,8 +28,6 @@ _DESCRIPTORS: Final = 2
 #: The part of the asker's time that this process takes, so that its answer arrives in time.
 _PART_OF_PATIENCE: Final = 0.9
 
-_QUESTION: Final = pb.GetStatusRequest(without_jobs=True)
-
 
 @dataclasses.dataclass(slots=True)
 class _Attempt:
@@ -98,9 +96,8 @@ class Inquiries:
         if hello.next_relays:
             further = pb.GetStatusRequest(without_jobs=True, hello=question(self._identity, hello))
             return await self._shared(addresses[0], credentials, token, further, limit)
-        answers = await asyncio.gather(
-            *(self._shared(each, credentials, token, _QUESTION, limit) for each in addresses)
-        )
+        asked = pb.GetStatusRequest(without_jobs=True, job=hello.job)
+        answers = await asyncio.gather(*(self._shared(each, credentials, token, asked, limit) for each in addresses))
         return [inquiry for answer in answers for inquiry in answer]
 
     def end(self) -> None:
@@ -162,7 +159,7 @@ class Inquiries:
         if status.draining:
             return _problem(asked, address, ENDING)
         if not asked.HasField("hello"):
-            return [pb.Inquiry(processes=status.processes)]
+            return [pb.Inquiry(processes=status.processes, vacant_ranks=status.vacant_ranks)]
         return status.inquiries if len(status.inquiries) == _count(asked) else _one_process(asked)
 
 

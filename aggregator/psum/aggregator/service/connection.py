@@ -1,10 +1,15 @@
 """The connection to one worker: what is sent to it, and on what."""
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from psum.aggregator.service.send_queue import SendQueue
 from psum.planes import AggregatorPlane, DataConnection, InlineAggregator
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import encode
+
+#: The last message on a stream before the aggregator talks on the data connection.
+_LAST_HERE: Final = encode(pb.ExchangeResponse(taken=pb.Taken()))
 
 
 class WorkerConnection:
@@ -16,9 +21,11 @@ class WorkerConnection:
         self.descriptors = 0
         """How many file descriptors it has, or will have if the worker opens what it was offered."""
         self.data_connection: DataConnection | None = None
-        """The worker's data connection once it works both ways. Then messages are sent there."""
+        """The worker's data connection once messages are sent there. It works both ways."""
         self._offered: DataConnection | None = None
         self._offer = asyncio.Event()
+        self._upcoming: DataConnection | None = None
+        """The data connection that works both ways, until the stream has said that it follows."""
         self.queue = SendQueue()
         self.filled = asyncio.Event()
         """To be set after something was put into the queue."""
@@ -44,8 +51,9 @@ class WorkerConnection:
     def use_data_connection(self) -> None:
         """Sends on the data connection from now on: the worker has sent its first message there."""
         if self._offered is not None:
-            self.data_connection = self._offered
+            self._upcoming = self._offered
             self.plane.connected(self._offered)
+            self.filled.set()
 
     async def send(self, context: Any) -> None:
         """Sends what is in the queue, until the queue is empty and `closing` is set.
@@ -57,6 +65,10 @@ class WorkerConnection:
             ConnectionResetError: The data connection broke.
         """
         while True:
+            if self._upcoming is not None:
+                # What is sent there may be read before what was sent on the stream, which must be handled first.
+                await context.write(_LAST_HERE)
+                self.data_connection, self._upcoming = self._upcoming, None
             if not self.queue:
                 if self.closing:
                     return

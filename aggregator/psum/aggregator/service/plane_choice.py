@@ -67,7 +67,7 @@ class PlaneChoice:
         descriptors = plane.descriptors
         if plane.uses_data_connection and self._data_port.port:
             welcome.data_port, welcome.data_secret = self._data_port.port, self._data_port.invite(connection)
-            welcome.data_answers = True
+            welcome.data_answers = welcome.data_follows = True
             descriptors += 1
         connection.descriptors += descriptors
         self._descriptors.take(descriptors)

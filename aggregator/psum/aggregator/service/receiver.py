@@ -128,14 +128,15 @@ class Receiver:
         request, payload = decode(pb.ExchangeRequest, data)
         match request.WhichOneof("kind"):
             case "push":
-                rows = to_rows(request.push.shards, MAX_SHARDS_PER_PAYLOAD)
-                plane, codecs = connection.plane, self._codecs
+                shards, plane, codecs = request.push.shards, connection.plane, self._codecs
                 actions: list[Action] = []
                 try:
-                    if not (request.push.shards.placed or codecs) and job.takes_together:
+                    if not (shards.placed or shards.timed or codecs) and job.takes_together:
+                        job.contribute_together(rank, shards, payload, now, len(data), actions)
                         worker.received_bytes += len(payload)
-                        job.contribute_together(rank, rows, split(payload, rows), now, len(data), actions)
                         rows, payload = [], _NOTHING
+                    else:
+                        rows = to_rows(shards, MAX_SHARDS_PER_PAYLOAD)
                     for row, value in zip(rows, split(payload, rows), strict=True):
                         if row.outside_size:
                             outside = plane.get(row)

@@ -47,12 +47,18 @@ class Registries:
     def goes_on_without(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Why a process cannot begin with the first round in a relay's group: its job goes on without it.
 
-        An owner in this process knows that, also if all of the group were lost before. Other relays do not.
+        An owner in this process knows that, also if all of the group were lost before. A worker that has asked its
+        relay for the aggregators' processes knows it from all owners: see `vacant_ranks`.
         """
         job = self.fleet.jobs.get(hello.job) if hello.group_size and not hello.resuming else None
         if not isinstance(job, ElasticJob) or job.failure is not None:
             return None
         return job.members.goes_on_without(hello, peer, now)
+
+    def vacant_ranks(self, name: str) -> list[int]:
+        """The ranks without a process of an elastic job of the fleet that goes on; none if there is no such job."""
+        job = self.fleet.jobs.get(name)
+        return job.members.vacant_ranks() if isinstance(job, ElasticJob) and job.failure is None else []
 
     def __iter__(self) -> Iterator[Registry]:
         yield self.fleet

@@ -89,6 +89,8 @@ class Status:
         opens = self._admission.opens(token)
         status = self._compose(lambda name: not request.without_jobs and request.job in ("", name) and opens(name))
         status.inquiries.extend(inquiries)
+        if request.without_jobs and opens(request.job):
+            status.vacant_ranks.extend(self._registries.vacant_ranks(request.job))
         return status
 
     def _compose(self, shown: Callable[[str], bool]) -> pb.GetStatusResponse:

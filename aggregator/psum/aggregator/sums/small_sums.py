@@ -1,6 +1,6 @@
 """Sums of small shards that are made together: few additions, and one message for all workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby, pairwise
 
 from psum.aggregator.sums.results import Results
@@ -14,11 +14,12 @@ class SmallSums(Results):
 
     Args:
         element_types: The type of the elements of each sum. Neighbours of one type are added together.
-        addends: For each rank, in rank order, its contributions.
+        addends: For each rank, in rank order, its contributions, one after the other.
         ids: The key's id of each sum.
         shards: The shard's number within the key.
         rounds: The round.
         priorities: How urgent each is.
+        lengths: The bytes of each.
         brief: Whether the message may have columns of two entries; see `to_columns`.
     """
 
@@ -27,23 +28,23 @@ class SmallSums(Results):
     def __init__(
         self,
         element_types: Sequence[ElementType],
-        addends: Sequence[Sequence[memoryview]],
+        addends: Sequence[memoryview],
         ids: Sequence[int],
         shards: Sequence[int],
         rounds: Sequence[int],
         priorities: Sequence[int],
+        lengths: Sequence[int],
         *,
         brief: bool = False,
     ) -> None:
-        lengths = list(map(len, addends[0]))
         size = sum(lengths)
         columns = from_columns(ids, shards, rounds, priorities, lengths, brief=brief)
         message, total = allocate(pb.ExchangeResponse(result=pb.Result(shards=columns)), size)
         begin = start = 0
-        for element_type, equal in groupby(element_types):
-            end = begin + sum(1 for _ in equal)
+        for element_type, count in _runs(element_types):
+            end = begin + count
             stop = start + sum(lengths[begin:end])
-            add_up(element_type, [memoryview(b"".join(pieces[begin:end])) for pieces in addends], total[start:stop])
+            add_up(element_type, [each[start:stop] for each in addends], total[start:stop])
             begin, start = end, stop
         self._columns = (ids, shards, rounds, priorities, lengths)
         self._message = message
@@ -66,3 +67,11 @@ class SmallSums(Results):
         message = self.message()
         ends = accumulate(self._columns[-1], initial=len(message) - self.size)
         return [message[start:end] for start, end in pairwise(ends)]
+
+
+def _runs(element_types: Sequence[ElementType]) -> Iterable[tuple[ElementType, int]]:
+    """The types of neighbours that have one, and how many these are. Mostly all have."""
+    first, count = element_types[0], len(element_types)
+    if element_types.count(first) == count:
+        return ((first, count),)
+    return ((element_type, sum(1 for _ in equal)) for element_type, equal in groupby(element_types))

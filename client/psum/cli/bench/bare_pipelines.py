@@ -118,8 +118,8 @@ def _shm(plan: Plan, start: Start) -> None:
             step_end = (piece // number + 1) * number
             while sent < min(piece + plan.window, step_end):
                 value = tensors.value(sent % number)
-                start = sent % plan.window * slot
-                view[start : start + len(value)] = value
+                offset = sent % plan.window * slot
+                view[offset : offset + len(value)] = value
                 control.sendall(b"x")
                 sent += 1
             control.recv(1)
@@ -136,10 +136,10 @@ def _shm(plan: Plan, start: Start) -> None:
             watch.at(piece)
             for _, control in pairs:
                 control.recv(1)
-            which, start = piece % number, piece % plan.window * slot // 4
+            which, first = piece % number, piece % plan.window * slot // 4
             elements = plan.pieces[which] // 4
             begin = offsets[which] // 4
-            add([values[start : start + elements] for values in received], total[begin : begin + elements])
+            add([values[first : first + elements] for values in received], total[begin : begin + elements])
             for _, control in pairs:
                 control.sendall(b"x")
         return watch.seconds

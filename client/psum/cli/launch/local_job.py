@@ -15,9 +15,8 @@ async def run(job: LocalJob) -> int:
     SIGINT, SIGTERM and SIGHUP end everything. A second signal skips the grace period.
 
     Returns:
-        The exit status: that of the worker that failed first as a shell would report it (of an elastic job: 0 if
-        enough workers have ended well), 128 + the number of the signal
-        that ended everything, or 0.
+        The exit status: that of the worker that failed first, as a shell would report it; 128 + the number of the
+        signal that ended everything; or 0. Of an elastic job it is 0 too if enough workers have ended well.
     """
     kind = LocalFleet if job.elastic is None else ElasticFleet
     with StorePort() as port:

@@ -1,14 +1,16 @@
-"""What a worker knows of losses and joins in an elastic job, and its part in them.
+"""What a worker knows of losses and joins in an elastic job, its part in them, and what it passes on of them.
 
 It admits others as a member, or is the process that joins.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from psum.client.core.admissions import Admissions
+from psum.client.core.gossip import Gossip
 from psum.client.core.key import Key
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.known_losses import KnownLosses
+from psum.client.core.reach import Reach
 from psum.client.core.roll_call import Process
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.solo import Solo
@@ -22,7 +24,6 @@ class Joins:
         title: Which worker this is, for people.
         aggregators: How many aggregators there are.
         num_workers: The nominal size of the job.
-        losses: The losses that are known.
         operations: The rounds of the keys.
         registry: The keys.
         clock: The time now, in seconds.
@@ -31,6 +32,7 @@ class Joins:
         generation: How many processes of this rank were members before this one.
         admissions: Who waits, and who was admitted.
         changed: Whether losses, candidates or admissions have changed since the client has looked.
+        gossip: Makes the messages with news, which go to an aggregator before anything else.
     """
 
     def __init__(
@@ -38,7 +40,6 @@ class Joins:
         title: str,
         aggregators: int,
         num_workers: int,
-        losses: KnownLosses,
         operations: RunningOperations,
         registry: KeyRegistry,
         clock: Callable[[], float],
@@ -48,7 +49,9 @@ class Joins:
         self.changed = False
         self._title = title
         self._aggregators = range(aggregators)
-        self._losses = losses
+        self._losses = KnownLosses(aggregators)
+        self._reach = Reach(aggregators)
+        self.gossip = Gossip(self._losses, self.admissions, self._reach, clock)
         self._operations = operations
         self._registry = registry
         self._clock = clock
@@ -73,6 +76,20 @@ class Joins:
     def losses(self) -> list[pb.Loss]:
         """The ranks that are lost, for the next hello to an aggregator."""
         return self._losses.all(self._clock(), self.admissions.admitted)
+
+    def note_candidates(self, aggregator: int, candidates: Sequence[pb.Candidate]) -> None:
+        """Notes who waits at an aggregator to join: all of them."""
+        self.admissions.note(aggregator, candidates)
+        self.changed = True
+
+    def disconnected(self, aggregator: int) -> None:
+        """Notes that the stream to an aggregator has broken. The others are told."""
+        self._reach.lost(aggregator)
+
+    def reconnected(self, aggregator: int) -> None:
+        """Notes that there is another stream to an aggregator."""
+        self._reach.found(aggregator)
+        self.admissions.forget(aggregator)
 
     def unfinished(self) -> list[Key]:
         """The keys that are not at rest: an operation of theirs was reserved and is not complete."""
@@ -103,8 +120,14 @@ class Joins:
         """Begins to wait for the admission of this process. Its operations are complete without the others."""
         self._operations.solo = Solo(self._title)
 
+    def ask(self) -> None:
+        """Forgets what aggregators have said of the admission of an earlier process, if not all have let it in."""
+        self.generation = 0
+        self._rounds.clear()
+
     def welcomed(self, welcome: pb.Welcome) -> None:
-        """Takes what an aggregator says of this process's admission."""
+        """Takes what an aggregator says of losses, and of this process's admission."""
+        self.note_losses(welcome.losses, self._clock())
         if welcome.HasField("admission"):
             admission = welcome.admission
             self.generation = admission.generation

@@ -90,12 +90,21 @@ class KeyRegistry:
             key.check(shape, element_type, label)
             return self._next(key, priority, recorder, clock)
 
-    def reserve_again(self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float]) -> Ticket:
+    def reserve_again(
+        self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float], label: str
+    ) -> Ticket:
         """See Session.reserve_again."""
         with self._lock:
             if self.failure is not None or key.failure is not None or key.begins_with is not None:
                 self._raise_failure(key)
-            return self._next(key, priority, recorder, clock)
+            if label:
+                key.check(key.shape, key.element_type, label)
+            # What `_next` does, without a call.
+            ticket = Ticket(key, key.reserved, priority, self._hand_over)
+            key.reserved += 1
+        if recorder is not None:
+            ticket.record = recorder.reserved(key, ticket.round, clock())
+        return ticket
 
     def _next(self, key: Key, priority: int, recorder: Recorder | None, clock: Callable[[], float]) -> Ticket:
         ticket = Ticket(key, key.reserved, priority, self._hand_over)

@@ -1,17 +1,15 @@
 """The rounds of one key on this worker: what waits, what runs, and how far each shard is."""
 
-from psum.client.core.buffers import flat
+from psum.client.core.buffers import Memory, flat
 from psum.client.core.counters import OperationCounters
 from psum.client.core.key import Key
 from psum.client.core.key_loans import KeyLoans
 from psum.client.core.placement import Shard
 from psum.client.core.recorder import ShardRecord
-from psum.client.core.ticket import State, Ticket
+from psum.client.core.ticket import Ticket
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-
-#: Cached at module level: the scheduler asks with each shard whether it still runs.
-_RUNNING = State.RUNNING
+from psum.wire import LARGE_PAYLOAD_BYTES
 
 
 class KeyRounds:
@@ -88,10 +86,12 @@ class Part:
     """
 
     __slots__ = (
+        "cancelled",
         "counters",
         "credited",
         "id",
         "lease",
+        "plain",
         "priority",
         "pulls",
         "queued",
@@ -110,6 +110,10 @@ class Part:
         self.rounds = rounds
         self.shard = shard
         self.counters: OperationCounters = rounds.key.counters
+        self.cancelled = False
+        """Whether its key has failed, so that it is not to be sent any more."""
+        self.plain = rounds.key.plain and len(rounds.key.shards) == 1 and shard.size < LARGE_PAYLOAD_BYTES
+        """Whether it is all of a small key, and crosses as it is: its result is the sum."""
         self.begin(ticket, now)
 
     def begin(self, ticket: Ticket, now: float) -> None:
@@ -129,11 +133,6 @@ class Part:
         self.record: ShardRecord | None = None
         """What is recorded of it, None if nothing is."""
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether its operation has ended, so that it is not to be sent any more."""
-        return self.ticket.state is not _RUNNING
-
     def payload(self) -> memoryview:
         """What is sent of an operation that does not pull."""
         ticket, shard = self.ticket, self.shard
@@ -142,6 +141,13 @@ class Part:
             value = value[shard.start : shard.stop]
         codec = ticket.key.codec
         return value if codec is None else codec.encode(value)
+
+    def whole_value(self) -> Memory | None:
+        """What is sent, if that is the operation's source as it is and nothing is recorded. Otherwise see `payload`."""
+        source = self.ticket.source
+        if not self.plain or source is None or self.record is not None or source.nbytes != self.size:
+            return None
+        return source
 
     def receive(self, result: memoryview, *, own: bool = False, stays: bool = False) -> None:
         """Writes the shard's result to its place in the target, or keeps it to be lent.

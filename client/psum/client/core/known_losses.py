@@ -30,10 +30,6 @@ class KnownLosses:
         """The generation of the last process that was lost, of each rank that has lost any."""
         return {rank: loss[0] for rank, loss in self._losses.items()}
 
-    def text(self, rank: int) -> str:
-        """Why the last process of a rank was lost, empty if none was."""
-        return self._losses[rank][1] if rank in self._losses else ""
-
     def note(self, losses: Iterable[pb.Loss], now: float, told_by: int | None = None) -> list[pb.Loss]:
         """Notes losses. All other aggregators must be told of those that are new.
 
@@ -67,9 +63,8 @@ class KnownLosses:
     def all(self, now: float, admitted: Mapping[int, pb.Admission]) -> list[pb.Loss]:
         """All losses, for the hello to an aggregator, which may have been started again.
 
-        A relay is told of all of its group: it need not wait for those, even if other processes are elsewhere now.
-
-        It is told of the news all the same: not every hello arrives.
+        They stay news, because not every hello arrives. A relay hears of all losses of its group: it need not wait for
+        those processes, even if others of their ranks are elsewhere now.
 
         Args:
             now: The time.

@@ -343,6 +343,8 @@ class RunningOperations:
                 window.credit(part)
                 if window.plane.payloads_follow:
                     self.recalled.add(shard.connection)
+        for part in rounds.parts:
+            part.cancelled = True
         for ticket in tickets:
             self._finish(ticket, error)
         rounds.running = None

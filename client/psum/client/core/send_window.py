@@ -4,11 +4,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
+from psum.client.core.buffers import Memory
 from psum.client.core.counters import Counters, OperationCounters
 from psum.client.core.scheduler import Scheduler, Sendable
 from psum.planes import InlineWorker, WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import LARGE_PAYLOAD_BYTES, ShardRound, encode, to_columns
+from psum.wire import LARGE_PAYLOAD_BYTES, ShardRound, encode, from_columns, to_columns
 
 #: The most keys that one message declares: some tens of kilobytes.
 _KEYS_PER_DECLARE: Final = 512
@@ -46,6 +47,12 @@ class Outgoing(Sendable, Protocol):
 
     def payload(self) -> memoryview:
         """What is sent, unless it pulls. It is not changed before the result comes."""
+
+    def whole_value(self) -> Memory | None:
+        """What is sent to a sum, if it is smaller than LARGE_PAYLOAD_BYTES and needs nothing but to be sent.
+
+        None: see `payload` and `record`.
+        """
 
     def went(self, sent: float, copied: float) -> None:
         """Notes that its turn came at a time, and when its message was made."""
@@ -184,6 +191,10 @@ class SendWindow(Generic[Item]):
 
     def _contribute(self, batch: Sequence[Item], now: float) -> bytes:
         """The message with these shards, all of one kind, which are under way from now on."""
+        if self._contributors is None:
+            values = [value for part in batch if (value := part.whole_value()) is not None]
+            if len(values) == len(batch):
+                return self._contribute_together(batch, values, now)
         rows, payloads, queued = [], [], []
         plane = self.plane
         self.contributed = True
@@ -225,6 +236,22 @@ class SendWindow(Generic[Item]):
             for part in batch:
                 part.went(now, copied)
         return message
+
+    def _contribute_together(self, batch: Sequence[Item], values: Sequence[Memory], now: float) -> bytes:
+        """What `_contribute` does if all shards have a `whole_value`: with columns, and without views of the values."""
+        self.contributed = True
+        part_ids = [part.id for part in batch]
+        self.outstanding.update(zip(part_ids, batch, strict=True))
+        for part in batch:
+            part.sent = now
+        # All are sums.
+        counters, sizes = batch[0].counters, [part.size for part in batch]
+        counters.queue.observe_since([part.queued for part in batch], now)
+        counters.sent_bytes += (size := sum(sizes))
+        ids, indices = zip(*part_ids, strict=True)
+        rounds, priorities = [part.round for part in batch], [part.priority for part in batch]
+        push = pb.Push(shards=from_columns(ids, indices, rounds, priorities, sizes, brief=self._brief))
+        return encode(pb.ExchangeRequest(push=push), *values, size=size)
 
     def _note_stall(self, stalled: bool, now: float) -> None:
         if stalled and self._stalled_since is None:

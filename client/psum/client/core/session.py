@@ -11,7 +11,6 @@ from functools import partial
 
 from psum.client.core import roles
 from psum.client.core.counters import Counters
-from psum.client.core.gossip import Gossip
 from psum.client.core.joins import Joins
 from psum.client.core.kept_sums import give_back
 from psum.client.core.key import Key
@@ -19,11 +18,9 @@ from psum.client.core.key_loans import MapPieces, lends_nothing
 from psum.client.core.key_registry import KeyRegistry
 from psum.client.core.key_rounds import Part
 from psum.client.core.known_departures import KnownDepartures
-from psum.client.core.known_losses import KnownLosses
 from psum.client.core.load import Load
 from psum.client.core.operation import Operation
 from psum.client.core.placement import Placement
-from psum.client.core.reach import Reach
 from psum.client.core.recorder import Recorder
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
@@ -113,10 +110,9 @@ class Session:
         count = len(self._addresses)
         self._departures = KnownDepartures(count)
         self._elastic = elastic
-        losses, self._reach = KnownLosses(count), Reach(count)
-        self.joins = Joins(self.title, count, num_workers, losses, self._operations, self._registry, clock)
+        self.joins = Joins(self.title, count, num_workers, self._operations, self._registry, clock)
         """What this worker knows of losses and joins in an elastic job, and its part in them."""
-        self._gossip = Gossip(losses, self.joins.admissions, self._reach, clock)
+        self._gossip = self.joins.gossip
         self._relayed = bool(relay)
         self._agreement: WeightsAgreement | None = None
         if addresses and weights is None:
@@ -198,13 +194,14 @@ class Session:
             store, name, shape, element_type, operation, priority, label, self._operations.recorder, self._clock, ranks
         )
 
-    def reserve_again(self, key: Key, priority: int) -> Ticket:
-        """Fixes the next round of a key that is for all ranks and has no label. From any thread.
+    def reserve_again(self, key: Key, priority: int, label: str = "") -> Ticket:
+        """Fixes the next round of a key that is for all ranks. From any thread.
 
         Raises:
+            ValueError: The label was the key's before, and another one came in between.
             PsumError: The key, or everything, has failed.
         """
-        return self._registry.reserve_again(key, priority, self._operations.recorder, self._clock)
+        return self._registry.reserve_again(key, priority, self._operations.recorder, self._clock, label)
 
     def forget_ranked_keys(self) -> None:
         """Forgets the keys that are not for all ranks and have no operation left, and what is kept for them.
@@ -263,17 +260,16 @@ class Session:
         window = self._windows[aggregator]
         match message.WhichOneof("kind"):
             case "result":
-                rows = to_rows(message.result.shards, MAX_SHARDS_PER_PAYLOAD)
-                plane, following = window.plane, iter(following)
-                if message.result.shards.contributors:
-                    note_contributors(window.outstanding, rows)
+                shards, plane, following = message.result.shards, window.plane, iter(following)
+                if shards.contributors:
+                    note_contributors(window.outstanding, to_rows(shards, MAX_SHARDS_PER_PAYLOAD))
 
                 def handle(row: ShardRound, piece: memoryview) -> None:
                     outside = row.outside_size > 0
                     value = plane.get(row, following) if outside else piece
                     self._operations.receive(aggregator, row, value, now, stays=outside and plane.shares_sums)
 
-                self._small.take(window, rows, payload, now, handle)
+                self._small.take(window, shards, payload, now, handle)
             case "taken":
                 for row in to_rows(message.taken.shards):
                     self._operations.note_taken(aggregator, row)
@@ -289,8 +285,7 @@ class Session:
             case "losses":
                 self.joins.note_losses(message.losses.losses, now, aggregator)
             case "candidates":
-                self.joins.admissions.note(aggregator, message.candidates.candidates)
-                self.joins.changed = True
+                self.joins.note_candidates(aggregator, message.candidates.candidates)
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":
@@ -313,18 +308,12 @@ class Session:
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator said on a new stream."""
         self._departures.note(welcome.departures)
-        self.joins.note_losses(welcome.losses, self._clock())
         self.joins.welcomed(welcome)
 
     def departures(self, aggregator: int) -> list[pb.Departure]:
         """The members that have left, for the next hello to an aggregator, which may have been started again."""
         self._note_settled(aggregator)
         return self._departures.for_next_process(aggregator)
-
-    @property
-    def losses(self) -> list[pb.Loss]:
-        """The ranks of an elastic job that are lost, for the next hello to an aggregator."""
-        return self.joins.losses()
 
     @property
     def weights_total(self) -> Sequence[int] | None:
@@ -348,7 +337,7 @@ class Session:
     def disconnected(self, aggregator: int) -> None:
         """Notes that the stream to an aggregator has broken. In an elastic job, the others are told."""
         if self._elastic and not self.leaving:
-            self._reach.lost(aggregator)
+            self.joins.disconnected(aggregator)
 
     def reconnected(self, aggregator: int) -> None:
         """Begins anew on a new stream to an aggregator: declares everything again, and sends again what has no result.
@@ -356,8 +345,7 @@ class Session:
         The aggregator may be the same process, which ignores what it had already, or another one, which knows nothing.
         """
         self.counters.reconnects += 1
-        self._reach.found(aggregator)
-        self.joins.admissions.forget(aggregator)
+        self.joins.reconnected(aggregator)
         declared = [
             rounds
             for rounds in self._operations.rounds.values()

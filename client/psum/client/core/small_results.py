@@ -4,16 +4,16 @@ With small keys, most of a worker's time is the interpreter's work for each resu
 complete their operations. Those take a short way here. All others take the way of Session. The outcome is the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from io import BytesIO
 from typing import Final
 
-from psum.client.core.buffers import flat
-from psum.client.core.kept_sums import KEPT_VIEW_BYTES
 from psum.client.core.key_rounds import Part
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.send_window import SendWindow
 from psum.client.core.ticket import State
-from psum.wire import ShardRound
+from psum.v1 import aggregator_pb2 as pb
+from psum.wire import MAX_SHARDS_PER_PAYLOAD, ShardRound, read_columns, spread, to_rows
 from psum.wire.errors import ProtocolError
 
 _FINISHED: Final = State.FINISHED
@@ -34,7 +34,7 @@ class SmallResults:
     def take(
         self,
         window: SendWindow[Part],
-        rows: Sequence[ShardRound],
+        shards: pb.ShardRounds,
         payload: memoryview,
         now: float,
         others: Callable[[ShardRound, memoryview], None],
@@ -43,56 +43,64 @@ class SmallResults:
 
         Args:
             window: What was sent to the aggregator that they come from.
-            rows: Which results they are.
+            shards: Which results they are.
             payload: Those that are in the message, one after the other.
             now: The time, in seconds.
             others: Handles a result that is not ordinary, with its piece of the payload.
 
         Raises:
-            ProtocolError: The payload has not the length that the rows say. Nothing has changed.
+            ProtocolError: The columns do not fit each other, or the payload has not the length that they say. Nothing
+                has changed.
         """
-        if (total := sum([row[4] for row in rows])) != len(payload):
+        columns = read_columns(shards, MAX_SHARDS_PER_PAYLOAD)
+        count = len(columns[0])
+        ids, indices, rounds, _, sizes, *_ = [spread(column, count) for column in columns]
+        lengths = list(sizes)
+        if (total := sum(lengths)) != len(payload):
             raise ProtocolError(f"a payload of {len(payload)} bytes for shards with a total of {total} bytes")
         operations, outstanding = self._operations, window.outstanding
-        usual = operations.completes_plainly
+        usual, keeps_sums = operations.completes_plainly, self._keep_sums
         # Slices of bytes are copies, which do not keep the message.
         whole = payload.obj if type(payload.obj) is bytes else bytes(payload)
         end = before = len(whole) - len(payload)
+        reader = BytesIO(whole)
         staged = window.scheduler.staged_divisor != 1
         counters = None
         released = received = 0
         sent: list[float] = []
         begun: list[float] = []
+        pairs = zip(ids, indices, strict=True)
+        rows: list[ShardRound] | None = None
         try:
-            for row in rows:
-                key_id, index, round, _, length, _, outside_size, _, _ = row
+            for number, (pair, round, length) in enumerate(zip(pairs, rounds, lengths, strict=True)):
                 start, end = end, end + length
-                part = outstanding.get((key_id, index))
+                part = outstanding.get(pair)
                 if part is None or (ticket := part.ticket).round != round:
                     # It was under way when the operation failed, or had its result already.
                     continue
-                shard, key, target = part.shard, ticket.key, ticket.target
-                if not (
-                    usual
-                    and key.plain
-                    and length == shard.size
-                    and 0 < length < KEPT_VIEW_BYTES
-                    and not outside_size
-                    and ticket.pending == 1
-                    and target is not None
-                    and part.record is None
-                    and part.lease is None
-                    and not ticket.borrows
+                target = ticket.target
+                if (
+                    not part.plain
+                    or length != part.size
+                    or target is None
+                    or target.nbytes != length
+                    or part.record is not None
+                    or part.lease is not None
+                    or ticket.borrows
+                    or not usual
                 ):
-                    others(row, payload[start - before : end - before])
+                    if rows is None:
+                        rows = to_rows(shards)
+                    others(rows[number], payload[start - before : end - before])
                     continue
-                value = whole[start:end]
-                flat(target)[shard.start : shard.stop] = value
-                rounds = part.rounds
-                rounds.next_rounds[index] = round + 1
-                if self._keep_sums or key.keeps_sum:
-                    rounds.sums[index] = value
-                del outstanding[key_id, index]
+                # Without a view of the target. NumPy's stubs say only from Python 3.12 on that arrays are buffers.
+                reader.seek(start)
+                reader.readinto(target)  # type: ignore[arg-type]
+                key_rounds, key = part.rounds, ticket.key
+                key_rounds.next_rounds[0] = round + 1
+                if keeps_sums or key.keeps_sum:
+                    key_rounds.sums[0] = whole[start:end]
+                del outstanding[pair]
                 if staged:
                     window.credit(part)
                 elif not part.credited:
@@ -104,11 +112,11 @@ class SmallResults:
                 received += length
                 ticket.pending = 0
                 ticket.state = _FINISHED
-                rounds.running = None
-                rounds.round += 1
+                key_rounds.running = None
+                key_rounds.round += 1
                 operations.finished.append((ticket, None))
-                if rounds.waiting:
-                    operations.run_next(rounds, now)
+                if key_rounds.waiting:
+                    operations.run_next(key_rounds, now)
         finally:
             window.scheduler.under_way_bytes -= released
             if counters is not None:

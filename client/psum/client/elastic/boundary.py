@@ -88,7 +88,7 @@ def conclude(
             _log.warning("rank %d was admitted to the job and was lost before it got the state", newcomer.rank)
             return present
         last = link.call(leaving=is_leaving())
-        _help(link, donors(present.rows), newcomer, last, save)
+        _provide_state(link, donors(present.rows), newcomer, last, save)
         present = read(last.result())
         if newcomer.rank not in present.rows:
             _log.warning("rank %d was admitted to the job and was lost before it had the state", newcomer.rank)
@@ -135,7 +135,7 @@ def join(link: BoundaryLink, load: Callable[[Mapping[str, object]], None]) -> Re
     return present
 
 
-def _help(
+def _provide_state(
     link: BoundaryLink,
     order: Sequence[int],
     newcomer: Process,

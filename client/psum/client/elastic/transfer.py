@@ -74,12 +74,12 @@ def give(link: TransferLink, pair: Pair, packed: Packed, weights: Sequence[int])
     Raises:
         PsumError: The job has failed.
     """
-    chunk, keys = _chunks(packed.nbytes)
-    header = _header({"bytes": packed.nbytes, "chunk": chunk, "keys": keys, "weights": list(weights)})
+    chunk = _chunk_bytes(packed.nbytes)
+    header = _header({"bytes": packed.nbytes, "chunk": chunk, "keys": _KEYS, "weights": list(weights)})
     sizes = itertools.chain([_HEADER_BYTES - len(header)], itertools.repeat(chunk))
     chunks = cut(packed.pieces, sizes)
     first = np.frombuffer(header + next(chunks), np.uint8)
-    return _carry(link, pair, first.data, chunks, keys, pair.newcomer.rank)
+    return _carry(link, pair, first.data, chunks, _KEYS, pair.newcomer.rank)
 
 
 def refuse(link: TransferLink, pair: Pair, reason: str) -> bool:
@@ -168,11 +168,10 @@ def _gone(link: TransferLink, other: int) -> bool:
     return False
 
 
-def _chunks(size: int) -> tuple[int, int]:
-    """The size of the chunks of a stream, and the number of keys that they use."""
+def _chunk_bytes(size: int) -> int:
+    """The size of the chunks of a stream: of a small one, each key has one chunk."""
     share = -(-max(1, size) // _KEYS)
-    chunk = min(_CHUNK_BYTES, -(-share // _LEAST_CHUNK_BYTES) * _LEAST_CHUNK_BYTES)
-    return chunk, _KEYS
+    return min(_CHUNK_BYTES, -(-share // _LEAST_CHUNK_BYTES) * _LEAST_CHUNK_BYTES)
 
 
 def _header(content: dict[str, object]) -> bytes:

@@ -73,6 +73,8 @@ class Conversation:
         """When the last message was sent, in the loop's time; only with `beat`."""
         self._sending = False
         """Whether payloads follow a message that the data connection has not been given yet."""
+        self._follows = asyncio.Event()
+        """Set when all is handled that the aggregator has sent before it talked on the data connection."""
 
     async def run(self, *watchers: Callable[[], Coroutine[Any, Any, str]]) -> str:
         """Sends and receives until the stream ends, or until one of the watchers does.
@@ -172,8 +174,11 @@ class Conversation:
         """Takes messages until the stream ends; returns why it ended.
 
         Messages come on the data connection if there is one. The call still tells when the stream ends, and brings what
-        was sent before the aggregator knew of the data connection.
+        was sent before the aggregator knew of the data connection. That is handled first: losses must be known before
+        results without the lost ranks, for example.
         """
+        if not self._stream.welcome.data_follows:
+            self._follows.set()
         receivers = [self._receive_on_call()]
         if self._stream.data_connection is not None:
             receivers.append(self._receive_on(self._stream.data_connection))
@@ -181,7 +186,10 @@ class Conversation:
 
     async def _receive_on_call(self) -> str:
         while (data := await self._stream.read()) is not None:
-            if (end := self._handle(*decode(pb.ExchangeResponse, data))) is not None:
+            message, payload = decode(pb.ExchangeResponse, data)
+            if message.HasField("taken") and not message.taken.HasField("shards"):
+                self._follows.set()
+            elif (end := self._handle(message, payload)) is not None:
                 return end
         return await self._stream.status()
 
@@ -192,6 +200,8 @@ class Conversation:
             following = []
             if payloads_follow:
                 following = [await connection.receive_payload(size) for size in following_sizes(message.result.shards)]
+            if not self._follows.is_set():
+                await self._follows.wait()
             if (end := self._handle(message, payload, following)) is not None:
                 return end
 

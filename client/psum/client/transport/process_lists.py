@@ -64,8 +64,12 @@ async def ask_for_processes(settings: Settings) -> Sequence[Processes]:
     return [task.result() for task in asked]
 
 
-async def ask_relay_for_processes(settings: Settings, relay: str, hello: pb.Hello) -> Sequence[Processes]:
+async def ask_relay_for_processes(
+    settings: Settings, relay: str, hello: pb.Hello
+) -> tuple[Sequence[Processes], frozenset[int]]:
     """What `ask_for_processes` returns, with one connection, to the relay. Waits as long, and repeats what failed.
+
+    Also the ranks of the job, if it is elastic and goes on, whose processes are lost or have left.
 
     A relay that answers in another way does not count either.
 
@@ -83,7 +87,7 @@ async def ask_relay_for_processes(settings: Settings, relay: str, hello: pb.Hell
     credentials.check()
     question = _RelayQuestion(settings, relay, hello, credentials)
     answered = await _persevere(question.ask, relay, settings, credentials)
-    return question.found if answered else [()] * len(settings.aggregators)
+    return question.found if answered else [()] * len(settings.aggregators), frozenset(question.vacant)
 
 
 class _RelayQuestion:
@@ -92,11 +96,13 @@ class _RelayQuestion:
     Attributes:
         lacking: The positions of these aggregators in the list.
         found: What all have said.
+        vacant: The ranks without a process, as some have said.
     """
 
     def __init__(self, settings: Settings, relay: str, hello: pb.Hello, credentials: Credentials) -> None:
         self.lacking = list(range(len(settings.aggregators)))
         self.found: list[Processes] = [()] * len(settings.aggregators)
+        self.vacant: set[int] = set()
         self._settings = settings
         self._relay = relay
         self._hello = hello
@@ -125,6 +131,7 @@ class _RelayQuestion:
                 lacking.append(index)
             else:
                 self.found[index] = processes_in(inquiry)
+                self.vacant.update(inquiry.vacant_ranks)
         self.lacking = lacking
         for inquiry in problems:
             if inquiry.final:

@@ -25,9 +25,12 @@ def flat_bytes(array: Any, nbytes: int) -> memoryview:
     Raises:
         MXNetError: It has a layout of oneDNN's.
     """
-    if nbytes == 0:
-        return memoryview(bytearray())
-    view: memoryview = _PyMemoryView_FromMemory(address_of(array), nbytes, _PyBUF_WRITE)
+    return bytes_at(address_of(array), nbytes) if nbytes else memoryview(bytearray())
+
+
+def bytes_at(address: int, nbytes: int) -> memoryview:
+    """Returns memory as writable flat bytes, which do not keep it alive."""
+    view: memoryview = _PyMemoryView_FromMemory(address, nbytes, _PyBUF_WRITE)
     return view
 
 

@@ -32,11 +32,24 @@ _callbacks: Final[dict[int, Callable[..., None]]] = {}
 """The engine's functions that complete operations, by address. To make the object takes longer than to call it."""
 
 _CPU: Final = _Context(1, 0)
-_CPU_REFERENCE: Final = ctypes.byref(_CPU)
+_CPU_ADDRESS: Final = ctypes.c_void_p(ctypes.addressof(_CPU))
 #: FnProperty::kCPUPrioritized: a pool of threads of its own, which takes the operation of highest priority first.
 _PRIORITIZED: Final = ctypes.c_int(3)
-_PRIORITIZED_REFERENCE: Final = ctypes.byref(_PRIORITIZED)
+_PRIORITIZED_ADDRESS: Final = ctypes.c_void_p(ctypes.addressof(_PRIORITIZED))
 PRIORITY_LIMIT: Final = 2**31 - 1
+
+# A function object of its own, whose types are declared: ctypes then converts plain numbers by itself, which is faster.
+_push: Final = QUICK["MXEnginePushAsyncND"]
+_push.argtypes = [
+    *[ctypes.c_void_p] * 5,
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_bool,
+]
 
 # An error is a `const dmlc::Error*`, of which the engine copies the std::runtime_error part only.
 _libstdcxx: Final = ctypes.CDLL("libstdc++.so.6")
@@ -81,7 +94,7 @@ def push(
     writes: bool,
     priority: int,
     always: bool,
-    name: str,
+    name: bytes,
 ) -> None:
     """Queues an operation on one array.
 
@@ -98,21 +111,22 @@ def push(
     Raises:
         MXNetError: The engine did not take it.
     """
-    read, written = (None, ctypes.byref(handle)) if writes else (ctypes.byref(handle), None)
+    array = ctypes.byref(handle)
+    read, written = (None, array) if writes else (array, None)
     check_call(
-        QUICK.MXEnginePushAsyncND(
+        _push(
             run,
-            ctypes.c_void_p(token),
+            token,
             release,
-            _CPU_REFERENCE,
+            _CPU_ADDRESS,
             read,
-            int(not writes),
+            not writes,
             written,
-            int(writes),
-            _PRIORITIZED_REFERENCE,
-            ctypes.c_int(priority),
-            name.encode(),
+            writes,
+            _PRIORITIZED_ADDRESS,
+            priority,
+            name,
             # The engine's own waits for an array are such operations.
-            ctypes.c_bool(always),
+            always,
         )
     )

@@ -95,7 +95,7 @@ _failed = False
 """Whether an operation was completed with an error."""
 
 
-def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = False, name: str = "psum") -> None:
+def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = False, name: bytes = b"psum") -> None:
     """Queues an operation that reads and writes one array in place.
 
     It takes one array only. Views and detached copies share their memory, and the engine would deadlock if two NDArrays
@@ -134,11 +134,11 @@ def call_when_ready(handle: ctypes.c_void_p, callback: Callable[[], None], *, wr
         callback()
 
     waiting = Operation(run, callback, waits=True)
-    _push(handle, waiting, writes=writes, priority=interface.PRIORITY_LIMIT, always=False, name="psum wait")
+    _push(handle, waiting, writes=writes, priority=interface.PRIORITY_LIMIT, always=False, name=b"psum wait")
 
 
 def _push(
-    handle: ctypes.c_void_p, operation: Operation, *, writes: bool, priority: int, always: bool, name: str
+    handle: ctypes.c_void_p, operation: Operation, *, writes: bool, priority: int, always: bool, name: bytes
 ) -> None:
     token = _registry.number()
     try:

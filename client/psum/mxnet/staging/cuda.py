@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 #: cudaHostRegisterPortable: for all devices, not only the current one.
 _PORTABLE: Final = 1
+#: cudaHostRegisterReadOnly: for memory that the process may not write to.
+_READ_ONLY: Final = 8
 
 _LIBRARY: Final = re.compile(r"\S*/libcudart\S*\.so\S*")
 
@@ -32,36 +34,55 @@ def pin(address: int, size: int, device: int) -> bool:
     Returns:
         Whether the memory is pinned now. If not, copies are slower.
     """
-    runtime = _runtime()
-    if runtime is None:
-        return False
-    code = runtime.cudaSetDevice(ctypes.c_int(device)) or runtime.cudaHostRegister(
-        ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE)
-    )
+    code = _register(address, size, device, _PORTABLE)
     if code:
-        reason = (runtime.cudaGetErrorString(code) or b"").decode(errors="replace")
-        _log.warning("%d bytes of host memory cannot be pinned, which makes copies slower: %s", size, reason)
-    return not code
+        _log.warning("%d bytes of host memory cannot be pinned, which makes copies slower: %s", size, error_text(code))
+    return code == 0
+
+
+def pin_to_read(address: int, size: int, device: int) -> bool:
+    """Does the same as `pin` for memory that this process may only read. Not every system can."""
+    code = _register(address, size, device, _PORTABLE | _READ_ONLY)
+    if code:
+        _log.info("%d bytes of sums cannot be pinned, which makes copies slower: %s", size, error_text(code))
+    return code == 0
+
+
+def _register(address: int, size: int, device: int, flags: int) -> int | None:
+    """Returns the error's code, 0 without an error; None without a runtime."""
+    library = runtime()
+    if library is None:
+        return None
+    code: int = library.cudaSetDevice(ctypes.c_int(device)) or library.cudaHostRegister(
+        ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_uint(flags)
+    )
+    return code
 
 
 def unpin(address: int, device: int) -> None:
     """Undoes `pin`, through the same device."""
-    runtime = _runtime()
-    if runtime is not None:
-        runtime.cudaSetDevice(ctypes.c_int(device))
-        runtime.cudaHostUnregister(ctypes.c_void_p(address))
+    library = runtime()
+    if library is not None:
+        library.cudaSetDevice(ctypes.c_int(device))
+        library.cudaHostUnregister(ctypes.c_void_p(address))
+
+
+def error_text(code: int) -> str:
+    """Returns what an error of the runtime means, for people."""
+    text: bytes = runtime().cudaGetErrorString(code) or b""
+    return text.decode(errors="replace")
 
 
 @functools.cache
-def _runtime() -> Any:
+def runtime() -> Any:
     """Returns the runtime that MXNet has loaded, or the system's; None if there is none, or no device."""
     mapped = _LIBRARY.search(pathlib.Path("/proc/self/maps").read_text())
     try:
-        runtime = ctypes.CDLL(mapped[0] if mapped else "libcudart.so")
+        library = ctypes.CDLL(mapped[0] if mapped else "libcudart.so")
         devices = ctypes.c_int(0)
-        if runtime.cudaGetDeviceCount(ctypes.byref(devices)) or not devices.value:
+        if library.cudaGetDeviceCount(ctypes.byref(devices)) or not devices.value:
             return None
-        runtime.cudaGetErrorString.restype = ctypes.c_char_p
+        library.cudaGetErrorString.restype = ctypes.c_char_p
     except (OSError, AttributeError):
         return None
-    return runtime
+    return library

@@ -27,10 +27,12 @@ class HostMemory:
         address: The address.
         offset: The offset in the memory that aggregators on this host read from. None before it was prepared, and if it
             does not lie there.
+        pinned: Whether it is pinned. False before it was prepared.
     """
 
     def __init__(self, size: int) -> None:
         self.offset: int | None = None
+        self.pinned = False
         self._size = size
         # A shared mapping, although nobody shares it: after a fork, copy-on-write would replace the pinned pages.
         self._map = mmap.mmap(-1, size)
@@ -50,6 +52,7 @@ class HostMemory:
             else:
                 _log.debug("shared memory at %d cannot be mapped again; its content is copied", block.offset)
         if device is not None and cuda.pin(self.address, self._size, device):
+            self.pinned = True
             # Keeps the mapping until it is unpinned, so that the system does not reuse its addresses before.
             weakref.finalize(self, _let_go, self._map, self.address, device).atexit = False
 

@@ -50,6 +50,8 @@ class _Stage:
         """The number of those that succeeded."""
         self.failure: str | None = None
         """Why the first turn that failed did so."""
+        self.in_engine = False
+        """Whether the engine may have operations on the array, also after the turns."""
 
 
 class Turn:
@@ -76,6 +78,15 @@ class Turn:
     @property
     def memory(self) -> HostMemory:
         return self._stage.memory
+
+    @property
+    def in_engine(self) -> bool:
+        """Whether MXNet's engine may have operations on the array that were queued in earlier turns."""
+        return self._stage.in_engine
+
+    def left_engine(self) -> None:
+        """Says that the engine has ended all operations on the array."""
+        self._stage.in_engine = False
 
     @property
     def is_first(self) -> bool:
@@ -148,7 +159,7 @@ class StagePool:
     def __repr__(self) -> str:
         return f"<StagePool {self.statistics()}>"
 
-    def take(self, key: Hashable, like: Arrays) -> Turn:
+    def take(self, key: Hashable, like: Arrays, *, for_engine: bool = True) -> Turn:
         """Takes a turn at a stage, whose content is undefined.
 
         For one key, take a turn and queue its operations in the engine before taking the next turn.
@@ -156,6 +167,8 @@ class StagePool:
         Args:
             key: The key that uses the stage.
             like: Arrays of the shape and type of the stage.
+            for_engine: Whether the engine is to use the array. If not, the turn's memory may be used once the engine
+                has ended the operations of earlier turns (`in_engine`).
         """
         kind = like.shape, like.element_type
         lent_to = key, kind
@@ -174,6 +187,8 @@ class StagePool:
                 self._lent[lent_to] = stage
             else:
                 fresh = False
+            if for_engine:
+                stage.in_engine = True
             turn = Turn(stage, lent_to, fresh=fresh)
             stage.taken += 1
         self._settle()

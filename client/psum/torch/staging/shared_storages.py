@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from psum.client import Block, Client
 from psum.client.mappings import address_of, make_private, map_again
+from psum.client.per_client import PerClient
 from psum.torch.tensors import byte_count, flat_array, unmarked_array
 
 _log = logging.getLogger(__name__)
@@ -80,11 +81,7 @@ class SharedStorages:
     @classmethod
     def of(cls, client: Client) -> "SharedStorages":
         """Returns those of a client."""
-        with _making:
-            shared = _shared.get(client)
-            if shared is None:
-                shared = _shared[client] = cls(client)
-            return shared
+        return _shared.of(client)
 
     def memory_of(self, tensor: torch.Tensor) -> tuple[npt.NDArray[Any], int | None]:
         """Counts one use of a tensor, and moves its memory if it was used often enough.
@@ -209,6 +206,4 @@ def _free(client: "weakref.ref[Client]", offset: int, size: int) -> None:
         alive.free(offset, size)
 
 
-_shared: "weakref.WeakKeyDictionary[Client, SharedStorages]" = weakref.WeakKeyDictionary()
-_making: Final = threading.RLock()
-"""Reentrant: a signal's handler may sum a tensor anywhere."""
+_shared: Final = PerClient(SharedStorages)

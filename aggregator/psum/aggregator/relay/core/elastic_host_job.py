@@ -6,7 +6,7 @@ judge whether enough ranks are left.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
@@ -33,7 +33,9 @@ from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import group_texts, introduction
 from psum.aggregator.relay.core.elastic_uplink import ElasticUplink
 from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, Event, LossesTold, UplinkReopened
+from psum.aggregator.relay.core.forwarded import ForwardedKey
 from psum.aggregator.relay.core.founder import Founder
+from psum.aggregator.relay.core.group_introduction import GroupIntroduction
 from psum.aggregator.relay.core.group_joins import GroupJoins
 from psum.aggregator.relay.core.group_membership import GroupMembership
 from psum.aggregator.relay.core.group_rounds import GroupRounds
@@ -71,10 +73,15 @@ class ElasticHostJob(HostJob, ElasticJob):
         """Whether the owners know the relay as one that stands for such a process alone."""
         self._admitted: dict[int, int] = {}
         """The generation of the last admission of each rank that the owners were told of."""
+        self._is_learning = False
+        """Whether a worker's hello is being read, so that not all is known yet that it says of the group."""
         super().__init__(hello, limits, clock=clock, **job)
         # While its streams to the owners are open, the owners must hear who is lost. Otherwise the group's job fails.
         self._abandon_after = math.inf
         self._values = WantedValues(self.uplink, self.members, self.keys)
+        self._introduction = GroupIntroduction(
+            self._identity, self.members, self.uplink, to_relay=self._to_relay, clock=self._clock
+        )
         uplinks = len(self.uplink.addresses)
         self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
         """The processes that wait here to join."""
@@ -91,8 +98,12 @@ class ElasticHostJob(HostJob, ElasticJob):
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
-        late = self._lose(self._too_late(hello, now), now)
-        actions, refusal = super().join(hello, peer, now)
+        self._is_learning = True
+        try:
+            late = self._lose(self._too_late(hello, now), now)
+            actions, refusal = super().join(hello, peer, now)
+        finally:
+            self._is_learning = False
         actions = [*late, *actions]
         # The end of its stream before may not have been noticed.
         self._values.forget(hello.rank)
@@ -129,7 +140,7 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def tick(self, now: float) -> list[Action]:
         """See Job. A relay that was started again does not wait for ever for ranks that it does not know."""
-        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        self._look_at_owners(now)
         actions = super().tick(now)
         if self.failure is None and (unknown := self.members.give_up_unknown(now)):
             text = group_texts.given_up(self.name, unknown, self.members.worker_timeout)
@@ -140,8 +151,12 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def heard(self, now: float) -> list[Action]:
         """See HostJob."""
-        self.members.reaches_all_owners(now, all_of_them=self.uplink.reaches_all)
+        self._look_at_owners(now)
         return [*super().heard(now), *self._values.ask(), *self._let_founder_in(now)]
+
+    def _look_at_owners(self, now: float) -> None:
+        reaches_all = self.uplink.reaches_all if self.uplink.was_let_in else None
+        self.members.reaches_all_owners(now, all_of_them=reaches_all)
 
     def unreachable(self, failure: FaultError, now: float) -> list[Action]:
         """See HostJob. An owner goes on without any rank of the group."""
@@ -235,15 +250,23 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def _tell_joins(self, now: float) -> list[Action]:
         """Tells the owners who waits here, and whom the whole group has admitted."""
-        if self.failure is not None or self.ended or self._is_over:
+        if self._is_learning or self.failure is not None or self.ended or self._is_over:
             return []
         told = self.uplink.tell_candidates(self.joins.waiting(now))
         for admission in self.members.admissions.values():
-            if self._admitted.get(admission.rank, -1) < admission.generation and self.members.said_by_all(admission):
+            if not self._was_told(admission) and self._said_by_all(admission):
                 self._admitted[admission.rank] = admission.generation
                 self.uplink.admit(admission)
                 told = True
         return [SendUplinks()] if told else []
+
+    def _was_told(self, admission: Admission) -> bool:
+        """Whether the owners were told of an admission."""
+        return self._admitted.get(admission.rank, -1) >= admission.generation
+
+    def _said_by_all(self, admission: Admission) -> bool:
+        """Whether the whole group has said an admission."""
+        return self.members.said_by_all(admission, {each.hello.rank for each in self.joins.candidates})
 
     # Values of broadcasts.
 
@@ -252,6 +275,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         key = self.keys.get(entry.id)
         shard = None if key is None else key.shards.get(entry.shard)
         if key is not None and shard is not None and key.broadcast and entry.round == shard.round:
+            self._values.answered(key.id, entry.shard)
             self.uplink.give_value(key.id, entry.shard, entry.round, payload)
             return [SendUplinks()]
         return super().give_back(rank, entry, payload)
@@ -261,47 +285,12 @@ class ElasticHostJob(HostJob, ElasticJob):
     def hello(self, uplink: int, resuming: bool) -> pb.Hello:
         """See HostJob. With the process of each rank that is left, and all that this relay knows of the others."""
         if self._founder is not None:
-            return self._founder_hello(self._founder, uplink)
-        departed = {rank for member in self.members.departed for rank in self.members.roster.ranks(member)}
-        gone = self.members.roster.lost | self.uplink.notes.left | departed
-        self.uplink.notes.in_hello(uplink)
-        workers = [worker for worker in self.workers.values() if not gone.issuperset(worker.ranks)]
-        if not workers:
-            # All that is left is to tell the owners so.
-            left = self.uplink.notes.left
-            workers = [each for each in self.workers.values() if not left.issuperset(each.ranks)]
-            workers, gone = (workers, left) if workers else (list(self.workers.values()), set())
-        said = introduction.introduction(
-            self._identity,
-            workers,
-            uplink,
-            self._clock(),
-            resuming=resuming or self.uplink.was_let_in or any(worker.hello.resuming for worker in workers),
-            departures=[*self.uplink.departures_for(uplink), *self._departures_of_group(departed)],
-        )
-        here = {
-            rank: process
-            for worker in workers
-            for rank, process in introduction.processes(worker.hello)
-            if rank not in gone and self.members.roster.member(rank) == worker.hello.rank
-        }
-        introduction.be_elastic(said, self.members.first.elastic, here)
-        said.losses.extend(self._losses_for_hello())
-        for admission in self.members.admissions.values():
-            # A newcomer of the group has not said what came before it.
-            told = self._admitted.get(admission.rank, -1) >= admission.generation
-            if told or self.members.said_by_all(admission):
-                said.admissions.append(self.uplink.admission_for(uplink, admission))
-        return said
-
-    def _founder_hello(self, founder: Founder, uplink: int) -> pb.Hello:
-        """The hello of a relay whose group has no member but a process that asks to join."""
-        workers = [founder.worker]
-        said = introduction.introduction(self._identity, workers, uplink, self._clock(), resuming=False)
-        introduction.be_elastic(said, self.members.first.elastic, dict(introduction.processes(workers[0].hello)))
-        # For an owner it is a candidate as others.
-        said.joining, said.incarnation = True, founder.candidate.hello.incarnation
-        return said
+            return self._introduction.of_founder(self._founder.candidate.hello, self._founder.worker, uplink)
+        # What this owner has decided about those who are not in the hello, it decides anew.
+        self.joins.reopened(uplink)
+        # A newcomer of the group has not said what came before it.
+        known = [each for each in self.members.admissions.values() if self._was_told(each) or self._said_by_all(each)]
+        return self._introduction.of_group(uplink, known, resuming=resuming)
 
     @property
     def over(self) -> bool:
@@ -342,7 +331,6 @@ class ElasticHostJob(HostJob, ElasticJob):
                     self._founder.welcomed(admission)
                 return []
             case UplinkReopened(uplink):
-                self.joins.reopened(uplink)
                 return self.joins.report(uplink, ())
             case _:
                 return super()._told(event, now)
@@ -359,15 +347,10 @@ class ElasticHostJob(HostJob, ElasticJob):
         roster = self.members.roster
         return {member for member in declaring if not set(key.ranks).isdisjoint(roster.ranks(member))}
 
-    def _departures_of_group(self, departed: Set[int]) -> list[pb.Departure]:
-        """The ranks of the group that have left, for an owner that was started again."""
-        left = self.uplink.notes.left | departed
-        return [
-            pb.Departure(ranks=[rank], incarnation=incarnation)
-            for worker in self.workers.values()
-            for rank, (incarnation, _) in introduction.processes(worker.hello)
-            if rank in left
-        ]
+    def _awaits_declaration(self, forwarded: ForwardedKey) -> bool:
+        """See HostJob. A newcomer declares a key only when it uses the key for the first time."""
+        missing, admissions = self._declaring(forwarded.key) - forwarded.declared_by, self.members.admissions
+        return not missing or any(not admissions.keys() >= {*self.members.roster.living(member)} for member in missing)
 
     def _lose(self, losses: Iterable[Loss], now: float, **how: Any) -> list[Action]:
         """See ElasticJob. The owners are told before anything else that the group sends."""
@@ -387,18 +370,13 @@ class ElasticHostJob(HostJob, ElasticJob):
             for forwarded in self.uplink.keys.values():
                 forwarded.declared_by.discard(member)
             actions += self._syncs.settle(member)
+        for key in [key for key in self.keys.values() if key.ranks and key.failure is None and not key.roster.known]:
+            self.uplink.desert(key.id)
+            actions += self.rounds.fail_key(key, group_texts.deserted_key(self.name, key))
         if self._is_over:
             return actions
-        actions += [SendUplinks(), *self._proceed(), *self._ask(), *self._values.ask(), *self._tell_gone()]
+        actions += [SendUplinks(), *self._proceed(), *self._asked.ask(), *self._values.ask(), *self._tell_gone()]
         return actions + self._tell_joins(now)
-
-    def _losses_for_hello(self) -> list[pb.Loss]:
-        """The losses that this relay tells in a hello, as a worker does."""
-        now = self._clock()
-        if not self._to_relay:
-            return [loss.to_message(now) for loss in self.members.present_losses()]
-        admitted = {rank: admission.to_message() for rank, admission in self.members.admissions.items()}
-        return self.uplink.losses.all(now, admitted)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:
         """Marks the losses of this group among some."""
@@ -412,14 +390,18 @@ class ElasticHostJob(HostJob, ElasticJob):
         return [Warn(group_texts.lost(self.name, loss, self.members.roster), ())]
 
     def _none_left(self, now: float) -> list[Action] | None:
-        """Parts from the owners if all ranks of the group are gone, the last ones because they are lost."""
+        """Parts from the owners if no member is left in the group, the last one because it is lost.
+
+        Those that wait here to join, also if they were admitted, begin the group anew.
+        """
         roster = self.members.roster
-        if roster.known or not self.complete:
+        if roster.unknown or any(roster.member(rank) is not None for rank in roster.known):
             return None
         if self._is_over or not self._connecting or self._leaving_told:
             return []
-        lost = [rank for rank in roster.lost if self.members.loss(rank) is not None]
-        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title))
+        # Owners know only those that the relay has let in. Others may have been admitted elsewhere in their places.
+        lost = [rank for rank in roster.lost if roster.member(rank) is not None and self.members.loss(rank) is not None]
+        return self._part(group_texts.all_lost(self.name, lost, self.uplink.title)) if lost else []
 
     def _exclude_all(self, fault: FaultError, now: float) -> list[Action]:
         """Excludes all ranks of the group: an owner goes on without them."""
@@ -445,7 +427,9 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def _proceed(self) -> list[Action]:
         """Joins the owners' job, and tells them of keys, as soon as nothing is waited for that the group lacks."""
-        if self.failure is not None or self.ended or not self.may_connect or not self.members.roster.known:
+        if self._is_learning or not self.may_connect or not self.members.roster.known:
+            return []
+        if self.failure is not None or self.ended:
             return []
         ready = self._declare_ready(self.uplink.keys.values())
         if not self._must_reopen:

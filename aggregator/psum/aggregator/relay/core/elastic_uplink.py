@@ -1,6 +1,5 @@
 """What a relay of an elastic job sends to the owners of shards besides, and what they answer."""
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,11 +7,13 @@ from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.key import Key
 from psum.aggregator.relay.core.events import Admitted, CandidatesTold, Decided, LossesTold, UplinkReopened
 from psum.aggregator.relay.core.uplink import Uplink
+from psum.aggregator.relay.core.uplink_news import AdmissionNews, CandidateNews
+from psum.client.core.gossip import Gossip
 from psum.client.core.known_losses import KnownLosses
 from psum.client.core.reach import Reach
 from psum.client.core.send_window import SendWindow
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, encode
+from psum.wire import ShardRound
 from psum.wire.errors import PsumError
 
 
@@ -30,17 +31,12 @@ class ElasticUplink(Uplink):
         """The losses that are known, and which owners must be told of them."""
         self.wanted_values: dict[tuple[int, int], ShardRound] = {}
         """Values that owners asked for in place of those of lost roots, of the current round, by (key's id, shard)."""
-        self.candidates: list[pb.Candidate] = []
-        """The processes that wait at this relay, as the owners are told."""
-        self._told_of_candidates = False
-        """Whether the owners were ever told of any."""
-        self._candidate_news: set[int] = set()
-        """The uplinks whose owner must be told of them."""
-        self._admissions: list[deque[pb.Admission]] = [deque() for _ in self.addresses]
-        """The admissions that each owner must be told of before anything that the group contributes after them."""
         self.was_let_in = False
         """Whether every aggregator has let the group in before."""
+        self._candidates = CandidateNews(len(self.addresses))
+        self._admissions = AdmissionNews()
         self._reach = Reach(len(self.addresses))
+        self._gossip = Gossip(self.losses, self._admissions, self._reach, self._clock, self._candidates)
         self._missing: set[int] = set()
         """The uplinks without a stream, of those that had one."""
 
@@ -62,18 +58,12 @@ class ElasticUplink(Uplink):
 
     def tell_candidates(self, candidates: list[pb.Candidate]) -> bool:
         """Tells the owners which processes wait at this relay. Returns whether that is new."""
-        known = [(each.rank, each.incarnation) for each in self.candidates]
-        self.candidates = candidates
-        if known == [(each.rank, each.incarnation) for each in candidates]:
-            return False
-        self._candidate_news = set(range(len(self.addresses)))
-        self._told_of_candidates = True
-        return True
+        return self._candidates.tell(candidates)
 
     def admit(self, admission: Admission) -> None:
         """Tells the owners of an admission that the whole group has said."""
-        for uplink, news in enumerate(self._admissions):
-            news.append(self.admission_for(uplink, admission))
+        for uplink in range(len(self.addresses)):
+            self._admissions.tell(uplink, self.admission_for(uplink, admission))
 
     def admission_for(self, uplink: int, admission: Admission) -> pb.Admission:
         """An admission as one owner is told of it: with the rounds of the keys that have shards there."""
@@ -92,7 +82,7 @@ class ElasticUplink(Uplink):
             forwarded = self.keys.pop(key_id)
             forwarded.failed = True
             for index, uplink in forwarded.route.items():
-                self.wanted.pop((key_id, index), None)
+                self.wanted.forget(key_id, index)
                 self.wanted_values.pop((key_id, index), None)
                 self.windows[uplink].outstanding.pop((key_id, index), None)
 
@@ -112,6 +102,16 @@ class ElasticUplink(Uplink):
         row = ShardRound(key_id, index, round, length=len(value))
         self.windows[forwarded.route[index]].restores.append((row, bytes(value)))
 
+    def desert(self, key_id: int) -> None:
+        """Ends a key that no rank of the group uses any more. No owner answers what is under way of it. None is told:
+        ranks of other groups may go on with the key."""
+        if (forwarded := self.keys.get(key_id)) is not None and not forwarded.failed:
+            self._end(forwarded)
+            # Nor is one that is started again.
+            forwarded.declared = False
+            for index in forwarded.route:
+                self.wanted_values.pop((key_id, index), None)
+
     def fail_key(self, key: Key, abort: pb.Abort, *, known: bool) -> None:
         """See Uplink."""
         super().fail_key(key, abort, known=known)
@@ -125,28 +125,15 @@ class ElasticUplink(Uplink):
 
     def has_messages(self, aggregator: int) -> bool:
         """See Uplink."""
-        news = self.losses.news.get(aggregator) or self._admissions[aggregator]
-        return bool(news) or aggregator in self._candidate_news | self._reach.news or super().has_messages(aggregator)
+        return self._gossip.waits(aggregator) or super().has_messages(aggregator)
 
     def next_message(self, aggregator: int) -> bytes | None:
         """See Uplink. Losses come before contributions without the lost ranks."""
         if self._awaited:
             return None
-        window = self.windows[aggregator]
-        if self.losses.news and (losses := self.losses.take_news(aggregator, self._clock())):
-            window.following = []
-            return encode(pb.ExchangeRequest(losses=pb.Losses(losses=losses)))
-        # Who waits no more comes before the admissions of all: the owner must not decide about it.
-        if aggregator in self._candidate_news:
-            window.following = []
-            self._candidate_news.discard(aggregator)
-            return encode(pb.ExchangeRequest(candidates=pb.Candidates(candidates=self.candidates)))
-        if self._admissions[aggregator]:
-            window.following = []
-            return encode(pb.ExchangeRequest(admit=pb.Admit(admission=self._admissions[aggregator].popleft())))
-        if aggregator in self._reach.news:
-            window.following = []
-            return encode(pb.ExchangeRequest(reach=pb.Reach(all=self._reach.take_news(aggregator))))
+        if (news := self._gossip.next_message(aggregator)) is not None:
+            self.windows[aggregator].following = []
+            return news
         return super().next_message(aggregator)
 
     def handle(
@@ -186,8 +173,7 @@ class ElasticUplink(Uplink):
         self._missing.discard(aggregator)
         self._reach.found(aggregator)
         self.events.append(UplinkReopened(aggregator))
-        if self._told_of_candidates:
-            self._candidate_news.add(aggregator)
+        self._candidates.reopened(aggregator)
         for key_id, index in list(self.wanted_values):
             if self.keys[key_id].route[index] == aggregator:
                 del self.wanted_values[key_id, index]

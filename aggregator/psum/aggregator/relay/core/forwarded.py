@@ -170,6 +170,10 @@ class ForwardedShard:
         self.lease: tuple[WorkerPlane, int, int] | None = None
         self.credited = False
 
+    def whole_value(self) -> memoryview | None:
+        """See Outgoing: what a relay forwards takes the way of `payload`."""
+        return None
+
     @property
     def cancelled(self) -> bool:
         """Whether its key has failed, so that it is not to be sent any more."""

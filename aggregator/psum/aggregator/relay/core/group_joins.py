@@ -69,7 +69,7 @@ class GroupJoins(Joins):
         return self.tell()
 
     def reopened(self, uplink: int) -> None:
-        """An aggregator has another stream, on which it decides again."""
+        """An aggregator is about to have another stream, on which it decides again about those who wait here."""
         self._decided[uplink].clear()
 
     def decide(self, uplink: int, decision: pb.Decision, now: float) -> list[Action]:
@@ -86,11 +86,12 @@ class GroupJoins(Joins):
         """See Joins. The workers are told of those that all aggregators report."""
         candidates = self.common()
         listed = [(each.rank, each.incarnation) for each in candidates]
-        ranks = tuple(member for member in self._members.connected() if not self._members.is_lost(member))
-        if listed == self._told or not ranks:
+        if listed == self._told:
             return []
+        # Those that are away are told with their welcome.
         self._told = listed
-        return [TellCandidates(candidates, ranks)]
+        ranks = tuple(member for member in self._members.connected() if not self._members.is_lost(member))
+        return [TellCandidates(candidates, ranks)] if ranks else []
 
     def due(self, now: float) -> list[Action]:
         """See Joins. The owners warn and refuse."""

@@ -1,5 +1,7 @@
 """The members of a relay's group in an elastic job."""
 
+from collections.abc import Collection
+
 from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.limits import Limits
@@ -20,14 +22,14 @@ class GroupMembership(ElasticMembership):
         before: See Membership.
 
     Attributes:
-        reaches_owners: Whether there is a stream to each of the aggregators that the relay forwards to. True also
-            before there was any.
+        reaches_owners: Whether there is a stream to each of the aggregators that the relay forwards to; None before
+            there was any.
     """
 
     roster: GroupRoster
 
     def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
-        self.reaches_owners = True
+        self.reaches_owners: bool | None = None
         super().__init__(hello, limits, before)
         # Its streams to the owners show that its network works, also if all its workers are silent.
         self._silence = Silence(limits.worker_timeout, own_network_works=True)
@@ -43,10 +45,22 @@ class GroupMembership(ElasticMembership):
     def _is_newcomer(self, rank: int) -> bool:
         return rank in self.admissions or rank >= self.first.num_workers
 
-    def reaches_all_owners(self, now: float, *, all_of_them: bool) -> None:
-        """Notes whether there is a stream to each aggregator that the relay forwards to."""
+    def reaches_all_owners(self, now: float, *, all_of_them: bool | None) -> None:
+        """Notes whether there is a stream to each aggregator that the relay forwards to; None: there never was one."""
         self.reaches_owners = all_of_them
         self._look(now)
+
+    def learn_departures(self, hello: pb.Hello, peer: str, now: float) -> None:
+        """See Membership. A rank that has left, and in whose place the next process is by now, was of the group too."""
+        admissions = {each.rank: (each.incarnation, each.generation) for each in hello.admissions}
+        admissions |= {rank: (each.incarnation, each.generation) for rank, each in self.admissions.items()}
+        for each in (each for each in hello.departures if not each.level):
+            for rank in each.ranks:
+                incarnation, generation = admissions.get(rank, (each.incarnation, 0))
+                # Of later ones it is not known whether the group has begun with them.
+                if incarnation != each.incarnation and generation == 1:
+                    self.roster.left_before(rank)
+        super().learn_departures(hello, peer, now)
 
     def give_up_unknown(self, now: float) -> int:
         """How many ranks have not come back in time to this process, which was started again, and are not known.
@@ -74,11 +88,24 @@ class GroupMembership(ElasticMembership):
         self.admissions[admission.rank] = admission
         self.roster.found()
 
-    def said_by_all(self, admission: Admission) -> bool:
-        """Whether all ranks of the group that are left have said an admission. Only then may the owners be told."""
+    def said_by_all(self, admission: Admission, waiting: Collection[int]) -> bool:
+        """Whether all ranks of the group that are left have said an admission. Only then may the owners be told.
+
+        Args:
+            admission: The admission.
+            waiting: The ranks of processes that wait here, and have nothing to say yet.
+        """
         roster = self.roster
-        return all(roster.member(rank) in admission.said for rank in roster.known if rank != admission.rank)
+        saying = (rank for rank in roster.known if rank != admission.rank)
+        return all(roster.member(rank) in admission.said or self._is_waiting(rank, waiting) for rank in saying)
+
+    def _is_waiting(self, rank: int, waiting: Collection[int]) -> bool:
+        return rank in waiting and self.roster.member(rank) is None
 
     def _look(self, now: float) -> None:
         self._silence.pass_time(self.workers.values(), now)
-        self._view.note(self.reaches_owners, now)
+        self._view.note(bool(self.reaches_owners), now)
+
+    def _may_lose_absent(self, seconds: float, now: float) -> bool:
+        """See ElasticMembership. A relay that was started again connects only without those who do not come."""
+        return self.reaches_owners is None or super()._may_lose_absent(seconds, now)

@@ -69,6 +69,11 @@ class GroupRoster(ElasticRoster):
             super().lose(rank)
         self._settle()
 
+    def left_before(self, rank: int) -> None:
+        """Notes that the group has begun with a rank whose process has left, and whose next one was admitted."""
+        self._first.add(rank)
+        self._settle()
+
     def found(self) -> None:
         """Waits for no rank: a newcomer is the first one of the group."""
         self.size = 0

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from psum.aggregator.core.key import Key
 from psum.aggregator.core.losses import Loss
 from psum.aggregator.relay.core.group_roster import GroupRoster
 from psum.runtime import rank_names
@@ -27,6 +28,13 @@ def all_lost(job: str, ranks: Sequence[int], title: str) -> WorkerLostError:
     """No rank of the group is left."""
     return WorkerLostError(
         f"{rank_names(sorted(ranks))} of elastic job {job!r}, all that {title} stood for, are lost", ranks=sorted(ranks)
+    )
+
+
+def deserted_key(job: str, key: Key) -> WorkerLostError:
+    """No rank of the group is left that uses a key of some ranks."""
+    return WorkerLostError(
+        f"the ranks of elastic job {job!r} behind this relay that use key {key.title} are lost", key=key.id
     )
 
 

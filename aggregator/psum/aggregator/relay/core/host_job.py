@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 from psum.aggregator.core.actions import (
     Action,
-    Ask,
     ConnectUplinks,
     LeaveUplinks,
     PartUplinks,
@@ -32,6 +31,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.round import Phase, ShardRounds
 from psum.aggregator.core.worker import Worker
 from psum.aggregator.relay.core import introduction
+from psum.aggregator.relay.core.asked_ranks import AskedRanks
 from psum.aggregator.relay.core.events import Arrived, Event, Faulted, Noticed
 from psum.aggregator.relay.core.forwarded import ForwardedKey, owners_of
 from psum.aggregator.relay.core.introduction import Identity
@@ -86,8 +86,7 @@ class HostJob(Job):
         """Whether the shell has been told to connect to the owners."""
         self._from_above = False
         """Whether what fails now fails because an owner said so."""
-        self._asked: dict[tuple[int, int], tuple[int, int]] = {}
-        """The members that were asked for sums that owners want, and for which rounds, by (key's id, shard)."""
+        self._asked = AskedRanks(self.uplink.wanted, self.keys, self.workers)
         self._syncs = PassedSyncs(self.uplink)
         self._lacking = LackingRanks(self.open_shards, self.uplink)
         self._leaving_told = False
@@ -118,8 +117,8 @@ class HostJob(Job):
             # Only an owner that hears it on a new stream begins that round again.
             actions += [ReopenUplinks(), *([LeaveUplinks()] if self.leaving else [])]
         # The rank may have a sum that an owner wants. It knows nothing of what it was asked for on an earlier stream.
-        self._asked = {which: asked for which, asked in self._asked.items() if (which[0], asked[0]) != (key.id, rank)}
-        return actions + self._ask()
+        self._asked.declared(key.id, rank)
+        return actions + self._asked.ask()
 
     def forward(self, made: Sequence[tuple[Sum, memoryview]]) -> list[Action]:
         """Takes sums of the group's contributions, which go on to their owners. The contributions are let go.
@@ -172,14 +171,14 @@ class HostJob(Job):
                 case _:
                     actions += self._told(event, now)
         staying = {member for member, worker in self.workers.items() if not self._is_gone(member, worker)}
-        return actions + self._ask() + self._syncs.pass_on(staying) + self._tell_gone()
+        return actions + self._asked.ask() + self._syncs.pass_on(staying) + self._tell_gone()
 
     def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """See JobRounds.restore. An owner may want the sum too."""
         actions = self.rounds.restore(rank, entry, payload)
         wanted = (entry.id, entry.shard) in self.uplink.wanted
-        self.uplink.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
-        self._asked.pop((entry.id, entry.shard), None)
+        self.uplink.wanted.give_back(entry.id, entry.shard, entry.round, payload, entry.contributors)
+        self._asked.answered(entry.id, entry.shard)
         return [*actions, SendUplinks()] if wanted else actions
 
     # Who is there.
@@ -280,7 +279,7 @@ class HostJob(Job):
             return actions
         if self._lacking.tell(now):
             actions.append(SendUplinks())
-        return actions + self._ask() + self._tell_gone()
+        return actions + self._asked.ask() + self._tell_gone()
 
     def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
         """See Job. The owners hear of it, and so do all other groups.
@@ -362,7 +361,11 @@ class HostJob(Job):
         """Tells the owners of those keys that all members of the group have declared."""
         if not self.may_connect:
             return []
-        ready = [each for each in keys if not each.declared and each.declared_by.issuperset(self._declaring(each.key))]
+        ready = [
+            each
+            for each in keys
+            if not (each.declared or each.failed) and each.declared_by.issuperset(self._declaring(each.key))
+        ]
         for forwarded in ready:
             self.uplink.declare(forwarded)
         return [SendUplinks()] if ready else []
@@ -370,6 +373,10 @@ class HostJob(Job):
     def _declaring(self, key: Key) -> set[int]:
         """The members that declare a key: not those that had left before this process was started."""
         return set(self.members.roster.members) - self.members.departed
+
+    def _awaits_declaration(self, forwarded: ForwardedKey) -> bool:
+        """Whether members that use a key will declare it, so that the owners can be told of it."""
+        return True
 
     def _connect(self) -> list[Action]:
         if self._connecting:
@@ -404,23 +411,6 @@ class HostJob(Job):
         # The credit of its shards has come back too.
         return [SendUplinks()]
 
-    def _ask(self) -> list[Action]:
-        """Asks ranks of the group for the sums that owners want and this process does not have."""
-        actions: list[Action] = []
-        for (key_id, index), row in self.uplink.wanted.items():
-            asked = self._asked.get((key_id, index))
-            if asked is not None and asked[1] == row.round and self.workers[asked[0]].connected:
-                continue
-            shard = self.keys[key_id].shards[index]
-            lacking = shard.ranks_lacking_result
-            # All ranks that have begun the next round have the sum. Before that, the shard knows who does.
-            there = [shard.holder, *shard.contributions]
-            holders = [m for m in there if m is not None and m not in lacking and self.workers[m].connected]
-            if shard.round == row.round + 1 and holders:
-                self._asked[key_id, index] = holders[0], row.round
-                actions.append(Ask(holders[0], ((key_id, index, row.round),)))
-        return actions
-
     def _tell_gone(self) -> list[Action]:
         """Tells the owners which ranks have left, as soon as no round needs their contribution any more."""
         if not self._gone or self.leaving:
@@ -428,7 +418,8 @@ class HostJob(Job):
         gone = {self.members.roster.member(rank) for rank in self._gone}
         for forwarded in self.uplink.keys.values():
             # An owner that was started again does not know yet that the group has the last sum.
-            if not (forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)):
+            told = forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)
+            if not told and self._awaits_declaration(forwarded):
                 return []
         for key in self.keys.values():
             for shard in key.shards.values():

@@ -16,6 +16,7 @@ from psum.aggregator.core.round import Phase
 from psum.aggregator.relay.core.events import Arrived, Event, Faulted, Noticed
 from psum.aggregator.relay.core.forwarded import ForwardedKey, ForwardedShard
 from psum.aggregator.relay.core.sent_notes import SentNotes
+from psum.aggregator.relay.core.wanted_sums import WantedSums
 from psum.client.core.counters import Counters
 from psum.client.core.known_departures import KnownDepartures
 from psum.client.core.operation import Operation
@@ -56,8 +57,6 @@ class Uplink:
         """Why nothing more is sent."""
         self.events: list[Event] = []
         """What has come, for the group's job to take."""
-        self.wanted: dict[tuple[int, int], ShardRound] = {}
-        """Sums that an owner asked for and that this relay does not keep, by (key's id, shard)."""
         self.syncs: dict[tuple[int, int], Sequence[pb.Departure]] = {}
         """The syncs that the group has not confirmed yet, by (uplink, number): who is about to leave."""
         self.departures = KnownDepartures(len(self.addresses))
@@ -73,6 +72,8 @@ class Uplink:
         self._clock = clock
         self.windows = [self._make_window(credit_bytes) for _ in addresses]
         """What is sent on each uplink."""
+        self.wanted = WantedSums(self.keys, self.windows, self.counters)
+        """Sums that owners asked for and that this relay does not keep."""
         self.lost: set[int] = set()
         """The uplinks without an open stream, as the shell last said. Only what ends before them depends on it."""
         self._awaited: set[int] = set()
@@ -121,7 +122,7 @@ class Uplink:
         for index in lost:
             forwarded.rounds[index] = shards[index].round
             forwarded.sums.pop(index, None)
-            self.wanted.pop((forwarded.key.id, index), None)
+            self.wanted.forget(forwarded.key.id, index)
         return bool(lost)
 
     def forward(
@@ -165,30 +166,6 @@ class Uplink:
         if forwarded is not None and forwarded.rounds.get(index) == round + 1 and index in forwarded.sums:
             forwarded.keep(index, memory)
 
-    def give_back(self, key_id: int, index: int, round: int, total: memoryview, contributors: int = 0) -> None:
-        """Takes the sum of a round from a rank of the group, for an owner that may ask for it or has asked.
-
-        Args:
-            key_id: The key's id.
-            index: The shard's number within it.
-            round: The round.
-            total: The sum.
-            contributors: In an elastic job, how many ranks it counts; 0: the nominal number.
-        """
-        forwarded = self.keys.get(key_id)
-        if (
-            forwarded is None
-            or forwarded.failed
-            or forwarded.rounds.get(index) != round + 1
-            or index in forwarded.sums
-            or len(total) != forwarded.key.sizes[index]
-        ):
-            return
-        forwarded.sums[index] = bytes(total)
-        forwarded.count(index, contributors)
-        if (row := self.wanted.pop((key_id, index), None)) is not None:
-            self._restore(forwarded, row)
-
     def confirm(self, uplink: int, number: int) -> None:
         """The group has all sums of this uplink that it has been sent."""
         if (uplink, number) in self.syncs:
@@ -206,16 +183,7 @@ class Uplink:
         forwarded = self.keys.get(key.id)
         if forwarded is None or forwarded.failed:
             return
-        forwarded.failed = True
-        forwarded.sums.clear()
-        for index, route in forwarded.route.items():
-            window = self.windows[route]
-            if (shard := window.outstanding.pop((key.id, index), None)) is not None:
-                window.credit(shard)
-            self.wanted.pop((key.id, index), None)
-        for shard in forwarded.shards.values():
-            # An entry may stay in a queue. The memory must not.
-            shard.value = None
+        self._end(forwarded)
         forwarded.abort = abort
         if not forwarded.declared:
             forwarded.declared = True
@@ -226,6 +194,19 @@ class Uplink:
         if not known:
             for uplink in forwarded.uplinks:
                 self.windows[uplink].aborts.append(abort)
+
+    def _end(self, forwarded: ForwardedKey) -> None:
+        """Lets go of what is under way of a key, and of what is kept."""
+        forwarded.failed = True
+        forwarded.sums.clear()
+        for index, route in forwarded.route.items():
+            window, which = self.windows[route], (forwarded.key.id, index)
+            if (shard := window.outstanding.pop(which, None)) is not None:
+                window.credit(shard)
+            self.wanted.forget(*which)
+        for shard in forwarded.shards.values():
+            # An entry may stay in a queue. The memory must not.
+            shard.value = None
 
     def fail(self, failure: PsumError) -> None:
         """Ends everything: the group's job has failed."""
@@ -407,9 +388,7 @@ class Uplink:
         self.notes.reopened(aggregator)
         # The owner asks again if it needs an answer still.
         self.syncs = {which: leaving for which, leaving in self.syncs.items() if which[0] != aggregator}
-        for key_id, index in list(self.wanted):
-            if self.keys[key_id].route[index] == aggregator:
-                del self.wanted[key_id, index]
+        self.wanted.reopened(aggregator)
 
     def outstanding_shards(self, aggregator: int) -> int:
         """How many shards were sent on an uplink and have no result yet."""
@@ -425,8 +404,7 @@ class Uplink:
                 assert not forwarded.failed
                 assert forwarded.route[index] == uplink
                 assert forwarded.rounds[index] == shard.round
-        for key_id, index in self.wanted:
-            assert index not in self.keys[key_id].sums
+        self.wanted.check()
 
     def _make_window(self, credit_bytes: int) -> SendWindow[ForwardedShard]:
         return SendWindow(credit_bytes, self.counters, self._clock)
@@ -474,28 +452,11 @@ class Uplink:
         forwarded.keep(index, total)
         forwarded.count(index, row.contributors)
         # All ranks have contributed since then.
-        self.wanted.pop((key.id, index), None)
+        self.wanted.forget(key.id, index)
         shard.value = None
         self.events.append(
             Arrived(key, index, row.round, shard.priority, payload, shard.timing, contributors=row.contributors)
         )
 
     def _want(self, aggregator: int, row: ShardRound) -> None:
-        forwarded = self.keys.get(row.id)
-        if forwarded is None or forwarded.failed or forwarded.route.get(row.shard) != aggregator:
-            return
-        if forwarded.rounds.get(row.shard) != row.round + 1:
-            # All ranks have contributed to a later round since it asked.
-            return
-        if row.shard in forwarded.sums:
-            self._restore(forwarded, row)
-        else:
-            self.wanted[row.id, row.shard] = row
-
-    def _restore(self, forwarded: ForwardedKey, row: ShardRound) -> None:
-        total = forwarded.sums[row.shard]
-        self.counters.restores += 1
-        window = self.windows[forwarded.route[row.shard]]
-        contributors = forwarded.contributors.get(row.shard, 0)
-        row = ShardRound(row.id, row.shard, row.round, length=len(total), contributors=contributors)
-        window.restores.append((row, total))
+        self.wanted.ask(aggregator, row)

@@ -42,6 +42,10 @@ class WantedValues:
                 actions.append(Ask(member, ((key_id, index, row.round),)))
         return actions
 
+    def answered(self, key_id: int, index: int) -> None:
+        """Notes that a member has given its value. An owner that was started again meanwhile asks once more."""
+        self._asked.pop((key_id, index), None)
+
     def forget(self, member: int) -> None:
         """Forgets what a member was asked, because its stream has ended: it may not have received it."""
         self._asked = {which: asked for which, asked in self._asked.items() if asked[0] != member}
