@@ -5,12 +5,12 @@ its own, but a GPU would go on reading the pages that were pinned. So a Lane mus
 beginning until the loan is given up.
 """
 
-import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Final, Protocol
 
 from psum.client import Client, Loan
+from psum.client.per_client import PerClient
 from psum.mxnet.staging import cuda
 from psum.mxnet.staging.host_memory import worker
 
@@ -53,11 +53,7 @@ class LentSums:
     @classmethod
     def of(cls, client: Client) -> "LentSums":
         """Returns those of a client."""
-        with _making:
-            lent = _of_clients.get(client)
-            if lent is None:
-                lent = _of_clients[client] = cls()
-            return lent
+        return _of_clients.of(client)
 
     def pinned(self, key: Hashable, loan: Loan, device: int) -> bool:
         """Pins the memory of a lent sum, unless it is. Returns whether it is pinned now.
@@ -88,6 +84,4 @@ def _let_go(pinned: dict[Hashable, _Pinned], unpin: Callable[[int, int], None]) 
     worker.do(let_go)
 
 
-_of_clients: "Final[weakref.WeakKeyDictionary[Client, LentSums]]" = weakref.WeakKeyDictionary()
-_making: Final = threading.RLock()
-"""Reentrant: a signal's handler may make a store anywhere."""
+_of_clients: Final = PerClient(lambda client: LentSums())
