@@ -29,11 +29,6 @@ class StandInEvent:
         self.reached = False
         self._device = device
 
-    def query(self) -> bool:
-        with self._device.lock:
-            self._device.go_on()
-            return self.reached
-
     def synchronize(self) -> None:
         self._device.run_until(lambda: self.reached)
 

@@ -281,12 +281,10 @@ class WithoutOrder(StandIn):
         event = super().record(stream)
         if self.lack == "synchronize":
             event.synchronize = lambda: None
-        if self.lack == "query":
-            event.query = lambda: True
         return event
 
 
-@pytest.mark.parametrize("lack", ["down", "use", "keep", "synchronize", "query"])
+@pytest.mark.parametrize("lack", ["down", "use", "keep", "synchronize"])
 def test_what_is_missing_is_found(lack: str) -> None:
     """If one kind of wait were missing in the pipeline, the test before would fail: some order gives wrong bytes."""
 
@@ -298,8 +296,7 @@ def test_what_is_missing_is_found(lack: str) -> None:
         run_many()
 
 
-@pytest.mark.parametrize("failing", ["query", "synchronize"])
-def test_a_device_that_fails(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the value does not come, the operation is aborted for all ranks with the device's words, and ends once."""
     chance = random.Random(1)
     device = StandIn(chance)
@@ -314,8 +311,7 @@ def test_a_device_that_fails(failing: str, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(_: object) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(StandInEvent, "query", lambda _: False)
-    monkeypatch.setattr(StandInEvent, failing, fail)
+    monkeypatch.setattr(StandInEvent, "synchronize", fail)
     for thread in (copying, waiting, copying):
         _next(thread)
     assert [str(error) for error in program.ends] == [ticket.reason]

@@ -13,13 +13,6 @@ import torch
 class Event(Protocol):
     """A point of a stream."""
 
-    def query(self) -> bool:
-        """Returns whether the stream has reached the point. Does not block.
-
-        Raises:
-            RuntimeError: The device has failed.
-        """
-
     def synchronize(self) -> None:
         """Blocks the calling thread until the stream has reached the point.
 

@@ -248,10 +248,7 @@ class Pipeline:
     def _start(self, request: Request, transfer: _Transfer, copied: Event) -> None:
         assert transfer.buffer is not None
         try:
-            # A wait gives the interpreter's lock away, and gets it back late while other threads compute. Of many
-            # copies, most are done when this thread comes to them.
-            if not copied.query():
-                copied.synchronize()
+            copied.synchronize()
             request.start(
                 transfer.host(),
                 lambda error: self._copying.do(functools.partial(self._bring_up, transfer, error)),
