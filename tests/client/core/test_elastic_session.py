@@ -25,6 +25,7 @@ def session() -> Session:
         ["one:1", "two:1"],
         (),
         rank=0,
+        elastic=True,
         partition_bytes=16,
         credit_bytes=1 << 20,
         hand_over=lambda ticket: None,
@@ -342,7 +343,10 @@ def test_a_worker_that_leaves_says_nothing_of_its_reach(three: Session) -> None:
     assert told_reach(three, 0) == []
 
 
-def test_only_in_elastic_jobs_is_anybody_told(session: Session) -> None:
+def test_only_in_elastic_jobs_is_anybody_told() -> None:
     """Others do not know the message."""
+    session = Session(
+        ["one:1", "two:1"], (), rank=0, partition_bytes=16, credit_bytes=1 << 20, hand_over=lambda ticket: None
+    )
     session.disconnected(1)
     assert sent(session, 0) == []

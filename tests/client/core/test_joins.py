@@ -20,6 +20,7 @@ def make(rank: int = 0, weights: tuple[int, ...] | None = ()) -> Session:
         weights,
         rank=rank,
         num_workers=2,
+        elastic=True,
         partition_bytes=16,
         credit_bytes=1 << 20,
         hand_over=lambda ticket: None,

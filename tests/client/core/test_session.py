@@ -8,7 +8,7 @@ from psum.client.core.placement import Placement
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, to_columns, to_rows
-from psum.wire.errors import FaultError
+from psum.wire.errors import FaultError, ProtocolError
 
 
 @pytest.fixture
@@ -136,6 +136,23 @@ def test_aggregators_are_told_one_label_always(session: Session) -> None:
     assert labels == {"w": "", "0": "a"}
     session.reconnected(0)
     assert {key.name: key.label for message in sent(session) for key in message.declare.keys} == labels
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.ExchangeResponse(losses=pb.Losses(losses=[pb.Loss(rank=1, text="gone")])),
+        pb.ExchangeResponse(candidates=pb.Candidates(candidates=[pb.Candidate(rank=1, incarnation=7)])),
+    ],
+)
+def test_a_job_that_is_not_elastic_hears_of_no_losses_and_candidates(
+    session: Session, message: pb.ExchangeResponse
+) -> None:
+    """What an aggregator says of them is refused, and told to no other one."""
+    sent(session)
+    with pytest.raises(ProtocolError, match=r"aggregator:1 sent .*, which it must not send here"):
+        session.receive(0, encode(message), 1.0)
+    assert sent(session) == []
 
 
 @pytest.fixture

@@ -282,9 +282,9 @@ class Session:
             case "sync":
                 self._departures.note(message.sync.departures)
                 window.syncs.append(message.sync.number)
-            case "losses":
+            case "losses" if self._elastic:
                 self.joins.note_losses(message.losses.losses, now, aggregator)
-            case "candidates":
+            case "candidates" if self._elastic:
                 self.joins.note_candidates(aggregator, message.candidates.candidates)
             case "drain":
                 window.drain(to_rows(message.drain.open))
