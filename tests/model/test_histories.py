@@ -156,7 +156,7 @@ def test_a_mutation_that_does_not_fit_the_product_shows_nothing(monkeypatch: pyt
 
     draw = functools.partial(History.draw, relayed=False)
     for mutant, error in (
-        (without_an_argument, "failed with TypeError at job_rounds.py"),
+        (without_an_argument, "failed with TypeError at recovery.py"),
         (with_an_error, "failed with RuntimeError at test_histories.py"),
     ):
         monkeypatch.setattr(ShardRounds, "adopt", mutant)
