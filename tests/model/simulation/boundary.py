@@ -7,6 +7,7 @@ Then the members go on.
 
 from random import Random
 
+from psum.client import WorkerLostError
 from psum.client.core.roll_call import Process
 from simulation.fleet import Fleet
 from simulation.worker import WorkerProcess
@@ -61,6 +62,9 @@ class Boundary:
         """Give the newcomer the state, and let the members go on."""
         fleet = self._fleet
         members = [fleet.workers[rank] for rank in self._members]
+        refusal = self.newcomer.session.failure
+        ended = isinstance(refusal, WorkerLostError) and bool(fleet.survivors)
+        assert not ended, f"{self._process} was told that the job has ended: {refusal}"
         if self._is_out and (self.newcomer.joined or self.newcomer.failed):
             self.newcomer.die()
         elif self._is_out:
