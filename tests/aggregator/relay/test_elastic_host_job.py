@@ -227,6 +227,15 @@ def test_a_rank_that_was_lost_before_is_not_waited_for() -> None:
     assert said.resuming
 
 
+def test_a_relay_that_was_started_again_passes_on_that_a_loss_is_one_of_its_group() -> None:
+    """The worker that has not heard of the loss may be the only one left when the relay is started once more."""
+    group = Group(ranks=[], size=3)
+    group.workers[2] = group.join(2, resuming=True)
+    group.workers[0] = group.join(0, resuming=True, losses=[pb.Loss(rank=1, text="gone", in_group=True)])
+    [told] = [message.losses for message, _ in group.workers[2].received() if message.HasField("losses")]
+    assert [(loss.rank, loss.in_group) for loss in told.losses] == [(1, True)]
+
+
 def test_a_loss_in_another_group_leaves_the_group_incomplete() -> None:
     """The relay was started again, and waits for the other rank of its group."""
     group = Group(ranks=[])

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from psum.aggregator.core.actions import ConnectUplinks
+from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.v1 import aggregator_pb2 as pb
 from tests.aggregator.relay.elastic_hosts import NEWCOMER, Hosts, total
-from tests.aggregator.relay.pure import Process, Uplinks, key
+from tests.aggregator.relay.pure import Process, Uplinks, hello, key
 
 
 class Rack(Hosts):
@@ -119,3 +121,19 @@ def test_a_relay_of_relays_is_started_again_after_a_loss(rack: Rack) -> None:
     rack.push(0, 1, 2)
     assert [rack.results(rank) for rank in (0, 1, 2)] == [[(total(0, 1, 2), 3)]] * 3
     assert rack.lost() == [[3]]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_relay_that_was_started_again_tells_the_next_one_of_losses_in_its_group(*, replaced: bool) -> None:
+    """The next relay may have been started again too. It waits for nobody, also if a process elsewhere has the rank."""
+    admissions = [pb.Admission(rank=1, generation=1, incarnation=NEWCOMER)] if replaced else []
+    lost = pb.Loss(rank=1, text="gone", in_group=True)
+    host, rack = Process(1), Process(2)
+    worker = hello(0, elastic=pb.Elastic(min=1, max=8), resuming=True, losses=[lost], admissions=admissions)
+    worker.next_relays.add(address="rack:1", group_size=2)
+    job = host.join(worker).job
+    assert isinstance(job, ElasticHostJob)
+    said = job.hello(0, False)
+    assert [(loss.rank, loss.in_group) for loss in said.losses] == [(1, True)]
+    rack.join(said)
+    assert ConnectUplinks() in rack.told

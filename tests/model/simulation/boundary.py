@@ -54,9 +54,13 @@ class Boundary:
 
     @property
     def is_over(self) -> bool:
-        """Whether all members have admitted the newcomer, and it is here or lost."""
+        """Whether all members have admitted the newcomer, and it is here or lost.
+
+        If those that have lost it have ended before others heard of that, it may still be let in.
+        """
         here = self.newcomer.joined and self.newcomer.alive
-        return not set(self._to_admit).intersection(self._members) and (self._is_out or here)
+        lost = self._is_out and (not self.admitted_by or self._fleet.knows_of_loss(self.newcomer.rank))
+        return not set(self._to_admit).intersection(self._members) and (lost or here)
 
     def end(self, random: Random) -> None:
         """Give the newcomer the state, and let the members go on."""

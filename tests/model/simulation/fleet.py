@@ -357,6 +357,12 @@ class Fleet:
         generation = self.generations[rank]
         return generation < 0 or (rank, generation) in self._lost or rank in self.leaving_ranks
 
+    def knows_of_loss(self, rank: int) -> bool:
+        """Return whether an aggregator that runs has lost the last process of a rank, or nobody is left to lose it."""
+        jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
+        lost = {(loss.rank, loss.generation) for job in jobs for loss in job.losses(self.now)}
+        return not self.survivors or (rank, self.generations[rank]) in lost
+
     def leave(self, rank: int) -> None:
         """Let a member leave in good order. All its operations are complete."""
         self.counters["members left"] += 1

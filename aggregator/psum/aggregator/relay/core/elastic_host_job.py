@@ -94,7 +94,7 @@ class ElasticHostJob(HostJob, ElasticJob):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. A group does not wait for ranks that were lost before this process was started."""
-        before = [loss.rank for loss in hello.losses if loss.in_group]
+        before = [loss for loss in hello.losses if loss.in_group]
         if self._founder is not None:
             # Members have come back: it waits for them, as any other candidate.
             self._founder, self._must_reopen = None, True
@@ -108,8 +108,12 @@ class ElasticHostJob(HostJob, ElasticJob):
         # The end of its stream before may not have been noticed.
         self._values.forget(hello.rank)
         if refusal is None and self.failure is None and before:
-            for rank in before:
-                self.members.roster.lost_before(rank)
+            for loss in before:
+                self.members.roster.lost_before(loss.rank)
+            self._mark_told(actions)
+            if self._to_relay:
+                # Also those in whose places others were admitted elsewhere.
+                self.uplink.losses.note(before, now)
             actions += self.rounds.settle(hello.rank)
         return [*actions, *self._proceed(), *self._tell_joins(now)], refusal
 
@@ -369,9 +373,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         # The ranks of this group are of the next relay's group too.
         self.uplink.losses.note(self._marked(told) if self._to_relay else told, now)
         gone = self.members.roster.lost - before
-        for action in actions:
-            if isinstance(action, TellLosses):
-                self._marked(action.losses)
+        self._mark_told(actions)
         for member in set(self.members.members_of(gone)) & self.members.roster.gone:
             for forwarded in self.uplink.keys.values():
                 forwarded.declared_by.discard(member)
@@ -389,6 +391,12 @@ class ElasticHostJob(HostJob, ElasticJob):
         for loss in losses:
             loss.in_group = self.members.roster.begun_with(loss.rank)
         return list(losses)
+
+    def _mark_told(self, actions: Iterable[Action]) -> None:
+        """Marks the losses of this group that workers are about to be told."""
+        for action in actions:
+            if isinstance(action, TellLosses):
+                self._marked(action.losses)
 
     def _warn_of(self, loss: Loss, others: tuple[int, ...]) -> list[Action]:
         if loss.rank not in self.members.roster:
