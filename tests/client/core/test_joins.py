@@ -89,6 +89,11 @@ def test_a_newcomer_begins_a_key_that_has_failed_after_all_rounds_that_have_begu
     answer(session)
     # The second operation on this key has not begun here when the key fails, and has elsewhere.
     session.receive(0, encode(pb.ExchangeResponse(fault=aborted(later))), 0.0)
+    # Aggregators have never heard of this key. They must not take the newcomer for one that has used it before.
+    unused = session.reserve(0, "unused", (8,), ElementType.INT32, Operation.SUM, 0)
+    begin(session, "unused")
+    session.expire(600.0, 601.0)
+    assert unused.key.failure is not None
     session.joins.admit(Process(1, 99))
     for aggregator in (0, 1):
         [message] = [m for m in sent(session, aggregator) if m.WhichOneof("kind") == "admit"]

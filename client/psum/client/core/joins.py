@@ -106,7 +106,7 @@ class Joins:
         rounds: dict[int, dict[int, int]] = {aggregator: {} for aggregator in self._aggregators}
         for each in self._operations.rounds.values():
             key = each.key
-            if key.ranks:
+            if key.ranks or (key.failure is not None and not each.declared):
                 continue
             # A member that has not heard of a failure may still wait, and admits the newcomer only after that. So an
             # aggregator that is started again, and has not heard of it either, must not wait for the newcomer then.
