@@ -221,6 +221,32 @@ def test_ranks_behind_a_relay_have_as_long_as_a_relay_to_come_back() -> None:
     assert told(job.tick(31.0)) == [([2, 3], (one,))]
 
 
+def test_a_group_whose_relay_has_waited_for_one_of_its_ranks_is_not_lost() -> None:
+    """The owner has seen no relay since it was started again, and the relay waits as long as owners do for one rank."""
+    job, [worker] = started(hello(3, resuming=True))
+    for tenth in range(1, 60):
+        job.workers[worker].last_heard = tenth / 10
+        assert told(job.tick(tenth / 10)) == []
+    group = join(job, relay(1, 2, resuming=True), 6.0)
+    assert job.members.roster.living(group) == (1, 2)
+    # Now that it has seen one, the last rank may be behind another.
+    for second in range(7, 31):
+        for member in (worker, group):
+            job.workers[member].last_heard = float(second)
+        assert told(job.tick(float(second))) == []
+    job.workers[worker].last_heard = 31.0
+    assert told(job.tick(31.0)) == [([0], (worker, group))]
+
+
+def test_several_ranks_that_are_behind_no_relay_are_lost_in_twice_the_time() -> None:
+    """Nothing tells an owner that was started again that no relay waits for them."""
+    job, [worker] = started(hello(3, resuming=True))
+    for second in range(1, 11):
+        job.workers[worker].last_heard = float(second)
+        assert told(job.tick(float(second))) == []
+    assert told(job.tick(10.5)) == [([0, 1, 2], (worker,))]
+
+
 def test_an_owner_that_may_have_learned_from_a_lost_rank_begins_again() -> None:
     """What a relay declares may stem from any of its ranks."""
     job = ElasticJob(relay(0, 1, resuming=True), LIMITS)

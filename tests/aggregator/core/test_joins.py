@@ -225,9 +225,9 @@ def test_a_newcomer_hears_who_was_admitted_before_it() -> None:
     job = ElasticJob(again, LIMITS)
     assert job.join(again, "peer", 0.0) == ([], None)
     job.check()
-    assert tick(job, 4.9) == []
-    tick(job, 5.1)
-    assert {each.rank: each.generation for each in job.losses(6.0)} == {0: 0, 1: 1, 2: 0}
+    assert tick(job, 9.9) == []
+    tick(job, 10.1)
+    assert {each.rank: each.generation for each in job.losses(11.0)} == {0: 0, 1: 1, 2: 0}
 
 
 def test_a_candidate_that_dies_before_its_admission_is_lost_as_one_that_dies_after_it() -> None:

@@ -50,6 +50,10 @@ def kinds(messages: list[pb.ExchangeRequest]) -> list[str | None]:
     return [message.WhichOneof("kind") for message in messages]
 
 
+def aborted(ticket: Ticket) -> pb.Fault:
+    return pb.Fault(code=pb.FAULT_CODE_ABORTED, id=ticket.key.id, text="aborted")
+
+
 def loss(rank: int, generation: int) -> pb.Loss:
     return pb.Loss(rank=rank, generation=generation, text="it vanished", seconds_ago=2.0)
 
@@ -74,20 +78,41 @@ def test_aggregators_hear_of_an_admission_before_the_next_contribution() -> None
         assert list(admission.rounds) == [2]
 
 
-def test_a_key_that_has_failed_or_was_for_some_ranks_is_not_in_an_admission() -> None:
-    """Nobody uses it again. The latter is forgotten when the join is over, and a new key may have its name."""
+def test_a_newcomer_begins_a_key_that_has_failed_after_all_rounds_that_have_begun() -> None:
+    """Another member may not have heard of the failure. If all that know of it end, an aggregator that is started again
+    must not wait for the newcomer in a round which that member began before it comes to admit the newcomer."""
     session = make()
-    failed, passing = (
-        begin(session, "failed"),
-        session.reserve(0, "passing", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=(0, 1)),
-    )
-    fault = pb.Fault(code=pb.FAULT_CODE_ABORTED, id=failed.key.id, text="aborted")
-    session.receive(0, encode(pb.ExchangeResponse(fault=fault)), 0.0)
+    failed = begin(session)
+    begin(session)
+    session.receive(0, encode(pb.ExchangeResponse(fault=aborted(failed))), 0.0)
+    later = begin(session, "later")
+    answer(session)
+    # The second operation on this key has not begun here when the key fails, and has elsewhere.
+    session.receive(0, encode(pb.ExchangeResponse(fault=aborted(later))), 0.0)
+    # Aggregators have never heard of this key. They must not take the newcomer for one that has used it before.
+    unused = session.reserve(0, "unused", (8,), ElementType.INT32, Operation.SUM, 0)
+    begin(session, "unused")
+    session.expire(600.0, 601.0)
+    assert unused.key.failure is not None
+    session.joins.admit(Process(1, 99))
+    for aggregator in (0, 1):
+        [message] = [m for m in sent(session, aggregator) if m.WhichOneof("kind") == "admit"]
+        admission = message.admit.admission
+        rounds = dict(zip(admission.ids, admission.rounds, strict=True))
+        assert rounds == {failed.key.id: 2, later.key.id: 2}
+
+
+def test_a_key_for_some_ranks_is_not_in_an_admission() -> None:
+    """It is forgotten when the join is over, and a new key may have its name."""
+    session = make()
+    passing = session.reserve(0, "passing", (8,), ElementType.INT32, Operation.BROADCAST, 0, ranks=(0, 1))
     passing.start(np.ones(8, np.int32), None, lambda _: None)
     session.submit(passing, 0.0)
     declared = [key for a in (0, 1) for m in sent(session, a) for key in m.declare.keys if key.name == "passing"]
     assert declared
     assert all(list(key.ranks) == [0, 1] for key in declared)
+    # It has failed: nobody waits for its result.
+    session.receive(0, encode(pb.ExchangeResponse(fault=aborted(passing))), 0.0)
     session.joins.admit(Process(1, 99))
     assert [list(m.admit.admission.ids) for a in (0, 1) for m in sent(session, a)] == [[], []]
     session.joins.complete()

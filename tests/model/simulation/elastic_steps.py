@@ -59,6 +59,10 @@ def lose(fleet: Fleet, random: Random) -> None:
     fleet.settle(random, reconnect=True)
     _pass_timeout(fleet, random)
     fleet.settle(random, reconnect=True)
+    if any(len(job.members.roster.not_joined()) > 1 for a in fleet.aggregators if a is not None for job in a.jobs):
+        # An aggregator that was started again waits for as long again: they may be a group whose relay waits.
+        _pass_timeout(fleet, random)
+        fleet.settle(random, reconnect=True)
     let_relays_give_up(fleet, random)
 
 

@@ -319,12 +319,22 @@ class ElasticMembership(RelayedMembership):
         return self._view.held_longer(seconds, now)
 
     @property
+    def _group_within(self) -> float:
+        """How long a relay that was started again waits for its group.
+
+        A rank that is missed may be behind another relay that was killed too.
+        """
+        return self._relay_timeout if self.roster.has_relays else self.worker_timeout
+
+    @property
     def _back_within(self) -> float:
         """How long a rank has to come back to this process of the aggregator.
 
-        One that is missed may be behind a relay that was killed too.
+        Several that are missed may be a group whose relay was started again at the same time, and waits for one of
+        them. That relay comes without it after `_group_within`, which must not be too late.
         """
-        return self._relay_timeout if self.roster.has_relays else self.worker_timeout
+        several = len(self.roster.not_joined()) > 1 and not self.roster.has_relays
+        return self._group_within + (self.worker_timeout if several else 0.0)
 
     def _losses_of(self, worker: Worker, text: str, now: float, reason: str) -> Iterator[Loss]:
         """The losses of all ranks that a member stands for."""

@@ -106,9 +106,13 @@ class Joins:
         rounds: dict[int, dict[int, int]] = {aggregator: {} for aggregator in self._aggregators}
         for each in self._operations.rounds.values():
             key = each.key
-            if key.failure is None and not key.ranks:
-                for connection in key.connections:
-                    rounds[connection][key.id] = each.round
+            if key.ranks or (key.failure is not None and not each.declared):
+                continue
+            # A member that has not heard of a failure may still wait, and admits the newcomer only after that. So an
+            # aggregator that is started again, and has not heard of it either, must not wait for the newcomer then.
+            first = each.round if key.failure is None else max(each.round + 1, key.reserved)
+            for connection in key.connections:
+                rounds[connection][key.id] = first
         for id, round in self._rounds.items():
             # Keys that this process, which has joined too, has not used yet. It does not know where they are.
             if id not in self._operations.rounds:

@@ -68,11 +68,15 @@ class GroupMembership(ElasticMembership):
         They are waited for no more. The owners say which they are.
         """
         unknown = self.roster.unknown
-        patience = self._relay_timeout if self.roster.has_relays else self.worker_timeout
-        if not unknown or self._resumed_at is None or now - self._resumed_at <= patience:
+        if not unknown or self._resumed_at is None or now - self._resumed_at <= self._group_within:
             return 0
         self.roster.give_up()
         return unknown
+
+    @property
+    def _back_within(self) -> float:
+        """See ElasticMembership. The owners wait for longer."""
+        return self._group_within
 
     def admit_elsewhere(self, admission: Admission) -> None:
         """Notes that the next generation of a rank begins in another group. See `admit`."""
