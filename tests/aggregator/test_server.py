@@ -154,7 +154,9 @@ def test_the_process_announces_its_addresses_and_ends_on_a_signal(
     announce = tmp_path / "addresses"
     command = [sys.executable, "-m", "psum.cli", "aggregator", "--listen", "127.0.0.1:0", "--listen"]
     command += [f"unix:{tmp_path}/psum.sock", "--announce", str(announce), "--log-format", "json"]
-    with running(command, stderr=subprocess.PIPE, text=True) as process:
+    # In /dev/shm it might find, and report, what killed processes of other tests have left.
+    environment = os.environ | {"PSUM_SHM_DIRECTORY": str(tmp_path)}
+    with running(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         deadline = time.monotonic() + 20
         while not announce.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -216,7 +216,8 @@ def test_they_outlive_their_client(directory: pathlib.Path, make_fleet: Callable
         array = client.zeros(1_000_000)
         array += 3
         client.store().push_pull("w", array)
-    assert list(directory.iterdir()) == []
+    # The aggregator removes the names of its memory when it has heard that the worker has left.
+    wait_until(lambda: list(directory.iterdir()) == [])
     assert (array == 3).all()
     array *= 2
     assert client.place_of(array) is None

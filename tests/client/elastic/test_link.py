@@ -29,6 +29,7 @@ def session(started: list[Any]) -> Session:
         SETTINGS.aggregators,
         (),
         rank=1,
+        elastic=True,
         num_workers=2,
         partition_bytes=16,
         credit_bytes=1,

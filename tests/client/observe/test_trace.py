@@ -32,6 +32,7 @@ class Worker:
             ["aggregator:1"],
             (),
             rank=0,
+            elastic=True,
             partition_bytes=16,
             credit_bytes=1 << 20,
             hand_over=handed_over.append,
