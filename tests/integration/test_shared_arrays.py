@@ -221,7 +221,7 @@ def test_they_outlive_their_client(directory: pathlib.Path, make_fleet: Callable
     assert (array == 3).all()
     array *= 2
     assert client.place_of(array) is None
-    assert client.empty(1_000_000).sum() is not None
+    client.empty(1_000_000)[:] = 1
     with fleet.worker(0, 1, staging=True) as client:
         assert client.place_of(array) is None
         client.store().push_pull("w", array)

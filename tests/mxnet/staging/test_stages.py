@@ -484,5 +484,6 @@ def test_a_client_that_is_gone_leaves_nothing(client: Any) -> None:
     assert memory() is not None
     gate.set()
     assert out.asnumpy().tolist() == [5, 5]
-    wait_until(lambda: memory() is None)
+    # What ran the copies may be part of a cycle, which only the collector frees.
+    wait_until(lambda: gc.collect() >= 0 and memory() is None)
     assert other.statistics() == StageStatistics(allocated=0, in_use=0)
