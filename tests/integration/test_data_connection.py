@@ -17,7 +17,7 @@ from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.plane_choice import PlaneChoice
 from psum.aggregator.service.receiver import Receiver
 from psum.client.core.session import Session
-from psum.client.transport import data_dialer
+from psum.client.transport import conversation, data_dialer
 from psum.client.transport.data_dialer import DialProspects
 from psum.client.transport.stream import Stream
 from psum.planes import SECRET_BYTES, DataConnection
@@ -462,6 +462,29 @@ def test_what_was_sent_on_the_stream_is_handled_first(
     with fleet.worker(0, 1, plane=plane) as client:
         client.store().push_pull("a", np.ones(100_000, np.float32))
     assert kinds.index("notice") < kinds.index("result")
+
+
+def test_what_was_sent_on_the_stream_is_not_awaited_for_ever(
+    make_fleet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it does not come, the worker connects again, and gets its sum."""
+    use = WorkerConnection.use_data_connection
+    uses = 0
+
+    def use_silently_at_first(self: WorkerConnection) -> None:
+        nonlocal uses
+        uses += 1
+        use(self)
+        if uses == 1:
+            self.data_connection, self._upcoming = self._upcoming, None
+
+    monkeypatch.setattr(WorkerConnection, "use_data_connection", use_silently_at_first)
+    monkeypatch.setattr(conversation, "_FOLLOWS_SECONDS", 0.2)
+    with make_fleet(1).worker(0, 1, plane="direct") as client:
+        array = np.ones(100_000, np.float32)
+        client.store().push_pull("a", array)
+        assert array.tolist() == [1.0] * 100_000
+    assert uses > 1
 
 
 def test_an_aggregator_of_a_version_before_does_not_say_that_the_data_connection_follows(

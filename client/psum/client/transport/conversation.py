@@ -18,6 +18,9 @@ from psum.wire.errors import ProtocolError
 #: How long the reason for a broken stream may take to arrive.
 _LAST_WORDS_SECONDS: Final = 2.0
 
+#: How long messages on the data connection wait for what the aggregator has sent on the stream before.
+_FOLLOWS_SECONDS: Final = 10.0
+
 #: After so many beats without this process running, sums in shared memory may have changed.
 _PAUSE_BEATS: Final = 2.5
 
@@ -201,7 +204,10 @@ class Conversation:
             if payloads_follow:
                 following = [await connection.receive_payload(size) for size in following_sizes(message.result.shards)]
             if not self._follows.is_set():
-                await self._follows.wait()
+                try:
+                    await asyncio.wait_for(self._follows.wait(), _FOLLOWS_SECONDS)
+                except TimeoutError:
+                    return f"what it sent on the stream did not come within {_FOLLOWS_SECONDS:g} s"
             if (end := self._handle(message, payload, following)) is not None:
                 return end
 
