@@ -47,9 +47,6 @@ ELASTIC_FAULTS = {
     "forget": 2,
 }
 
-#: How many of the histories have relays.
-RELAYED = 0.5
-
 
 class Ending(enum.Enum):
     """The ending of a history. Unlike faults, most endings make operations fail."""

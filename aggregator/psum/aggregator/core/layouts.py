@@ -26,8 +26,8 @@ class Message(NamedTuple):
 
     Attributes:
         since: When it came.
-        pieces: They, each by itself: what the shards' rounds hold.
-        payload: All of them, one after the other.
+        pieces: The contributions one by one, as the shards' rounds hold them.
+        payload: The same bytes in one piece, as they follow each other in the message.
     """
 
     since: float
