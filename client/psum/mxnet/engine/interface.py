@@ -25,7 +25,7 @@ class _Context(ctypes.Structure):
 #: 1.9.1 calls with (RunContext*, OnComplete*, parameter), 2.0 with (RunContext*, OnStart*, OnComplete*, parameter).
 RunFunction: Final = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * (4 if MAJOR_VERSION >= 2 else 3))
 ReleaseFunction: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-# Keeps the interpreter's lock, as QUICK does.
+# Keeps the interpreter's lock, as QUICK does. For errors this must be so: see error_room.py.
 _CompleteFunction: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 _callbacks: Final[dict[int, Callable[..., None]]] = {}

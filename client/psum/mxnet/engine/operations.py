@@ -11,6 +11,8 @@ The engine's threads call `run` and `skipped`. Until `complete` the engine holds
 
 import contextlib
 import ctypes
+import functools
+import itertools
 import logging
 import sys
 import threading
@@ -19,7 +21,9 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
+from psum.mxnet.compat import QUICK, mx
 from psum.mxnet.engine import interface
+from psum.mxnet.engine.error_room import ErrorRoom
 from psum.mxnet.engine.registry import Registry
 
 _log = logging.getLogger(__name__)
@@ -35,7 +39,7 @@ class Operation:
     Args:
         run: Called with the operation once the array is ready. It must not wait. If it raises, the operation fails.
         skipped: Called instead of `run` if an earlier operation on the array failed.
-        waits: Whether the operation only waits for the operations before it.
+        waits: Whether the operation is no sum: it only waits for the operations before it, or makes room for errors.
     """
 
     def __init__(self, run: Callable[["Operation"], None], skipped: Callable[[], None], *, waits: bool = False) -> None:
@@ -63,7 +67,8 @@ class Operation:
             raise RuntimeError("an engine operation was completed that does not run, or was completed before")
         if error is not None:
             global _failed
-            _failed = True
+            _failed = _failed or not self.waits
+            _room.add()
         interface.complete(on_complete, error)
 
     def _begin(self, on_complete: interface.OnComplete) -> None:
@@ -91,6 +96,7 @@ def ignore() -> None:
 
 
 _registry: Registry[Operation] = Registry()
+_room: Final = ErrorRoom()
 _failed = False
 """Whether an operation was completed with an error."""
 
@@ -114,6 +120,9 @@ def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = 
     """
     if not -interface.PRIORITY_LIMIT <= priority <= interface.PRIORITY_LIMIT:
         priority = max(-interface.PRIORITY_LIMIT, min(priority, interface.PRIORITY_LIMIT))
+    # Here the program's threads push sums. A thread of the engine must not wait for the engine.
+    if _room.lacks(len(_registry) + 1):
+        _room.grow(len(_registry) + 1, _fail)
     _push(array.handle, operation, writes=True, priority=priority, always=always, name=name)
 
 
@@ -149,6 +158,28 @@ def _push(
         raise
     finally:
         _registry.pushed(token)
+
+
+def _fail(count: int) -> None:
+    """Has operations on arrays of their own fail, takes their errors from MXNet, and waits for all that."""
+    running = itertools.count(1)
+    ended = threading.Lock()
+    ended.acquire()
+    read = QUICK["MXNDArrayWaitToRead"]
+
+    def run(array: Any, operation: Operation) -> None:
+        operation.complete("makes room for errors")
+        # Raises the error, and does not wait: the operation has ended. Here, and not in the thread that waits for the
+        # last one, because a signal may interrupt that.
+        read(array.handle)
+        if next(running) == count:
+            ended.release()
+
+    for _ in range(count):
+        array = mx.nd.empty((1,))
+        failing = Operation(functools.partial(run, array), ignore, waits=True)
+        _push(array.handle, failing, writes=True, priority=0, always=False, name=b"psum room")
+    ended.acquire()
 
 
 def outstanding() -> int:
@@ -230,6 +261,7 @@ def forget_all() -> None:
     global _registry, _failed
     _registry = Registry()
     _failed = False
+    _room.forget_growth()
 
 
 def _operation(token: int) -> Operation:
@@ -299,4 +331,4 @@ def _enter_release(token: int) -> None:
 
 _run: Final = interface.RunFunction(_enter_run)
 _release: Final = interface.ReleaseFunction(_enter_release)
-_INSIDE: Final = {function.__code__ for function in (_enter_run, _enter_release, Operation.complete)}
+_INSIDE: Final = {function.__code__ for function in (_enter_run, _enter_release, Operation.complete, _fail)}
