@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from psum.mxnet.compat import mx
+from psum.mxnet.engine import operations
 from psum.mxnet.engine.error_room import ErrorRoom
 
 
@@ -66,6 +67,23 @@ def test_it_grows_once_for_a_usual_network() -> None:
             if room.lacks(under_way):
                 room.grow(under_way, fail)
     assert len(grown) == 1
+
+
+def test_an_interrupted_growth_leaves_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler of a signal raises while the list grows. No wait of the program gets an error of that."""
+    push = operations._push
+    pushed = iter(range(5))
+
+    def interrupted_push(*arguments: Any, **named: Any) -> None:
+        if next(pushed, None) is None:
+            raise KeyboardInterrupt
+        push(*arguments, **named)
+
+    monkeypatch.setattr(operations, "_push", interrupted_push)
+    with pytest.raises(KeyboardInterrupt):
+        operations._fail(10)
+    assert next(pushed, None) is None
+    mx.nd.waitall()
 
 
 @pytest.mark.skipif(mx.__version__ != "1.9.1", reason="the program knows where MXNet 1.9.1 has its list")
