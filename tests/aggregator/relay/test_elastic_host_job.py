@@ -5,7 +5,7 @@ import pytest
 from psum.aggregator.core.actions import ConnectUplinks, PartUplinks, ReopenUplinks
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns, to_rows
-from psum.wire.errors import ExcludedError
+from psum.wire.errors import ExcludedError, WorkerLostError
 from tests.aggregator.relay.group import ELASTIC, Group, losses, pushed
 from tests.aggregator.relay.pure import key, pull, push
 
@@ -354,6 +354,24 @@ def test_a_rank_is_asked_again_for_its_value_by_an_owner_that_was_started_again(
             group.job.uplink.reconnected(0)
         group.say(1, payload=b"mine", restore=pb.Restore(shards=to_columns([ShardRound(7, 0, 0, length=4)])))
     assert b"mine" in [bytes(payload) for _, payload in group.sent()]
+
+
+@pytest.mark.parametrize("ends", ["end", "fail"])
+def test_nothing_is_kept_of_an_asked_value_when_the_job_ends(group: Group, ends: str) -> None:
+    """The stream to an owner may still be opened again after that, to tell it of the end."""
+    group.declare(key(0, broadcast=True))
+    group.say(1, **pull())
+    group.lose(0)
+    group.sent()
+    group.answer(want=pb.Want(shards=to_columns([ShardRound(7, 0, 0)])))
+    assert group.job.uplink.wanted_values
+    uplink = group.job.uplink
+    if ends == "end":
+        group.job.end()
+    else:
+        group.job.fail(WorkerLostError("the program has ended", ranks=[1]), group.relay.now)
+    uplink.reconnected(0)
+    assert not uplink.wanted_values
 
 
 def test_a_root_that_lives_sends_its_value(group: Group) -> None:
