@@ -147,11 +147,35 @@ def test_the_owners_hear_that_all_ranks_are_lost(group: Group) -> None:
     assert group.relay.groups.jobs == {}
 
 
+def test_a_relay_that_did_not_run_gives_up_nobody_for_that() -> None:
+    """It was started again and stopped at once. A rank that came back meanwhile has not been let in yet."""
+    group = Group(ranks=[])
+    group.join(0, resuming=True)
+    group.relay.tick(6.0)
+    group.pass_time(4.75)
+    assert group.job.members.roster.unknown == 1
+    group.join(1, resuming=True)
+    group.pass_time(20)
+    assert (group.job.members.roster.known, len(group.job.members.losses)) == ((0, 1), 0)
+
+
+def test_a_relay_that_did_not_run_gives_up_who_does_not_come_in_the_time_after() -> None:
+    """A pause is only left out."""
+    group = Group(ranks=[])
+    group.join(0, resuming=True)
+    group.pass_time(2)
+    group.relay.tick(60.0)
+    group.pass_time(2.75)
+    assert group.job.members.roster.unknown == 1
+    group.pass_time(0.5)
+    assert group.job.members.roster.unknown == 0
+
+
 def test_owners_hear_of_a_loss_also_if_nobody_was_here_for_long(group: Group) -> None:
     """The relay did not run meanwhile, for example. It does not forget the group without a word."""
     group.lose(1)
     group.end(0)
-    for seconds in (0.25, 40, 0.25):
+    for seconds in (0.25, 40, *(5 * [0.25])):
         group.relay.tick(seconds)
     [goodbye] = [action.goodbye for action in group.relay.told if isinstance(action, PartUplinks)]
     assert list(goodbye.fault.ranks) == [0, 1]

@@ -37,13 +37,18 @@ class ElasticMembership(RelayedMembership):
         """Whether time decides anything."""
         super().__init__(hello, limits, before)
 
+    @property
+    def looked_at(self) -> float | None:
+        """When this job last took note of the time; None: never."""
+        return self._silence.checked
+
     def is_stranger(self, hello: pb.Hello) -> bool:
         """See Membership. A job that has begun goes on without a process whose settings differ."""
         return self.complete or self._resumed_at is not None or bool(self.losses) or bool(self.admissions)
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
-        self._silence.pass_time(self.workers.values(), now)
+        self._pass_time(now)
         if hello.ranks:
             if (refusal := self._join_relay(hello, peer, now)) is None:
                 self.reaches(hello.rank, now, all_of_them=True)
@@ -86,7 +91,7 @@ class ElasticMembership(RelayedMembership):
 
     def lose(self, rank: int, now: float, *, closed: bool) -> None:
         """See Membership. A stream that is given up as silent has been silent for some time."""
-        self._silence.pass_time(self.workers.values(), now)
+        self._pass_time(now)
         heard = self.workers[rank].last_heard
         super().lose(rank, now, closed=closed)
         if not closed:
@@ -341,9 +346,23 @@ class ElasticMembership(RelayedMembership):
         for rank in self.roster.living(worker.hello.rank):
             yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
 
+    def _pass_time(self, now: float) -> None:
+        """Leaves out the time in which this process did not run: whoever came back then has not been let in yet."""
+        paused = self._silence.pass_time(self.workers.values(), now)
+        if not paused:
+            return
+        for worker in self.workers.values():
+            if not worker.connected:
+                worker.last_heard = min(now, worker.last_heard + paused)
+        for rank in self._deadlines:
+            self._deadlines[rank] += paused
+        if self._resumed_at is not None:
+            self._resumed_at = min(now, self._resumed_at + paused)
+        self._view.leave_out(paused, now)
+
     def _look(self, now: float) -> None:
         gone, silence = self.roster.gone, self._silence
-        silence.pass_time(self.workers.values(), now)
+        self._pass_time(now)
         # What a member has said of its reach may be old if it is quiet.
         heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
         self._view.update(heard, now)
