@@ -290,6 +290,7 @@ class Session:
                 window.drain(to_rows(message.drain.open))
             case "notice":
                 self.notices.append(message.notice.text)
+                self._operations.note_warning(aggregator, message.notice.text, now)
             case "fault":
                 self._fault(FaultError.from_message(message.fault))
             case kind:
