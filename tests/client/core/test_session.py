@@ -243,6 +243,13 @@ def test_an_overdue_sum_does_not_repeat_an_older_warning(session: Session) -> No
     assert "rank 1 is late" not in str(late)
 
 
+def test_a_job_of_fixed_size_knows_of_no_losses_and_admissions(session: Session) -> None:
+    """A welcome that tells of them is wrong. The worker passes nothing on, which its other aggregators would refuse."""
+    admission = pb.Admission(rank=1, generation=1, ids=[5], rounds=[])
+    session.welcomed(pb.Welcome(losses=[pb.Loss(rank=1)], admission=admission, admissions=[admission]))
+    assert [message.WhichOneof("kind") for message in sent(session)] == ["declare", "push"]
+
+
 def test_a_session_without_a_relay_declares_no_owners() -> None:
     """An aggregator is told of its own shards only, in the bytes of a worker that knows no relays."""
     flat = Session(

@@ -309,7 +309,8 @@ class Session:
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator said on a new stream."""
         self._departures.note(welcome.departures)
-        self.joins.welcomed(welcome)
+        if self._elastic:
+            self.joins.welcomed(welcome)
 
     def departures(self, aggregator: int) -> list[pb.Departure]:
         """The members that have left, for the next hello to an aggregator, which may have been started again."""
