@@ -19,7 +19,7 @@ INPUTS = {
     "data_connection": 1000,
     "session": 600,
     "aggregator": 300,
-    "client": 12,
+    "client": 30,
     "server": 10,
     "relay": 20,
 }
