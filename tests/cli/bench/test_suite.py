@@ -4,7 +4,9 @@ import dataclasses
 import pathlib
 
 import pytest
+from click.testing import CliRunner
 
+from psum.cli.bench import command
 from psum.cli.bench import page as bench_page
 from psum.cli.bench.cases import Case
 from psum.cli.bench.page import Result
@@ -159,6 +161,50 @@ def test_results_of_two_processors_stand_side_by_side(tmp_path: pathlib.Path) ->
     assert "| dist_sync | ≥ 1.5 | 1.00 | **missed** | 2 cores of Intel(R) Xeon(R) Processor |" in page
     plots = [f"benchmarks/big-2-cores-of-{model}-throughput.svg" for model in ("amd-epyc", "intel-xeon-processor")]
     assert all((tmp_path / plot).exists() and f"]({plot})" in page for plot in plots)
+
+
+def test_results_of_another_machine_are_merged(tmp_path: pathlib.Path) -> None:
+    """The results of this machine stay, those of the same experiment and processor are replaced, and what another
+    program has written on the page stays too."""
+    pytest.importorskip("matplotlib")
+    amd, intel = (f"2 cores of {model}, 24 GiB" for model in ("AMD EPYC", "Intel Xeon"))
+
+    def result(machine: str, speed: float) -> Result:
+        return Result("today", machine, "psum", [run("psum shm", speed)])
+
+    docs, elsewhere = tmp_path / "docs", tmp_path / "elsewhere" / "benchmarks.json"
+    here = {"big, 2 cores of AMD EPYC": result(amd, 1.0), "big, 2 cores of Intel Xeon": result(intel, 2.0)}
+    there = {"big, 2 cores of Intel Xeon": result(intel, 3.0), "small, 2 cores of Intel Xeon": result(intel, 4.0)}
+    bench_page.write(docs, here)
+    with (docs / "benchmarks.md").open("a") as page:
+        page.write(f"{bench_page.APPENDIX}\n\n## Another\n")
+    bench_page.save(elsewhere, there)
+    done = CliRunner().invoke(command.bench, ["--merge", str(elsewhere), "--output", str(docs)])
+    assert done.exit_code == 0, done.output
+    assert bench_page.load(docs / "benchmarks.json") == {**here, **there}
+    text = (docs / "benchmarks.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ") and ", 2 cores" in line] == [
+        "## big, 2 cores of AMD EPYC",
+        "## big, 2 cores of Intel Xeon",
+        "## small, 2 cores of Intel Xeon",
+    ]
+    assert "| psum shm | 3.000 |" in text
+    assert "## Another" in text
+    assert (docs / "benchmarks" / "small-2-cores-of-intel-xeon-throughput.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"big": {}}', '{"big": {"date": "", "machine": "", "command": "", "runs": [{}]}}']
+)
+def test_what_is_no_file_of_results_is_not_merged(text: str, tmp_path: pathlib.Path) -> None:
+    """The error names the file, and nothing is written."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "benchmarks.json"
+    file.write_text(text)
+    done = CliRunner().invoke(command.bench, ["--merge", str(file), "--output", str(tmp_path / "docs")])
+    assert done.exit_code == 1
+    assert f"{file} has no results of `psum bench --suite`" in done.output
+    assert not (tmp_path / "docs").exists()
 
 
 def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:
