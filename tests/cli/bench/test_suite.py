@@ -1,6 +1,7 @@
 """The targets of the benchmark suite, and the page that it writes."""
 
 import dataclasses
+import os
 import pathlib
 
 import pytest
@@ -138,6 +139,18 @@ def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> 
     assert bench_page.key("big", there) == "big, 2 cores of that"
     bench_page.save(file, results)
     assert bench_page.load(file) == results
+
+
+def test_a_part_of_a_machine_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that taskset keeps on two of sixteen cores stand with those of a machine of two cores, but the page says
+    that they had the caches and the memory of a larger one."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5})
+    part = Result("today", bench_page.machine(), "psum", [])
+    assert part.processor.startswith("2 cores of ")
+    assert part.machine.startswith(f"{part.processor}, of 16 in the machine, ")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    assert "in the machine" not in bench_page.machine()
 
 
 def test_results_of_two_processors_stand_side_by_side(tmp_path: pathlib.Path) -> None:
