@@ -29,8 +29,6 @@ class ElasticMembership(RelayedMembership):
         self.draining = False
         """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
         self._round_timeout = limits.round_timeout
-        self._relay_timeout = limits.relay_timeout or limits.worker_timeout
-        """How long the place of a relay is kept."""
         self._silence = Silence(limits.worker_timeout)
         self._all_away_since: float | None = None
         self._view = View()
@@ -76,7 +74,7 @@ class ElasticMembership(RelayedMembership):
     def kept_seconds(self, worker: Worker) -> float:
         """See Membership. A process that has come back to an aggregator counts as one that has taken part."""
         if worker.is_relay:
-            return self._relay_timeout
+            return super().kept_seconds(worker)
         ended = worker.closed and (worker.contributed or worker.hello.resuming)
         return self._closed_timeout if ended else self.worker_timeout
 
@@ -303,7 +301,7 @@ class ElasticMembership(RelayedMembership):
                 text, reason = elastic_texts.vanished(worker, here, now), "closed" if worker.closed else "silent"
                 yield from self._losses_of(worker, text, now, reason)
         for worker in self._silence.silent(self.workers.values(), now):
-            if worker.is_relay and now - worker.last_heard <= self._relay_timeout:
+            if worker.is_relay and now - worker.last_heard <= self.kept_seconds(worker):
                 continue
             # A connection that worked again at the same time as that of the member with the view may still be slow.
             if view.held_longer(2 * self._silence.beat, now):
@@ -359,6 +357,7 @@ class ElasticMembership(RelayedMembership):
         if self._resumed_at is not None:
             self._resumed_at = min(now, self._resumed_at + paused)
         self._view.leave_out(paused, now)
+        self._vouchers.leave_out(paused, now)
 
     def _look(self, now: float) -> None:
         gone, silence = self.roster.gone, self._silence
