@@ -20,7 +20,7 @@ INPUTS = {
     "session": 600,
     "aggregator": 300,
     "client": 30,
-    "server": 10,
+    "server": 20,
     "relay": 20,
 }
 
