@@ -74,8 +74,7 @@ class Fleet:
             for connection in (connection for server in self.servers for connection in server._service.connections):
                 ended.append(asyncio.get_running_loop().create_future())
                 connection.close = partial(_close, connection.close, ended[-1])  # type: ignore[method-assign]
-                connection.closing = True
-                connection.filled.set()
+                connection.finish()
             await asyncio.gather(*ended)
 
         with mock.patch.object(stream, "_LAST_MESSAGE_SECONDS", 0.0):
