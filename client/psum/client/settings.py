@@ -14,8 +14,6 @@ from psum.wire import MAX_PARTITION_BYTES, MAX_WORKERS, PAYLOAD_ALIGNMENT_BYTES,
 #: However many aggregators there are, shards do not become smaller than this because of them. Each costs time.
 _LEAST_SHARD_BYTES: Final = 512 << 10
 
-#: The most workers that a job may have.
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings(DeclaredSettings):
