@@ -80,6 +80,27 @@ class Fleet:
         with mock.patch.object(stream, "_LAST_MESSAGE_SECONDS", 0.0):
             self.thread.run(cut(), PATIENCE_SECONDS)
 
+    @contextlib.contextmanager
+    def cut_often(self, pause: float) -> Iterator[None]:
+        """Cut again and again during the block. With short pauses, workers would mostly wait to try again.
+
+        Args:
+            pause: Seconds between two cuts.
+        """
+        over = threading.Event()
+
+        def disturb() -> None:
+            while not over.wait(pause):
+                self.cut()
+
+        disturbing = threading.Thread(target=disturb)
+        disturbing.start()
+        try:
+            yield
+        finally:
+            over.set()
+            disturbing.join()
+
     def restart(self, **settings: Any) -> None:
         """Stop the only aggregator without notice to workers. Start another at its address, with other settings."""
         self.cut()
