@@ -45,8 +45,7 @@ def test_what_was_sent_on_the_stream_is_handled_first(
         handle(self, aggregator, message, *rest)
 
     def say_first(self: WorkerConnection, connection: DataConnection) -> None:
-        self.queue.put_control(pb.ExchangeResponse(notice=pb.Notice(text="said on the stream")))
-        self.filled.set()
+        self.say(pb.ExchangeResponse(notice=pb.Notice(text="said on the stream")))
         offer(self, connection)
 
     offer = WorkerConnection.offer

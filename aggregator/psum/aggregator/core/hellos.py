@@ -5,11 +5,8 @@ from typing import Final
 
 from psum.aggregator.core.roster import ranks_of
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION, parse_destination
+from psum.wire import MAX_PARTITION_BYTES, MAX_WORKERS, PROTOCOL_VERSION, parse_destination
 from psum.wire.errors import FaultError, InvalidError
-
-#: The most workers that a job may have.
-_MAX_WORKERS: Final = 4096
 
 #: The most aggregators that a relay forwards to. It has buffers for each.
 _MAX_AGGREGATORS: Final = 4096
@@ -38,9 +35,9 @@ def invalid(hello: pb.Hello) -> FaultError | None:
             f"{who}: it asks to join a running job, or was admitted to one, which is not elastic (PSUM_ELASTIC)"
         )
     most = max(hello.num_workers, hello.elastic.max) if hello.HasField("elastic") else hello.num_workers
-    if not 0 < hello.num_workers <= _MAX_WORKERS or hello.rank >= most:
+    if not 0 < hello.num_workers <= MAX_WORKERS or hello.rank >= most:
         return InvalidError(
-            f"{who}: rank {hello.rank} of {most} workers; a job has 1 to {_MAX_WORKERS} workers, ranks from 0"
+            f"{who}: rank {hello.rank} of {most} workers; a job has 1 to {MAX_WORKERS} workers, ranks from 0"
         )
     ranks = ranks_of(hello)
     if ranks[0] != hello.rank or list(ranks) != sorted(set(ranks)) or ranks[-1] >= most:
@@ -91,10 +88,10 @@ def unusable_addresses(hello: pb.Hello) -> str | None:
 def _wrong_elastic(hello: pb.Hello) -> str | None:
     """Why an elastic job cannot be as a hello says; None if it can."""
     least, most = hello.elastic.min, hello.elastic.max
-    if not 0 < least <= hello.num_workers <= most <= _MAX_WORKERS:
+    if not 0 < least <= hello.num_workers <= most <= MAX_WORKERS:
         return (
             f"an elastic job of {least} to {most} ranks that begins with {hello.num_workers}; expected at least 1,"
-            f" at most {_MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
+            f" at most {MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
         )
     if not len(hello.ranks) == len(hello.incarnations) == len(hello.generations) or 0 in hello.incarnations:
         return (
