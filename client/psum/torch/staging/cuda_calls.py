@@ -1,6 +1,6 @@
 """CUDA's calls that do not wait for a GPU: copies, and events.
 
-PyTorch's calls give the interpreter's lock up, also when an event is freed. Ten such calls for each tensor cost a thread
+PyTorch's calls give the interpreter's lock up, also when an event is freed. Ten such calls for a tensor cost a thread
 that shares the lock with others more than all its work. So psum calls the runtime itself where it can.
 """
 
