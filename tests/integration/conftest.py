@@ -18,6 +18,7 @@ from psum.aggregator import Server, Settings
 from psum.aggregator.service import stream
 from psum.client.transport.loop_thread import LoopThread
 from psum.planes import DEFAULT_DIRECTORY
+from tests.integration.credential_files import Files
 
 T = TypeVar("T")
 
@@ -99,6 +100,12 @@ def directory() -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
         yield pathlib.Path(name)
         assert list(pathlib.Path(name).iterdir()) == []
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> Files:
+    """The PEM files and token files of this test."""
+    return Files(tmp_path)
 
 
 @pytest.fixture

@@ -182,7 +182,9 @@ class AggregatorProcess:
         return True
 
     def tick(self, now: float) -> None:
-        """Check for time-outs."""
+        """Check for time-outs. All who are connected have sent beats."""
+        for worker in (worker for job in self.jobs for worker in job.workers.values() if worker.connected):
+            worker.last_heard = max(now, worker.last_heard)
         for registry in self._registries:
             for job, action in registry.tick(now):
                 self._runner.perform(job, [action])

@@ -1,5 +1,6 @@
 """A job's simulated workers and aggregators, and the moves between them."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from random import Random
 
@@ -314,10 +315,14 @@ class Fleet:
 
     def pass_time(self, seconds: float) -> None:
         """Advance the time and check for time-outs."""
-        self.now += seconds
-        for aggregator in self.aggregators:
-            if aggregator is not None:
-                aggregator.tick(self.now)
+        # In an elastic job, a longer time between two checks would be a pause of the aggregators.
+        steps = math.ceil(seconds / 0.9) if self.plan.elastic else 1
+        began = self.now
+        for step in range(1, max(1, steps) + 1):
+            self.now = began + seconds * step / max(1, steps)
+            for aggregator in self.aggregators:
+                if aggregator is not None:
+                    aggregator.tick(self.now)
         if self.plan.elastic:
             self.note_exclusions()
         for worker in self.workers:

@@ -18,9 +18,7 @@ from psum.mxnet.compat import mx
 from psum.mxnet.staging import cuda
 from psum.mxnet.staging.host_memory import HostMemory, worker
 from psum.planes import GrowingSegment
-from tests.polling import wait_until
-
-PATIENCE_SECONDS: Final = 30.0
+from tests.polling import PATIENCE_SECONDS, wait_until
 
 
 def no_memory(size: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 import torch
 from psum.client import Block, Client, PsumError
+from psum.client.weak_allocator import weak_allocator
 from psum.torch.staging.background_thread import Worker
 from psum.torch.staging.buffers import BufferPool
 from psum.torch.staging.device import Device, Event
@@ -119,17 +120,10 @@ class Pipeline:
             pipelines = _pipelines.setdefault(client, {})
             pipeline = pipelines.get(device)
             if pipeline is None:
-                # A weak reference: the pipeline lives as long as the client, and must not keep it alive.
-                reference = weakref.ref(client)
-
-                def allocate(size: int) -> Block | None:
-                    client = reference()
-                    return None if client is None else client.allocate(size)
-
                 threads = Worker("psum-copies"), Worker("psum-waits")
                 pipeline = pipelines[device] = cls(
                     device,
-                    allocate,
+                    weak_allocator(client),
                     budget=client.settings.device_buffers,
                     copying=threads[0],
                     waiting=threads[1],
