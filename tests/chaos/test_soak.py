@@ -1,5 +1,6 @@
 """A short run of scripts/soak."""
 
+import os
 import pathlib
 from collections import Counter
 from itertools import count, islice
@@ -8,6 +9,7 @@ from unittest import mock
 import pytest
 
 from faults.job_runner import JobRunner
+from faults.sampling import Sampler
 from faults.schedule import KINDS, Fault, FaultInjector, schedule
 from faults.soak import Goal, soak
 
@@ -31,6 +33,24 @@ def test_a_goal_that_is_not_reached_is_a_problem() -> None:
     jobs = Counter({"done": 1, "disagreed": 5})
     assert goal.missing(jobs, 10, faults) == ["jobs done: 1 of 2", "connections cut: 2 of 3"]
     assert goal.missing(jobs + Counter(done=1), 11, faults + Counter({"connections cut": 1})) == []
+
+
+@pytest.mark.parametrize(
+    ("mib", "found"),
+    [
+        ([60, 90, 70, 80, 70, 72], []),
+        ([60, 90, 70, 80, 70, 76], ["a: grew from 60 to 76 MiB when idle"]),
+        ([60, 60, 60, 60, 80, 78, 60], ["a: grew from 60 to 78 MiB under load"]),
+    ],
+)
+def test_growth_is_told_from_noise(mib: list[int], found: list[str]) -> None:
+    """When idle it is that since the first sample, under load that from the second third to the last one."""
+    sampler = Sampler("a", os.getpid())
+    sampler.resident, sampler.files, sampler.threads = [each << 20 for each in mib], [9, 9], [2, 2]
+    assert sampler.problems == found
+    sampler = Sampler("a", os.getpid(), 100 << 20)
+    sampler.resident, sampler.files, sampler.threads = [each << 20 for each in mib], [9, 9], [2, 2]
+    assert sampler.problems == [text for text in found if "under load" in text]
 
 
 def test_the_seed_fixes_the_schedule() -> None:
