@@ -1,6 +1,9 @@
 // A fake CUDA runtime whose streams are threads: copies, events and waits are real and happen late, kernels do nothing.
 // The process's own memory is device memory. Made for PyTorch's wheels for CUDA 13. As in CUDA, a call that needs a context
 // creates it on the current device. stand_in.py adds the other symbols; those of the runtime return an error.
+//
+// With STAND_IN_PACED=1 in the environment, copies take the time of a GPU's instead of a random one, and copy nothing: this
+// machine's processors would take longer. So values are wrong then, and only the order and the times of copies mean something.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,6 +22,15 @@
 enum { OK = 0, NO_MEMORY = 2, NO_DEVICE = 101, NOT_READY = 600, REGISTERED = 712, NOT_REGISTERED = 713 };
 
 typedef struct { unsigned x, y, z; } dim3;
+
+// What a GPU on PCI Express 5 takes (measured on an H100): copies of pinned and of other memory, in bytes per microsecond; to
+// begin a copy; and to pin memory, in nanoseconds per KiB.
+enum { PINNED_RATE = 50000, PAGEABLE_RATE = 11000, COPY_MICROSECONDS = 8, PIN_NANOSECONDS = 340 };
+static int paced;
+__attribute__((constructor)) static void read_environment(void) {
+    const char *value = getenv("STAND_IN_PACED");
+    paced = value && *value == '1';
+}
 
 static __thread int current, last_error;
 static int contexts[DEVICES];
@@ -45,6 +57,18 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static stream *streams, *defaults[DEVICES];
 
+static struct { char *start; size_t size; } registered[1 << 16];
+
+static int is_pinned(const work *w) {
+    // Called with the lock.
+    for (int i = 0; i < 1 << 16 && registered[i].start; i++) {
+        const char *start = registered[i].start, *end = start + registered[i].size;
+        if ((start <= (char *)w->to && (char *)w->to < end) || (start <= (char *)w->from && (char *)w->from < end)) return 1;
+    }
+    return 0;
+}
+static void rest(long nanoseconds) { nanosleep(&(struct timespec){nanoseconds / 1000000000, nanoseconds % 1000000000}, 0); }
+
 static void *run(void *argument) {
     stream *s = argument;
     unsigned seed = (unsigned)(size_t)s;
@@ -54,10 +78,15 @@ static void *run(void *argument) {
         work *w = s->first;
         s->busy = 1;
         while (w->what == WAIT && w->event->reached < w->point) pthread_cond_wait(&changed, &lock);
+        double rate = w->what == COPY && paced ? is_pinned(w) ? PINNED_RATE : PAGEABLE_RATE : 0;
         pthread_mutex_unlock(&lock);
-        nanosleep(&(struct timespec){0, rand_r(&seed) % (LATE_MICROSECONDS * 1000 + 1)}, 0);
-        if (w->what == COPY) memcpy(w->to, w->from, w->size);
-        if (w->what == SET) memset(w->to, w->value, w->size);
+        if (rate) {
+            rest(1000 * COPY_MICROSECONDS + (long)(1000 * w->size / rate));
+        } else {
+            if (!paced) rest(rand_r(&seed) % (LATE_MICROSECONDS * 1000 + 1));
+            if (w->what == COPY) memcpy(w->to, w->from, w->size);
+            if (w->what == SET) memset(w->to, w->value, w->size);
+        }
         pthread_mutex_lock(&lock);
         if (w->what == RECORD && w->event->reached < w->point) w->event->reached = w->point;
         if (!(s->first = w->next)) s->last = &s->first;
@@ -186,8 +215,6 @@ int cudaGetDeviceProperties(char *properties, int device) {
 
 // Memory
 
-static struct { char *start; size_t size; } registered[1 << 16];
-
 static int allocate(void **memory, size_t size) {
     need_context();
     return posix_memalign(memory, 4096, size ? size : 1) ? fail(NO_MEMORY) : OK;
@@ -204,6 +231,7 @@ int cudaMemGetInfo(size_t *available, size_t *total) {
 int cudaHostRegister(char *start, size_t size, unsigned flags) {
     int code = NO_MEMORY;
     need_context();
+    if (paced) rest(PIN_NANOSECONDS * (size >> 10));
     pthread_mutex_lock(&lock);
     for (int i = 0; i < 1 << 16; i++) {
         if (registered[i].size && start < registered[i].start + registered[i].size

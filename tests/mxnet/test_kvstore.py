@@ -13,8 +13,8 @@ from psum.client import AbortedError, Contribution, ElementType, Operation, Psum
 from psum.mxnet import BytePS, StageStatistics
 from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import operations
-
-PATIENCE_SECONDS = 30.0
+from tests.mxnet.pending import failed_array, pending_array
+from tests.polling import PATIENCE_SECONDS
 
 
 def only_first_cpu(context: Any) -> bool:
@@ -30,32 +30,6 @@ def store(client: Any) -> BytePS:
 @pytest.fixture
 def device_store(client: Any) -> BytePS:
     return BytePS(client, in_place=only_first_cpu)
-
-
-def failed_array(size: int = 2) -> Any:
-    """An array whose computation fails."""
-    array = mx.nd.zeros((size,))
-
-    def fail(operation: operations.Operation) -> None:
-        operation.complete("division by zero")
-
-    operations.push(array, operations.Operation(fail, lambda: None))
-    return array
-
-
-def pending_array(gate: threading.Event, size: int = 2) -> Any:
-    """An array of ones that is pending until the gate opens."""
-    array = mx.nd.ones((size,))
-
-    def complete(operation: operations.Operation) -> None:
-        gate.wait(PATIENCE_SECONDS)
-        operation.complete()
-
-    def run(operation: operations.Operation) -> None:
-        threading.Thread(target=complete, args=(operation,)).start()
-
-    operations.push(array, operations.Operation(run, lambda: None))
-    return array
 
 
 def test_returns_before_the_sum_is_there(store: BytePS, client: Any) -> None:
