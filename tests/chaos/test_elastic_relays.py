@@ -1,6 +1,7 @@
 """Workers of relays' groups, and relays, are killed in an elastic job. The others go on with the same bits."""
 
 import signal
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -105,6 +106,33 @@ def test_a_relay_and_a_worker_of_its_group_are_killed(job: Job) -> None:
     steps.stop()
     assert steps.counts[-1] == {3}
     assert steps.longest(0) < 5 + CLOSED_SECONDS
+
+
+def test_a_relay_and_all_of_its_workers_are_killed(job: Job) -> None:
+    """None of the workers tells the owners that it lives. So these do not wait for the relay's next process."""
+    steps = Steps(job.start(), LOCAL_SIZE)
+    # By then the owners have heard all workers once.
+    steps.run(4.0)
+    job.relays[1].end()
+    steps.end(2)
+    steps.end(3)
+    steps.wait(5)
+    steps.stop()
+    assert steps.counts[-1] == {2}
+    assert 4 < steps.longest(0) < 5 + CLOSED_SECONDS
+
+
+def test_a_relay_that_comes_back_late_costs_nobody_its_place(job: Job) -> None:
+    """Its workers tell the owners that they live, for longer than the time after which those miss a silent worker."""
+    steps = Steps(job.start(), LOCAL_SIZE)
+    steps.run(4.0)
+    job.relays[1].end()
+    time.sleep(8)
+    job.relays[1].start()
+    steps.wait(5)
+    steps.stop()
+    assert set().union(*steps.counts) == set()
+    assert steps.longest(0) > 7
 
 
 def test_owners_that_are_started_again_learn_of_losses_from_relays(job: Job) -> None:

@@ -15,6 +15,7 @@ from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.own_aggregators import own_aggregators
 from psum.client.transport.plane_offers import PlaneOffers
+from psum.client.transport.vouching import Vouching
 from psum.planes import NAMES, GrowingSegment, Plane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, canonical
@@ -66,6 +67,8 @@ class Membership:
         self._admission: asyncio.Task[None] | None = None
         """Waits until the members of such a job have let this worker in; None if it takes part from the beginning."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._vouching: asyncio.Task[None] | None = None
+        """Tells the owners of shards that this worker lives; None without a relay."""
 
     @property
     def planes(self) -> tuple[str, ...]:
@@ -160,6 +163,7 @@ class Membership:
             # Workers that share a relay send each byte once together.
             self._session.is_member = not self._route.relay or settings.local_rank == 0
         self._tasks = [asyncio.create_task(self._keep_up(connection)) for connection in self.connections]
+        self._vouch()
 
     async def leave(self, patience: float) -> None:
         """Says goodbye to all aggregators, and waits for their answers for at most so many seconds."""
@@ -172,9 +176,11 @@ class Membership:
             await asyncio.wait(self._tasks, timeout=patience)
         for connection in self.connections:
             await connection.abandon()
-        for task in self._tasks:
+        # While its relay is away, the place from which this worker leaves is kept for it.
+        ending = [*self._tasks, *([] if self._vouching is None else [self._vouching])]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def leave_early(self, fault: FaultError) -> None:
         """Tells all aggregators that this worker ends before its work is done, and waits until they have heard it.
@@ -215,6 +221,24 @@ class Membership:
         except Exception as error:
             # Nobody else would complete the operations.
             self._fail(error)
+
+    def _vouch(self) -> None:
+        """Tells the owners of shards from now on that this worker lives, past its relay.
+
+        Not behind several relays: this worker does not notice if the second one is away, and would be silent.
+        """
+        settings, route = self._settings, self._route
+        if settings.elastic is None or not route.relay or route.next_relays:
+            return
+        vouching = Vouching(
+            settings.aggregators,
+            settings.job,
+            pb.Alive(rank=settings.rank, incarnation=self._incarnation),
+            relay=self.connections[0],
+            credentials=Credentials.of(settings),
+            goes_on=lambda: self._session.failure is None,
+        )
+        self._vouching = asyncio.create_task(vouching.run())
 
     async def _own_aggregators(self) -> frozenset[int]:
         """The indices of the processes of aggregators on this worker's host."""

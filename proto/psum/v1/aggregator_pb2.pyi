@@ -185,6 +185,30 @@ FAULT_CODE_EXCLUDED: FaultCode.ValueType  # 11
 """The elastic job goes on without the worker that receives this."""
 Global___FaultCode: _TypeAlias = FaultCode  # noqa: Y015
 
+class _Standing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StandingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Standing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STANDING_UNSPECIFIED: _Standing.ValueType  # 0
+    """It knows of no such process behind a relay in this job."""
+    STANDING_PRESENT: _Standing.ValueType  # 1
+    """The relay of the process is connected."""
+    STANDING_AWAITED: _Standing.ValueType  # 2
+    """The relay is away, and its place is kept as long as the process says that it lives, up to a limit."""
+
+class Standing(_Standing, metaclass=_StandingEnumTypeWrapper):
+    """What an owner of shards knows of a process behind a relay."""
+
+STANDING_UNSPECIFIED: Standing.ValueType  # 0
+"""It knows of no such process behind a relay in this job."""
+STANDING_PRESENT: Standing.ValueType  # 1
+"""The relay of the process is connected."""
+STANDING_AWAITED: Standing.ValueType  # 2
+"""The relay is away, and its place is kept as long as the process says that it lives, up to a limit."""
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
 class _MembershipChange:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1779,6 +1803,7 @@ class GetStatusRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     WITHOUT_JOBS_FIELD_NUMBER: _builtins.int
     HELLO_FIELD_NUMBER: _builtins.int
+    ALIVE_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """Only this job. Empty: all."""
     without_jobs: _builtins.bool
@@ -1790,20 +1815,51 @@ class GetStatusRequest(_message.Message):
         `group_size`, `next_relays` and `forwarded_by` count.
         """
 
+    @_builtins.property
+    def alive(self) -> Global___Alive:
+        """From a worker of the elastic job `job` that is behind a relay: it lives, whether the relay does or not."""
+
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         without_jobs: _builtins.bool = ...,
         hello: Global___Hello | None = ...,
+        alive: Global___Alive | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "job", b"job", "without_jobs", b"without_jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "hello", b"hello", "job", b"job", "without_jobs", b"without_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
+
+@_typing.final
+class Alive(_message.Message):
+    """A process of an elastic job that lives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Its rank."""
+    incarnation: _builtins.int
+    """The number of the process, from its hello."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alive: _TypeAlias = Alive  # noqa: Y015
 
 @_typing.final
 class GetStatusResponse(_message.Message):
@@ -1825,6 +1881,7 @@ class GetStatusResponse(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     INQUIRIES_FIELD_NUMBER: _builtins.int
     VACANT_RANKS_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of psum."""
     incarnation: _builtins.int
@@ -1841,6 +1898,8 @@ class GetStatusResponse(_message.Message):
     """How much may be reserved. 0: no limit."""
     loop_lag_seconds: _builtins.float
     """The longest delay of its event loop in the last seconds."""
+    standing: Global___Standing.ValueType
+    """With `alive`: what is known here of that process."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The addresses that it listens on."""
@@ -1886,10 +1945,11 @@ class GetStatusResponse(_message.Message):
         processes: _abc.Iterable[Global___Process] | None = ...,
         inquiries: _abc.Iterable[Global___Inquiry] | None = ...,
         vacant_ranks: _abc.Iterable[_builtins.int] | None = ...,
+        standing: Global___Standing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "inquiries", b"inquiries", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "uptime_seconds", b"uptime_seconds", "vacant_ranks", b"vacant_ranks", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "cpu_seconds", b"cpu_seconds", "draining", b"draining", "ended", b"ended", "incarnation", b"incarnation", "inquiries", b"inquiries", "jobs", b"jobs", "loop_lag_seconds", b"loop_lag_seconds", "memory_budget_bytes", b"memory_budget_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "processes", b"processes", "standing", b"standing", "uptime_seconds", b"uptime_seconds", "vacant_ranks", b"vacant_ranks", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """An elastic job of workers, for tests."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from psum.aggregator.core.actions import Action, Deliver, Report, ReturnCredit, Sum, TellLosses
 from psum.aggregator.core.elastic_job import ElasticJob
@@ -10,6 +10,9 @@ from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, ShardRound
 from psum.wire.errors import FaultError
+
+#: The seconds between two ticks of a service.
+TICK: Final = 0.25
 
 LIMITS = Limits(round_timeout=600, warn_after=30, elastic_timeout=5, elastic_closed_timeout=1)
 
@@ -69,14 +72,34 @@ def add_up(job: Job, action: Action) -> Deliver:
     return deliver
 
 
-def tick(job: Job, now: float) -> list[Action]:
-    """What follows from the time, but for credit."""
-    actions: list[Action] = [action for action in job.tick(now) if not isinstance(action, ReturnCredit)]
+def tick(job: ElasticJob, now: float) -> list[Action]:
+    """What follows from the time, but for credit. It passes in steps, in which connected workers send beats."""
+    actions: list[Action] = []
+    for each in steps(job, now):
+        actions += [action for action in job.tick(each) if not isinstance(action, ReturnCredit)]
     job.check()
     return actions
 
 
-def silence(job: Job, rank: int, now: float = 10.0) -> list[Action]:
+def steps(job: ElasticJob, now: float) -> Iterator[float]:
+    """The times until now at which a service ticks, which runs all the while. Connected workers send beats."""
+    before = job.members.looked_at
+    while before is not None and before + TICK < now:
+        before += TICK
+        beat(job, before)
+        yield before
+    beat(job, now)
+    yield now
+
+
+def beat(job: ElasticJob, now: float) -> None:
+    """All connected workers are heard."""
+    for worker in job.workers.values():
+        if worker.connected:
+            worker.last_heard = max(now, worker.last_heard)
+
+
+def silence(job: ElasticJob, rank: int, now: float = 10.0) -> list[Action]:
     """A rank's stream is given up as silent, and the time passes after which the rank is lost."""
     assert job.lost(rank, now) == []
     assert tick(job, now + 4.9) == []

@@ -83,7 +83,7 @@ def test_a_process_for_a_rank_that_is_there_waits_and_is_refused_in_the_end() ->
     job = begun()
     waits(job, candidate(1))
     [warning] = [a for a in tick(job, 51.0) if isinstance(a, Warn)]
-    assert "new1 pid 8 (peer of new 1) has waited 31 s to join elastic job 'night' as rank 1" in warning.text
+    assert "new1 pid 8 (peer of new 1) has waited 30 s to join elastic job 'night' as rank 1" in warning.text
     assert tick(job, 52.0) == []
     actions = tick(job, 621.0)
     [refusal] = refusals(actions)

@@ -164,7 +164,7 @@ def test_the_place_of_a_relay_is_kept_as_in_other_jobs() -> None:
     push(job, one, of=2)
     push(job, two, of=2)
     job.lost(one, 10.0, closed=True)
-    for now in range(10, 40):
+    for now in range(10, 41):
         job.workers[two].last_heard = float(now)
         assert told(job.tick(float(now))) == []
     job.workers[two].last_heard = 41.0

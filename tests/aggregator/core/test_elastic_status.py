@@ -9,6 +9,7 @@ from psum.aggregator.processes.merged_elastic import merged_elastic
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, report_of
 from psum.wire.errors import WorkerLostError
+from tests.aggregator.core.elastic import tick
 
 LIMITS = Limits(elastic_timeout=5, elastic_closed_timeout=1)
 
@@ -54,9 +55,10 @@ def test_losses_and_departures_have_their_times_and_reasons() -> None:
     """The latest comes first. Metrics count losses by reason."""
     job = started()
     job.lost(1, 10.0, closed=True)
-    job.tick(15.5)
+    tick(job, 15.5)
+    tick(job, 20.0)
     job.lost(2, 20.0)
-    job.tick(25.5)
+    tick(job, 25.5)
     job.leave(3, 30.0)
     status = job_status(job, 31.0)
     elastic = status.elastic
@@ -65,8 +67,8 @@ def test_losses_and_departures_have_their_times_and_reasons() -> None:
     changes = [(event.change, event.rank, event.seconds_ago) for event in elastic.events]
     assert changes == [
         (pb.MEMBERSHIP_CHANGE_LEFT, 3, 1.0),
-        (pb.MEMBERSHIP_CHANGE_LOST, 2, 5.5),
-        (pb.MEMBERSHIP_CHANGE_LOST, 1, 15.5),
+        (pb.MEMBERSHIP_CHANGE_LOST, 2, 5.75),
+        (pb.MEMBERSHIP_CHANGE_LOST, 1, 15.75),
     ]
     assert "h2 pid 7 (peer 2) vanished" in elastic.events[1].text
     assert [worker.lost for worker in status.workers] == [False, True, True, False]

@@ -84,6 +84,31 @@ def test_a_pause_of_the_aggregator_is_no_silence_of_its_workers(job: ElasticJob)
     assert (lost(actions), 104 < now <= 105 + TICK) == ([1], True)
 
 
+def test_a_pause_of_the_aggregator_does_not_count_for_a_worker_whose_stream_was_closed(job: ElasticJob) -> None:
+    """It may have come back meanwhile. It has the rest of its time when the aggregator continues."""
+    run(job, 0.0, 2.0, 0, 1, 2)
+    job.workers[1].contributed = True
+    job.lost(1, 2.0, closed=True)
+    assert run(job, 2.0, 2.5, 0, 2)[0] == []
+    assert job.tick(100.0) == []
+    actions, now = run(job, 100.0, 160.0, 0, 2)
+    assert (lost(actions), 100.5 < now <= 100.5 + 2 * TICK) == ([1], True)
+
+
+def test_a_pause_of_the_aggregator_does_not_count_for_one_that_has_not_come_back(job: ElasticJob) -> None:
+    """It was started again, and stopped before all were back."""
+    again = ElasticJob(job.members.first, Limits(elastic_timeout=5, elastic_closed_timeout=1, warn_after=30))
+    for rank in (0, 2):
+        hello = pb.Hello()
+        hello.CopyFrom(job.workers[rank].hello)
+        hello.resuming = True
+        assert again.join(hello, f"peer {rank}", 0.0) == ([], None)
+    run(again, 0.0, 2.0, 0, 2)
+    assert again.tick(100.0) == []
+    actions, now = run(again, 100.0, 160.0, 0, 2)
+    assert (lost(actions), 103 < now <= 103 + 2 * TICK) == ([1], True)
+
+
 def test_a_silent_worker_stays_while_those_who_are_heard_do_not_reach_all_aggregators(job: ElasticJob) -> None:
     """Its network may be one half, and this aggregator's the other. What a silent worker has said earlier is old.
 

@@ -123,6 +123,7 @@ def test_the_reason_names_the_aggregator() -> None:
     """Who is excluded learns which connection it was about."""
     job = begun()
     job.lost(2, 10.0)
+    assert tick(job, 15.0) == []
     [reason] = [each.text for each in job.members.due(15.1)]
     assert (
         reason == "h2 pid 7 (peer 2) vanished 5.1 s ago: its connection to aggregator a:1 was silent, and no other came"

@@ -5,7 +5,7 @@ import pytest
 from psum.aggregator.core.actions import ConnectUplinks, PartUplinks, ReopenUplinks
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns, to_rows
-from psum.wire.errors import ExcludedError
+from psum.wire.errors import ExcludedError, WorkerLostError
 from tests.aggregator.relay.group import ELASTIC, Group, losses, pushed
 from tests.aggregator.relay.pure import key, pull, push
 
@@ -147,11 +147,35 @@ def test_the_owners_hear_that_all_ranks_are_lost(group: Group) -> None:
     assert group.relay.groups.jobs == {}
 
 
+def test_a_relay_that_did_not_run_gives_up_nobody_for_that() -> None:
+    """It was started again and stopped at once. A rank that came back meanwhile has not been let in yet."""
+    group = Group(ranks=[])
+    group.join(0, resuming=True)
+    group.relay.tick(6.0)
+    group.pass_time(4.75)
+    assert group.job.members.roster.unknown == 1
+    group.join(1, resuming=True)
+    group.pass_time(20)
+    assert (group.job.members.roster.known, len(group.job.members.losses)) == ((0, 1), 0)
+
+
+def test_a_relay_that_did_not_run_gives_up_who_does_not_come_in_the_time_after() -> None:
+    """A pause is only left out."""
+    group = Group(ranks=[])
+    group.join(0, resuming=True)
+    group.pass_time(2)
+    group.relay.tick(60.0)
+    group.pass_time(2.75)
+    assert group.job.members.roster.unknown == 1
+    group.pass_time(0.5)
+    assert group.job.members.roster.unknown == 0
+
+
 def test_owners_hear_of_a_loss_also_if_nobody_was_here_for_long(group: Group) -> None:
     """The relay did not run meanwhile, for example. It does not forget the group without a word."""
     group.lose(1)
     group.end(0)
-    for seconds in (0.25, 40, 0.25):
+    for seconds in (0.25, 40, *(5 * [0.25])):
         group.relay.tick(seconds)
     [goodbye] = [action.goodbye for action in group.relay.told if isinstance(action, PartUplinks)]
     assert list(goodbye.fault.ranks) == [0, 1]
@@ -354,6 +378,24 @@ def test_a_rank_is_asked_again_for_its_value_by_an_owner_that_was_started_again(
             group.job.uplink.reconnected(0)
         group.say(1, payload=b"mine", restore=pb.Restore(shards=to_columns([ShardRound(7, 0, 0, length=4)])))
     assert b"mine" in [bytes(payload) for _, payload in group.sent()]
+
+
+@pytest.mark.parametrize("ends", ["end", "fail"])
+def test_nothing_is_kept_of_an_asked_value_when_the_job_ends(group: Group, ends: str) -> None:
+    """The stream to an owner may still be opened again after that, to tell it of the end."""
+    group.declare(key(0, broadcast=True))
+    group.say(1, **pull())
+    group.lose(0)
+    group.sent()
+    group.answer(want=pb.Want(shards=to_columns([ShardRound(7, 0, 0)])))
+    assert group.job.uplink.wanted_values
+    uplink = group.job.uplink
+    if ends == "end":
+        group.job.end()
+    else:
+        group.job.fail(WorkerLostError("the program has ended", ranks=[1]), group.relay.now)
+    uplink.reconnected(0)
+    assert not uplink.wanted_values
 
 
 def test_a_root_that_lives_sends_its_value(group: Group) -> None:

@@ -31,6 +31,13 @@ class Steps:
             while len(self._seen[rank]) < goal:
                 self._take(rank, worker.next("step"))
 
+    def run(self, seconds: float) -> None:
+        """Wait until all workers have run steps for so long."""
+        began: float | None = None
+        while began is None or self._seen[next(iter(self._workers))][-1]["at"] < began + seconds:
+            self.wait(1)
+            began = began or self._seen[next(iter(self._workers))][-1]["at"]
+
     def end(self, rank: int, how: signal.Signals = signal.SIGKILL) -> WorkerProcess:
         """Kill a worker, or stop it. Its steps do not count any more."""
         worker = self._workers[rank]

@@ -37,9 +37,7 @@ for gradient, weight in zip(gradients, weights, strict=True):
     operations.push(gradient, operations.Operation(run, operations.ignore))
     mx.nd.sgd_update(weight, gradient, out=weight, lr=0.1)
 all_run.wait()
-on_complete = running[0]._on_complete
-assert on_complete is not None
-errors = (ctypes.c_uint64 * 3).from_address(on_complete.engine + LIST_OFFSET)
+errors = (ctypes.c_uint64 * 3).from_address(running[0]._engine + LIST_OFFSET)
 first, end, limit = errors
 for operation in running:
     operation.complete("a sum failed")

@@ -29,13 +29,16 @@ class ElasticMembership(RelayedMembership):
         self.draining = False
         """Whether this aggregator is about to end, and accepts no streams. Then it loses nobody by time."""
         self._round_timeout = limits.round_timeout
-        self._relay_timeout = limits.relay_timeout or limits.worker_timeout
-        """How long the place of a relay is kept."""
         self._silence = Silence(limits.worker_timeout)
         self._all_away_since: float | None = None
         self._view = View()
         """Whether time decides anything."""
         super().__init__(hello, limits, before)
+
+    @property
+    def looked_at(self) -> float | None:
+        """When this job last took note of the time; None: never."""
+        return self._silence.checked
 
     def is_stranger(self, hello: pb.Hello) -> bool:
         """See Membership. A job that has begun goes on without a process whose settings differ."""
@@ -43,7 +46,7 @@ class ElasticMembership(RelayedMembership):
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """See Membership. The job never fails. A process is refused that is lost, or whose rank goes on without it."""
-        self._silence.pass_time(self.workers.values(), now)
+        self._pass_time(now)
         if hello.ranks:
             if (refusal := self._join_relay(hello, peer, now)) is None:
                 self.reaches(hello.rank, now, all_of_them=True)
@@ -71,7 +74,7 @@ class ElasticMembership(RelayedMembership):
     def kept_seconds(self, worker: Worker) -> float:
         """See Membership. A process that has come back to an aggregator counts as one that has taken part."""
         if worker.is_relay:
-            return self._relay_timeout
+            return super().kept_seconds(worker)
         ended = worker.closed and (worker.contributed or worker.hello.resuming)
         return self._closed_timeout if ended else self.worker_timeout
 
@@ -86,7 +89,7 @@ class ElasticMembership(RelayedMembership):
 
     def lose(self, rank: int, now: float, *, closed: bool) -> None:
         """See Membership. A stream that is given up as silent has been silent for some time."""
-        self._silence.pass_time(self.workers.values(), now)
+        self._pass_time(now)
         heard = self.workers[rank].last_heard
         super().lose(rank, now, closed=closed)
         if not closed:
@@ -298,7 +301,7 @@ class ElasticMembership(RelayedMembership):
                 text, reason = elastic_texts.vanished(worker, here, now), "closed" if worker.closed else "silent"
                 yield from self._losses_of(worker, text, now, reason)
         for worker in self._silence.silent(self.workers.values(), now):
-            if worker.is_relay and now - worker.last_heard <= self._relay_timeout:
+            if worker.is_relay and now - worker.last_heard <= self.kept_seconds(worker):
                 continue
             # A connection that worked again at the same time as that of the member with the view may still be slow.
             if view.held_longer(2 * self._silence.beat, now):
@@ -341,9 +344,24 @@ class ElasticMembership(RelayedMembership):
         for rank in self.roster.living(worker.hello.rank):
             yield Loss(rank, text, now, generation=self.generation(rank), reason=reason)
 
+    def _pass_time(self, now: float) -> None:
+        """Leaves out the time in which this process did not run: whoever came back then has not been let in yet."""
+        paused = self._silence.pass_time(self.workers.values(), now)
+        if not paused:
+            return
+        for worker in self.workers.values():
+            if not worker.connected:
+                worker.last_heard = min(now, worker.last_heard + paused)
+        for rank in self._deadlines:
+            self._deadlines[rank] += paused
+        if self._resumed_at is not None:
+            self._resumed_at = min(now, self._resumed_at + paused)
+        self._view.leave_out(paused, now)
+        self._vouchers.leave_out(paused, now)
+
     def _look(self, now: float) -> None:
         gone, silence = self.roster.gone, self._silence
-        silence.pass_time(self.workers.values(), now)
+        self._pass_time(now)
         # What a member has said of its reach may be old if it is quiet.
         heard = (each for rank, each in self.workers.items() if rank not in gone and not silence.is_quiet(each, now))
         self._view.update(heard, now)

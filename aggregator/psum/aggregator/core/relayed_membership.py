@@ -8,6 +8,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.losses import Loss
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.relay_members import Introduction, RelayMembers
+from psum.aggregator.core.vouchers import Vouchers
 from psum.aggregator.core.worker import Process, Worker, set_processes
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
@@ -24,6 +25,9 @@ class RelayedMembership(ElasticRanks):
 
     def __init__(self, hello: pb.Hello, limits: Limits, before: "Membership | None" = None) -> None:
         super().__init__(hello, limits, before)
+        self._relay_timeout = limits.relay_timeout or limits.worker_timeout
+        """How long the place of a relay is kept while its workers live."""
+        self._vouchers = Vouchers(limits.worker_timeout, self._relay_timeout)
         self._outdated: dict[int, list[Loss]] = {}
         """What relays are told with their welcome: processes of theirs in whose place others are."""
         self._relays = RelayMembers(self.roster, self.workers, self.losses, self.admissions)
@@ -58,6 +62,20 @@ class RelayedMembership(ElasticRanks):
     def expect_again(self, rank: int, now: float) -> None:
         """Expects a newcomer once more whose relay has ended without letting it in."""
         self._await(rank, now + self._closed_timeout)
+
+    def vouch(self, rank: int, incarnation: int, now: float) -> pb.Standing.ValueType:
+        """A process behind a relay says, past the relay, that it lives. Returns what is known of it here."""
+        holder = self.holder(rank)
+        if holder is None or self.roster.is_gone(rank) or holder.processes.get(rank, (0, 0))[0] != incarnation:
+            return pb.STANDING_UNSPECIFIED
+        self._vouchers.hear(rank, incarnation, now)
+        return pb.STANDING_PRESENT if holder.connected else pb.STANDING_AWAITED
+
+    def kept_seconds(self, worker: Worker) -> float:
+        """See Membership. For how long it is a relay depends on whether its workers live."""
+        if not worker.is_relay:
+            return super().kept_seconds(worker)
+        return self._vouchers.kept_seconds(worker, self.roster.living(worker.hello.rank))
 
     def _join_relay(self, hello: pb.Hello, peer: str, now: float) -> FaultError | None:
         """Lets a relay in. Its hello's rank becomes the member's number. Returns why it is refused."""

@@ -31,21 +31,27 @@ class Silence:
         """The time in which a worker that lives sends something, in seconds."""
         self._timeout = timeout
         self._own_network_works = own_network_works
-        self._checked: float | None = None
+        self.checked: float | None = None
+        """When `pass_time` was last called; None: never."""
 
-    def pass_time(self, workers: Collection[Worker], now: float) -> None:
-        """Takes note of the time, and shifts `last_heard` of connected workers by what does not count as silence."""
-        before, self._checked = self._checked, now
+    def pass_time(self, workers: Collection[Worker], now: float) -> float:
+        """Takes note of the time, and shifts `last_heard` of connected workers by what does not count as silence.
+
+        Returns:
+            For how long this process did not run, in seconds; 0 if it ran. Nobody can have been late in that time.
+        """
+        before, self.checked = self.checked, now
         if before is None:
-            return
+            return 0.0
         connected = [worker for worker in workers if worker.connected]
         passed = now - before
         # After two missed beats of everybody, the network of this side is the likely cause.
         all_quiet = not self._own_network_works and all(self.is_quiet(worker, now) for worker in connected)
-        if passed <= _PAUSE_SECONDS and not all_quiet:
-            return
-        for worker in connected:
-            worker.last_heard = min(now, worker.last_heard + passed)
+        paused = passed > _PAUSE_SECONDS
+        if paused or all_quiet:
+            for worker in connected:
+                worker.last_heard = min(now, worker.last_heard + passed)
+        return passed if paused else 0.0
 
     def is_quiet(self, worker: Worker, now: float) -> bool:
         """Whether a worker has missed two signs of life."""

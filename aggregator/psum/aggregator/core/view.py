@@ -30,6 +30,11 @@ class View:
         elif self.since is None:
             self.since = now
 
+    def leave_out(self, seconds: float, now: float) -> None:
+        """Leaves out the last seconds, in which this process did not run."""
+        if self.since is not None:
+            self.since = min(now, self.since + seconds)
+
     def held_longer(self, seconds: float, now: float) -> bool:
         """Whether it has had a view for longer than this. A member had as much time to come back meanwhile."""
         return self.since is not None and now - self.since > seconds

@@ -60,6 +60,13 @@ class Registries:
         job = self.fleet.jobs.get(name)
         return job.members.vacant_ranks() if isinstance(job, ElasticJob) and job.failure is None else []
 
+    def vouch(self, name: str, alive: pb.Alive, now: float) -> pb.Standing.ValueType:
+        """A worker of a job of the fleet says past its relay that it lives; see Vouchers. Returns its standing here."""
+        job = self.fleet.jobs.get(name)
+        if not isinstance(job, ElasticJob) or job.failure is not None:
+            return pb.STANDING_UNSPECIFIED
+        return job.members.vouch(alive.rank, alive.incarnation, now)
+
     def __iter__(self) -> Iterator[Registry]:
         yield self.fleet
         if self.relays is not None:

@@ -91,6 +91,8 @@ class Status:
         status.inquiries.extend(inquiries)
         if request.without_jobs and opens(request.job):
             status.vacant_ranks.extend(self._registries.vacant_ranks(request.job))
+        if request.HasField("alive") and opens(request.job):
+            status.standing = self._registries.vouch(request.job, request.alive, self._clock())
         return status
 
     def _compose(self, shown: Callable[[str], bool]) -> pb.GetStatusResponse:

@@ -59,6 +59,8 @@ class AggregatorConnection:
         self.address = address
         self.stream: Stream | None = None
         """The open stream, None while there is none."""
+        self.away = asyncio.Event()
+        """Set while a stream has broken and there is no other one."""
         self.plane_name = ""
         """How large payloads cross, as agreed on the last stream; empty before the first one."""
         self._session = session
@@ -142,6 +144,7 @@ class AggregatorConnection:
             if conversation.left or conversation.failed:
                 return
             lost = time.monotonic()
+            self.away.set()
             _log.warning(
                 "%s lost its connection to aggregator %s (%s); connecting again for up to %g s%s",
                 self._session.title,
@@ -182,6 +185,7 @@ class AggregatorConnection:
                     " Look into the aggregator's log, then start the job again",
                     address=self.address,
                 ) from None
+            self.away.clear()
             self._session.reconnected(self.index)
             _log.warning(
                 "%s is connected to aggregator %s again, after %.1f s",

@@ -14,7 +14,6 @@ from psum.client.core.reach import Reach
 from psum.client.core.send_window import SendWindow
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
-from psum.wire.errors import PsumError
 
 
 class ElasticUplink(Uplink):
@@ -89,6 +88,9 @@ class ElasticUplink(Uplink):
     def forget_keys(self) -> None:
         """Forgets all keys, which the group declares again. The streams must be opened again."""
         self._release_all()
+
+    def _release_all(self) -> None:
+        super()._release_all()
         self.wanted_values.clear()
 
     def give_value(self, key_id: int, index: int, round: int, value: memoryview) -> None:
@@ -117,11 +119,6 @@ class ElasticUplink(Uplink):
         super().fail_key(key, abort, known=known)
         for index in key.sizes:
             self.wanted_values.pop((key.id, index), None)
-
-    def fail(self, failure: PsumError) -> None:
-        """See Uplink."""
-        super().fail(failure)
-        self.wanted_values.clear()
 
     def has_messages(self, aggregator: int) -> bool:
         """See Uplink."""

@@ -107,7 +107,7 @@ class GroupMembership(ElasticMembership):
         return rank in waiting and self.roster.member(rank) is None
 
     def _look(self, now: float) -> None:
-        self._silence.pass_time(self.workers.values(), now)
+        self._pass_time(now)
         self._view.note(bool(self.reaches_owners), now)
 
     def _may_lose_absent(self, seconds: float, now: float) -> bool:
