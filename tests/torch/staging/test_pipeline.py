@@ -48,9 +48,8 @@ class Sum:
     If its value stands in for a lost root's, it leaves that value in the target as the result.
     """
 
-    priority = 0
-
-    def __init__(self, started: list["Sum"], *, fails: bool) -> None:
+    def __init__(self, started: list["Sum"], *, fails: bool, priority: int = 0) -> None:
+        self.priority = priority
         self.key = types.SimpleNamespace(title="key 'w'")
         self.reason: str | None = None
         self.fails = fails
@@ -320,6 +319,39 @@ def test_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ticket.reason == (
         "the copy from the device of uint8 (5000,) on cpu failed: an illegal memory access was encountered"
     )
+    assert pipeline.drain(0)
+
+
+def test_an_urgent_value_does_not_wait_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a thread has waited for a value, the operations of all values that have come meanwhile begin without another
+    wait, the most urgent first. Each thread is asked once for all of them."""
+    device = StandIn(random.Random(1))
+    copying, waiting = LateThread(), LateThread()
+    pipeline = Pipeline(device, lambda _: None, budget=1 << 20, copying=copying, waiting=waiting)
+    stream = device.stream()
+    started: list[Sum] = []
+    tensors = [device.tensor(50, torch.uint8, stream)[0] for _ in range(5)]
+    for tensor, priority in zip(tensors, (0, 1, 0, 7, 1), strict=True):
+        ticket: Any = Sum(started, fails=False, priority=priority)
+        pipeline.begin(Request(ticket, gives=True, takes=True, as_bytes=False), tensor, lambda _: None)
+    assert len(copying.work) == 1
+    _next(copying)
+    assert len(waiting.work) == 1
+    waits = []
+
+    def wait(event: StandInEvent) -> None:
+        waits.append(event)
+        device.finish()
+
+    monkeypatch.setattr(StandInEvent, "query", lambda event: bool(waits))
+    monkeypatch.setattr(StandInEvent, "synchronize", wait)
+    _next(waiting)
+    assert [operation.priority for operation in started] == [7, 1, 1, 0, 0]
+    assert len(waits) == 1
+    for operation in started:
+        operation.finish()
+    assert len(copying.work) == 1
+    _next(copying)
     assert pipeline.drain(0)
 
 
