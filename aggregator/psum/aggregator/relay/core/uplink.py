@@ -76,6 +76,8 @@ class Uplink:
         """Sums that owners asked for and that this relay does not keep."""
         self.lost: set[int] = set()
         """The uplinks without an open stream, as the shell last said. Only what ends before them depends on it."""
+        self._broken: set[int] = set()
+        """The uplinks whose stream has broken, until there is another one."""
         self._awaited: set[int] = set()
         """The uplinks whose aggregator has not let the group in."""
         self.await_all()
@@ -345,7 +347,7 @@ class Uplink:
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":
-                self.events.append(Noticed(message.notice.text))
+                self.events.append(Noticed(message.notice.text, aggregator))
             case "fault":
                 fault = FaultError.from_message(message.fault)
                 self.counters.faults[fault.kind] += 1
@@ -374,12 +376,19 @@ class Uplink:
         window = self.windows[aggregator]
         return bool(window.outstanding) if window.still_open is None else None
 
+    def unreached(self, aggregator: int) -> list[str]:
+        """The addresses of the aggregators without a connection because of which nothing is sent on an uplink."""
+        missing = self._awaited or self._broken.intersection({aggregator})
+        return [self.addresses[each] for each in sorted(missing)]
+
     def disconnected(self, aggregator: int) -> None:
-        """See Party. Only elastic jobs must know."""
+        """Notes that the stream on an uplink has broken."""
+        self._broken.add(aggregator)
 
     def reconnected(self, aggregator: int) -> None:
         """Begins anew on a new stream: declares everything again, and sends again what has no result."""
         self.counters.reconnects += 1
+        self._broken.discard(aggregator)
         declared = [each for each in self.keys.values() if each.declared and aggregator in each.uplinks]
         self.windows[aggregator].start_again(
             [forwarded.declaration(aggregator, to_relay=self._to_relay) for forwarded in declared],
