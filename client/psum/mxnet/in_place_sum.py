@@ -9,7 +9,13 @@ from typing import Any
 
 from psum.client import ElementType, PsumError, Ticket, scale
 from psum.mxnet.arrays.dlpack import address_of
-from psum.mxnet.arrays.memory import bytes_at, queue_plain_layout
+from psum.mxnet.arrays.memory import (
+    LAYOUT_CAN_BE_SET_AT_ONCE,
+    bytes_at,
+    queue_plain_layout,
+    set_plain_layout,
+)
+from psum.mxnet.compat import MXNetError
 from psum.mxnet.engine import operations
 from psum.mxnet.shared_gradients import SharedGradients
 from psum.mxnet.staging.stages import VALUE_FAILED
@@ -29,7 +35,18 @@ class InPlaceSum(operations.EngineOperation):
         nominal: See PushPull.
     """
 
-    __slots__ = ("_address", "_array", "_element_type", "_nbytes", "_nominal", "_shared", "_ticket", "_view", "free")
+    __slots__ = (
+        "_address",
+        "_array",
+        "_element_type",
+        "_nbytes",
+        "_nominal",
+        "_reorders",
+        "_shared",
+        "_ticket",
+        "_view",
+        "free",
+    )
 
     def __init__(self, element_type: ElementType, nbytes: int, shared: SharedGradients, nominal: int) -> None:
         super().__init__()
@@ -43,6 +60,8 @@ class InPlaceSum(operations.EngineOperation):
         self._array: Any = None
         self._address = 0
         """Where the array was in the last sum. A result of oneDNN's may move it."""
+        self._reorders = False
+        """Whether the array has had a layout of oneDNN's, and so may have one again."""
         self._view = memoryview(b"")
         """The memory there."""
 
@@ -61,7 +80,8 @@ class InPlaceSum(operations.EngineOperation):
         self._ticket = ticket
         self._array = array
         try:
-            queue_plain_layout(array)
+            if not LAYOUT_CAN_BE_SET_AT_ONCE:
+                queue_plain_layout(array)
             operations.push(array, self, priority=priority)
         except BaseException as error:
             # It is not used again: the engine may have it nevertheless.
@@ -76,7 +96,7 @@ class InPlaceSum(operations.EngineOperation):
         ticket, array = self._ticket, self._array
         assert ticket is not None
         try:
-            address = address_of(array)
+            address = self._find(array)
             if address != self._address:
                 self._address, self._view = address, bytes_at(address, self._nbytes)
         except BaseException as error:
@@ -100,6 +120,18 @@ class InPlaceSum(operations.EngineOperation):
         """See EngineOperation."""
         self._array = self._ticket = None
         self.free = True
+
+    def _find(self, array: Any) -> int:
+        """Returns the address of the array, in the plain layout."""
+        if not self._reorders:
+            try:
+                return address_of(array)
+            except MXNetError:
+                if not LAYOUT_CAN_BE_SET_AT_ONCE:
+                    raise
+                self._reorders = True
+        set_plain_layout(array)
+        return address_of(array)
 
     # In any thread.
 

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import operator
-import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -85,7 +84,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         """Of the keys whose sums a pipeline has moved."""
         # Reentrant, for signal handlers.
         self._ordering = threading.RLock()
-        self._pid = os.getpid()
+        self._forks = lifecycle.forks()
         lifecycle.watch(self._client)
 
     def __repr__(self) -> str:
@@ -390,7 +389,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
 
         They may use the same array: round 0 would wait there for round 1, which waits for round 0.
         """
-        return self._ordering if os.getpid() == self._pid else contextlib.nullcontext()
+        return self._ordering if lifecycle.forks() == self._forks else contextlib.nullcontext()
 
     def _label(self, key: str | int, operation: Operation) -> str:
         return self.labels[operation].get(key, "") if self.labels else ""

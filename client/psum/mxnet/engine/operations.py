@@ -79,7 +79,7 @@ class EngineOperation:
         self._ran = True
         self._token = token
         # Copied, because the engine's object is gone when this function returns.
-        self._callback, self._engine, self._parameter = interface.OnComplete.from_address(on_complete)
+        self._callback, self._engine, self._parameter = interface.OnComplete.from_address(on_complete)[:]
         _running.add(token)
         try:
             self.run()

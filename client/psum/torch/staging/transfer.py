@@ -181,7 +181,8 @@ def devices_of(tensors: Iterable[torch.Tensor]) -> list[torch.device]:
 def mark(place: torch.device) -> Event:
     """Returns an event for the point of the calling thread's current stream on a GPU."""
     stream = torch.cuda.current_stream(place)
-    return CudaDevice.of(place).record(stream)
+    event: Event = CudaDevice.of(place).record(stream)
+    return event
 
 
 def come_after(place: torch.device, event: Event) -> None:
