@@ -103,7 +103,9 @@ class GroupMembership(ElasticMembership):
         """
         roster = self.roster
         saying = (rank for rank in roster.known if rank != admission.rank)
-        return not roster.unknown and all(roster.member(rank) in admission.said or self._is_waiting(rank, waiting) for rank in saying)
+        return not roster.unknown and all(
+            roster.member(rank) in admission.said or self._is_waiting(rank, waiting) for rank in saying
+        )
 
     def _is_waiting(self, rank: int, waiting: Collection[int]) -> bool:
         return rank in waiting and self.roster.member(rank) is None
