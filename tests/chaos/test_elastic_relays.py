@@ -122,6 +122,22 @@ def test_a_relay_and_all_of_its_workers_are_killed(job: Job) -> None:
     assert 4 < steps.longest(0) < 5 + CLOSED_SECONDS
 
 
+def test_all_processes_of_a_host_are_killed_whose_aggregator_is_relay_and_owner(job: Job) -> None:
+    """Its next process owns shards again. The other one misses the workers, when all aggregators are there, and tells."""
+    job.relays = job.owners
+    steps = Steps(job.start(), LOCAL_SIZE)
+    # By then the owners have heard all workers once.
+    steps.run(4.0)
+    job.relays[1].end()
+    steps.end(2)
+    steps.end(3)
+    job.relays[1].start()
+    steps.wait(5)
+    steps.stop()
+    assert steps.counts[-1] == {2}
+    assert 4 < steps.longest(0) < 5 + 2 * CLOSED_SECONDS
+
+
 def test_a_host_that_is_silent_is_lost_and_excluded_when_it_is_heard_again(
     make_aggregator: Make, make_worker: Make, request: pytest.FixtureRequest
 ) -> None:
