@@ -123,7 +123,7 @@ def test_a_relay_and_all_of_its_workers_are_killed(job: Job) -> None:
 
 
 def test_all_processes_of_a_host_are_killed_whose_aggregator_is_relay_and_owner(job: Job) -> None:
-    """Its next process owns shards again. The other one misses the workers, when all aggregators are there, and tells."""
+    """Its next process owns shards again. The other one misses the workers as soon as all aggregators are there."""
     job.relays = job.owners
     steps = Steps(job.start(), LOCAL_SIZE)
     # By then the owners have heard all workers once.
